@@ -49,7 +49,7 @@ def further_tables(judgement: SpanJudgement, columns: list[Figure[Breaches]]) ->
     yield _levels(every, "drawdown", "Drawdown to the horizon: share of bars below its quantile")
     yield _levels(every, "path", "Path: share of returns at a step inside its 90 % interval")
     yield _regimes(every)
-    yield _beside(judgement)
+    yield from _beside(judgement)
 
 
 def _breaches(one: FurtherForecasts) -> Iterator[Breaches]:
@@ -174,29 +174,41 @@ def _regimes(every: Sequence[FurtherForecasts]) -> Table:
     return table("regimes", "Regimes of the coming variance", columns, rows, notes=[note])
 
 
-def _beside(judgement: SpanJudgement) -> Table:
-    """Return each head's loss less that of a simpler forecast, corrected over all of them."""
-    found: dict[tuple[int, str, str], DayDifference] = {}
+def _beside(judgement: SpanJudgement) -> Iterator[Table]:
+    """Yield each head's loss less that of a simpler forecast, corrected over all horizons."""
+    found: dict[str, DayDifference] = {}
+    named: dict[int, list[tuple[str, str, str]]] = {}
     for one in judgement.judged.further:
         for head, other, values in _others(one, judgement.horizons):
+            key = f"{one.horizon} {head} {other}"
             own = one.loss(head, one.said[head])
-            found[one.horizon, head, other] = difference(own, one.loss(head, values), one.days)
-    p = corrected({f"{key}": each for key, each in found.items()})
-    rows = [(key, p[f"{key}"]) for key in found]
-    columns: list[Figure[tuple[tuple[int, str, str], DayDifference]]] = [
-        Figure("horizon", "bars ahead", "count", lambda row: row[0][0]),
-        Figure("head", "head", "text", lambda row: row[0][1]),
-        Figure("other", "beside", "text", lambda row: row[0][2]),
-        Figure("difference", "loss less the other's", "measure", lambda row: row[1].pair),
-        Figure("p", "p", "measure", lambda row: row[1].p),
-        Figure("verdict", "verdict", "text", lambda row: verdict(row[1])),
+            found[key] = difference(own, one.loss(head, values), one.days)
+            named.setdefault(one.horizon, []).append((head, other, key))
+    fair = corrected(found)
+    columns: list[Figure[_Beside]] = [
+        Figure("head", "head", "text", lambda row: row.head),
+        Figure("other", "beside", "text", lambda row: row.other),
+        Figure("difference", "loss less the other's", "measure", lambda row: row.less.pair),
+        Figure("p", "p", "measure", lambda row: row.less.p),
+        Figure("verdict", "verdict", "text", lambda row: verdict(row.less)),
     ]
     note = (
         "Tails by the joint loss of both, drawdown and path by pinball, regimes by likelihood; p "
-        f"by Student's t over days, Holm over the rows; less is better, and credible with p below "
-        f"{LEVEL}. {EWMA}: its volatility times constants of the calibration slice."
+        f"by Student's t over days, Holm over all horizons; less is better, and credible with p "
+        f"below {LEVEL}. {EWMA}: its volatility times constants of the calibration slice."
     )
-    return table("further", "Further heads beside simpler forecasts", columns, rows, notes=[note])
+    for horizon, keys in named.items():
+        rows = [_Beside(head, other, fair[key]) for head, other, key in keys]
+        title = f"Further heads beside simpler forecasts, {horizon} bars ahead"
+        yield table(f"further_{horizon}", title, columns, rows, notes=[note])
+
+
+class _Beside(NamedTuple):
+    """One head held to a simpler forecast."""
+
+    head: str
+    other: str
+    less: DayDifference
 
 
 def _others(

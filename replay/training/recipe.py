@@ -230,7 +230,8 @@ def _architecture(kind: NetworkKind, section: Document) -> Architecture:
 
     A card that names none was made without, so it is no default of the network's own.
     """
-    config: Architecture = kind.read(dict(section))
+    section = {name: value for name, value in section.items() if name not in kind.follows}
+    config: Architecture = kind.read(section)
     if "dropout" in section or not hasattr(config, "dropout"):
         return config
     return kind.read({**section, "dropout": DROPOUT})  # type: ignore[no-any-return]

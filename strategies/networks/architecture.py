@@ -253,6 +253,8 @@ class NetworkKind:
     """What it is, for ``tracepaper train``: a few words."""
     by_names: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]] = lambda *_: {}
     """Its ``[architecture]`` and the names of features → what of it follows from these."""
+    follows: tuple[str, ...] = ()
+    """The keys of that which no recipe chooses; of a card handed in as one they are left aside."""
 
 
 KINDS: Final[dict[str, NetworkKind]] = {}

@@ -186,6 +186,12 @@ class ModalityFusion(nn.Module):
     def __init__(self, config: TradingConfig) -> None:
         super().__init__()
         dim, groups = config.dim, config.groups
+        for name, places in groups.items():
+            if not places:
+                raise ConfigInvalid(
+                    f"architecture.columns gives the modality {name} no feature; use the card that "
+                    "was written."
+                )
         self.names = tuple(groups)
         self.heads = config.heads
         self.encoders = nn.ModuleList(
@@ -305,5 +311,6 @@ register(
         backend=lambda _: None,
         words="an encoder for each modality of a bar, and a transformer over a causal window",
         by_names=by_names,
+        follows=("columns",),
     )
 )

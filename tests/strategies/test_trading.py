@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.replay.training.recipe import Recipe
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import schema
 from tracepaper.strategies.networks.architecture import network_kinds
@@ -166,6 +167,16 @@ def test_features_are_parted_by_their_names(schema_id: str, modalities: list[str
 
 def names_of(names: tuple[str, ...], start: str) -> str:
     return next(name for name in names if name.startswith(start)).removeprefix(start)
+
+
+def test_modalities_without_their_columns_are_a_recipe_and_no_network() -> None:
+    section = {"modalities": ["price", "time"], "columns": [0, 1, -1], "features": 3}
+    kind = network_kinds()["trading"]
+    recipe = Recipe.of({"model": {"kind": "trading"}, "architecture": section})
+    assert recipe.config == kind.read({**section, "columns": [], "dropout": 0.1})
+    with pytest.raises(ConfigInvalid, match="gives the modality time no feature"):
+        kind.make(recipe.config)
+    assert TradingNetwork(kind.read(section)).fusion.names == ("price", "time")
 
 
 def test_one_modality_alone_leaves_the_others_out() -> None:

@@ -17,12 +17,15 @@ from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.judging.instead import changed
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import iso
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import schema
 from tracepaper.strategies.networks.architecture import network_kinds
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
 from tracepaper.strategies.types import Forecast
 
 DAYS = 6
@@ -216,9 +219,13 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
         "8 bars", "15 bars", "23 bars", "30 bars"
     ]  # fmt: skip
     assert [row["regime"] for row in tables["regimes"]["rows"]] == [1, 2, 3, 1, 2, 3]
-    beside = {(row["horizon"], row["head"], row["other"]) for row in tables["further"]["rows"]}
-    assert len(beside) == 2 * 5
-    assert (30, "tails", "its own Student t") in beside
+    for horizon in (5, 30):
+        rows = tables[f"further_{horizon}"]["rows"]
+        assert {(row["head"], row["other"]) for row in rows} == {
+            *((head, "EWMA, scaled") for head in ("tails", "drawdown", "path")),
+            ("tails", "its own Student t"),
+            ("regimes", "its average odds"),
+        }
     assert set(card["calibration"]["further"]["factors"]["30"]) == {"tails", "drawdown", "path"}
     found = span["figures"]["further"]
     assert found == card["figures"]["further"]
@@ -226,6 +233,19 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     assert found["5"]["drawdown"]["below_50"][0] == pytest.approx(said["came"]["value"], abs=1e-5)
     assert any(line.startswith("Its value at risk of 5 %") for line in span["sentences"])
     assert "likelihood of a mixture" in card["training"]["losses"]
+
+
+def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
+    trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    card = load(trained("trading")).card
+    assert card["architecture"]["modalities"] == ["price", "time"]
+    other = Recipe.of(changed(card, "modalities=volume")).fitted_to(schema("v1"), 60_000)
+    assert isinstance(other.config, TradingConfig)
+    assert other.config.modalities == ("volume",)
+    assert TradingNetwork(other.config).fusion.names == ("volume",)
+    with pytest.raises(ConfigInvalid, match="No feature is of the modality book"):
+        Recipe.of(changed(card, "modalities=book")).fitted_to(schema("v1"), 60_000)
 
 
 def test_correlations_of_several_symbols_are_judged_beside_ewma(
