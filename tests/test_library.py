@@ -45,7 +45,13 @@ SHORT: Final = (
     *("--horizons", "4,16", "--explained-bars", "500"),
 )
 """What makes a training short."""
-CHARTS: Final = ("attention_charts.py", "head_charts.py", "attention_map.py", "edges.py")
+CHARTS: Final = (
+    "report/attention_charts.py",
+    "report/head_charts.py",
+    "report/attention_map.py",
+    "report/edges.py",
+    "explain/page_charts.py",
+)
 
 
 class Line(NamedTuple):
@@ -78,7 +84,7 @@ LINES: Final = lines_of(PAGE)
 
 def charts() -> list[str]:
     """Return the functions of the report that draw what attention did."""
-    trees = (ast.parse((ROOT / "replay" / "report" / name).read_text("utf-8")) for name in CHARTS)
+    trees = (ast.parse((ROOT / "replay" / name).read_text("utf-8")) for name in CHARTS)
     names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)]
     return [name for name in names if re.search(r"^[a-z].*_(chart|picture|view)$", name)]
 

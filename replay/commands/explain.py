@@ -73,6 +73,22 @@ def explain(
         Path | None,
         typer.Option("--png", metavar="FILE", help="Draw the price with the attribution under it."),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE", help="Write one page that needs no network."),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            metavar="RUN[:SEQUENCE]",
+            help="Compare with another decision, layer by layer.",
+        ),
+    ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option("--beside", metavar="MODEL", help="Compare with another model on its bars."),
+    ] = None,
     depth: Annotated[
         Path | None,
         typer.Option(
@@ -96,15 +112,18 @@ def explain(
     """
     if decision is None or depth is not None or checkpoint is not None or at is not None:
         others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)
-        given = any(one not in (None, False) for one in (*others, png, db))
+        given = any(one not in (None, False) for one in (*others, png, page, other, beside, db))
         _explain_book(None if given else depth, checkpoint, at, as_json=json)
         return
-    from tracepaper.replay.explain.asked import TypedMethod
+    from tracepaper.replay.explain.asked import ComparedWith, TypedMethod
     from tracepaper.replay.explain.output import explain_decision
 
     asked = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
     database = None if "#" in decision else database_path(db)
-    explain_decision(decision, database, full=full, png=png, as_json=json, asked=asked)
+    explain_decision(
+        decision, database, full=full, png=png, page=page, as_json=json, asked=asked,
+        beside=ComparedWith(other, beside),
+    )  # fmt: skip
 
 
 def _explain_book(

@@ -14,7 +14,8 @@ from tracepaper.replay.explain.recomputed import (
     attribute,
     rank_correlation,
 )
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.rollout import RolloutOptions, check_plain_options
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attributing import Probe
 from tracepaper.strategies.networks.looked import Way, head_weights
 
@@ -36,6 +37,17 @@ def way_of(asked: TypedMethod, stored: Way) -> Way:
     options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
     base = stored.options if method == stored.method else RolloutOptions()
     return Way(method, replace(base, **options))
+
+
+def check_asked(asked: TypedMethod) -> None:
+    """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
+    try:
+        way = way_of(asked, Way())
+        check_plain_options(way.options)
+        if asked.method is not None:
+            way.check()
+    except (AttentionInvalid, DataInvalid) as error:
+        raise ConfigInvalid(str(error)) from None
 
 
 @dataclass(frozen=True)

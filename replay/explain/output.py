@@ -10,15 +10,16 @@ from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
+from tracepaper.replay.explain.asked import ALONE, ComparedWith, TypedMethod
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
 from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.replay.report.listed import listed
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 
 if TYPE_CHECKING:
-    from tracepaper.replay.explain.asked import TypedMethod
     from tracepaper.replay.explain.by_feature import ByFeature
     from tracepaper.replay.explain.by_method import ByMethod
+    from tracepaper.replay.explain.compared import SideBySide
     from tracepaper.replay.explain.recomputed import Full
 
 
@@ -32,6 +33,7 @@ class Recomputed(NamedTuple):
     full: Full | None = None
     by_feature: ByFeature | None = None
     by_method: ByMethod | None = None
+    compared: SideBySide | None = None
 
 
 def explain_decision(
@@ -41,13 +43,21 @@ def explain_decision(
     full: bool,
     png: Path | None,
     as_json: bool,
+    page: Path | None = None,
     asked: TypedMethod | None = None,
+    beside: ComparedWith = ALONE,
 ) -> None:
     """Explain *decision* (``RUN:SEQUENCE``); what was stored is shown even where --full fails.
 
-    *asked* is the method of one's choice. Raises ``DataInvalid``, ``AttentionInvalid`` or
+    *asked* is the method of one's choice, *beside* what it is compared with; a *page* takes
+    all that --full does. Raises ``DataInvalid``, ``AttentionInvalid`` or
     ``CheckpointMismatch`` where what was asked for cannot be had.
     """
+    beside.check()
+    if asked:
+        from tracepaper.replay.explain.by_method import check_asked
+
+        check_asked(asked)
     path, run_id, sequence = locate(decision, database)
     stored = read_stored(path, run_id, sequence)
     if png is not None:
@@ -56,9 +66,11 @@ def explain_decision(
         require_plotting()
     found = Recomputed()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
-    if full or asked:
+    if full or asked or beside or page is not None:
         try:
-            found = _recomputed(path, run_id, sequence, full=full, asked=asked)
+            found = _recomputed(
+                path, run_id, sequence, full=full or page is not None, asked=asked, beside=beside
+            )
         except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
             missing = error
     if as_json:
@@ -71,9 +83,28 @@ def explain_decision(
         from tracepaper.replay.explain.picture import draw
 
         draw(path, stored, found.full, png)
-        Console(stderr=True, soft_wrap=True).print(
-            f"The picture is {png}.", highlight=False, markup=False
+        _say(f"The picture is {png}.")
+    if page is not None:
+        _write(page, path, stored, found)
+        _say(f"The page is {page}.")
+
+
+def _write(page: Path, path: Path, stored: StoredDecision, found: Recomputed) -> None:
+    """Write the page of a decision; raise ``DataInvalid`` for one without attention."""
+    if found.full is None:
+        raise DataInvalid(
+            "A page shows where a network looked, and this model has no attention; leave --page "
+            "out."
         )
+    from tracepaper.replay.explain.page import read_heads_at, write_page
+    from tracepaper.replay.explain.recomputed import open_past
+
+    past = open_past(path, str(stored.run["run_id"]), int(stored.decision["sequence"]))
+    write_page(page, stored, found.full, read_heads_at(path, past), found.compared)
+
+
+def _say(sentence: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(sentence, highlight=False, markup=False)
 
 
 def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> dict[str, Any]:
@@ -99,12 +130,43 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "full": None if found.full is None else asdict(found.full),
         "by_feature": None if found.by_feature is None else asdict(found.by_feature),
         "by_method": None if found.by_method is None else asdict(found.by_method),
+        "compared": None if found.compared is None else compared_document(found.compared),
         "full_missing": missing,
     }
 
 
+def compared_document(found: SideBySide) -> dict[str, Any]:
+    """Return a comparison as plain values."""
+    from tracepaper.replay.explain.compared import as_document
+
+    return as_document(found)
+
+
+def _compared(path: Path, run_id: str, sequence: int, beside: ComparedWith) -> SideBySide:
+    """Return the decision compared with what *beside* names."""
+    from tracepaper.replay.explain.compared import by_model, compare, sided
+    from tracepaper.replay.explain.recomputed import open_past
+
+    past = open_past(path, run_id, sequence)
+    if beside.model is not None:
+        other, name = by_model(path, past, beside.model), beside.model
+        own = past.forecaster.model_id
+    else:
+        assert beside.decision is not None
+        place = locate(beside.decision, None if "#" in beside.decision else path)
+        other, name = open_past(*place), f"decision {place[2]:,}"
+        own = f"decision {sequence:,}"
+    return compare(sided(past, own), sided(other, name))
+
+
 def _recomputed(
-    path: Path, run_id: str, sequence: int, *, full: bool, asked: TypedMethod | None
+    path: Path,
+    run_id: str,
+    sequence: int,
+    *,
+    full: bool,
+    asked: TypedMethod | None,
+    beside: ComparedWith,
 ) -> Recomputed:
     from tracepaper.replay.explain.by_feature import by_feature, of_rows, share_of_rows
     from tracepaper.replay.explain.recomputed import explain_fully, open_any, open_past
@@ -117,14 +179,15 @@ def _recomputed(
             from tracepaper.replay.explain.by_method import explain_by
 
             chosen = explain_by(open_past(path, run_id, sequence), asked)
+        compared = _compared(path, run_id, sequence, beside) if beside else None
         if not full:
-            return Recomputed(by_method=chosen)
+            return Recomputed(by_method=chosen, compared=compared)
         past = open_any(path, run_id, sequence)
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
         if isinstance(past.forecaster, RowForecaster):
             return Recomputed(None, added)
-        return Recomputed(explain_fully(open_past(path, run_id, sequence)), added, chosen)
+        return Recomputed(explain_fully(open_past(path, run_id, sequence)), added, chosen, compared)
 
 
 def _print(stored: StoredDecision, found: Recomputed) -> None:
@@ -134,6 +197,7 @@ def _print(stored: StoredDecision, found: Recomputed) -> None:
         from tracepaper.replay.explain.terminal_full import (
             show_by_feature,
             show_by_method,
+            show_compared,
             show_full,
         )
 
@@ -143,3 +207,5 @@ def _print(stored: StoredDecision, found: Recomputed) -> None:
             console.print(show_by_feature(found.by_feature))
         if found.by_method is not None:
             console.print(show_by_method(found.by_method))
+        if found.compared is not None:
+            console.print(show_compared(found.compared))

@@ -11,6 +11,7 @@ from rich.text import Text
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.explain.by_feature import ByFeature
 from tracepaper.replay.explain.by_method import ByMethod
+from tracepaper.replay.explain.compared import SideBySide
 from tracepaper.replay.explain.further import FurtherAhead
 from tracepaper.replay.explain.recomputed import (
     HEAVIEST,
@@ -32,6 +33,7 @@ from tracepaper.strategies.market import interval_text
 FEATURES_SHOWN: Final = 10
 BARS_SHOWN: Final = 8
 BAR_CELLS: Final = 16
+COMPARED_SHOWN: Final = 6
 
 
 def show_full(full: Full) -> RenderableType:
@@ -107,6 +109,40 @@ def show_attribution(found: FullAttribution) -> RenderableType:
     parts = [_by_frame(found.frames)] if found.frames else []
     parts += [_by_modality(found.modalities)] if found.modalities else []
     return Group(table, note.append(".\n"), *parts)
+
+
+def show_compared(found: SideBySide) -> RenderableType:
+    """Return a table of two decisions, or of two models on one, and what they have in common."""
+    sides = (found.first, found.second)
+    table = table_of("Beside each other", (("", False), *((side.name, True) for side in sides)))
+    table.add_row("model", *(side.model_id for side in sides))
+    table.add_row("decided bar", *(iso(side.open_time_ms) for side in sides))
+    table.add_row("over, bars", *(f"{side.horizon:,}" for side in sides))
+    table.add_row("expected, bp", *(f"{BASIS_POINTS * side.mean_return:+.2f}" for side in sides))
+    table.add_row("up less down", *(f"{side.lean:+.3f}" for side in sides))
+    table.add_row("decided bar's share", *(f"{side.weights[-1]:.1%}" for side in sides))
+    for name in _largest(found):
+        added = (f"{BASIS_POINTS * side.features[name]:+.3f}" for side in sides)
+        table.add_row(f"{name} added, bp", *added)
+    layers = ", ".join(
+        f"{layer} {common:.0%}" for layer, common in enumerate(found.common_by_layer, start=1)
+    )
+    ranks = found.rank_correlation
+    alike = "no order to compare" if ranks is None else f"a rank correlation of {ranks:+.2f}"
+    note = Text(
+        f"They give {found.common_ages:.0%} of their weight to the same ages and "
+        f"{found.common_bars:.0%} to the same bars; over past ages they have {alike}. In common by "
+        f"layer, in the mean of its heads: {layers}.\n"
+    )
+    return Group(table, note)
+
+
+def _largest(found: SideBySide) -> list[str]:
+    """Return the features that both have and that added most to either."""
+    sides = (found.first, found.second)
+    names = [name for name in found.first.features if name in found.second.features]
+    names.sort(key=lambda name: -max(abs(side.features[name]) for side in sides))
+    return names[:COMPARED_SHOWN]
 
 
 def show_by_method(found: ByMethod) -> RenderableType:

@@ -136,13 +136,31 @@ def test_the_method_as_stored_is_what_was_stored(
         (("--fusion", "median"), "There is no head fusion 'median'; choose one of mean, max, min"),
         (("--head-weights", "1,x"), "give one number a head"),
         (("--head-weights", "1,0/1"), "must give each layer as many numbers"),
-        (("--head-weights", "1,0,0"), "Give 2 head weights"),
-        (("--start-layer", "2"), "leaves nothing to explain"),
         (("--residual", "1.5"), "residual_weight must be between 0 and 1"),
         (("--discard", "1"), "discard_ratio must be at least 0 and below 1"),
     ],
 )
-def test_a_method_that_cannot_be_asked_is_one_sentence_after_the_stored_part(
+def test_a_method_that_there_is_none_of_is_refused_before_anything_is_said(
+    options: tuple[str, ...],
+    sentence: str,
+    database: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert explain(database, LAST, *options) == 2
+    text, complaint = said(capsys)
+    assert text == ""
+    assert sentence in complaint
+    assert complaint.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--head-weights", "1,0,0"), "Give 2 head weights"),
+        (("--start-layer", "2"), "leaves nothing to explain"),
+    ],
+)
+def test_a_method_that_this_network_does_not_take_is_one_sentence_after_the_stored_part(
     options: tuple[str, ...],
     sentence: str,
     database: Path,

@@ -1,0 +1,154 @@
+"""Two decisions beside each other, two models on one, and the page of a decision."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import explained_runs
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from explained_runs import LAST
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.explain.compared import Sided, by_model, compare, sided
+from tracepaper.replay.explain.page_charts import age_chart, attribution_chart, looked_chart
+from tracepaper.replay.explain.recomputed import Past, explain_fully, open_past
+from tracepaper.strategies.errors import DataInvalid
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("compared"))
+
+
+def past(database: Path, sequence: int = LAST) -> Past:
+    return open_past(database, explained_runs.run_id(database), sequence)
+
+
+def side(weights: list[float], newest: int, layers: list[list[float]]) -> Sided:
+    """Return a side of one-minute bars whose decided bar opens at minute *newest*."""
+    times = tuple(60_000 * (newest - age) for age in reversed(range(len(weights))))
+    heads = tuple(np.array([layer]) for layer in layers)
+    return Sided("a", "b", times[-1], 5, 0.0, 0.0, times, tuple(weights), {}, heads)
+
+
+def test_what_two_have_in_common_is_counted_by_age_by_bar_and_by_layer() -> None:
+    first = side([0.25, 0.25, 0.5], 10, [[0.5, 0.5], [1.0, 0.0]])
+    found = compare(first, side([0.5, 0.25, 0.25], 11, [[0.25, 0.75], [0.0, 1.0], [1.0]]))
+    assert found.common_ages == 0.25 + 0.25 + 0.25
+    # Bar 10 has 0.5 and 0.25, bar 9 0.25 and 0.5.
+    assert found.common_bars == 0.25 + 0.25
+    assert found.common_by_layer == (0.75, 0.0)
+    longer = compare(first, side([0.5, 0.0, 0.0, 0.5], 10, []))
+    assert (longer.common_ages, longer.common_bars) == (0.5, 0.5)
+    assert longer.common_by_layer == ()
+
+
+def test_a_decision_has_all_in_common_with_itself_and_less_with_another(database: Path) -> None:
+    own = sided(past(database), "own")
+    same = compare(own, sided(past(database), "again"))
+    assert same.common_ages == pytest.approx(1.0)
+    assert same.common_bars == pytest.approx(1.0)
+    assert same.common_by_layer == pytest.approx([1.0, 1.0])
+    assert same.rank_correlation == pytest.approx(1.0)
+    other = compare(own, sided(past(database, LAST - 30), "earlier"))
+    assert other.common_ages < 0.999
+    assert other.common_bars < other.common_ages
+    full = explain_fully(past(database))
+    assert own.mean_return == full.agreement.recomputed.mean_return
+    assert own.weights == full.attribution.weights
+    assert own.features == {one.feature: one.all_bars for one in full.moves.features}
+
+
+def test_another_model_is_asked_on_the_same_bars(database: Path, tmp_path: Path) -> None:
+    other = explained_runs.checkpoint(tmp_path, replace(explained_runs.SMALL, window=20, layers=1))
+    asked = by_model(database, past(database), str(other))
+    assert asked.decided == past(database).decided
+    assert asked.bars[-1] == past(database).bars[-1]
+    assert len(asked.bars) == asked.forecaster.context < past(database).forecaster.context
+    found = compare(sided(past(database), "own"), sided(asked, "other"))
+    assert found.common_bars == pytest.approx(found.common_ages)
+    assert 0.0 < found.common_bars < 0.99
+    assert len(found.common_by_layer) == 1
+
+
+def test_a_model_of_other_bars_or_without_attention_is_refused(database: Path) -> None:
+    with pytest.raises(DataInvalid, match="flash-15m is for bars of 15 minutes and the decision"):
+        by_model(database, past(database), "flash-15m")
+    with pytest.raises(DataInvalid, match="looks back on 7,201; choose a later decision"):
+        by_model(database, past(database), "flash-1m")
+
+
+def said(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> tuple[str, str]:
+    assert invoke(["explain", *map(str, words)]) == code
+    read = capsys.readouterr()
+    return read.out, read.err
+
+
+def test_explain_compares_on_the_terminal_and_as_json(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"last:{LAST}", "--db", database)
+    out, _ = said(capsys, 0, *words, "--with", f"last:{LAST - 30}")
+    assert "Beside each other" in out
+    assert f"decision {LAST - 30:,}" in out
+    told = json.loads(said(capsys, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
+    assert told["common_bars"] == pytest.approx(1.0)
+    own = database.parent / "small"
+    told = json.loads(said(capsys, 0, *words, "--beside", own, "--json")[0])["compared"]
+    assert told["common_by_layer"] == pytest.approx([1.0, 1.0])
+    _, err = said(capsys, 2, *words, "--beside", own, "--with", "last")
+    assert "leave --with or --beside out" in err
+    _, err = said(capsys, 1, *words, "--with", "last:1")
+    assert "came before its model was warm" in err
+
+
+def coloured(value: Any) -> Any:
+    """Return a figure with a colour for every name of one."""
+    if isinstance(value, str):
+        return "#123456" if value.startswith("var(") else value
+    if isinstance(value, list):
+        return [coloured(item) for item in value]
+    if isinstance(value, dict):
+        return {key: coloured(item) for key, item in value.items()}
+    return value
+
+
+def test_a_decisions_page_holds_its_charts_and_asks_nobody(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    words = (f"last:{LAST}", "--db", database, "--with", f"last:{LAST - 30}", "--page", page)
+    _, err = said(capsys, 0, *words)
+    assert f"The page is {page}." in err
+    text = page.read_text(encoding="utf-8")
+    figures = json.loads(
+        re.findall(r'id="figures" type="application/json">(.*?)</script>', text)[0]
+    )
+    # Looked, moved; two beside each other, their features and layers; heads, layers and two maps.
+    assert len(figures) == 2 + 2 + 2 + 4
+    for figure in figures.values():
+        go.Figure(coloured(figure))
+    for title in ("Where it looked", "What moved it", "Beside another", "One bar&#x27;s edges"):
+        assert title in text
+    assert '<div class="edges">' in text
+    assert "http://" not in text
+
+
+def test_the_charts_show_what_was_recomputed(database: Path) -> None:
+    full = explain_fully(past(database))
+    looked = looked_chart(full)["data"]
+    assert sum(looked[1]["y"]) == pytest.approx(100 * (1 - full.attribution.weights[-1]), abs=1e-3)
+    own, before = attribution_chart(full)["data"]
+    largest = full.moves.features[0]
+    assert own["y"][-1] == largest.feature
+    assert own["x"][-1] + before["x"][-1] == pytest.approx(1e4 * largest.all_bars, rel=1e-3)
+    first, second = (sided(past(database, at), str(at)) for at in (LAST, LAST - 30))
+    lines = age_chart(compare(first, second))["data"]
+    assert [one["name"] for one in lines] == [str(LAST), str(LAST - 30)]
+    assert [sum(one["y"]) for one in lines] == pytest.approx([100.0, 100.0], abs=1e-3)
