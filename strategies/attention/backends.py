@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _ATEN: Final = torch.ops.aten
 HALF: Final = (torch.float16, torch.bfloat16)
-CHUNK_ENTRIES: Final = 1 << 24
-"""Scores that ``Chunked`` holds at once: 128 MiB of float64."""
+CHUNK_ENTRIES: Final = {"cpu": 1 << 19, "cuda": 1 << 24}
+"""Scores that ``Chunked`` holds at once: what a core's caches hold, or 128 MiB of float64."""
 FLASH_MODULES: Final = (
     "flash_attn.cute",  # version 4
     "flash_attn_interface",  # version 3
@@ -387,7 +387,7 @@ class Chunked:
         seen = self._seen
         if causal:
             seen = torch.arange(1, query.shape[2] + 1, device=query.device)[None]
-        size = max(1, CHUNK_ENTRIES // (pairs * time))
+        size = max(1, chunk_entries(query.device) // (pairs * time))
         places = torch.arange(time, device=key.device)
         for start in range(0, query.shape[2], size):
             rows = slice(start, min(start + size, query.shape[2]))
@@ -397,6 +397,11 @@ class Chunked:
                 hidden = places[:last] >= seen[:, rows, None]  # [batch or 1, row, key]
                 scores.masked_fill_(hidden[:, None], float("-inf"))
             yield rows, scores
+
+
+def chunk_entries(device: torch.device) -> int:
+    """Return how many scores are held at once on *device*, where whole rows are."""
+    return CHUNK_ENTRIES["cuda" if device.type == "cuda" else "cpu"]
 
 
 def _finite(logsumexp: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from tracepaper.strategies.attention.kernels import (
     square_attention,
 )
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.products import rows_with_weight
 from tracepaper.strategies.attention.scores import (
     Scores,
     carry_rows,
@@ -163,16 +165,39 @@ def _moved(read: StreamRead, weights: Tensor) -> tuple[Tensor, Tensor]:
     blind = torch.isneginf(read.logsumexp[:, 0])[:, None]  # [batch, 1, query]
     kept = weights * blind
     used = weights.masked_fill(blind, 0.0)
+    rows = rows_with_weight(used)
+    if not bool(rows.any()):
+        return used.new_zeros(*used.shape[:2], read.key.shape[2]), kept
+    if not read.scores.causal and read.scores.window is None and not bool(rows.all()):
+        places = rows.nonzero()[:, 0]
+        moved, own = _moved_by_heads(_rows_of(read, places), used[:, :, places])
+        return moved, kept.index_add(2, places, own)
+    moved, own = _moved_by_heads(read, used)
+    return moved, kept + own
+
+
+def _rows_of(read: StreamRead, places: Tensor) -> StreamRead:
+    """Return *read* of the queries at *places* alone, which see what they see by themselves."""
+    seen, gradient = read.scores.seen, read.gradient
+    return read._replace(
+        query=read.query[:, :, places],
+        logsumexp=read.logsumexp[:, :, places],
+        scores=replace(read.scores, seen=None if seen is None else seen[..., places]),
+        gradient=None if gradient is None else gradient[:, :, places],
+    )
+
+
+def _moved_by_heads(read: StreamRead, used: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``mean_h wᵀA`` [batch, row, key], each head's mass checked, and what was kept."""
     if read.gradient is not None:
-        by_gradient, own = _moved_by_gradient(read, used)
-        return by_gradient, kept + own
+        return _moved_by_gradient(read, used)
     product = carry_rows(read.query, read.key, read.logsumexp, used, read.scores)
     if read.scores.sinks is None:
         factor = read.query.shape[-1] ** -0.5 if read.scores.scale is None else read.scores.scale
         logsumexp = read.logsumexp.to(product.dtype)
         tolerance = mass_tolerance(Layer(read.query, read.key, logsumexp, factor))
         check_mass(product.sum(dim=-1), used.sum(dim=-1).to(product.dtype), tolerance)
-    return product.mean(dim=1).to(weights.dtype), kept
+    return product.mean(dim=1).to(used.dtype), torch.zeros_like(used)
 
 
 def _moved_by_gradient(read: StreamRead, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,6 +231,7 @@ def _check_steps(steps: Sequence[Sequence[StreamRead]], lengths: Sequence[int]) 
     if not steps or not all(steps):
         raise AttentionInvalid("There is no layer to roll out; give every step at least one read.")
     for number, read in ((number, read) for number, step in enumerate(steps) for read in step):
+        check_seen(read.scores.seen, read.query)
         for name, stream, tensor in (
             ("asks", read.into, read.query),
             ("is read", read.of, read.key),

@@ -9,6 +9,7 @@ weights need whole rows: a *stripe* is some whole rows of one batch element's ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -345,6 +346,9 @@ def stripes(layer: Layer, mask: Mask, *, kept: Tensor | None = None) -> Iterator
     # Rows are held from the first key that is seen to the last: blocks between them as well.
     widest = max(1, visible_pairs(time, mask if mask.is_band else Mask.causal()) // time)
     rows_a_block = max(1, min(time, STRIPE_ENTRIES // (heads * 2 * widest)))
+    if mask.kind is MaskKind.WINDOW:
+        # So many rows see as many keys more than one does.
+        rows_a_block = min(rows_a_block, max(1, math.isqrt(STRIPE_ENTRIES // (heads * 2))))
     for block in row_blocks(time, mask, rows_a_block=rows_a_block, kept=kept):
         for element in range(batch):
             pairs = slice(element * heads, (element + 1) * heads)

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from tracepaper.strategies.attention.backends import chunk_entries
 from tracepaper.strategies.attention.checks import check_share, working_type
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ENTRIES: Final = 1 << 22
-"""Scores held at once."""
 _MASS_TOLERANCE: Final = 1e-3
 _AXES: Final = 4
 
@@ -177,7 +176,7 @@ def _parts(query: Tensor, key: Tensor, scores: Scores) -> Iterator[ScoredRows]:
     lengths = _lengths(key, scores)
     first = _first(query, key, scores)
     places = torch.arange(key.shape[2], device=key.device)
-    rows = max(1, _ENTRIES // (batch * heads * key.shape[2]))
+    rows = max(1, chunk_entries(query.device) // (batch * heads * key.shape[2]))
     for start in range(0, count, rows):
         part = slice(start, min(count, start + rows))
         found = factor * query[:, :, part].to(kind) @ keys.mT

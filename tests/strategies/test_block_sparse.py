@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies.attention import backends, reference
+from tracepaper.strategies.attention import backends, products, reference
 from tracepaper.strategies.attention.buckets import rollout_by_age
+from tracepaper.strategies.attention.checks import check_layers
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend, choose
 from tracepaper.strategies.attention.linear import attend_linearly
@@ -109,6 +110,16 @@ def test_the_cost_is_that_of_the_pairs_that_are_shown(monkeypatch: pytest.Monkey
     query = torch.zeros(1, 1, time, 2)
     attend(query, query, query, mask)
     assert sum(computed) < 1.2 * shown
+
+
+@pytest.mark.parametrize("mask", [Mask.causal(), Mask.window(20), Mask.sparse(4, last=1, first=1)])
+def test_whole_rows_are_held_some_at_a_time(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = case(mask, time=300, layers=1)
+    layer = check_layers(made.queries, made.keys, made.sums)[0]
+    monkeypatch.setattr(products, "STRIPE_ENTRIES", 6_000)
+    held = [stripe.entries.numel() for stripe in products.stripes(layer, mask)]
+    assert len(held) > 5
+    assert max(held) <= 6_000
 
 
 def test_blocks_that_show_all_are_causal_bit_for_bit() -> None:

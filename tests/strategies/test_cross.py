@@ -59,7 +59,7 @@ def test_what_is_read_and_its_gradients_are_those_of_the_matrix(
     query, key, value = given_ = [x.requires_grad_() for x in drawn(queries, keys, keys, seed=seed)]
     weights = torch.randn(2, 2, queries, DIM, generator=draw, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "CHUNK_ENTRIES", entries)  # down to a block of one query
+        patch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)  # down to a block of one query
         output, logsumexp = cross_attend(query, key, value, seen)
         slopes = torch.autograd.grad((output * weights).sum(), given_)
     matrix = dense(query, key, seen)
@@ -94,7 +94,7 @@ def test_no_query_reads_a_key_that_has_not_closed() -> None:
 
 
 def test_memory_holds_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "CHUNK_ENTRIES", 2 * 2 * 64 * 3)
+    monkeypatch.setitem(backends.CHUNK_ENTRIES, "cpu", 2 * 2 * 64 * 3)
     sizes: list[int] = []
     softmax = torch.logsumexp
 
@@ -192,6 +192,20 @@ def test_the_rollout_over_streams_is_the_product_over_all_their_tokens(
     wanted = dense_rollout(steps, share)[:, start : start + lengths[stream]]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
     torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]), rtol=0, atol=1e-12)
+
+
+def test_a_row_that_no_gradient_asks_for_keeps_itself() -> None:
+    found = read(0, 1, 4, by_gradient=True)
+    assert found.value is not None
+    assert found.gradient is not None
+    slope = found.gradient.clone()
+    slope[:, :, 2] = -1.0  # against every value
+    found = found._replace(value=found.value.abs(), gradient=slope)
+    own, other = stream_rollout([[found]], (4, 7, 3), [2, 3])[:2]
+    assert own[:, 0, 2].tolist() == [1.0, 1.0]
+    assert float(other[:, 0].sum()) == 0.0
+    wanted = dense_rollout([[found]], 0.5)[:, 2:4, :11]
+    torch.testing.assert_close(torch.cat((own, other), dim=-1), wanted, rtol=0, atol=1e-12)
 
 
 def test_a_row_that_does_not_sum_to_one_is_found() -> None:

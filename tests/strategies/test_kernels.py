@@ -221,7 +221,7 @@ def test_no_operator_of_a_chunk_returns_more_than_it_may(
     )
     matrix, allowed = 2 * 700**2, 1 << 14
     for entries, least, most in ((allowed, allowed // 2, allowed), (2 * matrix, matrix, matrix)):
-        monkeypatch.setattr(backends, "CHUNK_ENTRIES", entries)
+        monkeypatch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)
         with _Largest() as largest:
             attend(query, key, value, mask, backend="chunked").output.sum().backward()
         assert least <= largest.elements <= most
@@ -303,7 +303,7 @@ def test_chunks_equal_the_reference_with_their_gradients(
     told = torch.randn(2, heads, time, dim, generator=generator, dtype=torch.float64)
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backends, "CHUNK_ENTRIES", entries)
+        patch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)
         for backend in ("chunked", "reference"):
             query, key, value = (x.clone().requires_grad_() for x in made)
             output, logsumexp = attend(query, key, value, mask, backend=backend)
