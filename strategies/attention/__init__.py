@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from tracepaper.strategies.attention.scores import score_entropy as score_entropy
     from tracepaper.strategies.attention.scores import score_logsumexp as score_logsumexp
     from tracepaper.strategies.attention.scores import score_rollout as score_rollout
+    from tracepaper.strategies.attention.stream import Stream as Stream
 
 _HOMES = {
     "Attention": "kernels",
     "Mask": "masks",
     "Rollout": "rollout",
     "Scores": "scores",
+    "Stream": "stream",
     "StreamRead": "cross",
     "attend": "kernels",
     "attention_flow": "methods",
@@ -62,6 +64,7 @@ __all__ = [
     "Mask",
     "Rollout",
     "Scores",
+    "Stream",
     "StreamRead",
     "attend",
     "attention_flow",

@@ -1,0 +1,143 @@
+"""A stream of anyone's attention over a causal window: one query a layer at a time, explained.
+
+What docs/attention.md, A14 says of a stream, for queries, keys and values that come from elsewhere:
+a step costs O(W·dim) a layer, and the rollout of the newest step is taken through all layers from
+what is kept, without another pass.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.cache import TailRings, WrapRing
+from tracepaper.strategies.attention.kernels import Attention, attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import Rollout, RolloutOptions, rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+PLAIN: Final = RolloutOptions()
+
+
+class Stream:
+    """Layers of attention over the last *window* steps, their own included; one step at a time.
+
+    Each step asks the layers in their order, the lowest first, for a layer's query follows from
+    what the one below it gave. Kept are the keys and values of a window, and queries, keys and
+    logsumexps of the receptive field, ``layers · (window - 1) + 1`` steps: they settle the rollout.
+    """
+
+    def __init__(
+        self,
+        window: int,
+        *,
+        layers: int = 1,
+        batch: int = 1,
+        heads: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Make room; raise ``AttentionInvalid`` for sizes that hold nothing."""
+        self.mask = Mask.window(window)
+        if min(layers, batch, heads, dim) < 1:
+            raise AttentionInvalid(
+                "A stream needs at least one layer, sequence, head and dimension; enlarge it."
+            )
+        self.steps = 0
+        """Steps that every layer has taken."""
+        self._layers = layers
+        self._shape = (batch, heads, dim)
+        self._next = 0  # the layer that is asked next
+        self._end = 0
+        self._rings = TailRings(kept=window - 1, slack=max(64, window // 2), device=device)
+        shape = self._shape
+        self._keys = [self._rings.ring(shape, dim=2, dtype=dtype) for _ in range(layers)]
+        self._values = [self._rings.ring(shape, dim=2, dtype=dtype) for _ in range(layers)]
+        self._history = [
+            WrapRing(
+                capacity=layers * (window - 1) + 1,
+                shape=(batch, heads, 2 * dim + 1),
+                dtype=dtype,
+                device=device,
+            )
+            for _ in range(layers)
+        ]
+
+    @torch.no_grad()
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Attention:
+        """Return what the step reads in *layer*: output [batch, head, dim], and its logsumexp.
+
+        *query*, *key* and *value* are those of the step, [batch, head, dim]; the scale is
+        ``dim ** -0.5``. Raises ``AttentionInvalid`` for another shape, a layer out of its turn and
+        numbers that are not finite.
+        """
+        if layer != self._next:
+            raise AttentionInvalid(
+                f"Layer {self._next} is next and {layer} was asked; go in order."
+            )
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            if tuple(tensor.shape) != self._shape:
+                raise AttentionInvalid(
+                    f"The {name} must be [batch, head, dim] {list(self._shape)}, not "
+                    f"{list(tensor.shape)}."
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise AttentionInvalid(f"The {name} has a NaN or infinite number; find its source.")
+        if layer == 0:
+            self._end = self._rings.settle(slice(0, 1), 1)
+        end = self._end
+        first = end + 1 - self.mask.visible(self.steps, self.steps + 1)
+        keys, values = self._keys[layer].rows[0], self._values[layer].rows[0]
+        keys[:, :, end], values[:, :, end] = key, value
+        scores = (keys[:, :, first : end + 1] @ query[..., None])[..., 0] * query.shape[-1] ** -0.5
+        total = scores.logsumexp(dim=-1)
+        shares = (scores - total[..., None]).exp()
+        output = (shares[:, :, None] @ values[:, :, first : end + 1])[:, :, 0]
+        self._history[layer].push(torch.cat((query, key, total[..., None]), dim=-1)[None])
+        self._next = (layer + 1) % self._layers
+        if self._next == 0:
+            self._rings.advance(0, 1)
+            self.steps += 1
+        return Attention(output, total)
+
+    @torch.no_grad()
+    def rollout(self, options: RolloutOptions = PLAIN) -> Rollout:
+        """Return where the newest step looked: weights [batch, 1, step] over the receptive field.
+
+        The oldest step kept comes first. Raises ``AttentionInvalid`` between the layers of a step,
+        before the first, and as ``rollout_rows`` does.
+        """
+        if self._next or not self.steps:
+            raise AttentionInvalid(
+                f"Step {self.steps + 1} has asked {self._next} of {self._layers} layers; ask all, "
+                "then explain it."
+            )
+        queries, keys, sums = zip(*map(self._kept, self._history), strict=True)
+        return rollout_rows(
+            queries,
+            keys,
+            sums,
+            [queries[0].shape[2] - 1],
+            self.mask,
+            head_fusion=options.head_fusion,
+            head_weights=options.head_weights,
+            discard_ratio=options.discard_ratio,
+            residual_weight=options.residual_weight,
+            start_layer=options.start_layer,
+        )
+
+    def _kept(self, history: WrapRing) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and logsumexp of the steps kept: [batch, head, step, dim]."""
+        kept = history.unrolled().permute(1, 2, 0, 3)
+        dim, early = self._shape[2], self.mask.window_bars - 1
+        query, key, total = kept[..., :dim], kept[..., dim : 2 * dim], kept[..., -1]
+        if self.steps > kept.shape[2] and early > 0:
+            # The windows of the oldest steps kept began before the keys kept. Nothing asks for
+            # these rows, but their logsumexp has to be that of the keys that are here.
+            first = (query[:, :, :early], key[:, :, :early])
+            total = total.clone()
+            total[:, :, :early] = attend(*first, first[1], Mask.causal()).logsumexp
+        return query, key, total

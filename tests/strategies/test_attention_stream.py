@@ -1,0 +1,101 @@
+"""A stream of anyone's attention equals its layers over the whole sequence, past wrap-around."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention import Mask, Stream, attend, reference, rollout_rows
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import AttentionInvalid
+
+WINDOW, LAYERS, BATCH, HEADS, DIM, TIME = 7, 3, 2, 2, 4, 150
+
+
+def inputs(seed: int = 2) -> list[tuple[Tensor, Tensor, Tensor]]:
+    drawn = torch.Generator().manual_seed(seed)
+    shape = (3, BATCH, HEADS, TIME, DIM)
+    made = [torch.randn(shape, generator=drawn, dtype=torch.float64) for _ in range(LAYERS)]
+    return [(one[0], one[1], one[2]) for one in made]
+
+
+def stream(window: int = WINDOW) -> Stream:
+    return Stream(
+        window, layers=LAYERS, batch=BATCH, heads=HEADS, dim=DIM, dtype=torch.float64
+    )  # fmt: skip
+
+
+OPTIONS = (
+    RolloutOptions(),
+    RolloutOptions(head_fusion="max", residual_weight=0.3),
+    RolloutOptions(head_weights=(0.8, 0.2), start_layer=1),
+)
+
+
+@pytest.mark.parametrize("window", [1, WINDOW, 100])
+def test_every_step_is_the_row_of_the_whole_sequence(window: int) -> None:
+    layers, made = inputs(), stream(window)
+    whole = [attend(*layer, Mask.window(window)) for layer in layers]
+    for step in range(TIME):
+        for number, layer in enumerate(layers):
+            read = made.attend(number, *(each[:, :, step] for each in layer))
+            torch.testing.assert_close(read.output, whole[number].output[:, :, step])
+            torch.testing.assert_close(read.logsumexp, whole[number].logsumexp[:, :, step])
+    assert made.steps == TIME
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("steps", [1, WINDOW, 19, 20, TIME])
+def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(
+    steps: int, options: RolloutOptions
+) -> None:
+    layers, made, mask = inputs(), stream(), Mask.window(WINDOW)
+    for step in range(steps):
+        for number, layer in enumerate(layers):
+            made.attend(number, *(each[:, :, step] for each in layer))
+    matrices = [
+        reference.attention_matrix(q[:, :, :steps], k[:, :, :steps], mask) for q, k, _ in layers
+    ]
+    told = made.rollout(options)
+    field = LAYERS * (WINDOW - 1) + 1
+    assert told.weights.shape == (BATCH, 1, min(steps, field))
+    sums = [reference.logsumexp(q[:, :, :steps], k[:, :, :steps], mask) for q, k, _ in layers]
+    short = [(q[:, :, :steps], k[:, :, :steps]) for q, k, _ in layers]
+    usual = rollout_rows(
+        [q for q, _ in short],
+        [k for _, k in short],
+        sums,
+        [steps - 1],
+        mask,
+        head_fusion=options.head_fusion,
+        head_weights=options.head_weights,
+        residual_weight=options.residual_weight,
+        start_layer=options.start_layer,
+    )
+    torch.testing.assert_close(told.weights, usual.weights[..., -field:], rtol=0, atol=1e-12)
+    if options == RolloutOptions():
+        dense = reference.rollout(matrices, mask)[:, -1:, -field:]
+        torch.testing.assert_close(told.weights, dense, rtol=0, atol=1e-12)
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
+    layers, made = inputs(), stream()
+    step = [each[:, :, 0] for each in layers[0]]
+    with pytest.raises(AttentionInvalid, match="Layer 0 is next and 1 was asked; go in order"):
+        made.attend(1, step[0], step[1], step[2])
+    with pytest.raises(
+        AttentionInvalid, match=r"key must be \[batch, head, dim\] \[2, 2, 4\], not"
+    ):
+        made.attend(0, step[0], step[1][:1], step[2])
+    with pytest.raises(AttentionInvalid, match="value has a NaN or infinite number"):
+        made.attend(0, step[0], step[1], step[2] * torch.inf)
+    with pytest.raises(AttentionInvalid, match="asked 0 of 3 layers; ask all"):
+        made.rollout()
+    made.attend(0, step[0], step[1], step[2])
+    with pytest.raises(AttentionInvalid, match="Step 1 has asked 1 of 3 layers; ask all"):
+        made.rollout()
+    with pytest.raises(AttentionInvalid, match="at least one layer"):
+        Stream(4, heads=0, dim=4)
+    with pytest.raises(AttentionInvalid, match="at least 1 bar"):
+        Stream(0, heads=1, dim=4)
