@@ -27,6 +27,7 @@ class Heatmap:
     weights: Floats  # [cell of 64 bars of age, column]; the last cell is everything older
     confidence: Floats  # [column]
     close: Floats  # [column] of its last bar
+    heads: Floats  # [layer · head, column] the mean confidence of each head
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,36 @@ class _Columns:
         self._sums[places[starts]] += np.add.reduceat(rollout, starts)
         self._seen += len(rollout)
 
-    def heatmap(self, instrument: str, confidence: Floats, bars: Bars, rows: Ints) -> Heatmap:
+    def means(self) -> Floats:
+        """Return each column's mean, [cell, column]."""
+        assert self._sums is not None
+        starts, counts = self._spans()
+        means: Floats = (self._sums[: starts.size] / counts[:, None]).T
+        return means
+
+    def heatmap(
+        self, instrument: str, confidence: Floats, bars: Bars, rows: Ints, heads: Floats
+    ) -> Heatmap:
         """Return the columns; what is left makes one more, shorter column.
 
-        *confidence* is each decision's and *rows* their places in *bars*.
+        *confidence* is each decision's, *rows* their places in *bars* and *heads* the columns of
+        each head.
         """
-        assert self._sums is not None
-        starts = np.arange(0, self._seen, self._stride)
-        counts = np.diff(np.append(starts, self._seen))
+        starts, counts = self._spans()
         last = rows[starts + counts - 1]
         return Heatmap(
             instrument,
             bars.open_time_ms[last],
-            (self._sums[: starts.size] / counts[:, None]).T,
+            self.means(),
             np.add.reduceat(confidence, starts) / counts,
             bars.close[last],
+            heads,
         )
+
+    def _spans(self) -> tuple[Ints, Ints]:
+        """Return where each column starts among the decisions, and how many it has."""
+        starts = np.arange(0, self._seen, self._stride)
+        return starts, np.diff(np.append(starts, self._seen))
 
 
 def read_attention(
@@ -100,6 +115,7 @@ def read_attention(
     chosen = np.array(sorted(wanted), dtype=np.int64)
     taken: dict[str, list[Ints]] = {name: [] for name in record.bars}
     columns: dict[str, _Columns] = {}
+    by_head: dict[str, _Columns] = {}
     total: Floats | None = None
     count = 0
     ages: dict[int, Floats] = {}
@@ -122,6 +138,7 @@ def read_attention(
             if own.any():
                 every = int(np.count_nonzero(explained[decisions.places[name]]))
                 columns.setdefault(name, _Columns(every)).add(cells[own])
+                by_head.setdefault(name, _Columns(every)).add(entropy[known][own])
                 taken[name].append(at[own])
     if total is None:
         return None
@@ -130,7 +147,8 @@ def read_attention(
         at = np.concatenate(taken[name])
         bars = record.bars[name]
         rows = np.searchsorted(bars.sequence, decisions.sequence[at])
-        maps.append(made.heatmap(name, decisions.confidence[at], bars, rows))
+        of_heads = by_head[name].means()
+        maps.append(made.heatmap(name, decisions.confidence[at], bars, rows, of_heads))
     return RunAttention(count, tuple(maps), total / count, ages)
 
 

@@ -190,3 +190,32 @@ def head_confidence_chart(report: Report, heads: int) -> Figure | None:
             yaxis=axis(showgrid=False),
         ),
     }  # fmt: skip
+
+
+def heads_over_time_chart(heatmap: Heatmap, heads: int) -> Figure | None:
+    """Return each head's confidence over the run, as a multiple of its own mean; None of none."""
+    if not heads or not heatmap.heads.size:
+        return None
+    usual = heatmap.heads.mean(axis=1, keepdims=True)
+    shown = np.log2(np.maximum(heatmap.heads, 1e-9) / np.maximum(usual, 1e-9))
+    far = float(np.clip(np.quantile(np.abs(shown), 0.98), 0.1, 3.0))
+    names = [f"{at // heads + 1}.{at % heads + 1}" for at in range(len(shown))]
+    return {
+        "data": [
+            {
+                "type": "heatmap", "x": heatmap.times_ms.tolist(), "y": names,
+                "z": [rounded(row, 3) for row in shown], "zmin": -far, "zmax": far,
+                "colorscale": INTENSITY, "ygap": 2, "meta": "log2",
+                "hovertemplate": "head %{y}: %{customdata:.2f} × usual<extra></extra>",
+                "colorbar": {
+                    "title": {"text": "× usual", "font": {"size": 11}}, "thickness": 8,
+                    "outlinewidth": 0, **_ticks(far),
+                },
+            }
+        ],
+        "layout": layout(
+            90 + 16 * len(names), hovermode="closest",
+            xaxis=axis(type="date", showgrid=False),
+            yaxis=axis("layer.head", showgrid=False, type="category"),
+        ),
+    }  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.forecasters.attributing import Probe
 from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.looking import DECISIONS, RolloutMap, look_into
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -29,6 +31,7 @@ from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.types import Bar, Forecast
 
 CELLS: Final = 40
+EVENTS_SHOWN: Final = 8
 PLACES: Final = 3
 """Places of a run at which the kinds of its heads are told, the last decision among them."""
 DECISIONS_BEFORE: Final = 16
@@ -64,6 +67,8 @@ class HeadReport:
     map: RolloutMap
     edges: Edges
     open_time_ms: tuple[int, ...]  # of the newest bars, as many as the map or the decisions have
+    features: dict[str, float]  # each one's share of what moves the mean return, over the places
+    horizon: int  # bars ahead of that mean return
     note: str  # how the run stores where it looked, where the flow is another; else empty
 
 
@@ -93,15 +98,20 @@ def heads_of(
     """
     first = min(forecaster.context + DECISIONS_BEFORE - 1, len(bars))
     *ends, last = np.unique(np.linspace(len(bars), first, places).astype(int)).tolist()
-    before = [look_into(forecaster, bars[end - first : end], AGE_EDGES) for end in ends]
-    needed = forecaster.context + DECISIONS - 1
-    found = look_into(forecaster, bars[max(0, last - needed) :], AGE_EDGES)
+    parts = [bars[end - first : end] for end in ends]
+    parts.append(bars[max(0, last - forecaster.context - DECISIONS + 1) :])
+    *_, found = every = [look_into(forecaster, part, AGE_EDGES) for part in parts]
+    horizon = forecaster.horizons[len(forecaster.horizons) // 2]
+    shares = [
+        Probe(forecaster, part, horizon=horizon).shares(seen.rollout)
+        for part, seen in zip(parts, every, strict=True)
+    ]
     window = found.by_age.shape[-1]
     edges = np.unique(np.geomspace(1, window + 1, CELLS + 1).astype(np.int64)) - 1
     cells = np.add.reduceat(found.by_age, edges[:-1], axis=-1) / np.diff(edges)
     decisions = found.by_age.shape[2]
     kinds = [[[head.kind.value for head in layer] for layer in each.readings]
-             for each in (*before, found)]  # fmt: skip
+             for each in every]  # fmt: skip
     kept = max(found.map.weights.shape[1], decisions)
     return HeadReport(
         instrument=bars[-1].instrument,
@@ -120,6 +130,8 @@ def heads_of(
         map=found.map,
         edges=edges_of(found.by_age),
         open_time_ms=tuple(bar.open_time_ms for bar in bars[-kept:]),
+        features={name: float(np.mean([of[name] for of in shares])) for name in shares[0]},
+        horizon=horizon,
         note=_note(forecaster),
     )
 
@@ -213,6 +225,70 @@ def _holding(place: int, name: str) -> Figure[_Level]:
     return Figure(name, name, "share", lambda of: float(of.held[place]))
 
 
+class _Feature(NamedTuple):
+    name: str
+    share: float
+
+
+class EventBar(NamedTuple):
+    """A bar that later decisions looked at more than at others."""
+
+    open_time_ms: int
+    times_even: float  # its mean weight over that of an even look at the same bars
+    decisions: int  # that saw it when it was no longer among their newest quarter
+
+
+FEATURES: Final = (
+    Figure[_Feature]("feature", "feature", "text", lambda of: of.name),
+    Figure[_Feature]("share", "share", "share", lambda of: of.share),
+    Figure[_Feature]("bar", "", "bar", lambda of: of.share),
+)
+EVENTS: Final = (
+    Figure[EventBar]("open_time_ms", "bar", "minute", lambda of: of.open_time_ms),
+    Figure[EventBar]("times_even", "times even", "ratio", lambda of: of.times_even),
+    Figure[EventBar]("decisions", "decisions", "count", lambda of: of.decisions),
+)
+
+
+def event_bars(found: RolloutMap, open_time_ms: Sequence[int]) -> list[EventBar]:
+    """Return the bars of a map that its rows looked at most, once they were no longer recent.
+
+    Recent is the newest quarter of the map. A bar's weight is held to the mean weight that the same
+    rows gave to all their bars that were no longer recent.
+    """
+    bars = found.weights.shape[1]
+    age = (bars - 1 - found.ages)[:, None] - np.arange(bars)
+    distant = age >= max(1, bars // 4)
+    even = np.where(distant, found.weights, 0.0).sum(axis=1) / np.maximum(distant.sum(axis=1), 1)
+    relative = np.divide(found.weights, even[:, None], where=even[:, None] > 0,
+                         out=np.zeros_like(found.weights))  # fmt: skip
+    counts = distant.sum(axis=0)
+    mean = np.where(distant, relative, 0.0).sum(axis=0) / np.maximum(counts, 1)
+    seen = np.flatnonzero(counts >= max(2, len(found.ages) // 20))
+    order = seen[np.argsort(-mean[seen], kind="stable")][:EVENTS_SHOWN]
+    times = open_time_ms[-bars:]
+    return [EventBar(times[at], float(mean[at]), int(counts[at])) for at in order.tolist()]
+
+
+def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
+    """Return what moves the mean return, by feature, and the bars that many decisions looked at."""
+    ranked = sorted(heads.features.items(), key=lambda item: -item[1])
+    note = (
+        f"Shares of |value × gradient| of the mean return to {heads.horizon} bars, bars weighed by "
+        "the rollout, at the places where heads are read."
+    )
+    features = table(
+        "feature_shares", "Features that move it", FEATURES, list(starmap(_Feature, ranked)),
+        notes=(note,),
+    )  # fmt: skip
+    events = table(
+        "event_bars", "Bars that many decisions looked at", EVENTS,
+        event_bars(heads.map, heads.open_time_ms),
+        notes=("Of the map's bars older than its newest quarter; 1 is an even look.",),
+    )  # fmt: skip
+    return features, events
+
+
 def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
     every = zip(heads.readings, heads.figures, heads.over_run, strict=True)
@@ -239,6 +315,7 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
 def as_document(heads: HeadReport) -> dict[str, Any]:
     """Return what the heads do as plain values: shares are fractions, layers from the lowest."""
     kinds, looks, _ = head_tables(heads)
+    _, events = subject_tables(heads)
     return {
         "instrument": heads.instrument,
         "sequence": heads.sequence,
@@ -247,6 +324,8 @@ def as_document(heads: HeadReport) -> dict[str, Any]:
         "window": heads.window,
         "kinds": kinds.documents(),
         "figures": looks.documents(),
+        "features": heads.features,
+        "event_bars": events.documents(),
         "cell_ages": list(heads.cell_ages),
         "maps": heads.maps.tolist(),
         "groups": list(heads.groups),

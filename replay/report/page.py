@@ -14,6 +14,7 @@ from tracepaper.replay.report.attention_charts import (
     confidence_chart,
     groups_chart,
     head_confidence_chart,
+    heads_over_time_chart,
     rollout_chart,
 )
 from tracepaper.replay.report.charts import Figure, equity_chart, refusal_chart
@@ -260,21 +261,30 @@ def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[M
                 head_confidence_chart(report, report.heads),
                 "Mean confidence of every layer and head over the run.",
             ),
+            *(
+                charts.put(
+                    heads_over_time_chart(heatmap, report.heads),
+                    f"{heatmap.instrument}: how the confidence of each head moved over the run.",
+                )
+                for heatmap in maps[:INSTRUMENTS_MAX]
+            ),
         ),
     ]  # fmt: skip
 
 
 def _head_section(found: HeadReport, charts: Charts) -> Markup:
     """Return what each head does."""
-    from tracepaper.replay.report.heads import head_tables
+    from tracepaper.replay.report.heads import head_tables, subject_tables
 
     kinds, looks, flow = head_tables(found)
     return _section(
         kinds.title,
         "heads",
         figures(kinds),
-        element("h3", looks.title),
-        figures(looks),
+        *(
+            joined([element("h3", one.title), figures(one)])
+            for one in (looks, *subject_tables(found))
+        ),
         head_pictures(found, charts, flow.title),
     )
 

@@ -50,9 +50,9 @@ def _head_tables(heads: HeadReport | None) -> Sequence[Table]:
     """Return the tables of *heads*, where they were asked for."""
     if heads is None:
         return ()
-    from tracepaper.replay.report.heads import head_tables
+    from tracepaper.replay.report.heads import head_tables, subject_tables
 
-    return head_tables(heads)
+    return (*head_tables(heads), *subject_tables(heads))
 
 
 def counted(report: Report) -> str:

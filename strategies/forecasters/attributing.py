@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies import features
+from tracepaper.strategies.attention.heads import feature_attribution
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -117,6 +118,18 @@ class Probe:
         moved = integrated_gradients(self._mean, self._rows, nodes=nodes)
         neutral = self.without(range(len(self.rows))).mean_return
         return Contributions(moved.cpu().numpy(), self.figures().mean_return, neutral)
+
+    def shares(self, rollout: Floats) -> dict[str, float]:
+        """Return each feature's share of |row × gradient| of the mean return; they sum to 1.
+
+        Bars are weighed by their *rollout* [bar], oldest first.
+        """
+        rows = self._rows.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self._mean(rows), rows)
+        found = feature_attribution(
+            self._rows.double(), slope.double(), torch.from_numpy(rollout).to(slope.device)
+        )
+        return dict(zip(self.names, found.tolist(), strict=True))
 
     def looked(self, way: Way) -> Rollout:
         """Return where the decided bar looked, by *way*: weights [1, 1, bars], the newest ones.

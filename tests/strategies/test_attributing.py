@@ -159,3 +159,24 @@ def test_a_decided_bar_without_finite_features_is_refused() -> None:
         pytest.raises(DataInvalid, match="are not finite"),
     ):
         Probe(models.forecaster(), absurd, horizon=HORIZON)
+
+
+def test_shares_of_features_are_slopes_times_values_of_the_bars_that_were_looked_at() -> None:
+    made = models.forecaster()
+    probe = Probe(made, BARS, horizon=HORIZON)
+    rollout = np.zeros(len(probe.rows))
+    rollout[-1] = 1.0
+    shares = np.array(list(probe.shares(rollout).values()))
+    rows, place = torch.from_numpy(probe.rows), made.horizons.index(HORIZON)
+    places = [bar.open_time_ms // bar.interval_ms for bar in BARS[-len(rows) :]]
+
+    @torch.no_grad()
+    def mean(feature: int, step: float) -> float:
+        changed = rows.clone()
+        changed[-1, feature] += step
+        return float(made.model.network(changed[None], torch.tensor(places)).mean[0, -1, place])
+
+    slopes = [(mean(at, 0.01) - mean(at, -0.01)) / 0.02 for at in range(rows.shape[1])]
+    moved = np.abs(probe.rows[-1] * np.array(slopes))
+    assert shares.sum() == pytest.approx(1.0)
+    assert shares == pytest.approx(moved / moved.sum(), abs=0.01)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.report.attention import COLUMNS_MAX
+from tracepaper.replay.report.attention_charts import heads_over_time_chart
 from tracepaper.replay.report.document import Report
 from tracepaper.strategies.types import BLOCK_BARS
 
@@ -58,6 +59,20 @@ def test_the_heads_mean_confidence_is_the_decisions(attention_report: Report) ->
     heads = attention_report.attention.head_confidence
     assert (heads.size, attention_report.heads) == (16, 4)
     assert heads.mean() == pytest.approx(mean(decided(attention_report, "confidence")), abs=1e-6)
+
+
+def test_the_heads_over_time_are_the_confidence_of_each_column(attention_report: Report) -> None:
+    assert attention_report.attention is not None
+    [heatmap] = attention_report.attention.heatmaps
+    assert heatmap.heads.shape == (16, heatmap.times_ms.size)
+    assert heatmap.heads.mean(axis=0) == pytest.approx(heatmap.confidence, abs=1e-6)
+    chart = heads_over_time_chart(heatmap, attention_report.heads)
+    assert chart is not None
+    [trace] = chart["data"]
+    assert (trace["y"][0], trace["y"][-1], len(trace["z"])) == ("1.1", "4.4", 16)
+    ratio = heatmap.heads[5] / heatmap.heads[5].mean()
+    assert 2.0 ** np.array(trace["z"][5]) == pytest.approx(ratio, rel=0.01)
+    assert heads_over_time_chart(heatmap, 0) is None
 
 
 def test_winners_and_losers_share_out_the_trades(attention_report: Report) -> None:

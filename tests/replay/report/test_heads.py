@@ -16,11 +16,19 @@ from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.head_charts import flow_picture, heads_chart
-from tracepaper.replay.report.heads import HeadReport, group_names, head_tables, read_heads
+from tracepaper.replay.report.heads import (
+    HeadReport,
+    event_bars,
+    group_names,
+    head_tables,
+    read_heads,
+    subject_tables,
+)
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.ensemble import network_half
+from tracepaper.strategies.forecasters.looking import RolloutMap
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.multiscale import MultiscaleConfig
@@ -164,3 +172,27 @@ def test_the_table_of_the_flow_says_what_is_held_below_each_layer(heads: HeadRep
     assert flow.rows[0][1:] == (1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     young = heads.rollout[-16:].sum()
     assert flow.rows[-1][1] == pytest.approx(young, abs=1e-5)
+
+
+def test_a_bar_that_every_row_rests_on_is_an_event_and_a_recent_one_is_not() -> None:
+    """Rows look evenly at all bars, but at bar 20 with twelve times that, and at their newest."""
+    bars = 80
+    weights = np.tril(np.ones((bars, bars)))
+    weights[20:, 20] = 12.0
+    weights += 5.0 * np.eye(bars)
+    weights /= weights.sum(axis=1, keepdims=True)
+    found = RolloutMap(np.arange(bars - 1, -1, -1), weights, np.zeros(bars))
+    events = event_bars(found, [60_000 * bar for bar in range(bars)])
+    assert events[0].open_time_ms == 20 * 60_000
+    assert events[0].times_even > 5
+    assert events[0].decisions == bars - 20 - bars // 4
+    assert all(event.times_even <= 1.0 for event in events[1:])
+
+
+def test_the_shares_of_features_are_ranked_and_sum_to_one(heads: HeadReport) -> None:
+    assert sum(heads.features.values()) == pytest.approx(1.0)
+    features, events = subject_tables(heads)
+    ranked = [row[1] for row in features.rows]
+    assert ranked == sorted(heads.features.values(), reverse=True)
+    assert 1 <= len(events.rows) <= 8
+    assert heads.horizon == 30
