@@ -24,7 +24,7 @@ from tracepaper.strategies.attention import backends, products
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS
-from tracepaper.strategies.networks import encodings
+from tracepaper.strategies.networks import encodings, orderbook
 from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.clocks import CLOCKS
 from tracepaper.strategies.networks.encodings import ENCODINGS, Encoding
@@ -34,9 +34,10 @@ from tracepaper.strategies.networks.workloads import FORMS
 
 PAGE: Final = (ROOT / "docs" / "library.md").read_text("utf-8")
 SAMPLES: Final = ROOT / "replay" / "samples"
-CANDLES: Final = {
+FILES: Final = {
     "$BTC": str(SAMPLES / "binance_um_BTCUSDT_15m_2025-05.csv.gz"),
     "$SOL": str(SAMPLES / "binance_um_SOLUSDT_15m_2025-05.csv.gz"),
+    "$FRAMES": str(ROOT / "tests/data/exchange/linear_session_2026-08-09_short.jsonl.gz"),
 }
 SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""
@@ -92,7 +93,7 @@ def charts() -> list[str]:
 def registered_names() -> dict[str, Iterable[str]]:
     """Return what is registered, by the section that must list it."""
     return {
-        "Networks": [*network_kinds(), *ROW_KINDS],
+        "Networks": [*network_kinds(), *ROW_KINDS, orderbook.KIND],
         "Mechanisms": [*MaskKind, *backends.BACKENDS],
         "Encodings": [*ENCODINGS, *CLOCKS],
         "What a network says": HEADS,
@@ -148,7 +149,7 @@ def sized(words: list[str]) -> list[str]:
 
 def run(command: str, patch: pytest.MonkeyPatch) -> int:
     """Run a command of the page, smaller where it trains; return its exit code."""
-    words = [CANDLES.get(word, word) for word in shlex.split(command)]
+    words = [FILES.get(word, word) for word in shlex.split(command)]
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         patch.setenv(name, value)
@@ -166,6 +167,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TRACEPAPER_TRIALS", str(folder / "trials.db"))
+        recorded = re.search(r"`(tracepaper data record [^`]+)`", PAGE)
+        assert recorded is not None
+        assert run(recorded[1], patch) == 0
         assert run(LINES[0].shown_by, patch) == 0
         patch.setenv("TRACEPAPER_MODEL__CHECKPOINT", "flash")
         assert run("tracepaper replay $BTC --db run.db", patch) == 0
