@@ -84,6 +84,21 @@ def test_a_later_session_goes_on_behind_a_gap(tmp_path: Path) -> None:
     )
 
 
+def test_a_gap_within_a_session_begins_a_block(tmp_path: Path) -> None:
+    first = list(walk(10))
+    later = list(walk(5, seed=2, first_ms=FIRST_MS + 30_000))
+    with DepthWriter(tmp_path / "a", header()) as writer:
+        for one in first:
+            writer.add(one, "")
+        writer.add(later[0], "sequence")
+        for one in later[1:]:
+            writer.add(one, "")
+    found = read_depth(tmp_path / "a")
+    assert rows(found.books) == as_rows(first + later)
+    assert found.starts.tolist() == [0, 10]
+    assert [gap.cause for gap in depth_quality(tmp_path / "a").gaps] == ["sequence"]
+
+
 def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, walk(128))  # blocks of 60: a minute each
