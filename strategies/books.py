@@ -15,6 +15,8 @@ from tracepaper.strategies.types import Depth
 SIDES: Final = ("bid", "ask")
 """In the order in which every array holds them."""
 LEVELS_MAX: Final = 1_000
+KIND: Final = "orderbook"
+"""The kind of network that reads them, as a card names it; it reads no bars."""
 
 Integers = NDArray[np.int64]
 

@@ -23,8 +23,9 @@ from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, products
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.books import KIND
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS
-from tracepaper.strategies.networks import encodings, orderbook
+from tracepaper.strategies.networks import encodings
 from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.clocks import CLOCKS
 from tracepaper.strategies.networks.encodings import ENCODINGS, Encoding
@@ -93,7 +94,7 @@ def charts() -> list[str]:
 def registered_names() -> dict[str, Iterable[str]]:
     """Return what is registered, by the section that must list it."""
     return {
-        "Networks": [*network_kinds(), *ROW_KINDS, orderbook.KIND],
+        "Networks": [*network_kinds(), *ROW_KINDS, KIND],
         "Mechanisms": [*MaskKind, *backends.BACKENDS],
         "Encodings": [*ENCODINGS, *CLOCKS],
         "What a network says": HEADS,

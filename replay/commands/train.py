@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 DataOption = Annotated[
     list[str],
-    typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat for more."),
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
+    ),
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
 
@@ -37,7 +41,9 @@ def train(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat for more."
+            "--data",
+            metavar="PATH",
+            help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
         ),
     ] = None,
     out: Annotated[
@@ -235,9 +241,10 @@ def train(
         "split": {**_dates(train_until, validate_until, calibrate_until)},
         "ensemble": {"kind": beside, "schema_id": beside_schema},
     }
-    if network == "orderbook":
-        from tracepaper.replay.commands.books import train_books
+    from tracepaper.replay.commands.books import train_books
+    from tracepaper.strategies.books import KIND
 
+    if network == KIND:
         said = {"--recipe": recipe, "--print-recipe": print_recipe, "--resume": resume}
         others = [option for option, value in {**said, "--cache": cache}.items() if value]
         files, folder = _required(data, out)

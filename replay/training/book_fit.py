@@ -20,10 +20,9 @@ from tracepaper.replay.training.book_data import UNKNOWN, BookMaterial, labels_o
 from tracepaper.replay.training.book_figures import frequencies_of, judged, sentences_of
 from tracepaper.replay.training.card import model_section, versions_section
 from tracepaper.storage.checkpoints import Checkpoint, save
-from tracepaper.strategies.books import COLUMNS, Books, tokens_of
+from tracepaper.strategies.books import COLUMNS, KIND, Books, tokens_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.orderbook import (
-    KIND,
     MOVES,
     OrderBookConfig,
     OrderBookNetwork,

@@ -16,9 +16,9 @@ from tracepaper.replay.archive.times import instant, iso
 from tracepaper.replay.training.book_data import JUDGED_SOURCE, BookMaterial
 from tracepaper.replay.training.book_figures import judged, sentences_of
 from tracepaper.storage.checkpoints import load, read_card
-from tracepaper.strategies.books import SIDES, Books, tokens_of
+from tracepaper.strategies.books import KIND, SIDES, Books, tokens_of
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.networks.orderbook import KIND, OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.networks.orderbook import OrderBookConfig, OrderBookNetwork
 
 
 def evaluated(

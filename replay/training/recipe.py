@@ -22,6 +22,7 @@ from tracepaper.replay.training.fitted import requested_names
 from tracepaper.replay.training.material import in_bars, intervals_of, own_interval
 from tracepaper.replay.training.series import TrainingFile
 from tracepaper.storage.checkpoints import dump
+from tracepaper.strategies.books import KIND
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecasters.row_models import ROW_KINDS
@@ -242,7 +243,7 @@ def _kind(name: object) -> NetworkKind:
     if name not in known:
         every = [f"{kind.name}, {kind.words}" for kind in known.values()]
         every += [f"{row}, of one bar's features" for row in ROW_KINDS]
-        every.append(f"{orderbook.KIND}, {orderbook.WORDS}")
+        every.append(f"{KIND}, {orderbook.WORDS}")
         raise ConfigInvalid(
             f"There is no network called {name!r}; choose one of: {'; '.join(every)}."
         )

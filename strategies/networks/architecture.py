@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from tracepaper.strategies import books
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
 from tracepaper.strategies.networks.heads import Outputs
@@ -281,6 +282,11 @@ def network_kinds() -> Mapping[str, NetworkKind]:
 def kind_of(name: object) -> NetworkKind:
     """Return the kind of that name; raise ``ConfigInvalid`` for an unknown one."""
     known = network_kinds()
+    if name == books.KIND:
+        raise ConfigInvalid(
+            "A network of order books reads files of `tracepaper data record`, not bars; ask it by "
+            "`tracepaper explain --depth FILE --checkpoint FOLDER`."
+        )
     if not isinstance(name, str) or name not in known:
         raise ConfigInvalid(
             f"The model's card names the kind {shown(name)}; use {' or '.join(known)}."

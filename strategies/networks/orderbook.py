@@ -28,7 +28,6 @@ from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import checked_section
 from tracepaper.strategies.networks.encodings import rope_table, rotate
 
-KIND: Final = "orderbook"
 WORDS: Final = "levels of an order book and their history, from files of `data record`"
 MOVES: Final = ("down", "flat", "up")
 """What the mid does to a horizon, in the order of every answer."""

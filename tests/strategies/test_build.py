@@ -71,6 +71,13 @@ def test_options_that_cannot_be_are_refused(options: dict[str, Any], sentence: s
         build(models.card(), models.network().state_dict(), **options)
 
 
+def test_a_network_of_order_books_is_no_model_of_bars() -> None:
+    card = models.card()
+    card["model"]["kind"] = "orderbook"
+    with pytest.raises(ConfigInvalid, match="reads files of `tracepaper data record`, not bars"):
+        build(card, models.network().state_dict())
+
+
 def test_another_kind_of_model_is_refused() -> None:
     card = models.card()
     card["model"]["kind"] = "oracle"

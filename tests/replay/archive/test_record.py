@@ -324,16 +324,20 @@ def test_what_no_file_holds_is_refused(change: dict[str, int], sentence: str) ->
         DepthRequest(**{**plain, **change})
 
 
+def recorder(exchange: EmbeddedExchange, out: Path) -> Program:
+    """Return the program that records *exchange* to *out* until it is told to stop."""
+    command = [
+        str(BIN / "tracepaper"), "data", "record", "BTCUSDT", "--url", exchange.rest_url,
+        "--every", "100", "--depth", "20", "--out", str(out),
+    ]  # fmt: skip
+    patient = {"TRACEPAPER_EXCHANGE__AHEAD_MS": "600000"}
+    return Program(command, out.parent, name="recorder", extra=patient)
+
+
 async def test_a_kill_loses_at_most_the_last_block(tmp_path: Path) -> None:
     out = tmp_path / "a.depth"
     async with serving(candles(walk_rows(60)), start=3) as (exchange, _):
-        command = [
-            str(BIN / "tracepaper"), "data", "record", "BTCUSDT", "--url", exchange.rest_url,
-            "--every", "100", "--depth", "20", "--out", str(out),
-        ]  # fmt: skip
-        program = Program(
-            command, tmp_path, name="recorder", extra={"TRACEPAPER_EXCHANGE__AHEAD_MS": "600000"}
-        )
+        program = recorder(exchange, out)
         try:
             await until(lambda: any(one.topics for one in exchange.hub.connections))
             moved, begun_ms = 0, exchange.clock.now_ms()
@@ -345,7 +349,36 @@ async def test_a_kill_loses_at_most_the_last_block(tmp_path: Path) -> None:
             program.process.send_signal(signal.SIGKILL)
             program.kill()
     found = depth_quality(out)
-    assert found.torn == ""
+    assert (found.torn, found.gaps) == ("", ())
     assert found.books >= 64
     assert found.books % 64 == 0
     assert begun_ms - 1_000 <= (found.first_ms or 0) < begun_ms + 11_000
+
+
+async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_path: Path) -> None:
+    out = tmp_path / "a.depth"
+    async with serving(candles(walk_rows(60)), start=3) as (exchange, client):
+        before = DepthRequest(Category.LINEAR, "BTCUSDT", 20, 100)
+        live = Live(exchange, out, before)
+        await live.listening()
+        await exchange.advance(30_000)
+        await live.end()
+        await until(lambda: not exchange.hub.connections)
+        size = out.stat().st_size
+        program = recorder(exchange, out)
+        try:
+            await until(lambda: any(one.topics for one in exchange.hub.connections))
+            async with client.stream() as stream:
+                await stream.subscribe("orderbook.50.BTCUSDT")
+                for _ in range(30):
+                    await exchange.advance(1_000)
+                heard = [one["ts"] for one in await stream.drain() if "topic" in one]
+            await until(lambda: out.stat().st_size > size)
+        finally:
+            program.process.send_signal(signal.SIGTERM)
+            ended = await asyncio.to_thread(program.end)
+    assert ended.code == 0, ended.err
+    assert "1 gaps: " in ended.out
+    found = depth_quality(out)
+    assert [gap.cause for gap in found.gaps] == ["stopped"]
+    assert heard[0] < (found.last_ms or 0) < heard[-1]
