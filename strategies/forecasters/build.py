@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from tracepaper.strategies import features
 from tracepaper.strategies.attention import kernels
+from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.memory import (
     Shape,
     forward_bytes,
@@ -187,7 +188,8 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     own = kind.backend(config)
     if own is None:
         dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
-        return kernels.resolve(wanted, device, dtype)
+        sees = config.sees if isinstance(config, FlashConfig) else Mask.full()
+        return kernels.resolve(wanted, device, dtype, sees)
     if own == TILES and isinstance(config, FlashConfig):
         return _own_backend(wanted, stream_backends(config, device))
     return _own_backend(wanted, (own,))

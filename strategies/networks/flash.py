@@ -148,6 +148,11 @@ class FlashConfig:
         )
 
     @property
+    def sees(self) -> Mask:
+        """What a bar sees in each layer."""
+        return _MASKS[self.mask](self)
+
+    @property
     def head_dim(self) -> int:
         """The width of one head."""
         return self.dim // self.heads
@@ -296,7 +301,7 @@ class FlashNetwork(Network):
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.backend = "auto"  # of ``attend``
-        self.mask = _MASKS[config.mask](config)
+        self.mask = config.sees
         self.embed = nn.Linear(config.features, config.dim)
         self.encoding = ENCODINGS[config.encoding](Sizes(config.dim, config.heads, config.window))
         self.week, self.clock = clock_codes(
