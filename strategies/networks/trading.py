@@ -200,9 +200,11 @@ class ModalityFusion(nn.Module):
         )
         for at, places in enumerate(groups.values()):
             self.register_buffer(f"places_{at}", torch.tensor(places), persistent=False)
+        # Without the norm and a query of length the scores hardly move, and with them the shares.
+        self.norm = nn.LayerNorm(dim)
         self.key = nn.Linear(dim, dim)
         self.query = nn.Parameter(torch.empty(self.heads, dim // self.heads))
-        nn.init.normal_(self.query, std=0.02)  # every modality begins with about an equal share
+        nn.init.normal_(self.query)
 
     def forward(self, x: Tensor) -> Fused:
         """Return the states of rows *x* [batch, time, features]."""
@@ -213,7 +215,7 @@ class ModalityFusion(nn.Module):
             ],
             dim=-2,
         )  # [batch, time, modality, dim]
-        key = self.key(encoded).unflatten(-1, (self.heads, -1))
+        key = self.key(self.norm(encoded)).unflatten(-1, (self.heads, -1))
         scores = (key * self.query).sum(-1) * self.query.shape[-1] ** -0.5
         wide = torch.promote_types(scores.dtype, torch.float32)
         shares = scores.to(wide).softmax(dim=-2)  # [batch, time, modality, head]

@@ -58,7 +58,10 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
         for head in range(made.config.heads):
             span = slice(4 * head, 4 * head + 4)
             scores = torch.stack(
-                [fusion.key(each)[span] @ fusion.query[head] / 4**0.5 for each in encoded]
+                [
+                    fusion.key(fusion.norm(each))[span] @ fusion.query[head] / 4**0.5
+                    for each in encoded
+                ]
             )
             own_shares = scores.exp() / scores.exp().sum()
             parts.append(own_shares)
@@ -120,16 +123,19 @@ def test_a_row_depends_on_its_receptive_field_and_on_no_unused_column() -> None:
 @torch.no_grad()
 def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
     made, x, positions = network(), rows(25), torch.arange(25)
-    # Volume encodes to 5 whatever its columns, and the query asks for just that.
+    # Volume encodes to the same whatever its columns, and the query asks for just that.
+    signs = torch.tensor([1.0, -1.0] * 4).double()
     for at, encoder in enumerate(made.fusion.encoders):
         assert isinstance(encoder, nn.Sequential)
         last = encoder[2]
         assert isinstance(last, nn.Linear)
         last.weight.zero_()
-        last.bias.fill_(5.0 if at == 0 else 0.0)
+        last.bias.copy_(signs if at == 0 else torch.zeros(8))
     made.fusion.key.weight.copy_(torch.eye(8))
     made.fusion.key.bias.zero_()
-    made.fusion.query.fill_(1.0)
+    made.fusion.norm.weight.fill_(1.0)
+    made.fusion.norm.bias.zero_()
+    made.fusion.query.copy_(4.0 * signs.view(2, 4))
     by_name = dict.fromkeys(made.fusion.names, 0.0)
     for part in made.look(x, positions).parts:
         by_name[part.modality] += part.share
