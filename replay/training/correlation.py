@@ -33,8 +33,6 @@ from tracepaper.strategies.market import DAY_MS
 
 LEAST_BARS: Final = 5
 """Horizons of fewer bars are left out: two or three returns have no correlation to speak of."""
-WARM_BARS: Final = round(5 / (1 - EWMA_DECAY))
-"""Bars after a hole that are not judged: EWMA has not seen enough."""
 LEARNT: Final = "learnt"
 OTHERS: Final = ("EWMA", "mean of the training part")
 """What the learnt correlations are made of, and held against."""
@@ -63,7 +61,6 @@ class _Common(NamedTuple):
     open_time_ms: NDArray[np.int64]
     moves: Array  # [bar, symbol], log returns; NaN on the first bar of a segment
     run: NDArray[np.int64]  # [bar], a number for each stretch without a hole
-    age: NDArray[np.int64]  # [bar], bars since the stretch began
     inside: NDArray[np.bool_]  # [bar, horizon]: labelled in the part, of every symbol
 
 
@@ -203,12 +200,8 @@ def _common(material: Material, part: Part) -> _Common | None:
     follows[:1] = False
     follows &= np.isfinite(moved).all(axis=1)
     run = np.cumsum(~follows).astype(np.int64)
-    began = np.maximum.accumulate(np.where(follows, 0, np.arange(len(shared))))
     of_all = [each[place] for each, place in zip(inside, places, strict=True)]
-    return _Common(
-        tuple(symbols), shared, np.nan_to_num(moved), run, np.arange(len(shared)) - began,
-        np.logical_and.reduce(of_all),
-    )  # fmt: skip
+    return _Common(tuple(symbols), shared, np.nan_to_num(moved), run, np.logical_and.reduce(of_all))
 
 
 def _moves(close: Array) -> Array:
@@ -223,7 +216,8 @@ def _rows(common: _Common, column: int, horizon: int) -> _Rows | None:
     ends = np.arange(len(common.run)) + horizon
     known = ends < len(common.run)
     known[known] &= common.run[ends[known]] == common.run[known]
-    known &= (common.age >= WARM_BARS) & common.inside[:, column]
+    # A bar has features where as many bars before it are known, so that EWMA has seen some too.
+    known &= common.inside[:, column]
     rows = np.flatnonzero(known)
     ahead: dict[tuple[int, int], Array] = {}
     smooth: dict[tuple[int, int], Array] = {}
