@@ -164,7 +164,10 @@ def asked(text: str) -> tuple[str, tuple[int, ...]]:
             f"--folds is {shown(text)}; write walk:3, rolling:3 or combinatorial:6/2 (groups and "
             "how many are tested at a time)."
         )
-    return kind, tuple(map(int, parts))
+    numbers = tuple(map(int, parts))
+    if 0 in numbers:
+        raise ConfigInvalid(f"--folds is {text}, and 0 folds judge nothing; ask for at least 1.")
+    return kind, numbers
 
 
 def _days(span: Span) -> Span:

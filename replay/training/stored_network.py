@@ -58,9 +58,14 @@ class StoredNetwork:
         """Return that of the checkpoint *name*: a bundled one, or a folder.
 
         Raises ``CheckpointMismatch`` for a checkpoint that is not whole, and ``ConfigInvalid`` for
-        one without a network.
+        one without a network and for none.
         """
         folder = checkpoints.locate(name)
+        if not folder.is_dir():
+            known = ", ".join(checkpoints.bundled())
+            raise ConfigInvalid(
+                f"There is no checkpoint {name!r}; name a folder, or a bundled one: {known}."
+            )
         found = checkpoints.load(folder)
         card, tensors = found.card, found.tensors
         if is_ensemble(card):

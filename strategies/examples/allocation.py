@@ -22,9 +22,14 @@ from tracepaper.strategies.portfolio import PortfolioStrategy
 from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.types import Action
 
-_OPTIONS: Final = frozenset(
-    {"rule", "window", "half_life", "every", "bound", "aversion", "cost", "lean"}
-)
+_COMMON: Final = frozenset({"rule", "window", "every", "bound"})
+_OPTIONS: Final = {
+    Rule.EQUAL: _COMMON,
+    Rule.INVERSE: _COMMON | {"half_life"},
+    Rule.MINIMUM: _COMMON | {"half_life", "cost"},
+    Rule.MEAN_VARIANCE: _COMMON | {"half_life", "cost", "aversion", "lean"},
+}
+"""What each rule makes something of."""
 
 
 class Allocation(PortfolioStrategy):
@@ -46,9 +51,13 @@ class Allocation(PortfolioStrategy):
     state: State
 
     def __init__(self, options: Mapping[str, float | str]) -> None:
-        if unknown := sorted(set(options) - _OPTIONS):
-            raise ValueError(f"{unknown[0]} is no option; use {', '.join(sorted(_OPTIONS))}")
         self._rule = Rule(str(options.get("rule", Rule.INVERSE)))
+        known = _OPTIONS[self._rule]
+        if unknown := sorted(set(options) - known):
+            raise ValueError(
+                f"{unknown[0]} is no option of the rule {self._rule}; use "
+                f"{', '.join(sorted(known))}"
+            )
         require_solver(self._rule)
         self.warmup = _bars(options, "window", default=240, least=3) + 1
         half_life = _bars(options, "half_life", default=0, least=0)

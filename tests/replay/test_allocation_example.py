@@ -55,7 +55,10 @@ def test_weights_are_found_once_a_day_and_follow_from_the_record(
     ("options", "sentence"),
     [
         ({"rule": "best"}, "'best' is not a valid Rule"),
-        ({"windw": 9}, "windw is no option"),
+        ({"windw": 9}, "windw is no option of the rule inverse; use bound, every, half_life, rule"),
+        ({"rule": "equal", "half_life": 9}, "half_life is no option of the rule equal"),
+        ({"rule": "minimum", "aversion": 2.0}, "aversion is no option of the rule minimum"),
+        ({"rule": "inverse", "lean": 0.2}, "lean is no option of the rule inverse"),
         ({"window": 2}, "window is 2; it must be a whole number of at least 3"),
         ({"window": 9.5}, "window is 9.5; it must be a whole number"),
         ({"every": 0}, "every is 0; it must be a whole number of at least 1"),

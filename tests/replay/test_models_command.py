@@ -232,3 +232,11 @@ def test_a_card_without_figures_is_experimental_and_so_are_kinds_without_a_check
     assert "flash" not in told["experimental_kinds"]
     assert invoke(["models"]) == 0
     assert "no bundled checkpoint of theirs" in capsys.readouterr().out
+
+
+def test_no_checkpoint_of_that_name_is_said_with_those_that_there_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke(["models", "check", "none"]) == 2
+    said = capsys.readouterr().err
+    assert "There is no checkpoint 'none'; name a folder, or a bundled one: flash-15m" in said

@@ -184,7 +184,7 @@ def test_folds_are_cut_at_midnights_within_the_span() -> None:
     [
         ("walk", "write walk:3"),
         ("walk:3/2", "write walk:3"),
-        ("walk:0", "too few for 0"),
+        ("walk:0", "0 folds judge nothing; ask for at least 1"),
         ("walk:9", "fewer folds"),
         ("rolling:x", "write walk:3"),
         ("combinatorial:6", "write walk:3"),
