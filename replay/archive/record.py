@@ -208,6 +208,15 @@ def sample_frames(
         return writer.says
 
 
+def source_of(stream_url: str) -> str:
+    """Return whence books of a websocket address are, as a file's header says it.
+
+    The exchange itself is elsewhere and speaks TLS, which the embedded one never does.
+    """
+    is_real = stream_url.startswith("wss://") and not is_loopback(stream_url)
+    return "exchange" if is_real else "loopback"
+
+
 async def record_live(
     exchange: ExchangeSection,
     request: DepthRequest,
@@ -227,7 +236,7 @@ async def record_live(
     async with RestClient(exchange, clock=clock, rng=jitter, budget=budget) as rest:
         clock.synchronise(await rest.server_time_ms())
         instrument = await rest.instrument(request.category, request.symbol)
-    source = "loopback" if is_loopback(exchange.stream_url) else "exchange"
+    source = source_of(exchange.stream_url)
 
     def accepts(server_ms: int) -> bool:
         if server_ms > clock.market_ms() + exchange.ahead_ms:

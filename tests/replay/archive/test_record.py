@@ -18,12 +18,14 @@ from depth_cases import BTC, FIRST_MS, frame, packed, plain_books
 from exchange_client import candles, serving, walk_rows
 from programs import BIN, ROOT, Program
 
+from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.replay.archive.depth import depth_quality, read_depth
 from tracepaper.replay.archive.record import (
     SILENT_MS,
     DepthRequest,
     DepthSampler,
     record_live,
+    source_of,
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.books import books_of, check_books
@@ -192,6 +194,12 @@ def test_mutated_frames_raise_nothing_and_leave_possible_books() -> None:
 
 
 # ---------------------------------------------------------------- live
+
+
+def test_only_what_is_elsewhere_and_encrypted_is_the_exchange() -> None:
+    assert source_of(ExchangeSection().stream_url) == "exchange"
+    others = ("ws://127.0.0.1:80", "wss://localhost", "wss://[::1]:443", "ws://stream.bybit.com")
+    assert {source_of(url) for url in others} == {"loopback"}
 
 
 class Live:
