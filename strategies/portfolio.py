@@ -20,6 +20,9 @@ from tracepaper.strategies.types import Action, Bar
 NOT_NAMED: Final = Signal(Action.HOLD, "not named by the portfolio")
 """What an instrument does that an answer leaves out."""
 
+SHARE_OF: Final = "from_"
+"""How the note begins that says how much of where a decision looked is of one symbol."""
+
 
 class PortfolioStrategy(ABC):
     """One strategy for all instruments of a run; a user derives from it.

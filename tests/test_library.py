@@ -28,6 +28,7 @@ from tracepaper.strategies.forecasters.row_models import ROW_KINDS
 from tracepaper.strategies.networks import encodings
 from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.clocks import CLOCKS
+from tracepaper.strategies.networks.crossasset import KINDS, CrossAssetConfig
 from tracepaper.strategies.networks.encodings import ENCODINGS, Encoding
 from tracepaper.strategies.networks.heads import HEADS
 from tracepaper.strategies.networks.looked import METHODS
@@ -94,7 +95,7 @@ def charts() -> list[str]:
 def registered_names() -> dict[str, Iterable[str]]:
     """Return what is registered, by the section that must list it."""
     return {
-        "Networks": [*network_kinds(), *ROW_KINDS, KIND],
+        "Networks": [*network_kinds(), *KINDS, *ROW_KINDS, KIND],
         "Mechanisms": [*MaskKind, *backends.BACKENDS],
         "Encodings": [*ENCODINGS, *CLOCKS],
         "What a network says": HEADS,
@@ -141,6 +142,9 @@ def sized(words: list[str]) -> list[str]:
     """Return a training's *words* with sizes that its network has, and few steps."""
     name = words[words.index("--network") + 1] if "--network" in words else "flash"
     kinds = network_kinds()
+    if name in KINDS:
+        has = {one.name for one in fields(CrossAssetConfig)}
+        return [*words, *(f"--{key}={value}" for key, value in SMALL.items() if key in has), *SHORT]
     if name not in kinds:
         return [*words, "--threads", "1", "--horizons", "4,16"]
     has = {one.name for one in fields(type(kinds[name].read({})))}

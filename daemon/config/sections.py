@@ -56,7 +56,9 @@ SQLITE: Final = "sqlite:///"
 STOCK: Final = "stock"
 TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """Of a trend, where nobody chose others."""
-BUILT_IN: Final = ("attention", TREND, "persistence", "sma_cross")
+TOGETHER: Final = ("crossasset", "portfolio")
+"""Strategies that trade all symbols of a close by a checkpoint of their own options."""
+BUILT_IN: Final = ("attention", TREND, "persistence", "sma_cross", *TOGETHER)
 """Strategies by name; any other is a class of the user's."""
 WINDOWS_MAX: Final = 8
 """Of a trend: each is a note of every decision."""
@@ -199,7 +201,8 @@ class StrategySection(Section):
 
     name: str = TREND
     """trend (direction from closed hours; the model's volatility sizes it), attention (direction
-    from the model), persistence, sma_cross, or a class of your own as module:Class."""
+    from the model), crossasset or portfolio (all symbols of a close, by options.checkpoint),
+    persistence, sma_cross, or a class of your own as module:Class."""
     fast: int = Field(default=20, ge=1, le=100_000)
     """Bars in the fast average of sma_cross."""
     slow: int = Field(default=100, ge=2, le=100_000)
@@ -220,7 +223,8 @@ class StrategySection(Section):
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
-    """Handed to your own class as it stands."""
+    """Handed to your own class as it stands. crossasset and portfolio: checkpoint (a folder), every
+    (bars between decisions) and long_only."""
     twins: Annotated[
         tuple[Literal["ungated", "random_gate", "buy_and_hold"], ...], BeforeValidator(several)
     ] = ()

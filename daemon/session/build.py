@@ -9,11 +9,12 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import STOCK, ExecutionSection, RegimeSection
+from tracepaper.daemon.config.sections import STOCK, TOGETHER, ExecutionSection, RegimeSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
 from tracepaper.daemon.engine.margin import MarginRules, tiers_of
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
+from tracepaper.daemon.session.together import make_together
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.strategies.calendar import Calendar, Sessions
@@ -39,7 +40,7 @@ from tracepaper.strategies.market import (
     time_of,
     unscaled,
 )
-from tracepaper.strategies.portfolio import portfolio_of
+from tracepaper.strategies.portfolio import PortfolioMember, portfolio_of
 from tracepaper.strategies.regime import RegimeBounds
 from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.strategy import (
@@ -123,7 +124,7 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
                 for symbol in symbols
             }
         case name:
-            strategies = make_own(name, dict(chosen.options), symbols)
+            strategies = _of_portfolio(config) if name in TOGETHER else _of_class(config)
     if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
         raise ConfigInvalid(
             f"{name} decides for all symbols of a close at once, and market.gather_ms = 0 decides "
@@ -134,6 +135,18 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
             if strategy.needs_forecast:
                 strategy.warmup = max(strategy.warmup, forecaster.context)
     return strategies
+
+
+def _of_class(config: Config) -> dict[str, Strategy]:
+    """Return guarded objects of a user's class."""
+    chosen = config.strategy
+    return make_own(chosen.name, dict(chosen.options), config.market.symbols)
+
+
+def _of_portfolio(config: Config) -> dict[str, Strategy]:
+    """Return the members of a strategy that trades all symbols by a checkpoint of its own."""
+    portfolio = make_together(config)
+    return {symbol: PortfolioMember(portfolio) for symbol in config.market.symbols}
 
 
 def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import TOGETHER
 from tracepaper.daemon.session.models import computing, further_libraries
+from tracepaper.daemon.session.together import together_sha256
 from tracepaper.daemon.session.user_class import class_sha256, user_class
 from tracepaper.strategies.calendar import Sessions, unpacked
 from tracepaper.strategies.errors import DataInvalid
@@ -150,8 +152,13 @@ def continues(
 
 
 def strategy_sha256(config: Config) -> str:
-    """Return the id of a user's class, by its sources; empty for a built-in strategy."""
+    """Return the id of a user's class, by its sources, or of a strategy's own checkpoint.
+
+    Empty for every other built-in strategy.
+    """
     name = config.strategy.name
+    if name in TOGETHER:
+        return together_sha256(config)
     return class_sha256(user_class(name)) if ":" in name else ""
 
 

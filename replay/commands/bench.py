@@ -135,6 +135,19 @@ def close(
 
 
 @app.command()
+def assets(
+    *,
+    assets: Annotated[int, typer.Option(min=2, max=1_000, help="Assets at once.")] = 100,
+    bars: Annotated[int, typer.Option(min=16, help="Bars of each.")] = 2_048,
+    json: JsonOption = False,
+) -> None:
+    """Measure a network over many assets on generated prices: time and peak memory, explained."""
+    from tracepaper.replay.bench.assets import measure
+
+    _say("many assets at once, every one explained", measure(assets, bars), as_json=json)
+
+
+@app.command()
 def attention(
     *,
     long: Annotated[bool, typer.Option("--long", help="Also 65,536 bars.")] = False,

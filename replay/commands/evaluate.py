@@ -113,6 +113,16 @@ def evaluate(
             )
         evaluate_books(locate(checkpoint), data, threads=threads, as_json=json)
         return
+    if _is_together(checkpoint):
+        plain = not (spans or start or end or beside or folds or instead or html)
+        _judge_together(
+            checkpoint,
+            data,
+            plain=plain and not any(asked.values()),
+            threads=threads,
+            as_json=json,
+        )
+        return
     chosen = read_spans(spans, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if folds is not None and (is_class or spans or start or end or beside):
@@ -135,6 +145,51 @@ def evaluate(
     for name in beside or ():
         judged = _with_rival(judged, name, data, config, threads=threads)
     _print(judged, html, as_json=json)
+
+
+def _is_together(name: str) -> bool:
+    """Return whether *name* is a checkpoint that answers for all symbols of a close."""
+    from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
+    from tracepaper.strategies.forecasters.together import is_together
+
+    folder = locate(name)
+    return is_checkpoint(folder) and is_together(read_card(folder))
+
+
+def _judge_together(
+    name: str, data: list[str], *, plain: bool, threads: int, as_json: bool
+) -> None:
+    """Judge a checkpoint over several assets on the untouched closes that all of *data* have."""
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.training.aligned import AlignedMaterial
+    from tracepaper.replay.training.aligned_pipeline import evaluated_together, findings_of
+    from tracepaper.replay.training.fitted import stored_baselines
+    from tracepaper.replay.training.pipeline import split_of, use_threads
+    from tracepaper.storage.checkpoints import load, locate
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if not plain:
+        raise ConfigInvalid(
+            f"{name} answers for all symbols of a close, and is judged on the closes after its "
+            "calibration; leave out all options but --data, --threads and --json."
+        )
+    use_threads(threads)
+    folder = locate(name)
+    found = load(folder)
+    split = split_of(found.card)
+    material = _material(found.card, data, stored=stored_baselines(folder, found.card))
+    aligned = AlignedMaterial.of(material, lambda _: split)
+    card = evaluated_together(found.card, found.tensors, aligned)
+    tables, sentences = findings_of(card), card["honesty"]["sentences"]
+    if as_json:
+        told = {"figures": card["figures"], "sentences": sentences, "not_used": list(aligned.said)}
+        print_json({"id": found.id, **told})
+        return
+    console = for_tables()
+    for table in tables:
+        console.print(table.on_terminal())
+    for sentence in (*aligned.said, *sentences):
+        console.print(f"• {sentence}", markup=False)
 
 
 class _Judged(NamedTuple):

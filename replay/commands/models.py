@@ -241,7 +241,8 @@ def _shares(card: dict[str, Any]) -> str:
 def _rows(architecture: dict[str, Any]) -> int:
     """Return how many rows an answer depends on: layers of a sliding window reach further back."""
     layers, window = int(architecture["layers"]), int(architecture["window"])
-    return layers * (window - 1) + 1 if architecture.get("mask") == "window" else window
+    slides = architecture.get("mask") == "window" or architecture.get("attention") == "factorised"
+    return layers * (window - 1) + 1 if slides else window
 
 
 def _reach(card: dict[str, Any], rows: int) -> str:

@@ -13,6 +13,7 @@ from tracepaper.daemon.commands.options import JsonOption, print_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
     from tracepaper.replay.training.ensemble import EnsembleRecipe
     from tracepaper.replay.training.material import Material
     from tracepaper.replay.training.recipe import Recipe
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.strategies.errors import ConfigInvalid
 
-    AnyRecipe = Recipe | RowRecipe | EnsembleRecipe
+    OwnRecipe = Recipe | RowRecipe | EnsembleRecipe
+    AnyRecipe = OwnRecipe | AlignedRecipe
 
 DataOption = Annotated[
     list[str],
@@ -147,6 +149,12 @@ def train(
     regimes: Annotated[
         int | None, typer.Option(help="trading: of the coming variance, 2 to 7; 0 for none.")
     ] = None,
+    attention: Annotated[
+        str | None, typer.Option(help="crossasset, portfolio: factorised, or joint over windows.")
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="crossasset, portfolio: bars, a horizon, that weights hold.")
+    ] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option(help="flash: compute activations twice, to save memory.")
@@ -213,6 +221,8 @@ def train(
             "tokens": None if tokens is None else _wholes("--tokens", tokens),
             "modalities": None if modalities is None else modalities.split(","),
             "regimes": regimes,
+            "attention": attention,
+            "every": every,
             "dropout": dropout,
             "checkpointing": checkpointing,
             "quantiles": None if quantiles is None else _shares(quantiles),
@@ -274,11 +284,18 @@ def _made(
     resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:
     """Train by the recipe of each seed; none where the recipe is printed instead."""
+    from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
+
     chosen = _recipes(recipe, given, seeds)
     if print_recipe:
         typer.echo(chosen[0].text(), nl=False)
         return []
-    return _train(chosen, *_required(data, out), cache, resume=resume)
+    files, folder = _required(data, out)
+    together = [one for one in chosen if isinstance(one, AlignedRecipe)]
+    if together:
+        return _train_together(together, files, folder, cache, resume=resume)
+    alone = [one for one in chosen if not isinstance(one, AlignedRecipe)]
+    return _train(alone, files, folder, cache, resume=resume)
 
 
 def _tell(made: Sequence[tuple[Path, Checkpoint]], *, as_json: bool) -> None:
@@ -324,21 +341,78 @@ def _recipes(
 def _recipe(document: Mapping[str, Any]) -> AnyRecipe:
     """Return the recipe of a network, of a model of one bar's features, or of both together."""
     from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
     from tracepaper.replay.training.ensemble import EnsembleRecipe, is_recipe
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
     from tracepaper.strategies.forecasters.row_models import ROW_KINDS
+    from tracepaper.strategies.networks.crossasset import KINDS
 
     if is_recipe(document):
         return EnsembleRecipe.of(document, created_ms=SystemClock().wall_ms())
     model = document.get("model")
+    if isinstance(model, dict) and model.get("kind") in KINDS:
+        return AlignedRecipe.of(document)
     if isinstance(model, dict) and model.get("kind") in ROW_KINDS:
         return RowRecipe.of(document, created_ms=SystemClock().wall_ms())
     return Recipe.of(document)
 
 
+def _train_together(
+    recipes: Sequence[AlignedRecipe],
+    data: list[str],
+    out: Path,
+    cache: Path | None,
+    *,
+    resume: bool,
+) -> list[tuple[Path, Checkpoint]]:
+    """Train a network over all symbols of *data* by each recipe; they differ in their seeds."""
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.judging.spans import opened_by_training
+    from tracepaper.replay.training.aligned import AlignedMaterial
+    from tracepaper.replay.training.aligned_pipeline import train_aligned
+    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.training.material import Material, intervals_of
+    from tracepaper.replay.training.pipeline import use_threads
+    from tracepaper.replay.training.show import FitView
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if resume:
+        raise ConfigInvalid(
+            "A fit over several symbols is made in one go; leave --resume out, and fit it again."
+        )
+    first = recipes[0]
+    use_threads(first.threads)
+    split = _split(first.split or {}, max(first.config.horizons))
+    material = Material.read(
+        data,
+        split,
+        first.config.horizons,
+        first.schema_id,
+        intervals=intervals_of(first.intervals),
+        arrays=ArrayCache(cache or default_folder()),
+    )
+    aligned = AlignedMaterial.of(replace(material, requested=first.baselines), split)
+    made = []
+    for recipe in recipes:
+        folder = out / f"seed-{recipe.options.seed}" if len(recipes) > 1 else out
+        with FitView(recipe.options.steps) as view:
+            found = train_aligned(
+                aligned,
+                recipe,
+                folder,
+                created_ms=SystemClock().wall_ms(),
+                observe=view.observe,
+                say=view.say,
+            )
+        if said := opened_by_training(folder, found, aligned.material):
+            typer.echo(said, err=True)
+        made.append((folder, found))
+    return made
+
+
 def _train(
-    recipes: Sequence[AnyRecipe], data: list[str], out: Path, cache: Path | None, *, resume: bool
+    recipes: Sequence[OwnRecipe], data: list[str], out: Path, cache: Path | None, *, resume: bool
 ) -> list[tuple[Path, Checkpoint]]:
     """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
     from tracepaper.replay.judging.spans import opened_by_training
@@ -434,10 +508,11 @@ def _is_checkpoint(given: str | None) -> bool:
     from tracepaper.storage.checkpoints import CARD_NAME
     from tracepaper.strategies.forecasters.row_models import ROW_KINDS
     from tracepaper.strategies.networks.architecture import network_kinds
+    from tracepaper.strategies.networks.crossasset import KINDS
 
     if given is None or not (Path(given) / CARD_NAME).is_file():
         return False
-    return given not in {*network_kinds(), *ROW_KINDS}
+    return given not in {*network_kinds(), *KINDS, *ROW_KINDS}
 
 
 def _half_trained() -> ConfigInvalid:
@@ -502,9 +577,17 @@ def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
+    from tracepaper.strategies.networks.crossasset import KINDS
+
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
+    if (kind := found.card["model"]["kind"]) in KINDS:
+        typer.echo(
+            f"Use it: [strategy] name = {kind!r} and options.checkpoint = {str(folder)!r}, with "
+            "[sizing] mode = 'equity'."
+        )
+        return
     typer.echo(f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}.")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
+from tracepaper.daemon.config.sections import TOGETHER
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.explain.asked import ALONE, ComparedWith, TypedMethod
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.explain.by_feature import ByFeature
     from tracepaper.replay.explain.by_method import ByMethod
     from tracepaper.replay.explain.compared import SideBySide
+    from tracepaper.replay.explain.influence import Influence
     from tracepaper.replay.explain.recomputed import Full
 
 
@@ -27,13 +29,15 @@ class Recomputed(NamedTuple):
     """What the model said again: where a network looked, what a tree's or a glm's features added.
 
     An ensemble says both, and a decision of which nothing was asked again neither. ``by_method``
-    is where a network looked by the method that was asked for.
+    is where a network looked by the method that was asked for, ``influence`` where one over several
+    assets did.
     """
 
     full: Full | None = None
     by_feature: ByFeature | None = None
     by_method: ByMethod | None = None
     compared: SideBySide | None = None
+    influence: Influence | None = None
 
 
 def explain_decision(
@@ -68,9 +72,17 @@ def explain_decision(
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     if full or asked or beside or page is not None:
         try:
-            found = _recomputed(
-                path, run_id, sequence, full=full or page is not None, asked=asked, beside=beside
-            )
+            if stored.run["strategy"] in TOGETHER and not (asked or beside):
+                found = _over_assets(path, run_id, sequence, stored)
+            else:
+                found = _recomputed(
+                    path,
+                    run_id,
+                    sequence,
+                    full=full or page is not None,
+                    asked=asked,
+                    beside=beside,
+                )
         except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
             missing = error
     if as_json:
@@ -131,6 +143,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "by_feature": None if found.by_feature is None else asdict(found.by_feature),
         "by_method": None if found.by_method is None else asdict(found.by_method),
         "compared": None if found.compared is None else compared_document(found.compared),
+        "influence": None if found.influence is None else asdict(found.influence),
         "full_missing": missing,
     }
 
@@ -157,6 +170,13 @@ def _compared(path: Path, run_id: str, sequence: int, beside: ComparedWith) -> S
         other, name = open_past(*place), f"decision {place[2]:,}"
         own = f"decision {sequence:,}"
     return compare(sided(past, own), sided(other, name))
+
+
+def _over_assets(path: Path, run_id: str, sequence: int, stored: StoredDecision) -> Recomputed:
+    """Return where a decision over several assets looked."""
+    from tracepaper.replay.explain.influence import influence
+
+    return Recomputed(influence=influence(path, run_id, sequence, stored))
 
 
 def _recomputed(
@@ -209,3 +229,7 @@ def _print(stored: StoredDecision, found: Recomputed) -> None:
             console.print(show_by_method(found.by_method))
         if found.compared is not None:
             console.print(show_compared(found.compared))
+        if found.influence is not None:
+            from tracepaper.replay.explain.influence import show_influence
+
+            console.print(show_influence(found.influence))

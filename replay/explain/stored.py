@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
+from tracepaper.daemon.config.sections import TOGETHER
 from tracepaper.replay.report.listed import of_decision
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates import GATES, refusal, verdict, warm, with_unit
+from tracepaper.strategies.portfolio import SHARE_OF
 from tracepaper.strategies.trend import TREND
 from tracepaper.strategies.types import Action
 
@@ -63,8 +65,8 @@ class StoredDecision:
     @property
     def no_attribution(self) -> str | None:
         """Why the decision has no attribution, in one sentence; None where it has one."""
-        if self.buckets:
-            return None
+        if self.buckets or self.run["strategy"] in TOGETHER:
+            return None if self.buckets else self._looked_at
         if not self.run["model_id"]:
             return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
         if (deadline := self.decision["late_deadline_ms"]) is not None:
@@ -80,6 +82,23 @@ class StoredDecision:
         if self.has_forecast:
             return "This model gives forecasts without an explanation of where it looked."
         return "The model gave no forecast for this bar, so nothing was attributed."
+
+    @property
+    def _looked_at(self) -> str:
+        """How a decision over several assets shared what it looked at, in a sentence."""
+        if not self.shares:
+            return f"The strategy {self.run['strategy']} asked no network at this close."
+        told = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
+        return f"It looked at {told}; --full says at which of their bars."
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How much of where a decision over several assets looked is of each, where it noted it."""
+        return {
+            row["name"].removeprefix(SHARE_OF): row["number"]
+            for row in self.notes
+            if row["name"].startswith(SHARE_OF) and row["number"] is not None
+        }
 
 
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:

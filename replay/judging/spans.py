@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.ensemble import EnsembleRecipe
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.recipe import Recipe
@@ -27,6 +28,7 @@ from tracepaper.storage.checkpoints import BUNDLED, Checkpoint, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
+from tracepaper.strategies.forecasters.together import is_together
 
 FILE_NAME: Final = "openings.toml"
 _LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
@@ -135,6 +137,8 @@ def recipe_hash(card: Mapping[str, Any]) -> str:
         both = EnsembleRecipe.of(card, created_ms=0)
         hashes = f"{_hash(both.network.document())} {_hash(tomllib.loads(both.rows.text()))}"
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]
+    if is_together(card):
+        return _hash(AlignedRecipe.of(card).document())
     if row_kind(card) is None:
         return _hash(Recipe.of(card).document())
     return _hash(tomllib.loads(RowRecipe.of(card, created_ms=0).text()))

@@ -36,6 +36,7 @@ from tracepaper.strategies.networks.architecture import (
     nearest,
     network_kinds,
 )
+from tracepaper.strategies.networks.crossasset import KINDS
 from tracepaper.strategies.networks.flash import FlashNetwork
 
 Document = Mapping[str, Any]
@@ -242,6 +243,7 @@ def _kind(name: object) -> NetworkKind:
     known = network_kinds()
     if name not in known:
         every = [f"{kind.name}, {kind.words}" for kind in known.values()]
+        every += [f"{several}, {words}" for several, words in KINDS.items()]
         every += [f"{row}, of one bar's features" for row in ROW_KINDS]
         every.append(f"{KIND}, {orderbook.WORDS}")
         raise ConfigInvalid(

@@ -71,7 +71,9 @@ def _figures(card: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
 def _pair(figures: Mapping[str, Any], figure: str, name: str) -> tuple[float, float] | None:
     """Return a figure of *name* with its standard error; None where the card has none."""
     table = figures.get(figure)
-    pair = table.get(name) if isinstance(table, Mapping) else None
+    pair = None
+    if isinstance(table, Mapping):  # a network alone is called so, any other the model
+        pair = table.get(name, table.get("network") if name == "model" else None)
     if not isinstance(pair, list) or len(pair) != 2:
         return None
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in pair):

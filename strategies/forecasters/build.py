@@ -34,6 +34,7 @@ from tracepaper.strategies.forecasters.rowwise import RowForecaster, TrainedRows
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
+from tracepaper.strategies.networks.crossasset import KINDS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.networks.stream import (
@@ -46,6 +47,7 @@ from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 AnyFit = TypeVar("AnyFit")
 ENSEMBLE: Final = "ensemble"
 """The kind of checkpoint that holds a network and a row model."""
@@ -235,14 +237,20 @@ def architecture(card: Mapping[str, Any]) -> tuple[NetworkKind, Architecture]:
 
     Raises ``ConfigInvalid`` for an unknown kind or an architecture that cannot be built.
     """
-    kind = kind_of(_section(card, "model").get("kind"))
-    config: Architecture = kind.read(_section(card, "architecture"))
+    name = section_of(card, "model").get("kind")
+    if name in KINDS:
+        raise ConfigInvalid(
+            f"A {name} checkpoint answers for all symbols of a close; name it by strategy.name "
+            f"'{name}' and its folder by strategy.options.checkpoint, instead of model.checkpoint."
+        )
+    kind = kind_of(name)
+    config: Architecture = kind.read(section_of(card, "architecture"))
     return kind, config
 
 
 def is_ensemble(card: Mapping[str, Any]) -> bool:
     """Return whether *card* is of a network and a row model together."""
-    return bool(_section(card, "model").get("kind") == ENSEMBLE)
+    return bool(section_of(card, "model").get("kind") == ENSEMBLE)
 
 
 COMPUTED: Final = "computed_by"
@@ -253,9 +261,9 @@ HALVES: Final = ("network", "rows")
 
 def part_of(card: Mapping[str, Any], half: str) -> dict[str, Any]:
     """Return the card of one half of an ensemble, under the identity of the whole."""
-    part = _section(_section(card, "parts"), half)
-    identity = {key: _section(card, "model").get(key, "") for key in ("id", "sha256")}
-    return {**part, "model": {**_section(part, "model"), **identity}}
+    part = section_of(section_of(card, "parts"), half)
+    identity = {key: section_of(card, "model").get(key, "") for key in ("id", "sha256")}
+    return {**part, "model": {**section_of(part, "model"), **identity}}
 
 
 def tensors_of(tensors: Mapping[str, Tensor], half: str) -> dict[str, Tensor]:
@@ -279,27 +287,27 @@ def _ensemble(
         raise CheckpointMismatch(
             "An ensemble is a network and a tree or a glm; combine two such checkpoints."
         )
-    wide = features.wider(*map(_known_schema, cards))
-    cards[0]["features"] = {**_section(cards[0], "features"), COMPUTED: wide.schema_id}
+    wide = features.wider(*map(known_schema, cards))
+    cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
     network, rows = (
         build_half(part, tensors_of(tensors, half))
         for part, half in zip(cards, HALVES, strict=True)
     )
     assert isinstance(network, NetworkForecaster)
     assert isinstance(rows, RowForecaster)
-    section = _section(card, "calibration")
+    section = section_of(card, "calibration")
     return EnsembleForecaster(
         network,
         rows,
-        _per_horizon(_section(card, "ensemble").get("network_share"), network.horizons),
-        spread=_per_horizon(section.get("spread"), network.horizons),
+        per_horizon(section_of(card, "ensemble").get("network_share"), network.horizons),
+        spread=per_horizon(section.get("spread"), network.horizons),
         calibration=_calibration(section, network.model.network.content_free(), network.horizons),
     )
 
 
 def row_kind(card: Mapping[str, Any]) -> RowKind | None:
     """Return the kind of row model that *card* describes; None where it is a network's."""
-    return ROW_KINDS.get(str(_section(card, "model").get("kind")))
+    return ROW_KINDS.get(str(section_of(card, "model").get("kind")))
 
 
 def trained_rows(
@@ -310,8 +318,8 @@ def trained_rows(
     Raises ``ConfigInvalid`` for an unknown feature schema, and ``CheckpointMismatch`` for arrays or
     a calibration that do not fit the card.
     """
-    identity, calibration = _section(card, "model"), _section(card, "calibration", {})
-    horizons = _section(card, "architecture").get("horizons")
+    identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
+    horizons = section_of(card, "architecture").get("horizons")
     if not (
         isinstance(horizons, list | tuple)
         and 0 < len(horizons) <= _QUANTILES_MAX
@@ -320,7 +328,7 @@ def trained_rows(
         raise CheckpointMismatch(
             "The card's architecture.horizons must list whole bars; use the card that was written."
         )
-    schema = _known_schema(card)
+    schema = known_schema(card)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     ahead = tuple(horizons)
     return TrainedRows(
@@ -330,7 +338,7 @@ def trained_rows(
         horizons=ahead,
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
-        spread=_per_horizon(calibration.get("spread", 1.0), ahead),
+        spread=per_horizon(calibration.get("spread", 1.0), ahead),
         calibration=_calibration(calibration, 0.0, ahead),
     )
 
@@ -342,7 +350,14 @@ def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
 
 
 def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> AnyNetwork:
-    """Make a network and fill it; raise ``CheckpointMismatch`` unless *tensors* are its weights.
+    """Make a network, fill it and probe it; raise ``CheckpointMismatch`` where that fails."""
+    network = filled(make, tensors)
+    _probe(network)
+    return network
+
+
+def filled(make: Callable[[], AnyModule], tensors: Mapping[str, Tensor]) -> AnyModule:
+    """Make a module and fill it; raise ``CheckpointMismatch`` unless *tensors* are its weights.
 
     Shapes are compared before anything is allocated: a card may name any size.
     """
@@ -368,7 +383,6 @@ def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> An
     network = make()
     network.load_state_dict({name: tensors[name].float() for name in wanted})
     network.eval()
-    _probe(network)
     return network
 
 
@@ -405,10 +419,10 @@ def _probe(network: Network) -> None:
 
 
 def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
-    identity, calibration = _section(card, "model"), _section(card, "calibration", {})
+    identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
     horizons = network.config.horizons
     schema = _schema(card, network.config.features)
-    computed = _section(card, "features").get(COMPUTED, schema.schema_id)
+    computed = section_of(card, "features").get(COMPUTED, schema.schema_id)
     return TrainedModel(
         network=network,
         schema=schema,
@@ -424,7 +438,7 @@ def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
 
 
 def _schema(card: Mapping[str, Any], columns: int) -> FeatureSchema:
-    schema = _known_schema(card)
+    schema = known_schema(card)
     if len(schema.names) != columns:
         raise CheckpointMismatch(
             f"The features {schema.schema_id} have {len(schema.names)} columns, but the network "
@@ -433,8 +447,9 @@ def _schema(card: Mapping[str, Any], columns: int) -> FeatureSchema:
     return schema
 
 
-def _known_schema(card: Mapping[str, Any]) -> FeatureSchema:
-    return features.schema(str(_section(card, "features").get("schema_id")))
+def known_schema(card: Mapping[str, Any]) -> FeatureSchema:
+    """Return the feature schema of *card*; raise ``ConfigInvalid`` for an unknown one."""
+    return features.schema(str(section_of(card, "features").get("schema_id")))
 
 
 def _calibration(
@@ -445,7 +460,7 @@ def _calibration(
     quantiles = section["quantiles"]
     if not isinstance(quantiles, Mapping):
         raise CheckpointMismatch("The card's calibration.quantiles is no table; train it again.")
-    slopes = _per_horizon(section.get("slope", 1.0), horizons)
+    slopes = per_horizon(section.get("slope", 1.0), horizons)
     return Calibration(
         quantiles={name: _ascending(name, values) for name, values in quantiles.items()},
         slope=dict(zip(horizons, slopes, strict=True)),
@@ -505,13 +520,13 @@ def _finite(value: object, name: str) -> float:
 
 
 def _temperature(calibration: Mapping[str, Any], horizons: tuple[int, ...]) -> tuple[float, ...]:
-    found = _per_horizon(calibration.get("temperature", 1.0), horizons)
+    found = per_horizon(calibration.get("temperature", 1.0), horizons)
     if min(found) <= 0:
         raise CheckpointMismatch("The card's calibration.temperature must be above 0.")
     return found
 
 
-def _per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
+def per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
     """Return one number a horizon of a number, a list or a table with the horizons as keys."""
     if isinstance(value, int | float):
         return (_finite(value, "values"),) * len(horizons)
@@ -525,9 +540,10 @@ def _per_horizon(value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
     )
 
 
-def _section(
+def section_of(
     card: Mapping[str, Any], name: str, default: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
+    """Return a section of *card*; raise ``CheckpointMismatch`` where there is none."""
     section = card.get(name, default)
     if not isinstance(section, Mapping):
         raise CheckpointMismatch(f"The model's card has no section [{name}]; train it again.")

@@ -42,6 +42,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "volatility_column": (-1, 4_095),
     "regimes": (0, 7),
     "quantiles": (0, 1),
+    "every": (1, 1_000_000),
     "seed": (0, 2**63 - 1),
 }
 """What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""

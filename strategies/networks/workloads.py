@@ -24,6 +24,7 @@ from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.tiles import visible_pairs
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.orderbook import (
@@ -430,3 +431,30 @@ class BookWorkload:
     def look(self, tokens: NDArray[np.float32]) -> BookLook:
         """Return what it says of the newest of *tokens* [book, token, column], and its map."""
         return self._network.look(torch.from_numpy(tokens))
+
+
+class SeveralAssets:
+    """An untrained network over the given assets, explained for each of them at once."""
+
+    def __init__(self, rows: NDArray[np.float32], *, seed: int) -> None:
+        """Take feature *rows* [asset, bar, feature]; the window is all bars."""
+        assets, bars, features = rows.shape
+        torch.manual_seed(seed)
+        self.config = CrossAssetConfig(
+            symbols=tuple(f"S{number}USDT" for number in range(assets)),
+            features=features,
+            window=bars,
+        )
+        self._network = CrossAssetNetwork(self.config).eval()
+        self._inputs = torch.from_numpy(rows)[None], torch.arange(assets), torch.arange(bars)
+
+    def forward(self) -> float:
+        """Forecast every bar of every asset; return the largest expected return."""
+        with torch.inference_mode():
+            return float(self._network(*self._inputs).each.mean.max())
+
+    def explained(self) -> float:
+        """Forecast the last bar and explain it for every asset; return how far rows miss 1."""
+        with torch.inference_mode():
+            shares = self._network.look(*self._inputs).influence.sum(dim=1)
+        return float((shares - 1.0).abs().max())

@@ -1,0 +1,487 @@
+"""Candles of several symbols as stretches of bars that all of them have, and what is learnt there.
+
+A close counts where every symbol has a bar and a row of features; where one has not, none is used.
+So a stretch's arrays are [asset, time], and a return can be held to the mean over the assets.
+
+The rules are docs/several.md, P23 and P26.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.training.evaluation import Predictions
+from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.samples import (
+    LABELS,
+    RETURN_LIMIT,
+    Samples,
+    first_position,
+    samples_in,
+)
+from tracepaper.replay.training.series import Part, Segment, Split
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.networks.crossasset import (
+    JOINT,
+    CrossAssetNetwork,
+    CrossOutputs,
+)
+from tracepaper.strategies.networks.heads import Outputs
+
+Ids = NDArray[np.int64]
+Rows = NDArray[np.float32]
+
+_ROWS_AT_ONCE: Final = 2_048
+"""Bars that are answered in one pass; bounds memory."""
+LEAST: Final = 2
+"""Symbols of a network over several."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive bars that all symbols have: a segment of each, of the same times."""
+
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.segments[0])
+
+    @property
+    def first(self) -> int:
+        """The first bar at which every symbol has a row of features."""
+        return max(segment.first for segment in self.segments)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return the features of the bars from *start* until *stop*: [asset, time, feature]."""
+        return np.stack([segment.values[start:stop] for segment in self.segments])
+
+    def positions(self, start: int, stop: int) -> Tensor:
+        """Return the absolute numbers of these bars: int64 [time]."""
+        return first_position(self.segments[0], start) + torch.arange(stop - start)
+
+    def moves(self, bars: int) -> Array:
+        """Return the log returns to *bars* later: [asset, time], NaN where they are not known."""
+        logs = np.log(np.stack([segment.close for segment in self.segments]))
+        found = np.full(logs.shape, np.nan)
+        known = max(len(self) - bars, 0)
+        found[:, :known] = logs[:, bars:] - logs[:, :known]
+        return found
+
+    def unit(self, bars: int) -> Array:
+        """Return what is one at each bar, σ √bars: [asset, time]."""
+        sigma = np.stack([segment.sigma for segment in self.segments])
+        found: Array = sigma * np.sqrt(bars)
+        return found
+
+    def relative(self, horizons: Sequence[int]) -> Rows:
+        """Return each return less the mean over the assets, in its own units.
+
+        [asset, time, horizon], cut at ``RETURN_LIMIT``, NaN where it is not known.
+        """
+        found = []
+        for bars in horizons:
+            moves = self.moves(bars)
+            apart = (moves - moves.mean(axis=0)) / self.unit(bars)
+            found.append(np.clip(apart, -RETURN_LIMIT, RETURN_LIMIT).astype(np.float32))
+        return np.stack(found, axis=-1)
+
+    def decisions(self, rows: Ids, every: int) -> Ids:
+        """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
+        chosen: Ids = rows[(first_position(self.segments[0], 0) + rows + 1) % every == 0]
+        return chosen
+
+
+class Labelled(NamedTuple):
+    """One stretch's samples of a part, one a symbol, and its relative returns."""
+
+    stretch: Stretch
+    samples: tuple[Samples, ...]
+    relative: Rows  # [asset, time, horizon]
+
+    @property
+    def rows(self) -> Ids:
+        """The labelled bars."""
+        return np.flatnonzero(self.samples[0].weights.any(axis=1))
+
+    def span(self, field: int) -> tuple[int, int]:
+        """Return the first bar seen, *field* bars up to the first label, and one past the last."""
+        return max(self.stretch.first, int(self.rows[0]) - field + 1), self.samples[0].stop
+
+    def whole_rows(self, field: int) -> Ids:
+        """Return the labelled bars with *field* bars up to them, themselves one."""
+        rows: Ids = self.rows
+        return rows[rows >= self.stretch.first + field - 1]
+
+
+@dataclass(frozen=True)
+class AlignedMaterial:
+    """What a network over several assets learns from.
+
+    ``material`` holds the same stretches segment by segment, for baselines and cards.
+    """
+
+    material: Material
+    symbols: tuple[str, ...]
+    stretches: tuple[Stretch, ...]
+    said: tuple[str, ...]
+    """What must be said of closes that are not used, a sentence each."""
+
+    @classmethod
+    def of(cls, material: Material, split: Callable[[Sequence[Segment]], Split]) -> AlignedMaterial:
+        """Align *material*, whose common closes *split* cuts anew.
+
+        Raises ``ConfigInvalid`` or ``DataInvalid`` where nothing is common.
+        """
+        symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in material.segments))
+        if len(symbols) < LEAST:
+            raise ConfigInvalid(
+                "A network over several assets needs candles of at least two symbols; repeat "
+                "--data for each."
+            )
+        own = {
+            symbol: [one for one in material.segments if one.candles.symbol == symbol]
+            for symbol in symbols
+        }
+        spans = [_times(own[symbol]) for symbol in symbols]
+        stretches = tuple(
+            Stretch(tuple(_cut(own[symbol], start, stop) for symbol in symbols))
+            for start, stop in _common(spans)
+        )
+        if not stretches:
+            raise DataInvalid(
+                f"There is no close at which all of {', '.join(symbols)} have a bar and "
+                f"{material.schema.lookback} bars before it; give --data of one time."
+            )
+        segments = [segment for one in stretches for segment in one.segments]
+        common = replace(material, segments=segments, others=(), split=split(segments))
+        return cls(common, symbols, stretches, _said(own, stretches))
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """The horizons, in bars."""
+        return self.material.horizons
+
+    def labelled(self, part: Part) -> list[Labelled]:
+        """Return the samples of *part*; raise ``DataInvalid`` where it has none."""
+        found = []
+        for stretch in self.stretches:
+            samples = samples_in(stretch.segments, self.horizons, self.material.parts, part)
+            if len(samples) == len(stretch.segments):
+                found.append(Labelled(stretch, tuple(samples), stretch.relative(self.horizons)))
+        if not found:
+            raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
+        return found
+
+
+def _times(segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Return when rows of features begin and end, of each segment: open times, the end excluded."""
+    return [
+        (int(one.open_time_ms[one.first]), int(one.open_time_ms[-1]) + one.interval_ms)
+        for one in segments
+    ]
+
+
+def _common(spans: Sequence[Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of time that lie in a span of each symbol, in order."""
+    held = list(spans[0])
+    for others in spans[1:]:
+        held = [
+            (max(one[0], other[0]), min(one[1], other[1]))
+            for one in held
+            for other in others
+            if max(one[0], other[0]) < min(one[1], other[1])
+        ]
+    yield from sorted(held)
+
+
+def _cut(segments: Sequence[Segment], start: int, stop: int) -> Segment:
+    """Return the bars of that time, and before them as many as rows of features look back on."""
+    for one in segments:
+        times = one.open_time_ms
+        if times[one.first] <= start and stop <= times[-1] + one.interval_ms:
+            first, last = np.searchsorted(times, (start, stop)).tolist()
+            rows = slice(first - one.first, last)
+            return Segment(
+                slice_candles(one.candles, rows),
+                one.close[rows],
+                one.values[rows],
+                one.sigma[rows],
+                one.first,
+            )
+    raise AssertionError("a common span lies in a segment of each symbol")
+
+
+def _said(own: dict[str, list[Segment]], stretches: Sequence[Stretch]) -> tuple[str, ...]:
+    """Return a sentence for streams of unequal length, and one for closes that are not used."""
+    held = {name: np.concatenate([s.open_time_ms for s in own[name]]) for name in own}
+    every = np.unique(np.concatenate(list(held.values())))
+    used = sum(len(stretch) - stretch.first for stretch in stretches)
+    said = []
+    counts = {name: len(times) for name, times in held.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        said.append(f"The symbols have bars of unequal number ({told}): common closes are used.")
+    if used < len(every):
+        lacking = {name: len(every) - len(times) for name, times in held.items()}
+        most = max(lacking, key=lacking.__getitem__)
+        why = f"; {most} alone has none at {lacking[most]:,}" if lacking[most] else ""
+        said.append(
+            f"Of {len(every):,} closes {len(every) - used:,} are not used, for not every symbol "
+            f"has a bar with its features there{why}."
+        )
+    return tuple(said)
+
+
+# ---------------------------------------------------------------- what a network says of it
+
+
+class CrossPredictions(NamedTuple):
+    """What a network says of some bars of a stretch, as arrays; in units of σ √h."""
+
+    rows: Ids
+    each: tuple[Predictions, ...]  # one an asset: [row, horizon]
+    relative: Rows  # [asset, row, horizon]
+    allocation: Rows | None  # [asset, row]
+
+
+def predicted(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> CrossPredictions:
+    """Return what *network* says at *rows*, ascending, each of its receptive field alone.
+
+    Raises ``DataInvalid`` where there is no row.
+    """
+    if not len(rows):
+        raise DataInvalid("There is no close to forecast; give longer candles.")
+    network.eval()
+    answered = _by_window if network.config.attention == JOINT else _by_row
+    with torch.inference_mode():
+        parts = list(answered(network, stretch, rows))
+    allocation = None
+    if parts[0].allocation is not None:
+        allocation = _array(*[p.allocation[0] for p in parts if p.allocation is not None])
+    assets = range(len(stretch.segments))
+    return CrossPredictions(
+        rows,
+        tuple(_predictions([part.each for part in parts], asset) for asset in assets),
+        _array(*[part.relative[0] for part in parts]),
+        allocation,
+    )
+
+
+def _by_row(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> Iterator[CrossOutputs]:
+    """Yield the answers of chunks of *rows*, each of one pass over all bars between."""
+    field = network.config.receptive_field
+    assets = places_of(network, stretch)
+    for first in range(int(rows[0]), int(rows[-1]) + 1, _ROWS_AT_ONCE):
+        chosen = rows[(rows >= first) & (rows < first + _ROWS_AT_ONCE)]
+        if not len(chosen):
+            continue
+        seen, stop = max(first - field + 1, stretch.first), int(chosen[-1]) + 1
+        x = torch.from_numpy(stretch.rows(seen, stop))[None]
+        said = network(x, assets, stretch.positions(seen, stop))
+        yield _taken(said, torch.from_numpy(chosen - seen))
+
+
+def _by_window(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> Iterator[CrossOutputs]:
+    """Yield the answer to each of *rows*, of its own window."""
+    window = network.config.window
+    assets = places_of(network, stretch)
+    for row in rows.tolist():
+        x = torch.from_numpy(stretch.rows(row - window + 1, row + 1))[None]
+        yield network(x, assets, stretch.positions(row - window + 1, row + 1))
+
+
+def places_of(network: CrossAssetNetwork, stretch: Stretch) -> Tensor:
+    """Return the embedding's places of the symbols of *stretch*."""
+    return network.config.places([segment.candles.symbol for segment in stretch.segments])
+
+
+def _taken(said: CrossOutputs, at: Tensor) -> CrossOutputs:
+    """Return what is said at the bars *at* alone."""
+    return CrossOutputs(
+        said.each.map(lambda part: part[:, :, at]),
+        said.relative[:, :, at],
+        None if said.allocation is None else said.allocation[:, :, at],
+    )
+
+
+def _array(*parts: Tensor) -> Rows:
+    """Return tensors [asset, row, ..] one after the other as one array."""
+    found: Rows = torch.cat(parts, dim=1).float().numpy()
+    return found
+
+
+def _predictions(parts: Sequence[Outputs], asset: int) -> Predictions:
+    """Return what is said of one asset, row after row."""
+    whole = Outputs._make(
+        None if column[0] is None else torch.cat([part[0, asset] for part in column])
+        for column in zip(*parts, strict=True)
+    )
+    return Predictions(
+        mean=whole.mean.numpy(),
+        scale=whole.log_scale.exp().numpy(),
+        dof=whole.dof.numpy(),
+        logits=whole.direction_logits.numpy(),
+        variance=whole.log_variance.exp().numpy(),
+    )
+
+
+# ---------------------------------------------------------------- batches
+
+
+class AlignedBatch(NamedTuple):
+    """Chunks of one length: tensors with a leading [batch, asset], labels of the last bars."""
+
+    values: Tensor  # [batch, asset, time, feature]
+    positions: Tensor  # int64 [time], those of the first chunk: differences alone matter
+    labels: dict[str, Tensor]  # [batch, asset, row, horizon]
+    relative: Tensor  # [batch, asset, row, horizon]
+    weights: Tensor  # [batch, row, horizon]
+    decided: Tensor  # int64 [batch, decision]: rows whose weights are held until the next
+    gains: Tensor  # [batch, asset, decision]: simple returns while they are held
+
+
+class AlignedChunks:
+    """Batches of chunks drawn at random from the labelled bars of a part, by a seed.
+
+    Of a network that answers every row a chunk is *length* bars, each of which is a sample; of
+    joint attention a window for each decision, as many as *length* bars hold.
+    """
+
+    def __init__(
+        self, part: Sequence[Labelled], network: CrossAssetNetwork, *, length: int, batch: int
+    ) -> None:
+        config = network.config
+        self._joint = config.attention == JOINT
+        self._window, self._every = config.window, config.every
+        self._held = config.horizons.index(config.every)
+        self._batch = batch
+        spans = [one.span(config.receptive_field) for one in part]
+        lengths = [stop - first for first, stop in spans]
+        self._length = min(length, max(lengths))
+        self._part = [
+            (one, *span)
+            for one, span, own in zip(part, spans, lengths, strict=True)
+            if own >= self._length
+        ]
+        weights = np.array([stop - first - self._length + 1 for _, first, stop in self._part])
+        self._shares = weights / weights.sum()
+        least = self._window + self._every if self._joint else self._every
+        if self._length < least + self._every:
+            raise DataInvalid(
+                f"A part has at most {max(lengths):,} closes in a row, of which chunks are "
+                f"{self._length:,}, and weights held for {self._every} bars need "
+                f"{least + self._every:,}; give longer candles, or lower --every."
+            )
+
+    def drawn(self, generator: np.random.Generator) -> AlignedBatch:
+        """Return the next batch that *generator* draws."""
+        at = int(generator.choice(len(self._part), p=self._shares))
+        chosen, first, stop = self._part[at]
+        starts = generator.integers(first, stop - self._length + 1, self._batch)
+        return self._joined([self._chunk(chosen, int(start)) for start in starts])
+
+    def spread(self, count: int) -> Iterator[AlignedBatch]:
+        """Yield *count* batches, their chunks evenly spread over the part."""
+        for number in range(count):
+            chosen, first, stop = self._part[number % len(self._part)]
+            wide = stop - self._length - first
+            starts = first + wide * (number * self._batch + np.arange(self._batch)) // max(
+                count * self._batch - 1, 1
+            )
+            yield self._joined([self._chunk(chosen, int(start)) for start in starts])
+
+    def _chunk(self, chosen: Labelled, start: int) -> AlignedBatch:
+        """Return one chunk of *chosen*, as a batch of one."""
+        stretch, stop = chosen.stretch, start + self._length
+        first = start + self._window - 1 if self._joint else start
+        decided = stretch.decisions(np.arange(first, stop), self._every)
+        rows = decided if self._joint else np.arange(start, stop)
+        gains = np.expm1(stretch.moves(self._every)[:, decided])
+        gains[:, ~self._is_within(chosen, decided)] = 0.0  # no return of the next part is seen
+        if self._joint:
+            cut = [stretch.rows(row - self._window + 1, row + 1) for row in rows.tolist()]
+            values, positions = np.stack(cut), stretch.positions(0, self._window)
+        else:
+            values, positions = stretch.rows(start, stop)[None], stretch.positions(start, stop)
+        labels = {
+            name: np.stack(
+                [
+                    np.nan_to_num(s.labels[name][rows], nan=LABELS[name].missing)
+                    for s in chosen.samples
+                ]
+            )
+            for name in chosen.samples[0].labels
+        }
+        return AlignedBatch(
+            torch.from_numpy(values),
+            positions,
+            {name: torch.from_numpy(label)[None] for name, label in labels.items()},
+            torch.from_numpy(np.nan_to_num(chosen.relative[:, rows]))[None],
+            torch.from_numpy(chosen.samples[0].weights[rows])[None],
+            torch.from_numpy(decided - (0 if self._joint else start))[None],
+            torch.from_numpy(np.nan_to_num(gains))[None].float(),
+        )
+
+    def _is_within(self, chosen: Labelled, rows: Ids) -> NDArray[np.bool_]:
+        """Return whether what is held from each of *rows* on ends within the part."""
+        weights = chosen.samples[0].weights
+        found: NDArray[np.bool_] = weights[rows, self._held] > 0
+        return found
+
+    def _joined(self, chunks: Sequence[AlignedBatch]) -> AlignedBatch:
+        """Return *chunks* as one batch, with as many decisions each as the shortest has."""
+        least = min(chunk.decided.shape[1] for chunk in chunks)
+        kept = [
+            chunk._replace(decided=chunk.decided[:, :least], gains=chunk.gains[:, :, :least])
+            for chunk in chunks
+        ]
+        if self._joint:  # every window is a decision, so these are the rows as well
+            kept = [_first(chunk, least) for chunk in kept]
+        return AlignedBatch(
+            torch.cat([chunk.values for chunk in kept]),
+            kept[0].positions,
+            {name: torch.cat([chunk.labels[name] for chunk in kept]) for name in kept[0].labels},
+            torch.cat([chunk.relative for chunk in kept]),
+            torch.cat([chunk.weights for chunk in kept]),
+            torch.cat([chunk.decided for chunk in kept]),
+            torch.cat([chunk.gains for chunk in kept]),
+        )
+
+
+def _first(chunk: AlignedBatch, count: int) -> AlignedBatch:
+    """Return the first *count* windows of a chunk."""
+    return chunk._replace(
+        values=chunk.values[:count],
+        labels={name: label[:, :, :count] for name, label in chunk.labels.items()},
+        relative=chunk.relative[:, :, :count],
+        weights=chunk.weights[:, :count],
+    )
+
+
+def answered(network: CrossAssetNetwork, assets: Tensor, batch: AlignedBatch) -> CrossOutputs:
+    """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
+    said: CrossOutputs = network(batch.values, assets, batch.positions)
+    if network.config.attention != JOINT:
+        return said
+    count = len(batch.weights)
+
+    def folded(part: Tensor) -> Tensor:
+        """[batch * window, asset, 1, ..] as [batch, asset, window, ..]."""
+        windows: Tensor = part[:, :, 0].unflatten(0, (count, -1))
+        return windows.transpose(1, 2)
+
+    return CrossOutputs(
+        said.each.map(folded),
+        folded(said.relative),
+        None if said.allocation is None else folded(said.allocation),
+    )

@@ -1,0 +1,163 @@
+"""Fit a network over several assets: its heads, relative returns and, of a portfolio, its weights.
+
+Losses are those of the other networks, over all assets alike, and Huber's of the relative return.
+A portfolio's weights are held for ``every`` bars and lose a fee of what is traded in between.
+
+The rules are docs/several.md, P25 and P26.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tracepaper.replay.training.aligned import AlignedBatch, AlignedChunks, Labelled, answered
+from tracepaper.replay.training.card import ROUND_TRIP_COST
+from tracepaper.replay.training.fit import (
+    FitOptions,
+    Observe,
+    Progress,
+    learning_rate,
+    loss_shares,
+)
+from tracepaper.replay.training.losses import as_float32, averaged, elementwise
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.networks.crossasset import (
+    CrossAssetNetwork,
+    PortfolioCosts,
+    portfolio_loss,
+    relative_loss,
+)
+
+AVERSION: Final = 0.1
+"""Price of variance in a portfolio's loss, in units of a usual return over the time held."""
+_VALIDATED: Final = 8
+"""Batches of the validation part that are judged at a time."""
+
+
+def usual_return(training: Sequence[Labelled], every: int) -> float:
+    """Return the standard deviation of equal weights' returns over *every* bars in *training*."""
+    found = []
+    for one in training:
+        rows = one.stretch.decisions(one.rows, every)
+        moves = np.expm1(one.stretch.moves(every)[:, rows]).mean(axis=0)
+        found.append(moves[np.isfinite(moves)])
+    return float(np.concatenate(found).std())
+
+
+class AlignedFit:
+    """One fitting of *network*; ``best`` holds the averaged weights of the best validation loss."""
+
+    def __init__(
+        self,
+        network: CrossAssetNetwork,
+        training: Sequence[Labelled],
+        validation: Sequence[Labelled],
+        options: FitOptions,
+    ) -> None:
+        config = network.config
+        self.progress = Progress(steps=options.steps)
+        self.best: dict[str, Tensor] = {}
+        self._network, self._options = network, options
+        self._assets = torch.arange(len(config.symbols))
+        self._chunks = AlignedChunks(training, network, length=options.length, batch=options.batch)
+        self._validation = AlignedChunks(
+            validation, network, length=options.length, batch=options.batch
+        )
+        self._shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
+        self._costs = PortfolioCosts(
+            fee=ROUND_TRIP_COST / 2.0, unit=usual_return(training, config.every), aversion=AVERSION
+        )
+        self._averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average))
+        matrices = [p for p in network.parameters() if p.ndim > 1]
+        others = [p for p in network.parameters() if p.ndim <= 1]
+        self._optimiser = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": options.weight_decay},
+                {"params": others, "weight_decay": 0.0},
+            ]
+        )
+
+    def run(self, observe: Observe) -> None:
+        """Fit until the steps are done, or the validation loss has not fallen for some time.
+
+        Raises ``InvariantBroken`` where a loss is not finite before any weights were good.
+        """
+        progress, options = self.progress, self._options
+        torch.manual_seed(options.seed)
+        generator = np.random.default_rng(options.seed)
+        least, waited = math.inf, 0
+        while progress.step < options.steps and waited < options.patience:
+            loss = self._step(self._chunks.drawn(generator))
+            if not math.isfinite(loss):
+                reason = f"The training loss was not finite at step {progress.step + 1}"
+                if not self.best:
+                    raise InvariantBroken(f"{reason}; lower the learning rate.")
+                progress.stopped = f"{reason}; kept are the weights of step {progress.best_step}."
+                return
+            progress.training_loss = loss
+            progress.step += 1
+            last = progress.step == options.steps
+            progress.validated = last or progress.step % options.validate_every == 0
+            if progress.validated:
+                found = self._validate()
+                progress.improved = found < least
+                waited = 0 if progress.improved else waited + 1
+                if progress.improved:
+                    least, progress.best_step = found, progress.step
+                    self.best = {
+                        name: tensor.detach().clone()
+                        for name, tensor in self._averaged.module.state_dict().items()
+                    }
+                progress.scores = [[-found]]
+            observe(progress)
+
+    def _step(self, batch: AlignedBatch) -> float:
+        self._network.train()
+        for group in self._optimiser.param_groups:
+            group["lr"] = learning_rate(self.progress.step, self._options)
+        self._optimiser.zero_grad(set_to_none=True)
+        loss = self._loss(self._network, batch)
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._options.clip)
+        if not math.isfinite(norm):
+            return math.nan
+        self._optimiser.step()
+        self._averaged.update_parameters(self._network)
+        self.progress.bars += int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
+        return float(loss.detach())
+
+    def _validate(self) -> float:
+        """Return the mean loss over the validation part, of the averaged weights."""
+        network = self._averaged.module.eval()
+        assert isinstance(network, CrossAssetNetwork)
+        with torch.inference_mode():
+            found = [float(self._loss(network, b)) for b in self._validation.spread(_VALIDATED)]
+        return sum(found) / len(found)
+
+    def _loss(self, network: CrossAssetNetwork, batch: AlignedBatch) -> Tensor:
+        """Return the sum of all losses of *batch*, each by its share."""
+        said = answered(network, self._assets, batch)
+        count = batch.relative.shape[1]
+        weights = batch.weights.repeat_interleave(count, dim=0)  # [batch * asset, row, horizon]
+        each = elementwise(
+            as_float32(said.each.map(lambda part: part.flatten(0, 1))),
+            {name: label.flatten(0, 1) for name, label in batch.labels.items()},
+            weights > 0,
+        )
+        total = (averaged(each, weights) * self._shares).sum()
+        apart = relative_loss(said, batch.relative).flatten(0, 1)[None]
+        total = total + (averaged(apart, weights)[0] * self._shares[0]).sum()
+        if said.allocation is None:
+            return total
+        held = said.allocation
+        if batch.decided.shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
+            at = batch.decided[:, None].expand(-1, count, -1)
+            held = held.gather(2, at)
+        return total + portfolio_loss(held, batch.gains, self._costs)

@@ -1,0 +1,174 @@
+"""Weights of several assets over untouched time: a network's beside rules that fit nothing to it.
+
+Each holds its weights for the same bars and pays the same fee for what it trades, drift included:
+between two decisions weights move with the prices, and going back costs. Figures are by day.
+
+The rule is docs/several.md, P29.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.training.aligned import Ids, Labelled
+from tracepaper.replay.training.card import ROUND_TRIP_COST
+from tracepaper.replay.training.figures import bootstrapped, daily_sums
+from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.market import DAY_MS
+
+FEE: Final = ROUND_TRIP_COST / 2.0
+COVARIANCE_BARS: Final = 240
+"""Bars of the covariance that rules weigh by."""
+NETWORK: Final = "network"
+RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
+FEW_DAYS: Final = 30
+"""Below so many untouched days no weights are said to have beaten others."""
+_BASIS_POINTS: Final = 1e4
+
+WeightsAt = Callable[[Labelled, Ids], Array]
+"""The weights [asset, decision] at some rows of a stretch."""
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What holding some weights made, decision by decision."""
+
+    net: Array  # [decision]: simple returns until the next one, less fees
+    turnover: Array
+    gross: Array  # sizes summed over the assets
+    days: NDArray[np.int64]
+
+
+class Weighing(NamedTuple):
+    """Decisions of one stretch: what each asset made until the next one, and on which day."""
+
+    labelled: Labelled
+    rows: Ids
+    gains: Array  # [asset, decision]
+    days: NDArray[np.int64]
+
+
+def weighings(part: Sequence[Labelled], *, every: int, field: int) -> list[Weighing]:
+    """Return the decisions of *part*, each with *field* bars before it and a known outcome."""
+    found = []
+    for one in part:
+        rows = one.stretch.decisions(one.whole_rows(max(field, COVARIANCE_BARS + 1)), every)
+        within = one.samples[0].weights[:, one.samples[0].horizons.index(every)] > 0
+        rows = rows[within[rows]]
+        if len(rows):
+            times = one.stretch.segments[0].open_time_ms[rows]
+            gains = np.expm1(one.stretch.moves(every)[:, rows])
+            found.append(Weighing(one, rows, gains, times // DAY_MS))
+    return found
+
+
+def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
+    """Return what holding *weights* made, net of fees; a stretch begins with nothing held."""
+    parts = [_held(one, weights(one.labelled, one.rows)) for one in decisions]
+    return Weighed(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("net", "turnover", "gross", "days")
+        )
+    )
+
+
+def _held(one: Weighing, weights: Array) -> Weighed:
+    """Return what *weights* [asset, decision] made of the decisions of one stretch."""
+    made = (weights * one.gains).sum(axis=0)
+    drifted = weights * (1.0 + one.gains) / (1.0 + made)
+    before = np.concatenate([np.zeros((len(weights), 1)), drifted[:, :-1]], axis=1)
+    turnover = np.abs(weights - before).sum(axis=0)
+    return Weighed(made - FEE * turnover, turnover, np.abs(weights).sum(axis=0), one.days)
+
+
+def rule_weights(rule: Rule) -> WeightsAt:
+    """Return what weighs by *rule* and the covariance of the last ``COVARIANCE_BARS``.
+
+    Its weights are found anew at the first decision of each day, which is kinder to its costs.
+    """
+
+    def found(one: Labelled, rows: Ids) -> Array:
+        segments = one.stretch.segments
+        moves = np.diff(np.log(np.stack([s.close for s in segments])), axis=1)
+        days = segments[0].open_time_ms[rows] // DAY_MS
+        _, begins, place = np.unique(days, return_index=True, return_inverse=True)
+        held = [
+            allocate(rule, covariance(moves[:, row - COVARIANCE_BARS : row].T))
+            for row in rows[begins].tolist()
+        ]
+        return np.stack(held, axis=1)[:, place]
+
+    return found
+
+
+def rules_here() -> tuple[Rule, ...]:
+    """Return the rules that can be solved: without cvxpy all but minimum variance."""
+    try:
+        require_solver(Rule.MINIMUM)
+    except ConfigInvalid:
+        return tuple(rule for rule in RULES if rule is not Rule.MINIMUM)
+    return RULES
+
+
+def weighed_figures(decisions: Sequence[Weighing], network: WeightsAt) -> dict[str, Any]:
+    """Return the figures of the network's weights and every rule's, as a card holds them.
+
+    Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
+    """
+    made: dict[str, Weighed] = {NETWORK: weighed(decisions, network)}
+    made |= {rule.value: weighed(decisions, rule_weights(rule)) for rule in rules_here()}
+    own = made[NETWORK]
+    days = np.unique(own.days)
+    return {
+        "decisions": len(own.days),
+        "days": len(days),
+        "fee": FEE,
+        "net_bp_a_day": {name: _a_day(one.net, one.days) for name, one in made.items()},
+        "turnover_a_day": {
+            name: round(float(one.turnover.sum()) / len(days), 4) for name, one in made.items()
+        },
+        "gross": {name: round(float(one.gross.mean()), 4) for name, one in made.items()},
+        "against_bp_a_day": {
+            name: _a_day(own.net - one.net, own.days)
+            for name, one in made.items()
+            if name != NETWORK
+        },
+    }
+
+
+def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
+    """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
+    daily = daily_sums(net[None] * _BASIS_POINTS, days, np.unique(days))  # [day, 1]
+    counted = np.concatenate([daily, np.ones_like(daily)], axis=1)
+    found = bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1])
+    return [round(found.value, 3), round(found.error, 3)]
+
+
+def sentences(found: Mapping[str, Any]) -> list[str]:
+    """Say what the weights made beside the rules, and where that says nothing."""
+    net, error = found["net_bp_a_day"][NETWORK]
+    days = found["days"]
+    if found["gross"][NETWORK] == 0.0:
+        return [f"It held nothing: its weights were 0 at all {found['decisions']} decisions."]
+    made = f"Its weights made {net:+.1f} basis points a day (± {error:.1f}) net of fees"
+    said = [f"{made} over {days} untouched days."]
+    if days < FEW_DAYS:
+        said.append(f"{days} days say little of what weights are worth, whatever they made.")
+    for name, (difference, noise) in found["against_bp_a_day"].items():
+        word = "did not beat"
+        if difference > 2.0 * noise > 0.0 and days >= FEW_DAYS:
+            word = "beat"
+        elif difference < -2.0 * noise < 0.0:
+            word = "were beaten by"
+        said.append(
+            f"They {word} {name} weights: {difference:+.1f} basis points a day (± {noise:.1f})."
+        )
+    return said

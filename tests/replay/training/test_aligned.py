@@ -1,0 +1,188 @@
+"""Candles of several symbols on common closes, their labels, and what weights of them make."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
+
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.training.aligned import AlignedChunks, AlignedMaterial, predicted
+from tracepaper.replay.training.aligned_pipeline import rank_correlations
+from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.series import Part
+from tracepaper.replay.training.weighed import (
+    COVARIANCE_BARS,
+    FEE,
+    rule_weights,
+    weighed,
+    weighings,
+)
+from tracepaper.strategies.allocation import Rule
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.networks.crossasset import (
+    JOINT,
+    CrossAssetConfig,
+    CrossAssetNetwork,
+)
+
+SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+DAYS = 4
+SPLIT = split(1.7, 2.4, 3.1)
+
+
+def candles(symbol: str, *, days: float = DAYS) -> Candles:
+    return learnable(round(days * DAY_BARS), seed=SYMBOLS.index(symbol), symbol=symbol)
+
+
+def aligned(parts: list[Candles], folder: Path) -> AlignedMaterial:
+    paths = [str(write_csv(part, folder)) for part in parts]
+    return AlignedMaterial.of(Material.read(paths, lambda _: SPLIT, HORIZONS), lambda _: SPLIT)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> AlignedMaterial:
+    return aligned([candles(symbol) for symbol in SYMBOLS], tmp_path_factory.mktemp("aligned"))
+
+
+def network(*, attention: str = "factorised", allocation: bool = False) -> CrossAssetNetwork:
+    torch.manual_seed(0)
+    config = CrossAssetConfig(
+        symbols=SYMBOLS,
+        dim=8,
+        layers=1,
+        heads=2,
+        window=24,
+        horizons=HORIZONS,
+        every=30,
+        attention=attention,
+        allocation=allocation,
+    )
+    return CrossAssetNetwork(config)
+
+
+def test_a_relative_return_is_one_less_the_mean_of_all(material: AlignedMaterial) -> None:
+    stretch = material.stretches[0]
+    found = stretch.relative(HORIZONS)
+    row, bars = stretch.first + 100, HORIZONS[1]
+    closes = [segment.close for segment in stretch.segments]
+    moves = [float(np.log(close[row + bars] / close[row])) for close in closes]
+    for asset, segment in enumerate(stretch.segments):
+        apart = moves[asset] - sum(moves) / len(moves)
+        expected = apart / (segment.sigma[row] * bars**0.5)
+        assert found[asset, row, 1] == pytest.approx(expected, rel=1e-5)
+    assert np.isnan(found[:, -1]).all()
+
+
+def test_every_symbol_has_the_same_times_and_nothing_is_said(material: AlignedMaterial) -> None:
+    (stretch,) = material.stretches
+    times = [segment.open_time_ms for segment in stretch.segments]
+    assert all(np.array_equal(times[0], other) for other in times[1:])
+    assert len(stretch) == DAYS * DAY_BARS
+    assert [one for one in material.said if "unequal" in one] == []
+
+
+def test_a_close_that_one_symbol_lacks_is_used_by_none(tmp_path: Path) -> None:
+    whole, lacking = candles("AAAUSDT"), candles("BBBUSDT")
+    rows = np.delete(np.arange(len(lacking)), 2_000)
+    found = aligned([whole, slice_candles(lacking, rows)], tmp_path)
+    assert len(found.stretches) == 2
+    times = np.concatenate([s.segments[0].open_time_ms[s.first :] for s in found.stretches])
+    assert lacking.open_time_ms[2_000] not in times
+    used = len(times)
+    unequal, unused = found.said
+    assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,759)" in unequal
+    assert f"Of 5,760 closes {5_760 - used:,} are not used" in unused
+    assert unused.endswith("features there; BBBUSDT alone has none at 1.")
+
+
+def test_streams_of_unequal_length_are_cut_to_the_shorter(tmp_path: Path) -> None:
+    found = aligned([candles("AAAUSDT"), candles("BBBUSDT", days=3.5)], tmp_path)
+    assert len(found.stretches[0]) == round(3.5 * DAY_BARS)
+    assert "bars of unequal number (AAAUSDT 5,760, BBBUSDT 5,040)" in found.said[0]
+
+
+def test_symbols_without_a_common_close_are_refused(tmp_path: Path) -> None:
+    late = learnable(2_000, symbol="BBBUSDT", start=DAYS * DAY_BARS)
+    with pytest.raises(DataInvalid, match="no close at which all of AAAUSDT, BBBUSDT have a bar"):
+        aligned([candles("AAAUSDT"), late], tmp_path)
+
+
+def test_one_symbol_is_not_several(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="at least two symbols; repeat --data"):
+        aligned([candles("AAAUSDT")], tmp_path)
+
+
+@pytest.mark.parametrize("attention", ["factorised", JOINT])
+def test_many_closes_are_answered_as_each_window_alone(
+    attention: str, material: AlignedMaterial
+) -> None:
+    made, stretch = network(attention=attention).eval(), material.stretches[0]
+    rows = stretch.first + np.array([40, 41, 90])
+    found = predicted(made, stretch, rows)
+    field = made.config.receptive_field
+    for at, row in enumerate(rows.tolist()):
+        with torch.inference_mode():
+            x = torch.from_numpy(stretch.rows(row - field + 1, row + 1))[None]
+            alone = made(x, torch.arange(3), stretch.positions(row - field + 1, row + 1))
+        assert np.allclose(found.relative[:, at], alone.relative[0, :, -1].numpy(), atol=1e-5)
+        for asset, said in enumerate(found.each):
+            assert np.allclose(said.mean[at], alone.each.mean[0, asset, -1].numpy(), atol=1e-5)
+
+
+def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: AlignedMaterial) -> None:
+    """No gain of a chunk reaches past the part's end, even of the last decisions."""
+    part = material.labelled(Part.TRAIN)
+    made = network(allocation=True)
+    chunks = AlignedChunks(part, made, length=600, batch=2)
+    last = list(chunks.spread(4))[-1]
+    stretch, stop = part[0].stretch, part[0].samples[0].stop
+    start = stop - 600
+    decided = last.decided[-1].numpy() + start
+    closes = stretch.segments[0].close_time_ms
+    inside = closes[np.minimum(decided + 30, len(stretch) - 1)] <= SPLIT.train_until_ms
+    assert not inside.all()  # else nothing is shown
+    known = last.gains[-1].abs().sum(dim=0).numpy() > 0
+    assert np.array_equal(known, inside)
+    moved = np.expm1(stretch.moves(30)[:, decided[inside]])
+    assert np.allclose(last.gains[-1].numpy()[:, inside], moved, atol=1e-6)
+
+
+def test_weights_earn_their_gains_less_what_they_trade(material: AlignedMaterial) -> None:
+    part = material.labelled(Part.TEST)
+    decisions = weighings(part, every=30, field=10)
+    one = decisions[0]
+    closes = one.labelled.stretch.segments[0].close_time_ms[one.rows]
+    assert (closes % (30 * 60_000) == 0).all()
+    assert one.rows[0] >= one.labelled.stretch.first + COVARIANCE_BARS
+    weights = np.random.default_rng(0).uniform(-0.3, 0.3, one.gains.shape)
+    found = weighed(decisions, lambda *_: weights)
+    held = np.zeros(3)
+    for at in range(len(one.rows)):
+        traded = np.abs(weights[:, at] - held).sum()
+        made = float((weights[:, at] * one.gains[:, at]).sum())
+        assert found.net[at] == pytest.approx(made - FEE * traded, rel=1e-12)
+        held = weights[:, at] * (1.0 + one.gains[:, at]) / (1.0 + made)
+
+
+def test_rules_weigh_by_what_has_closed(material: AlignedMaterial) -> None:
+    part = material.labelled(Part.TEST)[0]
+    rows = np.array([part.rows[300], part.rows[400]])
+    even = rule_weights(Rule.EQUAL)(part, rows)
+    assert np.allclose(even, 1 / 3, atol=1e-6)
+    before = rule_weights(Rule.INVERSE)(part, rows[:1])
+    for segment in part.stretch.segments:  # what comes later is no part of it
+        segment.close[rows[0] + 1 :] *= 1.5
+    after = rule_weights(Rule.INVERSE)(part, rows[:1])
+    for segment in part.stretch.segments:
+        segment.close[rows[0] + 1 :] /= 1.5
+    assert np.array_equal(before, after)
+
+
+def test_a_rank_correlation_is_by_close() -> None:
+    expected = np.array([[1.0, 3.0, 5.0], [2.0, 2.0, 5.0], [3.0, 1.0, 5.0]])
+    realised = np.array([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.3, 0.3, 0.9]])
+    assert rank_correlations(expected, realised).tolist() == [1.0, -1.0, 0.0]
