@@ -341,14 +341,15 @@ class Chunked:
         self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
     ) -> Pass:
         """Attend, a block of queries after the other."""
-        outputs, sums = [], []
-        for _, scores in self._stripes(query, key, causal=causal, scale=scale):
+        wide = torch.promote_types(query.dtype, torch.float32)
+        # Whole from the start: what is kept between blocks would hold the memory of each apart.
+        result = Pass(torch.empty_like(query), query.new_empty(query.shape[:3], dtype=wide))
+        for rows, scores in self._stripes(query, key, causal=causal, scale=scale):
             logsumexp = torch.logsumexp(scores, dim=-1)
             probabilities = scores.sub_(_finite(logsumexp)[..., None]).exp_()
-            seen = value[:, :, : scores.shape[-1]].to(scores.dtype)
-            outputs.append((probabilities @ seen).to(query.dtype))
-            sums.append(logsumexp)
-        return Pass(torch.cat(outputs, dim=2), torch.cat(sums, dim=2))
+            result.output[:, :, rows] = probabilities @ value[:, :, : scores.shape[-1]].to(wide)
+            result.logsumexp[:, :, rows] = logsumexp
+        return result
 
     def backward(
         self,
@@ -363,7 +364,7 @@ class Chunked:
         query, key, value = inputs
         wide = result.logsumexp.dtype
         to_key, to_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
-        to_query = []
+        to_query = torch.empty_like(query)
         for rows, scores in self._stripes(query, key, causal=causal, scale=scale):
             keys = slice(scores.shape[-1])
             probabilities = scores.sub_(_finite(result.logsumexp[:, :, rows, None])).exp_()
@@ -371,9 +372,9 @@ class Chunked:
             delta = (grad * result.output[:, :, rows].to(wide)).sum(-1, keepdim=True)
             to_value[:, :, keys] += probabilities.mT @ grad
             slope = (grad @ value[:, :, keys].to(wide).mT - delta).mul_(probabilities).mul_(scale)
-            to_query.append((slope @ key[:, :, keys].to(wide)).to(query.dtype))
+            to_query[:, :, rows] = (slope @ key[:, :, keys].to(wide)).to(query.dtype)
             to_key[:, :, keys] += slope.mT @ query[:, :, rows].to(wide)
-        return torch.cat(to_query, dim=2), to_key.to(key.dtype), to_value.to(value.dtype)
+        return to_query, to_key.to(key.dtype), to_value.to(value.dtype)
 
     def _stripes(
         self, query: Tensor, key: Tensor, *, causal: bool, scale: float

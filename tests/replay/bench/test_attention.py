@@ -188,8 +188,8 @@ def test_each_mechanism_explains_its_last_row() -> None:
 
 
 def test_a_mechanisms_peak_comes_from_a_process_of_its_own() -> None:
-    bars = 2_048
-    assert peak_bytes("chunked", "causal", bars) < 4 * 4 * bars**2  # one layer's matrices
+    bars = 4_096
+    assert peak_bytes("chunked", "causal", bars) < 4 * 4 * bars**2 / 4  # of one layer's matrices
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7), Mask.window(90)])
