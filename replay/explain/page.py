@@ -34,8 +34,7 @@ def read_heads_at(database: Path, past: Past) -> HeadReport | None:
         bars = reader.bars(past.run.run_id, past.decided.instrument, wanted, until=past.sequence)
     if len(bars) < past.forecaster.context + FEWEST - 1:
         return None
-    half = past.forecaster.model_id != past.forecast.model_id
-    return heads_of(past.forecaster, bars, past.sequence, half=half)
+    return heads_of(past.forecaster, bars, past.sequence, half=past.is_half)
 
 
 def write_page(

@@ -62,6 +62,7 @@ class PastOf(Generic[Kind]):
     price_decimals: int
     levels: Mapping[str, Any] = field(default_factory=dict)
     """``calibration.further`` of the network's card, where it has one."""
+    is_half: bool = False  # whether the forecaster is the network of the ensemble that decided
 
     @property
     def decided(self) -> Bar:
@@ -146,7 +147,8 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
             f"The model {forecaster.model_id} has no attention to look back through; leave --full "
             "and --method out, and see its gates and its forecast."
         )
-    return PastOf(**{**vars(found), "forecaster": forecaster})
+    half = forecaster is not found.forecaster
+    return PastOf(**{**vars(found), "forecaster": forecaster, "is_half": half})
 
 
 def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:

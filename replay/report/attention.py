@@ -126,8 +126,8 @@ def read_attention(
         if not known.any() or (total is not None and entropy.shape[1] != total.size):
             continue
         sequences, rollout, at = sequences[known], rollout[known], at[known]
-        entropies = entropy[known].sum(axis=0, dtype=np.float64)
-        total = entropies if total is None else total + entropies
+        heads = entropy[known].astype(np.float64)
+        total = heads.sum(axis=0) if total is None else total + heads.sum(axis=0)
         count += len(sequences)
         opened = decisions.open_time_ms[at]
         cells = cells_by_age(rollout, opened // record.interval_ms)
@@ -138,7 +138,7 @@ def read_attention(
             if own.any():
                 every = int(np.count_nonzero(explained[decisions.places[name]]))
                 columns.setdefault(name, _Columns(every)).add(cells[own])
-                by_head.setdefault(name, _Columns(every)).add(entropy[known][own])
+                by_head.setdefault(name, _Columns(every)).add(heads[own])
                 taken[name].append(at[own])
     if total is None:
         return None

@@ -136,6 +136,7 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
         go.Figure(coloured(figure))
     for title in ("Where it looked", "What moved it", "Beside another", "One bar&#x27;s edges"):
         assert title in text
+    assert "Recomputed by the run&#x27;s own model" in text
     assert '<div class="edges">' in text
     assert "http://" not in text
 

@@ -196,3 +196,25 @@ def test_the_shares_of_features_are_ranked_and_sum_to_one(heads: HeadReport) -> 
     assert ranked == sorted(heads.features.values(), reverse=True)
     assert 1 <= len(events.rows) <= 8
     assert heads.horizon == 30
+
+
+NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
+
+
+def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
+    database = explained_runs.replayed(tmp_path, strategy="trend", further=NORM)
+    heads = read_heads(build_report_of(database).record)
+    told = recompute(database, explained_runs.run_id(database), heads.sequence)
+    assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
+    assert heads.rollout[-1] < 0.5  # a quarter stays in each layer, not half
+    assert heads.note == ""
+
+
+def test_a_network_of_whole_windows_says_that_its_flow_is_the_usual_one(tmp_path: Path) -> None:
+    whole = replace(explained_runs.SMALL, mask="full")
+    database = explained_runs.replayed(tmp_path, network=whole, strategy="trend", further=NORM)
+    heads = read_heads(build_report_of(database).record)
+    kinds, *_ = head_tables(heads)
+    assert "stores where it looked by norm with options of its own" in kinds.notes[1]
+    told = recompute(database, explained_runs.run_id(database), heads.sequence)
+    assert np.abs(heads.rollout - np.array(told.weights)).max() > 1e-3
