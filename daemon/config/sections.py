@@ -58,7 +58,7 @@ TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """Of a trend, where nobody chose others."""
 TOGETHER: Final = ("crossasset", "portfolio")
 """Strategies that trade all symbols of a close by a checkpoint of their own options."""
-BUILT_IN: Final = ("attention", TREND, "persistence", "sma_cross", *TOGETHER)
+BUILT_IN: Final = ("attention", TREND, *TOGETHER, "persistence", "sma_cross")
 """Strategies by name; any other is a class of the user's."""
 WINDOWS_MAX: Final = 8
 """Of a trend: each is a note of every decision."""
