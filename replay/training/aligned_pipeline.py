@@ -347,7 +347,7 @@ def _across(
 
 
 def rank_correlations(expected: Array, realised: Array) -> Array:
-    """Return Spearman's correlation across the assets of each close: of [asset, close] [close].
+    """Return Spearman's correlation across the assets, one a close, of [asset, close].
 
     0 where either is the same for all.
     """

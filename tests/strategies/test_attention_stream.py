@@ -79,6 +79,21 @@ def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(
         torch.testing.assert_close(told.weights, dense, rtol=0, atol=1e-12)
 
 
+def test_what_discards_ranks_the_steps_that_are_kept() -> None:
+    """The oldest windows began before these: their rows are those of the keys that are here."""
+    layers, made, mask = inputs(), stream(), Mask.window(WINDOW)
+    for step in range(TIME):
+        for number, layer in enumerate(layers):
+            made.attend(number, *(each[:, :, step] for each in layer))
+    field = LAYERS * (WINDOW - 1) + 1
+    queries = [query[:, :, -field:] for query, _, _ in layers]
+    keys = [key[:, :, -field:] for _, key, _ in layers]
+    sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys, strict=True)]
+    told = made.rollout(RolloutOptions(discard_ratio=0.5))
+    usual = rollout_rows(queries, keys, sums, [field - 1], mask, discard_ratio=0.5)
+    torch.testing.assert_close(told.weights, usual.weights, rtol=0, atol=1e-12)
+
+
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
     layers, made = inputs(), stream()
     step = [each[:, :, 0] for each in layers[0]]
