@@ -244,7 +244,10 @@ def test_several_levels_of_columns_are_refused() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"strategy": "sma_cros"}, "attention, trend, persistence, sma_cross or module:Class"),
+        (
+            {"strategy": "sma_cros"},
+            "attention, trend, crossasset, portfolio, persistence, sma_cross or module:Class",
+        ),
         ({"strategy": Follows()}, "or the class itself"),
         ({"strategy": int}, "derive from it"),
         ({"strategy": None, "params": {"fast": 3}}, "name it as the first argument"),
