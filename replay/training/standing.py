@@ -31,10 +31,11 @@ def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
     if found is None:
         return "its card has no figures on untouched time beside persistence"
     horizon, figures = found
-    model, steady = _pair(figures, "qlike", of), _pair(figures, "qlike", STEADY)
+    model, steady = _own(figures, "qlike", of), _pair(figures, "qlike", STEADY)
     if model is not None and steady is not None and model[0] + model[1] < steady[0]:
         return ""
-    signs = [_pair(figures, "sign_accuracy", name) for name in (of, *COINS)]
+    coined = [_pair(figures, "sign_accuracy", name) for name in COINS]
+    signs = [_own(figures, "sign_accuracy", of), *coined]
     own, *coins = (None if one is None else one[0] for one in signs)
     known = [one for one in coins if one is not None]
     if own is not None and signs[0] is not None and known and own - signs[0][1] > max(known):
@@ -66,6 +67,12 @@ def _figures(card: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
     name = wanted if wanted in by_horizon else by_horizon[len(by_horizon) // 2]
     found = figures[name]
     return (name, found) if isinstance(found, Mapping) else None
+
+
+def _own(figures: Mapping[str, Any], figure: str, of: str) -> tuple[float, float] | None:
+    """Return a figure of the judged model, which a card of a network alone calls ``network``."""
+    found = _pair(figures, figure, of)
+    return _pair(figures, figure, "network") if found is None and of == "model" else found
 
 
 def _pair(figures: Mapping[str, Any], figure: str, name: str) -> tuple[float, float] | None:

@@ -20,6 +20,7 @@ from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.judging.instead import changed
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import iso
+from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -233,6 +234,21 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     assert found["5"]["drawdown"]["below_50"][0] == pytest.approx(said["came"]["value"], abs=1e-5)
     assert any(line.startswith("Its value at risk of 5 %") for line in span["sentences"])
     assert "likelihood of a mixture" in card["training"]["losses"]
+
+
+def test_the_card_of_a_network_alone_says_how_it_stands_to_persistence(
+    trained: Callable[[str], Path],
+) -> None:
+    card = load(trained("trading")).card
+    figures = card["figures"]["30"]
+    for network, steady, is_experimental in ((0.3, 0.5, False), (0.49, 0.5, True)):
+        qlike = {**figures["qlike"], "network": [network, 0.02], "ewma": [steady, 0.02]}
+        known = {**figures, "qlike": qlike, "sign_accuracy": {"network": [0.5, 0.02]}}
+        found = experimental({**card, "figures": {**card["figures"], "30": known}})
+        assert (
+            "over 30 bars it has not beaten persistence: QLIKE 0.4900" in found
+        ) is is_experimental
+        assert bool(found) is is_experimental
 
 
 def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
