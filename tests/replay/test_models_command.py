@@ -119,7 +119,7 @@ def test_a_checkpoint_without_a_network_or_too_few_bars_is_one_sentence(
     folder = str(checkpoint(tmp_path / "a"))
     assert invoke(["models", "check", folder, "--data", str(candles)]) == 1
     assert "without a hole, which one answer of this model depends on" in capsys.readouterr().err
-    assert invoke(["models", "check", str(tmp_path / "nowhere")]) == 1
+    assert invoke(["models", "check", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
