@@ -8,7 +8,6 @@ work and of the imports that it needs.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.bench.machine import machine_line
+from tracepaper.replay.bench.machine import machine_line, most_resident_mb
 from tracepaper.replay.training.pipeline import use_threads
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import Columns, compute, schema
@@ -50,7 +49,7 @@ def measure(assets: int = 100, bars: int = 2_048, *, seed: int = 0) -> dict[str,
 def told(assets: int, bars: int, seed: int) -> None:
     """Print the figures of ``measure`` as JSON; in the process that is measured."""
     use_threads(1)
-    imports = _peak()
+    imports = round(most_resident_mb() * 1e6)
     work = SeveralAssets(_drawn(assets, bars, seed), seed=seed)
     forward, _ = _timed(work.forward)
     explained, missed = _timed(work.explained)
@@ -60,7 +59,7 @@ def told(assets: int, bars: int, seed: int) -> None:
         f"{work.config.dim}",
         "forward_minutes": forward / 60.0,
         "forward_explained_minutes": explained / 60.0,
-        "peak_bytes": _peak(),
+        "peak_bytes": round(most_resident_mb() * 1e6),
         "imports_bytes": imports,
         "reach_bytes": REACH_BYTES,
         "largest_row_error": missed,
@@ -87,9 +86,3 @@ def _timed(work: Callable[[], float]) -> tuple[float, float]:
     begun = time.perf_counter()
     found = work()
     return time.perf_counter() - begun, found
-
-
-def _peak() -> int:
-    """Return the most bytes that this process has held."""
-    unit = 1 if sys.platform == "darwin" else 1_024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.daemon.session.user_class import imported
+from tracepaper.replay.bench.machine import status_kib
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -165,22 +166,10 @@ def run(route: str, mask_name: str, bars: int) -> int:
         workloads.take(route, inputs, mask)
     else:
         own(inputs, mask)
-    return (_status_kib("VmHWM") - before) * 1024
+    return (status_kib("VmHWM") - before) * 1024
 
 
 def _start() -> int:
-    """Forget the peak that the imports made; return what is held now, in KiB.
-
-    The kernel's own figures, since ``getrusage`` hands a parent's peak on to its children.
-    """
+    """Forget the peak that the imports made; return what is held now, in KiB."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _status_kib("VmRSS")
-
-
-def _status_kib(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name))
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps({"bytes": run(sys.argv[1], sys.argv[2], int(sys.argv[3]))}))
+    return status_kib("VmRSS")

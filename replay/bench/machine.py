@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import sys
 from pathlib import Path
 
 
@@ -25,13 +26,26 @@ def _processor() -> str:
 
 def resident_mb() -> float:
     """Return the memory this process holds now, in MB."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return pages * resource.getpagesize() / 1e6
+    return _held_mb("VmRSS")
 
 
 def most_resident_mb() -> float:
     """Return the most memory that this process has held, in MB; mapped files count with it."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return _held_mb("VmHWM")
+
+
+def status_kib(name: str) -> int:
+    """Return the kernel's own figure of this process, in KiB; raise ``OSError`` without one.
+
+    ``getrusage`` hands the peak of a parent on to its children.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def _held_mb(name: str) -> float:
+    try:
+        return status_kib(name) * 1_024 / 1e6
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1_024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

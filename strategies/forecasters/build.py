@@ -238,7 +238,7 @@ def architecture(card: Mapping[str, Any]) -> tuple[NetworkKind, Architecture]:
     Raises ``ConfigInvalid`` for an unknown kind or an architecture that cannot be built.
     """
     name = section_of(card, "model").get("kind")
-    if name in KINDS:
+    if isinstance(name, str) and name in KINDS:
         raise ConfigInvalid(
             f"A {name} checkpoint answers for all symbols of a close; name it by strategy.name "
             f"'{name}' and its folder by strategy.options.checkpoint, instead of model.checkpoint."
