@@ -295,8 +295,8 @@ class FlashNetwork(Network):
         super().__init__()
         if config.volatility_gate and config.volatility_column < 0:
             raise ConfigInvalid(
-                f"architecture.volatility_column is missing for {config.volatility_gate}; train by "
-                "a recipe, which finds it, or give it."
+                f"architecture.volatility_column is missing for {shown(config.volatility_gate)}; "
+                "train by a recipe, which finds it, or give it."
             )
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -477,7 +477,8 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
         return {}
     if name not in names:
         raise ConfigInvalid(
-            f"No feature is called {shown(name)}{nearest(name, names)}; give volatility_gate one."
+            f"No feature is called {shown(name)}{nearest(str(name), names)}; name one by "
+            "volatility_gate."
         )
     return {"volatility_column": list(names).index(name)}
 

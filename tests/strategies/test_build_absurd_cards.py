@@ -13,7 +13,11 @@ import torch
 
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.linear import LinearConfig, LinearNetwork
+from tracepaper.strategies.networks.multiscale import MultiscaleConfig, MultiscaleNetwork
+from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
 
 ABSURD: Final[tuple[object, ...]] = (
     -1,
@@ -37,6 +41,14 @@ ABSURD: Final[tuple[object, ...]] = (
     {"a": {"b": []}},
 )
 INFORMER: Final = InformerConfig(dim=8, layers=2, heads=2, window=40, factor=2)
+OTHERS: Final[dict[str, Network]] = {
+    "informer": InformerNetwork(INFORMER),
+    "linear": LinearNetwork(LinearConfig(dim=8, layers=1, heads=2, window=16)),
+    "multiscale": MultiscaleNetwork(
+        MultiscaleConfig(dim=8, layers=1, heads=2, frames=(1, 4), tokens=(4, 4))
+    ),
+    "trading": TradingNetwork(TradingConfig(dim=8, layers=1, heads=2, window=16)),
+}
 QUANTILES: Final = [0.01 * place for place in range(1, 100)]
 
 
@@ -48,12 +60,13 @@ def cards() -> dict[str, tuple[dict[str, Any], dict[str, torch.Tensor]]]:
         "quantiles": {"confidence": QUANTILES, "shift": QUANTILES},
     }
     flash = models.card(**whole)
-    architecture = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(INFORMER).items()}
-    informer = {**flash, "model": {"kind": "informer"}, "architecture": architecture}
-    return {
-        "flash": (flash, models.network().state_dict()),
-        "informer": (informer, InformerNetwork(INFORMER).state_dict()),
-    }
+    found = {"flash": (flash, models.network().state_dict())}
+    for kind, network in OTHERS.items():
+        of = asdict(network.config)  # type: ignore[call-overload]
+        architecture = {k: list(v) if isinstance(v, tuple) else v for k, v in of.items()}
+        card = {**flash, "model": {"kind": kind}, "architecture": architecture}
+        found[kind] = (card, network.state_dict())
+    return found
 
 
 def places(table: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -73,7 +86,7 @@ def changed(card: dict[str, Any], place: tuple[str, ...], value: object) -> dict
     return made
 
 
-@pytest.mark.parametrize("kind", ["flash", "informer"])
+@pytest.mark.parametrize("kind", ["flash", *OTHERS])
 def test_every_key_of_a_card_takes_no_absurd_value_badly(kind: str) -> None:
     card, tensors = cards()[kind]
     build(card, tensors)
