@@ -137,7 +137,7 @@ def test_a_gates_column_follows_from_the_features_name() -> None:
     assert by_names({"volatility_gate": ""}, names) == {}
     with pytest.raises(ConfigInvalid, match="called 'sigma_lvl', the nearest is sigma_level"):
         by_names({"volatility_gate": "sigma_lvl"}, names)
-    with pytest.raises(ConfigInvalid, match="volatility_column is missing for sigma_level"):
+    with pytest.raises(ConfigInvalid, match="volatility_column is missing for 'sigma_level'"):
         FlashNetwork(replace(models.SMALL, volatility_gate="sigma_level"))
     forms: list[dict[str, Any]] = [
         {"volatility_column": 2},
