@@ -178,7 +178,9 @@ def _condition(found: Condition) -> RenderableType:
 def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
     """Return the kinds of networks of which no checkpoint in *found* has beaten persistence."""
     from tracepaper.replay.training.standing import experimental
+    from tracepaper.strategies import books
     from tracepaper.strategies.networks.architecture import network_kinds
+    from tracepaper.strategies.networks.crossasset import KINDS
 
     proven = {
         section.get("kind")
@@ -186,7 +188,7 @@ def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
         for section, name in ((card["model"], "model"), (_network_half(card), "network_half"))
         if not experimental(card, of=name)
     }
-    return [name for name in network_kinds() if name not in proven]
+    return [name for name in (*network_kinds(), *KINDS, books.KIND) if name not in proven]
 
 
 def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
