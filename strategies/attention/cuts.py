@@ -63,6 +63,17 @@ def _older(x: Tensor) -> Tensor:
     return x[:, :-1, :, 1:].flip(3).flatten(0, 1)
 
 
+def _add(output: Tensor, logsumexp: Tensor, more: Tensor, more_logsumexp: Tensor) -> None:
+    """Take *more* into views of what other keys of the same rows gave, in place.
+
+    Two parts of one softmax: each counts by its share of the normaliser of both.
+    """
+    merged = torch.logaddexp(logsumexp, more_logsumexp)
+    share = torch.exp(more_logsumexp - merged)[..., None].to(output.dtype)
+    output += share * (more - output)
+    logsumexp.copy_(merged)
+
+
 def window_forward(
     kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -77,14 +88,8 @@ def window_forward(
         past = kernel.forward(
             _newer(cut[0]), _older(cut[1]), _older(cut[2]), causal=True, scale=scale
         )
-        past_output = past.output.unflatten(0, (batch, -1)).flip(3)
-        past_logsumexp = past.logsumexp.unflatten(0, (batch, -1)).flip(3)
-        here = logsumexp[:, 1:, :, :-1]
-        merged = torch.logaddexp(here, past_logsumexp)
-        # Two parts of one softmax: each counts by its share of the normaliser of both.
-        share = torch.exp(past_logsumexp - merged)[..., None].to(output.dtype)
-        output[:, 1:, :, :-1] += share * (past_output - output[:, 1:, :, :-1])
-        here.copy_(merged)
+        back = (x.unflatten(0, (batch, -1)).flip(3) for x in (past.output, past.logsumexp))
+        _add(output[:, 1:, :, :-1], logsumexp[:, 1:, :, :-1], *back)
     return cuts.join(output), cuts.join(logsumexp[..., None]).squeeze(-1)
 
 
@@ -144,11 +149,7 @@ def blocks_forward(
         past = kernel.forward(
             query[:, :, rows], _taken(key, runs), _taken(value, runs), causal=False, scale=scale
         )
-        here = logsumexp[:, :, rows]
-        merged = torch.logaddexp(here, past.logsumexp)
-        share = torch.exp(past.logsumexp - merged)[..., None].to(output.dtype)
-        output[:, :, rows] += share * (past.output - output[:, :, rows])
-        here.copy_(merged)
+        _add(output[:, :, rows], logsumexp[:, :, rows], past.output, past.logsumexp)
     return output, logsumexp
 
 
