@@ -20,18 +20,23 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.features_recipe import AnySet, FeatureParts, FeatureRecipe
 from tracepaper.strategies.features_rolling import Array, Ids, Wanted, Window, Windows, lagged
 from tracepaper.strategies.types import Bar
+from tracepaper.strategies.vectors import VectorColumns
 
 _BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureSchema:
-    """The features of a schema in their order, and the bars that one row depends on."""
+    """The features of a schema in their order, and the bars that one row depends on.
+
+    After those of bars stand those of *vectors*, where a user supplies some.
+    """
 
     schema_id: str
     names: tuple[str, ...]
     lookback: int
     recipe: FeatureRecipe = field(compare=False)
+    vectors: VectorColumns | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Columns:
     close: Array
     volume: Array
     interval_ms: int
+    symbol: str = ""  # whose vectors are joined
 
     def __len__(self) -> int:
         """Return the number of bars."""
@@ -91,6 +97,11 @@ def schema(schema_id: str = "v1") -> FeatureSchema:
     return FeatureSchema(schema_id, recipe.names, recipe.lookback, recipe)
 
 
+def with_vectors(schema: FeatureSchema, vectors: VectorColumns) -> FeatureSchema:
+    """Return *schema* with the features of *vectors* after its own."""
+    return replace(schema, names=(*schema.recipe.names, *vectors.names), vectors=vectors)
+
+
 def wider(one: FeatureSchema, other: FeatureSchema) -> FeatureSchema:
     """Return the wider of two schemas, of which the other is the first columns, in every bit.
 
@@ -121,7 +132,12 @@ def columns(bars: Sequence[Bar]) -> Columns:
         close=closes,
         volume=volumes,
         interval_ms=bars[0].interval_ms if bars else 0,
+        symbol=_symbol(bars[0]) if bars else "",
     )
+
+
+def _symbol(bar: Bar) -> str:
+    return bar.instrument.rpartition(":")[2]
 
 
 def compute(
@@ -144,11 +160,15 @@ def compute(
     if sigma is None:
         sigma = np.empty(count)
     values[:first], sigma[:first] = np.nan, np.nan
+    own = len(schema.recipe.names)
     for start in range(first, count, _BLOCK_ROWS):
         stop = min(start + _BLOCK_ROWS, count)
         rows, scale = _block(schema, columns, start - first, stop)
-        values[start:stop] = rows[:, first:].T
+        values[start:stop, :own] = rows[:, first:].T
         sigma[start:stop] = scale[first:]
+    if schema.vectors is not None:
+        closes = columns.open_time_ms[first:] + columns.interval_ms
+        values[first:, own:] = schema.vectors.at(columns.symbol, closes, columns.interval_ms)
     return FeatureBlock(values, sigma, first)
 
 
@@ -297,6 +317,9 @@ class FeatureStreams:
             open_time_ms=table.open_time_ms,
         )
         values = np.ascontiguousarray(recipe.rows(made).T)
+        if (vectors := self.schema.vectors) is not None:
+            newest = [vectors.newest(_symbol(b), b.close_time_ms, b.interval_ms) for b in bars]
+            values = np.concatenate([values, np.array(newest)], axis=1)
         found = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
         is_known = found.complete(self._part)
         if not is_known.all():

@@ -118,6 +118,7 @@ def columns_of(candles: Candles) -> Columns:
         close=candles.close.astype(np.float64),
         volume=candles.volume.astype(np.float64),
         interval_ms=candles.interval_ms,
+        symbol=candles.symbol,
     )
 
 

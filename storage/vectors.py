@@ -1,0 +1,301 @@
+"""Files of vectors that a user supplies: read, refused in one sentence, and kept beside a database.
+
+A file is CSV or Parquet. ``time`` is when a row became known: a time with a zone, or milliseconds
+of the epoch; ``symbol`` is whose it is, where it is not everyone's; all others are numbers.
+
+The rule is docs/models.md, L63.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid, shown
+from tracepaper.strategies.vectors import (
+    AGE,
+    ALL_SYMBOLS,
+    Standing,
+    VectorRows,
+    feature_name,
+    rows_of,
+)
+
+TIME: Final = "time"
+SYMBOL: Final = "symbol"
+COLUMNS_MAX: Final = 1_024
+_ARROW: Final = (".parquet", ".pq")
+_DELIMITED: Final = (".csv",)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_OLDEST_MS, _NEWEST_MS = 100_000_000_000, 10_000_000_000_000  # 1973 and 2286
+
+Table = dict[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A file of vectors as it was read: rows by symbol, and the SHA-256 of its bytes."""
+
+    path: Path
+    sha256: str
+    columns: tuple[str, ...]
+    rows: dict[str, VectorRows]
+
+    def chosen(self, columns: Sequence[str]) -> dict[str, VectorRows]:
+        """Return the rows with *columns* alone, in this order; raise for one that it lacks."""
+        for name in columns:
+            if name not in self.columns:
+                raise DataInvalid(
+                    f"{self.path} lacks the column {shown(name)}, which the model was trained "
+                    "with; add it."
+                )
+        places = [self.columns.index(name) for name in columns]
+        return {
+            symbol: VectorRows(rows.time_ms, rows.from_ms, rows.values[:, places])
+            for symbol, rows in self.rows.items()
+        }
+
+    def standing(self, columns: Sequence[str]) -> Standing:
+        """Return *columns* of it as what does not change."""
+        return Standing(self.sha256, self.chosen(columns))
+
+
+def read_vectors(path: Path, *, growing: bool = False) -> VectorFile:
+    """Read a file of vectors; of one that is *growing* a line that is not ended is left.
+
+    Raises ``DataInvalid`` for a file that is not there or no table, a time without a zone, times
+    that do not ascend, a number that is not finite and a file without rows.
+    """
+    raw = _bytes(path)
+    if path.suffix in _ARROW:
+        table = _arrow(path, raw)
+    elif path.suffix in _DELIMITED:
+        table = _delimited(path, raw[: raw.rfind(b"\n") + 1] if growing else raw)
+    else:
+        raise DataInvalid(f"{path} is no file of vectors; give one that ends in .csv or .parquet.")
+    if TIME not in table:
+        raise DataInvalid(f"{path} has no column {TIME}; name so when each row became known.")
+    columns = tuple(name for name in table if name not in {TIME, SYMBOL})
+    _require_names(path, columns)
+    times = _times(path, table[TIME])
+    if not len(times):
+        raise DataInvalid(f"{path} has no rows; give vectors.")
+    values = np.stack([_numbers(path, name, table[name]) for name in columns], axis=1)
+    rows = _by_symbol(path, times, values, table.get(SYMBOL))
+    return VectorFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataInvalid(
+            f"{path} cannot be read ({error.strerror}); name a file of vectors."
+        ) from None
+
+
+def _delimited(path: Path, raw: bytes) -> Table:
+    try:
+        lines = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataInvalid(f"{path} is no CSV in UTF-8 ({error}); write it again.") from None
+    if not lines:
+        raise DataInvalid(f"{path} has no rows; give vectors.")
+    header, *rows = lines
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise DataInvalid(
+                f"{path}, line {number}: {len(row)} fields where the first line has {len(header)}; "
+                "write it again."
+            )
+    if len(set(header)) < len(header):
+        raise DataInvalid(f"{path} names a column twice; rename one of them.")
+    return {name: [row[at] for row in rows] for at, name in enumerate(header)}
+
+
+def _arrow(path: Path, raw: bytes) -> Table:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise DataInvalid(f"{path} needs pyarrow to be read: install tracepaper[data].") from None
+    try:
+        found = parquet.read_table(pa.BufferReader(raw))
+        found.validate(full=True)
+        table = {name: _arrow_column(pa, found.column(name)) for name in found.column_names}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise DataInvalid(f"{path} is damaged ({reason}); write it again.") from None
+    return table
+
+
+def _arrow_column(pa: Any, column: Any) -> Sequence[Any]:  # noqa: ANN401 - pyarrow has no types
+    """Return a column's values; times with a zone as text of whole or broken milliseconds."""
+    if pa.types.is_timestamp(column.type):
+        if column.type.tz is None:
+            return ["a time without a zone"] * len(column)
+        nanoseconds = column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64())
+        # Rounded up: a row is known at its time, never before.
+        return [None if one is None else -(-one // 1_000_000) for one in nanoseconds.to_pylist()]
+    values: Sequence[Any] = column.to_pylist()
+    return values
+
+
+def _require_names(path: Path, columns: Sequence[str]) -> None:
+    if not 0 < len(columns) <= COLUMNS_MAX:
+        raise DataInvalid(
+            f"{path} has {len(columns)} columns of numbers beside {TIME}; give 1 to "
+            f"{COLUMNS_MAX:,}."
+        )
+    for name in columns:
+        if not name.isidentifier() or not name.isascii():
+            raise DataInvalid(
+                f"{path} has a column {shown(name)}; name columns by letters, digits and _ alone."
+            )
+    names = [feature_name(name) for name in columns]
+    if AGE in names or len(set(names)) < len(names):
+        raise DataInvalid(
+            f"{path} has a column {AGE}, which is made of {TIME}, or two of one feature's name; "
+            "rename it."
+        )
+
+
+def _times(path: Path, given: Sequence[Any]) -> NDArray[np.int64]:
+    found = np.empty(len(given), dtype=np.int64)
+    for at, value in enumerate(given):
+        found[at] = _time_ms(path, at, value)
+    return found
+
+
+def _time_ms(path: Path, at: int, value: object) -> int:
+    """Return a time in milliseconds, rounded up; raise ``DataInvalid`` for what is none."""
+    ms: int | None = None
+    text = str(value).strip()
+    if isinstance(value, int) or text.isdecimal():
+        ms = int(text)
+        if not _OLDEST_MS <= ms < _NEWEST_MS:
+            raise DataInvalid(
+                f"{path}, row {at + 1}: the time {ms} is no milliseconds of the epoch; give these, "
+                "or a time with a zone."
+            )
+        return ms
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise DataInvalid(
+            f"{path}, row {at + 1}: the time {shown(value)} cannot be read; give one with a zone, "
+            "such as 2024-06-01T12:00:00Z, or milliseconds of the epoch."
+        ) from None
+    if moment.tzinfo is None:
+        raise DataInvalid(
+            f"{path}, row {at + 1}: the time {shown(value)} has no zone; write it as UTC, such as "
+            "2024-06-01T12:00:00Z."
+        )
+    return -((_EPOCH - moment) // _MILLISECOND)
+
+
+def _numbers(path: Path, name: str, given: Sequence[Any]) -> NDArray[np.float64]:
+    found = np.empty(len(given))
+    for at, value in enumerate(given):
+        try:
+            found[at] = math.nan if value is None or isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            raise DataInvalid(
+                f"{path}, row {at + 1}: {name} is {shown(value)}, which is no number; write it "
+                "again."
+            ) from None
+    if not (is_finite := np.isfinite(found)).all():
+        at = int(np.flatnonzero(~is_finite)[0])
+        raise DataInvalid(
+            f"{path}, row {at + 1}: {name} is {shown(given[at])}; every vector must be finite, so "
+            "leave such a row out."
+        )
+    return found
+
+
+def _by_symbol(
+    path: Path,
+    times: NDArray[np.int64],
+    values: NDArray[np.float64],
+    symbols: Sequence[Any] | None,
+) -> dict[str, VectorRows]:
+    of = [ALL_SYMBOLS] * len(times) if symbols is None else [str(one or "") for one in symbols]
+    if symbols is not None and "" in of:
+        raise DataInvalid(f"{path}, row {of.index('') + 1}: the symbol is empty; name one.")
+    places: dict[str, list[int]] = {}
+    for at, symbol in enumerate(of):
+        places.setdefault(symbol, []).append(at)
+    for symbol, own in places.items():
+        for before, at in pairwise(own):
+            if times[at] > times[before]:
+                continue
+            whose = f" of {symbol}" if symbol else ""
+            what = "the one before has too" if times[at] == times[before] else "is before it"
+            raise DataInvalid(
+                f"{path}, row {at + 1}: the time {iso(int(times[at]))}{whose} {what}; times must "
+                "ascend, each once."
+            )
+    return {symbol: rows_of(times[own], values[own]) for symbol, own in places.items()}
+
+
+def iso(ms: int) -> str:
+    """Return UTC milliseconds as text."""
+    return (_EPOCH + ms * _MILLISECOND).isoformat(timespec="milliseconds")
+
+
+# ---------------------------------------------------------------- beside a database
+
+
+def kept_vectors(database: Path) -> Path:
+    """Return the folder in which the vectors that runs of *database* used are kept."""
+    return database.with_name(database.name + ".vectors")
+
+
+def keep_vectors(file: VectorFile, database: Path) -> Path:
+    """Copy *file* beside *database* under its hash, whole or not at all; return the copy."""
+    kept = kept_vectors(database) / f"{file.sha256}{file.path.suffix}"
+    if not kept.exists():
+        raw = _bytes(file.path)
+        if hashlib.sha256(raw).hexdigest() != file.sha256:
+            raise DataInvalid(f"{file.path} changed while it was read; start again.")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=kept.parent)
+        with os.fdopen(handle, "wb") as copy:
+            copy.write(raw)
+            copy.flush()
+            os.fsync(handle)
+        Path(part).replace(kept)
+    return kept
+
+
+def find_vectors(database: Path, sha256: str) -> VectorFile:
+    """Return the file that a run of *database* used; raise ``CheckpointMismatch`` if it is gone."""
+    folder = kept_vectors(database)
+    kept = next((folder / (sha256 + end) for end in (*_DELIMITED, *_ARROW)
+                 if (folder / (sha256 + end)).is_file()), None)  # fmt: skip
+    if kept is None:
+        raise CheckpointMismatch(
+            f"The vectors that the run used are not kept any more ({folder / sha256}.csv or "
+            ".parquet is missing); restore the file beside the database."
+        )
+    found = read_vectors(kept)
+    if found.sha256 != sha256:
+        raise CheckpointMismatch(
+            f"{kept} was changed since the run, which used a file of the SHA-256 in its name; "
+            "restore it."
+        )
+    return found

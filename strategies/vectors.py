@@ -1,0 +1,200 @@
+"""Vectors that a user supplies, joined by time to the bars that could know them.
+
+A row counts from its time on: the first bar that closes at or after it has it, and every later one
+until the next row. So nothing of a row reaches a bar that closed before it. A network gets the
+columns standardised as its card says, and how old they are.
+
+The rule is docs/models.md, L63.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.errors import CheckpointMismatch
+
+Floats = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+PREFIX: Final = "vector_"
+"""What the names of these features begin with."""
+AGE: Final = "vector_age"
+"""The feature that says how old the row is, in bars: half the logarithm of one more."""
+CLIP: Final = 5.0
+"""Features are clipped there, as those of bars are."""
+ALL_SYMBOLS: Final = ""
+"""Whose rows are those of a file that names no symbol: everyone's."""
+_NONE: Final = -1
+
+
+def feature_name(column: str) -> str:
+    """Return the name of the feature that a *column* of a file becomes."""
+    return column if column.startswith(PREFIX) else PREFIX + column
+
+
+@dataclass(frozen=True, slots=True)
+class VectorRows:
+    """The rows of one symbol in the order of their times, which ascend.
+
+    ``from_ms`` never falls: the first close at which each row counts. It is the row's time, or
+    later where the row came to be known later. ``values`` are [row, column].
+    """
+
+    time_ms: Ids
+    from_ms: Ids
+    values: Floats
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.time_ms)
+
+    def places(self, closes_ms: Ids) -> Ids:
+        """Return the place of the row that each bar has, by its close; -1 where it has none."""
+        return np.searchsorted(self.from_ms, closes_ms, side="right") - 1
+
+
+NO_VECTORS: Final = VectorRows(
+    np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float64)
+)
+"""Those of a symbol that has none."""
+
+
+def rows_of(time_ms: Ids, values: Floats) -> VectorRows:
+    """Return rows that were known at their own times."""
+    return VectorRows(time_ms, time_ms, values)
+
+
+class VectorSource(Protocol):
+    """Where rows come from: a file that stands, or one that grows."""
+
+    @property
+    def name(self) -> str:
+        """What it is kept as beside a database, as the run's row says it."""
+        ...
+
+    def known(self, symbol: str) -> VectorRows:
+        """Return the rows of *symbol*, with the columns that the model was trained with."""
+        ...
+
+    def usable(self, closes_ms: Ids) -> NDArray[np.bool_]:
+        """Return whether anything is known at each close: false while a file was no use."""
+        ...
+
+    def look(self, close_ms: int) -> None:
+        """Take in what has come, before the bar that closes at *close_ms* is answered."""
+        ...
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A file that does not change: a ``VectorSource``."""
+
+    name: str
+    rows: Mapping[str, VectorRows]
+
+    def known(self, symbol: str) -> VectorRows:
+        """Return the rows of *symbol*, or everyone's."""
+        return self.rows.get(ALL_SYMBOLS, self.rows.get(symbol, NO_VECTORS))
+
+    def usable(self, closes_ms: Ids) -> NDArray[np.bool_]:
+        """Return true: all of it was read before the first bar."""
+        return np.ones(len(closes_ms), dtype=np.bool_)
+
+    def look(self, close_ms: int) -> None:
+        """Do nothing: nothing comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorScale:
+    """What a card says of the columns: their names in order, and how they are standardised."""
+
+    columns: tuple[str, ...]  # of the file
+    centre: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the features."""
+        return (*map(feature_name, self.columns), AGE)
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any]) -> VectorScale:
+        """Read ``[features.vectors]`` of a card; raise ``CheckpointMismatch`` where it is none."""
+        columns, centre, scale = (section.get(key) for key in ("columns", "centre", "scale"))
+        is_whole = (
+            isinstance(columns, list | tuple)
+            and len(columns) > 0
+            and all(isinstance(name, str) for name in columns)
+            and all(_are_numbers(numbers, len(columns)) for numbers in (centre, scale))
+        )
+        if not is_whole or not all(one > 0 for one in scale or ()):
+            raise CheckpointMismatch(
+                "The card's features.vectors must list columns, with a centre and a scale above 0 "
+                "of each; use the card that was written."
+            )
+        return cls(tuple(columns or ()), tuple(centre or ()), tuple(scale or ()))
+
+    @classmethod
+    def fitted(cls, columns: Sequence[str], every: Sequence[VectorRows], until_ms: int) -> Self:
+        """Return mean and deviation of the rows before *until_ms*: of no later one."""
+        values = np.concatenate([rows.values[rows.time_ms < until_ms] for rows in every])
+        centre, scale = np.zeros(len(columns)), np.ones(len(columns))
+        if len(values):
+            centre, deviation = values.mean(axis=0), values.std(axis=0)
+            scale = np.where(deviation > 0, deviation, 1.0)
+        return cls(tuple(columns), tuple(centre.tolist()), tuple(scale.tolist()))
+
+    def section(self) -> dict[str, Any]:
+        """Return it as a card has it."""
+        return {
+            "columns": list(self.columns),
+            "centre": list(self.centre),
+            "scale": list(self.scale),
+        }
+
+
+def _are_numbers(found: object, count: int) -> bool:
+    return (
+        isinstance(found, list | tuple)
+        and len(found) == count
+        and all(type(one) in {int, float} and bool(np.isfinite(one)) for one in found)
+    )
+
+
+@dataclass(frozen=True)
+class VectorColumns:
+    """The features of a source, as a schema has them after those of bars."""
+
+    scale: VectorScale
+    source: VectorSource
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features, in their order."""
+        return self.scale.features
+
+    def at(self, symbol: str, closes_ms: Ids, interval_ms: int) -> NDArray[np.float32]:
+        """Return [bar, feature] rows of bars by their closes; NaN where nothing is known."""
+        rows = self.source.known(symbol)
+        found = np.full((len(closes_ms), len(self.names)), np.nan, dtype=np.float32)
+        places = rows.places(closes_ms)
+        has = (places != _NONE) & self.source.usable(closes_ms)
+        of = places[has]
+        if not len(of):
+            return found
+        standard = (rows.values[of] - np.array(self.scale.centre)) / np.array(self.scale.scale)
+        found[has, :-1] = np.clip(standard, -CLIP, CLIP)
+        age = (closes_ms[has] - rows.time_ms[of]) / interval_ms
+        found[has, -1] = np.minimum(np.log1p(age) / 2.0, CLIP)
+        return found
+
+    def newest(self, symbol: str, close_ms: int, interval_ms: int) -> NDArray[np.float32]:
+        """Return the row [feature] of a bar that is to be answered now."""
+        self.source.look(close_ms)
+        row: NDArray[np.float32] = self.at(symbol, np.array([close_ms]), interval_ms)[0]
+        return row
