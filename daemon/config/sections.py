@@ -329,6 +329,9 @@ class ModelSection(ModelClass):
     """Threads of the model; decisions are bit-equal only on an equal number."""
     backend: str = Field(default="auto", pattern=r"^[a-z][a-z0-9_]*$")
     """auto, or one of the attention backends that `tracepaper doctor` lists."""
+    vectors: str | None = Field(default=None, min_length=1, examples=["news.csv"])
+    """CSV or Parquet with the columns by time that a network was trained with by --vectors; absent
+    for none. Live it is read again as it grows."""
     retrain: Duration | None = Field(default=None, examples=["7d"])
     """Market time from one retraining in service to the next, by [retrain]; never if absent."""
     explanation: Annotated[ExplanationSection, BeforeValidator(json_object)] = Field(
@@ -360,6 +363,10 @@ class ModelSection(ModelClass):
             raise ValueError("[model] options and files are a class's; name it with [model] class")
         if self.explanation != ExplanationSection() and self.own_class:
             raise ValueError("[model] explanation is a checkpoint's; take it out for a class")
+        if self.vectors is not None and self.own_class:
+            raise ValueError("[model] vectors are a checkpoint's; a class reads [model] files")
+        if self.vectors is not None and self.retrain is not None:
+            raise ValueError("a model with [model] vectors is not retrained in service; leave one")
         return self
 
 

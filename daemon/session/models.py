@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Final
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
+from tracepaper.daemon.session.vectors import (
+    VECTORS,
+    configured_vectors,
+    recorded_vectors,
+    vectors_kept_as,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.strategy import Forecaster
 
 if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.strategies.networks.looked import Way
+    from tracepaper.strategies.vectors import VectorSource
 
 _KIB: Final = 1024
 
@@ -74,7 +81,9 @@ def load_forecaster(
         return model
     if mode == "step" and config.market.closes_together:
         mode = "batched"
-    return _built(load_checkpoint(config, beside=beside), config, mode)
+    checkpoint = load_checkpoint(config, beside=beside)
+    source = configured_vectors(config, checkpoint.card, beside=beside)
+    return _built(checkpoint, config, mode, source)
 
 
 def recorded_forecaster(
@@ -85,11 +94,13 @@ def recorded_forecaster(
     mode: str,
     backend: str = "",
     into: Path | None = None,
+    vectors: str = "",
 ) -> Forecaster:
     """Return the model that a run of *database* used, to be asked again; keep it beside *into*.
 
-    A checkpoint is the one that was kept; a user's class is made as it is now, so its hash may be
-    another. A stream attends by *backend*, as the run says that it did, where that is here.
+    *vectors* is what the run says that its vectors are kept as. A checkpoint is the one that was
+    kept; a user's class is made as it is now, so its hash may be another. A stream attends by
+    *backend*, as the run says that it did, where that is here.
     Raises ``CheckpointMismatch`` where the checkpoint is gone.
     """
     from tracepaper.storage import checkpoints
@@ -99,7 +110,8 @@ def recorded_forecaster(
     kept = checkpoints.find_kept(database, model_id)
     if into is not None:
         checkpoints.keep(kept, into)
-    return forecaster_of(kept, _attending_by(backend, config), mode=mode)
+    source = recorded_vectors(database, vectors, checkpoints.read_card(kept), into=into)
+    return forecaster_of(kept, _attending_by(backend, config), mode=mode, vectors=source)
 
 
 def _attending_by(backend: str, config: Config) -> Config:
@@ -120,11 +132,13 @@ def _keep_card(model: UserForecaster, database: Path) -> None:
     checkpoints.keep_card(model.card, model.identity, database)
 
 
-def forecaster_of(folder: Path, config: Config, *, mode: str) -> Forecaster:
+def forecaster_of(
+    folder: Path, config: Config, *, mode: str, vectors: VectorSource | None = None
+) -> Forecaster:
     """Return the model of the checkpoint in *folder*, run as *config* says."""
     from tracepaper.storage import checkpoints
 
-    return _built(checkpoints.load(folder), config, mode)
+    return _built(checkpoints.load(folder), config, mode, vectors)
 
 
 def computing(forecaster: Forecaster | None) -> tuple[str, str]:
@@ -137,11 +151,13 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
 
 
 def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
-    """Return what else computes: libraries of a user's class, or the loops of a stream."""
+    """Return what else an answer follows from: libraries of a class, loops, a user's vectors."""
     if forecaster is None:
         return {}
     if isinstance(forecaster, UserForecaster):
         return forecaster.libraries
+    if kept := vectors_kept_as(forecaster):
+        return {VECTORS: kept}
     if not forecaster.backend.startswith("native"):
         return {}
     from tracepaper.strategies.attention import native
@@ -149,7 +165,9 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
     return {forecaster.backend: native.found()[forecaster.backend].sha256}
 
 
-def _built(checkpoint: Checkpoint, config: Config, mode: str) -> Forecaster:
+def _built(
+    checkpoint: Checkpoint, config: Config, mode: str, vectors: VectorSource | None
+) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 
     asked, own = config.features.own_schema, checkpoint.card["features"].get("schema_id")
@@ -168,6 +186,7 @@ def _built(checkpoint: Checkpoint, config: Config, mode: str) -> Forecaster:
         instruments=len(config.market.symbols),
         free_bytes=free_bytes(),
         way=_way(config),
+        vectors=vectors,
     )
 
 

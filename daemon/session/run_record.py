@@ -17,6 +17,7 @@ from tracepaper.daemon.config.sections import TOGETHER
 from tracepaper.daemon.session.models import computing, further_libraries
 from tracepaper.daemon.session.together import together_sha256
 from tracepaper.daemon.session.user_class import class_sha256, user_class
+from tracepaper.daemon.session.vectors import kept_vectors_of, vectors_kept_as
 from tracepaper.strategies.calendar import Sessions, unpacked
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.strategy import Forecaster
@@ -148,6 +149,7 @@ def continues(
         and run.code_version == code_version()
         and run.strategy_sha256 == strategy_sha256(config)
         and model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
+        and kept_vectors_of(run.libraries) == vectors_kept_as(forecaster)
     )
 
 

@@ -25,6 +25,7 @@ from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, sessions_of, start_event
 from tracepaper.daemon.session.user_model import UserForecaster, refuse_other_model
+from tracepaper.daemon.session.vectors import kept_vectors_of
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
@@ -77,7 +78,12 @@ def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
     forecaster = None
     if needs_forecaster(config):
         forecaster = recorded_forecaster(
-            config, database, run.model_id, mode=run.mode, backend=run.backend
+            config,
+            database,
+            run.model_id,
+            mode=run.mode,
+            backend=run.backend,
+            vectors=kept_vectors_of(run.libraries),
         )
         if isinstance(forecaster, UserForecaster):
             refuse_other_model(forecaster, run.model_sha256, run_id)
@@ -115,7 +121,13 @@ def _made_again(recorded: Recorded, database: Path, *, into: Path | None = None)
     """Return the run's model made once more; what it is, is kept beside *into*."""
     run = recorded.run
     found = recorded_forecaster(
-        recorded.config, database, run.model_id, mode=run.mode, backend=run.backend, into=into
+        recorded.config,
+        database,
+        run.model_id,
+        mode=run.mode,
+        backend=run.backend,
+        into=into,
+        vectors=kept_vectors_of(run.libraries),
     )
     if isinstance(found, UserForecaster):
         found.scale(run.instruments)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_json
-from tracepaper.replay.commands.train import DataOption, ThreadsOption
+from tracepaper.replay.commands.train import DataOption, ThreadsOption, VectorsOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.training.fitted import Fitted
     from tracepaper.replay.training.material import Material
     from tracepaper.storage.checkpoints import Checkpoint
+    from tracepaper.storage.vectors import VectorFile
 
 
 def evaluate(
@@ -58,6 +59,7 @@ def evaluate(
         typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
     ] = None,
     config: ConfigOption = None,
+    vectors: VectorsOption = None,
     explained_bars: Annotated[
         int | None,
         typer.Option(min=500, help="Bars to explain, for the gates; what takes minutes."),
@@ -106,7 +108,7 @@ def evaluate(
         "intervals": int(intervals),
     }
     if is_of_books(locate(checkpoint)):
-        others = (start, end, spans, beside, folds, instead, html, config, explained_bars)
+        others = (start, end, spans, beside, folds, instead, html, config, explained_bars, vectors)
         if any(others) or any(asked.values()):
             raise ConfigInvalid(
                 "A network of order books is judged on --data alone; leave the other options out."
@@ -114,7 +116,7 @@ def evaluate(
         evaluate_books(locate(checkpoint), data, threads=threads, as_json=json)
         return
     if _is_together(checkpoint):
-        plain = not (spans or start or end or beside or folds or instead or html)
+        plain = not (spans or start or end or beside or folds or instead or html or vectors)
         _judge_together(
             checkpoint,
             data,
@@ -131,19 +133,28 @@ def evaluate(
             "it a checkpoint, and no span nor --beside."
         )
     if folds is not None:
-        _refit(checkpoint, data, folds, instead or [], html, threads=threads, as_json=json)
+        _refit(
+            checkpoint,
+            data,
+            folds,
+            instead or [],
+            html,
+            vectors=vectors,
+            threads=threads,
+            as_json=json,
+        )
         return
     if instead:
         raise ConfigInvalid("--instead is fitted anew on folds; give --folds walk:1 as well.")
     if is_class:
-        _refuse_for_class(asked)
+        _refuse_for_class(asked | {"vectors": int(vectors is not None)})
         judged = _of_class(checkpoint, data, config, chosen)
     else:
         judged = _of_checkpoint(
-            checkpoint, data, chosen, asked, threads=threads, bars=explained_bars
+            checkpoint, data, chosen, asked, vectors=vectors, threads=threads, bars=explained_bars
         )
     for name in beside or ():
-        judged = _with_rival(judged, name, data, config, threads=threads)
+        judged = _with_rival(judged, name, data, config, vectors=vectors, threads=threads)
     _print(judged, html, as_json=json)
 
 
@@ -225,17 +236,27 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
         typer.echo(f"The page is {html}.")
 
 
-def _loaded(name: str, threads: int) -> tuple[Path, Checkpoint]:
+def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built."""
     from tracepaper.replay.training.pipeline import use_threads
     from tracepaper.storage.checkpoints import load, locate
-    from tracepaper.strategies.forecasters.build import build
+    from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
 
     use_threads(threads)
     folder = locate(name)
     found = load(folder)
-    build(found.card, found.tensors, threads=threads)
+    source = None
+    if vectors is not None:
+        scale = vector_scale(found.card) if takes_vectors(found.card) else None
+        source = vectors.standing(() if scale is None else scale.columns)
+    build(found.card, found.tensors, threads=threads, vectors=source)
     return folder, found
+
+
+def _vectors(path: Path | None) -> VectorFile | None:
+    from tracepaper.storage.vectors import read_vectors
+
+    return None if path is None else read_vectors(path)
 
 
 def _of_checkpoint(
@@ -244,6 +265,7 @@ def _of_checkpoint(
     spans: Sequence[NamedSpan],
     asked: Mapping[str, int],
     *,
+    vectors: Path | None,
     threads: int,
     bars: int | None,
 ) -> _Judged:
@@ -254,9 +276,10 @@ def _of_checkpoint(
     from tracepaper.replay.training.fitted import stored_baselines
     from tracepaper.replay.training.subject import Subject
 
-    folder, found = _loaded(name, threads)
+    supplied = _vectors(vectors)
+    folder, found = _loaded(name, threads, supplied)
     card = found.card
-    material = _material(card, data, stored=stored_baselines(folder, card))
+    material = _material(card, data, stored=stored_baselines(folder, card), vectors=supplied)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Finding] = []
     if any(asked.values()):
@@ -273,17 +296,24 @@ def _material(
     *,
     schema_id: str | None = None,
     stored: Fitted | None = None,
+    vectors: VectorFile | None = None,
 ) -> Material:
-    """Return the candles as a card reads them, by its own features or those of *schema_id*."""
-    from tracepaper.replay.training.material import Material, reading
-    from tracepaper.replay.training.pipeline import split_of
+    """Return the candles as a card reads them, by its own features or those of *schema_id*.
 
+    A user's *vectors* are joined where the card's model was trained with some.
+    """
+    from tracepaper.replay.training.material import Material, Supplied, reading
+    from tracepaper.replay.training.pipeline import split_of
+    from tracepaper.strategies.forecasters.build import takes_vectors, vector_scale
+
+    takes = takes_vectors(card)
     return Material.read(
         data,
         lambda _: split_of(card),
         tuple(card["architecture"]["horizons"]),
         schema_id or card["features"]["schema_id"],
         stored=stored,
+        vectors=Supplied(vectors, vector_scale(card)) if takes and vectors else None,
         **reading(card["features"]),
     )
 
@@ -333,7 +363,13 @@ def _class(
 
 
 def _with_rival(
-    judged: _Judged, name: str, data: list[str], file: Path | None, *, threads: int
+    judged: _Judged,
+    name: str,
+    data: list[str],
+    file: Path | None,
+    *,
+    vectors: Path | None,
+    threads: int,
 ) -> _Judged:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
     from dataclasses import replace
@@ -351,9 +387,9 @@ def _with_rival(
         own = recipe = forecaster.model_id
         path, ask = openings_path(None), partial(rival_class, name, forecaster, material)
     else:
-        folder, found = _loaded(name, threads)
+        folder, found, supplied = _beside(name, threads, vectors)
         own, recipe, path = found.id, recipe_hash(found.card), openings_path(folder)
-        material = _material(found.card, data, stored=unfitted())
+        material = _material(found.card, data, stored=unfitted(), vectors=supplied)
         ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
         raise ConfigInvalid(f"--beside {name} is a model that is judged already; leave it out.")
@@ -369,6 +405,18 @@ def _with_rival(
         for one, before in zip(counted, judged.every, strict=True)
     ]
     return judged._replace(every=every, beside=(*judged.beside, (name, own)))
+
+
+def _beside(
+    name: str, threads: int, vectors: Path | None
+) -> tuple[Path, Checkpoint, VectorFile | None]:
+    """Return a model to stand beside another, with the vectors where it was trained with some."""
+    from tracepaper.storage.checkpoints import locate, read_card
+    from tracepaper.strategies.forecasters.build import takes_vectors
+
+    supplied = _vectors(vectors) if takes_vectors(read_card(locate(name))) else None
+    folder, found = _loaded(name, threads, supplied)
+    return folder, found, supplied
 
 
 def _counted(
@@ -396,6 +444,7 @@ def _refit(
     changes: Sequence[str],
     html: Path | None,
     *,
+    vectors: Path | None,
     threads: int,
     as_json: bool,
 ) -> None:
@@ -415,14 +464,15 @@ def _refit(
     from tracepaper.replay.training.recipe import requested_baselines
     from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
 
-    _, found = _loaded(name, threads)
+    supplied = _vectors(vectors)
+    _, found = _loaded(name, threads, supplied)
     card: Mapping[str, Any] = found.card
     # First, for they refuse what cannot be had before minutes have passed.
     cards = {change: instead.changed(card, change) for change in changes}
     network = part_of(card, HALVES[0]) if is_ensemble(card) else card
     wide, own = (one["features"]["schema_id"] for one in (card, network))
     requested = requested_baselines(network["training"])
-    material = replace(_material(card, data), requested=requested)
+    material = replace(_material(card, data, vectors=supplied), requested=requested)
     of_network = material if own == wide else _material(card, data, schema_id=own)
     say = Console(stderr=True).print
     own_folds = refit(card, material, text, of_network=of_network, say=say)

@@ -33,6 +33,12 @@ DataOption = Annotated[
         help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
     ),
 ]
+VectorsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--vectors", metavar="FILE", help="trading: your own columns by time, CSV or Parquet."
+    ),
+]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
 
 SHARES = (0.65, 0.1, 0.1)
@@ -146,6 +152,7 @@ def train(
     modalities: Annotated[
         str | None, typer.Option(help="trading: of price, volume, time and others, by commas.")
     ] = None,
+    vectors: VectorsOption = None,
     regimes: Annotated[
         int | None, typer.Option(help="trading: of the coming variance, 2 to 7; 0 for none.")
     ] = None,
@@ -256,18 +263,27 @@ def train(
 
     if network == KIND:
         said = {"--recipe": recipe, "--print-recipe": print_recipe, "--resume": resume}
-        others = [option for option, value in {**said, "--cache": cache}.items() if value]
+        said |= {"--cache": cache, "--vectors": vectors}
+        others = [option for option, value in said.items() if value]
         files, folder = _required(data, out)
         train_books(given, files, folder, seeds=seed or (), others=others, as_json=json)
         return
     trained = [_is_checkpoint(one) for one in (network, beside)]
     if any(trained):
-        if not all(trained) or recipe is not None or print_recipe or seed:
+        if not all(trained) or recipe is not None or print_recipe or seed or vectors:
             raise _half_trained()
         made = [_combine(given, *_required(data, out), cache, threads=threads)]
     else:
         made = _made(
-            recipe, given, seed, data, out, cache, print_recipe=print_recipe, resume=resume
+            recipe,
+            given,
+            seed,
+            data,
+            out,
+            cache,
+            vectors=vectors,
+            print_recipe=print_recipe,
+            resume=resume,
         )
     _tell(made, as_json=json)
 
@@ -280,6 +296,7 @@ def _made(
     out: Path | None,
     cache: Path | None,
     *,
+    vectors: Path | None,
     print_recipe: bool,
     resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:
@@ -291,11 +308,25 @@ def _made(
         typer.echo(chosen[0].text(), nl=False)
         return []
     files, folder = _required(data, out)
+    if vectors is not None:
+        _require_modalities(chosen)
     together = [one for one in chosen if isinstance(one, AlignedRecipe)]
     if together:
         return _train_together(together, files, folder, cache, resume=resume)
     alone = [one for one in chosen if not isinstance(one, AlignedRecipe)]
-    return _train(alone, files, folder, cache, resume=resume)
+    return _train(alone, files, folder, cache, vectors=vectors, resume=resume)
+
+
+def _require_modalities(chosen: Sequence[AnyRecipe]) -> None:
+    """Raise ``ConfigInvalid`` where a network has no encoder for vectors."""
+    from tracepaper.replay.training.recipe import Recipe
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if not all(isinstance(one, Recipe) and one.kind.name == "trading" for one in chosen):
+        raise ConfigInvalid(
+            "--vectors are a modality of --network trading alone; name that, without --with, or "
+            "leave them out."
+        )
 
 
 def _tell(made: Sequence[tuple[Path, Checkpoint]], *, as_json: bool) -> None:
@@ -412,22 +443,30 @@ def _train_together(
 
 
 def _train(
-    recipes: Sequence[OwnRecipe], data: list[str], out: Path, cache: Path | None, *, resume: bool
+    recipes: Sequence[OwnRecipe],
+    data: list[str],
+    out: Path,
+    cache: Path | None,
+    *,
+    vectors: Path | None,
+    resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:
     """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
     from tracepaper.replay.judging.spans import opened_by_training
     from tracepaper.replay.training.array_cache import ArrayCache, default_folder
     from tracepaper.replay.training.ensemble import EnsembleRecipe
     from tracepaper.replay.training.fitted import unfitted
-    from tracepaper.replay.training.material import Material, intervals_of
+    from tracepaper.replay.training.material import Material, Supplied, intervals_of
     from tracepaper.replay.training.pipeline import compare_seeds, use_threads
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
+    from tracepaper.storage.vectors import read_vectors
 
     first = recipes[0]
     use_threads(first.threads)
     horizons = first.config.horizons if isinstance(first, Recipe) else first.horizons
     split = _split(first.split or {}, max(horizons))
+    supplied = None if vectors is None else Supplied(read_vectors(vectors))
 
     def read(schema_id: str, split: Callable[[Sequence[Segment]], Split]) -> Material:
         found = Material.read(
@@ -438,6 +477,7 @@ def _train(
             intervals=intervals_of(first.intervals),
             calendar=first.calendar,
             arrays=ArrayCache(cache or default_folder()),
+            vectors=supplied,
         )
         return replace(found, requested=first.baselines)
 

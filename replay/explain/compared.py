@@ -10,6 +10,7 @@ import numpy as np
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.vectors import kept_vectors_of, recorded_vectors
 from tracepaper.replay.explain.recomputed import (
     Explainable,
     Floats,
@@ -125,7 +126,10 @@ def by_model(database: Path, past: Past, model: str) -> Past:
             f"{model} is for bars of {card['market'].get('interval')} minutes and the decision is "
             f"of {minutes}; choose another model."
         )
-    found = network_half(forecaster_of(folder, restore(past.run.config), mode="step"))
+    vectors = recorded_vectors(database, kept_vectors_of(past.run.libraries), card)
+    found = network_half(
+        forecaster_of(folder, restore(past.run.config), mode="step", vectors=vectors)
+    )
     if not isinstance(found, StreamingForecaster | WindowedForecaster):
         raise DataInvalid(f"{model} has no attention to compare; choose a network's checkpoint.")
     run_id, instrument = past.run.run_id, past.decided.instrument

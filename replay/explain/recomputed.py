@@ -17,6 +17,7 @@ from scipy.stats import spearmanr
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.vectors import kept_vectors_of, recorded_vectors
 from tracepaper.replay.explain.further import FurtherAhead, further_ahead
 from tracepaper.storage import checkpoints
 from tracepaper.storage.reader import Reader
@@ -224,7 +225,10 @@ def _forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Forecast
         folder = checkpoints.find_bundled(model_id)
     if folder is None:
         folder = checkpoints.find_kept(database, model_id)
-    found: Forecaster = forecaster_of(folder, config, mode="step")
+    vectors = recorded_vectors(
+        database, kept_vectors_of(run.libraries), checkpoints.read_card(folder)
+    )
+    found: Forecaster = forecaster_of(folder, config, mode="step", vectors=vectors)
     if found.model_id != model_id:
         raise DataInvalid(
             f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.vectors import kept_vectors_of, recorded_vectors
 from tracepaper.replay.report.edges import Edges, edges_of
 from tracepaper.replay.report.record import Floats, RunRecord
 from tracepaper.replay.report.tables import Figure, Table, table
@@ -156,7 +157,12 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
         assert isinstance(said, Forecast)
         bars = reader.bars(run_id, instrument)
     folder = checkpoints.find_kept(record.database, said.model_id)
-    forecaster = forecaster_of(folder, record.config, mode="step")
+    vectors = recorded_vectors(
+        record.database,
+        kept_vectors_of(str(record.run["libraries"])),
+        checkpoints.read_card(folder),
+    )
+    forecaster = forecaster_of(folder, record.config, mode="step", vectors=vectors)
     asked = network_half(forecaster)
     if not isinstance(asked, StreamingForecaster | WindowedForecaster):
         raise DataInvalid("This model has no attention to look into; leave --heads out.")

@@ -19,6 +19,7 @@ from scipy.special import log_softmax
 
 from tracepaper.replay.training.fit import Progress
 from tracepaper.replay.training.losses import ADDED, LOSSES
+from tracepaper.replay.training.material import Supplied
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.training.series import Split, TrainingFile, iso
@@ -134,13 +135,17 @@ def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
     return {"kind": kind, "name": name, "created": iso(created_ms), "notice": NOTICE}
 
 
-def features_section(schema: FeatureSchema) -> dict[str, object]:
-    """Return ``[features]``."""
-    return {
+def features_section(schema: FeatureSchema, vectors: Supplied | None = None) -> dict[str, object]:
+    """Return ``[features]``, with what is known of a user's *vectors*."""
+    found: dict[str, object] = {
         "schema_id": schema.schema_id,
         "lookback": schema.lookback,
         "names": list(schema.names),
     }
+    if vectors is not None and schema.vectors is not None:
+        of = {"file": vectors.file.path.name, "sha256": vectors.file.sha256}
+        found["vectors"] = {**of, **schema.vectors.scale.section()}
+    return found
 
 
 def market_section(

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,16 +43,33 @@ from tracepaper.replay.training.series import (
     candles_key,
     segments_of,
 )
+from tracepaper.storage.vectors import VectorFile
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features import FeatureSchema, schema
+from tracepaper.strategies.features import FeatureSchema, schema, with_vectors
 from tracepaper.strategies.features_v2 import REACHES
 from tracepaper.strategies.market import DAY_MS, INTERVALS, bars_in, interval_text, time_of
+from tracepaper.strategies.vectors import VectorColumns, VectorScale
 
 FAMILIES: Final = ("v2", "tree")
 """Schemas that are known by this and an interval, such as ``v2-15m``."""
 
 Horizons = tuple[int, ...] | str
 """Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
+
+
+class Supplied(NamedTuple):
+    """Vectors that a user supplies, and how a card standardises them; None fits that."""
+
+    file: VectorFile
+    scale: VectorScale | None = None
+
+    def joined(self, until_ms: int) -> VectorColumns:
+        """Return them as features; where no card says, standardised as before *until_ms*."""
+        scale = self.scale
+        if scale is None:
+            every = list(self.file.rows.values())
+            scale = VectorScale.fitted(self.file.columns, every, until_ms)
+        return VectorColumns(scale, self.file.standing(scale.columns))
 
 
 @dataclass(frozen=True)
@@ -76,9 +93,11 @@ class Material:
     """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = frozenset()
     """Of the heads that not every network has, those that are learnt, whose labels are needed."""
+    vectors: Supplied | None = None
+    """Those that a user supplies; the schema has them joined."""
 
     @classmethod
-    def read(
+    def read(  # noqa: PLR0913 - how files are read
         cls,
         paths: Sequence[str],
         split: Callable[[Sequence[Segment]], Split],
@@ -89,8 +108,11 @@ class Material:
         calendar: str | None = None,
         arrays: ArrayCache = IN_MEMORY,
         stored: Fitted | None = None,
+        vectors: Supplied | None = None,
     ) -> Material:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
+
+        *vectors* are joined to the bars that could know them.
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
@@ -118,16 +140,19 @@ class Material:
         bars = ahead(horizons, segments[main_ms][0])
         for interval_ms in further:
             _refuse_part_bars(bars, main_ms, interval_ms)
-        return cls(
-            files.sources,
-            segments[main_ms],
-            split(segments[main_ms]),
-            schemas[main_ms],
-            bars,
-            [segment for interval_ms in further for segment in segments[interval_ms]],
-            arrays,
-            stored,
-        )
+        main = segments[main_ms]
+        others = [segment for interval_ms in further for segment in segments[interval_ms]]
+        cut, learnt = split(main), schemas[main_ms]
+        if vectors is not None:
+            joined = vectors.joined(cut.train_until_ms)
+            learnt = with_vectors(learnt, joined)
+            main, others = joined_to(main, joined), joined_to(others, joined)
+            if not main:
+                raise DataInvalid(
+                    f"{vectors.file.path} has no row that a bar of the candles could know; give "
+                    "vectors of their symbols and time."
+                )
+        return cls(files.sources, main, cut, learnt, bars, others, arrays, stored, vectors=vectors)
 
     @property
     def interval_ms(self) -> int:
@@ -218,6 +243,25 @@ class Material:
         digest.update(np.ascontiguousarray(segment.sigma).data)
         digest.update(f"{tuple(horizons)} {sorted(wanted.items())}".encode())
         return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)
+
+
+def joined_to(segments: Sequence[Segment], joined: VectorColumns) -> list[Segment]:
+    """Return *segments* with the features of vectors, each from the first bar that has some.
+
+    One of which no bar has any is left out.
+    """
+    found = []
+    for segment in segments:
+        closes = segment.open_time_ms + segment.interval_ms
+        own = joined.at(segment.candles.symbol, closes, segment.interval_ms)
+        known = np.flatnonzero(np.isfinite(own).all(axis=1))
+        if not len(known):
+            continue
+        first = max(segment.first, int(known[0]))
+        values = np.concatenate([segment.values, own], axis=1)
+        values[:first] = np.nan
+        found.append(replace(segment, values=values, first=first))
+    return found
 
 
 @cache

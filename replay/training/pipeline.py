@@ -61,6 +61,7 @@ from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.strategy import Forecaster
 
 
 def second_span(section: Mapping[str, Any]) -> int | None:
@@ -146,6 +147,7 @@ def _about(material: Material, recipe: Recipe) -> dict[str, Any]:
         "candles": [source.sha256 for source in material.sources],
         "split": cards.parts_section(material.split),
         "features": recipe.schema_id,
+        **({} if material.vectors is None else {"vectors": material.vectors.file.sha256}),
     }
 
 
@@ -199,13 +201,14 @@ def first_card(
     """Return the card of an uncalibrated model, made *at* UTC milliseconds."""
     minutes = material.segments[0].interval_ms // 60_000
     bars = sum(int(s.weights.any(axis=1).sum()) for s in material.samples(Part.TRAIN))
+    vectors = material.vectors
     return {
         "model": cards.model_section(recipe.kind.name, name, at),
         "architecture": listed(recipe.config),
-        "features": cards.features_section(material.schema) | material.read_as,
+        "features": cards.features_section(material.schema, material.vectors) | material.read_as,
         "market": cards.market_section(interval_name(minutes), material.sources, material.times),
         "training": cards.training_section(recipe, progress, bars=bars)
-        | {"command": command(material.sources)},
+        | {"command": command(material.sources, vectors and vectors.file.path.name)},
         "calibration": {
             "content_free": recipe.kind.make(recipe.config).content_free(),
             "horizon": recipe.horizon,
@@ -247,7 +250,7 @@ def gates_calibrated(
     section = dict(card["calibration"])
     horizon = int(section["horizon"])
     seen = explain(
-        build(card, weights, threads=torch.get_num_threads()),
+        built(card, weights, material),
         material.samples(Part.CALIBRATION),
         horizon=horizon,
         slope=section["slope"][str(horizon)],
@@ -346,7 +349,7 @@ def judged_gates(
     """Return what the gates by *card* make of the test part, of which *bars* are explained."""
     horizon = int(card["calibration"]["horizon"])
     seen = explain(
-        build(card, weights, threads=torch.get_num_threads()),
+        built(card, weights, material),
         material.samples(Part.TEST),
         horizon=horizon,
         slope=card["calibration"]["slope"][str(horizon)],
@@ -367,6 +370,13 @@ ALL_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "p
 def cooled(found: HorizonForecasts, temperature: float) -> HorizonForecasts:
     """Return *found* with logits whose softmax is calibrated."""
     return replace(found, logits=(found.logits / temperature).astype(np.float32))
+
+
+def built(card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material) -> Forecaster:
+    """Return the forecaster of *card*, which sees the vectors of *material* where it takes some."""
+    joined = material.schema.vectors
+    source = None if joined is None else joined.source
+    return build(card, weights, threads=torch.get_num_threads(), vectors=source)
 
 
 def judge_part(network: Network, material: Material, part: Part) -> list[HorizonForecasts]:

@@ -217,13 +217,14 @@ def over(document: Document, given: Document) -> dict[str, Any]:
     }
 
 
-def command(sources: Sequence[TrainingFile]) -> str:
-    """Return the command that makes a checkpoint again from its card and the same candles."""
+def command(sources: Sequence[TrainingFile], vectors: str | None = None) -> str:
+    """Return the command that makes a checkpoint again from its card and the same files."""
     names = [
         source.name if source.symbol in source.name else f"{source.symbol}={source.name}"
         for source in sources
     ]
     words = [word for name in names for word in ("--data", name)]
+    words += [] if vectors is None else ["--vectors", vectors]
     return shlex.join(["tracepaper", "train", "--recipe", "card.toml", *words, "--out", "FOLDER"])
 
 

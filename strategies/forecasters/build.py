@@ -45,6 +45,7 @@ from tracepaper.strategies.networks.stream import (
 )
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Calibration
+from tracepaper.strategies.vectors import VectorColumns, VectorScale, VectorSource
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -75,10 +76,12 @@ def build(  # noqa: PLR0913
     instruments: int = 1,
     free_bytes: int | None = None,
     way: Way = STORED,
+    vectors: VectorSource | None = None,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
-    *way* is how each bar's decision is explained, where it is not by the rollout that is usual.
+    *way* is how each bar's decision is explained, where it is not by the rollout that is usual;
+    *vectors* are those that a user supplies to a network that was trained with some.
 
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
     see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
@@ -93,6 +96,11 @@ def build(  # noqa: PLR0913
         raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
     chosen = choose_backend(card, backend, device=device)
     torch.set_num_threads(threads)
+    if vectors is not None and not takes_vectors(card):
+        raise ConfigInvalid(
+            "The checkpoint was trained without vectors; leave them out, or train one with "
+            "--vectors."
+        )
     if is_ensemble(card):
         return _ensemble(
             card,
@@ -120,7 +128,8 @@ def build(  # noqa: PLR0913
             available_bytes=free_bytes,
             name="window",
         )
-    model = _model(card, _loaded(lambda: kind.make(config), tensors).to(torch.device(device)))
+    network = _loaded(lambda: kind.make(config), tensors).to(torch.device(device))
+    model = _model(card, network, vectors)
     if kind.backend(config) == TILES:
         return StreamingForecaster(
             model,
@@ -418,10 +427,10 @@ def _probe(network: Network) -> None:
                 )
 
 
-def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
+def _model(card: Mapping[str, Any], network: Network, vectors: VectorSource | None) -> TrainedModel:
     identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
     horizons = network.config.horizons
-    schema = _schema(card, network.config.features)
+    schema = _schema(card, network.config.features, vectors)
     computed = section_of(card, "features").get(COMPUTED, schema.schema_id)
     return TrainedModel(
         network=network,
@@ -437,8 +446,8 @@ def _model(card: Mapping[str, Any], network: Network) -> TrainedModel:
     )
 
 
-def _schema(card: Mapping[str, Any], columns: int) -> FeatureSchema:
-    schema = known_schema(card)
+def _schema(card: Mapping[str, Any], columns: int, vectors: VectorSource | None) -> FeatureSchema:
+    schema = known_schema(card, vectors)
     if len(schema.names) != columns:
         raise CheckpointMismatch(
             f"The features {schema.schema_id} have {len(schema.names)} columns, but the network "
@@ -447,9 +456,30 @@ def _schema(card: Mapping[str, Any], columns: int) -> FeatureSchema:
     return schema
 
 
-def known_schema(card: Mapping[str, Any]) -> FeatureSchema:
-    """Return the feature schema of *card*; raise ``ConfigInvalid`` for an unknown one."""
-    return features.schema(str(section_of(card, "features").get("schema_id")))
+def known_schema(card: Mapping[str, Any], vectors: VectorSource | None = None) -> FeatureSchema:
+    """Return the feature schema of *card*, with a user's *vectors* where it was trained with some.
+
+    Raises ``ConfigInvalid`` for an unknown one, and where it needs vectors and has none.
+    """
+    found = features.schema(str(section_of(card, "features").get("schema_id")))
+    if not takes_vectors(card):
+        return found
+    if vectors is None:
+        raise ConfigInvalid(
+            f"The model was trained with the vectors {', '.join(vector_scale(card).columns)}; name "
+            'a file of them by [model] vectors = "FILE", or --vectors FILE.'
+        )
+    return features.with_vectors(found, VectorColumns(vector_scale(card), vectors))
+
+
+def takes_vectors(card: Mapping[str, Any]) -> bool:
+    """Return whether the model of *card* was trained with vectors that a user supplies."""
+    return "vectors" in section_of(card, "features", {})
+
+
+def vector_scale(card: Mapping[str, Any]) -> VectorScale:
+    """Return what *card* says of its vectors; raise ``CheckpointMismatch`` where it says none."""
+    return VectorScale.of(section_of(section_of(card, "features"), "vectors"))
 
 
 def _calibration(

@@ -34,6 +34,7 @@ from tracepaper.strategies.networks.heads import Outputs, together
 from tracepaper.strategies.networks.looked import Way, look_by
 from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
+from tracepaper.strategies.vectors import VectorSource
 
 
 class Ring:
@@ -185,6 +186,12 @@ class WindowedForecaster:
             self._require_way()
         self.newest = NO_ROWS
         """The rows of the last call, of each bar."""
+
+    @property
+    def vectors(self) -> VectorSource | None:
+        """The vectors that a user supplies; None where the network was trained without."""
+        joined = self.model.schema.vectors
+        return None if joined is None else joined.source
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
