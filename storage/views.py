@@ -93,7 +93,8 @@ V_RUNS: Final = View(
             Shown(
                 "opened",
                 "(SELECT json_group_array(json_extract(e.content, '$.name')) FROM events e "
-                f"WHERE e.kind = 'reading' AND {_IN_RUN})",
+                "WHERE e.kind = 'reading' AND json_extract(e.content, '$.what') <> 'vectors' "
+                f"AND {_IN_RUN})",
                 "JSON array: files, addresses and programs that a user's class opened",
             ),
         ),

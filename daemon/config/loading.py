@@ -86,7 +86,7 @@ class Config(BaseModel):
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the file that it was read from; known where [model] files are named."""
+        """The folder of the file that it was read from; known where [model] names files."""
         return self._folder
 
     def beside(self, folder: Path) -> Config:
@@ -177,8 +177,8 @@ def load_with_origins(
     _refuse_margin(config, origins)
     if isinstance(given, Path) and own_classes(config):
         _find_beside(given)
-        if config.model.files:
-            config = config.beside(given.resolve().parent)
+    if isinstance(given, Path) and (config.model.files or config.model.vectors):
+        config = config.beside(given.resolve().parent)
     return config, origins
 
 

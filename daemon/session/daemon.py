@@ -58,6 +58,7 @@ from tracepaper.daemon.session.preflight import preflight_engine, refuse_shares,
 from tracepaper.daemon.session.promotion import promoted_for
 from tracepaper.daemon.session.retrain import Retrainer, Service
 from tracepaper.daemon.session.supervisor import Supervisor
+from tracepaper.daemon.session.vectors import newly_known
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.gate_evaluator import configured
@@ -159,7 +160,9 @@ class Daemon:
         config, clock = self._config, self._clock
         forecaster = None
         if needs_forecaster(config):
-            forecaster = await asyncio.to_thread(load_forecaster, config, beside=self._database)
+            forecaster = await asyncio.to_thread(
+                load_forecaster, config, beside=self._database, live=True
+            )
             self._configured_sha256 = forecaster.model_sha256
             forecaster = await asyncio.to_thread(self._newest_model, forecaster)
         # What is wrong here is said before the network is asked.
@@ -321,11 +324,13 @@ class Daemon:
                     waiting.set_result(step.sequence)
                 return self._watch(step)
 
-            newly_opened = NewlyOpened(*own_classes(config))
+            opened_by_class, known = NewlyOpened(*own_classes(config)), newly_known(forecaster)
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
             if retrainer is not None:
                 await stack.enter_async_context(retrainer.at_work(self._supervisor.stop))
-            await drive(feed, *timed, watch=watch, newly_opened=newly_opened)
+            await drive(
+                feed, *timed, watch=watch, newly_opened=lambda: (*opened_by_class(), *known())
+            )
 
     def _answering(
         self, opened: Opened, forecaster: Forecaster | None, feed: LiveFeed

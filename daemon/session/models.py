@@ -67,12 +67,12 @@ def chosen_backend(config: Config) -> str:
 
 
 def load_forecaster(
-    config: Config, *, beside: Path | None = None, mode: str = "step"
+    config: Config, *, beside: Path | None = None, mode: str = "step", live: bool = False
 ) -> Forecaster:
     """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
 
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
-    is kept beside the database *beside*.
+    is kept beside the database *beside*; *live*, vectors are read again as they grow.
     """
     if config.model.own_class:
         model = load_model(config, mode=mode)
@@ -82,7 +82,7 @@ def load_forecaster(
     if mode == "step" and config.market.closes_together:
         mode = "batched"
     checkpoint = load_checkpoint(config, beside=beside)
-    source = configured_vectors(config, checkpoint.card, beside=beside)
+    source = configured_vectors(config, checkpoint.card, beside=beside, growing=live)
     return _built(checkpoint, config, mode, source)
 
 

@@ -1,38 +1,182 @@
 """Vectors that a user supplies, for the model of a run: as configured, or as a run kept them.
 
-The rule is docs/models.md, L64.
+Live the file is read again as it grows; what became known at which close is kept as lines beside
+the database, whose hash is an event of the run. A file that is no use leaves the bar without
+vectors, so that the gate ``finite`` refuses it.
+
+The rules are docs/models.md, L64 and L65.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
 from tracepaper.daemon.config.loading import Config
-from tracepaper.storage.vectors import find_vectors, keep_vectors, read_vectors
+from tracepaper.daemon.session.outside import Outside
+from tracepaper.storage.vector_journal import (
+    LIVE,
+    Fault,
+    JournalHead,
+    KnownRow,
+    VectorJournal,
+    find_journal,
+    journal_name,
+    keep_journal,
+    open_journal,
+)
+from tracepaper.storage.vectors import find_vectors, iso, keep_vectors, read_vectors
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.vectors import VectorSource
+from tracepaper.strategies.types import Reading
+from tracepaper.strategies.vectors import VectorRows, VectorSource
+
+log = structlog.get_logger("vectors")
 
 VECTORS: Final = "vectors"
 """The key, among what else an answer follows from, of what they are kept as."""
 
 
+class GrowingVectors:
+    """A file that grows, read again before a bar is answered; a ``VectorSource``.
+
+    A row counts from the close at which it was first read, or from its time where that is later.
+    One with a time before the newest that is known comes too late to be held by any bar.
+    """
+
+    def __init__(self, path: Path, journal: VectorJournal) -> None:
+        """Go on with *journal*; without one, take all that *path* holds as known at its times.
+
+        Raises ``DataInvalid`` where there is neither a journal nor a file that can be believed.
+        """
+        self.name = journal.name
+        self._path, self._journal = path, journal
+        self._looked_ms = -math.inf
+        self._seen: tuple[int, int] | None = None  # size and time of change, when last read
+        self._told = JournalHead(0, "")
+        if not journal.head.lines:
+            self._seen = _stamp(path)
+            journal.append(self._read(0))
+
+    def known(self, symbol: str) -> VectorRows:
+        """Return the rows of *symbol*, or everyone's."""
+        return self._journal.known(symbol)
+
+    def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the file was of use at each close; these are answered from now on.
+
+        What is read later counts from a later close than any of them.
+        """
+        if len(closes_ms):
+            self._looked_ms = max(self._looked_ms, int(closes_ms.max()))
+        return self._journal.usable(closes_ms)
+
+    def look(self, close_ms: int) -> None:
+        """Read the file again where it changed, once a close."""
+        if close_ms <= self._looked_ms:
+            return
+        self._looked_ms = close_ms
+        stamp = _stamp(self._path)
+        if stamp is not None and stamp == self._seen:
+            return
+        self._seen = stamp
+        entries: list[KnownRow | Fault]
+        try:
+            entries = [*self._read(close_ms)]
+            reason = ""
+        except DataInvalid as error:
+            entries, reason = [], str(error)
+        if reason != self._journal.fault:
+            entries.insert(0, Fault(close_ms, reason))
+            log.warning(reason or "vectors are of use again", file=str(self._path))
+        if entries:
+            self._journal.append(entries)
+
+    def newly(self) -> Sequence[Outside]:
+        """Return how far the vectors are known, where that changed since the call before."""
+        head = self._journal.head
+        if head == self._told:
+            return ()
+        self._told = head
+        return (Outside(VECTORS, f"{self.name} {head.lines} {head.sha256}"),)
+
+    def _read(self, close_ms: int) -> list[KnownRow]:
+        """Return the rows that are new at *close_ms*; raise ``DataInvalid`` where one changed."""
+        file = read_vectors(self._path, growing=True)
+        new: list[KnownRow] = []
+        for symbol, rows in file.chosen(self._journal.columns).items():
+            newest = self._journal.newest(symbol)
+            self._require_unchanged(symbol, rows)
+            start = 0 if newest is None else int(np.searchsorted(rows.time_ms, newest, "right"))
+            new += [
+                KnownRow(max(at, close_ms), at, symbol, tuple(values))
+                for at, values in zip(
+                    rows.time_ms[start:].tolist(), rows.values[start:].tolist(), strict=True
+                )
+            ]
+        return new
+
+    def _require_unchanged(self, symbol: str, rows: VectorRows) -> None:
+        """Raise ``DataInvalid`` where a row that was known has other values now."""
+        known = self._journal.known(symbol)
+        both, old, new = np.intersect1d(known.time_ms, rows.time_ms, return_indices=True)
+        if not len(both):
+            return
+        differ = (known.values[old] != rows.values[new]).any(axis=1)
+        if differ.any():
+            raise DataInvalid(
+                f"{self._path} has other values at {iso(int(both[differ][0]))} than when that row "
+                "was read; a file that is traded by may only grow, so restore it."
+            )
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return size and time of change of *path*; None where it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def configured_vectors(
-    config: Config, card: Mapping[str, Any], *, beside: Path | None
+    config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
 ) -> VectorSource | None:
     """Return the vectors that ``[model] vectors`` names, of the columns that *card* says.
 
-    They are kept beside the database *beside*. Raises ``DataInvalid`` for a file that cannot be
-    believed, or lacks a column.
+    They are kept beside the database *beside*, as a journal where they are *growing*. Raises
+    ``DataInvalid`` for a file that cannot be believed, or lacks a column.
     """
     if config.model.vectors is None:
         return None
-    file = read_vectors(_path(config, config.model.vectors))
+    path, columns = _path(config, config.model.vectors), _columns(card)
+    if growing and beside is not None and columns:
+        name = journal_name(config.model.vectors, columns)
+        return GrowingVectors(path, open_journal(beside, name, columns))
+    file = read_vectors(path)
     if beside is not None:
         keep_vectors(file, beside)
-    return file.standing(_columns(card))
+    return file.standing(columns)
+
+
+def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]]:
+    """Return what says how far the vectors of *forecaster* are known, for the run's events."""
+    source = getattr(forecaster, VECTORS, None)
+    return source.newly if isinstance(source, GrowingVectors) else tuple
+
+
+def require_known(source: VectorSource | None, reading: Reading, run_id: str) -> None:
+    """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* says."""
+    if reading.what == VECTORS and isinstance(source, VectorJournal):
+        _, lines, sha256 = reading.name.split()
+        source.require(JournalHead(int(lines), sha256), run_id)
 
 
 def recorded_vectors(
@@ -46,6 +190,11 @@ def recorded_vectors(
     columns = _columns(card)
     if not kept_as or not columns:
         return None
+    if kept_as.startswith(LIVE):
+        journal = find_journal(database, kept_as, columns)
+        if into is not None:
+            keep_journal(journal, into)
+        return journal
     file = find_vectors(database, kept_as)
     if into is not None:
         keep_vectors(file, into)

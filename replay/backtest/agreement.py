@@ -74,9 +74,14 @@ EXPLANATION_FIELDS: Final = (
 
 
 def near(first: float | None, second: float | None, bound: float) -> bool:
-    """Return whether two numbers differ by *bound* at most; None agrees with None alone."""
+    """Return whether two numbers differ by *bound* at most; None agrees with None alone.
+
+    So does NaN with NaN: a bar of which both times nothing could be said.
+    """
     if first is None or second is None:
         return first is second
+    if math.isnan(first) or math.isnan(second):
+        return math.isnan(first) and math.isnan(second)
     return math.isfinite(first) and math.isfinite(second) and abs(first - second) <= bound
 
 

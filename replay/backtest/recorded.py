@@ -25,7 +25,7 @@ from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, sessions_of, start_event
 from tracepaper.daemon.session.user_model import UserForecaster, refuse_other_model
-from tracepaper.daemon.session.vectors import kept_vectors_of
+from tracepaper.daemon.session.vectors import VECTORS, kept_vectors_of, require_known
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
@@ -42,12 +42,14 @@ from tracepaper.strategies.types import (
     ModelChange,
     Prediction,
     PredictionTimeout,
+    Reading,
     Retrained,
     RetrainOutcome,
     Run,
     RunEnd,
     RunKind,
 )
+from tracepaper.strategies.vectors import VectorSource
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,9 @@ class RecordedPredictor:
         for _, _, event, stored in reader.events(run_id):
             if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
                 self._promote(event)
+            if isinstance(event, Reading):
+                source: VectorSource | None = getattr(self.forecaster, VECTORS, None)
+                require_known(source, event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
                 self._recorded.append(self._timeout if was_late else stored)

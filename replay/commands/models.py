@@ -89,6 +89,10 @@ def check(
         typer.Option("--data", metavar="PATH", help="Candle files; by default bundled ones."),
     ] = None,
     *,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your own columns by time, where it was trained so."),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run a network over real rows: layers that give NaN or infinity, heads, and the gradient.
@@ -99,7 +103,7 @@ def check(
 
     from tracepaper.replay.training.stored_network import StoredNetwork
 
-    stored = StoredNetwork.open(model)
+    stored = StoredNetwork.open(model, vectors)
     found = stored.examined(tuple(data or ()))
     if json:
         print_json({"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)})

@@ -6,7 +6,7 @@ else of the bundled ones at the network's interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -17,28 +17,37 @@ from torch import Tensor
 from tracepaper.replay.archive.candles import Candles, resample
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
+from tracepaper.replay.training.material import joined_to
 from tracepaper.replay.training.series import Segment, segments_of
 from tracepaper.storage import checkpoints
+from tracepaper.storage.vectors import read_vectors
 from tracepaper.strategies import features
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.forecasters.build import (
     HALVES,
     is_ensemble,
+    known_schema,
     part_of,
     restore,
     row_kind,
+    takes_vectors,
     tensors_of,
+    vector_scale,
 )
 from tracepaper.strategies.market import INTERVALS, interval_text
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.condition import Condition, examine
 from tracepaper.strategies.networks.export import export_onnx, export_torch
+from tracepaper.strategies.vectors import Standing
 
 WINDOWS: Final = 4
 """Decisions whose heads are looked at, spread over the rows."""
 RUNTIMES: Final = {"onnx": ".onnx", "torch": ".pt2"}
 """The runtimes that a network is exported for, with what the names of their files end in."""
+
+NO_FILE: Final = Standing("", {})
+"""Vectors of which the names alone are known: no rows can be made of them."""
 
 Window = tuple[Tensor, Tensor]
 
@@ -54,8 +63,10 @@ class StoredNetwork:
     interval_ms: int
 
     @classmethod
-    def open(cls, name: str) -> Self:
+    def open(cls, name: str, vectors: Path | None = None) -> Self:
         """Return that of the checkpoint *name*: a bundled one, or a folder.
+
+        *vectors* is a file of those that it was trained with, which rows are made of.
 
         Raises ``CheckpointMismatch`` for a checkpoint that is not whole, and ``ConfigInvalid`` for
         one without a network and for none.
@@ -79,7 +90,7 @@ class StoredNetwork:
             folder,
             found.id,
             restore(card, tensors),
-            features.schema(str(card["features"].get("schema_id"))),
+            _schema(card, vectors),
             INTERVALS.get(str(found.card["market"].get("interval")), 0),
         )
 
@@ -97,7 +108,7 @@ class StoredNetwork:
         whole = [
             segment
             for candles in self._candles(data)
-            for segment in segments_of(candles, self.schema)
+            for segment in self._segments(candles)
             if len(segment) - segment.first >= self.rows
         ]
         if not whole:
@@ -111,6 +122,19 @@ class StoredNetwork:
         first, last = longest.first + self.rows, len(longest)
         ends = sorted({first + (last - first) * one // (WINDOWS - 1) for one in range(WINDOWS)})
         return [_window(longest, end - self.rows, end) for end in ends]
+
+    def _segments(self, candles: Candles) -> list[Segment]:
+        """Return *candles* with features; raise ``ConfigInvalid`` where vectors are missing."""
+        joined = self.schema.vectors
+        plain = segments_of(candles, features.schema(self.schema.schema_id))
+        if joined is None:
+            return plain
+        if joined.source == NO_FILE:
+            raise ConfigInvalid(
+                f"The network was trained with the vectors {', '.join(joined.scale.columns)}; give "
+                "a file of them by --vectors, and candles of the same time by --data."
+            )
+        return joined_to(plain, joined)
 
     def _candles(self, data: Sequence[str]) -> list[Candles]:
         """Return the candles of *data*, or the bundled ones that have this interval or a finer."""
@@ -174,6 +198,15 @@ class StoredNetwork:
 
     def _card_text(self) -> str:
         return (self.folder / checkpoints.CARD_NAME).read_text(encoding="utf-8")
+
+
+def _schema(card: Mapping[str, Any], vectors: Path | None) -> FeatureSchema:
+    """Return the features of *card*, with those of the file *vectors* where it takes some."""
+    if vectors is None:
+        return known_schema(card, NO_FILE if takes_vectors(card) else None)
+    if not takes_vectors(card):
+        raise ConfigInvalid("The network was trained without vectors; leave --vectors out.")
+    return known_schema(card, read_vectors(vectors).standing(vector_scale(card).columns))
 
 
 def _begun(path: Path) -> Path:

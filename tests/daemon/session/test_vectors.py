@@ -1,0 +1,230 @@
+"""A file of vectors that grows: each row counts from when it was read, and the record says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tracepaper.daemon.session.vectors import GrowingVectors, require_known
+from tracepaper.storage.vector_journal import find_journal, open_journal
+from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
+from tracepaper.strategies.types import Reading
+from tracepaper.strategies.vectors import VectorColumns, VectorScale
+
+MINUTE_MS = 60_000
+START_MS = 1_717_243_200_000
+NAME = "live-test"
+COLUMNS = ("mood",)
+SCALE = VectorScale(COLUMNS, (0.0,), (1.0,))
+
+
+def close(number: float) -> int:
+    return START_MS + round(number * MINUTE_MS)
+
+
+def line(number: float, value: float) -> str:
+    return f"{close(number)},{value}\n"
+
+
+class Traded:
+    """A growing file, and the bars that were answered by it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.database = folder / "news.csv", folder / "run.db"
+        self.path.write_text("time,mood\n" + line(0, 0.5), encoding="utf-8")
+        self.said: dict[int, list[float]] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Begin, or begin again as after a restart, warmed with the bars that were answered."""
+        journal = open_journal(self.database, NAME, COLUMNS)
+        self.source = GrowingVectors(self.path, journal)
+        self.joined = VectorColumns(SCALE, self.source)
+        if self.said:
+            self.joined.at("", np.array(list(self.said)), MINUTE_MS)
+
+    def add(self, text: str) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def answer(self, number: float) -> list[float]:
+        row = self.joined.newest("", close(number), MINUTE_MS).tolist()
+        self.said[close(number)] = row
+        return row
+
+    def derived(self) -> dict[int, list[float]]:
+        """Return the same rows from what was kept alone."""
+        kept = VectorColumns(SCALE, find_journal(self.database, NAME, COLUMNS))
+        rows = kept.at("", np.array(list(self.said)), MINUTE_MS).tolist()
+        return dict(zip(self.said, rows, strict=True))
+
+
+@pytest.fixture
+def traded(tmp_path: Path) -> Traded:
+    return Traded(tmp_path)
+
+
+def same(one: dict[int, list[float]], two: dict[int, list[float]]) -> bool:
+    return one.keys() == two.keys() and all(
+        np.array_equal(one[key], two[key], equal_nan=True) for key in one
+    )
+
+
+def test_a_row_that_is_added_counts_from_the_next_close(traded: Traded) -> None:
+    assert traded.answer(1)[0] == 0.5
+    traded.add(line(1.5, 2.0))
+    assert traded.answer(2)[0] == 2.0
+    traded.add(line(2.0, 3.0))  # whose own close was answered without it
+    assert traded.answer(3)[0] == 3.0
+    assert traded.answer(3)[1] == pytest.approx(np.log(2.0) / 2)
+    assert same(traded.said, traded.derived())
+    assert traded.derived()[close(2)][0] == 2.0
+
+
+def test_a_row_of_a_later_time_waits_for_it(traded: Traded) -> None:
+    traded.add(line(5, 4.0))
+    assert [traded.answer(number)[0] for number in (1, 4, 5)] == [0.5, 0.5, 4.0]
+    assert same(traded.said, traded.derived())
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (line(0, 1.0), "the one before has too"),
+        (line(1, float("nan")), "must be finite"),
+        ("2024-06-01T12:30:00,1\n", "has no zone"),
+        (None, "cannot be read"),
+        ("time,heat\n" + line(0, 0.5), "lacks the column 'mood'"),
+        ("time,mood\n" + line(0, 0.6), "has other values at 2024-06-01T12:00:00.000+00:00"),
+    ],
+)
+def test_a_file_that_is_no_use_leaves_bars_without_vectors_until_it_is(
+    traded: Traded, text: str | None, sentence: str
+) -> None:
+    traded.answer(1)
+    good = traded.path.read_text(encoding="utf-8")
+    if text is None:
+        traded.path.unlink()
+    elif text.startswith("time"):
+        traded.path.write_text(text, encoding="utf-8")
+    else:
+        traded.add(text)
+    assert np.isnan(traded.answer(2)).all()
+    assert np.isnan(traded.answer(3)).all()
+    kept = find_journal(traded.database, NAME, COLUMNS)
+    assert sentence in kept.fault
+    traded.path.write_text(good + line(3.5, 3.0), encoding="utf-8")
+    assert traded.answer(4)[0] == 3.0
+    assert same(traded.said, traded.derived())
+
+
+def test_after_a_restart_nothing_is_read_for_a_bar_before_one_that_was_answered(
+    traded: Traded,
+) -> None:
+    traded.answer(3)
+    traded.add(line(1.5, 2.0))
+    traded.start()
+    assert traded.answer(2)[0] == 0.5  # of another instrument, which came late
+    assert traded.answer(4)[0] == 2.0
+    assert same(traded.said, traded.derived())
+
+
+def test_a_line_that_is_being_written_waits(traded: Traded) -> None:
+    traded.add(line(0.5, 12.0)[:-2])
+    assert traded.answer(1)[0] == 0.5
+    traded.add("5\n")
+    assert traded.answer(2)[0] == 5.0  # 1.5 times the standard, and clipped
+
+
+def test_a_start_without_file_and_journal_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match="cannot be read"):
+        GrowingVectors(tmp_path / "none.csv", open_journal(tmp_path / "r.db", NAME, COLUMNS))
+
+
+def test_a_journal_that_was_cut_in_a_line_goes_on(traded: Traded) -> None:
+    traded.answer(1)
+    path = find_journal(traded.database, NAME, COLUMNS).path
+    with path.open("ab") as file:
+        file.write(b'{"from":17172')
+    traded.start()
+    traded.add(line(1.5, 2.0))
+    assert traded.answer(2)[0] == 2.0
+    assert same(traded.said, traded.derived())
+
+
+def test_the_run_says_how_far_vectors_were_known_and_a_changed_line_is_found(
+    traded: Traded,
+) -> None:
+    (first,) = traded.source.newly()
+    assert traded.source.newly() == ()
+    traded.add(line(0.5, 2.0))
+    traded.answer(1)
+    (second,) = traded.source.newly()
+    readings = [Reading(one.what, one.name, close(1), close(1)) for one in (first, second)]
+    kept = find_journal(traded.database, NAME, COLUMNS)
+    for reading in readings:
+        require_known(kept, reading, "run")
+    whole = kept.path.read_bytes()
+    for changed in (whole.replace(b"2.0", b"2.5"), whole[: whole.rfind(b"{")]):
+        kept.path.write_bytes(changed)
+        found = find_journal(traded.database, NAME, COLUMNS)
+        require_known(found, readings[0], "run")
+        with pytest.raises(CheckpointMismatch, match="lines of vectors that run run knew"):
+            require_known(found, readings[1], "run")
+    kept.path.write_bytes(whole.replace(b"mood", b"heat"))
+    with pytest.raises(CheckpointMismatch, match="was changed"):
+        find_journal(traded.database, NAME, COLUMNS)
+    kept.path.unlink()
+    with pytest.raises(CheckpointMismatch, match="are not kept any more"):
+        find_journal(traded.database, NAME, COLUMNS)
+
+
+actions = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(-3, 6)),
+        st.tuples(st.just("answer"), st.integers(-1, 2)),
+        st.sampled_from([("break", 0), ("restart", 0)]),
+    ),
+    max_size=25,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(actions)
+def test_whatever_happens_the_record_gives_what_was_answered(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    traded = Traded(tmp_path_factory.mktemp("grown"))
+    now, newest, good = 1, 0.0, traded.path.read_text(encoding="utf-8")
+    for place, (what, number) in enumerate(steps):
+        if what == "add":
+            newest = max(newest + 0.25, now + number / 2)
+            good += line(newest, place / 10)
+            traded.path.write_text(good, encoding="utf-8")
+        elif what == "break":
+            traded.path.write_text("nothing\n", encoding="utf-8")
+        elif what == "restart":
+            traded.start()
+        else:  # a bar, or one of another instrument that comes late
+            at = max(now + number, 1)
+            now = max(now, at)
+            if close(at) not in traded.said:
+                row = traded.answer(at)
+                assert np.isnan(row[0]) or row[1] >= 0  # never older than no time at all
+    if traded.said:
+        assert same(traded.said, traded.derived())
+
+
+def test_lines_are_plain_json(traded: Traded) -> None:
+    lines = find_journal(traded.database, NAME, COLUMNS).path.read_text(encoding="utf-8")
+    assert [json.loads(one) for one in lines.splitlines()] == [
+        {"columns": ["mood"]},
+        {"from": close(0), "time": close(0), "symbol": "", "values": [0.5]},
+    ]

@@ -1,0 +1,278 @@
+"""The trading network with vectors of the user: trained, judged, replayed, verified and explained.
+
+The vectors say the next half hour's volatility beforehand, which a network can see; what is tested
+is where they go, and what is said where they cannot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from learning import MINUTE_MS, START_MS, learnable, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.training.material import Material, Supplied
+from tracepaper.replay.training.series import Split, iso
+from tracepaper.storage.checkpoints import load
+from tracepaper.storage.vectors import kept_vectors, read_vectors
+
+COUNT = 2_600
+FIRST = 700  # the first bar that any vector is known at
+ENDS = (1_500, 1_800, 2_200)
+AT = START_MS + MINUTE_MS * np.arange(FIRST, COUNT, 7) + 30_000
+NUMBERS = np.random.default_rng(5).normal(size=(len(AT), 2)) * (1.0, 900.0)
+RECIPE = """
+[model]
+kind = "trading"
+[architecture]
+dim = 8
+layers = 2
+heads = 2
+window = 17
+horizons = [5, 30]
+[training]
+steps = 2
+length = 128
+batch = 2
+explained_bars = 500
+threads = 1
+[calibration]
+horizon = 30
+"""
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    def run(*words: object) -> tuple[int, str, str]:
+        code = invoke([str(word) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, " ".join(said.err.split())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with candles, vectors and a checkpoint that was trained on both."""
+    made = tmp_path_factory.mktemp("vectors")
+    candles = learnable(COUNT)
+    write_csv(candles, made)
+    (made / "few").mkdir()
+    write_csv(slice_candles(candles, slice(0, 900)), made / "few")
+    written(made / "news.csv")
+    (made / "recipe.toml").write_text(RECIPE + split_section(), encoding="utf-8")
+    assert invoke(trained(made, "out")) == 0
+    return made
+
+
+def split_section() -> str:
+    names = ("train_until", "validation_until", "calibration_until")
+    ends = (iso(START_MS + MINUTE_MS * end) for end in ENDS)
+    lines = [f'{name} = "{end}"' for name, end in zip(names, ends, strict=True)]
+    return "[split]\nembargo_bars = 30\n" + "\n".join(lines)
+
+
+def trained(made: Path, out: str, *words: str) -> list[str]:
+    recipe, candles = made / "recipe.toml", made / "bybit_linear_AAAUSDT_1m.csv.gz"
+    told = ["--recipe", recipe, "--data", candles, "--vectors", made / "news.csv"]
+    return [str(word) for word in ("train", *told, "--out", made / out, *words)]
+
+
+def written(path: Path, names: Sequence[str] = ("mood", "heat")) -> None:
+    """Write the vectors with columns in any order."""
+    columns = dict(zip(("mood", "heat"), NUMBERS.T, strict=True))
+    rows = [",".join(("time", *names))]
+    for place, at in enumerate(AT.tolist()):
+        rows.append(",".join([str(at), *(repr(float(columns[name][place])) for name in names)]))
+    path.write_text("\n".join(rows), encoding="utf-8")
+
+
+def test_the_card_names_columns_scale_and_file(folder: Path) -> None:
+    card = load(folder / "out").card
+    file = read_vectors(folder / "news.csv")
+    of, until = card["features"]["vectors"], START_MS + MINUTE_MS * ENDS[0]
+    before = NUMBERS[until > AT]
+    assert of["columns"] == ["mood", "heat"]
+    assert of["sha256"] == file.sha256
+    assert of["centre"] == pytest.approx(before.mean(axis=0).tolist())
+    assert of["scale"] == pytest.approx(before.std(axis=0).tolist())
+    assert card["features"]["names"][-3:] == ["vector_mood", "vector_heat", "vector_age"]
+    assert "vectors" in card["architecture"]["modalities"]
+    assert "--vectors news.csv" in card["training"]["command"]
+
+
+def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(folder: Path) -> None:
+    split = Split(*(START_MS + MINUTE_MS * end for end in ENDS), embargo_bars=30)
+    supplied = Supplied(read_vectors(folder / "news.csv"))
+    data = [str(folder / "bybit_linear_AAAUSDT_1m.csv.gz")]
+    own = Material.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
+    assert own.first == FIRST  # whose close is the first at or after the first row's time
+    known = np.searchsorted(AT, own.close_time_ms[FIRST:], side="right") - 1
+    assert (
+        np.diff(own.values[FIRST:, 30]).astype(bool).tolist()
+        == np.diff(known).astype(bool).tolist()
+    )
+    assert np.isnan(own.values[FIRST - 1]).all()
+
+
+def test_vectors_of_another_time_are_refused(folder: Path, tmp_path: Path, say: Say) -> None:
+    late = tmp_path / "news.csv"
+    late.write_text(f"time,mood\n{START_MS + MINUTE_MS * (COUNT + 9)},1\n", encoding="utf-8")
+    words = trained(folder, "never")
+    words[words.index("--vectors") + 1] = str(late)
+    code, _, err = say(*words)
+    assert code == 1
+    assert "no row that a bar of the candles could know" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--network", "flash"), "--vectors are a modality of --network trading alone"),
+        (("--network", "glm"), "--vectors are a modality of --network trading alone"),
+    ],
+)
+def test_other_networks_refuse_them(words: tuple[str, ...], sentence: str, say: Say) -> None:
+    code, _, err = say("train", "--data", "x.csv", "--out", "y", "--vectors", "v.csv", *words)
+    assert code == 2
+    assert sentence in err
+
+
+def config(folder: Path, path: Path, vectors: str = 'vectors = "news.csv"') -> Path:
+    path.write_text(
+        '[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
+        f'[model]\ncheckpoint = "{folder / "out"}"\nthreads = 1\n{vectors}\n'
+        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def replayed(folder: Path) -> Path:
+    """Return a database with one replay, whose file of vectors has gone since."""
+    place = folder / "replay"
+    place.mkdir()
+    written(place / "news.csv", ("heat", "mood"))  # found by their names
+    file, database = config(folder, place / "c.toml"), place / "run.db"
+    candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
+    words = ("replay", "-c", file, "--data", candles, "--db", database, "--json")
+    assert invoke([str(word) for word in words]) == 0
+    (place / "news.csv").unlink()
+    return database
+
+
+def test_a_replay_verifies_by_the_file_that_it_kept(replayed: Path, say: Say) -> None:
+    code, out, err = say("verify", "last", "--db", replayed, "--json")
+    assert code == 0, err
+    assert json.loads(out)["agreed"] == 900
+
+
+def test_verify_says_which_file_was_changed_and_which_is_missing(replayed: Path, say: Say) -> None:
+    (kept,) = kept_vectors(replayed).iterdir()
+    whole = kept.read_bytes()
+    kept.write_bytes(whole.replace(b",-", b",", 1))
+    code, _, err = say("verify", "last", "--db", replayed)
+    assert code != 0
+    assert f"{kept} was changed since the run" in err
+    kept.unlink()
+    code, _, err = say("verify", "last", "--db", replayed)
+    kept.write_bytes(whole)
+    assert code != 0
+    assert "vectors that the run used are not kept any more" in err
+
+
+def test_bars_before_the_first_vector_are_refused_as_not_finite(replayed: Path, say: Say) -> None:
+    asked = (
+        "select refused_by, count(*) n from v_decisions where refused_by in ('finite', 'warm') "
+        "group by refused_by order by 1"
+    )
+    code, out, err = say("audit", "sql", asked, "--db", replayed, "--json")
+    assert code == 0, err
+    found = {row["refused_by"]: row["n"] for row in json.loads(out)}
+    assert found == {"finite": FIRST - 527, "warm": 527}
+
+
+def test_the_full_explanation_has_the_share_of_the_vectors(replayed: Path, say: Say) -> None:
+    code, out, err = say("explain", "last:890", "--full", "--db", replayed, "--json")
+    assert code == 0, err
+    parts = json.loads(out)["full"]["attribution"]["modalities"]
+    shares = {part["modality"]: part["weight"] for part in parts}
+    assert shares.keys() == {"price", "volume", "time", "vectors"}
+    assert sum(shares.values()) == pytest.approx(1.0, abs=1e-5)
+    assert shares["vectors"] > 0
+
+
+def test_a_run_without_its_vectors_is_refused(folder: Path, tmp_path: Path, say: Say) -> None:
+    candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
+    cases = {
+        "": "was trained with the vectors mood, heat; name a file of them by [model] vectors",
+        'vectors = "none.csv"': "none.csv cannot be read",
+    }
+    for given, sentence in cases.items():
+        file = config(folder, tmp_path / "c.toml", given)
+        code, _, err = say("replay", "-c", file, "--data", candles, "--db", tmp_path / "r.db")
+        assert code != 0
+        assert sentence in err
+    written(tmp_path / "news.csv", ("mood",))
+    file = config(folder, tmp_path / "c.toml")
+    code, _, err = say("replay", "-c", file, "--data", candles, "--db", tmp_path / "r.db")
+    assert "lacks the column 'heat', which the model was trained with" in err
+
+
+def test_evaluate_takes_them_and_asks_for_them(folder: Path, say: Say) -> None:
+    data = ("--data", folder / "bybit_linear_AAAUSDT_1m.csv.gz", "--explained-bars", 500)
+    vectors = ("--vectors", folder / "news.csv")
+    code, out, err = say("evaluate", folder / "out", *data, *vectors, "--threads", 1, "--json")
+    assert code == 0, err
+    assert json.loads(out)["id"] == load(folder / "out").id
+    code, _, err = say("evaluate", folder / "out", *data)
+    assert code == 2
+    assert "--vectors FILE" in err
+    code, _, err = say("evaluate", "default", *data, *vectors)
+    assert code == 2
+    assert "was trained without vectors" in err
+
+
+def test_the_condition_of_the_network_is_checked_over_real_vectors(folder: Path, say: Say) -> None:
+    data = ("--data", folder / "bybit_linear_AAAUSDT_1m.csv.gz")
+    code, out, err = say(
+        "models", "check", folder / "out", *data, "--vectors", folder / "news.csv", "--json"
+    )
+    assert code in {0, 1}, err
+    assert json.loads(out)["model_id"] == load(folder / "out").id
+    code, _, err = say("models", "check", folder / "out", *data)
+    assert code == 2
+    assert "was trained with the vectors mood, heat; give a file of them by --vectors" in err
+
+
+def test_rows_that_come_later_change_no_decision_before_them(
+    folder: Path, replayed: Path, tmp_path: Path, say: Say
+) -> None:
+    cut = START_MS + MINUTE_MS * 800
+    rows = (folder / "news.csv").read_text(encoding="utf-8").splitlines()
+    changed = [
+        f"{row.split(',')[0]},9,9" if row[0].isdigit() and int(row.split(",")[0]) > cut else row
+        for row in rows
+    ]
+    (tmp_path / "news.csv").write_text("\n".join(changed), encoding="utf-8")
+    file, database = config(folder, tmp_path / "c.toml"), tmp_path / "other.db"
+    candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
+    code, _, err = say("replay", "-c", file, "--data", candles, "--db", database, "--json")
+    assert code == 0, err
+    asked = "select open_time_ms, mean_return from v_decisions order by open_time_ms"
+    both = []
+    for one in (replayed, database):
+        code, out, err = say("audit", "sql", asked, "--db", one, "--json")
+        assert code == 0, err
+        both.append([(row["open_time_ms"], row["mean_return"]) for row in json.loads(out)])
+    differ = [one[0] for one, two in zip(*both, strict=True) if one != two]
+    assert differ
+    assert min(differ) == int(AT[cut < AT][0]) - 30_000  # the bar that closed after it
