@@ -57,7 +57,7 @@ def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> 
         VectorColumns(SCALE, Standing("", {"": rows})).at("", np.array([close_ms]), 1)
         for rows in (every, known)
     ]
-    assert np.array_equal(*both, equal_nan=True)
+    assert np.array_equal(both[0], both[1], equal_nan=True)
 
 
 def test_a_row_counts_from_the_bar_that_closes_at_its_time_and_is_held() -> None:

@@ -53,7 +53,7 @@ class Traded:
             file.write(text)
 
     def answer(self, number: float) -> list[float]:
-        row = self.joined.newest("", close(number), MINUTE_MS).tolist()
+        row: list[float] = self.joined.newest("", close(number), MINUTE_MS).tolist()
         self.said[close(number)] = row
         return row
 

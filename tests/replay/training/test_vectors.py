@@ -109,7 +109,8 @@ def test_the_card_names_columns_scale_and_file(folder: Path) -> None:
 
 
 def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(folder: Path) -> None:
-    split = Split(*(START_MS + MINUTE_MS * end for end in ENDS), embargo_bars=30)
+    first, second, third = (START_MS + MINUTE_MS * end for end in ENDS)
+    split = Split(first, second, third, embargo_bars=30)
     supplied = Supplied(read_vectors(folder / "news.csv"))
     data = [str(folder / "bybit_linear_AAAUSDT_1m.csv.gz")]
     own = Material.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
