@@ -38,7 +38,7 @@ class KnownRow(NamedTuple):
     values: tuple[float, ...]
 
 
-class Fault(NamedTuple):
+class VectorFault(NamedTuple):
     """From a close on the file was no use, for a reason; empty where it was again."""
 
     from_ms: int
@@ -69,7 +69,7 @@ class VectorJournal:
         self._digest = hashlib.sha256()
         self._heads: list[str] = []
         self._rows: dict[str, list[KnownRow]] = {}
-        self._faults: list[Fault] = []
+        self._faults: list[VectorFault] = []
         self._joined: dict[str, VectorRows] = {}
         for line in lines:
             self._take(line)
@@ -119,7 +119,7 @@ class VectorJournal:
         rows = self._rows.get(symbol)
         return rows[-1].time_ms if rows else None
 
-    def append(self, entries: Sequence[KnownRow | Fault]) -> None:
+    def append(self, entries: Sequence[KnownRow | VectorFault]) -> None:
         """Store *entries* for good, then know them; raise ``DataInvalid`` where that fails."""
         columns = [] if self._heads else [_line({"columns": list(self.columns)})]
         lines = [*columns, *(_line(_document(entry)) for entry in entries)]
@@ -152,7 +152,7 @@ class VectorJournal:
             case {"columns": _}:
                 pass
             case {"fault": reason}:
-                self._faults.append(Fault(found["from"], reason))
+                self._faults.append(VectorFault(found["from"], reason))
             case _:
                 row = KnownRow(
                     found["from"], found["time"], found["symbol"], tuple(found["values"])
@@ -220,8 +220,8 @@ def _line(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def _document(entry: KnownRow | Fault) -> dict[str, Any]:
-    if isinstance(entry, Fault):
+def _document(entry: KnownRow | VectorFault) -> dict[str, Any]:
+    if isinstance(entry, VectorFault):
         return {"from": entry.from_ms, "fault": entry.reason}
     return {
         "from": entry.from_ms,

@@ -28,7 +28,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid, shown
 from tracepaper.strategies.vectors import (
     AGE,
     ALL_SYMBOLS,
-    Standing,
+    StandingVectors,
     VectorRows,
     feature_name,
     rows_of,
@@ -69,9 +69,9 @@ class VectorFile:
             for symbol, rows in self.rows.items()
         }
 
-    def standing(self, columns: Sequence[str]) -> Standing:
+    def standing(self, columns: Sequence[str]) -> StandingVectors:
         """Return *columns* of it as what does not change."""
-        return Standing(self.sha256, self.chosen(columns))
+        return StandingVectors(self.sha256, self.chosen(columns))
 
 
 def read_vectors(path: Path, *, growing: bool = False) -> VectorFile:

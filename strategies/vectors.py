@@ -91,7 +91,7 @@ class VectorSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Standing:
+class StandingVectors:
     """A file that does not change: a ``VectorSource``."""
 
     name: str

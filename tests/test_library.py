@@ -40,6 +40,7 @@ FILES: Final = {
     "$BTC": str(SAMPLES / "binance_um_BTCUSDT_15m_2025-05.csv.gz"),
     "$SOL": str(SAMPLES / "binance_um_SOLUSDT_15m_2025-05.csv.gz"),
     "$FRAMES": str(ROOT / "tests/data/exchange/linear_session_2026-08-09_short.jsonl.gz"),
+    "$OWN": str(ROOT / "tests/data/vectors.csv"),
 }
 SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""

@@ -23,9 +23,9 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.outside import Outside
 from tracepaper.storage.vector_journal import (
     LIVE,
-    Fault,
     JournalHead,
     KnownRow,
+    VectorFault,
     VectorJournal,
     find_journal,
     journal_name,
@@ -87,14 +87,14 @@ class GrowingVectors:
         if stamp is not None and stamp == self._seen:
             return
         self._seen = stamp
-        entries: list[KnownRow | Fault]
+        entries: list[KnownRow | VectorFault]
         try:
             entries = [*self._read(close_ms)]
             reason = ""
         except DataInvalid as error:
             entries, reason = [], str(error)
         if reason != self._journal.fault:
-            entries.insert(0, Fault(close_ms, reason))
+            entries.insert(0, VectorFault(close_ms, reason))
             log.warning(reason or "vectors are of use again", file=str(self._path))
         if entries:
             self._journal.append(entries)

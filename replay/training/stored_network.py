@@ -39,14 +39,14 @@ from tracepaper.strategies.market import INTERVALS, interval_text
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.condition import Condition, examine
 from tracepaper.strategies.networks.export import export_onnx, export_torch
-from tracepaper.strategies.vectors import Standing
+from tracepaper.strategies.vectors import StandingVectors
 
 WINDOWS: Final = 4
 """Decisions whose heads are looked at, spread over the rows."""
 RUNTIMES: Final = {"onnx": ".onnx", "torch": ".pt2"}
 """The runtimes that a network is exported for, with what the names of their files end in."""
 
-NO_FILE: Final = Standing("", {})
+NO_FILE: Final = StandingVectors("", {})
 """Vectors of which the names alone are known: no rows can be made of them."""
 
 Window = tuple[Tensor, Tensor]

@@ -12,7 +12,7 @@ from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features import FeatureStreams, columns, compute, schema, with_vectors
 from tracepaper.strategies.vectors import (
     AGE,
-    Standing,
+    StandingVectors,
     VectorColumns,
     VectorRows,
     VectorScale,
@@ -54,7 +54,7 @@ def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> 
     count = sum(one <= close_ms for one in at)
     known = rows_of(every.time_ms[:count], every.values[:count])
     both = [
-        VectorColumns(SCALE, Standing("", {"": rows})).at("", np.array([close_ms]), 1)
+        VectorColumns(SCALE, StandingVectors("", {"": rows})).at("", np.array([close_ms]), 1)
         for rows in (every, known)
     ]
     assert np.array_equal(both[0], both[1], equal_nan=True)
@@ -62,7 +62,7 @@ def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> 
 
 def test_a_row_counts_from_the_bar_that_closes_at_its_time_and_is_held() -> None:
     rows = rows_of(np.array([100, 250]), np.array([[1.0, 1.0], [2.0, 5.0]]))
-    joined = VectorColumns(SCALE, Standing("", {"": rows}))
+    joined = VectorColumns(SCALE, StandingVectors("", {"": rows}))
     found = joined.at("ANY", np.array([99, 100, 200, 249, 250]), 100)
     assert np.isnan(found[0]).all()
     assert found[1].tolist() == [1.0, 0.0, 0.0]
@@ -73,7 +73,7 @@ def test_a_row_counts_from_the_bar_that_closes_at_its_time_and_is_held() -> None
 
 def test_each_symbol_has_its_own_rows_and_one_without_has_none() -> None:
     own = {"BTC": rows_of(np.array([5]), np.array([[3.0, 1.0]]))}
-    joined = VectorColumns(SCALE, Standing("", own))
+    joined = VectorColumns(SCALE, StandingVectors("", own))
     assert joined.at("BTC", np.array([9]), 1)[0, 0] == 3.0
     assert np.isnan(joined.at("ETH", np.array([9]), 1)).all()
 
@@ -85,7 +85,7 @@ def test_features_of_an_archive_and_bar_by_bar_are_equal_with_vectors() -> None:
     ]
     at = np.arange(3, 560, 11) * MINUTE_MS + 17
     rows = rows_of(at, np.random.default_rng(1).normal(size=(len(at), 2)))
-    wide = with_vectors(schema("v1"), VectorColumns(SCALE, Standing("", {"": rows})))
+    wide = with_vectors(schema("v1"), VectorColumns(SCALE, StandingVectors("", {"": rows})))
     assert wide.names[-3:] == ("vector_mood", "vector_heat", AGE)
     whole = compute(wide, columns(bars))
     plain = compute(schema("v1"), columns(bars))
