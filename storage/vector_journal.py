@@ -204,16 +204,13 @@ def keep_journal(journal: VectorJournal, database: Path) -> None:
 def _read(path: Path, columns: Sequence[str], whole: bytes) -> VectorJournal:
     lines = whole.splitlines(keepends=True)
     try:
-        is_own = not lines or json.loads(lines[0])["columns"] == list(columns)
-        found = VectorJournal(path, columns, lines=lines)
+        if not lines or json.loads(lines[0])["columns"] == list(columns):
+            return VectorJournal(path, columns, lines=lines)
     except (ValueError, KeyError, TypeError):
-        is_own = False
-    if not is_own:
-        raise CheckpointMismatch(
-            f"{path} was changed: it is no journal of these vectors; restore it beside the "
-            "database."
-        )
-    return found
+        pass
+    raise CheckpointMismatch(
+        f"{path} was changed: it is no journal of these vectors; restore it beside the database."
+    )
 
 
 def _line(document: Mapping[str, Any]) -> bytes:

@@ -363,10 +363,6 @@ class ModelSection(ModelClass):
             raise ValueError("[model] options and files are a class's; name it with [model] class")
         if self.explanation != ExplanationSection() and self.own_class:
             raise ValueError("[model] explanation is a checkpoint's; take it out for a class")
-        if self.vectors is not None and self.own_class:
-            raise ValueError("[model] vectors are a checkpoint's; a class reads [model] files")
-        if self.vectors is not None and self.retrain is not None:
-            raise ValueError("a model with [model] vectors is not retrained in service; leave one")
         return self
 
 

@@ -13,6 +13,7 @@ from tracepaper.daemon.session.vectors import (
     VECTORS,
     configured_vectors,
     recorded_vectors,
+    refuse_vectors,
     vectors_kept_as,
 )
 from tracepaper.strategies.errors import ConfigInvalid
@@ -74,6 +75,7 @@ def load_forecaster(
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
     is kept beside the database *beside*; *live*, vectors are read again as they grow.
     """
+    refuse_vectors(config)
     if config.model.own_class:
         model = load_model(config, mode=mode)
         if beside is not None:

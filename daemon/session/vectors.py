@@ -33,7 +33,7 @@ from tracepaper.storage.vector_journal import (
     open_journal,
 )
 from tracepaper.storage.vectors import find_vectors, iso, keep_vectors, read_vectors
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Reading
 from tracepaper.strategies.vectors import VectorRows, VectorSource
@@ -144,6 +144,21 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def refuse_vectors(config: Config) -> None:
+    """Raise ``ConfigInvalid`` where ``[model] vectors`` stands beside what cannot use them."""
+    if config.model.vectors is None:
+        return
+    if config.model.own_class:
+        raise ConfigInvalid(
+            "[model] vectors are a checkpoint's; take them out, and name the file of a class by "
+            "[model] files."
+        )
+    if config.model.retrain is not None:
+        raise ConfigInvalid(
+            "A model with [model] vectors is not retrained in service; take out [model] retrain."
+        )
 
 
 def configured_vectors(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def trained(made: Path, out: str, *words: str) -> list[str]:
 
 def written(path: Path, names: Sequence[str] = ("mood", "heat")) -> None:
     """Write the vectors with columns in any order."""
-    columns = dict(zip(("mood", "heat"), NUMBERS.T, strict=True))
+    columns: dict[str, Any] = {"mood": NUMBERS[:, 0], "heat": NUMBERS[:, 1]}
     rows = [",".join(("time", *names))]
     for place, at in enumerate(AT.tolist()):
         rows.append(",".join([str(at), *(repr(float(columns[name][place])) for name in names)]))
@@ -226,6 +227,20 @@ def test_a_run_without_its_vectors_is_refused(folder: Path, tmp_path: Path, say:
     file = config(folder, tmp_path / "c.toml")
     code, _, err = say("replay", "-c", file, "--data", candles, "--db", tmp_path / "r.db")
     assert "lacks the column 'heat', which the model was trained with" in err
+
+
+def test_what_cannot_use_them_is_refused(folder: Path, tmp_path: Path, say: Say) -> None:
+    written(tmp_path / "news.csv")
+    candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
+    cases = {
+        'vectors = "news.csv"\nretrain = "7d"': "is not retrained in service",
+        'vectors = "news.csv"\nclass = "tree:Tree"': "[model] vectors are a checkpoint's",
+    }
+    for given, sentence in cases.items():
+        file = config(folder, tmp_path / "c.toml", given)
+        code, _, err = say("replay", "-c", file, "--data", candles, "--db", tmp_path / "r.db")
+        assert code == 2
+        assert sentence in err
 
 
 def test_evaluate_takes_them_and_asks_for_them(folder: Path, say: Say) -> None:
