@@ -16,10 +16,14 @@ import pytest
 from learning import MINUTE_MS, START_MS, learnable, write_csv
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.session.models import load_forecaster
+from tracepaper.daemon.session.run_record import continues
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.training.material import Material, Supplied
 from tracepaper.replay.training.series import Split, iso
 from tracepaper.storage.checkpoints import load
+from tracepaper.storage.reader import Reader
 from tracepaper.storage.vectors import kept_vectors, read_vectors
 
 COUNT = 2_600
@@ -292,3 +296,17 @@ def test_rows_that_come_later_change_no_decision_before_them(
     differ = [one[0] for one, two in zip(*both, strict=True) if one != two]
     assert differ
     assert min(differ) == int(AT[cut < AT][0]) - 30_000  # the bar that closed after it
+
+
+def test_a_run_does_not_go_on_with_another_file(replayed: Path, tmp_path: Path) -> None:
+    (kept,) = kept_vectors(replayed).iterdir()
+    file = tmp_path / "news.csv"
+    with Reader.open(replayed) as reader:
+        run = reader.stored_run(reader.find("last")).run
+    given = restore(run.config).beside(tmp_path)
+    goes_on = []
+    for text in (kept.read_text("utf-8"), kept.read_text("utf-8").replace(",-", ",", 1)):
+        file.write_text(text, encoding="utf-8")
+        model = load_forecaster(given, mode="scan")
+        goes_on.append(continues(run, given, model, model_sha256=run.model_sha256))
+    assert goes_on == [True, False]
