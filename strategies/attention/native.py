@@ -22,7 +22,7 @@ from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -200,10 +200,16 @@ def scan_rows(
 
 def _call(name: str, function: str, *arguments: object) -> None:
     """Call *function* of the object *name* with as many threads as torch has."""
+    if _function(name, function)(*arguments, torch.get_num_threads()):
+        raise MemoryError(f"{name} found no memory for a tile; free some.")
+
+
+@cache
+def _function(name: str, function: str) -> Callable[..., int]:
     if name not in found():
         raise AttentionInvalid(f"There is no {name} here; run make native, or choose auto.")
-    if getattr(found()[name].library, function)(*arguments, torch.get_num_threads()):
-        raise MemoryError(f"{name} found no memory for a tile; free some.")
+    named: Callable[..., int] = getattr(found()[name].library, function)
+    return named
 
 
 def _plain(tensor: Tensor) -> Tensor:

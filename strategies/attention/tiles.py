@@ -238,8 +238,8 @@ _FLOOR: Final = 8.0
 def magnitude(layer: Layer) -> float:
     """Return the largest |score| that the layer's norms allow (Cauchy and Schwarz)."""
     kind = layer.logsumexp.dtype
-    query = torch.linalg.vector_norm(layer.query, dim=-1, dtype=kind).amax()
-    key = torch.linalg.vector_norm(layer.key, dim=-1, dtype=kind).amax()
+    query = torch.linalg.vector_norm(layer.query.detach(), dim=-1, dtype=kind).amax()
+    key = torch.linalg.vector_norm(layer.key.detach(), dim=-1, dtype=kind).amax()
     return abs(layer.scale) * float(query) * float(key)
 
 

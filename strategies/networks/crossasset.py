@@ -269,7 +269,7 @@ class CrossAssetNetwork(nn.Module):
                 "warm the window."
             )
         cosine, sine = (
-            None if part is None else part.repeat(assets, 1)
+            None if part is None else part.repeat(assets, 1, 1, 1)
             for part in (phases.cosine, phases.sine)
         )
         repeated = Phases(cosine, sine, None)

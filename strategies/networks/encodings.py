@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import ClassVar, Final, NamedTuple
 
 import torch
@@ -34,16 +35,28 @@ def rope_table(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     Angles are float64: at bar 525,600 float32 angles are off by 0.05 rad.
     Source: Su et al., RoFormer, 2021.
     """
-    exponents = torch.arange(0, dim, 2, dtype=torch.float64, device=positions.device) / dim
-    angles = positions.to(torch.float64)[..., None] * _ROPE_BASE**-exponents
+    angles = positions.to(torch.float64)[..., None] * _frequencies(dim, positions.device)
     return angles.cos().float(), angles.sin().float()
 
 
+@cache
+def _frequencies(dim: int, device: torch.device) -> Tensor:
+    """Return the angles [dim / 2] between one position and the next, float64."""
+    with torch.inference_mode(mode=False):
+        return _ROPE_BASE ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+
+
+def turns(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return what ``rotate`` multiplies by at *positions* [.., time]: two of [.., time, dim]."""
+    cosine, sine = rope_table(positions, dim)
+    return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
+
+
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Return *x* [..., dim] with its two halves rotated; the tables broadcast against a half."""
+    """Return *x* [..., dim] with its two halves rotated by the tables of ``turns``, broadcast."""
     first, second = x.chunk(2, dim=-1)
-    cosine, sine = cosine.to(x.dtype), sine.to(x.dtype)
-    return torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1)
+    crossed = torch.cat((second, first), dim=-1).mul_(sine.to(x.dtype))
+    return crossed.add_(x * cosine.to(x.dtype))
 
 
 def alibi_slopes(heads: int) -> Tensor:
@@ -121,7 +134,7 @@ def sinusoidal_table(positions: Tensor, dim: int, period: int) -> Tensor:
 class Phases(NamedTuple):
     """What the positions of a stretch of bars turn into, computed once for all layers."""
 
-    cosine: Tensor | None  # [time, head_dim / 2]: queries and keys are rotated by them
+    cosine: Tensor | None  # [time, 1, 1, head_dim], both of ``turns``: they rotate queries and keys
     sine: Tensor | None
     age: Tensor | None  # [time] float32, bars back from the last position, where scores have a bias
     volatility: Tensor | None = None  # [batch, time], where it scales the scores of a bar
@@ -212,9 +225,9 @@ class Rope(Encoding):
     """Rotated queries and keys (Su et al., RoFormer, 2021)."""
 
     def phases(self, positions: Tensor) -> Phases:
-        """Return the tables of ``rope_table``."""
-        cosine, sine = rope_table(positions, self.sizes.dim // self.sizes.heads)
-        return Phases(cosine, sine, None)
+        """Return the tables of ``turns``."""
+        cosine, sine = turns(positions, self.sizes.dim // self.sizes.heads)
+        return Phases(cosine[:, None, None], sine[:, None, None], None)
 
 
 @encoding("alibi")

@@ -64,11 +64,11 @@ class Outputs(NamedTuple):
 
     def by_stream(self, streams: int) -> Outputs:
         """Return outputs [1, stream * time, …] as [stream, time, …]: views."""
-        return self.map(lambda x: x[0].unflatten(0, (streams, -1)))
+        return self if streams == 1 else self.map(lambda x: x[0].unflatten(0, (streams, -1)))
 
     def first(self, bars: int) -> Outputs:
         """Return the outputs of the first *bars* positions."""
-        return self.map(lambda x: x[:, :bars])
+        return self if self.mean.shape[1] == bars else self.map(lambda x: x[:, :bars])
 
     def cpu(self) -> Outputs:
         """Return the outputs on the CPU, without a copy where they are there."""
@@ -193,14 +193,17 @@ class Heads(nn.Module):
 
 def _in_units(said: Outputs) -> Outputs:
     """Return *said* with tails, drawdown and path, which are multiples of its volatility, in σ."""
+    named = {"tails": said.tails, "drawdown": said.drawdown, "path": said.path}
+    given = {name: part for name, part in named.items() if part is not None}
+    if not given:
+        return said
     spread = torch.exp(0.5 * said.log_variance.detach())
-    given = {"tails": said.tails, "drawdown": said.drawdown, "path": said.path}
-    found = {
-        name: part * spread[(..., *(None,) * (part.ndim - spread.ndim))]
-        for name, part in given.items()
-        if part is not None
-    }
-    return said._replace(**found) if found else said
+    return said._replace(
+        **{
+            name: part * spread[(..., *(None,) * (part.ndim - spread.ndim))]
+            for name, part in given.items()
+        }
+    )
 
 
 class RegimeLevels(nn.Module):

@@ -26,7 +26,7 @@ from tracepaper.strategies.attention.rollout import carry_rows
 from tracepaper.strategies.books import COLUMNS, LEVELS_MAX, SIDES
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import checked_section
-from tracepaper.strategies.networks.encodings import rope_table, rotate
+from tracepaper.strategies.networks.encodings import rotate, turns
 
 WORDS: Final = "levels of an order book and their history, from files of `data record`"
 MOVES: Final = ("down", "flat", "up")
@@ -108,8 +108,8 @@ class AxisAttention(nn.Module):
         mixed = self.project_in(self.norm(x)).unflatten(-1, (3, self.heads, -1))
         query, key, value = mixed.permute(2, 0, 3, 1, 4)  # [3, batch, head, time, dim]
         if self.over_time:  # levels are told apart by what they are, books by when they were
-            cosine, sine = rope_table(torch.arange(x.shape[1], device=x.device), query.shape[-1])
-            query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
+            tables = turns(torch.arange(x.shape[1], device=x.device), query.shape[-1])
+            query, key = rotate(query, *tables), rotate(key, *tables)
         return _Heads(query, key, value)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -311,18 +311,20 @@ class StreamingNetwork:
         columns = [state.take(stream, own) for stream, own in zip(streams, blocks, strict=True)]
         bars = min(map(len, columns))
         time = CHUNK_BARS if padded else bars
-        rows = pad(rows[:, :bars].to(self.device), (0, 0, 0, time - bars))
-        at = positions[:, np.arange(time).clip(max=bars - 1)]
+        rows, at = rows[:, :bars].to(self.device), positions[:, :bars]
+        if time > bars:
+            rows = pad(rows, (0, 0, 0, time - bars))
+            at = at[:, np.arange(time).clip(max=bars - 1)]
         places = torch.from_numpy(at).to(self.device)
         rollout = torch.zeros(len(streams), time, state.width, device=self.device)
         own = torch.from_numpy(np.stack([each[:bars] for each in columns])).to(self.device)
         rollout[:, :bars].scatter_(2, own[..., None], 1.0)
         runs = state.runs(streams, time)
         hidden, rollout, attended = self._layers(state, runs, rows, places, rollout)
-        known = torch.tensor([state.counts[stream] for stream in streams], device=self.device)
-        visible = torch.arange(1, bars + 1, device=self.device) + known[:, None]  # [stream, bars]
-        visible = visible.clamp(max=self.config.window)
-        confidence, history = self._figures(attended, rollout[:, :bars], visible)
+        known = np.array([state.counts[stream] for stream in streams])[:, None]
+        visible = np.minimum(known + np.arange(1, bars + 1), self.config.window)  # [stream, bars]
+        seen = torch.from_numpy(visible).to(self.device)
+        confidence, history = self._figures(attended, rollout[:, :bars], seen)
         for index, stream in enumerate(streams):
             state.advance(stream, places[index, :bars], history[index])
         state.attended_pairs += self.config.layers * int(visible.sum())
@@ -387,6 +389,7 @@ class StreamingNetwork:
             state.places.rows[run.streams, run.end : run.end + rows.shape[1]] = places[run.group]
         hidden, phases = self.network.enter(rows.flatten(0, 1)[None], places.flatten())
         seen = [state.seen(run.streams) for run in runs]
+        heads, alone = self.config.heads, len(runs) == 1
         queries, keys, figures, norms = [], [], [], []
         for depth, block in enumerate(self.network.layers()):
             query, key, value = (_by_pair(x, streams) for x in block.project(hidden, phases))
@@ -396,23 +399,22 @@ class StreamingNetwork:
                 norms.append(lengths)
             parts = []
             for run, kept in zip(runs, seen, strict=True):
-                pairs = slice(
-                    run.group.start * self.config.heads, run.group.stop * self.config.heads
-                )
-                past = kept[depth]
-                if self.backend != TILES:
+                past, asked = kept[depth], query
+                new = native.StreamRows(key, value, rollout)
+                if not alone:
+                    pairs = slice(run.group.start * heads, run.group.stop * heads)
+                    asked = query[pairs]
                     new = native.StreamRows(key[pairs], value[pairs], rollout[run.group])
-                    parts.append(self._scan(run, past, new, query[pairs]))
+                if self.backend != TILES:
+                    parts.append(self._scan(run, past, new, asked))
                     continue
                 stop = run.end + query.shape[1]
-                past.keys[:, run.end : stop] = key[pairs]
-                past.values[:, run.end : stop] = value[pairs]
-                past.rollout[:, run.end : stop] = rollout[run.group]
+                past.keys[:, run.end : stop] = new.keys
+                past.values[:, run.end : stop] = new.values
+                past.rollout[:, run.end : stop] = new.rollout
                 if lengths is not None and past.lengths is not None:
                     past.lengths[:, :, run.end : stop] = lengths[run.group]
-                parts.append(
-                    self._attend(state, run, past, query[pairs], depth, alone=streams == 1)
-                )
+                parts.append(self._attend(state, run, past, asked, depth, alone=streams == 1))
             tile = _joined(parts, 0)
             hidden = block.finish(hidden, _by_head(tile.output, streams))
             rollout = self.fusion.join(depth, tile.rollout, rollout)
@@ -557,7 +559,10 @@ def _joined(parts: Sequence[_Tile], dim: int) -> _Tile:
 
 def _check(mass: Tensor, name: str) -> None:
     """Raise unless every row sums to one; a NaN passes, for it is the gate's to refuse."""
-    wrong = (mass - 1.0).abs() > _MASS_TOLERANCE
+    off = (mass - 1.0).abs_()
+    if float(off.max()) <= _MASS_TOLERANCE:  # false of a NaN, behind which others could hide
+        return
+    wrong = off > _MASS_TOLERANCE
     if bool(wrong.any()):
         raise InvariantBroken(
             f"A row of {name} sums to {float(mass[wrong][0]):.4f} instead of 1; report this bug."

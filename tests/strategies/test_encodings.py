@@ -21,6 +21,7 @@ from tracepaper.strategies.networks.encodings import (
     rope_table,
     rotate,
     sinusoidal_table,
+    turns,
 )
 
 
@@ -40,8 +41,7 @@ def test_rope_products_depend_on_the_distance_alone(seed: int, near: int, away: 
 
     def product(first: int, second: int) -> float:
         turned = [
-            rotate(x, *rope_table(torch.tensor([p]), 16))
-            for x, p in ((query, first), (key, second))
+            rotate(x, *turns(torch.tensor([p]), 16)) for x, p in ((query, first), (key, second))
         ]
         return float((turned[0] * turned[1]).sum())
 
@@ -50,8 +50,19 @@ def test_rope_products_depend_on_the_distance_alone(seed: int, near: int, away: 
 
 def test_rotation_keeps_lengths() -> None:
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
-    turned = rotate(x, *rope_table(torch.arange(5), 16))
+    turned = rotate(x, *turns(torch.arange(5), 16))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_rotation_is_that_of_complex_numbers() -> None:
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    at = torch.arange(700, 705)
+    cosine, sine = rope_table(at, 16)
+    wanted = torch.complex(*x.chunk(2, dim=-1)) * torch.complex(cosine, sine)
+    turned = rotate(x, *turns(at, 16))
+    torch.testing.assert_close(turned, torch.cat((wanted.real, wanted.imag), dim=-1))
+    (slope,) = torch.autograd.grad(turned.square().sum(), x)
+    torch.testing.assert_close(slope, 2 * x)  # a length does not change
 
 
 def test_alibi_slopes_are_the_papers() -> None:
@@ -105,8 +116,8 @@ def test_a_mixture_leans_from_waves_to_what_is_learned_and_rotates_as_well() -> 
         torch.testing.assert_close(made.shares().sum(), torch.tensor(1.0))
     (slope,) = torch.autograd.grad(made.code(at).square().sum(), made.lean)
     assert slope.shape == (2,)
-    cosine, _ = rope_table(at, 4)
-    torch.testing.assert_close(made.phases(at).cosine, cosine)
+    cosine, _ = turns(at, 4)
+    torch.testing.assert_close(made.phases(at).cosine, cosine[:, None, None])
 
 
 def test_a_bar_takes_as_much_of_its_place_as_its_own_features_ask_for() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork, by_names
+from tracepaper.strategies.networks.flash import FeedForward, FlashConfig, FlashNetwork, by_names
 from tracepaper.strategies.networks.heads import DOF_MIN, LOG_RANGE, Outputs
 
 FORMS = [
@@ -296,3 +296,20 @@ def test_a_gate_begins_open_and_sharpens_or_softens_a_bars_attention(norm: str) 
         plain = float(net.look(x, positions).confidence.mean())
     assert confidence(0.0) == pytest.approx(plain, abs=1e-7)
     assert confidence(-3.0) < 0.5 * plain < plain < confidence(2.0)
+
+
+def test_a_row_alone_gets_the_gelu_and_the_gradient_that_it_gets_among_others() -> None:
+    torch.manual_seed(0)
+    layer = FeedForward(FlashConfig(dim=16, heads=2))
+    several = torch.randn(1, 5, 16)
+    wanted = layer(several)
+    for at in range(5):
+        one = several[:, at : at + 1]
+        with torch.inference_mode():
+            alone = layer(one)
+        torch.testing.assert_close(alone, wanted[:, at : at + 1])
+        slopes = [
+            torch.autograd.grad(x.sum(), layer.rise.weight)[0]
+            for x in (layer(one), layer(several)[:, at])
+        ]
+        torch.testing.assert_close(*slopes)

@@ -244,6 +244,23 @@ def test_a_row_that_loses_mass_stops_the_run() -> None:
         stream.advance(state, x[None, 1:], positions[None, 1:])
 
 
+@pytest.mark.parametrize("broken", [(), (0,), (1,)])
+def test_a_nan_passes_and_hides_no_row_that_loses_mass(broken: tuple[int, ...]) -> None:
+    net = models.network()
+    stream, state = StreamingNetwork(net), StreamState(net, 2)
+    x, positions = rows(2), np.array([[START], [START]])
+    first = stream.advance(state, x[:, None], positions, streams=(0, 1))
+    assert np.isfinite(first.rollout).all()
+    for one in range(2):
+        state.layers[1].rollout.rows[one].mul_(0.5 if one in broken else np.nan)
+    if not broken:
+        passed = stream.advance(state, x[:, None], positions + 1, streams=(0, 1))
+        assert np.isnan(passed.rollout).any()
+        return
+    with pytest.raises(InvariantBroken, match="A row of the rollout sums to"):
+        stream.advance(state, x[:, None], positions + 1, streams=(0, 1))
+
+
 def test_a_network_that_looks_ahead_cannot_stream() -> None:
     with pytest.raises(ConfigInvalid, match="Only a network with a causal window can stream"):
         StreamingNetwork(models.network(replace(models.SMALL, mask="full")))
