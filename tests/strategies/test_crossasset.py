@@ -103,7 +103,9 @@ def dense(network: CrossAssetNetwork, x: Tensor) -> Tensor:
             case _:
                 assert phases.cosine is not None
                 assert phases.sine is not None
-                every = Phases(phases.cosine.repeat(assets, 1), phases.sine.repeat(assets, 1), None)
+                every = Phases(
+                    torch.cat([phases.cosine] * assets), torch.cat([phases.sine] * assets), None
+                )
                 groups = [(places.flatten(), every, Mask.full())]
         flat = state.reshape(count, -1)
         after = torch.empty_like(flat)

@@ -119,7 +119,7 @@ def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
 
 
 def made_forecaster(way: Way) -> StreamingForecaster:
-    made = build(models.card(), models.network().state_dict(), way=way)
+    made = build(models.card(), models.network().state_dict(), way=way, backend="tiles")
     assert isinstance(made, StreamingForecaster)
     return made
 

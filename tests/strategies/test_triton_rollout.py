@@ -14,7 +14,7 @@ import pytest
 import torch
 from attention_cases import case
 
-from tracepaper.strategies.attention import products, triton_rollout
+from tracepaper.strategies.attention import native, products, triton_rollout
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid
@@ -69,6 +69,7 @@ def test_auto_takes_the_kernel_only_where_it_runs(
     dtype: torch.dtype, dim: int, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_rollout, "is_available", lambda: True)
+    monkeypatch.setattr(native, "found", dict)  # these would take it before torch does
     query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim))
     layer: Any = SimpleNamespace(query=query, logsumexp=SimpleNamespace(dtype=dtype))
     assert products.choose(layer, Mask.causal()) == chosen
