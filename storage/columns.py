@@ -312,6 +312,7 @@ _EVENTS = (
     _whole("market_ms", "market time of the event", TIME),
     _whole("seen_ms", "market time at which the engine saw it", TIME),
     _text("content", "JSON of its other fields, numbers as they are stored"),
+    _blob("books", null=True),  # of a ``depth``, packed: see ``strategies/books.py``
 )
 
 _ANSWERS = (

@@ -200,6 +200,8 @@ class StepDecoder:
             place = row[EVENT.instrument]
             if place is not None:
                 fields.setdefault("instrument", self._instruments[place])
+            if (books := row[EVENT.books]) is not None:
+                fields["books"] = books
             return msgspec.convert(fields, EVENT_TYPES[row[EVENT.kind]])
         except _IMPOSSIBLE as error:
             raise _damaged(row[EVENT.step], error) from error

@@ -45,6 +45,7 @@ from tracepaper.storage.rows import (
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types import (
     Bar,
+    Depths,
     Explanation,
     Fill,
     Forecast,
@@ -573,8 +574,12 @@ class StepEncoder:
         elif "instrument" in content:
             named = self._place(content.pop("instrument"))
         market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
+        books = None
+        if isinstance(event, Depths):
+            del content["books"]
+            books = event.books
         text = msgspec.json.encode(content).decode()
-        return (key, EVENT_KINDS[type(event)], named, market_ms, seen_ms, text), named
+        return (key, EVENT_KINDS[type(event)], named, market_ms, seen_ms, text, books), named
 
     def _check_scales(self, instrument: Instrument) -> None:
         """Refuse new decimals: every number of the run counts in the old ones."""

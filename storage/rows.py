@@ -32,6 +32,7 @@ from tracepaper.strategies.types import (
     Category,
     Closed,
     Command,
+    Depths,
     Event,
     FrameBar,
     Funding,
@@ -89,6 +90,7 @@ KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained")
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,
     "quote": Quote,
+    "depth": Depths,
     "trade": Trade,
     "mark": Mark,
     "funding": Funding,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Depth
+from tracepaper.strategies.types import Depth, Depths
 
 SIDES: Final = ("bid", "ask")
 """In the order in which every array holds them."""
 LEVELS_MAX: Final = 1_000
+BLOCK_BOOKS: Final = 64
+"""Books that are packed together at most."""
 KIND: Final = "orderbook"
 """The kind of network that reads them, as a card names it; it reads no bars."""
 
@@ -108,6 +111,80 @@ def check_books(books: Books, where: str) -> None:
 def _impossible(where: str, what: str) -> DataInvalid:
     return DataInvalid(f"{where} {what}, which no recording writes; restore it or record anew.")
 
+
+# ---------------------------------------------------------------- packed together
+
+_PLANES: Final = 8  # bytes of an int64
+
+
+def planes(numbers: Integers) -> bytes:
+    """Return int64 *numbers* with the bytes of each place together, which packs better."""
+    plain = np.ascontiguousarray(numbers, dtype="<i8").reshape(-1)
+    return plain.view(np.uint8).reshape(-1, _PLANES).T.tobytes()
+
+
+def from_planes(packed: bytes, shape: tuple[int, ...], where: str) -> Integers:
+    """Return the numbers of *packed* in *shape*; raise ``DataInvalid``, which names *where*."""
+    count = int(np.prod(shape))
+    if len(packed) != count * _PLANES:
+        raise DataInvalid(f"{where} holds other numbers than it says; restore the file.")
+    columns = np.frombuffer(packed, dtype=np.uint8).reshape(_PLANES, count)
+    return np.ascontiguousarray(columns.T).view("<i8").reshape(shape).astype(np.int64)
+
+
+def packed_books(
+    instrument: str, books: Books, *, every_ms: int, cause: str = "", seen_ms: int
+) -> Depths:
+    """Return *books*, *every_ms* apart, as the event that holds them, seen at *seen_ms*.
+
+    Prices are differences along the levels; all lie by byte planes, compressed.
+    """
+    price = np.diff(books.price, axis=2, prepend=0)
+    laid = (books.seen_ms - books.market_ms, price, books.size)
+    return Depths(
+        instrument,
+        cause,
+        int(books.seen_ms[0]),
+        every_ms,
+        len(books),
+        books.levels,
+        zlib.compress(b"".join(map(planes, laid)), 9),
+        market_ms=int(books.seen_ms[-1]),
+        seen_ms=seen_ms,
+    )
+
+
+def books_in(depths: Depths) -> Books:
+    """Return the books that *depths* holds; raise ``DataInvalid`` where it holds others."""
+    where = f"The event of books of {depths.instrument} at {depths.first_ms}"
+    count, levels = depths.count, depths.levels
+    if not (1 <= count <= BLOCK_BOOKS and 1 <= levels <= LEVELS_MAX and depths.every_ms > 0):
+        raise _impossible(where, f"holds {count} books of {levels} levels")
+    if depths.market_ms != depths.next_ms - depths.every_ms:
+        raise _impossible(where, "is of another time than its books")
+    cells = 2 * count * levels
+    expected = _PLANES * (count + 2 * cells)
+    unpacker = zlib.decompressobj()
+    try:
+        held = unpacker.decompress(depths.books, expected + 1)
+    except zlib.error:
+        held = b""
+    if len(held) != expected or not unpacker.eof or unpacker.unused_data:
+        raise _impossible(where, "is damaged")
+    ages, end = _PLANES * count, _PLANES * (count + cells)
+    shape = (count, 2, levels)
+    seen_ms = depths.first_ms + depths.every_ms * np.arange(count, dtype=np.int64)
+    books = Books(
+        seen_ms,
+        seen_ms - from_planes(held[:ages], (count,), where),
+        np.cumsum(from_planes(held[ages:end], shape, where), axis=2),
+        from_planes(held[end:], shape, where),
+    )
+    check_books(books, where)
+    return books
+
+
+# ---------------------------------------------------------------- what a network sees
 
 COLUMNS: Final = (
     "distance",  # of the price from the mid, basis points over 10, bids below 0

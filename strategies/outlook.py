@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from tracepaper.strategies.account_view import AccountView
+from tracepaper.strategies.book_record import BookRecord
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.frames import FrameBars
 from tracepaper.strategies.types import (
@@ -25,6 +26,7 @@ from tracepaper.strategies.types import (
 )
 
 if TYPE_CHECKING:
+    from tracepaper.strategies.books import Books
     from tracepaper.strategies.history import BarArrays, BarColumns
 
 
@@ -66,6 +68,7 @@ class Outlook(Struct, frozen=True, gc=False):
     """The account before anything of this close is decided; None unless ``sees_account``."""
     _sight: Sight
     _frames: Mapping[str, FrameBars] = MappingProxyType({})
+    _books: BookRecord | None = None
 
     @classmethod
     def of(
@@ -77,12 +80,14 @@ class Outlook(Struct, frozen=True, gc=False):
         regime: Regime = Regime.UNKNOWN,
         verdict: DecisionOutcome | None = None,
         account: AccountView | None = None,
+        books: BookRecord | None = None,
     ) -> Outlook:
         """Return the outlook at the last of *bars*, all of which its history holds."""
         record = BarRecord(instrument, len(bars))
         for bar in bars:
             record.append(bar)
-        return cls(bars[-1], forecast, regime, verdict, account, Sight.of(instrument, record))
+        sight = Sight.of(instrument, record)
+        return cls(bars[-1], forecast, regime, verdict, account, sight, _books=books)
 
     @property
     def instrument(self) -> Instrument:
@@ -133,6 +138,18 @@ class Outlook(Struct, frozen=True, gc=False):
     def history(self) -> BarArrays:
         """The last ``warmup`` closed bars as read-only arrays, this one included."""
         return self._sight.histories[self.exact]
+
+    @property
+    def depth(self) -> Books | None:
+        """The newest order books at the bar's close, as many as ``books`` says at most.
+
+        None from before the last gap or start, and none later than the close. None without any.
+        """
+        if self._books is None:
+            raise StrategyFailed(
+                "now.depth was read, and the class declares no books; set books = 100, say."
+            )
+        return self._books.until(self.time)
 
     def frame(self, name: str) -> FrameBars:
         """Return the closed bars of the higher time frame *name*, one of the declared ``frames``.

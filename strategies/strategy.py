@@ -110,6 +110,7 @@ class Strategy(ABC):
     reads_history: bool = True  # False spares the engine keeping bars for ``now.history``
     frames: tuple[str, ...] = ()  # higher time frames for ``now.frame``: ("60", "D")
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
+    books: int = 0  # of ``now.depth``, the newest: [market] depth says of how many levels
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's

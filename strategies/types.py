@@ -152,6 +152,29 @@ class Depth(Struct, frozen=True, gc=False):
     seen_ms: int  # when it stood so
 
 
+class Depths(Struct, frozen=True, gc=False):
+    """Order books of one instrument in a row, one each ``every_ms`` of market time, oldest first.
+
+    ``books`` holds them as ``strategies/books.py`` packs them. They go on from those before unless
+    ``cause`` says why not. Market time is that of the newest book.
+    """
+
+    instrument: str
+    cause: str  # of the gap before them; empty where there is none
+    first_ms: int
+    every_ms: int
+    count: int
+    levels: int  # a side
+    books: bytes
+    market_ms: int
+    seen_ms: int
+
+    @property
+    def next_ms(self) -> int:
+        """The time of the book that would go on from these."""
+        return self.first_ms + self.count * self.every_ms
+
+
 class Trade(Struct, frozen=True, gc=False):
     """A public trade; ``side`` is the taker's."""
 
@@ -378,6 +401,7 @@ class Reading(Struct, frozen=True, gc=False):
 Event = (
     Bar
     | Quote
+    | Depths
     | Trade
     | Mark
     | Funding

@@ -23,6 +23,7 @@ from tracepaper.strategies.types import (
     CommandKind,
     Decision,
     DecisionOutcome,
+    Depths,
     Event,
     Explanation,
     Fill,
@@ -335,6 +336,7 @@ def other_events() -> list[Event]:
         retrained(**at),
         retrained(difference=None, error=None, p=None, level=None, **at),
         FrameBar(BTC.id, START_MS, 60 * MINUTE, 4, 6, 3, 5, 7, Source.REST, **at),
+        Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
     ]
 
 
@@ -558,6 +560,9 @@ any_bars = st.builds(
 any_events: st.SearchStrategy[Event] = st.one_of(
     any_bars,
     st.builds(Quote, ids, counts, counts, counts, counts, times, times),
+    st.builds(
+        Depths, ids, words, times, counts, counts, counts, st.binary(max_size=32), times, times
+    ),
     st.builds(Trade, ids, words, st.sampled_from(Side), counts, counts, times, times),
     st.builds(Mark, ids, counts, times, times),
     st.builds(Funding, ids, numbers, times, times),

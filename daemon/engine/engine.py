@@ -45,6 +45,7 @@ from tracepaper.strategies.types import (
     CommandKind,
     Confirmation,
     Decision,
+    Depths,
     Event,
     Fill,
     FillModel,
@@ -426,6 +427,9 @@ class Engine:
             case Gap() | Trade():
                 self._states[event.instrument].miss(event)
                 return self._finish(event, event.instrument)
+            case Depths():
+                self._states[event.instrument].take_books(event)
+                return self._finish(event, event.instrument)
             case FrameBar():
                 is_part = self._states[event.instrument].take(event)
                 return self._finish(event, event.instrument, accepted=is_part)
@@ -801,7 +805,7 @@ class Engine:
     def _forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
         for state in self._states.values():
-            state.quote, state.marked, state.missed_until_ms = None, False, 0
+            state.forget_passing()
         self._mark_at_closes()
 
     def _mark_at_closes(self) -> None:

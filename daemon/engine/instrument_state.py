@@ -18,6 +18,7 @@ from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 from tracepaper.daemon.engine.twins import RANDOM_GATE
 from tracepaper.storage.digest import DecisionHash, WindowHash
 from tracepaper.strategies.account_view import AccountView, account_view
+from tracepaper.strategies.book_record import BookRecord
 from tracepaper.strategies.declared_state import DeclaredState
 from tracepaper.strategies.frames import (
     FrameRange,
@@ -43,6 +44,7 @@ from tracepaper.strategies.types import (
     Category,
     Decision,
     DecisionOutcome,
+    Depths,
     FillModel,
     Forecast,
     FrameBar,
@@ -84,6 +86,7 @@ class InstrumentState:
     # By slots: of more than thirty attributes a dictionary is slower at every access.
     __slots__ = (
         "_bars",
+        "_books",
         "_bounds",
         "_by_quotes",
         "_calendar",
@@ -185,11 +188,13 @@ class InstrumentState:
         self._bars, self._knows_bars = 0, False  # as many as the strategy looks back on
         self._warmup = max(strategy.warmup, sizer.bars)
         self._keeps_bars = sizer.bars > 0 or strategy.reads_history or bool(self._frames)
+        self._books = BookRecord(strategy.books) if strategy.books else None
         # Where ``_look`` would look at nothing but the bar and the last verdict.
         self._looks_at_bar_alone = not (
             strategy.needs_forecast
             or strategy.sees_account
             or self._frames
+            or self._books is not None
             or isinstance(strategy, PortfolioMember)
         )
         self._decision: Decision | None = None  # the newest decision that was not a repetition
@@ -283,6 +288,17 @@ class InstrumentState:
             if frame.length_ms == bar.interval_ms:
                 return frame.take(bar)
         return False
+
+    def take_books(self, depths: Depths) -> None:
+        """Take in order books, where the strategy looks at any."""
+        if self._books is not None:
+            self._books.add(depths)
+
+    def forget_passing(self) -> None:
+        """Drop what a restarted process does not know: quote, mark and order books."""
+        self.quote, self.marked, self.missed_until_ms = None, False, 0
+        if self._books is not None:
+            self._books.forget()
 
     def lacking_frames(self, now_ms: int) -> Iterator[FrameRange]:
         """Yield which candles of each frame are still wanted at *now_ms*."""
@@ -461,6 +477,8 @@ class InstrumentState:
         if self._frames:
             parts = (frame.bars.sha256 for frame in self._frames.values())
             window = sha256(window + b"".join(parts)).digest()
+        if self._books is not None and self.last_bar is not None:
+            window = sha256(window + self._books.digest(self.last_bar.close_time_ms)).digest()
         return window, decided
 
     def _decide_list(self, orders: Orders, bar: Bar, account: PaperAccount) -> Decision:
@@ -534,10 +552,9 @@ class InstrumentState:
         last = self._decision
         verdict = self._restored if last is None else last.outcome
         seen = self._seen_of(account, bar) if self._sees_account else None
-        if not self._frames:
-            return Outlook(bar, forecast, self.regime, verdict, seen, self._sight)
         frames = {name: frame.bars for name, frame in self._frames.items()}
-        return Outlook(bar, forecast, self.regime, verdict, seen, self._sight, frames)
+        books = self._books
+        return Outlook(bar, forecast, self.regime, verdict, seen, self._sight, frames, books)
 
     def _seen_of(self, account: PaperAccount, bar: Bar) -> AccountView:
         """Return what the strategy sees of *account*; its fills are no news after that.

@@ -26,26 +26,26 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.books import (
+    BLOCK_BOOKS,
     LEVELS_MAX,
     Books,
-    Integers,
     books_of,
     check_books,
+    from_planes,
     joined,
+    planes,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Depth
 
 FORMAT: Final = "tracepaper depth"
 VERSION: Final = 1
-BLOCK_BOOKS: Final = 64
 BLOCK_MS: Final = 60_000
 """A block is written when it spans so long: what a kill can cost at most, beside one book."""
 MARK: Final = b"\x1f\x8b\x08\x00TPBK\x00\xff"
 """The head of each member: gzip's, with letters where it has a time, so that none is overseen."""
 BLOCK_BYTES_MAX: Final = 64 * 1024 * 1024
 EVERY_MS_MIN, EVERY_MS_MAX = 10, 3_600_000
-_PLANES: Final = 8  # bytes of an int64
 
 
 class DepthHeader(Struct, frozen=True, kw_only=True):
@@ -208,20 +208,6 @@ def is_depth_file(path: Path) -> bool:
         return False
 
 
-def _planes(numbers: Integers) -> bytes:
-    """Return int64 *numbers* with the bytes of each place together, which packs better."""
-    plain = np.ascontiguousarray(numbers, dtype="<i8").reshape(-1)
-    return plain.view(np.uint8).reshape(-1, _PLANES).T.tobytes()
-
-
-def _numbers(planes: bytes, shape: tuple[int, ...], where: str) -> Integers:
-    count = int(np.prod(shape))
-    if len(planes) != count * _PLANES:
-        raise DataInvalid(f"{where} holds other numbers than it says; restore the file.")
-    columns = np.frombuffer(planes, dtype=np.uint8).reshape(_PLANES, count)
-    return np.ascontiguousarray(columns.T).view("<i8").reshape(shape).astype(np.int64)
-
-
 def _packed(cause: str, books: Books) -> bytes:
     """Return the member that holds *books*."""
     price = np.diff(books.price, axis=2, prepend=0)
@@ -229,9 +215,9 @@ def _packed(cause: str, books: Books) -> bytes:
         cause,
         int(books.seen_ms[0]),
         len(books),
-        _planes(books.seen_ms - books.market_ms),
-        _planes(price),
-        _planes(books.size),
+        planes(books.seen_ms - books.market_ms),
+        planes(price),
+        planes(books.size),
     )
     return _gzipped(_encode(block))
 
@@ -251,9 +237,9 @@ def _unpacked(content: bytes, header: DepthHeader, where: str) -> DepthBlock:
         raise DataInvalid(f"{where} is off its own grid of times; restore the file.")
     shape = (block.count, 2, header.levels)
     seen_ms = block.first_ms + header.every_ms * np.arange(block.count, dtype=np.int64)
-    price = np.cumsum(_numbers(block.price, shape, where), axis=2)
-    age = _numbers(block.age, shape[:1], where)
-    books = Books(seen_ms, seen_ms - age, price, _numbers(block.size, shape, where))
+    price = np.cumsum(from_planes(block.price, shape, where), axis=2)
+    age = from_planes(block.age, shape[:1], where)
+    books = Books(seen_ms, seen_ms - age, price, from_planes(block.size, shape, where))
     check_books(books, where)
     return DepthBlock(block.cause, books)
 

@@ -22,7 +22,7 @@ from tracepaper.replay.archive.depth import (
     is_depth_file,
     read_depth,
 )
-from tracepaper.strategies.books import Books
+from tracepaper.strategies.books import Books, from_planes, planes
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Depth
 
@@ -245,7 +245,7 @@ def test_a_block_that_skips_or_repeats_time_is_refused(tmp_path: Path) -> None:
 def test_what_is_held_does_not_depend_on_how_it_is_cut() -> None:
     rng = np.random.default_rng(0)
     numbers = rng.integers(-(2**62), 2**62, (3, 2, 4))
-    planes = module._planes(numbers)  # noqa: SLF001
-    assert (module._numbers(planes, (3, 2, 4), "here") == numbers).all()  # noqa: SLF001
+    packed = planes(numbers)
+    assert (from_planes(packed, (3, 2, 4), "here") == numbers).all()
     with pytest.raises(DataInvalid, match="other numbers than it says"):
-        module._numbers(planes[:-8], (3, 2, 4), "here")  # noqa: SLF001
+        from_planes(packed[:-8], (3, 2, 4), "here")
