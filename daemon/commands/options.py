@@ -48,6 +48,15 @@ FundingOption = Annotated[
     list[Path] | None,
     typer.Option("--funding", help="Settled funding rates: a CSV file; repeat."),
 ]
+DepthOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--depth",
+        metavar="FILE",
+        help="Order books that `data record` wrote, beside the candles; repeat.",
+    ),
+]
+
 FrameDataOption = Annotated[
     list[str] | None,
     typer.Option(

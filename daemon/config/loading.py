@@ -61,6 +61,9 @@ Origins = dict[tuple[str, str], str]
 """The source of each key that is not at its default, by section and key."""
 
 
+_OF_DEPTH: Final = ("depth", "depth_every_ms")
+
+
 class Config(BaseModel):
     """Everything that can be configured. Constructing it reads nothing but its arguments."""
 
@@ -96,11 +99,18 @@ class Config(BaseModel):
         return found
 
     def document(self) -> dict[str, dict[str, object]]:
-        """Return every section as plain values; exact numbers become their shortest text."""
-        return {
+        """Return every section as plain values; exact numbers become their shortest text.
+
+        Where no depth is asked for nothing is said of it: a run has the hash that it had before.
+        """
+        document = {
             name: {key: canonical(value) for key, value in table.items()}
             for name, table in self.model_dump().items()
         }
+        if not self.market.depth:
+            for key in _OF_DEPTH:
+                del document["market"][key]
+        return document
 
     def canonical_json(self) -> str:
         """Return the whole configuration as JSON that is equal for equal configurations."""

@@ -58,7 +58,11 @@ TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """Of a trend, where nobody chose others."""
 TOGETHER: Final = ("crossasset", "portfolio")
 """Strategies that trade all symbols of a close by a checkpoint of their own options."""
-BUILT_IN: Final = ("attention", TREND, *TOGETHER, "persistence", "sma_cross")
+ORDERBOOK: Final = "orderbook"
+"""The strategy that trades one symbol by a checkpoint that reads order books."""
+OF_CHECKPOINT: Final = (*TOGETHER, ORDERBOOK)
+"""Strategies whose checkpoint is one of their own options."""
+BUILT_IN: Final = ("attention", TREND, *OF_CHECKPOINT, "persistence", "sma_cross")
 """Strategies by name; any other is a class of the user's."""
 WINDOWS_MAX: Final = 8
 """Of a trend: each is a note of every decision."""
@@ -114,6 +118,11 @@ class MarketSection(Section):
     gather_ms: Annotated[int, Field(ge=0, le=10_000)] = 250
     """Most milliseconds that the first bar of a close waits for those of the other symbols, to be
     predicted and stored with them; 0 takes each bar by itself."""
+    depth: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """Levels a side of the order books that are stored, and seen by a strategy that reads them;
+    0: none."""
+    depth_every_ms: Annotated[int, Field(ge=10, le=DAY_MS // 24)] = 1_000
+    """Milliseconds of market time from one such book to the next."""
 
     @property
     def closes_together(self) -> bool:
@@ -202,7 +211,8 @@ class StrategySection(Section):
     name: str = TREND
     """trend (direction from closed hours; the model's volatility sizes it), attention (direction
     from the model), crossasset or portfolio (all symbols of a close, by options.checkpoint),
-    persistence, sma_cross, or a class of your own as module:Class."""
+    orderbook (one symbol by its order books, by options.checkpoint), persistence, sma_cross, or a
+    class of your own as module:Class."""
     fast: int = Field(default=20, ge=1, le=100_000)
     """Bars in the fast average of sma_cross."""
     slow: int = Field(default=100, ge=2, le=100_000)
@@ -224,7 +234,7 @@ class StrategySection(Section):
         default_factory=dict
     )
     """Handed to your own class as it stands. crossasset and portfolio: checkpoint (a folder), every
-    (bars between decisions) and long_only."""
+    (bars between decisions) and long_only; orderbook: checkpoint, horizon (books) and stale_ms."""
     twins: Annotated[
         tuple[Literal["ungated", "random_gate", "buy_and_hold"], ...], BeforeValidator(several)
     ] = ()

@@ -248,6 +248,10 @@ class Engine:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""
         return self._states[instrument].newest_frames
 
+    def books_of(self, instrument: str) -> int:
+        """Return how many of the newest order books of *instrument* its strategy looks at."""
+        return self._states[instrument].strategy.books
+
     def range_bars_of(self, instrument: str) -> int:
         """Return how many of the last bars decide the range of a day of *instrument*."""
         return self._day_ranges[instrument].bars + 1
@@ -427,10 +431,7 @@ class Engine:
             case Gap() | Trade():
                 self._states[event.instrument].miss(event)
                 return self._finish(event, event.instrument)
-            case Depths():
-                self._states[event.instrument].take_books(event)
-                return self._finish(event, event.instrument)
-            case FrameBar():
+            case FrameBar() | Depths():
                 is_part = self._states[event.instrument].take(event)
                 return self._finish(event, event.instrument, accepted=is_part)
             case Timer() | Closed() | RunEnd() | Prune() | Reading() | Retrained():

@@ -179,7 +179,7 @@ class InstrumentState:
         self.wants_protection = False  # it asks for a stop, a target or a time limit
         self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
         self._outlook: Outlook | None = None  # what a portfolio was asked about this close with
-        self._record = BarRecord(instrument, strategy.warmup)
+        self._record, self._books = BarRecord(instrument, strategy.warmup), books_seen_by(strategy)
         self._sight = Sight.of(instrument, self._record)
         self._reads_history, self._sees_account = strategy.reads_history, strategy.sees_account
         # The range of a day is for distances in volatility; the engine feeds it.
@@ -188,7 +188,6 @@ class InstrumentState:
         self._bars, self._knows_bars = 0, False  # as many as the strategy looks back on
         self._warmup = max(strategy.warmup, sizer.bars)
         self._keeps_bars = sizer.bars > 0 or strategy.reads_history or bool(self._frames)
-        self._books = BookRecord(strategy.books) if strategy.books else None
         # Where ``_look`` would look at nothing but the bar and the last verdict.
         self._looks_at_bar_alone = not (
             strategy.needs_forecast
@@ -282,17 +281,19 @@ class InstrumentState:
         from_ms = open_frames_ms(self._frames, start_ms)
         return max(self.remembered, (start_ms - from_ms) // self._interval_ms)
 
-    def take(self, bar: FrameBar) -> bool:
-        """Take in a candle of a higher frame; return whether it is part of that frame."""
-        for frame in self._frames.values():
-            if frame.length_ms == bar.interval_ms:
-                return frame.take(bar)
-        return False
+    def take(self, given: FrameBar | Depths) -> bool:
+        """Take in a candle of a higher frame, or order books where the strategy looks at any.
 
-    def take_books(self, depths: Depths) -> None:
-        """Take in order books, where the strategy looks at any."""
-        if self._books is not None:
-            self._books.add(depths)
+        Return whether they are what they say: a candle may be none of its frame.
+        """
+        if isinstance(given, Depths):
+            if self._books is not None:
+                self._books.add(given)
+            return True
+        for frame in self._frames.values():
+            if frame.length_ms == given.interval_ms:
+                return frame.take(given)
+        return False
 
     def forget_passing(self) -> None:
         """Drop what a restarted process does not know: quote, mark and order books."""
@@ -733,6 +734,11 @@ def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:
     if is_finite_forecast(prediction):
         return prediction, True
     return None, False
+
+
+def books_seen_by(strategy: Strategy) -> BookRecord | None:
+    """Return what keeps the order books that *strategy* looks at; None where it looks at none."""
+    return BookRecord(strategy.books) if strategy.books else None
 
 
 def watched_bars(settings: EngineSettings) -> int:

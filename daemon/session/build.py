@@ -9,11 +9,18 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import STOCK, TOGETHER, ExecutionSection, RegimeSection
+from tracepaper.daemon.config.sections import (
+    OF_CHECKPOINT,
+    ORDERBOOK,
+    STOCK,
+    ExecutionSection,
+    RegimeSection,
+)
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
 from tracepaper.daemon.engine.margin import MarginRules, tiers_of
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
+from tracepaper.daemon.session.orderbook import make_orderbook
 from tracepaper.daemon.session.together import make_together
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import UserForecaster
@@ -93,6 +100,11 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     here; raises ``ConfigInvalid`` or ``StrategyFailed``.
     """
     strategies = _made(config, forecaster)
+    if any(strategy.books for strategy in strategies.values()) and not config.market.depth:
+        raise ConfigInvalid(
+            f"{config.strategy.name} reads order books, and market.depth is 0; set it to the "
+            "levels a side that are wanted."
+        )
     for strategy in strategies.values():
         strategy.twins = tuple(dict.fromkeys((*strategy.twins, *config.strategy.twins)))
     return strategies
@@ -124,7 +136,7 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
                 for symbol in symbols
             }
         case name:
-            strategies = _of_portfolio(config) if name in TOGETHER else _of_class(config)
+            strategies = _of_checkpoint(config) if name in OF_CHECKPOINT else _of_class(config)
     if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
         raise ConfigInvalid(
             f"{name} decides for all symbols of a close at once, and market.gather_ms = 0 decides "
@@ -143,8 +155,10 @@ def _of_class(config: Config) -> dict[str, Strategy]:
     return make_own(chosen.name, dict(chosen.options), config.market.symbols)
 
 
-def _of_portfolio(config: Config) -> dict[str, Strategy]:
-    """Return the members of a strategy that trades all symbols by a checkpoint of its own."""
+def _of_checkpoint(config: Config) -> dict[str, Strategy]:
+    """Return what trades by a checkpoint of its own: of order books, or of all symbols."""
+    if config.strategy.name == ORDERBOOK:
+        return {symbol: make_orderbook(config) for symbol in config.market.symbols}
     portfolio = make_together(config)
     return {symbol: PortfolioMember(portfolio) for symbol in config.market.symbols}
 

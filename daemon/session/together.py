@@ -24,7 +24,7 @@ def make_together(config: Config) -> TogetherStrategy:
     from tracepaper.storage.checkpoints import load
     from tracepaper.strategies.forecasters.together import TogetherModel, TogetherStrategy
 
-    found, chosen = load(_folder(config)), config.strategy
+    found, chosen = load(checkpoint_folder(config)), config.strategy
     model = TogetherModel.read(found.card, found.tensors, threads=config.model.threads)
     if model.kind != chosen.name:
         raise ConfigInvalid(
@@ -43,17 +43,18 @@ def make_together(config: Config) -> TogetherStrategy:
     return TogetherStrategy(model, config.market.symbols, chosen.options)
 
 
-def together_sha256(config: Config) -> str:
+def checkpoint_sha256(config: Config) -> str:
     """Return the hash of the checkpoint's weights and card, as its card names it.
 
     Loading compares the name with both, so a run goes on, and is verified, by the same ones alone.
     """
     from tracepaper.storage.checkpoints import read_card
 
-    return str(read_card(_folder(config))["model"].get("sha256", ""))
+    return str(read_card(checkpoint_folder(config))["model"].get("sha256", ""))
 
 
-def _folder(config: Config) -> Path:
+def checkpoint_folder(config: Config) -> Path:
+    """Return the folder that ``strategy.options.checkpoint`` names, by name or path."""
     from tracepaper.storage.checkpoints import locate
 
     given = config.strategy.options.get("checkpoint")

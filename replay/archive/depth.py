@@ -380,6 +380,7 @@ class RecordedDepth:
     header: DepthHeader
     books: Books
     starts: NDArray[np.int64]
+    causes: tuple[str, ...]  # of the gap before each of them; empty before a file's first
     torn: str
 
     def stretches(self) -> list[Books]:
@@ -401,16 +402,22 @@ def read_depth(path: Path) -> RecordedDepth:
     file = DepthFile(path)
     parts: list[Books] = []
     starts: list[int] = []
+    causes: list[str] = []
     count = 0
     for block in file.blocks():
         if block.cause or not parts:
             starts.append(count)
+            causes.append(block.cause)
         parts.append(block.books)
         count += len(block.books)
     if not parts:
         raise DataInvalid(f"{path} holds no books yet; record some by `tracepaper data record`.")
     return RecordedDepth(
-        file.header, joined(parts), np.array(starts, dtype=np.int64), file.torn_sentence()
+        file.header,
+        joined(parts),
+        np.array(starts, dtype=np.int64),
+        tuple(causes),
+        file.torn_sentence(),
     )
 
 

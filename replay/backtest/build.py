@@ -36,6 +36,7 @@ from tracepaper.daemon.session.run_record import describe_run
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive import Candles, FundingRates, read_candles
 from tracepaper.replay.archive.candles import merge_candles, resample
+from tracepaper.replay.archive.depth import RecordedDepth
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.archive.quality import split_sentences
 from tracepaper.replay.archive.sessions import (
@@ -45,6 +46,7 @@ from tracepaper.replay.archive.sessions import (
     in_sessions,
     sessions_named,
 )
+from tracepaper.replay.backtest.depth import depth_track, with_depth
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.frames import frame_bars
@@ -230,19 +232,28 @@ def build(  # noqa: PLR0913 - the options of a replay
     database: Path | None = None,
     warnings: tuple[str, ...] = (),
     frames: Sequence[Candles] = (),
+    depth: Sequence[RecordedDepth] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
     *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
     is kept beside *database*. Candles are aggregated to the configured interval; *frames* are
-    candles of higher time frames from before them. A trend whose windows nobody chose is taken
-    over windows that fit the candles, unless *frames* reach back further. Raises
+    candles of higher time frames from before them, *depth* the order books of some symbols.
+    A trend whose windows nobody chose is taken over windows that fit the candles, unless *frames*
+    reach back further. Raises
     ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.
     """
     if config.execution.model == "quote":
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
+    market = with_depth(config.market, depth)
+    if market.depth and not depth:
+        raise ConfigInvalid(
+            f"market.depth is {market.depth}, and candles hold no order books; give recorded ones "
+            "by --depth, or set it to 0."
+        )
+    config = config.model_copy(update={"market": market})
     fitted: tuple[str, ...] = ()
     if not frames:
         config, fitted = fit_windows(config, span_of(candles))
@@ -266,6 +277,18 @@ def build(  # noqa: PLR0913 - the options of a replay
         funding=funding,
         closes_together=config.market.closes_together,
         frames=_frames(config, strategies, frames),
+        depth=lambda closes_ms: [
+            depth_track(
+                one,
+                item,
+                config.market,
+                closes_ms[item.id],
+                wanted=max(strategy.books for strategy in strategies.values()),
+            )
+            for one in depth
+            for item in instruments
+            if item.id == one.header.instrument and item.id in closes_ms
+        ],
     )
     engine = build_engine(
         config,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from operator import attrgetter
@@ -15,11 +15,20 @@ from tracepaper.replay.archive.candles import Span, bars_of, resample
 from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.archive.funding import missing_settlements
 from tracepaper.replay.archive.times import iso
+from tracepaper.replay.backtest.depth import DepthTrack
 from tracepaper.strategies.calendar import Sessions
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.frames import frame_bar_of
 from tracepaper.strategies.market import interval_start
-from tracepaper.strategies.types import Bar, Closed, Event, Funding, Gap, GapCause, Instrument
+from tracepaper.strategies.types import (
+    Bar,
+    Closed,
+    Event,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+)
 
 BATCH_BARS: Final = 16_384
 """Bars built at once: enough to be fast, few enough that a year stays small in memory."""
@@ -34,9 +43,12 @@ class _Track:
     funding: FundingRates | None
     missing: Mapping[int, int] = field(default_factory=dict)  # settlements due: the next one's time
     is_frame: bool = False  # the candles are those of a higher frame
+    depth: DepthTrack | None = None
 
     def events(self) -> Iterator[Event]:
         """Yield the events, whose times are ``times``."""
+        if self.depth is not None:
+            return self.depth.events()
         if self.is_frame:
             assert self.candles is not None
             return (frame_bar_of(bar, seen_ms=bar.close_time_ms) for bar in bars_of(self.candles))
@@ -58,6 +70,9 @@ class ArchiveFeed:
     *warmup_bars* before it are fed first. *instruments* give the scales: at least as many
     decimals as the candles have. With *closes_together* the bars of one close follow a ``Closed``.
 
+    *depth* are recorded order books, cut at the closes of these candles: those that stood so at a
+    bar's close or before come before it.
+
     *frames* are candles of higher frames, and how many of each are handed on. Those that the bars
     above do not reach come before the bar that closes with them.
 
@@ -66,7 +81,7 @@ class ArchiveFeed:
     otherwise than the bars that it is made of.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of a replay
         self,
         candles: Sequence[Candles],
         instruments: Sequence[Instrument],
@@ -77,6 +92,7 @@ class ArchiveFeed:
         funding: Sequence[FundingRates] = (),
         closes_together: bool = False,
         frames: Sequence[tuple[Candles, int]] = (),
+        depth: Callable[[Mapping[str, IntArray]], Sequence[DepthTrack]] = lambda _closes_ms: (),
     ) -> None:
         joined = merge_candles(candles)
         self.sessions: Sessions | None = _sessions_of(joined)
@@ -101,6 +117,8 @@ class ArchiveFeed:
             refuse_contradiction(part, whole[part.instrument])
         # Before the bars: what closed with a bar is known when it is decided.
         self._tracks = _frame_tracks(higher, self.candles)
+        books = depth({part.instrument: part.closes_ms for part in self.candles})
+        self._tracks += [_Track(one.times, None, None, depth=one) for one in books if one.cuts]
         self._tracks += [_Track(_times_of(part), part, None) for part in self.candles]
         self._tracks += _funding_tracks(self.candles, funding, self.period_start_ms)
 

@@ -24,6 +24,7 @@ from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config.loading import COMMAND_LINE, Sections, load
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
+from tracepaper.replay.archive.depth import read_depth
 from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
 from tracepaper.replay.backtest.recorded import rerun_recorded
@@ -59,6 +60,7 @@ class Request:
     resume: str | None = None
     funding: tuple[Path | FundingRates, ...] = ()
     frames: tuple[str | Candles, ...] = ()
+    depth: tuple[Path, ...] = ()
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
@@ -191,6 +193,7 @@ def _run(
         else item
         for item in request.frames
     ]
+    depth = [read_depth(path) for path in request.depth]
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)
         run_id = resume_replay(
@@ -201,6 +204,7 @@ def _run(
             database,
             tally,
             frames=frames,
+            depth=depth,
             until_ms=_time(request.to_text, "--to"),
         )
         return tally, run_id
@@ -221,6 +225,7 @@ def _run(
         database=database,
         warnings=(*request.warnings, *((ACTING_ONLY,) if request.log == "acted" else ())),
         frames=frames,
+        depth=depth,
     )
     with watch.progress(replay) as advance:
         tally = Tally(progress=advance, stopped=watch.stopped, observe=watch.observe)

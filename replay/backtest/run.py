@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from tracepaper.daemon.session.outside import NewlyOpened, Outside
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
+from tracepaper.replay.archive.depth import RecordedDepth
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.scan import ScanPredictor
@@ -38,6 +39,7 @@ from tracepaper.strategies.types import (
     ACTING_ONLY,
     Bar,
     Closed,
+    Depths,
     Event,
     FrameBar,
     Funding,
@@ -63,8 +65,8 @@ class ActingAudit:
 
     That is: every instrument's first two decided bars (buy and hold buys at the second open), its
     last of each day (UTC, or of the calendar) and before a settlement, and every event that is no
-    bar. Steps are numbered anew, so that the chain over what is kept has no holes; what is left
-    cannot be re-derived.
+    bar and no order book. Steps are numbered anew, so that the chain over what is kept has no
+    holes; what is left cannot be re-derived.
     """
 
     def __init__(self, audit: SqlAuditLog, calendar: Calendar | None) -> None:
@@ -87,8 +89,8 @@ class ActingAudit:
 
     def _consider(self, step: Step) -> None:
         event = step.event
-        if isinstance(event, Closed):
-            return  # it says what is derived together, and nothing here is
+        if isinstance(event, Closed | Depths):
+            return  # they say what is derived, and nothing here is
         if not isinstance(event, Bar):
             if isinstance(event, Funding) and event.instrument in self._last:
                 self._keep(self._last[event.instrument])
@@ -268,7 +270,7 @@ def sessions_before(database: Path, wanted: str) -> SessionsFor | None:
     return None if sessions is None else partial(reaching, sessions)
 
 
-def resume_replay(
+def resume_replay(  # noqa: PLR0913 - the options of a replay
     wanted: str,
     candles: Sequence[Candles],
     funding: Sequence[FundingRates],
@@ -277,6 +279,7 @@ def resume_replay(
     tally: Tally,
     *,
     frames: Sequence[Candles] = (),
+    depth: Sequence[RecordedDepth] = (),
     until_ms: int | None = None,
 ) -> str:
     """Go on with the replay *wanted* over the same candles, until *until_ms*; return its run id.
@@ -304,6 +307,7 @@ def resume_replay(
         mode=run.mode or "scan",
         database=database,
         frames=frames,
+        depth=depth,
     )
     if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
         raise ConfigInvalid(
@@ -314,7 +318,13 @@ def resume_replay(
     resumed = audit.resume(run_id)
     with Reader.open(database) as reader:
         held = {_frame_key(one) for one in reader.frame_bars(run_id)}
-    rest = (event for event in replay.feed.events() if _is_new(event, resumed, held))
+    engine, market = replay.engine, replay.config.market
+    # A start forgets the books, so those are handed on again that are looked at next.
+    seen_ms = {
+        key: open_ms + market.interval_ms - engine.books_of(key) * market.depth_every_ms
+        for key, open_ms in resumed.last_open_ms.items()
+    }
+    rest = (event for event in replay.feed.events() if _is_new(event, resumed, held, seen_ms))
     way = predictor_over(replay)
     history = way.history
     with Reader.open(database) as reader:
@@ -352,9 +362,19 @@ def _frame_key(bar: FrameBar) -> tuple[str, int, int]:
     return bar.instrument, bar.interval_ms, bar.open_time_ms
 
 
-def _is_new(event: Event, resumed: Resumed, frame_bars: Collection[tuple[str, int, int]]) -> bool:
-    """Return whether *event* comes after what the run already holds, *frame_bars* included."""
+def _is_new(  # noqa: PLR0911 - one case an event
+    event: Event,
+    resumed: Resumed,
+    frame_bars: Collection[tuple[str, int, int]],
+    books_ms: Mapping[str, int],
+) -> bool:
+    """Return whether *event* comes after what the run already holds, *frame_bars* included.
+
+    Of order books those count as new that stood so after *books_ms*.
+    """
     match event:
+        case Depths():
+            return event.market_ms > books_ms.get(event.instrument, -1)
         case Bar():
             return event.open_time_ms > resumed.last_open_ms.get(event.instrument, -1)
         case Closed():  # of its bars all are stored or none

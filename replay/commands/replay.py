@@ -10,6 +10,7 @@ import typer
 from tracepaper.daemon.commands.options import (
     CandlesArgument,
     ConfigOption,
+    DepthOption,
     FrameDataOption,
     FromOption,
     FundingOption,
@@ -42,6 +43,7 @@ def replay(
     ] = None,
     funding: FundingOption = None,
     frame_data: FrameDataOption = None,
+    depth: DepthOption = None,
     mode: Annotated[
         str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
     ] = "scan",
@@ -75,6 +77,7 @@ def replay(
         resume=resume,
         funding=tuple(funding or ()),
         frames=tuple(frame_data or ()),
+        depth=tuple(depth or ()),
         mode=mode,
         database=db,
         log=log,

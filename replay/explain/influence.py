@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.together import make_together, together_sha256
+from tracepaper.daemon.session.together import checkpoint_sha256, make_together
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.explain.stored import StoredDecision
 from tracepaper.replay.explain.terminal import LOOKED, table_of
@@ -112,7 +112,7 @@ def influence(database: Path, run_id: str, sequence: int, stored: StoredDecision
 
 def _made_again(run: Run) -> TogetherStrategy:
     config = restore(run.config)
-    if (found := together_sha256(config)) != run.strategy_sha256:
+    if (found := checkpoint_sha256(config)) != run.strategy_sha256:
         raise CheckpointMismatch(
             f"The checkpoint {config.strategy.options.get('checkpoint')} is {found[:12]} now, and "
             f"{run.strategy_sha256[:12]} decided; restore it."

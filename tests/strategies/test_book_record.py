@@ -21,9 +21,7 @@ EVERY_MS = 1_000
 
 def event(count: int, *, first: int = 0, cause: str = "", levels: int = 5, seed: int = 1) -> Depths:
     first_ms = cases.FIRST_MS + first * EVERY_MS
-    books = books_of(
-        list(cases.walk(count, levels=levels, seed=seed, first_ms=first_ms)), levels
-    )
+    books = books_of(list(cases.walk(count, levels=levels, seed=seed, first_ms=first_ms)), levels)
     at_ms = int(books.seen_ms[-1])
     return packed_books(cases.BTC.id, books, every_ms=EVERY_MS, cause=cause, seen_ms=at_ms)
 

@@ -1,0 +1,133 @@
+"""Recorded order books beside candles: in the instrument's units, cut at the closes of its bars.
+
+The rule is docs/orderbook.md, D15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.replay.archive.depth import RecordedDepth
+from tracepaper.strategies.books import BLOCK_BOOKS, Books, Integers, packed_books
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types import Depths, Instrument
+
+BEGUN: Final = "stopped"
+"""Why the first books of a feed go on from none."""
+
+
+@dataclass(frozen=True, eq=False)
+class DepthTrack:
+    """The books of one instrument as a feed hands them on: event *i* holds ``cuts[i]``."""
+
+    instrument: str
+    every_ms: int
+    books: Books
+    cuts: Sequence[tuple[int, int, str]]  # first book, the one after the last, and the cause
+
+    @property
+    def times(self) -> Integers:
+        """The time of each event, that of its newest book."""
+        return self.books.seen_ms[[stop - 1 for _, stop, _ in self.cuts]]
+
+    def events(self) -> Iterator[Depths]:
+        """Yield the events; each is packed when it is drawn."""
+        for start, stop, cause in self.cuts:
+            books = self.books.part(start, stop)
+            at_ms = int(books.seen_ms[-1])
+            yield packed_books(
+                self.instrument, books, every_ms=self.every_ms, cause=cause, seen_ms=at_ms
+            )
+
+
+def depth_track(
+    recorded: RecordedDepth,
+    instrument: Instrument,
+    market: MarketSection,
+    closes_ms: Integers,
+    *,
+    wanted: int,
+) -> DepthTrack:
+    """Return what *recorded* holds until the last of *closes_ms*, cut at each of them.
+
+    It begins *wanted* books before the first bar.
+
+    Raises ``DataInvalid`` where the instrument cannot count its prices and sizes exactly.
+    """
+    header = recorded.header
+    books = recorded.books.shallower(market.depth)
+    books = Books(
+        books.seen_ms,
+        books.market_ms,
+        _counted(books.price, header.price_decimals, instrument.price_decimals, "prices"),
+        _counted(books.size, header.quantity_decimals, instrument.quantity_decimals, "sizes"),
+    )
+    times = books.seen_ms
+    begin_ms = int(closes_ms[0]) - market.interval_ms - wanted * header.every_ms
+    begin = int(np.searchsorted(times, begin_ms, side="right"))
+    stop = int(np.searchsorted(times, closes_ms[-1], side="right"))
+    of_bar = np.searchsorted(closes_ms, times[:stop])  # the bar before which each is handed on
+    bounds = {int(start) for start in recorded.starts if begin < start < stop}
+    causes = dict(zip(recorded.starts.tolist(), recorded.causes, strict=True))
+    bounds |= {cut for cut in (np.flatnonzero(np.diff(of_bar)) + 1).tolist() if cut > begin}
+    cuts: list[tuple[int, int, str]] = []
+    edges = [begin, *sorted(bounds), stop] if begin < stop else []
+    for first, last in pairwise(edges):
+        for start in range(first, last, BLOCK_BOOKS):
+            cause = causes.get(start, "") or (BEGUN if start == begin else "")
+            cuts.append((start, min(start + BLOCK_BOOKS, last), cause))
+    return DepthTrack(header.instrument, header.every_ms, books, cuts)
+
+
+def _counted(numbers: Integers, decimals: int, wanted: int, what: str) -> Integers:
+    """Return *numbers* of 10^-*decimals* as integers of 10^-*wanted*, exactly."""
+    if wanted >= decimals:
+        return numbers * 10 ** (wanted - decimals)
+    whole, left = np.divmod(numbers, 10 ** (decimals - wanted))
+    if left.any():
+        raise DataInvalid(
+            f"The {what} of --depth need {decimals} decimals, and the candles' instrument has "
+            f"{wanted}; give candles that were not rounded."
+        )
+    found: Integers = whole
+    return found
+
+
+def with_depth(market: MarketSection, depth: Sequence[RecordedDepth]) -> MarketSection:
+    """Return *market* with levels and pace of *depth* where it names none.
+
+    Raises ``ConfigInvalid`` where *depth* has fewer levels, another pace or another symbol than
+    it names, or where two files are of one symbol.
+    """
+    named: set[str] = set()
+    for one in depth:
+        header = one.header
+        category, _, symbol = header.instrument.partition(":")
+        if category != market.category or symbol not in market.symbols:
+            raise ConfigInvalid(
+                f"--depth holds books of {header.instrument}, and the run trades "
+                f"{market.category}:{', '.join(market.symbols)}; leave it out."
+            )
+        if symbol in named:
+            raise ConfigInvalid(f"--depth names two files of {symbol}; give one a symbol.")
+        named.add(symbol)
+    if not depth:
+        return market
+    if not market.depth:
+        first = depth[0].header
+        market = market.model_copy(update={"depth": first.levels, "depth_every_ms": first.every_ms})
+    for one in depth:
+        header = one.header
+        if header.levels < market.depth or header.every_ms != market.depth_every_ms:
+            raise ConfigInvalid(
+                f"--depth holds {header.words()}, and the run reads {market.depth} levels each "
+                f"{market.depth_every_ms:,} ms; set market.depth and market.depth_every_ms to "
+                "what was recorded."
+            )
+    return market

@@ -1,0 +1,357 @@
+"""Order books beside candles: replayed, verified, resumed, compared, and never seen too early."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import depth_cases as cases
+import numpy as np
+import pytest
+import torch
+from depth_cases import FIRST_MS, header, walk, write
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from forging import rechain
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.depth import RecordedDepth, read_depth
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.training.book_data import BookMaterial
+from tracepaper.replay.training.book_fit import BookFitOptions, train_books
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.retention import prune
+from tracepaper.strategies.books import books_in
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.networks.orderbook import OrderBookConfig
+from tracepaper.strategies.types import Depths
+
+MINUTE_MS = 60_000
+BARS = 30
+WINDOW = 16
+NETWORK = OrderBookConfig(levels=5, window=WINDOW, dim=8, layers=1, heads=2, horizons=(1, 3))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of books around the candles: a gap from 10 to 15 minutes, and one of 70 s."""
+    path = tmp_path_factory.mktemp("books") / "btc.depth"
+    write(path, walk(660, first_ms=FIRST_MS - 60_000))
+    write(path, walk(500, seed=2, first_ms=FIRST_MS + 15 * MINUTE_MS), cause="disconnected")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(books: Path) -> Path:
+    folder = books.parent / "model"
+    train_books(
+        BookMaterial.read([books]),
+        NETWORK,
+        BookFitOptions(steps=3, windows=1, threads=1),
+        folder,
+        name="tiny",
+        created_ms=0,
+        say=lambda _sentence: None,
+    )
+    return folder
+
+
+def candles(count: int = BARS, **keys: Any) -> list[Candles]:
+    made = made_candles(walk_rows(count, seed=1))
+    shift = FIRST_MS - int(made.open_time_ms[0])
+    return [replace(made, open_time_ms=made.open_time_ms + shift, **keys)]
+
+
+def built(
+    path: Path, recorded: list[RecordedDepth], checkpoint: Path, *, from_ms: int | None = None,
+    options: dict[str, Any] | None = None, data: list[Candles] | None = None,
+    **market: Any,
+) -> Replay:  # fmt: skip
+    config = load(
+        None,
+        {
+            "market": {"symbols": ["BTCUSDT"], **market},
+            "strategy": {
+                "name": "orderbook",
+                "options": {"checkpoint": str(checkpoint), **(options or {})},
+            },
+            "model": {"checkpoint": "none"},
+            "sizing": {"mode": "fixed", "quantity": "0.1"},
+            "account": {"cash": "1000000"},
+        },
+    )
+    return build(
+        config, data or candles(), started_at_ms=0, database=path, depth=recorded, from_ms=from_ms
+    )
+
+
+def replayed(path: Path, books: Path, checkpoint: Path, **keys: Any) -> str:
+    audit = SqlAuditLog.open(path)
+    replay = built(path, [read_depth(books)], checkpoint, **keys)
+    run_replay(replay, audit, Tally())
+    audit.end(1)
+    audit.close()
+    return replay.run.run_id
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+def events(path: Path) -> list[Depths]:
+    with Reader.open(path) as reader:
+        found = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    return [event for event in found if isinstance(event, Depths)]
+
+
+def reasons(path: Path) -> list[str]:
+    return [reason for (reason,) in rows(path, "SELECT reason FROM v_decisions ORDER BY sequence")]
+
+
+def check(path: Path) -> None:
+    with Reader.open(path) as reader:
+        found = reader.find("last")
+        assert verify_chain(reader.connection, found).holds
+        assert verify_run(reader, path, found).differences == []
+
+
+def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, books, checkpoint)
+    recorded = read_depth(books)
+    stored = [books_in(event) for event in events(path)]
+    times = np.concatenate([one.seen_ms for one in stored])
+    begun_ms, end_ms = FIRST_MS - WINDOW * 1_000, FIRST_MS + BARS * MINUTE_MS
+    wanted = (recorded.books.seen_ms > begun_ms) & (recorded.books.seen_ms <= end_ms)
+    assert times.tolist() == recorded.books.seen_ms[wanted].tolist()
+    price = np.concatenate([one.price for one in stored])
+    assert (price == recorded.books.price[wanted]).all()
+    order = rows(path, "SELECT kind, market_ms FROM v_events WHERE kind IN ('bar', 'depth')")
+    assert [at_ms for _, at_ms in order] == sorted(at_ms for _, at_ms in order)
+    assert [one.cause for one in events(path) if one.cause] == ["stopped", "disconnected"]
+    check(path)
+
+
+def test_it_trades_the_mid_and_holds_with_a_sentence_elsewhere(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, books, checkpoint)
+    said = reasons(path)
+    assert said[10:14] == ["the newest order book is older than 2,000 ms"] * 4
+    assert said[14] == "fewer order books since the last gap than the 16 that are looked at"
+    assert said[-1] == "the newest order book is older than 2,000 ms"
+    known = {"the mid is expected to stay", "the mid is expected to rise"}
+    known |= {"the mid is expected to fall"}
+    assert set(said[:9]) | set(said[15:22]) <= known
+    assert rows(path, "SELECT count(*) FROM v_fills") != [(0,)]
+    notes = rows(path, "SELECT name, number FROM v_notes ORDER BY sequence, name")
+    first = dict(notes[:8])
+    assert first["p_down"] + first["p_flat"] + first["p_up"] == pytest.approx(1, abs=1e-6)
+    assert first["looked_bid"] + first["looked_ask"] == pytest.approx(1, abs=1e-6)
+
+
+def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    recorded = read_depth(books)
+    finer = [replace(one, price_decimals=one.price_decimals + 3) for one in candles()]
+    replay = built(tmp_path / "a.db", [recorded], checkpoint, data=finer)
+    assert replay.instruments[0].price_decimals == 4
+    first = next(event for event in replay.feed.events() if isinstance(event, Depths))
+    assert books_in(first).price[0, 0, 0] == 1_000 * recorded.books.price[45, 0, 0]
+    coarse = replace(recorded, header=header(price_decimals=5), books=recorded.books)
+    with pytest.raises(DataInvalid, match="prices of --depth need 5 decimals"):
+        built(tmp_path / "a.db", [coarse], checkpoint)
+
+
+def test_the_same_books_lie_before_every_bar_wherever_a_replay_begins(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    whole, late = tmp_path / "whole.db", tmp_path / "late.db"
+    replayed(whole, books, checkpoint)
+    replayed(late, books, checkpoint, from_ms=FIRST_MS + 20 * MINUTE_MS)
+    assert reasons(late) == reasons(whole)[20:]
+    query = "SELECT window_sha256 FROM v_decisions ORDER BY sequence"
+    assert rows(late, query) == rows(whole, query)[20:]
+
+
+def test_a_run_is_fed_its_own_books_and_decides_the_same(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    path, again = tmp_path / "a.db", tmp_path / "again.db"
+    first = replayed(path, books, checkpoint)
+    audit = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=1)
+    audit.end(2)
+    audit.close()
+    with Reader.open(path) as one, Reader.open(again) as two:
+        found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
+    assert (found.compared, found.identical, found.differences) == (BARS, BARS, [])
+    check(again)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [3, 9, 17])
+def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    books: Path,
+    checkpoint: Path,
+    after: int,
+) -> None:
+    whole, running, cut = (tmp_path / f"{name}.db" for name in ("whole", "running", "cut"))
+    replayed(whole, books, checkpoint)
+    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
+
+    def kill(bars: int) -> None:
+        if bars >= after:
+            audit.flush()
+            for suffix in ("", "-wal"):  # what another process would find now
+                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
+            raise Killed
+
+    audit = SqlAuditLog.open(running)
+    with pytest.raises(Killed):
+        replay = built(running, [read_depth(books)], checkpoint)
+        run_replay(replay, audit, Tally(progress=kill))
+    audit.close()
+    audit = SqlAuditLog.open(cut)
+    depth = [read_depth(books)]
+    run_id = resume_replay("last", candles(), [], audit, cut, Tally(), depth=depth)
+    audit.end(1)
+    audit.close()
+    assert reasons(cut) == reasons(whole)
+    with Reader.open(whole) as one, Reader.open(cut) as two:
+        found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, run_id))
+    assert (found.compared, found.differences) == (BARS, [])
+    check(cut)
+
+
+def test_a_book_after_the_close_moves_no_decision(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    """Planted: books of the next minute, another ones, and then those of this one."""
+    path, later, sooner = (tmp_path / f"{name}.db" for name in ("a", "later", "sooner"))
+    replayed(path, books, checkpoint)
+    at_ms = FIRST_MS + 5 * MINUTE_MS  # the close of bar 4
+    for name, from_ms in ((later, at_ms + 1_000), (sooner, at_ms)):
+        changed = tmp_path / f"{name.stem}.depth"
+        made = [*walk(660, first_ms=FIRST_MS - 60_000)]
+        other = walk(660, seed=9, first_ms=FIRST_MS - 60_000)
+        both = zip(made, other, strict=True)
+        write(changed, [two if one.seen_ms >= from_ms else one for one, two in both])
+        replayed(name, changed, checkpoint)
+    notes = "SELECT name, number FROM v_notes ORDER BY sequence"
+    per_bar = 8
+    alike = per_bar * 5
+    assert rows(later, notes)[:alike] == rows(path, notes)[:alike]
+    assert rows(later, notes)[: alike + per_bar] != rows(path, notes)[: alike + per_bar]
+    assert rows(sooner, notes)[:alike] != rows(path, notes)[:alike]
+
+
+def test_a_changed_book_breaks_the_chain_and_forged_anew_the_derivation(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    path = tmp_path / "a.db"
+    run_id = replayed(path, books, checkpoint)
+    found = events(path)
+    one, two = found[5], found[6]
+    with closing(sqlite3.connect(path)) as database:
+        (key,) = database.execute(
+            "SELECT step FROM events WHERE kind = 'depth' AND market_ms = ?", (one.market_ms,)
+        ).fetchone()
+        assert one.count == two.count
+        database.execute("UPDATE events SET books = ? WHERE step = ?", (two.books, key))
+        database.commit()
+    with Reader.open(path) as reader:
+        broken = verify_chain(reader.connection, run_id).problem
+        assert broken is not None
+        assert broken.tables == ("steps", "events")
+    rechain(path)
+    with Reader.open(path) as reader:
+        assert verify_chain(reader.connection, run_id).holds
+        assert verify_run(reader, path, run_id).differences != []
+
+
+def test_a_prune_drops_books_with_their_bars(tmp_path: Path, books: Path, checkpoint: Path) -> None:
+    path = tmp_path / "a.db"
+    stamped = candles(4_000)
+    replayed(path, books, checkpoint, data=stamped)
+    assert events(path)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    assert not events(path)
+    with Reader.open(path) as reader:
+        assert verify_chain(reader.connection, reader.find("last")).holds
+
+
+@pytest.mark.parametrize(
+    ("market", "options", "sentence"),
+    [
+        ({"depth": 3}, {}, "reads 5 levels each 1,000 ms, and .market. has depth = 3"),
+        ({"depth": 6}, {}, "holds linear:BTCUSDT, 5 levels a side each 1,000 ms, and the run"),
+        ({"depth": 5, "depth_every_ms": 500}, {}, "set market.depth and market.depth_every_ms"),
+        ({}, {"horizon": 2}, "options.horizon is 2; the network knows 1, 3 books"),
+        ({}, {"stale_ms": -1}, "options.stale_ms is -1; give milliseconds"),
+        ({}, {"every": 5}, "options.every is unknown"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(
+    tmp_path: Path,
+    books: Path,
+    checkpoint: Path,
+    market: dict[str, Any],
+    options: dict[str, Any],
+    sentence: str,
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        built(tmp_path / "a.db", [read_depth(books)], checkpoint, options=options, **market)
+
+
+def test_depth_without_books_and_books_of_another_symbol_are_refused(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match=r"candles hold no order books; give recorded ones by"):
+        built(tmp_path / "a.db", [], checkpoint, depth=5)
+    recorded = read_depth(books)
+    other = replace(recorded, header=header(instrument="linear:ETHUSDT"))
+    with pytest.raises(ConfigInvalid, match=r"holds books of linear:ETHUSDT, and the run trades"):
+        built(tmp_path / "a.db", [other], checkpoint)
+    with pytest.raises(ConfigInvalid, match=r"--depth names two files of BTCUSDT"):
+        built(tmp_path / "a.db", [recorded, recorded], checkpoint)
+
+
+def test_without_depth_a_configuration_says_and_hashes_what_it_did() -> None:
+    plain = load(None, {})
+    assert "depth" not in json.dumps(plain.document())
+    asked = load(None, {"market": {"depth": 50}})
+    assert asked.document()["market"]["depth_every_ms"] == 1_000
+    assert asked.sha256() != plain.sha256()
+    assert cases.BTC.id == "linear:BTCUSDT"
