@@ -16,6 +16,12 @@ from tracepaper.strategies.types import Depths
 if TYPE_CHECKING:
     from tracepaper.strategies.books import Books
 
+LEVELS_MAX: Final = 1_000
+"""Of a side, the most that any depth of the exchange has."""
+BLOCK_BOOKS: Final = 64
+"""Books that are packed together at most."""
+EVERY_MS_MIN: Final = 10
+EVERY_MS_MAX: Final = 3_600_000
 LATER_BOOKS: Final = 128
 """Kept beyond those that are wanted: a bar may come after books that are later than its close."""
 

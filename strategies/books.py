@@ -10,14 +10,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.strategies.book_record import BLOCK_BOOKS, LEVELS_MAX
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Depth, Depths
 
 SIDES: Final = ("bid", "ask")
 """In the order in which every array holds them."""
-LEVELS_MAX: Final = 1_000
-BLOCK_BOOKS: Final = 64
-"""Books that are packed together at most."""
 KIND: Final = "orderbook"
 """The kind of network that reads them, as a card names it; it reads no bars."""
 

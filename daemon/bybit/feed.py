@@ -13,6 +13,7 @@ from msgspec import structs
 
 from tracepaper.daemon.bybit.backfill import Hole
 from tracepaper.daemon.bybit.closes import CloseGatherer
+from tracepaper.daemon.bybit.depth import DepthHolder
 from tracepaper.daemon.bybit.feed_state import BarSequence, CloseFilter, FeedState, FundingSchedule
 from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import (
@@ -22,6 +23,7 @@ from tracepaper.daemon.bybit.queue import (
     FeedStart,
     GapCauseNotice,
     Item,
+    SampledBook,
     Stop,
     Submitted,
 )
@@ -35,6 +37,7 @@ from tracepaper.strategies.frames import frame_bar_of
 from tracepaper.strategies.market import interval_start
 from tracepaper.strategies.types import (
     Bar,
+    Depth,
     Event,
     FrameBar,
     GapCause,
@@ -122,6 +125,8 @@ class LiveFeed:
                 clock=clock,
                 rng=rng,
                 cooldown=rest.cooldown,
+                depth=start.depth,
+                depth_every_ms=start.depth_every_ms,
             )
             for category in dict.fromkeys(one.category for one in instruments)
         ]
@@ -187,6 +192,11 @@ class LiveFeed:
             self.counters["overflow_bars"] += 1
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
 
+    def enqueue_book(self, depth: Depth, cause: str) -> None:
+        """Queue a book of the grid; where there is no place the next one stands after a gap."""
+        if not self._queue.try_put(SampledBook(depth, cause), share=0.5):
+            self.counters["overflow_books"] += 1
+
     def announce_funding(self, instrument: str, next_ms: int) -> None:
         """Learn a ticker's ``nextFundingTime``."""
         self._states[instrument].funding.announce(next_ms)
@@ -246,8 +256,8 @@ class LiveFeed:
         await self._clock.sleep(wait_s)
         self._queue.put(CloseTimeout(open_ms))
 
-    async def _on_item(
-        self, item: Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted
+    async def _on_item(  # noqa: C901 - one case an item
+        self, item: Bar | Quote | Mark | SampledBook | BackfillPage | GapCauseNotice | Submitted
     ) -> AsyncIterator[Event]:
         """Yield what one item of the queue causes."""
         match item:
@@ -257,6 +267,9 @@ class LiveFeed:
             case Quote() | Mark():
                 if self._is_event(item):
                     yield structs.replace(item, seen_ms=self._clock.market_ms())
+            case SampledBook():
+                for block in self._states[item.depth.instrument].take_book(item):
+                    yield structs.replace(block, seen_ms=self._clock.market_ms())
             case BackfillPage():
                 async for event in self._sequencer.page(item):
                     yield event
@@ -421,4 +434,7 @@ def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedSt
         ),
         certain_s=exchange.certain_s,
         close_filter=CloseFilter(start.plausible, start.recent.get(instrument.id, ())),
+        books=DepthHolder(instrument.id, start.depth, start.depth_every_ms)
+        if start.depth
+        else None,
     )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import pairwise
 from typing import Final, Generic, TypeVar
 
 from msgspec import Struct, structs
 
+from tracepaper.daemon.bybit.depth import DepthHolder
+from tracepaper.daemon.bybit.queue import SampledBook
 from tracepaper.strategies.gate_evaluator import Plausibility
 from tracepaper.strategies.market import MINUTE_MS
 from tracepaper.strategies.types import (
     Bar,
+    Depths,
     Funding,
     Gap,
     GapCause,
@@ -351,6 +354,7 @@ class FeedState:
         cause: GapCause | None = GapCause.MISSED,
         certain_s: float = 30.0,
         close_filter: CloseFilter | None = None,
+        books: DepthHolder | None = None,
     ) -> None:
         self.instrument = instrument
         self.sequence = sequence
@@ -362,6 +366,7 @@ class FeedState:
         self.pending = PendingBars()
         self.missing = MissingRanges(certain_s)
         self._close_filter = CloseFilter() if close_filter is None else close_filter
+        self.books = books  # None where none are asked for
         self._quote: NewestPrice[Quote] = NewestPrice()
         self._mark: NewestPrice[Mark] = NewestPrice()
         self._overdue_open_ms = -1
@@ -454,10 +459,19 @@ class FeedState:
         self._quote.drop_ahead(latest_ms)
         self._mark.drop_ahead(latest_ms)
 
-    def undelivered(self) -> list[Quote | Mark]:
-        """Return the newest quote and mark unless they were delivered; they count as such now."""
+    def take_book(self, sampled: SampledBook) -> Iterator[Depths]:
+        """Hold a book of the grid; yield those that are enough for an event."""
+        if self.books is not None:
+            yield from self.books.add(sampled.depth, sampled.cause)
+
+    def undelivered(self) -> list[Quote | Mark | Depths]:
+        """Return the newest quote and mark unless they were delivered, and the books that are held.
+
+        All of it counts as delivered now.
+        """
         newest = (self._quote.deliver(), self._mark.deliver())
-        return [one for one in newest if one is not None]
+        books = () if self.books is None else self.books.flush()
+        return [*(one for one in newest if one is not None), *books]
 
     def is_settlement_due(self, *, market_ms: int, network_s: float) -> bool:
         """Return True, once for each request, when a settlement is overdue.

@@ -264,3 +264,11 @@ decode_ticker: Final = msgspec.json.Decoder(TickerFrame).decode
 decode_book: Final = msgspec.json.Decoder(BookFrame).decode
 decode_trades: Final = msgspec.json.Decoder(TradeFrame).decode
 decode_answer: Final = msgspec.json.Decoder(Answer).decode
+
+
+def topic_of(frame: bytes) -> str:
+    """Return the topic that *frame* names; empty where it names none or is malformed."""
+    try:
+        return decode_head(frame).topic
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from tracepaper.strategies.frames import FrameRange
-from tracepaper.strategies.types import Bar, Event, GapCause, Mark, Quote
+from tracepaper.strategies.types import Bar, Depth, Event, GapCause, Mark, Quote
 
 T = TypeVar("T")
 
@@ -68,7 +68,8 @@ class FeedStart(Struct, frozen=True):
     ``plausible`` usual ranges from the last one is accepted once REST repeats it. Where
     ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
     ``lacking_frames`` is asked, once the warm-up bars are delivered, for the candles of higher
-    frames that they do not reach.
+    frames that they do not reach. Order books of ``depth`` levels a side, where it is not 0, are
+    taken each ``depth_every_ms`` of market time.
     """
 
     interval_ms: int
@@ -83,6 +84,15 @@ class FeedStart(Struct, frozen=True):
     gather_ms: int = 0
     lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames
     plausible: float = 100.0
+    depth: int = 0
+    depth_every_ms: int = 1_000
+
+
+class SampledBook(Struct, frozen=True):
+    """A book of the grid, and why it does not go on from the one before; empty where it does."""
+
+    depth: Depth
+    cause: str
 
 
 class BackfillPage(Struct, frozen=True):
@@ -117,4 +127,14 @@ class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = Bar | Quote | Mark | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop
+Item = (
+    Bar
+    | Quote
+    | Mark
+    | SampledBook
+    | BackfillPage
+    | GapCauseNotice
+    | Submitted
+    | CloseTimeout
+    | Stop
+)

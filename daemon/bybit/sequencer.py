@@ -20,14 +20,24 @@ from tracepaper.daemon.bybit.maintenance import FeedMaintenance
 from tracepaper.daemon.bybit.queue import BackfillPage
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.engine.ports import Clock
-from tracepaper.strategies.types import Bar, Event, Funding, Gap, GapCause, Mark, Quote, Source
+from tracepaper.strategies.types import (
+    Bar,
+    Depths,
+    Event,
+    Funding,
+    Gap,
+    GapCause,
+    Mark,
+    Quote,
+    Source,
+)
 
 FUNDING_WAIT_S: Final = 0.5
 """How long, network time, a bar waits for a settlement that belongs before it."""
 
 log = structlog.get_logger("bybit.feed")
 
-T = TypeVar("T", Bar, Gap, Quote, Mark, Quote | Mark)
+T = TypeVar("T", Bar, Gap, Quote | Mark | Depths)
 
 
 class BarSequencer:

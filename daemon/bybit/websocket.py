@@ -19,8 +19,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
+from tracepaper.daemon.bybit.depth import DepthRequest, DepthSampler
 from tracepaper.daemon.bybit.instruments import interval_name
-from tracepaper.daemon.bybit.messages import StreamRequest, encode
+from tracepaper.daemon.bybit.messages import StreamRequest, encode, topic_of
 from tracepaper.daemon.bybit.retry import Cooldown, is_loopback, retry
 from tracepaper.daemon.bybit.wire import (
     Ack,
@@ -44,7 +45,7 @@ from tracepaper.strategies.errors import (
     MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types import Bar, Category, GapCause, Instrument, Mark, Quote
+from tracepaper.strategies.types import Bar, Category, Depth, GapCause, Instrument, Mark, Quote
 
 TOPICS_PER_REQUEST: Final = 10
 """Spot refuses more; the other categories take them."""
@@ -328,6 +329,10 @@ def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
 # ---------------------------------------------------------------- one category
 
 
+BEST: Final = "orderbook.1."
+"""The topic of the best bid and ask, which are subscribed anyway."""
+
+
 class Owner(Protocol):
     """What a connection tells of: the feed."""
 
@@ -343,6 +348,10 @@ class Owner(Protocol):
 
     def enqueue(self, item: Bar | Quote | Mark) -> None:
         """Take what a stream brought."""
+        ...
+
+    def enqueue_book(self, depth: Depth, cause: str) -> None:
+        """Take a book of the grid, and why it does not go on; empty where it does."""
         ...
 
     def announce_funding(self, instrument: str, next_ms: int) -> None:
@@ -370,7 +379,7 @@ def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> l
 class CategoryStream:
     """Joins a ``PublicStream`` with a fresh ``Wire`` for each connection it makes."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a stream is joined of
         self,
         *,
         category: Category,
@@ -381,6 +390,8 @@ class CategoryStream:
         clock: Clock,
         rng: random.Random,
         cooldown: Cooldown,
+        depth: int = 0,
+        depth_every_ms: int = 1_000,
     ) -> None:
         self.category = category
         self._instruments = tuple(instruments)
@@ -388,14 +399,23 @@ class CategoryStream:
         self._owner = owner
         self._logged: set[str] = set()
         self._wire = self._new_wire()
+        samplers = [self._sampler(one, depth, depth_every_ms) for one in instruments if depth]
+        self._samplers = {one.topic: one for one in samplers}
         name = interval_name(interval_ms)
         self.stream = PublicStream(
             category=category,
-            topics=[
-                topic
-                for one in instruments
-                for topic in topics(category, one.symbol, interval=name, trades=exchange.trades)
-            ],
+            topics=list(
+                dict.fromkeys(
+                    [
+                        topic
+                        for one in instruments
+                        for topic in topics(
+                            category, one.symbol, interval=name, trades=exchange.trades
+                        )
+                    ]
+                    + [*self._samplers]
+                )
+            ),
             exchange=exchange,
             handler=StreamCallbacks(self._receive, self._connected, self._lost),
             clock=clock,
@@ -416,6 +436,17 @@ class CategoryStream:
         except TimeoutError:
             return False
         return True
+
+    def _sampler(self, instrument: Instrument, depth: int, every_ms: int) -> DepthSampler:
+        """Return what takes books of *depth* levels out of the frames of *instrument*."""
+        return DepthSampler(
+            instrument,
+            DepthRequest(self.category, instrument.symbol, depth, every_ms),
+            self._owner.enqueue_book,
+            accepts=self._owner.observe,
+            counters=self._owner.counters,
+            refused=self._refused,
+        )
 
     def _new_wire(self) -> Wire:
         """Return a reader without memory: merged state dies with its connection."""
@@ -438,10 +469,19 @@ class CategoryStream:
         """Say why bars may be missing from now on."""
         is_stale = isinstance(cause, FeedStale)
         self._owner.counters["stale" if is_stale else "disconnects"] += 1
+        for sampler in self._samplers.values():
+            sampler.lost("stale" if is_stale else "disconnected")
         self._owner.lost(self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED)
 
     def _receive(self, frame: bytes) -> Received | None:
         """Read one frame and pass on what it holds; None where it was refused."""
+        if self._samplers and (sampler := self._samplers.get(topic_of(frame))) is not None:
+            received = sampler.receive(frame)
+            if stale := sampler.pop_stale_topics():
+                self.stream.resubscribe(stale)
+            if not sampler.topic.startswith(BEST):  # whose frames are the quotes as well
+                self._owner.counters["frames"] += received is not None
+                return received
         try:
             received = self._wire.receive(frame)
         except MessageMalformed:

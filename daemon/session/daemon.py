@@ -379,6 +379,8 @@ class Daemon:
                 started=lambda: opened.started(clock.market_ms()),
                 is_served=opened.is_served,
                 gather_ms=config.market.gather_ms,
+                depth=config.market.depth,
+                depth_every_ms=config.market.depth_every_ms,
                 plausible=float(configured(plausible, config.model_dump())),
             ),
             quote_from_ms=engine.quote_from_ms,

@@ -25,9 +25,13 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive.times import iso
-from tracepaper.strategies.books import (
+from tracepaper.strategies.book_record import (
     BLOCK_BOOKS,
+    EVERY_MS_MAX,
+    EVERY_MS_MIN,
     LEVELS_MAX,
+)
+from tracepaper.strategies.books import (
     Books,
     books_of,
     check_books,
@@ -45,7 +49,6 @@ BLOCK_MS: Final = 60_000
 MARK: Final = b"\x1f\x8b\x08\x00TPBK\x00\xff"
 """The head of each member: gzip's, with letters where it has a time, so that none is overseen."""
 BLOCK_BYTES_MAX: Final = 64 * 1024 * 1024
-EVERY_MS_MIN, EVERY_MS_MAX = 10, 3_600_000
 
 
 class DepthHeader(Struct, frozen=True, kw_only=True):

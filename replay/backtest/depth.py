@@ -14,7 +14,8 @@ import numpy as np
 
 from tracepaper.daemon.config.sections import MarketSection
 from tracepaper.replay.archive.depth import RecordedDepth
-from tracepaper.strategies.books import BLOCK_BOOKS, Books, Integers, packed_books
+from tracepaper.strategies.book_record import BLOCK_BOOKS
+from tracepaper.strategies.books import Books, Integers, packed_books
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Depths, Instrument
 
@@ -88,7 +89,8 @@ def depth_track(
 def _counted(numbers: Integers, decimals: int, wanted: int, what: str) -> Integers:
     """Return *numbers* of 10^-*decimals* as integers of 10^-*wanted*, exactly."""
     if wanted >= decimals:
-        return numbers * 10 ** (wanted - decimals)
+        finer: Integers = numbers * 10 ** (wanted - decimals)
+        return finer
     whole, left = np.divmod(numbers, 10 ** (decimals - wanted))
     if left.any():
         raise DataInvalid(

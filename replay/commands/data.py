@@ -300,7 +300,7 @@ def record(
     """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it."""
     from dataclasses import asdict
 
-    from tracepaper.replay.archive.record import DepthRequest
+    from tracepaper.daemon.bybit.depth import DepthRequest
     from tracepaper.replay.commands.recording import depth_lines, record_frames, record_session
     from tracepaper.strategies.errors import ConfigInvalid
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tracepaper.daemon.bybit.depth import DepthRequest
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.replay.archive.depth import DepthQuality, depth_quality
-from tracepaper.replay.archive.record import DepthRequest, ReceivedFrame, record_live, sample_frames
+from tracepaper.replay.archive.record import ReceivedFrame, record_live, sample_frames
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.exchange.recorded import Recording, read_recording
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

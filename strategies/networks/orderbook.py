@@ -23,7 +23,8 @@ from tracepaper.strategies.attention.checks import is_finite
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import carry_rows
-from tracepaper.strategies.books import COLUMNS, LEVELS_MAX, SIDES
+from tracepaper.strategies.book_record import LEVELS_MAX
+from tracepaper.strategies.books import COLUMNS, SIDES
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import checked_section
 from tracepaper.strategies.networks.encodings import rotate, turns

@@ -18,15 +18,10 @@ from depth_cases import BTC, FIRST_MS, frame, packed, plain_books
 from exchange_client import candles, serving, walk_rows
 from programs import BIN, ROOT, Program
 
+from tracepaper.daemon.bybit.depth import SILENT_MS, DepthRequest, DepthSampler
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.replay.archive.depth import depth_quality, read_depth
-from tracepaper.replay.archive.record import (
-    SILENT_MS,
-    DepthRequest,
-    DepthSampler,
-    record_live,
-    source_of,
-)
+from tracepaper.replay.archive.record import record_live, source_of
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.books import books_of, check_books
 from tracepaper.strategies.errors import ConfigInvalid

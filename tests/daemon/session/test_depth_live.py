@@ -1,0 +1,110 @@
+"""Order books live, on the embedded exchange: stored, traded by, restarted, and derived again."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from depth_cases import walk, write
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import check_record, trading
+
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.training.book_data import BookMaterial
+from tracepaper.replay.training.book_fit import BookFitOptions, train_books
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.books import books_in
+from tracepaper.strategies.networks.orderbook import OrderBookConfig
+from tracepaper.strategies.types import Depths
+
+WINDOW = 16
+TOPICS = 4  # candles, quotes, marks and books
+SPEED = 60.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    write(folder / "btc.depth", walk(90))
+    train_books(
+        BookMaterial.read([folder / "btc.depth"]),
+        OrderBookConfig(levels=5, window=WINDOW, dim=8, layers=1, heads=2, horizons=(1, 3)),
+        BookFitOptions(steps=3, windows=1, threads=1),
+        folder / "model",
+        name="tiny",
+        created_ms=0,
+        say=lambda _sentence: None,
+    )
+    return folder / "model"
+
+
+def sections(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    options = {"checkpoint": str(checkpoint), "stale_ms": 30_000}
+    return {
+        "exchange": {"time_scale": SPEED},
+        "market": {"symbols": ["BTCUSDT"], "depth": 20},
+        "strategy": {"name": "orderbook", "options": options},
+        "model": {"checkpoint": "none"},
+    }
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+def events(path: Path) -> list[Depths]:
+    with Reader.open(path) as reader:
+        found = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    return [event for event in found if isinstance(event, Depths)]
+
+
+async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    data = made_candles(walk_rows(400), symbol="BTCUSDT")
+    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
+    path = tmp_path / "live.db"
+    async with EmbeddedExchange(served) as exchange:
+        for bars in (4, 3):
+            async with trading(exchange, path, **sections(checkpoint)) as live:
+                await live.listening(TOPICS)
+                for _ in range(bars):
+                    await live.close_bar({"BTCUSDT"})
+    stored = events(path)
+    times = np.concatenate([books_in(one).seen_ms for one in stored])
+    assert (np.diff(times) > 0).all()
+    assert len(times) > 300
+    assert all(one.levels == 20 for one in stored)
+    starts = [one.cause for one in stored if one.cause]
+    assert starts == ["stopped", "stopped"]
+    said = [reason for (reason,) in rows(path, "SELECT reason FROM v_decisions ORDER BY sequence")]
+    assert sum(reason.startswith("the mid is expected") for reason in said) >= 4
+    assert check_record(path) == len(said)
+    again = tmp_path / "again.db"
+    audit = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=1)
+    audit.end(2)
+    audit.close()
+    with Reader.open(path) as one, Reader.open(again) as two:
+        found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    assert (found.compared, found.differences) == (len(said), [])
