@@ -18,6 +18,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.types import (
     Confirmation,
+    Depths,
     FrameBar,
     GateSet,
     ModelChange,
@@ -578,6 +579,28 @@ class Reader(ReadOnly):
         """Return the retrainings of one run, oldest first."""
         every = self._of_kind(run_id, "retrained")
         return [event for event in every if isinstance(event, Retrained)]
+
+    def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
+        """Return the order books before step *until*, oldest first, back to the last start.
+
+        As few events as hold *books* of them, where there are so many.
+        """
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"{_EVENTS} WHERE step BETWEEN ? AND ? AND kind IN ('depth', 'model_change') "
+            "ORDER BY step DESC",
+            (step_key(stored.run_key, 0), step_key(stored.run_key, until)),
+        )
+        found: list[Depths] = []
+        for row in rows:
+            event = decoder.event(row)
+            if not isinstance(event, Depths) or books <= 0:
+                break
+            if event.instrument == instrument:
+                found.append(event)
+                books -= event.count
+        return found[::-1]
 
     def starts(self, run_id: str) -> list[ModelChange]:
         """Return the starts of one run and its changes of model, oldest first."""

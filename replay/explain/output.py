@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
-from tracepaper.daemon.config.sections import TOGETHER
+from tracepaper.daemon.config.sections import ORDERBOOK, TOGETHER
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.explain.asked import ALONE, ComparedWith, TypedMethod
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.explain.compared import SideBySide
     from tracepaper.replay.explain.influence import Influence
     from tracepaper.replay.explain.recomputed import Full
+    from tracepaper.replay.training.book_map import BookMap
 
 
 class Recomputed(NamedTuple):
@@ -30,7 +31,7 @@ class Recomputed(NamedTuple):
 
     An ensemble says both, and a decision of which nothing was asked again neither. ``by_method``
     is where a network looked by the method that was asked for, ``influence`` where one over several
-    assets did.
+    assets did, ``books`` where one of order books did.
     """
 
     full: Full | None = None
@@ -38,6 +39,7 @@ class Recomputed(NamedTuple):
     by_method: ByMethod | None = None
     compared: SideBySide | None = None
     influence: Influence | None = None
+    books: BookMap | None = None
 
 
 def explain_decision(
@@ -72,17 +74,15 @@ def explain_decision(
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     if full or asked or beside or page is not None:
         try:
-            if stored.run["strategy"] in TOGETHER and not (asked or beside):
-                found = _over_assets(path, run_id, sequence, stored)
-            else:
-                found = _recomputed(
-                    path,
-                    run_id,
-                    sequence,
-                    full=full or page is not None,
-                    asked=asked,
-                    beside=beside,
-                )
+            found = _asked_again(
+                path,
+                run_id,
+                sequence,
+                stored,
+                full=full or page is not None,
+                asked=asked,
+                beside=beside,
+            )
         except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
             missing = error
     if as_json:
@@ -144,6 +144,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "by_method": None if found.by_method is None else asdict(found.by_method),
         "compared": None if found.compared is None else compared_document(found.compared),
         "influence": None if found.influence is None else asdict(found.influence),
+        "books": None if found.books is None else _books_document(found.books),
         "full_missing": missing,
     }
 
@@ -172,11 +173,45 @@ def _compared(path: Path, run_id: str, sequence: int, beside: ComparedWith) -> S
     return compare(sided(past, own), sided(other, name))
 
 
+def _asked_again(
+    path: Path,
+    run_id: str,
+    sequence: int,
+    stored: StoredDecision,
+    *,
+    full: bool,
+    asked: TypedMethod | None,
+    beside: ComparedWith,
+) -> Recomputed:
+    """Return what is said again of a decision, by whatever decided it."""
+    strategy = stored.run["strategy"]
+    if not (asked or beside):
+        if strategy in TOGETHER:
+            return _over_assets(path, run_id, sequence, stored)
+        if strategy == ORDERBOOK:
+            return _over_books(path, run_id, sequence, stored)
+    return _recomputed(path, run_id, sequence, full=full, asked=asked, beside=beside)
+
+
 def _over_assets(path: Path, run_id: str, sequence: int, stored: StoredDecision) -> Recomputed:
     """Return where a decision over several assets looked."""
     from tracepaper.replay.explain.influence import influence
 
     return Recomputed(influence=influence(path, run_id, sequence, stored))
+
+
+def _over_books(path: Path, run_id: str, sequence: int, stored: StoredDecision) -> Recomputed:
+    """Return at which level and time a decision by order books looked."""
+    from tracepaper.replay.explain.depth import decided_map
+
+    return Recomputed(books=decided_map(path, run_id, sequence, stored))
+
+
+def _books_document(found: BookMap) -> dict[str, Any]:
+    """Return a map of level and time as plain values."""
+    from tracepaper.replay.explain.book import map_document
+
+    return map_document(found)
 
 
 def _recomputed(
@@ -233,3 +268,7 @@ def _print(stored: StoredDecision, found: Recomputed) -> None:
             from tracepaper.replay.explain.influence import show_influence
 
             console.print(show_influence(found.influence))
+        if found.books is not None:
+            from tracepaper.replay.explain.book import show_map
+
+            console.print(show_map(found.books))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
-from tracepaper.daemon.config.sections import TOGETHER
+from tracepaper.daemon.config.sections import OF_CHECKPOINT, ORDERBOOK
 from tracepaper.replay.report.listed import of_decision
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
@@ -65,7 +65,7 @@ class StoredDecision:
     @property
     def no_attribution(self) -> str | None:
         """Why the decision has no attribution, in one sentence; None where it has one."""
-        if self.buckets or self.run["strategy"] in TOGETHER:
+        if self.buckets or self.run["strategy"] in OF_CHECKPOINT:
             return None if self.buckets else self._looked_at
         if not self.run["model_id"]:
             return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
@@ -85,11 +85,25 @@ class StoredDecision:
 
     @property
     def _looked_at(self) -> str:
-        """How a decision over several assets shared what it looked at, in a sentence."""
+        """How a decision over several assets, or books, shared what it looked at, in a sentence."""
+        if self.run["strategy"] == ORDERBOOK:
+            return self._looked_at_books
         if not self.shares:
             return f"The strategy {self.run['strategy']} asked no network at this close."
         told = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
         return f"It looked at {told}; --full says at which of their bars."
+
+    @property
+    def _looked_at_books(self) -> str:
+        """How a decision by order books shared what it looked at, in a sentence."""
+        noted = {row["name"]: row["number"] for row in self.notes}
+        if "looked_bid" not in noted:
+            return "The strategy orderbook asked no network at this close."
+        return (
+            f"It looked at bids {noted['looked_bid']:.1%} and asks {noted['looked_ask']:.1%}, the "
+            f"best levels {noted['looked_touch']:.1%}, the newest book "
+            f"{noted['looked_newest']:.1%}; --full draws the map of level and time."
+        )
 
     @property
     def shares(self) -> dict[str, float]:

@@ -101,7 +101,7 @@ class OrderBookStrategy(Strategy):
                 f"strategy.options.horizon is {shown(horizon)}; the network knows "
                 f"{', '.join(map(str, config.horizons))} books."
             )
-        self._at = config.horizons.index(horizon)
+        self.at = config.horizons.index(horizon)
         stale_ms = options.get("stale_ms", STALE_BOOKS * model.every_ms)
         if type(stale_ms) is not int or stale_ms < 0:
             raise ConfigInvalid(
@@ -115,7 +115,7 @@ class OrderBookStrategy(Strategy):
         if isinstance(books, str):
             return Signal(Action.HOLD, books)
         look = self.model.look(books)
-        odds = look.probabilities[self._at].double().tolist()
+        odds = look.probabilities[self.at].double().tolist()
         move = max(range(len(MOVES)), key=odds.__getitem__)
         note = {f"p_{name}": one for name, one in zip(MOVES, odds, strict=True)}
         note |= shares_of(look, self.config.levels)

@@ -28,6 +28,7 @@ from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.explain.output import explain_decision
 from tracepaper.replay.training.book_data import BookMaterial
 from tracepaper.replay.training.book_fit import BookFitOptions, train_books
 from tracepaper.storage.audit import SqlAuditLog
@@ -239,8 +240,8 @@ def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
             raise Killed
 
     audit = SqlAuditLog.open(running)
+    replay = built(running, [read_depth(books)], checkpoint)
     with pytest.raises(Killed):
-        replay = built(running, [read_depth(books)], checkpoint)
         run_replay(replay, audit, Tally(progress=kill))
     audit.close()
     audit = SqlAuditLog.open(cut)
@@ -355,3 +356,40 @@ def test_without_depth_a_configuration_says_and_hashes_what_it_did() -> None:
     assert asked.document()["market"]["depth_every_ms"] == 1_000
     assert asked.sha256() != plain.sha256()
     assert cases.BTC.id == "linear:BTCUSDT"
+
+
+def test_a_decision_is_explained_by_its_map_of_level_and_time(
+    tmp_path: Path, books: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.db"
+    run_id = replayed(path, books, checkpoint)
+    ((sequence,),) = rows(
+        path, "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 20"
+    )
+    decision = f"{run_id}:{sequence}"
+    explain_decision(decision, path, full=True, png=None, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    found = told["books"]
+    weights = np.array([found[side]["weights"] for side in ("bid", "ask")])
+    assert weights.shape == (2, WINDOW, 5)
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+    noted = dict(rows(path, f"SELECT name, number FROM v_notes WHERE sequence = {sequence}"))
+    assert weights[0].sum() == pytest.approx(noted["looked_bid"], abs=1e-6)
+    assert found["answers"][-1]["up"] == pytest.approx(noted["p_up"], abs=1e-6)
+    assert found["seen_ms"][-1] == FIRST_MS + 21 * MINUTE_MS  # the close of that bar
+    explain_decision(decision, path, full=True, png=None, as_json=False)
+    shown = capsys.readouterr().out
+    assert "untrained" in shown
+    assert "level" in shown
+
+
+def test_a_decision_that_asked_no_network_says_so(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    path = tmp_path / "a.db"
+    run_id = replayed(path, books, checkpoint)
+    ((sequence,),) = rows(
+        path, "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 12"
+    )
+    with pytest.raises(DataInvalid, match="asked no network: the newest order book is older"):
+        explain_decision(f"{run_id}:{sequence}", path, full=True, png=None, as_json=True)
