@@ -391,9 +391,9 @@ class Engine:
             self._ranges[bar.instrument].push(bar)
         self._mark(bar.instrument, bar.close)
 
-    def recall_frame(self, bar: FrameBar) -> None:
-        """Take in a candle of a higher frame that the run already holds."""
-        self._states[bar.instrument].take(bar)
+    def recall_frame(self, known: FrameBar | Depths) -> None:
+        """Take in a candle of a higher frame, or order books, that the run already holds."""
+        self._states[known.instrument].take(known)
 
     def recall_range(self, bar: Bar) -> None:
         """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""

@@ -24,6 +24,7 @@ from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.session.outside import Outside
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.depth import RecordedDepth
 from tracepaper.replay.backtest.build import fit_windows, span_of
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.processes import (
@@ -49,10 +50,11 @@ from tracepaper.replay.checks.recursive import (
     same_judgement,
     same_signal,
 )
+from tracepaper.strategies.books import Books
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.frames import Row
-from tracepaper.strategies.market import INTERVAL_NAMES, interval_phase
+from tracepaper.strategies.market import DAY_MS, INTERVAL_NAMES, interval_phase
 from tracepaper.strategies.signals import Orders, Signal
 from tracepaper.strategies.types import Action, Bar, Closed, Instrument
 
@@ -132,7 +134,7 @@ class Limits:
     seed: int = 0
 
 
-def lookahead(
+def lookahead(  # noqa: PLR0913 - the options of a check
     config: Config,
     candles: Sequence[Candles],
     fresh: FreshProcesses,
@@ -142,16 +144,17 @@ def lookahead(
     allow: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
     frames: Sequence[Candles] = (),
+    depth: Sequence[RecordedDepth] = (),
 ) -> LookaheadFinding:
     """Look for whatever a decision over *candles* depends on beside its own past bars.
 
-    *frames* are candles of higher time frames from before them.
+    *frames* are candles of higher time frames from before them, *depth* order books beside them.
     *allow* names files, folders, addresses or programs that the class may open. Raises
     ``ConfigInvalid`` where *candles* are too few to decide anything.
     """
     if not frames:
         config, _ = fit_windows(config, span_of(candles))  # a cut future changes them no more
-    files = Files(candles, frames)
+    files = Files(candles, frames, depth)
     return _Check(config, files, fresh, limits or Limits(), mode, report).run(allow)
 
 
@@ -172,7 +175,8 @@ class _Check:
         report: Callable[[str], None],
     ) -> None:
         self._config, self._fresh = config, fresh
-        self._candles, self._frame_candles = files
+        self._given_files = files
+        self._candles, self._frame_candles, self._depth = files
         # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
         self._mode = "step" if config.model.own_class else mode
         self._limits, self._report = limits, report
@@ -255,7 +259,7 @@ class _Check:
         return whole
 
     def _files(self) -> Files:
-        return Files(self._candles, self._frame_candles)
+        return self._given_files
 
     def _setup(self, *, jumping: bool = False, only: str | None = None) -> Setup:
         whole = self._whole
@@ -353,7 +357,7 @@ class _Check:
         """Hand on the bars of each close in the opposite order of their symbols."""
         if len(self._whole.instruments) < 2:  # two have an order
             return
-        reverse = Files(self._candles[::-1], self._frame_candles)
+        reverse = self._given_files._replace(candles=self._candles[::-1])
         with self._fresh.child(derive_whole, self._config, reverse, self._mode) as child:
             while isinstance(whole := child.receive(), int):
                 self._check_time()
@@ -421,19 +425,26 @@ class _Check:
 
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
-        self._compare_moved(lambda part: part.later(WEEKS_LATER), "on the date", same_judgement)
+        self._compare_moved(
+            lambda part: part.later(WEEKS_LATER), _books_later, "on the date", same_judgement
+        )
 
     def _dearer(self) -> None:
         """Multiply all prices; whose signal then differs depends on the absolute price."""
-        self._compare_moved(_dearer, "on the absolute price", same_signal)
+        self._compare_moved(_dearer, _books_dearer, "on the absolute price", same_signal)
 
     def _compare_moved(
         self,
         move: Callable[[Candles], Candles],
+        move_books: Callable[[Books], Books],
         on: str,
         same: Callable[[DerivedStep, DerivedStep], bool],
     ) -> None:
-        moved = Files([*map(move, self._candles)], [*map(move, self._frame_candles)])
+        moved = Files(
+            [*map(move, self._candles)],
+            [*map(move, self._frame_candles)],
+            [replace(one, books=move_books(one.books)) for one in self._depth],
+        )
         try:
             with self._fresh.child(derive_whole, self._config, moved, self._mode) as child:
                 while isinstance(whole := child.receive(), int):
@@ -583,6 +594,15 @@ def _dearer(part: Candles) -> Candles:
     prices = {name: getattr(part, name) * PRICE_FACTOR for name in _PRICES}
     turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
     return replace(part, **prices, turnover=turnover)
+
+
+def _books_later(books: Books) -> Books:
+    later_ms = WEEKS_LATER * 7 * DAY_MS
+    return replace(books, seen_ms=books.seen_ms + later_ms, market_ms=books.market_ms + later_ms)
+
+
+def _books_dearer(books: Books) -> Books:
+    return replace(books, price=books.price * PRICE_FACTOR)
 
 
 def _frame_shown(row: Row | None) -> str:

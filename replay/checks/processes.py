@@ -42,6 +42,7 @@ from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import code_version, libraries
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.depth import RecordedDepth
 from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
@@ -298,6 +299,7 @@ class Files(NamedTuple):
 
     candles: Sequence[Candles]
     frames: Sequence[Candles] = ()  # of higher time frames, from before *candles*
+    depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
 
 
 EngineInput = tuple[Unit, Sequence[Prediction]]
@@ -372,11 +374,11 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
         if probe.from_ms not in bases:
             bases.clear()
             until = None if _from(candles, probe.from_ms) is candles else probe.at_ms
-            window = Files(_window(candles, probe.from_ms, until), files.frames)
+            window = files._replace(candles=_window(candles, probe.from_ms, until))
             bases[probe.from_ms] = _steps(config, window, mode)
         base = bases[probe.from_ms]
         future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
-        steps = _steps(config, Files(future, files.frames), mode)
+        steps = _steps(config, files._replace(candles=future), mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
     connection.send(_accesses(config))
 
@@ -470,7 +472,7 @@ def _replay(config: Config, files: Files, mode: str) -> Replay:
         if part.symbol in first_ms
     ]
     kept = [part for part in frames if len(part)]
-    return build(config, files.candles, started_at_ms=0, mode=mode, frames=kept)
+    return build(config, files.candles, started_at_ms=0, mode=mode, frames=kept, depth=files.depth)
 
 
 def _warmup(engine: Engine, instrument: str, files: Files) -> int:

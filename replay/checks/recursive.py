@@ -22,6 +22,7 @@ from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session import outside
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.depth import RecordedDepth
 from tracepaper.replay.backtest.agreement import SHARES, near_measure, predictions_agree
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
@@ -38,7 +39,7 @@ from tracepaper.storage.digest import requests_sha256
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GateKind, gate_order
 from tracepaper.strategies.signals import Orders, Signal
-from tracepaper.strategies.types import Bar, Decision, FrameBar, Prediction, SinceDecided
+from tracepaper.strategies.types import Bar, Decision, Depths, FrameBar, Prediction, SinceDecided
 
 NAMED_MOST: Final = 3
 """Of what differs in memory, the shortest are named."""
@@ -97,6 +98,7 @@ class _Setting(NamedTuple):
     candles: Sequence[Candles]
     mode: str
     frames: Sequence[Candles]
+    depth: Sequence[RecordedDepth] = ()
 
 
 def derive_whole(connection: Connection, setting: _Setting, starts: Sequence[int]) -> None:
@@ -136,8 +138,16 @@ def derive_memory(
 
 def _replay(setting: _Setting, start: Start) -> Replay:
     outside.claim_threads(setting.config.strategy.name)
-    config, candles, mode, frames = setting
-    return build(config, candles, started_at_ms=0, mode=mode, from_ms=start.from_ms, frames=frames)
+    config, candles, mode, frames, depth = setting
+    return build(
+        config,
+        candles,
+        started_at_ms=0,
+        mode=mode,
+        from_ms=start.from_ms,
+        frames=frames,
+        depth=depth,
+    )
 
 
 def _units(replay: Replay) -> Iterator[tuple[Unit, Sequence[Prediction]]]:
@@ -175,6 +185,9 @@ def _resumed(
                 yield derive_steps(engine, unit, predictions)
             continue
         if before is not None:
+            if isinstance(unit, Depths):
+                engine.recall_frame(unit)  # a step of the full run before *standing*
+                continue
             if _open_ms_of(unit) < replay.run.period_start_ms:
                 before += [event for event in events_of(unit) if isinstance(event, Bar)]
                 continue
@@ -231,7 +244,7 @@ def _open_ms(one: DerivedStep) -> int:
     return one.step.event.open_time_ms
 
 
-def recursive(
+def recursive(  # noqa: PLR0913 - the options of a check
     config: Config,
     candles: Sequence[Candles],
     fresh: FreshProcesses,
@@ -241,6 +254,7 @@ def recursive(
     mode: str = "scan",
     report: Callable[[str], None] = lambda _: None,
     frames: Sequence[Candles] = (),
+    depth: Sequence[RecordedDepth] = (),
 ) -> RecursiveFinding:
     """Start at *probes* later bars, each time in a process that has seen nothing.
 
@@ -264,7 +278,7 @@ def recursive(
             f"After the first bar of {candles[0].path} too few bars of the others follow for the "
             f"warm-up of {warmup}; give candles of one time."
         )
-    setting = _Setting(config, candles, mode, frames)
+    setting = _Setting(config, candles, mode, frames, depth)
     rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     starts = [
         max(int(part.open_time_ms[_row(part, int(times[row])) + warmup]) for part in candles)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tracepaper.daemon.commands.options import ConfigOption, JsonOption
+from tracepaper.daemon.commands.options import ConfigOption, DepthOption, JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,7 @@ def lookahead(
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
     frame_data: FrameOption = None,
+    depth: DepthOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -56,11 +57,15 @@ def lookahead(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.archive.depth import read_depth
+    from tracepaper.replay.backtest.depth import with_depth
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
     from tracepaper.replay.checks.processes import FreshProcesses
 
     given, candles = _given(data, config)
+    books = [read_depth(path) for path in depth or ()]
+    given = given.model_copy(update={"market": with_depth(given.market, books)})
     most = bars or MOST_BARS
     left = sum(max(0, len(part) - most) for part in candles)
     looked_at = _first(candles, most)
@@ -76,6 +81,7 @@ def lookahead(
             allow=allow_reading or (),
             report=_report,
             frames=_frames(frame_data),
+            depth=books,
         )
     if left:
         found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
@@ -95,6 +101,7 @@ def recursive(
         int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
     ] = None,
     frame_data: FrameOption = None,
+    depth: DepthOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -105,12 +112,16 @@ def recursive(
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
+    from tracepaper.replay.archive.depth import read_depth
+    from tracepaper.replay.backtest.depth import with_depth
     from tracepaper.replay.checks.lookahead import MODEL
     from tracepaper.replay.checks.processes import FreshProcesses
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
     given, candles = _given(data, config)
+    books = [read_depth(path) for path in depth or ()]
+    given = given.model_copy(update={"market": with_depth(given.market, books)})
     if not frame_data:
         given = _fitted(given, candles)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
@@ -135,6 +146,7 @@ def recursive(
             mode=mode,
             report=_report,
             frames=frames,
+            depth=books,
         )
     if json:
         said = {"check": "recursive", **asdict(found), "holds": found.holds}

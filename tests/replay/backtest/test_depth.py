@@ -26,7 +26,10 @@ from tracepaper.replay.archive.depth import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.output import explain_decision
 from tracepaper.replay.training.book_data import BookMaterial
@@ -393,3 +396,29 @@ def test_a_decision_that_asked_no_network_says_so(
     )
     with pytest.raises(DataInvalid, match="asked no network: the newest order book is older"):
         explain_decision(f"{run_id}:{sequence}", path, full=True, png=None, as_json=True)
+
+
+def after_the_warm_up(tmp_path: Path) -> list[RecordedDepth]:
+    """Return books of the half an hour after the bars that the yardstick of a gate takes."""
+    path = tmp_path / "late.depth"
+    write(path, walk(1_900, seed=3, first_ms=FIRST_MS + 60 * MINUTE_MS))
+    return [read_depth(path)]
+
+
+def test_nothing_moves_where_the_future_is_taken_away(tmp_path: Path, checkpoint: Path) -> None:
+    depth, data = after_the_warm_up(tmp_path), candles(90)
+    config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
+    with FreshProcesses() as fresh:
+        found = lookahead(config, data, fresh, Limits(probes=2), depth=depth)
+    assert found.differences == [], found.sentence()
+    assert (found.probes, found.depends) == (2, [])
+    assert found.compared > 90
+
+
+def test_nothing_moves_where_the_past_is_cut_off(tmp_path: Path, checkpoint: Path) -> None:
+    depth, data = after_the_warm_up(tmp_path), candles(90)
+    config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
+    with FreshProcesses() as fresh:
+        found = recursive(config, data, fresh, probes=2, warmup=60, depth=depth)
+    assert found.holds, found.sentence()
+    assert found.compared > 20
