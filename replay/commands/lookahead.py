@@ -164,6 +164,7 @@ def recursive(
 
 def _preloaded(given: Config) -> list[str]:
     """Return the slow packages that the model needs, to be loaded once for all processes."""
+    from tracepaper.daemon.config.sections import OF_CHECKPOINT
     from tracepaper.daemon.session.build import needs_forecaster
     from tracepaper.daemon.session.user_class import packages_of
     from tracepaper.daemon.session.user_model import model_class
@@ -171,7 +172,8 @@ def _preloaded(given: Config) -> list[str]:
 
     if name := given.model.own_class:
         return packages_of(model_class(name))
-    return [MODEL] if needs_forecaster(given) else []
+    asks_torch = needs_forecaster(given) or given.strategy.name in OF_CHECKPOINT
+    return [MODEL] if asks_torch else []
 
 
 def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,46 @@ async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
     with Reader.open(path) as one, Reader.open(again) as two:
         found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
     assert (found.compared, found.differences) == (len(said), [])
+
+
+FAULTS = {
+    "disconnect": ({}, "disconnected"),
+    "drop": ({"topic": "orderbook.50.BTCUSDT"}, "sequence"),
+    "malformed": ({"topic": "orderbook.50.BTCUSDT"}, "refused"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
+    tmp_path: Path, checkpoint: Path, kind: str
+) -> None:
+    """Planted: a frame of the book, or the connection, is lost within the third minute."""
+    keys, cause = FAULTS[kind]
+    data = made_candles(walk_rows(400), symbol="BTCUSDT")
+    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
+    path = tmp_path / "live.db"
+    given = sections(checkpoint)
+    given["exchange"] |= {"backoff_max_s": 0.1}
+    async with (
+        EmbeddedExchange(served) as exchange,
+        trading(exchange, path, **given) as live,
+    ):
+        await live.listening(TOPICS)
+        for _ in range(2):
+            await live.close_bar({"BTCUSDT"})
+        before = exchange.hub.connections
+        lost = set(before)
+        exchange.arm(kind, **keys)
+        for _ in range(5):
+            await exchange.advance(3_000)
+            await asyncio.sleep(0)
+        if kind == "disconnect":
+            await live.until(lambda: lost.isdisjoint(exchange.hub.connections))
+            await live.listening(TOPICS)
+        for _ in range(4):
+            await live.close_bar({"BTCUSDT"})
+    stored = events(path)
+    assert {one.cause for one in stored if one.cause} == {"stopped", cause}
+    for one, two in pairwise(stored):
+        assert bool(two.cause) == (two.first_ms != one.next_ms)
+    check_record(path)

@@ -26,7 +26,7 @@ from tracepaper.replay.archive.depth import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
@@ -408,7 +408,7 @@ def after_the_warm_up(tmp_path: Path) -> list[RecordedDepth]:
 def test_nothing_moves_where_the_future_is_taken_away(tmp_path: Path, checkpoint: Path) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    with FreshProcesses() as fresh:
+    with FreshProcesses(MODEL) as fresh:
         found = lookahead(config, data, fresh, Limits(probes=2), depth=depth)
     assert found.differences == [], found.sentence()
     assert (found.probes, found.depends) == (2, [])
@@ -418,7 +418,7 @@ def test_nothing_moves_where_the_future_is_taken_away(tmp_path: Path, checkpoint
 def test_nothing_moves_where_the_past_is_cut_off(tmp_path: Path, checkpoint: Path) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    with FreshProcesses() as fresh:
+    with FreshProcesses(MODEL) as fresh:
         found = recursive(config, data, fresh, probes=2, warmup=60, depth=depth)
     assert found.holds, found.sentence()
     assert found.compared > 20
