@@ -40,6 +40,7 @@ class PortfolioStrategy(ABC):
     reads_history: bool = True  # False spares the engine keeping bars for ``history``
     frames: tuple[str, ...] = ()  # higher time frames of each instrument, for ``frame``
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
+    books: int = 0  # of each ``now.depth``, the newest
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
@@ -72,6 +73,7 @@ class PortfolioMember(Strategy):
         self.reads_history = portfolio.reads_history
         self.frames = portfolio.frames
         self.frames_warmup = portfolio.frames_warmup
+        self.books = portfolio.books
         self.horizon = portfolio.horizon
         self.needs_forecast = portfolio.needs_forecast
         self.exits_freely = portfolio.exits_freely

@@ -304,6 +304,7 @@ class _Checks:
         self.reads_history = declared.reads_history
         self.frames = tuple(declared.frames)
         self.frames_warmup: Mapping[str, int] = dict(declared.frames_warmup)
+        self.books = declared.books
         self.horizon = declared.horizon
         self.needs_forecast = declared.needs_forecast
         self.exits_freely = declared.exits_freely
@@ -602,19 +603,10 @@ def _check(strategy: Strategy | PortfolioStrategy) -> None:
         raise ConfigInvalid(
             f"{name}.horizon is {short(horizon)}; give a whole number of bars, or None."
         )
-    if not isinstance(strategy.frames, tuple) or not INTERVALS.keys() >= set(strategy.frames):
+    _check_frames(name, strategy)
+    if type(strategy.books) is not int or not 0 <= strategy.books <= WARMUP_MOST:
         raise ConfigInvalid(
-            f"{name}.frames are {short(strategy.frames)}; give a tuple of intervals of: "
-            f"{', '.join(INTERVALS)}."
-        )
-    counts = strategy.frames_warmup
-    if not isinstance(counts, Mapping) or not set(strategy.frames) >= counts.keys():
-        raise ConfigInvalid(
-            f"{name}.frames_warmup is {short(counts)}; give a mapping from declared frames to bars."
-        )
-    if any(type(count) is not int or not 1 <= count <= WARMUP_MOST for count in counts.values()):
-        raise ConfigInvalid(
-            f"{name}.frames_warmup is {short(counts)}; give whole numbers of bars from 1 to "
+            f"{name}.books is {short(strategy.books)}; give a whole number of order books up to "
             f"{WARMUP_MOST:,}."
         )
     for flag in ("needs_forecast", "exits_freely", "sees_account", "reads_history"):
@@ -806,3 +798,22 @@ def _codes(values: Iterable[object]) -> Iterator[bytes]:
             yield from _codes(value.co_consts)
         elif isinstance(value, (int, float, str, bytes, bool, tuple, frozenset)):
             yield repr(value).encode()
+
+
+def _check_frames(name: str, strategy: Strategy | PortfolioStrategy) -> None:
+    """Raise ``ConfigInvalid`` for frames that are none, and for counts of their bars."""
+    if not isinstance(strategy.frames, tuple) or not INTERVALS.keys() >= set(strategy.frames):
+        raise ConfigInvalid(
+            f"{name}.frames are {short(strategy.frames)}; give a tuple of intervals of: "
+            f"{', '.join(INTERVALS)}."
+        )
+    counts = strategy.frames_warmup
+    if not isinstance(counts, Mapping) or not set(strategy.frames) >= counts.keys():
+        raise ConfigInvalid(
+            f"{name}.frames_warmup is {short(counts)}; give a mapping from declared frames to bars."
+        )
+    if any(type(count) is not int or not 1 <= count <= WARMUP_MOST for count in counts.values()):
+        raise ConfigInvalid(
+            f"{name}.frames_warmup is {short(counts)}; give whole numbers of bars from 1 to "
+            f"{WARMUP_MOST:,}."
+        )

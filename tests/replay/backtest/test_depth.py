@@ -41,12 +41,32 @@ from tracepaper.storage.retention import prune
 from tracepaper.strategies.books import books_in
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.orderbook import OrderBookConfig
-from tracepaper.strategies.types import Depths
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Depths
 
 MINUTE_MS = 60_000
 BARS = 30
 WINDOW = 16
 NETWORK = OrderBookConfig(levels=5, window=WINDOW, dim=8, layers=1, heads=2, horizons=(1, 3))
+
+
+class Imbalance(Strategy):
+    """Long where more is bid than asked at the best levels of the newest books, else flat."""
+
+    books = 10
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, now: Outlook) -> Signal:
+        books = now.depth
+        if books is None or len(books) < self.books:
+            return Signal(Action.HOLD, "too few books")
+        bid, ask = books.size[:, :, 0].sum(axis=0).tolist()
+        seen = {"bid": float(bid), "ask": float(ask), "last_ms": float(books.seen_ms[-1])}
+        return Signal(Action.LONG if bid > ask else Action.FLAT, "as the books stand", note=seen)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -202,6 +222,33 @@ def test_the_same_books_lie_before_every_bar_wherever_a_replay_begins(
     assert reasons(late) == reasons(whole)[20:]
     query = "SELECT window_sha256 FROM v_decisions ORDER BY sequence"
     assert rows(late, query) == rows(whole, query)[20:]
+
+
+def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, books: Path) -> None:
+    given = {
+        "strategy": {"name": f"{__name__}:Imbalance"},
+        "sizing": {"mode": "fixed", "quantity": "0.1"},
+        "account": {"cash": "1000000"},
+        "model": {"checkpoint": "none"},
+    }
+    path, depth = tmp_path / "a.db", [read_depth(books)]
+    audit = SqlAuditLog.open(path)
+    replay = build(load(None, given), candles(), started_at_ms=0, database=path, depth=depth)
+    run_replay(replay, audit, Tally())
+    audit.end(1)
+    audit.close()
+    noted = rows(path, "SELECT number FROM v_notes WHERE name = 'last_ms' ORDER BY sequence")
+    closes = [FIRST_MS + (bar + 1) * MINUTE_MS for bar in range(BARS)]
+    assert [int(one) for (one,) in noted][:9] == closes[:9]
+    wanted = depth[0].books
+    row = int(np.searchsorted(wanted.seen_ms, closes[0]))
+    ((bid,),) = rows(
+        path, "SELECT number FROM v_notes WHERE name = 'bid' ORDER BY sequence LIMIT 1"
+    )
+    assert bid == wanted.size[row - 9 : row + 1, 0, 0].sum()
+    check(path)
+    with pytest.raises(ConfigInvalid, match=r"reads order books, and market.depth is 0"):
+        build(load(None, given), candles(), started_at_ms=0)
 
 
 def test_a_run_is_fed_its_own_books_and_decides_the_same(
