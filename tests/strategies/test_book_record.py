@@ -81,7 +81,7 @@ def test_the_newest_books_until_a_close_are_seen(last: int) -> None:
     seen = record.until(close_ms)
     assert seen is not None
     times = (seen.seen_ms - cases.FIRST_MS) // EVERY_MS
-    assert times.tolist() == list(range(last - 69, last + 1))  # none later than the close, and no more
+    assert times.tolist() == list(range(last - 69, last + 1))  # none later, and no more
     assert record.until(cases.FIRST_MS - 1) is None
 
 
