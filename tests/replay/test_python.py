@@ -246,8 +246,10 @@ def test_several_levels_of_columns_are_refused() -> None:
     [
         (
             {"strategy": "sma_cros"},
-            "attention, trend, crossasset, portfolio, orderbook, persistence, sma_cross or "
-            "module:Class",
+            (
+                "attention, trend, crossasset, portfolio, orderbook, persistence, sma_cross or "
+                "module:Class"
+            ),
         ),
         ({"strategy": Follows()}, "or the class itself"),
         ({"strategy": int}, "derive from it"),
