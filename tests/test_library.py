@@ -170,6 +170,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "allocation.toml").write_text(
         (ROOT / "strategies" / "examples" / "allocation.toml").read_text("utf-8"), encoding="utf-8"
     )
+    candle = re.search(r"`(BTCUSDT_1m.csv)`[^`]+`(open_time[^`]+)`, then `([^`]+)`", PAGE)
+    assert candle is not None
+    (folder / candle[1]).write_text(f"{candle[2]}\n{candle[3]}\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TRACEPAPER_TRIALS", str(folder / "trials.db"))
