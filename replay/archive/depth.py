@@ -11,13 +11,14 @@ The rules are docs/orderbook.md, D1 to D5.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 import msgspec
 import numpy as np
@@ -33,6 +34,7 @@ from tracepaper.strategies.book_record import (
 )
 from tracepaper.strategies.books import (
     Books,
+    Integers,
     books_of,
     check_books,
     from_planes,
@@ -90,6 +92,7 @@ class DepthBlock:
 
     cause: str
     books: Books
+    byte: int  # of the file, where it begins
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class DepthFile:
         end = self._begin
         for content, stop in self._members(self._begin):
             where = f"{self.path}, the block at byte {end:,},"
-            block = _unpacked(content, header, where)
+            block = _unpacked(content, header, where, end)
             first_ms = int(block.books.seen_ms[0])
             if first_ms < expected or (expected and not block.cause and first_ms != expected):
                 raise DataInvalid(
@@ -142,6 +145,11 @@ class DepthFile:
             yield block
         if end < len(self._content):
             self.torn = TornTail(end, len(self._content) - end)
+
+    def block_at(self, byte: int) -> DepthBlock:
+        """Return the block that begins at *byte*, one of those that :meth:`blocks` yielded."""
+        content, _ = next(self._members(byte))
+        return _unpacked(content, self.header, f"{self.path}, the block at byte {byte:,},", byte)
 
     def _members(self, start: int = 0) -> Iterator[tuple[bytes, int]]:
         """Yield what each whole member holds and where it ends; stop at a torn last one."""
@@ -230,7 +238,7 @@ def _gzipped(content: bytes) -> bytes:
     return MARK + (packer.compress(content) + packer.flush())[len(MARK) :]
 
 
-def _unpacked(content: bytes, header: DepthHeader, where: str) -> DepthBlock:
+def _unpacked(content: bytes, header: DepthHeader, where: str, byte: int) -> DepthBlock:
     """Return the block that *content* holds, checked; raise ``DataInvalid``."""
     try:
         block = _decode_block(content)
@@ -244,7 +252,7 @@ def _unpacked(content: bytes, header: DepthHeader, where: str) -> DepthBlock:
     age = from_planes(block.age, shape[:1], where)
     books = Books(seen_ms, seen_ms - age, price, from_planes(block.size, shape, where))
     check_books(books, where)
-    return DepthBlock(block.cause, books)
+    return DepthBlock(block.cause, books, byte)
 
 
 class DepthWriter:
@@ -376,6 +384,53 @@ class DepthQuality:
     torn: str  # what is left out at the end; empty where nothing is
 
 
+class Units(NamedTuple):
+    """The largest integers that divide every price and every size."""
+
+    price: int
+    size: int
+
+
+def units_of(books: Books) -> Units:
+    """Return what divides every price and every size of *books*."""
+    return Units(
+        int(np.gcd.reduce(books.price, axis=None)), int(np.gcd.reduce(books.size, axis=None))
+    )
+
+
+class DepthSource(Protocol):
+    """Recorded books that can be had a part at a time: all in memory, or of a file."""
+
+    @property
+    def header(self) -> DepthHeader:
+        """What they are."""
+        ...
+
+    @property
+    def times(self) -> Integers:
+        """The time of every book."""
+        ...
+
+    @property
+    def starts(self) -> Integers:
+        """Where the stretches without a hole begin."""
+        ...
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """Of the gap before each of them; empty before a file's first."""
+        ...
+
+    @property
+    def units(self) -> Units:
+        """What divides every price and every size."""
+        ...
+
+    def part(self, start: int, stop: int) -> Books:
+        """Return the books from *start* until *stop*."""
+        ...
+
+
 @dataclass(frozen=True)
 class RecordedDepth:
     """A whole file in memory: its books, and where the stretches without a hole begin."""
@@ -385,6 +440,20 @@ class RecordedDepth:
     starts: NDArray[np.int64]
     causes: tuple[str, ...]  # of the gap before each of them; empty before a file's first
     torn: str
+
+    @property
+    def times(self) -> Integers:
+        """The time of every book."""
+        return self.books.seen_ms
+
+    @property
+    def units(self) -> Units:
+        """What divides every price and every size."""
+        return units_of(self.books)
+
+    def part(self, start: int, stop: int) -> Books:
+        """Return the books from *start* until *stop*."""
+        return self.books.part(start, stop)
 
     def stretches(self) -> list[Books]:
         """Return the books between gaps."""
@@ -422,6 +491,59 @@ def read_depth(path: Path) -> RecordedDepth:
         tuple(causes),
         file.torn_sentence(),
     )
+
+
+class StoredDepth:
+    """A file that was read once to its end and is read again a block at a time.
+
+    It keeps the file as it is, packed, and the time of each book. Raises ``DataInvalid`` where the
+    file holds no books or is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = DepthFile(path)
+        self.header: Final = self._file.header
+        causes: list[str] = []
+        starts: list[int] = []
+        firsts: list[int] = []  # of each block, its first book
+        bytes_at: list[int] = []
+        times: list[Integers] = []
+        count, units = 0, Units(0, 0)
+        for block in self._file.blocks():
+            if block.cause or not firsts:
+                starts.append(count)
+                causes.append(block.cause)
+            firsts.append(count)
+            bytes_at.append(block.byte)
+            times.append(block.books.seen_ms)
+            count += len(block.books)
+            units = Units(*map(math.gcd, units, units_of(block.books)))
+        if not firsts:
+            raise DataInvalid(
+                f"{path} holds no books yet; record some by `tracepaper data record`."
+            )
+        self.times: Final = np.concatenate(times)
+        self.starts: Final = np.array(starts, dtype=np.int64)
+        self.causes: Final = tuple(causes)
+        self.units: Final = units
+        self._firsts = np.array(firsts, dtype=np.int64)
+        self._bytes = bytes_at
+        self._newest: tuple[int, Books] | None = None
+
+    def part(self, start: int, stop: int) -> Books:
+        """Return the books from *start* until *stop*; forwards each block is unpacked once."""
+        first, last = np.searchsorted(self._firsts, (start, stop - 1), side="right").tolist()
+        parts = []
+        for number in range(first - 1, last):
+            begin = int(self._firsts[number])
+            books = self._block(number)
+            parts.append(books.part(max(start - begin, 0), min(stop - begin, len(books))))
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    def _block(self, number: int) -> Books:
+        if self._newest is None or self._newest[0] != number:
+            self._newest = number, self._file.block_at(self._bytes[number]).books
+        return self._newest[1]
 
 
 def depth_quality(path: Path) -> DepthQuality:

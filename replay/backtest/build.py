@@ -36,7 +36,7 @@ from tracepaper.daemon.session.run_record import describe_run
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive import Candles, FundingRates, read_candles
 from tracepaper.replay.archive.candles import merge_candles, resample
-from tracepaper.replay.archive.depth import RecordedDepth
+from tracepaper.replay.archive.depth import DepthSource
 from tracepaper.replay.archive.instruments import archive_instrument
 from tracepaper.replay.archive.quality import split_sentences
 from tracepaper.replay.archive.sessions import (
@@ -232,7 +232,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     database: Path | None = None,
     warnings: tuple[str, ...] = (),
     frames: Sequence[Candles] = (),
-    depth: Sequence[RecordedDepth] = (),
+    depth: Sequence[DepthSource] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 

@@ -6,16 +6,16 @@ The rule is docs/orderbook.md, D15.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.daemon.config.sections import MarketSection
-from tracepaper.replay.archive.depth import RecordedDepth
+from tracepaper.replay.archive.depth import DepthSource
 from tracepaper.strategies.book_record import BLOCK_BOOKS
-from tracepaper.strategies.books import Books, Integers, packed_books
+from tracepaper.strategies.books import Integers, packed_books
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Depths, Instrument
 
@@ -23,32 +23,47 @@ BEGUN: Final = "stopped"
 """Why the first books of a feed go on from none."""
 
 
+class Scale(NamedTuple):
+    """What numbers of one scale are multiplied by, or divided by, to be those of another."""
+
+    times: int = 1
+    over: int = 1
+
+    def of(self, numbers: Integers) -> Integers:
+        """Return *numbers* in the other scale."""
+        scaled: Integers = numbers * self.times // self.over
+        return scaled
+
+
 @dataclass(frozen=True, eq=False)
 class DepthTrack:
     """The books of one instrument as a feed hands them on: event *i* holds ``cuts[i]``."""
 
-    instrument: str
-    every_ms: int
-    books: Books
+    source: DepthSource
+    levels: int
+    price: Scale
+    size: Scale
     cuts: Sequence[tuple[int, int, str]]  # first book, the one after the last, and the cause
 
     @property
     def times(self) -> Integers:
         """The time of each event, that of its newest book."""
-        return self.books.seen_ms[[stop - 1 for _, stop, _ in self.cuts]]
+        return self.source.times[[stop - 1 for _, stop, _ in self.cuts]]
 
     def events(self) -> Iterator[Depths]:
-        """Yield the events; each is packed when it is drawn."""
+        """Yield the events; each is read and packed when it is drawn."""
+        header = self.source.header
         for start, stop, cause in self.cuts:
-            books = self.books.part(start, stop)
+            read = self.source.part(start, stop).shallower(self.levels)
+            books = replace(read, price=self.price.of(read.price), size=self.size.of(read.size))
             at_ms = int(books.seen_ms[-1])
             yield packed_books(
-                self.instrument, books, every_ms=self.every_ms, cause=cause, seen_ms=at_ms
+                header.instrument, books, every_ms=header.every_ms, cause=cause, seen_ms=at_ms
             )
 
 
 def depth_track(
-    recorded: RecordedDepth,
+    recorded: DepthSource,
     instrument: Instrument,
     market: MarketSection,
     closes_ms: Integers,
@@ -61,15 +76,7 @@ def depth_track(
 
     Raises ``DataInvalid`` where the instrument cannot count its prices and sizes exactly.
     """
-    header = recorded.header
-    books = recorded.books.shallower(market.depth)
-    books = Books(
-        books.seen_ms,
-        books.market_ms,
-        _counted(books.price, header.price_decimals, instrument.price_decimals, "prices"),
-        _counted(books.size, header.quantity_decimals, instrument.quantity_decimals, "sizes"),
-    )
-    times = books.seen_ms
+    header, times, units = recorded.header, recorded.times, recorded.units
     begin_ms = int(closes_ms[0]) - market.interval_ms - wanted * header.every_ms
     begin = int(np.searchsorted(times, begin_ms, side="right"))
     stop = int(np.searchsorted(times, closes_ms[-1], side="right"))
@@ -83,25 +90,29 @@ def depth_track(
         for start in range(first, last, BLOCK_BOOKS):
             cause = causes.get(start, "") or (BEGUN if start == begin else "")
             cuts.append((start, min(start + BLOCK_BOOKS, last), cause))
-    return DepthTrack(header.instrument, header.every_ms, books, cuts)
+    return DepthTrack(
+        recorded,
+        market.depth,
+        _scale(units.price, header.price_decimals, instrument.price_decimals, "prices"),
+        _scale(units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes"),
+        cuts,
+    )
 
 
-def _counted(numbers: Integers, decimals: int, wanted: int, what: str) -> Integers:
-    """Return *numbers* of 10^-*decimals* as integers of 10^-*wanted*, exactly."""
+def _scale(unit: int, decimals: int, wanted: int, what: str) -> Scale:
+    """Return how multiples of *unit* of 10^-*decimals* become integers of 10^-*wanted*, exactly."""
     if wanted >= decimals:
-        finer: Integers = numbers * 10 ** (wanted - decimals)
-        return finer
-    whole, left = np.divmod(numbers, 10 ** (decimals - wanted))
-    if left.any():
+        return Scale(times=10 ** (wanted - decimals))
+    coarser = 10 ** (decimals - wanted)
+    if unit % coarser:
         raise DataInvalid(
             f"The {what} of --depth need {decimals} decimals, and the candles' instrument has "
             f"{wanted}; give candles that were not rounded."
         )
-    found: Integers = whole
-    return found
+    return Scale(over=coarser)
 
 
-def with_depth(market: MarketSection, depth: Sequence[RecordedDepth]) -> MarketSection:
+def with_depth(market: MarketSection, depth: Sequence[DepthSource]) -> MarketSection:
     """Return *market* with levels and pace of *depth* where it names none.
 
     Raises ``ConfigInvalid`` where *depth* has fewer levels, another pace or another symbol than

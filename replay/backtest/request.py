@@ -24,7 +24,7 @@ from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config.loading import COMMAND_LINE, Sections, load
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
-from tracepaper.replay.archive.depth import read_depth
+from tracepaper.replay.archive.depth import StoredDepth
 from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
 from tracepaper.replay.backtest.recorded import rerun_recorded
@@ -193,7 +193,7 @@ def _run(
         else item
         for item in request.frames
     ]
-    depth = [read_depth(path) for path in request.depth]
+    depth = [StoredDepth(path) for path in request.depth]
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)
         run_id = resume_replay(

@@ -26,7 +26,7 @@ from tracepaper.daemon.session.outside import NewlyOpened, Outside
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
-from tracepaper.replay.archive.depth import RecordedDepth
+from tracepaper.replay.archive.depth import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.scan import ScanPredictor
@@ -279,7 +279,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     tally: Tally,
     *,
     frames: Sequence[Candles] = (),
-    depth: Sequence[RecordedDepth] = (),
+    depth: Sequence[DepthSource] = (),
     until_ms: int | None = None,
 ) -> str:
     """Go on with the replay *wanted* over the same candles, until *until_ms*; return its run id.
