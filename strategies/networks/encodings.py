@@ -282,7 +282,8 @@ class Learned(Encoding):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
-        self.place = nn.Parameter(torch.randn(sizes.window, sizes.dim) * 0.02)
+        self.place = nn.Parameter(torch.empty(sizes.window, sizes.dim))
+        nn.init.normal_(self.place, std=0.02)
 
     def code(self, positions: Tensor) -> Tensor:
         """Return the code [time, dim]."""
@@ -298,7 +299,8 @@ class Mixture(Rope):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
-        self.place = nn.Parameter(torch.randn(sizes.window, sizes.dim) * 0.02)
+        self.place = nn.Parameter(torch.empty(sizes.window, sizes.dim))
+        nn.init.normal_(self.place, std=0.02)
         self.lean = nn.Parameter(torch.zeros(2))
 
     def shares(self) -> Tensor:
@@ -323,7 +325,8 @@ class Contextual(Rope):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
-        self.place = nn.Parameter(torch.randn(sizes.window, sizes.dim) * 0.02)
+        self.place = nn.Parameter(torch.empty(sizes.window, sizes.dim))
+        nn.init.normal_(self.place, std=0.02)
         self.ask = nn.Linear(sizes.dim, sizes.dim)
 
     def enter(self, state: Tensor, positions: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ class OrderBookNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Linear(len(COLUMNS), config.dim)
-        self.place = nn.Parameter(0.02 * torch.randn(config.tokens, config.dim))
+        self.place = nn.Parameter(torch.empty(config.tokens, config.dim))
+        nn.init.normal_(self.place, std=0.02)
         self.layers = nn.ModuleList(BookLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         self.direction = nn.Linear(config.dim, len(config.horizons) * len(MOVES))

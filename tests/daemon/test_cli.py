@@ -180,11 +180,18 @@ def test_help_imports_nothing_heavy() -> None:
     assert "doctor" in done.stdout
 
 
-def test_loading_a_bundled_model_imports_no_compiler() -> None:
+def test_loading_a_model_imports_no_compiler() -> None:
     done = python(
         "import sys\n"
         "from tracepaper.storage import checkpoints\n"
-        "from tracepaper.strategies.forecasters.build import build\n"
+        "from tracepaper.strategies.forecasters.build import build, filled\n"
+        "from tracepaper.strategies.networks.encodings import ENCODINGS, Sizes\n"
+        "from tracepaper.strategies.networks.orderbook import OrderBookConfig, OrderBookNetwork\n"
+        "sizes = Sizes(16, 2, 32)\n"
+        "names = ('learned', 'mixture', 'context')\\n"
+        "kinds = [lambda name=name: ENCODINGS[name](sizes) for name in names]\n"
+        "for make in [*kinds, lambda: OrderBookNetwork(OrderBookConfig())]:\n"
+        "    filled(make, make().state_dict())\n"
         "for folder in checkpoints.bundled().values():\n"
         "    found = checkpoints.load(folder)\n"
         "    print(build(found.card, found.tensors).model_id)\n"
