@@ -378,7 +378,9 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
             bases[probe.from_ms] = _steps(config, window, mode)
         base = bases[probe.from_ms]
         future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
-        steps = _steps(config, files._replace(candles=future), mode)
+        close_ms = probe.at_ms + candles[0].interval_ms
+        books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
+        steps = _steps(config, files._replace(candles=future, depth=books), mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
     connection.send(_accesses(config))
 
@@ -528,6 +530,23 @@ def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]
         close=candles.close * factor,
         volume=np.where(later, 0, candles.volume),
     )
+
+
+def later_taken(recorded: RecordedDepth, close_ms: int, *, cut: bool) -> RecordedDepth:
+    """Return *recorded* without the books after *close_ms*, or with nonsense in their place.
+
+    Prices are tenfold then, and a thousand times as much is asked.
+    """
+    books = recorded.books
+    known = int(np.searchsorted(books.seen_ms, close_ms, side="right"))
+    if cut:
+        starts = recorded.starts[recorded.starts < known]
+        kept, causes = books.part(0, known), recorded.causes[: len(starts)]
+        return replace(recorded, books=kept, starts=starts, causes=causes)
+    price, size = books.price.copy(), books.size.copy()
+    price[known:] *= 10
+    size[known:, 1] *= 1_000
+    return replace(recorded, books=replace(books, price=price, size=size))
 
 
 def _first_moved(

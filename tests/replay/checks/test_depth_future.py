@@ -1,0 +1,178 @@
+"""``lookahead`` and ``recursive`` with order books: later ones move nothing, or are named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing import Pipe
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import own_strategies as own
+import pytest
+from depth_cases import FIRST_MS, walk, write
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.depth import RecordedDepth, read_depth
+from tracepaper.replay.backtest import build as build_module
+from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
+from tracepaper.replay.checks.processes import (
+    Files,
+    FreshProcesses,
+    FutureProbe,
+    derive_probes,
+    later_taken,
+)
+from tracepaper.replay.checks.recursive import recursive
+from tracepaper.strategies.books import check_books
+
+MINUTE_MS = 60_000
+HEAVIER = "return by(books is not None and books.size[:, 0, 0].sum() > books.size[:, 1, 0].sum())"
+FAIR = f"books = now.depth\n{HEAVIER}"
+AHEAD = """
+frame = sys._getframe()
+while frame is not None and 'replay' not in frame.f_locals:
+    frame = frame.f_back
+tracks = [] if frame is None else frame.f_locals['replay'].feed._tracks
+books = next((one.depth.source.books for one in tracks if one.depth is not None), None)
+if books is None or now.depth is None:
+    return by(False)
+after = int(np.searchsorted(books.seen_ms, now.time, side='right'))
+"""
+LEAKS = {
+    "the books after the close": f"{AHEAD}books = books.part(after, after + 30)\n{HEAVIER}",
+    "the mid at the end": f"{AHEAD}return by(books.price[-1, 0, 0] > now.depth.price[-1, 0, 0])",
+}
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[FreshProcesses]:
+    with FreshProcesses() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def depth(tmp_path_factory: pytest.TempPathFactory) -> list[RecordedDepth]:
+    path = tmp_path_factory.mktemp("books") / "btc.depth"
+    write(path, walk(3_600, first_ms=FIRST_MS + 60 * MINUTE_MS))
+    return [read_depth(path)]
+
+
+@pytest.fixture(scope="module")
+def candles() -> list[Candles]:
+    made = made_candles(walk_rows(120))
+    return [replace(made, open_time_ms=made.open_time_ms + FIRST_MS - int(made.open_time_ms[0]))]
+
+
+def configured(name: str) -> Config:
+    return load(
+        None,
+        {
+            "strategy": {"name": f"{name}:Mine"},
+            "sizing": {"mode": "fixed", "quantity": "1"},
+            "market": {"symbols": ["BTCUSDT"], "depth": 5},
+        },
+    )
+
+
+def written(folder: Path, name: str, decide: str) -> Config:
+    top = "import sys\nimport numpy as np"
+    (folder / f"{name}.py").write_text(own.source(top=top, head="books = 20", decide=decide))
+    return configured(name)
+
+
+def looked(
+    config: Config, folder: Path, fresh: FreshProcesses, *given: Any, **limits: Any
+) -> LookaheadFinding:
+    candles, depth = given
+    with own.importable(folder):
+        return lookahead(config, candles, fresh, Limits(probes=2, **limits), depth=depth)
+
+
+def test_who_sees_the_books_that_are_handed_on_passes(
+    tmp_path: Path, fresh: FreshProcesses, candles: list[Candles], depth: list[RecordedDepth]
+) -> None:
+    config = written(tmp_path, "fair_books", FAIR)
+    found = looked(config, tmp_path, fresh, candles, depth)
+    assert (found.differences, found.depends) == ([], []), found.sentence()
+    assert (found.without_later, found.probes) == (120, 2)
+    with own.importable(tmp_path):
+        later = recursive(config, candles, fresh, probes=2, warmup=60, depth=depth)
+    assert later.holds, later.sentence()
+    assert later.compared > 20
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_who_looks_for_later_books_is_found(
+    tmp_path: Path,
+    fresh: FreshProcesses,
+    candles: list[Candles],
+    depth: list[RecordedDepth],
+    leak: str,
+) -> None:
+    config = written(tmp_path, f"leak_{list(LEAKS).index(leak)}", LEAKS[leak])
+    found = looked(config, tmp_path, fresh, candles, depth)
+    assert found.because == "it depends on bars that are still to come"
+    assert found.differences
+
+
+def probed(config: Config, files: Files, *probes: FutureProbe) -> list[Any]:
+    """Return what the job says of *probes*, done in this process."""
+    ours, theirs = Pipe()
+    job = Thread(target=derive_probes, args=(theirs, config, files, "step"))
+    job.start()
+    found = []
+    for probe in (*probes, None):
+        ours.send(probe)
+        found.append(ours.recv())
+    job.join()
+    return found[:-1]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_feed_that_hands_books_on_too_early_is_found(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    candles: list[Candles],
+    depth: list[RecordedDepth],
+    cut: bool,
+) -> None:
+    """Planted: books of the next half a minute are dated back to the bar's close."""
+    config = written(tmp_path, f"early_{cut}", FAIR)
+    files = Files(candles, (), depth)
+    first_ms = int(candles[0].open_time_ms[0])
+    probes = [FutureProbe(first_ms, first_ms + bar * MINUTE_MS, cut) for bar in (80, 90, 100)]
+    with own.importable(tmp_path):
+        honest = probed(config, files, *probes)
+        assert [difference for _, difference in honest] == [None, None, None]
+        whole = build_module.depth_track
+
+        def early(recorded: RecordedDepth, *given: Any, **named: Any) -> Any:
+            books = recorded.books
+            back = replace(
+                books, seen_ms=books.seen_ms - 30_000, market_ms=books.market_ms - 30_000
+            )
+            return whole(replace(recorded, books=back), *given, **named)
+
+        monkeypatch.setattr(build_module, "depth_track", early)
+        found = probed(config, files, *probes)
+    assert any(difference is not None for _, difference in found)
+
+
+def test_the_later_books_are_gone_or_others(depth: list[RecordedDepth]) -> None:
+    (whole,) = depth
+    at_ms = int(whole.times[700])
+    cut = later_taken(whole, at_ms, cut=True)
+    assert cut.times.tolist() == whole.times[:701].tolist()
+    assert cut.starts.tolist() == [0]
+    other = later_taken(whole, at_ms, cut=False)
+    check_books(other.books, "what is taken for later books")
+    same = (other.books.price == whole.books.price).all(axis=(1, 2))
+    assert np.flatnonzero(~same).tolist() == list(range(701, len(whole.books)))
+    none = later_taken(whole, 0, cut=True)
+    assert (len(none.books), none.starts.tolist(), none.causes) == (0, [], ())
