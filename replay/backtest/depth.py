@@ -13,7 +13,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.depth import DepthSource
+from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.book_record import BLOCK_BOOKS
 from tracepaper.strategies.books import Integers, packed_books
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -110,6 +112,29 @@ def _scale(unit: int, decimals: int, wanted: int, what: str) -> Scale:
             f"{wanted}; give candles that were not rounded."
         )
     return Scale(over=coarser)
+
+
+def refuse_elsewhere(
+    depth: Sequence[DepthSource],
+    candles: Sequence[Candles],
+    from_ms: int | None = None,
+    until_ms: int | None = None,
+) -> None:
+    """Raise ``DataInvalid`` for books of which none stood so within the candles of the period."""
+    for one in depth:
+        for part in candles:
+            if part.instrument != one.header.instrument or not len(part):
+                continue
+            begin_ms = max(int(part.open_time_ms[0]), from_ms or 0)
+            end_ms = int(part.closes_ms[-1])
+            end_ms = end_ms if until_ms is None else min(end_ms, until_ms)
+            first, last = np.searchsorted(one.times, (begin_ms, end_ms), side="right").tolist()
+            if first == last:
+                raise DataInvalid(
+                    f"--depth holds books of {part.instrument} from {iso(int(one.times[0]))} to "
+                    f"{iso(int(one.times[-1]))}, and the bars are of {iso(begin_ms)} to "
+                    f"{iso(end_ms)}; give books and candles of one time."
+                )
 
 
 def with_depth(market: MarketSection, depth: Sequence[DepthSource]) -> MarketSection:

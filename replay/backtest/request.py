@@ -27,6 +27,7 @@ from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_
 from tracepaper.replay.archive.depth import StoredDepth
 from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
+from tracepaper.replay.backtest.depth import refuse_elsewhere
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import (
     Progress,
@@ -111,6 +112,8 @@ def carry_out(request: Request, watch: Watch | None = None) -> Made:
     recorded = [item for item in request.data if isinstance(item, str) and names_a_run(item)]
     if recorded and len(request.data) > 1:
         raise ConfigInvalid("A recorded run is replayed alone; give --data FILE.db#RUN once.")
+    if recorded and request.depth:
+        raise ConfigInvalid(f"{recorded[0]} brings its own order books; leave --depth out.")
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
     if request.mode not in ("scan", "step"):
         raise ConfigInvalid(f"--mode is {request.mode!r}; write scan or step.")
@@ -193,7 +196,9 @@ def _run(
         else item
         for item in request.frames
     ]
+    from_ms, until_ms = _time(request.from_text, "--from"), _time(request.to_text, "--to")
     depth = [StoredDepth(path) for path in request.depth]
+    refuse_elsewhere(depth, candles, from_ms, until_ms)
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)
         run_id = resume_replay(
@@ -205,7 +210,7 @@ def _run(
             tally,
             frames=frames,
             depth=depth,
-            until_ms=_time(request.to_text, "--to"),
+            until_ms=until_ms,
         )
         return tally, run_id
     replay = build(
@@ -218,8 +223,8 @@ def _run(
         ),
         candles,
         started_at_ms=clock.wall_ms(),
-        from_ms=_time(request.from_text, "--from"),
-        until_ms=_time(request.to_text, "--to"),
+        from_ms=from_ms,
+        until_ms=until_ms,
         funding=funding,
         mode=request.mode,
         database=database,

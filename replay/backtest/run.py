@@ -297,8 +297,15 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
     if not run.keeps_every_step:
         raise ConfigInvalid(f"Run {run_id} says: {ACTING_ONLY}; start a new replay.")
+    config = restore(run.config)
+    if bool(depth) != bool(config.market.depth):
+        raise ConfigInvalid(
+            f"Run {run_id} was made without order books; leave --depth out."
+            if depth
+            else f"Run {run_id} was made with order books; give the same --depth."
+        )
     replay = build(
-        restore(run.config),
+        config,
         candles,
         started_at_ms=run.started_at_ms,
         from_ms=None if not stored.step_count else run.period_start_ms,

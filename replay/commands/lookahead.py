@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.archive import Candles
+    from tracepaper.replay.archive.depth import RecordedDepth
     from tracepaper.replay.checks.lookahead import LookaheadFinding
 
 MOST_BARS = 100_000
@@ -57,18 +58,15 @@ def lookahead(
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.archive.depth import read_depth
-    from tracepaper.replay.backtest.depth import with_depth
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
     from tracepaper.replay.checks.processes import FreshProcesses
 
     given, candles = _given(data, config)
-    books = [read_depth(path) for path in depth or ()]
-    given = given.model_copy(update={"market": with_depth(given.market, books)})
     most = bars or MOST_BARS
     left = sum(max(0, len(part) - most) for part in candles)
     looked_at = _first(candles, most)
+    given, books = _with_books(given, looked_at, depth)
     if not frame_data:
         given = _fitted(given, looked_at)
     with FreshProcesses(*_preloaded(given)) as fresh:
@@ -112,16 +110,13 @@ def recursive(
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
-    from tracepaper.replay.archive.depth import read_depth
-    from tracepaper.replay.backtest.depth import with_depth
     from tracepaper.replay.checks.lookahead import MODEL
     from tracepaper.replay.checks.processes import FreshProcesses
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
     given, candles = _given(data, config)
-    books = [read_depth(path) for path in depth or ()]
-    given = given.model_copy(update={"market": with_depth(given.market, books)})
+    given, books = _with_books(given, candles, depth)
     if not frame_data:
         given = _fitted(given, candles)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
@@ -201,6 +196,19 @@ def _frames(paths: Sequence[str] | None) -> list[Candles]:
     from tracepaper.replay.archive import read_candles
 
     return [read_candles(path) for path in paths or ()]
+
+
+def _with_books(
+    given: Config, candles: Sequence[Candles], paths: Sequence[Path] | None
+) -> tuple[Config, list[RecordedDepth]]:
+    """Return *given* with the levels and the pace of the books of *paths*, and these."""
+    from tracepaper.replay.archive.depth import read_depth
+    from tracepaper.replay.backtest.depth import refuse_elsewhere, with_depth
+
+    books = [read_depth(path) for path in paths or ()]
+    given = given.model_copy(update={"market": with_depth(given.market, books)})
+    refuse_elsewhere(books, candles)
+    return given, books
 
 
 def _first(candles: Sequence[Candles], most: int) -> list[Candles]:

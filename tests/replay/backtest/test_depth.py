@@ -445,6 +445,12 @@ def test_a_decision_that_asked_no_network_says_so(
         explain_decision(f"{run_id}:{sequence}", path, full=True, png=None, as_json=True)
 
 
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[FreshProcesses]:
+    with FreshProcesses(MODEL) as server:
+        yield server
+
+
 def after_the_warm_up(tmp_path: Path) -> list[RecordedDepth]:
     """Return books of the half an hour after the bars that the yardstick of a gate takes."""
     path = tmp_path / "late.depth"
@@ -452,20 +458,22 @@ def after_the_warm_up(tmp_path: Path) -> list[RecordedDepth]:
     return [read_depth(path)]
 
 
-def test_nothing_moves_where_the_future_is_taken_away(tmp_path: Path, checkpoint: Path) -> None:
+def test_nothing_moves_where_the_future_is_taken_away(
+    tmp_path: Path, checkpoint: Path, fresh: FreshProcesses
+) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    with FreshProcesses(MODEL) as fresh:
-        found = lookahead(config, data, fresh, Limits(probes=2), depth=depth)
+    found = lookahead(config, data, fresh, Limits(probes=2), depth=depth)
     assert found.differences == [], found.sentence()
     assert (found.probes, found.depends) == (2, [])
     assert found.compared > 90
 
 
-def test_nothing_moves_where_the_past_is_cut_off(tmp_path: Path, checkpoint: Path) -> None:
+def test_nothing_moves_where_the_past_is_cut_off(
+    tmp_path: Path, checkpoint: Path, fresh: FreshProcesses
+) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    with FreshProcesses(MODEL) as fresh:
-        found = recursive(config, data, fresh, probes=2, warmup=60, depth=depth)
+    found = recursive(config, data, fresh, probes=2, warmup=60, depth=depth)
     assert found.holds, found.sentence()
     assert found.compared > 20
