@@ -188,7 +188,7 @@ def test_loading_a_model_imports_no_compiler() -> None:
         "from tracepaper.strategies.networks.encodings import ENCODINGS, Sizes\n"
         "from tracepaper.strategies.networks.orderbook import OrderBookConfig, OrderBookNetwork\n"
         "sizes = Sizes(16, 2, 32)\n"
-        "names = ('learned', 'mixture', 'context')\\n"
+        "names = ('learned', 'mixture', 'context')\n"
         "kinds = [lambda name=name: ENCODINGS[name](sizes) for name in names]\n"
         "for make in [*kinds, lambda: OrderBookNetwork(OrderBookConfig())]:\n"
         "    filled(make, make().state_dict())\n"
