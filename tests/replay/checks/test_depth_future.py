@@ -19,7 +19,7 @@ from exchange_client import walk_rows
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.depth import RecordedDepth, read_depth
-from tracepaper.replay.backtest import build as build_module
+from tracepaper.replay.backtest.depth import depth_track
 from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
 from tracepaper.replay.checks.processes import (
     Files,
@@ -150,16 +150,15 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
     with own.importable(tmp_path):
         honest = probed(config, files, *probes)
         assert [difference for _, difference in honest] == [None, None, None]
-        whole = build_module.depth_track
 
         def early(recorded: RecordedDepth, *given: Any, **named: Any) -> Any:
             books = recorded.books
             back = replace(
                 books, seen_ms=books.seen_ms - 30_000, market_ms=books.market_ms - 30_000
             )
-            return whole(replace(recorded, books=back), *given, **named)
+            return depth_track(replace(recorded, books=back), *given, **named)
 
-        monkeypatch.setattr(build_module, "depth_track", early)
+        monkeypatch.setattr("tracepaper.replay.backtest.build.depth_track", early)
         found = probed(config, files, *probes)
     assert any(difference is not None for _, difference in found)
 
