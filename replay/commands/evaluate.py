@@ -116,15 +116,7 @@ def evaluate(
         evaluate_books(locate(checkpoint), data, threads=threads, as_json=json)
         return
     if _is_together(checkpoint):
-        plain = not (spans or start or end or beside or folds or instead or html or vectors)
-        _judge_together(
-            checkpoint,
-            data,
-            plain=plain and not any(asked.values()),
-            threads=threads,
-            as_json=json,
-        )
-        return
+        _refuse_for_several(checkpoint, asked | {"explained-bars": explained_bars or 0})
     chosen = read_spans(spans, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if folds is not None and (is_class or spans or start or end or beside):
@@ -167,40 +159,17 @@ def _is_together(name: str) -> bool:
     return is_checkpoint(folder) and is_together(read_card(folder))
 
 
-def _judge_together(
-    name: str, data: list[str], *, plain: bool, threads: int, as_json: bool
-) -> None:
-    """Judge a checkpoint over several assets on the untouched closes that all of *data* have."""
-    from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.training.aligned import AlignedMaterial
-    from tracepaper.replay.training.aligned_pipeline import evaluated_together, findings_of
-    from tracepaper.replay.training.fitted import stored_baselines
-    from tracepaper.replay.training.pipeline import split_of, use_threads
-    from tracepaper.storage.checkpoints import load, locate
+def _refuse_for_several(name: str, asked: Mapping[str, int]) -> None:
+    """Raise ``ConfigInvalid`` where an examination is *asked* for that needs one instrument."""
     from tracepaper.strategies.errors import ConfigInvalid
 
-    if not plain:
-        raise ConfigInvalid(
-            f"{name} answers for all symbols of a close, and is judged on the closes after its "
-            "calibration; leave out all options but --data, --threads and --json."
-        )
-    use_threads(threads)
-    folder = locate(name)
-    found = load(folder)
-    split = split_of(found.card)
-    material = _material(found.card, data, stored=stored_baselines(folder, found.card))
-    aligned = AlignedMaterial.of(material, lambda _: split)
-    card = evaluated_together(found.card, found.tensors, aligned)
-    tables, sentences = findings_of(card), card["honesty"]["sentences"]
-    if as_json:
-        told = {"figures": card["figures"], "sentences": sentences, "not_used": list(aligned.said)}
-        print_json({"id": found.id, **told})
-        return
-    console = for_tables()
-    for table in tables:
-        console.print(table.on_terminal())
-    for sentence in (*aligned.said, *sentences):
-        console.print(f"• {sentence}", markup=False)
+    for option, count in asked.items():
+        if count:
+            raise ConfigInvalid(
+                f"--{option} examines what a model says of one instrument's bars, and {name} "
+                "answers for all symbols of a close; leave it out, and see where it looked by "
+                "`tracepaper explain RUN --full`."
+            )
 
 
 class _Judged(NamedTuple):
@@ -240,11 +209,18 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     """Return a checkpoint and its folder; refuse one that cannot be built."""
     from tracepaper.replay.training.pipeline import use_threads
     from tracepaper.storage.checkpoints import load, locate
+    from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
+    from tracepaper.strategies.forecasters.together import TogetherModel, is_together
 
     use_threads(threads)
     folder = locate(name)
     found = load(folder)
+    if is_together(found.card):
+        if vectors is not None:
+            raise ConfigInvalid(f"{name} was trained without vectors; leave --vectors out.")
+        TogetherModel.read(found.card, found.tensors, threads=threads)
+        return folder, found
     source = None
     if vectors is not None:
         scale = vector_scale(found.card) if takes_vectors(found.card) else None

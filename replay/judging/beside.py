@@ -26,13 +26,18 @@ from tracepaper.replay.judging.judgement import (
 )
 from tracepaper.replay.judging.spans import NamedSpan
 from tracepaper.replay.judging.statistics import DayDifference, corrected, difference
+from tracepaper.replay.training.across import AcrossAssets
+from tracepaper.replay.training.aligned import AlignedMaterial
+from tracepaper.replay.training.aligned_judged import forecasts_together
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.fitted import unfitted
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import evaluate_own
+from tracepaper.replay.training.pipeline import ALL_MEASURES
 from tracepaper.replay.training.samples import Samples
-from tracepaper.replay.training.series import Part
+from tracepaper.replay.training.series import SYMBOL_BITS, Part
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.together import is_together
 from tracepaper.strategies.market import interval_text
 
 
@@ -65,11 +70,22 @@ def rival_checkpoint(
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
     """
+    across = None
     try:
-        forecasts, given = forecasts_of(card, tensors, _same_bars(material, of, of.span))
+        same = _same_bars(material, of, of.span)
+        if is_together(card):
+            forecasts, across = forecasts_together(
+                card,
+                tensors,
+                AlignedMaterial.of(same, lambda _: same.split),
+                closes=np.unique(same.keys >> SYMBOL_BITS),
+            )
+            given = ALL_MEASURES
+        else:
+            forecasts, given = forecasts_of(card, tensors, same)
     except (ConfigInvalid, DataInvalid) as error:
         raise _refused(name, error) from None
-    return _rival(name, forecasts, given, of)
+    return _rival(name, forecasts, given, of, across)
 
 
 def rival_class(
@@ -114,11 +130,15 @@ def _listed(horizons: Sequence[int]) -> str:
 
 
 def _rival(
-    name: str, forecasts: Sequence[HorizonForecasts], given: frozenset[str], of: SpanJudgement
+    name: str,
+    forecasts: Sequence[HorizonForecasts],
+    given: frozenset[str],
+    of: SpanJudgement,
+    across: AcrossAssets | None = None,
 ) -> Rival:
     wanted = {one.horizon for one in of.horizons}
     shared = {one.horizon: one for one in forecasts if one.horizon in wanted}
-    return Rival(name, shared, given)
+    return Rival(name, shared, given, across)
 
 
 # --- side by side

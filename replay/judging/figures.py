@@ -14,6 +14,7 @@ import numpy as np
 
 from tracepaper.replay.archive.times import iso
 from tracepaper.replay.judging import charts
+from tracepaper.replay.judging.across import beside_tables, tables_of_span
 from tracepaper.replay.judging.beside import compared_with
 from tracepaper.replay.judging.further import correlation_tables, further_tables
 from tracepaper.replay.judging.judgement import LOSSES, MEASURES, OWN, RISKS, SpanJudgement
@@ -207,6 +208,7 @@ def _beside(judgement: SpanJudgement) -> Iterable[Table]:
                 ]
                 name = f"beside_{key}_{one.horizon}"
                 yield table(name, whole, columns, found.items(), notes=[note])
+    yield from beside_tables(judgement)
 
 
 def _compared_columns(of: str, title: str) -> list[Figure[tuple[str, DayDifference]]]:
@@ -265,6 +267,7 @@ def _further(judgement: SpanJudgement) -> Iterable[Table]:
 
 
 shown("correlation")(correlation_tables)
+shown("across")(tables_of_span)
 
 
 def _breach_columns() -> list[Figure[Breaches]]:
@@ -346,7 +349,7 @@ def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
 @shown("gates")
 def _gates(judgement: SpanJudgement) -> Iterable[Table]:
     """Return the accuracy gained on the surest bars."""
-    selective = judgement.judged.figures["gates"].get("selective", {})
+    selective = judgement.judged.figures.get("gates", {}).get("selective", {})
     columns = [
         _named("gate", "gate"),
         *(_column(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),

@@ -9,20 +9,32 @@ The rule is docs/models.md, L55.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.replay.judging.across import (
+    RANKS,
+    WEIGHTS,
+    net_difference,
+    net_verdict,
+    rank_verdict,
+    ranks_of_both,
+)
 from tracepaper.replay.judging.beside import on_same_bars
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
 from tracepaper.replay.judging.statistics import DayDifference, corrected, difference, verdict
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
+from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.ensemble import half_as_card
 from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.weighed import NETWORK
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, row_kind
+from tracepaper.strategies.forecasters.together import is_together
 
 _SECTION: Final = "architecture"
 _SECTIONS: Final = (_SECTION, "training")
@@ -63,9 +75,10 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     if row_kind(card) is not None:
         raise ConfigInvalid("--instead changes a network; give it a checkpoint that has one.")
     own = half_as_card(card, HALVES[0]) if is_ensemble(card) else card
-    before = Recipe.of(own).document()[section].get(key)
+    recipe_of = AlignedRecipe.of if is_together(card) else Recipe.of
+    before = recipe_of(own).document()[section].get(key)
     other = {**own, section: {**own[section], key: _value(value.strip(), before)}}
-    now = Recipe.of(other).document()[section].get(key)
+    now = recipe_of(other).document()[section].get(key)
     if now is None:
         raise ConfigInvalid(f"--instead {text}: {section}.{key} is no key of the recipe.")
     if now == before:
@@ -86,10 +99,33 @@ def _value(text: str, like: object) -> object:
 
 
 def tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
-    """Return for each loss how much more each change of *others* loses than *own*, by horizon."""
-    return [
-        _compared(own, others, key, title, losses) for key, (title, _, losses) in LOSSES.items()
+    """Return for each loss how much more each change of *others* loses than *own*, by horizon.
+
+    Of a network over several assets also how much better each ranks them, and what its weights make
+    more a day.
+    """
+    horizons = [f"{one.horizon} bars" for one in own.forecasts[0]]
+    made = [
+        _compared(
+            own,
+            others,
+            f"instead_{key}",
+            title,
+            {
+                name: partial(_difference, own, column=column, losses=losses)
+                for column, name in enumerate(horizons)
+            },
+            verdict,
+        )
+        for key, (title, _, losses) in LOSSES.items()
     ]
+    if own.across:
+        ranks = {name: partial(_ranked, own, column=column) for column, name in enumerate(horizons)}
+        made.append(_compared(own, others, "instead_across", RANKS, ranks, rank_verdict))
+    if any(one.held for one in own.across):
+        weights = {"basis points a day": partial(_weighed, own)}
+        made.append(_compared(own, others, "instead_weights", WEIGHTS, weights, net_verdict))
+    return made
 
 
 class _Row(dict[str, Value]):
@@ -101,33 +137,34 @@ def _column(key: str, title: str, form: Form) -> Figure[_Row]:
 
 
 def _compared(
-    own: Refits, others: Mapping[str, Refits], key: str, title: str, losses: Losses
+    own: Refits,
+    others: Mapping[str, Refits],
+    key: str,
+    title: str,
+    differences: Mapping[str, Callable[[Refits], DayDifference | None]],
+    say: Callable[[DayDifference], str],
 ) -> Table:
+    """Return a row a change, and two columns for each of *differences* by its name."""
     rows = {text: _Row(change=text) for text in others}
-    horizons = [one.horizon for one in own.forecasts[0]]
-    for column, horizon in enumerate(horizons):
-        found = corrected(
-            {text: _difference(own, other, column, losses) for text, other in others.items()}
-        )
-        for text, one in found.items():
-            rows[text] |= {str(horizon): one.pair, f"{horizon}_verdict": verdict(one)}
-            rows[text]["days"] = one.days
     columns = [_column("change", "change", "text")]
-    for horizon in horizons:
-        columns.append(_column(str(horizon), f"{horizon} bars", "measure"))
-        columns.append(_column(f"{horizon}_verdict", "the change is", "text"))
+    for name, of in differences.items():
+        column = name.removesuffix(" bars")
+        every = {text: of(other) for text, other in others.items()}
+        known = {text: one for text, one in every.items() if one is not None}
+        for text, one in corrected(known).items():
+            rows[text] |= {column: one.pair, f"{column}_verdict": say(one), "days": one.days}
+        columns.append(_column(column, name, "measure"))
+        columns.append(_column(f"{column}_verdict", "the change is", "text"))
     columns.append(_column("days", "days", "count"))
     note = (
         "The change less the recipe as it is, on the bars that both answer; fitted anew on the "
         "same folds with the same seed, errors by day, the verdict by Holm over the changes."
     )
-    return table(
-        f"instead_{key}", f"{title}: what changes are worth, {own.text}", columns, rows.values(),
-        notes=[note],
-    )  # fmt: skip
+    whole = f"{title}: what changes are worth, {own.text}"
+    return table(key, whole, columns, rows.values(), notes=[note])
 
 
-def _difference(own: Refits, other: Refits, column: int, losses: Losses) -> DayDifference:
+def _difference(own: Refits, other: Refits, *, column: int, losses: Losses) -> DayDifference:
     first, second, days = [], [], []
     for mine, theirs in zip(own.forecasts, other.forecasts, strict=True):
         as_is, change = on_same_bars(mine[column], theirs[column])
@@ -135,3 +172,31 @@ def _difference(own: Refits, other: Refits, column: int, losses: Losses) -> DayD
         second.append(losses(as_is)[OWN])
         days.append(as_is.days)
     return difference(np.concatenate(first), np.concatenate(second), np.concatenate(days))
+
+
+def _ranked(own: Refits, other: Refits, *, column: int) -> DayDifference:
+    """Return how much better the change ranks the assets, close by close."""
+    as_is, change = (
+        [(forecasts[column], across) for forecasts, across in
+         zip(one.forecasts, one.across, strict=True)]
+        for one in (own, other)
+    )  # fmt: skip
+    pairs = [pair for both in zip(as_is, change, strict=True) if (pair := ranks_of_both(*both))]
+    first, second, days = (
+        np.concatenate(of)
+        for of in zip(*((b.value, a.value, a.days) for a, b in pairs), strict=True)
+    )
+    return difference(first, second, days)
+
+
+def _weighed(own: Refits, other: Refits) -> DayDifference | None:
+    """Return what the weights of the change made more a day, in basis points.
+
+    None where no fold has a decision of both.
+    """
+    held = [
+        (change.held[NETWORK], as_is.held[NETWORK])
+        for as_is, change in zip(own.across, other.across, strict=True)
+        if as_is.held and change.held
+    ]
+    return net_difference(*(list(of) for of in zip(*held, strict=True))) if held else None

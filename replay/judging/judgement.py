@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.judging.spans import WHOLE, NamedSpan
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.across import AcrossAssets
+from tracepaper.replay.training.aligned import AlignedMaterial
+from tracepaper.replay.training.aligned_judged import judge_together
 from tracepaper.replay.training.ensemble import judge_ensemble, mixed
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.explained import JudgedPart, daily_net
@@ -26,6 +29,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
 from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES
+from tracepaper.strategies.forecasters.together import is_together
 from tracepaper.strategies.market import DAY_MS
 
 NO_BASELINES: Final = (
@@ -43,6 +47,7 @@ class Rival:
     name: str
     forecasts: Mapping[int, HorizonForecasts]
     given: frozenset[str]  # the measures that it gives
+    across: AcrossAssets | None = None  # of a network over several assets
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,11 @@ def judge_checkpoint(
 ) -> SpanJudgement:
     """Return the judgement of a checkpoint on *span* of the time after its calibration.
 
-    *bars* are explained, for the gates; by default as many as can be in minutes.
+    *bars* are explained, for the gates; by default as many as can be in minutes. A network over
+    several assets is judged at the closes that all of *material*'s symbols have.
     """
+    if is_together(card):
+        return _judge_together(card, tensors, material, span)
     material, missing = _with_baselines(within(material, span))
     if is_ensemble(card):
         found = judge_ensemble(card, tensors, material, bars=bars)
@@ -108,6 +116,17 @@ def judge_checkpoint(
     else:
         found = judge_rows(card, tensors, material)
     return SpanJudgement(span, material.symbols(Part.TEST), found, card, missing)
+
+
+def _judge_together(
+    card: Mapping[str, Any], tensors: Mapping[str, Any], material: Material, span: NamedSpan
+) -> SpanJudgement:
+    """Return the judgement of a network over several assets on *span*."""
+    aligned = AlignedMaterial.of(material, lambda _: material.split)
+    own, missing = _with_baselines(within(aligned.material, span))
+    found = judge_together(card, tensors, replace(aligned, material=own))
+    symbols = own.symbols(Part.TEST)
+    return SpanJudgement(span, symbols, found, card, (*aligned.said, *missing))
 
 
 def judge_class(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.replay.judging.across import RANKS, WEIGHTS, rank_table, weights_table
 from tracepaper.replay.judging.folds import (
     COMBINATORIAL,
     Fold,
@@ -29,6 +30,10 @@ from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.statistics import corrected, difference, overfitting, verdict
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.across import AcrossAssets
+from tracepaper.replay.training.aligned import AlignedMaterial
+from tracepaper.replay.training.aligned_judged import forecasts_together, scales_together
+from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned
 from tracepaper.replay.training.ensemble import (
     EnsembleRecipe,
     fitted_network,
@@ -47,6 +52,7 @@ from tracepaper.replay.training.series import Part, Parts
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
+from tracepaper.strategies.forecasters.together import is_together
 from tracepaper.strategies.market import DAY_MS
 
 REFITS_MOST: Final = 3
@@ -73,12 +79,16 @@ class FoldMaterial(Material):
 
 @dataclass(frozen=True)
 class Refits:
-    """The forecasts of each fold's test, by fold and horizon; *combination* is (groups, tests)."""
+    """The forecasts of each fold's test, by fold and horizon; *combination* is (groups, tests).
+
+    *across* is what a network over several assets says beside them, by fold; else it is empty.
+    """
 
     text: str
     folds: Sequence[Fold]
     forecasts: Sequence[Sequence[HorizonForecasts]]
     combination: tuple[int, int] | None
+    across: Sequence[AcrossAssets] = ()
 
 
 def refit(
@@ -101,6 +111,8 @@ def refit(
             f"A network is fitted anew at most {REFITS_MOST} times, on folds that walk: write "
             f"--folds walk:{REFITS_MOST}. Combinatorial folds are for tree and glm."
         )
+    if is_together(card):
+        return _refit_together(card, material, text, say)
     embargo_ms = material.split.embargo_bars * material.interval_ms
     folds = read_folds(text, _before(material), embargo_ms=embargo_ms)
     if is_ensemble(card):
@@ -115,6 +127,27 @@ def refit(
             found.append((_network if is_network else _rows)(card, own, say))
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
     return Refits(text, folds, found, combination)
+
+
+def _refit_together(card: Mapping[str, Any], material: Material, text: str, say: Say) -> Refits:
+    """Fit a network over several assets on folds of the closes that all of them have."""
+    aligned = AlignedMaterial.of(material, lambda _: material.split)
+    for sentence in aligned.said:
+        say(sentence)
+    common = aligned.material
+    embargo_ms = common.split.embargo_bars * common.interval_ms
+    folds = read_folds(text, _before(common), embargo_ms=embargo_ms)
+    forecasts, across = [], []
+    for place, fold in enumerate(folds, start=1):
+        say(f"Fold {place} of {len(folds)}.")
+        own = replace(aligned, material=FoldMaterial.of(common, fold))
+        fit = fit_aligned(own, AlignedRecipe.of(card), observe=lambda _: None, say=say)
+        made = {**card, "architecture": fit.network.config.listed()}
+        made["calibration"] = card["calibration"] | scales_together(fit.network, own)
+        said, beside = forecasts_together(made, fit.best, own)
+        forecasts.append(said)
+        across.append(beside)
+    return Refits(text, folds, forecasts, None, across)
 
 
 def _before(material: Material) -> Span:
@@ -173,6 +206,13 @@ def tables(found: Refits) -> list[Table]:
         made.append(_pooled(found, f"folds_{key}", f"{title}, over {found.text}", losses))
         if found.combination is not None:
             made.append(_selected(found, f"overfitting_{key}", title, losses))
+    if found.across:
+        each = list(zip(*found.forecasts, strict=True))  # by horizon
+        parts = [list(zip(every, found.across, strict=True)) for every in each]
+        made.append(rank_table("folds_across", f"{RANKS}, over {found.text}", parts))
+        held = [one.held for one in found.across]
+        title = f"{WEIGHTS}, over {found.text}"
+        made += [one for one in [weights_table("folds_weights", title, held)] if one is not None]
     return made
 
 

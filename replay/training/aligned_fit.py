@@ -42,10 +42,15 @@ _VALIDATED: Final = 8
 
 
 def usual_return(training: Sequence[Labelled], every: int) -> float:
-    """Return the standard deviation of equal weights' returns over *every* bars in *training*."""
+    """Return the standard deviation of equal weights' returns over *every* bars in *training*.
+
+    Of returns that end within the part.
+    """
     found = []
     for one in training:
-        rows = one.stretch.decisions(one.rows, every)
+        column = one.samples[0].horizons.index(every)
+        within = np.flatnonzero(one.samples[0].weights[:, column] > 0)
+        rows = one.stretch.decisions(within, every)
         moves = np.expm1(one.stretch.moves(every)[:, rows]).mean(axis=0)
         found.append(moves[np.isfinite(moves)])
     return float(np.concatenate(found).std())
@@ -64,7 +69,8 @@ class AlignedFit:
         config = network.config
         self.progress = Progress(steps=options.steps)
         self.best: dict[str, Tensor] = {}
-        self._network, self._options = network, options
+        self.network = network
+        self._options = options
         self._assets = torch.arange(len(config.symbols))
         self._chunks = AlignedChunks(training, network, length=options.length, batch=options.batch)
         self._validation = AlignedChunks(
@@ -119,17 +125,17 @@ class AlignedFit:
             observe(progress)
 
     def _step(self, batch: AlignedBatch) -> float:
-        self._network.train()
+        self.network.train()
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(self.progress.step, self._options)
         self._optimiser.zero_grad(set_to_none=True)
-        loss = self._loss(self._network, batch)
+        loss = self._loss(self.network, batch)
         torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._options.clip)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._options.clip)
         if not math.isfinite(norm):
             return math.nan
         self._optimiser.step()
-        self._averaged.update_parameters(self._network)
+        self._averaged.update_parameters(self.network)
         self.progress.bars += int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
         return float(loss.detach())
 

@@ -1,36 +1,21 @@
-"""From candles of several symbols to a checkpoint that answers for all of a close: fit and judge.
+"""From candles of several symbols to a checkpoint that answers for all of a close.
 
-The card is that of any network. Figures of each horizon are over all assets, beside the baselines
-of each; to them come the rank correlation across the assets, close by close, and what the weights
-made. The rules are docs/several.md, P23 to P29.
+The card is that of any network. The rules are docs/several.md, P23 to P29.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import rankdata
-from torch import Tensor
 
 from tracepaper.replay.training import card as cards
-from tracepaper.replay.training import figures
-from tracepaper.replay.training.aligned import (
-    AlignedMaterial,
-    CrossPredictions,
-    Ids,
-    Labelled,
-    predicted,
-)
+from tracepaper.replay.training.aligned import AlignedMaterial
 from tracepaper.replay.training.aligned_fit import AlignedFit
-from tracepaper.replay.training.card import NOTICE, slope, temperature
-from tracepaper.replay.training.evaluation import HorizonForecasts, judged, report
-from tracepaper.replay.training.findings import Cell, Finding
+from tracepaper.replay.training.aligned_judged import evaluated_together, scales_together
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
 from tracepaper.replay.training.fitted import save_judged
 from tracepaper.replay.training.pipeline import Say, interval_name
@@ -49,26 +34,11 @@ from tracepaper.replay.training.recipe import (
     with_baselines,
 )
 from tracepaper.replay.training.series import Part
-from tracepaper.replay.training.weighed import (
-    NETWORK,
-    WeightsAt,
-    weighed_figures,
-    weighings,
-)
-from tracepaper.replay.training.weighed import sentences as weighed_sentences
 from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.forecasters.together import TogetherModel
 from tracepaper.strategies.market import MINUTE_MS
-from tracepaper.strategies.networks.crossasset import (
-    JOINT,
-    CrossAssetConfig,
-    CrossAssetNetwork,
-)
+from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAssetNetwork
 
-JOINT_ROWS: Final = 4_000
-"""Closes of a part that joint attention is judged on: each costs a pass over its window."""
 _UNKNOWN: Final = ("?",)
 """Stands for the symbols in a recipe: the candles name them."""
 
@@ -163,6 +133,20 @@ def train_aligned(
     """
     for sentence in material.said:
         say(sentence)
+    fit = fit_aligned(material, recipe, observe=observe, say=say)
+    config = fit.network.config
+    card = _card(material, replace(recipe, config=config), fit.progress, folder, at=created_ms)
+    say("Calibrating.")
+    card = {**card, "calibration": card["calibration"] | scales_together(fit.network, material)}
+    say("Judging on untouched time.")
+    card = evaluated_together(card, fit.best, material)
+    return save_judged(folder, fit.best, card, material.material.fitted)
+
+
+def fit_aligned(
+    material: AlignedMaterial, recipe: AlignedRecipe, *, observe: Observe, say: Say
+) -> AlignedFit:
+    """Fit the network of *recipe* to the symbols of *material*; it holds its best weights then."""
     own = material.material
     config = replace(
         recipe.config,
@@ -185,12 +169,7 @@ def train_aligned(
     )
     fit.run(observe)
     network.load_state_dict(fit.best)
-    card = _card(material, replace(recipe, config=config), fit.progress, folder, at=created_ms)
-    say("Calibrating.")
-    card = {**card, "calibration": card["calibration"] | _scales(network, material)}
-    say("Judging on untouched time.")
-    card = evaluated_together(card, fit.best, material)
-    return save_judged(folder, fit.best, card, own.fitted)
+    return fit
 
 
 def _card(
@@ -222,209 +201,3 @@ def _card(
         "data": cards.data_section(own.sources),
         "versions": cards.versions_section(),
     }
-
-
-# ---------------------------------------------------------------- judged
-
-
-class _Answered(NamedTuple):
-    """What a network said of one stretch of a part."""
-
-    labelled: Labelled
-    said: CrossPredictions
-
-
-def _answered(network: CrossAssetNetwork, material: AlignedMaterial, part: Part) -> list[_Answered]:
-    """Return the answers at every labelled close of *part* with a whole field before it."""
-    found = []
-    for one in material.labelled(part):
-        rows = one.whole_rows(network.config.receptive_field)
-        if network.config.attention == JOINT:
-            rows = rows[:: -(-len(rows) // JOINT_ROWS)] if len(rows) else rows
-        if len(rows):
-            found.append(_Answered(one, predicted(network, one.stretch, rows)))
-    if not found:
-        raise ConfigInvalid(
-            f"The {part.value} part has no close with {network.config.receptive_field} bars before "
-            "it; move the split's dates or narrow the window."
-        )
-    return found
-
-
-def _judged(answered: Sequence[_Answered], material: AlignedMaterial) -> list[HorizonForecasts]:
-    """Put forecasts, baselines and labels of every asset side by side, asset after asset."""
-    pairs = [
-        (samples, one.said.rows, said)
-        for one in answered
-        for samples, said in zip(one.labelled.samples, one.said.each, strict=True)
-    ]
-    return judged(pairs, material.material.baselines, material.horizons)
-
-
-def _scales(network: CrossAssetNetwork, material: AlignedMaterial) -> dict[str, Any]:
-    """Return temperature and slopes of the calibration slice, by horizon."""
-    answered = _answered(network, material, Part.CALIBRATION)
-    found = _judged(answered, material)
-    relative = {}
-    for at, horizon in enumerate(material.horizons):
-        pairs = [
-            (one.said.relative[..., at], one.labelled.relative[:, one.said.rows, at])
-            for one in answered
-        ]
-        forecast, value = (np.concatenate([p[i].ravel() for p in pairs]) for i in (0, 1))
-        known = np.isfinite(value)
-        relative[str(horizon)] = slope(
-            forecast[known].astype(np.float64), value[known].astype(np.float64)
-        )
-    return {
-        "temperature": {str(one.horizon): temperature(one.logits, one.classes) for one in found},
-        "slope": {str(one.horizon): slope(one.mean, one.value) for one in found},
-        "relative_slope": relative,
-    }
-
-
-def evaluated_together(
-    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: AlignedMaterial
-) -> dict[str, Any]:
-    """Return *card* with the figures of the test part and the sentences that follow from them."""
-    model, section = TogetherModel.read(card, weights), card["calibration"]
-    answered = _answered(model.network, material, Part.TEST)
-    found: dict[str, Any] = {}
-    for at, one in enumerate(_judged(answered, material)):
-        name = str(one.horizon)
-        own = report(one, temperature=section["temperature"][name], slope=section["slope"][name])
-        found[name] = {**own, "relative_rank_ic": _across(one, answered, at)}
-    every = model.config.every
-    decisions = weighings(
-        material.labelled(Part.TEST), every=every, field=model.config.receptive_field
-    )
-    said = []
-    if decisions:
-        found["weights"] = weighed_figures(decisions, _weights_of(model))
-        said = weighed_sentences(found["weights"])
-    told = [NOTICE, *_sentences(found, horizon=model.horizon), *said]
-    return {**card, "figures": found, "honesty": {"sentences": told}}
-
-
-def _weights_of(model: TogetherModel) -> WeightsAt:
-    """Return what weighs as the strategy of *model* does."""
-
-    def found(one: Labelled, rows: Ids) -> Array:
-        said = predicted(model.network, one.stretch, rows)
-        allocation = None if said.allocation is None else torch.from_numpy(said.allocation)
-        return model.weights(torch.from_numpy(said.relative), allocation)
-
-    return found
-
-
-def _across(
-    found: HorizonForecasts, answered: Sequence[_Answered], at: int
-) -> dict[str, list[float]]:
-    """Return the mean over closes of the rank correlation across the assets, by forecast.
-
-    Of expected with realised log returns; ``relative`` is the network's head for it, every other
-    name is a mean of the tables above. Errors are by day.
-    """
-    expected: dict[str, list[Array]] = {name: [] for name in ("relative", *found.means)}
-    realised, days, start = [], [], 0
-    for one in answered:
-        rows, assets = one.said.rows, len(one.labelled.samples)
-        used = one.labelled.samples[0].weights[rows, at] > 0
-        count = int(used.sum())
-        span = slice(start, start + assets * count)
-        start += assets * count
-        unit = found.unit[span].reshape(assets, count)
-        realised.append(found.value[span].reshape(assets, count) * unit)
-        days.append(found.days[span][:count])
-        expected["relative"].append(one.said.relative[:, used, at] * unit)
-        for name, mean in found.means.items():
-            expected[name].append(mean[span].reshape(assets, count) * unit)
-    made, of_days = np.concatenate(realised, axis=1), np.concatenate(days)
-    return {
-        name: _pair(rank_correlations(np.concatenate(parts, axis=1), made), of_days)
-        for name, parts in expected.items()
-    }
-
-
-def rank_correlations(expected: Array, realised: Array) -> Array:
-    """Return Spearman's correlation across the assets, one a close, of [asset, close].
-
-    0 where either is the same for all.
-    """
-    first, second = (rankdata(values, axis=0) for values in (expected, realised))
-    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
-    spread = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
-    found: Array = np.divide(
-        (first * second).sum(axis=0), spread, out=np.zeros(len(spread)), where=spread > 0
-    )
-    return found
-
-
-def _pair(values: Array, days: NDArray[np.int64]) -> list[float]:
-    found = figures.mean(values, days)
-    return [round(found.value, 5), round(found.error, 5)]
-
-
-def _sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
-    """Return what an honest reader must know of the forecasts at the gates' horizon."""
-    main = found[str(horizon)]
-    accuracy, error = main["sign_accuracy"][NETWORK]
-    rank, noise = main["relative_rank_ic"]["relative"]
-    word = "above" if rank > 2.0 * noise > 0.0 else "not above"
-    return [
-        (
-            f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of "
-            f"untouched bars (± {100 * error:.1f} by days); half is chance."
-        ),
-        *cards.volatility_sentence(main["qlike"], NETWORK, horizon),
-        (
-            f"Across the assets its relative returns have a rank correlation of {rank:+.3f} (± "
-            f"{noise:.3f} over {main['days']} days) with what came: {word} chance."
-        ),
-    ]
-
-
-# ---------------------------------------------------------------- shown
-
-_SHOWN: Final[Mapping[str, str]] = {
-    "qlike": "Volatility, QLIKE",
-    "sign_accuracy": "Sign of the return, share named",
-    "ic": "Return, correlation",
-    "relative_rank_ic": "Across the assets, rank correlation by close",
-}
-
-
-def findings_of(card: Mapping[str, Any]) -> list[Finding]:
-    """Return the figures of a card as tables: one a figure, a row a forecast."""
-    found, horizons = card["figures"], [str(one) for one in card["architecture"]["horizons"]]
-    days = found[horizons[0]]["days"]
-    note = f"{days} untouched days; errors by day"
-    tables = []
-    for figure, title in _SHOWN.items():
-        rows: list[dict[str, Cell]] = [
-            {"of": name, **{f"{one} bars": found[one][figure][name] for one in horizons}}
-            for name in found[horizons[0]][figure]
-        ]
-        tables.append(Finding(figure, title, note, rows))
-    if "weights" in found:
-        tables.append(_weights_table(found["weights"]))
-    return tables
-
-
-def _weights_table(found: Mapping[str, Any]) -> Finding:
-    against = found["against_bp_a_day"]
-    rows: list[dict[str, Cell]] = [
-        {
-            "weights": name,
-            "net, bp a day": net,
-            "network less it": against.get(name, ""),
-            "turnover a day": found["turnover_a_day"][name],
-            "gross": found["gross"][name],
-        }
-        for name, net in found["net_bp_a_day"].items()
-    ]
-    note = (
-        f"{found['decisions']} decisions on {found['days']} untouched days, "
-        f"{1e4 * found['fee']:.1f} basis points of what is traded; errors by day"
-    )
-    return Finding("weights", "Weights, net of fees", note, rows)

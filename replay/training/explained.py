@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.replay.training.across import AcrossAssets
 from tracepaper.replay.training.card import ROUND_TRIP_COST, measures
 from tracepaper.replay.training.correlation import CorrelationForecasts
 from tracepaper.replay.training.evaluation import HorizonForecasts
@@ -45,6 +46,7 @@ class JudgedPart(NamedTuple):
     calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
     further: Sequence[FurtherForecasts] = ()  # of the heads that not every network has
     correlations: Sequence[CorrelationForecasts] = ()  # of its symbols, where it has such heads
+    across: AcrossAssets | None = None  # of a network that answers for all symbols of a close
 
 
 @dataclass(frozen=True)

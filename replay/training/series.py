@@ -36,6 +36,9 @@ from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
 
 IN_MEMORY: Final = ArrayCache(None)
+SYMBOL_BITS: Final = 32
+"""Of ``Segment.keys``: what lies above is the place in time, what lies below the symbol."""
+SYMBOL_MASK: Final = (1 << SYMBOL_BITS) - 1
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class Segment:
     def keys(self) -> NDArray[np.int64]:
         """Each bar's own number, across symbols: its place in time beside its symbol's checksum."""
         symbol = crc32(self.candles.symbol.encode())
-        found: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << 32) + symbol
+        found: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << SYMBOL_BITS) + symbol
         return found
 
     @property

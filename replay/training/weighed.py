@@ -118,13 +118,16 @@ def rules_here() -> tuple[Rule, ...]:
     return RULES
 
 
-def weighed_figures(decisions: Sequence[Weighing], network: WeightsAt) -> dict[str, Any]:
-    """Return the figures of the network's weights and every rule's, as a card holds them.
+def rules_weighed(decisions: Sequence[Weighing]) -> dict[str, Weighed]:
+    """Return what every rule that can be solved here made, by its name."""
+    return {rule.value: weighed(decisions, rule_weights(rule)) for rule in rules_here()}
+
+
+def weighed_figures(made: Mapping[str, Weighed]) -> dict[str, Any]:
+    """Return the figures of what weights made, the network's and every rule's, as a card has them.
 
     Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
     """
-    made: dict[str, Weighed] = {NETWORK: weighed(decisions, network)}
-    made |= {rule.value: weighed(decisions, rule_weights(rule)) for rule in rules_here()}
     own = made[NETWORK]
     days = np.unique(own.days)
     return {

@@ -10,8 +10,8 @@ import torch
 from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.training.across import rank_correlations
 from tracepaper.replay.training.aligned import AlignedChunks, AlignedMaterial, predicted
-from tracepaper.replay.training.aligned_pipeline import rank_correlations
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.weighed import (

@@ -138,9 +138,8 @@ def test_it_is_trained_traded_verified_and_judged_again(
     capsys.readouterr()
     again = answered(capsys, "evaluate", folder, *given(files), "--threads", 1)
     assert again["figures"] == card["figures"]
-    assert again["sentences"] == [
-        one for one in card["honesty"]["sentences"] if "LightGBM" not in one
-    ]
+    said = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
+    assert again["sentences"] == [*said, *card["training"]["not_used"]]
     path = tmp_path / "run.db"
     run_id = replayed(path, configured(folder, kind), data())
     with Reader.open(path) as reader:
@@ -351,8 +350,8 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     assert "needs strategy.options.checkpoint" in refused(capsys, *words)
     config.write_text(f'[strategy]\nname = "crossasset"\noptions = {{ checkpoint = "{folder}" }}\n')
     assert "the kind portfolio; set it to portfolio" in refused(capsys, *words)
-    words = ("evaluate", folder, *given(files), "--folds", "walk:1")
-    assert "leave out all options but --data" in refused(capsys, *words)
+    words = ("evaluate", folder, *given(files), "--ablation", 5)
+    assert "examines what a model says of one instrument's bars" in refused(capsys, *words)
     out = tmp_path / "out"
     words = (*training("crossasset"), *given(files[:1]), "--out", out)
     assert "at least two symbols" in refused(capsys, *words)
