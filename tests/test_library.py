@@ -54,6 +54,7 @@ CHARTS: Final = (
     "report/head_charts.py",
     "report/attention_map.py",
     "report/edges.py",
+    "report/influence_charts.py",
     "explain/page_charts.py",
 )
 

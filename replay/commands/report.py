@@ -23,6 +23,7 @@ from tracepaper.replay.report import BARS_DRAWN
 if TYPE_CHECKING:
     from tracepaper.replay.report.document import Report
     from tracepaper.replay.report.heads import HeadReport
+    from tracepaper.replay.report.influence import InfluenceReport
 
 
 @reads_record
@@ -37,7 +38,9 @@ def report(
     ] = None,
     heads: Annotated[
         bool,
-        typer.Option("--heads", help="Say what each head does, by the run's own model."),
+        typer.Option(
+            "--heads", help="Say what each head does; of several symbols, who sways whom."
+        ),
     ] = False,
     chart: Annotated[
         Path | None,
@@ -68,19 +71,20 @@ def report(
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         made = build_report(named.path, named.run_id, progress=progress)
-        found = _heads(made, progress) if heads else None
+        swayed = _influence(made) if heads else None
+        found = _heads(made, progress) if heads and swayed is None else None
     if html is not None:
         from tracepaper.replay.report.page import write_page
 
-        write_page(made, html, heads=found)
+        write_page(made, html, heads=found, influence=swayed)
     if chart is not None:
         from tracepaper.replay.report.picture import draw
 
         draw(made, chart, last=last)
     if json:
-        print_json(as_document(made, found))
+        print_json(as_document(made, found, swayed))
         return
-    show(Terminal(), made, notes=notes, heads=found)
+    show(Terminal(), made, notes=notes, heads=found, influence=swayed)
     if html is not None:
         typer.echo(f"The page is {html}.")
     if chart is not None:
@@ -93,6 +97,13 @@ def _heads(report: Report, progress: Callable[[str], None]) -> HeadReport:
 
     progress("asking the model where each head looked")
     return read_heads(report.record)
+
+
+def _influence(report: Report) -> InfluenceReport | None:
+    """Return who swayed whom in a run of several symbols; None of another run."""
+    from tracepaper.replay.report.influence import read_influence
+
+    return read_influence(report.record, report.trades[report.shown])
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from tracepaper.strategies.market import MINUTE_MS
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.heads import HeadReport
+    from tracepaper.replay.report.influence import InfluenceReport
 
 INSTRUMENTS_MAX: Final = 4
 POLICY: Final = (
@@ -63,12 +64,18 @@ class Charts:
         )
 
 
-def write_page(report: Report, path: Path, *, heads: HeadReport | None = None) -> None:
-    """Write the page, with what each head does where *heads* are given.
+def write_page(
+    report: Report,
+    path: Path,
+    *,
+    heads: HeadReport | None = None,
+    influence: InfluenceReport | None = None,
+) -> None:
+    """Write the page, with what each head does and who sways whom where these are given.
 
     Raises ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
     """
-    write_text(page_of(report, heads=heads), path)
+    write_text(page_of(report, heads=heads, influence=influence), path)
 
 
 def write_text(page: str, path: Path) -> None:
@@ -81,7 +88,9 @@ def write_text(page: str, path: Path) -> None:
         ) from error
 
 
-def page_of(report: Report, *, heads: HeadReport | None = None) -> str:
+def page_of(
+    report: Report, *, heads: HeadReport | None = None, influence: InfluenceReport | None = None
+) -> str:
     """Return the whole page as text; raise ``ConfigInvalid`` where plotly is missing."""
     made = tables(report)
     charts = Charts()
@@ -92,6 +101,7 @@ def page_of(report: Report, *, heads: HeadReport | None = None) -> str:
         *_money(report, charts, made),
         *(_attention(report, charts, made) if report.attention else ()),
         *([_head_section(heads, charts)] if heads else ()),
+        *([_influence_section(influence, charts)] if influence else ()),
         _section("Trades", "trades", trades(report)),
         _section("Gaps in the data", "gaps", _table(made, "gaps", "The data have no gap.")),
         *_others(made),
@@ -286,6 +296,29 @@ def _head_section(found: HeadReport, charts: Charts) -> Markup:
             for one in (looks, *subject_tables(found))
         ),
         head_pictures(found, charts, flow.title),
+    )
+
+
+def _influence_section(found: InfluenceReport, charts: Charts) -> Markup:
+    """Return who sways whom, over the run and in each quarter of it."""
+    from tracepaper.replay.report.influence import influence_tables
+    from tracepaper.replay.report.influence_charts import influence_chart, influence_quarters_chart
+
+    matrix, *others = influence_tables(found)
+    return _section(
+        matrix.title,
+        "influence",
+        charts.put(
+            influence_chart(found),
+            "Whose forecast downwards, whose bars to the right; the mean share of the look. The "
+            "scale ends at the largest share of another symbol.",
+        ),
+        figures(matrix),
+        charts.put(
+            influence_quarters_chart(found),
+            "The same in each quarter of the run's decisions, by one scale.",
+        ),
+        *(joined([element("h3", one.title), figures(one)]) for one in others),
     )
 
 

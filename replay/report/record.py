@@ -277,9 +277,14 @@ def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:
     """Return what the strategy noted, by instrument and name, each in the order of its first."""
     columns = _arrays(views, "v_notes", _NOTED)
     found: dict[str, dict[str, Noted]] = {}
-    keys = zip(columns["instrument"].tolist(), columns["name"].tolist(), strict=True)
-    for instrument, name in dict.fromkeys(keys):
-        at = (columns["instrument"] == instrument) & (columns["name"] == name)
+    keys = list(zip(columns["instrument"].tolist(), columns["name"].tolist(), strict=True))
+    number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if not number_of:
+        return found
+    which = np.array([number_of[key] for key in keys])
+    order = np.argsort(which, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(which))[:-1])
+    for (instrument, name), at in zip(number_of, parts, strict=True):
         of = {column: columns[column][at] for column in ("open_time_ms", "number", "text")}
         found.setdefault(instrument, {})[name] = Noted(**of)
     return found

@@ -20,12 +20,18 @@ from tracepaper.replay.report.tables import Table, printed
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.heads import HeadReport
+    from tracepaper.replay.report.influence import InfluenceReport
 
 
 def show(
-    console: Console, report: Report, *, notes: bool = False, heads: HeadReport | None = None
+    console: Console,
+    report: Report,
+    *,
+    notes: bool = False,
+    heads: HeadReport | None = None,
+    influence: InfluenceReport | None = None,
 ) -> None:
-    """Print the report: what to know first, then its tables, those of *heads* last.
+    """Print the report: what to know first, then its tables, those of *heads* or *influence* last.
 
     *notes* unfolds what is folded.
     """
@@ -41,7 +47,8 @@ def show(
     if more := len(report.sentences) - len(shown):
         said = f"{more} more to know before believing any of it: --notes"
         console.print(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
-    for table in (*tables(report).values(), *_head_tables(heads)):
+    further = (*_head_tables(heads), *_influence_tables(influence))
+    for table in (*tables(report).values(), *further):
         console.print()
         console.print(printed(table))
 
@@ -53,6 +60,15 @@ def _head_tables(heads: HeadReport | None) -> Sequence[Table]:
     from tracepaper.replay.report.heads import head_tables, subject_tables
 
     return (*head_tables(heads), *subject_tables(heads))
+
+
+def _influence_tables(influence: InfluenceReport | None) -> Sequence[Table]:
+    """Return the tables of *influence*, where it was asked for."""
+    if influence is None:
+        return ()
+    from tracepaper.replay.report.influence import influence_tables
+
+    return influence_tables(influence)
 
 
 def counted(report: Report) -> str:
@@ -69,11 +85,13 @@ def span(report: Report) -> str:
     return f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
 
 
-def as_document(report: Report, heads: HeadReport | None = None) -> dict[str, Any]:
+def as_document(
+    report: Report, heads: HeadReport | None = None, influence: InfluenceReport | None = None
+) -> dict[str, Any]:
     """Return the report as plain values: shares are fractions, times UTC ms, money in quote.
 
-    Every table is a list of its rows under its key. What *heads* do is under "heads", where they
-    were asked for.
+    Every table is a list of its rows under its key. What *heads* do is under "heads", who sways
+    whom under "influence", where they were asked for.
     """
     record, attention = report.record, report.attention
     made = tables(report)
@@ -116,6 +134,7 @@ def as_document(report: Report, heads: HeadReport | None = None) -> dict[str, An
             "groups": [asdict(of) for of in report.groups],
         },
         **_head_documents(heads),
+        **_influence_documents(influence),
     }
 
 
@@ -126,6 +145,15 @@ def _head_documents(heads: HeadReport | None) -> dict[str, Any]:
     from tracepaper.replay.report.heads import as_document as heads_as_document
 
     return {"heads": heads_as_document(heads)}
+
+
+def _influence_documents(influence: InfluenceReport | None) -> dict[str, Any]:
+    """Return who sways whom under its key; nothing where it was not asked for."""
+    if influence is None:
+        return {}
+    from tracepaper.replay.report.influence import as_document as influence_as_document
+
+    return {"influence": influence_as_document(influence)}
 
 
 def _random_document(of: RandomTwins) -> dict[str, Any]:

@@ -1,0 +1,255 @@
+"""Who sways whom over a run: identity where none sees another, the leader where one leads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import instrument
+from learning import learnable
+from msgspec import structs
+from pair_cases import replayed
+from torch import Tensor
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.explain.influence import influence
+from tracepaper.replay.explain.stored import read_stored
+from tracepaper.replay.report.document import Report, build_report
+from tracepaper.replay.report.influence import (
+    COLUMNS_SHOWN,
+    InfluenceReport,
+    influence_tables,
+    read_influence,
+)
+from tracepaper.replay.report.influence_charts import influence_chart, influence_quarters_chart
+from tracepaper.replay.report.record import Noted
+from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.storage.checkpoints import save
+from tracepaper.strategies.features import schema
+from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAssetNetwork
+
+SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+BARS = 620
+SHARP = 200.0
+
+
+def alone(weights: dict[str, Tensor]) -> None:
+    """Let each asset see itself alone: its key is its own query."""
+    for head in range(2):
+        for place in range(3):
+            for of in (0, 8):  # query and key
+                weights["over_assets.0.project_in.weight"][of + 4 * head + place, place] = SHARP
+
+
+def led(weights: dict[str, Tensor]) -> None:
+    """Let every asset look at the first one."""
+    for head in range(2):
+        weights["over_assets.0.project_in.bias"][4 * head] = SHARP
+        weights["over_assets.0.project_in.weight"][8 + 4 * head, 0] = SHARP
+
+
+PLANTED: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[list[float]]]] = {
+    "alone": (alone, np.eye(3).tolist()),
+    "led": (led, [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.0, 0.5]]),
+}
+
+
+def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
+    """Write a network whose states are its assets' embeddings and whose look is planted."""
+    torch.manual_seed(0)
+    config = CrossAssetConfig(
+        symbols=SYMBOLS, features=len(schema("v1").names), dim=8, layers=1, heads=2, window=16,
+        horizons=(5, 30), every=5,
+    )  # fmt: skip
+    weights = dict(CrossAssetNetwork(config).state_dict())
+    for name, tensor in weights.items():
+        if name.startswith(("embed.", "asset.", "over_time.0.project_out", "over_time.0.mlp.fall",
+                            "over_assets.0.project_in")):  # fmt: skip
+            tensor.zero_()
+    weights["asset.weight"][range(3), range(3)] = 1.0
+    plant(weights)
+    card = {
+        "model": {"kind": "crossasset", "name": "planted"},
+        "architecture": config.listed(),
+        "features": {"schema_id": "v1"},
+        "market": {"interval": "1"},
+        "calibration": {"horizon": 5},
+    }
+    save(folder, weights, card)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, str]]:
+    """Return what replays a planted network, once for all tests: its database and run."""
+    data = [learnable(BARS, seed=seed, symbol=symbol) for seed, symbol in enumerate(SYMBOLS)]
+
+    @cache
+    def of(name: str) -> tuple[Path, str]:
+        folder = planted(tmp_path_factory.mktemp(name) / "net", PLANTED[name][0])
+        strategy = {"name": "crossasset", "options": {"checkpoint": str(folder)}}
+        config = load(
+            None,
+            {
+                "market": {"symbols": list(SYMBOLS)},
+                "strategy": strategy,
+                "sizing": {"mode": "equity"},
+                "model": {"threads": 1},
+            },
+        )
+        path = folder.parent / "run.db"
+        return path, replayed(path, config, data)
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def report(run: Callable[[str], tuple[Path, str]]) -> Report:
+    return build_report(*run("led"))
+
+
+@pytest.fixture(scope="module")
+def swayed(report: Report) -> InfluenceReport:
+    found = read_influence(report.record, report.trades[report.shown])
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_what_is_planted_is_the_matrix(
+    name: str, run: Callable[[str], tuple[Path, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = run(name)
+    assert invoke(["report", "last", "--db", str(path), "--heads", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["influence"]
+    assert found["symbols"] == list(SYMBOLS)
+    assert min(found["decisions"]) == max(found["decisions"]) >= 10
+    np.testing.assert_allclose(found["mean"], PLANTED[name][1], atol=1e-6)
+    np.testing.assert_allclose(found["spread"], np.zeros((3, 3)), atol=1e-5)
+    np.testing.assert_allclose(found["quarters"], [PLANTED[name][1]] * 4, atol=1e-6)
+    assert found["quarter_from_ms"] == sorted(set(found["quarter_from_ms"]))
+
+
+def test_the_leader_is_named_on_the_terminal_and_drawn_on_the_page(
+    run: Callable[[str], tuple[Path, str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = run("led")
+    page = tmp_path / "page.html"
+    assert invoke(["report", "last", "--db", str(path), "--heads", "--html", str(page)]) == 0
+    said = capsys.readouterr().out
+    led_by = said[said.index("Who is looked at") :].splitlines()[2].split()
+    assert led_by[:5] == ["AAAUSDT", "100.0", "%", "50.0", "%"]
+    text = page.read_text(encoding="utf-8")
+    assert "Influence between symbols" in text
+    assert "Whose forecast downwards, whose bars to the right" in text
+
+
+def test_the_mean_is_that_of_what_explain_says_of_each_decision(
+    report: Report, swayed: InfluenceReport, run: Callable[[str], tuple[Path, str]]
+) -> None:
+    """Asked again of the network, decision by decision."""
+    path, run_id = run("led")
+    notes = report.record.notes["linear:BBBUSDT"]["from_AAAUSDT"]
+    decisions = report.record.decisions
+    own = np.isin(decisions.open_time_ms, notes.open_time_ms)
+    own &= decisions.instrument == "linear:BBBUSDT"
+    rows = []
+    for sequence in decisions.sequence[own][:3].tolist():
+        stored = read_stored(path, run_id, sequence)
+        rows.append(influence(path, run_id, sequence, stored).row)
+    np.testing.assert_allclose(rows, [swayed.mean[1]] * 3, atol=1e-6)
+    assert swayed.decisions[1] == own.sum()
+
+
+def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
+    """Entries of the leader look at it alone, those of the others half at it and half at theirs."""
+    decisions = report.record.decisions
+    notes = report.record.notes["linear:AAAUSDT"]["from_AAAUSDT"]
+
+    def trade(symbol: str, at: int, profit: float) -> ClosedTrade:
+        own = decisions.instrument == f"linear:{symbol}"
+        own &= decisions.open_time_ms == notes.open_time_ms[at]
+        [sequence] = decisions.sequence[own].tolist()
+        return ClosedTrade(
+            f"linear:{symbol}", "LONG", 1.0, 0, 1, 1.0, 1.0, profit, 0.0, 0.0, "", "", sequence, 0
+        )
+
+    trades = [
+        trade("AAAUSDT", 0, 1.0), trade("BBBUSDT", 1, 2.0), trade("BBBUSDT", 3, 1.0),
+        trade("CCCUSDT", 2, -1.0),
+    ]  # fmt: skip
+    found = read_influence(report.record, trades)
+    assert found is not None
+    winners, losers = found.groups
+    assert (winners.name, winners.trades, losers.name, losers.trades) == ("winners", 3, "losers", 1)
+    np.testing.assert_allclose(winners.mean, [2.0 / 3.0, 1.0 / 3.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(winners.error, [1.0 / 6.0, 1.0 / 6.0, 0.0], atol=1e-6)
+    assert winners.own == pytest.approx(2.0 / 3.0)
+    np.testing.assert_allclose(losers.mean, [0.5, 0.0, 0.5], atol=1e-6)
+    (entries,) = (t for t in influence_tables(found) if t.key == "influence_entries")
+    rows = {row["bars"]: row for row in entries.documents()}
+    assert rows["AAAUSDT"]["winners"]["error"] == pytest.approx(1.0 / 6.0)
+    assert rows["CCCUSDT"]["losers"] == {"value": pytest.approx(0.5), "error": None}
+    assert entries.documents()[0]["bars"] == "its own"
+
+
+def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> None:
+    """A hundred symbols of which each decision notes eight; what is shown is bounded."""
+    rng = np.random.default_rng(3)
+    names = [f"S{number:02}USDT" for number in range(100)]
+    times = np.arange(40) * 300_000 + 60_000
+    whole = rng.dirichlet(np.full(100, 0.05), size=(len(times), 100))  # [time, row, column]
+    notes: dict[str, dict[str, Noted]] = {}
+    for row, name in enumerate(names):
+        largest = np.argsort(-whole[:, row], axis=1)[:, :8]
+        noted = np.zeros((len(times), 100), dtype=bool)
+        np.put_along_axis(noted, largest, True, axis=1)
+        whole[:, row][~noted] = 0.0
+        notes[f"linear:{name}"] = {
+            f"from_{names[at]}": Noted(
+                times[noted[:, at]], whole[noted[:, at], row, at], np.array([], dtype=np.str_)
+            )
+            for at in np.flatnonzero(noted.any(axis=0)).tolist()
+        }
+    made = structs.replace(instrument(), symbol="")
+    known = {f"linear:{name}": structs.replace(made, symbol=name) for name in names}
+    found = read_influence(replace(report.record, notes=notes, instruments=known))
+    assert found is not None
+    tables = influence_tables(found)
+    chart, quarters = influence_chart(found), influence_quarters_chart(found)
+    np.testing.assert_allclose(found.mean, whole.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(found.spread, whole.std(axis=0), atol=1e-9)
+    np.testing.assert_allclose(found.mean.sum(axis=1) + found.rest, 1.0)
+    assert found.rest.max() > 0.0
+    np.testing.assert_allclose(found.quarters[1], whole[10:20].mean(axis=0), atol=1e-12)
+    matrix, led_by, pairs = tables
+    assert len(matrix.figures) == COLUMNS_SHOWN + 2
+    for row in matrix.documents():
+        cells = [row[key]["value"] for key in row if key not in {"symbol", "others"}]
+        assert sum(cells) + row["others"] == pytest.approx(1.0)
+    others = (whole.mean(axis=0).sum(axis=0) - np.diag(whole.mean(axis=0))) / 99
+    assert led_by.documents()[0]["symbol"] == names[int(others.argmax())]
+    apart = whole.mean(axis=0) * (1.0 - np.eye(100))
+    at, of = np.unravel_index(apart.argmax(), apart.shape)
+    first = pairs.documents()[0]
+    assert (first["forecast"], first["bars"]) == (names[at], names[of])
+    assert len(chart["data"][0]["z"]) == 100
+    assert quarters is not None
+    assert len(quarters["data"]) == 4
+
+
+def test_a_run_of_another_strategy_has_no_influence(report: Report) -> None:
+    """A user's own class may note what it likes."""
+    config = report.record.config
+    other = config.model_copy(
+        update={"strategy": config.strategy.model_copy(update={"name": "a:B"})}
+    )
+    assert read_influence(replace(report.record, config=other)) is None
+    assert read_influence(replace(report.record, notes={})) is None
