@@ -149,7 +149,9 @@ def _groups(
             rows = np.stack([np.append(shares, own) for shares, own in looks[won]])
             mean, error = rows.mean(axis=0), _error(rows)
             found.append(
-                InfluenceGroup(name, len(rows), mean[:-1], error[:-1], mean[-1], error[-1])
+                InfluenceGroup(
+                    name, len(rows), mean[:-1], error[:-1], float(mean[-1]), float(error[-1])
+                )
             )
     return tuple(found)
 
@@ -310,7 +312,10 @@ def _entries(found: InfluenceReport) -> Table:
     own = {group.name: _estimate(group.own, group.own_error) for group in found.groups}
     rows = [_Row({"bars": _OWN, **own})]
     for at in most.tolist():
-        each = {group.name: _estimate(group.mean[at], group.error[at]) for group in found.groups}
+        each = {
+            group.name: _estimate(float(group.mean[at]), float(group.error[at]))
+            for group in found.groups
+        }
         rows.append(_Row({"bars": found.symbols[at], **each}))
     columns = [_column("bars", "bars of", "text")]
     columns += [_column(group.name, f"{group.trades:,} {group.name}") for group in found.groups]
@@ -320,7 +325,7 @@ def _entries(found: InfluenceReport) -> Table:
 
 
 def _estimate(value: float, error: float) -> Estimate:
-    return float(value), float(error) if np.isfinite(error) else None
+    return value, error if np.isfinite(error) else None
 
 
 def as_document(found: InfluenceReport) -> dict[str, Any]:
