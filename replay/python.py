@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tracepaper.daemon.config.loading import Sections, load, load_with_origins
-from tracepaper.daemon.config.sections import BUILT_IN, OF_CHECKPOINT, STOCK
+from tracepaper.daemon.config.sections import BUILT_IN, ORDERBOOK, STOCK, TOGETHER
 from tracepaper.daemon.session.user_class import has_source, is_importable, known_class
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.frames import candles_of_frame, is_frame
@@ -411,7 +411,7 @@ def strategy_keys(
     if params is not None and not isinstance(params, Mapping):
         raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
     given = plain_values(dict(params or {}), "params")
-    if name not in OF_CHECKPOINT and (name in BUILT_IN or ":" not in name):
+    if name not in (*TOGETHER, ORDERBOOK) and (name in BUILT_IN or ":" not in name):
         return {**given, "name": name}
     own = load(config).strategy
     return {"name": name, "options": {**(own.options if own.name == name else {}), **given}}

@@ -263,7 +263,7 @@ class StepDecoder:
             **dict(zip(FORECAST_COLUMNS, columns, strict=True)),
             model_id=self._model_id if model_id is None else model_id,
             explanation=_explanation(row),
-            halves=row[ANSWER.halves] or b"",
+            further=row[ANSWER.halves] or b"",
         )
 
     def order(self, row: Sequence[Any]) -> Order:

@@ -661,7 +661,7 @@ _NOTED: Final = _shape(("answers",), accepted=True)
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
-    """Return horizon, the six columns at it, the msgpack of all others, and the halves."""
+    """Return horizon, the six columns at it, the msgpack of all others, and what is further."""
     horizons = forecast.horizons
     columns = _OF_FORECAST(forecast)
     if not horizons or any(column and len(column) != len(horizons) for column in columns):
@@ -672,7 +672,7 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     others = [column[:at] + column[at + 1 :] if column else None for column in stored]
     content = msgspec.msgpack.encode((horizons, *others))
     of_one = [column[at] if column else None for column in stored]
-    return (horizons[at], *of_one, content, forecast.halves or None)
+    return (horizons[at], *of_one, content, forecast.further or None)
 
 
 def _explanation_columns(explanation: Explanation | None) -> Row:

@@ -458,9 +458,10 @@ class Forecast(Struct, frozen=True, gc=False):
     volatility: tuple[float, ...]  # expected standard deviation of the return to the horizon
     model_id: str
     explanation: Explanation | None = None
-    halves: bytes = b""
-    """Of an ensemble: mean return and volatility at each horizon of the network, and then of the
-    row model, as little-endian float32; empty where one model answered."""
+    further: bytes = b""
+    """What only some models say, little-endian. Of an ensemble mean return and volatility at each
+    horizon of the network, and then of the row model (float32); of a network over several symbols
+    what ``strategies.together.Said`` holds (float64); of others nothing."""
 
 
 class PredictionTimeout(Struct, frozen=True, gc=False):

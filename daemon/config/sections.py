@@ -57,12 +57,10 @@ STOCK: Final = "stock"
 TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 """Of a trend, where nobody chose others."""
 TOGETHER: Final = ("crossasset", "portfolio")
-"""Strategies that trade all symbols of a close by a checkpoint of their own options."""
+"""Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
 ORDERBOOK: Final = "orderbook"
-"""The strategy that trades one symbol by a checkpoint that reads order books."""
-OF_CHECKPOINT: Final = (*TOGETHER, ORDERBOOK)
-"""Strategies whose checkpoint is one of their own options."""
-BUILT_IN: Final = ("attention", TREND, *OF_CHECKPOINT, "persistence", "sma_cross")
+"""The strategy that trades one symbol by a checkpoint of its own options, which reads order books."""
+BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")
 """Strategies by name; any other is a class of the user's."""
 WINDOWS_MAX: Final = 8
 """Of a trend: each is a note of every decision."""
@@ -210,7 +208,7 @@ class StrategySection(Section):
 
     name: str = TREND
     """trend (direction from closed hours; the model's volatility sizes it), attention (direction
-    from the model), crossasset or portfolio (all symbols of a close, by options.checkpoint),
+    from the model), crossasset or portfolio (all symbols of a close, by a checkpoint of that kind),
     orderbook (one symbol by its order books, by options.checkpoint), persistence, sma_cross, or a
     class of your own as module:Class."""
     fast: int = Field(default=20, ge=1, le=100_000)
@@ -233,8 +231,8 @@ class StrategySection(Section):
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
-    """Handed to your own class as it stands. crossasset and portfolio: checkpoint (a folder), every
-    (bars between decisions) and long_only; orderbook: checkpoint, horizon (books) and stale_ms."""
+    """Handed to your own class as it stands. crossasset and portfolio: every (bars between
+    decisions) and long_only; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
     twins: Annotated[
         tuple[Literal["ungated", "random_gate", "buy_and_hold"], ...], BeforeValidator(several)
     ] = ()

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import (
-    OF_CHECKPOINT,
     ORDERBOOK,
     STOCK,
+    TOGETHER,
     ExecutionSection,
     RegimeSection,
 )
@@ -81,7 +81,8 @@ def needs_forecaster(config: Config) -> bool:
     name, has_model = config.strategy.name, config.model.is_given
     if name == TREND:
         return has_model  # or it sizes by what has closed, and nothing is judged
-    needed = name == "attention" or (":" in name and user_class(name).needs_forecast)
+    needed = name in ("attention", *TOGETHER)
+    needed = needed or (":" in name and user_class(name).needs_forecast)
     if needed and not has_model:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a model, and model.checkpoint is none; name one."
@@ -136,7 +137,7 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
                 for symbol in symbols
             }
         case name:
-            strategies = _of_checkpoint(config) if name in OF_CHECKPOINT else _of_class(config)
+            strategies = _of_network(config, forecaster) or _of_class(config)
     if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
         raise ConfigInvalid(
             f"{name} decides for all symbols of a close at once, and market.gather_ms = 0 decides "
@@ -155,12 +156,15 @@ def _of_class(config: Config) -> dict[str, Strategy]:
     return make_own(chosen.name, dict(chosen.options), config.market.symbols)
 
 
-def _of_checkpoint(config: Config) -> dict[str, Strategy]:
-    """Return what trades by a checkpoint of its own: of order books, or of all symbols."""
+def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy] | None:
+    """Return what trades by order books, or all symbols together; None of a user's class."""
+    symbols = config.market.symbols
     if config.strategy.name == ORDERBOOK:
-        return {symbol: make_orderbook(config) for symbol in config.market.symbols}
-    portfolio = make_together(config)
-    return {symbol: PortfolioMember(portfolio) for symbol in config.market.symbols}
+        return {symbol: make_orderbook(config) for symbol in symbols}
+    if config.strategy.name not in TOGETHER:
+        return None
+    portfolio = make_together(config, forecaster, horizon_index(config, forecaster))
+    return {symbol: PortfolioMember(portfolio) for symbol in symbols}
 
 
 def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import ExplanationSection
+from tracepaper.daemon.config.sections import TOGETHER, ExplanationSection
+from tracepaper.daemon.session.together import refuse_other_strategy, together_forecaster
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.daemon.session.vectors import (
     VECTORS,
@@ -172,12 +173,16 @@ def _built(
 ) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 
+    kind = str(checkpoint.card["model"].get("kind"))
+    refuse_other_strategy(config, kind)
     asked, own = config.features.own_schema, checkpoint.card["features"].get("schema_id")
     if asked not in (None, own):
         raise ConfigInvalid(
             f"[features] schema = '{asked}' is for a class of your own, and the checkpoint sees "
             f"{own}; leave it out, or name a class with [model] class."
         )
+    if kind in TOGETHER:
+        return together_forecaster(config, checkpoint)
     return build(
         checkpoint.card,
         checkpoint.tensors,

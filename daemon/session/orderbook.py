@@ -5,11 +5,11 @@ torch is imported here only when such a strategy is wanted.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session.together import checkpoint_folder
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, shown
 
 if TYPE_CHECKING:
     from tracepaper.strategies.forecasters.orderbook import OrderBookStrategy
@@ -40,3 +40,26 @@ def make_orderbook(config: Config) -> OrderBookStrategy:
             "set them so."
         )
     return OrderBookStrategy(model, chosen.options)
+
+
+def checkpoint_sha256(config: Config) -> str:
+    """Return the hash of the checkpoint's weights and card, as its card names it.
+
+    Loading compares the name with both, so a run goes on, and is verified, by the same ones alone.
+    """
+    from tracepaper.storage.checkpoints import read_card
+
+    return str(read_card(checkpoint_folder(config))["model"].get("sha256", ""))
+
+
+def checkpoint_folder(config: Config) -> Path:
+    """Return the folder that ``strategy.options.checkpoint`` names, by name or path."""
+    from tracepaper.storage.checkpoints import locate
+
+    given = config.strategy.options.get("checkpoint")
+    if not isinstance(given, str) or not given:
+        raise ConfigInvalid(
+            f"strategy.name '{config.strategy.name}' needs strategy.options.checkpoint, and it is "
+            f"{shown(given)}; name the folder that `tracepaper train` wrote."
+        )
+    return locate(given)

@@ -16,7 +16,7 @@ import msgspec
 
 from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import STOCK
+from tracepaper.daemon.config.sections import STOCK, TOGETHER
 from tracepaper.daemon.config.values import plain
 from tracepaper.daemon.engine.filters import NOTIONAL_MOST
 from tracepaper.daemon.session.build import (
@@ -117,6 +117,11 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
         raise ConfigInvalid(
             f"[model] retrain trains a model, and the strategy {config.strategy.name} trades none; "
             "take it out."
+        )
+    if config.strategy.name in TOGETHER:
+        raise ConfigInvalid(
+            f"[model] retrain trains models of single symbols, and {config.strategy.name} trades "
+            "all of them together; take it out, and train by `tracepaper train`."
         )
     given = config.retrain
     files = [*([] if given.recipe is None else [given.recipe]), *given.data]

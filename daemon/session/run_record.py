@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import OF_CHECKPOINT
+from tracepaper.daemon.config.sections import ORDERBOOK
 from tracepaper.daemon.session.models import computing, further_libraries
-from tracepaper.daemon.session.together import checkpoint_sha256
+from tracepaper.daemon.session.orderbook import checkpoint_sha256
 from tracepaper.daemon.session.user_class import class_sha256, user_class
 from tracepaper.daemon.session.vectors import kept_vectors_of, vectors_kept_as
 from tracepaper.strategies.calendar import Sessions, unpacked
@@ -159,7 +159,7 @@ def strategy_sha256(config: Config) -> str:
     Empty for every other built-in strategy.
     """
     name = config.strategy.name
-    if name in OF_CHECKPOINT:
+    if name == ORDERBOOK:
         return checkpoint_sha256(config)
     return class_sha256(user_class(name)) if ":" in name else ""
 

@@ -1,66 +1,97 @@
 """``[strategy] name = "crossasset"`` or ``"portfolio"``: a checkpoint that trades all symbols.
 
-torch is imported here only when such a strategy is wanted.
+It is the run's model, named by ``[model] checkpoint``. torch is imported here only when such a
+strategy is wanted.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.daemon.config.sections import BUILT_IN, TOGETHER, ExplanationSection
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.together import TogetherStrategy
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.forecasters.together import TogetherStrategy
+    from tracepaper.storage.checkpoints import Checkpoint
+    from tracepaper.strategies.forecasters.together import TogetherForecaster
 
 
-def make_together(config: Config) -> TogetherStrategy:
-    """Return the strategy of the checkpoint that ``strategy.options.checkpoint`` names.
+def refuse_other_strategy(config: Config, kind: str) -> None:
+    """Raise ``ConfigInvalid`` where a checkpoint of *kind* cannot serve the configured strategy.
 
-    Raises ``ConfigInvalid`` for options, symbols or an interval that it was not made for, and
-    ``CheckpointMismatch`` for a folder whose weights and card do not belong together.
+    A user's own class may ask any model, one over several symbols too.
     """
-    from tracepaper.storage.checkpoints import load
-    from tracepaper.strategies.forecasters.together import TogetherModel, TogetherStrategy
-
-    found, chosen = load(checkpoint_folder(config)), config.strategy
-    model = TogetherModel.read(found.card, found.tensors, threads=config.model.threads)
-    if model.kind != chosen.name:
+    name = config.strategy.name
+    if name in TOGETHER and kind != name:
         raise ConfigInvalid(
-            f"strategy.name is '{chosen.name}', and the checkpoint is of the kind {model.kind}; "
-            f"set it to {model.kind}."
+            f"strategy.name '{name}' needs a checkpoint of that kind, and model.checkpoint "
+            f"{config.model.checkpoint} is of the kind {kind}; name another, or train one by "
+            f"`tracepaper train --network {name}`."
         )
+    if kind in TOGETHER and name in BUILT_IN and name != kind:
+        raise ConfigInvalid(
+            f"A {kind} checkpoint answers for all symbols of a close; set strategy.name to "
+            f"'{kind}', which is '{name}'."
+        )
+
+
+def together_forecaster(config: Config, found: Checkpoint) -> TogetherForecaster:
+    """Return the model of a checkpoint over several symbols, for those of the run.
+
+    Raises ``ConfigInvalid`` for symbols or an interval that it was not made for, and for what no
+    such model has, ``CheckpointMismatch`` for weights and a card that do not belong together.
+    """
+    from tracepaper.strategies.forecasters.together import TogetherForecaster, TogetherModel
+
+    model, chosen = TogetherModel.read(found.card, found.tensors), config.model
     if config.market.calendar is not None:
         raise ConfigInvalid(
-            f"{chosen.name} counts every interval of the clock; take market.calendar out."
+            f"A {model.kind} checkpoint counts every interval of the clock; take market.calendar "
+            "out."
         )
-    if model.interval != config.market.interval:
+    trained = str(found.card["market"].get("interval", ""))
+    if trained != config.market.interval:
         raise ConfigInvalid(
-            f"The {chosen.name} checkpoint was trained on interval {model.interval}, and "
-            f"market.interval is {config.market.interval}; make them one."
+            f"The {model.kind} checkpoint was trained on interval {trained}, and market.interval "
+            f"is {config.market.interval}; make them one."
         )
-    return TogetherStrategy(model, config.market.symbols, chosen.options)
+    for key, given, usual in (
+        ("backend", chosen.backend, "auto"),
+        ("device", chosen.device.replace("cpu", "auto"), "auto"),
+        ("explanation", chosen.explanation, ExplanationSection()),
+    ):
+        if given != usual:
+            raise ConfigInvalid(
+                f"A {model.kind} checkpoint runs on the processor and is explained by the usual "
+                f"rollout; take model.{key} out."
+            )
+    if config.gate.horizon in model.config.horizons:  # another is refused with the gates
+        model = replace(model, horizon=config.gate.horizon)
+    return TogetherForecaster(model, config.market.symbols, threads=chosen.threads)
 
 
-def checkpoint_sha256(config: Config) -> str:
-    """Return the hash of the checkpoint's weights and card, as its card names it.
+def make_together(
+    config: Config, forecaster: Forecaster | None, horizon_index: int
+) -> TogetherStrategy:
+    """Return the strategy that trades all symbols by *forecaster*, which answers for all of them.
 
-    Loading compares the name with both, so a run goes on, and is verified, by the same ones alone.
+    Raises ``ConfigInvalid`` for options that it does not have.
     """
-    from tracepaper.storage.checkpoints import read_card
+    from tracepaper.strategies.forecasters.together import TogetherForecaster
 
-    return str(read_card(checkpoint_folder(config))["model"].get("sha256", ""))
-
-
-def checkpoint_folder(config: Config) -> Path:
-    """Return the folder that ``strategy.options.checkpoint`` names, by name or path."""
-    from tracepaper.storage.checkpoints import locate
-
-    given = config.strategy.options.get("checkpoint")
-    if not isinstance(given, str) or not given:
+    if not isinstance(forecaster, TogetherForecaster):
         raise ConfigInvalid(
-            f"strategy.name '{config.strategy.name}' needs strategy.options.checkpoint, and it is "
-            f"{shown(given)}; name the folder that `tracepaper train` wrote."
+            f"strategy.name '{config.strategy.name}' needs a checkpoint of that kind; name it by "
+            "model.checkpoint."
         )
-    return locate(given)
+    return TogetherStrategy(
+        config.market.symbols,
+        config.strategy.options,
+        context=forecaster.context,
+        every=forecaster.every,
+        horizon_index=horizon_index,
+    )

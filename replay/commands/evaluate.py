@@ -219,7 +219,7 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     if is_together(found.card):
         if vectors is not None:
             raise ConfigInvalid(f"{name} was trained without vectors; leave --vectors out.")
-        TogetherModel.read(found.card, found.tensors, threads=threads)
+        TogetherModel.read(found.card, found.tensors)
         return folder, found
     source = None
     if vectors is not None:

@@ -624,7 +624,7 @@ def _print(folder: Path, found: Checkpoint) -> None:
         typer.echo(f"  {sentence}")
     if (kind := found.card["model"]["kind"]) in KINDS:
         typer.echo(
-            f"Use it: [strategy] name = {kind!r} and options.checkpoint = {str(folder)!r}, with "
+            f"Use it: [strategy] name = {kind!r} and [model] checkpoint = {str(folder)!r}, with "
             "[sizing] mode = 'equity'."
         )
         return

@@ -9,8 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tracepaper.daemon.config.loading import Config, restore
-from tracepaper.daemon.session.orderbook import make_orderbook
-from tracepaper.daemon.session.together import checkpoint_folder, checkpoint_sha256
+from tracepaper.daemon.session.orderbook import checkpoint_folder, checkpoint_sha256, make_orderbook
 from tracepaper.replay.explain.stored import StoredDecision
 from tracepaper.replay.training.book_map import BookMap
 from tracepaper.storage.checkpoints import read_card

@@ -1,6 +1,6 @@
 """Where a decision over several assets looked: which asset, which of its bars, and who sways whom.
 
-The strategy is made again from the run's configuration and fed the stored bars of every symbol.
+The model that decided, as it is kept beside the database, is fed the stored bars of every symbol.
 The rule is docs/several.md, P28.
 """
 
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from rich.console import Group, RenderableType
 
-from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.together import checkpoint_sha256, make_together
 from tracepaper.replay.archive.times import iso
-from tracepaper.replay.explain.stored import StoredDecision
+from tracepaper.replay.explain.recomputed import kept_forecaster, stored_forecast
 from tracepaper.replay.explain.terminal import LOOKED, table_of
 from tracepaper.replay.report.tables import bar_of
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.types import Bar, Run
-
-if TYPE_CHECKING:
-    from tracepaper.strategies.forecasters.together import TogetherStrategy
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.forecasters.together import TogetherForecaster
+from tracepaper.strategies.together import Said
+from tracepaper.strategies.types import Bar
 
 HEAVIEST: Final = 12
 """Past bars of any asset that are named."""
@@ -44,7 +41,7 @@ class Influence:
     """Where the decided symbol looked, and how much of where each looked is of each other.
 
     Each row of ``matrix``, of a decided asset over all, sums to 1. ``heaviest`` leaves the decided
-    bar out. ``largest_difference`` compares the decided symbol's row with the noted shares.
+    bar out. ``largest_difference`` compares the decided symbol's row with the stored shares.
     """
 
     symbol: str
@@ -60,33 +57,31 @@ class Influence:
         return self.matrix[self.symbols.index(self.symbol)]
 
 
-def influence(database: Path, run_id: str, sequence: int, stored: StoredDecision) -> Influence:
-    """Return where the decision looked, asked again of the run's own checkpoint.
+def influence(database: Path, run_id: str, sequence: int) -> Influence:
+    """Return where the decision looked, asked again of the model that decided.
 
-    Raises ``DataInvalid`` where it noted no share or the run no longer has the bars, and
-    ``CheckpointMismatch`` where the checkpoint is another one now.
+    Raises ``DataInvalid`` where it has no forecast, the run no longer has the bars or the model is
+    not over several symbols, and ``CheckpointMismatch`` where its checkpoint is gone.
     """
-    if not (shares := stored.shares):
-        raise DataInvalid(
-            f"Decision {sequence} of run {run_id} asked no network: it was between two decisions, "
-            "or held; choose one with notes."
-        )
     with Reader.open(database) as reader:
         run = reader.run(run_id)
-        strategy = _made_again(run)
-        event = reader.step(run_id, sequence).step.event
+        step = reader.step(run_id, sequence).step
+        said, event = stored_forecast(run, step), step.event
         assert isinstance(event, Bar)
+        _, forecaster = kept_forecaster(database, run, said.model_id)
+        if not isinstance(forecaster, TogetherForecaster):
+            raise DataInvalid(f"The model {said.model_id} sees one symbol; leave --full as it is.")
         for item in run.instruments:
             # The bars of a close are steps in a row, so others' may be stored after this one.
             until = sequence + len(run.instruments)
-            bars = reader.bars(run_id, item.id, strategy.warmup + 1, until=until)
-            for bar in [b for b in bars if b.open_time_ms <= event.open_time_ms]:
-                strategy.observe(bar)
-    held = strategy.held()
-    if isinstance(held, str):
-        raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {held}.")
-    symbol, symbols = event.instrument.partition(":")[2], strategy.symbols
-    look = strategy.look(held)
+            bars = reader.bars(run_id, item.id, forecaster.context + 1, until=until)
+            known = [bar for bar in bars if bar.open_time_ms <= event.open_time_ms]
+            forecaster.warm(item.id, known)
+    if why := forecaster.lacking:
+        raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {why}.")
+    symbol, symbols = event.instrument.partition(":")[2], forecaster.symbols
+    close = forecaster.last_close()
+    look = close.look
     at = symbols.index(symbol)
     matrix = look.influence.double().numpy()
     weights = look.weights[at].double().numpy().copy()  # [asset, time]
@@ -101,23 +96,13 @@ def influence(database: Path, run_id: str, sequence: int, stored: StoredDecision
         tuple(
             HeavyToken(
                 symbols[place // time],
-                (held.first + place % time) * event.interval_ms,
+                int(close.positions[place % time]) * event.interval_ms,
                 float(weights.ravel()[place]),
             )
             for place in order.tolist()
         ),
-        max(abs(float(matrix[at, symbols.index(name)]) - one) for name, one in shares.items()),
+        float(np.abs(matrix[at] - Said.of(said).shares).max()),
     )
-
-
-def _made_again(run: Run) -> TogetherStrategy:
-    config = restore(run.config)
-    if (found := checkpoint_sha256(config)) != run.strategy_sha256:
-        raise CheckpointMismatch(
-            f"The checkpoint {config.strategy.options.get('checkpoint')} is {found[:12]} now, and "
-            f"{run.strategy_sha256[:12]} decided; restore it."
-        )
-    return make_together(config)
 
 
 # ---------------------------------------------------------------- for a terminal
@@ -143,5 +128,5 @@ def show_influence(found: Influence) -> RenderableType:
     )
     for symbol, row in zip(found.symbols, found.matrix, strict=True):
         matrix.add_row(symbol, *(f"{share:.3f}" for share in row))
-    said = f"Its shares differ by at most {found.largest_difference:.1e} from those noted."
+    said = f"Its shares differ by at most {found.largest_difference:.1e} from those stored."
     return Group(bars, matrix, said)

@@ -187,17 +187,17 @@ def _asked_again(
     strategy = stored.run["strategy"]
     if not (asked or beside):
         if strategy in TOGETHER:
-            return _over_assets(path, run_id, sequence, stored)
+            return _over_assets(path, run_id, sequence)
         if strategy == ORDERBOOK:
             return _over_books(path, run_id, sequence, stored)
     return _recomputed(path, run_id, sequence, full=full, asked=asked, beside=beside)
 
 
-def _over_assets(path: Path, run_id: str, sequence: int, stored: StoredDecision) -> Recomputed:
+def _over_assets(path: Path, run_id: str, sequence: int) -> Recomputed:
     """Return where a decision over several assets looked."""
     from tracepaper.replay.explain.influence import influence
 
-    return Recomputed(influence=influence(path, run_id, sequence, stored))
+    return Recomputed(influence=influence(path, run_id, sequence))
 
 
 def _over_books(path: Path, run_id: str, sequence: int, stored: StoredDecision) -> Recomputed:

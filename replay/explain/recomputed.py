@@ -26,6 +26,7 @@ from tracepaper.strategies.forecasters.attributing import Contributions, Figures
 from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
 from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
+from tracepaper.strategies.forecasters.together import TogetherForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import LookedAt
 from tracepaper.strategies.strategy import Forecaster
@@ -143,6 +144,11 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     """
     found = open_any(database, run_id, sequence)
     forecaster = network_half(found.forecaster)
+    if isinstance(forecaster, TogetherForecaster):
+        raise DataInvalid(
+            f"The model {forecaster.model_id} looks at several symbols, of which `explain --full` "
+            "says what it looked at; leave other methods and pages out."
+        )
     if not isinstance(forecaster, StreamingForecaster | WindowedForecaster):
         raise DataInvalid(
             f"The model {forecaster.model_id} has no attention to look back through; leave --full "
@@ -161,10 +167,10 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
     with Reader.open(database) as reader:
         run = reader.run(run_id)
         step = reader.step(run_id, sequence).step
-        forecast = _forecast(run, step)
+        forecast = stored_forecast(run, step)
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument
-        folder, forecaster = _forecaster(database, run, forecast.model_id)
+        folder, forecaster = kept_forecaster(database, run, forecast.model_id)
         bars = reader.bars(run_id, instrument, forecaster.context, until=sequence)
     if len(bars) < forecaster.context:
         raise DataInvalid(
@@ -184,7 +190,7 @@ def _levels(card: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _forecast(run: Run, step: Step) -> Forecast:
+def stored_forecast(run: Run, step: Step) -> Forecast:
     """Return the stored forecast; raise ``DataInvalid`` where there is nothing to recompute."""
     named = f"Decision {step.sequence} of run {run.run_id}"
     if step.decision is None or not isinstance(step.event, Bar):
@@ -212,8 +218,11 @@ def _forecast(run: Run, step: Step) -> Forecast:
     return step.prediction
 
 
-def _forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Forecaster]:
-    """Return the model that decided, and its folder: beside the database, or a bundled one's."""
+def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Forecaster]:
+    """Return the model that decided, and its folder: beside the database, or a bundled one's.
+
+    Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is not there any more.
+    """
     config = restore(run.config)
     if config.model.own_class:
         raise DataInvalid(

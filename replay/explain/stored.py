@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
-from tracepaper.daemon.config.sections import OF_CHECKPOINT, ORDERBOOK
+from tracepaper.daemon.config.sections import ORDERBOOK, TOGETHER
 from tracepaper.replay.report.listed import of_decision
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates import GATES, refusal, verdict, warm, with_unit
 from tracepaper.strategies.portfolio import SHARE_OF
+from tracepaper.strategies.together import WITHOUT_ANSWER
 from tracepaper.strategies.trend import TREND
 from tracepaper.strategies.types import Action
 
@@ -65,33 +66,33 @@ class StoredDecision:
     @property
     def no_attribution(self) -> str | None:
         """Why the decision has no attribution, in one sentence; None where it has one."""
-        if self.buckets or self.run["strategy"] in OF_CHECKPOINT:
-            return None if self.buckets else self._looked_at
+        if self.buckets:
+            return None
+        if self.run["strategy"] == ORDERBOOK:
+            return self._looked_at_books
         if not self.run["model_id"]:
             return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
         if (deadline := self.decision["late_deadline_ms"]) is not None:
             return (
                 f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
             )
+        if self.has_forecast:
+            return "This model gives forecasts without an explanation of where it looked."
+        return self._no_forecast
+
+    @property
+    def _no_forecast(self) -> str:
+        """Why the model gave no forecast in time, in one sentence."""
+        for row in self.notes:
+            if row["name"] == WITHOUT_ANSWER and self.run["strategy"] in TOGETHER:
+                return f"The network has no answer for this close: {row['text']}."
         for gate in self.gates:
             if gate["gate"] == warm.name and not gate["passed"]:
                 return (
                     f"The model was not yet warm: {gate['measure']:,.0f} of the "
                     f"{gate['threshold']:,.0f} bars it looks back on were known."
                 )
-        if self.has_forecast:
-            return "This model gives forecasts without an explanation of where it looked."
         return "The model gave no forecast for this bar, so nothing was attributed."
-
-    @property
-    def _looked_at(self) -> str:
-        """How a decision over several assets, or books, shared what it looked at, in a sentence."""
-        if self.run["strategy"] == ORDERBOOK:
-            return self._looked_at_books
-        if not self.shares:
-            return f"The strategy {self.run['strategy']} asked no network at this close."
-        told = ", ".join(f"{name} {share:.1%}" for name, share in self.shares.items())
-        return f"It looked at {told}; --full says at which of their bars."
 
     @property
     def _looked_at_books(self) -> str:
@@ -106,13 +107,16 @@ class StoredDecision:
         )
 
     @property
-    def shares(self) -> dict[str, float]:
-        """How much of where a decision over several assets looked is of each, where it noted it."""
-        return {
-            row["name"].removeprefix(SHARE_OF): row["number"]
+    def looked_at(self) -> str:
+        """How a decision over several symbols shared what it looked at; empty of others."""
+        told = ", ".join(
+            f"{row['name'].removeprefix(SHARE_OF)} {row['number']:.1%}"
             for row in self.notes
             if row["name"].startswith(SHARE_OF) and row["number"] is not None
-        }
+        )
+        if not told or self.run["strategy"] not in TOGETHER:
+            return ""
+        return f"It looked at {told}; --full says at which of their bars."
 
 
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:

@@ -34,6 +34,8 @@ def show_stored(stored: StoredDecision) -> RenderableType:
     if stored.decision["action"] == Action.ORDERS:
         parts.insert(1, _orders(stored))
     parts.append(Text(stored.no_attribution) if stored.no_attribution else _bucket_table(stored))
+    if stored.looked_at:
+        parts.append(Text(stored.looked_at))
     return Group(*parts)
 
 

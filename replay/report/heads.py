@@ -27,6 +27,7 @@ from tracepaper.strategies.forecasters.attributing import Probe
 from tracepaper.strategies.forecasters.ensemble import network_half
 from tracepaper.strategies.forecasters.looking import DECISIONS, RolloutMap, look_into
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.together import TogetherForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.types import Bar, Forecast
@@ -164,6 +165,11 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
     )
     forecaster = forecaster_of(folder, record.config, mode="step", vectors=vectors)
     asked = network_half(forecaster)
+    if isinstance(asked, TogetherForecaster):
+        raise DataInvalid(
+            "Heads are looked into of networks that see one symbol, and this one sees several; "
+            "leave --heads out."
+        )
     if not isinstance(asked, StreamingForecaster | WindowedForecaster):
         raise DataInvalid("This model has no attention to look into; leave --heads out.")
     known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]

@@ -26,6 +26,7 @@ from tracepaper.replay.training.aligned import (
     Labelled,
     predicted,
 )
+from tracepaper.replay.training.aligned_gates import gates_judged
 from tracepaper.replay.training.card import NOTICE, slope, temperature
 from tracepaper.replay.training.evaluation import HorizonForecasts, judged, report
 from tracepaper.replay.training.explained import JudgedPart
@@ -161,9 +162,12 @@ def judge_together(
     if across.held:
         found["weights"] = weighed_figures(across.held)
         said = weighed_sentences(found["weights"])
+    if "quantiles" in section:
+        section, found["gates"], of_gates = gates_judged(card, weights, material)
+        said += of_gates
     told = [NOTICE, *_sentences(found, horizon=int(section["horizon"])), *said]
     cool = [cooled(one, section["temperature"][str(one.horizon)]) for one in forecasts]
-    return JudgedPart(cool, ALL_MEASURES, found, told, across=across)
+    return JudgedPart(cool, ALL_MEASURES, found, told, calibration=section, across=across)
 
 
 def evaluated_together(
@@ -171,7 +175,12 @@ def evaluated_together(
 ) -> dict[str, Any]:
     """Return *card* with the figures of the test part and the sentences that follow from them."""
     found = judge_together(card, weights, material)
-    return {**card, "figures": found.figures, "honesty": {"sentences": found.sentences}}
+    return {
+        **card,
+        "calibration": found.calibration,
+        "figures": found.figures,
+        "honesty": {"sentences": found.sentences},
+    }
 
 
 def _held(model: TogetherModel, material: AlignedMaterial) -> dict[str, Weighed]:

@@ -15,6 +15,7 @@ import torch
 from tracepaper.replay.training import card as cards
 from tracepaper.replay.training.aligned import AlignedMaterial
 from tracepaper.replay.training.aligned_fit import AlignedFit
+from tracepaper.replay.training.aligned_gates import gates_calibrated
 from tracepaper.replay.training.aligned_judged import evaluated_together, scales_together
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
 from tracepaper.replay.training.fitted import save_judged
@@ -58,6 +59,7 @@ class AlignedRecipe:
     split: Mapping[str, Any] | None = None
     baselines: tuple[str, ...] = ()
     calendar: None = None
+    explained_bars: int | None = None  # of all symbols, in each part; None: as many as in minutes
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Self:
@@ -96,7 +98,13 @@ class AlignedRecipe:
             threads=whole("training.threads", own.get("threads", THREADS)),
             split=chosen["split"] or None,
             baselines=requested_baselines(own),
+            explained_bars=own.get("explained_bars"),
         )
+
+    @property
+    def explained(self) -> dict[str, int]:
+        """The key of how many bars are explained, where it was chosen."""
+        return {} if self.explained_bars is None else {"explained_bars": self.explained_bars}
 
     def text(self) -> str:
         """Return it as TOML, which ``read_recipe`` reads back to an equal recipe."""
@@ -112,6 +120,7 @@ class AlignedRecipe:
             "features": features_of(self.schema_id, self.intervals, None),
             "training": asdict(self.options)
             | {"threads": self.threads}
+            | self.explained
             | with_baselines(self.baselines),
             "calibration": {"horizon": self.horizon},
         }
@@ -138,6 +147,7 @@ def train_aligned(
     card = _card(material, replace(recipe, config=config), fit.progress, folder, at=created_ms)
     say("Calibrating.")
     card = {**card, "calibration": card["calibration"] | scales_together(fit.network, material)}
+    card = {**card, "calibration": gates_calibrated(card, fit.best, material)}
     say("Judging on untouched time.")
     card = evaluated_together(card, fit.best, material)
     return save_judged(folder, fit.best, card, material.material.fitted)
@@ -188,6 +198,7 @@ def _card(
         ),
         "training": {
             **training,
+            **recipe.explained,
             **with_baselines(recipe.baselines),
             "best_step": progress.best_step,
             "last_step": progress.step,

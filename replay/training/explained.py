@@ -49,6 +49,14 @@ class JudgedPart(NamedTuple):
     across: AcrossAssets | None = None  # of a network that answers for all symbols of a close
 
 
+class Answered(NamedTuple):
+    """Labelled rows of one segment, and what a forecaster said at each."""
+
+    samples: Samples
+    rows: NDArray[np.int64]
+    forecasts: Sequence[Forecast | None]
+
+
 @dataclass(frozen=True)
 class ExplainedRows:
     """Rows [row] of one horizon: forecast, measures by name, and what followed.
@@ -120,8 +128,7 @@ def explain(
     Raises ``DataInvalid`` where no segment is long enough.
     """
     share = max(bars // len(part), 1)
-    rows: list[dict[str, NDArray[Any]]] = []
-    fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
+    found: list[Answered] = []
     for samples in part:
         column = samples.horizons.index(horizon)
         labelled = np.flatnonzero(samples.weights[:, column] > 0)
@@ -134,6 +141,20 @@ def explain(
         scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
         answers = list(scan(known_bars))
         chosen = [answers[row - start] for row in labelled.tolist()]
+        found.append(Answered(samples, labelled, chosen))
+    return rows_of(forecaster, found, horizon=horizon, slope=slope)
+
+
+def rows_of(
+    forecaster: Forecaster, answered: Sequence[Answered], *, horizon: int, slope: float
+) -> ExplainedRows:
+    """Return what *forecaster* said of some labelled rows beside what happened next.
+
+    Raises ``DataInvalid`` where there is no row, or a row has no answer.
+    """
+    rows: list[dict[str, NDArray[Any]]] = []
+    fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
+    for samples, labelled, chosen in answered:
         known = [forecast for forecast in chosen if forecast is not None]
         if len(known) != len(chosen):
             raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")

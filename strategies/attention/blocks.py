@@ -108,7 +108,7 @@ def rows_by_age(
 # --- figures by age
 
 Floats = NDArray[np.float64]
-_RECENT_SHARE: Final = 0.25
+RECENT_SHARE: Final = 0.25
 
 
 def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> Floats:
@@ -128,7 +128,7 @@ def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> 
 
 def recent_mass(by_age: Floats, context: int) -> Floats:
     """Return the mass [bar] of the newest quarter of *context* bars, in whole cells."""
-    cells = max(1, round(context * _RECENT_SHARE / BLOCK_BARS))
+    cells = max(1, round(context * RECENT_SHARE / BLOCK_BARS))
     mass: Floats = by_age[:, :cells].sum(axis=1)
     return mass
 

@@ -249,8 +249,8 @@ def architecture(card: Mapping[str, Any]) -> tuple[NetworkKind, Architecture]:
     name = section_of(card, "model").get("kind")
     if isinstance(name, str) and name in KINDS:
         raise ConfigInvalid(
-            f"A {name} checkpoint answers for all symbols of a close; name it by strategy.name "
-            f"'{name}' and its folder by strategy.options.checkpoint, instead of model.checkpoint."
+            f"A {name} checkpoint answers for all symbols of a close; trade it by strategy.name "
+            f"'{name}'."
         )
     kind = kind_of(name)
     config: Architecture = kind.read(section_of(card, "architecture"))
@@ -310,7 +310,7 @@ def _ensemble(
         rows,
         per_horizon(section_of(card, "ensemble").get("network_share"), network.horizons),
         spread=per_horizon(section.get("spread"), network.horizons),
-        calibration=_calibration(section, network.model.network.content_free(), network.horizons),
+        calibration=calibration_of(section, network.model.network.content_free(), network.horizons),
     )
 
 
@@ -348,7 +348,7 @@ def trained_rows(
         model_id=str(identity.get("id", "")),
         sha256=str(identity.get("sha256", "")),
         spread=per_horizon(calibration.get("spread", 1.0), ahead),
-        calibration=_calibration(calibration, 0.0, ahead),
+        calibration=calibration_of(calibration, 0.0, ahead),
     )
 
 
@@ -441,7 +441,7 @@ def _model(card: Mapping[str, Any], network: Network, vectors: VectorSource | No
         content_free=_finite(
             calibration.get("content_free", network.content_free()), "content_free"
         ),
-        calibration=_calibration(calibration, network.content_free(), horizons),
+        calibration=calibration_of(calibration, network.content_free(), horizons),
         wide=features.wider(schema, features.schema(str(computed))),
     )
 
@@ -482,9 +482,10 @@ def vector_scale(card: Mapping[str, Any]) -> VectorScale:
     return VectorScale.of(section_of(section_of(card, "features"), "vectors"))
 
 
-def _calibration(
+def calibration_of(
     section: Mapping[str, Any], content_free: float, horizons: tuple[int, ...]
 ) -> Calibration | None:
+    """Return what a card's ``[calibration]`` says to gates, checked; None without quantiles."""
     if "quantiles" not in section:
         return None
     quantiles = section["quantiles"]

@@ -3,7 +3,7 @@
 Mean, odds and explanation are the network's; the spread of the return is the mixed volatility times
 the factor of the calibration slice. A bar's features are computed once, by the wider of both
 halves' schemas; each half takes its own columns, which are the first. What each half said stands in
-every forecast (``Forecast.halves``).
+every forecast (``Forecast.further``).
 
 The rules are docs/models.md, L36 to L37 and L49.
 """
@@ -165,5 +165,5 @@ def halves(forecast: Forecast) -> Floats:
 
     Empty where one model answered.
     """
-    found = np.frombuffer(forecast.halves, dtype="<f4").astype(np.float64)
+    found = np.frombuffer(forecast.further, dtype="<f4").astype(np.float64)
     return found.reshape(-1, 2, len(forecast.horizons))

@@ -53,7 +53,7 @@ class PlainForecaster:
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        window = self._windows[instrument] = FeatureWindow(self.model)
+        window = self._windows[instrument] = FeatureWindow.of(self.model)
         for bar in bars[-self.context :]:
             window.take(bar)
 
@@ -87,7 +87,7 @@ class PlainForecaster:
         places: list[int] = []
         for place, bar in enumerate(bars):
             if (window := self._windows.get(bar.instrument)) is None:
-                window = self._windows[bar.instrument] = FeatureWindow(self.model)
+                window = self._windows[bar.instrument] = FeatureWindow.of(self.model)
             sigma = window.take(bar)
             seen.append(window.newest)
             if window.is_full:

@@ -1,32 +1,40 @@
-"""A checkpoint that answers for all symbols of a close, as the strategy that trades them together.
+"""A checkpoint that answers for all symbols of a close, behind the ``Forecaster`` protocol.
 
-The network is run once a close at which it decides. What it says of a symbol, how much of where
-it looked is of each other, and the weight that follows are notes on that symbol's decision; the
-weight is its size. The rules are docs/several.md, P26 to P28.
+It is asked once a close, of the bars of all of its symbols, and answers each with the usual figures
+and an explanation by the usual measures: of where the last bar of a symbol looked, the weights of
+all symbols' bars summed by age. Beside them stand the symbol's weight, its expected relative return
+and how much of where it looked is of each symbol (``Said``).
+
+The rules are docs/several.md, P26 to P28.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies import features
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
+from tracepaper.strategies.attention import kernels
+from tracepaper.strategies.attention.blocks import RECENT_SHARE, shift
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken, shown
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.forecasters.answers import forecasts, require_one_of_each
 from tracepaper.strategies.forecasters.build import (
+    calibration_of,
     filled,
     known_schema,
     per_horizon,
     section_of,
 )
+from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, FeatureWindow, buckets_of
+from tracepaper.strategies.gates import MEASURES
 from tracepaper.strategies.networks.crossasset import (
     KINDS,
     CrossAssetConfig,
@@ -34,17 +42,12 @@ from tracepaper.strategies.networks.crossasset import (
     CrossLook,
     weights_of,
 )
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.portfolio import SHARE_OF, PortfolioStrategy
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.types import Action, Bar
+from tracepaper.strategies.together import CommonBars, Said, symbol_of
+from tracepaper.strategies.types import Bar, Calibration, Explanation, Forecast
 
-OPTIONS: Final = ("checkpoint", "every", "long_only")
+Ids = NDArray[np.int64]
 DECIMALS: Final = 6
 """Weights are rounded to so many."""
-SHARES_NOTED: Final = 8
-"""Assets whose share of where a symbol looked is noted with its decision, the largest first."""
-_BASIS_POINTS: Final = 1e4
 
 
 def is_together(card: Mapping[str, Any]) -> bool:
@@ -54,31 +57,31 @@ def is_together(card: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class TogetherModel:
-    """What a checkpoint of several assets says of itself, and its network."""
+    """What a checkpoint of several symbols says of itself, and its network."""
 
     kind: str
     network: CrossAssetNetwork
     schema: FeatureSchema
-    interval: str  # as the card names it
+    model_id: str
+    sha256: str
     horizon: int  # the one that a crossasset trades by
     temperature: tuple[float, ...]  # of the direction, one a horizon
-    slope: tuple[float, ...]  # of realised on predicted means
-    relative_slope: tuple[float, ...]
+    relative_slope: tuple[float, ...]  # of realised on predicted relative returns
+    calibration: Calibration | None
 
     @classmethod
-    def read(
-        cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor], *, threads: int | None = None
-    ) -> TogetherModel:
-        """Build from a card and its tensors, checked; set PyTorch's *threads* where given.
+    def read(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TogetherModel:
+        """Build from a card and its tensors, checked.
 
         Raises ``ConfigInvalid`` for another kind, an architecture that cannot be built or an
         unknown schema, ``CheckpointMismatch`` for tensors or a calibration that do not fit.
         """
-        kind = section_of(card, "model").get("kind")
-        if not isinstance(kind, str) or kind not in KINDS:
+        identity = section_of(card, "model")
+        kind = str(identity.get("kind"))
+        if kind not in KINDS:
             raise ConfigInvalid(
-                f"The checkpoint is of the kind {shown(kind)}, and strategy.options.checkpoint "
-                f"takes {' or '.join(KINDS)}; name it by model.checkpoint."
+                f"The checkpoint is of the kind {shown(kind)}, and not {' or '.join(KINDS)}; name "
+                "another."
             )
         config = CrossAssetConfig.read(section_of(card, "architecture"))
         schema, scales = known_schema(card), section_of(card, "calibration")
@@ -93,17 +96,16 @@ class TogetherModel:
                 f"The card's calibration.horizon {shown(horizon)} is none of its horizons "
                 f"{list(config.horizons)}; use the card that was written."
             )
-        if threads is not None:
-            torch.set_num_threads(threads)
         return cls(
             kind,
             filled(lambda: CrossAssetNetwork(config), tensors),
             schema,
-            str(section_of(card, "market").get("interval", "")),
+            str(identity.get("id", "")),
+            str(identity.get("sha256", "")),
             horizon,
             per_horizon(scales.get("temperature", 1.0), config.horizons),
-            per_horizon(scales.get("slope", 1.0), config.horizons),
             per_horizon(scales.get("relative_slope", 1.0), config.horizons),
+            calibration_of(scales, CONTENT_FREE, config.horizons),
         )
 
     @property
@@ -116,176 +118,196 @@ class TogetherModel:
         """Bars of each symbol that an answer depends on, features included."""
         return self.config.receptive_field + self.schema.lookback - 1
 
-    @property
-    def index(self) -> int:
-        """The place of the horizon that it trades by."""
-        return self.config.horizons.index(self.horizon)
-
-    def weights(
-        self, relative: Tensor, allocation: Tensor | None, *, long_only: bool = False
-    ) -> Array:
+    def weights(self, relative: Tensor, allocation: Tensor | None) -> Array:
         """Return the weights [asset, row] that answers [asset, row, horizon] and [asset, row] mean.
 
         A portfolio's are its own. Those of a crossasset are its expected relative returns, in
         units of each asset's volatility, less their mean; all 0 where the calibration slice gave
-        these returns no slope. Sizes sum to at most 1; *long_only* leaves out what is negative.
+        these returns no slope. Sizes sum to at most 1.
         """
         if allocation is not None:
             found = weights_of(allocation[None])[0].double()
         else:
-            expected = relative[..., self.index].double() * self.relative_slope[self.index]
+            at = self.config.horizons.index(self.horizon)
+            expected = relative[..., at].double() * self.relative_slope[at]
             apart = expected - expected.mean(dim=0)
             found = apart / apart.abs().sum(dim=0).clamp_min(1e-12)
-        if long_only:
-            found = found.clamp_min(0.0)
         return np.asarray(found.numpy().round(DECIMALS)) + 0.0  # no negative zero
 
 
-class CloseRows(NamedTuple):
-    """What is known of every symbol at one close: features [asset, time, feature] and σ [asset]."""
+class LastClose(NamedTuple):
+    """What the network says of the newest close of all symbols, and where each looked."""
 
-    values: NDArray[np.float32]
-    sigma: Array
-    first: int  # the absolute number of the first bar
+    look: CrossLook
+    by_time: Array  # [symbol, time]: where each looked, over the bars of all symbols together
+    positions: Ids  # [time]: absolute numbers of the bars
 
 
-class TogetherStrategy(PortfolioStrategy):
-    """Trade all symbols of a close together, by one network that sees all of them.
+class TogetherForecaster:
+    """A network over several symbols, asked once a close.
 
-    ``every`` is how many bars lie between decisions, those of the card unless told otherwise. With
-    ``[sizing] mode = "equity"`` a weight is a share of equity. Where a symbol has no bar at a
-    close, or lacks one of those that an answer depends on, all of them hold.
+    Where a close lacks one of the symbols, or one of the bars that an answer looks back on, none
+    of them has an answer. Raises ``ConfigInvalid`` for a symbol that it was not trained on.
     """
 
-    reads_history = False
-
-    def __init__(
-        self, model: TogetherModel, symbols: Sequence[str], options: Mapping[str, object]
-    ) -> None:
-        if unknown := sorted(set(options) - set(OPTIONS)):
-            raise ConfigInvalid(
-                f"strategy.options.{unknown[0]} is unknown; use {', '.join(OPTIONS)}."
-            )
+    def __init__(self, model: TogetherModel, symbols: Sequence[str], *, threads: int) -> None:
         self.model = model
         self.symbols = tuple(symbols)
-        self.warmup = model.context
+        self.every = model.config.every
+        self.model_id = model.model_id
+        self.model_sha256 = model.sha256
+        self.context = model.context
+        self.horizons = model.config.horizons
+        self.calibration = model.calibration
+        self.mode = "batched"
+        self.device = "cpu"
+        self.dtype = "float32"
+        self.threads = threads
+        self.backend = kernels.resolve("auto", "cpu", torch.float32)
+        self.causal = False  # an answer needs others' bars, and none is given of bars of one
+        self.scanned_at_once = 1
+        self.measures = MEASURES
+        self.is_outside = False
         self._places = model.config.places(self.symbols)
-        self._every = _every(options.get("every", model.config.every))
-        long_only = options.get("long_only", False)
-        if type(long_only) is not bool:
-            raise ConfigInvalid("strategy.options.long_only must be true or false.")
-        self._long_only = long_only
-        self._bars: dict[str, deque[Bar]] = {
-            symbol: deque(maxlen=model.context) for symbol in self.symbols
-        }
+        self._windows = {symbol: self._window() for symbol in self.symbols}
+        self._bars = CommonBars(self.symbols, self.context)
+        self._before: tuple[int, Array | None] = -1, None  # a close, and where each looked at it
+        torch.set_num_threads(threads)
 
-    def observe(self, bar: Bar) -> None:
-        """Remember a closed bar of any symbol."""
-        self._bars[symbol_of(bar)].append(bar)
+    def _window(self) -> FeatureWindow:
+        return FeatureWindow(self.model.config.receptive_field, self.model.schema)
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
-        """Answer for all symbols at a close of every so many bars; elsewhere all hold."""
-        first = next(iter(now.values())).exact
-        if (first.open_time_ms // first.interval_ms + 1) % self._every:
-            return {}
-        held = self._held(now)
-        if isinstance(held, str):
-            return dict.fromkeys(now, Signal(Action.HOLD, held))
-        look = self.look(held)
-        said, sizes = look.outputs, self._weights(look)
-        at, unit = self.model.index, held.sigma * np.sqrt(self.model.horizon)
-        logits = said.each.direction_logits[0, :, 0, at].double()
-        odds = torch.softmax(logits / self.model.temperature[at], dim=-1).numpy()
-        figures = {
-            "weight": sizes,
-            "mean_bp": said.each.mean[0, :, 0, at].numpy() * unit * self.model.slope[at] * 1e4,
-            "relative_bp": said.relative[0, :, 0, at].numpy()
-            * unit
-            * self.model.relative_slope[at]
-            * _BASIS_POINTS,
-            "volatility_bp": (0.5 * said.each.log_variance[0, :, 0, at]).exp().numpy()
-            * unit
-            * _BASIS_POINTS,
-            "p_down": odds[:, 0],
-            "p_up": odds[:, 2],
-            "confidence": look.confidence.numpy(),
-        }
-        return {
-            symbol: _signal({name: float(of[place]) for name, of in figures.items()}, shares)
-            for place, (symbol, shares) in enumerate(
-                zip(self.symbols, self._shares(look), strict=True)
-            )
-        }
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
+        symbol = instrument.partition(":")[2]
+        window = self._windows[symbol] = self._window()
+        self._bars.forget(symbol)
+        self._before = -1, None
+        for bar in bars[-self.context :]:
+            self._bars.take(bar)
+        for _ in window.take_all(bars[-self.context :]):
+            pass
 
-    def look(self, held: CloseRows, decided: Sequence[int] | None = None) -> CrossLook:
-        """Return what the network says of the close that *held* ends at, and where it looked."""
-        positions = held.first + torch.arange(held.values.shape[1])
-        with torch.inference_mode():
-            x = torch.from_numpy(held.values)[None]
-            return self.model.network.look(x, self._places, positions, decided)
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in a bar that came alone: it has no answer."""
+        return self.predict_many([bar])[0]
 
-    def held(self) -> CloseRows | str:
-        """Return what is known of every symbol at the last close, or why nothing can be said."""
-        context, newest = self.model.context, set()
-        for symbol, bars in self._bars.items():
-            if len(bars) < context:
-                return f"{symbol} has {len(bars):,} of the {context:,} bars that are looked back on"
-            if bars[-1].open_time_ms - bars[0].open_time_ms != (context - 1) * bars[0].interval_ms:
-                return f"{symbol} lacks one of the last {context:,} bars"
-            newest.add(bars[-1].open_time_ms)
-        if len(newest) > 1:
-            return "the symbols' last bars are of different closes"
-        field, values, sigmas = self.model.config.receptive_field, [], []
-        for symbol, bars in self._bars.items():
-            block = features.compute(self.model.schema, features.columns(list(bars)))
-            rows = block.values[-field:]
-            if not np.isfinite(rows).all() or not np.isfinite(block.sigma[-1]):
-                return f"a feature of {symbol} is not finite"
-            values.append(rows)
-            sigmas.append(float(block.sigma[-1]))
-        last = next(iter(self._bars.values()))[-1]
-        first = last.open_time_ms // last.interval_ms - field + 1
-        return CloseRows(np.stack(values), np.array(sigmas), first)
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in the *bars* of one close; return their forecasts where all symbols have one.
 
-    def _held(self, now: Mapping[str, Outlook]) -> CloseRows | str:
-        """Return what is known where every symbol is in *now*; else which one is missing."""
-        if missing := [symbol for symbol in self.symbols if symbol not in now]:
-            return f"{missing[0]} has no bar at this close"
-        return self.held()
+        All are NaN where a feature of one of these bars is not finite. Raises ``InvariantBroken``
+        for two bars of one instrument.
+        """
+        require_one_of_each(bars)
+        before = self._looked_before()
+        sigmas = {symbol_of(bar): self._take(bar) for bar in bars}
+        if len(bars) < len(self.symbols) or self._bars.lacking():
+            return [None] * len(bars)
+        close = self.last_close()
+        sigma = np.array([sigmas[symbol] for symbol in self.symbols])
+        if not np.isfinite(sigma).all():
+            sigma = np.full(len(sigma), np.nan)
+        said = self._answers(close.look, sigma, self._explained(close, before))
+        self._before = self._newest_ms, close.by_time
+        answers = dict(zip(self.symbols, said, strict=True))
+        return [answers[symbol_of(bar)] for bar in bars]
 
-    def _weights(self, look: CrossLook) -> Array:
-        said = look.outputs
-        allocation = None if said.allocation is None else said.allocation[0]
-        found = self.model.weights(said.relative[0], allocation, long_only=self._long_only)
-        weights: Array = found[:, 0]
-        return weights
-
-    def _shares(self, look: CrossLook) -> list[dict[str, float]]:
-        """Return the largest shares of each decided symbol's influence, as notes."""
-        found = []
-        for row in look.influence.double().numpy():
-            order = np.argsort(-row, kind="stable")[:SHARES_NOTED].tolist()
-            found.append({f"{SHARE_OF}{self.symbols[at]}": float(row[at]) for at in order})
-        return found
-
-
-def symbol_of(bar: Bar) -> str:
-    """Return the symbol of a bar's instrument."""
-    return bar.instrument.partition(":")[2]
-
-
-def _every(value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigInvalid(
-            f"strategy.options.every is {shown(value)}; it must be a whole number of bars."
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Raise ``InvariantBroken``: bars of one instrument alone have no answer."""
+        raise InvariantBroken(
+            f"{len(bars)} bars of one symbol were handed to a network over several; hand over "
+            "closes."
         )
-    return value
 
+    def last_close(self) -> LastClose:
+        """Return what is said of the newest close, and where each symbol looked.
 
-def _signal(figures: Mapping[str, float], shares: Mapping[str, float]) -> Signal:
-    """Return the signal of one symbol, its size the weight, with what it follows from."""
-    weight, note = figures["weight"], {**figures, **shares}
-    if weight == 0.0:
-        return Signal(Action.FLAT, "no weight", note=note)
-    action = Action.LONG if weight > 0.0 else Action.SHORT
-    return Signal(action, "held by its weight", min(abs(weight), 1.0), note=note)
+        Raises ``InvariantBroken`` before all bars that are looked back on are known.
+        """
+        if why := self._bars.lacking():
+            raise InvariantBroken(f"There is no close to look at: {why}.")
+        held = [self._windows[symbol].rows.view() for symbol in self.symbols]
+        x = torch.from_numpy(np.stack([rows[:, :-1] for rows in held]).astype(np.float32))[None]
+        positions = held[0][:, -1].astype(np.int64)
+        with torch.inference_mode():
+            look = self.model.network.look(x, self._places, torch.from_numpy(positions))
+        return LastClose(look, look.weights.double().sum(dim=1).numpy(), positions)
+
+    @property
+    def lacking(self) -> str:
+        """What is not known of which symbol, in a sentence; empty where there is a close."""
+        return self._bars.lacking()
+
+    @property
+    def _field(self) -> int:
+        return self.model.config.receptive_field
+
+    @property
+    def _newest_ms(self) -> int:
+        """When the newest bar of the first symbol opened."""
+        return self._bars.newest_ms[self.symbols[0]]
+
+    def _take(self, bar: Bar) -> float:
+        """Take in a bar of any symbol; return its σ, NaN where its features cannot be used."""
+        symbol = symbol_of(bar)
+        self._bars.take(bar)
+        return self._windows[symbol].take(bar)
+
+    def _looked_before(self) -> Array | None:
+        """Return where each symbol looked at the newest close; None where it had no answer.
+
+        A start has not seen that close: it follows from the bars, and is the same.
+        """
+        if self._before[0] == self._newest_ms:
+            return self._before[1]
+        return None if self._bars.lacking() else self.last_close().by_time
+
+    def _explained(self, close: LastClose, before: Array | None) -> list[Explanation]:
+        """Return where each symbol looked: by the bar, of whichever symbol, and not by blocks.
+
+        *before* is that of the close before, at the same ages.
+        """
+        by_time = close.by_time
+        rows = [buckets_of(row, close.positions) for row in by_time]
+        shifts = [None] * len(rows) if before is None else shift(before, by_time).tolist()
+        recent = by_time[:, -max(round(self._field * RECENT_SHARE), 1) :].sum(axis=1).tolist()
+        heads = close.look.heads.float().numpy()
+        sure = heads.astype(np.float64).mean(axis=(1, 2)).tolist()
+        return [
+            Explanation(
+                confidence=sure[at],
+                content_free=CONTENT_FREE,
+                recent_mass=recent[at],
+                older_mass=float(row[-1]),
+                shift=shifts[at],
+                l1_error=abs(1.0 - float(by_time[at].sum())),
+                entropy=heads[at].astype("<f4").tobytes(),
+                buckets=row[:-1].astype("<f4").tobytes(),
+            )
+            for at, row in enumerate(rows)
+        ]
+
+    def _answers(
+        self, look: CrossLook, sigma: Array, found: Sequence[Explanation]
+    ) -> list[Forecast]:
+        """Return the forecast of each symbol, with what is said beside it."""
+        said, model = look.outputs, self.model
+        answers = forecasts(
+            said.each.map(lambda part: part[0]),
+            sigma,
+            found,
+            horizons=self.horizons,
+            temperature=model.temperature,
+            model_id=self.model_id,
+        )
+        allocation = None if said.allocation is None else said.allocation[0]
+        weights = model.weights(said.relative[0], allocation)[:, 0].tolist()
+        unit = sigma[:, None] * np.sqrt(self.horizons) * np.array(model.relative_slope)
+        relative = said.relative[0, :, 0].double().numpy() * unit
+        shares = look.influence.double().numpy()
+        return [
+            replace(one, further=Said(weight, tuple(apart), tuple(row)).encoded())
+            for one, weight, apart, row in zip(
+                answers, weights, relative.tolist(), shares.tolist(), strict=True
+            )
+        ]

@@ -8,7 +8,7 @@ alone are computed together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, r
 from tracepaper.strategies.attention.methods import TIME_MAX
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.features import FeatureRows, FeatureStreams
+from tracepaper.strategies.features import FeatureRows, FeatureSchema, FeatureStreams
 from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
 from tracepaper.strategies.forecasters.streaming import (
     NO_ROWS,
@@ -84,13 +84,21 @@ CONTENT_FREE: Final = 0.0
 class FeatureWindow:
     """One instrument's newest feature rows, each with its position in its last column."""
 
-    def __init__(self, model: TrainedModel) -> None:
-        self.rows = Ring(capacity=model.network.config.window, width=len(model.schema.names) + 1)
+    def __init__(
+        self, window: int, schema: FeatureSchema, computed: FeatureSchema | None = None
+    ) -> None:
+        """Hold *window* rows of *schema*, the first columns of *computed* where that is wider."""
+        self.rows = Ring(capacity=window, width=len(schema.names) + 1)
         self.newest = NO_ROWS  # of the bars last taken in, whole
         self.by_age: NDArray[np.float64] | None = None  # the last bar's rollout by age
-        self._schema = model.schema
-        self._features = FeatureStreams(model.computed, part=model.schema)
-        self._memory = InstrumentMemory(model.computed, 0, part=model.schema)
+        self._schema = schema
+        self._features = FeatureStreams(computed or schema, part=schema)
+        self._memory = InstrumentMemory(computed or schema, 0, part=schema)
+
+    @classmethod
+    def of(cls, model: TrainedModel) -> Self:
+        """Return the empty window of a network that sees one instrument."""
+        return cls(model.network.config.window, model.schema, model.computed)
 
     def take(self, bar: Bar) -> float:
         """Take in *bar* and return its σ, NaN where its row cannot be used.
@@ -195,7 +203,7 @@ class WindowedForecaster:
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        window = self._windows[instrument] = FeatureWindow(self.model)
+        window = self._windows[instrument] = FeatureWindow.of(self.model)
         for _ in window.take_all(bars[-self.context :]):
             pass
         if window.is_full:
@@ -234,7 +242,7 @@ class WindowedForecaster:
 
     def _of(self, instrument: str) -> FeatureWindow:
         if instrument not in self._windows:
-            self._windows[instrument] = FeatureWindow(self.model)
+            self._windows[instrument] = FeatureWindow.of(self.model)
         return self._windows[instrument]
 
     def _answers(self, window: FeatureWindow, taken: Iterable[float]) -> list[Forecast | None]:
@@ -330,7 +338,7 @@ class WindowedForecaster:
         positions = window.rows.view()[:, -1].astype(np.int64)
         return _Seen(
             look.outputs,
-            _buckets(look.rollout, positions),
+            buckets_of(look.rollout.weights[0, 0].double().numpy(), positions),
             int(positions[-1]),
             look.confidence.numpy(),
             float(look.rollout.l1_error[0, 0]),
@@ -371,11 +379,10 @@ def rows_together(parts: Sequence[FeatureRows]) -> FeatureRows:
     return FeatureRows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _buckets(rollout: Rollout, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the row over absolute 64-bar blocks, newest first, and "older" as its last entry."""
+def buckets_of(weights: NDArray[np.float64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return *weights* [bar] over absolute 64-bar blocks, newest first, "older" the last entry."""
     count = bucket_count(len(positions))
     block = positions // BLOCK_BARS
     # Holes in time push bars beyond the last block that an explanation names.
     at = np.minimum(block[-1] - block, count)
-    weights = rollout.weights[0, 0].double().numpy()
     return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)

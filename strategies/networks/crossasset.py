@@ -177,7 +177,12 @@ class CrossLook(NamedTuple):
 
     outputs: CrossOutputs  # [1, asset, 1, ...]
     weights: Tensor  # [decided asset, asset, time], each decided asset's sum to 1
-    confidence: Tensor  # [decided asset]: the mean over layers and heads
+    heads: Tensor  # [decided asset, block, head]: one less the entropy by its largest
+
+    @property
+    def confidence(self) -> Tensor:
+        """The mean of each decided asset's heads: [decided asset]."""
+        return self.heads.mean(dim=(1, 2))
 
     @property
     def influence(self) -> Tensor:
@@ -228,7 +233,7 @@ class CrossAssetNetwork(nn.Module):
         return CrossLook(
             self._said(state[:, :, -1:]),
             _carried(trace, rows, assets=x.shape[1], time=x.shape[2]),
-            _confidence(trace, rows, time=x.shape[2]),
+            _heads(trace, rows, time=x.shape[2]),
         )
 
     def _said(self, state: Tensor) -> CrossOutputs:
@@ -370,8 +375,8 @@ def _below_assets(block: _Attended, weights: Tensor) -> Tensor:
     return found
 
 
-def _confidence(trace: Sequence[_Attended], decided: Sequence[int], *, time: int) -> Tensor:
-    """Return one less entropy by its largest, the mean over blocks and heads: [decided]."""
+def _heads(trace: Sequence[_Attended], decided: Sequence[int], *, time: int) -> Tensor:
+    """Return one less entropy by its largest, of each block and head: [decided, block, head]."""
     rows = torch.tensor(list(decided))
     found = []
     for block in trace:
@@ -387,7 +392,7 @@ def _confidence(trace: Sequence[_Attended], decided: Sequence[int], *, time: int
                 pass
         seen = confidence([query], [key], [logsumexp], at, block.mask)
         found.append(seen[:, 0, :, 0].T if block.over is _Over.TIME else seen[0, 0])
-    return torch.cat(found).mean(dim=0)  # of [block * head, decided]
+    return torch.stack(found).permute(2, 0, 1)  # of [block, head, decided]
 
 
 # ---------------------------------------------------------------- what it is trained by

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from learning import DAY_BARS, START_MS, learnable, write_csv
 from pair_cases import replayed
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import NOTHING, Config
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
@@ -26,10 +27,11 @@ from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.training.series import iso
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.checkpoints import load, save
+from tracepaper.storage.checkpoints import kept_folder, load, save
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies import features
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features import FeatureRows, FeatureStreams
+from tracepaper.strategies.types import Bar
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 4
@@ -77,8 +79,8 @@ def training(kind: str, *more: object) -> list[object]:
     return [
         "train", "--network", kind, "--horizons", "5,30", "--gate-horizon", 5, "--window", 16,
         "--layers", 1, "--dim", 8, "--heads", 2, "--steps", 4, "--length", 256, "--batch", 2,
-        "--threads", 1, "--train-until", dates[0], "--validate-until", dates[1],
-        "--calibrate-until", dates[2], *more,
+        "--threads", 1, "--explained-bars", 720, "--train-until", dates[0],
+        "--validate-until", dates[1], "--calibrate-until", dates[2], *more,
     ]  # fmt: skip
 
 
@@ -96,14 +98,23 @@ def trained(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Call
     return of
 
 
-def configured(folder: Path, kind: str, *, symbols: Sequence[str] = SYMBOLS, **more: Any) -> Config:
+def configured(
+    folder: Path,
+    kind: str,
+    *,
+    symbols: Sequence[str] = SYMBOLS,
+    sections: Mapping[str, Any] = NOTHING,
+    **more: Any,
+) -> Config:
+    """Return what trades the checkpoint in *folder*; *more* are the strategy's options."""
     return load_config(
         None,
         {
             "market": {"symbols": list(symbols)},
-            "strategy": {"name": kind, "options": {"checkpoint": str(folder), **more}},
+            "strategy": {"name": kind, "options": more, "twins": ("random_gate",)},
             "sizing": {"mode": "equity"},
-            "model": {"threads": 1},
+            "model": {"checkpoint": str(folder), "threads": 1},
+            **sections,
         },
     )
 
@@ -111,6 +122,14 @@ def configured(folder: Path, kind: str, *, symbols: Sequence[str] = SYMBOLS, **m
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(query).fetchall()
+
+
+def held_at(path: Path, open_ms: int) -> set[str]:
+    """Return why the network had no answer at a close, where all symbols held by one gate."""
+    query = f"SELECT DISTINCT action, refused_by FROM v_decisions WHERE open_time_ms = {open_ms}"
+    assert rows(path, query) == [("HOLD", "finite")]
+    query = "SELECT text FROM v_notes WHERE name = 'no_answer' AND open_time_ms = "
+    return {text for (text,) in rows(path, f"{query}{open_ms}")}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +196,41 @@ def test_weights_of_a_close_are_traded_together_and_noted(
     assert 0 < least[0][1] < 3 * len(found)
 
 
+@pytest.mark.parametrize(
+    ("gate", "keys"),
+    [
+        ("confidence", {"confidence": "q0.5", "confidence_by": "entropy"}),
+        ("collapsed", {"collapse": "q0.5"}),
+        ("shifted", {"shift": "q0.5"}),
+        ("regime", {"regimes": ("MOMENTUM", "MIXED")}),
+    ],
+)
+def test_a_symbol_that_a_gate_refuses_keeps_its_weight_alone(
+    gate: str, keys: dict[str, Any], trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = configured(trained("portfolio"), "portfolio", sections={"gate": keys})
+    path = tmp_path / "run.db"
+    replayed(path, config, data())
+    query = (
+        "SELECT d.instrument, d.action, d.refused_by, d.target_quantity, n.number FROM v_decisions "
+        "d LEFT JOIN v_notes n ON n.run_id = d.run_id AND n.sequence = d.sequence AND n.name = "
+        "'weight' ORDER BY d.sequence"
+    )
+    held = dict.fromkeys((f"linear:{symbol}" for symbol in SYMBOLS), 0)
+    refused_here = changed = 0
+    for instrument, action, refused_by, target, weight in rows(path, query):
+        if refused_by is not None:
+            assert (action, target) == ("HOLD", held[instrument])
+            refused_here += refused_by == gate and weight is not None
+        changed += target != held[instrument]
+        held[instrument] = target
+    assert refused_here > 3
+    assert changed > 5
+    twins = dict(rows(path, "SELECT twin, count(*) FROM v_twin_fills GROUP BY 1"))
+    assert twins["ungated"] > 5
+    assert twins["random_gate"] > 0
+
+
 def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -189,15 +243,9 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
         [first, slice_candles(second, kept), third],
     )
     times = first.open_time_ms
-    query = "SELECT DISTINCT action, reason FROM v_decisions WHERE open_time_ms = {}"
-    assert rows(path, query.format(int(times[594]))) == [
-        ("HOLD", "BBBUSDT has no bar at this close")
-    ]
-    after = rows(path, query.format(int(times[599])))
-    assert len(after) == 1
-    action, reason = after[0]
-    assert action == "HOLD"
-    assert reason.startswith("BBBUSDT lacks one of the last ")
+    assert held_at(path, int(times[594])) == {"BBBUSDT has no bar at this close"}
+    (after,) = held_at(path, int(times[599]))
+    assert after.startswith("BBBUSDT lacks one of the last ")
 
 
 def test_killed_it_goes_on_as_if_it_had_not_been(
@@ -270,13 +318,14 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
     said = " ".join(capsys.readouterr().out.split())
     assert "Influence: the share of each asset" in said
     assert f"It looked at {found['symbol']}" in said
-    held = "SELECT max(sequence) FROM v_decisions WHERE reason = 'not named by the portfolio'"
-    other = rows(path, held)[0][0]
-    between = refused(capsys, "explain", f"last:{other}", "--db", path, "--full")
-    assert "asked no network" in between
+    early = rows(path, "SELECT min(sequence) FROM v_decisions")[0][0]
+    cold = refused(capsys, "explain", f"last:{early}", "--db", path, "--full")
+    assert "came before its model was warm" in cold
+    other = refused(capsys, "explain", f"last:{sequence}", "--db", path, "--method", "norm")
+    assert "looks at several symbols, of which `explain --full` says" in other
 
 
-def test_a_checkpoint_that_was_changed_since_is_named(
+def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
     trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = load(trained("portfolio"))
@@ -284,41 +333,48 @@ def test_a_checkpoint_that_was_changed_since_is_named(
     save(folder, own.tensors, own.card)
     path = tmp_path / "run.db"
     replayed(path, configured(folder, "portfolio"), data())
+    shutil.rmtree(folder)
     sequence = rows(path, "SELECT max(sequence) FROM v_notes")[0][0]
+    assert answered(capsys, "verify", "last", "--db", path)["holds"]
+    found = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    assert found["influence"]["largest_difference"] == 0.0
+    kept = kept_folder(path, own.card["model"]["id"])
     changed = {name: tensor * 1.01 for name, tensor in own.tensors.items()}
-    save(folder, changed, own.card)
-    words = refused(capsys, "verify", "last", "--db", path)
-    assert "the strategy portfolio was changed since" in words
+    save(kept, changed, own.card)
+    assert "restore it" in refused(capsys, "verify", "last", "--db", path)
+    shutil.rmtree(kept)
     words = refused(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
-    assert "decided; restore it" in words
+    assert "is not kept any more" in words
 
 
 def test_a_feature_that_is_not_finite_holds_all(
     trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(schema: features.FeatureSchema, columns: features.Columns) -> features.FeatureBlock:
-        block = compute(schema, columns)
-        if columns.close[-1] == spoiled:
-            block.values[-3, 2] = np.nan
-        return block
+    def broken(streams: FeatureStreams, bars: Sequence[Bar], at: Sequence[int]) -> FeatureRows:
+        taken = step(streams, bars, at)
+        if bars[0].instrument == "linear:BBBUSDT" and bars[0].open_time_ms == spoiled:
+            taken.values[-1, 2] = np.nan
+        return taken
 
-    candles, compute = data(), features.compute
-    spoiled = float(candles[1].close[599])
-    monkeypatch.setattr(features, "compute", broken)
+    candles, step = data(), FeatureStreams.step
+    times = candles[0].open_time_ms.tolist()
+    spoiled = times[599]
+    monkeypatch.setattr(FeatureStreams, "step", broken)
     path = tmp_path / "nan.db"
     replayed(path, configured(trained("portfolio"), "portfolio"), candles)
-    query = "SELECT DISTINCT action, reason FROM v_decisions WHERE open_time_ms = {}"
-    times = candles[0].open_time_ms
-    held = [("HOLD", "a feature of BBBUSDT is not finite")]
-    assert rows(path, query.format(int(times[599]))) == held
-    assert rows(path, query.format(int(times[604]))) != held
+    query = (
+        "SELECT g.passed, count(*) FROM v_gates g JOIN v_decisions d USING (run_id, sequence) "
+        "WHERE g.gate = 'finite' AND d.open_time_ms = {} GROUP BY 1"
+    )
+    assert rows(path, query.format(times[599])) == [(0, 3)]
+    assert rows(path, query.format(times[600])) == [(1, 3)]
 
 
 @pytest.mark.parametrize(
     ("symbols", "options", "sentence"),
     [
         ((*SYMBOLS, "DOGEUSDT"), {}, "and not DOGEUSDT; train it with its candles"),
-        (SYMBOLS, {"evry": 5}, "options.evry is unknown; use checkpoint, every, long_only"),
+        (SYMBOLS, {"evry": 5}, "options.evry is unknown; use every, long_only"),
         (SYMBOLS, {"every": 0}, "options.every is 0; it must be a whole number"),
         (SYMBOLS, {"long_only": 1}, "options.long_only must be true or false"),
     ],
@@ -347,9 +403,19 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     words: tuple[object, ...] = ("replay", files[0], "-c", config, "--db", tmp_path / "run.db")
     assert "answers for all symbols of a close" in refused(capsys, *words)
     config.write_text('[strategy]\nname = "portfolio"\n')
-    assert "needs strategy.options.checkpoint" in refused(capsys, *words)
-    config.write_text(f'[strategy]\nname = "crossasset"\noptions = {{ checkpoint = "{folder}" }}\n')
-    assert "the kind portfolio; set it to portfolio" in refused(capsys, *words)
+    assert "needs a checkpoint of that kind, and model.checkpoint" in refused(capsys, *words)
+    config.write_text('[strategy]\nname = "portfolio"\n[model]\ncheckpoint = "none"\n')
+    assert "needs a model, and model.checkpoint is none" in refused(capsys, *words)
+    named = f'[model]\ncheckpoint = "{folder}"\n'
+    config.write_text(f'{named}[strategy]\nname = "crossasset"\n')
+    assert "is of the kind portfolio; name another" in refused(capsys, *words)
+    named += '[strategy]\nname = "portfolio"\n'
+    config.write_text(f'{named}[market]\ninterval = "5"\n')
+    assert "trained on interval 1, and market.interval is 5" in refused(capsys, *words)
+    config.write_text(f"{named}[model.explanation]\nmethod = 'norm'\n")
+    assert "take model.explanation out" in refused(capsys, *words)
+    config.write_text(f"{named}[gate]\nhorizon = 7\n")
+    assert "gate.horizon 7 is no horizon of the model" in refused(capsys, *words)
     words = ("evaluate", folder, *given(files), "--ablation", 5)
     assert "examines what a model says of one instrument's bars" in refused(capsys, *words)
     out = tmp_path / "out"

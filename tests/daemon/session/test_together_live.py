@@ -1,0 +1,279 @@
+"""Networks over several symbols live, on the embedded exchange: restarted, cut off, and halted."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from learning import learnable
+from several_live import SPEED, check_record, trading
+
+from tracepaper.daemon.bybit import maintenance
+from tracepaper.daemon.config.loading import load as load_config
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.checkpoints import save
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.features import schema
+from tracepaper.strategies.forecasters.together import TogetherForecaster
+from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAssetNetwork
+from tracepaper.strategies.types import Bar, Category, Forecast
+
+SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+OTHERS = {"AAAUSDT", "CCCUSDT"}
+BARS, START = 620, 560
+CONTEXT = 519
+EVERY = 3
+
+
+def written(folder: Path, kind: str) -> Path:
+    """Write a checkpoint of *kind* that looks back on 519 bars, its weights drawn by chance."""
+    torch.manual_seed(7)
+    known = schema("v1")
+    config = CrossAssetConfig(
+        symbols=SYMBOLS, features=len(known.names), dim=8, layers=1, heads=2, window=8,
+        horizons=(3, 5), allocation=kind == "portfolio", every=EVERY,
+    )  # fmt: skip
+    network = CrossAssetNetwork(config)
+    for name, parameter in network.named_parameters():
+        if name.startswith(("allocate", "relative")):
+            torch.nn.init.normal_(parameter, std=1.0)
+    hundredths = [place / 100 for place in range(1, 100)]
+    measured = ("confidence", "collapsed", "shift", "recent_mass")
+    card = {
+        "model": {"kind": kind, "name": kind},
+        "architecture": config.listed(),
+        "features": {"schema_id": known.schema_id},
+        "market": {"interval": "1"},
+        "calibration": {
+            "horizon": EVERY,
+            "slope": 1.0,
+            "quantiles": {name: [0.1 * one for one in hundredths] for name in measured[:2]}
+            | dict.fromkeys(measured[2:], hundredths),
+        },
+    }
+    save(folder, network.state_dict(), card)
+    return folder
+
+
+def data(*, shorter: int = 0) -> list[Candles]:
+    """Return the candles of all symbols; of the second without the *shorter* first ones."""
+    found = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(SYMBOLS)]
+    found[1] = slice_candles(found[1], slice(shorter, None))
+    return found
+
+
+def sections(folder: Path, kind: str, **more: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "strategy": {"name": kind, "twins": ("random_gate",)},
+        "model": {"checkpoint": str(folder), "deadline_ms": 60_000},
+        "market": {"symbols": SYMBOLS, "gather_ms": 40},
+        "sizing": {"mode": "equity"},
+        "exchange": {"certain_s": 0.1},
+    }
+    for name, section in more.items():
+        found[name] = {**found.get(name, {}), **section}
+    return found
+
+
+def serving(candles: Sequence[Candles], *, start: int = START) -> EmbeddedExchange:
+    """Serve *candles* from so many bars after the first that all of them have."""
+    return EmbeddedExchange(
+        ExchangeSettings(candles=tuple(candles), manual=True, start=start, speed=SPEED)
+    )
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+def weights(path: Path) -> dict[tuple[int, str], float]:
+    """Return the weight that each decision noted, by open time and instrument."""
+    query = "SELECT open_time_ms, instrument, number FROM v_notes WHERE name = 'weight'"
+    return {(at, name): weight for at, name, weight in rows(path, query)}
+
+
+def why(path: Path, open_ms: int) -> set[tuple[Any, ...]]:
+    """Return symbol, action, refusing gate and noted reason of each decision at a close."""
+    query = (
+        "SELECT substr(d.instrument, 8), d.action, d.refused_by, n.text FROM v_decisions d LEFT "
+        "JOIN v_notes n ON n.run_id = d.run_id AND n.sequence = d.sequence AND n.name = "
+        f"'no_answer' WHERE d.open_time_ms = {open_ms}"
+    )
+    return set(rows(path, query))
+
+
+def check_parity(path: Path, folder: Path) -> None:
+    """Check the record, and that a replay of what it holds decides the same, bit by bit."""
+    check_record(path)
+    again = folder / "again.db"
+    audit = SqlAuditLog.open(again)
+    rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=0)
+    audit.close()
+    with Reader.open(path) as live, Reader.open(again) as replay:
+        found = compare_runs(
+            ComparedRun(live, live.find("last")), ComparedRun(replay, replay.find("last"))
+        )
+    assert found.holds, found.differences
+    assert found.identical == found.compared > 0
+
+
+def cut(path: Path, copy: Path) -> Path:
+    """Return a copy of a database at work: what is there where its process is killed now."""
+    with closing(sqlite3.connect(path)) as one, closing(sqlite3.connect(copy)) as other:
+        one.backup(other)
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["crossasset", "portfolio"])
+async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_does(
+    kind: str, tmp_path: Path
+) -> None:
+    folder, candles = written(tmp_path / kind, kind), data()
+    given, killed = sections(folder, kind), tmp_path / "killed.db"
+    async with serving(candles) as exchange:
+        async with trading(exchange, tmp_path / "first.db", **given) as live:
+            await live.listening(9)
+            for _ in range(7):
+                await live.close_bar(set(SYMBOLS))
+            cut(tmp_path / "first.db", killed)
+            await live.close_bar(set(SYMBOLS))
+        for bars in (6, 5):  # a kill, then a restart in good order
+            async with trading(exchange, killed, **given) as live:
+                await live.listening(9)
+                for _ in range(bars):
+                    await live.close_bar(set(SYMBOLS))
+    check_parity(killed, tmp_path)
+    assert rows(killed, "SELECT count(DISTINCT run_id) FROM v_runs") == [(1,)]
+    assert rows(killed, "SELECT count(*) FROM v_fills")[0][0] > 3
+    assert rows(killed, "SELECT count(*) FROM v_twin_fills WHERE twin = 'ungated'")[0][0] > 3
+    path = tmp_path / "archive.db"
+    audit = SqlAuditLog.open(path)
+    config = load_config(None, given)
+    run_replay(build(config, candles, started_at_ms=0, database=path), audit, Tally())
+    audit.close()
+    live_said, said = weights(killed), weights(path)
+    assert len(live_said) >= 3 * 5
+    assert live_said == {key: said[key] for key in live_said}
+
+
+async def test_a_close_that_a_bar_misses_holds_all_and_is_followed_when_it_came(
+    tmp_path: Path,
+) -> None:
+    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "late.db"
+    async with (
+        serving(data()) as exchange,
+        trading(exchange, path, **sections(folder, "portfolio")) as live,
+    ):
+        await live.listening(9)
+        await live.close_bar(set(SYMBOLS))
+        exchange.arm("missing_close", topic="kline.1.BBBUSDT")
+        missed, then = [await live.close_bar(OTHERS) for _ in range(2)]
+        both = missed, then  # the second closes before REST has answered about the first
+        await live.until(lambda: all("BBBUSDT" in live.decided(at) for at in both))
+        after = [await live.close_bar(set(SYMBOLS)) for _ in range(EVERY + 1)]
+    check_parity(path, tmp_path)
+    missing = "BBBUSDT has no bar at this close"
+    late = "a bar came after the others of its close"
+    assert why(path, missed) == {
+        ("AAAUSDT", "HOLD", "finite", missing),
+        ("BBBUSDT", "HOLD", "late", late),
+        ("CCCUSDT", "HOLD", "finite", missing),
+    }
+    decided = [at for at in after if (at // 60_000 + 1) % EVERY == 0]
+    assert decided
+    assert {at for at, _ in weights(path)} >= set(decided)
+
+
+def silence(exchange: EmbeddedExchange, symbol: str) -> None:
+    """Send no more candles of *symbol*, which is halted."""
+    exchange.venue.markets[Category.LINEAR, symbol].listing.item["status"] = "Closed"
+    for _ in range(60):
+        exchange.arm("drop", topic=f"kline.1.{symbol}")
+        exchange.arm("drop", topic=f"tickers.{symbol}")
+
+
+async def test_while_a_symbol_is_halted_all_hold_with_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintenance, "FILTERS_AGAIN_S", 0.05)
+    monkeypatch.setattr(maintenance, "SILENT_BARS", 1)
+    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "halted.db"
+    async with (
+        serving(data()) as exchange,
+        trading(exchange, path, **sections(folder, "portfolio")) as live,
+    ):
+        await live.listening(9)
+        for _ in range(EVERY):
+            await live.close_bar(set(SYMBOLS))
+        before = weights(path)
+        silence(exchange, "BBBUSDT")
+        held = [await live.close_bar(OTHERS) for _ in range(2 * EVERY)]
+    check_parity(path, tmp_path)
+    for at in held:
+        said = {one[1:] for one in why(path, at) if one[0] in OTHERS}
+        assert said == {("HOLD", "finite", "BBBUSDT has no bar at this close")}
+    assert weights(path) == before
+
+
+async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_path: Path) -> None:
+    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "young.db"
+    lacking = 4
+    async with (
+        serving(data(shorter=60), start=CONTEXT - lacking) as exchange,
+        trading(exchange, path, **sections(folder, "portfolio")) as live,
+    ):
+        await live.listening(9)
+        closes = [await live.close_bar(set(SYMBOLS)) for _ in range(lacking + EVERY)]
+    check_parity(path, tmp_path)
+    said = why(path, closes[1])  # the first may come before there are quotes
+    short = f"BBBUSDT has {CONTEXT - lacking + 2} of the {CONTEXT} bars that are looked back on"
+    assert ("AAAUSDT", "HOLD", "finite", short) in said
+    assert ("BBBUSDT", "HOLD", "warm", None) in said
+    known = {at for at, _ in weights(path)}
+    assert known
+    assert min(known) >= closes[lacking - 1]
+
+
+async def test_an_answer_that_comes_too_late_holds_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, answer = threading.Event(), TogetherForecaster.predict_many
+
+    def stuck(own: TogetherForecaster, bars: Sequence[Bar]) -> list[Forecast | None]:
+        if len(bars) == len(SYMBOLS) and bars[0].open_time_ms == slow[0]:
+            released.wait(10)
+        return answer(own, bars)
+
+    slow = [-1]
+    monkeypatch.setattr(TogetherForecaster, "predict_many", stuck)
+    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "slow.db"
+    given = sections(folder, "portfolio", model={"deadline_ms": 1_000})
+    async with (
+        serving(data()) as exchange,
+        trading(exchange, path, **given) as live,
+    ):
+        await live.listening(9)
+        for _ in range(EVERY):
+            last = await live.close_bar(set(SYMBOLS))
+        slow[0] = last + 60_000
+        await live.close_bar(set(SYMBOLS))
+        released.set()
+        after = [await live.close_bar(set(SYMBOLS)) for _ in range(EVERY)]
+    monkeypatch.setattr(TogetherForecaster, "predict_many", answer)
+    check_parity(path, tmp_path)
+    assert {one[1:3] for one in why(path, slow[0])} == {("HOLD", "deadline")}
+    assert not any(at == slow[0] for at, _ in weights(path))
+    assert {at for at, _ in weights(path)} & set(after)
