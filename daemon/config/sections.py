@@ -59,7 +59,7 @@ TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
 TOGETHER: Final = ("crossasset", "portfolio")
 """Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
 ORDERBOOK: Final = "orderbook"
-"""The strategy that trades one symbol by a checkpoint of its own options, which reads order books."""
+"""The strategy that trades one symbol by order books, with a checkpoint of its own options."""
 BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")
 """Strategies by name; any other is a class of the user's."""
 WINDOWS_MAX: Final = 8

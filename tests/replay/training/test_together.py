@@ -381,7 +381,7 @@ def test_a_feature_that_is_not_finite_holds_all(
 )
 def test_an_option_or_a_symbol_that_is_none_is_named(
     symbols: Sequence[str],
-    options: dict[str, object],
+    options: dict[str, Any],
     sentence: str,
     trained: Callable[..., Path],
     tmp_path: Path,
