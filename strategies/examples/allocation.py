@@ -10,6 +10,7 @@ import numpy as np
 from msgspec import Struct
 
 from tracepaper.strategies.allocation import (
+    SOLVED,
     Rule,
     allocate,
     check_prices,
@@ -39,13 +40,13 @@ class Allocation(PortfolioStrategy):
     ``window`` bars, newer ones weighing more where ``half_life`` names bars. Weights are found anew
     at the first common close of each ``every`` bars, no weight above ``bound``. The return that
     mean_variance expects is ``lean`` times the window's mean: one month says little of the next.
-    ``aversion`` and ``cost`` are those of ``allocate``.
+    ``aversion`` and ``cost`` are those of ``allocate``: turnover is priced from the shares of equity
+    that the account holds then, whatever was asked for, refused, rounded or moved by prices.
     """
 
     class State(Struct):
-        """The weights that are held, by symbol, and the period that they were found in."""
+        """The period that weights were found in."""
 
-        weights: dict[str, float] = {}
         period: int = -1
 
     state: State
@@ -59,6 +60,7 @@ class Allocation(PortfolioStrategy):
                 f"{', '.join(sorted(known))}"
             )
         require_solver(self._rule)
+        self.sees_account = self._rule in SOLVED
         self.warmup = _bars(options, "window", default=240, least=3) + 1
         half_life = _bars(options, "half_life", default=0, least=0)
         self._half_life = float(half_life) if half_life else None
@@ -90,14 +92,13 @@ class Allocation(PortfolioStrategy):
             self._rule,
             risk,
             expected=self._lean * returns.mean(axis=0) * self._every,
-            held=np.array([self.state.weights.get(symbol, 0.0) for symbol in now]),
+            held=np.array([_share(seen) for seen in now.values()]),
             bound=self._bound,
             aversion=self._aversion,
             cost=self._cost,
         )
-        self.state.weights = dict(zip(now, found.tolist(), strict=True))
         self.state.period = period
-        return {symbol: _held(weight) for symbol, weight in self.state.weights.items()}
+        return {symbol: _held(weight) for symbol, weight in zip(now, found.tolist(), strict=True)}
 
 
 def _bars(options: Mapping[str, float | str], name: str, *, default: int, least: int) -> int:
@@ -106,6 +107,14 @@ def _bars(options: Mapping[str, float | str], name: str, *, default: int, least:
     if not bars >= least or not bars.is_integer():
         raise ValueError(f"{name} is {bars:g}; it must be a whole number of at least {least}")
     return int(bars)
+
+
+def _share(seen: Outlook) -> float:
+    """Return the share of equity that is held of a symbol; 0 where the account is not seen."""
+    account = seen.account
+    if account is None or account.equity <= 0.0:
+        return 0.0
+    return account.position.quantity * seen.close / account.equity
 
 
 def _held(weight: float) -> Signal:

@@ -6,10 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from programs import ROOT
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.strategies.allocation import Array, Rule, allocate
+from tracepaper.strategies.examples import allocation as example
 
 SAMPLES = ROOT / "replay" / "samples"
 CONFIG = ROOT / "strategies" / "examples" / "allocation.toml"
@@ -77,3 +80,34 @@ def test_an_option_that_is_none_is_named(
     words = ["replay", *CANDLES, "-c", CONFIG, "--db", tmp_path / "run.db"]
     assert invoke([str(word) for word in words]) != 0
     assert sentence in capsys.readouterr().err
+
+
+def test_turnover_is_priced_from_what_the_account_holds_and_not_from_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[float]] = []
+
+    def recorded(rule: Rule, risk: Array, *, held: Array, **prices: Any) -> Array:
+        asked.append(held.tolist())
+        return allocate(rule, risk, held=held, **prices)
+
+    monkeypatch.setattr(example, "allocate", recorded)
+    options = {"rule": "mean_variance", "window": DAY_BARS, "every": DAY_BARS, "cost": 0.001}
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__OPTIONS", json.dumps(options))
+    # Changes of less than a half are not traded, and nothing above 30,000 is held.
+    monkeypatch.setenv("TRACEPAPER_SIZING__REBALANCE", "0.5")
+    monkeypatch.setenv("TRACEPAPER_SIZING__MAX_POSITION", "30000")
+    database = tmp_path / "run.db"
+    answered(capsys, "replay", *CANDLES, "-c", CONFIG, "--db", database, "--to", "2025-05-12")
+    question = (
+        "SELECT n.open_time_ms, n.number AS weight, p.quantity * d.close / p.equity AS share FROM "
+        "v_notes n JOIN v_positions p USING (run_id, sequence) JOIN v_bars d USING (run_id, "
+        "sequence) WHERE n.name = 'weight' ORDER BY n.sequence"
+    )
+    rows = answered(capsys, "audit", "sql", question, "--db", database)
+    shares = [[float(one["share"]) for one in rows[at : at + 2]] for at in range(0, len(rows), 2)]
+    weights = [[float(one["weight"]) for one in rows[at : at + 2]] for at in range(0, len(rows), 2)]
+    assert len(shares) == len(asked) > 5
+    assert np.allclose(asked, shares, atol=1e-9)
+    assert np.abs(np.array(shares[1:]) - weights[:-1]).max() > 0.2
+    assert answered(capsys, "verify", "last", "--db", database)["holds"]
