@@ -40,8 +40,8 @@ class Allocation(PortfolioStrategy):
     ``window`` bars, newer ones weighing more where ``half_life`` names bars. Weights are found anew
     at the first common close of each ``every`` bars, no weight above ``bound``. The return that
     mean_variance expects is ``lean`` times the window's mean: one month says little of the next.
-    ``aversion`` and ``cost`` are those of ``allocate``: turnover is priced from the shares of equity
-    that the account holds then, whatever was asked for, refused, rounded or moved by prices.
+    ``aversion`` and ``cost`` are those of ``allocate``: turnover is priced from the shares of
+    equity that the account holds then, whatever was asked for, refused, rounded or moved by prices.
     """
 
     class State(Struct):
