@@ -32,7 +32,7 @@ _UNANSWERED: Final = Signal(Action.HOLD, "no forecast")
 CAME_LATE: Final = "a bar came after the others of its close"
 
 
-class Said(NamedTuple):
+class SymbolAnswer(NamedTuple):
     """What a network over several symbols says of one of them beside its forecast."""
 
     weight: float  # in [-1, 1], before ``long_only``
@@ -44,7 +44,7 @@ class Said(NamedTuple):
         return np.array((self.weight, *self.relative, *self.shares), _FLOATS).tobytes()
 
     @classmethod
-    def of(cls, forecast: Forecast) -> Said:
+    def of(cls, forecast: Forecast) -> SymbolAnswer:
         """Read it back from a forecast of such a network."""
         weight, *others = np.frombuffer(forecast.further, _FLOATS).tolist()
         count = len(forecast.horizons)
@@ -134,7 +134,9 @@ class TogetherStrategy(PortfolioStrategy):
         if (bar.open_time_ms // bar.interval_ms + 1) % self._every:
             return dict.fromkeys(now, _BETWEEN)
         return {
-            symbol: _UNANSWERED if seen.forecast is None else self._signal(Said.of(seen.forecast))
+            symbol: _UNANSWERED
+            if seen.forecast is None
+            else self._signal(SymbolAnswer.of(seen.forecast))
             for symbol, seen in now.items()
         }
 
@@ -145,7 +147,7 @@ class TogetherStrategy(PortfolioStrategy):
             return f"{missing[0]} has no bar at this close"
         return self._bars.lacking() or (CAME_LATE if len(now) < len(self.symbols) else "")
 
-    def _signal(self, said: Said) -> Signal:
+    def _signal(self, said: SymbolAnswer) -> Signal:
         """Return the signal of one symbol, its size the weight, with what it follows from."""
         weight = max(said.weight, 0.0) if self._long_only else said.weight
         note = {"weight": weight, "relative_bp": said.relative[self._index] * _BASIS_POINTS}

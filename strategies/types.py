@@ -461,7 +461,7 @@ class Forecast(Struct, frozen=True, gc=False):
     further: bytes = b""
     """What only some models say, little-endian. Of an ensemble mean return and volatility at each
     horizon of the network, and then of the row model (float32); of a network over several symbols
-    what ``strategies.together.Said`` holds (float64); of others nothing."""
+    what ``strategies.together.SymbolAnswer`` holds (float64); of others nothing."""
 
 
 class PredictionTimeout(Struct, frozen=True, gc=False):

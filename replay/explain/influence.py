@@ -20,7 +20,7 @@ from tracepaper.replay.report.tables import bar_of
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.together import TogetherForecaster
-from tracepaper.strategies.together import Said
+from tracepaper.strategies.together import SymbolAnswer
 from tracepaper.strategies.types import Bar
 
 HEAVIEST: Final = 12
@@ -101,7 +101,7 @@ def influence(database: Path, run_id: str, sequence: int) -> Influence:
             )
             for place in order.tolist()
         ),
-        float(np.abs(matrix[at] - Said.of(said).shares).max()),
+        float(np.abs(matrix[at] - SymbolAnswer.of(said).shares).max()),
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tracepaper.replay.training.aligned import AlignedMaterial, Ids, Labelled
 from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles
 from tracepaper.replay.training.explained import (
-    Answered,
+    AnsweredRows,
     ExplainedRows,
     bars_of,
     rows_of,
@@ -75,12 +75,12 @@ def _explained(
     labelled = material.labelled(part)
     bars = card["training"].get("explained_bars") or EXPLAINED_BARS
     share = max(bars // (len(labelled) * len(material.symbols)), 1)
-    found: list[Answered] = []
+    found: list[AnsweredRows] = []
     for one in labelled:
         rows = _rows(one, forecaster.context, horizon)[:share]
         if len(rows):
             answers = _answers(forecaster, one, rows)
-            found += map(Answered, one.samples, [rows] * len(answers), answers)
+            found += map(AnsweredRows, one.samples, [rows] * len(answers), answers)
     slope = card["calibration"]["slope"][str(horizon)]
     return rows_of(forecaster, found, horizon=horizon, slope=slope)
 

@@ -49,7 +49,7 @@ class JudgedPart(NamedTuple):
     across: AcrossAssets | None = None  # of a network that answers for all symbols of a close
 
 
-class Answered(NamedTuple):
+class AnsweredRows(NamedTuple):
     """Labelled rows of one segment, and what a forecaster said at each."""
 
     samples: Samples
@@ -128,7 +128,7 @@ def explain(
     Raises ``DataInvalid`` where no segment is long enough.
     """
     share = max(bars // len(part), 1)
-    found: list[Answered] = []
+    found: list[AnsweredRows] = []
     for samples in part:
         column = samples.horizons.index(horizon)
         labelled = np.flatnonzero(samples.weights[:, column] > 0)
@@ -141,12 +141,12 @@ def explain(
         scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
         answers = list(scan(known_bars))
         chosen = [answers[row - start] for row in labelled.tolist()]
-        found.append(Answered(samples, labelled, chosen))
+        found.append(AnsweredRows(samples, labelled, chosen))
     return rows_of(forecaster, found, horizon=horizon, slope=slope)
 
 
 def rows_of(
-    forecaster: Forecaster, answered: Sequence[Answered], *, horizon: int, slope: float
+    forecaster: Forecaster, answered: Sequence[AnsweredRows], *, horizon: int, slope: float
 ) -> ExplainedRows:
     """Return what *forecaster* said of some labelled rows beside what happened next.
 

@@ -3,7 +3,7 @@
 It is asked once a close, of the bars of all of its symbols, and answers each with the usual figures
 and an explanation by the usual measures: of where the last bar of a symbol looked, the weights of
 all symbols' bars summed by age. Beside them stand the symbol's weight, its expected relative return
-and how much of where it looked is of each symbol (``Said``).
+and how much of where it looked is of each symbol (``SymbolAnswer``).
 
 The rules are docs/several.md, P26 to P28.
 """
@@ -42,7 +42,7 @@ from tracepaper.strategies.networks.crossasset import (
     CrossLook,
     weights_of,
 )
-from tracepaper.strategies.together import CommonBars, Said, symbol_of
+from tracepaper.strategies.together import CommonBars, SymbolAnswer, symbol_of
 from tracepaper.strategies.types import Bar, Calibration, Explanation, Forecast
 
 Ids = NDArray[np.int64]
@@ -306,7 +306,7 @@ class TogetherForecaster:
         relative = said.relative[0, :, 0].double().numpy() * unit
         shares = look.influence.double().numpy()
         return [
-            replace(one, further=Said(weight, tuple(apart), tuple(row)).encoded())
+            replace(one, further=SymbolAnswer(weight, tuple(apart), tuple(row)).encoded())
             for one, weight, apart, row in zip(
                 answers, weights, relative.tolist(), shares.tolist(), strict=True
             )
