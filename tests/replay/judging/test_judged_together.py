@@ -92,6 +92,7 @@ def recipe(kind: str, **more: Any) -> AlignedRecipe:
             "model": {"kind": kind},
             "architecture": section | more,
             "training": {
+                "explained_bars": 400,
                 "steps": 3, "validate_every": 3, "length": 256, "batch": 2, "threads": 1,
             },
             "calibration": {"horizon": 5},
