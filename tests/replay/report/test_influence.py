@@ -20,7 +20,6 @@ from torch import Tensor
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.explain.influence import influence
-from tracepaper.replay.explain.stored import read_stored
 from tracepaper.replay.report.document import Report, build_report
 from tracepaper.replay.report.influence import (
     COLUMNS_SHOWN,
@@ -61,6 +60,13 @@ PLANTED: dict[str, tuple[Callable[[dict[str, Tensor]], None], list[list[float]]]
 }
 
 
+def _quantiles() -> dict[str, list[float]]:
+    """Return quantiles of every measure by which the gates let all through."""
+    low, high = [-1.0 + place / 100 for place in range(1, 100)], [1.0] * 99
+    mass = [place / 100 for place in range(1, 100)]
+    return {"confidence": low, "collapsed": low, "shift": high, "recent_mass": mass}
+
+
 def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
     """Write a network whose states are its assets' embeddings and whose look is planted."""
     torch.manual_seed(0)
@@ -80,7 +86,7 @@ def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
         "architecture": config.listed(),
         "features": {"schema_id": "v1"},
         "market": {"interval": "1"},
-        "calibration": {"horizon": 5},
+        "calibration": {"horizon": 5, "quantiles": _quantiles()},
     }
     save(folder, weights, card)
     return folder
@@ -94,14 +100,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path,
     @cache
     def of(name: str) -> tuple[Path, str]:
         folder = planted(tmp_path_factory.mktemp(name) / "net", PLANTED[name][0])
-        strategy = {"name": "crossasset", "options": {"checkpoint": str(folder)}}
         config = load(
             None,
             {
                 "market": {"symbols": list(SYMBOLS)},
-                "strategy": strategy,
+                "strategy": {"name": "crossasset"},
                 "sizing": {"mode": "equity"},
-                "model": {"threads": 1},
+                "model": {"checkpoint": str(folder), "threads": 1},
             },
         )
         path = folder.parent / "run.db"
@@ -160,10 +165,8 @@ def test_the_mean_is_that_of_what_explain_says_of_each_decision(
     decisions = report.record.decisions
     own = np.isin(decisions.open_time_ms, notes.open_time_ms)
     own &= decisions.instrument == "linear:BBBUSDT"
-    rows = []
-    for sequence in decisions.sequence[own][:3].tolist():
-        stored = read_stored(path, run_id, sequence)
-        rows.append(influence(path, run_id, sequence, stored).row)
+    sequences = decisions.sequence[own][:3].tolist()
+    rows = [influence(path, run_id, sequence).row for sequence in sequences]
     np.testing.assert_allclose(rows, [swayed.mean[1]] * 3, atol=1e-6)
     assert swayed.decisions[1] == own.sum()
 
