@@ -205,7 +205,7 @@ def _import_lines(one: Imported, archive: Path) -> list[str]:
 def describe(
     paths: PathsArgument,
     *,
-    horizons: Annotated[str, typer.Option(help="Times or bars ahead, by commas.")] = "5m,30m,4h",
+    horizons: Annotated[str, typer.Option(help="Bars or times ahead, by commas.")] = "5,30,240",
     features: Annotated[
         str, typer.Option(help="A schema, or v2 or tree for that of the interval.")
     ] = "v2",

@@ -27,10 +27,10 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.across import RELATIVE, AcrossAssets, CloseRanks, close_ranks
 from tracepaper.replay.training.aligned import LEAST
 from tracepaper.replay.training.evaluation import HorizonForecasts
-from tracepaper.replay.training.figures import daily_sums
+from tracepaper.replay.training.figures import FEW_DAYS, daily_sums
 from tracepaper.replay.training.own import OF_MODEL
 from tracepaper.replay.training.series import SYMBOL_MASK
-from tracepaper.replay.training.weighed import FEW_DAYS, NETWORK, Weighed
+from tracepaper.replay.training.weighed import NETWORK, Weighed
 from tracepaper.strategies.features_rolling import Array
 
 FEW: Final = "too few days"

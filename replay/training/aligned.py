@@ -172,7 +172,7 @@ class AlignedMaterial:
         return self.material.horizons
 
     def labelled(self, part: Part) -> list[Labelled]:
-        """Return the samples of *part*; raise ``DataInvalid`` where it has none."""
+        """Return the samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none."""
         found = []
         for stretch in self.stretches:
             samples = samples_in(stretch.segments, self.horizons, self.material.parts, part)
@@ -180,6 +180,7 @@ class AlignedMaterial:
                 found.append(Labelled(stretch, tuple(samples), stretch.relative(self.horizons)))
         if not found:
             raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
+        self.material.require_every_horizon(part, [one.samples[0] for one in found])
         return found
 
 

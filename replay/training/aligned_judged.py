@@ -222,7 +222,7 @@ def _sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     main = found[str(horizon)]
     accuracy, error = main["sign_accuracy"][NETWORK]
     rank, noise = main["relative_rank_ic"]["relative"]
-    word = "above" if rank > 2.0 * noise > 0.0 else "not above"
+    word = "above" if rank > 2.0 * noise > 0.0 and main["days"] >= figures.FEW_DAYS else "not above"
     return [
         (
             f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of "
@@ -233,4 +233,5 @@ def _sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
             f"Across the assets its relative returns have a rank correlation of {rank:+.3f} (± "
             f"{noise:.3f} over {main['days']} days) with what came: {word} chance."
         ),
+        *figures.few_days(main["days"]),
     ]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from tracepaper.replay.training.figures import FEW_DAYS, few_days
 from tracepaper.replay.training.fit import Progress
 from tracepaper.replay.training.losses import ADDED, LOSSES
 from tracepaper.replay.training.material import Supplied
@@ -242,14 +243,14 @@ def sentences(
     lines += volatility_sentence(main["qlike"], own, horizon, halves)
     if surest is not None:
         gained, noise = surest["gained"][2], surest["error"][2]
-        # One day has no error by days, and proves nothing.
-        verb = "beat" if gained > 2 * noise > 0 else "did not beat"
+        # One day has no error by days.
+        verb = "beat" if gained > 2 * noise > 0 and main["days"] >= FEW_DAYS else "did not beat"
         lines.append(
             f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed"
             f" by {100 * gained:+.1f} points (± {100 * noise:.1f})."
         )
     lines.append(_edge(gates["traded"]["edge"]))
-    return lines
+    return [*lines, *few_days(main["days"])]
 
 
 def volatility_sentence(

@@ -24,6 +24,7 @@ from tracepaper.replay.training.card import rounded
 from tracepaper.replay.training.explained import ExplainedRows
 from tracepaper.replay.training.figures import (
     COVERAGE,
+    FEW_DAYS,
     DailyEstimate,
     area_gained,
     area_gained_more,
@@ -270,7 +271,7 @@ def judge_spans(
 
     The untouched rows are two spans, of which the second begins on the UTC day of *second_span_ms*,
     or at half of their days. A gain over a random gate of equal coverage must be credible in both,
-    corrected by Holm over the candidates.
+    corrected by Holm over the candidates, and no few days earn it.
     """
     rows = outcomes(found)
     days = np.unique(rows.days)
@@ -281,7 +282,8 @@ def judge_spans(
         return False, {}  # all of them in one span: nothing is repeated
     parts = (rows.part(rows.days < middle), rows.part(rows.days >= middle))
     spans = [_span(part, fitted) for part in parts]
-    return all(span["holm"][fitted.chosen] < LEVEL for span in spans), {"spans": spans}
+    is_credible = all(span["holm"][fitted.chosen] < LEVEL for span in spans)
+    return is_credible and len(days) >= FEW_DAYS, {"spans": spans}
 
 
 def _span(rows: KnownRows, fitted: FittedConfidence) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def _interval(material: Material, interval_ms: int) -> dict[str, Any]:
 
 def _part(material: Material, part: Part) -> dict[str, Any]:
     """Return the span of *part* and what is labelled in it, at the model's own interval."""
-    samples = material.samples(part)
+    samples = material.labelled(part)
     own = [one for one in samples if one.segment.interval_ms == material.interval_ms]
     further = [one for one in samples if one.segment.interval_ms != material.interval_ms]
     return {

@@ -22,6 +22,8 @@ from tracepaper.strategies.features_rolling import Array
 RESAMPLES: Final = 500
 ECE_BINS: Final = 15
 COVERAGE: Final = 0.9
+FEW_DAYS: Final = 30
+"""Below so many untouched days nothing is said to be proven: their own errors are hardly known."""
 
 
 class DailyEstimate(NamedTuple):
@@ -29,6 +31,12 @@ class DailyEstimate(NamedTuple):
 
     value: float
     error: float
+
+
+def few_days(days: int) -> list[str]:
+    """Return the sentence that *days* are too few, where they are."""
+    few = f"So few days ({days}) prove nothing: at least {FEW_DAYS} untouched ones are needed."
+    return [few] if days < FEW_DAYS else []
 
 
 def figure(

@@ -213,7 +213,26 @@ class Material:
         return tuple(sorted(set(of_part)))
 
     def samples(self, part: Part) -> list[Samples]:
-        """Return the samples of one part; of training, those of every interval."""
+        """Return the samples of one part; of training, those of every interval.
+
+        Raises ``DataInvalid`` where a horizon has no label in it.
+        """
+        found = self.labelled(part)
+        self.require_every_horizon(part, found)
+        return found
+
+    def require_every_horizon(self, part: Part, samples: Sequence[Samples]) -> None:
+        """Raise ``DataInvalid`` where a horizon has no label in the *samples* of *part*."""
+        for column, (bars, time) in enumerate(zip(self.horizons, self.times, strict=True)):
+            if not any(one.weights[:, column].any() for one in samples):
+                raise DataInvalid(
+                    f"The {part.value} part has no bar whose next {bars} ({time}) end in it; give "
+                    "more candles or shorter --horizons. `tracepaper data describe` says how many "
+                    "labels each part has."
+                )
+
+    def labelled(self, part: Part) -> list[Samples]:
+        """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
         found = samples_of(self.segments, self.horizons, self.parts, part, self._labels)
         if part is Part.TRAIN:
             for segment in self.others:

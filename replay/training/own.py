@@ -29,8 +29,6 @@ SHARE_UNJUDGED: Final = 0.8
 NORMAL: Final = 1e6
 """Degrees of freedom at which a Student-t is a normal distribution."""
 OF_MODEL: Final = "model"
-DAYS_LEAST: Final = 30
-"""Under so many days no figure proves anything."""
 
 _NEEDS: Final[Mapping[str, frozenset[str]]] = {
     "sign_accuracy": frozenset({"mean_return"}),
@@ -202,6 +200,4 @@ def _sentences(
     if left := [name for name in missing if name not in forecaster.measures]:
         found.append(f"It gives no {', '.join(left)}: their figures are left out.")
     found.append(NO_ATTENTION)
-    if chosen["days"] < DAYS_LEAST:
-        found.append(f"So few days ({chosen['days']}) prove nothing.")
-    return found
+    return [*found, *figures.few_days(chosen["days"])]

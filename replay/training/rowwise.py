@@ -25,7 +25,7 @@ from tracepaper.replay.training.boosting import BoostingOptions, LabelledRows, b
 from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, rounded, slope
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged
 from tracepaper.replay.training.explained import JudgedPart, bars_of
-from tracepaper.replay.training.figures import COVERAGE
+from tracepaper.replay.training.figures import COVERAGE, few_days
 from tracepaper.replay.training.fitted import save_judged
 from tracepaper.replay.training.glm import RIDGE, fit_gamma
 from tracepaper.replay.training.material import Material
@@ -371,4 +371,4 @@ def judged_sentences(
         f" bars (± {100 * error:.1f} by days); half is chance."
     )
     volatility = cards.volatility_sentence(main["qlike"], OF_MODEL, horizon, halves)
-    return [cards.NOTICE, sign, *volatility]
+    return [cards.NOTICE, sign, *volatility, *few_days(main["days"])]

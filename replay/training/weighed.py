@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.training.aligned import Ids, Labelled
 from tracepaper.replay.training.card import ROUND_TRIP_COST
-from tracepaper.replay.training.figures import bootstrapped, daily_sums
+from tracepaper.replay.training.figures import FEW_DAYS, bootstrapped, daily_sums
 from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
@@ -28,8 +28,6 @@ COVARIANCE_BARS: Final = 240
 """Bars of the covariance that rules weigh by."""
 NETWORK: Final = "network"
 RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
-FEW_DAYS: Final = 30
-"""Below so many untouched days no weights are said to have beaten others."""
 _BASIS_POINTS: Final = 1e4
 
 WeightsAt = Callable[[Labelled, Ids], Array]

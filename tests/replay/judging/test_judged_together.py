@@ -33,12 +33,13 @@ from tracepaper.replay.training.across import AcrossAssets, close_ranks
 from tracepaper.replay.training.aligned import AlignedMaterial
 from tracepaper.replay.training.aligned_fit import usual_return
 from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned, train_aligned
+from tracepaper.replay.training.figures import FEW_DAYS
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.pipeline import train
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, Segment, iso
-from tracepaper.replay.training.weighed import FEW_DAYS, NETWORK, Weighed
+from tracepaper.replay.training.weighed import NETWORK, Weighed
 from tracepaper.storage.checkpoints import load, save
 from tracepaper.strategies.networks.architecture import kind_of
 from tracepaper.strategies.networks.flash import FlashConfig

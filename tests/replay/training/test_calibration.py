@@ -16,7 +16,7 @@ from tracepaper.replay.training.card import (
     slope,
     temperature,
 )
-from tracepaper.replay.training.figures import probabilities
+from tracepaper.replay.training.figures import FEW_DAYS, probabilities
 from tracepaper.replay.training.judgement import default_thresholds
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES, MEASURES, GateInputs
@@ -98,14 +98,29 @@ def test_the_default_thresholds_are_those_of_the_gates() -> None:
     assert default_thresholds(strict)["confidence_margin"] == 50.0
 
 
-@pytest.mark.parametrize(("error", "verb"), [(0.01, "beat"), (0.05, "did not"), (0.0, "did not")])
-def test_a_gain_without_an_error_beats_nothing(error: float, verb: str) -> None:
-    main = {"sign_accuracy": {"network": [0.5, 0.1]}, "qlike": {"network": [1, 0], "har": [2, 0]}}
+@pytest.mark.parametrize(
+    ("error", "days", "verb"),
+    [
+        (0.01, FEW_DAYS, "beat"),
+        (0.01, FEW_DAYS - 1, "did not"),
+        (0.05, FEW_DAYS, "did not"),
+        (0.0, FEW_DAYS, "did not"),
+    ],
+)
+def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
+    error: float, days: int, verb: str
+) -> None:
+    main = {
+        "days": days,
+        "sign_accuracy": {"network": [0.5, 0.1]},
+        "qlike": {"network": [1, 0], "har": [2, 0]},
+    }
     surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error]}
     passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
     gates = {"selective": {"entropy_confidence": surest}, "traded": {"edge": passed}}
     said = sentences({"30": main}, gates, horizon=30)
     assert any(f"The entropy gate {verb}" in sentence for sentence in said)
+    assert any(f"So few days ({days}) prove" in one for one in said) == (days < FEW_DAYS)
     bare = sentences({"30": main}, {**gates, "selective": {}}, horizon=30)
     assert not any("entropy gate" in sentence for sentence in bare)
     assert NO_ATTENTION in bare

@@ -23,6 +23,7 @@ from tracepaper.replay.training.confidence import (
     sentence,
 )
 from tracepaper.replay.training.explained import ExplainedRows
+from tracepaper.replay.training.figures import FEW_DAYS
 from tracepaper.replay.training.judgement import judged_section, judgement_section
 from tracepaper.replay.training.regimes import fit_cells, judge_cells
 from tracepaper.strategies.confidence import INPUTS, names_for, values_of
@@ -35,7 +36,13 @@ NAMES = (*INPUTS, "entropy_0", "entropy_1")
 
 
 def rows(
-    *, sure_by: str = "", gain: float = 0.0, calm_by: str = "", seed: int = 0, horizon: int = 2
+    *,
+    sure_by: str = "",
+    gain: float = 0.0,
+    calm_by: str = "",
+    seed: int = 0,
+    horizon: int = 2,
+    days: int = DAYS,
 ) -> ExplainedRows:
     """Return rows whose sign is right the more often, and volatility the truer, by one input."""
     drawn = np.random.default_rng(seed)
@@ -49,7 +56,7 @@ def rows(
     return ExplainedRows(
         horizon=horizon,
         keys=places,
-        days=places // (ROWS // DAYS),
+        days=places * days // ROWS,
         place=places,
         value=right * size,
         traded=right * size,
@@ -87,6 +94,13 @@ def test_an_entropy_that_tells_right_from_wrong_is_found_and_is_strict() -> None
     assert strict
     assert [span["days"] for span in untouched["spans"]] == [DAYS // 2] * 2
     assert "strict by default (q0.5)" in sentence(replace(fitted, strict=True), untouched)
+
+
+@pytest.mark.parametrize("days", [FEW_DAYS - 1, FEW_DAYS])
+def test_few_days_earn_no_strict_threshold(days: int) -> None:
+    fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
+    untouched = rows(sure_by="entropy_0", gain=1.0, seed=1, days=days)
+    assert judge_spans(untouched, fitted)[0] == (days == FEW_DAYS)
 
 
 def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -> None:

@@ -197,6 +197,23 @@ def test_a_material_is_described(
     assert "2d: " in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("network", ["trading", "tree", "portfolio"])
+def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
+    network: str, paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two days of validation hold no label of two days: all scores had been NaN."""
+    dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
+    wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
+    made = ["--network", network, *wanted, "--out", str(tmp_path / "made")]
+    assert invoke(["train", *(f"--data={path}" for path in paths), *made]) == 1
+    said = capsys.readouterr().err
+    assert "The validation part has no bar whose next 192 (2d) end in it; give more" in said
+    assert not (tmp_path / "made").exists()
+    assert invoke(["data", "describe", *paths, *wanted, "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert [one["bars"] > 0 for one in parts["validation"]["horizons"]] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("features", "given", "bars"),
     [
