@@ -76,8 +76,9 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     db: str | Path | None = None,
     start: str | float | date | None = None,
     end: str | float | date | None = None,
-    funding: Sequence[str | Path] = (),
+    funding: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
+    depth: str | Path | Sequence[str | Path] = (),
     log: str = "full",
 ) -> Backtest:
     """Run *strategy* over *data* through the daemon's own engine; return the run.
@@ -90,8 +91,8 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     folder's ``tracepaper.toml`` counts, as on the command line. *db* is where the run is kept; None
     is a file that lives as long as the result. *start* (included) and *end* (excluded) bound the
     period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
-    *frame_data* the candles of higher time frames that begin before the data. *log* is ``full``
-    or ``acted``.
+    *frame_data* the candles of higher time frames that begin before the data, *depth* files of
+    order books that ``tracepaper data record`` wrote. *log* is ``full`` or ``acted``.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
@@ -106,8 +107,9 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             caller=CALLER,
             from_text=moment_of(start, "start"),
             to_text=moment_of(end, "end"),
-            funding=tuple(map(Path, funding)),
+            funding=paths_of(funding, "funding"),
             frames=() if frame_data is None else data_of(frame_data, given),
+            depth=paths_of(depth, "depth"),
             log=log,
             warnings=told_of(made_of),
         )
@@ -402,6 +404,16 @@ def strategy_name(strategy: object) -> str | None:
         f"strategy is {shown(strategy)}; give a name, module:Class, or the class itself, and its "
         "options as params."
     )
+
+
+def paths_of(given: object, what: str) -> tuple[Path, ...]:
+    """Return one path or several; raise ``ConfigInvalid``, which names *what*, for no path."""
+    several = given if isinstance(given, (list, tuple)) else [given]
+    if not all(isinstance(one, (str, Path)) for one in several):
+        raise ConfigInvalid(
+            f"{what} is {shown(given)}; give the path of a file, or a list of them."
+        )
+    return tuple(map(Path, several))
 
 
 def strategy_keys(

@@ -16,6 +16,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Protocol, Self
@@ -127,6 +128,11 @@ class DepthFile:
     def size(self) -> int:
         """Its bytes."""
         return len(self._content)
+
+    @property
+    def sha256(self) -> str:
+        """Their hash."""
+        return sha256(self._content).hexdigest()
 
     def blocks(self) -> Iterator[DepthBlock]:
         """Yield every whole block, each checked; raise ``DataInvalid`` for one that is damaged."""
@@ -526,9 +532,14 @@ class StoredDepth:
         self.starts: Final = np.array(starts, dtype=np.int64)
         self.causes: Final = tuple(causes)
         self.units: Final = units
-        self._firsts = np.array(firsts, dtype=np.int64)
-        self._bytes = bytes_at
+        self._firsts: Final = np.array(firsts, dtype=np.int64)
+        self._bytes: Final = bytes_at
         self._newest: tuple[int, Books] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the whole file."""
+        return self._file.sha256
 
     def part(self, start: int, stop: int) -> Books:
         """Return the books from *start* until *stop*; forwards each block is unpacked once."""

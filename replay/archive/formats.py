@@ -22,6 +22,7 @@ import numpy as np
 
 from tracepaper.replay.archive.decimals import Column
 from tracepaper.replay.archive.delimited import read_delimited, table_of_rows
+from tracepaper.replay.archive.depth import MARK
 from tracepaper.replay.archive.names import normalise
 from tracepaper.replay.archive.tables import RawTable
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -77,6 +78,11 @@ def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
     where the file is unreadable, empty, of an unknown kind or of another kind than is said.
     """
     raw = _content(path)
+    if raw.startswith(MARK):
+        raise DataInvalid(
+            f"{path} holds order books, and candles are wanted here: give it by --depth beside "
+            "candles, or look at it by `tracepaper data check`."
+        )
     packing = _packing_of(path, raw)
     name = path.name.lower()
     if packing is not None and packing.unpack is not None:

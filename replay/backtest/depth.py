@@ -129,7 +129,7 @@ def refuse_elsewhere(
             end_ms = int(part.closes_ms[-1])
             end_ms = end_ms if until_ms is None else min(end_ms, until_ms)
             first, last = np.searchsorted(one.times, (begin_ms, end_ms), side="right").tolist()
-            if first == last:
+            if begin_ms < end_ms and first == last:
                 raise DataInvalid(
                     f"--depth holds books of {part.instrument} from {iso(int(one.times[0]))} to "
                     f"{iso(int(one.times[-1]))}, and the bars are of {iso(begin_ms)} to "

@@ -24,7 +24,7 @@ from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config.loading import COMMAND_LINE, Sections, load
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
-from tracepaper.replay.archive.depth import StoredDepth
+from tracepaper.replay.archive.depth import DepthSource, StoredDepth
 from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
 from tracepaper.replay.backtest.depth import refuse_elsewhere
@@ -61,7 +61,7 @@ class Request:
     resume: str | None = None
     funding: tuple[Path | FundingRates, ...] = ()
     frames: tuple[str | Candles, ...] = ()
-    depth: tuple[Path, ...] = ()
+    depth: tuple[Path | DepthSource, ...] = ()
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
@@ -197,7 +197,7 @@ def _run(
         for item in request.frames
     ]
     from_ms, until_ms = _time(request.from_text, "--from"), _time(request.to_text, "--to")
-    depth = [StoredDepth(path) for path in request.depth]
+    depth = [StoredDepth(item) if isinstance(item, Path) else item for item in request.depth]
     refuse_elsewhere(depth, candles, from_ms, until_ms)
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)

@@ -13,6 +13,7 @@ import typer
 from tracepaper.daemon.commands.options import (
     CandlesArgument,
     ConfigOption,
+    DepthOption,
     FrameDataOption,
     FromOption,
     FundingOption,
@@ -76,6 +77,7 @@ def sweep(
     symbol: SymbolOption = None,
     funding: FundingOption = None,
     frame_data: FrameDataOption = None,
+    depth: DepthOption = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
@@ -118,6 +120,7 @@ def sweep(
         symbol=symbol,
         funding=tuple(funding or ()),
         frame_data=frame_data,
+        depth=tuple(depth or ()),
     )
     kept = state or state_beside(request)
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:

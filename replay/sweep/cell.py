@@ -21,6 +21,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Sections
 from tracepaper.daemon.session.user_class import known_class
 from tracepaper.replay.archive import Candles, FundingRates
+from tracepaper.replay.archive.depth import StoredDepth
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
 from tracepaper.replay.python import strategy_keys
 from tracepaper.replay.report import metrics
@@ -49,6 +50,7 @@ class Work:
     candles: tuple[Candles, ...]
     funding: tuple[FundingRates, ...] = ()
     frames: tuple[Candles, ...] = ()
+    depth: tuple[StoredDepth, ...] = ()
     made_of: type | None = None  # a class that only this process knows
     kept_in: Path | None = None  # where records wait for the objective that reads them
 
@@ -148,6 +150,7 @@ def make(work: Work, cell: Cell) -> CellResult:
             config=work.config,
             funding=work.funding,
             frames=work.frames,
+            depth=work.depth,
             caller=CALLER,
             from_text=None if cell.from_ms is None else str(cell.from_ms),
             to_text=None if cell.until_ms is None else str(cell.until_ms),

@@ -14,6 +14,7 @@ from tracepaper.daemon.config.loading import Sections, load
 from tracepaper.daemon.session.run_record import code_version
 from tracepaper.daemon.session.user_class import class_sha256, known_class, user_class
 from tracepaper.replay.archive import Candles, read_candles, read_funding
+from tracepaper.replay.archive.depth import StoredDepth
 from tracepaper.replay.archive.times import instant
 from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
 from tracepaper.replay.python import configured, data_of, moment_of, plain_values
@@ -49,6 +50,7 @@ class SweepRequest:
     start: str | None = None
     end: str | None = None
     funding: tuple[Path, ...] = ()
+    depth: tuple[Path, ...] = ()
     data_sha256: str = ""
     warnings: tuple[str, ...] = ()  # what every run of it is told
 
@@ -68,6 +70,7 @@ class SweepRequest:
             "strategy": of or "",
             "source_of_the_class": made_of,
             "data": self.data_sha256,
+            "depth": [one.sha256 for one in self.work.depth],
             "space": {axis.name: axis.document() for axis in self.axes},
             "params": dict(self.work.params),
             "configuration": load(self.work.config).document(),
@@ -100,6 +103,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
     symbol: str | None = None,
     funding: tuple[Path, ...] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
+    depth: tuple[Path, ...] = (),
 ) -> SweepRequest:
     """Return the sweep that is meant; raise ``ConfigInvalid`` or ``DataInvalid``."""
     axes = space_of(space)
@@ -143,6 +147,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
                 read_candles(item, symbol=symbol) if isinstance(item, str) else item
                 for item in data_of(frame_data, given)
             ),
+            depth=tuple(map(StoredDepth, depth)),
             made_of=made_of,
         ),
         paths=tuple(map(str, items)) if all(isinstance(item, str) for item in items) else None,
@@ -158,6 +163,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         start=begin,
         end=until,
         funding=funding,
+        depth=depth,
         data_sha256=data_sha256(candles),
         warnings=()
         if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)

@@ -127,6 +127,7 @@ class SweepResult:
             end=self.request.end,
             funding=self.request.funding,
             frame_data=list(work.frames) or None,
+            depth=self.request.depth,
         )
 
     @property
@@ -154,6 +155,8 @@ class SweepResult:
             words += [option, moment] if moment else []
         for path in request.funding:
             words += ["--funding", shlex.quote(str(path))]
+        for path in request.depth:
+            words += ["--depth", shlex.quote(str(path))]
         return " ".join([*words, "--db", "best.db"])
 
     def _require_best(self) -> CellResult:

@@ -20,7 +20,7 @@ from tracepaper.daemon.session.user_class import (
     is_importable,
     known_class,
 )
-from tracepaper.replay.python import Backtest, strategy_name, text_of
+from tracepaper.replay.python import Backtest, paths_of, strategy_name, text_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.cell import (
     TEST,
@@ -83,15 +83,16 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     state: str | Path | None = None,
     start: Any = None,  # noqa: ANN401 - as backtest takes it
     end: Any = None,  # noqa: ANN401 - as backtest takes it
-    funding: Sequence[str | Path] = (),
+    funding: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
+    depth: str | Path | Sequence[str | Path] = (),
     executor: SweepExecutor | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Try the points of *space* on *data*; return every cell, the best, and how much is luck.
 
-    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding* and *frame_data* are those of
-    ``backtest``. *space*
+    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *frame_data* and *depth* are
+    those of ``backtest``. *space*
     maps an option of the strategy, or ``section.key``, to a list of values, or to a range: (low,
     high), (low, high, step), or a dictionary with low, high, and step or log. *objective* is a
     figure's key (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the
@@ -109,7 +110,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             name or strategy_name(strategy), data, space, objective,
             made_of=made_of, params=params, config=config, sampler=sampler, trials=trials,
             seed=seed, windows=windows, direction=direction, limit_s=limit_s, start=start, end=end,
-            funding=tuple(map(Path, funding)), frame_data=frame_data,
+            funding=paths_of(funding, "funding"), frame_data=frame_data,
+            depth=paths_of(depth, "depth"),
         )  # fmt: skip
     return carry_out_sweep(
         request,

@@ -1,0 +1,317 @@
+"""Order books beside candles as people give them: typed, from Python, in a sweep, and wrongly."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import own_strategies as own
+import pytest
+from depth_cases import FIRST_MS, header, walk, write
+from msgspec import structs
+
+from tracepaper import ConfigInvalid, DataInvalid, backtest, sweep
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive.depth import DepthFile, StoredDepth, read_depth
+from tracepaper.replay.backtest.request import Request, Watch, carry_out
+from tracepaper.replay.sweep.executors import InThisProcess
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.types import Depth
+
+MINUTE_MS = 60_000
+BARS = 40
+DECIDE = """
+books = now.depth
+if books is None:
+    return Signal(Action.HOLD, 'no book')
+seen = {'last_ms': float(books.seen_ms[-1]), 'count': float(len(books))}
+heavier = books.size[:, 0, 0].sum() > self.share * books.size[:, 1, 0].sum()
+return Signal(Action.LONG if heavier else Action.FLAT, 'as the books stand', note=seen)
+"""
+SIZED = {
+    "sizing": {"mode": "fixed", "quantity": "0.1"},
+    "account": {"cash": "1000000"},
+    "model": {"checkpoint": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("books") / "btc.depth"
+    write(path, walk(60 * BARS + 1, first_ms=FIRST_MS))
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with candles, their books, a strategy and its configuration."""
+    rng = np.random.default_rng(1)
+    close = 65_000 + rng.integers(-50, 50, BARS + 1).cumsum()
+    lines = ["open_time,open,high,low,close,volume"]
+    for row in range(BARS):
+        first, last = int(close[row]), int(close[row + 1])
+        lines.append(
+            f"{FIRST_MS + row * MINUTE_MS},{first},{max(first, last)},{min(first, last)},{last},1.5"
+        )
+    (tmp_path / "BTCUSDT-1m.csv").write_text("\n".join(lines) + "\n")
+    shutil.copy(books, tmp_path / "btc.depth")
+    (tmp_path / "by_books.py").write_text(
+        own.source(head="books = 20", init="self.share = options.get('share', 1)", decide=DECIDE)
+    )
+    (tmp_path / "run.toml").write_text(
+        '[strategy]\nname = "by_books:Mine"\n[sizing]\nmode = "fixed"\nquantity = "0.1"\n'
+        '[account]\ncash = "1000000"\n[model]\ncheckpoint = "none"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACEPAPER_TRIALS", str(tmp_path / "trials.db"))
+    return tmp_path
+
+
+def typed(place: Path, *words: str) -> int:
+    with own.importable(place):
+        return invoke([*words])
+
+
+REPLAY = ("replay", "BTCUSDT-1m.csv", "-c", "run.toml")
+
+
+def test_the_typed_command_and_the_call_make_the_same_run(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "a.db", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert typed(place, "verify", "last", "--db", "a.db") == 0
+    with own.importable(place):
+        made = backtest(
+            "by_books:Mine", "BTCUSDT-1m.csv", config=SIZED, depth="btc.depth", db="b.db"
+        )
+        again = backtest(
+            "by_books:Mine", "BTCUSDT-1m.csv", config=SIZED, depth=[Path("btc.depth")], db="c.db"
+        )
+    assert told["bars"] == BARS
+    assert typed(place, "parity", "a.db#last", "b.db#last") == 0
+    assert list(made.decisions["window_sha256"]) == list(again.decisions["window_sha256"])
+    assert set(made.decisions["action"]) == {"LONG", "FLAT"}
+    noted = made.frames.notes()
+    last = [
+        row for row, name in zip(noted["number"], noted["name"], strict=True) if name == "last_ms"
+    ]
+    assert last == [FIRST_MS + (bar + 1) * MINUTE_MS for bar in range(BARS)]
+
+
+def test_what_is_read_by_blocks_is_what_is_read_whole(place: Path) -> None:
+    write(place / "btc.depth", walk(70, seed=3, first_ms=FIRST_MS + 50 * MINUTE_MS), cause="stale")
+    whole, stored = read_depth(place / "btc.depth"), StoredDepth(place / "btc.depth")
+    assert stored.times.tolist() == whole.times.tolist()
+    assert (stored.starts.tolist(), stored.causes) == (whole.starts.tolist(), whole.causes)
+    assert stored.units == whole.units
+    rng = np.random.default_rng(2)
+    for start, length in rng.integers(0, 150, (50, 2)).tolist():
+        stop = min(start + length + 1, len(whole.books))
+        one, two = stored.part(start, stop), whole.part(start, stop)
+        assert (one.price == two.price).all()
+        assert (one.size == two.size).all()
+        assert one.market_ms.tolist() == two.market_ms.tolist()
+
+
+def test_a_sweep_takes_books_and_goes_on_with_the_same_ones_alone(place: Path) -> None:
+    def swept(**named: Any) -> Any:
+        return sweep(
+            "by_books:Mine",
+            "BTCUSDT-1m.csv",
+            {"share": [0.9, 1.1]},
+            "return",
+            config=SIZED,
+            executor=InThisProcess(),
+            state="sweep.db",
+            **named,
+        )
+
+    with own.importable(place):
+        found = swept(depth="btc.depth")
+        assert [cell.error for cell in found.cells] == ["", ""]
+        assert found.cells[0].config_sha256 != found.cells[1].config_sha256
+        assert "--depth btc.depth" in str(found.command)
+        best = found.best_run("best.db")
+        assert "as the books stand" in set(best.decisions["reason"])
+        assert [cell.value for cell in swept(depth="btc.depth").cells] == [
+            cell.value for cell in found.cells
+        ]
+        write(place / "other.depth", walk(60 * BARS, seed=5, first_ms=FIRST_MS))
+        with pytest.raises(ConfigInvalid, match=r"holds a sweep with another depth; name another"):
+            swept(depth="other.depth")
+        with pytest.raises(ConfigInvalid, match=r"holds a sweep with another depth; name another"):
+            swept()
+
+
+def stopped_after(bars: int) -> Watch:
+    asked = count(1)
+    return Watch(stopped=lambda: next(asked) > bars)
+
+
+def test_a_stopped_run_goes_on_with_its_books_alone(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
+    given: dict[str, Any] = {"data": ("BTCUSDT-1m.csv",), "config": Path("run.toml")}
+    with own.importable(place):
+        whole = Request(depth=(Path("btc.depth"),), database=place / "a.db", **given)
+        made = carry_out(whole, stopped_after(30))
+        assert not made.tally.finished
+        plain = Request(
+            **given | {"config": {"strategy": {"name": "sma_cross"}}}, database=place / "plain.db"
+        )
+        assert not carry_out(plain, stopped_after(30)).tally.finished
+    assert typed(place, *REPLAY, "--resume", "last", "--db", "a.db") == 2
+    assert "was made with order books; give the same --depth." in capsys.readouterr().err
+    depth = ("--depth", "btc.depth")
+    assert typed(place, "replay", "BTCUSDT-1m.csv", "--resume", "last", *depth, "--db", "plain.db")
+    assert "was made without order books; leave --depth out." in capsys.readouterr().err
+    assert typed(place, *REPLAY, "--resume", "last", *depth, "--db", "a.db") == 0
+    assert typed(place, "verify", "last", "--db", "a.db") == 0
+
+
+def of_another_symbol(place: Path) -> None:
+    write(place / "bad", walk(600), of=header(instrument="linear:ETHUSDT"))
+
+
+def of_another_time(place: Path) -> None:
+    write(place / "bad", walk(600, first_ms=FIRST_MS + 60 * BARS * MINUTE_MS))
+
+
+def of_finer_prices(place: Path) -> None:
+    write(place / "bad", walk(600), of=header(price_decimals=7))
+
+
+def without_books(place: Path) -> None:
+    write(place / "bad", ())
+
+
+def damaged(place: Path) -> None:
+    whole = (place / "btc.depth").read_bytes()
+    (place / "bad").write_bytes(whole[:2_000] + b"\0\0\0\0" + whole[2_004:])
+
+
+def no_depth(place: Path) -> None:
+    (place / "bad").write_bytes(gzip.compress(b"open_time,open\n"))
+
+
+def nothing(_place: Path) -> None:
+    return
+
+
+WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
+    "another symbol": (of_another_symbol, "books of linear:ETHUSDT, and the run trades linear:BTC"),
+    "another time": (of_another_time, "give books and candles of one time"),
+    "prices that are too fine": (of_finer_prices, "prices of --depth need 7 decimals"),
+    "no books": (without_books, "holds no books yet; record some by"),
+    "damage": (damaged, "is damaged between its bytes"),
+    "no file of books": (no_depth, "is no file of `tracepaper data record`; name another"),
+    "no file": (nothing, "cannot be read (No such file or directory)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_books_that_do_not_fit_are_one_sentence_and_leave_nothing(
+    place: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant, sentence = WRONG[kind]
+    plant(place)
+    assert typed(place, *REPLAY, "--depth", "bad", "--db", "a.db") == (
+        2 if kind == "another symbol" else 1
+    )
+    said = capsys.readouterr().err
+    assert sentence in " ".join(said.split())
+    assert "Traceback" not in said
+    assert not (place / "a.db").exists()
+
+
+def test_what_is_given_twice_or_in_the_wrong_place_is_said(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depth = ("--depth", "btc.depth")
+    assert typed(place, *REPLAY, *depth, "--db", "a.db") == 0
+    said = {
+        ("replay", "--data", "a.db#last", *depth, "--db", "b.db"): "leave --depth out",
+        (*REPLAY, *depth, *depth, "--db", "b.db"): "--depth names two files of BTCUSDT",
+        ("replay", "btc.depth", "--symbol", "BTCUSDT", "--db", "b.db"): "give it by --depth beside",
+        ("data", "import", "btc.depth", "--archive", "c.db"): "give it by --depth beside",
+        (*REPLAY, *depth, "--from", "2025-01-01T00:50:00Z", "--db", "b.db"): "No bar opens from",
+        (*REPLAY, "--db", "b.db"): "by_books:Mine reads order books, and market.depth is 0",
+    }
+    for words, sentence in said.items():
+        capsys.readouterr()
+        assert typed(place, *words) != 0, words
+        assert sentence in " ".join(capsys.readouterr().err.split()), words
+    wrong: list[Any] = [3, [3], {"BTCUSDT": "btc.depth"}]
+    for given in wrong:
+        with pytest.raises(ConfigInvalid, match=r"depth is .*; give the path of a file, or a list"):
+            backtest("sma_cross", "BTCUSDT-1m.csv", depth=given)
+
+
+def book(bids: list[tuple[int, int]], asks: list[tuple[int, int]], **keys: int) -> Depth:
+    (made,) = walk(1, first_ms=FIRST_MS + MINUTE_MS)
+    flat = [np.array(side, dtype="<i8").tobytes() for side in (bids, asks)]
+    return structs.replace(made, bids=flat[0], asks=flat[1], **keys)
+
+
+IMPOSSIBLE: dict[str, Depth] = {
+    "crossed": book([(650_000, 5)], [(649_999, 5)]),
+    "locked": book([(650_000, 5)], [(650_000, 5)]),
+    "empty": book([], [(650_001, 5)]),
+    "without a size": book([(650_000, 0)], [(650_001, 5)]),
+    "of a negative size": book([(650_000, -5)], [(650_001, 5)]),
+    "of a negative price": book([(-5, 5)], [(650_001, 5)]),
+    "that does not lead away": book([(650_000, 5), (650_000, 5)], [(650_001, 5)]),
+    "of a later frame": book([(650_000, 5)], [(650_001, 5)], market_ms=FIRST_MS + 2 * MINUTE_MS),
+}
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_a_file_with_an_impossible_book_is_refused(
+    place: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(place / "bad.depth", [IMPOSSIBLE[kind]])
+    assert typed(place, *REPLAY, "--depth", "bad.depth", "--db", "a.db") == 1
+    assert "which no recording writes; restore it or record anew" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not (place / "a.db").exists()
+
+
+def test_books_that_come_twice_or_out_of_order_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(place / "one.depth", walk(64, first_ms=FIRST_MS))
+    write(place / "two.depth", walk(64, first_ms=FIRST_MS + 64_000), cause="stale")
+    one, two = ((place / name).read_bytes() for name in ("one.depth", "two.depth"))
+    begin = next(DepthFile(place / "one.depth").blocks()).byte
+    for name, content in {"twice": one + one[begin:], "back": two + one[begin:]}.items():
+        (place / name).write_bytes(content)
+        with pytest.raises(DataInvalid, match="does not go on from the one before"):
+            StoredDepth(place / name)
+    (place / "torn").write_bytes(one + two[begin : begin + 40])
+    assert len(StoredDepth(place / "torn").times) == 64
+
+
+def test_one_level_a_side_is_enough(place: Path) -> None:
+    with own.importable(place):
+        made = backtest(
+            "by_books:Mine",
+            "BTCUSDT-1m.csv",
+            config=SIZED | {"market": {"symbols": ["BTCUSDT"], "depth": 1}},
+            depth="btc.depth",
+            db="a.db",
+        )
+        assert made.verify().holds
+    assert set(made.decisions["action"]) == {"LONG", "FLAT"}
+    with Reader.open(place / "a.db") as reader:
+        events = reader.depths(made.run_id, "linear:BTCUSDT", until=10**6, books=10**6)
+    assert {event.levels for event in events} == {1}
+    assert sum(event.count for event in events) == 60 * BARS + 1
