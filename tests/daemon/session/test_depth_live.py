@@ -153,3 +153,44 @@ async def test_what_was_not_heard_is_a_gap_that_nothing_reaches_over(
     for one, two in pairwise(stored):
         assert bool(two.cause) == (two.first_ms != one.next_ms)
     check_record(path)
+
+
+async def test_bars_that_rest_brings_after_a_gap_see_no_book_of_it(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """Planted: the connection is lost for four minutes, and books come again before their bars."""
+    data = made_candles(walk_rows(400), symbol="BTCUSDT")
+    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
+    path = tmp_path / "live.db"
+    given = sections(checkpoint)
+    given["exchange"] |= {"backoff_max_s": 0.1}
+    async with (
+        EmbeddedExchange(served) as exchange,
+        trading(exchange, path, **given) as live,
+    ):
+        await live.listening(TOPICS)
+        for _ in range(2):
+            await live.close_bar({"BTCUSDT"})
+        lost = set(exchange.hub.connections)
+        exchange.arm("disconnect")
+        await exchange.advance(3_000)
+        await live.until(lambda: lost.isdisjoint(exchange.hub.connections))
+        lost_ms = exchange.clock.now_ms()
+        await exchange.advance(4 * 60_000)
+        await live.listening(TOPICS)
+        heard_ms = exchange.clock.now_ms()
+        for _ in range(2):
+            await live.close_bar({"BTCUSDT"})
+    query = (
+        "SELECT b.open_time_ms + 60000, b.source, (SELECT count(*) FROM v_notes n WHERE n.run_id = "
+        "d.run_id AND n.sequence = d.sequence) FROM v_decisions d JOIN v_bars b "
+        "USING (run_id, sequence) ORDER BY sequence"
+    )
+    found = rows(path, query)
+    closes = [close for close, _, _ in found]
+    assert closes == list(range(closes[0], closes[0] + 60_000 * len(closes), 60_000))
+    missed = [row for row in found if lost_ms + 30_000 < row[0] <= heard_ms]
+    assert len(missed) >= 3
+    assert {(source, notes) for _, source, notes in missed} == {("rest", 0)}  # nothing was asked
+    assert found[1][2] == found[-1][2] == 8
+    check_record(path)
