@@ -7,6 +7,7 @@ import signal
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ def decided(path: Path) -> int:
     return int(found[0][0]) if found else 0
 
 
+def _has(path: Path, count: int) -> bool:
+    return decided(path) >= count
+
+
 async def trade(daemon: Program, exchange: EmbeddedExchange, path: Path, minutes: int) -> None:
     """Let *daemon* decide so many bars more."""
 
@@ -80,11 +85,10 @@ async def trade(daemon: Program, exchange: EmbeddedExchange, path: Path, minutes
         return sum(len(one.topics) for one in exchange.hub.connections) >= TOPICS
 
     await until(listens)
-    for _ in range(minutes):
-        before = decided(path)
+    for wanted in range(decided(path) + 1, decided(path) + 1 + minutes):
         for _ in range(20):
             await exchange.advance(MINUTE_MS // 20)
-        await until(lambda before=before: decided(path) > before)
+        await until(partial(_has, path, wanted))
 
 
 async def test_a_killed_daemon_goes_on_behind_a_gap(tmp_path: Path) -> None:
