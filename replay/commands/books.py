@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.strategies.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from tracepaper.replay.judging.books import BookCheckpoint
+    from tracepaper.replay.judging.spans import NamedSpan
 
 ARCHITECTURE: Final = ("window", "layers", "dim", "heads", "horizons")
 TRAINING: Final = {
@@ -101,21 +105,162 @@ def _wholes(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def evaluate_books(folder: Path, data: Sequence[str], *, threads: int, as_json: bool) -> None:
-    """Judge a network of order books on *data*, or say why nothing can be said of it."""
-    from tracepaper.replay.training.book_map import evaluated
+class BooksAsked(NamedTuple):
+    """What ``evaluate`` is asked of a network of order books."""
 
-    said, figures = evaluated(folder, data, threads=threads)
+    spans: Sequence[NamedSpan]
+    beside: Sequence[str]
+    folds: str | None
+    instead: Sequence[str]
+    html: Path | None
+
+
+def evaluate_books(
+    name: str, data: Sequence[str], asked: BooksAsked, *, threads: int, as_json: bool
+) -> None:
+    """Judge a network of order books on *data*, or say why nothing can be said of it.
+
+    A model that is called untrained stays so, and gets no figure, whatever *data* are.
+    """
+    from tracepaper.replay.judging import instead
+    from tracepaper.replay.judging.book_refits import asked_of_books
+    from tracepaper.replay.judging.books import BookCheckpoint
+    from tracepaper.replay.training.pipeline import use_threads
+
+    use_threads(threads)
+    model = BookCheckpoint.read(name)
+    # First, for they refuse what cannot be had before minutes have passed.
+    if asked.folds is not None:
+        asked_of_books(asked.folds)
+    cards = {change: instead.changed(model.card, change) for change in asked.instead}
+    if model.untrained:
+        _tell_untrained(model.untrained, as_json=as_json)
+    elif asked.folds is not None:
+        _refit_books(model, data, asked, cards, as_json=as_json)
+    else:
+        _judge_books(model, data, asked, as_json=as_json)
+
+
+def _tell_untrained(said: Sequence[str], *, as_json: bool) -> None:
     if as_json:
-        print_json({"says": said, "figures": figures})
+        print_json({"says": list(said), "figures": {}})
         return
     for sentence in said:
         typer.echo(sentence)
-    for horizon, found in figures.items():
-        typer.echo(f"{horizon} books ahead")
-        for name, value in found.items():
-            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
-            typer.echo(f"  {name.replace('_', ' '):32} {shown}")
+
+
+def _judge_books(
+    model: BookCheckpoint, data: Sequence[str], asked: BooksAsked, *, as_json: bool
+) -> None:
+    """Judge *model* on each span, and others beside it; each counts as an opening."""
+    from rich.text import Text
+
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.judging.books import (
+        counted,
+        judge_books,
+        tables_across_books,
+        tables_of_books,
+        with_rival,
+    )
+    from tracepaper.replay.judging.output import documents, heading, show_tables, write_tables
+
+    material = model.material(data)
+    every = [judge_books(model, material, span) for span in asked.spans]
+    others = []
+    for name in asked.beside:
+        every, rival = with_rival(every, model, name, data)
+        others.append(rival)
+    for rival in others:
+        counted(every, rival)
+    every = counted(every, model)
+    across = tables_across_books(every)
+    if asked.html is not None:
+        made = [table for one in every for table in tables_of_books(one)]
+        write_tables(f"Judgement of {model.model_id}", [*across, *made], asked.html)
+    if as_json:
+        spans = [
+            {
+                "name": one.span.name,
+                "from_ms": one.from_ms,
+                "until_ms": one.until_ms,
+                "days": one.days,
+                "openings": one.openings,
+                "figures": one.figures,
+                "sentences": one.sentences,
+                "tables": documents(tables_of_books(one)),
+            }
+            for one in every
+        ]
+        print_json(
+            {
+                "id": model.model_id,
+                "says": every[0].sentences,
+                "figures": every[0].figures,
+                "spans": spans,
+                "tables": documents(across),
+                "beside": [{"name": one.name, "id": one.model_id} for one in others],
+            }
+        )
+        return
+    console = for_tables()
+    for one in every:
+        console.print(Text(heading(one), style="bold reverse"))
+        show_tables(console, tables_of_books(one))
+        for sentence in one.sentences:
+            console.print(f"• {sentence}", markup=False)
+    show_tables(console, across)
+    if asked.html is not None:
+        typer.echo(f"The page is {asked.html}.")
+
+
+def _refit_books(
+    model: BookCheckpoint,
+    data: Sequence[str],
+    asked: BooksAsked,
+    cards: Mapping[str, Mapping[str, Any]],
+    *,
+    as_json: bool,
+) -> None:
+    """Fit the recipe of *model* anew on folds, and that of each of *cards*, by its change."""
+    from rich.console import Console
+
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.judging.book_refits import book_fold_tables, chosen_for, refit_books
+    from tracepaper.replay.judging.output import documents, show_tables, write_tables
+    from tracepaper.replay.judging.spans import recipe_hash
+
+    text = asked.folds
+    assert text is not None
+    material = model.material(data)
+    for card in cards.values():
+        chosen_for(card, material)
+    say = Console(stderr=True).print
+    own = refit_books(model, model.card, material, text, say=say)
+    others = {}
+    for change, card in cards.items():
+        say(f"With {change}.")
+        others[change] = refit_books(model, card, material, text, say=say)
+    made = book_fold_tables(own, others)
+    if asked.html is not None:
+        write_tables(f"Folds of {model.model_id}", made, asked.html)
+    if as_json:
+        document = {"id": model.model_id, "recipe": recipe_hash(model.card), "folds": text}
+        print_json({**document, "tables": documents(made)})
+        return
+    show_tables(for_tables(), made)
+    if asked.html is not None:
+        typer.echo(f"The page is {asked.html}.")
+
+
+def refuse_for_books(name: str, given: Mapping[str, object]) -> None:
+    """Raise ``ConfigInvalid`` for an option of ``evaluate`` that means nothing to order books."""
+    for option, value in given.items():
+        if value:
+            raise ConfigInvalid(
+                f"--{option} is for models of bars, and {name} reads order books; leave it out, "
+                f"and see where it looked by `tracepaper explain --depth FILE --checkpoint {name}`."
+            )
 
 
 def explain_book(

@@ -94,7 +94,7 @@ def evaluate(
     spread; 0 leaves it out.
     """
     from tracepaper.daemon.config.sections import MODULE_CLASS
-    from tracepaper.replay.commands.books import evaluate_books
+    from tracepaper.replay.commands.books import BooksAsked, evaluate_books, refuse_for_books
     from tracepaper.replay.judging.spans import read_spans
     from tracepaper.replay.training.book_map import is_of_books
     from tracepaper.storage.checkpoints import locate
@@ -107,16 +107,14 @@ def evaluate(
         "attributions": attributions,
         "intervals": int(intervals),
     }
-    if is_of_books(locate(checkpoint)):
-        others = (start, end, spans, beside, folds, instead, html, config, explained_bars, vectors)
-        if any(others) or any(asked.values()):
-            raise ConfigInvalid(
-                "A network of order books is judged on --data alone; leave the other options out."
-            )
-        evaluate_books(locate(checkpoint), data, threads=threads, as_json=json)
-        return
-    if _is_together(checkpoint):
-        _refuse_for_several(checkpoint, asked | {"explained-bars": explained_bars or 0})
+    of_books = is_of_books(locate(checkpoint))
+    examined = asked | {"explained-bars": explained_bars or 0}
+    if of_books:
+        refuse_for_books(
+            checkpoint, {**examined, "config": config is not None, "vectors": vectors is not None}
+        )
+    elif _is_together(checkpoint):
+        _refuse_for_several(checkpoint, examined)
     chosen = read_spans(spans, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if folds is not None and (is_class or spans or start or end or beside):
@@ -124,6 +122,12 @@ def evaluate(
             "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
             "it a checkpoint, and no span nor --beside."
         )
+    if instead and folds is None:
+        raise ConfigInvalid("--instead is fitted anew on folds; give --folds walk:1 as well.")
+    if of_books:
+        question = BooksAsked(chosen, beside or (), folds, instead or (), html)
+        evaluate_books(checkpoint, data, question, threads=threads, as_json=json)
+        return
     if folds is not None:
         _refit(
             checkpoint,
@@ -136,8 +140,7 @@ def evaluate(
             as_json=json,
         )
         return
-    if instead:
-        raise ConfigInvalid("--instead is fitted anew on folds; give --folds walk:1 as well.")
+    _refuse_books_beside(checkpoint, beside or ())
     if is_class:
         _refuse_for_class(asked | {"vectors": int(vectors is not None)})
         judged = _of_class(checkpoint, data, config, chosen)
@@ -148,6 +151,20 @@ def evaluate(
     for name in beside or ():
         judged = _with_rival(judged, name, data, config, vectors=vectors, threads=threads)
     _print(judged, html, as_json=json)
+
+
+def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
+    """Raise ``ConfigInvalid`` where a network of order books is to stand beside a model of bars."""
+    from tracepaper.replay.training.book_map import is_of_books
+    from tracepaper.storage.checkpoints import locate
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    for other in beside:
+        if is_of_books(locate(other)):
+            raise ConfigInvalid(
+                f"--beside {other}: it forecasts the mid of an order book, which {name} does not; "
+                "name a model of bars."
+            )
 
 
 def _is_together(name: str) -> bool:

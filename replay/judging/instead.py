@@ -24,6 +24,7 @@ from tracepaper.replay.judging.across import (
     ranks_of_both,
 )
 from tracepaper.replay.judging.beside import on_same_bars
+from tracepaper.replay.judging.book_refits import recipe_of_books
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
 from tracepaper.replay.judging.statistics import DayDifference, corrected, difference, verdict
@@ -32,6 +33,7 @@ from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.ensemble import half_as_card
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.weighed import NETWORK
+from tracepaper.strategies.books import KIND
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, row_kind
 from tracepaper.strategies.forecasters.together import is_together
@@ -75,10 +77,10 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     if row_kind(card) is not None:
         raise ConfigInvalid("--instead changes a network; give it a checkpoint that has one.")
     own = half_as_card(card, HALVES[0]) if is_ensemble(card) else card
-    recipe_of = AlignedRecipe.of if is_together(card) else Recipe.of
-    before = recipe_of(own).document()[section].get(key)
+    document = _document_of(card)
+    before = document(own)[section].get(key)
     other = {**own, section: {**own[section], key: _value(value.strip(), before)}}
-    now = recipe_of(other).document()[section].get(key)
+    now = document(other)[section].get(key)
     if now is None:
         raise ConfigInvalid(f"--instead {text}: {section}.{key} is no key of the recipe.")
     if now == before:
@@ -86,6 +88,15 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     if own is card:
         return other
     return {**card, "parts": {**card["parts"], HALVES[0]: other}}
+
+
+def _document_of(card: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return what reads the sections of a recipe from a card of *card*'s kind."""
+    if card["model"].get("kind") == KIND:
+        return recipe_of_books
+    if is_together(card):
+        return lambda one: AlignedRecipe.of(one).document()
+    return lambda one: Recipe.of(one).document()
 
 
 def _value(text: str, like: object) -> object:

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from tracepaper.replay.archive.times import iso
+from tracepaper.replay.judging.books import BookJudgement
 from tracepaper.replay.judging.figures import SHOWN, tables_across, tables_of
 from tracepaper.replay.judging.judgement import SpanJudgement
 from tracepaper.replay.report.html import Markup, element, figures, joined
@@ -40,7 +41,7 @@ def show_tables(console: Console, tables: Sequence[Table]) -> None:
             console.print(Padding(Text(note, style="dim"), (0, 0, 0, 2)))
 
 
-def heading(one: SpanJudgement) -> str:
+def heading(one: SpanJudgement | BookJudgement) -> str:
     """Return what was judged, from when until when."""
     return (
         f"{one.span.name}: {', '.join(one.symbols)}, {iso(one.from_ms)[:10]} until "

@@ -106,11 +106,8 @@ def refit(
     """
     kind, numbers = asked(text)
     is_network = row_kind(card) is None
-    if is_network and (kind == COMBINATORIAL or numbers[0] > REFITS_MOST):
-        raise ConfigInvalid(
-            f"A network is fitted anew at most {REFITS_MOST} times, on folds that walk: write "
-            f"--folds walk:{REFITS_MOST}. Combinatorial folds are for tree and glm."
-        )
+    if is_network:
+        refuse_many(kind, numbers)
     if is_together(card):
         return _refit_together(card, material, text, say)
     embargo_ms = material.split.embargo_bars * material.interval_ms
@@ -127,6 +124,15 @@ def refit(
             found.append((_network if is_network else _rows)(card, own, say))
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
     return Refits(text, folds, found, combination)
+
+
+def refuse_many(kind: str, numbers: Sequence[int]) -> None:
+    """Raise ``ConfigInvalid`` for folds that a network is not fitted on."""
+    if kind == COMBINATORIAL or numbers[0] > REFITS_MOST:
+        raise ConfigInvalid(
+            f"A network is fitted anew at most {REFITS_MOST} times, on folds that walk: write "
+            f"--folds walk:{REFITS_MOST}. Combinatorial folds are for tree and glm."
+        )
 
 
 def _refit_together(card: Mapping[str, Any], material: Material, text: str, say: Say) -> Refits:

@@ -26,6 +26,7 @@ from tracepaper.replay.training.rowwise import RowRecipe
 from tracepaper.replay.training.series import Part, date_ms, iso
 from tracepaper.storage.checkpoints import BUNDLED, Checkpoint, dump
 from tracepaper.storage.sweeps import registry_path
+from tracepaper.strategies.books import KIND
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
 from tracepaper.strategies.forecasters.together import is_together
@@ -137,6 +138,9 @@ def recipe_hash(card: Mapping[str, Any]) -> str:
         both = EnsembleRecipe.of(card, created_ms=0)
         hashes = f"{_hash(both.network.document())} {_hash(tomllib.loads(both.rows.text()))}"
         return hashlib.sha256(hashes.encode()).hexdigest()[:12]
+    if card["model"].get("kind") == KIND:
+        names = ("model", "architecture", "features", "training")
+        return _hash({name: dict(card[name]) for name in names})
     if is_together(card):
         return _hash(AlignedRecipe.of(card).document())
     if row_kind(card) is None:

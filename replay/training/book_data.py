@@ -113,16 +113,17 @@ class BookMaterial:
         times = np.concatenate([books.seen_ms for books in self.stretches])
         first, second = (round(len(times) * share) for share in SHARES)
         bounds = [int(times[0]), int(times[first]), int(times[second]), int(times[-1]) + 1]
-        return BookParts(*(self._between(*span) for span in pairwise(bounds)))
+        return BookParts(*(self.between(*span) for span in pairwise(bounds)))
 
-    def since(self, from_ms: int) -> list[Books]:
-        """Return the stretches from *from_ms* on."""
-        return self._between(from_ms, int(self.stretches[-1].seen_ms[-1]) + 1)
+    def between(self, from_ms: int | None, until_ms: int | None) -> list[Books]:
+        """Return the stretches from *from_ms* until *until_ms*, exclusive; None is as far as known.
 
-    def _between(self, from_ms: int, until_ms: int) -> list[Books]:
+        A stretch that a bound cuts ends there: no label of it reaches further.
+        """
         found = []
         for books in self.stretches:
-            start, stop = np.searchsorted(books.seen_ms, (from_ms, until_ms)).tolist()
+            start = 0 if from_ms is None else int(np.searchsorted(books.seen_ms, from_ms))
+            stop = len(books) if until_ms is None else int(np.searchsorted(books.seen_ms, until_ms))
             if stop > start:
                 found.append(books.part(start, stop))
         return found

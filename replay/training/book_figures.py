@@ -6,7 +6,7 @@ Asked of seven days of the exchange's own depth alone; errors are by calendar da
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -40,22 +40,58 @@ def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[s
     return found
 
 
+class BookScores(NamedTuple):
+    """What the move of each book's mid cost and who named it, at one horizon: [book]."""
+
+    seen_ms: Integers
+    loss: Floats  # log loss of the network
+    loss_of_frequencies: Floats
+    hit: Floats  # 1 where its most probable move came
+    hit_of_most_frequent: Floats
+    hit_of_last_move: Floats
+
+    @property
+    def days(self) -> Integers:
+        """The calendar day of each book."""
+        found: Integers = self.seen_ms // DAY_MS
+        return found
+
+    def rows(self, chosen: NDArray[np.bool_] | Integers) -> BookScores:
+        """Return those of *chosen* books."""
+        return BookScores._make(column[chosen] for column in self)
+
+
 def judged(
     network: OrderBookNetwork,
     untouched: Sequence[Books],
     frequencies: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
     """Return the figures of *network* on *untouched* stretches, by horizon."""
-    logs = [answers(network, books) for books in untouched]
-    found: dict[str, Any] = {}
+    every = scores(network, untouched, frequencies)
+    return {str(horizon): figures_of(one) for horizon, one in every.items()}
+
+
+def scores(
+    network: OrderBookNetwork,
+    stretches: Sequence[Books],
+    frequencies: Mapping[str, Sequence[float]],
+) -> dict[int, BookScores]:
+    """Return by horizon what *network* is worth at the books of *stretches* whose move is known."""
+    logs = [answers(network, books) for books in stretches]
+    found = {}
     for column, horizon in enumerate(network.config.horizons):
         log_frequencies = np.log(np.array(frequencies[str(horizon)]))
-        rows = [
+        parts = [
             _scored(books, log[:, column], horizon, log_frequencies)
-            for books, log in zip(untouched, logs, strict=True)
+            for books, log in zip(stretches, logs, strict=True)
         ]
-        found[str(horizon)] = _figures(np.concatenate(rows))
+        found[horizon] = joined(parts)
     return found
+
+
+def joined(parts: Sequence[BookScores]) -> BookScores:
+    """Return *parts* one after another."""
+    return BookScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -74,43 +110,40 @@ def answers(network: OrderBookNetwork, books: Books) -> Floats:
     return np.concatenate(found)
 
 
-def _scored(books: Books, log: Floats, horizon: int, log_frequencies: Floats) -> Floats:
-    """Return rows of day, losses and hits of those *books* whose move is known."""
+def _scored(books: Books, log: Floats, horizon: int, log_frequencies: Floats) -> BookScores:
+    """Return the losses and hits of those *books* whose move is known."""
     labels = labels_of(books, (horizon,))[:, 0]
     past = np.ones_like(labels)  # flat, where no move before is known
     if horizon < len(books):
         past[horizon:] = labels[:-horizon]
     known = labels != UNKNOWN
     wanted = labels[known]
-    return np.stack(
-        (
-            books.seen_ms[known] // DAY_MS,
-            -log[known, wanted],
-            -log_frequencies[wanted],
-            log[known].argmax(axis=1) == wanted,
-            log_frequencies.argmax() == wanted,
-            past[known] == wanted,
-        ),
-        axis=1,
-    ).astype(np.float64)
+    return BookScores(
+        books.seen_ms[known],
+        -log[known, wanted],
+        -log_frequencies[wanted],
+        (log[known].argmax(axis=1) == wanted).astype(np.float64),
+        (log_frequencies.argmax() == wanted).astype(np.float64),
+        (past[known] == wanted).astype(np.float64),
+    )
 
 
-def _figures(rows: Floats) -> dict[str, Any]:
+def figures_of(found: BookScores) -> dict[str, Any]:
     """Return the means over all books, and the difference of the losses with its error by day."""
-    day: Integers = rows[:, 0].astype(np.int64)
-    difference = rows[:, 1] - rows[:, 2]
+    day = found.days
+    difference = found.loss - found.loss_of_frequencies
     days = np.unique(day)
     means = np.array([difference[day == each].mean() for each in days])
     error = float(means.std(ddof=1) / len(days) ** 0.5) if len(days) > 1 else 0.0
     mean = float(difference.mean())
     return {
-        "books": len(rows),
+        "books": len(day),
         "days": len(days),
-        "log_loss": float(rows[:, 1].mean()),
-        "log_loss_of_frequencies": float(rows[:, 2].mean()),
-        "accuracy": float(rows[:, 3].mean()),
-        "accuracy_of_most_frequent": float(rows[:, 4].mean()),
-        "accuracy_of_last_move": float(rows[:, 5].mean()),
+        "log_loss": float(found.loss.mean()),
+        "log_loss_of_frequencies": float(found.loss_of_frequencies.mean()),
+        "accuracy": float(found.hit.mean()),
+        "accuracy_of_most_frequent": float(found.hit_of_most_frequent.mean()),
+        "accuracy_of_last_move": float(found.hit_of_last_move.mean()),
         "difference": mean,
         "error": error,
         "is_better": bool(len(days) >= DAYS_TOLD_BY and mean < -CREDIBLE * error < 0.0),

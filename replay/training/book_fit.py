@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from tracepaper.replay.training.book_figures import frequencies_of, judged, sent
 from tracepaper.replay.training.card import model_section, versions_section
 from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.strategies.books import COLUMNS, KIND, Books, tokens_of
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.networks.orderbook import (
     MOVES,
     OrderBookConfig,
@@ -47,6 +47,18 @@ class BookFitOptions:
     learning_rate: float = 2e-3
     seed: int = 0
     threads: int = 2
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> Self:
+        """Build from a card's ``[training]``; raise ``ConfigInvalid`` for what it cannot have."""
+        known = {each.name: each.default for each in fields(cls)}
+        for name, value in section.items():
+            if name not in known:
+                raise ConfigInvalid(f"training.{name} is unknown; take it out.")
+            wanted = (int, float) if isinstance(known[name], float) else (int,)
+            if type(value) not in wanted:
+                raise ConfigInvalid(f"training.{name} is {shown(value)}; it must be a number.")
+        return cls(**section)
 
     def __post_init__(self) -> None:
         """Refuse what fits nothing, with one sentence each."""

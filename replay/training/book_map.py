@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,42 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive.depth import DepthHeader, RecordedDepth, read_depth
-from tracepaper.replay.archive.times import instant, iso
-from tracepaper.replay.training.book_data import JUDGED_SOURCE, BookMaterial
-from tracepaper.replay.training.book_figures import judged, sentences_of
+from tracepaper.replay.archive.times import iso
 from tracepaper.storage.checkpoints import load, read_card
 from tracepaper.strategies.books import KIND, SIDES, Books, tokens_of
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.networks.orderbook import OrderBookConfig, OrderBookNetwork
-
-
-def evaluated(
-    folder: Path, data: Sequence[str | Path], *, threads: int
-) -> tuple[list[str], dict[str, Any]]:
-    """Return what is said of the model in *folder* on *data*, and its figures; none if untrained.
-
-    A model that is called untrained stays so, and gets no figure, whatever *data* are. Raises
-    ``DataInvalid`` where they are no depth that the exchange itself sent after the card's
-    untouched time began.
-    """
-    torch.set_num_threads(threads)
-    network, card = load_books(folder)
-    if card["model"].get("trained") is not True:
-        return list(card["honesty"]["sentences"]), {}
-    material = BookMaterial.read(data)
-    check_fits(material.header, card, Path(data[0]))
-    if any(file.source != JUDGED_SOURCE for file in material.files):
-        raise DataInvalid(
-            "Only books that `tracepaper data record` took from the exchange are judged; give "
-            "files of them alone."
-        )
-    levels = network.config.levels
-    begun = card["split"]["untouched_from"]
-    untouched = [books.shallower(levels) for books in material.since(instant(begun))]
-    if not untouched:
-        raise DataInvalid(f"All books of --data are from before {begun}, and learnt from.")
-    figures = judged(network, untouched, card["frequencies"])
-    return sentences_of(figures), figures
 
 
 @dataclass(frozen=True)

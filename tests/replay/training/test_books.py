@@ -181,7 +181,7 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     assert "so few days tell nothing" in output
     assert "experimental" in said("models", "list", str(tmp_path / "m"))
     found = said("evaluate", "--threads", "1", "--data", str(tmp_path / "a"), str(tmp_path / "m"))
-    assert "accuracy" in found
+    assert "Accuracy" in found
     assert f"{figures['log_loss']:.4f}" in found
     write(tmp_path / "b", made, of=structs.replace(of, source="loopback"))
     with pytest.raises(DataInvalid, match="Only books that `tracepaper data record` took from"):
@@ -349,7 +349,8 @@ def test_wrong_usage_is_one_sentence(
         ("explain", "last", "--depth", data, *by_model): "or a RUN alone",
         ("explain",): "or a RUN alone",
         (*explain, str(torn), *by_model): "no file of `tracepaper data record`",
-        ("evaluate", "--data", data, model, "--folds", "walk:3"): "judged on --data alone",
+        ("evaluate", "--data", data, model, "--intervals"): "--intervals is for models of bars",
+        ("evaluate", "--data", data, model, "--folds", "walk:9"): "at most 3 times",
         (*train, data, "--mask", "full"): "takes no mask; it takes --data",
         (*train, data, "--resume"): "takes no --resume",
         (*train, data, "--horizons", "5m"): "write numbers of books by commas",
