@@ -51,10 +51,17 @@ class Columns:
     volume: Array
     interval_ms: int
     symbol: str = ""  # whose vectors are joined
+    closed_ms: NDArray[np.int64] | None = None
+    """When each bar closed; None where all are of a whole interval."""
 
     def __len__(self) -> int:
         """Return the number of bars."""
         return len(self.open_time_ms)
+
+    @property
+    def closes_ms(self) -> NDArray[np.int64]:
+        """The first millisecond after each bar."""
+        return self.open_time_ms + self.interval_ms if self.closed_ms is None else self.closed_ms
 
     def first(self, count: int) -> Columns:
         """Return the first *count* bars."""
@@ -66,6 +73,7 @@ class Columns:
             low=self.low[:count],
             close=self.close[:count],
             volume=self.volume[:count],
+            closed_ms=None if self.closed_ms is None else self.closed_ms[:count],
         )
 
 
@@ -133,11 +141,17 @@ def columns(bars: Sequence[Bar]) -> Columns:
         volume=volumes,
         interval_ms=bars[0].interval_ms if bars else 0,
         symbol=_symbol(bars[0]) if bars else "",
+        closed_ms=np.array([_closed_ms(bar) for bar in bars], dtype=np.int64),
     )
 
 
 def _symbol(bar: Bar) -> str:
     return bar.instrument.rpartition(":")[2]
+
+
+def _closed_ms(bar: Bar) -> int:
+    """Return when *bar* closed: the last of a session may be shorter than its interval."""
+    return min(bar.close_time_ms, bar.market_ms)
 
 
 def compute(
@@ -167,7 +181,7 @@ def compute(
         values[start:stop, :own] = rows[:, first:].T
         sigma[start:stop] = scale[first:]
     if schema.vectors is not None:
-        closes = columns.open_time_ms[first:] + columns.interval_ms
+        closes = columns.closes_ms[first:]
         values[first:, own:] = schema.vectors.at(columns.symbol, closes, columns.interval_ms)
     return FeatureBlock(values, sigma, first)
 
@@ -318,7 +332,7 @@ class FeatureStreams:
         )
         values = np.ascontiguousarray(recipe.rows(made).T)
         if (vectors := self.schema.vectors) is not None:
-            newest = [vectors.newest(_symbol(b), b.close_time_ms, b.interval_ms) for b in bars]
+            newest = [vectors.newest(_symbol(b), _closed_ms(b), b.interval_ms) for b in bars]
             values = np.concatenate([values, np.array(newest)], axis=1)
         found = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
         is_known = found.complete(self._part)

@@ -72,8 +72,12 @@ class FoldMaterial(Material):
 
     @classmethod
     def of(cls, material: Material, fold: Fold, stored: Fitted | None = None) -> FoldMaterial:
-        """Return *material* by *fold*; its baselines are fitted anew, unless they are *stored*."""
-        known = {each.name: getattr(material, each.name) for each in fields(material)}
+        """Return *material* by *fold*; its baselines are fitted anew, unless they are *stored*.
+
+        So is how a user's vectors are standardised: by what the fold learns from alone.
+        """
+        own = material.standardised(max(until for _, until in fold.train))
+        known = {each.name: getattr(own, each.name) for each in fields(material)}
         return cls(**{**known, "stored": stored}, fold=fold)
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, NamedTuple, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,18 +58,22 @@ Horizons = tuple[int, ...] | str
 
 
 class Supplied(NamedTuple):
-    """Vectors that a user supplies, and how a card standardises them; None fits that."""
+    """Vectors that a user supplies, and how they are standardised; None before that is fitted."""
 
     file: VectorFile
     scale: VectorScale | None = None
 
+    def fitted(self, until_ms: int) -> Supplied:
+        """Return them standardised as the rows before *until_ms* are, and by no later one."""
+        columns = self.file.columns if self.scale is None else self.scale.columns
+        every = list(self.file.chosen(columns).values())
+        return self._replace(scale=VectorScale.fitted(columns, every, until_ms))
+
     def joined(self, until_ms: int) -> VectorColumns:
-        """Return them as features; where no card says, standardised as before *until_ms*."""
-        scale = self.scale
-        if scale is None:
-            every = list(self.file.rows.values())
-            scale = VectorScale.fitted(self.file.columns, every, until_ms)
-        return VectorColumns(scale, self.file.standing(scale.columns))
+        """Return them as features; where nothing is fitted yet, that is, before *until_ms*."""
+        if self.scale is None:
+            return self.fitted(until_ms).joined(until_ms)
+        return VectorColumns(self.scale, self.file.standing(self.scale.columns))
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,24 @@ class Material:
                     "vectors of their symbols and time."
                 )
         return cls(files.sources, main, cut, learnt, bars, others, arrays, stored, vectors=vectors)
+
+    def standardised(self, until_ms: int) -> Self:
+        """Return the same with vectors standardised by their rows before *until_ms* alone."""
+        if self.vectors is None:
+            return self
+        supplied, own = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
+        joined = supplied.joined(until_ms)
+        main, others = (
+            joined_to([replace(one, values=one.values[:, :own]) for one in every], joined)
+            for every in (self.segments, self.others)
+        )
+        return replace(
+            self,
+            segments=main,
+            others=others,
+            schema=with_vectors(self.schema, joined),
+            vectors=supplied,
+        )
 
     @property
     def interval_ms(self) -> int:
@@ -271,8 +293,7 @@ def joined_to(segments: Sequence[Segment], joined: VectorColumns) -> list[Segmen
     """
     found = []
     for segment in segments:
-        closes = segment.open_time_ms + segment.interval_ms
-        own = joined.at(segment.candles.symbol, closes, segment.interval_ms)
+        own = joined.at(segment.candles.symbol, segment.close_time_ms, segment.interval_ms)
         known = np.flatnonzero(np.isfinite(own).all(axis=1))
         if not len(known):
             continue

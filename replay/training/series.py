@@ -122,6 +122,7 @@ def columns_of(candles: Candles) -> Columns:
         volume=candles.volume.astype(np.float64),
         interval_ms=candles.interval_ms,
         symbol=candles.symbol,
+        closed_ms=candles.closes_ms,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stock_files
 from learning import MINUTE_MS, START_MS, learnable, write_csv
 
 from tracepaper.daemon.cli import invoke
@@ -20,11 +21,15 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_record import continues
 from tracepaper.replay.archive import slice_candles
-from tracepaper.replay.training.material import Material, Supplied
-from tracepaper.replay.training.series import Split, iso
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.training.files import read_files
+from tracepaper.replay.training.material import Material, Supplied, joined_to
+from tracepaper.replay.training.series import Split, iso, segments_of
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.vectors import kept_vectors, read_vectors
+from tracepaper.strategies.features import FeatureStreams, columns, compute, schema, with_vectors
+from tracepaper.strategies.vectors import StandingVectors, VectorColumns, VectorScale, rows_of
 
 COUNT = 2_600
 FIRST = 700  # the first bar that any vector is known at
@@ -310,3 +315,25 @@ def test_a_run_does_not_go_on_with_another_file(replayed: Path, tmp_path: Path) 
         model = load_forecaster(given, mode="scan")
         goes_on.append(continues(run, given, model, model_sha256=run.model_sha256))
     assert goes_on == [True, False]
+
+
+def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path) -> None:
+    hour, half = 3_600_000, 1_800_000
+    path = stock_files.write(
+        tmp_path / "nasdaq_AAA_30m.csv", stock_files.opens("2015-01-02", "2015-06-30", half)
+    )
+    [hours] = read_files([f"AAA={path}"], (hour,), calendar="XNAS").candles[hour]
+    evening = np.flatnonzero(np.diff(hours.closes_ms) > 10 * hour)
+    at = hours.closes_ms[evening] + 600_000  # before an hour after the last bar's open is over
+    rows = rows_of(at, np.arange(1.0, 1 + len(at))[:, None] / 100)
+    joined = VectorColumns(VectorScale(("mood",), (0.0,), (1.0,)), StandingVectors("", {"": rows}))
+    (segment,) = joined_to(segments_of(hours, schema("v1")), joined)
+    first, own = segment.first, segment.values[segment.first :]
+    known = np.searchsorted(at, hours.closes_ms[first:], side="right")
+    assert own[:, 30] == pytest.approx(known / 100)
+    assert set(np.flatnonzero(np.diff(known)) + first) <= set(evening)
+    wide, bars = with_vectors(schema("v1"), joined), bars_of(hours)
+    assert np.array_equal(compute(wide, columns(bars)).values[first:], own)
+    streams = FeatureStreams(wide)
+    stepped = np.concatenate([streams.step([one]).values for one in bars])
+    assert np.array_equal(stepped[first:, 30:], own[:, 30:])
