@@ -23,6 +23,7 @@ from tracepaper.strategies.types import (
     GateSet,
     ModelChange,
     OrderStatus,
+    Reading,
     Retrained,
     RetrainOutcome,
     SinceDecided,
@@ -606,6 +607,18 @@ class Reader(ReadOnly):
         """Return the starts of one run and its changes of model, oldest first."""
         every = self._of_kind(run_id, "model_change")
         return [event for event in every if isinstance(event, ModelChange)]
+
+    def newest_reading(self, run_id: str, what: str) -> Reading | None:
+        """Return the last event of *run_id* that says which of *what* was read, if there is one."""
+        query = (
+            f"{_EVENTS} WHERE kind = 'reading' AND json_extract(content, '$.what') = ? "
+            "AND step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
+        )
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        row = self._connection.execute(query, (what, *run_span(stored.run_key))).fetchone()
+        event = None if row is None else decoder.event(row)
+        return event if isinstance(event, Reading) else None
 
     def _of_kind(self, run_id: str, kind: str) -> Iterator[Event]:
         stored = self.stored_run(run_id)

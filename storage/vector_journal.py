@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -67,10 +67,9 @@ class VectorJournal:
         self.columns = tuple(columns)
         self.name = path.name.removesuffix(_SUFFIX)
         self._digest = hashlib.sha256()
-        self._heads: list[str] = []
-        self._rows: dict[str, list[KnownRow]] = {}
+        self._heads: list[bytes] = []
+        self._rows: dict[str, _Filled] = {}
         self._faults: list[VectorFault] = []
-        self._joined: dict[str, VectorRows] = {}
         for line in lines:
             self._take(line)
 
@@ -78,17 +77,8 @@ class VectorJournal:
 
     def known(self, symbol: str) -> VectorRows:
         """Return the rows of *symbol*, or everyone's."""
-        key = ALL_SYMBOLS if ALL_SYMBOLS in self._rows else symbol
-        if key not in self._rows:
-            return NO_VECTORS
-        if (found := self._joined.get(key)) is None:
-            rows = self._rows[key]
-            found = self._joined[key] = VectorRows(
-                np.array([row.time_ms for row in rows], dtype=np.int64),
-                np.maximum.accumulate([row.from_ms for row in rows], dtype=np.int64),
-                np.array([row.values for row in rows], dtype=np.float64),
-            )
-        return found
+        filled = self._rows.get(ALL_SYMBOLS, self._rows.get(symbol))
+        return NO_VECTORS if filled is None else filled.rows()
 
     def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the file was of use at each close."""
@@ -106,29 +96,43 @@ class VectorJournal:
 
     @property
     def head(self) -> JournalHead:
-        """How far it goes."""
-        return JournalHead(len(self._heads), self._heads[-1] if self._heads else "")
+        """How far it goes; another thread may append meanwhile."""
+        lines = len(self._heads)
+        return JournalHead(lines, self._heads[lines - 1].hex() if lines else "")
 
     @property
     def fault(self) -> str:
         """Why the file is no use now; empty where it is."""
         return self._faults[-1].reason if self._faults else ""
 
+    @property
+    def symbols(self) -> Collection[str]:
+        """Whose rows it has."""
+        return self._rows.keys()
+
     def newest(self, symbol: str) -> int | None:
         """Return the time of the newest row of *symbol*; None where there is none."""
-        rows = self._rows.get(symbol)
-        return rows[-1].time_ms if rows else None
+        filled = self._rows.get(symbol)
+        return None if filled is None else int(filled.rows().time_ms[-1])
 
     def append(self, entries: Sequence[KnownRow | VectorFault]) -> None:
-        """Store *entries* for good, then know them; raise ``DataInvalid`` where that fails."""
+        """Store *entries* for good, then know them; raise ``DataInvalid`` where that fails.
+
+        Nothing of them is stored then.
+        """
         columns = [] if self._heads else [_line({"columns": list(self.columns)})]
         lines = [*columns, *(_line(_document(entry)) for entry in entries)]
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
+                size = file.tell()
+                try:
+                    file.writelines(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.path, size)
+                    raise
         except OSError as error:
             raise DataInvalid(
                 f"{self.path} cannot be written ({error.strerror}); make room for it."
@@ -138,7 +142,8 @@ class VectorJournal:
 
     def require(self, head: JournalHead, run_id: str) -> None:
         """Raise ``CheckpointMismatch`` unless its first lines are those that a run knew."""
-        if not 0 < head.lines <= len(self._heads) or self._heads[head.lines - 1] != head.sha256:
+        heads = self._heads
+        if not 0 < head.lines <= len(heads) or heads[head.lines - 1].hex() != head.sha256:
             raise CheckpointMismatch(
                 f"{self.path} does not hold the {head.lines:,} lines of vectors that run {run_id} "
                 "knew; restore it beside the database."
@@ -146,7 +151,7 @@ class VectorJournal:
 
     def _take(self, line: bytes) -> None:
         self._digest.update(line)
-        self._heads.append(self._digest.hexdigest())
+        self._heads.append(self._digest.digest())
         found = json.loads(line)
         match found:
             case {"columns": _}:
@@ -157,8 +162,32 @@ class VectorJournal:
                 row = KnownRow(
                     found["from"], found["time"], found["symbol"], tuple(found["values"])
                 )
-                self._rows.setdefault(row.symbol, []).append(row)
-                self._joined.pop(row.symbol, None)
+                self._rows.setdefault(row.symbol, _Filled(len(self.columns))).add(row)
+
+
+class _Filled:
+    """The rows of one symbol, in arrays that double where they are full."""
+
+    def __init__(self, columns: int) -> None:
+        self._count = 0
+        self._times = np.empty((2, 64), dtype=np.int64)  # its own, and from when it counts
+        self._values = np.empty((64, columns), dtype=np.float64)
+
+    def add(self, row: KnownRow) -> None:
+        """Take in one row; ``from_ms`` never falls."""
+        at = self._count
+        if at == len(self._values):
+            self._times = np.concatenate([self._times, self._times], axis=1)
+            self._values = np.concatenate([self._values, self._values])
+        before = self._times[1, at - 1] if at else row.from_ms
+        self._times[:, at] = row.time_ms, max(row.from_ms, before)
+        self._values[at] = row.values
+        self._count += 1
+
+    def rows(self) -> VectorRows:
+        """Return them; more may be added later, which these do not show."""
+        count = self._count
+        return VectorRows(self._times[0, :count], self._times[1, :count], self._values[:count])
 
 
 def open_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJournal:

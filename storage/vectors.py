@@ -14,11 +14,11 @@ import io
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +42,7 @@ _DELIMITED: Final = (".csv",)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _OLDEST_MS, _NEWEST_MS = 100_000_000_000, 10_000_000_000_000  # 1973 and 2286
+_DIGITS: Final = 18
 
 Table = dict[str, Sequence[Any]]
 
@@ -74,32 +75,48 @@ class VectorFile:
         return StandingVectors(self.sha256, self.chosen(columns))
 
 
-def read_vectors(path: Path, *, growing: bool = False) -> VectorFile:
-    """Read a file of vectors; of one that is *growing* a line that is not ended is left.
+def read_vectors(path: Path) -> VectorFile:
+    """Read a file of vectors.
 
     Raises ``DataInvalid`` for a file that is not there or no table, a time without a zone, times
     that do not ascend, a number that is not finite and a file without rows.
     """
-    raw = _bytes(path)
-    if path.suffix in _ARROW:
+    raw = file_bytes(path)
+    if is_text(path):
+        table = text_table(path, raw)
+    elif path.suffix in _ARROW:
         table = _arrow(path, raw)
-    elif path.suffix in _DELIMITED:
-        table = _delimited(path, raw[: raw.rfind(b"\n") + 1] if growing else raw)
     else:
         raise DataInvalid(f"{path} is no file of vectors; give one that ends in .csv or .parquet.")
+    columns, rows = rows_in(path, table)
+    if not rows:
+        raise DataInvalid(f"{path} has no rows; give vectors.")
+    return VectorFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+
+
+def rows_in(
+    path: Path, table: Table, *, before: int = 0, newest: Mapping[str, int] = MappingProxyType({})
+) -> tuple[tuple[str, ...], dict[str, VectorRows]]:
+    """Return the columns of *table* and its rows by symbol; raise as ``read_vectors`` does.
+
+    *before* rows of the file stand before it, of which *newest* are the times by symbol.
+    """
     if TIME not in table:
         raise DataInvalid(f"{path} has no column {TIME}; name so when each row became known.")
     columns = tuple(name for name in table if name not in {TIME, SYMBOL})
     _require_names(path, columns)
-    times = _times(path, table[TIME])
-    if not len(times):
-        raise DataInvalid(f"{path} has no rows; give vectors.")
-    values = np.stack([_numbers(path, name, table[name]) for name in columns], axis=1)
-    rows = _by_symbol(path, times, values, table.get(SYMBOL))
-    return VectorFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+    times = _times(path, table[TIME], before)
+    values = np.stack([_numbers(path, name, table[name], before) for name in columns], axis=1)
+    return columns, _by_symbol(path, times, values, table.get(SYMBOL), before, newest)
 
 
-def _bytes(path: Path) -> bytes:
+def is_text(path: Path) -> bool:
+    """Return whether *path* is a file of lines, to which more can be added."""
+    return path.suffix in _DELIMITED
+
+
+def file_bytes(path: Path) -> bytes:
+    """Return what *path* holds; raise ``DataInvalid`` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -108,7 +125,8 @@ def _bytes(path: Path) -> bytes:
         ) from None
 
 
-def _delimited(path: Path, raw: bytes) -> Table:
+def text_table(path: Path, raw: bytes, *, before: int = 0) -> Table:
+    """Return the columns of lines of CSV; *before* rows of the file are not among them."""
     try:
         lines = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -116,7 +134,7 @@ def _delimited(path: Path, raw: bytes) -> Table:
     if not lines:
         raise DataInvalid(f"{path} has no rows; give vectors.")
     header, *rows = lines
-    for number, row in enumerate(rows, 2):
+    for number, row in enumerate(rows, before + 2):
         if len(row) != len(header):
             raise DataInvalid(
                 f"{path}, line {number}: {len(row)} fields where the first line has {len(header)}; "
@@ -134,7 +152,7 @@ def _arrow(path: Path, raw: bytes) -> Table:
     except ImportError:
         raise DataInvalid(f"{path} needs pyarrow to be read: install tracepaper[data].") from None
     try:
-        found = parquet.read_table(pa.BufferReader(raw))
+        found = parquet.read_table(pa.BufferReader(raw), page_checksum_verification=True)
         found.validate(full=True)
         table = {name: _arrow_column(pa, found.column(name)) for name in found.column_names}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -144,14 +162,19 @@ def _arrow(path: Path, raw: bytes) -> Table:
 
 
 def _arrow_column(pa: Any, column: Any) -> Sequence[Any]:  # noqa: ANN401 - pyarrow has no types
-    """Return a column's values; times with a zone as text of whole or broken milliseconds."""
+    """Return a column's values; times with a zone as milliseconds, numbers as an array."""
+    is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
     if pa.types.is_timestamp(column.type):
         if column.type.tz is None:
             return ["a time without a zone"] * len(column)
         nanoseconds = column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64())
-        # Rounded up: a row is known at its time, never before.
-        return [None if one is None else -(-one // 1_000_000) for one in nanoseconds.to_pylist()]
-    values: Sequence[Any] = column.to_pylist()
+        if not nanoseconds.null_count:
+            # Rounded up: a row is known at its time, never before.
+            milliseconds: Sequence[Any] = -(-nanoseconds.to_numpy() // 1_000_000)
+            return milliseconds
+    values: Sequence[Any] = (
+        column.to_numpy() if is_number and not column.null_count else column.to_pylist()
+    )
     return values
 
 
@@ -174,25 +197,27 @@ def _require_names(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _times(path: Path, given: Sequence[Any]) -> NDArray[np.int64]:
-    found = np.empty(len(given), dtype=np.int64)
-    for at, value in enumerate(given):
-        found[at] = _time_ms(path, at, value)
+def _times(path: Path, given: Sequence[Any], before: int) -> NDArray[np.int64]:
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+        found = given.astype(np.int64)
+    else:
+        found = np.array(
+            [_time_ms(path, at, one) for at, one in enumerate(given, before)], np.int64
+        )
+    wrong = np.flatnonzero((found < _OLDEST_MS) | (found >= _NEWEST_MS))
+    if len(wrong):
+        raise DataInvalid(
+            f"{path}, row {before + wrong[0] + 1}: the time {found[wrong[0]]} is no milliseconds "
+            "of the epoch; give these, or a time with a zone."
+        )
     return found
 
 
 def _time_ms(path: Path, at: int, value: object) -> int:
     """Return a time in milliseconds, rounded up; raise ``DataInvalid`` for what is none."""
-    ms: int | None = None
     text = str(value).strip()
-    if isinstance(value, int) or text.isdecimal():
-        ms = int(text)
-        if not _OLDEST_MS <= ms < _NEWEST_MS:
-            raise DataInvalid(
-                f"{path}, row {at + 1}: the time {ms} is no milliseconds of the epoch; give these, "
-                "or a time with a zone."
-            )
-        return ms
+    if text.isdecimal() and len(text) <= _DIGITS:
+        return int(text)
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -208,23 +233,29 @@ def _time_ms(path: Path, at: int, value: object) -> int:
     return -((_EPOCH - moment) // _MILLISECOND)
 
 
-def _numbers(path: Path, name: str, given: Sequence[Any]) -> NDArray[np.float64]:
-    found = np.empty(len(given))
-    for at, value in enumerate(given):
-        try:
-            found[at] = math.nan if value is None or isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            raise DataInvalid(
-                f"{path}, row {at + 1}: {name} is {shown(value)}, which is no number; write it "
-                "again."
-            ) from None
-    if not (is_finite := np.isfinite(found)).all():
-        at = int(np.flatnonzero(~is_finite)[0])
+def _numbers(path: Path, name: str, given: Sequence[Any], before: int) -> NDArray[np.float64]:
+    if isinstance(given, np.ndarray):
+        found = given.astype(np.float64)
+    else:
+        found = np.array([_number(path, name, at, one) for at, one in enumerate(given, before)])
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if len(wrong):
+        at = int(wrong[0])
+        value = found[at].item() if isinstance(given, np.ndarray) else given[at]
         raise DataInvalid(
-            f"{path}, row {at + 1}: {name} is {shown(given[at])}; every vector must be finite, so "
-            "leave such a row out."
+            f"{path}, row {before + at + 1}: {name} is {shown(value)}; every vector must be "
+            "finite, so leave such a row out."
         )
-    return found
+    return found.reshape(-1)
+
+
+def _number(path: Path, name: str, at: int, value: Any) -> float:  # noqa: ANN401 - of any table
+    try:
+        return math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        raise DataInvalid(
+            f"{path}, row {at + 1}: {name} is {shown(value)}, which is no number; write it again."
+        ) from None
 
 
 def _by_symbol(
@@ -232,24 +263,28 @@ def _by_symbol(
     times: NDArray[np.int64],
     values: NDArray[np.float64],
     symbols: Sequence[Any] | None,
+    before: int,
+    newest: Mapping[str, int],
 ) -> dict[str, VectorRows]:
     of = [ALL_SYMBOLS] * len(times) if symbols is None else [str(one or "") for one in symbols]
     if symbols is not None and "" in of:
-        raise DataInvalid(f"{path}, row {of.index('') + 1}: the symbol is empty; name one.")
+        at = before + of.index("") + 1
+        raise DataInvalid(f"{path}, row {at}: the symbol is empty; name one.")
     places: dict[str, list[int]] = {}
     for at, symbol in enumerate(of):
         places.setdefault(symbol, []).append(at)
-    for symbol, own in places.items():
-        for before, at in pairwise(own):
-            if times[at] > times[before]:
-                continue
+    found = {symbol: rows_of(times[own], values[own]) for symbol, own in places.items()}
+    for symbol, rows in found.items():
+        steps = np.diff(rows.time_ms, prepend=newest.get(symbol, 0))
+        wrong = np.flatnonzero(steps <= 0)
+        if len(wrong):
             whose = f" of {symbol}" if symbol else ""
-            what = "the one before has too" if times[at] == times[before] else "is before it"
+            what = "the one before has too" if steps[wrong[0]] == 0 else "is before it"
             raise DataInvalid(
-                f"{path}, row {at + 1}: the time {iso(int(times[at]))}{whose} {what}; times must "
-                "ascend, each once."
+                f"{path}, row {before + places[symbol][wrong[0]] + 1}: the time "
+                f"{iso(int(rows.time_ms[wrong[0]]))}{whose} {what}; times must ascend, each once."
             )
-    return {symbol: rows_of(times[own], values[own]) for symbol, own in places.items()}
+    return found
 
 
 def iso(ms: int) -> str:
@@ -269,7 +304,7 @@ def keep_vectors(file: VectorFile, database: Path) -> Path:
     """Copy *file* beside *database* under its hash, whole or not at all; return the copy."""
     kept = kept_vectors(database) / f"{file.sha256}{file.path.suffix}"
     if not kept.exists():
-        raw = _bytes(file.path)
+        raw = file_bytes(file.path)
         if hashlib.sha256(raw).hexdigest() != file.sha256:
             raise DataInvalid(f"{file.path} changed while it was read; start again.")
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from tracepaper.daemon.session.run_record import (
     start_event,
     strategy_sha256,
 )
+from tracepaper.daemon.session.vectors import VECTORS, require_known, vectors_of
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader, RunModels
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -137,13 +138,16 @@ def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
 def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
-    Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold.
+    Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold,
+    and ``CheckpointMismatch`` where the vectors that it knew are not kept any more.
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
         if last is not None:
             own = reader.models(last.run_id)
             if continues(last, opening.config, opening.forecaster, model_sha256=own.next):
+                known = reader.newest_reading(last.run_id, VECTORS)
+                require_known(vectors_of(opening.forecaster), known, last.run_id)
                 return _go_on(opening, audit, reader, last, own)
         return _begin(opening, audit, reader, last)
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.outside import Outside
+from tracepaper.storage.vector_growth import GrowingFile, Growth
 from tracepaper.storage.vector_journal import (
     LIVE,
     JournalHead,
@@ -32,11 +33,17 @@ from tracepaper.storage.vector_journal import (
     keep_journal,
     open_journal,
 )
-from tracepaper.storage.vectors import find_vectors, iso, keep_vectors, read_vectors
+from tracepaper.storage.vectors import (
+    VectorFile,
+    find_vectors,
+    iso,
+    keep_vectors,
+    read_vectors,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import Reading
-from tracepaper.strategies.vectors import VectorRows, VectorSource
+from tracepaper.strategies.vectors import ALL_SYMBOLS, VectorRows, VectorSource
 
 log = structlog.get_logger("vectors")
 
@@ -57,13 +64,14 @@ class GrowingVectors:
         Raises ``DataInvalid`` where there is neither a journal nor a file that can be believed.
         """
         self.name = journal.name
-        self._path, self._journal = path, journal
+        self._file, self._journal = GrowingFile(path), journal
         self._looked_ms = -math.inf
-        self._seen: tuple[int, int] | None = None  # size and time of change, when last read
         self._told = JournalHead(0, "")
         if not journal.head.lines:
-            self._seen = _stamp(path)
-            journal.append(self._read(0))
+            self._file.has_changed()
+            growth = self._file.read()
+            journal.append(self._new(growth, 0))
+            self._file.take(growth)
 
     def known(self, symbol: str) -> VectorRows:
         """Return the rows of *symbol*, or everyone's."""
@@ -79,25 +87,39 @@ class GrowingVectors:
         return self._journal.usable(closes_ms)
 
     def look(self, close_ms: int) -> None:
-        """Read the file again where it changed, once a close."""
+        """Read the file again where it changed or was no use, once a close."""
         if close_ms <= self._looked_ms:
             return
         self._looked_ms = close_ms
-        stamp = _stamp(self._path)
-        if stamp is not None and stamp == self._seen:
+        if not self._file.has_changed() and not self._journal.fault:
             return
-        self._seen = stamp
-        entries: list[KnownRow | VectorFault]
+        entries: list[KnownRow | VectorFault] = []
+        growth, reason = None, ""
         try:
-            entries = [*self._read(close_ms)]
-            reason = ""
+            growth = self._file.read()
+            entries += self._new(growth, close_ms)
         except DataInvalid as error:
-            entries, reason = [], str(error)
+            growth, reason = None, str(error)
         if reason != self._journal.fault:
             entries.insert(0, VectorFault(close_ms, reason))
-            log.warning(reason or "vectors are of use again", file=str(self._path))
-        if entries:
-            self._journal.append(entries)
+            log.warning(reason or "vectors are of use again", file=str(self._file.path))
+        self._keep(growth, entries)
+
+    def _keep(self, growth: Growth | None, entries: Sequence[KnownRow | VectorFault]) -> None:
+        """Store what is new; where that fails nothing of it is known, until a later close."""
+        try:
+            if entries:
+                self._journal.append(entries)
+        except DataInvalid as error:
+            log.warning(str(error), file=str(self._file.path))
+            self._file.forget()
+            return
+        if growth is not None:
+            self._file.take(growth)
+
+    def require(self, head: JournalHead, run_id: str) -> None:
+        """Raise ``CheckpointMismatch`` unless the lines that run *run_id* knew are there."""
+        self._journal.require(head, run_id)
 
     def newly(self) -> Sequence[Outside]:
         """Return how far the vectors are known, where that changed since the call before."""
@@ -107,13 +129,14 @@ class GrowingVectors:
         self._told = head
         return (Outside(VECTORS, f"{self.name} {head.lines} {head.sha256}"),)
 
-    def _read(self, close_ms: int) -> list[KnownRow]:
+    def _new(self, growth: Growth, close_ms: int) -> list[KnownRow]:
         """Return the rows that are new at *close_ms*; raise ``DataInvalid`` where one changed."""
-        file = read_vectors(self._path, growing=True)
+        self._require_same_symbols(growth.file)
         new: list[KnownRow] = []
-        for symbol, rows in file.chosen(self._journal.columns).items():
+        for symbol, rows in growth.file.chosen(self._journal.columns).items():
             newest = self._journal.newest(symbol)
-            self._require_unchanged(symbol, rows)
+            if growth.is_whole:
+                self._require_unchanged(symbol, rows)
             start = 0 if newest is None else int(np.searchsorted(rows.time_ms, newest, "right"))
             new += [
                 KnownRow(max(at, close_ms), at, symbol, tuple(values))
@@ -123,27 +146,29 @@ class GrowingVectors:
             ]
         return new
 
+    def _require_same_symbols(self, file: VectorFile) -> None:
+        """Raise ``DataInvalid`` where rows were everyone's and are some symbols' now, or not."""
+        known = self._journal.symbols
+        if known and file.rows and (ALL_SYMBOLS in known) != (ALL_SYMBOLS in file.rows):
+            raise DataInvalid(
+                f"{self._file.path} has got or lost the column symbol; a file that is traded by "
+                "may only grow, so restore it."
+            )
+
     def _require_unchanged(self, symbol: str, rows: VectorRows) -> None:
         """Raise ``DataInvalid`` where a row that was known has other values now."""
         known = self._journal.known(symbol)
-        both, old, new = np.intersect1d(known.time_ms, rows.time_ms, return_indices=True)
-        if not len(both):
+        if not len(known) or not len(rows):
             return
-        differ = (known.values[old] != rows.values[new]).any(axis=1)
+        place = np.searchsorted(rows.time_ms, known.time_ms)
+        place[place == len(rows)] = 0
+        stands = rows.time_ms[place] == known.time_ms
+        differ = stands & (known.values != rows.values[place]).any(axis=1)
         if differ.any():
             raise DataInvalid(
-                f"{self._path} has other values at {iso(int(both[differ][0]))} than when that row "
-                "was read; a file that is traded by may only grow, so restore it."
+                f"{self._file.path} has other values at {iso(int(known.time_ms[differ][0]))} than "
+                "when that row was read; a file that is traded by may only grow, so restore it."
             )
-
-
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """Return size and time of change of *path*; None where it is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
 
 
 def refuse_vectors(config: Config) -> None:
@@ -161,6 +186,12 @@ def refuse_vectors(config: Config) -> None:
         )
 
 
+def vectors_path(config: Config, written: str) -> Path:
+    """Return the file: beside the configuration where it is there, else from the working folder."""
+    beside = None if config.folder is None else config.folder / written
+    return beside if beside is not None and beside.is_file() else Path(written)
+
+
 def configured_vectors(
     config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
 ) -> VectorSource | None:
@@ -171,7 +202,7 @@ def configured_vectors(
     """
     if config.model.vectors is None:
         return None
-    path, columns = _path(config, config.model.vectors), _columns(card)
+    path, columns = vectors_path(config, config.model.vectors), _columns(card)
     if growing and beside is not None and columns:
         name = journal_name(config.model.vectors, columns)
         return GrowingVectors(path, open_journal(beside, name, columns))
@@ -181,15 +212,23 @@ def configured_vectors(
     return file.standing(columns)
 
 
+def vectors_of(forecaster: Forecaster | None) -> VectorSource | None:
+    """Return the vectors of *forecaster*; None where it has none."""
+    source: VectorSource | None = getattr(forecaster, VECTORS, None)
+    return source
+
+
 def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]]:
     """Return what says how far the vectors of *forecaster* are known, for the run's events."""
-    source = getattr(forecaster, VECTORS, None)
+    source = vectors_of(forecaster)
     return source.newly if isinstance(source, GrowingVectors) else tuple
 
 
-def require_known(source: VectorSource | None, reading: Reading, run_id: str) -> None:
+def require_known(source: VectorSource | None, reading: Reading | None, run_id: str) -> None:
     """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* says."""
-    if reading.what == VECTORS and isinstance(source, VectorJournal):
+    if reading is None or reading.what != VECTORS:
+        return
+    if isinstance(source, VectorJournal | GrowingVectors):
         _, lines, sha256 = reading.name.split()
         source.require(JournalHead(int(lines), sha256), run_id)
 
@@ -223,14 +262,8 @@ def kept_vectors_of(libraries: str) -> str:
 
 def vectors_kept_as(forecaster: Forecaster | None) -> str:
     """Return what the vectors of *forecaster* are kept as; empty where it has none."""
-    source: VectorSource | None = getattr(forecaster, VECTORS, None)
+    source = vectors_of(forecaster)
     return "" if source is None else source.name
-
-
-def _path(config: Config, written: str) -> Path:
-    """Return the file: beside the configuration where it is there, else from the working folder."""
-    beside = None if config.folder is None else config.folder / written
-    return beside if beside is not None and beside.is_file() else Path(written)
 
 
 def _columns(card: Mapping[str, Any]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, sessions_of, start_event
 from tracepaper.daemon.session.user_model import UserForecaster, refuse_other_model
-from tracepaper.daemon.session.vectors import VECTORS, kept_vectors_of, require_known
+from tracepaper.daemon.session.vectors import kept_vectors_of, require_known, vectors_of
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
@@ -49,7 +49,6 @@ from tracepaper.strategies.types import (
     RunEnd,
     RunKind,
 )
-from tracepaper.strategies.vectors import VectorSource
 
 
 @dataclass(frozen=True)
@@ -221,8 +220,7 @@ class RecordedPredictor:
             if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
                 self._promote(event)
             if isinstance(event, Reading):
-                source: VectorSource | None = getattr(self.forecaster, VECTORS, None)
-                require_known(source, event, run_id)
+                require_known(vectors_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
                 self._recorded.append(self._timeout if was_late else stored)

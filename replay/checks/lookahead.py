@@ -27,6 +27,7 @@ from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.depth import RecordedDepth
 from tracepaper.replay.backtest.build import fit_windows, span_of
 from tracepaper.replay.checks.compare import Difference
+from tracepaper.replay.checks.other_vectors import moved_by, other_vectors
 from tracepaper.replay.checks.processes import (
     Accesses,
     Child,
@@ -54,7 +55,7 @@ from tracepaper.strategies.books import Books
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.frames import Row
-from tracepaper.strategies.market import DAY_MS, INTERVAL_NAMES, interval_phase
+from tracepaper.strategies.market import INTERVAL_NAMES, WEEK_MS, interval_phase
 from tracepaper.strategies.signals import Orders, Signal
 from tracepaper.strategies.types import Action, Bar, Closed, Instrument
 
@@ -419,19 +420,30 @@ class _Check:
                 found.compared += compared
                 if difference is not None:
                     found.differences.append(difference)
-                    found.because = "it depends on bars that are still to come"
+                    found.because = (
+                        "it depends on bars that are still to come"
+                        if self._config.model.vectors is None
+                        else "it depends on bars, or rows of vectors, that are still to come"
+                    )
                     return
             self._note_accesses(child.ask(None))
 
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
-        self._compare_moved(
-            lambda part: part.later(WEEKS_LATER), _books_later, "on the date", same_judgement
-        )
+        with other_vectors(self._config, moved_by(WEEKS_LATER * WEEK_MS)) as config:
+            self._compare_moved(
+                lambda part: part.later(WEEKS_LATER),
+                _books_later,
+                "on the date",
+                same_judgement,
+                config,
+            )
 
     def _dearer(self) -> None:
         """Multiply all prices; whose signal then differs depends on the absolute price."""
-        self._compare_moved(_dearer, _books_dearer, "on the absolute price", same_signal)
+        self._compare_moved(
+            _dearer, _books_dearer, "on the absolute price", same_signal, self._config
+        )
 
     def _compare_moved(
         self,
@@ -439,6 +451,7 @@ class _Check:
         move_books: Callable[[Books], Books],
         on: str,
         same: Callable[[DerivedStep, DerivedStep], bool],
+        config: Config,
     ) -> None:
         moved = Files(
             [*map(move, self._candles)],
@@ -446,7 +459,7 @@ class _Check:
             [replace(one, books=move_books(one.books)) for one in self._depth],
         )
         try:
-            with self._fresh.child(derive_whole, self._config, moved, self._mode) as child:
+            with self._fresh.child(derive_whole, config, moved, self._mode) as child:
                 while isinstance(whole := child.receive(), int):
                     self._check_time()
                 assert isinstance(whole, Whole)
@@ -597,7 +610,7 @@ def _dearer(part: Candles) -> Candles:
 
 
 def _books_later(books: Books) -> Books:
-    later_ms = WEEKS_LATER * 7 * DAY_MS
+    later_ms = WEEKS_LATER * WEEK_MS
     return replace(books, seen_ms=books.seen_ms + later_ms, market_ms=books.market_ms + later_ms)
 
 

@@ -47,6 +47,7 @@ from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks.compare import Difference, step_differences
+from tracepaper.replay.checks.other_vectors import other_vectors, without_later
 from tracepaper.strategies.calendar import Sessions
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 from tracepaper.strategies.frames import Row
@@ -378,9 +379,10 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
             bases[probe.from_ms] = _steps(config, window, mode)
         base = bases[probe.from_ms]
         future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
-        close_ms = probe.at_ms + candles[0].interval_ms
+        close_ms = _decided_ms(candles, probe.at_ms)
         books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
-        steps = _steps(config, files._replace(candles=future, depth=books), mode)
+        with other_vectors(config, without_later(close_ms, cut=probe.cut)) as changed:
+            steps = _steps(changed, files._replace(candles=future, depth=books), mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
     connection.send(_accesses(config))
 
@@ -511,6 +513,12 @@ def _window(candles: Sequence[Candles], from_ms: int, at_ms: int | None) -> Sequ
     """Return the bars from *from_ms* until some after *at_ms*."""
     until = None if at_ms is None else at_ms + BEYOND_BARS * candles[0].interval_ms
     return _cut(candles, from_ms, until)
+
+
+def _decided_ms(candles: Sequence[Candles], at_ms: int) -> int:
+    """Return when the bars that open at *at_ms* close."""
+    opened = [part for part in candles if at_ms in part.open_time_ms]
+    return max(int(part.closes_ms[np.searchsorted(part.open_time_ms, at_ms)]) for part in opened)
 
 
 def _without_future(candles: Sequence[Candles], probe: FutureProbe) -> Sequence[Candles]:

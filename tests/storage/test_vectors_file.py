@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from tracepaper.storage.vector_growth import GrowingFile
 from tracepaper.storage.vectors import find_vectors, keep_vectors, read_vectors
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 
@@ -115,7 +116,7 @@ def test_a_column_that_the_model_knows_and_the_file_lacks_is_named(tmp_path: Pat
 
 def test_of_a_growing_file_a_line_that_is_not_ended_waits(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD + "2024-06-01T12:02:00Z,0.")
-    assert len(read_vectors(path, growing=True).rows[""]) == 2
+    assert len(GrowingFile(path).read().file.rows[""]) == 2
     assert len(read_vectors(path).rows[""]) == 3
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from tracepaper.daemon.session.vectors import GrowingVectors, require_known
 from tracepaper.storage.vector_journal import find_journal, open_journal
@@ -182,6 +185,91 @@ def test_the_run_says_how_far_vectors_were_known_and_a_changed_line_is_found(
     kept.path.unlink()
     with pytest.raises(CheckpointMismatch, match="are not kept any more"):
         find_journal(traded.database, NAME, COLUMNS)
+
+
+def test_a_file_that_mends_unseen_is_read_as_long_as_it_was_no_use(traded: Traded) -> None:
+    good = traded.path.read_bytes() + line(1, 2.0).encode()
+    traded.path.write_bytes(good.replace(b"2.0", b"nan"))
+    before = traded.path.stat().st_mtime_ns
+    assert np.isnan(traded.answer(1)).all()
+    traded.path.write_bytes(good)
+    os.utime(traded.path, ns=(before, before))  # as by a clock that is coarse
+    assert traded.answer(2)[0] == 2.0
+    assert same(traded.said, traded.derived())
+
+
+def test_a_file_that_gets_a_column_of_symbols_is_no_use(traded: Traded) -> None:
+    traded.path.write_text(f"time,symbol,mood\n{close(0)},BTC,0.5\n", encoding="utf-8")
+    assert np.isnan(traded.answer(1)).all()
+    kept = find_journal(traded.database, NAME, COLUMNS)
+    assert "has got or lost the column symbol" in kept.fault
+
+
+def test_where_nothing_can_be_stored_bars_are_answered_by_what_was(
+    traded: Traded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = find_journal(traded.database, NAME, COLUMNS).path
+    stored = path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        traded.add(line(0.5, 2.0))
+        assert traded.answer(1)[0] == 0.5
+        assert path.read_bytes() == stored
+    assert traded.answer(2)[0] == 2.0
+    assert same(traded.said, traded.derived())
+
+
+def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn(
+    tmp_path: Path,
+) -> None:
+    path, database = tmp_path / "news.parquet", tmp_path / "run.db"
+    columns = ("heat", "mood")
+
+    def written(count: int) -> bytes:
+        at = [close(number) for number in range(count)]
+        own = {"mood": [float(number) for number in range(count)], "heat": [7.0] * count}
+        parquet.write_table(pa.table({"time": at, **own}), path)
+        return path.read_bytes()
+
+    written(1)
+    source = GrowingVectors(path, open_journal(database, NAME, columns))
+    joined = VectorColumns(VectorScale(columns, (0.0, 0.0), (1.0, 1.0)), source)
+    said = []
+    for number in range(1, 5):
+        whole = written(number)
+        if number == 3:
+            path.write_bytes(whole[: len(whole) // 2])
+        said.append(joined.newest("BTC", close(number), MINUTE_MS)[1])
+    assert np.array_equal(said, [0.0, 1.0, np.nan, 3.0], equal_nan=True)
+    kept = VectorColumns(joined.scale, find_journal(database, NAME, columns))
+    derived = kept.at("BTC", np.array([close(number) for number in range(1, 5)]), MINUTE_MS)
+    assert np.array_equal(derived[:, 1], said, equal_nan=True)
+
+
+def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) -> None:
+    path, database = tmp_path / "news.csv", tmp_path / "run.db"
+    path.write_text(f"time,symbol,mood\n{close(0)},BTC,1\n{close(0)},ETH,2\n", encoding="utf-8")
+    source = GrowingVectors(path, open_journal(database, NAME, COLUMNS))
+    joined = VectorColumns(SCALE, source)
+    closes = np.array([close(1), close(2)])
+    said: dict[str, list[float]] = {"BTC": [], "ETH": [], "SOL": []}
+    for at in closes.tolist():
+        for symbol, answers in said.items():
+            answers.append(float(joined.newest(symbol, at, MINUTE_MS)[0]))
+            with path.open("a", encoding="utf-8") as file:  # while the others are answered
+                file.write(f"{at + len(answers)},{symbol},{4 if symbol == 'BTC' else 3}\n")
+    assert said["BTC"] == [1.0, 4.0]
+    assert said["ETH"] == [2.0, 3.0]
+    assert np.isnan(said["SOL"][0])  # whose row came after the reading of its close
+    assert said["SOL"][1] == 3.0
+    kept = VectorColumns(SCALE, find_journal(database, NAME, COLUMNS))
+    for symbol, answers in said.items():
+        derived = kept.at(symbol, closes, MINUTE_MS)[:, 0]
+        assert np.array_equal(derived, answers, equal_nan=True)
 
 
 actions = st.lists(

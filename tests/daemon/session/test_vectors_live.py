@@ -2,62 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import models
 import pytest
-from bybit_server import MINUTE, START_MS, ScriptedServer
-from daemon_under_test import daemon, price
+from bybit_server import MINUTE, START_MS, ScriptedServer, kline
+from daemon_under_test import Running, check_record, daemon, killed_daemon, price, settings
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import SPEED, trading
+from several_live import check_record as check_several
+from vector_cases import CONTEXT, sections
 
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.text import render
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage import checkpoints
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.vectors import kept_vectors
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.features import schema
-from tracepaper.strategies.networks.trading import TradingConfig, by_names
-from tracepaper.strategies.types import Reading, Step
-
-NAMES = (*schema("v1").names, "vector_mood", "vector_age")
-CONTEXT = 512 + 8
-
-
-def checkpoint(folder: Path) -> Path:
-    """Write a small network of vectors, with weights that were never trained; return its folder."""
-    given = by_names({}, NAMES)
-    config = TradingConfig(
-        features=len(NAMES),
-        dim=8,
-        layers=2,
-        heads=2,
-        window=9,
-        modalities=tuple(given["modalities"]),
-        columns=tuple(given["columns"]),
-        horizons=(5, 30),
-    )
-    card = models.card(config, temperature=1.0, content_free=0.0)
-    card["features"]["vectors"] = {"columns": ["mood"], "centre": [0.0], "scale": [1.0]}
-    card["model"] = {"kind": "trading", "name": "small"}
-    checkpoints.save(folder / "small", models.weights(config), card)
-    return folder / "small"
-
-
-def sections(folder: Path, file: Path) -> dict[str, Mapping[str, Any]]:
-    return {
-        "strategy": {"name": "attention"},
-        "model": {
-            "checkpoint": str(checkpoint(folder)),
-            "vectors": str(file),
-            "threads": 1,
-            "deadline_ms": 60_000,
-        },
-        "regime": {"momentum": "0.6", "mean_reversion": "0.3"},
-        "gate": {"horizon": 30, "direction": "0.3", "edge": "0", "confidence": "0",
-                 "collapse": "0", "shift": "1"},
-    }  # fmt: skip
+from tracepaper.strategies.types import Bar, Reading, Step
 
 
 def row(minute: int, value: float) -> str:
@@ -75,6 +39,17 @@ def changed(database: Path) -> None:
     """Change one number of what was known."""
     (kept,) = kept_vectors(database).iterdir()
     kept.write_bytes(kept.read_bytes().replace(b"-1.5", b"-1.4"))
+
+
+def known(database: Path) -> bytes:
+    """Return the lines of what was known."""
+    return b"".join(one.read_bytes() for one in kept_vectors(database).glob("*.jsonl"))
+
+
+def is_decided(running: Running, minute: int) -> bool:
+    """Return whether the bar that opens at *minute* is decided."""
+    events = [step.event for step in running.decisions()]
+    return any(isinstance(e, Bar) and e.open_time_ms == START_MS + minute * MINUTE for e in events)
 
 
 def refused(steps: list[Step]) -> list[str | None]:
@@ -121,6 +96,13 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
         changed(database)
         with pytest.raises(CheckpointMismatch, match="lines of vectors that run"):
             verify_run(reader, database, run_id)
+    async with ScriptedServer() as server:
+        server.server_ms = START_MS + (before + 2) * MINUTE
+        for minute in range(-CONTEXT - 10, before + 2):
+            server.add_candle(START_MS + minute * MINUTE, price(minute))
+        with pytest.raises(CheckpointMismatch, match="lines of vectors that run"):
+            async with daemon(server, database, **given) as running:
+                await running.close_bars(1)
 
 
 async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
@@ -129,3 +111,71 @@ async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataInvalid, match="cannot be read"):
             async with daemon(server, tmp_path / "run.db", **given) as running:
                 await running.close_bars(1)
+
+
+async def test_killed_while_rows_come_it_goes_on_by_the_same_rows(
+    tmp_path: Path, file: Path
+) -> None:
+    hasty = {"time_scale": 100, "ahead_ms": 20_000}  # minutes pass in no time
+    database, given = tmp_path / "run.db", sections(tmp_path, file) | {"exchange": hasty}
+    config, text = tmp_path / "run.toml", HEAD
+    async with ScriptedServer() as server:
+        for minute in range(-CONTEXT - 10, 0):
+            server.add_candle(START_MS + minute * MINUTE, price(minute))
+        config.write_text(render(load(None, settings(server, **given))), encoding="utf-8")
+        async with killed_daemon(server, config, database) as lived:
+            await lived.until(server.subscribed)
+            for minute in range(2):
+                text += row(minute + 1, minute + 1.25)
+                write(file, text)
+                await lived.close_bars(1)
+            text += row(3, 3.25)
+            write(file, text)
+            lived.pass_bars(1)
+            await server.send(kline(START_MS + 2 * MINUTE, price(2)))
+            await lived.until(lambda: b"3.25" in known(database))  # killed as soon as it is known
+        stored = known(database)
+        text += row(5, 5.25)
+        write(file, text)
+        async with daemon(server, database, **given) as running:
+            running.minute = 3
+            await running.until(lambda: server.sockets and server.subscribed())
+            running.pass_bars(2)
+            await server.send(kline(START_MS + 4 * MINUTE, price(4)))
+            await running.until(lambda: is_decided(running, 4))
+    assert known(database).startswith(stored)
+    assert b"5.25" in known(database)
+    check_record(database, bars=5)
+
+
+async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
+    tmp_path: Path, file: Path
+) -> None:
+    symbols = ("BTCUSDT", "ETHUSDT")
+    database, given = tmp_path / "run.db", sections(tmp_path, file)
+    data = [made_candles(walk_rows(560, seed=at), symbol=one) for at, one in enumerate(symbols)]
+    begins = int(data[0].open_time_ms[0])
+    text = "time,symbol,mood\n" + "".join(f"{begins},{one},0.5\n" for one in symbols)
+    write(file, text)
+    served = ExchangeSettings(candles=data, manual=True, start=550, speed=SPEED)
+    async with (
+        EmbeddedExchange(served) as exchange,
+        trading(exchange, database, **given, market={"symbols": list(symbols)}) as live,
+    ):
+        await live.listening(6)
+        at = await live.close_bar(set(symbols))
+        text += f"{at},BTCUSDT,2\n{at + 1},ETHUSDT,-2\n"
+        write(file, text)
+        await live.close_bar(set(symbols))
+        write(file, text + f"{at},ETHUSDT,1\n")  # before the one that it has
+        await live.close_bar(set(symbols))
+    said = [
+        (step.event.instrument, step.decision.refused_by == "finite")
+        for step in live.steps
+        if isinstance(step.event, Bar) and step.decision is not None
+    ]
+    assert sorted(said) == sorted(
+        (f"linear:{one}", refused) for one in symbols for refused in (False, False, True)
+    )
+    assert known(database).count(b'"symbol":"ETHUSDT"') == 2
+    assert check_several(database) == 6

@@ -1,0 +1,136 @@
+"""``lookahead`` takes later rows of a user's vectors away: whoever looks at them is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+
+import numpy as np
+import own_strategies as own
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from numpy.typing import NDArray
+from vector_cases import CONTEXT, sections
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.checks.compare import Difference
+from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.other_vectors import moved_by, other_vectors, without_later
+from tracepaper.replay.checks.processes import (
+    Files,
+    FreshProcesses,
+    FutureProbe,
+    derive_probes,
+)
+from tracepaper.storage.vectors import read_vectors
+from tracepaper.strategies.vectors import Ids, VectorColumns, rows_of
+
+MINUTE_MS = 60_000
+BARS = CONTEXT + 50
+PROBES = (-30, -9)
+
+
+@pytest.fixture(scope="module")
+def walk() -> Candles:
+    return made_candles(walk_rows(BARS))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh() -> Iterator[FreshProcesses]:
+    """Start the server before all tests, so that it loads torch meanwhile."""
+    with FreshProcesses("tracepaper.strategies.forecasters.build") as server:
+        yield server
+
+
+def vectors(folder: Path, walk: Candles) -> Path:
+    """Write a row in every third minute, a second after the bar before has closed."""
+    rng = np.random.default_rng(2)
+    rows = [f"{at + 1_000},{rng.normal()!r}" for at in walk.open_time_ms[::3].tolist()]
+    path = folder / "news.csv"
+    path.write_text("\n".join(["time,mood", *rows]), encoding="utf-8")
+    return path
+
+
+def config(folder: Path, walk: Candles, **more: object) -> Config:
+    given = {**sections(folder, vectors(folder, walk)), **more}
+    return load(None, {**given, "market": {"symbols": ["BTCUSDT"]}})
+
+
+def probed(config: Config, walk: Candles) -> list[Difference]:
+    """Return what moved at two bars whose future is corrupted, and cut off."""
+    ours, theirs = Pipe()
+    for place, cut in zip(PROBES, (False, True), strict=True):
+        ours.send(FutureProbe(0, int(walk.open_time_ms[place]), cut))
+    ours.send(None)
+    derive_probes(theirs, config, Files([walk]), "scan")
+    found = [ours.recv() for _ in PROBES]
+    assert all(compared > 0 for compared, _ in found)
+    return [difference for _, difference in found if difference is not None]
+
+
+def test_what_a_bar_could_know_stays_as_it_was(tmp_path: Path, walk: Candles) -> None:
+    assert probed(config(tmp_path, walk), walk) == []
+
+
+def test_a_join_that_looks_a_row_ahead_is_found(
+    tmp_path: Path, walk: Candles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = VectorColumns.at
+
+    def peeking(
+        self: VectorColumns, symbol: str, closes_ms: Ids, interval_ms: int
+    ) -> NDArray[np.float32]:
+        return honest(self, symbol, closes_ms + 3 * MINUTE_MS, interval_ms)
+
+    monkeypatch.setattr(VectorColumns, "at", peeking)
+    moved = probed(config(tmp_path, walk), walk)
+    assert len(moved) == len(PROBES)
+    assert moved[0].open_time_ms > int(walk.open_time_ms[PROBES[0] - 5])
+
+
+PEEKING = {
+    "top": "import gc\nfrom tracepaper.strategies.vectors import VectorColumns",
+    "head": "needs_forecast = True",
+    "init": "self.rows = None",
+    "decide": "for found in gc.get_objects() if self.rows is None else ():\n"
+    "    if type(found) is VectorColumns:\n"
+    "        self.rows = found.source.known('')\n"
+    "later = self.rows.time_ms > bar.close_time_ms\n"
+    "return by(later.any() and self.rows.values[later][0, 0] > 0)",
+}
+
+
+def test_a_strategy_that_finds_the_file_in_memory_is_found(tmp_path: Path, walk: Candles) -> None:
+    (tmp_path / "peeking_rows.py").write_text(own.source(**PEEKING))
+    with own.importable(tmp_path):
+        given = config(tmp_path, walk, strategy={"name": "peeking_rows:Mine"})
+        moved = probed(given, walk)
+    assert moved
+
+
+def test_the_whole_check_holds_and_moves_the_rows_with_the_bars(
+    tmp_path: Path, walk: Candles, fresh: FreshProcesses
+) -> None:
+    found = lookahead(config(tmp_path, walk), [walk], fresh, Limits(probes=1))
+    assert found.holds, found.differences
+    assert found.depends == []
+
+
+def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk: Candles) -> None:
+    given = config(tmp_path, walk)
+    at = int(walk.open_time_ms[9]) + 1_000  # that of the fourth row
+    for cut, count in ((True, 4), (False, len(range(0, BARS, 3)))):
+        with other_vectors(given, without_later(at, cut=cut)) as other:
+            assert other.model.vectors is not None
+            rows = read_vectors(Path(other.model.vectors)).rows[""]
+        assert len(rows) == count
+        kept = read_vectors(tmp_path / "news.csv").rows[""]
+        assert (rows.values[:4] == kept.values[:4]).all()
+        assert (rows.values[4:] != kept.values[4 : len(rows)]).all()
+        assert not Path(other.model.vectors).exists()
+    rows = rows_of(np.array([5, 9]), np.ones((2, 1)))
+    assert moved_by(-2)(rows).time_ms.tolist() == [3, 7]
+    assert len(without_later(1, cut=True)(rows)) == 2  # of none nothing could be asked
