@@ -256,8 +256,15 @@ def recorded_vectors(
 
 
 def kept_vectors_of(libraries: str) -> str:
-    """Return what a run's vectors are kept as, by its ``libraries``; empty where it has none."""
-    return str(json.loads(libraries or "{}").get(VECTORS, ""))
+    """Return what a run's vectors are kept as, by its ``libraries``; empty where it has none.
+
+    That of a row which was changed into no JSON says nothing.
+    """
+    try:
+        named = json.loads(libraries or "{}")
+    except ValueError:
+        return ""
+    return str(named.get(VECTORS, "")) if isinstance(named, dict) else ""
 
 
 def vectors_kept_as(forecaster: Forecaster | None) -> str:

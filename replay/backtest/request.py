@@ -39,6 +39,7 @@ from tracepaper.replay.backtest.run import (
 from tracepaper.replay.report.summary import decision_to_explain, program_name, show, summarise
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.lock import lock_file
+from tracepaper.storage.vectors import kept_vectors
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import ACTING_ONLY, MONEY_DECIMALS, Step
@@ -139,24 +140,29 @@ def names_a_run(item: str) -> bool:
     return bool(mark) and not Path(item).exists() and ("=" not in file or Path(file).exists())
 
 
-def checkpoints_beside(database: Path) -> Path:
-    """Return the folder in which the checkpoints that *database* used are kept."""
-    return database.with_name(database.name + ".checkpoints")
+def folders_beside(database: Path) -> tuple[Path, Path]:
+    """Return the folders in which checkpoints and vectors that *database* used are kept."""
+    return database.with_name(database.name + ".checkpoints"), kept_vectors(database)
 
 
 def _kept(database: Path) -> set[Path]:
-    """Return the checkpoints that lie beside *database*."""
-    folder = checkpoints_beside(database)
-    return set(folder.iterdir()) if folder.is_dir() else set()
+    """Return the checkpoints and files of vectors that lie beside *database*."""
+    return {
+        kept for folder in folders_beside(database) if folder.is_dir() for kept in folder.iterdir()
+    }
 
 
 def _remove_failed_start(database: Path, kept: set[Path], *, is_new: bool) -> None:
     """Remove what a start made that failed; *kept* was there before."""
-    for folder in _kept(database) - kept:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not kept:
-        with suppress(OSError):  # there is none, or somebody put something into it
-            checkpoints_beside(database).rmdir()
+    for made in _kept(database) - kept:
+        if made.is_dir():
+            shutil.rmtree(made, ignore_errors=True)
+        else:
+            made.unlink(missing_ok=True)
+    for folder in folders_beside(database):
+        if not any(one.parent == folder for one in kept):
+            with suppress(OSError):  # there is none, or somebody put something into it
+                folder.rmdir()
     if is_new:
         database.unlink(missing_ok=True)
         lock_file(database).unlink(missing_ok=True)

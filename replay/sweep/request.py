@@ -13,6 +13,7 @@ from typing import Any, Final
 from tracepaper.daemon.config.loading import Sections, load
 from tracepaper.daemon.session.run_record import code_version
 from tracepaper.daemon.session.user_class import class_sha256, known_class, user_class
+from tracepaper.daemon.session.vectors import vectors_path
 from tracepaper.replay.archive import Candles, read_candles, read_funding
 from tracepaper.replay.archive.depth import StoredDepth
 from tracepaper.replay.archive.times import instant
@@ -24,6 +25,7 @@ from tracepaper.replay.sweep.objectives import OF_A_YEAR, Objective, objective_o
 from tracepaper.replay.sweep.samplers import sampler_of
 from tracepaper.replay.sweep.space import Axis, space_of
 from tracepaper.replay.sweep.spans import Span, bounds, walk
+from tracepaper.storage.vectors import file_bytes
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.trend import TREND
@@ -164,7 +166,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         end=until,
         funding=funding,
         depth=depth,
-        data_sha256=data_sha256(candles),
+        data_sha256=data_sha256(candles, _vectors(given)),
         warnings=()
         if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)
         else _fitted(strategy, given, candles),
@@ -186,9 +188,19 @@ def _fitted(
     return fit_windows(configuration(given, candles, named), span_of(candles))[1]
 
 
-def data_sha256(candles: tuple[Candles, ...]) -> str:
-    """Return the hash of what *candles* hold: instruments, times, prices and volumes."""
-    digest = hashlib.sha256()
+def _vectors(given: Path | Sections | None) -> bytes:
+    """Return what a user's file of vectors holds, where the configuration names one."""
+    config = load(given)
+    written = config.model.vectors
+    return b"" if written is None else file_bytes(vectors_path(config, written))
+
+
+def data_sha256(candles: tuple[Candles, ...], vectors: bytes = b"") -> str:
+    """Return the hash of what *candles* hold: instruments, times, prices and volumes.
+
+    A user's *vectors* are data as well.
+    """
+    digest = hashlib.sha256(vectors)
     for part in sorted(candles, key=lambda one: (one.symbol, int(one.open_time_ms[0]))):
         digest.update(f"{part.symbol} {part.interval_ms} {part.price_decimals}".encode())
         for column in (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume):

@@ -157,7 +157,7 @@ async def test_symbols_are_traded_by_rows_of_their_own_in_one_file(
     begins = int(data[0].open_time_ms[0])
     text = "time,symbol,mood\n" + "".join(f"{begins},{one},0.5\n" for one in symbols)
     write(file, text)
-    served = ExchangeSettings(candles=data, manual=True, start=550, speed=SPEED)
+    served = ExchangeSettings(candles=tuple(data), manual=True, start=550, speed=SPEED)
     async with (
         EmbeddedExchange(served) as exchange,
         trading(exchange, database, **given, market={"symbols": list(symbols)}) as live,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import own_strategies as own
@@ -54,7 +55,7 @@ def vectors(folder: Path, walk: Candles) -> Path:
     return path
 
 
-def config(folder: Path, walk: Candles, **more: object) -> Config:
+def config(folder: Path, walk: Candles, **more: Mapping[str, Any]) -> Config:
     given = {**sections(folder, vectors(folder, walk)), **more}
     return load(None, {**given, "market": {"symbols": ["BTCUSDT"]}})
 
