@@ -64,9 +64,11 @@ class Running:
         """Return how many bars are decided."""
         return len(self.decisions())
 
-    async def until(self, condition: Callable[[], object]) -> None:
+    async def until(
+        self, condition: Callable[[], object], *, deadline_s: float = DEADLINE_S
+    ) -> None:
         """Wait for *condition*; fail at the deadline, or with the error that ended the daemon."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with asyncio.timeout(deadline_s):
             while not condition():
                 if self.task.done():
                     self.task.result()

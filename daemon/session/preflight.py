@@ -66,7 +66,7 @@ def preflight(config: Config, database: Path) -> None:
     out; *database* is looked at, and nothing is written. Raises what the run would.
     """
     refuse_database(database)
-    forecaster = load_forecaster(config) if needs_forecaster(config) else None
+    forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
     preflight_engine(config, forecaster)
 
 

@@ -198,18 +198,39 @@ def configured_vectors(
     """Return the vectors that ``[model] vectors`` names, of the columns that *card* says.
 
     They are kept beside the database *beside*, as a journal where they are *growing*. Raises
-    ``DataInvalid`` for a file that cannot be believed, or lacks a column.
+    ``DataInvalid`` for a file that cannot be believed, or lacks a column, or, where it stands, a
+    symbol.
     """
     if config.model.vectors is None:
         return None
     path, columns = vectors_path(config, config.model.vectors), _columns(card)
+    symbols = config.market.symbols
     if growing and beside is not None and columns:
         name = journal_name(config.model.vectors, columns)
-        return GrowingVectors(path, open_journal(beside, name, columns))
+        grown = GrowingVectors(path, open_journal(beside, name, columns))
+        _require_symbols(path, grown, symbols, growing=True)
+        return grown
     file = read_vectors(path)
+    found = file.standing(columns)
+    _require_symbols(path, found, symbols, growing=growing)
     if beside is not None:
         keep_vectors(file, beside)
-    return file.standing(columns)
+    return found
+
+
+def _require_symbols(
+    path: Path, source: VectorSource, symbols: Sequence[str], *, growing: bool
+) -> None:
+    """Raise ``DataInvalid`` for a symbol without a row; of a file that is *growing* say so."""
+    for symbol in symbols:
+        if len(source.known(symbol)):
+            continue
+        if not growing:
+            raise DataInvalid(
+                f"{path} has no row of {symbol}; add some, or leave the column symbol out where "
+                "rows are everyone's."
+            )
+        log.warning("no row yet, so its bars are held", symbol=symbol, file=str(path))
 
 
 def vectors_of(forecaster: Forecaster | None) -> VectorSource | None:

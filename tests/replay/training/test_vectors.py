@@ -238,6 +238,26 @@ def test_a_run_without_its_vectors_is_refused(folder: Path, tmp_path: Path, say:
     assert "lacks the column 'heat', which the model was trained with" in err
 
 
+def test_a_file_without_a_row_of_the_symbol_is_refused_and_leaves_nothing(
+    folder: Path, tmp_path: Path, say: Say
+) -> None:
+    lines = (folder / "news.csv").read_text(encoding="utf-8").splitlines()
+    own = [line.replace(",", ",BBBUSDT,", 1) for line in lines[1:]]
+    text = "\n".join(["time,symbol,mood,heat", *own])
+    (tmp_path / "news.csv").write_text(text, encoding="utf-8")
+    candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
+    file = config(folder, tmp_path / "c.toml")
+    words = ("replay", "-c", file, "--data", candles, "--db", tmp_path / "r.db")
+    code, _, err = say(*words)
+    assert code == 1
+    assert "has no row of AAAUSDT; add some" in err
+    (tmp_path / "news.csv").write_text("\n".join(lines), encoding="utf-8")
+    file.write_text(file.read_text("utf-8").replace("horizon = 30", "horizon = 7"), "utf-8")
+    code, _, err = say(*words)
+    assert code == 2, err
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["c.toml", "news.csv"]
+
+
 def test_what_cannot_use_them_is_refused(folder: Path, tmp_path: Path, say: Say) -> None:
     written(tmp_path / "news.csv")
     candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
