@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.storage.vectors import kept_vectors
+from tracepaper.storage.vectors import kept_vectors, write_whole
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.vectors import ALL_SYMBOLS, NO_VECTORS, VectorRows
 
@@ -217,17 +216,22 @@ def find_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJou
 
 
 def keep_journal(journal: VectorJournal, database: Path) -> None:
-    """Copy *journal* beside *database*, for a run that is fed with another's record."""
+    """Copy *journal* beside *database*, for a run that is fed with another's record.
+
+    One that is there and is the beginning of *journal*, or begins with it, is the same. Raises
+    ``CheckpointMismatch`` for another.
+    """
     kept = kept_vectors(database) / (journal.name + _SUFFIX)
-    if kept == journal.path or (kept.exists() and kept.read_bytes() == journal.path.read_bytes()):
+    given = journal.path.read_bytes()
+    there = kept.read_bytes() if kept.exists() else b""
+    if there.startswith(given):
         return
-    if kept.exists():
+    if not given.startswith(there):
         raise CheckpointMismatch(
             f"{kept} holds other vectors than those of the run that is replayed; give another "
             "database."
         )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(journal.path, kept)
+    write_whole(given, kept)
 
 
 def _read(path: Path, columns: Sequence[str], whole: bytes) -> VectorJournal:

@@ -307,14 +307,19 @@ def keep_vectors(file: VectorFile, database: Path) -> Path:
         raw = file_bytes(file.path)
         if hashlib.sha256(raw).hexdigest() != file.sha256:
             raise DataInvalid(f"{file.path} changed while it was read; start again.")
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=kept.parent)
-        with os.fdopen(handle, "wb") as copy:
-            copy.write(raw)
-            copy.flush()
-            os.fsync(handle)
-        Path(part).replace(kept)
+        write_whole(raw, kept)
     return kept
+
+
+def write_whole(raw: bytes, kept: Path) -> None:
+    """Write the file *kept*, whole or not at all."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=kept.parent)
+    with os.fdopen(handle, "wb") as copy:
+        copy.write(raw)
+        copy.flush()
+        os.fsync(handle)
+    Path(part).replace(kept)
 
 
 def find_vectors(database: Path, sha256: str) -> VectorFile:

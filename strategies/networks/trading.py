@@ -32,11 +32,12 @@ from tracepaper.strategies.networks.architecture import (
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.heads import Heads, Outputs
 
+_VECTORS: Final = "vectors"
 MODALITIES: Final[dict[str, tuple[str, ...]]] = {
     "volume": ("volume", "flow"),
     "time": ("hour_", "weekday_", "cycle_", "interval"),
     "book": ("bid_", "ask_", "book_", "trade_"),
-    "vectors": ("vector_",),
+    _VECTORS: ("vector_",),
     "price": ("",),
 }
 """What the names of a modality's columns begin with; a column is of the first that fits."""
@@ -148,17 +149,23 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     """Return ``modalities`` and ``columns`` of features called *names*.
 
     Those that *section* names, or all that have a feature; raises ``ConfigInvalid`` for one that
-    has none.
+    has none, and where vectors that a user gives are left out.
     """
     of = [modality_of(name) for name in names]
     chosen = list(section.get("modalities") or dict.fromkeys(of))
     for name in chosen:
         _require_known(name)
         if name not in of:
+            given = ", give --vectors FILE" if name == _VECTORS else ""
             raise ConfigInvalid(
-                f"No feature is of the modality {name}; leave it out, or choose of "
+                f"No feature is of the modality {name}; leave it out{given}, or choose of "
                 f"{', '.join(dict.fromkeys(of))}."
             )
+    if _VECTORS in of and _VECTORS not in chosen:
+        raise ConfigInvalid(
+            "Vectors are given, and the modalities leave them out; name vectors as well, or give "
+            "no file of them."
+        )
     return {
         "modalities": chosen,
         "columns": [chosen.index(name) if name in chosen else _UNUSED for name in of],

@@ -189,8 +189,10 @@ def test_one_modality_alone_leaves_the_others_out() -> None:
     names = ("return_1", "volume_z", "hour_sin", "bid_share")
     assert by_names({"modalities": ["volume"]}, names)["columns"] == [-1, 0, -1, -1]
     assert by_names({}, names)["modalities"] == ["price", "volume", "time", "book"]
-    with pytest.raises(ConfigInvalid, match="No feature is of the modality vectors; leave it out"):
+    with pytest.raises(ConfigInvalid, match="modality vectors; leave it out, give --vectors"):
         by_names({"modalities": ["price", "vectors"]}, names)
+    with pytest.raises(ConfigInvalid, match="Vectors are given, and the modalities leave them out"):
+        by_names({"modalities": ["price"]}, (*names, "vector_mood"))
     with pytest.raises(ConfigInvalid, match="names 'prices', the nearest is price"):
         by_names({"modalities": ["prices"]}, names)
 

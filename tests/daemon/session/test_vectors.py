@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tracepaper.daemon.session.vectors import GrowingVectors, require_known
-from tracepaper.storage.vector_journal import find_journal, open_journal
+from tracepaper.storage.vector_journal import find_journal, keep_journal, open_journal
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.types import Reading
 from tracepaper.strategies.vectors import VectorColumns, VectorScale
@@ -270,6 +270,35 @@ def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) -> Non
     for symbol, answers in said.items():
         derived = kept.at(symbol, closes, MINUTE_MS)[:, 0]
         assert np.array_equal(derived, answers, equal_nan=True)
+
+
+def test_many_rows_are_known_as_they_were_read(traded: Traded) -> None:
+    traded.add("".join(line(number / 100, number / 100) for number in range(1, 300)))
+    for number in (0.4, 0.9, 1.6, 2.5, 3):
+        assert traded.answer(number)[0] == pytest.approx(min(number, 2.99))
+    rows = traded.source.known("")
+    assert rows.time_ms[1:].tolist() == [close(number / 100) for number in range(1, 300)]
+    assert rows.from_ms.tolist() == [close(0), *(max(at, close(0.4)) for at in rows.time_ms[1:])]
+    assert same(traded.said, traded.derived())
+
+
+def test_a_journal_is_kept_beside_another_database_and_grows_there(
+    traded: Traded, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.db"
+    first = find_journal(traded.database, NAME, COLUMNS)
+    keep_journal(first, other)
+    assert find_journal(other, NAME, COLUMNS).head == first.head
+    traded.add(line(0.5, 2.0))
+    traded.answer(1)
+    second = find_journal(traded.database, NAME, COLUMNS)
+    for _ in range(2):
+        keep_journal(second, other)
+        assert find_journal(other, NAME, COLUMNS).head == second.head != first.head
+    kept = find_journal(other, NAME, COLUMNS).path
+    kept.write_bytes(kept.read_bytes().replace(b"2.0", b"2.5"))
+    with pytest.raises(CheckpointMismatch, match="holds other vectors than those of the run"):
+        keep_journal(second, other)
 
 
 actions = st.lists(

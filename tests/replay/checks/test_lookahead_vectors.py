@@ -93,12 +93,14 @@ def test_a_join_that_looks_a_row_ahead_is_found(
 
 
 PEEKING = {
-    "top": "import gc\nfrom tracepaper.strategies.vectors import VectorColumns",
+    "top": "import sys",
     "head": "needs_forecast = True",
     "init": "self.rows = None",
-    "decide": "for found in gc.get_objects() if self.rows is None else ():\n"
-    "    if type(found) is VectorColumns:\n"
-    "        self.rows = found.source.known('')\n"
+    "decide": "frame = sys._getframe()\n"
+    "while self.rows is None:\n"
+    "    frame = frame.f_back\n"
+    "    if 'replay' in frame.f_locals:\n"
+    "        self.rows = frame.f_locals['replay'].forecaster.vectors.known('BTCUSDT')\n"
     "later = self.rows.time_ms > bar.close_time_ms\n"
     "return by(later.any() and self.rows.values[later][0, 0] > 0)",
 }
