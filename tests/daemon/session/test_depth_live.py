@@ -112,10 +112,17 @@ async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
     assert (found.compared, found.differences) == (len(said), [])
 
 
-FAULTS = {
+BOOKS = {"topic": "orderbook.50.BTCUSDT"}
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "disconnect": ({}, "disconnected"),
-    "drop": ({"topic": "orderbook.50.BTCUSDT"}, "sequence"),
-    "malformed": ({"topic": "orderbook.50.BTCUSDT"}, "refused"),
+    "drop": (BOOKS, "sequence"),
+    "malformed": (BOOKS, "refused"),
+    "duplicate": (BOOKS, "sequence"),
+    "delay": (BOOKS, "sequence"),
+    "foreign_frame": (BOOKS, "refused"),
+    "crossed_book": (BOOKS, "refused"),
+    "deep_book": (BOOKS, "refused"),
+    "ahead_book": ({**BOOKS, "ms": 600_000}, "refused"),
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -315,3 +317,60 @@ def test_one_level_a_side_is_enough(place: Path) -> None:
         events = reader.depths(made.run_id, "linear:BTCUSDT", until=10**6, books=10**6)
     assert {event.levels for event in events} == {1}
     assert sum(event.count for event in events) == 60 * BARS + 1
+
+
+def test_every_command_reads_a_run_with_books(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "a.db") == 0
+    commands = [
+        ("verify", "last"),
+        ("audit", "verify", "last"),
+        ("report", "last", "--json"),
+        ("explain", "last", "--json"),
+        ("audit", "decisions", "last"),
+        ("audit", "export", "last", "--csv", "exported"),
+        ("db", "backup", "copy.db"),
+    ]
+    for words in commands:
+        assert typed(place, *words, "--db", "a.db") == 0, (words, capsys.readouterr().err)
+    capsys.readouterr()
+    query = "SELECT count(*) AS events, sum(content ->> 'count') AS books FROM v_events"
+    words = ("audit", "sql", f"{query} WHERE kind = 'depth'", "--json", "--db", "copy.db")
+    assert typed(place, *words) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["books"] == 60 * BARS + 1
+    assert typed(place, "verify", "last", "--db", "copy.db") == 0
+    assert "as the books stand" in (place / "exported" / "v_decisions.csv").read_text()
+
+
+def test_a_database_of_before_books_is_read_gone_on_with_and_given_some(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Planted: an interrupted run in a database whose table of events has no such column."""
+    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
+    plain = Request(
+        data=("BTCUSDT-1m.csv",),
+        config={"strategy": {"name": "sma_cross"}},
+        database=place / "old.db",
+    )
+    made = carry_out(plain, stopped_after(30))
+    with closing(sqlite3.connect(place / "old.db")) as database:
+        database.execute("ALTER TABLE events DROP COLUMN books")
+        before = columns(database)
+    assert "books" not in before
+    for words in (["verify"], ["audit", "verify"], ["report"], ["explain"], ["audit", "decisions"]):
+        assert typed(place, *words, "last", "--db", "old.db") == 0, capsys.readouterr().err
+    assert "without events.books" in " ".join(capsys.readouterr().err.split())
+    going_on = ("replay", "BTCUSDT-1m.csv", "--resume", made.run_id, "--db", "old.db")
+    assert typed(place, *going_on) == 0, capsys.readouterr().err
+    with closing(sqlite3.connect(place / "old.db")) as database:
+        assert set(columns(database)) == {*before, "books"}
+    assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "old.db") == 0
+    for run in (made.run_id, "last"):
+        assert typed(place, "verify", run, "--db", "old.db") == 0
+        assert typed(place, "audit", "verify", run, "--db", "old.db") == 0
+
+
+def columns(database: sqlite3.Connection) -> list[str]:
+    return [row[1] for row in database.execute("PRAGMA table_xinfo(events)")]
