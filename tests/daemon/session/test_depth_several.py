@@ -1,0 +1,123 @@
+"""Order books of several symbols: one object for all sees those of each, live and again."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from depth_cases import FIRST_MS, header, walk, write
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import check_record, trading
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive.depth import StoredDepth
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.portfolio import PortfolioStrategy
+from tracepaper.strategies.signals import Orders, Signal
+from tracepaper.strategies.types import Action
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+MINUTE_MS = 60_000
+BARS = 12
+SPEED = 60.0
+TOPICS = 8  # candles, quotes, marks and books of each
+
+
+class Both(PortfolioStrategy):
+    """Notes of each symbol how old the newest of its books is at the close, and how many."""
+
+    books = 30
+    reads_history = False
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal | Orders]:
+        said = {}
+        for symbol, one in now.items():
+            books = one.depth
+            age = -1.0 if books is None else float(one.time - books.seen_ms[-1])
+            count = 0.0 if books is None else float(len(books))
+            said[symbol] = Signal(Action.HOLD, "seen", note={"age": age, "count": count})
+        return said
+
+
+def sections() -> dict[str, dict[str, Any]]:
+    return {
+        "market": {"symbols": SYMBOLS, "depth": 5},
+        "strategy": {"name": f"{__name__}:Both"},
+        "model": {"checkpoint": "none"},
+    }
+
+
+def noted(path: Path, name: str) -> dict[str, list[float]]:
+    query = (
+        "SELECT d.instrument, n.number FROM v_notes n JOIN v_decisions d USING (run_id, sequence) "
+        "WHERE n.name = ? ORDER BY sequence"
+    )
+    found: dict[str, list[float]] = {}
+    with closing(sqlite3.connect(path)) as database:
+        for instrument, number in database.execute(query, (name,)):
+            found.setdefault(instrument.partition(":")[2], []).append(number)
+    return found
+
+
+def test_each_symbol_of_a_replay_sees_its_own_books(tmp_path: Path) -> None:
+    data, depth = [], []
+    for number, symbol in enumerate(SYMBOLS):
+        made = made_candles(walk_rows(BARS, seed=number + 1), symbol=symbol)
+        shift = FIRST_MS - int(made.open_time_ms[0])
+        data.append(replace(made, open_time_ms=made.open_time_ms + shift))
+        if number == 0:  # the other one has no books
+            write(
+                tmp_path / symbol,
+                walk(60 * BARS + 1, seed=number, first_ms=FIRST_MS),
+                of=header(instrument=f"linear:{symbol}"),
+            )
+            depth.append(StoredDepth(tmp_path / symbol))
+    path = tmp_path / "a.db"
+    audit = SqlAuditLog.open(path)
+    config = load(None, sections())
+    run_replay(build(config, data, started_at_ms=0, database=path, depth=depth), audit, Tally())
+    audit.end(1)
+    audit.close()
+    assert noted(path, "age") == {"BTCUSDT": [0.0] * BARS, "ETHUSDT": [-1.0] * BARS}
+    assert noted(path, "count")["BTCUSDT"] == [30.0] * BARS
+    check_record(path)
+
+
+async def test_the_books_of_all_symbols_come_before_a_close_of_all(tmp_path: Path) -> None:
+    served = ExchangeSettings(
+        candles=tuple(
+            made_candles(walk_rows(400, seed=number), symbol=symbol)
+            for number, symbol in enumerate(SYMBOLS)
+        ),
+        manual=True,
+        start=200,
+        speed=SPEED,
+    )
+    path = tmp_path / "live.db"
+    given = sections()
+    given["exchange"] = {"time_scale": SPEED}
+    async with (
+        EmbeddedExchange(served) as exchange,
+        trading(exchange, path, **given) as live,
+    ):
+        await live.listening(TOPICS)
+        for _ in range(4):
+            await live.close_bar(set(SYMBOLS))
+    ages = noted(path, "age")
+    assert set(ages) == set(SYMBOLS)
+    for symbol in SYMBOLS:
+        assert min(ages[symbol][1:]) >= 0
+        assert max(ages[symbol][1:]) <= 2_000, ages
+    check_record(path)
