@@ -44,6 +44,7 @@ def train_books(
     option that means nothing here.
     """
     from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.judging.books import opened_by_book_training
     from tracepaper.replay.training.book_data import BookMaterial
     from tracepaper.replay.training.book_fit import BookFitOptions
     from tracepaper.replay.training.book_fit import train_books as fit
@@ -87,6 +88,8 @@ def train_books(
         created_ms=SystemClock().wall_ms(),
         say=lambda sentence: typer.echo(sentence, err=True),
     )
+    if said := opened_by_book_training(out, found, material):
+        typer.echo(said, err=True)
     if as_json:
         print_json({"folder": str(out), "id": found.id, "card": found.card})
         return

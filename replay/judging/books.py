@@ -43,7 +43,7 @@ from tracepaper.replay.training.book_figures import (
     sentences_of,
 )
 from tracepaper.replay.training.book_map import check_fits, is_of_books, load_books
-from tracepaper.storage.checkpoints import locate
+from tracepaper.storage.checkpoints import Checkpoint, locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.market import DAY_MS
@@ -221,6 +221,20 @@ def counted(every: Sequence[BookJudgement], model: BookCheckpoint) -> list[BookJ
             replace(one, openings=count, missing=(*one.missing, *([said] if said else [])))
         )
     return found
+
+
+def opened_by_book_training(folder: Path, found: Checkpoint, material: BookMaterial) -> str:
+    """Count the untouched books of *material*, on which a training judged what lies in *folder*.
+
+    Returns a sentence where that could not be kept; else an empty text.
+    """
+    model = BookCheckpoint.read(str(folder))
+    if model.untrained:
+        return ""
+    symbols = tuple(found.card["market"]["symbols"])
+    last = int(material.stretches[-1].seen_ms[-1]) + 1
+    new = SpanOpening(recipe_hash(found.card), found.id, symbols, model.untouched_ms, last)
+    return opened(openings_path(folder), new)[1]
 
 
 # --- tables

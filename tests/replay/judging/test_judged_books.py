@@ -148,6 +148,11 @@ def test_spans_are_judged_apart_and_beside_another_network(
 def test_the_whole_is_what_the_card_says(
     good: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    model = BookCheckpoint.read(good)
+    [training, *_] = [
+        one for one in read_openings(Path(good).parent / FILE_NAME) if one.model == model.model_id
+    ]
+    assert training.from_ms == model.untouched_ms  # what a training judges, it has opened
     found = answered(capsys, good, "--data", file)
     assert found["figures"] == BookCheckpoint.read(good).card["figures"]
     dates = ("--from", "2025-01-17", "--to", "2025-01-23")

@@ -30,7 +30,7 @@ from tracepaper.replay.judging.refits import FoldMaterial
 from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.judging.statistics import DayDifference, difference
 from tracepaper.replay.training.across import AcrossAssets, close_ranks
-from tracepaper.replay.training.aligned import AlignedMaterial
+from tracepaper.replay.training.aligned import AlignedMaterial, predicted
 from tracepaper.replay.training.aligned_fit import usual_return
 from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned, train_aligned
 from tracepaper.replay.training.figures import FEW_DAYS
@@ -41,6 +41,7 @@ from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, Segment, iso
 from tracepaper.replay.training.weighed import NETWORK, Weighed
 from tracepaper.storage.checkpoints import load, save
+from tracepaper.strategies.forecasters.together import TogetherModel
 from tracepaper.strategies.networks.architecture import kind_of
 from tracepaper.strategies.networks.flash import FlashConfig
 
@@ -240,6 +241,24 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -
     assert row["difference"]["value"] == pytest.approx(found.value.mean() - 1.0)
     alone = Rival("blind", {one.horizon: one}, judged.judged.given)
     assert [t.key for t in beside_tables(replace(judged, beside=(alone,)))] == ["beside_across_30"]
+
+
+def test_relative_returns_stand_at_the_rows_of_their_symbols(
+    judged: SpanJudgement, aligned: AlignedMaterial, models: dict[str, Path]
+) -> None:
+    found, across = load(models["portfolio"]), judged.judged.across
+    assert across is not None
+    network = TogetherModel.read(found.card, found.tensors).network
+    [stretch] = aligned.stretches
+    times = stretch.segments[0].open_time_ms
+    rows = np.searchsorted(times, (SPANS[0].from_ms or 0) + np.array([100, 700, 1_300]) * 60_000)
+    said = predicted(network, stretch, rows).relative  # [asset, row, horizon]
+    for column, one in enumerate(judged.horizons):
+        for asset, segment in enumerate(stretch.segments):
+            places = [int(np.flatnonzero(one.keys == key)[0]) for key in segment.keys[rows]]
+            wanted = said[asset, :, column]
+            np.testing.assert_allclose(across.relative[one.horizon][places], wanted, atol=1e-6)
+            assert len(set(wanted.tolist())) == 3
 
 
 def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
