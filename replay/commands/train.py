@@ -162,6 +162,10 @@ def train(
     every: Annotated[
         int | None, typer.Option(help="crossasset, portfolio: bars, a horizon, that weights hold.")
     ] = None,
+    factors: Annotated[
+        int | None,
+        typer.Option(help="crossasset, portfolio: of correlations; 0 leaves them out."),
+    ] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
     checkpointing: Annotated[
         bool | None, typer.Option(help="flash: compute activations twice, to save memory.")
@@ -230,6 +234,7 @@ def train(
             "regimes": regimes,
             "attention": attention,
             "every": every,
+            "factors": factors,
             "dropout": dropout,
             "checkpointing": checkpointing,
             "quantiles": None if quantiles is None else _shares(quantiles),

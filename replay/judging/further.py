@@ -24,7 +24,6 @@ from tracepaper.replay.judging.statistics import (
 )
 from tracepaper.replay.report.tables import Figure, Table, Value, table
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.correlation import LEARNT, OTHERS
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.further import EWMA, FurtherForecasts, coverage
 from tracepaper.strategies.features_rolling import Array
@@ -66,7 +65,7 @@ def _breaches(one: FurtherForecasts) -> Iterator[Breaches]:
 
 
 class _Correlation(NamedTuple):
-    """How far one forecast of correlations lay from what came, and the learnt one less it."""
+    """How far one forecast of correlations lay from what came, and the judged one less it."""
 
     horizon: int
     name: str
@@ -75,13 +74,15 @@ class _Correlation(NamedTuple):
 
 
 def correlation_tables(judgement: SpanJudgement) -> Iterator[Table]:
-    """Yield what came of the learnt correlations of all pairs, beside what they are made of."""
+    """Yield what came of the correlations of all pairs, learnt or by a head, beside others."""
     every = judgement.judged.correlations
+    own = every[0].own if every else ""
     less = corrected(
         {
-            f"{one.horizon} {name}": difference(one.loss(LEARNT), one.loss(name), one.days)
+            f"{one.horizon} {name}": difference(one.loss(one.own), one.loss(name), one.days)
             for one in every
-            for name in OTHERS
+            for name in one.said
+            if name != one.own
         }
     )
     rows = [
@@ -98,7 +99,7 @@ def correlation_tables(judgement: SpanJudgement) -> Iterator[Table]:
         Figure("horizon", "bars ahead", "count", lambda row: row.horizon),
         Figure("name", "correlations", "text", lambda row: row.name),
         Figure("error", "mean squared error", "measure", lambda row: row.error),
-        Figure("less", "learnt less it", "measure", lambda row: row.less and row.less.pair),
+        Figure("less", f"{own} less it", "measure", lambda row: row.less and row.less.pair),
         Figure("p", "p", "measure", lambda row: row.less and row.less.p),
         Figure("verdict", "verdict", "text", lambda row: row.less and verdict(row.less)),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.training.correlation import LEAST_BARS
 from tracepaper.replay.training.evaluation import Predictions
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.samples import (
@@ -95,10 +97,39 @@ class Stretch:
             found.append(np.clip(apart, -RETURN_LIMIT, RETURN_LIMIT).astype(np.float32))
         return np.stack(found, axis=-1)
 
+    def correlations(self, horizons: Sequence[int]) -> Rows:
+        """Return the correlation of each pair's one-bar returns to each horizon, about 0.
+
+        [pair, time, horizon]; NaN where one is not known, where nothing moved, and at horizons of
+        fewer than ``LEAST_BARS``.
+        """
+        count, time = len(self.segments), len(self)
+        logs = np.log(np.stack([segment.close for segment in self.segments]))
+        moved = np.diff(logs, axis=1, prepend=logs[:, :1])
+        pairs = list(combinations(range(count), 2))
+        found = np.full((len(pairs), time, len(horizons)), np.nan, dtype=np.float32)
+        for at, bars in enumerate(horizons):
+            if bars < LEAST_BARS or bars >= time:
+                continue
+            total = [_ahead(moved[i] * moved[i], bars) for i in range(count)]
+            for place, (one, other) in enumerate(pairs):
+                spread = np.sqrt(total[one] * total[other])
+                shared = _ahead(moved[one] * moved[other], bars)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    found[place, : len(shared), at] = np.where(spread > 0, shared / spread, np.nan)
+        return np.clip(found, -1.0, 1.0)
+
     def decisions(self, rows: Ids, every: int) -> Ids:
         """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
         chosen: Ids = rows[(first_position(self.segments[0], 0) + rows + 1) % every == 0]
         return chosen
+
+
+def _ahead(values: Array, bars: int) -> Array:
+    """Return the sums of the *bars* values after each of *values* [time], where they are known."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    found: Array = total[bars + 1 :] - total[1:-bars]
+    return found
 
 
 class Labelled(NamedTuple):
@@ -253,6 +284,7 @@ class CrossPredictions(NamedTuple):
     each: tuple[Predictions, ...]  # one an asset: [row, horizon]
     relative: Rows  # [asset, row, horizon]
     allocation: Rows | None  # [asset, row]
+    loadings: Rows | None = None  # [asset, row, horizon, factor]
 
 
 def predicted(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> CrossPredictions:
@@ -269,12 +301,16 @@ def predicted(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> CrossP
     allocation = None
     if parts[0].allocation is not None:
         allocation = _array(*[p.allocation[0] for p in parts if p.allocation is not None])
+    loadings = None
+    if parts[0].loadings is not None:
+        loadings = _array(*[p.loadings[0] for p in parts if p.loadings is not None])
     assets = range(len(stretch.segments))
     return CrossPredictions(
         rows,
         tuple(_predictions([part.each for part in parts], asset) for asset in assets),
         _array(*[part.relative[0] for part in parts]),
         allocation,
+        loadings,
     )
 
 
@@ -312,6 +348,7 @@ def _taken(said: CrossOutputs, at: Tensor) -> CrossOutputs:
         said.each.map(lambda part: part[:, :, at]),
         said.relative[:, :, at],
         None if said.allocation is None else said.allocation[:, :, at],
+        None if said.loadings is None else said.loadings[:, :, at],
     )
 
 
@@ -349,6 +386,7 @@ class AlignedBatch(NamedTuple):
     weights: Tensor  # [batch, row, horizon]
     decided: Tensor  # int64 [batch, decision]: rows whose weights are held until the next
     gains: Tensor  # [batch, asset, decision]: simple returns while they are held
+    came: Tensor | None = None  # [batch, pair, row, horizon]: correlations, NaN where none is known
 
 
 class AlignedChunks:
@@ -366,6 +404,11 @@ class AlignedChunks:
         self._window, self._every = config.window, config.every
         self._held = config.horizons.index(config.every)
         self._batch = batch
+        self._came = (
+            {id(one): one.stretch.correlations(config.horizons) for one in part}
+            if config.factors
+            else {}
+        )
         spans = [one.span(config.receptive_field) for one in part]
         lengths = [stop - first for first, stop in spans]
         self._length = min(length, max(lengths))
@@ -431,6 +474,7 @@ class AlignedChunks:
             torch.from_numpy(chosen.samples[0].weights[rows])[None],
             torch.from_numpy(decided - (0 if self._joint else start))[None],
             torch.from_numpy(np.nan_to_num(gains))[None].float(),
+            torch.from_numpy(self._came[id(chosen)][:, rows])[None] if self._came else None,
         )
 
     def _is_within(self, chosen: Labelled, rows: Ids) -> NDArray[np.bool_]:
@@ -456,6 +500,9 @@ class AlignedChunks:
             torch.cat([chunk.weights for chunk in kept]),
             torch.cat([chunk.decided for chunk in kept]),
             torch.cat([chunk.gains for chunk in kept]),
+            torch.cat([chunk.came for chunk in kept if chunk.came is not None])
+            if self._came
+            else None,
         )
 
 
@@ -466,6 +513,7 @@ def _first(chunk: AlignedBatch, count: int) -> AlignedBatch:
         labels={name: label[:, :, :count] for name, label in chunk.labels.items()},
         relative=chunk.relative[:, :, :count],
         weights=chunk.weights[:, :count],
+        came=None if chunk.came is None else chunk.came[:, :, :count],
     )
 
 
@@ -485,4 +533,5 @@ def answered(network: CrossAssetNetwork, assets: Tensor, batch: AlignedBatch) ->
         said.each.map(folded),
         folded(said.relative),
         None if said.allocation is None else folded(said.allocation),
+        None if said.loadings is None else folded(said.loadings),
     )

@@ -31,6 +31,7 @@ from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.networks.crossasset import (
     CrossAssetNetwork,
     PortfolioCosts,
+    correlation_loss,
     portfolio_loss,
     relative_loss,
 )
@@ -54,6 +55,18 @@ def usual_return(training: Sequence[Labelled], every: int) -> float:
         moves = np.expm1(one.stretch.moves(every)[:, rows]).mean(axis=0)
         found.append(moves[np.isfinite(moves)])
     return float(np.concatenate(found).std())
+
+
+def usual_error(training: Sequence[Labelled], horizons: Sequence[int]) -> Tensor:
+    """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
+    found = np.ones(len(horizons))
+    parts = [one.stretch.correlations(horizons)[:, one.rows] for one in training]
+    for at in range(len(horizons)):
+        came = np.concatenate([part[..., at] for part in parts], axis=1)
+        came = came[:, np.isfinite(came).all(axis=0)]
+        if came.shape[1] and (usual := float(came.var(axis=1).mean())) > 0.0:
+            found[at] = usual
+    return torch.from_numpy(found).float()
 
 
 class AlignedFit:
@@ -80,6 +93,9 @@ class AlignedFit:
         self._costs = PortfolioCosts(
             fee=ROUND_TRIP_COST / 2.0, unit=usual_return(training, config.every), aversion=AVERSION
         )
+        self._usual = torch.ones(len(config.horizons))
+        if config.factors:
+            self._usual = usual_error(training, config.horizons)
         self._averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average))
         matrices = [p for p in network.parameters() if p.ndim > 1]
         others = [p for p in network.parameters() if p.ndim <= 1]
@@ -160,6 +176,8 @@ class AlignedFit:
         total = (averaged(each, weights) * self._shares).sum()
         apart = relative_loss(said, batch.relative).flatten(0, 1)[None]
         total = total + (averaged(apart, weights)[0] * self._shares[0]).sum()
+        if said.loadings is not None and batch.came is not None:
+            total = total + (self._apart(said.loadings, batch.came, batch.weights)).sum()
         if said.allocation is None:
             return total
         held = said.allocation
@@ -167,3 +185,13 @@ class AlignedFit:
             at = batch.decided[:, None].expand(-1, count, -1)
             held = held.gather(2, at)
         return total + portfolio_loss(held, batch.gains, self._costs)
+
+    def _apart(self, loadings: Tensor, came: Tensor, weights: Tensor) -> Tensor:
+        """Return the correlations' squared error, in units of a usual one, by its share: [horizon].
+
+        A horizon without a known correlation has 0.
+        """
+        known = came.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
+        errors = correlation_loss(loadings, came).mean(dim=-1) * known
+        mean = errors.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp_min(1)
+        return mean / self._usual * self._shares[0]

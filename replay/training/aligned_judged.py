@@ -9,6 +9,7 @@ The rules are docs/several.md, P29 and P31.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -28,6 +29,12 @@ from tracepaper.replay.training.aligned import (
 )
 from tracepaper.replay.training.aligned_gates import gates_judged
 from tracepaper.replay.training.card import NOTICE, slope, temperature
+from tracepaper.replay.training.correlation import (
+    CorrelationForecasts,
+    correlation_figures,
+    correlation_sentences,
+)
+from tracepaper.replay.training.correlation import correlations_of as correlations_of_part
 from tracepaper.replay.training.evaluation import HorizonForecasts, judged, report
 from tracepaper.replay.training.explained import JudgedPart
 from tracepaper.replay.training.pipeline import ALL_MEASURES, cooled
@@ -45,7 +52,7 @@ from tracepaper.replay.training.weighed import sentences as weighed_sentences
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.together import TogetherModel
-from tracepaper.strategies.networks.crossasset import JOINT, CrossAssetNetwork
+from tracepaper.strategies.networks.crossasset import JOINT, CrossAssetNetwork, correlations_of
 
 JOINT_ROWS: Final = 4_000
 """Closes of a part that joint attention is judged on: each costs a pass over its window."""
@@ -166,8 +173,20 @@ def judge_together(
         section, found["gates"], of_gates = gates_judged(card, weights, material)
         said += of_gates
     told = [NOTICE, *_sentences(found, horizon=int(section["horizon"])), *said]
+    correlations = _correlations(card, weights, material)
+    if correlations:
+        found["correlation"] = correlation_figures(correlations)
+        told += correlation_sentences(correlations, horizon=int(section["horizon"]))
     cool = [cooled(one, section["temperature"][str(one.horizon)]) for one in forecasts]
-    return JudgedPart(cool, ALL_MEASURES, found, told, calibration=section, across=across)
+    return JudgedPart(
+        cool,
+        ALL_MEASURES,
+        found,
+        told,
+        calibration=section,
+        correlations=correlations,
+        across=across,
+    )
 
 
 def evaluated_together(
@@ -181,6 +200,33 @@ def evaluated_together(
         "figures": found.figures,
         "honesty": {"sentences": found.sentences},
     }
+
+
+def _correlations(
+    card: Mapping[str, Any], weights: Mapping[str, Tensor], material: AlignedMaterial
+) -> list[CorrelationForecasts]:
+    """Return what a head of correlations said of the test part, beside others; none without it."""
+    model = TogetherModel.read(card, weights)
+    if not model.config.factors:
+        return []
+    times: list[NDArray[np.int64]] = []
+    said: list[NDArray[np.float64]] = []
+    for one in _answered(model.network, material, Part.TEST):
+        assert one.said.loadings is not None
+        pairs = correlations_of(torch.from_numpy(one.said.loadings)[None])[0]
+        times.append(one.labelled.stretch.segments[0].open_time_ms[one.said.rows])
+        said.append(pairs.double().numpy())
+    opened, every = np.concatenate(times), np.concatenate(said, axis=1)
+    names = [" ".join(sorted(pair)) for pair in combinations(material.symbols, 2)]
+    learnt = card["calibration"].get("correlation", {})
+    found = [
+        one.with_head(
+            opened,
+            dict(zip(names, every[..., material.horizons.index(one.horizon)], strict=True)),
+        )
+        for one in correlations_of_part(material.material, Part.TEST, learnt)
+    ]
+    return [one for one in found if one is not None]
 
 
 def _held(model: TogetherModel, material: AlignedMaterial) -> dict[str, Weighed]:

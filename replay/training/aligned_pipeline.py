@@ -17,6 +17,7 @@ from tracepaper.replay.training.aligned import AlignedMaterial
 from tracepaper.replay.training.aligned_fit import AlignedFit
 from tracepaper.replay.training.aligned_gates import gates_calibrated
 from tracepaper.replay.training.aligned_judged import evaluated_together, scales_together
+from tracepaper.replay.training.correlation import learn_correlations
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
 from tracepaper.replay.training.fitted import save_judged
 from tracepaper.replay.training.pipeline import Say, interval_name
@@ -147,6 +148,8 @@ def train_aligned(
     card = _card(material, replace(recipe, config=config), fit.progress, folder, at=created_ms)
     say("Calibrating.")
     card = {**card, "calibration": card["calibration"] | scales_together(fit.network, material)}
+    if config.factors:
+        card["calibration"]["correlation"] = learn_correlations(material.material)
     card = {**card, "calibration": gates_calibrated(card, fit.best, material)}
     say("Judging on untouched time.")
     card = evaluated_together(card, fit.best, material)

@@ -1,9 +1,10 @@
 """Correlations of several symbols to a horizon: EWMA's, pulled towards those of the training part.
 
-A forecaster sees one instrument at a time, and what it knew of the others would depend on which
-bars had come by then; so no head says them. What is learnt is how far to believe EWMA, a horizon
+A network that sees one instrument at a time has no head that says them: what it knew of the others
+would depend on which bars had come by then. What is learnt is how far to believe EWMA, a horizon
 and all pairs at a time: ``a·mean + b·EWMA`` with a and b at least 0 and at most 1 together. With
-one minus both times the identity that is a correlation matrix, as all three are.
+one minus both times the identity that is a correlation matrix, as all three are. A network over
+several symbols may say them by a head of its own, which is held against all of these.
 
 The rule is docs/models.md, L62.
 """
@@ -34,8 +35,11 @@ from tracepaper.strategies.market import DAY_MS
 LEAST_BARS: Final = 5
 """Horizons of fewer bars are left out: two or three returns have no correlation to speak of."""
 LEARNT: Final = "learnt"
+HEAD: Final = "network"
 OTHERS: Final = ("EWMA", "mean of the training part")
 """What the learnt correlations are made of, and held against."""
+_OWN: Final = {LEARNT: "learnt of EWMA and the training part", HEAD: "the network's own"}
+_BESIDE: Final = {OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,32 @@ class CorrelationForecasts:
     days: NDArray[np.int64]
     came: Array
     said: Mapping[str, Array]
+    open_time_ms: NDArray[np.int64]  # of each row's bar
+
+    @property
+    def own(self) -> str:
+        """Whose correlations are judged: a network's head, or those that are learnt without one."""
+        return HEAD if HEAD in self.said else LEARNT
+
+    def with_head(
+        self, open_time_ms: NDArray[np.int64], said: Mapping[str, Array]
+    ) -> CorrelationForecasts | None:
+        """Return the rows at which a network spoke too, beside what it *said* of each pair [row].
+
+        None where there is no such row, or it does not speak of a pair.
+        """
+        _, own, theirs = np.intersect1d(self.open_time_ms, open_time_ms, return_indices=True)
+        if not len(own) or not set(self.pairs) <= set(said):
+            return None
+        head = np.stack([said[pair][theirs] for pair in self.pairs], axis=1)
+        return CorrelationForecasts(
+            self.horizon,
+            self.pairs,
+            self.days[own],
+            self.came[own],
+            {HEAD: head, **{name: values[own] for name, values in self.said.items()}},
+            self.open_time_ms[own],
+        )
 
     def loss(self, name: str) -> Array:
         """Return the mean squared error over pairs of each row."""
@@ -68,7 +98,7 @@ class _Rows(NamedTuple):
     """Correlations of one horizon: [row, pair]."""
 
     pairs: tuple[str, ...]
-    days: NDArray[np.int64]
+    open_time_ms: NDArray[np.int64]
     ewma: Array
     came: Array
 
@@ -133,7 +163,8 @@ def correlations_of(
         ewma, came = rows.ewma[:, chosen], rows.came[:, chosen]
         said = {LEARNT: own * usual + ewma_weight * ewma}
         said |= dict(zip(OTHERS, (ewma, np.broadcast_to(usual, came.shape)), strict=True))
-        found.append(CorrelationForecasts(horizon, pairs, rows.days, came, said))
+        days = rows.open_time_ms // DAY_MS
+        found.append(CorrelationForecasts(horizon, pairs, days, came, said, rows.open_time_ms))
     return found
 
 
@@ -160,11 +191,13 @@ def correlation_figures(found: Sequence[CorrelationForecasts]) -> dict[str, Any]
 def correlation_sentences(found: Sequence[CorrelationForecasts], *, horizon: int) -> list[str]:
     """Say how the learnt correlations stand beside EWMA's at one horizon; nothing of none."""
     return [
-        f"Correlations to {horizon} bars, learnt of EWMA and the training part, are"
-        f" {verdict(_pair(one.loss(LEARNT) - one.loss(OTHERS[0]), one.days))} beside EWMA's"
+        f"Correlations to {horizon} bars, {_OWN[one.own]}, are"
+        f" {verdict(_pair(one.loss(one.own) - one.loss(name), one.days))} beside {said}"
         f" ({len(one.pairs)} pairs)."
         for one in found
         if one.horizon == horizon
+        for name, said in _BESIDE.items()
+        if name == OTHERS[0] or one.own == HEAD
     ]
 
 
@@ -235,8 +268,7 @@ def _rows(common: _Common, column: int, horizon: int) -> _Rows | None:
     if not usable.any():
         return None
     names = tuple(f"{common.symbols[i]} {common.symbols[j]}" for i, j in pairs)
-    days = common.open_time_ms[rows] // DAY_MS
-    return _Rows(names, days[usable], ewma[usable], came[usable])
+    return _Rows(names, common.open_time_ms[rows][usable], ewma[usable], came[usable])
 
 
 def _smoothed(product: Array, run: NDArray[np.int64]) -> Array:

@@ -32,6 +32,7 @@ _LIMITS: Final[dict[str, tuple[float, float]]] = {
     "window": (1, WINDOW_MAX),
     "interval_minutes": (1, 100_800),
     "factor": (1, 20),
+    "factors": (0, 32),
     "random_features": (1, 8_192),
     "mlp_ratio": (0.01, 64),
     "horizons": (1, 1_000_000),

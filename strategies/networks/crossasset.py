@@ -55,7 +55,7 @@ class CrossAssetConfig:
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``symbols`` have an embedding each, in their order. ``every``, one of the horizons, is how many
-    bars weights are held.
+    bars weights are held. ``factors`` are those of the correlations to the horizons; 0 says none.
     """
 
     symbols: tuple[str, ...] = ()
@@ -71,6 +71,7 @@ class CrossAssetConfig:
     dropout: float = 0.0
     allocation: bool = False
     every: int = 30
+    factors: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""
@@ -147,6 +148,18 @@ class CrossOutputs(NamedTuple):
     each: Outputs  # [batch, asset, time, ...]: of the asset by itself
     relative: Tensor  # [batch, asset, time, horizon]: its return less the mean over the assets
     allocation: Tensor | None  # [batch, asset, time] in (-1, 1), before ``weights_of``
+    loadings: Tensor | None = None  # [batch, asset, time, horizon, factor]: see ``correlations_of``
+
+
+def correlations_of(loadings: Tensor) -> Tensor:
+    """Return the correlation of each pair of assets: [batch, pair, time, horizon].
+
+    Pairs are (0, 1), (0, 2), … (1, 2), …. Rows of *loadings* at one bar and horizon are of one
+    length of at most 1, so with ones on the diagonal their products are a correlation matrix: what
+    the diagonal is raised by keeps it from being negative in any direction.
+    """
+    first, second = torch.triu_indices(loadings.shape[1], loadings.shape[1], offset=1)
+    return (loadings[:, first] * loadings[:, second]).sum(dim=-1)
 
 
 def weights_of(allocation: Tensor) -> Tensor:
@@ -210,6 +223,10 @@ class CrossAssetNetwork(nn.Module):
         self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
         self.relative = _from_nothing(config.dim, len(config.horizons))
         self.allocate = _from_nothing(config.dim, 1) if config.allocation else None
+        self.load = self.share = None
+        if config.factors:
+            self.load = nn.Linear(config.dim, len(config.horizons) * config.factors)
+            self.share = _from_nothing(config.dim, len(config.horizons))
 
     def forward(self, x: Tensor, assets: Tensor, positions: Tensor) -> CrossOutputs:
         """Forecast each bar of *x* [batch, asset, time, feature].
@@ -241,7 +258,17 @@ class CrossAssetNetwork(nn.Module):
         allocation = None
         if self.allocate is not None:
             allocation = torch.tanh(self.allocate(last).squeeze(-1))
-        return CrossOutputs(self.heads(last), self.relative(last), allocation)
+        return CrossOutputs(self.heads(last), self.relative(last), allocation, self._loadings(last))
+
+    def _loadings(self, last: Tensor) -> Tensor | None:
+        """Return unit rows of factors, each by the root of the share that is not the identity."""
+        if self.load is None or self.share is None:
+            return None
+        raw = self.load(last).unflatten(-1, (-1, self.config.factors))
+        unit = functional.normalize(raw, dim=-1)
+        share = torch.sigmoid(self.share(last.mean(dim=1, keepdim=True)))  # of all assets alike
+        found: Tensor = unit * share.sqrt()[..., None]
+        return found
 
     def _run(
         self, x: Tensor, assets: Tensor, positions: Tensor, trace: list[_Attended] | None
@@ -401,6 +428,17 @@ def _heads(trace: Sequence[_Attended], decided: Sequence[int], *, time: int) -> 
 def relative_loss(outputs: CrossOutputs, relative: Tensor) -> Tensor:
     """Return Huber's loss of *relative* returns [batch, asset, time, horizon], elementwise."""
     return functional.huber_loss(outputs.relative, relative, reduction="none")
+
+
+def correlation_loss(loadings: Tensor, came: Tensor) -> Tensor:
+    """Return the squared errors of the correlations by *loadings*: [batch, row, horizon, pair].
+
+    *came* [batch, pair, row, horizon] are the realised ones, NaN where there is none: their error
+    is 0, and so is its gradient.
+    """
+    said = correlations_of(loadings)
+    known = torch.where(came.isfinite(), came, said.detach())
+    return (said - known).square().permute(0, 2, 3, 1)
 
 
 class PortfolioCosts(NamedTuple):

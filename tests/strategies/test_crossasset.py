@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from tracepaper.strategies.networks.crossasset import (
     CrossLook,
     CrossOutputs,
     PortfolioCosts,
+    correlation_loss,
+    correlations_of,
     portfolio_loss,
     weights_of,
 )
@@ -29,7 +31,11 @@ FEATURES, TIME = 5, 11
 
 
 def made(
-    *, attention: str = "factorised", window: int = 4, allocation: bool = False
+    *,
+    attention: str = "factorised",
+    window: int = 4,
+    allocation: bool = False,
+    factors: int = 0,
 ) -> CrossAssetNetwork:
     torch.manual_seed(3)
     network = CrossAssetNetwork(
@@ -43,6 +49,7 @@ def made(
             every=6,
             attention=attention,
             allocation=allocation,
+            factors=factors,
         )
     )
     with torch.no_grad():  # so that heads and attention say something
@@ -283,3 +290,41 @@ def test_weights_are_within_one_and_costs_hold_a_portfolio_still() -> None:
     )
     assert float(dear) > float(found)
     assert float(still) == pytest.approx(float(free), rel=1e-12)
+
+
+@pytest.mark.parametrize("factors", [1, 3])
+def test_what_is_said_of_correlations_is_a_correlation_matrix_whatever_the_weights(
+    factors: int,
+) -> None:
+    network = made(factors=factors)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3.0)
+    loadings = asked(network, 5.0 * rows()).loadings
+    assert loadings is not None
+    assert loadings.shape == (1, 4, TIME, 2, factors)
+    pairs = correlations_of(loadings)[0]  # [pair, time, horizon]
+    whole = torch.eye(4, dtype=pairs.dtype).expand(TIME, 2, 4, 4).clone()
+    for place, (one, other) in enumerate(combinations(range(4), 2)):
+        whole[..., one, other] = whole[..., other, one] = pairs[place]
+    assert torch.linalg.eigvalsh(whole).min() > -1e-12
+    assert pairs.abs().max() <= 1.0
+    assert pairs.std() > 0.05  # else nothing is shown
+
+
+def test_correlations_do_not_depend_on_the_order_of_the_symbols() -> None:
+    network, x = made(factors=2), rows()
+    first = asked(network, x).loadings
+    turned = asked(network, x.flip(1), SYMBOLS[::-1]).loadings
+    assert first is not None
+    assert turned is not None
+    assert torch.allclose(first, turned.flip(1), atol=1e-12)
+
+
+def test_an_unknown_correlation_has_no_error_and_a_known_one_its_square() -> None:
+    loadings = torch.tensor([[0.6], [0.8], [-0.5]])[None, :, None, None]  # of one bar and horizon
+    came = torch.tensor([0.5, torch.nan, 0.1])[None, :, None, None]
+    found = correlation_loss(loadings, came)[0, 0, 0]
+    assert found[0] == pytest.approx((0.6 * 0.8 - 0.5) ** 2, abs=1e-6)
+    assert found[1] == 0.0
+    assert found[2] == pytest.approx((0.8 * -0.5 - 0.1) ** 2, abs=1e-6)

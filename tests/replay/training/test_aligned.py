@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.training.across import rank_correlations
 from tracepaper.replay.training.aligned import AlignedChunks, AlignedMaterial, predicted
+from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.weighed import (
@@ -27,6 +29,7 @@ from tracepaper.strategies.networks.crossasset import (
     JOINT,
     CrossAssetConfig,
     CrossAssetNetwork,
+    correlations_of,
 )
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -186,3 +189,60 @@ def test_a_rank_correlation_is_by_close() -> None:
     expected = np.array([[1.0, 3.0, 5.0], [2.0, 2.0, 5.0], [3.0, 1.0, 5.0]])
     realised = np.array([[0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.3, 0.3, 0.9]])
     assert rank_correlations(expected, realised).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_a_realised_correlation_is_of_the_bars_after_it(material: AlignedMaterial) -> None:
+    stretch = material.stretches[0]
+    found = stretch.correlations((2, 30))
+    assert found.shape == (3, len(stretch), 2)
+    assert np.isnan(found[..., 0]).all()  # two returns have none to speak of
+    row = stretch.first + 100
+    moves = [np.diff(np.log(s.close[row : row + 31])) for s in stretch.segments]
+    for place, (one, other) in enumerate(((0, 1), (0, 2), (1, 2))):
+        a, b = moves[one], moves[other]
+        expected = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+        assert found[place, row, 1] == pytest.approx(expected, abs=1e-5)
+    assert np.isnan(found[:, -30:, 1]).all()
+    assert np.isfinite(found[:, stretch.first : -30, 1]).all()
+
+
+def led_by_volatility(bars: int) -> list[Candles]:
+    """Return three symbols that move as one while they move much, and each by itself else."""
+    rng = np.random.default_rng(5)
+    is_wild = np.sin(2 * np.pi * np.arange(bars) / 240) > 0
+    shared = rng.normal(size=bars)
+    found = []
+    for symbol in SYMBOLS:
+        own = rng.normal(size=bars)
+        moves = np.where(is_wild, 2e-3 * (0.95 * shared + 0.3 * own), 2e-4 * own)
+        close = np.round(1e8 * np.exp(np.cumsum(moves))).astype(np.int64)
+        before = np.concatenate([close[:1], close[:-1]])
+        high, low = np.maximum(before, close), np.minimum(before, close)
+        plain = learnable(bars, symbol=symbol)
+        found.append(replace(plain, open=before, high=high, low=low, close=close))
+    return found
+
+
+def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> None:
+    found = aligned(led_by_volatility(DAYS * DAY_BARS), tmp_path)
+    recipe = AlignedRecipe.of(
+        {
+            "model": {"kind": "crossasset"},
+            "architecture": {
+                "dim": 8, "layers": 1, "heads": 2, "window": 16, "horizons": [5, 30], "factors": 2,
+            },
+            "training": {
+                "steps": 40, "length": 256, "batch": 4, "threads": 1, "validate_every": 20,
+                "learning_rate": 0.01, "average": 0.9,
+            },
+        }
+    )  # fmt: skip
+    fit = fit_aligned(found, recipe, observe=lambda _: None, say=lambda _: None)
+    stretch, came = found.stretches[0], found.stretches[0].correlations((5, 30))[..., 1]
+    usual = came[:, found.labelled(Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
+    rows = found.labelled(Part.TEST)[0].rows
+    loadings = predicted(fit.network, stretch, rows).loadings
+    assert loadings is not None
+    said = correlations_of(torch.from_numpy(loadings)[None])[0, :, :, 1].numpy()
+    own, mean = (np.nanmean((each - came[:, rows]) ** 2) for each in (said, usual))
+    assert own < 0.7 * mean

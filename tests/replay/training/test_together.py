@@ -134,7 +134,7 @@ def held_at(path: Path, open_ms: int) -> set[str]:
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("crossasset", ()), ("portfolio", ()), ("portfolio", ("--attention", "joint"))],
+    [("crossasset", ("--factors", 2)), ("portfolio", ()), ("portfolio", ("--attention", "joint"))],
 )
 def test_it_is_trained_traded_verified_and_judged_again(
     kind: str,
@@ -154,6 +154,12 @@ def test_it_is_trained_traded_verified_and_judged_again(
     weights = card["figures"]["weights"]
     assert {"network", "equal", "inverse"} <= set(weights["net_bp_a_day"])
     assert weights["days"] == 1
+    of_pairs = card["figures"].get("correlation", {})
+    assert set(of_pairs) == ({"5", "30"} if "--factors" in more else set())
+    for one in of_pairs.values():
+        assert set(one) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
+    said = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
+    assert len(said) == (3 if of_pairs else 0)
     capsys.readouterr()
     again = answered(capsys, "evaluate", folder, *given(files), "--threads", 1)
     assert again["figures"] == card["figures"]
