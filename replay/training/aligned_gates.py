@@ -32,8 +32,8 @@ from tracepaper.replay.training.series import Part
 from tracepaper.strategies.forecasters.together import TogetherForecaster, TogetherModel
 from tracepaper.strategies.types import Bar, Forecast
 
-EXPLAINED_BARS: Final = 12_000
-"""Bars of all symbols that are explained of a part: a pass over all of them a close."""
+EXPLAINED_CLOSES: Final = 6_000
+"""Closes that are explained of a part, each by a pass over all symbols."""
 
 
 def gates_calibrated(
@@ -73,8 +73,9 @@ def _explained(
         TogetherModel.read(card, weights), material.symbols, threads=torch.get_num_threads()
     )
     labelled = material.labelled(part)
-    bars = card["training"].get("explained_bars") or EXPLAINED_BARS
-    share = max(bars // (len(labelled) * len(material.symbols)), 1)
+    bars = card["training"].get("explained_bars")
+    closes = bars // len(material.symbols) if bars else EXPLAINED_CLOSES
+    share = max(closes // len(labelled), 1)
     found: list[AnsweredRows] = []
     for one in labelled:
         rows = _rows(one, forecaster.context, horizon)[:share]
