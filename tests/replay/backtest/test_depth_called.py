@@ -64,7 +64,7 @@ def place(tmp_path: Path, books: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "BTCUSDT-1m.csv").write_text("\n".join(lines) + "\n")
     shutil.copy(books, tmp_path / "btc.depth")
     (tmp_path / "by_books.py").write_text(
-        own.source(head="books = 20", init="self.share = options.get('share', 1)", decide=DECIDE)
+        own.source(head="books = 100", init="self.share = options.get('share', 1)", decide=DECIDE)
     )
     (tmp_path / "run.toml").write_text(
         '[strategy]\nname = "by_books:Mine"\n[sizing]\nmode = "fixed"\nquantity = "0.1"\n'
@@ -177,6 +177,12 @@ def test_a_stopped_run_goes_on_with_its_books_alone(
     assert "was made without order books; leave --depth out." in capsys.readouterr().err
     assert typed(place, *REPLAY, "--resume", "last", *depth, "--db", "a.db") == 0
     assert typed(place, "verify", "last", "--db", "a.db") == 0
+    assert typed(place, *REPLAY, *depth, "--db", "whole.db") == 0
+    query = "SELECT window_sha256, reason FROM v_decisions ORDER BY sequence"
+    with closing(sqlite3.connect("a.db")) as one, closing(sqlite3.connect("whole.db")) as two:
+        resumed = one.execute(query).fetchall()
+        assert resumed == two.execute(query).fetchall()
+        assert len(resumed) == BARS
 
 
 def of_another_symbol(place: Path) -> None:
