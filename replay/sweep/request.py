@@ -72,7 +72,6 @@ class SweepRequest:
             "strategy": of or "",
             "source_of_the_class": made_of,
             "data": self.data_sha256,
-            "depth": [one.sha256 for one in self.work.depth],
             "space": {axis.name: axis.document() for axis in self.axes},
             "params": dict(self.work.params),
             "configuration": load(self.work.config).document(),
@@ -82,6 +81,7 @@ class SweepRequest:
             "seed": self.seed,
             "spans": [list(span) for span in self.spans],
             "code": code_version(),
+            "depth": [one.sha256 for one in self.work.depth],
         }
 
 

@@ -433,6 +433,20 @@ def test_a_decision_is_explained_by_its_map_of_level_and_time(
     assert "level" in shown
 
 
+def test_a_decision_whose_books_are_gone_says_so(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    path = tmp_path / "a.db"
+    run_id = replayed(path, books, checkpoint)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DELETE FROM events WHERE kind = 'depth'")
+        database.commit()
+    query = "SELECT sequence FROM v_decisions ORDER BY sequence LIMIT 1 OFFSET 20"
+    ((sequence,),) = rows(path, query)
+    with pytest.raises(DataInvalid, match="no longer has the order books that decision"):
+        explain_decision(f"{run_id}:{sequence}", path, full=True, png=None, as_json=True)
+
+
 def test_a_decision_that_asked_no_network_says_so(
     tmp_path: Path, books: Path, checkpoint: Path
 ) -> None:

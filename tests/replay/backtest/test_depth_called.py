@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -113,6 +114,7 @@ def test_what_is_read_by_blocks_is_what_is_read_whole(place: Path) -> None:
     assert stored.times.tolist() == whole.times.tolist()
     assert (stored.starts.tolist(), stored.causes) == (whole.starts.tolist(), whole.causes)
     assert stored.units == whole.units
+    stored = pickle.loads(pickle.dumps(stored))  # as the processes of a sweep are handed it
     rng = np.random.default_rng(2)
     for start, length in rng.integers(0, 150, (50, 2)).tolist():
         stop = min(start + length + 1, len(whole.books))
