@@ -86,8 +86,8 @@ async def trade(daemon: Program, exchange: EmbeddedExchange, path: Path, minutes
 
     await until(listens)
     for wanted in range(decided(path) + 1, decided(path) + 1 + minutes):
-        for _ in range(20):
-            await exchange.advance(MINUTE_MS // 20)
+        for _ in range(10):
+            await exchange.advance(MINUTE_MS // 10)
         await until(partial(_has, path, wanted))
 
 
@@ -104,6 +104,7 @@ async def test_a_killed_daemon_goes_on_behind_a_gap(tmp_path: Path) -> None:
             daemon.process.send_signal(signal.SIGKILL)
             daemon.kill()
         killed_ms, kept = exchange.clock.now_ms(), decided(path)
+        await until(lambda: not exchange.hub.connections)
         daemon = started(tmp_path, exchange, "second")
         try:
             await trade(daemon, exchange, path, 2)

@@ -326,6 +326,10 @@ def test_a_book_after_the_close_moves_no_decision(
     assert rows(later, notes)[:alike] == rows(path, notes)[:alike]
     assert rows(later, notes)[: alike + per_bar] != rows(path, notes)[: alike + per_bar]
     assert rows(sooner, notes)[:alike] != rows(path, notes)[:alike]
+    seen = "SELECT window_sha256 FROM v_decisions ORDER BY sequence LIMIT 6"
+    one, two, three = rows(path, seen), rows(later, seen), rows(sooner, seen)
+    assert [a == b for a, b in zip(one, two, strict=True)] == [True] * 5 + [False]
+    assert [a == b for a, b in zip(one, three, strict=True)] == [True] * 4 + [False] * 2
 
 
 def test_a_changed_book_breaks_the_chain_and_forged_anew_the_derivation(
