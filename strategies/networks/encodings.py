@@ -39,11 +39,21 @@ def rope_table(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return angles.cos().float(), angles.sin().float()
 
 
-@cache
 def _frequencies(dim: int, device: torch.device) -> Tensor:
-    """Return the angles [dim / 2] between one position and the next, float64."""
+    """Return the angles [dim / 2] between one position and the next, float64.
+
+    They are kept, but for those of a trace, which are no numbers.
+    """
+    made: Tensor = (_made if torch.compiler.is_compiling() else _kept)(dim, device)
+    return made
+
+
+def _made(dim: int, device: torch.device) -> Tensor:
     with torch.inference_mode(mode=False):
         return _ROPE_BASE ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+
+
+_kept: Final = cache(_made)
 
 
 def turns(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
