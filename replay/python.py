@@ -408,12 +408,13 @@ def strategy_name(strategy: object) -> str | None:
 
 def paths_of(given: object, what: str) -> tuple[Path, ...]:
     """Return one path or several; raise ``ConfigInvalid``, which names *what*, for no path."""
-    several = given if isinstance(given, (list, tuple)) else [given]
-    if not all(isinstance(one, (str, Path)) for one in several):
+    several: Sequence[object] = given if isinstance(given, (list, tuple)) else [given]
+    paths = tuple(Path(one) for one in several if isinstance(one, (str, Path)))
+    if len(paths) < len(several):
         raise ConfigInvalid(
             f"{what} is {shown(given)}; give the path of a file, or a list of them."
         )
-    return tuple(map(Path, several))
+    return paths
 
 
 def strategy_keys(

@@ -21,6 +21,7 @@ from exchange_client import walk_rows
 from forging import rechain
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.orderbook import make_orderbook
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.depth import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
@@ -197,6 +198,43 @@ def test_it_trades_the_mid_and_holds_with_a_sentence_elsewhere(
     first = dict(notes[:8])
     assert first["p_down"] + first["p_flat"] + first["p_up"] == pytest.approx(1, abs=1e-6)
     assert first["looked_bid"] + first["looked_ask"] == pytest.approx(1, abs=1e-6)
+
+
+def test_the_most_probable_move_is_what_is_done(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, books, checkpoint)
+    odds: dict[int, dict[str, float]] = {}
+    for sequence, name, number in rows(path, "SELECT sequence, name, number FROM v_notes"):
+        if name.startswith("p_"):
+            odds.setdefault(sequence, {})[name] = number
+    said = dict(rows(path, "SELECT sequence, reason FROM v_decisions"))
+    does = {"p_up": "rise", "p_flat": "stay", "p_down": "fall"}
+    assert len(odds) > 10
+    for sequence, of in odds.items():
+        assert said[sequence] == f"the mid is expected to {does[max(of, key=of.__getitem__)]}"
+    assert {reason.rpartition(" ")[2] for reason in said.values()} & {"rise", "fall"}
+
+
+def test_a_newest_book_that_lacks_a_level_is_not_looked_at(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    recorded = read_depth(books)
+    strategy = make_orderbook(built(tmp_path / "a.db", [recorded], checkpoint).config)
+    seen = recorded.books.part(0, WINDOW)
+    close_ms = int(seen.seen_ms[-1])
+    assert not isinstance(strategy.fit(seen, close_ms), str)
+    for side in (0, 1):
+        size = seen.size.copy()
+        size[-1, side, -1] = 0
+        found = strategy.fit(replace(seen, size=size), close_ms)
+        assert found == "a side of the newest order book has fewer than 5 levels"
+        size[-2, side, -1] = 0
+        assert isinstance(strategy.fit(replace(seen, size=size), close_ms), str)
+    thin = seen.size.copy()
+    thin[-2, 0, -1] = 0  # one before it may lack some
+    assert not isinstance(strategy.fit(replace(seen, size=thin), close_ms), str)
 
 
 def test_books_are_counted_in_the_units_of_the_instrument_or_refused(
