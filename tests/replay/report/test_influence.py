@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import plotly.graph_objects as go
 import pytest
 import torch
 from builders import instrument
@@ -37,6 +38,15 @@ from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAss
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 BARS = 620
 SHARP = 200.0
+
+
+def coloured(value: object) -> object:
+    """Return *value* with a colour in place of the page's own, which plotly does not know."""
+    if isinstance(value, dict):
+        return {key: coloured(of) for key, of in value.items() if key != "family"}
+    if isinstance(value, list):
+        return [coloured(of) for of in value]
+    return "black" if isinstance(value, str) and value.startswith("var(") else value
 
 
 def alone(weights: dict[str, Tensor]) -> None:
@@ -246,6 +256,8 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     assert len(chart["data"][0]["z"]) == 100
     assert quarters is not None
     assert len(quarters["data"]) == 4
+    for made in (chart, quarters):
+        assert go.Figure(coloured(made)).data  # plotly takes it
 
 
 def test_a_run_of_another_strategy_has_no_influence(report: Report) -> None:
