@@ -343,13 +343,15 @@ def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
 
 
 def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
-    aligned: AlignedMaterial, tmp_path: Path
+    material: Material, tmp_path: Path
 ) -> None:
-    start = (SPLIT.train_until_ms - START_MS) // 60_000
+    """Its last decision is 10 minutes before a part's end, and weights are held for 30."""
+    cut = split(2 + 10 / DAY_BARS, 2.75, 3.25)
+    start = (cut.train_until_ms - START_MS) // 60_000
     files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
-    other = AlignedMaterial.of(material_of(files), lambda _: SPLIT)
+    both = [AlignedMaterial.of(one, lambda _: cut) for one in (material, material_of(files))]
     for part, is_same in ((Part.TRAIN, True), (Part.VALIDATION, False)):
-        units = [usual_return(one.labelled(part), 30) for one in (aligned, other)]
+        units = [usual_return(one.labelled(part), 30) for one in both]
         assert (units[0] == units[1]) is is_same
 
 
