@@ -256,8 +256,8 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     assert len(chart["data"][0]["z"]) == 100
     assert quarters is not None
     assert len(quarters["data"]) == 4
-    for made in (chart, quarters):
-        assert go.Figure(coloured(made)).data  # plotly takes it
+    for drawn in (chart, quarters):
+        assert go.Figure(coloured(drawn)).data  # plotly takes it
 
 
 def test_a_run_of_another_strategy_has_no_influence(report: Report) -> None:
