@@ -441,6 +441,15 @@ def test_depth_without_books_and_books_of_another_symbol_are_refused(
         built(tmp_path / "a.db", [recorded, recorded], checkpoint)
 
 
+def test_a_checkpoint_of_another_symbol_is_refused(
+    tmp_path: Path, books: Path, checkpoint: Path
+) -> None:
+    config = built(tmp_path / "a.db", [read_depth(books)], checkpoint).config
+    market = config.market.model_copy(update={"symbols": ("ETHUSDT",)})
+    with pytest.raises(ConfigInvalid, match=r"reads books of linear:BTCUSDT, and the run trades"):
+        make_orderbook(config.model_copy(update={"market": market}))
+
+
 def test_without_depth_a_configuration_says_and_hashes_what_it_did() -> None:
     plain = load(None, {})
     assert "depth" not in json.dumps(plain.document())

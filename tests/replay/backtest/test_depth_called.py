@@ -124,6 +124,17 @@ def test_what_is_read_by_blocks_is_what_is_read_whole(place: Path) -> None:
         assert one.market_ms.tolist() == two.market_ms.tolist()
 
 
+def test_what_divides_all_prices_is_of_all_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "a.depth"
+    write(path, walk(64))
+    coarse = [
+        book([(10 * row, 10)], [(10 * row + 10, 20)], seen_ms=FIRST_MS + (63 + row) * 1_000)
+        for row in range(1, 65)
+    ]
+    write(path, coarse, cause="stale")
+    assert StoredDepth(path).units == read_depth(path).units == (1, 1)
+
+
 def test_a_sweep_takes_books_and_goes_on_with_the_same_ones_alone(place: Path) -> None:
     def swept(**named: Any) -> Any:
         return sweep(
