@@ -14,6 +14,9 @@ from builders import instrument
 from msgspec import structs
 
 from tracepaper.replay.archive.depth import DepthHeader, DepthWriter
+from tracepaper.replay.training.book_data import BookMaterial
+from tracepaper.replay.training.book_fit import BookFitOptions, train_books
+from tracepaper.strategies.networks.orderbook import OrderBookConfig
 from tracepaper.strategies.types import Depth
 
 BTC = structs.replace(instrument(), price_decimals=1, quantity_decimals=3, tick_size=1)
@@ -117,3 +120,17 @@ def frame(
 ) -> bytes:
     data = {"s": "BTCUSDT", "b": bids, "a": asks, "u": u, "seq": 1}
     return json.dumps({"topic": topic, "ts": ts, "type": kind, "data": data, "cts": ts}).encode()
+
+
+def trained(books: Path, network: OrderBookConfig, folder: Path) -> Path:
+    """Train *network* for three steps on a file of books; return the *folder* of its checkpoint."""
+    train_books(
+        BookMaterial.read([books]),
+        network,
+        BookFitOptions(steps=3, windows=1, threads=1),
+        folder,
+        name="tiny",
+        created_ms=0,
+        say=lambda _sentence: None,
+    )
+    return folder

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from depth_cases import walk, write
+from depth_cases import trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from several_live import check_record, trading
@@ -22,8 +22,6 @@ from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.training.book_data import BookMaterial
-from tracepaper.replay.training.book_fit import BookFitOptions, train_books
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.books import books_in
@@ -47,16 +45,8 @@ def one_thread() -> Iterator[None]:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     write(folder / "btc.depth", walk(90))
-    train_books(
-        BookMaterial.read([folder / "btc.depth"]),
-        OrderBookConfig(levels=5, window=WINDOW, dim=8, layers=1, heads=2, horizons=(1, 3)),
-        BookFitOptions(steps=3, windows=1, threads=1),
-        folder / "model",
-        name="tiny",
-        created_ms=0,
-        say=lambda _sentence: None,
-    )
-    return folder / "model"
+    network = OrderBookConfig(levels=5, window=WINDOW, dim=8, layers=1, heads=2, horizons=(1, 3))
+    return trained(folder / "btc.depth", network, folder / "model")
 
 
 def sections(checkpoint: Path) -> dict[str, dict[str, Any]]:

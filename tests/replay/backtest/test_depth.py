@@ -15,7 +15,7 @@ import depth_cases as cases
 import numpy as np
 import pytest
 import torch
-from depth_cases import FIRST_MS, header, walk, write
+from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
@@ -33,8 +33,6 @@ from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.output import explain_decision
-from tracepaper.replay.training.book_data import BookMaterial
-from tracepaper.replay.training.book_fit import BookFitOptions, train_books
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
@@ -89,17 +87,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(books: Path) -> Path:
-    folder = books.parent / "model"
-    train_books(
-        BookMaterial.read([books]),
-        NETWORK,
-        BookFitOptions(steps=3, windows=1, threads=1),
-        folder,
-        name="tiny",
-        created_ms=0,
-        say=lambda _sentence: None,
-    )
-    return folder
+    return trained(books, NETWORK, books.parent / "model")
 
 
 def candles(count: int = BARS, **keys: Any) -> list[Candles]:
