@@ -101,7 +101,8 @@ class Config(BaseModel):
     def document(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Where no depth is asked for nothing is said of it: a run has the hash that it had before.
+        Where order books or vectors are not asked for nothing is said of them: a run has the hash
+        that it had before there were any.
         """
         document = {
             name: {key: canonical(value) for key, value in table.items()}
@@ -110,6 +111,8 @@ class Config(BaseModel):
         if not self.market.depth:
             for key in _OF_DEPTH:
                 del document["market"][key]
+        if self.model.vectors is None:
+            del document["model"]["vectors"]
         return document
 
     def canonical_json(self) -> str:

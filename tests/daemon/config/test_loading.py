@@ -363,3 +363,16 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_horizon(tmp_path: Path) -> 
     (tmp_path / "card.toml").write_text("[model]", encoding="utf-8")
     for folder in (tmp_path, tmp_path / "absent"):
         assert load(None, {"model": {"checkpoint": str(folder)}}).gate.horizon == 30
+
+
+def test_order_books_and_vectors_that_are_not_asked_for_leave_a_run_its_hash() -> None:
+    """Runs of before there were any verify, and a daemon goes on with them."""
+    plain = Config().document()
+    assert not {"depth", "depth_every_ms"} & plain["market"].keys()
+    assert "vectors" not in plain["model"]
+    asked = ({"market": {"depth": 50}}, {"model": {"vectors": "own.csv"}})
+    hashes = {load(None, given).sha256() for given in asked}
+    assert len(hashes | {Config().sha256()}) == 3
+    for given in asked:
+        said = load(None, given)
+        assert restore(said.canonical_json()).sha256() == said.sha256()
