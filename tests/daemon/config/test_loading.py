@@ -371,8 +371,8 @@ def test_order_books_and_vectors_that_are_not_asked_for_leave_a_run_its_hash() -
     assert not {"depth", "depth_every_ms"} & plain["market"].keys()
     assert "vectors" not in plain["model"]
     asked = ({"market": {"depth": 50}}, {"model": {"vectors": "own.csv"}})
-    hashes = {load(None, given).sha256() for given in asked}
+    hashes = {load(None, keys).sha256() for keys in asked}
     assert len(hashes | {Config().sha256()}) == len(asked) + 1
-    for given in asked:
-        said = load(None, given)
+    for keys in asked:
+        said = load(None, keys)
         assert restore(said.canonical_json()).sha256() == said.sha256()
