@@ -76,16 +76,22 @@ from tracepaper.strategies.volatility import VolatilityKind
 def needs_forecaster(config: Config) -> bool:
     """Return whether the configured strategy is given a model's forecasts.
 
-    Raises ``ConfigInvalid`` where it needs one and there is no model.
+    Raises ``ConfigInvalid`` where it needs one and there is no model, and where vectors are given
+    to a strategy that asks none.
     """
     name, has_model = config.strategy.name, config.model.is_given
-    if name == TREND:
-        return has_model  # or it sizes by what has closed, and nothing is judged
     needed = name in ("attention", *TOGETHER)
     needed = needed or (":" in name and user_class(name).needs_forecast)
     if needed and not has_model:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a model, and model.checkpoint is none; name one."
+        )
+    # Without a model ``trend`` sizes by what has closed, and nothing is judged.
+    needed = needed or (name == TREND and has_model)
+    if config.model.vectors is not None and not needed:
+        raise ConfigInvalid(
+            f"[model] vectors are for a model, and strategy.name '{name}' asks none here; take "
+            "them out."
         )
     return needed
 

@@ -200,6 +200,18 @@ def test_what_needs_a_model_is_refused_without_one() -> None:
         needs_forecaster(config)
 
 
+@pytest.mark.parametrize("checkpoint", ["none", "default"])
+@pytest.mark.parametrize("name", ["sma_cross", "trend", "attention"])
+def test_vectors_are_refused_where_no_model_is_asked(name: str, checkpoint: str) -> None:
+    given = {"checkpoint": checkpoint, "vectors": "own.csv"}
+    config = load(None, {"strategy": {"name": name}, "model": given})
+    if checkpoint == "default" and name != "sma_cross":
+        assert needs_forecaster(config)
+        return
+    with pytest.raises(ConfigInvalid, match=r"vectors are for a model|needs a model"):
+        needs_forecaster(config)
+
+
 def test_a_size_by_volatility_is_not_made_smaller_twice() -> None:
     config = configured(model={"checkpoint": "none"}, sizing={"mode": "volatility"})
     with pytest.raises(ConfigInvalid, match="volatility a second time"):
