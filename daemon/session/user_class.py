@@ -79,7 +79,11 @@ _PARSING: Final = threading.Lock()
 _BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
+_PARSES: Final = 100
+"""After so many that were disturbed the next one's error is let through."""
+
 Own = TypeVar("Own", Strategy, PortfolioStrategy)
+_Parsed = TypeVar("_Parsed", ast.Module, str)
 OwnClass = type[Strategy] | type[PortfolioStrategy]
 """What a configuration may name: one object an instrument, or one for all of them."""
 
@@ -706,14 +710,28 @@ def _imported(path: Path, root: Path) -> Iterator[Path]:
 
 def _parsed(path: Path) -> ast.Module:
     """Return the tree of the source at *path*; raise ``SyntaxError`` or ``ValueError``."""
-    with _PARSING:
-        return ast.parse(path.read_bytes())
+    source = path.read_bytes()
+    return _alone(lambda: ast.parse(source))
 
 
 def _source(part: Code) -> str:
     """Return the source of a class or function; raise ``OSError`` or ``TypeError`` without one."""
+    return _alone(lambda: inspect.getsource(part))
+
+
+def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
+    """Return what *parse* gives, one of ours at a time.
+
+    Libraries parse too, as ``inspect.signature`` does, and know no lock of ours: where one came
+    amid, Python says so by a ``SystemError``, and it is asked again.
+    """
     with _PARSING:
-        return inspect.getsource(part)
+        for _ in range(_PARSES):
+            try:
+                return parse()
+            except SystemError:
+                continue
+        return parse()
 
 
 def packages_of(made_of: type) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import importlib
 import inspect
@@ -457,9 +458,12 @@ def test_a_name_that_its_module_lacks_is_told_apart_from_a_module_that_is_not_fo
         user_class("nowhere:Answers")
 
 
-def test_sources_are_parsed_while_another_thread_asks_for_one() -> None:
+@pytest.mark.parametrize(
+    "other", [lambda: has_source(Answers), lambda: ast.parse("x = 1")], ids=["ours", "a library's"]
+)
+def test_sources_are_parsed_while_another_thread_parses(other: Callable[[], object]) -> None:
     """Python 3.11 ends a parse in a SystemError where another thread parsed in its midst."""
-    asked: list[Future[bool]] = []
+    asked: list[Future[object]] = []
 
     def ask(phase: str, _: dict[str, int]) -> None:
         frame = inspect.currentframe()
@@ -472,7 +476,7 @@ def test_sources_are_parsed_while_another_thread_asks_for_one() -> None:
             and within == "parse"
             and threading.current_thread() is us
         ):
-            asked.append(pool.submit(has_source, Answers))
+            asked.append(pool.submit(other))
             wait(asked, timeout=0.1)
 
     us, thresholds = threading.current_thread(), gc.get_threshold()
