@@ -29,6 +29,7 @@ BLOCKS = [
     for block in blocks(text)
     if block.language == "sh"
 ]
+pytestmark = pytest.mark.timeout(1200)  # every page is walked once, some minutes on a busy machine
 LINES_AT_MOST = 300
 WITHIN = 0.01
 """How far a number may be from the one shown: forecasts differ a little between processors."""
