@@ -20,7 +20,7 @@ from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import RunKind, Step
 
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class ServersClock(SystemClock):

@@ -18,7 +18,7 @@ from tracepaper.storage.reader import Reader
 from tracepaper.strategies.types import Bar, RunKind, Step
 
 MINUTE = 60_000
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 SPEED = 600.0
 """How quick the exchange says that it is: it sends few books a candle."""
 AFTER_MS = 3_000

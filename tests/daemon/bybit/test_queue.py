@@ -34,5 +34,5 @@ async def test_a_waiting_reader_gets_what_comes_later() -> None:
     reader = asyncio.create_task(queue.get())
     await asyncio.sleep(0)
     queue.try_put("late")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert await reader == "late"

@@ -70,7 +70,7 @@ async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_nex
     assert await worker.predict(first) == PredictionTimeout(50)
     forecaster.gate.set()
     prediction: object = PredictionTimeout(50)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         prediction = await worker.predict(second)
     assert forecaster.order == [first.open_time_ms, second.open_time_ms]
     assert prediction in (says([second]), PredictionTimeout(50))
