@@ -533,7 +533,8 @@ def text_of(draw: Callable[[Console], None]) -> str:
     from tracepaper.daemon.terminal.console import Terminal
 
     written = StringIO()
-    draw(Terminal(file=written, width=WIDTH, color_system=None))
+    # In Jupyter Rich's consoles draw cells of their own and write nothing to their file.
+    draw(Terminal(file=written, width=WIDTH, color_system=None, force_jupyter=False))
     return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
 
 

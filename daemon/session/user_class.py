@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import linecache
 import math
 import re
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType, TracebackType
@@ -716,7 +718,35 @@ def _parsed(path: Path) -> ast.Module:
 
 def _source(part: Code) -> str:
     """Return the source of a class or function; raise ``OSError`` or ``TypeError`` without one."""
-    return _alone(lambda: inspect.getsource(part))
+    try:
+        return _alone(lambda: inspect.getsource(part))
+    except (OSError, TypeError):
+        if isinstance(part, type) and (typed := _cell_source(part)):
+            return typed
+        raise
+
+
+def _cell_source(part: type) -> str:
+    """Return the source of a class of a notebook's cell, or an empty text.
+
+    ``inspect`` looks for a class in its module's file, which a notebook's does not have. IPython
+    keeps each cell under the file name that the code of its functions bears.
+    """
+    for method in vars(part).values():
+        if not isinstance(method, FunctionType) or method.__module__ != part.__module__:
+            continue
+        code = method.__code__
+        lines = linecache.getlines(code.co_filename)
+        try:
+            tree = _alone(partial(ast.parse, "".join(lines)))
+        except (SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name == part.__name__:
+                first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                if first <= code.co_firstlineno <= (node.end_lineno or 0):
+                    return "".join(lines[first - 1 : node.end_lineno])
+    return ""
 
 
 def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
