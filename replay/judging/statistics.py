@@ -9,7 +9,6 @@ The rules are docs/models.md, L45 and L46.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from tracepaper.replay.report.metrics import lost_elsewhere
 from tracepaper.replay.training.figures import DailyEstimate, bootstrapped, mean
 from tracepaper.strategies.features_rolling import Array
 
@@ -177,10 +177,4 @@ def overfitting(scores: Array) -> float | None:
     groups -= groups % 2
     if groups < 4 or candidates < 2:
         return None
-    lost, halves = 0.0, list(itertools.combinations(range(groups), groups // 2))
-    for half in halves:
-        other = [group for group in range(groups) if group not in half]
-        best = int(scores[list(half)].mean(axis=0).argmin())
-        rank = stats.rankdata(-scores[other].mean(axis=0))[best] / (candidates + 1)
-        lost += 1.0 if rank < 0.5 else 0.5 if rank == 0.5 else 0.0
-    return lost / len(halves)
+    return lost_elsewhere(scores[:groups, None], lambda sums: -sums[0])

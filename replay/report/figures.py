@@ -13,7 +13,13 @@ from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.document import AccountReport, Report
 from tracepaper.replay.report.listed import listed
 from tracepaper.replay.report.makers import Aftermath, aftermaths
-from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, YEAR_DAYS, Drawdown, year_days
+from tracepaper.replay.report.metrics import (
+    DAYS_TO_ANNUALISE,
+    YEAR_DAYS,
+    Drawdown,
+    is_annual,
+    year_days,
+)
 from tracepaper.replay.report.refusals import Refusal
 from tracepaper.replay.report.tables import Estimate, Figure, Form, Table, by_cause, of_view, table
 from tracepaper.replay.report.trades import ClosedTrade, TradeGroup, groups_of
@@ -379,7 +385,7 @@ def _annual(report: Report) -> tuple[str, ...]:
     record, own = report.record, report.accounts[0].performance
     bars = "" if own.bars is None else f"{own.bars:,} bars on "
     said = f"Errors count days with bars: {bars}{own.days:,.1f} days. "
-    if own.days < DAYS_TO_ANNUALISE:
+    if not is_annual(own.days):
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
         calendar = record.calendar

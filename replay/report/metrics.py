@@ -10,7 +10,8 @@ risk-free rate, downside measured against zero over all days.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
@@ -24,6 +25,8 @@ from tracepaper.strategies.market import DAY_MS
 YEAR_DAYS: Final = 365
 DAYS_TO_ANNUALISE: Final = 30
 """Under so many days no figure of a year is given: it would be a daily one times luck."""
+CSCV_GROUPS: Final = 16
+"""Stretches of time that the probability of overfitting halves in every way, as its authors do."""
 
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Sequence[int]
@@ -74,6 +77,14 @@ class Activity:
     hit_rate: float | None  # share of closed trades with a profit after costs
     profit_factor: float | None  # sum of profits / sum of losses
     mean_profit: float | None  # of a closed trade, in money
+
+
+def is_annual(days: float) -> bool:
+    """Whether *days* are enough for figures of a year: thirty, at the tenth that is shown.
+
+    A month of candles whose first or last one is missing is a month.
+    """
+    return round(days, 1) >= DAYS_TO_ANNUALISE
 
 
 def year_days(calendar: Calendar | None = None) -> float:
@@ -218,6 +229,50 @@ def deflated_sharpe(returns: Numbers, *, trials: int, variance: float) -> float 
     return NormalDist().cdf((ratio - best_by_chance(trials, variance)) / error)
 
 
+def lost_elsewhere(groups: Floats, score: Callable[[Floats], Floats]) -> float:
+    """Return how often the best candidate of one half is among the worse half on the other.
+
+    *groups* [group, sum, candidate] are sums that add up, of an even number of groups; *score*
+    makes of the sums of a half [sum, candidate] a score of each candidate, of which more is better.
+    Every half of the groups is taken once. A candidate in the very middle counts half.
+    Combinatorially symmetric cross-validation: Bailey, Borwein, Lopez de Prado and Zhu (2015).
+    """
+    count, candidates = len(groups), groups.shape[-1]
+    halves = list(itertools.combinations(range(count), count // 2))
+    every, lost = set(range(count)), 0.0
+    for half in halves:
+        best = int(score(groups[list(half)].sum(axis=0)).argmax())
+        outside = score(groups[sorted(every.difference(half))].sum(axis=0))
+        # Its rank from the worst, from 1; equals share the mean of theirs.
+        under = np.count_nonzero(outside < outside[best])
+        rank = under + (np.count_nonzero(outside == outside[best]) + 1) / 2
+        lost += 1.0 if 2 * rank < candidates + 1 else 0.5 * (2 * rank == candidates + 1)
+    return lost / len(halves)
+
+
+def overfitting_probability(daily: Floats) -> float | None:
+    """Return the probability of backtest overfitting of *daily* returns [day, candidate].
+
+    The best is that of the highest Sharpe ratio by day; the days are cut into ``CSCV_GROUPS``
+    stretches. None for fewer than two candidates, under thirty days, and for candidates that all
+    made the same.
+    """
+    days, candidates = daily.shape
+    if candidates < 2 or days < DAYS_TO_ANNUALISE or not np.ptp(daily, axis=1).any():
+        return None
+    parts = np.array_split(daily, CSCV_GROUPS)
+    sums = np.stack([np.stack((part.sum(axis=0), (part**2).sum(axis=0))) for part in parts])
+
+    def ratio(sums: Floats) -> Floats:
+        """Mean ÷ root mean square, which ranks as the Sharpe ratio does; 0 of what never moved."""
+        total, squares = sums
+        root = np.sqrt(squares)
+        found: Floats = np.divide(total, root, out=np.zeros_like(total), where=root > 0)
+        return found
+
+    return lost_elsewhere(sums, ratio)
+
+
 def probabilistic_sharpe(returns: Numbers) -> float | None:
     """Return the probability that the true Sharpe ratio of *returns* is above zero.
 
@@ -315,9 +370,9 @@ def performance(
     returns = daily_returns(times_ms, values, calendar)
     spread = float(returns.std(ddof=1)) if returns.size > 1 else None
     a_year = days_in_year(interval_ms, calendar)
-    annual = returns if days >= DAYS_TO_ANNUALISE else np.empty(0)
+    annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
-    growth = cagr(1.0 + earned, days, year_days(calendar)) if days >= DAYS_TO_ANNUALISE else None
+    growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
     worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
     error = sharpe_error(annual)
     return Performance(
@@ -350,7 +405,7 @@ def turnover(
 ) -> float | None:
     """Return the notional traded a year in multiples of the mean equity; None under 30 days."""
     values = np.asarray(equity, dtype=np.float64)
-    if days < DAYS_TO_ANNUALISE or values.mean() <= 0:
+    if not is_annual(days) or values.mean() <= 0:
         return None
     traded = float(np.abs(np.asarray(notionals, dtype=np.float64)).sum())
     return traded / float(values.mean()) * year / days

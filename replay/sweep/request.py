@@ -130,7 +130,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
     if windows is not None:
         spans = walk(windows, first, last)
         days = min((span.until_ms or 0) - (span.from_ms or 0) for span in spans) / DAY_MS
-    if isinstance(objective, str) and objective in OF_A_YEAR and days < metrics.DAYS_TO_ANNUALISE:
+    if isinstance(objective, str) and objective in OF_A_YEAR and not metrics.is_annual(days):
         raise ConfigInvalid(
             f"{objective} is a figure of a year, which takes {metrics.DAYS_TO_ANNUALISE} days; "
             f"{'a window trains on' if windows is not None else 'the data have'} {days:.1f}: "

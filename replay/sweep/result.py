@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.replay.notebook import Kind, frame_of
 from tracepaper.replay.python import Backtest, backtest
 from tracepaper.replay.report import metrics
-from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE
 from tracepaper.replay.sweep.cell import TEST, CellResult, overrides_of
 from tracepaper.replay.sweep.request import SweepRequest
 from tracepaper.replay.sweep.space import Axis, Point
@@ -54,6 +53,14 @@ class Neighbours:
     def median(self) -> float | None:
         """Their median value; None where there is none."""
         return float(np.median(self.values)) if self.values else None
+
+
+class Overfitting(NamedTuple):
+    """The probability of backtest overfitting, and how many points it compares and leaves out."""
+
+    probability: float
+    points: int
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -187,11 +194,29 @@ class SweepResult:
         have a ratio to differ in.
         """
         best, ratios = self.best, self.trials.sharpe_day
-        if best is None or len(ratios) < 2 or (best.figures["days"] or 0) < DAYS_TO_ANNUALISE:
+        if best is None or len(ratios) < 2 or not metrics.is_annual(best.figures["days"] or 0):
             return None
         return metrics.deflated_sharpe(
             best.daily, trials=self.trials.number, variance=float(np.var(ratios, ddof=1))
         )
+
+    @cached_property
+    def overfitting(self) -> Overfitting | None:
+        """How likely the best of these points is no better elsewhere, by their returns by day.
+
+        Of the best one's window; points whose returns are of other days than the best one's, or
+        whose money was gone, are left out. None under thirty days, and where nothing is left to
+        choose from.
+        """
+        best = self.best
+        if best is None:
+            return None
+        beside = [cell for cell in self.tried if cell.span == best.span and not cell.error]
+        daily = [cell.daily for cell in beside if cell.daily and len(cell.daily) == len(best.daily)]
+        found = metrics.overfitting_probability(np.array(daily).T) if daily else None
+        if found is None:
+            return None
+        return Overfitting(found, len(daily), len(beside) - len(daily))
 
     @cached_property
     def neighbours(self) -> Neighbours | None:
@@ -284,7 +309,7 @@ class SweepResult:
 
     def document(self) -> dict[str, Any]:
         """Return the sweep as plain values, as ``tracepaper sweep --json`` prints it."""
-        best, beside = self.best, self.neighbours
+        best, beside, luck = self.best, self.neighbours, self.overfitting
         return {
             "strategy": self.request.work.strategy,
             "objective": self.objective,
@@ -302,6 +327,7 @@ class SweepResult:
             "trials_on_these_data": self.trials.number,
             "best_by_chance_sharpe_day": self.best_by_chance,
             "deflated_sharpe": self.deflated_sharpe,
+            "overfitting_probability": None if luck is None else luck.probability,
             "registry": str(self.registry),
             "state": None if self.state is None else str(self.state),
             "command": self.command,

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual
 from tracepaper.replay.report.tables import Form, written
 from tracepaper.replay.sweep.cell import TEST, TRAIN, CellResult
 from tracepaper.replay.sweep.objectives import in_words
@@ -194,9 +194,19 @@ def _deflated(sweep: SweepResult, best: CellResult) -> Iterator[str]:
         f"{sweep.registry})."
     )
     days = best.figures["days"] or 0.0
-    if days < DAYS_TO_ANNUALISE:
-        yield (f"Deflated Sharpe ratio: not said of {days:.1f} days; it takes {DAYS_TO_ANNUALISE}.")
+    if not is_annual(days):
+        yield (
+            "Deflated Sharpe ratio and probability of overfitting: not said of "
+            f"{days:.1f} days; they take {DAYS_TO_ANNUALISE}."
+        )
         return
+    if (over := sweep.overfitting) is not None:
+        left = f" ({over.left_out} left out: other days)" if over.left_out else ""
+        yield (
+            f"Probability of backtest overfitting: {over.probability * 100:.0f} %. So often the "
+            "point with the best Sharpe ratio on one half of the days is among the worse half of "
+            f"the {over.points} points{left} on the other; drawing a point by chance gives 50 %."
+        )
     if sweep.best_by_chance is None:
         yield "No two trials have a Sharpe ratio that differs, so nothing can be deflated."
         return

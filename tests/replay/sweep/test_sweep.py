@@ -129,7 +129,8 @@ def test_what_is_said_says_what_luck_would_do(nine: Sweep) -> None:
     assert "[" in said
     assert "of 9 points without any timing the luckiest beats 90 % on average" in said
     assert "Over all sweeps 9 configurations were tried on these data" in said
-    assert "Deflated Sharpe ratio: not said of 0.4 days; it takes 30." in said
+    assert "probability of overfitting: not said of 0.4 days; they take 30." in said
+    assert nine.document()["overfitting_probability"] is None
     assert "points one step beside it have the median" in said
     assert "<pre>" in nine._repr_html_()
 

@@ -1,0 +1,95 @@
+"""The probability of backtest overfitting: its definition, planted luck and skill, and a sweep."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import tracepaper
+from tracepaper.replay.report.metrics import is_annual, overfitting_probability
+from tracepaper.replay.sweep.show import luck
+
+DAYS = 120
+
+
+def by_definition(daily: np.ndarray, groups: int) -> float:
+    """Return the share of halves with a logit below zero, and half of those with zero.
+
+    Written from the paper: matrices J of whole days, Sharpe ratios of them, ranks by scipy.
+    """
+    stretches = np.array_split(np.arange(len(daily)), groups)
+    logits = []
+    for half in combinations(range(groups), groups // 2):
+        inside = np.concatenate([stretches[at] for at in half])
+        outside = np.setdiff1d(np.arange(len(daily)), inside)
+        ratios = [daily[rows].mean(axis=0) / daily[rows].std(axis=0) for rows in (inside, outside)]
+        rank = stats.rankdata(ratios[1])[ratios[0].argmax()] / (daily.shape[1] + 1)
+        logits.append(np.log(rank / (1 - rank)))
+    signs = np.sign(np.round(logits, 12))
+    return float(np.mean(signs < 0) + np.mean(signs == 0) / 2)
+
+
+@pytest.mark.parametrize("candidates", [2, 9])
+def test_it_is_its_definition(candidates: int) -> None:
+    daily = np.random.default_rng(candidates).standard_t(4, size=(DAYS + 3, candidates)) / 100
+    found = overfitting_probability(daily)
+    assert found == pytest.approx(by_definition(daily, 16), abs=1e-12)
+
+
+def test_noise_is_overfitted_at_least_half_of_the_time_and_one_better_candidate_is_not() -> None:
+    rng = np.random.default_rng(11)
+    noise = [overfitting_probability(rng.normal(0, 0.01, size=(DAYS, 9))) for _ in range(8)]
+    assert 0.5 < np.mean(noise) < 0.75  # type: ignore[arg-type]
+    daily = rng.normal(0, 0.01, size=(DAYS, 9))
+    daily[:, 4] += 0.006
+    found = overfitting_probability(daily)
+    assert found is not None
+    assert found < 0.01
+
+
+def test_returns_that_are_lent_from_one_half_to_the_other_are_overfitted_always() -> None:
+    # Each candidate wins in its own stretches what it loses in all others.
+    rng = np.random.default_rng(12)
+    daily = rng.normal(0, 0.001, size=(160, 8)) - 0.01
+    for candidate in range(8):
+        daily[20 * candidate : 20 * candidate + 20, candidate] += 0.08
+    found = overfitting_probability(daily)
+    assert found is not None
+    assert found > 0.9
+
+
+def test_where_there_is_nothing_to_choose_nothing_is_said() -> None:
+    one = np.random.default_rng(13).normal(size=(DAYS, 1))
+    assert overfitting_probability(one) is None
+    assert overfitting_probability(np.hstack([one, one, one])) is None
+    assert overfitting_probability(np.hstack([one, -one])[:29]) is None
+    # Who never traded has a ratio of zero, and is better than who lost.
+    flat = np.hstack([np.abs(one), np.zeros_like(one)])
+    assert overfitting_probability(flat) == 0.0
+    assert overfitting_probability(-flat) == 0.0
+
+
+def test_thirty_days_without_their_last_candle_are_thirty() -> None:
+    assert is_annual(29.99)
+    assert is_annual(30.0)
+    assert not is_annual(29.94)
+
+
+def test_a_sweep_says_it_beside_the_deflated_ratio(days: Path) -> None:
+    found = tracepaper.sweep(
+        "sma_cross", str(days), {"fast": [3, 5], "slow": [12, 20]}, "sharpe", jobs=1
+    )
+    daily = np.array([cell.daily for cell in found.cells]).T
+    assert daily.shape[1] == 4
+    assert found.overfitting is not None
+    assert found.overfitting.probability == overfitting_probability(daily)
+    assert (found.overfitting.points, found.overfitting.left_out) == (4, 0)
+    said = " ".join(luck(found))
+    share = f"{found.overfitting.probability * 100:.0f} %"
+    assert f"Probability of backtest overfitting: {share}" in said
+    assert "deflated Sharpe ratio" in said
+    assert found.document()["overfitting_probability"] == found.overfitting.probability
