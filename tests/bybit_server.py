@@ -10,9 +10,9 @@ import asyncio
 import heapq
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from aiohttp import WSMsgType, web
 
@@ -22,6 +22,7 @@ DEADLINE_S = 10.0
 MINUTE = 60_000
 START_MS = 1_700_000_040_000  # a whole minute
 
+T = TypeVar("T")
 Row = tuple[int, str, str, str, str, str, str]
 
 FILTERS: dict[str, Any] = {
@@ -99,6 +100,12 @@ class SteppedClock:
             future = heapq.heappop(self._sleepers)[2]
             if not future.done():
                 future.set_result(None)
+
+    async def finish(self, work: Awaitable[T]) -> T:
+        """Let network time pass until *work* is done; return what it gives."""
+        task = asyncio.ensure_future(work)
+        await self.run(task.done)
+        return await task
 
     async def run(self, condition: Callable[[], object], *, step_s: float = 0.05) -> None:
         """Let network time pass in steps, the loop running in between, until *condition*."""

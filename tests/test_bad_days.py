@@ -245,6 +245,26 @@ async def test_rest_that_bans_or_babbles_delays_a_bar_and_loses_none(
     check_record(database, bars=11)
 
 
+async def test_numbers_in_other_forms_end_no_daemon(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    linear = {"category": "linear", "symbol": "BTCUSDT"}
+    async with ScriptedServer() as server:
+        odd = {"symbol": "BTCUSDT", "lastPrice": "cheap"}
+        server.answer_next("tickers", server.reply({**linear, "list": [odd]}))
+        async with daemon(server, database) as running:
+            await running.close_bars(1, stream=False)
+            running.pass_bars(1)
+            # The first quote of all: none is newer, so it would be an event before this bar.
+            await server.send(book(-(10**30)), kline(START_MS + MINUTE, price(1)))
+            await running.close_bars(7)
+            times = (f"{START_MS + 9 * MINUTE}.0", f"{START_MS + 9 * MINUTE}e0")
+            rows = [[time, *["100.0"] * 4, "1.5", "150.75"] for time in times]
+            server.answer_next("kline", *(server.reply({**linear, "list": [row]}) for row in rows))
+            await running.close_bars(1, stream=False)
+            await running.close_bars(1)
+    check_record(database, bars=11)
+
+
 def refusals(server: ScriptedServer) -> list[web.Response]:
     """Return answers that were once taken for a wrong configuration, and some stranger ones."""
     statuses = [201, 204, 302, 400, 401, 404, 410, 451, 500]

@@ -8,10 +8,13 @@ stand in the order in which the exchange usually sends them, which msgspec reads
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Meta, Raw, Struct, field
+
+Milliseconds = Annotated[int, Meta(ge=0, lt=2**62)]
+"""A time that two of which can be subtracted and stored; whether it is plausible, others judge."""
 
 # ---------------------------------------------------------------- websocket, inbound
 
@@ -34,8 +37,8 @@ class FrameHead(Struct, gc=False):
 class KlineCandle(Struct, gc=False, kw_only=True):
     """One candle of a kline frame; the symbol is in the topic alone."""
 
-    start: int
-    end: int
+    start: Milliseconds
+    end: Milliseconds
     interval: str = ""
     open: str
     close: str
@@ -51,7 +54,7 @@ class KlineFrame(Struct, gc=False):
 
     topic: str
     data: list[KlineCandle]
-    ts: int
+    ts: Milliseconds
 
 
 class TickerData(Struct, rename="camel", gc=False):
@@ -69,7 +72,7 @@ class TickerFrame(Struct, gc=False):
 
     topic: str
     data: TickerData
-    ts: int
+    ts: Milliseconds
     type: str = "snapshot"
 
 
@@ -86,16 +89,16 @@ class BookFrame(Struct, gc=False):
     """``orderbook.{depth}.{symbol}``; depth 1 is snapshots only, repeated when quiet for 3 s."""
 
     topic: str
-    ts: int
+    ts: Milliseconds
     type: str
     data: BookData
-    cts: int = 0
+    cts: Milliseconds = 0
 
 
 class TradeData(Struct, gc=False, rename={"time": "T", "symbol": "s", "side": "S"}):
     """One public trade: ``v`` size, ``p`` price, ``i`` id (a uuid on linear, digits on spot)."""
 
-    time: int
+    time: Milliseconds
     symbol: str
     side: str
     v: str
@@ -107,7 +110,7 @@ class TradeFrame(Struct, gc=False):
     """``publicTrade.{symbol}``: up to 1,024 trades, oldest first."""
 
     topic: str
-    ts: int
+    ts: Milliseconds
     data: list[TradeData]
 
 
@@ -241,12 +244,12 @@ class FundingHistory(Struct, rename="camel"):
     category: str = ""
 
 
-def closed_candle(row: KlineRow, interval_ms: int) -> KlineCandle:
-    """Return a row of ``/v5/market/kline`` in the stream's form; its start must be digits."""
-    start, open_, high, low, close, volume, turnover = row
+def closed_candle(row: KlineRow, open_ms: int, interval_ms: int) -> KlineCandle:
+    """Return a row of ``/v5/market/kline``, which starts at *open_ms*, in the stream's form."""
+    _, open_, high, low, close, volume, turnover = row
     return KlineCandle(
-        start=int(start),
-        end=int(start) + interval_ms - 1,
+        start=open_ms,
+        end=open_ms + interval_ms - 1,
         open=open_,
         close=close,
         high=high,
@@ -270,5 +273,5 @@ def topic_of(frame: bytes) -> str:
     """Return the topic that *frame* names; empty where it names none or is malformed."""
     try:
         return decode_head(frame).topic
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return ""

@@ -20,6 +20,7 @@ from aiolimiter import AsyncLimiter
 from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.candles import candle_reader
 from tracepaper.daemon.bybit.instruments import (
+    decimals_needed,
     exact,
     exact_signed,
     interval_name,
@@ -74,11 +75,8 @@ def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
         code = answer.ret_code
         if code == 0 and SERVER_MS_MIN <= answer.time < SERVER_MS_MAX:
             return msgspec.json.decode(answer.result, type=result), answer.time
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageMalformed(
-            f"The answer of {path} is not what Bybit documents ({error}); trying again, check "
-            "exchange.rest_url if this lasts."
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise _undocumented(path, error) from error
     if code == 0:
         raise MessageMalformed(
             f"The answer of {path} says that its server's time is {answer.time}, which is none "
@@ -122,7 +120,8 @@ def read_klines(
             raise _unrelated(f"candles of {instrument.id} that are not newest first")
         newer_ms = open_ms
         try:
-            bar = read(messages.closed_candle(row, interval_ms), open_ms + interval_ms, Source.REST)
+            candle = messages.closed_candle(row, open_ms, interval_ms)
+            bar = read(candle, open_ms + interval_ms, Source.REST)
         except FrameImpossible as error:
             if error.kind == "off_grid":
                 raise _unrelated(str(error)) from error
@@ -182,6 +181,14 @@ def _check_subject(what: str, instrument: Instrument, category: str, symbol: str
 def _unrelated(what: str) -> MessageMalformed:
     """Return the error of an answer that does not speak of what was asked."""
     return MessageMalformed(f"Bybit answered with {what}; the answer was dropped, trying again.")
+
+
+def _undocumented(path: str, error: Exception) -> MessageMalformed:
+    """Return the error of a body that has another form than the documented one."""
+    return MessageMalformed(
+        f"The answer of {path} is not what Bybit documents ({error}); trying again, check "
+        "exchange.rest_url if this lasts."
+    )
 
 
 CANDLES_MAX: Final = 1_000
@@ -388,6 +395,7 @@ class RestClient:
         def read(page: messages.Tickers, _: int) -> messages.TickerInfo:
             for ticker in page.rows:
                 if (page.category, ticker.symbol) == (category.value, symbol):
+                    decimals_needed(ticker.last_price or "0")  # refuses what is no number
                     return ticker
             if page.rows:
                 raise MessageMalformed(
@@ -414,7 +422,12 @@ class RestClient:
 
         async def attempt() -> R:
             try:
-                return read(*decode_result(await self._body(session, path, query), path, result))
+                body = await self._body(session, path, query)
+                try:
+                    return read(*decode_result(body, path, result))
+                except (ValueError, RecursionError) as error:
+                    # No field that a reader forgot to check may end the daemon.
+                    raise _undocumented(path, error) from error
             except ConfigInvalid as error:
                 if not self._is_proven:
                     raise

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sized
 from itertools import chain
 from typing import Final
 
-from msgspec import DecodeError, Struct
+from msgspec import Struct
 
 from tracepaper.daemon.bybit import messages
 from tracepaper.daemon.bybit.candles import ReadCandle, candle_reader
@@ -264,7 +264,7 @@ class Wire:
             topic = head.topic
             kind = topic.partition(".")[0]
             return self._route(head, frame)
-        except (DecodeError, MessageMalformed, UnicodeDecodeError, RecursionError) as error:
+        except (MessageMalformed, ValueError, RecursionError) as error:
             kind = kind if kind in self._readers else "frame"
             if isinstance(error, MessageMalformed):
                 refusal = error

@@ -152,4 +152,4 @@ def test_a_candle_off_its_grid_is_refused_as_that(length: int) -> None:
 
 def test_a_rest_row_is_read_as_the_same_candle_of_the_stream() -> None:
     row = (str(START), "65119.9", "65119.9", "65114.2", "65114.2", "3.712", "241712.1394")
-    assert closed_candle(row, MINUTE) == candle()
+    assert closed_candle(row, int(row[0]), MINUTE) == candle()
