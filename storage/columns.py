@@ -211,6 +211,12 @@ _RUNS = (
         null=True,
         read=lambda run: 1 if run.sees_account else None,
     ),
+    Column(
+        name="rules",
+        doc="number of the rules that made it; null for a run from before they were counted",
+        null=True,
+        read=lambda run: run.rules or None,
+    ),
     _text("previous_run_id", null=True),  # the run opened before it in this database
     _whole("previous_step_count", null=True),  # of that run, at this moment
     _blob("previous_head", null=True),

@@ -149,6 +149,8 @@ class Engine:
         self._account.portfolio.fills = {key: [] for key in seen}
         self.sees_account = bool(seen) or any(sizer.sees_account for sizer in sizers.values())
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
+        self.has_horizon = any(one.horizon is not None for one in strategies.values())
+        """Whether a signal of some strategy speaks for so many bars alone."""
         names = {name for strategy in strategies.values() for name in strategy.twins}
         self._twins = {name: self._new_account(instruments) for name in sorted(names)}
         self._bases: dict[str, TwinBasis] = {}

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ORDERBOOK
+from tracepaper.daemon.engine.rules import CHANGES
 from tracepaper.daemon.session.models import computing, further_libraries
 from tracepaper.daemon.session.orderbook import checkpoint_sha256
 from tracepaper.daemon.session.user_class import class_sha256, user_class
@@ -75,6 +76,7 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
         strategy_sha256=strategy_sha256(config),
         warnings=tuple(warnings),
         sees_account=sees_account,
+        rules=len(CHANGES),
         **_computed_by(forecaster),
         **_counted_by(sessions),
     )

@@ -162,12 +162,19 @@ class Compared:
 
     unequal: tuple[Unequal, ...] = ()  # what nothing excuses
     rounded: bool = False  # some number differs within its tolerance
+    moved: tuple[Unequal, ...] = ()  # what a change of the rules since can have moved
 
 
 class RowCheck:
-    """Compares the steps of one run, in their order, with the rows that hold them."""
+    """Compares the steps of one run, in their order, with the rows that hold them.
 
-    def __init__(self, reader: Reader, stored: StoredRun) -> None:
+    *movable* are tables and columns that rules have moved since the run was made.
+    """
+
+    def __init__(
+        self, reader: Reader, stored: StoredRun, *, movable: frozenset[str] = frozenset()
+    ) -> None:
+        self._movable = movable
         gate_sets = reader.gate_sets(stored.run_key)
         self._encoder = StepEncoder(stored.run, stored.run_key, gate_sets)
         self._interned = interned(reader.connection, stored.run_key)
@@ -180,16 +187,21 @@ class RowCheck:
 
     def compare(self, derived: Step, rows: StoredRows, *, exact: bool) -> Compared:
         """Compare *derived* with *rows*; within the tolerances unless *exact*."""
-        found = list(self._unequal(derived, rows))
+        every = list(self._unequal(derived, rows))
+        moved = tuple(one for one in every if self._is_movable(one[0]))
+        found = [one for one in every if not self._is_movable(one[0])] if moved else every
         if exact or not found:
-            return Compared(tuple(found))
+            return Compared(tuple(found), moved=moved)
         by_table = {table: list(given) for table, given in rows.sparse.items()}
         kept = [one for one in found if not _is_rounding(one, by_table.get("answers", []))]
         if len(kept) < len(found):
             # The hash is of the numbers as they were rounded there: it is held to those.
             kept = [one for one in kept if one[0] != "steps.decision_sha256"]
             kept += self._own_hash(rows)
-        return Compared(tuple(kept), rounded=len(kept) < len(found))
+        return Compared(tuple(kept), rounded=len(kept) < len(found), moved=moved)
+
+    def _is_movable(self, name: str) -> bool:
+        return name in self._movable or name.partition(".")[0] in self._movable
 
     def _own_hash(self, rows: StoredRows) -> Iterator[Unequal]:
         """Hold the hash of a decision on rounded numbers to the numbers stored beside it."""

@@ -15,9 +15,22 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tracepaper.daemon.engine.rules import (
+    ACCOUNT,
+    CHANGES,
+    DECIDED_BY_ACCOUNT,
+    NOTED_BY_ACCOUNT,
+    RuleChange,
+    changes_since,
+)
 from tracepaper.daemon.engine.runner import Close, gathered, predictions_of, steps_of
 from tracepaper.daemon.session.promotion import is_better, one_sided
-from tracepaper.daemon.session.run_record import OF_THE_PLACE, start_event, strategy_sha256
+from tracepaper.daemon.session.run_record import (
+    OF_THE_PLACE,
+    code_version,
+    start_event,
+    strategy_sha256,
+)
 from tracepaper.replay.backtest.agreement import Environment
 from tracepaper.replay.backtest.recorded import (
     Recorded,
@@ -27,7 +40,9 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.culprit import Case, Culprit, blame
+from tracepaper.storage.columns import measure_name
 from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.strategies.gates import GATES, GateKind
 from tracepaper.strategies.types import (
     Bar,
     Event,
@@ -57,6 +72,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.period_start_ms": "it may move to wherever no bar lies in between",
     "runs.config": "its sections that decide nothing: exchange, storage, http, log",
     "runs.warnings": "what the start had to say",
+    "runs.rules": "of a run by other code: which rules that code had is not in the record",
     "runs.calendar_version": _SESSIONS,
     "runs.calendar_sha256": _SESSIONS,
     "runs.sessions": _SESSIONS,
@@ -100,6 +116,10 @@ class Verification:
     differing: int = 0
     exact: bool = True  # whether every bit was promised, and so every bit was compared
     taken: int = 0  # answers of an outside service, which are taken from the record
+    changes: tuple[RuleChange, ...] = ()  # of the rules, since the run was made
+    moved: int = 0  # steps in which these changes moved something
+    moved_from: int | None = None  # sequence of the first of them
+    moved_columns: tuple[str, ...] = ()  # tables and columns that were moved, in all of them
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
     differences: list[Difference] = field(default_factory=list)
     culprit: Culprit | None = None
@@ -132,7 +152,8 @@ def verify_run(
     counted, total = reader.counted(run_id)
     first_compared = 0 if sample is None else max(0, total - sample)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
-    check = RowCheck(reader, stored)
+    found.changes = changes_since(stored.run.rules)
+    check = RowCheck(reader, stored, movable=_movable(found.changes, recorded))
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     elsewhere = Environment.recorded(recorded.run).differs(here)
     _judge_run(found, reader, stored, recorded)
@@ -173,6 +194,26 @@ def verify_run(
     return found
 
 
+def _movable(changes: Iterable[RuleChange], recorded: Recorded) -> frozenset[str]:
+    """List the columns of the run that *changes* can have moved."""
+    moved = frozenset[str]().union(*(change.moves for change in changes))
+    if not moved & ACCOUNT:
+        return moved
+    run = recorded.run
+    sets = recorded.engine.gate_sets
+    limited = any(GATES[gate].kind is GateKind.RISK for one in sets for gate in one.gates)
+    if run.sees_account:
+        moved |= NOTED_BY_ACCOUNT
+    if run.sees_account or limited or recorded.engine.has_horizon:
+        moved |= DECIDED_BY_ACCOUNT
+        moved |= {
+            f"answers.{measure_name(name)}"
+            for name, gate in GATES.items()
+            if gate.kind is GateKind.RISK
+        }
+    return moved
+
+
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
     """Hold the run's own row to its configuration, its model and its first start."""
     run, config = stored.run, recorded.config
@@ -196,6 +237,8 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
     )
     if first is not None:
         due |= {name: getattr(first, name) for name in _OF_A_START}
+    if run.code_version == code_version() or run.rules > len(CHANGES):
+        due["rules"] = len(CHANGES)
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
     sets = len(recorded.engine.gate_sets)
@@ -271,6 +314,12 @@ def _judge(
     found: Verification, check: RowCheck, derived: Step, rows: StoredRows, *, exact: bool
 ) -> None:
     compared = check.compare(derived, rows, exact=exact)
+    if compared.moved:
+        found.moved += 1
+        if found.moved_from is None:
+            found.moved_from = derived.sequence
+        names = dict.fromkeys((*found.moved_columns, *(name for name, _, _ in compared.moved)))
+        found.moved_columns = tuple(names)
     decided = derived.decision is not None
     found.decisions += decided
     if not compared.unequal:

@@ -20,6 +20,7 @@ from tracepaper.strategies.types import MONEY_DECIMALS
 
 if TYPE_CHECKING:
     from tracepaper.replay.checks.funding import FundingCheck
+    from tracepaper.replay.checks.verify import Verification
 
 SHOWN: Final = 10
 """Differences of a kind that are said."""
@@ -64,6 +65,7 @@ def verify(
             f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
             f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
         )
+        _say_rules(found)
         if found.taken:
             say(
                 f"{found.taken:,} answers of an outside service are taken from the record: nothing "
@@ -88,6 +90,22 @@ def verify(
             _say_funding(one)
     if not holds:
         raise typer.Exit(1)
+
+
+def _say_rules(found: Verification) -> None:
+    """Name the rules that changed since the run was made, and what they moved in it."""
+    if not found.changes:
+        return
+    say(f"Rules have changed since the run was made ({len(found.changes)}):")
+    for change in found.changes:
+        say(f"  {change.rule}: {change.sentence}.")
+    if not found.moved:
+        say("They moved nothing in this run: every column was held.")
+        return
+    say(
+        f"They may have moved {', '.join(found.moved_columns)} in {found.moved:,} steps, from step "
+        f"{found.moved_from:,} on: there these columns were not held. All else was."
+    )
 
 
 def _say_funding(one: FundingCheck) -> None:

@@ -1,0 +1,61 @@
+"""The rules by which a run is made, numbered: each change of one, and the columns it can move.
+
+A run stores the number of changes that it was made by. ``verify`` of an older run names the
+changes since, holds every other column bit for bit, and counts the steps in which these moved.
+
+The rules are docs/identity.md, I18.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+ACCOUNT: Final = frozenset(
+    {
+        "orders",
+        "fills",
+        "ledger",
+        "holdings",
+        "states",
+        "twin_steps",
+        "twin_fills",
+        "steps.unrealized_pnl",
+        "steps.account_unrealized_pnl",
+        # A signal that holds keeps the standing target, which an exit sets to 0.
+        "steps.target_quantity",
+        "steps.decision_sha256",
+        "outcomes.unfilled_reason",
+    }
+)
+"""Tables and columns that follow from fills: what a change of orders, fills or margin can move."""
+DECIDED_BY_ACCOUNT: Final = frozenset(
+    {
+        "outcomes.action",
+        "outcomes.reason",
+        "outcomes.allowed",
+        "outcomes.refused_by",
+        "outcomes.passed",
+        "outcomes.size_factor",
+    }
+)
+"""Columns of a decision that follow from the account too, where a limit of risk or a horizon is
+counted from what was held, or the strategy sees its account."""
+NOTED_BY_ACCOUNT: Final = frozenset({"answers", "answers.note"})
+"""What a strategy that sees its account notes beside."""
+
+
+class RuleChange(NamedTuple):
+    """One change of the rules; its number is its place in ``CHANGES``, counted from 1."""
+
+    rule: str  # its number in docs/, such as "E13"
+    sentence: str  # what holds since, in one sentence without its full stop
+    moves: frozenset[str] = ACCOUNT  # tables, and columns as ``table.column``
+
+
+CHANGES: Final[tuple[RuleChange, ...]] = ()
+"""Every change since runs store a number, oldest first: entries are only ever added."""
+
+
+def changes_since(number: int) -> tuple[RuleChange, ...]:
+    """List the changes that a run made by *number* of them does not know."""
+    return CHANGES[number:]

@@ -1,0 +1,110 @@
+"""Runs of an older version: what no rule has moved since is held, and the record is not blamed."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from forging import rechain
+from recorded_runs import NAMES, unpacked, verified
+
+from tracepaper.daemon.engine import rules
+from tracepaper.daemon.engine.rules import ACCOUNT, CHANGES, RuleChange
+from tracepaper.replay.checks import verify
+from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.columns import TABLES
+from tracepaper.storage.database import open_writer
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader
+
+LAST_FILL = "step = (SELECT max(step) FROM fills)"
+PLANTED = (*CHANGES, RuleChange("E99", "Stops are filled elsewhere"))
+
+
+def forge(path: Path, statement: str) -> None:
+    """Change the record and compute its whole chain anew, as a forger would."""
+    open_writer(path).close()  # adds the columns that an older version did not make
+    with closing(sqlite3.connect(path)) as database:
+        changed = database.execute(statement).rowcount
+        database.commit()
+    assert changed > 0
+    rechain(path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_from_before_the_rules_were_counted_is_verified(name: str, tmp_path: Path) -> None:
+    with unpacked(name, tmp_path) as path:
+        with Reader.open(path) as reader:
+            run_id = reader.find("last")
+            assert reader.run(run_id).rules == 0
+            assert verify_chain(reader.connection, run_id).holds
+            assert audit(reader.connection, run_id).holds
+        found = verified(path)
+    assert [one.sentence() for one in found.differences] == []
+    assert (found.changes, found.exact or bool(found.elsewhere)) == (CHANGES, True)
+    assert set(found.moved_columns) <= {name for change in CHANGES for name in change.moves} | (
+        rules.DECIDED_BY_ACCOUNT if CHANGES else set()
+    )
+
+
+def test_a_change_moves_no_column_that_does_not_exist() -> None:
+    known = {*TABLES, *(f"{table}.{one.name}" for table in TABLES for one in TABLES[table])}
+    named = set(rules.DECIDED_BY_ACCOUNT | rules.NOTED_BY_ACCOUNT | ACCOUNT)
+    named |= {column for change in CHANGES for column in change.moves} - {"gate_sets"}
+    assert named <= known
+    assert len({change.sentence for change in CHANGES}) == len(CHANGES)
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "CHANGES", PLANTED)
+    monkeypatch.setattr(verify, "CHANGES", PLANTED)
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    ("statement", "column"),
+    [
+        (f"UPDATE fills SET price = price + 1 WHERE {LAST_FILL}", "fills.price"),
+        (f"UPDATE ledger SET amount = amount + 1 WHERE {LAST_FILL}", "ledger.amount"),
+        (f"DELETE FROM fills WHERE {LAST_FILL}", "fills"),
+    ],
+)
+def test_what_a_change_can_have_moved_is_counted_and_named(
+    statement: str, column: str, tmp_path: Path
+) -> None:
+    with unpacked("protected", tmp_path) as path:
+        forge(path, statement)
+        found = verified(path)
+    assert (found.holds, found.changes[-1].rule) == (True, "E99")
+    assert column in found.moved_columns
+    assert found.moved_from is not None
+    assert found.culprit is None
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE steps SET close = close + 1 WHERE open IS NOT NULL AND step % 97 = 0",
+        "UPDATE steps SET window_sha256 = zeroblob(32) WHERE window_sha256 NOT NULL",
+        "UPDATE outcomes SET reason = 'as the turn said' WHERE reason LIKE 'as the turn%'",
+        "UPDATE outcomes SET action = 'SHORT' WHERE action = 'LONG'",
+        "UPDATE gate_sets SET threshold = threshold + 1",
+        "UPDATE runs SET sees_account = 1",
+        "UPDATE runs SET rules = 1000",
+    ],
+)
+def test_what_no_change_can_have_moved_is_held(statement: str, tmp_path: Path) -> None:
+    with unpacked("protected", tmp_path) as path:
+        forge(path, statement)
+        assert not verified(path).holds
+
+
+def test_with_the_rules_of_today_a_fill_is_held(tmp_path: Path) -> None:
+    with unpacked("protected", tmp_path) as path:
+        forge(path, f"UPDATE runs SET rules = {len(CHANGES) or 'NULL'}")
+        forge(path, f"UPDATE fills SET price = price + 1 WHERE {LAST_FILL}")
+        assert not verified(path).holds
