@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from tracepaper.daemon.config.loading import Sections, load, load_with_origins
 from tracepaper.daemon.config.sections import BUILT_IN, ORDERBOOK, STOCK, TOGETHER
-from tracepaper.daemon.session.user_class import has_source, is_importable, known_class
+from tracepaper.daemon.session.sources import has_source
+from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.frames import candles_of_frame, is_frame
 from tracepaper.replay.archive.times import instant, iso

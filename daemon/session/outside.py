@@ -48,9 +48,10 @@ _METADATA: Final = frozenset(
 )
 _COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _HERE: Final = Path(__file__).resolve().parents[2]
-_ROOMS: Final = tuple(
+ROOMS: Final = tuple(
     f"{_HERE / package}{os.sep}" for package in ("daemon", "replay", "storage", "strategies")
 )
+"""Folders of tracepaper's own sources, each with its separator."""
 
 
 class Outside(Struct, frozen=True):
@@ -201,7 +202,7 @@ def _owner_of_thread() -> str:
     while frame is not None:
         file = frame.f_code.co_filename
         # Ours and installed code may lie below the class's folder: beside a `.venv`, say.
-        if file.startswith(_ROOMS):
+        if file.startswith(ROOMS):
             if file != __file__:
                 return ""
         elif not file.startswith(_installed(len(sys.path))):
@@ -350,7 +351,7 @@ def _is_exempt(item: Outside, own: str | None) -> bool:
         return True
     if item.what != "file" or Path(path).suffix not in _CODE or item in _written:
         return False
-    return path.startswith(_ROOMS) or (own is not None and path.startswith(own + os.sep))
+    return path.startswith(ROOMS) or (own is not None and path.startswith(own + os.sep))
 
 
 @cache

@@ -17,7 +17,8 @@ from tracepaper.daemon.config.sections import ORDERBOOK
 from tracepaper.daemon.engine.rules import CHANGES
 from tracepaper.daemon.session.models import computing, further_libraries
 from tracepaper.daemon.session.orderbook import checkpoint_sha256
-from tracepaper.daemon.session.user_class import class_sha256, user_class
+from tracepaper.daemon.session.sources import class_sha256
+from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.vectors import kept_vectors_of, vectors_kept_as
 from tracepaper.strategies.calendar import Sessions, unpacked
 from tracepaper.strategies.errors import DataInvalid

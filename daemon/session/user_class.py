@@ -5,25 +5,20 @@ The rules are docs/strategies.md, U1 to U6, and of the hash docs/identity.md, I1
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import importlib
 import importlib.metadata
 import inspect
-import linecache
 import math
 import re
 import sys
-import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
-from functools import partial
 from numbers import Real
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType, TracebackType
+from types import FunctionType, TracebackType
 from typing import Final, TypeVar, cast
 
 from msgspec import Struct
@@ -31,7 +26,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.twins import TWINS
 from tracepaper.daemon.session import outside
-from tracepaper.daemon.session.outside import INSTALLED, SUFFIXES
+from tracepaper.daemon.session.sources import Code, own_folder
 from tracepaper.strategies.declared_state import check_declared
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.gates import GATES, gate_order
@@ -72,20 +67,10 @@ _GIVEN: Final = {
 }
 """What may be None of an outlook, and when."""
 
-Code = type | FunctionType
-"""A user's class, or function."""
-
-_PARSING: Final = threading.Lock()
-"""Held while Python parses: that of 3.11 counts the depth of all threads' trees together."""
-
 _BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
-_PARSES: Final = 100
-"""After so many that were disturbed the next one's error is let through."""
-
 Own = TypeVar("Own", Strategy, PortfolioStrategy)
-_Parsed = TypeVar("_Parsed", ast.Module, str)
 OwnClass = type[Strategy] | type[PortfolioStrategy]
 """What a configuration may name: one object an instrument, or one for all of them."""
 
@@ -118,15 +103,6 @@ def is_importable(made_of: type) -> bool:
     outermost = made_of.__module__.partition(".")[0]
     finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
     return any(find(outermost, None) for find in finders if find is not None)
-
-
-def has_source(made_of: type) -> bool:
-    """Return whether Python still has the source of *made_of*, in a file or as it was typed."""
-    try:
-        _source(made_of)
-    except (OSError, TypeError):
-        return False
-    return True
 
 
 def user_class(name: str) -> OwnClass:
@@ -632,220 +608,6 @@ def short(value: object, *, quoted: bool = True) -> str:
     """Return *value* in at most some 80 characters of one line."""
     text = " ".join((repr(value) if quoted else str(value)).split())
     return text if len(text) <= 80 else text[:77] + "…"  # a line's worth
-
-
-# ---------------------------------------------------------------- what it is made of
-
-_DYNAMIC: Final = frozenset({"import_module", "__import__"})
-
-
-def class_sha256(made_of: Code) -> str:
-    """Return the id of *made_of*: the SHA-256 of every source file of its own that it is made of.
-
-    A class that was typed (in a notebook, or after ``python -c``) is hashed by its source, and
-    where not even that is kept, by its compiled code.
-    """
-    digest = hashlib.sha256()
-    root = own_folder(made_of)
-    if root is None:
-        digest.update(_typed_source(made_of))
-        return digest.hexdigest()
-    module = sys.modules[made_of.__module__]
-    assert module.__file__ is not None
-    for path in own_sources(Path(module.__file__), root):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def own_folder(made_of: Code) -> Path | None:
-    """Return the folder in which its own code lies; None where it was typed.
-
-    Of a package it is the folder that holds the outermost package.
-    """
-    module = sys.modules.get(made_of.__module__)
-    file = getattr(module, "__file__", None)
-    if not isinstance(module, ModuleType) or file is None or not Path(file).is_file():
-        return None
-    if "ipykernel" in Path(file).parent.name:
-        return None
-    folder = Path(file).resolve().parent
-    depth = module.__name__.count(".") + hasattr(module, "__path__")
-    for _ in range(depth if module.__name__ != "__main__" else 0):
-        folder = folder.parent
-    return folder
-
-
-def own_sources(start: Path, root: Path) -> list[Path]:
-    """Return *start* and every file under *root* that it imports, directly or not, sorted."""
-    found: set[Path] = set()
-    waiting = [start.resolve()]
-    while waiting:
-        path = waiting.pop()
-        if path in found:
-            continue
-        found.add(path)
-        if path.suffix == ".py":
-            waiting += _imported(path, root)
-    return sorted(found)
-
-
-def _imported(path: Path, root: Path) -> Iterator[Path]:
-    """Yield the files under *root* that the source at *path* names in an import.
-
-    Of an installed package only its own files: its folder also holds everybody else's.
-    """
-    package = path.parent.relative_to(root).parts
-    alone = package[:1] or (path.stem,)
-    try:
-        tree = _parsed(path)
-    except (SyntaxError, ValueError):
-        return  # Python cannot import it either, so it brings nothing more
-    for name in _names(tree, package):
-        if root.name in INSTALLED and name[:1] != alone:
-            continue
-        folder = root
-        for part in name:
-            folder = folder / part
-            yield from _existing(folder / "__init__", folder)
-
-
-def _parsed(path: Path) -> ast.Module:
-    """Return the tree of the source at *path*; raise ``SyntaxError`` or ``ValueError``."""
-    source = path.read_bytes()
-    return _alone(lambda: ast.parse(source))
-
-
-def _source(part: Code) -> str:
-    """Return the source of a class or function; raise ``OSError`` or ``TypeError`` without one."""
-    try:
-        return _alone(lambda: inspect.getsource(part))
-    except (OSError, TypeError):
-        if isinstance(part, type) and (typed := _cell_source(part)):
-            return typed
-        raise
-
-
-def _cell_source(part: type) -> str:
-    """Return the source of a class of a notebook's cell, or an empty text.
-
-    ``inspect`` looks for a class in its module's file, which a notebook's does not have. IPython
-    keeps each cell under the file name that the code of its functions bears.
-    """
-    for method in vars(part).values():
-        if not isinstance(method, FunctionType) or method.__module__ != part.__module__:
-            continue
-        code = method.__code__
-        lines = linecache.getlines(code.co_filename)
-        try:
-            tree = _alone(partial(ast.parse, "".join(lines)))
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and node.name == part.__name__:
-                first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-                if first <= code.co_firstlineno <= (node.end_lineno or 0):
-                    return "".join(lines[first - 1 : node.end_lineno])
-    return ""
-
-
-def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
-    """Return what *parse* gives, one of ours at a time.
-
-    Libraries parse too, as ``inspect.signature`` does, and know no lock of ours: where one came
-    amid, Python says so by a ``SystemError``, and it is asked again.
-    """
-    with _PARSING:
-        for _ in range(_PARSES):
-            try:
-                return parse()
-            except SystemError:
-                continue
-        return parse()
-
-
-def packages_of(made_of: type) -> list[str]:
-    """Return the names of the installed packages that the class's own sources import."""
-    root = own_folder(made_of)
-    if root is None:
-        return []
-    names: set[str] = set()
-    for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
-        if path.suffix == ".py":
-            names |= {one[0] for one in _names(_parsed(path), ()) if one}
-    own = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
-    return sorted(names - sys.stdlib_module_names - own - {"tracepaper"})
-
-
-def versions_of(made_of: type) -> dict[str, str]:
-    """Return the versions of the installed packages that the class's own sources import."""
-    found = {}
-    for name in packages_of(made_of):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            for package in importlib.metadata.packages_distributions().get(name, ()):
-                found[package] = importlib.metadata.version(package)
-    return found
-
-
-def _existing(*stems: Path) -> Iterator[Path]:
-    for stem in stems:
-        for suffix in SUFFIXES:
-            if (path := stem.with_name(stem.name + suffix)).is_file():
-                yield path
-                break
-        else:
-            yield from stem.parent.glob(f"{stem.name}.*.so")
-
-
-def _names(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield every module that *tree* may import, as its parts below the own folder."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=aliases):
-                yield from (tuple(alias.name.split(".")) for alias in aliases)
-            case ast.ImportFrom(module=module, names=aliases, level=level):
-                base = package[: len(package) - level + 1] if level else ()
-                base += tuple((module or "").split(".")) if module else ()
-                yield base
-                yield from ((*base, alias.name) for alias in aliases)
-            case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]):
-                called = getattr(function, "attr", getattr(function, "id", ""))
-                if called in _DYNAMIC:
-                    yield tuple(part for part in name.split(".") if part)
-            case _:
-                pass
-
-
-def _typed_source(made_of: Code) -> bytes:
-    """Return what is known of a typed function, or class and those that it derives from."""
-    parts: list[bytes] = []
-    if isinstance(made_of, FunctionType):
-        try:
-            return _source(made_of).encode()
-        except (OSError, TypeError):
-            return b"\0".join(_codes([made_of]))
-    for part in made_of.__mro__:
-        if own_folder(part) is None and part.__module__ not in sys.builtin_module_names:
-            try:
-                parts.append(_source(part).encode())
-            except (OSError, TypeError):
-                parts.append(part.__qualname__.encode())
-                parts += _codes(vars(part).values())
-    return b"\0".join(parts)
-
-
-def _codes(values: Iterable[object]) -> Iterator[bytes]:
-    """Yield the bytecode, names and constants of every function among *values*."""
-    for value in values:
-        if isinstance(value, FunctionType):
-            value = value.__code__  # noqa: PLW2901 - a function is its code
-        if isinstance(value, CodeType):
-            yield value.co_code + repr((value.co_names, value.co_varnames)).encode()
-            yield from _codes(value.co_consts)
-        elif isinstance(value, (int, float, str, bytes, bool, tuple, frozenset)):
-            yield repr(value).encode()
 
 
 def _check_frames(name: str, strategy: Strategy | PortfolioStrategy) -> None:

@@ -23,15 +23,8 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session import outside
-from tracepaper.daemon.session.user_class import (
-    MEND,
-    ForeignCode,
-    class_sha256,
-    imported,
-    own_folder,
-    short,
-    versions_of,
-)
+from tracepaper.daemon.session.sources import class_sha256, own_folder, versions_of
+from tracepaper.daemon.session.user_class import MEND, ForeignCode, imported, short
 from tracepaper.storage.checkpoints import Identity, identity
 from tracepaper.strategies import features
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed

@@ -17,7 +17,8 @@ from typing import Any, Final
 import numpy as np
 from msgspec import Struct
 
-from tracepaper.daemon.session.user_class import own_folder, own_sources, unguarded
+from tracepaper.daemon.session.sources import own_folder, own_sources
+from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.strategies.portfolio import PortfolioStrategy
 from tracepaper.strategies.strategy import Strategy
 

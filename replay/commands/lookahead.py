@@ -161,7 +161,7 @@ def _preloaded(given: Config) -> list[str]:
     """Return the slow packages that the model needs, to be loaded once for all processes."""
     from tracepaper.daemon.config.sections import ORDERBOOK
     from tracepaper.daemon.session.build import needs_forecaster
-    from tracepaper.daemon.session.user_class import packages_of
+    from tracepaper.daemon.session.sources import packages_of
     from tracepaper.daemon.session.user_model import model_class
     from tracepaper.replay.checks.lookahead import MODEL
 

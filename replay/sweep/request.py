@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from tracepaper.daemon.config.loading import Sections, load
 from tracepaper.daemon.session.run_record import code_version
-from tracepaper.daemon.session.user_class import class_sha256, known_class, user_class
+from tracepaper.daemon.session.sources import class_sha256
+from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.vectors import vectors_path
 from tracepaper.replay.archive import Candles, read_candles, read_funding
 from tracepaper.replay.archive.depth import StoredDepth

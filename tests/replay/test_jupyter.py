@@ -27,7 +27,7 @@ class Rising(Strategy):
 FIRST: Final = f"""\
 import tracepaper
 from tracepaper import Action, Signal, Strategy
-from tracepaper.daemon.session.user_class import class_sha256
+from tracepaper.daemon.session.sources import class_sha256
 
 candles = {str(MONTH_CANDLES[0])!r}
 params = {{"fast": 20, "slow": 100}}

@@ -7,6 +7,7 @@ import gc
 import importlib
 import inspect
 import math
+import shutil
 import sys
 import threading
 from asyncio import CancelledError
@@ -23,20 +24,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session import sources
 from tracepaper.daemon.session.run_record import strategy_sha256
-from tracepaper.daemon.session.user_class import (
-    REASON_LONGEST,
+from tracepaper.daemon.session.sources import (
     class_sha256,
     has_source,
-    user_class,
-    user_strategy,
+    names_of,
+    written_imports,
 )
+from tracepaper.daemon.session.user_class import REASON_LONGEST, user_class, user_strategy
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Cancel, Orders, Percent, Signal, Volatility, buy
 from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.types import Action, Bar
 
+ROOT = Path(__file__).parents[3]
 OUTLOOK = Outlook.of([bar()], instrument())
 LONG = Signal(Action.LONG, "up")
 DOWN = Signal(Action.FLAT, "down")
@@ -376,6 +379,42 @@ def test_the_id_does_not_depend_on_where_the_folder_lies(hashed: Hashed, tmp_pat
     sys.path[0] = str(moved)
     importlib.invalidate_caches()
     assert hashed() == before
+
+
+def test_the_id_keeps_its_value(hashed: Hashed) -> None:
+    """Runs that are stored name it."""
+    assert hashed() == "8697afbf1ebe8332cf7266bd82a3e3533d5b1574ec884411f9f85aa6ecc6dc47"
+
+
+@pytest.mark.parametrize("room", ["daemon", "replay", "storage", "strategies"])
+def test_what_our_sources_import_is_read_as_python_parses_it(room: str) -> None:
+    """All of them: a source that is laid out otherwise would change the ids of our strategies."""
+    for path in (ROOT / room).rglob("*.py"):
+        source, package = path.read_bytes(), path.parent.relative_to(ROOT).parts
+        parsed = set(names_of(ast.parse(source), package))
+        assert set(written_imports(source, package)) == parsed, path
+
+
+def test_a_strategy_of_the_package_is_hashed_without_parsing_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Laid out as it is installed, `import tracepaper` reaches most of the package."""
+    package = tmp_path / "tracepaper"
+    for room in ("daemon", "replay", "storage", "strategies"):
+        shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("*.gz", "*.pyc"))
+    shutil.copy(ROOT / "__init__.py", package)
+    monkeypatch.setattr(sources, "ROOMS", tuple(f"{one}/" for one in package.iterdir()))
+    parsed: list[bytes] = []
+    parse = ast.parse
+
+    def counted(source: bytes) -> ast.Module:
+        parsed.append(source)
+        return parse(source)
+
+    monkeypatch.setattr(ast, "parse", counted)
+    start = package / "strategies" / "examples" / "trend.py"
+    assert len(sources.own_sources(start, tmp_path)) > 200
+    assert parsed == [(package / "__init__.py").read_bytes()]
 
 
 @pytest.mark.parametrize("other", ["x + 2", "y + 1", "-x"])
