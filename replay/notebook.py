@@ -24,6 +24,7 @@ from tracepaper.storage.reader import Reader, resolve
 from tracepaper.storage.run_views import RunViews
 from tracepaper.storage.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import missing_sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,9 +269,7 @@ def _polars() -> Build[pl.DataFrame]:
     try:
         import polars as pl
     except ImportError as error:
-        raise ConfigInvalid(
-            "Frames need polars; install it with pip install 'tracepaper[report]'."
-        ) from error
+        raise ConfigInvalid(missing_sentence("polars", 'frames="polars"')) from error
     types = {
         "text": pl.String(),
         "integer": pl.Int64(),

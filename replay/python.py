@@ -43,6 +43,7 @@ from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.trades import ClosedTrade, trades
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.extras import require
 from tracepaper.strategies.types import Category
 from tracepaper.strategies.words import NOTHING
 
@@ -242,7 +243,8 @@ class Backtest:
 
         self._require_open()
         if chart is not None:
-            check(Path(chart), last)
+            check(Path(chart), last, "chart")
+        require("plotly", "html", html)
         made = build_report(self.database, self.run_id)
         if html is not None:
             from tracepaper.replay.report.page import write_page

@@ -19,6 +19,7 @@ from tracepaper.storage.columns import SEQUENCE_LIMIT
 from tracepaper.storage.reader import run_span
 from tracepaper.storage.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import missing_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -373,9 +374,7 @@ def _parquet_file(path: Path, view: View) -> Iterator[Callable[[Rows], object]]:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise ConfigInvalid(
-            "Parquet needs pyarrow: install tracepaper[data], or export --csv."
-        ) from None
+        raise ConfigInvalid(missing_sentence("pyarrow", "Parquet")) from None
     types = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
     schema = pa.schema([(column.name, types[column.kind]) for column in view.columns])
     with parquet.ParquetWriter(path, schema) as file:

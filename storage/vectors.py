@@ -24,7 +24,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid, shown
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.vectors import (
     AGE,
     ALL_SYMBOLS,
@@ -150,7 +151,7 @@ def _arrow(path: Path, raw: bytes) -> Table:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise DataInvalid(f"{path} needs pyarrow to be read: install tracepaper[data].") from None
+        raise ConfigInvalid(missing_sentence("pyarrow", f"{path}")) from None
     try:
         found = parquet.read_table(pa.BufferReader(raw), page_checksum_verification=True)
         found.validate(full=True)

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import missing_sentence
 
 Array = npt.NDArray[np.float64]
 
@@ -136,8 +137,8 @@ def require_solver(rule: Rule) -> None:
         import_module("cvxpy")
     except ImportError as error:
         raise ConfigInvalid(
-            f"The rule {rule} needs cvxpy ({error}); install tracepaper[portfolio], or choose "
-            "equal or inverse."
+            f"{missing_sentence('cvxpy', f'The rule {rule}')[:-1]}, or choose equal or inverse "
+            f"({error})."
         ) from None
 
 

@@ -242,10 +242,12 @@ def export(
     from tracepaper.storage.questions import chosen
     from tracepaper.storage.questions import export as write
     from tracepaper.storage.reader import Reader
+    from tracepaper.strategies.extras import require
 
     folder = parquet or csv
     if folder is None or (parquet and csv):
         raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
+    require("pyarrow", "--parquet", parquet)
     wanted = chosen(views)
     moving = sys.stderr.isatty()
 

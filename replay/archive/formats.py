@@ -26,6 +26,7 @@ from tracepaper.replay.archive.depth import MARK
 from tracepaper.replay.archive.names import normalise
 from tracepaper.replay.archive.tables import RawTable
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import missing_sentence
 
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
 WRAPPERS: Final = ("candles", "data", "prices")
@@ -260,7 +261,7 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
         from pyarrow import feather as pa_feather
         from pyarrow import parquet as pa_parquet
     except ImportError:
-        raise DataInvalid(f"{path} needs pyarrow to be read: install tracepaper[data].") from None
+        raise ConfigInvalid(missing_sentence("pyarrow", f"{path}")) from None
     source = pa.BufferReader(raw)
     try:
         found = pa_feather.read_table(source) if feather else pa_parquet.read_table(source)

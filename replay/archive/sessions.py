@@ -22,6 +22,7 @@ from tracepaper.replay.archive.decimals import IntArray
 from tracepaper.replay.archive.times import ZONELESS, iso
 from tracepaper.strategies.calendar import Anchor, Calendar, Sessions, is_whole_days
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.market import DAY_MS, MINUTE_MS, interval_start
 
 SessionsFor = Callable[[int, int], Sessions]
@@ -53,8 +54,7 @@ def _calendar_class(name: str) -> Any:  # noqa: ANN401 - a module of an optional
         import exchange_calendars
     except ImportError:
         raise ConfigInvalid(
-            f"market.calendar {name!r} needs the package exchange_calendars; install "
-            "tracepaper[stocks]."
+            missing_sentence("exchange_calendars", f"market.calendar {name!r}")
         ) from None
     known = exchange_calendars.get_calendar_names()
     if name not in known:

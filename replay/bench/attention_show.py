@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from rich.console import Group
 from rich.table import Table
-
-from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,18 +52,8 @@ def render(figures: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def require_plot() -> None:
-    """Raise ``ConfigInvalid`` where ``plot`` could not draw; ask before minutes of measuring."""
-    if find_spec("matplotlib") is None:
-        raise ConfigInvalid("A PNG needs matplotlib; install tracepaper[plot] or use --json.")
-
-
 def plot(figures: Mapping[str, Any], path: Path) -> None:
-    """Write time and memory over the number of bars, causal, to *path* as PNG.
-
-    Raises ``ConfigInvalid`` where matplotlib is missing.
-    """
-    require_plot()
+    """Write time and memory over the number of bars, causal, to *path* as PNG."""
     figure_class = import_module("matplotlib.figure").Figure
     rows = [row for row in figures["attention"] if row["mask"] == "causal"]
     panels = [panel for panel in _PANELS if any(f"flash_{panel.suffix}" in row for row in rows)]

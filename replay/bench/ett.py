@@ -16,6 +16,7 @@ from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.training import direct_baselines as baselines
 from tracepaper.replay.training.direct_data import Fitted, Task, errors, prepare, read_table
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
 
 FITTED: Final = ("flash", "informer", "lstm")
 NETWORKS: Final = (*FITTED, "ridge", "tree")
@@ -49,6 +50,7 @@ def measure(
     """
     if network not in NETWORKS:
         raise ConfigInvalid(f"There is no network {network!r}; use {', '.join(NETWORKS)}.")
+    require("lightgbm", "--network tree", network == "tree")
     table = read_table(path)
     task = prepare(path, table, horizon=horizon, univariate=univariate)
     naive = _measured(task, lambda: baselines.seasonal(task))

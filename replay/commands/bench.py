@@ -169,10 +169,10 @@ def attention(
 
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.bench.attention import SIZES, measure
-    from tracepaper.replay.bench.attention_show import plot, render, require_plot
+    from tracepaper.replay.bench.attention_show import plot, render
+    from tracepaper.strategies.extras import require
 
-    if png is not None:
-        require_plot()
+    require("matplotlib", "--png", png)
     figures = measure(bars or SIZES, long=long, threads=threads, compare=compare or (), tell=_tell)
     if png is not None:
         plot(figures, png)

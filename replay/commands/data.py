@@ -81,7 +81,9 @@ def import_(
     from tracepaper.replay.archive import read_many
     from tracepaper.replay.archive.series import import_candles
     from tracepaper.replay.archive.sessions import sessions_named
+    from tracepaper.strategies.extras import require
 
+    require("exchange_calendars", "--calendar", calendar)
     file = database_path(archive, config)
     parts = read_many(
         paths,
@@ -118,7 +120,9 @@ def check(
     from tracepaper.replay.archive.quality import quality
     from tracepaper.replay.archive.sessions import sessions_named
     from tracepaper.replay.commands.recording import depth_lines
+    from tracepaper.strategies.extras import require
 
+    require("exchange_calendars", "--calendar", calendar)
     sessions_for = None if calendar is None else sessions_named(calendar)
     documents: list[dict[str, object]] = []
     refused = 0
@@ -232,7 +236,9 @@ def describe(
     from tracepaper.replay.training.array_cache import ArrayCache, default_folder
     from tracepaper.replay.training.described import described, lines
     from tracepaper.replay.training.material import Material, ahead, intervals_of
+    from tracepaper.strategies.extras import require
 
+    require("exchange_calendars", "--calendar", calendar)
     dates = [train_until, validate_until, calibrate_until]
     material = Material.read(
         paths,

@@ -99,7 +99,10 @@ def evaluate(
     from tracepaper.replay.training.book_map import is_of_books
     from tracepaper.storage.checkpoints import locate
     from tracepaper.strategies.errors import ConfigInvalid
+    from tracepaper.strategies.extras import require
 
+    require("plotly", "--html", html)
+    require("captum", "--attributions", attributions)
     asked = {
         "explanations": explanations,
         "ablation": ablation,
@@ -454,6 +457,7 @@ def _refit(
     from tracepaper.replay.judging.output import documents, show_tables, write_tables
     from tracepaper.replay.judging.refits import refit, tables
     from tracepaper.replay.judging.spans import recipe_hash
+    from tracepaper.replay.training.boosting import import_lightgbm
     from tracepaper.replay.training.recipe import requested_baselines
     from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
 
@@ -461,6 +465,9 @@ def _refit(
     _, found = _loaded(name, threads, supplied)
     card: Mapping[str, Any] = found.card
     # First, for they refuse what cannot be had before minutes have passed.
+    rows = part_of(card, HALVES[1]) if is_ensemble(card) else card
+    if rows["model"]["kind"] == "tree":
+        import_lightgbm("--folds")
     cards = {change: instead.changed(card, change) for change in changes}
     network = part_of(card, HALVES[0]) if is_ensemble(card) else card
     wide, own = (one["features"]["schema_id"] for one in (card, network))

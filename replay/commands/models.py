@@ -135,7 +135,10 @@ def export(
     their absolute positions, its outputs the heads at the last bar.
     """
     from tracepaper.replay.training.stored_network import StoredNetwork
+    from tracepaper.strategies.extras import require
 
+    for package in ("onnx", "onnxscript"):
+        require(package, "--to onnx", to == "onnx")
     found = StoredNetwork.open(model).exported(to, out, bars=bars)
     if json:
         print_json(found)

@@ -63,7 +63,9 @@ def report(
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.report.document import build_report
     from tracepaper.replay.report.terminal import as_document, show
+    from tracepaper.strategies.extras import require
 
+    require("plotly", "--html", html)
     if chart is not None:
         from tracepaper.replay.report.picture import check
 

@@ -96,8 +96,11 @@ def sweep(
     from tracepaper.replay.sweep.show import show_sweep
     from tracepaper.replay.sweep.space import axis_of_text
     from tracepaper.strategies.errors import ConfigInvalid
+    from tracepaper.strategies.extras import require
 
     given = [*(files or ()), *(data or ())]
+    require("plotly", "--html", html)
+    require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
     if not given:
         raise ConfigInvalid("Give candles: tracepaper sweep PATH, or --data PATH for each file.")
     axes = [axis_of_text(text) for text in space]

@@ -307,12 +307,16 @@ def _made(
 ) -> list[tuple[Path, Checkpoint]]:
     """Train by the recipe of each seed; none where the recipe is printed instead."""
     from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
+    from tracepaper.strategies.extras import require
 
     chosen = _recipes(recipe, given, seeds)
     if print_recipe:
         typer.echo(chosen[0].text(), nl=False)
         return []
     files, folder = _required(data, out)
+    require("exchange_calendars", "--calendar", given["features"]["calendar"])
+    for one in chosen:
+        _require_lightgbm(one, recipe)
     if vectors is not None:
         _require_modalities(chosen)
     together = [one for one in chosen if isinstance(one, AlignedRecipe)]
@@ -320,6 +324,18 @@ def _made(
         return _train_together(together, files, folder, cache, resume=resume)
     alone = [one for one in chosen if not isinstance(one, AlignedRecipe)]
     return _train(alone, files, folder, cache, vectors=vectors, resume=resume)
+
+
+def _require_lightgbm(chosen: AnyRecipe, file: Path | None) -> None:
+    """Raise ``ConfigInvalid`` where *chosen*, of a *file* or of options, fits trees without it."""
+    from tracepaper.replay.training.boosting import import_lightgbm
+    from tracepaper.replay.training.ensemble import EnsembleRecipe
+    from tracepaper.replay.training.rowwise import RowRecipe
+
+    rows = chosen.rows if isinstance(chosen, EnsembleRecipe) else chosen
+    if isinstance(rows, RowRecipe) and rows.kind == "tree":
+        option = "--network tree" if rows is chosen else "--with tree"
+        import_lightgbm(option if file is None else f"The tree of {file}")
 
 
 def _require_modalities(chosen: Sequence[AnyRecipe]) -> None:

@@ -26,6 +26,7 @@ from tracepaper.replay.report.tables import Figure, Table, printed, table
 from tracepaper.replay.report.trades import ClosedTrade, trades
 from tracepaper.storage.chain import ChainReport, verify_chain
 from tracepaper.storage.reader import Reader
+from tracepaper.strategies.extras import is_installed
 from tracepaper.strategies.gates import GATES as GATES_KNOWN
 from tracepaper.strategies.gates import GateKind, late
 
@@ -310,13 +311,14 @@ def traced(ending: Ending, played: Played) -> str:
 
 
 def commands(ending: Ending, files: ShowFiles) -> tuple[str, str, str]:
-    """Return three commands to go on with."""
+    """Return three commands to go on with, which run with what is installed."""
     program, database = program_name(), files.database
+    page = f" --html {database.with_suffix('.html')}" if is_installed("plotly") else ""
     sequence = ending.decision.decision["sequence"] if ending.decision else "SEQUENCE"
     return (
         f"{program} verify last --db {database}",
         f"{program} explain last:{sequence} --full --db {database}",
-        f"{program} report last --db {database} --html {files.database.with_suffix('.html')}",
+        f"{program} report last --db {database}{page}",
     )
 
 

@@ -16,6 +16,7 @@ from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, r
 from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.replay.report.listed import listed
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
+from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.explain.by_feature import ByFeature
@@ -59,6 +60,8 @@ def explain_decision(
     all that --full does. Raises ``DataInvalid``, ``AttentionInvalid`` or
     ``CheckpointMismatch`` where what was asked for cannot be had.
     """
+    require("matplotlib", "--png", png)
+    require("plotly", "--page", page)
     beside.check()
     if asked:
         from tracepaper.replay.explain.by_method import check_asked
@@ -66,10 +69,6 @@ def explain_decision(
         check_asked(asked)
     path, run_id, sequence = locate(decision, database)
     stored = read_stored(path, run_id, sequence)
-    if png is not None:
-        from tracepaper.replay.explain.picture import require_plotting
-
-        require_plotting()
     found = Recomputed()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
     if full or asked or beside or page is not None:

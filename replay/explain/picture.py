@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, verdict_of
 from tracepaper.replay.explain.terminal import BASIS_POINTS
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import BLOCK_BARS
 
@@ -46,12 +45,6 @@ class _Blocks:
     stop: Floats
     share: Floats  # percent of the rollout
     older: float  # percent, before the oldest block
-
-
-def require_plotting() -> None:
-    """Raise ``ConfigInvalid`` where matplotlib is missing."""
-    if find_spec("matplotlib") is None:
-        raise ConfigInvalid("A PNG needs matplotlib; install tracepaper[plot] or use --json.")
 
 
 def draw(database: Path, stored: StoredDecision, full: Full | None, path: Path) -> None:

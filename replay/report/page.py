@@ -31,6 +31,7 @@ from tracepaper.replay.report.tables import Form, Table, Value, tone, written
 from tracepaper.replay.report.terminal import counted, span
 from tracepaper.replay.report.trade_details import trades
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.market import MINUTE_MS
 
 if TYPE_CHECKING:
@@ -148,9 +149,7 @@ def _plotly() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
-        raise ConfigInvalid(
-            "--html needs plotly; install it with pip install 'tracepaper[report]'."
-        ) from error
+        raise ConfigInvalid(missing_sentence("plotly", "A page")) from error
     packed = gzip.compress(str(get_plotlyjs()).encode(), compresslevel=6, mtime=0)
     return base64.b64encode(packed).decode()
 

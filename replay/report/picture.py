@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,6 +13,7 @@ from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.extras import require
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import OrderRole
 
@@ -40,14 +40,16 @@ DPI: Final = 130
 BARS_LEAST: Final = 2  # a line takes two points
 
 
-def check(path: Path, last: int) -> None:
-    """Raise ``ConfigInvalid`` where no picture of *last* bars can be written to *path*."""
+def check(path: Path, last: int, option: str = "--chart") -> None:
+    """Raise ``ConfigInvalid`` where no picture of *last* bars can be written to *path*.
+
+    *option* is what asked for it.
+    """
     if type(last) is not int or last < BARS_LEAST:
         raise ConfigInvalid(f"last is {shown(last)}; give a number of bars, at least {BARS_LEAST}.")
     if path.suffix.lower() not in KINDS:
         raise ConfigInvalid(f"{path} is no picture; name a .png or .svg file.")
-    if find_spec("matplotlib") is None:
-        raise ConfigInvalid("A picture needs matplotlib; install tracepaper[plot].")
+    require("matplotlib", option)
 
 
 def draw(report: Report, path: Path, *, last: int) -> None:

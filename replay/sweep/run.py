@@ -40,6 +40,7 @@ from tracepaper.replay.sweep.samplers import Sampler, sampler_of
 from tracepaper.replay.sweep.spans import Span
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
+from tracepaper.strategies.extras import require
 
 Progress = Callable[[int, int, "float | None"], None]
 """Told after each run: how many are done, of how many, and the best value so far."""
@@ -52,6 +53,7 @@ class Sweep(SweepResult):
         """Write the sweep as one page that needs no network; plotly draws its heat map."""
         from tracepaper.replay.sweep.page import write_sweep
 
+        require("plotly", "html")
         write_sweep(self, Path(html))
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from tracepaper.replay.sweep.space import Axis, Point, grid
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import missing_sentence
 
 DRAWN_BY_DEFAULT: Final = 100
 SAMPLERS: Final = ("grid", "random", "tpe")
@@ -53,7 +54,7 @@ class OptunaSampler:
     def __init__(
         self, name: str, axes: Sequence[Axis], *, count: int, seed: int, maximize: bool
     ) -> None:
-        library = _optuna()
+        library = _optuna(name)
         self.count = count
         self._seed = seed
         self._axes = axes
@@ -150,12 +151,11 @@ def _stored(axis: Axis, value: Any) -> Any:  # noqa: ANN401 - a value of the axi
     return axis.values.index(value) if axis.values else value
 
 
-def _optuna() -> Any:  # noqa: ANN401 - the library
+def _optuna(name: str) -> Any:  # noqa: ANN401 - the library
     try:
         import optuna
     except ImportError as error:
         raise ConfigInvalid(
-            "The samplers random and tpe need Optuna; install it with pip install "
-            "'tracepaper[sweep]', or take the sampler grid."
+            f"{missing_sentence('optuna', f'The sampler {name}')[:-1]}, or take the sampler grid."
         ) from error
     return optuna

@@ -27,6 +27,7 @@ from tracepaper.replay.training.subject import (
     looked,
 )
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.attributing import PATH_NODES
 from tracepaper.strategies.forecasters.rowwise import TrainedRows
@@ -84,9 +85,7 @@ def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
     try:
         from captum.attr import IntegratedGradients, KernelShap, Lime
     except ImportError:
-        raise ConfigInvalid(
-            "--attributions needs captum; install tracepaper[attributions] or leave it out."
-        ) from None
+        raise ConfigInvalid(missing_sentence("captum", "--attributions")) from None
 
     def asked(made: _Method, groups: int) -> Array:
         given = torch.ones(1, groups)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.forecasters.trees import LEAVES_MOST, Trees, joined
 
 Floats = NDArray[np.float64]
@@ -63,14 +64,12 @@ class LabelledRows:
     weights: NDArray[np.floating[Any]]
 
 
-def import_lightgbm() -> ModuleType:
+def import_lightgbm(needed_by: str = "A fit of trees") -> ModuleType:
     """Return LightGBM; raise ``ConfigInvalid`` that says what is missing where it is not there."""
     try:
         import lightgbm
     except ImportError:
-        raise ConfigInvalid(
-            "Trees are fitted by LightGBM, which is not installed; install tracepaper[train]."
-        ) from None
+        raise ConfigInvalid(missing_sentence("lightgbm", needed_by)) from None
     except OSError as error:
         raise ConfigInvalid(
             f"LightGBM needs a library of the system that is missing ({error}); install OpenMP's, "

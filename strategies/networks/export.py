@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,10 +91,7 @@ def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) 
     missing, an operation has no translation, or outputs differ by more than ``AGREEMENT_MAX``.
     """
     for package in ("onnx", "onnxscript"):
-        if find_spec(package) is None:
-            raise AttentionInvalid(
-                f"ONNX export needs the package {package}; install tracepaper[export]."
-            )
+        require(package, "ONNX export")
     program = export_program(network, example)
     with torch.no_grad():
         probe = _probe(example)

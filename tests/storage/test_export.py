@@ -153,7 +153,7 @@ def test_without_pyarrow_parquet_says_what_to_install(
     reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigInvalid, match=r"install tracepaper\[data\]"):
+    with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[data\]"):
         export(reader, "plain", tmp_path / "out", "parquet")
     assert list(tmp_path.iterdir()) == []
     export(reader, "plain", tmp_path / "out", "csv")

@@ -170,5 +170,5 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(
 
     monkeypatch.setattr(allocation, "import_module", absent)
     require_solver(Rule.INVERSE)
-    with pytest.raises(ConfigInvalid, match=r"install tracepaper\[portfolio\]"):
+    with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[portfolio\]"):
         allocate(Rule.MINIMUM, risk)

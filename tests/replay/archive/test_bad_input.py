@@ -232,7 +232,8 @@ def test_parquet_without_pyarrow_names_the_extra(
     path = tmp_path / "BTCUSDT.parquet"
     path.write_bytes(b"PAR1xxxx")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert "install tracepaper[data]" in refusal(path)
+    with pytest.raises(ConfigInvalid, match=r"BTCUSDT.parquet needs pyarrow: .*tracepaper\[data\]"):
+        read_candles(path)
 
 
 def test_overlapping_files_are_merged_once(tmp_path: Path) -> None:

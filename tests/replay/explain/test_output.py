@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -239,19 +238,6 @@ def test_a_picture_of_nothing_is_refused(
     assert explain(modelless, 40, "--png", str(path)) == 1
     assert "There is no attribution to draw" in said(capsys)[1]
     assert not path.exists()
-
-
-def test_a_picture_without_matplotlib_names_what_to_install(
-    database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    finders = [finder for finder in sys.meta_path if not hasattr(finder, "find_spec")]
-    monkeypatch.setattr(sys, "meta_path", finders)
-    monkeypatch.delitem(sys.modules, "matplotlib", raising=False)
-    from tracepaper.replay.explain.picture import require_plotting
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    with pytest.raises(ConfigInvalid, match=r"install tracepaper\[plot\]"):
-        require_plotting()
 
 
 def test_a_picture_that_cannot_be_written_is_one_sentence(

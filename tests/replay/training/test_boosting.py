@@ -98,7 +98,7 @@ class Without(MetaPathFinder):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ModuleNotFoundError("No module named 'lightgbm'"), r"install tracepaper\[train\]"),
+        (ModuleNotFoundError("No module named 'lightgbm'"), r"pip install 'tracepaper\[train\]"),
         (OSError("libgomp.so.1: cannot open shared object file"), "libgomp1 by Debian"),
     ],
 )

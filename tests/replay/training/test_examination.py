@@ -330,7 +330,7 @@ def test_agreement_is_of_sizes() -> None:
 
 def test_without_captum_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(ConfigInvalid, match=r"install tracepaper\[attributions\]"):
+    with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[attributions\]"):
         methods(is_smooth=True)
 
 

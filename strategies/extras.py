@@ -1,0 +1,45 @@
+"""Optional packages: the extra of each, and the one sentence where it is not installed.
+
+A command asks before it computes anything, under the option as it was typed.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Final
+
+from tracepaper.strategies.errors import ConfigInvalid
+
+EXTRAS: Final = {
+    "captum": "attributions",
+    "cvxpy": "portfolio",
+    "exchange_calendars": "stocks",
+    "lightgbm": "train",
+    "matplotlib": "plot",
+    "onnx": "export",
+    "onnxscript": "export",
+    "optuna": "sweep",
+    "plotly": "report",
+    "polars": "report",
+    "pyarrow": "data",
+}
+"""The extra that installs each package; ``tracepaper[all]`` installs every one of them."""
+
+
+def missing_sentence(package: str, needed_by: str) -> str:
+    """Return what to do where *package* is missing; *needed_by* begins the sentence."""
+    return (
+        f"{needed_by} needs {package}: install it with pip install "
+        f"'tracepaper[{EXTRAS[package]}]', or 'tracepaper[all]'."
+    )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether *package* can be imported; it is not imported for that."""
+    return find_spec(package) is not None
+
+
+def require(package: str, needed_by: str, given: object = True) -> None:  # noqa: FBT002 - a value
+    """Raise ``ConfigInvalid`` where *needed_by* is *given* and *package* is not installed."""
+    if given and not is_installed(package):
+        raise ConfigInvalid(missing_sentence(package, needed_by))

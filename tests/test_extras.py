@@ -1,0 +1,108 @@
+"""An extra that is missing is said at once, under the option as typed, with exit code 2."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import pytest
+from programs import ROOT
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import EXTRAS, require
+
+NOT_ALL: Final = {"flash", "docs", "dev", "all"}
+NAMED: Final[tuple[tuple[str, str, str], ...]] = (
+    ("report last --db none.db --html page.html", "plotly", "--html"),
+    ("report last --db none.db --chart chart.svg", "matplotlib", "--chart"),
+    ("explain last --db none.db --page page.html", "plotly", "--page"),
+    ("explain last --db none.db --png decision.png", "matplotlib", "--png"),
+    ("evaluate none --data none.csv --html page.html", "plotly", "--html"),
+    ("evaluate none --data none.csv --attributions 2", "captum", "--attributions"),
+    ("evaluate flash-1m --data none.csv --folds walk:1", "lightgbm", "--folds"),
+    ("sweep none.csv --strategy sma_cross --space fast=5,10 --html s.html", "plotly", "--html"),
+    (
+        "sweep none.csv --strategy sma_cross --space fast=5,10 --sampler tpe",
+        "optuna",
+        "--sampler tpe",
+    ),
+    ("bench attention --png bench.png", "matplotlib", "--png"),
+    ("bench ett --data none.csv --network tree", "lightgbm", "--network tree"),
+    ("train --data none.csv --network tree --out tree", "lightgbm", "--network tree"),
+    ("train --data none.csv --network flash --with tree --out two", "lightgbm", "--with tree"),
+    ("train --data none.csv --calendar XNAS --out shares", "exchange_calendars", "--calendar"),
+    ("data import none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
+    ("data check none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
+    ("data describe none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
+    ("models export none --to onnx --out none.onnx", "onnx", "--to onnx"),
+    ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
+    ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),
+)
+"""Commands over files that are not there: whatever is opened or computed first would say so."""
+
+
+def extras() -> dict[str, list[str]]:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        found: dict[str, list[str]] = tomllib.load(file)["project"]["optional-dependencies"]
+    return found
+
+
+def hide(package: str, patch: pytest.MonkeyPatch) -> None:
+    """Let *package* be missing: neither found nor imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        patch.delitem(sys.modules, name)
+    patch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.parametrize(("command", "package", "option"), NAMED)
+def test_a_missing_extra_is_said_before_anything_is_opened(
+    command: str,
+    package: str,
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hide(package, monkeypatch)
+    assert invoke(command.split()) == 2
+    assert capsys.readouterr().err == (
+        f"{option} needs {package}: install it with pip install 'tracepaper[{EXTRAS[package]}]', "
+        "or 'tracepaper[all]'.\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_extra_is_asked_for_by_some_command() -> None:
+    in_code = {"cvxpy", "polars"}  # by a strategy, and by a call for frames
+    assert {package for _, package, _ in NAMED} | in_code == set(EXTRAS)
+
+
+def test_each_package_is_named_with_the_extra_that_installs_it() -> None:
+    brought = {
+        (re.split(r"[^\w.-]", line, maxsplit=1)[0].replace("-", "_"), extra)
+        for extra, lines in extras().items()
+        if extra not in NOT_ALL
+        for line in lines
+    }
+    assert set(EXTRAS.items()) <= brought
+    assert {package for package, _ in brought} - set(EXTRAS) == {"onnxruntime"}  # a faster check
+
+
+def test_all_installs_every_extra_but_kernels_and_tools() -> None:
+    (line,) = extras()["all"]
+    named = line.removeprefix("tracepaper[").removesuffix("]").split(",")
+    assert named == sorted(set(extras()) - NOT_ALL)
+
+
+def test_what_is_installed_or_not_asked_for_is_not_complained_of() -> None:
+    require("plotly", "--html")
+    with pytest.MonkeyPatch.context() as patch:
+        hide("plotly", patch)
+        require("plotly", "--html", None)
+        with pytest.raises(ConfigInvalid, match=r"^--html needs plotly: "):
+            require("plotly", "--html", Path("page.html"))
