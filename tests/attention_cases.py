@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import torch
 from hypothesis import strategies as st
@@ -11,6 +12,55 @@ from torch import Tensor
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+
+Layout = Callable[[Tensor], Tensor]
+"""Gives a tensor of the same shape in other strides: the same values, or fewer that repeat."""
+
+
+def _spoiled(x: Tensor) -> float:
+    """Return what may not be read: NaN, or a number that no index is."""
+    return torch.nan if x.is_floating_point() else -99
+
+
+def _every_other(x: Tensor) -> Tensor:
+    """Lay the entries of the last dimension apart, with others between them."""
+    return torch.stack((x, torch.full_like(x, _spoiled(x))), dim=-1)[..., 0]
+
+
+def _cut_out(x: Tensor) -> Tensor:
+    """Cut the tensor out of a larger one, so that rows begin at odd places."""
+    sides = min(x.ndim, 2)
+    whole = torch.nn.functional.pad(x, [3, 2] * sides, value=_spoiled(x))
+    for dim in range(-sides, 0):
+        whole = whole.narrow(dim, 3, x.shape[dim])
+    return whole
+
+
+def _backwards(x: Tensor) -> Tensor:
+    """Store the last dimension as the slowest one."""
+    return x.permute(*reversed(range(x.ndim))).contiguous().permute(*reversed(range(x.ndim)))
+
+
+def _one_of(dim: int) -> Layout:
+    """Repeat the first entry along *dim* with a stride of zero."""
+    return lambda x: x.narrow(dim, 0, 1).expand_as(x) if x.ndim >= -dim else x
+
+
+LAYOUTS: Final[dict[str, Layout]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "every other entry": _every_other,
+    "cut out": _cut_out,
+    "last dimension slowest": _backwards,
+    "heads beside each other": lambda x: (
+        x.transpose(1, 2).contiguous().transpose(1, 2) if x.ndim > 2 else x
+    ),
+    "one entry": _one_of(-1),
+    "one bar": _one_of(-2),
+    "one head": _one_of(-3),
+    "one element": _one_of(-4),
+    "one number": lambda x: x.flatten()[:1].expand(x.shape),
+}
+"""Every way in which a tensor may lie in memory. What lies between its entries may not be read."""
 
 
 class Case(NamedTuple):
@@ -35,23 +85,35 @@ def case(
     size: float = 1.0,
     dtype: torch.dtype = torch.float64,
     ties: bool = False,
+    layouts: tuple[str, str] = ("contiguous", "contiguous"),
 ) -> Case:
-    """Make *layers* layers; ``size`` scales the inputs, ``ties`` rounds them to whole numbers."""
+    """Make *layers* layers; ``size`` scales the inputs, ``ties`` rounds them to whole numbers.
+
+    *layouts* are those of queries and keys.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> Tensor:
         values = torch.randn(batch, heads, time, dim, generator=generator, dtype=torch.float64)
         return ((values.round() if ties else values) * size).to(dtype)
 
-    queries, keys = [draw() for _ in range(layers)], [draw() for _ in range(layers)]
+    queries, keys = ([LAYOUTS[layout](draw()) for _ in range(layers)] for layout in layouts)
     pairs = list(zip(queries, keys, strict=True))
     return Case(
         queries,
         keys,
         [attend(query, key, key, mask).logsumexp for query, key in pairs],
-        [reference.attention_matrix(query.double(), key.double(), mask) for query, key in pairs],
+        [
+            reference.attention_matrix(query.double().contiguous(), key.double().contiguous(), mask)
+            for query, key in pairs
+        ],
         mask,
     )
+
+
+def layouts() -> st.SearchStrategy[str]:
+    """Every way in which a tensor may lie in memory, by its name; the plain one first."""
+    return st.sampled_from(list(LAYOUTS))
 
 
 def masks(longest: int = 90) -> st.SearchStrategy[Mask]:
@@ -84,4 +146,5 @@ def cases(draw: st.DrawFn, *, longest: int = 70) -> Case:
         layers=draw(st.integers(1, 3)),
         size=draw(st.sampled_from([0.0, 0.3, 1.0, 3.0])),
         ties=draw(st.booleans()),
+        layouts=(draw(layouts()), draw(layouts())),
     )

@@ -70,6 +70,33 @@ class Kernel(Protocol):
         ...
 
 
+_SECTOR_BYTES: Final = 16
+"""What CUDA's kernels read at once: rows begin at multiples of it."""
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Return *x* [batch, head, time, dim] as kernels read it, copied where it is not.
+
+    They ask no stride of the last dimension, so a head's entries lie side by side; a row neither
+    overlaps the one before it nor, on CUDA, begins between two of the pieces that are read. The
+    public functions of torch check this, the operators behind them do not: they read what lies
+    beside the tensor.
+    """
+    entries, rows = x.shape[3], x.shape[2]
+    beside = entries == 1 or x.stride(3) == 1
+    apart = rows == 1 or x.stride(2) >= entries
+    if beside and apart and (not x.is_cuda or _is_aligned(x)):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _is_aligned(x: Tensor) -> bool:
+    """Return whether every row of *x* begins at a multiple of ``_SECTOR_BYTES``."""
+    size = x.element_size()
+    steps = (x.storage_offset(), *x.stride()[:3])
+    return all(step * size % _SECTOR_BYTES == 0 for step in steps)
+
+
 class CpuFlash:
     """PyTorch's own flash kernel for the CPU: float32, float64, float16 and bfloat16."""
 
@@ -80,7 +107,7 @@ class CpuFlash:
     ) -> Pass:
         """Attend through ``_scaled_dot_product_flash_attention_for_cpu``."""
         output, logsumexp = _ATEN._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, scale=scale
+            *map(laid_out, (query, key, value)), 0.0, causal, scale=scale
         )
         return Pass(output, logsumexp)
 
@@ -96,7 +123,11 @@ class CpuFlash:
         """Recompute the probabilities in blocks and return the three gradients."""
         grads: tuple[Tensor, Tensor, Tensor] = (
             _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient, *inputs, result.output, result.logsumexp, 0.0, causal, scale=scale
+                *map(laid_out, (gradient, *inputs, result.output)),
+                result.logsumexp,
+                0.0,
+                causal,
+                scale=scale,
             )
         )
         return grads
@@ -112,7 +143,7 @@ class CudaEfficient:
     ) -> Pass:
         """Attend; the kernel pads its logsumexp to a multiple of 32, which is cut off here."""
         output, logsumexp, _, _ = _ATEN._scaled_dot_product_efficient_attention(
-            query, key, value, None, True, 0.0, causal, scale=scale
+            *map(laid_out, (query, key, value)), None, True, 0.0, causal, scale=scale
         )
         return Pass(output, logsumexp[..., : query.shape[2]])
 
@@ -133,10 +164,9 @@ class CudaEfficient:
         needs = [True, True, True, False]
         unused = torch.zeros((), dtype=torch.int64, device=gradient.device)  # no dropout, no seed
         grads = _ATEN._scaled_dot_product_efficient_attention_backward(
-            gradient,
-            *inputs,
+            *map(laid_out, (gradient, *inputs)),
             None,
-            result.output,
+            laid_out(result.output),
             logsumexp,
             unused,
             unused,
@@ -158,7 +188,7 @@ class CudaCudnn:
     ) -> Pass:
         """Attend; some versions return the logsumexp with a last dimension of one."""
         output, logsumexp, *_ = _ATEN._scaled_dot_product_cudnn_attention(
-            query, key, value, None, True, 0.0, causal, scale=scale
+            *map(laid_out, (query, key, value)), None, True, 0.0, causal, scale=scale
         )
         return Pass(output, logsumexp.reshape(query.shape[:3]))
 
@@ -175,9 +205,7 @@ class CudaCudnn:
         unused = torch.zeros((), dtype=torch.int64, device=gradient.device)  # no dropout, no seed
         times = (inputs[0].shape[2], inputs[1].shape[2])
         grads: tuple[Tensor, Tensor, Tensor] = _ATEN._scaled_dot_product_cudnn_attention_backward(
-            gradient,
-            *inputs,
-            result.output,
+            *map(laid_out, (gradient, *inputs, result.output)),
             result.logsumexp[..., None].contiguous(),
             unused,
             unused,
@@ -206,7 +234,7 @@ class CudaFlash:
         """Attend over a causal window, which counts the query itself; [batch, head, time, dim]."""
         times = (query.shape[2], key.shape[2])
         output, logsumexp, *_ = _ATEN._flash_attention_forward(
-            *(x.transpose(1, 2) for x in (query, key, value)),
+            *(laid_out(x).transpose(1, 2) for x in (query, key, value)),
             None,
             None,
             *times,
@@ -254,7 +282,7 @@ class CudaFlash:
     ) -> Pass:
         """Attend through ``_scaled_dot_product_flash_attention``."""
         output, logsumexp, *_ = _ATEN._scaled_dot_product_flash_attention(
-            query, key, value, 0.0, causal, return_debug_mask=False, scale=scale
+            *map(laid_out, (query, key, value)), 0.0, causal, return_debug_mask=False, scale=scale
         )
         return Pass(output, logsumexp[..., : query.shape[2]])
 
@@ -271,9 +299,7 @@ class CudaFlash:
         unused = torch.zeros(2, dtype=torch.uint64, device=gradient.device)  # no dropout, no seed
         times = (inputs[0].shape[2], inputs[1].shape[2])
         grads: tuple[Tensor, Tensor, Tensor] = _ATEN._scaled_dot_product_flash_attention_backward(
-            gradient,
-            *inputs,
-            result.output,
+            *map(laid_out, (gradient, *inputs, result.output)),
             result.logsumexp.contiguous(),
             None,
             None,
@@ -448,7 +474,7 @@ class FlashPackage:
         """
         package = flash_package()
         assert package is not None, "chosen only where it is installed"
-        inputs = (x.transpose(1, 2) for x in (query, key, value))
+        inputs = (laid_out(x).transpose(1, 2) for x in (query, key, value))
         options = flash_options(package.flash_attn_func, mask, scale)
         returned = package.flash_attn_func(*inputs, **options)
         if isinstance(returned, Tensor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_cases import LAYOUTS
 
 from tracepaper.strategies.attention.buckets import rollout_by_age
 from tracepaper.strategies.attention.kernels import attend, available, resolve
@@ -50,6 +51,42 @@ def test_attention_with_its_gradients_equals_the_definition(
     for one, two in (*pairs, *zip(grads, true, strict=True)):
         error = (one.double().cpu() - two).norm() / two.norm().clamp_min(1e-9)
         assert float(error) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("dim", [18, 64])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attention_takes_any_strides(
+    layout: str, backend: str, dtype: torch.dtype, dim: int, mask: Mask
+) -> None:
+    try:
+        resolve(backend, "cuda", dtype, mask)
+    except AttentionInvalid:
+        return  # the refusals have tests of their own
+    lay, generator = LAYOUTS[layout], torch.Generator().manual_seed(dim)
+    made = torch.randn(4, 2, 3, 129, dim, generator=generator).to(dtype).cuda()
+    found: list[list[torch.Tensor]] = []
+    for given in ([lay(x) for x in made], [lay(x).contiguous() for x in made]):
+        leaves = [x.detach().requires_grad_() for x in given[:3]]
+        output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend)
+        found.append([output, logsumexp, *torch.autograd.grad(output, leaves, given[3])])
+    for one, two in zip(*found, strict=True):
+        error = (one - two).double().norm() / two.double().norm().clamp_min(1e-9)
+        assert float(error) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.window(100)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rollout_takes_any_strides(layout: str, mask: Mask) -> None:
+    generator = torch.Generator().manual_seed(2)
+    made = torch.randn(2, 2, 3, 257, 18, generator=generator).cuda()
+    query, key = (LAYOUTS[layout](x) for x in made)
+    sums = attend(query.contiguous(), key.contiguous(), key.contiguous(), mask).logsumexp
+    found = rollout_rows([query], [key], [sums], [200, 256], mask).weights
+    wanted = rollout_rows([query.contiguous()], [key.contiguous()], [sums], [200, 256], mask)
+    assert float((found - wanted.weights).abs().amax()) < 1e-6
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attention_cases import sparse_masks
+from attention_cases import LAYOUTS, layouts, sparse_masks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -94,7 +94,10 @@ def cases(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor, Tensor], Mask]:
     dim = draw(st.sampled_from([1, 2, 5, 8, 16]))
     tensors = inputs(batch, heads, time, dim, seed=draw(st.integers(0, 2**31)), dtype=torch.float64)
     factor = draw(st.sampled_from([0.0, 1.0, 1.0, 1e3]))
-    return (tensors[0] * factor, tensors[1], tensors[2]), draw(masks(time))
+    query, key, value = (
+        LAYOUTS[draw(layouts())](x) for x in (tensors[0] * factor, tensors[1], tensors[2])
+    )
+    return (query, key, value), draw(masks(time))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -115,15 +118,15 @@ def test_every_backend_equals_the_dense_definition(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=30, deadline=None)
-@given(case=cases(), seed=st.integers(0, 2**31))
+@given(case=cases(), seed=st.integers(0, 2**31), layout=layouts())
 def test_every_backend_has_the_dense_gradient(
-    backend: str, case: tuple[tuple[Tensor, Tensor, Tensor], Mask], seed: int
+    backend: str, case: tuple[tuple[Tensor, Tensor, Tensor], Mask], seed: int, layout: str
 ) -> None:
     tensors, mask = case
-    leaves = [x.clone().requires_grad_() for x in tensors]
+    leaves = [x.detach().requires_grad_() for x in tensors]
     output = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend).output
     source = torch.Generator().manual_seed(seed)
-    weights = torch.randn(output.shape, generator=source, dtype=torch.float64)
+    weights = LAYOUTS[layout](torch.randn(output.shape, generator=source, dtype=torch.float64))
     found = torch.autograd.grad(output, leaves, weights)
     wanted = torch.autograd.grad(dense(leaves[0], leaves[1], leaves[2], mask)[0], leaves, weights)
     size = max(1.0, float(tensors[0].abs().max())) ** 2
