@@ -331,11 +331,14 @@ class Book:
         assert fill.while_down is missed, "marked where quotes came, or not where none came"
         assert missed or self.world.model is FillModel.NEXT_OPEN, "a bar filled, and quotes came"
         assert bar.open_time_ms <= fill.filled_ms < bar.close_time_ms
-        assert bar.low <= fill.reference_price <= bar.high, "outside the bar"
         sign, slack = sign_of(fill.side), fill.reference_price // 500 + 10
+        gapped = fill.liquidity is Liquidity.MAKER and fill.filled_ms == bar.open_time_ms
+        if gapped:
+            assert sign * (fill.price - bar.open) > 0, "the open is not beyond its price"
+        assert gapped or bar.low <= fill.reference_price <= bar.high, "outside the bar"
         if fill.liquidity is Liquidity.MAKER:
+            assert fill.price == fill.reference_price == order.price
             assert order.price is not None
-            assert fill.price == fill.reference_price
             assert bar.low < order.price if sign > 0 else bar.high > order.price, "not through"
         else:
             assert 0 <= sign * (fill.price - fill.reference_price) <= slack, "not what was met"

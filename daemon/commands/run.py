@@ -21,11 +21,9 @@ def run(
     ] = None,
 ) -> None:
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
-    from tracepaper.daemon.session.shutdown import (
-        exit_without_waiting,
-        exit_zero_on_signals,
-        run_loop,
-    )
+    import asyncio
+
+    from tracepaper.daemon.session.shutdown import exit_while_model_computes, exit_zero_on_signals
 
     exit_zero_on_signals()
     from tracepaper.daemon.config.loading import load
@@ -41,6 +39,6 @@ def run(
         daemon = Daemon(
             loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
         )
-        run_loop(daemon.run())
+        asyncio.run(daemon.run())
     watcher.farewell(database)
-    exit_without_waiting(daemon)
+    exit_while_model_computes(daemon)

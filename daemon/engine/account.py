@@ -372,6 +372,15 @@ class AccountState(Struct, frozen=True, array_like=True):
         return {key: book.holding for key, book in self.books.items()}
 
 
+def _encoded(book: BookState) -> bytes:
+    """Encode *book* as it was before plans could follow, where none does: as most are."""
+    guard = book.protection
+    if guard.following is not None:
+        return msgspec.msgpack.encode(book)
+    kept = guard.plan, guard.trail, guard.closed, guard.closed_by
+    return msgspec.msgpack.encode((book.holding, book.orders, kept))
+
+
 class _Purse:
     """What a fill of one instrument moves in a portfolio."""
 
@@ -568,6 +577,7 @@ class PaperAccount:
                 [order for order in met.orders if order.order_id in ids],
                 self.portfolio.held(instrument),
                 self.portfolio.entry_price(instrument),
+                met.fills[-1].reference_price,
                 sequence=sequence,
                 at_ms=met.fills[-1].filled_ms,
             )
@@ -745,10 +755,13 @@ class PaperAccount:
 
         Or why it cannot be entered: its protection is impossible, or it waits for another signal.
         """
-        protector = self.protectors[bar.instrument]
+        key = bar.instrument
+        protector = self.protectors[key]
         if (refusal := protector.refusal(signal)) is not None:
             return refusal
-        return protector.planner.plan(signal, bar.close, at_ms, day_range)
+        is_held = self.portfolio.held(key) * (1 if signal.action is Action.LONG else -1) > 0
+        entry = self.portfolio.entry_price(key) if is_held else bar.close
+        return protector.planner.plan(signal, bar.close, entry, at_ms, day_range)
 
     def protect(self, plan: Plan, bar: Bar, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Protect by *plan* what is held of *bar*'s instrument, or will be; see ``Protector``."""
@@ -763,12 +776,12 @@ class PaperAccount:
             at_ms=at_ms,
         )
 
-    def release(self, instrument: str, reason: str) -> tuple[Order, ...]:
-        """Protect *instrument* no more; return the orders that this cancels."""
+    def leave(self, instrument: str, reason: str) -> tuple[Order, ...]:
+        """Protect *instrument* until what is held of it is closed: see ``Protector``."""
         if not self.protectors[instrument].is_active:
             return ()
         self._stale.add(instrument)
-        return self.protectors[instrument].release(reason)
+        return self.protectors[instrument].leave(self.portfolio.held(instrument), reason)
 
     def saw(self, instrument: str, action: Action) -> bool:
         """Learn the strategy's newest signal; return whether that ends a wait for another one."""
@@ -790,9 +803,9 @@ class PaperAccount:
         )
 
     def encoded_state(self) -> tuple[int, dict[str, msgspec.Raw]]:
-        """Return what encodes as :meth:`state` does, made anew only where it has changed."""
+        """Return what decodes as :meth:`state`, made anew only where it has changed."""
         for key in self._stale:
-            self._encoded[key] = msgspec.Raw(msgspec.msgpack.encode(self._book(key)))
+            self._encoded[key] = msgspec.Raw(_encoded(self._book(key)))
         self._stale.clear()
         return self.portfolio.cash, self._encoded
 

@@ -665,12 +665,12 @@ class Engine:
             if sent.orders or before != target:
                 self._dirty = True
         changed: tuple[Order, ...] = ()
-        if plan is not None and target and (sent.refusal is None or account.portfolio.held(key)):
+        if plan is not None and target:  # also where it was refused: HOLD asks for it again
             changed = account.protect(plan, bar, sequence=self.sequence, at_ms=at_ms)
             self._dirty = True
-        elif orders.is_guarded and action is Action.FLAT and target == 0 and sent.refusal is None:
-            changed = account.release(key, f"the signal is {action.value}")
-            self._dirty |= bool(changed)
+        elif orders.is_guarded and action is Action.FLAT and target == 0:
+            changed = account.leave(key, f"the signal is {action.value}")
+            self._dirty = True
         return sent._replace(orders=_as_they_stand(sent.orders, changed)) if changed else sent
 
     def _send(self, account: PaperAccount, bar: Bar, orders: Orders, at_ms: int) -> Sent:
@@ -770,7 +770,7 @@ class Engine:
                 if state.last_bar is None:
                     continue
                 self._dirty = True
-                orders += self._account.release(key, FLATTEN)
+                orders += self._account.leave(key, FLATTEN)
                 orders += self._account.submit(
                     key,
                     0,

@@ -196,15 +196,14 @@ class Executor:
 
     # ------------------------------------------------------------ limits that rested
 
-    def made(
-        self, order: Order, price: int, quantity: int, model: FillModel, filled_ms: int
-    ) -> Fill:
-        """Fill *quantity* of a resting limit at *price*; it made the market, and pays that fee."""
+    def made(self, order: Order, quantity: int, model: FillModel, filled_ms: int) -> Fill:
+        """Fill *quantity* of a resting limit at its own price, as maker, and at that fee."""
+        assert order.price is not None
         return self._fill(
             order,
             quantity,
-            price,
-            reference_price=price,
+            order.price,
+            reference_price=order.price,
             model=model,
             filled_ms=filled_ms,
             liquidity=Liquidity.MAKER,

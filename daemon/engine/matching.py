@@ -148,10 +148,9 @@ class _Market:
 
     def _made_at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
         quantity = min(order.quantity - order.filled, available)
-        price = order.price
-        if quantity <= 0 or price is None:
+        if quantity <= 0:
             return None
-        return self._executor.made(order, price, quantity, FillModel.QUOTE, quote.market_ms)
+        return self._executor.made(order, quantity, FillModel.QUOTE, quote.market_ms)
 
     # ------------------------------------------------------------ bars
 
@@ -197,7 +196,11 @@ class _Market:
             self._trail(end, end)
 
     def _open(self, bar: Bar) -> None:
-        """Let orders reach the exchange at *bar*'s open, and those act whose price it passed."""
+        """Let orders reach the exchange at *bar*'s open, and those act whose price it passed.
+
+        What arrives there takes; what had rested is filled at its own price, which the market went
+        through on its way to the open.
+        """
         price, at_ms = bar.open, bar.open_time_ms
         for seen in self._broker.orders:
             order = self._broker.resting(seen.order_id)
@@ -217,7 +220,7 @@ class _Market:
             elif (arrives and _reaches(order, far)) or (order.triggered and not _is_limit(order)):
                 self._book(order, self._executor.on_path(order, price, at_ms))
             elif not arrives and _is_through(order, price):
-                self._make(order, price, at_ms)
+                self._make(order, at_ms)
 
     def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
         """Return the order that is met first on the way from *start* to *end*, and where."""
@@ -237,17 +240,16 @@ class _Market:
             self._liquidate(order, price, at_ms)
             return
         if not _is_waiting_stop(order):
-            self._make(order, price, at_ms)
+            self._make(order, at_ms)
             return
         order = self._triggered(order)
         if not _is_limit(order) or _reaches(order, self._executor.far_side(price, order.side)):
             self._book(order, self._executor.on_path(order, price, at_ms))
 
-    def _make(self, order: Order, price: int, at_ms: int) -> None:
-        """Fill a resting limit, at its own price or at the open beyond it."""
+    def _make(self, order: Order, at_ms: int) -> None:
+        """Fill a limit that had rested."""
         quantity = order.quantity - order.filled
-        fill = self._executor.made(order, price, quantity, FillModel.BAR_PATH, at_ms)
-        self._book(order, fill)
+        self._book(order, self._executor.made(order, quantity, FillModel.BAR_PATH, at_ms))
 
     # ------------------------------------------------------------ what both do
 

@@ -293,15 +293,30 @@ class Broker:
         of_signal = order is self.order
         changed = [self.note(after(order, event, filled=filled))]
         if not of_signal and order.reduce_only:
-            self.target = held
-            if self.order is not None:
-                changed.append(self.end(self.order, "another order closed the position first"))
+            changed += self._closed_first(order, held)
         elif not of_signal:
             bought = fill.side is Side.BUY
             self.target += fill.quantity - fill.fee_base if bought else -fill.quantity
         if self.others:
             changed += self._resized(held)
         return tuple(changed)
+
+    def _closed_first(self, order: Order, held: int) -> tuple[Order, ...]:
+        """Return what becomes of the order by signal, now that *order* has reduced to *held*.
+
+        It was for another position. But where protection came before an order that turns the
+        position around, what is left of that goes on.
+        """
+        beyond = self.target if order.side is Side.BUY else -self.target
+        turns = order.role in PROTECTIVE and beyond > 0
+        needed = self._filters.whole(abs(self.target - held)) if turns else 0
+        if not needed:
+            self.target = held
+        if (rest := self.order) is None:
+            return ()
+        if not needed:
+            return (self.end(rest, "another order closed the position first"),)
+        return (self.note(after(rest, OrderEvent.REPLACE, quantity=rest.filled + needed)),)
 
     def _resized(self, held: int) -> Iterator[Order]:
         """Shrink what may only close to *held*, and cancel what it leaves nothing to close."""
@@ -567,12 +582,14 @@ class Broker:
         reason: str,
         trigger: int | None = None,
         price: int | None = None,
+        market: int | None = None,
     ) -> tuple[Order, ...]:
         """Protect the position *held* (signed, not zero) by one order of *role*.
 
         With *trigger* alone it is a stop, with *price* alone a limit, with neither a market order;
         both are in the instrument's integers and must be whole ticks. It is at the exchange
-        already: no latency counts. Returns the order if it is new or amended, else nothing.
+        already: no latency counts, and a limit that the *market* has not reached rests at once.
+        One whose new price it has reached is sent anew, and takes. Returns what is new or changed.
         """
         quantity = self._filters.whole(abs(held))
         if not quantity or role not in PROTECTIVE:
@@ -584,21 +601,25 @@ class Broker:
             kind = OrderKind.LIMIT
         armed = self.armed(role)
         side = Side.SELL if held > 0 else Side.BUY
+        rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
         if armed is not None and (armed.side, armed.kind) == (side, kind):
             whole = armed.filled + quantity
-            if armed.triggered or (armed.quantity, armed.trigger, armed.price) == (
-                whole, trigger, price,
-            ):  # fmt: skip
+            if armed.triggered:
+                trigger, price, reason = armed.trigger, armed.price, armed.reason
+            if (armed.quantity, armed.trigger, armed.price) == (whole, trigger, price):
                 return ()
-            amended = after(
-                armed,
-                OrderEvent.REPLACE,
-                quantity=whole,
-                trigger=trigger,
-                price=price,
-                reason=reason,
-            )
-            return (self.note(amended),)
+            if rests or price == armed.price:
+                amended = after(
+                    armed,
+                    OrderEvent.REPLACE,
+                    quantity=whole,
+                    trigger=trigger,
+                    price=price,
+                    reason=reason,
+                )
+                if rests and amended.status is OrderStatus.NEW:
+                    amended = after(amended, OrderEvent.ACCEPT)
+                return (self.note(amended),)
         replaced = () if armed is None else (self.end(armed, "replaced"),)
         order = Order(
             self.next_id(sequence),
@@ -616,6 +637,8 @@ class Broker:
             trigger,
             reduce_only=True,
         )
+        if rests:
+            order = after(order, OrderEvent.ACCEPT)
         self.others += (order,)
         return (*replaced, order)
 
@@ -671,6 +694,13 @@ class Broker:
 _ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})
 _OF_A_MOMENT: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles whose market orders are given up where no quote fills them in time."""
+
+
+def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:
+    """Return whether the *market* has not reached a limit at *price* yet."""
+    if price is None or market is None:
+        return False
+    return price > market if side is Side.SELL else price < market
 
 
 def _tighter(one: Order, other: Order) -> int | None:

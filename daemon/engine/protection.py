@@ -2,7 +2,9 @@
 
 A signal that passed its gates leaves a :class:`Plan` in each account that follows it. The plan is
 armed in the event of its entry's fill, and again with every later fill; the broker keeps its orders
-sized to the position. What is left when they close it is the side that has to wait.
+sized to the position. Where a signal wants the position closed or turned around, the plan stays
+until that is filled: only then the next one takes its place. What is left when protection closes
+the position is the side that has to wait.
 
 The rules are docs/protection.md, E8 to E17.
 """
@@ -121,6 +123,11 @@ class ProtectionState(Struct, frozen=True, array_like=True):
     trail: int = 0  # how far the trailing stop that is armed follows; 0 where none is
     closed: int = 0  # the side that protection closed and that waits for another signal; or 0
     closed_by: str = ""  # the reason of the order that did
+    following: Plan | None = None  # takes the plan's place once the position it protects is closed
+
+
+NOTHING_FOLLOWS: Final = Plan(0)
+"""Follows a plan whose position is to be closed and not turned around."""
 
 
 class Planner:
@@ -130,10 +137,13 @@ class Planner:
         self._decimals = instrument.price_decimals
         self._tick = instrument.tick_size
 
-    def plan(self, signal: Signal, price: int, at_ms: int, day_range: DayRange) -> Plan | str:
+    def plan(
+        self, signal: Signal, price: int, entry: int, at_ms: int, day_range: DayRange
+    ) -> Plan | str:
         """Return the plan of *signal*, decided at the close *price*; or why there is none.
 
-        A stop has to lie where the position loses, a target where it gains.
+        A stop has to lie where the position loses, a target where it gains: seen from the close,
+        wherever the position was entered. Until it is, *entry* is the close.
         """
         sign = 1 if signal.action is Action.LONG else -1
         if signal.until is not None and signal.until <= at_ms:
@@ -147,8 +157,12 @@ class Planner:
             level = None if asked is None else self._level(name, asked, day_range)
             if isinstance(level, str):
                 return level
-            if level is not None and (refusal := self._refusal(level, price, direction)):
-                return refusal
+            if level is not None:
+                at = level.at(entry, direction)
+                if name == "trailing":
+                    at = price + direction * level.distance(entry)
+                if refusal := self._refusal(level, at, price, direction):
+                    return refusal
             levels[name] = level
         return Plan(sign, **levels, until_ms=signal.until)
 
@@ -185,9 +199,11 @@ class Planner:
         words = f"{known} {'at' if is_price else 'by'} {unscaled(units, self._decimals)}"
         return Level(units, is_price=is_price, is_share=False, words=words)
 
-    def _refusal(self, level: Level, price: int, direction: int) -> str | None:
-        """Return why *level* cannot protect an entry at *price*; it belongs in that *direction*."""
-        at = level.at(price, direction)
+    def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
+        """Return why *level*, which is *at* a price, cannot protect where the close is *price*.
+
+        It belongs in that *direction* of the close.
+        """
         if direction * (at - price) < self._tick:
             side = "above" if direction > 0 else "below"
             return f"{level.words} is not {side} the close {unscaled(price, self._decimals)}"
@@ -263,54 +279,93 @@ class Protector:
     ) -> tuple[Order, ...]:
         """Protect by *plan* what is *held* since *entry* or will be; it replaces the plan before.
 
-        What the plan does not name is taken away, but a trailing stop follows on. *price* is the
-        newest close.
+        What the plan does not name is taken away, but a trailing stop follows on. A plan of the
+        other side waits until what is held is closed. *price* is the newest close.
         """
         before = self._state.plan
-        changed: tuple[Order, ...] = ()
-        if before is not None and before.sign != plan.sign:
-            changed = self.release("another side is wanted")
-        elif before is not None and plan.trailing is None and before.trailing is not None:
-            plan = replace(plan, trailing=before.trailing)
+        if before is not None and before.sign != plan.sign and before.sign * held > 0:
+            self.state = replace(self._state, following=plan)
+            return ()
+        is_nearer = True
+        if before is not None and before.sign == plan.sign:
+            is_nearer = self._is_nearer(plan.trailing, before.trailing, entry)
+            if not is_nearer:
+                plan = replace(plan, trailing=before.trailing)
         self.state = replace(
-            self._state, plan=None if plan.is_empty else plan, closed=0, closed_by=""
+            self._state,
+            plan=None if plan.is_empty else plan,
+            closed=0,
+            closed_by="",
+            following=None,
         )
-        if held * plan.sign > 0:
-            repeated = before is not None and before.trailing != plan.trailing
-            basis = price if repeated else entry
-            changed += self._arm(plan, held, entry, basis, sequence=sequence, at_ms=at_ms)
-        return changed
+        if held * plan.sign <= 0:
+            return ()
+        return self._arm(
+            plan, held, entry, price, sequence=sequence, at_ms=at_ms, is_nearer=is_nearer
+        )
+
+    def _is_nearer(self, named: Level | None, before: Level | None, entry: int) -> bool:
+        """Return whether the trailing stop *named* by a repeated signal replaces the one *before*.
+
+        It does where it follows at less; one that is not armed yet is replaced by any.
+        """
+        if named is None or before is None:
+            return named is not None
+        is_armed = self._broker.armed(OrderRole.TRAILING) is not None
+        return not is_armed or self._whole(named.distance(entry)) < self._state.trail
 
     def after(
         self,
         filled: Sequence[Order],
         held: int,
         entry: int,
+        market: int,
         *,
         sequence: int,
         at_ms: int,
     ) -> tuple[Order, ...]:
-        """Return the orders that change because those of *filled* were, which left *held*."""
-        plan = self._state.plan
+        """Return the orders that change because those of *filled* were, which left *held*.
+
+        *market* is the price that the newest of them met.
+        """
+        state = self._state
+        plan = state.plan
         if plan is None:
             return ()
         closing = next((order for order in filled if order.role in PROTECTIVE), None)
-        if closing is not None:
-            self.state = replace(self._state, closed=plan.sign, closed_by=closing.reason)
-        if not self._broker.closable(held) and all(
-            order.role is not OrderRole.SIGNAL for order in filled
-        ):
-            return self.release("the position is closed")
-        if held * plan.sign <= 0 or all(order.role is not OrderRole.SIGNAL for order in filled):
+        if closing is not None and state.following is None:
+            self.state = replace(state, closed=plan.sign, closed_by=closing.reason)
+        is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
+        is_held = held * plan.sign > 0 and self._broker.closable(held) > 0
+        if not is_held and (state.following is not None or not is_by_signal):
+            ended = self.release("the position is closed")
+            if state.following is None or state.following.is_empty:
+                return ended
+            plan = state.following
+            self.state = replace(self._state, plan=plan)
+        elif not is_by_signal:
             return ()
-        return self._arm(plan, held, entry, entry, sequence=sequence, at_ms=at_ms)
+        if held * plan.sign <= 0:
+            return ()
+        return self._arm(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
+
+    def leave(self, held: int, reason: str) -> tuple[Order, ...]:
+        """Protect what is *held* until it is closed, and nothing after that.
+
+        Returns the orders that this cancels, for that *reason*: all where nothing is held.
+        """
+        plan = self._state.plan
+        if plan is None or plan.sign * held <= 0 or not self._broker.closable(held):
+            return self.release(reason)
+        if self._state.following != NOTHING_FOLLOWS:
+            self.state = replace(self._state, following=NOTHING_FOLLOWS)
+        return ()
 
     def release(self, reason: str) -> tuple[Order, ...]:
         """Protect nothing any more; return the orders that this cancels."""
         if self._state.plan is None:
             return ()
-        self.state = replace(self._state, plan=None)
-        self._set_trail(0)
+        self.state = replace(self._state, plan=None, trail=0, following=None)
         return self._broker.disarm(reason)
 
     def close_if_due(self, market_ms: int, held: int, *, sequence: int) -> tuple[Order, ...]:
@@ -319,17 +374,30 @@ class Protector:
         if plan is None or plan.until_ms is None or market_ms < plan.until_ms:
             return ()
         if held * plan.sign <= 0 or not self._broker.closable(held):
-            if self._broker.order is None:  # it was never entered
-                self.state = replace(self._state, plan=None)
+            if self._broker.order is None:  # it was never entered, and is wanted no more
+                self._broker.target = held
+                self.state = replace(self._state, plan=None, following=None)
             return ()
         return self._broker.arm(
             OrderRole.UNTIL, held, sequence=sequence, at_ms=market_ms, reason="until"
         )
 
     def _arm(
-        self, plan: Plan, held: int, entry: int, basis: int, *, sequence: int, at_ms: int
+        self,
+        plan: Plan,
+        held: int,
+        entry: int,
+        market: int,
+        *,
+        sequence: int,
+        at_ms: int,
+        is_nearer: bool | None = None,
     ) -> tuple[Order, ...]:
-        """Arm all of *plan* for what is *held*; a trailing stop begins at the price *basis*."""
+        """Arm all of *plan* for what is *held* since *entry*, now that the market is at *market*.
+
+        A trailing stop that is armed goes on; one that *is_nearer* follows the market from here,
+        and one that is armed with its entry (None) begins at that.
+        """
         if not self._broker.closable(held):
             return ()
         changed: tuple[Order, ...] = ()
@@ -355,17 +423,23 @@ class Protector:
                 at_ms=at_ms,
                 reason=plan.target.words,
                 price=self._whole(plan.target.at(entry, plan.sign)),
+                market=market,
             )
         if plan.trailing is not None:
-            distance = self._whole(plan.trailing.distance(entry))
-            self._set_trail(distance)
+            armed = self._broker.armed(OrderRole.TRAILING)
+            trigger = None if armed is None else armed.trigger
+            if trigger is None or is_nearer:
+                distance = self._whole(plan.trailing.distance(entry))
+                self._set_trail(distance)
+                basis = entry if is_nearer is None else market
+                trigger = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
             changed += self._broker.arm(
                 OrderRole.TRAILING,
                 held,
                 sequence=sequence,
                 at_ms=at_ms,
                 reason=plan.trailing.words,
-                trigger=self._tightest(plan.sign, self._whole(basis - plan.sign * distance)),
+                trigger=trigger,
             )
         if unwanted:
             changed += self._broker.disarm("the signal no longer asks for it", unwanted)

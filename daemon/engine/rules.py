@@ -52,7 +52,25 @@ class RuleChange(NamedTuple):
     moves: frozenset[str] = ACCOUNT  # tables, and columns as ``table.column``
 
 
-CHANGES: Final[tuple[RuleChange, ...]] = ()
+CHANGES: Final[tuple[RuleChange, ...]] = (
+    RuleChange(
+        "B4",
+        "a limit that had rested is filled at its own price where a gap passes it, and a target "
+        "rests from when it is set or moved where the market has not reached it",
+    ),
+    RuleChange(
+        "E10", "a level that would stand beyond the close is refused for a position that is held"
+    ),
+    RuleChange(
+        "E11", "what a signal asked for stands as long as its target, also where it was refused"
+    ),
+    RuleChange(
+        "E13",
+        "a trailing stop starts where it is set, and neither further fills of its entry nor a "
+        "repeated signal move it back or widen it",
+    ),
+    RuleChange("E14", "protection ends when the exit is filled, and not when it is asked for"),
+)
 """Every change since runs store a number, oldest first: entries are only ever added."""
 
 

@@ -13,7 +13,6 @@ from tracepaper.daemon.engine.account import PaperAccount, Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.filters import Filters
 from tracepaper.daemon.engine.orders import Broker, BrokerState, Latency
-from tracepaper.daemon.engine.protection import Protector
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types import Fill, Order
 
@@ -54,10 +53,6 @@ def _at_once(_honest: Callable[..., int]) -> Callable[..., int]:
     return lambda *_named: 0
 
 
-def _loosest(_honest: Callable[..., int]) -> Callable[..., int]:
-    return lambda _self, _sign, trigger: trigger
-
-
 def _free(_honest: Callable[..., int]) -> Callable[..., int]:
     return lambda _fill: 0
 
@@ -80,7 +75,6 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (TWO_BY_QUOTES, Broker, "restore", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
     (MARGIN_BY_QUOTES, Broker, "_resized", _nothing),
-    (MARGIN_BY_QUOTES, Protector, "_tightest", _loosest),
     (SPOT_BY_BARS, matching, "_cost", _free),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "at_mark", _no_mark),

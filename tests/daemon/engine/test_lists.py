@@ -263,7 +263,7 @@ def test_a_stop_limit_becomes_a_limit_where_it_is_touched() -> None:
 
 
 def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_before_that() -> None:
-    for is_missed, prices in ((True, [10_500]), (False, [10_000])):
+    for is_missed, prices in ((True, [10_500]), (False, [10_550])):
         desk = Desk()
         desk.send(buy(1, stop=105, limit=105.5))
         desk.quote(9_990, 10_000)
@@ -332,14 +332,45 @@ def test_a_limit_needs_a_price_strictly_beyond_its_own() -> None:
     )  # fmt: skip
 
 
-def test_a_gap_fills_at_the_open_whatever_the_order_asked_for() -> None:
+def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -> None:
     desk = Desk()
     desk.send(buy(1, limit=99, tag="low"), buy(1, stop=101, tag="high"))
     desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
-    (through,) = desk.bar(9_800, 9_850, 9_750, 9_800).fills
-    assert (through.price, through.liquidity) == (9_800, Liquidity.MAKER)
+    opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
+    (through,) = desk.account.meet(opened, 2).fills
+    assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
+    assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
     (stopped,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
     assert (stopped.price, stopped.liquidity) == (10_200, Liquidity.TAKER)
+
+
+@pytest.mark.parametrize("is_amended", [False, True])
+def test_a_limit_that_arrives_at_an_open_beyond_it_takes_also_where_it_was_amended(
+    *, is_amended: bool
+) -> None:
+    desk = Desk()
+    desk.send(sell(1, limit=103, tag="it"))
+    if is_amended:
+        desk.bar(10_000, 10_010, 9_990, 10_000)
+        desk.send(sell(1, limit=101, tag="it"))
+    else:
+        desk.send(sell(1, limit=101, tag="it"))
+    (fill,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
+    assert (fill.price, fill.liquidity) == (10_200, Liquidity.TAKER)
+
+
+def test_of_a_limit_and_a_stop_at_one_price_the_stop_is_met_first() -> None:
+    for requests in (
+        (sell(1, limit=101), buy(2, stop=101)),
+        (buy(2, stop=101), sell(1, limit=101)),
+    ):
+        desk = Desk()
+        desk.send(*requests)
+        desk.bar(10_000, 10_010, 9_990, 10_000)
+        fills = desk.bar(10_000, 10_150, 9_990, 10_150).fills
+        assert [(fill.side, fill.price) for fill in fills] == [
+            (Side.BUY, 10_100), (Side.SELL, 10_100),
+        ]  # fmt: skip
 
 
 def test_a_stop_pays_spread_and_slippage_beyond_its_trigger() -> None:

@@ -31,10 +31,12 @@ from tracepaper.strategies.types import (
     FillModel,
     Gap,
     GapCause,
+    Liquidity,
     Order,
     OrderKind,
     OrderRole,
     OrderStatus,
+    Quote,
     Side,
     Step,
 )
@@ -160,6 +162,44 @@ def test_a_target_is_a_limit_that_is_filled_where_the_price_goes_through_it() ->
     assert not touched[2].fills
     through = entered(long(target=102.0), path(2, 10_000, 10_210, 9_990, 10_100))
     assert [(fill.price, fill.reason) for fill in through[2].fills] == [(10_200, "target at 102")]
+
+
+@pytest.mark.parametrize("before", [{}, {"target": 104.0}, {"target": Percent(4)}])
+@pytest.mark.parametrize("named", [102.0, Percent(2)])
+def test_a_target_that_a_gap_passes_is_filled_at_its_price_as_it_is_new_or_amended(
+    before: dict[str, Any], named: Any
+) -> None:
+    said = {0: long(**before), 2: long(target=named)}
+    steps = taken(machine(said), [*flat_bars(3), path(3, 10_500, 10_510, 10_490, 10_500)])
+    (fill,) = steps[3].fills
+    assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
+    assert fill.filled_ms == steps[3].event.open_time_ms  # type: ignore[union-attr]
+    quotes = [*flat_bars(1), asked(9_990, 1), bar(10_000, index=1), bar(10_000, index=2)]
+    _, steps = at_quotes(said, [*quotes, asked(10_500, 121)])
+    (fill,) = steps[4].fills
+    assert (fill.price, fill.liquidity) == (10_200, Liquidity.MAKER)
+
+
+def test_a_target_that_the_market_has_reached_when_its_entry_moves_it_takes() -> None:
+    sized = {"sizing": {"mode": "fixed", "quantity": "4"}}
+    said = {0: long(strength=0.75), 2: long(target=Percent(3), strength=1.0)}
+    engine = machine(said, **sized)
+    steps = taken(engine, [*flat_bars(3), path(3, 10_600, 10_600, 10_600, 10_600)])
+    assert [order.price for order in of_role(steps[:3], OrderRole.TARGET)] == [10_300]
+    # 3 % above the average entry of 101.50 lies below the open, at which that moved.
+    assert [(fill.price, fill.quantity, fill.liquidity) for fill in steps[3].fills] == [
+        (10_600, 1_000, Liquidity.TAKER), (10_600, 4_000, Liquidity.TAKER),
+    ]  # fmt: skip
+    # What the entry at the open brings below that open arrives there, and takes.
+    steps = entered(long(target=102.0), path(2, 10_000, 10_000, 10_000, 10_000))
+    assert of_role(steps, OrderRole.TARGET)[0].status is OrderStatus.ACCEPTED
+    steps = taken(
+        machine({0: long(target=102.0)}),
+        [*flat_bars(1), path(1, 10_300, 10_310, 10_290, 10_300)],
+    )
+    assert [(fill.price, fill.liquidity) for fill in steps[1].fills] == [
+        (10_300, Liquidity.TAKER), (10_300, Liquidity.TAKER),
+    ]  # fmt: skip
 
 
 def test_the_stop_may_fire_in_the_bar_of_its_entry() -> None:
@@ -376,16 +416,18 @@ def others(engine: Engine) -> tuple[Order, ...]:
 
 
 @pytest.mark.parametrize("said", [FLAT, short(stop=105.0), short()])
-def test_flat_and_a_reversal_cancel_it(said: Signal) -> None:
+def test_what_closes_or_turns_the_position_cancels_it_and_not_its_signal(said: Signal) -> None:
     steps = taken(machine({0: long(stop=98.0, target=110.0, trailing=3.0), 2: said}), flat_bars(4))
     ended = [one for one in latest(steps).values() if one.side is Side.SELL and one.reduce_only]
     assert len(ended) == 3
     assert {one.status for one in ended} == {OrderStatus.CANCELED}
-    assert {step.sequence for step in steps for one in step.orders if one in ended} == {2}
+    assert {step.sequence for step in steps for one in step.orders if one in ended} >= {3}
+    assert not [one for one in steps[2].orders if one.role is not OrderRole.SIGNAL]
     assert held(steps[3]) == (0 if said is FLAT else -1_000)
+    assert len(of_role(steps, OrderRole.STOP)) == (2 if said.stop else 1)
 
 
-def test_flatten_cancels_it_and_a_halt_does_not() -> None:
+def test_neither_a_halt_nor_a_flatten_cancels_it_before_the_position_is_closed() -> None:
     engine = machine({0: long(stop=98.0)})
     taken(engine, flat_bars(3))
     at = START_MS + 3 * MINUTE
@@ -395,9 +437,107 @@ def test_flatten_cancels_it_and_a_halt_does_not() -> None:
     assert [fill.price for fill in stopped.fills] == [9_800]  # exits skip all gates
     engine = machine({0: long(stop=98.0)})
     taken(engine, flat_bars(3))
-    flatten = engine.step(Command(CommandKind.FLATTEN, "", at, at), None)
-    assert OrderStatus.CANCELED in {one.status for one in flatten.orders}
+    engine.step(Command(CommandKind.FLATTEN, "", at, at), None)
+    assert [one.role for one in others(engine)] == [OrderRole.STOP]
+    closed = engine.step(bar(10_000, index=3), None)
+    assert OrderStatus.CANCELED in {one.status for one in closed.orders}
+    assert [fill.reason for fill in closed.fills] == ["FLATTEN"]
     assert others(engine) == ()
+
+
+# ---------------------------------------------------------------- a trail that is added or repeated
+
+
+def trailing_of(engine: Engine) -> int | None:
+    (stop,) = [one for one in others(engine) if one.role is OrderRole.TRAILING]
+    return stop.trigger
+
+
+def mirrored(side: int, index: int, *prices: int) -> Bar:
+    """Return a bar whose *prices* (open, high, low, close) are turned around for a short."""
+    open_, high, low, close = (10_000 + side * (price - 10_000) for price in prices)
+    return path(index, open_, max(high, low), min(high, low), close)
+
+
+def going(side: int, **asked: Any) -> Signal:
+    return long(**asked) if side > 0 else short(**asked)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_trail_that_is_added_while_the_position_loses_starts_at_the_close(side: int) -> None:
+    engine = machine({0: going(side), 2: going(side, trailing=3.0)})
+    taken(engine, flat_bars(2))
+    engine.step(mirrored(side, 2, 10_000, 10_000, 9_800, 9_800), None)
+    assert trailing_of(engine) == 10_000 + side * -500
+    step = engine.step(mirrored(side, 3, 9_800, 9_810, 9_790, 9_800), None)
+    assert not step.fills
+    engine.step(mirrored(side, 4, 9_800, 9_900, 9_800, 9_900), None)
+    assert trailing_of(engine) == 10_000 + side * -400, "it follows the best price since it was set"
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_trail_that_goes_on_is_not_set_anew_at_the_entry(side: int) -> None:
+    engine = machine({0: going(side), 2: going(side, trailing=9.0), 3: going(side)})
+    taken(engine, flat_bars(2))
+    engine.step(mirrored(side, 2, 10_000, 10_000, 9_500, 9_500), None)
+    engine.step(mirrored(side, 3, 9_500, 9_500, 8_900, 8_900), None)  # 11 worse: signalled again
+    assert trailing_of(engine) == 10_000 + side * -1_400
+    assert not engine.step(mirrored(side, 4, 8_900, 8_900, 8_890, 8_890), None).fills
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_wider_trail_that_is_signalled_again_widens_nothing(side: int) -> None:
+    engine = machine({0: going(side, trailing=2.0), 2: going(side, trailing=5.0)})
+    taken(engine, flat_bars(3))
+    engine.step(mirrored(side, 3, 10_600, 10_600, 10_600, 10_600), None)
+    (stop,) = others(engine)
+    assert (stop.trigger, stop.reason) == (10_000 + side * 400, "trailing stop by 2")
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_nearer_trail_that_is_signalled_again_starts_at_the_close(side: int) -> None:
+    engine = machine({0: going(side, trailing=9.0), 3: going(side, trailing=2.0)})
+    taken(engine, flat_bars(2))
+    engine.step(mirrored(side, 2, 10_600, 10_600, 10_600, 10_600), None)
+    engine.step(mirrored(side, 3, 10_600, 10_600, 10_050, 10_050), None)
+    (stop,) = others(engine)
+    # 2 below the best price would lie above the close.
+    assert (stop.trigger, stop.reason) == (10_000 + side * -150, "trailing stop by 2")
+    engine.step(mirrored(side, 4, 10_300, 10_300, 10_300, 10_300), None)
+    assert trailing_of(engine) == 10_000 + side * 100
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_further_entry_leaves_a_trail_of_a_share_where_it_stands(side: int) -> None:
+    sized = {"sizing": {"mode": "fixed", "quantity": "4"}}
+    said = {0: going(side, trailing=Percent(2), strength=0.5), 2: going(side, strength=1.0)}
+    engine = machine(said, **sized)
+    taken(engine, flat_bars(2))
+    engine.step(mirrored(side, 2, 11_000, 11_000, 11_000, 11_000), None)
+    stood = trailing_of(engine)
+    assert stood == 10_000 + side * 800
+    engine.step(mirrored(side, 3, 11_000, 11_000, 10_990, 11_000), None)  # the average rises
+    (stop,) = others(engine)
+    assert (stop.quantity, stop.trigger) == (4_000, stood)
+    engine.step(mirrored(side, 4, 11_000, 11_100, 11_000, 11_100), None)
+    assert trailing_of(engine) == 10_000 + side * 900, "by 2 % of the first entry still"
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_level_that_would_stand_beyond_the_close_is_refused_wherever_the_entry_was(
+    side: int,
+) -> None:
+    said = {0: going(side, stop=Percent(9)), 2: going(side, stop=Percent(2))}
+    engine = machine(said | {3: going(side, target=Percent(1))})
+    taken(engine, flat_bars(2))
+    lost = engine.step(mirrored(side, 2, 9_500, 9_500, 9_500, 9_500), None)
+    won = engine.step(mirrored(side, 3, 10_200, 10_200, 10_200, 10_200), None)
+    below, above = ("below", "above") if side > 0 else ("above", "below")
+    assert [step.decision and step.decision.unfilled_reason for step in (lost, won)] == [
+        f"stop 2 % is not {below} the close {100 - side * 5}",
+        f"target 1 % is not {above} the close {100 + side * 2}",
+    ]
+    assert [one.trigger for one in others(engine)] == [10_000 - side * 900]
 
 
 levels = st.integers(9_000, 11_000)
@@ -498,6 +638,17 @@ def test_a_stop_is_checked_at_every_quote_and_sized_to_a_partial_fill() -> None:
     assert held(steps[-1]) == 0
 
 
+def test_a_stop_that_was_triggered_grows_with_what_its_entry_still_fills() -> None:
+    triggers = Quote(
+        KEY, 9_790, 0, 9_800, 600, START_MS + MINUTE + 2_000, START_MS + MINUTE + 2_000
+    )
+    engine, _ = at_quotes(
+        {0: long(stop=98.0)}, [*flat_bars(1), asked(10_000, 1, size=400), triggers]
+    )
+    (stop,) = others(engine)
+    assert (stop.triggered, stop.quantity, stop.reason) == (True, 1_000, "stop at 98")
+
+
 def test_a_trailing_stop_follows_quotes_and_asks_for_those_that_move_it() -> None:
     engine, _ = at_quotes({0: long(trailing=1.0)}, [*flat_bars(1), asked(10_000, 1)])
     engine.step(asked(10_000, 2), None)
@@ -519,6 +670,143 @@ def test_a_time_limit_asks_for_the_first_quote_after_it() -> None:
     after = asked(10_000, 31)
     assert engine.quote_from_ms(after) == until
     assert [fill.reason for fill in engine.step(after, None).fills] == ["until"]
+
+
+# ---------------------------------------------------------------- kept until it is closed
+
+
+def minute(index: int, bid: int, second: float = 1, *, size: int = 10**9) -> Any:
+    """Return a quote in the minute of bar *index*, whose ask is one tick above *bid*."""
+    at_ms = START_MS + index * MINUTE + int(second * 1_000)
+    return quote(bid, bid + 10, at_ms=at_ms, size=size)
+
+
+def unfilled_exit(said: Signal, *events: Event, later: dict[int, Signal] | None = None) -> Any:
+    """Enter long in minute 1 under a stop at 98; *said* at bar 2 finds no quote in time."""
+    told = {0: long(stop=98.0), 2: said, **(later or {})}
+    opened = [*flat_bars(1), minute(1, 10_000), bar(10_000, index=1), bar(10_000, index=2)]
+    return at_quotes(told, [*opened, bar(10_000, index=3), *events])
+
+
+@pytest.mark.parametrize("said", [FLAT, short(stop=105.0), short()])
+def test_an_exit_that_no_quote_filled_leaves_the_position_protected(said: Signal) -> None:
+    engine, steps = unfilled_exit(said)
+    reasons = [one.reason for one in steps[4].orders if one.status is OrderStatus.CANCELED]
+    assert reasons == ["no quote filled it within 10,000 ms"]
+    assert [one.trigger for one in others(engine)] == [9_800]
+    (fill,) = engine.step(minute(4, 9_790, 0), None).fills[:1]
+    assert (fill.price, fill.reason, fill.quantity) == (9_790, "stop at 98", 1_000)
+
+
+def test_a_reversal_that_a_later_bar_sends_again_is_protected_as_its_signal_said() -> None:
+    engine, steps = unfilled_exit(short(stop=105.0), minute(4, 10_000))
+    assert held(steps[-1]) == -1_000
+    (stop,) = others(engine)
+    assert (stop.side, stop.trigger, stop.quantity) == (Side.BUY, 10_500, 1_000)
+
+
+def test_a_reversal_in_parts_is_protected_on_each_side_by_its_own_plan() -> None:
+    engine, _ = unfilled_exit(short(stop=105.0), minute(4, 10_000, size=600))
+    (stop,) = others(engine)
+    assert (stop.side, stop.trigger, stop.quantity) == (Side.SELL, 9_800, 400)
+    engine.step(minute(4, 10_000, 2, size=400), None)
+    assert others(engine) == ()
+    engine.step(minute(4, 10_000, 3, size=300), None)
+    (stop,) = others(engine)
+    assert (stop.side, stop.trigger, stop.quantity) == (Side.BUY, 10_500, 300)
+
+
+def test_a_stop_that_comes_before_a_reversal_leaves_what_is_left_of_it() -> None:
+    thin = [minute(4, 9_790, 0, size=300), minute(4, 9_790, 1, size=10**9)]
+    engine, steps = unfilled_exit(short(stop=105.0), *thin)
+    assert [(one.reason, one.quantity) for one in fills(steps)[1:]] == [
+        ("stop at 98", 300), ("stop at 98", 700), ("down", 1_000),
+    ]  # fmt: skip
+    assert held(steps[-1]) == -1_000
+    assert [one.trigger for one in others(engine)] == [10_500]
+    # What a stop closed after its side was given up does not wait for another signal.
+    assert engine.state().account.books[KEY].protection.closed == 0
+
+
+def test_a_stop_that_comes_while_a_reversal_is_not_sent_leaves_its_target() -> None:
+    engine, steps = unfilled_exit(short(stop=105.0))
+    assert engine.state().account.books[KEY].orders.order is not None  # bar 3 sent it again
+    steps = [engine.step(bar(10_000, index=4), None)]  # and gives it up at bar 4, as at bar 3
+    book = engine.state().account.books[KEY]
+    assert (book.orders.target, book.holding.quantity) == (-1_000, 1_000)
+    steps += taken(engine, [minute(5, 9_790, 0), minute(5, 9_790, 1)])
+    assert [one.reason for one in fills(steps)] == ["stop at 98", "down"]
+    assert held(steps[-1]) == -1_000
+
+
+def test_a_stop_after_flat_does_not_let_the_side_wait() -> None:
+    up = long(stop=90.0)
+    engine, steps = unfilled_exit(FLAT, minute(4, 9_790, 0), later={4: up})
+    assert held(steps[-1]) == 0
+    steps = taken(engine, [bar(9_790, index=4), minute(5, 9_790)])
+    assert held(steps[-1]) == 1_000
+
+
+def test_the_side_that_is_signalled_again_before_its_exit_is_filled_stays_protected() -> None:
+    engine, _ = unfilled_exit(short(stop=105.0), later={3: long(stop=97.0)})
+    assert [one.trigger for one in others(engine)] == [9_700]
+    assert engine.state().account.books[KEY].protection.following is None
+    engine, steps = unfilled_exit(short(stop=105.0), minute(4, 10_000), later={3: FLAT})
+    assert (held(steps[-1]), others(engine)) == (0, ())
+    assert not engine.state().account.books[KEY].protection.plan
+
+
+def test_a_reversal_that_the_account_cannot_bear_leaves_the_position_protected() -> None:
+    poor = {"account": {"cash": "30", "margin": "isolated", "leverage": "10"}}
+    said = {0: long(stop=98.0, strength=0.5), 2: short(stop=105.0)}
+    engine = machine(said, **poor, sizing={"mode": "fixed", "quantity": "4"})
+    steps = taken(engine, flat_bars(3))
+    assert steps[2].decision is not None
+    assert steps[2].decision.unfilled_reason is not None
+    assert OrderRole.STOP in {one.role for one in others(engine)}
+
+
+# ---------------------------------------------------------------- a plan and its entry
+
+
+def test_a_plan_stands_as_long_as_its_target_though_no_quote_filled_its_entry() -> None:
+    said = {0: long(stop=98.0, trailing=3.0)}
+    engine, steps = at_quotes(said, [*flat_bars(2), minute(2, 10_000)])
+    assert [one.status for one in steps[1].orders] == [OrderStatus.CANCELED, OrderStatus.ACCEPTED]
+    assert held(steps[-1]) == 1_000
+    assert {one.role: one.trigger for one in others(engine)} == {
+        OrderRole.STOP: 9_800, OrderRole.TRAILING: 9_710,
+    }  # fmt: skip
+
+
+def test_a_plan_ends_with_its_target() -> None:
+    for told in (FLAT, long()):
+        engine, _ = at_quotes({0: long(stop=98.0), 1: told}, [*flat_bars(2), minute(2, 10_000)])
+        assert others(engine) == ()
+        assert engine.state().account.books[KEY].protection.plan is None
+
+
+def test_the_plan_of_an_entry_that_was_refused_protects_it_when_a_later_bar_sends_it() -> None:
+    poor = {"cash": "10", "margin": "isolated", "leverage": "10"}
+    engine = machine({0: long(stop=98.0)}, account=poor)
+    first = engine.step(bar(10_200, index=0), None)
+    assert first.decision is not None
+    assert first.decision.unfilled_reason is not None
+    steps = taken(engine, [bar(9_900, index=1), bar(9_900, index=2)])  # cheap enough for HOLD
+    assert held(steps[-1]) == 1_000
+    assert OrderRole.STOP in {one.role for one in others(engine)}
+
+
+def test_an_entry_whose_time_is_over_before_it_was_filled_is_wanted_no_more() -> None:
+    until = START_MS + 2 * MINUTE
+    said = {0: long(until=until, stop=98.0)}
+    poor = {"cash": "10", "margin": "isolated", "leverage": "10"}
+    steps = taken(machine(said, account=poor), [bar(10_200, index=0), *[
+        bar(price, index=place) for place, price in enumerate((10_200, 9_900, 9_900, 9_900), 1)
+    ]])  # fmt: skip
+    assert not fills(steps)
+    assert steps[-1].decision is not None
+    assert steps[-1].decision.target_quantity == 0
 
 
 # ---------------------------------------------------------------- while it was down
