@@ -60,6 +60,7 @@ def invoke(arguments: Sequence[str]) -> int:
         BaseExceptionGroup,
         typer.TyperException,
         OSError,
+        RuntimeError,
         sqlite3.DatabaseError,
     ) as error:
         return _explain(error)
@@ -155,6 +156,11 @@ def tracepaper(
     """Paper trading on Bybit whose every decision can be traced, re-run and believed."""
 
 
+def _no_thread(error: BaseException) -> bool:
+    """Whether *error* says that no thread could be started; Python has no class of its own."""
+    return isinstance(error, RuntimeError) and "start new thread" in str(error)
+
+
 def _explain(error: BaseException) -> int:
     """Say *error* in one sentence on stderr and return its exit code; raise what is a bug."""
     match error:
@@ -162,7 +168,7 @@ def _explain(error: BaseException) -> int:
             sentence = str(error)
             code = WRONG_USAGE if isinstance(error, ConfigInvalid) else FAILED
         case BaseExceptionGroup():
-            ours, _ = error.split(TracepaperError)
+            ours, _ = error.split(lambda one: isinstance(one, TracepaperError) or _no_thread(one))
             if ours is None:
                 raise error
             return _explain(ours.exceptions[0])
@@ -181,6 +187,12 @@ def _explain(error: BaseException) -> int:
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             sentence = f"{where}{error.strerror or error}; correct that and try again."
+            code = FAILED
+        case RuntimeError() if _no_thread(error):
+            sentence = (
+                "The machine starts no more threads; raise TasksMax of the unit or the container's "
+                "limit of processes, and start again."
+            )
             code = FAILED
         case _:
             raise error

@@ -14,12 +14,20 @@ import sqlite3
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from aiohttp import ClientSession, web
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
-from daemon_under_test import check_record, daemon, killed_daemon, price, settings
+from daemon_under_test import (
+    Running,
+    ServersClock,
+    check_record,
+    daemon,
+    killed_daemon,
+    price,
+    settings,
+)
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.text import render
@@ -48,6 +56,7 @@ from tracepaper.strategies.types import (
     GapCause,
     ModelChange,
     RunKind,
+    Step,
 )
 
 
@@ -263,6 +272,41 @@ async def test_numbers_in_other_forms_end_no_daemon(tmp_path: Path) -> None:
             await running.close_bars(1, stream=False)
             await running.close_bars(1)
     check_record(database, bars=11)
+
+
+async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        seen: list[Step] = []
+
+        def watch(step: Step) -> bool:
+            seen.append(step)
+            if sum(one.decision is not None for one in seen) == 15:
+                flooded.stop()
+            return True
+
+        strategy = {"name": f"{__name__}:Guarded"}
+        Guarded.closes.clear()
+        flooded = Daemon(
+            load(None, settings(server, strategy=strategy)),
+            database,
+            kind=RunKind.LIVE,
+            watch=watch,
+            clock=ServersClock(server),
+        )
+        running = Running(server, asyncio.create_task(flooded.run()))
+        running.steps = seen
+        await running.close_bars(3)
+        running.pass_bars(400)
+        await server.send(*(kline(START_MS + at * MINUTE, price(at)) for at in range(3, 403)))
+        await asyncio.wait([running.task], timeout=60)
+        assert running.task.done()
+        running.task.result()
+        assert Guarded.closes == [START_MS + at * MINUTE for at in range(15)]
+    check_record(database, bars=15)
+    with closing(sqlite3.connect(database)) as db:
+        (ended,) = db.execute("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL").fetchone()
+    assert ended == 1
 
 
 def refusals(server: ScriptedServer) -> list[web.Response]:
@@ -582,9 +626,14 @@ async def test_a_daemon_killed_at_any_step_goes_on_with_nothing_lost(tmp_path: P
 class Guarded(Strategy):
     """Long under a stop, or ends the process where it is told to."""
 
+    closes: ClassVar[list[int]] = []
+
     def __init__(self, options: dict[str, Any]) -> None:
         self._exits_at = options.get("exits_at")
         self._asked = 0
+
+    def observe(self, bar: Bar) -> None:
+        self.closes.append(bar.open_time_ms)
 
     def decide(self, now: Outlook) -> Signal:
         self._asked += 1

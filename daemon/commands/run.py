@@ -21,9 +21,11 @@ def run(
     ] = None,
 ) -> None:
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
-    import asyncio
-
-    from tracepaper.daemon.session.shutdown import exit_while_model_computes, exit_zero_on_signals
+    from tracepaper.daemon.session.shutdown import (
+        exit_without_waiting,
+        exit_zero_on_signals,
+        run_loop,
+    )
 
     exit_zero_on_signals()
     from tracepaper.daemon.config.loading import load
@@ -39,6 +41,6 @@ def run(
         daemon = Daemon(
             loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
         )
-        asyncio.run(daemon.run())
+        run_loop(daemon.run())
     watcher.farewell(database)
-    exit_while_model_computes(daemon)
+    exit_without_waiting(daemon)

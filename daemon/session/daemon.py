@@ -322,7 +322,7 @@ class Daemon:
                     retrainer.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
-                return self._watch(step)
+                return self._watch(step) and not self._supervisor.stopping.is_set()
 
             opened_by_class, known = NewlyOpened(*own_classes(config)), newly_known(forecaster)
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)

@@ -285,7 +285,9 @@ class WorkerPredictor:
         self._pending.add(answer)
         answer.add_done_callback(self._pending.discard)
         try:
-            return await asyncio.wait_for(asyncio.shield(answer), self._deadline_ms / 1000)
+            # Not `wait_for`: before Python 3.12 it loses a stop that comes with the answer.
+            async with asyncio.timeout(self._deadline_ms / 1000):
+                return await asyncio.shield(answer)
         except TimeoutError:
             return late
 

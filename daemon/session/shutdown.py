@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from tracepaper.daemon.session.daemon import Daemon
+
+_OF_LOOP: Final = "asyncio_"
+"""How asyncio's own threads are called."""
+
+T = TypeVar("T")
 
 
 def exit_zero_on_signals() -> None:
@@ -20,13 +29,23 @@ def exit_zero_on_signals() -> None:
         signal.signal(number, lambda _number, _frame: sys.exit(0))
 
 
-def exit_while_model_computes(daemon: Daemon) -> None:
-    """End the process at once where the model still computes a prediction that is not awaited.
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* in an event loop that is left open: closing it waits for its threads.
 
-    The database is closed. A thread inside the model cannot be cancelled, and an interpreter
-    that is taken down around it may crash.
+    One of them may be asking for the address of a name, which takes as long as the resolver likes;
+    and where the machine starts no more threads, not even the wait can begin.
     """
-    if daemon.is_predicting:
+    return asyncio.Runner().run(work)
+
+
+def exit_without_waiting(daemon: Daemon) -> None:
+    """End the process at once where threads are left, of the model or of the event loop.
+
+    The database is closed. A thread cannot be cancelled, and an interpreter that is taken down
+    around the model may crash.
+    """
+    threads = (thread.name for thread in threading.enumerate())
+    if daemon.is_predicting or any(name.startswith(_OF_LOOP) for name in threads):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

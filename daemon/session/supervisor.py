@@ -41,7 +41,7 @@ class Notifier:
         """Read ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``."""
         microseconds = environment.get("WATCHDOG_USEC", "")
         is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
-        wanted = is_ours and microseconds.isdigit() and int(microseconds) > 0
+        wanted = is_ours and microseconds.isdecimal() and int(microseconds) > 0
         return cls(
             environment.get("NOTIFY_SOCKET", ""),
             int(microseconds) / MICROSECONDS if wanted else None,
@@ -53,13 +53,14 @@ class Notifier:
             return False
         # A leading @ stands for the zero byte of an abstract socket.
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            try:
-                message = "\n".join(assignments).encode()
+        message = "\n".join(assignments).encode()
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
                 channel.sendto(message, socket.MSG_DONTWAIT, address)
-            except OSError:
-                # Nobody there, or a full queue: the daemon goes on, and the watchdog decides.
-                return False
+        except OSError:
+            # Nobody there, a full queue or no descriptor: the daemon goes on, and the watchdog
+            # decides.
+            return False
         return True
 
 
@@ -87,21 +88,23 @@ class Supervisor:
         self._end_process = end_process
         self._waiting_until_s = 0.0
         self._is_ready = False
-        self._deadline: threading.Timer | None = None
+        self._has_begun_to_stop = threading.Event()
+        self._has_ended = threading.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def stop(self) -> None:
-        """Begin an orderly stop: services are cancelled, their ``finally`` blocks run."""
+        """Begin an orderly stop: services are cancelled, their ``finally`` blocks run.
+
+        Nothing here can fail, for want of threads or descriptors say: a second signal would find
+        the stop begun and do nothing.
+        """
         if self.stopping.is_set():
             return
         self.stopping.set()
-        self._notifier.send("STOPPING=1")
-        # A thread, for a loop that hangs could not run a timer of its own.
-        self._deadline = threading.Timer(self._stop_within_s, self._give_up)
-        self._deadline.daemon = True
-        self._deadline.start()
         for task in self._tasks.values():
             task.cancel()
+        self._has_begun_to_stop.set()
+        self._notifier.send("STOPPING=1")
 
     def ready(self) -> None:
         """Tell systemd, once, that the start is over: the run is open and its model is warm."""
@@ -119,9 +122,11 @@ class Supervisor:
 
         Raises the first ``TracepaperError`` of a service, after the others have been cancelled.
         """
-        if self._deadline is not None:
-            self._deadline.cancel()
+        if self.stopping.is_set():
             return
+        # A thread, for a loop that hangs could not run a timer of its own; started now, for at the
+        # stop the machine may have none left.
+        threading.Thread(target=self._limit_stop, name="deadline", daemon=True).start()
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
             loop.add_signal_handler(number, self.stop)
@@ -141,8 +146,8 @@ class Supervisor:
         finally:
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._has_ended.set()
+            self._has_begun_to_stop.set()  # so that the thread ends as well
 
     async def _serve(self, service: Service) -> None:
         try:
@@ -164,8 +169,11 @@ class Supervisor:
             last = pulse
             await self._clock.sleep(interval_s / 3)
 
-    def _give_up(self) -> None:
-        """End the process: every acknowledged step is on the disk already."""
+    def _limit_stop(self) -> None:
+        """End the process where a stop takes too long: every acknowledged step is on the disk."""
+        self._has_begun_to_stop.wait()
+        if self._has_ended.wait(self._stop_within_s):
+            return
         hanging = [name for name, task in self._tasks.items() if not task.done()]
         log.error("stop took too long", hanging=hanging, limit_s=self._stop_within_s)
         self._end_process(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.shutdown import exit_while_model_computes
+from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
 from tracepaper.daemon.terminal import log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher, live_view
@@ -64,11 +63,11 @@ def perform(wanted: Demonstration) -> None:
             daemon = Daemon(
                 config, database, kind=RunKind.DEMO, opened=watcher.opened, watch=watcher.watch
             )
-            asyncio.run(daemon.run())
+            run_loop(daemon.run())
     if watcher.run is None:
         raise FeedLost("The demo was stopped before its run was open; start it again.")
     _sum_up(wanted, watcher, database)
-    exit_while_model_computes(daemon)
+    exit_without_waiting(daemon)
 
 
 def _stamp(wall_ms: int) -> str:

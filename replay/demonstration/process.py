@@ -21,7 +21,7 @@ from msgspec import Struct
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.shutdown import exit_while_model_computes
+from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
 from tracepaper.daemon.terminal import log
 from tracepaper.daemon.terminal.live_view import live_view
 from tracepaper.replay.demonstration.told import Paced, begun, line_of, told_of
@@ -128,10 +128,10 @@ def main() -> None:
     lines = _lines()
     assignment = msgspec.json.decode(next(lines), type=Assignment)
     try:
-        daemon = asyncio.run(serve(assignment, lines))
+        daemon = run_loop(serve(assignment, lines))
     except TracepaperError as error:
         sys.exit(str(error))
-    exit_while_model_computes(daemon)
+    exit_without_waiting(daemon)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,32 @@ async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_nex
     assert prediction in (says([second]), PredictionTimeout(50))
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
+    # The flood: an answer has just come, its step is not begun, and SIGTERM cancels the daemon.
+    model = Worker("model")
+    history = BarHistory([KEY], context=1)
+    worker = WorkerPredictor(
+        FixedForecaster(says, context=1), history, model, period_start_ms=0, deadline_ms=60_000
+    )
+    await worker.predict(start())
+    (item,) = bars(1)
+
+    async def drive() -> None:
+        await worker.predict(item)
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(drive())
+    await asyncio.sleep(0)
+    while model.is_busy:
+        pass  # the loop stands still: the answer is in line when it turns again
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    assert task.cancelled()
+
+
 async def test_only_bars_are_answered() -> None:
     worker = WorkerPredictor(
         FixedForecaster(says, context=1),

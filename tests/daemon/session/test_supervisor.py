@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from tracepaper.daemon.session.supervisor import Notifier, Supervisor
 from tracepaper.strategies.errors import AuditUnwritable, FeedStale
 
 SILENT = Notifier()
+ENDLESS = 1 << 46
+"""Bytes of a stack that no address space holds: the thread is refused as where none are left."""
 
 
 async def forever() -> None:
@@ -56,6 +59,46 @@ async def test_a_signal_stops_in_good_order(number: signal.Signals) -> None:
             ended.append("main")
 
     await Supervisor(clock=JumpClock(), notifier=SILENT).run({"main": main}, essential="main")
+    assert ended == ["main"]
+
+
+async def signalled(spend: Callable[[], object], notifier: Notifier) -> list[str]:
+    """Run a service that spends something and is told to stop; return what ended."""
+    ended: list[str] = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        spend()
+        try:
+            await forever()
+        finally:
+            ended.append("main")
+
+    async with asyncio.timeout(30):
+        await Supervisor(clock=JumpClock(), notifier=notifier).run({"main": main}, essential="main")
+    return ended
+
+
+async def test_a_signal_is_obeyed_where_no_thread_can_be_started() -> None:
+    usual = threading.stack_size()
+    try:
+        ended = await signalled(lambda: threading.stack_size(ENDLESS), SILENT)
+        with pytest.raises(RuntimeError, match="new thread"):
+            threading.Thread(target=print).start()
+    finally:
+        threading.stack_size(usual)
+    assert ended == ["main"]
+
+
+async def test_a_signal_is_obeyed_where_no_descriptor_is_left(systemd: socket.socket) -> None:
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        ended = await signalled(
+            lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (0, usual[1])),
+            Notifier(systemd.getsockname()),
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, usual)
     assert ended == ["main"]
 
 
@@ -195,7 +238,8 @@ def test_a_notifier_reads_what_systemd_sets() -> None:
     }
     assert Notifier.from_environment(ours) == Notifier("/run/n", 30.0)
     assert Notifier.from_environment({**ours, "WATCHDOG_PID": "1"}).watchdog_s is None
-    assert Notifier.from_environment({**ours, "WATCHDOG_USEC": "x"}).watchdog_s is None
+    for odd in ("x", "\u00b2", "-1", ""):  # the second is a digit, and no number
+        assert Notifier.from_environment({**ours, "WATCHDOG_USEC": odd}).watchdog_s is None
     assert Notifier.from_environment({}) == Notifier("", None)
 
 
@@ -233,14 +277,41 @@ asyncio.run(Supervisor(clock=clock).run({"main": main}, essential="main"))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_ends_with_zero_on_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+THREADLESS = """
+import asyncio, threading, types
+from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
+from tracepaper.daemon.session.supervisor import Supervisor
+from tests_clock import clock
+
+async def main():
+    await asyncio.get_running_loop().getaddrinfo("localhost", 80)  # by a thread of the loop
+    held = threading.Event()
+    asyncio.get_running_loop().run_in_executor(None, held.wait)  # a name that nobody resolves
+    threading.stack_size(1 << 46)
+    print("up", flush=True)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        print("closed", flush=True)
+
+run_loop(Supervisor(clock=clock).run({"main": main}, essential="main"))
+exit_without_waiting(types.SimpleNamespace(is_predicting=False))
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "number"),
+    [(DAEMON, signal.SIGTERM), (DAEMON, signal.SIGINT), (THREADLESS, signal.SIGTERM)],
+)
+def test_a_process_ends_with_zero_on_a_signal(
+    program: str, number: signal.Signals, tmp_path: Path
+) -> None:
     (tmp_path / "tests_clock.py").write_text(
         "import asyncio, types\n"
         "clock = types.SimpleNamespace(network_s=lambda: 0.0, sleep=asyncio.sleep)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", DAEMON],
+        [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
