@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from own_ledger import OwnLedger
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.account import Holding, Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.margin import MarginRules
 from tracepaper.daemon.engine.state import decode_state
@@ -292,6 +293,37 @@ def test_the_tier_of_the_size_sets_the_maintenance_margin() -> None:
     assert (near.liquidation, near.bankruptcy) == (90_500, 90_000)
     assert (far.liquidation, far.bankruptcy) == (90_750, 90_000)  # 400 less 100, on 40 units
     assert "risk tier 2 (1 %)" in far.reason
+
+
+def test_a_position_of_exactly_a_tiers_limit_belongs_to_it() -> None:
+    limit = TIERS[0].limit
+    rules = MarginRules(item(risk_tiers=TIERS), 6_000, FEE)  # above the second tier's most
+    assert rules.refusal(limit) is None
+    assert rules.refusal(limit + 1) == "leverage 60 above 50, the most of risk tier 2"
+    assert rules.refusal(TIERS[1].limit) == "leverage 60 above 50, the most of risk tier 2"
+    assert rules.refusal(TIERS[1].limit + 1) == "position above 100000, the last risk tier"
+    for size, number in ((limit, 1), (limit + 1, 2), (TIERS[1].limit, 2)):
+        assert f"risk tier {number} (" in rules.bounds(size, 1_000, rules.required(size)).reason
+
+
+@pytest.mark.parametrize(
+    ("rate", "paid", "left"),
+    [(1, 1, 99), (12_000, 100, 0), (-1, -1, 100), (-3, -3, 100)],
+)
+def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
+    rate: int, paid: int, left: int
+) -> None:
+    """An account of before margin was taken over with less cash than its position needs."""
+    portfolio = Portfolio(
+        0, {KEY: item()}, margin={KEY: MarginRules(item(risk_tiers=TIERS), 1_000, FEE)}
+    )
+    unit = MONEY_SCALE
+    portfolio.restore(98 * unit, {KEY: Holding(1_000, 1_000 * unit, margin=100 * unit)})
+    portfolio.mark(KEY, 100_000)  # worth 1,000
+    assert portfolio.available == -2 * unit
+    assert portfolio.pay_funding(KEY, rate * MONEY_SCALE // 1_000) == paid * unit
+    assert portfolio.holding(KEY).margin == left * unit
+    assert portfolio.cash == (98 - paid) * unit
 
 
 def test_a_tier_that_is_assumed_is_said() -> None:

@@ -145,6 +145,10 @@ def test_orders_are_counted_by_the_clock_hour_with_the_one_being_judged() -> Non
     watch.count_orders(sent, HOUR_MS - 1)
     assert measured(watch, 1_000, HOUR_MS - 1).hourly_orders == 2
     assert measured(watch, 1_000, HOUR_MS).hourly_orders == 1
+    watch.count_orders(sent, HOUR_MS)
+    assert measured(watch, 1_000, HOUR_MS + 1).hourly_orders == 2, "an hour begins from none"
+    watch.count_orders(sent, HOUR_MS + 1)
+    assert measured(watch, 1_000, HOUR_MS + 2).hourly_orders == 3
 
 
 def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:

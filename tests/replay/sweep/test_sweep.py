@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import signal
+import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from tracepaper.replay.sweep.cell import Cell, CellResult, Work
 from tracepaper.replay.sweep.executors import InThisProcess, LocalProcesses, serve
 from tracepaper.replay.sweep.request import read_request
 from tracepaper.replay.sweep.run import Sweep
-from tracepaper.storage.sweeps import SweepFile, TrialRegistry
+from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
 SIZED = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
@@ -172,6 +174,23 @@ def test_the_deflated_ratio_counts_every_trial(days: Path, registry: Path) -> No
     assert found.deflated_sharpe is not None
     assert found.deflated_sharpe < above_zero
     assert "(the deflated Sharpe ratio) is" in " ".join(repr(found).split())
+
+
+def test_luck_counts_trials_without_a_ratio_and_needs_two_that_have_one(days: Path) -> None:
+    found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
+    assert found.best is not None
+    ratios = (0.1, 0.3, -0.05)
+    many = replace(found, trials=Trials(50, ratios))
+    variance = statistics.variance(ratios)
+    assert many.best_by_chance == pytest.approx(metrics.best_by_chance(50, variance))
+    wanted = metrics.deflated_sharpe(found.best.daily, trials=50, variance=variance)
+    assert many.deflated_sharpe == pytest.approx(wanted)
+    assert many.document()["trials_on_these_data"] == 50
+    two = replace(found, trials=Trials(50, ratios[:2]))
+    assert two.best_by_chance is not None
+    assert two.deflated_sharpe is not None
+    one = replace(found, trials=Trials(50, ratios[:1]))
+    assert (one.best_by_chance, one.deflated_sharpe) == (None, None)
 
 
 def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
