@@ -40,7 +40,7 @@ from tracepaper.replay.notebook import RunFrames, best_frames, open_run
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.headline import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
-from tracepaper.replay.report.trades import ClosedTrade, trades
+from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
@@ -222,7 +222,7 @@ class Backtest:
 
     @cached_property
     def _closed(self) -> list[ClosedTrade]:
-        return trades(self._record.account, self._record.instruments)
+        return closed_trades(self._record, self._record.account)
 
     def report(
         self,

@@ -33,6 +33,7 @@ from tracepaper.daemon.engine.twins import BUY_AND_HOLD, COUNTED, RANDOM_GATE, T
 from tracepaper.strategies.declared_state import DeclaredState
 from tracepaper.strategies.frames import FrameRange, Row
 from tracepaper.strategies.gate_evaluator import GateEvaluator
+from tracepaper.strategies.gates import warm
 from tracepaper.strategies.portfolio import NOT_NAMED, PortfolioMember, portfolio_of
 from tracepaper.strategies.signals import Orders, Signal
 from tracepaper.strategies.sizing import Sizer
@@ -308,13 +309,15 @@ class Engine:
         return bool(self._bases)
 
     def count(self, step: Step) -> None:
-        """Add what *step* did to what the twins depend on; nothing but a decided bar counts.
+        """Add what *step* did to what the twins depend on: bars after the warm-up alone count.
 
         A start does this for the steps behind the stored state.
         """
         bar, decision, position = step.event, step.decision, step.position
         if not isinstance(bar, Bar) or decision is None or position is None:
             return
+        if decision.refused_by == warm.name:
+            return  # nothing could be held yet
         before = self._bases[bar.instrument]
         value = self._states[bar.instrument].value_of(bar.close, position.quantity)
         judged = decision.refused_by not in INTEGRITY

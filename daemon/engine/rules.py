@@ -8,7 +8,10 @@ The rules are docs/identity.md, I18.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
+
+from tracepaper.strategies.types import Category
 
 ACCOUNT: Final = frozenset(
     {
@@ -50,6 +53,7 @@ class RuleChange(NamedTuple):
     rule: str  # its number in docs/, such as "E13"
     sentence: str  # what holds since, in one sentence without its full stop
     moves: frozenset[str] = ACCOUNT  # tables, and columns as ``table.column``
+    category: Category | None = None  # the only one that it concerns; None for every run
 
 
 CHANGES: Final[tuple[RuleChange, ...]] = (
@@ -70,10 +74,25 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
         "repeated signal move it back or widen it",
     ),
     RuleChange("E14", "protection ends when the exit is filled, and not when it is asked for"),
+    RuleChange(
+        "G18",
+        "the twin buy_and_hold counts the run's exposure from the first bar that is no warm-up",
+        frozenset({"states", "twin_steps", "twin_fills"}),
+    ),
+    RuleChange(
+        "K13",
+        "a split is suspected only where the bar's close confirms its open",
+        ACCOUNT | DECIDED_BY_ACCOUNT | {"steps.measure_plausible"},
+        Category.STOCK,
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 
 
-def changes_since(number: int) -> tuple[RuleChange, ...]:
-    """List the changes that a run made by *number* of them does not know."""
-    return CHANGES[number:]
+def changes_since(number: int, categories: Collection[Category]) -> tuple[RuleChange, ...]:
+    """List the changes that a run of *categories*, made by *number* of them, does not know."""
+    return tuple(
+        change
+        for change in CHANGES[number:]
+        if change.category is None or change.category in categories
+    )

@@ -33,7 +33,7 @@ _DRAWN: Final = 1 << 64
 
 
 class TwinBasis(Struct, frozen=True, array_like=True):
-    """What the run did with one instrument, over its decided bars so far."""
+    """What the run did with one instrument, over its bars so far that were no warm-up."""
 
     bars: int = 0
     judged: int = 0  # bars whose inputs could be believed

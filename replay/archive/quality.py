@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from tracepaper.replay.archive.candles import Candles, Span
-from tracepaper.replay.archive.times import iso
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.splits import SplitWatch, SuspectedSplit
@@ -95,13 +94,4 @@ def split_sentences(candles: Candles) -> tuple[str, ...]:
     """Return a sentence about each split that is suspected in *candles*; none unless of a share."""
     if candles.category is not Category.STOCK:
         return ()
-    return tuple(_sentence(candles.symbol, split) for split in suspected_splits(candles))
-
-
-def _sentence(symbol: str, split: SuspectedSplit) -> str:
-    """Say which split of *symbol* is suspected."""
-    day = iso(split.open_time_ms)[:10]
-    return (
-        f"{symbol}: a split of {split.new} for {split.old} on {day} is suspected that was not "
-        "adjusted; give adjusted candles"
-    )
+    return tuple(split.sentence(candles.symbol) for split in suspected_splits(candles))

@@ -34,6 +34,7 @@ from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.gates import warm
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import (
     ACTING_ONLY,
@@ -63,10 +64,10 @@ Progress = Callable[[int], None]
 class ActingAudit:
     """Keeps only steps in which something was traded, and what figures by day are made of.
 
-    That is: every instrument's first two decided bars (buy and hold buys at the second open), its
-    last of each day (UTC, or of the calendar) and before a settlement, and every event that is no
-    bar and no order book. Steps are numbered anew, so that the chain over what is kept has no
-    holes; what is left cannot be re-derived.
+    That is: every instrument's first bar, its first two that were no warm-up (buy and hold buys at
+    the open of the second), its last of each day (UTC, or of the calendar) and before a settlement,
+    and every event that is no bar and no order book. Steps are numbered anew, so that the chain
+    over what is kept has no holes; what is left cannot be re-derived.
     """
 
     def __init__(self, audit: SqlAuditLog, calendar: Calendar | None) -> None:
@@ -76,7 +77,7 @@ class ActingAudit:
         self._day = -1
         self._kept: dict[int, Step] = {}  # of this day, by their own sequence
         self._last: dict[str, Step] = {}
-        self._decided: dict[str, int] = {}
+        self._decided: dict[str, int] = {}  # bars since the first that was no warm-up
 
     def append(self, *steps: Step) -> None:
         """Hold *steps* back until their day ends, as far as they may have to be kept."""
@@ -104,8 +105,10 @@ class ActingAudit:
             self._day = day
         if step.decision is not None:
             self._last[event.instrument] = step
-            self._decided[event.instrument] = self._decided.get(event.instrument, 0) + 1
-            if self._decided[event.instrument] <= _FIRST_BARS:
+            before = self._decided.get(event.instrument)
+            is_warm = bool(before) or step.decision.refused_by != warm.name
+            self._decided[event.instrument] = known = (before or 0) + is_warm
+            if before is None or (is_warm and known <= _FIRST_BARS):
                 self._keep(step)
         if _trades(step):
             self._keep(step)

@@ -152,7 +152,8 @@ def verify_run(
     counted, total = reader.counted(run_id)
     first_compared = 0 if sample is None else max(0, total - sample)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
-    found.changes = changes_since(stored.run.rules)
+    categories = {instrument.category for instrument in stored.run.instruments}
+    found.changes = changes_since(stored.run.rules, categories)
     check = RowCheck(reader, stored, movable=_movable(found.changes, recorded))
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     elsewhere = Environment.recorded(recorded.run).differs(here)

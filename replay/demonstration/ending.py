@@ -23,7 +23,7 @@ from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.refusals import ALLOWED, Refusal, refusals
 from tracepaper.replay.report.summary import decision_to_explain, program_name
 from tracepaper.replay.report.tables import Figure, Table, printed, table
-from tracepaper.replay.report.trades import ClosedTrade, trades
+from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.storage.chain import ChainReport, verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.extras import is_installed
@@ -77,9 +77,9 @@ def read(database: Path) -> Ending:
         record = read_record(reader, database, run_id)
         chain = verify_chain(reader.connection, run_id)
     ledgers = (record.account, *record.twins)
-    closed = {of.name: trades(of, record.instruments) for of in ledgers}
+    closed = {of.name: closed_trades(record, of) for of in ledgers}
     sequence = decision_to_explain(database, run_id)
-    *_, (_, _, market) = held_alike(record)
+    *_, (_, _, market, _) = held_alike(record)
     return Ending(
         record=record,
         accounts=tuple(account_report(record, of, closed[of.name]) for of in ledgers),
@@ -197,7 +197,7 @@ ACCOUNTS: Final = (
     ),
     Figure[AccountReport](
         "mean_exposure", "exposure", "percent",
-        lambda of: None if of.activity is None else of.activity.mean_exposure,
+        lambda of: of.mean_exposure,
     ),
 )  # fmt: skip
 

@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.report.record import Bars, Floats, Ints, Ledger, RunRecord
-from tracepaper.strategies.gates import warm
 
 RANDOM_TWINS: Final = 200
 RANDOM_SEED: Final = 1
@@ -61,7 +60,7 @@ def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
 
 
 def exposures(record: RunRecord, ledger: Ledger) -> tuple[Floats, Floats]:
-    """Return what *ledger* held at each of the record's times by its equity: net, and at all.
+    """Return what *ledger* held at each of the record's times by its equity: net, and gross.
 
     The second counts what is held long and what is held short alike, so it is not negative.
     """
@@ -77,21 +76,28 @@ def exposures(record: RunRecord, ledger: Ledger) -> tuple[Floats, Floats]:
     return net / equity, every / equity
 
 
+def mean_exposure(record: RunRecord) -> float:
+    """Return the run's mean gross exposure over the bars that it could decide; NaN without any."""
+    every = exposures(record, record.account)[1][record.decidable_from :]
+    return float(np.mean(every)) if every.size else float("nan")
+
+
 def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
     """Return the equity [times + 1] of *share* of the start's money held in equal parts, with fee.
 
-    Bought at the open after the first decision, the earliest at which the run could have bought.
-    The rest of the money stays as it is; a share above 1 is bought on credit that costs nothing.
+    Bought at the open after an instrument's first bar that was not warm-up, the earliest at which
+    the run could have bought. The rest of the money stays as it is; a share above 1 is bought on
+    credit that costs nothing.
     """
     start = float(record.account.equity[0])
     equity = np.full(record.times_ms.size + 1, start)
-    for bars in record.bars.values():
-        if bars.open.size > 1:
-            quantity = share * start / len(record.bars) / (bars.open[1] * (1.0 + record.cost_rate))
-            held = np.full(bars.open.size, quantity)
-            held[0] = 0.0
-            traded = np.zeros(bars.open.size)
-            traded[1] = quantity
+    for name in record.bars:
+        bars, bought = record.adjusted(name), record.warm_from[name] + 1
+        if bought < bars.open.size:
+            price = bars.open[bought] * (1.0 + record.cost_rate)
+            quantity = share * start / len(record.bars) / price
+            held, traded = np.zeros((2, bars.open.size))
+            held[bought:] = traded[bought] = quantity
             equity += over_times(record, bars, gains(bars, held, traded, record.cost_rate))
     return equity
 
@@ -177,11 +183,12 @@ def random_twins(
 ) -> RandomTwins | None:
     """Return *count* random twins of *ledger*; None where it never held a position.
 
+    Nor are there any over a split that was not adjusted: its sizes are of other shares after it.
     *marks* are places in the equity curve at which the quantiles are taken.
     """
     parts = {name: episodes(held) for name, held in ledger.held.items()}
     positions = sum(of.sizes.size for of in parts.values())
-    if not positions:
+    if not positions or record.splits:
         return None
     chance = np.random.default_rng(RANDOM_SEED)
     times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
@@ -192,7 +199,7 @@ def random_twins(
     }
     early = {
         # Never so late that the stretches no longer fit behind it.
-        name: min(_first_warm(record, name), record.bars[name].open.size - int(of.sizes.sum()))
+        name: min(record.warm_from[name] + 1, record.bars[name].open.size - int(of.sizes.sum()))
         for name, of in parts.items()
     }
     curves = np.full((count, wanted.size), float(ledger.equity[0]))
@@ -214,10 +221,3 @@ def random_twins(
         final_median=float(np.median(finals)),
         beaten=float(np.mean(finals < ledger.equity[-1])),
     )
-
-
-def _first_warm(record: RunRecord, instrument: str) -> int:
-    """Return the first bar of *instrument* at which an order could be filled."""
-    own = record.decisions.places[instrument]
-    known = np.flatnonzero(record.decisions.refused_by[own] != warm.name)
-    return int(known[0]) + 1 if known.size else 0

@@ -110,6 +110,7 @@ def equity_chart(report: Report) -> Figure:
             ),
         ]  # fmt: skip
     own = report.record.account.name
+    labels = {of.name: of.label for of in report.accounts}
     for curve in reversed(report.curves):
         style = _LINES.get(curve.name, {"color": INK, "width": 1.2})
         if curve.name.startswith("held at"):
@@ -122,14 +123,14 @@ def equity_chart(report: Report) -> Figure:
         )
         data.append(
             line(
-                at, scale(change), curve.name, style, customdata=rounded(change),
+                at, scale(change), labels[curve.name], style, customdata=rounded(change),
                 hovertemplate="%{customdata:+.2f} %",
             )
         )  # fmt: skip
         if report.record.every_bar:
             data.append(
                 line(
-                    at, lost, curve.name, {**style, "width": 1}, yaxis="y2",
+                    at, lost, labels[curve.name], {**style, "width": 1}, yaxis="y2",
                     showlegend=False, hovertemplate="%{y:.2f} %",
                 )
             )  # fmt: skip

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.engine.twins import TWINS
+from tracepaper.daemon.engine import twins
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.accounts import (
     RandomTwins,
     buy_and_hold,
     exposures,
+    mean_exposure,
     random_twins,
 )
 from tracepaper.replay.report.attention import (
@@ -31,7 +32,7 @@ from tracepaper.replay.report.listed import newest as newest_listed
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
 from tracepaper.replay.report.refusals import Refusal, refusals
-from tracepaper.replay.report.trades import ClosedTrade, Costs, costs, trades
+from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
 from tracepaper.storage.checkpoints import ID_DIGITS
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
@@ -42,6 +43,7 @@ OPENED_SHOWN: Final = 3
 MARKS_MAX: Final = 800
 """Points of a curve that are shown; figures are taken from all of them."""
 BUY_AND_HOLD: Final = "buy and hold"
+HELD: Final = frozenset({BUY_AND_HOLD, twins.BUY_AND_HOLD})
 REGIMES_SENTENCE: Final = (
     "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
     "MEAN_REVERSION on distant ones; in trials they predicted no momentum in returns."
@@ -80,6 +82,19 @@ class AccountReport:
     activity: Activity | None  # None where no fills are known
     costs: Costs | None
     margin: MarginHeld | None = None  # None where nothing is held on margin
+    bought: float | None = None  # the share of the start's money, of an account that is computed
+
+    @property
+    def mean_exposure(self) -> float | None:
+        """The mean of what it held, by its equity; of a computed account what it bought."""
+        return self.bought if self.activity is None else self.activity.mean_exposure
+
+    @property
+    def label(self) -> str:
+        """Its name in a legend; of buy and hold with how much was held."""
+        if self.name not in HELD or self.mean_exposure is None:
+            return self.name
+        return f"{self.name}, {self.mean_exposure * 100:.3g} % held"
 
 
 @dataclass(frozen=True)
@@ -133,7 +148,7 @@ def build_report(
     with Reader.open(database) as reader:
         record = read_record(reader, database, run_id)
         ledgers = (record.account, *record.twins)
-        closed = {of.name: tuple(trades(of, record.instruments)) for of in ledgers}
+        closed = {of.name: tuple(closed_trades(record, of)) for of in ledgers}
         wanted = {trade.entry_sequence for of in closed.values() for trade in of}
         progress("reading where attention lay")
         attention = read_attention(reader, record, wanted) if record.every_bar else None
@@ -146,24 +161,31 @@ def build_report(
     times, marks = _times(record), _marks(record)
     held = held_alike(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
-    own = record.account.equity
+    own, divided = record.account.equity, record.holds_over_split(record.account)
     return Report(
         record=record,
         warnings=_warnings(record),
         sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
         accounts=(
             *(account_report(record, of, closed[of.name]) for of in ledgers),
-            *(_held_account(record, *of) for of in held),
+            *(_held_account(record, of) for of in held),
         ),
         marks_ms=times[marks],
         curves=(
             *(_curve(of.name, of.equity, marks) for of in ledgers),
-            *(_curve(name, equity, marks) for name, _, equity in held),
+            *(_curve(of.name, of.equity, marks) for of in held),
         ),
         random=tuple(_random(record, ledgers, marks)),
-        monthly=tuple(metrics.monthly_returns(_within(record), own)),
-        drawdowns=tuple(metrics.worst_drawdowns(times, own)) if record.every_bar else (),
-        rolling=metrics.rolling_sharpe(record.times_ms, own, record.interval_ms, record.calendar),
+        monthly=() if divided else tuple(metrics.monthly_returns(_within(record), own)),
+        drawdowns=tuple(metrics.worst_drawdowns(times, own))
+        if record.every_bar and not divided
+        else (),
+        rolling=metrics.rolling_sharpe(
+            record.times_ms[:0] if divided else record.times_ms,
+            own[:1] if divided else own,
+            record.interval_ms,
+            record.calendar,
+        ),
         trades=closed,
         refusals=tuple(refusals(record)),
         regimes=dict(zip(names.tolist(), counts.tolist(), strict=True)),
@@ -223,14 +245,18 @@ def account_report(
         record.calendar,
         every_bar=record.every_bar,
     )
+    if record.holds_over_split(ledger):
+        figures = metrics.unknown(figures)
     return AccountReport(
         name=ledger.name,
-        source="stored" if own else f"stored: {TWINS[ledger.name]}",
+        source="stored" if own else f"stored: {twins.TWINS[ledger.name]}",
         start=float(ledger.equity[0]),
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
-            exposures=exposures(record, ledger)[1] if record.every_bar else None,
+            exposures=exposures(record, ledger)[1][record.decidable_from :]
+            if record.every_bar
+            else None,
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
@@ -256,30 +282,41 @@ def _margin(record: RunRecord) -> MarginHeld | None:
     )
 
 
-def held_alike(record: RunRecord) -> list[tuple[str, str, Floats]]:
-    """Return buy and hold as (name, source, equity): at the run's own exposure, and in full.
+class Held(NamedTuple):
+    """A benchmark that buys a share of the start's money and holds it."""
+
+    name: str
+    source: str
+    equity: Floats
+    share: float
+
+
+def held_alike(record: RunRecord) -> list[Held]:
+    """Return buy and hold at the run's own exposure, and in full.
 
     Where the run has the twin that holds its exposure so far, that one alone stands for the first.
     """
-    bought = "bought at the second open at the run's costs, not sold"
+    bought = "bought at the open after the first decidable bar at the run's costs, not sold"
     found = []
     if record.every_bar and record.held_twin is None:
-        share = float(np.mean(exposures(record, record.account)[1]))
+        share = mean_exposure(record)
         if np.isfinite(share) and share > 0:
             source = f"computed: the run's mean exposure, {share:.2%} of the start, {bought}"
-            found.append((f"held at {share:.2%}", source, buy_and_hold(record, share)))
-    return [*found, (BUY_AND_HOLD, f"computed: all the money, {bought}", buy_and_hold(record))]
+            found.append(Held(f"held at {share:.2%}", source, buy_and_hold(record, share), share))
+    source = f"computed: all the money, {bought}"
+    return [*found, Held(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
 
 
-def _held_account(record: RunRecord, name: str, source: str, equity: Floats) -> AccountReport:
+def _held_account(record: RunRecord, held: Held) -> AccountReport:
     return AccountReport(
-        name=name,
-        source=source,
-        start=float(equity[0]),
-        end=float(equity[-1]),
+        name=held.name,
+        source=held.source,
+        start=float(held.equity[0]),
+        end=float(held.equity[-1]),
+        bought=held.share,
         performance=metrics.performance(
             record.times_ms,
-            equity,
+            held.equity,
             record.interval_ms,
             record.calendar,
             every_bar=record.every_bar,
@@ -324,6 +361,13 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         )
     if settled.twice:
         found.append(f"{settled.twice:,} settlements came twice and were booked once.")
+    if record.splits:
+        symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
+        found.append(
+            f"Over the split of {symbols} that was not adjusted, an account that held it has no "
+            "returns (–) and its trade is left out; buy and hold is computed as if adjusted, and "
+            "random twins are not drawn."
+        )
     if record.run["ended_at"] is None:
         found.append("The run has not ended; this is how it stood when the report was made.")
     if record.run["kind"] != "live":

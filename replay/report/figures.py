@@ -82,7 +82,7 @@ ACCOUNTS: Final = (
     ),
     Figure[AccountReport](
         "mean_exposure", "mean exposure", "percent",
-        _of("activity", "mean_exposure"),
+        lambda of: of.mean_exposure,
     ),
     Figure[AccountReport](
         "turnover", "turnover a year", "ratio", _of("activity", "turnover")
@@ -392,11 +392,21 @@ def _annual(report: Report) -> tuple[str, ...]:
         days = f"{YEAR_DAYS} days" if calendar is None else f"{year_days(calendar):.1f} sessions"
         said += f"A year has {days}; no risk-free rate."
     gone = [
-        of.name for of in report.accounts if of.performance.mean_day is None and record.every_bar
+        of.name
+        for of in report.accounts
+        if of.performance.mean_day is None
+        and of.performance.total_return is not None
+        and record.every_bar
     ]
     if gone:
         said += f" Where nothing was left ({', '.join(gone)}) returns mean nothing (–)."
-    return (said,)
+    held = (
+        "Exposure counts the bars from the first that was no warm-up; buy and hold begins there "
+        "too, with all the money"
+    )
+    if record.held_twin is not None:
+        held += f", and {record.held_twin.name} with as much as the run held so far in the mean"
+    return said, f"{held}."
 
 
 def _refusal_notes(report: Report) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
             found[figure.key] = value
             if figure.key in ("mean_day", "sharpe"):
                 found[f"{figure.key}_error"] = None
-    held = {name: metrics.total_return(equity) for name, _, equity in held_alike(record)}
+    held = {name: metrics.total_return(equity) for name, _, equity, _ in held_alike(record)}
     found["buy_and_hold_return"] = held.pop(BUY_AND_HOLD)
     twin = record.held_twin
     found["held_return"] = (

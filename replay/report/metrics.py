@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import NormalDist
 from typing import Final
 
@@ -41,7 +41,7 @@ class Performance:
 
     bars: int | None  # steps of the equity curve
     days: float  # that had bars; the first and the last count by their part
-    total_return: float
+    total_return: float | None  # None where the equity means nothing
     mean_day: float | None  # of the simple returns of UTC days
     error_day: float | None  # its standard error
     volatility_day: float | None
@@ -70,8 +70,8 @@ class Drawdown:
 class Activity:
     """How much was traded, and how the closed trades went."""
 
-    exposure: float | None  # share of bars with a position
-    mean_exposure: float | None  # mean of what is held, long or short, as a multiple of the equity
+    exposure: float | None  # share of bars with a position, of those that could be decided
+    mean_exposure: float | None  # of the same bars: what is held, long or short, by the equity
     turnover: float | None  # traded notional a year, in multiples of the mean equity
     trades: int  # closed
     hit_rate: float | None  # share of closed trades with a profit after costs
@@ -394,6 +394,11 @@ def performance(
     )
 
 
+def unknown(figures: Performance) -> Performance:
+    """Return *figures* of an equity that means nothing: how many bars and days, and no more."""
+    return Performance(figures.bars, figures.days, *[None] * (len(fields(Performance)) - 2))
+
+
 def exposure(quantities: Numbers) -> float | None:
     """Return the share of bars whose position is not zero."""
     values = np.asarray(quantities)
@@ -435,9 +440,9 @@ def activity(
 ) -> Activity:
     """Return how much was traded.
 
-    *exposures* is what was held at each bar by equity, not negative, or None where that is not
-    known bar by bar; *notionals* each fill's, *equity* one value a bar in the same money, *profits*
-    each closed trade's after costs.
+    *exposures* is what was held at each bar that could be decided by equity, not negative, or None
+    where that is not known bar by bar; *notionals* each fill's, *equity* one value a bar in the
+    same money, *profits* each closed trade's after costs.
     """
     values = np.asarray(profits, dtype=np.float64)
     held = None if exposures is None else np.asarray(exposures, dtype=np.float64)

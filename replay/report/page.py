@@ -18,7 +18,7 @@ from tracepaper.replay.report.attention_charts import (
     rollout_chart,
 )
 from tracepaper.replay.report.charts import Figure, equity_chart, refusal_chart
-from tracepaper.replay.report.document import BUY_AND_HOLD, Report
+from tracepaper.replay.report.document import BUY_AND_HOLD, AccountReport, Report
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.html import Markup, element, figures, joined, json_in_script, table
 from tracepaper.replay.report.price_charts import (
@@ -391,6 +391,11 @@ def heading(report: Report) -> Markup:
     )
 
 
+def _held_as_so_far(of: AccountReport) -> str:
+    share = of.mean_exposure
+    return "held as so far" + ("" if share is None else f" ({written(share, 'percent')})")
+
+
 def _tiles(report: Report) -> list[tuple[str, Value, Form]]:
     """Return the figures that matter first: name, value, form."""
     own = report.accounts[0]
@@ -402,7 +407,7 @@ def _tiles(report: Report) -> list[tuple[str, Value, Form]]:
         ("return", figures.total_return, "gain percent"),
         *(
             (
-                f"buy and hold, {'held as so far' if twin else of.name}",
+                f"buy and hold, {_held_as_so_far(of) if twin else of.name}",
                 of.performance.total_return,
                 "gain percent",
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,9 @@ from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import ANY, Condition, Row, RunViews
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gates import warm
 from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.splits import named_splits
 from tracepaper.strategies.types import MONEY_SCALE, GapCause, Instrument, Side
 
 Floats = npt.NDArray[np.float64]
@@ -148,6 +150,64 @@ class RunRecord:
     def interval_ms(self) -> int:
         """The length of a bar."""
         return int(self.run["interval_ms"])
+
+    @cached_property
+    def warm_from(self) -> dict[str, int]:
+        """The place of each instrument's first bar that was no warm-up; how many it has if none."""
+        refused_by = self.decisions.refused_by
+        found = {}
+        for name, own in self.decisions.places.items():
+            known = np.flatnonzero(refused_by[own] != warm.name)
+            found[name] = int(known[0]) if known.size else own.size
+        return found
+
+    @property
+    def decidable_from(self) -> int:
+        """The first of ``times_ms`` at which an instrument was warm; how many there are if none.
+
+        Benchmarks and figures of exposure begin there.
+        """
+        starts = [
+            self.bars[name].open_time_ms[place]
+            for name, place in self.warm_from.items()
+            if place < self.bars[name].open_time_ms.size
+        ]
+        if not starts:
+            return self.times_ms.size
+        return int(np.searchsorted(self.times_ms, self.closes_of(np.array([min(starts)]))[0]))
+
+    @cached_property
+    def splits(self) -> dict[str, list[tuple[int, float]]]:
+        """The splits that the run's warnings name, by instrument: (place of the bar, new per old).
+
+        Candles that are not adjusted fall there by what no holder lost.
+        """
+        named = named_splits(json.loads(self.run["warnings"] or "[]"))
+        found = {}
+        for name, bars in self.bars.items():
+            places = [
+                (int(np.searchsorted(bars.open_time_ms, split.open_time_ms)), split.new / split.old)
+                for split in named.get(self.instruments[name].symbol, ())
+            ]
+            found[name] = [one for one in places if 0 < one[0] < bars.open_time_ms.size]
+        return {name: of for name, of in found.items() if of}
+
+    def holds_over_split(self, ledger: Ledger) -> bool:
+        """Whether *ledger* held what was divided, so that its equity is wrong from then on."""
+        return any(
+            ledger.held[name][place - 1] != 0
+            for name, every in self.splits.items()
+            for place, _ in every
+        )
+
+    def adjusted(self, instrument: str) -> Bars:
+        """Return the bars of *instrument*, those before a split that is named divided by it."""
+        bars = self.bars[instrument]
+        ratio = np.ones(bars.open.size)
+        for place, new_per_old in self.splits.get(instrument, ()):
+            ratio[:place] *= new_per_old
+        prices = {name: getattr(bars, name) / ratio for name in ("open", "high", "low", "close")}
+        return replace(bars, **prices)
 
     @property
     def held_twin(self) -> Ledger | None:

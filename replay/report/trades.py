@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.replay.report.record import Ledger
+from tracepaper.replay.report.record import Ledger, RunRecord
 from tracepaper.replay.report.tables import cause
 from tracepaper.storage.run_views import Row
 from tracepaper.strategies.market import DAY_MS, divide_half_even
@@ -186,6 +186,21 @@ def trades(ledger: Ledger, instruments: Mapping[str, Instrument]) -> list[Closed
         )
         found += [_trade(trip, fills, signed) for trip in trips]
     return sorted(found, key=lambda trade: (trade.left_ms, trade.instrument))
+
+
+def closed_trades(record: RunRecord, ledger: Ledger) -> list[ClosedTrade]:
+    """Return the closed trades of *ledger* but those over a split that was not adjusted."""
+    split_ms = {
+        name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
+        for name, every in record.splits.items()
+    }
+    return [
+        trade
+        for trade in trades(ledger, record.instruments)
+        if not any(
+            trade.entered_ms < at <= trade.left_ms for at in split_ms.get(trade.instrument, ())
+        )
+    ]
 
 
 def costs(ledger: Ledger, terms: ExecutionCosts) -> Costs:

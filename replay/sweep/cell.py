@@ -27,7 +27,7 @@ from tracepaper.replay.python import strategy_keys
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.headline import Headline, headline
 from tracepaper.replay.report.record import read_record
-from tracepaper.replay.report.trades import trades
+from tracepaper.replay.report.trades import closed_trades
 from tracepaper.replay.sweep.every_bar import EveryBar
 from tracepaper.replay.sweep.space import Point
 from tracepaper.storage.reader import Reader
@@ -181,9 +181,10 @@ def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
         record = read_record(reader, made.database, made.run_id)
         row = reader.run(made.run_id)
     record = record if record.every_bar else every.whole(record)
+    equity = record.account.equity[: 1 if record.holds_over_split(record.account) else None]
     return {
-        "figures": headline(record, trades(record.account, record.instruments)),
-        "daily": tuple(metrics.daily_returns(record.times_ms, record.account.equity).tolist()),
+        "figures": headline(record, closed_trades(record, record.account)),
+        "daily": tuple(metrics.daily_returns(record.times_ms[: equity.size - 1], equity).tolist()),
         "config_sha256": row.config_sha256,
         "strategy_sha256": row.strategy_sha256,
         "model_sha256": row.model_sha256,

@@ -12,6 +12,7 @@ from tracepaper.strategies.splits import (
     WATCHED_SESSIONS,
     SplitWatch,
     SuspectedSplit,
+    named_splits,
 )
 
 Bar = tuple[int, int, int, int]  # day, open, close, volume
@@ -50,6 +51,26 @@ def test_a_fall_by_three_tenths_is_none_at_any_volume() -> None:
     before = sessions(6, 60_000, 10_000)
     for volume in range(1_000, 100_000, 1_000):
         assert found(before + sessions(1, 42_000, volume, first=6)) == []
+
+
+def test_one_false_price_is_none() -> None:
+    # IBM on 2002-12-23: an open at twice the price, a close where it was.
+    before = sessions(6, 8_010, 10_000)
+    after = sessions(3, 8_050, 10_000, first=7)
+    assert found([*before, (6, 15_958, 8_046, 9_000), *after]) == []
+    # A false close, and the true open after it.
+    assert found([*before, (6, 8_020, 16_040, 6_000), *after]) == []
+    # A split is there at the close as well, whatever the day made of it.
+    split = (6, 16_100, 17_500, 5_000)
+    assert found([*before, split]) == [SuspectedSplit(6, 1, 2)]
+
+
+def test_a_sentence_names_what_is_read_back() -> None:
+    split = SuspectedSplit(1_402_320_600_000, 7, 1)
+    said = split.sentence("AAPL")
+    assert said.startswith("AAPL: a split of 7 for 1 on 2014-06-09 is suspected that was not adj")
+    found = named_splits(["The strategy warms until 2014.", said])
+    assert found == {"AAPL": [SuspectedSplit(1_402_272_000_000, 7, 1)]}
 
 
 def test_within_a_session_and_at_the_beginning_nothing_is_suspected() -> None:

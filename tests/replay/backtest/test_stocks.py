@@ -23,12 +23,16 @@ from tracepaper.replay.archive import sessions as package
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration, read_market
 from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.python import backtest
 from tracepaper.replay.report.charts import broken
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.calendar import Calendar, Sessions
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import Action, Bar
 
 SHARES = """
 [market]
@@ -401,6 +405,49 @@ def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
     capsys.readouterr()
     assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
     assert f"  ACME: {NAMED}\n" in capsys.readouterr().out
+
+
+class Holds(Strategy):
+    """Buys at the first bar and sells after thirty, over the split of the 22nd."""
+
+    def __init__(self, _options: object) -> None:
+        self._bars = 0
+
+    def observe(self, bar: Bar) -> None:
+        self._bars += bar.volume > 0
+
+    def decide(self, _now: object) -> Signal:
+        return Signal(Action.LONG if self._bars < 30 else Action.FLAT, "for some weeks")
+
+
+def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_candles() -> None:
+    times = opens("2014-11-03", "2014-12-31", 24 * HOUR_MS)
+    at = times.index(moment("2014-12-03T09:30"))
+    made = []
+    for before in (7.0, 1.0):
+        write(
+            Path("acme.csv"),
+            times,
+            prices=lambda row, before=before: 1.0 if row >= at else before,
+            volumes=lambda row, before=before: before if row >= at else 1.0,
+        )
+        execution = {"taker_fee": "0", "slippage_bp": "0"}
+        config = {"market": {"asset": "stock", "calendar": "XNAS"}, "execution": execution}
+        with backtest(Holds, "ACME=acme.csv", config=config) as run:
+            made.append((run.summary, run.trades, run.report()))
+    (divided, no_trades, report), (adjusted, trades, _) = made
+    assert adjusted["return"]
+    assert len(trades) == 1
+    keys = ("return", "mean_day", "max_drawdown", "sharpe", "calmar", "volatility_day")
+    assert [divided[key] for key in keys] == [None] * len(keys)
+    assert len(no_trades) == 0
+    assert divided["days"] == adjusted["days"]
+    assert divided["buy_and_hold_return"] == pytest.approx(
+        adjusted["buy_and_hold_return"], abs=5e-4
+    )
+    assert report["months"] == []
+    assert "random_twins" not in report.document
+    assert "Over the split of ACME that was not adjusted" in " ".join(report["sentences"])
 
 
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])

@@ -50,12 +50,18 @@ def test_a_bar_earns_its_gap_for_what_was_held_before_and_its_range_for_what_is_
     assert earned.tolist() == pytest.approx([2 * 1 - 0.2, 2 * 4 + 3 * 1 - 0.105, 3 * 1 - 3 * 0.107])
 
 
-def test_buy_and_hold_is_bought_at_the_second_open_with_its_fee(cross_report: Report) -> None:
-    bars = cross_report.record.bars["linear:BTCUSDT"]
-    quantity = 1_000_000 / (bars.open[1] * 1.00055)
-    held = accounts.buy_and_hold(cross_report.record)
-    assert held[:2].tolist() == [1_000_000, 1_000_000]
-    assert held[2:] == pytest.approx(quantity * bars.close[1:])
+def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
+    cross_report: Report,
+) -> None:
+    record = cross_report.record
+    bars = record.bars["linear:BTCUSDT"]
+    first = record.config.strategy.slow - 1  # whose close completes the slow average
+    assert record.decisions.refused_by[first - 1] == "warm"
+    assert record.decisions.refused_by[first] == ""
+    quantity = 1_000_000 / (bars.open[first + 1] * 1.00055)
+    held = accounts.buy_and_hold(record)
+    assert (held[: first + 2] == 1_000_000).all()
+    assert held[first + 2 :] == pytest.approx(quantity * bars.close[first + 1 :])
     shown = cross_report.accounts[-1]
     assert shown.name == BUY_AND_HOLD
     assert shown.performance.total_return == pytest.approx(held[-1] / 1e6 - 1)

@@ -30,7 +30,7 @@ def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     assert own[0]["x"][-1] == cross_report.record.times_ms[-1]
     whole = 100 * cross_report.accounts[0].performance.total_return
     assert own[0]["customdata"][-1] == pytest.approx(whole, rel=1e-5)
-    assert {"buy and hold", "random twins of this run, 5–95 %"} <= {
+    assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %"} <= {
         trace["name"] for trace in chart["data"]
     }
 
@@ -132,7 +132,7 @@ def test_a_benchmark_that_dwarfs_the_run_brings_a_logarithmic_scale(
     chart = equity_chart(replace(cross_report, curves=(own, huge)))
     assert chart["layout"]["yaxis"]["title"]["text"] == "return, % (logarithmic)"
     assert "0" in chart["layout"]["yaxis"]["ticktext"]
-    line = next(trace for trace in chart["data"] if trace["name"] == huge.name)
+    line = next(trace for trace in chart["data"] if trace["name"] == f"{huge.name}, 100 % held")
     assert line["customdata"][-1] == 4_900  # what a pointer shows is the return itself
     mine = next(trace for trace in chart["data"] if trace["name"] == own.name)
     # The run takes a readable part of the height, and lost stays below zero.

@@ -43,7 +43,8 @@ def test_figures_of_a_day_are_those_of_its_ends_and_of_a_year_there_are_none(
         assert (figures.cagr, figures.sharpe, figures.volatility) == (None, None, None)
         assert figures.probabilistic_sharpe is None
         assert account.activity is None or account.activity.turnover is None
-    (note,) = tables(cross_report)["accounts"].notes
+    note, held = tables(cross_report)["accounts"].notes
+    assert "buy and hold begins there too, with all the money" in held
     assert "1,500 bars on 1.0 days. Under 30 days nothing is annualised" in note
 
 
@@ -55,7 +56,9 @@ def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
         for name, held in record.account.held.items()
         for time in record.bars[name].open_time_ms[held != 0]
     }
-    assert done.exposure == pytest.approx(len(in_market) / record.times_ms.size)
+    first = int((record.decisions.refused_by != "warm").argmax()) // 2
+    assert first > 0
+    assert done.exposure == pytest.approx(len(in_market) / (record.times_ms.size - first))
     closes: dict[str, dict[int, float]] = {
         name: dict(zip(bars.open_time_ms.tolist(), (bars.close * held).tolist(), strict=True))
         for name, held in record.account.held.items()
@@ -67,7 +70,7 @@ def test_exposure_equals_a_count_by_hand(pair_report: Report) -> None:
             record.times_ms.tolist(), record.account.equity[1:].tolist(), strict=True
         )
     ]
-    assert done.mean_exposure == pytest.approx(np.mean(shares))
+    assert done.mean_exposure == pytest.approx(np.mean(shares[first:]))
     closed = pair_report.own_trades
     assert done.hit_rate == pytest.approx(sum(one.profit > 0 for one in closed) / len(closed))
 
@@ -189,6 +192,17 @@ def test_a_run_of_acting_steps_has_the_figures_by_day_of_the_whole_one(
         for report in full_and_acted
     ]
     assert trades[0] == trades[1]
+
+
+def test_acting_steps_hold_the_bars_at_which_buy_and_hold_begins(tmp_path: Path) -> None:
+    ends, config = [], cross(long_only=True).replace("slow = 20", "slow = 60")
+    for log in ("full", "acted"):
+        (tmp_path / log).mkdir()
+        made = report_of(tmp_path / log, config, "--data", BTC, "--log", log)
+        first = made.record.warm_from["linear:BTCUSDT"]
+        assert made.record.decisions.action[first] == "FLAT"  # no trade keeps it
+        ends.append([made.accounts[-1].end, made.accounts[-1].performance.mean_day])
+    assert ends[1] == pytest.approx(ends[0], rel=1e-12)
 
 
 def test_what_needs_every_bar_is_refused_by_name_and_never_wrong(
