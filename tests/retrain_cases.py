@@ -22,7 +22,7 @@ from daemon_under_test import Running, price
 
 from tracepaper.daemon.session.promotion import CandidateJudgement
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.judging.statistics import DayDifference, chance
+from tracepaper.replay.training.paired import DayDifference, chance
 from tracepaper.storage import checkpoints
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.integrity import audit

@@ -11,7 +11,7 @@ from typing import Final
 
 from rich.box import ROUNDED
 from rich.columns import Columns
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
@@ -42,6 +42,8 @@ from tracepaper.strategies.words import NOTHING
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BAR_CELLS: Final = 30
 PANELS_MAX: Final = 4
+NARROW: Final = 80
+"""Columns under which the head counts nothing."""
 CLOSES_KEPT: Final = 60
 ACTION_STYLES: Final = {
     Action.LONG: "bold green",
@@ -101,40 +103,63 @@ class ScreenState:
             closes.append(step.event.close)
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """The screen at the size of the terminal: what passed gives way first, then instruments."""
+
+    state: ScreenState
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        made = _screen(self.state, options.max_width, PANELS_MAX)
+        for panels in range(PANELS_MAX, 0, -1) if options.is_terminal else ():
+            # A live view cuts what is too tall at its end, where position and equity stand.
+            if len(console.render_lines(made, options)) <= options.size.height:
+                break
+            made = _screen(self.state, options.max_width, panels, is_short=True)
+        yield made
+
+
 def screen(state: ScreenState) -> RenderableType:
-    """Return the whole screen: one panel an instrument, and the account below."""
-    shown = list(state.bars.items())[:PANELS_MAX]
-    parts: list[RenderableType] = [_panel(state, name, step) for name, step in shown]
+    """Return the whole screen: one panel an instrument, and the account below.
+
+    On a terminal that is too low for it, gates that passed are counted alone, and fewer instruments
+    have a panel.
+    """
+    return _Fitted(state)
+
+
+def _screen(
+    state: ScreenState, width: int, panels: int, *, is_short: bool = False
+) -> RenderableType:
+    shown = list(state.bars.items())[:panels]
+    parts: list[RenderableType] = [
+        _panel(state, name, step, is_short=is_short) for name, step in shown
+    ]
     if len(state.bars) > len(shown):
         parts.append(Text(f"  and {len(state.bars) - len(shown)} more instruments", "dim"))
     if not shown:
         parts.append(Text("  waiting for the first closed bar", "dim"))
-    return Group(_head(state), *parts, _foot(state))
+    return Group(_head(state, width), *parts, _foot(state))
 
 
-def _head(state: ScreenState) -> RenderableType:
-    grid = Table.grid(expand=True)
-    grid.add_column()
-    grid.add_column(justify="right")
+def _head(state: ScreenState, width: int) -> RenderableType:
+    """Return one line: what does not fit ends in an ellipsis, the run's id first."""
+    counted = f"decisions {state.decisions:,}  fills {state.fills:,}  "
+    pace = f"{state.bars_per_s:,.1f} bars/s "
+    counts = pace if width < NARROW else counted + pace
     name = Text.assemble((" tracepaper", "bold"))
-    if (run := state.run) is not None:
-        name.append(f"  {run.kind.value}", "cyan")
-        name.append(f"  {run.strategy} {state.model_id}".rstrip())
-        name.append(f"  run {run.run_id}", "dim")
+    if state.run is not None:
+        name.append(f"  {state.run.kind.value}", "cyan")
     if state.halted_by:
         name.append(f"  halted by {state.halted_by}", "bold yellow")
-    grid.add_row(
-        name,
-        Text(
-            f"decisions {state.decisions:,}  fills {state.fills:,}  "
-            f"{state.bars_per_s:,.1f} bars/s ",
-            "dim",
-        ),
-    )
-    return grid
+    if (run := state.run) is not None:
+        name.append(f"  {run.strategy} {state.model_id}".rstrip())
+        name.append(f"  run {run.run_id}", "dim")
+    name.truncate(max(width - len(counts) - 1, 0), overflow="ellipsis", pad=True)
+    return Text.assemble(name, " ", (counts, "dim"), no_wrap=True, overflow="ellipsis")
 
 
-def _panel(state: ScreenState, name: str, step: Step) -> RenderableType:
+def _panel(state: ScreenState, name: str, step: Step, *, is_short: bool) -> RenderableType:
     """Return what is known of one instrument: its last bar and what was decided on it."""
     bar, instrument = step.event, state.instruments[name]
     assert isinstance(bar, Bar)
@@ -149,7 +174,7 @@ def _panel(state: ScreenState, name: str, step: Step) -> RenderableType:
         grid.add_row(title, line)
     if step.decision is not None:
         grid.add_row("decision", _decision(step.decision))
-        grid.add_row("gates", _gates(step.decision))
+        grid.add_row("gates", _gates(step.decision, is_short=is_short))
         grid.add_row("position", _position(step, instrument))
         if (rules := state.margin.get(name)) and (used := rules.use_of(step.position)):
             grid.add_row("margin", _margin(used, instrument))
@@ -218,14 +243,22 @@ def _decision(decision: Decision) -> Text:
     return text
 
 
-def _gates(decision: Decision) -> RenderableType:
-    """Return every gate; those with a real measure show it beside its threshold."""
+def _gates(decision: Decision, *, is_short: bool) -> RenderableType:
+    """Return every gate; those with a real measure show it beside its threshold.
+
+    Where it *is_short* the gates that passed are a number.
+    """
     rows = zip(
         decision.gate_set.gates, decision.measures, decision.gate_set.thresholds, strict=True
     )
     cells = []
+    if is_short:
+        count = decision.passed.bit_count()
+        cells.append(Text.assemble(("✓ ", UP), f"{count} of {len(decision.measures)} passed"))
     for index, (gate, measure, threshold) in enumerate(rows):
         passed = decision.passed >> index & 1
+        if passed and is_short:
+            continue
         text = Text.assemble(("✓ ", UP) if passed else ("✗ ", DOWN))
         text.append(gate, "" if passed else "bold")
         if not passed or GATES[gate].calibrated_as:
@@ -256,9 +289,8 @@ def _margin(used: MarginUse, instrument: Instrument) -> Text:
 
 
 def _foot(state: ScreenState) -> RenderableType:
-    grid = Table.grid(padding=(0, 3))
     if state.last is None:
-        return grid
+        return Text()
     accounts = [("equity", state.last.account)]
     accounts += [(f"{twin.twin} twin", twin.account) for twin in state.last.twins]
     cells = []
@@ -273,8 +305,7 @@ def _foot(state: ScreenState) -> RenderableType:
         bound = sum(one.position.margin for one in state.bars.values() if one.position)
         cells.append(Text(f"margin used {bound / MONEY_SCALE:,.2f}", "dim"))
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
-    grid.add_row(*cells)
-    return grid
+    return Text("   ").join(cells)
 
 
 def sparkline(values: Sequence[int]) -> str:

@@ -281,7 +281,7 @@ def _judge_close(found: Verification, close: Close, keys: Sequence[str], sequenc
 
 def _judge_retrained(found: Verification, event: Retrained, sequence: int) -> None:
     """Hold what became of a retraining to its own figures: what they say is told from outside."""
-    from tracepaper.replay.judging.statistics import DayDifference, chance
+    from tracepaper.replay.training.paired import DayDifference, chance
 
     due: dict[str, tuple[object, object]] = {}
     if event.difference is not None and event.error is not None and event.p is not None:

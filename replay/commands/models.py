@@ -208,6 +208,7 @@ def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader wants to know first."""
+    from tracepaper.replay.training.honesty import shown_sentences
     from tracepaper.replay.training.standing import experimental
 
     model, architecture = card["model"], card["architecture"]
@@ -230,7 +231,7 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
         f"{model.get('id', '')}  {model.get('name', '')}  ({place})",
         f"  {'; '.join(facts)}",
         *([f"  experimental: {why}"] if why else []),
-        *(f"  {sentence}" for sentence in card.get("honesty", {}).get("sentences", [])),
+        *(f"  {sentence}" for sentence in shown_sentences(card)),
     ]
 
 

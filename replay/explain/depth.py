@@ -12,6 +12,7 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.orderbook import checkpoint_folder, checkpoint_sha256, make_orderbook
 from tracepaper.replay.explain.stored import StoredDecision
 from tracepaper.replay.training.book_map import BookMap
+from tracepaper.replay.training.honesty import shown_sentences
 from tracepaper.storage.checkpoints import read_card
 from tracepaper.storage.reader import Reader
 from tracepaper.strategies.book_record import LATER_BOOKS, BookRecord
@@ -61,7 +62,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         weights=look.weights.numpy().reshape(len(books), len(SIDES), strategy.config.levels),
         l1_error=look.l1_error,
         says=(
-            *card.get("honesty", {}).get("sentences", []),
+            *shown_sentences(card),
             *_difference(stored, odds, strategy.at),
         ),
     )

@@ -25,7 +25,6 @@ from tracepaper.replay.judging.judgement import (
     within,
 )
 from tracepaper.replay.judging.spans import NamedSpan
-from tracepaper.replay.judging.statistics import DayDifference, corrected, difference
 from tracepaper.replay.training.across import AcrossAssets
 from tracepaper.replay.training.aligned import AlignedMaterial
 from tracepaper.replay.training.aligned_judged import forecasts_together
@@ -33,6 +32,7 @@ from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.fitted import unfitted
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import evaluate_own
+from tracepaper.replay.training.paired import DayDifference, corrected, difference
 from tracepaper.replay.training.pipeline import ALL_MEASURES
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import SYMBOL_BITS, Part

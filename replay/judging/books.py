@@ -24,13 +24,6 @@ from tracepaper.replay.judging.spans import (
     openings_path,
     recipe_hash,
 )
-from tracepaper.replay.judging.statistics import (
-    LEVEL,
-    DayDifference,
-    corrected,
-    difference,
-    verdict,
-)
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.book_data import JUDGED_SOURCE, BookMaterial
@@ -43,6 +36,8 @@ from tracepaper.replay.training.book_figures import (
     sentences_of,
 )
 from tracepaper.replay.training.book_map import check_fits, is_of_books, load_books
+from tracepaper.replay.training.honesty import LEVEL
+from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
 from tracepaper.storage.checkpoints import Checkpoint, locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features_rolling import Array

@@ -17,23 +17,23 @@ from tracepaper.replay.judging import charts
 from tracepaper.replay.judging.across import beside_tables, tables_of_span
 from tracepaper.replay.judging.beside import compared_with
 from tracepaper.replay.judging.further import correlation_tables, further_tables
-from tracepaper.replay.judging.judgement import LOSSES, MEASURES, OWN, RISKS, SpanJudgement
-from tracepaper.replay.judging.risk import Breaches, breaches_of
-from tracepaper.replay.judging.statistics import (
-    LEVEL,
-    DayDifference,
-    Ranked,
-    RiskCurve,
-    corrected,
-    difference,
-    risk_curve,
-    verdict,
+from tracepaper.replay.judging.judgement import (
+    LOSSES,
+    MEASURES,
+    OWN,
+    REFERENCED,
+    RISKS,
+    SpanJudgement,
 )
+from tracepaper.replay.judging.risk import Breaches, breaches_of
+from tracepaper.replay.judging.statistics import Ranked, RiskCurve, risk_curve
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
+from tracepaper.replay.training.honesty import LEVEL
 from tracepaper.replay.training.own import OF_MODEL
+from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 
@@ -132,7 +132,7 @@ def _column(key: str, title: str, form: Form) -> Figure[_Row]:
 # --- how good the forecasts are
 
 _KINDS: Final = {
-    "sign_accuracy": "Sign of the return named right (half is chance)",
+    "sign_accuracy": "Sign of the return named right, beside always the commoner sign",
     "ic": "Information coefficient",
     "rank_ic": "Rank information coefficient",
     "r_squared": "R² of the return, against a forecast of no move",
@@ -158,15 +158,22 @@ def _forecasts(judgement: SpanJudgement) -> Iterable[Table]:
 
 @shown("probabilities")
 def _probabilities(judgement: SpanJudgement) -> Iterable[Table]:
-    """Accuracy, F1, Brier score and ECE of the direction."""
+    """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
     rows: dict[str, dict[str, Value]] = {}
     for one in judgement.horizons:
         found = judgement.judged.figures[str(one.horizon)].get("direction", {})
         for name, pair in found.items():
             rows.setdefault(_words(name), {})[str(one.horizon)] = tuple(pair)
     columns = [_named("figure", "figure"), *_columns(judgement)]
-    yield table("direction", "Direction: down, flat, up", columns,
-                [_Row(name, values) for name, values in rows.items()])  # fmt: skip
+    found_rows = [_Row(name, values) for name, values in rows.items()]
+    notes = [_CLIMATOLOGY] if found_rows else []
+    yield table("direction", "Direction: down, flat, up", columns, found_rows, notes=notes)
+
+
+_CLIMATOLOGY: Final = (
+    "Climatology gives every bar the shares of the judged bars, as always the commoner sign does of "
+    "signs: the best constants, known in hindsight."
+)
 
 
 @shown("paired", charts.qlike_by_day, "QLIKE by day: the sum so far of the model's less that of "
@@ -177,7 +184,7 @@ def _paired(judgement: SpanJudgement) -> Iterable[Table]:
         "p by Student's t over days, Holm over the baselines; less is better, and credible with p "
         f"below {LEVEL}."
     )
-    for key, (title, needs, losses) in LOSSES.items():
+    for key, (title, needs, losses) in {**LOSSES, **REFERENCED}.items():
         for one in judgement.horizons if needs in judgement.judged.given else ():
             every = losses(one)
             found = corrected(
@@ -245,6 +252,12 @@ def _inside(one: HorizonForecasts, level: float) -> Value:
     return figures.mean(hit, one.days)
 
 
+_UNCALIBRATED: Final = (
+    "The card keeps no calibration of its tails, and the candles hold no bar of its calibration "
+    "slice: train it again, or give these candles too."
+)
+
+
 @shown("risk")
 def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     """Value at risk and expected shortfall of both tails, held to what came."""
@@ -256,8 +269,16 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
         "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
         "symbols that breach together make both too small."
     )
+    notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
     title = "Value at risk and expected shortfall"
-    yield table("risk", title, _breach_columns(), rows, notes=[note])
+    yield table("risk", title, _breach_columns(), rows, notes=notes)
+    every = judgement.horizons
+    rows = [
+        found for one in every for found in breaches_of(one, judgement.tails, is_calibrated=True)
+    ]
+    if rows:
+        whole = f"{title}, by what the calibration slice asked of each tail"
+        yield table("risk_calibrated", whole, _breach_columns(), rows, notes=[note])
 
 
 @shown("further")

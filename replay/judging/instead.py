@@ -27,10 +27,10 @@ from tracepaper.replay.judging.beside import on_same_bars
 from tracepaper.replay.judging.book_refits import recipe_of_books
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
-from tracepaper.replay.judging.statistics import DayDifference, corrected, difference, verdict
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
 from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.ensemble import half_as_card
+from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.weighed import NETWORK
 from tracepaper.strategies.books import KIND

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -21,10 +22,12 @@ from tracepaper.replay.training.explained import JudgedPart, daily_net
 from tracepaper.replay.training.fitted import unfitted
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import evaluate_own
+from tracepaper.replay.training.paired import qlike_losses, sign_losses
 from tracepaper.replay.training.pipeline import ALL_MEASURES, judge, judge_part
 from tracepaper.replay.training.rowwise import judge_row_part, judge_rows
 from tracepaper.replay.training.samples import samples_in
 from tracepaper.replay.training.series import Part
+from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
@@ -61,6 +64,7 @@ class SpanJudgement:
     missing: tuple[str, ...]  # sentences about what could not be compared, or counted
     openings: int = 1  # recipes that were judged on the span, this one among them
     beside: tuple[Rival, ...] = ()  # other models, on the same bars
+    tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
 
     @property
     def horizons(self) -> Sequence[HorizonForecasts]:
@@ -70,7 +74,18 @@ class SpanJudgement:
     @property
     def sentences(self) -> list[str]:
         """What an honest reader must know."""
-        return [*self.judged.sentences, *self.missing]
+        return [*self.judged.sentences, *self._explained(), *self.missing]
+
+    def _explained(self) -> list[str]:
+        """Say of how many days the figures of gates are, which are of the bars explained."""
+        if (seen := self.judged.explained) is None:
+            return []
+        days = len(np.unique(seen.days))
+        said = (
+            f"The figures of gates are of the {len(seen.value):,} bars that were explained, on "
+            f"{days:,} of {self.days:,} days: --explained-bars takes more."
+        )
+        return [said]
 
     @property
     def days(self) -> int:
@@ -115,7 +130,32 @@ def judge_checkpoint(
         found = judge(card, tensors, material, bars=bars)
     else:
         found = judge_rows(card, tensors, material)
-    return SpanJudgement(span, material.symbols(Part.TEST), found, card, missing)
+    return SpanJudgement(
+        span,
+        material.symbols(Part.TEST),
+        found,
+        card,
+        missing,
+        tails=_tails(card, tensors, material),
+    )
+
+
+def _tails(
+    card: Mapping[str, Any], tensors: Mapping[str, Any], material: Material
+) -> dict[str, Any]:
+    """Return the calibration of the tails: the card's, or that of its slice where it is at hand."""
+    if TAILS in card["calibration"]:
+        return dict(card["calibration"][TAILS])
+    part = Part.CALIBRATION
+    if not samples_in(material.segments, material.horizons, material.split, part):
+        return {}
+    if is_ensemble(card):
+        return tail_factors(mixed(card, tensors, material, part))
+    if row_kind(card) is None:
+        return tail_factors(judge_part(restore(card, tensors), material, part))
+    spread = card["calibration"]["spread"]
+    found = judge_row_part(card, tensors, material, part)
+    return tail_factors([replace(one, scale=one.scale * spread[str(one.horizon)]) for one in found])
 
 
 def _judge_together(
@@ -125,8 +165,8 @@ def _judge_together(
     aligned = AlignedMaterial.of(material, lambda _: material.split)
     own, missing = _with_baselines(within(aligned.material, span))
     found = judge_together(card, tensors, replace(aligned, material=own))
-    symbols = own.symbols(Part.TEST)
-    return SpanJudgement(span, symbols, found, card, (*aligned.said, *missing))
+    symbols, tails = own.symbols(Part.TEST), card["calibration"].get(TAILS, {})
+    return SpanJudgement(span, symbols, found, card, (*aligned.said, *missing), tails=tails)
 
 
 def judge_class(
@@ -256,9 +296,7 @@ def sign_risk(found: HorizonForecasts, mean: Array | None = None) -> Array:
 
     Of *mean*, by default the model's own.
     """
-    said, came = np.sign(found.mean if mean is None else mean), np.sign(found.value)
-    risk: Array = np.where((said == 0) | (came == 0), 0.5, (said != came).astype(np.float64))
-    return risk
+    return figures.sign_risk(found.mean if mean is None else mean, found.value)
 
 
 def qlike_rank(found: HorizonForecasts) -> Array:
@@ -289,12 +327,27 @@ LOSSES: Final[Mapping[str, tuple[str, str, Losses]]] = {
     "qlike": (
         "QLIKE",
         "volatility",
-        lambda one: {n: figures.qlike_of(of, one.variance) for n, of in one.variances.items()},
+        qlike_losses,
     ),
     "sign": (
         "Signs named wrong",
         "mean_return",
-        lambda one: {name: sign_risk(one, of) for name, of in one.means.items()},
+        sign_losses,
     ),
 }
 """Losses that forecasters are compared by: words, the measure that it needs, and each one's."""
+
+
+def _probability_losses(
+    of: Callable[[Array, NDArray[np.int64]], Array], one: HorizonForecasts
+) -> Mapping[str, Array]:
+    probability = figures.probabilities(one.logits, 1.0)
+    usual = figures.climatology(one.classes, probability.shape[1])
+    return {OWN: of(probability, one.classes), "climatology": of(usual, one.classes)}
+
+
+REFERENCED: Final[Mapping[str, tuple[str, str, Losses]]] = {
+    "brier": ("Brier score", "probabilities", partial(_probability_losses, figures.brier_of)),
+    "log_loss": ("Log loss", "probabilities", partial(_probability_losses, figures.log_loss_of)),
+}
+"""Losses that stand beside a reference alone: no baseline names probabilities."""

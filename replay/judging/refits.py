@@ -27,7 +27,7 @@ from tracepaper.replay.judging.folds import (
     with_calibration,
 )
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
-from tracepaper.replay.judging.statistics import corrected, difference, overfitting, verdict
+from tracepaper.replay.judging.statistics import overfitting
 from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.across import AcrossAssets
@@ -45,6 +45,7 @@ from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.fitted import Fitted, unfitted
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import OF_MODEL
+from tracepaper.replay.training.paired import corrected, difference, verdict
 from tracepaper.replay.training.pipeline import Say, fit_network, judge_part
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.rowwise import RowRecipe, fit_rows, judge_row_part

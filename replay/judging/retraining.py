@@ -35,12 +35,12 @@ from tracepaper.daemon.session.promotion import (
     unlike,
 )
 from tracepaper.replay.judging.spans import SpanOpening, opened, openings_path, recipe_hash
-from tracepaper.replay.judging.statistics import difference
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.files import read_files
 from tracepaper.replay.training.fitted import unfitted
 from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.paired import difference
 from tracepaper.replay.training.pipeline import split_of
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Split, iso

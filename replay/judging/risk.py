@@ -9,8 +9,8 @@ The rule is docs/models.md, L56.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from scipy import special, stats
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import DailyEstimate
+from tracepaper.replay.training.tails import SIDES, calibrated, tail_of
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.networks.heads import SHARES
 
@@ -41,15 +42,23 @@ class Breaches(NamedTuple):
     shortfall: DailyEstimate | None  # mean of breaches ÷ the expected shortfall; 1 is right
 
 
-def breaches_of(one: HorizonForecasts) -> Iterator[Breaches]:
-    """Yield what came of each tail's value at risk at the shares ``SHARES``."""
-    for tail, sign in TAILS.items():
-        for share in SHARES:
-            limit, expected = value_at_risk(sign * one.mean, one.scale, one.dof, share)
-            lost = sign * one.value
-            yield held(
-                TailSaid(one.horizon, tail, share, lost, limit, expected), one.keys, one.days
+def breaches_of(
+    one: HorizonForecasts, factors: Mapping[str, Any] | None = None, *, is_calibrated: bool = False
+) -> Iterator[Breaches]:
+    """Yield what came of each tail's value at risk at the shares ``SHARES``.
+
+    With *is_calibrated* by the *factors* of the card's tails; none where it has no such horizon.
+    """
+    for words, side in zip(TAILS, SIDES, strict=True):
+        for place, share in enumerate(SHARES):
+            tail = (
+                calibrated(one, side, place, factors)
+                if is_calibrated
+                else tail_of(one, side, share)
             )
+            if tail is not None:
+                said = TailSaid(one.horizon, words, share, tail.lost, tail.limit, tail.expected)
+                yield held(said, one.keys, one.days)
 
 
 class TailSaid(NamedTuple):
@@ -78,17 +87,6 @@ def held(said: TailSaid, keys: NDArray[np.int64], days: NDArray[np.int64]) -> Br
         christoffersen(beyond[alone], follows(keys[alone], said.horizon)),
         figures.mean(ratio[beyond], days[beyond]) if beyond.any() else None,
     )
-
-
-def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tuple[Array, Array]:
-    """Return the loss that a *share* exceeds, and the mean loss beyond it, of Student t losses.
-
-    The degrees of freedom must be above 1. Source: McNeil, Frey and Embrechts, Quantitative Risk
-    Management, 2005, chapter 2.
-    """
-    edge = stats.t.isf(share, dof)
-    beyond = stats.t.pdf(edge, dof) / share * (dof + edge**2) / (dof - 1.0)
-    return location + scale * edge, location + scale * beyond
 
 
 def without_overlap(keys: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:

@@ -1,91 +1,27 @@
-"""What separates a better forecast from luck: differences by day, many candidates, many trials.
+"""What separates a better choice from luck: risk by coverage, and the best of many candidates.
 
-Every error is that of whole calendar days drawn anew. A comparison is of the same bars; one of
-several candidates is corrected by Holm's method, a selection by the probability of overfitting.
-Sharpe ratios are ``report.metrics``'.
+Every error is that of whole calendar days drawn anew; a selection is held to the probability of
+overfitting. Differences by day are ``training.paired``'s, Sharpe ratios ``report.metrics``'.
 
 The rules are docs/models.md, L45 and L46.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from tracepaper.replay.report.metrics import lost_elsewhere
-from tracepaper.replay.training.figures import DailyEstimate, bootstrapped, mean
+from tracepaper.replay.training.figures import bootstrapped
+from tracepaper.replay.training.paired import DayDifference, compared
 from tracepaper.strategies.features_rolling import Array
 
-LEVEL: Final = 0.05
-"""A difference is credible below it."""
 COVERAGES: Final = np.linspace(0.05, 1.0, 20)
 """Of the risk–coverage curve."""
 _SEED: Final = 20_170_817  # of ties
-
-
-class DayDifference(NamedTuple):
-    """A difference with its standard error over days, and how likely chance alone makes it."""
-
-    value: float
-    error: float
-    days: int
-    p: float  # two-sided; 1 where it cannot be said
-
-    @property
-    def pair(self) -> tuple[float, float]:
-        """Value and error."""
-        return self.value, self.error
-
-
-def compared(found: DailyEstimate, days: int) -> DayDifference:
-    """Return *found*, of so many days, against zero, by Student's t of the days less one.
-
-    The bootstrap's error is that of the days at hand, so it is widened by √(n ÷ (n - 1)).
-    """
-    if days < 2 or not np.isfinite(found.error) or found.error <= 0:
-        return DayDifference(found.value, found.error, days, 1.0)
-    error = found.error * (days / (days - 1)) ** 0.5
-    said = DayDifference(found.value, error, days, 1.0)
-    return said._replace(p=chance(said))
-
-
-def chance(found: DayDifference) -> float:
-    """Return how likely chance alone makes a difference of such an error, in either direction."""
-    if found.days < 2 or not found.error > 0:
-        return 1.0
-    return 2.0 * float(stats.t.sf(abs(found.value) / found.error, found.days - 1))
-
-
-def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDifference:
-    """Return the mean of *first* less *second*, bar by bar, over [row]."""
-    return compared(mean(first - second, days), len(np.unique(days)))
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Return the p-values *values* corrected for their number (Holm, 1979), in their order."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    found, least = [0.0] * len(values), 0.0
-    for rank, place in enumerate(order):
-        least = max(least, min(1.0, (len(values) - rank) * values[place]))
-        found[place] = least
-    return found
-
-
-def corrected(every: Mapping[str, DayDifference]) -> dict[str, DayDifference]:
-    """Return *every* comparison with its p-value corrected for the number of candidates."""
-    values = holm([each.p for each in every.values()])
-    return {name: each._replace(p=p) for (name, each), p in zip(every.items(), values, strict=True)}
-
-
-def verdict(found: DayDifference, *, is_less_better: bool = True) -> str:
-    """Return ``better``, ``worse``, or ``level`` where chance explains the difference."""
-    if not found.p < LEVEL:
-        return "level"
-    return "better" if (found.value < 0) == is_less_better else "worse"
 
 
 # --- selective prediction

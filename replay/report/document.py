@@ -33,6 +33,7 @@ from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
 from tracepaper.replay.report.refusals import Refusal, refusals
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
+from tracepaper.replay.training.honesty import shown_sentences
 from tracepaper.storage.checkpoints import ID_DIGITS
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
@@ -282,7 +283,7 @@ def _margin(record: RunRecord) -> MarginHeld | None:
     )
 
 
-class Held(NamedTuple):
+class HoldBenchmark(NamedTuple):
     """A benchmark that buys a share of the start's money and holds it."""
 
     name: str
@@ -291,7 +292,7 @@ class Held(NamedTuple):
     share: float
 
 
-def held_alike(record: RunRecord) -> list[Held]:
+def held_alike(record: RunRecord) -> list[HoldBenchmark]:
     """Return buy and hold at the run's own exposure, and in full.
 
     Where the run has the twin that holds its exposure so far, that one alone stands for the first.
@@ -302,12 +303,14 @@ def held_alike(record: RunRecord) -> list[Held]:
         share = mean_exposure(record)
         if np.isfinite(share) and share > 0:
             source = f"computed: the run's mean exposure, {share:.2%} of the start, {bought}"
-            found.append(Held(f"held at {share:.2%}", source, buy_and_hold(record, share), share))
+            found.append(
+                HoldBenchmark(f"held at {share:.2%}", source, buy_and_hold(record, share), share)
+            )
     source = f"computed: all the money, {bought}"
-    return [*found, Held(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
+    return [*found, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
 
 
-def _held_account(record: RunRecord, held: Held) -> AccountReport:
+def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
     return AccountReport(
         name=held.name,
         source=held.source,
@@ -408,5 +411,5 @@ def _card_sentences(card: Card) -> list[str]:
     """Return what the card of the run's model says of itself."""
     if not card:
         return ["The checkpoint is no longer beside the database, so its card says nothing here."]
-    said = card.get("honesty", {}).get("sentences") or [card["model"].get("notice", "")]
+    said = shown_sentences(card) or [card["model"].get("notice", "")]
     return [f"The model's card: {text}" for text in said if text]

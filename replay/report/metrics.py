@@ -244,8 +244,8 @@ def lost_elsewhere(groups: Floats, score: Callable[[Floats], Floats]) -> float:
         best = int(score(groups[list(half)].sum(axis=0)).argmax())
         outside = score(groups[sorted(every.difference(half))].sum(axis=0))
         # Its rank from the worst, from 1; equals share the mean of theirs.
-        under = np.count_nonzero(outside < outside[best])
-        rank = under + (np.count_nonzero(outside == outside[best]) + 1) / 2
+        under = int(np.count_nonzero(outside < outside[best]))
+        rank = under + (int(np.count_nonzero(outside == outside[best])) + 1) / 2
         lost += 1.0 if 2 * rank < candidates + 1 else 0.5 * (2 * rank == candidates + 1)
     return lost / len(halves)
 

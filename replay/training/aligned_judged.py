@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.replay.training import card as cards
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.across import AcrossAssets, close_ranks
 from tracepaper.replay.training.aligned import (
@@ -37,8 +36,11 @@ from tracepaper.replay.training.correlation import (
 from tracepaper.replay.training.correlation import correlations_of as correlations_of_part
 from tracepaper.replay.training.evaluation import HorizonForecasts, judged, report
 from tracepaper.replay.training.explained import JudgedPart
+from tracepaper.replay.training.honesty import FEW_DAYS, compared_sentences, few_days
+from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.pipeline import ALL_MEASURES, cooled
 from tracepaper.replay.training.series import Part
+from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.replay.training.weighed import (
     NETWORK,
     Weighed,
@@ -132,6 +134,7 @@ def scales_together(network: CrossAssetNetwork, material: AlignedMaterial) -> di
     return {
         "temperature": {str(one.horizon): temperature(one.logits, one.classes) for one in found},
         "slope": {str(one.horizon): slope(one.mean, one.value) for one in found},
+        TAILS: tail_factors(found),
         "relative_slope": relative,
     }
 
@@ -165,6 +168,7 @@ def judge_together(
         name = str(one.horizon)
         own = report(one, temperature=section["temperature"][name], slope=section["slope"][name])
         found[name] = {**own, "relative_rank_ic": _rank_figures(one, across)}
+    found |= paired_figures(forecasts, ALL_MEASURES)
     said = []
     if across.held:
         found["weights"] = weighed_figures(across.held)
@@ -266,18 +270,13 @@ def _rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, li
 def _sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     """Return what an honest reader must know of the forecasts at the gates' horizon."""
     main = found[str(horizon)]
-    accuracy, error = main["sign_accuracy"][NETWORK]
     rank, noise = main["relative_rank_ic"]["relative"]
-    word = "above" if rank > 2.0 * noise > 0.0 and main["days"] >= figures.FEW_DAYS else "not above"
+    word = "above" if rank > 2.0 * noise > 0.0 and main["days"] >= FEW_DAYS else "not above"
     return [
-        (
-            f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of "
-            f"untouched bars (± {100 * error:.1f} by days); half is chance."
-        ),
-        *cards.volatility_sentence(main["qlike"], NETWORK, horizon),
+        *compared_sentences(found, horizon, NETWORK),
         (
             f"Across the assets its relative returns have a rank correlation of {rank:+.3f} (± "
             f"{noise:.3f} over {main['days']} days) with what came: {word} chance."
         ),
-        *figures.few_days(main["days"]),
+        *few_days(main["days"]),
     ]

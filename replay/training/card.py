@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from tracepaper.replay.training.figures import FEW_DAYS, few_days
 from tracepaper.replay.training.fit import Progress
+from tracepaper.replay.training.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.training.losses import ADDED, LOSSES
 from tracepaper.replay.training.material import Supplied
 from tracepaper.replay.training.recipe import Recipe
@@ -226,21 +226,15 @@ def sentences(
     *,
     horizon: int,
     own: str = "network",
-    halves: Collection[str] = (),
 ) -> list[str]:
     """Return what an honest reader must know, in words that follow from the figures.
 
-    *own* is what the figures call the model; *halves* are names among them that are no baselines.
+    *own* is what the figures call the model.
     """
     surest = gates["selective"].get("entropy_confidence")
     lines = [NOTICE, NO_ATTENTION if surest is None else REGIMES]
     main = figures[str(horizon)]
-    accuracy, error = main["sign_accuracy"][own]
-    lines.append(
-        f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
-        f" bars (± {100 * error:.1f} by days); half is chance."
-    )
-    lines += volatility_sentence(main["qlike"], own, horizon, halves)
+    lines += compared_sentences(figures, horizon, own)
     if surest is not None:
         gained, noise = surest["gained"][2], surest["error"][2]
         # One day has no error by days.
@@ -251,26 +245,6 @@ def sentences(
         )
     lines.append(_edge(gates["traded"]["edge"]))
     return [*lines, *few_days(main["days"])]
-
-
-def volatility_sentence(
-    qlike: Mapping[str, Sequence[float]], own: str, horizon: int, halves: Collection[str] = ()
-) -> list[str]:
-    """Say how the volatility of the forecaster *own* compares; nothing where nothing else is.
-
-    *halves* are no others.
-    """
-    ours = qlike[own][0]
-    others = [(pair[0], name) for name, pair in qlike.items() if name not in {own, *halves}]
-    if not others:
-        return []
-    best = min(others)
-    word = "better" if ours < best[0] else "no better"
-    said = (
-        f"Its volatility at {horizon} bars is {word} than the best baseline's"
-        f" (QLIKE {ours:.3f} against {best[0]:.3f} of {best[1].replace('_', ' ')})."
-    )
-    return [said]
 
 
 def _edge(passed: Mapping[str, Any]) -> str:

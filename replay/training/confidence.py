@@ -24,11 +24,11 @@ from tracepaper.replay.training.card import rounded
 from tracepaper.replay.training.explained import ExplainedRows
 from tracepaper.replay.training.figures import (
     COVERAGE,
-    FEW_DAYS,
     DailyEstimate,
     area_gained,
     area_gained_more,
 )
+from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.strategies.confidence import is_of_attention, rises
 from tracepaper.strategies.features_rolling import Array

@@ -30,6 +30,7 @@ from tracepaper.replay.training.material import (
     reading,
 )
 from tracepaper.replay.training.own import NORMAL, OF_MODEL, figures_of
+from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.pipeline import (
     ALL_MEASURES,
     Say,
@@ -52,6 +53,7 @@ from tracepaper.replay.training.rowwise import (
 )
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
 from tracepaper.replay.training.series import IN_MEMORY, Part, iso
+from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.storage.checkpoints import Checkpoint, dump, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features import schema, wider
@@ -435,7 +437,7 @@ def _shared(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
 ) -> dict[str, Any]:
     """Return *card* with the shares and the spread that the calibration slice asks for."""
-    shares, gains, spreads = {}, {}, {}
+    shares, gains, spreads, mixes = {}, {}, {}, []
     for one in judge_halves(card, tensors, material, Part.CALIBRATION):
         log_network, log_rows = (np.log(one.variances[half]) for half in NAMES)
         found = network_share(log_network, log_rows, one.variance, one.days)
@@ -443,10 +445,11 @@ def _shared(
         shares[key] = rounded(found.share)
         gains[key] = [round(part, 5) for part in found.gain]
         spreads[key] = spread(_mixed(one, shares[key], 1.0))
+        mixes.append(_mixed(one, shares[key], spreads[key]))
     return {
         **card,
         SECTION: {"network_share": shares, "gain": gains},
-        "calibration": {**card["calibration"], "spread": spreads},
+        "calibration": {**card["calibration"], "spread": spreads, TAILS: tail_factors(mixes)},
     }
 
 
@@ -490,12 +493,15 @@ def judge_halves(
 
 
 def mixed(
-    card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material
+    card: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    material: Material,
+    part: Part = Part.TEST,
 ) -> list[HorizonForecasts]:
-    """Return what the mix says of the test part, beside its halves and the baselines."""
+    """Return what the mix says of *part*, beside its halves and the baselines."""
     section, shares = card["calibration"], card[SECTION]["network_share"]
     found = []
-    for one in judge_halves(card, tensors, material, Part.TEST):
+    for one in judge_halves(card, tensors, material, part):
         key = str(one.horizon)
         mix = _mixed(one, shares[key], section["spread"][key])
         found.append(cooled(mix, section["temperature"][key]))
@@ -546,9 +552,10 @@ def judge_ensemble(
     told: dict[str, Any] = {}
     for one in found:
         told[str(one.horizon)] = figures_of(one, ALL_MEASURES) | {"qlike_gain": _gains(one)}
+    told |= paired_figures(found, ALL_MEASURES, NAMES)
     gates = judged_gates(card, tensors, material, bars=_bars(card, tensors, bars))
     horizon = int(section["horizon"])
-    sentences = cards.sentences(told, gates.figures, horizon=horizon, own=OF_MODEL, halves=NAMES)
+    sentences = cards.sentences(told, gates.figures, horizon=horizon, own=OF_MODEL)
     sentences.append(_halves_sentence(card, told[str(horizon)]["qlike_gain"], horizon))
     return JudgedPart(
         found,

@@ -14,6 +14,7 @@ from torch import Tensor
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.baselines import BASELINES, Answer, Asked, Measure, past_variances
 from tracepaper.replay.training.figures import DailyEstimate
+from tracepaper.replay.training.honesty import COMMONER
 from tracepaper.replay.training.samples import (
     NO_LABEL,
     VARIANCE_FLOOR,
@@ -158,6 +159,12 @@ class HorizonForecasts:
     means: Mapping[str, Array]
     variances: Mapping[str, Array]
 
+    @property
+    def commoner(self) -> Array:
+        """Always the sign that most of these bars had: the best constant, known in hindsight."""
+        rises = np.count_nonzero(self.value > 0) >= np.count_nonzero(self.value < 0)
+        return np.full(len(self.value), 1.0 if rises else -1.0)
+
 
 def answer(
     network: Network, part: Sequence[Samples]
@@ -256,7 +263,9 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
     return {
         "bars": len(value),
         "days": len(np.unique(days)),
-        "sign_accuracy": _each(figures.sign_accuracy, found.means, value, days),
+        "sign_accuracy": _each(
+            figures.sign_accuracy, {**found.means, COMMONER: found.commoner}, value, days
+        ),
         "ic": _each(figures.correlation, found.means, value, days),
         "rank_ic": _each(figures.rank_correlation, found.means, value, days),
         "r_squared": {
@@ -281,10 +290,24 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
                 figures.mean((probability.argmax(1) == found.classes).astype(np.float64), days)
             ),
             "f1": _pair(figures.macro_f1(probability, found.classes, days)),
-            "brier": _pair(figures.brier(probability, found.classes, days)),
+            **_scores(probability, found.classes, days),
             "ece": _pair(figures.calibration_error(probability, found.classes, days)),
         },
     }
+
+
+def _scores(
+    probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]
+) -> dict[str, list[float]]:
+    """Return Brier score and log loss, climatology's, and what the model's is less by row."""
+    usual = figures.climatology(classes, probability.shape[1])
+    found = {}
+    for name, loss in (("brier", figures.brier_of), ("log_loss", figures.log_loss_of)):
+        own, reference = loss(probability, classes), loss(usual, classes)
+        found[name] = _pair(figures.mean(own, days))
+        found[f"{name}_climatology"] = _pair(figures.mean(reference, days))
+        found[f"{name}_less_climatology"] = _pair(figures.mean(own - reference, days))
+    return found
 
 
 def _explained(forecast: Array, variance: Array, days: NDArray[np.int64]) -> DailyEstimate:

@@ -22,8 +22,8 @@ from tracepaper.strategies.features_rolling import Array
 RESAMPLES: Final = 500
 ECE_BINS: Final = 15
 COVERAGE: Final = 0.9
-FEW_DAYS: Final = 30
-"""Below so many untouched days nothing is said to be proven: their own errors are hardly known."""
+LEAST_PROBABILITY: Final = 1e-9
+"""A class that came is never taken to have had less: its log loss is finite."""
 
 
 class DailyEstimate(NamedTuple):
@@ -31,12 +31,6 @@ class DailyEstimate(NamedTuple):
 
     value: float
     error: float
-
-
-def few_days(days: int) -> list[str]:
-    """Return the sentence that *days* are too few, where they are."""
-    few = f"So few days ({days}) prove nothing: at least {FEW_DAYS} untouched ones are needed."
-    return [few] if days < FEW_DAYS else []
 
 
 def figure(
@@ -101,6 +95,13 @@ def sign_accuracy(forecast: Array, value: Array, days: NDArray[np.int64]) -> Dai
     return mean(hit.astype(np.float64), days[moved])
 
 
+def sign_risk(forecast: Array, value: Array) -> Array:
+    """Return 1 where the sign was wrong, 0 where right; a half where nothing was said or moved."""
+    said, came = np.sign(forecast), np.sign(value)
+    risk: Array = np.where((said == 0) | (came == 0), 0.5, (said != came).astype(np.float64))
+    return risk
+
+
 def r_squared(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return 1 - squared error ÷ squared value: against a forecast of no move."""
     terms = np.stack([(value - forecast) ** 2, value * value])
@@ -139,10 +140,24 @@ def probabilities(logits: NDArray[np.float32], temperature: float) -> Array:
     return found
 
 
-def brier(probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the mean squared distance of [row, class] probabilities from what happened."""
+def brier_of(probability: Array, classes: NDArray[np.int64]) -> Array:
+    """Return the squared distance of [row, class] probabilities from what happened, by row."""
     happened = np.eye(probability.shape[1])[classes]
-    return mean(((probability - happened) ** 2).sum(axis=1), days)
+    found: Array = ((probability - happened) ** 2).sum(axis=1)
+    return found
+
+
+def log_loss_of(probability: Array, classes: NDArray[np.int64]) -> Array:
+    """Return minus the log of what [row, class] probabilities gave to what happened, by row."""
+    given = probability[np.arange(len(classes)), classes]
+    found: Array = -np.log(np.maximum(given, LEAST_PROBABILITY))
+    return found
+
+
+def climatology(classes: NDArray[np.int64], kinds: int) -> Array:
+    """Return each class's share of all rows as the probability of every row, [row, class]."""
+    shares = np.bincount(classes, minlength=kinds) / len(classes)
+    return np.broadcast_to(shares, (len(classes), kinds))
 
 
 def calibration_error(

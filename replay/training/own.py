@@ -17,7 +17,9 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.card import NO_ATTENTION
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged, report
 from tracepaper.replay.training.explained import JudgedPart, bars_of
+from tracepaper.replay.training.honesty import compared_sentences, few_days
 from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Segment, Split, date_ms, iso
 from tracepaper.strategies.errors import ConfigInvalid
@@ -74,6 +76,7 @@ def evaluate_own(forecaster: UserForecaster, material: Material, *, horizon: int
         )
     found = judged(answered, material.baselines, material.horizons)
     by_horizon = {str(one.horizon): figures_of(one, forecaster.measures) for one in found}
+    by_horizon |= paired_figures(found, forecaster.measures)
     chosen = next((one for one in found if one.horizon == horizon), found[0])
     given: dict[str, Any] = dict(by_horizon)
     given["gates"] = {"selective": selective_of(chosen, forecaster.measures)}
@@ -189,15 +192,9 @@ def _sentences(
     else:
         when = f"Judged on bars after {until}, until which its class says that it was trained."
     found = [when]
-    if "mean_return" in forecaster.measures:
-        value, error = chosen["sign_accuracy"][OF_MODEL]
-        found.append(
-            f"At {horizon} bars it named the sign of the return in {value:.1%} of "
-            f"{chosen['bars']:,} bars (± {100 * error:.1f} by {chosen['days']} days); half is "
-            "chance."
-        )
+    found += compared_sentences(by_horizon, horizon, OF_MODEL)
     missing = sorted({"mean_return", "stdev_return", "probabilities", "volatility"})
     if left := [name for name in missing if name not in forecaster.measures]:
         found.append(f"It gives no {', '.join(left)}: their figures are left out.")
     found.append(NO_ATTENTION)
-    return [*found, *figures.few_days(chosen["days"])]
+    return [*found, *few_days(chosen["days"])]

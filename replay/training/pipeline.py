@@ -54,8 +54,10 @@ from tracepaper.replay.training.judgement import (
     judgement_section,
 )
 from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.recipe import Recipe, command, explained, listed
 from tracepaper.replay.training.series import Part, Split, date_ms
+from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
@@ -235,6 +237,7 @@ def scales_of(card: Mapping[str, Any], network: Network, material: Material) -> 
         **card["calibration"],
         "temperature": {str(j.horizon): temperature(j.logits, j.classes) for j in found},
         "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
+        TAILS: tail_factors(found),
         **({"further": levels_of(further)} if further else {}),
         **({"correlation": learnt} if further and (learnt := learn_correlations(material)) else {}),
     }
@@ -304,6 +307,7 @@ def judge(
         )
         for j in found
     }
+    figures |= paired_figures(found, ALL_MEASURES)
     gates = judged_gates(card, weights, material, bars=explained(network) if bars is None else bars)
     horizon = int(section["horizon"])
     further = further_of(network, material, Part.TEST, section.get("further"))

@@ -8,7 +8,7 @@ The rules are docs/models.md, L7, L8 and L22 to L24.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -25,11 +25,13 @@ from tracepaper.replay.training.boosting import BoostingOptions, LabelledRows, b
 from tracepaper.replay.training.card import PERCENTS, ROUND_TRIP_COST, quantiles, rounded, slope
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged
 from tracepaper.replay.training.explained import JudgedPart, bars_of
-from tracepaper.replay.training.figures import COVERAGE, few_days
+from tracepaper.replay.training.figures import COVERAGE
 from tracepaper.replay.training.fitted import save_judged
 from tracepaper.replay.training.glm import RIDGE, fit_gamma
+from tracepaper.replay.training.honesty import compared_sentences, few_days
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import NORMAL, OF_MODEL, figures_of, selective_of
+from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.pipeline import Say, interval_name
 from tracepaper.replay.training.recipe import (
     EXPLAINED_BARS,
@@ -47,6 +49,7 @@ from tracepaper.replay.training.recipe import (
 )
 from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.training.series import Part
+from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
@@ -265,10 +268,12 @@ def row_scales(
 ) -> dict[str, Any]:
     """Return ``[calibration]`` of *card* with slopes and spreads of the calibration slice."""
     found = judge_row_part(card, tensors, material, Part.CALIBRATION)
+    spreads = {str(j.horizon): spread(j) for j in found}
     return {
         **card["calibration"],
         "slope": {str(j.horizon): slope(j.mean, j.value) for j in found},
-        "spread": {str(j.horizon): spread(j) for j in found},
+        "spread": spreads,
+        TAILS: tail_factors([replace(j, scale=j.scale * spreads[str(j.horizon)]) for j in found]),
     }
 
 
@@ -320,6 +325,7 @@ def judge_rows(
     section = card["calibration"]
     scaled = [replace(one, scale=one.scale * section["spread"][str(one.horizon)]) for one in found]
     figures: dict[str, Any] = {str(one.horizon): figures_of(one, ROW_MEASURES) for one in scaled}
+    figures |= paired_figures(scaled, ROW_MEASURES)
     horizon = int(section["horizon"])
     chosen = next(one for one in scaled if one.horizon == horizon)
     sentences = [*judged_sentences(figures, horizon=horizon), WITHOUT_ATTENTION]
@@ -357,18 +363,7 @@ def _trained(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TrainedR
     return trained_rows(card, tensors, kind)
 
 
-def judged_sentences(
-    figures: Mapping[str, Any], *, horizon: int, halves: Collection[str] = ()
-) -> list[str]:
-    """Return what an honest reader must know, in words that follow from the figures.
-
-    *halves* are names of the tables that are no baselines.
-    """
-    main = figures[str(horizon)]
-    accuracy, error = main["sign_accuracy"][OF_MODEL]
-    sign = (
-        f"At {horizon} bars it named the sign of the return in {100 * accuracy:.1f} % of untouched"
-        f" bars (± {100 * error:.1f} by days); half is chance."
-    )
-    volatility = cards.volatility_sentence(main["qlike"], OF_MODEL, horizon, halves)
-    return [cards.NOTICE, sign, *volatility, *few_days(main["days"])]
+def judged_sentences(figures: Mapping[str, Any], *, horizon: int) -> list[str]:
+    """Return what an honest reader must know, in words that follow from the figures."""
+    compared = compared_sentences(figures, horizon, OF_MODEL)
+    return [cards.NOTICE, *compared, *few_days(figures[str(horizon)]["days"])]

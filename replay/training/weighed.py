@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.training.aligned import Ids, Labelled
 from tracepaper.replay.training.card import ROUND_TRIP_COST
-from tracepaper.replay.training.figures import FEW_DAYS, bootstrapped, daily_sums
+from tracepaper.replay.training.figures import bootstrapped, daily_sums
+from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array

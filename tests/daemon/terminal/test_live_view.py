@@ -18,10 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from tracepaper.daemon.terminal.live_view import LiveView, Pace, RunWatcher
 from tracepaper.daemon.terminal.log import configure
 from tracepaper.daemon.terminal.screen import ScreenState, screen, sparkline, split
+from tracepaper.strategies.gates import GATES
 from tracepaper.strategies.types import (
     MONEY_SCALE,
     Command,
@@ -103,6 +106,42 @@ def test_on_margin_the_screen_says_what_is_bound_and_where_it_ends() -> None:
 
 def test_the_screen_fits_a_narrow_terminal() -> None:
     assert max(map(len, drawn(full_step(), width=60).splitlines())) <= 60
+
+
+def live_step(gates: int, *, failed: int = 1) -> Step:
+    """Return a step with a position whose decision has so many gates, the first of them failed."""
+    names = [name for name in GATES if not name.startswith("risk")][:gates]
+    rows = tuple((name, 0.21, 0.18, at >= failed) for at, name in enumerate(names))
+    return structs.replace(full_step(), decision=decision(measures=rows))
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 15), (80, 24), (200, 50)])
+@pytest.mark.parametrize("symbols", [1, 4, 6])
+def test_position_and_equity_are_never_cut_off(width: int, height: int, symbols: int) -> None:
+    names = [f"linear:{letter}USDT" for letter in "ABCDEF"[:symbols]]
+    state = ScreenState()
+    state.open(structs.replace(run(), strategy="a_module_of_mine:AStrategyWithALongName"))
+    state.halted_by = "operator"
+    for name in names:
+        one = live_step(17)
+        state.observe(
+            structs.replace(one, event=structs.replace(one.event, instrument=name)),
+            {of: instrument(of.removeprefix("linear:")) for of in names},
+        )
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=width, height=height)
+    with Live(console=console, auto_refresh=False) as live:
+        live.update(screen(state), refresh=True)
+        shown = Text.from_ansi(file.getvalue()).plain
+    assert "-1.5 " in shown
+    assert "equity 100,012.00" in " ".join(shown.split())
+    assert shown.count("tracepaper") == 1
+    head = next(line for line in shown.splitlines() if "tracepaper" in line)
+    assert "bars/s" in head
+    assert "halted by operator" in head
+    assert "✗ operator" in shown
+    assert ("✓ 16 of 17 passed" in shown) == ("✓ regime" not in shown)
+    assert ("✓ regime" in shown) == (height == 50 or (height, symbols) == (24, 1))
 
 
 def test_without_a_known_run_the_screen_shows_the_bar_alone() -> None:

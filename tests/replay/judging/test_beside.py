@@ -20,11 +20,11 @@ from tracepaper.replay.judging.beside import compared_with, on_same_bars
 from tracepaper.replay.judging.figures import tables_across, tables_of
 from tracepaper.replay.judging.judgement import OWN, Rival, SpanJudgement, judge_checkpoint
 from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.judging.statistics import difference, holm
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.paired import difference, holm
 from tracepaper.replay.training.pipeline import train
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.rowwise import RowRecipe, train_rows

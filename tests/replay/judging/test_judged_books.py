@@ -27,9 +27,9 @@ from tracepaper.replay.judging.books import (
     said_of,
 )
 from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.judging.statistics import DayDifference, difference
 from tracepaper.replay.training.book_data import BookMaterial
 from tracepaper.replay.training.book_fit import BookFitOptions
+from tracepaper.replay.training.paired import DayDifference, difference
 from tracepaper.strategies.books import books_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.market import DAY_MS

@@ -28,7 +28,6 @@ from tracepaper.replay.judging.folds import Fold, walk_forward
 from tracepaper.replay.judging.judgement import Rival, SpanJudgement, judge_checkpoint
 from tracepaper.replay.judging.refits import FoldMaterial
 from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.judging.statistics import DayDifference, difference
 from tracepaper.replay.training.across import AcrossAssets, close_ranks
 from tracepaper.replay.training.aligned import AlignedMaterial, predicted
 from tracepaper.replay.training.aligned_fit import usual_return
@@ -36,6 +35,7 @@ from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_align
 from tracepaper.replay.training.figures import FEW_DAYS
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.paired import DayDifference, difference
 from tracepaper.replay.training.pipeline import train
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, Segment, iso

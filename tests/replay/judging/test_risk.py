@@ -15,10 +15,10 @@ from tracepaper.replay.judging.risk import (
     christoffersen,
     follows,
     kupiec,
-    value_at_risk,
     without_overlap,
 )
 from tracepaper.replay.training.evaluation import HorizonForecasts
+from tracepaper.replay.training.tails import tail_factors, value_at_risk
 from tracepaper.strategies.networks.heads import SHARES
 
 DAYS, A_DAY = 60, 288
@@ -82,6 +82,36 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
         assert found.came.value > found.share
     thin = list(breaches_of(replace(right, dof=np.full(len(right.dof), 200.0))))
     assert all(one.shortfall is not None and one.shortfall.value > 1.15 for one in thin)
+
+
+@pytest.mark.parametrize("dof", [3.0, 5.0])
+def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
+    def thin(seed: int) -> HorizonForecasts:
+        # A normal law of the right 90 % interval, as an ensemble's is.
+        right = forecasts(dof=dof, seed=seed)
+        wide = stats.t.ppf(0.95, dof) / stats.norm.ppf(0.95)
+        return replace(right, scale=wide * right.scale, dof=np.full(len(right.dof), 1e6))
+
+    factors = tail_factors([thin(1)])
+    other = thin(2)
+    raw, mended = list(breaches_of(other)), list(breaches_of(other, factors, is_calibrated=True))
+    assert [(one.tail, one.share) for one in mended] == [(one.tail, one.share) for one in raw]
+    for before, after in zip(raw, mended, strict=True):
+        assert after.came.value == pytest.approx(after.share, abs=4 * after.came.error)
+        assert after.shortfall is not None
+        assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
+        if before.share == 0.01:
+            assert before.came.value > before.share + 2 * before.came.error
+    assert list(breaches_of(other, None, is_calibrated=True)) == []
+    assert list(breaches_of(other, {"7": {}}, is_calibrated=True)) == []
+
+
+def test_few_losses_calibrate_no_tail() -> None:
+    right = forecasts()
+    few = replace(
+        right, **{name: getattr(right, name)[:300] for name in ("mean", "scale", "dof", "value")}
+    )
+    assert tail_factors([few])["1"] == {side: [[1.0, 1.0]] * 2 for side in ("long", "short")}
 
 
 def test_each_tail_is_that_of_its_position() -> None:

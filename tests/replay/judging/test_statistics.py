@@ -9,20 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.judging.statistics import (
-    COVERAGES,
+from tracepaper.replay.judging.statistics import COVERAGES, Ranked, overfitting, risk_curve
+from tracepaper.replay.training.figures import DailyEstimate
+from tracepaper.replay.training.paired import (
     LEVEL,
     DayDifference,
-    Ranked,
     compared,
     corrected,
     difference,
     holm,
-    overfitting,
-    risk_curve,
     verdict,
 )
-from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.strategies.features_rolling import Array
 
 DAY_COUNT = 30

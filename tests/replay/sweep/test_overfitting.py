@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from scipy import stats
@@ -92,4 +93,5 @@ def test_a_sweep_says_it_beside_the_deflated_ratio(days: Path) -> None:
     share = f"{found.overfitting.probability * 100:.0f} %"
     assert f"Probability of backtest overfitting: {share}" in said
     assert "deflated Sharpe ratio" in said
-    assert found.document()["overfitting_probability"] == found.overfitting.probability
+    written = msgspec.json.decode(msgspec.json.encode(found.document()))
+    assert written["overfitting_probability"] == found.overfitting.probability

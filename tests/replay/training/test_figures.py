@@ -75,8 +75,8 @@ def test_probabilities_that_are_true_are_calibrated_and_sure_ones_are_not() -> N
 
 def test_brier_of_certainty_is_zero_or_two() -> None:
     classes = np.array([0, 1, 2, 0])
-    right = figures.brier(np.eye(3)[classes], classes, np.arange(4))
-    wrong = figures.brier(np.eye(3)[[1, 2, 0, 1]], classes, np.arange(4))
+    right = figures.mean(figures.brier_of(np.eye(3)[classes], classes), np.arange(4))
+    wrong = figures.mean(figures.brier_of(np.eye(3)[[1, 2, 0, 1]], classes), np.arange(4))
     assert (right.value, wrong.value) == (0.0, 2.0)
 
 
