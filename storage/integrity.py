@@ -87,8 +87,8 @@ class Audited(Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found."""
-        return self.problem is None
+        """Whether there are steps, and nothing was found."""
+        return self.problem is None and self.chain.steps > 0
 
 
 def audit(connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None) -> Audited:

@@ -96,6 +96,8 @@ def _sentence(audited: Audited) -> str:
     if audited.problem is not None:
         what = "" if report.problem is None else f"The chain of run {report.run_id} is broken. "
         return f"{what}{audited.problem.sentence}"
+    if not report.steps:
+        return f"Run {report.run_id} holds no step: no link of its chain was checked."
     held = _held(report.run_id, report.steps, report.pruned_until)
     if report.head_sequence is None:
         kept = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.metadata
+import linecache
 import os
 import site
 import sys
 import sysconfig
 import threading
+import tokenize
+import traceback
+import warnings
 import zipfile
 import zoneinfo
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,6 +50,11 @@ _WRITING: Final = os.O_WRONLY | os.O_RDWR
 _METADATA: Final = frozenset(
     str(path) for path in Path(importlib.metadata.__file__).parent.glob("*.py")
 )
+_LINES: Final = frozenset({linecache.__file__, tokenize.__file__})
+_SHOWN_BY: Final = frozenset(
+    {sys.modules.get("_py_warnings", warnings).__file__, traceback.__file__}
+)
+"""Modules that read a line of a source, and those that show it with a warning or an error."""
 _COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
 _HERE: Final = Path(__file__).resolve().parents[2]
 ROOMS: Final = tuple(
@@ -70,6 +79,8 @@ class _Local(threading.local):
 
 _local: Final = _Local()
 _opened: Final[dict[str, dict[Outside, None]]] = {}
+_sources: Final[dict[str, dict[Outside, None]]] = {}
+"""What Python's import system opened; a file that is read as data is in ``_opened``."""
 _folders: Final[dict[str, str]] = {}
 _watching: Final[list[bool]] = []
 _claimed: Final[list[str]] = []
@@ -123,10 +134,19 @@ def claim_threads(owner: str) -> None:
 
 def opened(owner: str) -> Sequence[Outside]:
     """Return what the class *owner* has opened in this process, in order."""
-    own = _folders.get(owner)
     # Copied at once: another thread of the same class may add to it meanwhile.
-    kept = tuple(_opened.get(owner, ()))
-    return tuple(item for item in kept if not _is_exempt(item, own))
+    own, kept = set(own_modules(owner)), tuple(_sources.get(owner, ()))
+    elsewhere = [item for item in kept if item.name not in own]
+    read = [item for item in tuple(_opened.get(owner, ())) if not _is_declared(item)]
+    return tuple(dict.fromkeys((*elsewhere, *read)))
+
+
+def own_modules(owner: str) -> Sequence[str]:
+    """Return the files, sources or compiled, that Python imported from the folder of *owner*."""
+    if (own := _folders.get(owner)) is None:
+        return ()
+    names = [item.name for item in tuple(_sources.get(owner, ()))]
+    return [name for name in names if name.startswith(own + os.sep) and Path(name).suffix in _CODE]
 
 
 class NewlyOpened:
@@ -141,8 +161,9 @@ class NewlyOpened:
         """Return what is new, in order."""
         count = 0
         for owner in self._owners:
-            if (kept := _opened.get(owner)) is not None:
-                count += len(kept)
+            for known in (_opened, _sources):
+                if (kept := known.get(owner)) is not None:
+                    count += len(kept)
         if count == self._counted:
             return ()
         self._counted = count
@@ -181,15 +202,17 @@ def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
         if owner:
             found = name_of(arguments)
             if found is not None and not _by_package(event, found):
-                _keep(owner, found)
+                is_module = event == "open" and _imports()
+                if not is_module or not found.name.startswith(ROOMS):
+                    _keep(_sources if is_module else _opened, owner, found)
                 if event == "open" and arguments[2] & _WRITING:
                     _written.add(found)
     finally:
         _local.busy = False
 
 
-def _keep(owner: str, found: Outside) -> None:
-    kept = _opened.setdefault(owner, {})
+def _keep(of: dict[str, dict[Outside, None]], owner: str, found: Outside) -> None:
+    kept = of.setdefault(owner, {})
     if len(kept) < NAMES_KEPT:
         kept[found] = None
 
@@ -226,12 +249,31 @@ def _by_package(event: str, found: Outside) -> bool:
         # While it is imported it asks for the process's own libraries.
         exempt = ("<frozen importlib", *_installed(len(sys.path)))
         return frame.f_code.co_filename.startswith(exempt)
-    if _asks_for_versions(frame):
+    if _asks_for_versions(frame) or _shows_a_line(frame):
         return True
     if not frame.f_code.co_filename.startswith("<frozen importlib"):
         return False
     # It looks into folders, and writes compiled code by way of a numbered file.
     return event != "open" or ".pyc." in Path(found.name).name
+
+
+def _imports() -> bool:
+    """Return whether Python loads a module; a loader can also be asked for a file's bytes."""
+    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - who asked for it
+    names = []
+    for _ in ("get_data", "get_code"):
+        if frame is None or not frame.f_code.co_filename.startswith("<frozen importlib"):
+            return False
+        names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names == ["get_data", "get_code"]
+
+
+def _shows_a_line(frame: FrameType | None) -> bool:
+    """Return whether a warning or an error is shown, with its line of the source."""
+    while frame is not None and frame.f_code.co_filename in _LINES:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename in _SHOWN_BY
 
 
 def _asks_for_versions(frame: FrameType | None) -> bool:
@@ -344,14 +386,9 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
 # ---------------------------------------------------------------- what does not count
 
 
-def _is_exempt(item: Outside, own: str | None) -> bool:
-    """Return whether *item* is a source of tracepaper or of the class; what it writes is data."""
-    path = item.name
-    if path in _declared and item not in _written:
-        return True
-    if item.what != "file" or Path(path).suffix not in _CODE or item in _written:
-        return False
-    return path.startswith(ROOMS) or (own is not None and path.startswith(own + os.sep))
+def _is_declared(item: Outside) -> bool:
+    """Return whether the configuration names *item*; what the class writes is data."""
+    return item.name in _declared and item not in _written
 
 
 @cache

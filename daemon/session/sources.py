@@ -155,7 +155,7 @@ def _imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
     """Yield every module that the source at *path* may import, as its parts below the root."""
     if str(path).startswith(ROOMS):
         return written_imports(path.read_bytes(), package)
-    return names_of(_parsed(path), package)
+    return names_of(parsed(path), package)
 
 
 def written_imports(source: bytes, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -183,7 +183,7 @@ def written_imports(source: bytes, package: tuple[str, ...]) -> Iterator[tuple[s
             yield tuple(part for part in name.split(".") if part)
 
 
-def _parsed(path: Path) -> ast.Module:
+def parsed(path: Path) -> ast.Module:
     """Return the tree of the source at *path*; raise ``SyntaxError`` or ``ValueError``."""
     source = path.read_bytes()
     return _alone(lambda: ast.parse(source))

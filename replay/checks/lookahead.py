@@ -10,6 +10,8 @@ The rules are docs/strategies.md, U8 to U11.
 from __future__ import annotations
 
 import itertools
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -51,6 +53,8 @@ from tracepaper.replay.checks.recursive import (
     same_judgement,
     same_signal,
 )
+from tracepaper.replay.checks.surroundings import HASH_SEEDS, Surroundings, link
+from tracepaper.replay.checks.tables import largest_table, source_of
 from tracepaper.strategies.books import Books
 from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
@@ -96,34 +100,38 @@ class LookaheadFinding:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing moved, and nothing was opened that is not allowed."""
-        return not self.differences and not self.opened
+        """Whether all was probed, nothing moved, and nothing was opened that is not allowed."""
+        return self.verdict == "nothing moved"
 
     @property
     def verdict(self) -> str:
-        """``moved``, ``read``, ``nothing moved``, or ``nothing moved so far`` in the time given."""
+        """``moved``, ``read``, ``nothing moved``, or without an end ``nothing moved so far``."""
         if self.differences:
             return "moved"
         if self.opened:
             return "read"
-        return "nothing moved so far" if self.unfinished else "nothing moved"
+        probed = self.without_later and self.probes and self.compared
+        return "nothing moved" if probed and not self.unfinished else "nothing moved so far"
 
     def sentence(self) -> str:
         """Say the verdict in one sentence, with how much was probed of how much."""
         if self.differences:
             return f"moved: {self.differences[0].sentence()}: {self.because}."
         if self.opened:
-            names = ", ".join(f"{item.what} {item.name}" for item in self.opened)
+            names = ", ".join(f"{_KINDS.get(one.what, one.what)} {one.name}" for one in self.opened)
             return (
                 f"read: the strategy opened {names}; pass each that cannot tell the future with "
                 "--allow-reading."
             )
-        futures = f"{self.probes} of {self.planned}" if self.unfinished else f"{self.probes}"
-        return (
+        futures = f"{self.probes}" if self.holds else f"{self.probes} of {self.planned}"
+        counted = (
             f"{self.without_later:,} of {self.given:,} bars decided without a later one, "
             f"{futures} futures corrupted or cut off, {self.compared:,} steps compared, "
-            f"{self.verdict}."
+            f"{self.verdict}"
         )
+        if self.holds:
+            return f"{counted}."
+        return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
 
 
 @dataclass(frozen=True)
@@ -206,6 +214,7 @@ class _Check:
                 "bars of higher frames": self._frames,
                 "the symbols in another order": self._reordered,
                 "a second run in one process": lambda: self._again(child),
+                SURROUNDED: lambda: self._surrounded(allow),
                 "jumping clocks": self._jumping,
                 "each instrument alone": self._alone,
                 "corrupted and cut futures": self._futures,
@@ -303,6 +312,58 @@ class _Check:
     def _again(self, child: Child) -> None:
         """Do the same once more where it has been done before."""
         self._compare(child, child.ask("again"), "it remembers earlier runs of its process")
+
+    def _surrounded(self, allow: Sequence[str]) -> None:
+        """Do the same without an environment, in another folder, and with other hashes of texts.
+
+        What a class of ours is made of is known; what was opened and is not allowed is said alone.
+        """
+        if not self._own or not all(_is_allowed(item, allow) for item in self._opened):
+            return
+        with tempfile.TemporaryDirectory(prefix="tracepaper-elsewhere-") as folder:
+            link(allow, Path(folder))
+            empty = Surroundings(frozenset(allow), folder)
+            drawn = os.environ.get("PYTHONHASHSEED")
+            for seed in (one for one in HASH_SEEDS if str(one) != drawn):
+                self._check_time()
+                if (moved := self._moved_within(self._fresh.under(seed), empty)) is not None:
+                    self._moved(*moved[:2], self._because_of(seed, empty))
+                    return
+
+    def _moved_within(
+        self, fresh: FreshProcesses, around: Surroundings | None
+    ) -> tuple[DerivedStep, DerivedStep | str, Sequence[str]] | None:
+        """Return the first step that moves *around* a process, and the variables that it lacked."""
+        setup = replace(self._setup(), around=around)
+        with fresh.child(step_through, setup, self._given) as child:
+            try:
+                steps = child.receive()
+            except StrategyFailed as error:
+                first = next(one for one in self._whole.steps if isinstance(one.step.event, Bar))
+                return first, str(error), ()
+            self._found.compared += len(steps)
+            moved = _first_unequal(self._whole.steps, steps)
+            other = None if moved is None else child.ask(moved)
+            child.send(None)
+            accesses: Accesses = child.ask(None)
+        self._note_accesses(accesses)
+        if moved is None or other is None:
+            return None
+        return self._whole.steps[moved], other, accesses.unset
+
+    def _because_of(self, seed: int, empty: Surroundings) -> str:
+        """Return which of the surroundings alone moves a decision."""
+        if self._moved_within(self._fresh.under(seed), None) is not None:
+            return ON_HASHES
+        if (moved := self._moved_within(self._fresh, replace(empty, folder=None))) is not None:
+            names = [name for name in moved[2] if name in os.environ]
+            named = f", {', '.join(names)}" if names else ""
+            return (
+                f"it depends on the environment{named}; pass what cannot tell with --allow-reading"
+            )
+        if self._moved_within(self._fresh, replace(empty, kept=None)) is not None:
+            return "it depends on the working folder"
+        return f"it depends on {SURROUNDED}, on more than one of them at once"
 
     def _jumping(self) -> None:
         """Do the same in a process whose clocks jump at each reading."""
@@ -511,6 +572,7 @@ class _Check:
 
     def _conclude(self, allow: Sequence[str]) -> None:
         found = self._found
+        self._note_tables()
         for item in self._opened:
             (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
         if self._own:
@@ -532,7 +594,22 @@ class _Check:
                     f"what {', '.join(sorted(self._native))} opened: native code is not heard"
                 )
 
+    def _note_tables(self) -> None:
+        """Take a table in a source of the class for a file that it read."""
+        for module in self._whole.accesses.modules:
+            if (source := source_of(module)) is None:
+                self._found.unproved.append(f"what {module} holds: it is compiled")
+            elif (values := largest_table(source)) > 0:
+                self._opened[Outside("table", str(source))] = None
+                self._report(f"lookahead: a table of {values:,} values in {source}")
 
+
+SURROUNDED: Final = "the environment, the working folder and the hashes of texts"
+ON_HASHES: Final = (
+    "it depends on the hash of a text, or on the order of a set of texts, which Python draws anew "
+    "in each process; sort them"
+)
+_KINDS: Final = {"table": "a table in"}
 _ON_CLOCK: Final = "it depends on the machine's clock"
 _UNEQUAL: Final = (
     "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
@@ -635,7 +712,7 @@ def _only_holds(signal: Signal | Orders) -> bool:
 def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:
     folders = [Path(name).resolve() for name in allow]
     inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
-    return item.name in allow or (item.what == "file" and inside)
+    return item.name in allow or (item.what in {"file", "table"} and inside)
 
 
 def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[FutureProbe]:

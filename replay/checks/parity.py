@@ -57,9 +57,9 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether something was compared and agrees, apart from what only time explains."""
+        """Whether something agrees, and nothing differs but for what only time explains."""
         differs = self.differing or self.missing or self.fills_differing or self.equity_differing
-        return self.compared > 0 and not differs
+        return self.identical + self.within_tolerance > 0 and not differs
 
 
 @dataclass(frozen=True)

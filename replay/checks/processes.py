@@ -46,6 +46,7 @@ from tracepaper.replay.archive.depth import RecordedDepth
 from tracepaper.replay.archive.instruments import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
+from tracepaper.replay.checks import surroundings
 from tracepaper.replay.checks.compare import Difference, step_differences
 from tracepaper.replay.checks.other_vectors import other_vectors, without_later
 from tracepaper.strategies.calendar import Sessions
@@ -70,20 +71,26 @@ class FreshProcesses:
     """The server; ``with fresh.child(job, …) as child`` runs *job* in a new process of its own.
 
     *preload* are modules to import before any child is forked: slow ones that a job needs.
-    Answers are waited for without end, unless :meth:`limit_waits` says how long.
+    Answers are waited for without end, unless :meth:`limit_waits` says how long. Its children
+    share the hashes of texts, which Python draws unless *hash_seed* says them.
     """
 
-    def __init__(self, *preload: str) -> None:
-        self._preload = preload
+    def __init__(self, *preload: str, hash_seed: int | None = None) -> None:
+        self._preload, self._hash_seed = preload, hash_seed
         self._patience_s: Callable[[], float] | None = None
+        self._others: dict[int, FreshProcesses] = {}
+        self._folder, self._environment = os.getcwd(), dict(os.environ)  # noqa: PTH109 - as text
 
     def __enter__(self) -> Self:
         """Start the server."""
         self._requests, theirs = socket.socketpair()
+        seeded = {} if self._hash_seed is None else {"PYTHONHASHSEED": str(self._hash_seed)}
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
                 [sys.executable, "-c", _SERVE.format(theirs.fileno(), self._preload)],
                 pass_fds=[theirs.fileno()],
+                cwd=self._folder,
+                env={**self._environment, **seeded},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 process_group=0,  # so that children that hang end with it
@@ -92,6 +99,8 @@ class FreshProcesses:
 
     def __exit__(self, *_error: object) -> None:
         """End the server and its children, also one that hangs."""
+        for other in self._others.values():
+            other.__exit__()
         self._requests.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -100,6 +109,15 @@ class FreshProcesses:
     def limit_waits(self, patience_s: Callable[[], float]) -> None:
         """Wait for an answer of a later child as many seconds as *patience_s* then returns."""
         self._patience_s = patience_s
+
+    def under(self, hash_seed: int) -> FreshProcesses:
+        """Return a server whose children hash texts by *hash_seed*; it ends with this one."""
+        if hash_seed not in self._others:
+            other = FreshProcesses(*self._preload, hash_seed=hash_seed)
+            other._folder, other._environment = self._folder, self._environment
+            self._others[hash_seed] = other.__enter__()
+        self._others[hash_seed]._patience_s = self._patience_s  # noqa: SLF001 - one of ours
+        return self._others[hash_seed]
 
     @contextmanager
     def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Iterator[Child]:
@@ -202,6 +220,8 @@ class Accesses:
     """What a child knows of the class beside its decisions."""
 
     opened: tuple[Outside, ...]
+    modules: tuple[str, ...]  # files of its own that Python imported
+    unset: tuple[str, ...]  # variables that were asked for in an empty environment
     native: tuple[str, ...]
     compiled: tuple[str, ...]  # installed modules that must be loaded before clocks jump
 
@@ -256,6 +276,7 @@ class Setup:
     sessions: Sessions | None
     jumping: bool = False  # whether this process's clocks jump
     compiled: tuple[str, ...] = ()  # what is then imported before
+    around: surroundings.Surroundings | None = None
 
     def machine(self) -> Machine:
         """Return the engine of the whole replay, as it stood before its first event.
@@ -268,6 +289,8 @@ class Setup:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
             jump_clocks()
+        if self.around is not None:
+            self.around.enter()
         forecaster = None
         if needs_forecaster(self.config):
             forecaster = load_forecaster(self.config, mode=self.mode)
@@ -449,6 +472,8 @@ def _owners(config: Config) -> tuple[str, ...]:
 def _accesses(config: Config) -> Accesses:
     return Accesses(
         tuple(dict.fromkeys(item for name in _owners(config) for item in outside.opened(name))),
+        tuple(dict.fromkeys(one for name in _owners(config) for one in outside.own_modules(name))),
+        surroundings.unset(),
         tuple(outside.native_readers()),
         tuple(outside.compiled_modules()),
     )

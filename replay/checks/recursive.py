@@ -57,11 +57,13 @@ class RecursiveFinding:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
+        """Whether something was compared, and nothing differs."""
+        return self.compared > 0 and not self.differences
 
     def sentence(self) -> str:
         """Say the first difference, and what it comes from."""
+        if not self.differences:
+            return f"{self.probes} probes compared no step: nothing was checked; give more bars."
         first = self.differences[0].sentence()
         if not self.undeclared:
             return f"{first}."

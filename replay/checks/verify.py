@@ -128,8 +128,8 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Whether every step follows from the record."""
-        return self.differing == 0
+        """Whether there are decisions, and every step follows from the record."""
+        return self.decisions > 0 and self.differing == 0
 
 
 def verify_run(

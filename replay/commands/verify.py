@@ -76,20 +76,31 @@ def verify(
         if found.elsewhere:
             say(f"Floats were compared within tolerances, since {found.elsewhere}.")
     else:
-        say(
-            f"Run {found.run_id} does not follow from its record ({found.to_blame} is to "
-            f"blame): {found.likely_cause}."
-        )
-        for difference in found.differences[:SHOWN]:
-            say(
-                f"  {difference.instrument} {difference.field}: stored {difference.first}, "
-                f"derived {difference.second}"
-            )
+        _say_why_not(found)
     if not json:
         for one in settled:
             _say_funding(one)
     if not holds:
         raise typer.Exit(1)
+
+
+def _say_why_not(found: Verification) -> None:
+    """Say what does not follow, and who is to blame; or that there was nothing to verify."""
+    if not found.differing:
+        say(
+            f"No decision is among the {found.steps:,} steps of run {found.run_id} that were "
+            "compared, so nothing was verified; ask again once it has decided."
+        )
+        return
+    say(
+        f"Run {found.run_id} does not follow from its record ({found.to_blame} is to "
+        f"blame): {found.likely_cause}."
+    )
+    for difference in found.differences[:SHOWN]:
+        say(
+            f"  {difference.instrument} {difference.field}: stored {difference.first}, "
+            f"derived {difference.second}"
+        )
 
 
 def _say_rules(found: Verification) -> None:

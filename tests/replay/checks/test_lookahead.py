@@ -39,9 +39,16 @@ def other() -> Candles:
 
 
 @pytest.fixture(scope="module")
-def fresh() -> Iterator[FreshProcesses]:
-    with FreshProcesses() as server:
-        yield server
+def fresh(tmp_path_factory: pytest.TempPathFactory, walk: Candles) -> Iterator[FreshProcesses]:
+    """Start children with a variable, and in a folder, that tell something of the walk."""
+    folder = tmp_path_factory.mktemp("working")
+    (folder / "future.flag").touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OWN_FUTURE", str(int(walk.close[80])))
+        patch.chdir(folder)
+        with FreshProcesses() as server:
+            patch.chdir(Path(__file__).parent)
+            yield server
 
 
 def configured(strategy: dict[str, Any], *candles: Candles) -> Config:
@@ -221,6 +228,25 @@ READ: dict[str, dict[str, str]] = {
         "init": "import pathlib\nmemo = pathlib.Path('{}/memo.py')\n"
         "if not memo.exists():\n    memo.write_text('KNOWN = {}')",
     },
+    "a future that is called a source": {
+        "init": "self.closes = [int(x) for x in open('{}/future.py').read().split()]",
+        "decide": "return by(self.closes[0] > bar.close)",
+    },
+    "a source that is imported, and read as well": {
+        "top": "import own_helper",
+        "init": "self.text = open('{}/own_helper.py').read()",
+        "decide": "return by('#' in self.text)",
+    },
+    "a source by its loader": {
+        "top": "import own_helper",
+        "init": "self.text = own_helper.__loader__.get_source('own_helper')",
+        "decide": "return by('#' in self.text)",
+    },
+    "bytes by a loader": {
+        "top": "import own_helper",
+        "init": "self.text = own_helper.__loader__.get_data('{}/future.py')",
+        "decide": "return by(self.text[0] > bar.close % 100)",
+    },
     "by sqlite3": {"init": "import sqlite3\nsqlite3.connect('{}/hourly.csv').close()"},
     "a mapped array": {"init": "import numpy\nnumpy.load('{}/closes.npy', mmap_mode='r')"},
 }
@@ -228,11 +254,48 @@ READ: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("name", READ)
 def test_a_class_that_opens_a_file_is_refused_and_the_file_named(check: Checks, name: str) -> None:
+    (check.folder / "own_helper.py").write_text("# 103000 103500")
+    (check.folder / "future.py").write_text("103000 103500")
     bodies = {part: text.replace("{}", str(check.folder)) for part, text in READ[name].items()}
     found = check(**bodies)
     assert (found.verdict, found.holds) == ("read", False)
     assert len(found.opened) == 1
     assert Path(found.opened[0].name).parent == check.folder
+
+
+TABLES = {
+    "a list": "FUTURE = {}",
+    "a mapping": "FUTURE = dict(enumerate({}))",
+    "a tuple in a function": "def future():\n    return {}",
+    "a text": "FUTURE = '{}'.split()",
+    "a docstring that is read": '"""{}"""\nFUTURE = __doc__',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_table_in_a_source_is_refused_and_named(
+    check: Checks, walk: Candles, name: str, *, beside: bool
+) -> None:
+    text = TABLES[name].format([int(close) for close in walk.close])
+    if beside:
+        (check.folder / f"own_table_{len(name)}.py").write_text(text)
+        text = f"import own_table_{len(name)}"
+    found = check(top=text, decide="return by(bar.close > bar.open)")
+    assert (found.verdict, found.holds) == ("read", False)
+    assert [item.what for item in found.opened] == ["table"]
+    assert "the strategy opened a table in " in found.sentence()
+    (allowed,) = (item.name for item in found.opened)
+    if beside:
+        assert check(allow=allowed, top=text, decide="return by(bar.close > bar.open)").holds
+
+
+def test_a_small_table_a_docstring_and_a_warning_are_no_reading(check: Checks) -> None:
+    hours = f'"""{"what it does " * 99}"""\nimport warnings\nHOURS = {list(range(24))}'
+    (check.folder / "own_hours.py").write_text(hours)
+    top = "import own_hours, warnings\nwarnings.simplefilter('always')"
+    found = check(top=top, init="warnings.warn('old')", decide="return by(bar.close > bar.open)")
+    assert found.holds, found.sentence()
 
 
 def test_a_socket_is_refused_and_its_address_named(check: Checks) -> None:
@@ -277,6 +340,7 @@ def test_another_file_than_the_allowed_one_is_refused(check: Checks) -> None:
 
 FUTURE = "it depends on bars that are still to come"
 CLOCK = "it depends on the machine's clock"
+HASHES = "the order of a set of texts, which Python draws anew in each process"
 WALK = """
 frame = sys._getframe()
 while frame is not None and 'replay' not in frame.f_locals:
@@ -370,6 +434,32 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
             "decide": "return by(KNOWN.get(bar.open_time_ms, 0) > bar.close)",
         },
     ),
+    "an environment variable": (
+        "it depends on the environment, OWN_FUTURE; pass",
+        {
+            "top": "import os",
+            "decide": "return by(bar.close > int(os.environ.get('OWN_FUTURE', '0')))",
+        },
+    ),
+    "an environment variable that must be there": (
+        "it depends on the environment",
+        {
+            "top": "import os\nKNOWN = int(os.environ['OWN_FUTURE'])",
+            "decide": "return by(bar.close > KNOWN)",
+        },
+    ),
+    "the working folder": (
+        "it depends on the working folder",
+        {"top": "import os", "decide": "return by(os.path.exists('future.flag'))"},
+    ),
+    "the hash of a text": (
+        HASHES,
+        {"decide": "return by(hash(f'{bar.open_time_ms}') % 2 == 0)"},
+    ),
+    "the order of a set": (
+        HASHES,
+        {"decide": "return by(next(iter({f'{bar.close} up', f'{bar.close} down'})).endswith('p'))"},
+    ),
     "an unseeded draw": (
         "two equal runs differ",
         {"top": "import random", "decide": "return by(random.random() < 0.5)"},
@@ -400,6 +490,11 @@ def test_a_leak_is_found_and_called_what_it_is(check: Checks, name: str) -> None
     assert because in found.because
     assert because == FUTURE or FUTURE not in found.because
     assert found.differences[0].instrument == "linear:BTCUSDT"
+
+
+def test_a_variable_that_cannot_tell_is_allowed_by_its_name(check: Checks) -> None:
+    bodies = {"top": "import os\nos.environ['OWN_FUTURE']", "decide": "return by(True)"}
+    assert check(allow="OWN_FUTURE", **bodies).holds
 
 
 SHARED: dict[str, dict[str, str]] = {
@@ -537,15 +632,16 @@ def test_what_a_decision_depends_on_is_named_and_not_refused(
 
 def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk: Candles) -> None:
     found = lookahead(configured(HONEST[0]), [walk], fresh, Limits(seconds=0.0))
-    assert found.holds
+    assert not found.holds
     assert found.without_later == 0
-    assert len(found.unproved) == 9
+    assert len(found.unproved) == 10
     assert all("the time was over" in sentence for sentence in found.unproved)
-    assert len(found.unfinished) == 9
+    assert len(found.unfinished) == 10
     assert found.verdict == "nothing moved so far"
     assert found.sentence() == (
-        "0 of 160 bars decided without a later one, 0 of 12 futures corrupted or cut off, "
-        "0 steps compared, nothing moved so far."
+        "not probed to the end: 0 of 160 bars decided without a later one, 0 of 12 futures "
+        "corrupted or cut off, 0 steps compared, nothing moved so far; give more --seconds, or "
+        "fewer --bars."
     )
 
 
@@ -554,7 +650,10 @@ def test_bars_that_the_replay_did_not_reach_in_time_count_as_given(fresh: FreshP
     found = lookahead(configured(HONEST[0]), [long], fresh, Limits(seconds=0.0))
     assert found.bars <= found.given == 2_000
     assert found.verdict == "nothing moved so far"
-    assert found.sentence().startswith("0 of 2,000 bars decided without a later one")
+    assert not found.holds
+    assert found.sentence().startswith(
+        "not probed to the end: 0 of 2,000 bars decided without a later one"
+    )
 
 
 def test_too_little_data_is_refused_with_a_sentence(fresh: FreshProcesses, walk: Candles) -> None:
@@ -636,6 +735,18 @@ def test_the_command_names_what_was_read_and_exits_1(
     assert said.startswith("lookahead: read: the strategy opened file ")
     assert f"{folder}/BTCUSDT.csv; pass each" in said
     assert "--allow-reading" in said
+
+
+def test_the_command_that_did_not_probe_all_exits_1(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two more interpreters alone take longer than the second."""
+    (folder / "peeking.py").write_text(own.source(decide="return by(bar.close > bar.open)"))
+    short = ["lookahead", "-c", "peeking.toml", *BOTH, "--seconds", "1"]
+    assert invoke(short) == 1
+    assert capsys.readouterr().out.startswith("lookahead: not probed to the end: ")
+    assert invoke([*short, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["holds"] is False
 
 
 def test_the_command_says_as_json_what_was_allowed_over_all_data(
