@@ -5,16 +5,20 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
+from hashlib import sha256
 from itertools import islice
+from multiprocessing.connection import Connection
 from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
+from tracepaper.daemon.config.loading import own_classes, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.runner import gathered, predictions_of, steps_of
 from tracepaper.daemon.engine.state import decode_state
@@ -27,8 +31,11 @@ from tracepaper.replay.backtest.recorded import (
     prober_of,
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck
+from tracepaper.replay.checks.processes import FreshProcesses, packed
+from tracepaper.replay.checks.surroundings import HASH_SEEDS
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Bar,
@@ -44,6 +51,10 @@ KEEPS_STATE: Final = (
     "the strategy keeps state that its warm-up bars do not rebuild; run `tracepaper recursive`"
 )
 DRAWS: Final = "the strategy decides otherwise each time it is asked; run `tracepaper lookahead`"
+HASHES: Final = (
+    "the strategy decides by the hash of a text, or by the order of a set of texts, which Python "
+    "draws anew in each process; sort them, and run `tracepaper lookahead`"
+)
 
 _OF_FORECAST: Final = (
     "mean_return",
@@ -144,8 +155,10 @@ def _with_equal_code(case: Case) -> tuple[Culprit, str]:
     run, row = case.stored.run, case.of_run
     if row:
         return _by_row(case, row)
-    if ":" in run.strategy and (cause := _by_strategy(case)):
-        return Culprit.STRATEGY, cause
+    if own_classes(restore(run.config)) and (cause := _by_strategy(case)):
+        if ":" in run.strategy:
+            return Culprit.STRATEGY, cause
+        return Culprit.MODEL, cause.replace("the strategy", "the model", 1)
     names = " ".join(one.field for one in case.of_steps).split()
     if not case.exact and _are_judged(names):
         return Culprit.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
@@ -188,6 +201,8 @@ def _by_strategy(case: Case) -> str:
         return DRAWS
     if _follows(case, again(remade=True)):
         return KEEPS_STATE
+    if _hashes(case, again(remade=False)):
+        return HASHES
     names = [one.field for one in case.of_steps]
     opened = [event.name for event in _events(case) if isinstance(event, Reading)]
     decided = any(name.startswith(_DECIDED) for name in names)
@@ -203,6 +218,40 @@ def _draws(again: Callable[..., Iterator[Step]], count: int) -> bool:
     """Return whether two derivations differ from each other."""
     pairs = zip(again(remade=False), again(remade=False), strict=True)
     return any(one != two for one, two in islice(pairs, count))
+
+
+def _hashes(case: Case, steps: Iterator[Step]) -> bool:
+    """Return whether *steps* come out otherwise where texts have other hashes."""
+    (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
+    given = Path(file), case.database, case.stored.run.run_id
+    ours = [sha256(packed(step)).digest() for step in steps]
+    with FreshProcesses() as fresh, suppress(TracepaperError):
+        for seed in HASH_SEEDS:
+            with fresh.under(seed).child(derive_hashes, *given, len(ours)) as child:
+                if child.receive() != ours:
+                    return True
+    return False  # or a class that no other process finds, which was typed
+
+
+def derive_hashes(
+    connection: Connection, file: Path, database: Path, run_id: str, count: int
+) -> None:
+    """Send the hashes of the first *count* steps of a run, derived in this process."""
+    with Reader.open(file) as reader:
+        predictor, recorded = _opened(reader, database, run_id)
+        events = islice(predictor.events(reader, run_id), count)
+        connection.send(
+            [
+                sha256(packed(step)).digest()
+                for unit in gathered(events)
+                for step in steps_of(recorded.engine, unit, predictions_of(predictor, unit))
+            ]
+        )
+
+
+def _opened(reader: Reader, database: Path, run_id: str) -> tuple[RecordedPredictor, Recorded]:
+    recorded = open_recorded(reader, database, run_id)
+    return RecordedPredictor(recorded, prober_of(recorded, database), database), recorded
 
 
 def _follows(case: Case, steps: Iterator[Step]) -> bool:
@@ -224,8 +273,7 @@ def _events(case: Case) -> Iterator[object]:
 def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     """Derive the run anew; *remade* makes its strategies anew at every restart, as a start does."""
     run_id = case.stored.run.run_id
-    recorded = open_recorded(case.reader, case.database, run_id)
-    predictor = RecordedPredictor(recorded, prober_of(recorded, case.database), case.database)
+    predictor, recorded = _opened(case.reader, case.database, run_id)
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
         item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))

@@ -41,7 +41,8 @@ def lookahead(
     allow_reading: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATH", help="What the class may open: a file, folder or address; repeat."
+            metavar="PATH",
+            help="What the class may read: a file, folder, address or variable; repeat.",
         ),
     ] = None,
     bars: Annotated[
@@ -54,7 +55,7 @@ def lookahead(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take the future away, and all else that a decision may not know; exit 1 if one moves."""
+    """Take away the future, and what else no decision may know; exit 1 unless none moves."""
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json

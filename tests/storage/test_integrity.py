@@ -16,6 +16,7 @@ from forging import rechain
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain import ChainReport
 from tracepaper.storage.columns import stored_columns
 from tracepaper.storage.integrity import Audited, audit
 from tracepaper.storage.reader import Reader
@@ -65,6 +66,11 @@ def test_an_untouched_database_is_whole(path: Path) -> None:
         found = audited(path, run_id)
         assert found.holds
         assert found.warnings == ()
+
+
+def test_a_run_without_a_step_is_not_called_whole() -> None:
+    assert not Audited(ChainReport("first", 0, b"", None, None, None), None).holds
+    assert Audited(ChainReport("first", 1, b"", None, None, None), None).holds
 
 
 # ---------------------------------------------------------------- the schema

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -23,6 +25,7 @@ from exchange_client import walk_rows
 from forging import rechain
 from rich.console import Console
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
@@ -110,6 +113,18 @@ def test_a_sample_compares_only_the_last_steps(run: Path) -> None:
     assert found.holds
     assert found.decisions == 49  # and the end of the run
     assert found.steps > BARS
+
+
+def test_a_sample_without_a_decision_verifies_nothing(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tamper(run, *(f"DELETE FROM {table} WHERE step & 268435455 >= 1" for table in ROWS))
+    tamper(run, "UPDATE runs SET step_count = 1")
+    found = verified(run)
+    assert (found.differing, found.decisions, found.holds) == (0, 0, False)
+    assert invoke(["verify", "last", "--db", str(run)]) == 1
+    assert "1 steps" in (said := capsys.readouterr().out)
+    assert "so nothing was verified" in said
 
 
 def test_a_changed_bar_is_found_although_the_whole_chain_was_recomputed(run: Path) -> None:
@@ -562,6 +577,39 @@ def test_a_strategy_that_decides_otherwise_is_to_blame(
         found = verified(path)
     assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
     assert cause in found.likely_cause
+
+
+BY_HASH = {
+    "the hash of a text": "return by(hash(f'{bar.open_time_ms}') % 2 == 0)",
+    "the order of a set": "return by(next(iter({f'{bar.close} +', f'{bar.close} -'}))[-1] == '+')",
+}
+IN_ANOTHER_PROCESS = """
+from tracepaper.daemon.cli import invoke
+invoke(["replay", "-c", "hashes.toml", "--data", "BTCUSDT=walk.csv", "--db", "run.db"])
+"""
+
+
+@pytest.mark.parametrize("name", BY_HASH)
+def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
+    tmp_path: Path, walk: Candles, name: str
+) -> None:
+    """Two derivations in one process agree; the run was made in another."""
+    (tmp_path / "hashes.py").write_text(own.source(decide=BY_HASH[name]))
+    (tmp_path / "hashes.toml").write_text('[strategy]\nname = "hashes:Mine"\n')
+    columns = (walk.open_time_ms, walk.open, walk.high, walk.low, walk.close, walk.volume)
+    lines = [",".join(map(str, row)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+    text = "open_time,open,high,low,close,volume\n" + "\n".join(lines[:120]) + "\n"
+    (tmp_path / "walk.csv").write_text(text)
+    subprocess.run(
+        [sys.executable, "-c", IN_ANOTHER_PROCESS],
+        env={**os.environ, "PYTHONHASHSEED": "3"},
+        cwd=tmp_path,
+        check=True,
+    )
+    with own.importable(tmp_path):
+        found = verified(tmp_path / "run.db")
+    assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
+    assert "by the hash of a text, or by the order of a set of texts" in found.likely_cause
 
 
 def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, walk: Candles) -> None:
