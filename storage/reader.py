@@ -20,7 +20,9 @@ from tracepaper.strategies.types import (
     Confirmation,
     Depths,
     FrameBar,
+    Gap,
     GateSet,
+    InstrumentChange,
     ModelChange,
     OrderStatus,
     Reading,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         DecisionOutcome,
         Event,
         Fill,
+        Instrument,
         Order,
         Prediction,
         Run,
@@ -132,6 +135,12 @@ class Chunk(NamedTuple):
 def run_span(run_key: int) -> tuple[int, int]:
     """Return the first and the last key that a step of the run can have."""
     return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
+
+
+def _span(run_key: int, until: int | None) -> tuple[int, int]:
+    """Return the first key of the run and that of step *until*, or the last it can have."""
+    first, last = run_span(run_key)
+    return first, last if until is None else step_key(run_key, until)
 
 
 def confirmed_since(
@@ -378,9 +387,9 @@ class Reader(ReadOnly):
             "not that of its last step: run `tracepaper audit verify` before you believe this."
         )
 
-    def balance(self, run_id: str) -> int | None:
-        """Return what the ledger of *run_id* says was left; None where it has none."""
-        span = run_span(self.stored_run(run_id).run_key)
+    def balance(self, run_id: str, *, until: int | None = None) -> int | None:
+        """Return what the ledger of *run_id* leaves after step *until*; None where it has none."""
+        span = _span(self.stored_run(run_id).run_key, until)
         row = self._connection.execute(_BALANCE, span).fetchone()
         return None if row is None else int(row[0])
 
@@ -494,26 +503,29 @@ class Reader(ReadOnly):
         ).fetchall()
         return [decoder.bar(row) for row in reversed(rows)]
 
-    def frame_bars(self, run_id: str) -> list[FrameBar]:
-        """Return the accepted candles of higher frames that did not come of the run's bars."""
+    def frame_bars(self, run_id: str, *, until: int | None = None) -> list[FrameBar]:
+        """Return the accepted candles of higher frames that did not come of the run's bars.
+
+        Only those up to step *until*, if given.
+        """
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         rows = self._connection.execute(
             f"SELECT {', '.join(f'e.{name}' for name in stored_columns('events'))} FROM events e "
             "LEFT JOIN steps s ON s.step = e.step WHERE e.step BETWEEN ? AND ? "
             "AND e.kind = 'frame_bar' AND coalesce(s.shape & 1, 1) ORDER BY e.step",
-            run_span(stored.run_key),
+            _span(stored.run_key, until),
         )
         events = (decoder.event(row) for row in rows)
         return [event for event in events if isinstance(event, FrameBar)]
 
-    def open_orders(self, run_id: str) -> tuple[Order, ...]:
-        """Return the orders that still rest after the last step, in the order of their births."""
+    def open_orders(self, run_id: str, *, until: int | None = None) -> tuple[Order, ...]:
+        """Return the orders that rest after step *until*, or the last, as they were born."""
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         latest: dict[str, Order] = {}
         query = select("orders", "step BETWEEN ? AND ?")
-        for row in self._connection.execute(query, run_span(stored.run_key)):
+        for row in self._connection.execute(query, _span(stored.run_key, until)):
             order = decoder.order(row)
             latest[order.order_id] = order
         return tuple(order for order in latest.values() if order.status in _OPEN)
@@ -540,6 +552,29 @@ class Reader(ReadOnly):
             return int(count), 0 if pruned is None else pruned.until_sequence + 1
         return int(count), sequence_of(last) + 1
 
+    def step_opened(self, run_key: int, open_time_ms: int) -> int:
+        """Return the sequence of the first step whose bar opened then or later."""
+        query = (
+            "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms >= ? "
+            "AND shape & 1"
+        )
+        (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
+        return 0 if step is None else sequence_of(step)
+
+    def decided_before(self, run_key: int, sequence: int) -> tuple[int | None, int]:
+        """Return when the first bar from step *sequence* on opened, and the decisions before it."""
+        first, last = run_span(run_key)
+        at = step_key(run_key, sequence)
+        (opened,) = self._connection.execute(
+            "SELECT open_time_ms FROM steps WHERE step BETWEEN ? AND ? "
+            "AND open_time_ms IS NOT NULL ORDER BY step LIMIT 1",
+            (at, last),
+        ).fetchone() or (None,)
+        (decisions,) = self._connection.execute(
+            "SELECT count(outcome) FROM steps WHERE step BETWEEN ? AND ?", (first, at - 1)
+        ).fetchone()
+        return opened, decisions
+
     # ------------------------------------------------------------ going on
 
     def newest(self, kind: RunKind) -> Run | None:
@@ -548,12 +583,15 @@ class Reader(ReadOnly):
         row = self._connection.execute(query, (kind.value,)).fetchone()
         return None if row is None else self.run(row[0])
 
-    def models(self, run_id: str) -> RunModels:
-        """Return the hashes of the model that decided last in *run_id*, and of the next one."""
+    def models(self, run_id: str, *, until: int | None = None) -> RunModels:
+        """Return the hashes of the model that decided last in *run_id*, and of the next one.
+
+        As they were after step *until*, if that is given.
+        """
         stored = self.stored_run(run_id)
         query = f"{_NAMING_MODELS} AND step BETWEEN ? AND ? ORDER BY step DESC"
         promoted = ""
-        for kind, content in self._connection.execute(query, run_span(stored.run_key)):
+        for kind, content in self._connection.execute(query, _span(stored.run_key, until)):
             named = msgspec.json.decode(content, type=_NamesModel)
             if kind == "model_change":
                 return RunModels(named.model_sha256, promoted or named.model_sha256)
@@ -608,6 +646,35 @@ class Reader(ReadOnly):
         every = self._of_kind(run_id, "model_change")
         return [event for event in every if isinstance(event, ModelChange)]
 
+    def start_before(self, run_id: str, sequence: int) -> ModelChange | None:
+        """Return the newest start, or change of model, up to step *sequence*."""
+        every = self._of_kind(run_id, "model_change", until=sequence)
+        starts = [event for event in every if isinstance(event, ModelChange)]
+        return starts[-1] if starts else None
+
+    def instrument_changes(self, run_id: str, *, until: int) -> list[Instrument]:
+        """Return the filters that changed up to step *until*, oldest first."""
+        every = self._of_kind(run_id, "instrument_change", until=until)
+        return [event.instrument for event in every if isinstance(event, InstrumentChange)]
+
+    def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
+        """Return the gaps between the newest start before step *until* and that, oldest first."""
+        found: list[Gap] = []
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"{_EVENTS} WHERE kind IN ('gap', 'model_change') AND step BETWEEN ? AND ? "
+            "ORDER BY step DESC",
+            _span(stored.run_key, until),
+        )
+        for row in rows:
+            event = decoder.event(row)
+            if isinstance(event, Gap):
+                found.append(event)
+            elif isinstance(event, ModelChange) and (event.warm_from or not event.model_sha256):
+                break
+        return found[::-1]
+
     def newest_reading(self, run_id: str, what: str) -> Reading | None:
         """Return the last event of *run_id* that says which of *what* was read, if there is one."""
         query = (
@@ -620,12 +687,12 @@ class Reader(ReadOnly):
         event = None if row is None else decoder.event(row)
         return event if isinstance(event, Reading) else None
 
-    def _of_kind(self, run_id: str, kind: str) -> Iterator[Event]:
+    def _of_kind(self, run_id: str, kind: str, *, until: int | None = None) -> Iterator[Event]:
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         rows = self._connection.execute(
             f"{_EVENTS} WHERE kind = ? AND step BETWEEN ? AND ? ORDER BY step",
-            (kind, *run_span(stored.run_key)),
+            (kind, *_span(stored.run_key, until)),
         )
         return (decoder.event(row) for row in rows)
 
@@ -645,31 +712,45 @@ class Reader(ReadOnly):
 
     def last_state(self, run_id: str) -> bytes | None:
         """Return the newest state of the engine that the run stored."""
+        found = self.state_at(run_id)
+        return None if found is None else found[0]
+
+    def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
+        """Return the newest state of the engine up to step *until*, and the step that stored it.
+
+        One that a prune kept stood after the last step that was pruned.
+        """
         run_key = self.stored_run(run_id).run_key
-        if (row := self._state(run_key, "DESC")) is not None:
-            return bytes(row[1])
+        if (row := self._state(run_key, "DESC", until)) is not None:
+            return bytes(row[1]), sequence_of(row[0])
         pruned = self.pruned(run_key)
-        return None if pruned is None else pruned.state
+        if pruned is None or pruned.state is None:
+            return None
+        return pruned.state, pruned.until_sequence
 
-    def steps_since_state(self, run_id: str) -> Iterator[Step]:
-        """Yield the steps from the one that stored the newest state on."""
-        row = self._state(self.stored_run(run_id).run_key, "DESC")
+    def steps_since_state(self, run_id: str, *, until: int | None = None) -> Iterator[Step]:
+        """Yield the steps from the one that stored the newest state on, up to step *until*."""
+        row = self._state(self.stored_run(run_id).run_key, "DESC", until)
         after = -1 if row is None else sequence_of(row[0]) - 1
-        return (one.step for one in self.steps(run_id, after=after))
+        return (one.step for one in self.steps(run_id, after=after, until=until))
 
-    def confirmations(self, run_id: str) -> list[Confirmation]:
+    def confirmations(self, run_id: str, *, until: int | None = None) -> list[Confirmation]:
         """Return the last confirmation of each position since the newest state was stored."""
         stored = self.stored_run(run_id)
-        row = self._state(stored.run_key, "DESC")
-        first, last = run_span(stored.run_key)
+        row = self._state(stored.run_key, "DESC", until)
+        first, last = _span(stored.run_key, until)
         since = confirmed_since(self._connection, first if row is None else row[0] + 1, last)
         instruments = stored.run.instruments
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
 
-    def since_decided(self, run_id: str) -> dict[str, SinceDecided]:
-        """Return what became of the last decision on each instrument, and its fills since."""
+    def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, SinceDecided]:
+        """Return what became of the last decision on each instrument, and its fills since.
+
+        As it was after step *until*, if that is given.
+        """
         stored = self.stored_run(run_id)
-        steps = dict(self._connection.execute(_DECIDED, run_span(stored.run_key)).fetchall())
+        span = _span(stored.run_key, until)
+        steps = dict(self._connection.execute(_DECIDED, span).fetchall())
         found: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = sequence_of(steps[place]) if place in steps else -1
@@ -677,25 +758,29 @@ class Reader(ReadOnly):
             if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
                 outcome = decision.outcome
             own = tuple(
-                fill for fill in self.fills(run_id, after=decided) if fill.instrument == item.id
+                fill
+                for fill in self.fills(run_id, after=decided, until=until)
+                if fill.instrument == item.id
             )
             found[item.id] = SinceDecided(outcome, own)
         return found
 
-    def _state(self, run_key: int, order: str) -> tuple[int, bytes] | None:
+    def _state(
+        self, run_key: int, order: str, until: int | None = None
+    ) -> tuple[int, bytes] | None:
         query = (
             "SELECT step, state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
             f"ORDER BY step {order} LIMIT 1"
         )
         found: tuple[int, bytes] | None
-        found = self._connection.execute(query, run_span(run_key)).fetchone()
+        found = self._connection.execute(query, _span(run_key, until)).fetchone()
         return found
 
-    def fills(self, run_id: str, *, after: int = -1) -> Iterator[Fill]:
-        """Yield the fills of the run's own account after sequence *after*, in order."""
+    def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
+        """Yield the fills of the run's own account after step *after* until *until*, in order."""
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         query = select("fills", "step BETWEEN ? AND ?")
-        first, last = step_key(stored.run_key, after + 1), run_span(stored.run_key)[1]
+        first, last = step_key(stored.run_key, after + 1), _span(stored.run_key, until)[1]
         for row in self._connection.execute(query, (first, last)):
             yield decoder.fill(row)

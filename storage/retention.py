@@ -15,21 +15,34 @@ from msgspec import Struct
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.beginning import Beginnings, Lookback
 from tracepaper.storage.chain import DROPPED_TABLES, verify_chain
 from tracepaper.storage.database import advice, open_reader, open_writer
 from tracepaper.storage.digest import NOTHING
-from tracepaper.storage.reader import confirmed_since, latest, run_span
+from tracepaper.storage.reader import latest, run_span
 from tracepaper.storage.rows import KEPT_EVENTS, sequence_of, step_key
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import Prune
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+_OPENED: Final = (
+    "SELECT min(open_time_ms), max(open_time_ms) FROM steps "
+    "WHERE step BETWEEN ? AND ? AND shape & 1"
+)
+_FIRST_BAR: Final = (
+    "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL"
+)
+_INTERVAL: Final = "SELECT interval_ms FROM runs WHERE run_key = ?"
+_WARM: Final = "SELECT max(threshold) FROM gate_sets WHERE run_key = ? AND gate = 'warm'"
+_KEYS: Final = "SELECT instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
+_ASKED: Final = (
+    "SELECT EXISTS (SELECT 1 FROM answers WHERE step BETWEEN ? AND ? AND horizon IS NOT NULL)"
+)
 _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
-_PRUNED_UNTIL: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
-_KIND: Final = "SELECT kind FROM events WHERE step = ?"
 _PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
 
 
@@ -70,13 +83,20 @@ class Pruning(Struct, frozen=True):
     steps: int  # dropped now
 
 
-def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[Pruning]:
-    """Drop what is older than *keep_days* of market time before each run's newest bar.
+def prune(
+    path: Path,
+    *,
+    keep_days: int,
+    pruned_at_ms: int,
+    reach: Callable[[str], Lookback | None] = lambda _run_id: None,
+) -> list[Pruning]:
+    """Drop what no decision of the last *keep_days* of market time of a run depends on.
 
     Bars, forecasts, steps and twins' steps go; trades, settlements, gaps and commands stay,
-    covered by a hash. The chain is checked before, and holds from the first step kept. Raises
-    ``ConfigInvalid`` while a daemon has the database open, ``DataInvalid`` where a chain is
-    broken already.
+    covered by a hash. So do the bars that the first decision kept looks back on: *reach* says of a
+    run how many these are, None where it cannot be told but from the record. The chain is checked
+    before, and holds from the first step kept. Raises ``ConfigInvalid`` while a daemon has the
+    database open, ``DataInvalid`` where a chain is broken already.
     """
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
@@ -88,10 +108,14 @@ def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[Pruning]:
         assert isinstance(raw, sqlite3.Connection)
         runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
         log = SqlAuditLog(writer)
-        done = [
-            _prune_run(log, raw, (run_key, run_id), keep_days * DAY_MS, pruned_at_ms)
-            for run_key, run_id in runs
-        ]
+        done = []
+        for run_key, run_id in runs:
+
+            def told(run_key: int = run_key, run_id: str = run_id) -> Lookback:
+                return reach(run_id) or recorded_reach(raw, run_key)
+
+            until = _prunable_until(raw, run_key, keep_days * DAY_MS, told)
+            done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
         if any(pruning.steps for pruning in done):
             raw.execute("VACUUM")
     except (DBAPIError, sqlite3.Error) as error:
@@ -107,12 +131,11 @@ def _prune_run(
     log: SqlAuditLog,
     raw: sqlite3.Connection,
     run: tuple[int, str],
-    keep_ms: int,
+    until: int,
     pruned_at_ms: int,
 ) -> Pruning:
-    """Drop what is old, and say so in a step of the run's own chain."""
+    """Drop the steps *until* there, and say so in a step of the run's own chain."""
     run_key, run_id = run
-    until = _prunable_until(raw, run_key, keep_ms)
     before = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1, None, NOTHING)
     if until <= before[0]:
         return Pruning(run_id, before[0], 0)
@@ -160,28 +183,34 @@ def _market_times(raw: sqlite3.Connection, run_key: int) -> tuple[int, int]:
     return market_ms, market_ms
 
 
-def _prunable_until(raw: sqlite3.Connection, run_key: int, keep_ms: int) -> int:
-    """Return the last sequence before the bars that are kept, or -1."""
+def _prunable_until(
+    raw: sqlite3.Connection, run_key: int, keep_ms: int, reach: Callable[[], Lookback]
+) -> int:
+    """Return the last sequence that no decision on the bars that are kept depends on, or -1."""
     span = run_span(run_key)
-    (newest,) = raw.execute(
-        "SELECT max(open_time_ms) FROM steps WHERE step BETWEEN ? AND ?", span
-    ).fetchone()
-    if newest is None:
+    oldest, newest = raw.execute(_OPENED, span).fetchone()
+    if newest is None or oldest > newest - keep_ms:
         return -1
-    (first_kept,) = raw.execute(
-        "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms > ?",
-        (*span, newest - keep_ms),
-    ).fetchone()
-    (stored,) = raw.execute(
-        "SELECT max(step) FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL",
-        (span[0], first_kept - 1),
-    ).fetchone()
-    if stored is None:
-        # The state of the last prune, or the run's first step.
-        (until,) = raw.execute(_PRUNED_UNTIL, (run_key,)).fetchone() or (-1,)
-        stored = step_key(run_key, until) if until >= 0 else span[0] - 1
-    if any(True for _ in confirmed_since(raw, stored + 1, first_kept - 1)):
-        # What was confirmed after the state was stored would go with the steps: cut there.
-        return sequence_of(stored) if stored >= span[0] else -1
-    (before,) = raw.execute(_KIND, (first_kept - 1,)).fetchone() or ("",)
-    return sequence_of(first_kept) - (2 if before == "closed" else 1)
+    beginnings = Beginnings(raw, run_key, reach())
+    first_kept = beginnings.step_at(newest - keep_ms + 1)
+    assert first_kept is not None, "the newest bar is younger than any day"
+    until = beginnings.droppable(first_kept)
+    # Where no bar would go, nothing goes.
+    (first_bar,) = raw.execute(_FIRST_BAR, span).fetchone()
+    return until if until >= sequence_of(first_bar) else -1
+
+
+def recorded_reach(raw: sqlite3.Connection, run_key: int) -> Lookback:
+    """Return what a run's own record says that its decisions look back on.
+
+    That is what its gate ``warm`` asked for, the range of a day, and what its starts warmed with;
+    an engine knows it exactly.
+    """
+    (interval_ms,) = raw.execute(_INTERVAL, (run_key,)).fetchone()
+    (warm,) = raw.execute(_WARM, (run_key,)).fetchone()
+    bars = max(int(warm or 0), DAY_MS // interval_ms + 1)
+    keys = [str(key) for (key,) in raw.execute(_KEYS, (run_key,))]
+    (is_modelled,) = raw.execute(_ASKED, run_span(run_key)).fetchone()
+    return Lookback(
+        dict.fromkeys(keys, bars), context=bars if is_modelled else 0, counts=bool(is_modelled)
+    )

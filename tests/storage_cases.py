@@ -10,7 +10,9 @@ import msgspec
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from hypothesis import strategies as st
 
+from tracepaper.storage import retention
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.beginning import Lookback
 from tracepaper.storage.digest import decision_digest
 from tracepaper.strategies.gates import gate_order
 from tracepaper.strategies.types import (
@@ -621,3 +623,11 @@ def renumbered(drawn: list[Step]) -> list[Step]:
     from msgspec.structs import replace
 
     return [replace(step, sequence=number) for number, step in enumerate(drawn)]
+
+
+def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[retention.Pruning]:
+    """Prune runs of which nothing looks back, as an older version pruned every run."""
+    nothing = Lookback({})
+    return retention.prune(
+        path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, reach=lambda _run: nothing
+    )

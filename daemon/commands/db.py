@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,8 +13,12 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     database_path,
     print_json,
+    say,
 )
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+
+if TYPE_CHECKING:
+    from tracepaper.storage.beginning import Lookback
 
 app = typer.Typer(help="Upgrade, back up and prune the database.")
 
@@ -68,17 +72,35 @@ def prune(
 ) -> None:
     """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
 
-    The chain stays verifiable from there. Refused while a daemon has the database open.
+    The bars stay that the first decision of those days looks back on, so that `verify` derives all
+    of them. Refused while a daemon has the database open.
     """
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.open import recorded_reach
     from tracepaper.storage.retention import prune as prune_database
 
     days = keep or load(config).storage.keep_days
     if days is None:
         raise ConfigInvalid("How many days should be kept? Give --keep DAYS or storage.keep_days.")
     path = database_path(db, config)
-    prunings = prune_database(path, keep_days=days, pruned_at_ms=SystemClock().wall_ms())
+    unknown: dict[str, str] = {}
+
+    def reach(run_id: str) -> Lookback | None:
+        try:
+            return recorded_reach(path, run_id)
+        except (TracepaperError, ValueError) as error:
+            unknown[run_id] = " ".join(str(error).split())
+            return None
+
+    now_ms = SystemClock().wall_ms()
+    prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)
+    for run_id, why in unknown.items():
+        say(
+            f"Warning: what run {run_id} looks back on was told by its record alone, since its "
+            f"strategy or model cannot be loaded here: {why}",
+            err=True,
+        )
     if json:
         print_json({"database": str(path), "runs": prunings})
         return

@@ -79,6 +79,9 @@ from tracepaper.strategies.types import (
 STATE_EVERY_STEPS: Final = 1_024
 """A confirmed position alone has the state stored this often: a prune cuts where it was."""
 
+_NOTED: Final = frozenset({RunEnd, Prune})
+"""What the log notes by itself: no engine sees it as it happens, so none stores its state there."""
+
 OF_THE_RUN: Final = ""
 """Stands where an instrument does, for the state that a portfolio strategy declares."""
 
@@ -205,6 +208,11 @@ class Engine:
     def breach(self) -> str:
         """The limit that halts new exposure until the operator says RESUME; empty if none."""
         return self._risk.state.breach
+
+    @property
+    def instruments(self) -> tuple[str, ...]:
+        """The id of every instrument, in their order."""
+        return tuple(self._states)
 
     @property
     def is_portfolio(self) -> bool:
@@ -390,15 +398,54 @@ class Engine:
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing, and is not a step."""
+        self._look_back(bar)
+        self._mark(bar.instrument, bar.close)
+
+    def _warm_up(self, bar: Bar) -> None:
+        """Observe a bar that only warms up, and value by it what no mark price values."""
+        state = self._states[bar.instrument]
+        self._look_back(bar)
+        if not state.marked:
+            self._mark(bar.instrument, bar.close)
+        state.marked = False
+
+    def _look_back(self, bar: Bar) -> None:
+        """Observe *bar*, which only warms up, without valuing anything by it."""
         self._states[bar.instrument].recall(bar)
         self._day_ranges[bar.instrument].push(bar)
         if self._ranges:
             self._ranges[bar.instrument].push(bar)
-        self._mark(bar.instrument, bar.close)
 
     def recall_frame(self, known: FrameBar | Depths) -> None:
         """Take in a candle of a higher frame, or order books, that the run already holds."""
         self._states[known.instrument].take(known)
+
+    def repeat(self, event: Event) -> None:
+        """Take in an *event* whose step is known: it causes nothing, and is not a step.
+
+        So the run-in of a derivation that begins in the midst of a run, after :meth:`restore`. Of
+        the model's changes only starts are events here: the terms are those of its newest.
+        """
+        match event:
+            case Bar():
+                state = self._states[event.instrument]
+                if state.last_bar is None or event.open_time_ms > state.last_bar.open_time_ms:
+                    self._warm_up(event)
+            case Mark():
+                self._states[event.instrument].marked = True
+                self._mark(event.instrument, event.price)
+            case Quote():
+                self._states[event.instrument].quote = event
+            case FrameBar() | Depths():
+                self.recall_frame(event)
+            case Gap() | Trade():
+                self._states[event.instrument].miss(event)
+            case ModelChange():
+                self._forget_passing()
+            case InstrumentChange():
+                self._mark_at_closes()
+            case _:
+                pass
 
     def recall_range(self, bar: Bar) -> None:
         """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
@@ -474,8 +521,11 @@ class Engine:
         state = self._states[key]
         if state.last_bar is not None and bar.open_time_ms <= state.last_bar.open_time_ms:
             return None
-        # What rests was decided by an earlier bar; what this one decides waits for the next.
         filled = NOTHING_FILLED
+        if bar.open_time_ms < self._period_start_ms:
+            self._warm_up(bar)  # an account that was taken over is younger: it meets nothing
+            return filled
+        # What rests was decided by an earlier bar; what this one decides waits for the next.
         if self._by_quotes:
             filled = self._fill_missed(bar, sequence)
         else:
@@ -490,10 +540,7 @@ class Engine:
             if self._is_on_margin:
                 taken = self._liquidate(key, bar.close, bar.close_time_ms, sequence)
                 filled = filled.followed_by(taken)
-        if bar.open_time_ms < self._period_start_ms:
-            state.recall(bar)
-        else:
-            state.observe(bar)
+        state.observe(bar)
         self._day_ranges[key].push(bar)
         if self._ranges:
             self._ranges[key].push(bar)
@@ -851,7 +898,7 @@ class Engine:
         state: bytes | None = None
         if self._declared and type(event) is Bar and self._has_changed(event.instrument):
             self._dirty = True
-        if self._unsaved and sequence % STATE_EVERY_STEPS == 0:
+        if self._unsaved and sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
             self._dirty = True
         if self._dirty and not self._is_within:
             state = self._encoded_state()

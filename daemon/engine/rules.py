@@ -85,6 +85,9 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
         ACCOUNT | DECIDED_BY_ACCOUNT | {"steps.measure_plausible"},
         Category.STOCK,
     ),
+    RuleChange(
+        "T21", "bars before a run's period fill and liquidate nothing of an account taken over"
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 

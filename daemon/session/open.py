@@ -12,32 +12,50 @@ import msgspec
 import structlog
 
 from tracepaper.daemon.bybit.instruments import rescaled
-from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.engine.account import Portfolio
+from tracepaper.daemon.config.loading import Config, restore
+from tracepaper.daemon.engine.account import Holding, Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, decode_state
-from tracepaper.daemon.session.build import Strategies, build_engine, coverage_warnings, terms_for
+from tracepaper.daemon.session.build import (
+    Strategies,
+    build_engine,
+    coverage_warnings,
+    needs_forecaster,
+    terms_for,
+)
+from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.predictor import BarHistory
 from tracepaper.daemon.session.run_record import (
     continues,
     describe_run,
+    sessions_of,
     start_event,
     strategy_sha256,
 )
-from tracepaper.daemon.session.vectors import VECTORS, require_known, vectors_of
+from tracepaper.daemon.session.vectors import (
+    VECTORS,
+    kept_vectors_of,
+    require_known,
+    vectors_of,
+)
 from tracepaper.storage.audit import Resumed, SqlAuditLog
+from tracepaper.storage.beginning import Lookback
 from tracepaper.storage.reader import Reader, RunModels
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gate_evaluator import YARDSTICK_BARS
+from tracepaper.strategies.market import scaled
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
     Bar,
     Confirmation,
     FillModel,
     Instrument,
     ModelChange,
+    Order,
     Run,
     RunKind,
+    Side,
 )
 
 log = structlog.get_logger("daemon")
@@ -262,6 +280,42 @@ def _with_decimals(fresh: Instrument, kept: Instrument, *, is_served: bool) -> I
 # How a run goes on: the account from its last step, checked against its fills; the bars again.
 
 
+def reach_of(engine: Engine, context: int) -> Lookback:
+    """Return what the decisions of *engine* look back on, with a model of *context* bars, or 0."""
+    keys = engine.instruments
+    return Lookback(
+        {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
+        {key: books for key in keys if (books := engine.books_of(key))},
+        context,
+        counts=engine.counts_itself,
+    )
+
+
+def recorded_reach(database: Path, run_id: str) -> Lookback:
+    """Return what the decisions of a run of *database* look back on, by its own strategy and model.
+
+    Raises ``TracepaperError``, or ``ValueError``, where one of them cannot be loaded here any more.
+    """
+    with Reader.open(database) as reader:
+        run = reader.stored_run(run_id).run
+    config = restore(run.config)
+    forecaster = None
+    if needs_forecaster(config):
+        vectors = kept_vectors_of(run.libraries)
+        forecaster = recorded_forecaster(
+            config, database, run.model_id, mode=run.mode, backend=run.backend, vectors=vectors
+        )
+    engine = build_engine(
+        config,
+        run.instruments,
+        execution=FillModel(config.execution.model),
+        period_start_ms=run.period_start_ms,
+        forecaster=forecaster,
+        sessions=sessions_of(run),
+    )
+    return reach_of(engine, 0 if forecaster is None else forecaster.context)
+
+
 def restore_engine(
     engine: Engine, reader: Reader, resumed: Resumed, history: BarHistory | None
 ) -> None:
@@ -276,18 +330,28 @@ def restore_engine(
             f"run {run.run_id} has {resumed.next_sequence} steps and no stored account; run "
             "`tracepaper audit verify` and restore a backup"
         )
-    state = decode_state(resumed.state)
-    check_ledger(reader, resumed, state)
+    check_ledger(reader, run, decode_state(resumed.state))
+    restore_at(engine, reader, run, resumed.next_sequence - 1)
+    recall_bars(engine, reader, run, history)
+
+
+def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
+    """Give *engine* the state in which *run* was after step *after*; its bars are fed again.
+
+    Raises ``InvariantBroken`` where no state is stored.
+    """
+    stored = reader.state_at(run.run_id, until=after)
+    if stored is None:
+        raise InvariantBroken(f"run {run.run_id} holds no state at step {after}")
     engine.restore(
-        state,
-        next_sequence=resumed.next_sequence,
-        confirmed=reader.confirmations(run.run_id),
-        since=reader.since_decided(run.run_id),
+        decode_state(stored[0]),
+        next_sequence=after + 1,
+        confirmed=reader.confirmations(run.run_id, until=after),
+        since=reader.since_decided(run.run_id, until=after),
     )
     if engine.counts_itself:
-        for step in reader.steps_since_state(run.run_id):
+        for step in reader.steps_since_state(run.run_id, until=after):
             engine.count(step)
-    recall_bars(engine, reader, run, history)
 
 
 def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
@@ -310,19 +374,62 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
             history.push(bar)
 
 
-def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
+def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:
     """Add up the run's own fills and compare; the account must equal its ledger.
 
     Of a run that was pruned, from the account at the cut on.
     """
-    run = resumed.run
     start = reader.first_state(run.run_id)
     if start is None:
         return
-    opened = decode_state(start[0])
-    portfolio = Portfolio(opened.account.cash, {item.id: item for item in run.instruments})
-    portfolio.restore(opened.account.cash, opened.account.holdings)
-    for fill in reader.fills(run.run_id, after=start[1]):
+    opened = decode_state(start[0]).account
+    check_fills(reader, run, (opened.cash, opened.holdings), state, after=start[1])
+
+
+def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> None:
+    """Hold the *state* after step *until* to all fills of *run* until there, and to its ledger.
+
+    Every run keeps these. Of one that took over an account, from the oldest state left on.
+    """
+    start = reader.first_state(run.run_id)
+    if start is None or start[1] > until:
+        return
+    opened, after = decode_state(start[0]).account, start[1]
+    if run.parent_run_id is not None:
+        check_fills(reader, run, (opened.cash, opened.holdings), state, after=after, until=until)
+        return
+    cash = restore(run.config).account.cash
+    own: dict[str, Holding] = {}
+    begun = scaled(cash, MONEY_DECIMALS, name="account.cash"), own
+    check_fills(reader, run, begun, state, after=-1, until=until)
+    stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
+    brokers = [book.orders for book in state.account.books.values()]
+    resting = [order for one in brokers for order in (one.order, *one.others) if order is not None]
+    if stored != {_standing(order) for order in resting}:
+        raise InvariantBroken(
+            f"the orders of run {run.run_id} that rest after step {until} are not those of the "
+            "engine's state there; run `tracepaper audit verify` and restore a backup"
+        )
+
+
+def _standing(order: Order) -> tuple[str, str, Side, int, int]:
+    """Return what of a resting order is stored at each of its changes."""
+    return order.order_id, order.instrument, order.side, order.quantity, order.filled
+
+
+def check_fills(
+    reader: Reader,
+    run: Run,
+    opened: tuple[int, Mapping[str, Holding]],
+    state: EngineState,
+    *,
+    after: int,
+    until: int | None = None,
+) -> None:
+    """Add the fills behind step *after* to the account *opened* there; *state* must equal it."""
+    portfolio = Portfolio(opened[0], {item.id: item for item in run.instruments})
+    portfolio.restore(*opened)
+    for fill in reader.fills(run.run_id, after=after, until=until):
         portfolio.apply(fill)
     funding = 0
     for key, holding in state.account.holdings.items():
@@ -344,7 +451,7 @@ def check_ledger(reader: Reader, resumed: Resumed, state: EngineState) -> None:
             f"the fills of run {run.run_id} leave cash {portfolio.cash - funding}, but its last "
             f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
         )
-    left = reader.balance(run.run_id)
+    left = reader.balance(run.run_id, until=until)
     if left is not None and left != state.account.cash:
         raise InvariantBroken(
             f"the ledger of run {run.run_id} leaves cash {left}, but its last step says "

@@ -100,14 +100,20 @@ class InlinePredictor:
     """Predicts in the caller's thread, without a deadline: for replay, where nothing waits."""
 
     def __init__(
-        self, forecaster: Forecaster, history: BarHistory, *, period_start_ms: int
+        self,
+        forecaster: Forecaster,
+        history: BarHistory,
+        *,
+        period_start_ms: int,
+        started: bool = False,
     ) -> None:
+        """Answer by *forecaster*; only once a start has warmed it, unless it is *started*."""
         self.history = history
         self.aside: Aside | None = None  # the model that is being warmed to take over
         self._forecaster = forecaster
         self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
-        self._started = False
+        self._started = started
 
     @property
     def forecaster(self) -> Forecaster:

@@ -11,6 +11,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,12 @@ import msgspec
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.rules import CHANGES
+from tracepaper.daemon.engine.runner import events_of, gathered, predictions_of
 from tracepaper.daemon.engine.state import ModelTerms, decode_state
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, terms_for
 from tracepaper.daemon.session.models import recorded_forecaster
+from tracepaper.daemon.session.open import reach_of, restore_at
 from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
 from tracepaper.daemon.session.run_record import OF_THE_PLACE, sessions_of, start_event
 from tracepaper.daemon.session.user_model import UserForecaster, refuse_other_model
@@ -30,18 +34,23 @@ from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.beginning import Beginning, Beginnings, Lookback
+from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     ACTING_ONLY,
     Bar,
+    Closed,
+    Depths,
     Event,
     FillModel,
+    FrameBar,
     Instrument,
     ModelChange,
     Prediction,
     PredictionTimeout,
+    Prune,
     Reading,
     Retrained,
     RetrainOutcome,
@@ -53,47 +62,108 @@ from tracepaper.strategies.types import (
 
 @dataclass(frozen=True)
 class Recorded:
-    """A run from its record, ready to be stepped through again."""
+    """A run from its record, ready to be stepped through again.
+
+    Without a *beginning* from its start. With one the engine has the state of the last step before,
+    and :func:`run_in` feeds what that does not hold.
+    """
 
     run: Run
     config: Config
     engine: Engine
-    forecaster: Forecaster | None
+    forecaster: Forecaster | None  # that answers the first event
+    beginning: Beginning | None = None
+    decider: Forecaster | None = None  # that answers the first event derived behind it
+    instruments: tuple[Instrument, ...] = ()  # with their filters there
+
+    @property
+    def first(self) -> int:
+        """The first step that is derived."""
+        return 0 if self.beginning is None else self.beginning.after + 1
 
 
-def open_recorded(reader: Reader, database: Path, run_id: str) -> Recorded:
-    """Rebuild the engine of *run_id* as it stood before its first event.
+def open_recorded(
+    reader: Reader, database: Path, run_id: str, *, from_ms: int | None = None
+) -> Recorded:
+    """Rebuild the engine of *run_id* as it stood before its first event, or before *from_ms*.
 
-    Raises ``DataInvalid`` where the record has no start any more (it was pruned), and
-    ``CheckpointMismatch`` where its checkpoint is neither beside the database nor bundled.
+    Of a run that was pruned as early as its bars allow. Raises ``DataInvalid`` where they do not,
+    and ``CheckpointMismatch`` where its checkpoint is neither beside the database nor bundled.
     """
     stored = reader.stored_run(run_id)
     run = stored.run
-    if reader.pruned(stored.run_key) is not None:
-        raise DataInvalid(f"Run {run_id} was pruned, so its start is gone; choose a younger run.")
     if not run.keeps_every_step:
         raise DataInvalid(f"Run {run_id} says: {ACTING_ONLY}; replay its candles in full.")
     config = restore(run.config)
     if config.execution.model == "auto":
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
-    forecaster = None
-    if needs_forecaster(config):
-        forecaster = recorded_forecaster(
-            config,
-            database,
-            run.model_id,
-            mode=run.mode,
-            backend=run.backend,
-            vectors=kept_vectors_of(run.libraries),
-        )
-        if isinstance(forecaster, UserForecaster):
-            refuse_other_model(forecaster, run.model_sha256, run_id)
-        elif forecaster.model_sha256 != run.model_sha256:
-            kept = checkpoints.find_kept(database, run.model_id)
-            raise DataInvalid(f"{kept} is not the checkpoint that run {run_id} used; restore it.")
+    forecaster = _forecaster(config, database, run) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
-    _restore_parent(reader, run, engine)
-    return Recorded(run, config, engine, forecaster)
+    beginning = _beginning(reader, stored, reach_of(engine, _context(forecaster)), from_ms)
+    if beginning is None:
+        _restore_parent(reader, run, engine)
+        return Recorded(run, config, engine, forecaster)
+    deciding = [
+        forecaster if sha256 == run.model_sha256 else _forecaster(config, database, run, sha256)
+        for sha256 in (
+            reader.models(run_id, until=beginning.fed_from - 1).deciding,
+            reader.models(run_id, until=beginning.after).deciding,
+        )
+    ]
+    filters = {item.id: item for item in run.instruments}
+    changes = reader.instrument_changes(run_id, until=beginning.after)
+    filters |= {item.id: item for item in changes}
+    instruments = tuple(filters.values())
+    engine = engine_of(run, config, deciding[1], instruments)
+    restore_at(engine, reader, run, beginning.after)
+    return Recorded(run, config, engine, deciding[0], beginning, deciding[1], instruments)
+
+
+def _context(forecaster: Forecaster | None) -> int:
+    return 0 if forecaster is None else forecaster.context
+
+
+def _beginning(
+    reader: Reader, stored: StoredRun, reach: Lookback, from_ms: int | None
+) -> Beginning | None:
+    """Return where to begin; None is the run's start. Raise where a prune left too little."""
+    places = Beginnings(reader.connection, stored.run_key, reach)
+    pruned = reader.pruned(stored.run_key)
+    wanted = None
+    if from_ms is not None:
+        sequence = places.step_at(from_ms)
+        if sequence is None:
+            raise DataInvalid(f"Run {stored.run.run_id} has no bar at that time or later.")
+        wanted = places.before(sequence)
+    if pruned is None:
+        return wanted
+    first = places.first(pruned.until_sequence)
+    if first is None:
+        raise DataInvalid(
+            f"Run {stored.run.run_id} was pruned until step {pruned.until_sequence}, and what is "
+            "left is less than its decisions look back on: nothing of it can be derived, and "
+            "`tracepaper audit verify` checks its chain."
+        )
+    return first if wanted is None or wanted.fed_from <= pruned.until_sequence else wanted
+
+
+def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
+    """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
+    model_id = sha256[: checkpoints.ID_DIGITS] or run.model_id
+    found = recorded_forecaster(
+        config,
+        database,
+        model_id,
+        mode=run.mode,
+        backend=run.backend,
+        vectors="" if sha256 else kept_vectors_of(run.libraries),
+    )
+    if isinstance(found, UserForecaster):
+        refuse_other_model(found, run.model_sha256, run.run_id)
+    elif found.model_sha256 != (sha256 or run.model_sha256):
+        kept = checkpoints.find_kept(database, model_id)
+        raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
+    return found
 
 
 def engine_of(
@@ -171,11 +241,22 @@ class RecordedPredictor:
             )
         else:
             history = BarHistory(keys, context=forecaster.context)
-            self._inline = InlinePredictor(forecaster, history, period_start_ms=run.period_start_ms)
+            begun = recorded.beginning
+            self._inline = InlinePredictor(
+                forecaster,
+                history,
+                period_start_ms=run.period_start_ms,
+                started=begun is not None and begun.is_started,
+            )
 
-    def events(self, reader: Reader, run_id: str) -> Iterator[Event]:
-        """Yield the recorded events in order."""
-        plain = self._plain(reader, run_id)
+    def events(
+        self,
+        reader: Reader,
+        run_id: str,
+        given: Iterable[tuple[int, Event, Prediction]] | None = None,
+    ) -> Iterator[Event]:
+        """Yield the recorded events in order, from a run-in on; or those that are *given*."""
+        plain = self._plain(given or self._stored(reader, run_id), run_id)
         return plain if self._scan is None else self._scan.read_ahead(plain)
 
     @property
@@ -195,30 +276,36 @@ class RecordedPredictor:
             if sha256 != now:
                 engine.prepare(sha256, terms)
 
-    def _promote(self, event: Retrained) -> None:
+    def _promote(self, event: Retrained, *, is_derived: bool) -> None:
         """Load the model that *event* promoted, for the change to it.
+
+        In a run-in the engine knows it already.
 
         Raises ``CheckpointMismatch`` where it is gone, or another is kept in its place.
         """
-        of, model_id = self._of, event.candidate_sha256[: checkpoints.ID_DIGITS]
-        found = recorded_forecaster(
-            of.config, self._database, model_id, mode=of.run.mode, backend=of.run.backend
-        )
-        if found.model_sha256 != event.candidate_sha256:
-            raise DataInvalid(
-                f"{checkpoints.find_kept(self._database, model_id)} is not the model that was "
-                f"promoted in run {of.run.run_id}; restore it."
-            )
+        of = self._of
+        found = _forecaster(of.config, self._database, of.run, event.candidate_sha256)
         assert self._inline is not None
         self._inline.prepare(found)
+        if not is_derived:
+            return
         terms = terms_for(of.config, of.engine, found, of.run)
         self._promoted[found.model_sha256] = terms
         of.engine.prepare(found.model_sha256, terms)
 
-    def _plain(self, reader: Reader, run_id: str) -> Iterator[Event]:
-        for _, _, event, stored in reader.events(run_id):
+    def _stored(self, reader: Reader, run_id: str) -> Iterator[tuple[int, Event, Prediction]]:
+        begun = self._of.beginning
+        for sequence, _, event, stored in reader.events(
+            run_id, -1 if begun is None else begun.fed_from - 1
+        ):
+            yield sequence, event, stored
+
+    def _plain(
+        self, given: Iterable[tuple[int, Event, Prediction]], run_id: str
+    ) -> Iterator[Event]:
+        for sequence, event, stored in given:
             if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
-                self._promote(event)
+                self._promote(event, is_derived=sequence >= self._of.first)
             if isinstance(event, Reading):
                 require_known(vectors_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
@@ -246,6 +333,27 @@ class RecordedPredictor:
         return [None] * len(bars)
 
 
+def run_in(
+    reader: Reader, recorded: Recorded, predictor: RecordedPredictor, events: Iterable[Event]
+) -> Iterator[Event]:
+    """Feed engine and model with what goes before the *beginning*; return the other *events*."""
+    remaining = iter(events)
+    begun, run_id, engine = recorded.beginning, recorded.run.run_id, recorded.engine
+    if begun is None:
+        return remaining
+    for known in reader.frame_bars(run_id, until=begun.fed_from - 1):
+        engine.repeat(known)
+    for gap in reader.gaps_since_start(run_id, until=begun.fed_from - 1):
+        engine.repeat(gap)
+    for unit in gathered(islice(remaining, begun.after + 1 - begun.fed_from)):
+        is_promotion = isinstance(unit, ModelChange) and predictor.is_promotion(unit)
+        predictions_of(predictor, unit)
+        if not is_promotion:
+            for event in events_of(unit):
+                engine.repeat(event)
+    return remaining
+
+
 # ---------------------------------------------------------------- into a new run
 
 
@@ -255,7 +363,8 @@ def rerun_recorded(
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
     On the run's own mode and warm-up, with its timeouts: every ``decision_sha256`` must
-    come out equal.
+    come out equal. A run that was pruned is its parent: the new one takes over its account where
+    its bars allow, and warms up by those before.
     """
     named = located(spec, None)
     with Reader.open(named.path) as reader:
@@ -270,22 +379,75 @@ def rerun_recorded(
             run_id=secrets.token_hex(8),
             kind=RunKind.REPLAY,
             started_at_ms=started_at_ms,
+            rules=len(CHANGES),
             **place,
         )
+        given = None
+        if (begun := recorded.beginning) is not None:
+            recorded, run = _taken_over(reader, recorded, run)
+            start = start_event(recorded.forecaster, warm_from=(), market_ms=run.period_start_ms)
+            given = _since_cut(reader, named.run_id, begun, start)
         audit.begin(run, recorded.engine.gate_sets)
         predictor = RecordedPredictor(recorded, prober, named.path)
         for sha256 in reader.promoted(named.run_id):
             kept = checkpoints.find_kept(named.path, sha256[: checkpoints.ID_DIGITS])
             checkpoints.keep(kept, database)
-        events = _made_here(predictor.events(reader, named.run_id), place)
+        events = _made_here(predictor.events(reader, named.run_id, given), place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
 
 
+def _taken_over(reader: Reader, recorded: Recorded, run: Run) -> tuple[Recorded, Run]:
+    """Return the recorded run as a new *run* that takes over its account, and the row of that."""
+    begun = recorded.beginning
+    assert begun is not None
+    run_id = recorded.run.run_id
+    first_ms, _ = reader.decided_before(reader.stored_run(run_id).run_key, begun.after + 1)
+    if first_ms is None:
+        raise DataInvalid(
+            f"Run {run_id} has no bar behind step {begun.after}, from which on it can be fed again."
+        )
+    decider = recorded.decider
+    own = ("", "") if decider is None else (decider.model_id, decider.model_sha256)
+    taken = msgspec.structs.replace(
+        run,
+        parent_run_id=run_id,
+        period_start_ms=first_ms,
+        instruments=recorded.instruments,
+        model_id=own[0],
+        model_sha256=own[1],
+        warnings=(
+            *run.warnings,
+            f"it goes on from step {begun.after} of run {recorded.run.run_id}",
+        ),
+    )
+    engine = engine_of(taken, recorded.config, decider, taken.instruments)
+    state = reader.state_at(run_id, until=begun.after)
+    assert state is not None, "an engine was given it"
+    confirmed = reader.confirmations(run_id, until=begun.after)
+    engine.restore(decode_state(state[0]), next_sequence=0, confirmed=confirmed, taken_over=True)
+    return Recorded(taken, recorded.config, engine, decider), taken
+
+
+def _since_cut(
+    reader: Reader, run_id: str, begun: Beginning, start: ModelChange
+) -> Iterator[tuple[int, Event, Prediction]]:
+    """Yield what a run that goes on after *begun* is fed: a start, the bars before, all behind."""
+    yield 0, start, None
+    for known in reader.frame_bars(run_id, until=begun.fed_from - 1):
+        yield 0, known, None
+    warms: tuple[type[Event], ...] = (Bar, Closed, FrameBar, Depths)
+    if not begun.is_started and start.model_sha256:
+        warms = (*warms, ModelChange)
+    for sequence, accepted, event, stored in reader.events(run_id, begun.fed_from - 1):
+        if sequence > begun.after or (accepted and isinstance(event, warms)):
+            yield sequence, event, stored
+
+
 def _made_here(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:
-    """Yield *events* without ends, and with starts that say where they are made now."""
+    """Yield *events* without ends and prunes, and with starts that say where they are made now."""
     for event in events:
         if isinstance(event, ModelChange):
             yield msgspec.structs.replace(event, **place)
-        elif not isinstance(event, RunEnd):
+        elif not isinstance(event, RunEnd | Prune):
             yield event

@@ -6,11 +6,11 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from operator import attrgetter
 from pathlib import Path
@@ -29,6 +29,7 @@ from tracepaper.replay.backtest.recorded import (
     engine_of,
     open_recorded,
     prober_of,
+    run_in,
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck
 from tracepaper.replay.checks.processes import FreshProcesses, packed
@@ -39,6 +40,7 @@ from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
     Bar,
+    Event,
     FrameBar,
     Instrument,
     InstrumentChange,
@@ -118,6 +120,7 @@ class Case:
     differences: Sequence[Difference]
     first_compared: int  # steps before it were derived and not compared
     exact: bool
+    from_ms: int | None = None  # where the derivation was asked to begin
 
     @property
     def of_run(self) -> dict[str, Difference]:
@@ -199,19 +202,22 @@ def _by_strategy(case: Case) -> str:
     again = partial(_derived, case)
     if _draws(again, case.stored.step_count):
         return DRAWS
-    if _follows(case, again(remade=True)):
+    whole = replace(case, from_ms=None)
+    if _follows(case, again(remade=True)) or (
+        case.from_ms is not None and _follows(whole, _derived(whole, remade=False))
+    ):
         return KEEPS_STATE
     if _hashes(case, again(remade=False)):
         return HASHES
     names = [one.field for one in case.of_steps]
     opened = [event.name for event in _events(case) if isinstance(event, Reading)]
     decided = any(name.startswith(_DECIDED) for name in names)
-    if opened and decided and not any(name.startswith(_GIVEN) for name in names):
-        return (
-            f"the strategy opened {', '.join(opened[:3])}, which may have changed since, or a "
-            "stored decision was changed"
-        )
-    return ""
+    if not decided or any(name.startswith(_GIVEN) for name in names):
+        return ""
+    did = f"opened {', '.join(opened[:3])}, which may have changed since" if opened else ""
+    if not did and case.reader.pruned(case.stored.run_key) is not None:
+        did = "may keep state that its warm-up bars do not rebuild (`tracepaper recursive` tells)"
+    return f"the strategy {did}, or a stored decision was changed" if did else ""
 
 
 def _draws(again: Callable[..., Iterator[Step]], count: int) -> bool:
@@ -223,7 +229,7 @@ def _draws(again: Callable[..., Iterator[Step]], count: int) -> bool:
 def _hashes(case: Case, steps: Iterator[Step]) -> bool:
     """Return whether *steps* come out otherwise where texts have other hashes."""
     (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
-    given = Path(file), case.database, case.stored.run.run_id
+    given = Path(file), case.database, case.stored.run.run_id, case.from_ms
     ours = [sha256(packed(step)).digest() for step in steps]
     with FreshProcesses() as fresh, suppress(TracepaperError):
         for seed in HASH_SEEDS:
@@ -234,12 +240,17 @@ def _hashes(case: Case, steps: Iterator[Step]) -> bool:
 
 
 def derive_hashes(
-    connection: Connection, file: Path, database: Path, run_id: str, count: int
+    connection: Connection,
+    file: Path,
+    database: Path,
+    run_id: str,
+    from_ms: int | None,
+    count: int,
 ) -> None:
     """Send the hashes of the first *count* steps of a run, derived in this process."""
     with Reader.open(file) as reader:
-        predictor, recorded = _opened(reader, database, run_id)
-        events = islice(predictor.events(reader, run_id), count)
+        predictor, recorded, known = _opened(reader, database, run_id, from_ms)
+        events = islice(known, count)
         connection.send(
             [
                 sha256(packed(step)).digest()
@@ -249,15 +260,25 @@ def derive_hashes(
         )
 
 
-def _opened(reader: Reader, database: Path, run_id: str) -> tuple[RecordedPredictor, Recorded]:
-    recorded = open_recorded(reader, database, run_id)
-    return RecordedPredictor(recorded, prober_of(recorded, database), database), recorded
+def _opened(
+    reader: Reader, database: Path, run_id: str, from_ms: int | None
+) -> tuple[RecordedPredictor, Recorded, Iterator[Event]]:
+    """Return the run, what answers it, and the events that are to be derived."""
+    recorded = open_recorded(reader, database, run_id, from_ms=from_ms)
+    predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
+    events = predictor.events(reader, run_id)
+    return predictor, recorded, run_in(reader, recorded, predictor, events)
 
 
 def _follows(case: Case, steps: Iterator[Step]) -> bool:
     """Return whether all of *steps* are as they are stored."""
     check = RowCheck(case.reader, case.stored)
-    rows = case.reader.rows(case.stored.run.run_id, until=case.stored.step_count - 1)
+    first = next(steps, None)
+    if first is None:
+        return True
+    steps = chain((first,), steps)
+    until = case.stored.step_count - 1
+    rows = case.reader.rows(case.stored.run.run_id, after=first.sequence - 1, until=until)
     return not any(
         check.compare(step, kept, exact=case.exact).unequal
         for step, (kept, _) in zip(steps, rows, strict=True)
@@ -273,16 +294,16 @@ def _events(case: Case) -> Iterator[object]:
 def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
     """Derive the run anew; *remade* makes its strategies anew at every restart, as a start does."""
     run_id = case.stored.run.run_id
-    predictor, recorded = _opened(case.reader, case.database, run_id)
+    predictor, recorded, known = _opened(case.reader, case.database, run_id, case.from_ms)
     engine = recorded.engine
     bars: dict[str, deque[Bar]] = {
         item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))
         for item in recorded.run.instruments
     }
     filters = {item.id: item for item in recorded.run.instruments}
-    starts = 0
+    starts = 0 if recorded.beginning is None else 1
     frame_bars: list[FrameBar] = []
-    events = islice(predictor.events(case.reader, run_id), case.stored.step_count)
+    events = islice(known, case.stored.step_count - recorded.first)
     for unit in gathered(events):
         if isinstance(unit, InstrumentChange):
             filters[unit.instrument.id] = unit.instrument

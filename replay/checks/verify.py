@@ -24,6 +24,8 @@ from tracepaper.daemon.engine.rules import (
     changes_since,
 )
 from tracepaper.daemon.engine.runner import Close, gathered, predictions_of, steps_of
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.open import check_state
 from tracepaper.daemon.session.promotion import is_better, one_sided
 from tracepaper.daemon.session.run_record import (
     OF_THE_PLACE,
@@ -37,11 +39,13 @@ from tracepaper.replay.backtest.recorded import (
     RecordedPredictor,
     open_recorded,
     prober_of,
+    run_in,
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.culprit import Case, Culprit, blame
 from tracepaper.storage.columns import measure_name
 from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates import GATES, GateKind
 from tracepaper.strategies.types import (
     Bar,
@@ -92,7 +96,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "events.market_ms": _EXCHANGE,
     "events.seen_ms": _EXCHANGE,
     "events.content": "given from outside; only what a fill or a mark rests on is held to it",
-    "prunes.state": "the steps from which it followed are gone",
+    "prunes.state": "its steps are gone; cash, positions and resting orders are held",
 }
 """Columns that follow from nothing else in the record, and why: a forger who recomputes the chain
 may change them, and only a head kept elsewhere shows it."""
@@ -121,6 +125,12 @@ class Verification:
     moved_from: int | None = None  # sequence of the first of them
     moved_columns: tuple[str, ...] = ()  # tables and columns that were moved, in all of them
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
+    from_step: int = 0  # the first that was derived
+    from_ms: int | None = (
+        None  # the open time of the first bar that was compared, where not all are
+    )
+    chained: int = 0  # decisions stored before that, which only the chain covers
+    state_step: int | None = None  # which stored the state from which it was derived
     differences: list[Difference] = field(default_factory=list)
     culprit: Culprit | None = None
     to_blame: str = ""  # the culprit, "or the record" where it need not be the only one
@@ -138,38 +148,49 @@ def verify_run(
     run_id: str,
     *,
     sample: int | None = None,
+    from_ms: int | None = None,
     progress: Callable[[int], None] = lambda _steps: None,
 ) -> Verification:
     """Step *run_id* through again and compare each step with what is stored, in every column.
 
     Where a start was made in this very environment, every bit must be equal; elsewhere floats
     may differ within ``TOLERANCES``. With *sample* only the last that many steps are compared;
-    the steps before them are still derived, since an account depends on all of them.
+    the steps before them are still derived, since an account depends on all of them. With *from_ms*
+    the bars from that open time on are compared, and the state before them is the record's. A run
+    that was pruned is derived from where its bars allow it.
     """
-    recorded = open_recorded(reader, database, run_id)
+    recorded = open_recorded(reader, database, run_id, from_ms=from_ms)
     stored = reader.stored_run(run_id)
-    found = Verification(run_id)
+    found = Verification(run_id, from_step=recorded.first)
     counted, total = reader.counted(run_id)
-    first_compared = 0 if sample is None else max(0, total - sample)
+    first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
     categories = {instrument.category for instrument in stored.run.instruments}
     found.changes = changes_since(stored.run.rules, categories)
     check = RowCheck(reader, stored, movable=_movable(found.changes, recorded))
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
-    elsewhere = Environment.recorded(recorded.run).differs(here)
+    begun = recorded.beginning
+    start = None if begun is None else reader.start_before(run_id, begun.after)
+    elsewhere = _cut(recorded) or Environment.recorded(start or recorded.run).differs(here)
     _judge_run(found, reader, stored, recorded)
+    if begun is not None or from_ms is not None:
+        first_compared = _judge_state(found, reader, recorded, first_compared, from_ms)
     if counted != total:
         _differ(found, stored.run, "step_count", counted, total)
     # The run may grow meanwhile, and what it had is what is compared.
-    rows = reader.rows(run_id, until=total - 1)
-    events = islice(predictor.events(reader, run_id), total)
+    rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
+    known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
+    events = islice(known, total - recorded.first)
     anew = _derived(found, recorded, predictor, events, first_compared)
     for derived, (kept, _) in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
             here = Environment.recorded(
                 start_event(predictor.forecaster, warm_from=(), market_ms=0)
             )
-            elsewhere = Environment.recorded(derived.event).differs(here)
+            is_cut = bool(recorded.beginning and not derived.event.warm_from)
+            elsewhere = (_cut(recorded) if is_cut else "") or Environment.recorded(
+                derived.event
+            ).differs(here)
         if elsewhere and not found.elsewhere:
             found.exact, found.elsewhere = False, elsewhere
         found.steps += 1
@@ -188,11 +209,55 @@ def verify_run(
             found.differences,
             first_compared,
             exact=found.exact,
+            from_ms=from_ms,
         )
         blamed = blame(case)
         found.culprit, found.to_blame = blamed.culprit, blamed.named
         found.likely_cause = blamed.sentence
     return found
+
+
+def _cut(recorded: Recorded) -> str:
+    """Say why no bits are promised of a model that begins in the midst of a run; else ''."""
+    if recorded.beginning is None or recorded.run.mode != "scan":
+        return ""
+    return f"the model's passes over known bars begin elsewhere, before step {recorded.first}"
+
+
+def _judge_state(
+    found: Verification,
+    reader: Reader,
+    recorded: Recorded,
+    first_compared: int,
+    from_ms: int | None,
+) -> int:
+    """Hold the state that the record gives to fills and ledger; return the first step to compare.
+
+    Say what is compared: all that is stored before is covered by the chain alone.
+    """
+    run_id, run = recorded.run.run_id, recorded.run
+    run_key = reader.stored_run(run_id).run_key
+    first = max(first_compared, reader.step_opened(run_key, from_ms or 0))
+    found.from_ms, found.chained = reader.decided_before(run_key, first)
+    if recorded.beginning is None:
+        return first
+    states = [reader.state_at(run_id, until=recorded.beginning.after)]
+    if (pruned := reader.pruned(run_key)) is not None and pruned.state is not None:
+        states.append((pruned.state, pruned.until_sequence))
+    for stored in states:
+        assert stored is not None, "an engine was given it"
+        state, step = stored
+        if found.state_step is None:
+            found.state_step = step
+        try:
+            check_state(reader, run, decode_state(state), step)
+        except InvariantBroken as error:
+            what = f"states.state (step {step})"
+            found.differing += 1
+            found.differences.append(
+                Difference("", found.from_ms or 0, what, "another", str(error))
+            )
+    return first
 
 
 def _movable(changes: Iterable[RuleChange], recorded: Recorded) -> frozenset[str]:
@@ -227,23 +292,22 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         "gate_horizon": config.gate.horizon,
         "calendar": config.market.calendar,
         "sees_account": recorded.engine.sees_account,
-        "model_id": "" if model is None else model.model_id,
-        "model_sha256": "" if model is None else model.model_sha256,
     }
+    if recorded.beginning is None or model is None:  # else another may answer there
+        due["model_id"] = "" if model is None else model.model_id
+        due["model_sha256"] = "" if model is None else model.model_sha256
     if config.market.calendar is None:
         due |= {"calendar_version": None, "calendar_sha256": None}
-    first = next(
-        (event for _, _, event, _ in reader.events(run.run_id) if isinstance(event, ModelChange)),
-        None,
-    )
-    if first is not None:
-        due |= {name: getattr(first, name) for name in _OF_A_START}
+    starts = reader.starts(run.run_id)
+    if starts:
+        due |= {name: getattr(starts[0], name) for name in _OF_A_START}
     if run.code_version == code_version() or run.rules > len(CHANGES):
         due["rules"] = len(CHANGES)
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
     sets = len(recorded.engine.gate_sets)
-    wrong.append(("opened_gate_sets", stored.opened[-1], sets))
+    if recorded.beginning is None:  # else those of another model may judge there
+        wrong.append(("opened_gate_sets", stored.opened[-1], sets))
     for name, one, two in wrong:
         if one != two:
             _differ(found, run, name, one, two)

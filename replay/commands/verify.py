@@ -10,6 +10,7 @@ import typer
 
 from tracepaper.daemon.commands.options import (
     DatabaseOption,
+    FromOption,
     JsonOption,
     database_path,
     reads_record,
@@ -33,6 +34,7 @@ def verify(
     sample: Annotated[
         int | None, typer.Option(min=1, help="Compare only the last so many steps.")
     ] = None,
+    from_: FromOption = None,
     funding: Annotated[
         list[Path] | None,
         typer.Option(help="A published history that the settlements must equal; repeat."),
@@ -45,6 +47,7 @@ def verify(
 
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.archive import read_funding
+    from tracepaper.replay.archive.times import instant
     from tracepaper.replay.checks.funding import check_funding
     from tracepaper.replay.checks.verify import verify_run
     from tracepaper.storage.reader import Reader, resolve
@@ -54,7 +57,8 @@ def verify(
     with Reader.open(located.path) as reader:
         histories = [read_funding(path) for path in funding or ()]
         settled = [check_funding(reader, located.run_id, rates) for rates in histories]
-        found = verify_run(reader, located.path, located.run_id, sample=sample)
+        from_ms = None if from_ is None else instant(from_)
+        found = verify_run(reader, located.path, located.run_id, sample=sample, from_ms=from_ms)
     holds = found.holds and all(one.holds for one in settled)
     if json:
         compared = [{**asdict(one), "holds": one.holds} for one in settled]
@@ -65,6 +69,7 @@ def verify(
             f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
             f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
         )
+        _say_beginning(found)
         _say_rules(found)
         if found.taken:
             say(
@@ -100,6 +105,27 @@ def _say_why_not(found: Verification) -> None:
         say(
             f"  {difference.instrument} {difference.field}: stored {difference.first}, "
             f"derived {difference.second}"
+        )
+
+
+def _say_beginning(found: Verification) -> None:
+    """Say of a run that was not compared whole from where it was, and what covers the rest."""
+    from tracepaper.replay.archive.times import iso
+
+    if found.from_ms is None:
+        return
+    since = f"They are those from {iso(found.from_ms)} on"
+    if found.state_step is None:
+        say(f"{since}; the state before was derived from the run's start.")
+    else:
+        say(
+            f"{since}, step {found.from_step:,}; the state before is the record's, as step "
+            f"{found.state_step:,} stored it, and was held to its fills, orders and ledger."
+        )
+    if found.chained:
+        say(
+            f"{found.chained:,} decisions that are stored before were not compared: only the chain "
+            "covers them (`tracepaper audit verify`)."
         )
 
 

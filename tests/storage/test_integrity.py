@@ -14,13 +14,13 @@ import pytest
 import storage_cases as cases
 from forging import rechain
 from msgspec.structs import replace
+from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import ChainReport
 from tracepaper.storage.columns import stored_columns
 from tracepaper.storage.integrity import Audited, audit
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import TracepaperError
 
 FLIPS = 300

@@ -10,11 +10,11 @@ import pytest
 import storage_cases as cases
 from forging import rechain
 from msgspec.structs import replace
+from storage_cases import prune
 
 from tracepaper.storage.database import open_writer
 from tracepaper.storage.integrity import audit
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
 from tracepaper.storage.run_views import RunViews
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
+from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.questions import ask
 from tracepaper.storage.reader import Located, Reader, resolve
-from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Bar, Forecast
 

@@ -10,11 +10,12 @@ import pytest
 import storage_cases as cases
 from builders import MINUTE, altered
 from msgspec.structs import replace
+from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import ChainReport, verify_chain
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import Pruning, backup, prune
+from tracepaper.storage.retention import Pruning, backup
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import Action, Step
 
@@ -100,8 +101,8 @@ def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(
 
 
 def stored_at(steps: Sequence[Step], before: int) -> int:
-    """Return the last step before *before* that stored the engine's state: where a prune cuts."""
-    return max(step.sequence for step in steps[:before] if step.state is not None)
+    """Return where a prune cuts: before the last step until *before* that stored a state."""
+    return max(step.sequence for step in steps[:before] if step.state is not None) - 1
 
 
 UNTIL = stored_at(STEPS, 500)

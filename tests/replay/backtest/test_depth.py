@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from exchange_client import walk_rows
 from forging import rechain
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.open import recorded_reach
 from tracepaper.daemon.session.orderbook import make_orderbook
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.depth import RecordedDepth, read_depth
@@ -33,6 +36,7 @@ from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.output import explain_decision
+from tracepaper.storage import retention
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
@@ -391,6 +395,25 @@ def test_a_prune_drops_books_with_their_bars(tmp_path: Path, books: Path, checkp
     assert not events(path)
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, reader.find("last")).holds
+
+
+def test_a_prune_keeps_the_books_that_its_first_decision_looks_at(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)  # shorter than a day
+    monkeypatch.setattr(retention, "DAY_MS", 4 * MINUTE_MS)
+    late, path = tmp_path / "late.depth", tmp_path / "a.db"
+    write(late, walk(5_000, first_ms=FIRST_MS + 6 * MINUTE_MS))
+    run_id = replayed(path, late, checkpoint, data=candles(90))
+    before = len(events(path))
+    (pruned,) = prune(path, keep_days=1, pruned_at_ms=5, reach=partial(recorded_reach, path))
+    assert pruned.steps > 5
+    assert 0 < len(events(path)) < before
+    with Reader.open(path) as reader:
+        found = verify_run(reader, path, run_id)
+    assert found.holds, found.differences[:3]
+    assert found.exact
+    assert 4 <= found.decisions < 30
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
+from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.open import restore_engine
@@ -28,7 +29,6 @@ from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Signal

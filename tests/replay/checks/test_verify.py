@@ -24,6 +24,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
 from rich.console import Console
+from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
@@ -40,7 +41,6 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.decode import StoredRows
 from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types import ACTING_ONLY
 
@@ -358,7 +358,7 @@ def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
     run_id = replayed(path, hours, stop_after=150, market=market, execution=costs)
     prune(path, keep_days=1, pruned_at_ms=5)
     audit = SqlAuditLog.open(path)
-    with pytest.raises(DataInvalid, match=r"pruned to 26 bars .* depend on 61; start a new replay"):
+    with pytest.raises(DataInvalid, match=r"pruned to 27 bars .* depend on 61; start a new replay"):
         resume_replay(run_id, [hours], (), audit, path, Tally())
     audit.close()
 

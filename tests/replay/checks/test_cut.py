@@ -1,0 +1,438 @@
+"""A derivation that begins in the midst of a run: what is left of a pruned one, or from a time."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import explained_runs
+import pytest
+import recorded_runs
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from forging import rechain
+from own_strategies import importable
+from pair_cases import cointegrated
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.open import recorded_reach
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.times import iso
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.culprit import Culprit
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.storage import retention
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.beginning import Lookback
+from tracepaper.storage.database import open_writer
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.retention import Pruning
+from tracepaper.strategies.errors import DataInvalid
+
+HOUR = 3_600_000
+HOURS = 240
+KINDS: dict[str, dict[str, Any]] = {
+    "crossing": {
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+        "sizing": {"mode": "equity", "fraction": "0.5"},
+    },
+    "stops": {
+        "strategy": {"name": "recorded_strategies:Protected", "options": {"bars": 300}},
+        "sizing": {"mode": "fixed", "quantity": "0.5"},
+        "execution": {"slippage_bp": "1"},
+    },
+    "margin": {
+        "strategy": {"name": "recorded_strategies:Turns", "options": {"bars": 1_500}},
+        "sizing": {"mode": "equity", "fraction": "90"},
+        "account": {"cash": "100000", "margin": "isolated", "leverage": "100"},
+    },
+    "orders that rest": {
+        "strategy": {
+            "name": "tracepaper.strategies.examples.grid:Grid",
+            "options": {"bars": 40, "spacing": 0.05},
+        },
+    },
+    "declared state": {
+        "strategy": {
+            "name": "tracepaper.strategies.examples.rsi_reversion:RsiReversion",
+            "options": {"pause": 5, "low": 45},
+        },
+        "risk": {"max_daily_trades": 4},
+    },
+    "several symbols": {
+        "market": {"symbols": ["AAAUSDT", "BBBUSDT"]},
+        "strategy": {"name": "recorded_strategies:Protected", "options": {"bars": 420}},
+        "sizing": {"mode": "notional", "notional": "20000"},
+        "risk": {"max_daily_trades": 3},
+    },
+    "a pair": {
+        "market": {"symbols": ["AAAUSDT", "BBBUSDT"]},
+        "strategy": {
+            "name": "tracepaper.strategies.examples.pair:Pair",
+            "options": {"window": 48},
+        },
+        "sizing": {"mode": "notional", "notional": "1000"},
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def strategies() -> Iterator[None]:
+    with importable(recorded_runs.FOLDER):
+        yield
+
+
+def data_of(kind: str) -> list[Candles]:
+    if "market" in KINDS[kind]:
+        return cointegrated(HOURS, interval_ms=HOUR)
+    return [made_candles(walk_rows(HOURS), interval_ms=HOUR)]
+
+
+def replayed(path: Path, kind: str, stop_after: int | None = None) -> str:
+    """Replay the *kind* of run into *path*; return its id."""
+    sections = KINDS[kind]
+    market = {"symbols": ["BTCUSDT"], "interval": "60", **sections.get("market", {})}
+    config = load(None, {**sections, "market": market})
+    replay = build(config, data_of(kind), started_at_ms=1, database=path)
+    log = SqlAuditLog.open(path)
+    tally = Tally()
+    if stop_after is not None:
+        tally = Tally(stopped=lambda: tally.bars >= stop_after)
+    run_replay(replay, log, tally)
+    if tally.finished:
+        log.end(2)
+    log.close()
+    return replay.run.run_id
+
+
+def verified(path: Path, from_ms: int | None = None) -> Verification:
+    with Reader.open(path) as reader:
+        return verify_run(reader, path, reader.find("last"), from_ms=from_ms)
+
+
+def audited(path: Path) -> str:
+    """Return what ``audit verify`` says of the last run; nothing where it holds."""
+    with Reader.open(path) as reader:
+        found = audit(reader.connection, reader.find("last"))
+    return "" if found.problem is None else found.problem.sentence
+
+
+def prune(path: Path, keep_days: int, *, days: int = 0) -> Pruning:
+    """Prune as ``db prune`` does; return what became of the last run."""
+    reach = partial(recorded_reach, path)
+    return retention.prune(path, keep_days=keep_days, pruned_at_ms=5 + days, reach=reach)[-1]
+
+
+def opened(path: Path) -> list[int]:
+    """Return the open time of every bar that was decided, in order."""
+    with closing(sqlite3.connect(path)) as raw:
+        query = "SELECT DISTINCT open_time_ms FROM steps WHERE outcome IS NOT NULL ORDER BY 1"
+        return [time for (time,) in raw.execute(query)]
+
+
+def forge(path: Path, *statements: str) -> None:
+    """Change rows of *path*, and compute every digest anew."""
+    with closing(sqlite3.connect(path)) as raw:
+        for statement in statements:
+            assert raw.execute(statement).rowcount > 0, statement
+        raw.commit()
+    rechain(path)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def run(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / "run.db"
+    replayed(path, kind)
+    return path
+
+
+def test_a_prune_of_nothing_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    run_id = replayed(path, "crossing")
+    before = path.read_bytes()
+    assert prune(path, 3_650) == Pruning(run_id, -1, 0)
+    assert prune(path, 11) == Pruning(run_id, -1, 0)  # ten days are stored
+    assert path.read_bytes() == before
+    assert verified(path).holds
+
+
+def test_what_a_prune_keeps_is_derived_bit_for_bit(run: Path) -> None:
+    times = opened(run)
+    pruned = prune(run, 3)
+    assert pruned.steps > 50
+    assert not audited(run)
+    found = verified(run)
+    assert found.holds, found.differences[:3]
+    assert found.exact
+    assert found.decisions == found.agreed
+    # All of the days that are to be kept, and nothing was asked of what is gone.
+    assert found.from_ms is not None
+    assert found.from_ms <= times[-1] - 3 * 24 * HOUR + HOUR
+    assert found.state_step is not None
+    assert found.chained > 0
+
+
+def test_any_bar_of_a_run_can_be_the_first_to_be_compared(run: Path) -> None:
+    times = opened(run)
+    for at in times[3 :: len(times) // 9]:
+        found = verified(run, from_ms=at)
+        assert found.holds, (at, found.differences[:3])
+        assert found.exact
+        assert found.from_ms == at
+    with pytest.raises(DataInvalid, match="has no bar at that time or later"):
+        verified(run, from_ms=times[-1] + HOUR)
+
+
+def test_a_run_goes_on_after_a_prune_and_is_pruned_again(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tracepaper.replay.backtest import run as backtest
+
+    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 8)
+    whole, path = tmp_path / "whole.db", tmp_path / "run.db"
+    replayed(whole, kind)
+    several = len(data_of(kind))
+    run_id = replayed(path, kind, stop_after=170 * several)
+    first = prune(path, 2)
+    assert first.steps > 20
+    log = SqlAuditLog.open(path)
+    resume_replay(run_id, data_of(kind), (), log, path, Tally())
+    log.end(9)
+    log.close()
+    assert verified(path).holds
+    second = prune(path, 2, days=1)
+    assert second.until_sequence > first.until_sequence
+    assert not audited(path)
+    found = verified(path)
+    assert found.holds, found.differences[:3]
+    assert found.decisions >= 48 * several
+    with Reader.open(whole) as one, Reader.open(path) as two:
+        same = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, run_id))
+    assert same.holds, same.differences[:3]
+    assert same.equity_differing == 0
+
+
+def test_a_pruned_run_is_fed_again_from_its_cut_on(run: Path, tmp_path: Path) -> None:
+    prune(run, 3)
+    kept, again = verified(run), tmp_path / "again.db"
+    log = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{run}#last", log, again, Tally(), started_at_ms=0)
+    log.end(2)
+    log.close()
+    with Reader.open(run) as one, Reader.open(again) as two:
+        first = one.find("last")
+        same = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
+        assert two.run(second).parent_run_id == first
+    assert same.holds, same.differences[:3]
+    assert same.identical == kept.decisions
+    assert not audited(again)
+    found = verified(again)
+    assert found.holds, found.differences[:3]
+    assert found.decisions == kept.decisions
+
+
+# ---------------------------------------------------------------- models, books, quotes, starts
+
+
+@pytest.fixture
+def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs of minutes be pruned: none of them asks for the range of a day."""
+    monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
+    monkeypatch.setattr(retention, "DAY_MS", 240_000)
+
+
+@pytest.mark.usefixtures("short_days")
+@pytest.mark.parametrize(("name", "steps"), [("quotes", 30), ("margin", 100), ("several", 100)])
+def test_runs_of_every_other_kind_are_derived_from_their_cut(
+    tmp_path: Path, name: str, steps: int
+) -> None:
+    """Quotes, a start in the midst, settlements: as an older version recorded them."""
+    with recorded_runs.unpacked(name, tmp_path) as path:
+        open_writer(path).close()
+        times = opened(path)
+        for at in times[1 :: max(len(times) // 7, 1)]:
+            found = verified(path, from_ms=at)
+            assert found.holds, (at, found.differences[:3])
+        assert prune(path, 2).steps >= steps
+        found = verified(path)
+        assert found.holds, found.differences[:3]
+        assert found.state_step is not None
+
+
+@pytest.mark.usefixtures("short_days")
+def test_a_promoted_model_is_known_from_where_it_was_warmed(tmp_path: Path) -> None:
+    with recorded_runs.unpacked("retraining", tmp_path) as path:
+        open_writer(path).close()
+        for at in opened(path)[::2]:
+            found = verified(path, from_ms=at)
+            assert found.holds, (at, found.differences[:3])
+            assert found.exact
+            assert found.from_ms is not None
+            assert found.from_ms <= at
+
+
+@pytest.mark.usefixtures("short_days")
+@pytest.mark.parametrize("mode", ["step", "scan"])
+def test_a_model_is_asked_anew_from_a_context_before(tmp_path: Path, mode: str) -> None:
+    bars = 3 * explained_runs.CONTEXT
+    path = explained_runs.replayed(tmp_path, mode=mode, bars=bars)
+    pruned = prune(path, 3)
+    assert pruned.steps > 100
+    found = verified(path)
+    assert found.holds, found.differences[:3]
+    assert found.decisions >= 12
+    # One bar after the other its bits are the same; a pass over many begins elsewhere.
+    assert found.exact is (mode == "step")
+    if mode == "step":
+        assert found.decisions == found.agreed
+    again = tmp_path / "again.db"
+    log = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=0)
+    log.close()
+    with Reader.open(path) as one, Reader.open(again) as two:
+        same = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    assert same.holds, same.differences[:3]
+    assert same.compared == found.decisions
+    assert verified(again).holds
+
+
+# ---------------------------------------------------------------- forged, and older
+
+
+def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, "crossing")
+    prune(path, 3)
+    found = verified(path)
+    state = f"step & 268435455 = {found.state_step}"
+    bar = f"step & 268435455 = {found.from_step - 2}"
+    for number, statement in enumerate(
+        (
+            f"UPDATE steps SET close = close + 1, high = high + 1 WHERE {bar}",
+            f"UPDATE states SET state = replace_cash(state) WHERE {state}",
+            f"DELETE FROM states WHERE {state}",
+        )
+    ):
+        forged = Path(shutil.copy(path, tmp_path / f"{number}.db"))
+        with closing(sqlite3.connect(forged)) as raw:
+            raw.create_function("replace_cash", 1, richer)
+            assert raw.execute(statement).rowcount == 1
+            raw.commit()
+        assert audited(forged), statement
+        rechain(forged)
+        if statement.startswith("DELETE"):
+            continue
+        assert not audited(forged), "the chain holds again"
+        again = verified(forged)
+        assert not again.holds, statement
+        assert again.culprit is Culprit.RECORD
+
+
+def richer(state: bytes) -> bytes:
+    """Return the engine's *state* with more cash."""
+    import msgspec
+
+    fields = msgspec.msgpack.decode(state)
+    fields[3][0] += 1
+    return msgspec.msgpack.encode(fields)
+
+
+def test_a_run_that_an_older_version_pruned_is_derived_as_far_as_its_bars_go(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, "crossing")
+    times = opened(path)
+    retention.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
+    found = verified(path)
+    assert found.holds
+    assert found.from_ms is not None
+    assert found.from_ms > times[-72]
+    assert (found.chained, found.chained + found.decisions) == (60, 72)
+    retention.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: Lookback({}))
+    with pytest.raises(DataInvalid, match=r"less than its decisions look back on: nothing of it"):
+        verified(path)
+    assert not audited(path)
+
+
+def test_the_commands_say_what_is_derived_and_what_only_the_chain_covers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    run_id = replayed(path, "crossing")
+    times = opened(path)
+    assert invoke(["verify", "last", "--db", str(path), "--from", iso(times[100])]) == 0
+    out = capsys.readouterr().out
+    assert f"140 of 140 decisions follow from the record of run {run_id}" in out
+    assert f"They are those from {iso(times[100])} on, step 101; the state before is" in out
+    assert "100 decisions that are stored before were not compared: only the chain covers" in out
+    assert invoke(["verify", "last", "--db", str(path), "--from", str(times[9])]) == 0
+    assert "the state before was derived from the run's start." in capsys.readouterr().out
+    assert invoke(["db", "prune", "--keep", "3", "--db", str(path)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "the chain holds from step 109." in captured.out
+    assert invoke(["verify", "last", "--db", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "72 of 72 decisions" in out
+    assert f"They are those from {iso(times[-72])} on, step 169; the state before is" in out
+    assert "60 decisions that are stored before were not compared" in out
+    assert invoke(["verify", "last", "--db", str(path), "--from", "yesterday"]) == 2
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tracepaper.storage import retention
+path, before = Path(sys.argv[1]), sys.argv[2]
+opened = retention.open_writer
+def killing(statement):
+    if statement.startswith(before):
+        if before == "VACUUM":  # in its midst
+            raw.set_progress_handler(lambda: os.kill(os.getpid(), 9), 500)
+        else:
+            os.kill(os.getpid(), 9)
+def watched(*args):
+    global raw
+    writer = opened(*args)
+    raw = writer.connection.connection.driver_connection
+    raw.set_trace_callback(killing)
+    return writer
+retention.open_writer = watched
+retention.prune(path, keep_days=3, pruned_at_ms=5)
+"""
+
+
+def test_a_prune_that_is_killed_was_not_or_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, "stops")
+    for before in ("DELETE FROM steps", "INSERT OR REPLACE INTO prunes", "COMMIT", "VACUUM"):
+        copy = Path(shutil.copy(path, tmp_path / f"{before.split()[0]}.db"))
+        words = [sys.executable, "-c", KILLED, str(copy), before]
+        assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+        open_writer(copy).close()
+        assert not audited(copy)
+        found = verified(copy)
+        assert found.holds
+        assert (found.from_step > 0) is (before == "VACUUM")
+        assert prune(copy, 3).until_sequence > 0
+        assert verified(copy).from_step > 0
