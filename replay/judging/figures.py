@@ -171,8 +171,8 @@ def _probabilities(judgement: SpanJudgement) -> Iterable[Table]:
 
 
 _CLIMATOLOGY: Final = (
-    "Climatology gives every bar the shares of the judged bars, as always the commoner sign does of "
-    "signs: the best constants, known in hindsight."
+    "Climatology gives every bar the shares of the classes on the judged bars: the best constant, "
+    "known in hindsight."
 )
 
 
