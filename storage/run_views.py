@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 Row = dict[str, Any]
-Condition = str | int | Sequence[str]
+Condition = str | int | Sequence[str] | Sequence[int]
 """What a column must be equal to; of several values, any."""
 Values = tuple[str | int, ...]
 ANY: Final[Mapping[str, Condition]] = MappingProxyType({})
@@ -142,7 +142,9 @@ class RunViews:
         parts = ["WHERE run_id = ?"]
         bound: list[str | int] = [self.run_id]
         for name, wanted in equal.items():
-            several = (wanted,) if isinstance(wanted, str | int) else tuple(wanted)
+            several: tuple[str | int, ...] = (
+                (wanted,) if isinstance(wanted, str | int) else tuple(wanted)
+            )
             marks = ", ".join("?" * len(several))
             parts.append(f"{name} = ?" if marks == "?" else f"{name} IN ({marks})")
             bound += several

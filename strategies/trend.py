@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 TREND: Final = "trend"
 """The strategy's name, and that of the direction among its notes."""
+SIZE: Final = "size"
+"""Among its notes: the direction times the share that volatility leaves of it."""
 LEAST_CLOSES: Final = 2
 """A mean of fewer is the close itself."""
 MOST_CLOSES: Final = 20_000
@@ -205,7 +207,7 @@ class TrendStrategy(Strategy):
             annual = expected * math.sqrt(a_year)
             share = min(self._target / annual, 1.0)
             note |= {"volatility": annual, "target_volatility": self._target}
-        note["size"] = trend * share
+        note[SIZE] = trend * share
         if trend > 0:
             return Signal(Action.LONG, "trend up", trend * share, note=note)
         if trend < 0:

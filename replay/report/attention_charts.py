@@ -23,6 +23,8 @@ from tracepaper.replay.report.document import Report
 from tracepaper.strategies.types import BLOCK_BARS, Regime
 
 CONFIDENCE_BINS: Final = 60
+SHOWN_SHARE: Final = 0.995
+"""Of the attention by age; the oldest cells beyond it are noise as tall as all others."""
 INTENSITY: Final = [[0.0, "var(--heat-low)"], [0.5, "var(--heat-mid)"], [1.0, "var(--heat-high)"]]
 REGIMES: Final = (Regime.MEAN_REVERSION, Regime.MIXED, Regime.MOMENTUM)
 _RIBBON: Final = ("var(--faint)", "var(--accent-soft)", "var(--accent)")
@@ -31,11 +33,16 @@ _RIBBON: Final = ("var(--faint)", "var(--accent-soft)", "var(--accent)")
 def rollout_chart(report: Report, heatmap: Heatmap) -> Figure:
     """Return price, regimes, the rollout by age and the confidence over one axis of time."""
     times = heatmap.times_ms.tolist()
-    weights = heatmap.weights[:-1]
+    weights = heatmap.weights[: ages_shown(heatmap)]
     usual = weights.mean(axis=1, keepdims=True)
     shown = np.log2(np.maximum(weights, 1e-9) / np.maximum(usual, 1e-9))
     # Bars that a hole hides have no share at all: they must not stretch the scale of the others.
-    far = float(np.clip(np.quantile(np.abs(shown), 0.98), 0.1, 3.0))
+    # Nor may the oldest, of which a few hundredths of a percent are twice as many by next to
+    # nothing: a cell counts by the attention that lies there as a rule.
+    order = np.argsort(np.abs(shown), axis=None)
+    mass = np.cumsum(np.broadcast_to(usual, shown.shape).ravel()[order])
+    at_98 = np.abs(shown).ravel()[order][np.searchsorted(mass, 0.98 * mass[-1])]
+    far = float(np.clip(at_98, 0.1, 3.0))
     ages = (np.arange(weights.shape[0]) * BLOCK_BARS).tolist()
     threshold = report.record.thresholds.get("confidence")
     at, (close, confidence) = broken(heatmap.times_ms, heatmap.close, heatmap.confidence)
@@ -77,6 +84,12 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Figure:
             yaxis4=axis("close", domain=[0.80, 1.0]),
         ),
     }
+
+
+def ages_shown(heatmap: Heatmap) -> int:
+    """Return how many cells of age, the newest first, hold ``SHOWN_SHARE`` of what lies in them."""
+    usual = heatmap.weights[:-1].mean(axis=1)
+    return 1 + int(np.searchsorted(np.cumsum(usual), SHOWN_SHARE * usual.sum()))
 
 
 def _ribbon(report: Report, heatmap: Heatmap) -> list[float | None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tracepaper.replay.report.attention_charts import (
+    SHOWN_SHARE,
     confidence_chart,
     groups_chart,
     head_confidence_chart,
@@ -251,7 +252,8 @@ def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[M
                 charts.put(
                     rollout_chart(report, heatmap),
                     f"{heatmap.instrument}: close, regime, rollout by age as a multiple of "
-                    "that age's mean over the run, confidence.",
+                    f"that age's mean over the run (the ages that hold {SHOWN_SHARE:.1%} of it), "
+                    "confidence.",
                 )
                 for heatmap in maps[:INSTRUMENTS_MAX]
             ),

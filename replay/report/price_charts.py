@@ -283,7 +283,7 @@ def caption(report: Report, instrument: str) -> str:
     drawn = len(drawn_trades(report, instrument))
     marked = f"{drawn:,} of the {every:,}" if drawn < every else f"the {every:,}"
     first = iso(int(report.record.bars[instrument].open_time_ms[0]))[:10]
-    return (
-        f"{instrument} from {first}: {marked} closed trades of {report.shown}; below, fuller "
-        "colour is more signals refused by that gate."
-    )
+    said = f"{instrument} from {first}: {marked} closed trades of {report.shown}"
+    if _refused(report, instrument) is None:
+        return f"{said}."
+    return f"{said}; below, fuller colour is more signals refused by that gate."

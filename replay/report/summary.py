@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,8 @@ from rich.text import Text
 from tracepaper.replay.report.tables import Figure, Table, by_cause, of_view, printed, table
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.run_views import Row, RunViews
-from tracepaper.strategies.types import ACTING_ONLY
+from tracepaper.strategies.trend import SIZE, TREND
+from tracepaper.strategies.types import ACTING_ONLY, Action, Side
 
 FILLS_SHOWN: Final = 8
 OPENED_SHOWN: Final = 5
@@ -85,12 +87,73 @@ def summarise(database: Path, run_id: str) -> Summary:
                 first_iso=first_iso or "",
                 last_iso=last_iso or "",
                 accounts=tuple(_accounts(views)),
-                fills=tuple(views.rows("v_fills", newest=FILLS_SHOWN)),
+                fills=tuple(_told(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))),
                 fill_count=views.count("v_fills"),
                 refusals=tuple(views.counts("v_decisions", "refused_by")),
                 unfilled=tuple(by_cause(views.counts("v_decisions", "unfilled_reason"))),
                 rejected=tuple(by_cause(views.counts("v_orders", "reason", status="REJECTED"))),
             )
+
+
+def _told(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
+    """Yield the newest of *fills*, those that only changed a size with what changed it as reason.
+
+    ``trend up`` is why a position is held, and no reason to sell a part of it. Such a fill is told
+    by the decision behind it, beside that behind the fill before.
+    """
+    births = {fill["order_id"]: int(fill["order_id"].partition("-")[0]) for fill in fills}
+    sequences = tuple(births.values())
+    decided = {row["sequence"]: row for row in views.rows("v_decisions", sequence=sequences)}
+    notes: dict[int, dict[str, float]] = {}
+    for row in views.rows("v_notes", sequence=sequences, name=(TREND, SIZE)):
+        notes.setdefault(row["sequence"], {})[row["name"]] = row["number"]
+    last: dict[str, int] = {}
+    for place, fill in enumerate(fills):
+        birth = births[fill["order_id"]]
+        before = last.get(fill["instrument"], -1)
+        decision, earlier = decided.get(birth), decided.get(before)
+        told = fill["reason"]
+        is_signal = decision is not None and decision["reason"] == told
+        # After a stop, or another order of its own, what is held is not what a signal asked for.
+        last[fill["instrument"]] = birth if is_signal else -1
+        if decision is not None and is_signal:
+            change = _change(fill, decision, earlier)
+            cause = _size_cause(change, notes.get(birth), notes.get(before)) if change else ""
+            told = f"{change}: {cause or told}" if change else told
+        if place >= len(fills) - FILLS_SHOWN:
+            yield {**fill, "reason": told}
+
+
+def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
+    """Return whether a fill made the side that *decision* holds less or more; empty if neither."""
+    opens = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
+    if opens is None:
+        return ""
+    if fill["side"] != opens:
+        return "less" if earlier is None or earlier["action"] == decision["action"] else ""
+    return "more" if earlier is not None and earlier["action"] == decision["action"] else ""
+
+
+def _size_cause(
+    change: str, now: Mapping[str, float] | None, before: Mapping[str, float] | None
+) -> str:
+    """Return what moved a size most, of the trend and of volatility; empty where none is noted."""
+    found, earlier = _factors(now), _factors(before)
+    if found is None or earlier is None:
+        return ""
+    by_trend, by_share = (math.log(new / old) for new, old in zip(found, earlier, strict=True))
+    sign = -1.0 if change == "less" else 1.0
+    if sign * max(by_trend, by_share, key=lambda by: sign * by) <= 0:
+        return ""
+    if sign * by_share > sign * by_trend:
+        return "volatility rose" if change == "less" else "volatility fell"
+    return "trend weaker" if change == "less" else "trend stronger"
+
+
+def _factors(noted: Mapping[str, float] | None) -> tuple[float, float] | None:
+    """Return the sizes of the trend and of the share that volatility leaves of it."""
+    trend, size = (abs((noted or {}).get(name) or 0.0) for name in (TREND, SIZE))
+    return (trend, size / trend) if trend and size else None
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
@@ -172,7 +235,8 @@ def _counted(
     key: str, name: str, title: str, counts: Sequence[tuple[str, int]], decisions: int
 ) -> Table:
     """Return how many of the *decisions* each of *counts* has."""
-    most = max(count for _, count in counts)
+    # A bar of the rarest of refusals, alone in its table, is not a full one.
+    most = max(decisions / 100, *(count for _, count in counts))
     figures = (
         Figure[tuple[str, int]](name, name, "text", lambda of: of[0]),
         Figure[tuple[str, int]]("bars", "bars", "count", lambda of: of[1]),

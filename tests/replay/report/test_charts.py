@@ -171,8 +171,40 @@ def test_the_heatmap_shows_ratios_around_one(attention_report: Report) -> None:
         if trace.get("meta") == "log2"
     )
     ratios = 2.0 ** np.array(shown["z"], dtype=np.float64)
-    weighted = (ratios * heatmap.weights[:-1].mean(axis=1, keepdims=True)).sum(axis=0)
-    assert weighted == pytest.approx(heatmap.weights[:-1].sum(axis=0), rel=2e-3)
+    cells = len(ratios)
+    assert cells < len(heatmap.weights)
+    by_age = heatmap.weights[:-1].sum(axis=1)
+    assert by_age[:cells].sum() > 0.995 * by_age.sum() >= by_age[: cells - 1].sum()
+    weighted = (ratios * heatmap.weights[:cells].mean(axis=1, keepdims=True)).sum(axis=0)
+    assert weighted == pytest.approx(heatmap.weights[:cells].sum(axis=0), rel=2e-3)
+
+
+def test_the_oldest_cells_neither_show_nor_stretch_the_heatmap(attention_report: Report) -> None:
+    assert attention_report.attention is not None
+    (heatmap,) = attention_report.attention.heatmaps
+    rng, columns = np.random.default_rng(4), heatmap.times_ms.size
+    # Ten cells that move by a tenth, and the oldest, of next to nothing, by a factor of eight.
+    usual = np.array([*([0.08] * 10), 0.004, 0.0001, 0.0])[:, None]
+    moved = np.exp(0.1 * rng.normal(size=(13, columns)))
+    moved[-3:-1] = np.where(np.arange(columns) % 2, 8.0, 0.125)
+    planted = replace(heatmap, weights=usual * moved)
+    shown = next(
+        trace
+        for trace in rollout_chart(attention_report, planted)["data"]
+        if trace.get("meta") == "log2"
+    )
+    assert len(shown["z"]) == 11
+    assert 0.2 < shown["zmax"] < 1.0  # each cell alike: three, the most there is
+
+
+def test_a_caption_names_no_panel_that_is_not_drawn(
+    cross_report: Report, attention_report: Report
+) -> None:
+    for report, has_panel in ((cross_report, False), (attention_report, True)):
+        chart = price_chart(report, "linear:BTCUSDT")
+        assert chart is not None
+        assert ("yaxis2" in chart["layout"]) is has_panel
+        assert ("refused by that gate" in caption(report, "linear:BTCUSDT")) is has_panel
 
 
 def test_the_histogram_counts_the_decisions_on_both_sides_of_the_gate(

@@ -1,0 +1,66 @@
+"""The end of a run: what a fill that only changed a size is told by, and how long a bar is."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from report_cases import SAMPLE
+from rich.console import Console
+
+from tracepaper.replay.python import backtest
+from tracepaper.replay.report.summary import FILLS_SHOWN, show, summarise
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.run_views import Row, RunViews
+
+PARAMS = {"trend_sized_by": "ewma", "trend_windows": ["12h", "1d", "2d"]}
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Replay the trend, sized by the volatility of its closes."""
+    path = tmp_path_factory.mktemp("sized") / "run.db"
+    made = backtest("trend", str(SAMPLE), params=PARAMS, config={}, db=path)
+    return path, made.run_id
+
+
+def rows(path: Path, run_id: str, view: str) -> list[Row]:
+    with Reader.open(path) as reader:
+        return RunViews(reader.connection, run_id).rows(view)
+
+
+def test_a_fill_that_changed_a_size_says_what_changed_it(sized: tuple[Path, str]) -> None:
+    path, run_id = sized
+    fills = rows(path, run_id, "v_fills")
+    noted: dict[int, dict[str, float]] = {}
+    for row in rows(path, run_id, "v_notes"):
+        noted.setdefault(row["sequence"], {})[row["name"]] = row["number"]
+    told = summarise(path, run_id).fills
+    assert len(told) == FILLS_SHOWN < len(fills)
+    assert {row["reason"] for row in fills[-FILLS_SHOWN:]} == {"trend up"}
+    before, *shown = fills[-FILLS_SHOWN - 1 :]
+    for fill, said in zip(shown, told, strict=True):
+        now, then = (noted[int(of["order_id"].partition("-")[0])] for of in (fill, before))
+        change, _, cause = said["reason"].partition(": ")
+        assert change == ("more" if fill["side"] == "BUY" else "less")
+        moved_by = {
+            "trend": now["trend"] / then["trend"],
+            "volatility": (now["size"] / now["trend"]) / (then["size"] / then["trend"]),
+        }
+        pick = max if change == "more" else min
+        assert cause.startswith(pick(moved_by, key=moved_by.__getitem__))
+        before = fill
+    assert {said["reason"] for said in told} >= {"less: trend weaker", "more: trend stronger"}
+
+
+def test_the_bar_of_what_hardly_ever_happened_is_not_full(sized: tuple[Path, str]) -> None:
+    summary = summarise(*sized)
+    console = Console(file=io.StringIO(), width=100)
+    rare = replace(summary, unfilled=(("size below the step", 1),), decisions=12_000)
+    show(console, rare)
+    assert isinstance(console.file, io.StringIO)
+    (line,) = [one for one in console.file.getvalue().splitlines() if "below the step" in one]
+    assert "0.0 %" in line
+    assert "█" not in line
