@@ -359,7 +359,12 @@ def keep_card(card: Card, known: Identity, database: Path) -> Path:
 
 def kept_folder(database: Path, model_id: str) -> Path:
     """Return where a checkpoint that *database* used is kept."""
-    return database.with_name(database.name + ".checkpoints") / model_id
+    return kept_checkpoints(database) / model_id
+
+
+def kept_checkpoints(database: Path) -> Path:
+    """Return the folder in which every checkpoint that *database* used is kept."""
+    return database.with_name(database.name + ".checkpoints")
 
 
 def find_bundled(model_id: str) -> Path | None:
@@ -373,16 +378,19 @@ def find_bundled(model_id: str) -> Path | None:
 def find_kept(database: Path, model_id: str) -> Path:
     """Return the folder in which the checkpoint that *database* used is kept.
 
-    Raises ``CheckpointMismatch`` where it is gone: no other folder will do.
+    Where it is gone, that of the bundled checkpoint of the same id. Raises ``CheckpointMismatch``
+    where there is none: no other will do.
     """
     folder = kept_folder(database, model_id)
-    for name in (WEIGHTS_NAME, CARD_NAME):
-        if not (folder / name).is_file():
-            raise CheckpointMismatch(
-                f"The checkpoint that the run used is not kept any more ({folder / name} is "
-                f"missing); restore the folder {folder} beside the database."
-            )
-    return folder
+    lacking = [one for one in (WEIGHTS_NAME, CARD_NAME) if not (folder / one).is_file()]
+    if not lacking:
+        return folder
+    if model_id and (same := find_bundled(model_id)) is not None:
+        return same
+    raise CheckpointMismatch(
+        f"The checkpoint that the run used is not kept any more ({folder / lacking[0]} is "
+        f"missing); restore the folder {folder} beside the database."
+    )
 
 
 def kept_identity(database: Path, model_id: str) -> Identity | None:

@@ -17,10 +17,12 @@ from sqlalchemy.exc import DBAPIError
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.beginning import Beginnings, Lookback
 from tracepaper.storage.chain import DROPPED_TABLES, verify_chain
+from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.database import advice, open_reader, open_writer
 from tracepaper.storage.digest import NOTHING
 from tracepaper.storage.reader import latest, run_span
 from tracepaper.storage.rows import KEPT_EVENTS, sequence_of, step_key
+from tracepaper.storage.vectors import kept_vectors, write_whole
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import Prune
@@ -42,15 +44,19 @@ _KEYS: Final = "SELECT instrument_id FROM instruments WHERE run_key = ? ORDER BY
 _ASKED: Final = (
     "SELECT EXISTS (SELECT 1 FROM answers WHERE step BETWEEN ? AND ? AND horizon IS NOT NULL)"
 )
+KEPT_BESIDE: Final = (kept_checkpoints, kept_vectors)
+"""The folders beside a database without which its runs cannot be derived."""
+
 _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 _PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
 
 
-def backup(path: Path, target: Path) -> None:
+def backup(path: Path, target: Path) -> list[Path]:
     """Copy the database *path* to the new file *target*, consistently, while it is written.
 
-    Reads one snapshot over a read-only connection, so the writer goes on. Raises ``DataInvalid``
-    where *target* exists, ``AuditUnwritable`` where it cannot be written.
+    Reads one snapshot over a read-only connection, so the writer goes on. Return what was copied
+    from beside it, the models and vectors of its runs, without which nothing is verified. Raises
+    ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written.
     """
     if target.exists():
         raise DataInvalid(f"{target} exists already; name a new file for the backup.")
@@ -63,6 +69,9 @@ def backup(path: Path, target: Path) -> None:
         if verdict != "ok":
             where = " ".join(verdict.replace("*", "").split())
             raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
+        # What is kept beside a database is there before a run of it says so, and never changes but
+        # by growing: so after the snapshot all that it names is there.
+        beside = [one for kept in KEPT_BESIDE for one in _copy_beside(path, target, kept)]
         # A rename can reach the disk before the content that it names.
         with partial.open("rb") as written:
             os.fsync(written.fileno())
@@ -73,6 +82,21 @@ def backup(path: Path, target: Path) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+    return beside
+
+
+def _copy_beside(path: Path, target: Path, kept: Callable[[Path], Path]) -> list[Path]:
+    """Copy every whole file in the folder *kept* of *path* to that of *target*; return those."""
+    source, copies = kept(path), kept(target)
+    copied = []
+    for place in sorted(source.rglob("*")) if source.is_dir() else ():
+        name = place.relative_to(source)
+        # What is still being written has another name, which begins with a dot or none knows.
+        if place.is_file() and not any(part.startswith((".", "tmp")) for part in name.parts):
+            (copies / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place.read_bytes(), copies / name)
+            copied.append(copies / name)
+    return copied
 
 
 class Pruning(Struct, frozen=True):

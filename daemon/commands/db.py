@@ -48,15 +48,21 @@ def backup(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Copy the database consistently, also while a daemon writes it."""
+    """Copy the database consistently, also while a daemon writes it, and the models of its runs.
+
+    Checkpoints and vectors come to lie beside FILE, as they do beside the database.
+    """
     from tracepaper.storage.retention import backup as back_up
 
     path = database_path(db, config)
-    back_up(path, file)
+    beside = back_up(path, file)
     if json:
-        print_json({"database": str(path), "backup": str(file), "bytes": file.stat().st_size})
-    else:
-        typer.echo(f"Copied {path} to {file} ({file.stat().st_size:,} bytes).")
+        said = {"database": str(path), "backup": str(file), "bytes": file.stat().st_size}
+        print_json({**said, "beside": [str(one) for one in beside]})
+        return
+    typer.echo(f"Copied {path} to {file} ({file.stat().st_size:,} bytes).")
+    for folder in sorted({one.relative_to(file.parent).parts[0] for one in beside}):
+        typer.echo(f"{file.parent / folder} holds what its runs were decided by: it belongs to it.")
 
 
 @app.command()

@@ -1,0 +1,122 @@
+"""The runbook's backup and restore, as they stand there: a machine is lost, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import explained_runs
+import pytest
+
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage import checkpoints
+from tracepaper.storage.reader import Reader
+from tracepaper.storage.retention import backup
+from tracepaper.strategies.errors import CheckpointMismatch
+
+RUNBOOK = Path(__file__).parents[1] / "deploy" / "RUNBOOK.md"
+PROGRAM = Path(sys.executable).with_name("tracepaper")
+MACHINE = """set -e
+sudo() { if test "$1" = chown; then return; elif test "$1" = systemctl; then echo "$3 $2"; else "$@"; fi; }
+tp() { env TRACEPAPER_STORAGE__URL=sqlite:////var/lib/tracepaper/tracepaper.db /opt/tracepaper/bin/tracepaper "$@"; }
+"""  # noqa: E501 - lines of a shell
+
+
+def section(title: str) -> str:
+    """Return the commands of a section of the runbook."""
+    text = RUNBOOK.read_text(encoding="utf-8")
+    begun = text.index(f"## {title}\n")
+    found = re.search(r"```sh\n(.*?)```", text[begun : text.index("\n## ", begun + 1)], re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def night() -> str:
+    """Return what the line of cron runs, as cron hands it to the shell."""
+    (line,) = [one for one in section("Back up").splitlines() if not one.startswith("#")]
+    *_, words = line.split(maxsplit=6)
+    return words.replace("\\%", "%")
+
+
+def shell(script: str, folder: Path) -> str:
+    """Run *script* on the machine that *folder* is; return what it printed."""
+    for place, there in (
+        ("/var/lib/tracepaper", folder / "lib"),
+        ("/var/backups/tracepaper", folder / "backups"),
+        ("/opt/tracepaper/bin/tracepaper", PROGRAM),
+    ):
+        script = script.replace(place, str(there))
+    script = script.replace("2026-01-31", "$(date +%F)")
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env={**os.environ}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
+    lib, backups = tmp_path / "lib", tmp_path / "backups"
+    for folder in (lib, backups, tmp_path / "made"):
+        folder.mkdir()
+    made = explained_runs.replayed(tmp_path / "made")
+    shutil.move(made, lib / "tracepaper.db")
+    shutil.move(checkpoints.kept_checkpoints(made), lib / "tracepaper.db.checkpoints")
+    shutil.rmtree(tmp_path / "made")
+    (copied, beside) = shell(night(), tmp_path).splitlines()
+    assert copied.startswith("Copied ")
+    assert beside.endswith(".db.checkpoints holds what its runs were decided by: it belongs to it.")
+    shutil.rmtree(lib)  # the machine is lost
+    lib.mkdir()
+    for name in ("tracepaper.db", "tracepaper.db-wal", "tracepaper.db.checkpoints"):
+        (lib / name).write_text("what is left of it")
+    said = shell(MACHINE + section("Restore"), tmp_path)
+    assert said.startswith("tracepaper stop")
+    assert "The chain of run" in said
+    assert re.search(r"(\d+) of \1 decisions follow from the record", said)
+    assert said.endswith("tracepaper start\n")
+    assert len(list((lib / "broken").iterdir())) == 3
+
+
+def test_a_copy_has_the_models_of_its_runs_and_nothing_half_written(tmp_path: Path) -> None:
+    path = explained_runs.replayed(tmp_path)
+    kept = checkpoints.kept_checkpoints(path)
+    (kept / ".small-abc").mkdir()
+    (kept / ".small-abc" / "weights.safetensors").write_bytes(b"half")
+    vectors = path.with_name(path.name + ".vectors")
+    vectors.mkdir()
+    (vectors / "abc.csv").write_text("time,x\n")
+    copy = tmp_path / "copies" / "copy.db"
+    copy.parent.mkdir()
+    names = [one.relative_to(copy.parent) for one in backup(path, copy)]
+    model = next(one.name for one in kept.iterdir() if not one.name.startswith("."))
+    assert names == [
+        Path("copy.db.checkpoints") / model / "card.toml",
+        Path("copy.db.checkpoints") / model / "weights.safetensors",
+        Path("copy.db.vectors") / "abc.csv",
+    ]
+    for folder in (path.parent / "small", kept):
+        shutil.rmtree(folder)
+    with Reader.open(copy) as reader:
+        assert verify_run(reader, copy, reader.find("last"), sample=5).holds
+    with Reader.open(path) as reader, pytest.raises(CheckpointMismatch, match="not kept any more"):
+        verify_run(reader, path, reader.find("last"), sample=5)
+
+
+def test_a_checkpoint_that_is_gone_is_a_bundled_one_of_the_same_id(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    for name, folder in checkpoints.bundled().items():
+        model_id = checkpoints.read_card(folder)["model"]["id"]
+        assert checkpoints.find_kept(database, model_id) == folder, name
+    kept = checkpoints.keep(checkpoints.DEFAULT_CHECKPOINT, database)
+    assert checkpoints.find_kept(database, kept.name) == kept
+    (kept / checkpoints.WEIGHTS_NAME).unlink()
+    assert checkpoints.find_kept(database, kept.name) == checkpoints.DEFAULT_CHECKPOINT
+    with pytest.raises(CheckpointMismatch, match="restore the folder"):
+        checkpoints.find_kept(database, "000000000000")
+    with pytest.raises(CheckpointMismatch, match="restore the folder"):
+        checkpoints.find_kept(database, "")
