@@ -72,6 +72,23 @@ class Case(NamedTuple):
     matrices: list[Tensor]
     mask: Mask
 
+    @property
+    def slacks(self) -> list[float]:
+        """Relative differences of entries that are ties to discarding, layer by layer.
+
+        Four roundings to float32 of the largest score that the norms allow, and of 8.
+        """
+        return [
+            4.0
+            * 2.0**-23
+            * (
+                8.0
+                + query.shape[3] ** -0.5
+                * float(query.double().norm(dim=-1).max() * key.double().norm(dim=-1).max())
+            )
+            for query, key in zip(self.queries, self.keys, strict=True)
+        ]
+
 
 def case(
     mask: Mask,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 from tracepaper.strategies.attention import native
-from tracepaper.strategies.attention.checks import Layer, check_layers, check_start
+from tracepaper.strategies.attention.checks import Layer, check_layers, check_mask, check_start
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.products import step_forward
 from tracepaper.strategies.attention.rollout import (
@@ -67,6 +67,7 @@ def rollout_buckets(
     *backend* tiles torch computes alone, with auto compiled loops do where they are built. Raises
     ``AttentionInvalid`` on what does not fit and when a head does not keep its mass.
     """
+    check_mask(mask)
     layers = check_layers(queries, keys, logsumexps, scale=options.scale)
     first = bucket_bars if first_bucket_bars is None else first_bucket_bars
     made = _rolled(layers, mask, options, bucket_bars=bucket_bars, first=first, backend=backend)
@@ -100,6 +101,7 @@ def rollout_by_age(
     arguments and errors are those of ``rollout_buckets``; a full mask, under which a row sees the
     future, is refused.
     """
+    check_mask(mask)
     if mask.kind is MaskKind.FULL:
         raise AttentionInvalid(
             "A full mask looks both ways, so its rows have no age; use rollout_buckets."

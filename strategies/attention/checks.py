@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from tracepaper.strategies.attention.masks import Mask, whole
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""The types that attention takes; half types are explained in float32."""
 AXES = 4
 """[batch, head, time, dim]."""
 
@@ -32,6 +36,23 @@ class Layer(NamedTuple):
     key: Tensor
     logsumexp: Tensor
     scale: float
+
+
+def check_mask(mask: object) -> None:
+    """Raise ``AttentionInvalid`` for what is no mask."""
+    if not isinstance(mask, Mask):
+        kind = "None" if mask is None else f"a {type(mask).__name__}"
+        raise AttentionInvalid(
+            f"The mask is {kind}; give Mask.full(), Mask.causal(), Mask.window(bars) or "
+            "Mask.sparse(bars)."
+        )
+
+
+def check_tensors(**tensors: object) -> None:
+    """Raise ``AttentionInvalid`` for what is no tensor, by its name."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise AttentionInvalid(f"{name} is a {type(tensor).__name__}; give a torch tensor.")
 
 
 def working_type(tensor: Tensor) -> torch.dtype:
@@ -85,6 +106,7 @@ def check_layer(
     name: str = "the layer",
 ) -> Layer:
     """Return one layer in its working type; raise ``AttentionInvalid`` on a misfit."""
+    check_tensors(query=query, key=key, logsumexp=logsumexp)
     if query.ndim != AXES or key.ndim != AXES:
         raise AttentionInvalid(
             f"{name} needs query and key as [batch, head, time, dim], not "
@@ -132,9 +154,13 @@ def _check_kind(query: Tensor, key: Tensor, logsumexp: Tensor, name: str) -> Non
 
 def check_rows(rows: Sequence[int] | Tensor, time: int) -> list[int]:
     """Return *rows* as integers in [0, time); raise ``AttentionInvalid`` on any other."""
-    if isinstance(rows, torch.Tensor) and (rows.is_floating_point() or rows.ndim != 1):
-        raise AttentionInvalid(f"Rows are a list of whole numbers, not a {rows.dtype} tensor.")
-    wanted = [int(row) for row in rows]
+    if isinstance(rows, torch.Tensor):
+        if rows.is_floating_point() or rows.dtype == torch.bool or rows.ndim != 1:
+            raise AttentionInvalid(f"Rows are a list of whole numbers, not a {rows.dtype} tensor.")
+        rows = rows.tolist()
+    if not isinstance(rows, Iterable):
+        raise AttentionInvalid(f"Rows are a list of whole numbers, not {rows!r}.")
+    wanted = [whole(row, "Rows") for row in rows]
     if not wanted:
         raise AttentionInvalid("There is no row to explain; give at least one.")
     for row in wanted:
@@ -202,6 +228,32 @@ def check_shares(
 
 
 # --- the guard against NaN and infinity
+
+
+def check_products(query: Tensor, key: Tensor, scale: float, **others: Tensor) -> list[float]:
+    """Return the largest absolute value of *query*, *key* and *others*, all of them finite.
+
+    Raises ``AttentionInvalid`` for a value or a scale that is not finite, and where ``scale·q·k``
+    may be beyond the type in which it is summed: a softmax of infinities is NaN, or silently 0.
+    """
+    if not math.isfinite(scale):
+        raise AttentionInvalid(f"The scale is {scale}; give a finite number.")
+    tensors = {"query": query, "key": key, **others}
+    ends = [torch.stack(torch.aminmax(x.detach())).abs().amax() for x in tensors.values()]
+    # Together, so that a device is asked once.
+    largest: list[float] = torch.stack(ends).double().tolist()
+    for name, size in zip(tensors, largest, strict=True):
+        if not math.isfinite(size):
+            raise AttentionInvalid(
+                f"{name} holds a value that is not finite; find the layer or feature it came from."
+            )
+    kind = working_type(query)
+    if max(1.0, abs(scale)) * query.shape[-1] * largest[0] * largest[1] > torch.finfo(kind).max:
+        raise AttentionInvalid(
+            f"query and key are as large as {largest[0]:.3g} and {largest[1]:.3g}, and their "
+            f"products can overflow {kind}; scale them down."
+        )
+    return largest
 
 
 def is_finite(tensor: Tensor) -> bool:

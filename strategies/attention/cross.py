@@ -19,13 +19,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from tracepaper.strategies.attention.backends import Chunked
-from tracepaper.strategies.attention.checks import Layer, check_rows, check_share
+from tracepaper.strategies.attention.checks import (
+    Layer,
+    check_products,
+    check_rows,
+    check_share,
+    check_tensors,
+)
 from tracepaper.strategies.attention.entropy import row_confidence
 from tracepaper.strategies.attention.kernels import (
     Attention,
     attend,
     check_inputs,
-    refuse_non_finite,
+    refuse_overflow,
     square_attention,
 )
 from tracepaper.strategies.attention.masks import Mask
@@ -87,14 +93,15 @@ def cross_attend(
     logsumexp is -inf. Differentiable; all keys go by *backend*, some by blocks of queries in
     memory that does not grow with query · key. Raises ``AttentionInvalid`` as ``attend`` does.
     """
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     if seen is None:
-        return attend(query, key, value, Mask.full(), scale=factor, backend=backend)
+        return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
     check_inputs(query, key, value, Mask.full())
-    refuse_non_finite(query, key, value)
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    largest = check_products(query, key, factor, value=value)[2]
     own = _checked_seen(seen, query, key)
     causal = False
-    return Attention(*square_attention(query, key, value, Chunked(own), causal, factor))
+    made = Attention(*square_attention(query, key, value, Chunked(own), causal, factor))
+    return refuse_overflow(made, largest, key.shape[2])
 
 
 def cross_confidence(
@@ -111,6 +118,7 @@ def cross_confidence(
     Tensors are those of ``cross_attend``; a row that sees one key, or none, has 0. Raises
     ``AttentionInvalid``.
     """
+    check_tensors(query=query, key=key, logsumexp=logsumexp)
     chosen = check_rows(rows, query.shape[2])
     counts = torch.full_like(query[:, 0, :, 0], key.shape[2], dtype=torch.int64)
     if seen is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tracepaper.strategies.attention import native
-from tracepaper.strategies.attention.checks import Layer, check_layer, check_rows
+from tracepaper.strategies.attention.checks import Layer, check_layer, check_mask, check_rows
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
@@ -51,6 +51,7 @@ def row_entropy(
     Raises ``AttentionInvalid`` on tensors or rows that do not fit, on a backend that is none or is
     not here, and when a row does not keep its mass.
     """
+    check_mask(mask)
     given = check_layer(query, key, logsumexp, scale=scale)
     layer = restate(given, mask)
     time = query.shape[2]
@@ -124,6 +125,7 @@ def _one_row(layer: Layer, mask: Mask, row: int) -> Tensor:
 
 def visible_counts(time: int, mask: Mask, rows: Sequence[int] | Tensor | None = None) -> Tensor:
     """Return how many keys each row (of all, or the chosen ones) sees: int64 [row]."""
+    check_mask(mask)
     if rows is None:
         at = torch.arange(time, device="cpu")
     else:

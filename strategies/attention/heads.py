@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_layer, check_rows
+from tracepaper.strategies.attention.checks import check_layer, check_mask, check_rows
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
     RowBlock,
@@ -192,6 +192,7 @@ def uniform_rollout(layers: int, window: int, *, residual_weight: float = 0.5) -
 
 def context_of(mask: Mask, layers: int, time: int) -> int:
     """Return how many bars a row can draw on through *layers*: the receptive field."""
+    check_mask(mask)
     if mask.kind is MaskKind.WINDOW:
         return min(time, layers * (mask.window_bars - 1) + 1)
     return time
@@ -315,6 +316,7 @@ def head_rows(
 
     Shapes and errors are those of ``row_entropy``.
     """
+    check_mask(mask)
     given = check_layer(query, key, logsumexp, scale=scale)
     layer = restate(given, mask)
     time = query.shape[2]
@@ -343,6 +345,7 @@ def read_heads(
     Arguments are those of ``rollout_rows``; *rows* are some dozens of bars that see equally many
     keys, as all do that lie a window or more from the start. Raises ``AttentionInvalid``.
     """
+    check_mask(mask)
     wanted = check_rows(rows, queries[0].shape[2])
     counts = {mask.visible(row, queries[0].shape[2]) for row in wanted}
     if len(counts) != 1:

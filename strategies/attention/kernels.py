@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.backends import BACKENDS, Pass, kernel_for
-from tracepaper.strategies.attention.checks import is_finite
+from tracepaper.strategies.attention.checks import (
+    DTYPES,
+    check_mask,
+    check_products,
+    check_tensors,
+    is_finite,
+)
 from tracepaper.strategies.attention.cuts import (
     blocks_backward,
     blocks_forward,
@@ -130,7 +136,6 @@ block_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _BlockAttention.a
 square_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _SquareAttention.apply
 """Differentiable ``(query, key, value, kernel, causal, scale) -> output, logsumexp``."""
 
-_DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ALIGNED: Final = 8
 """CUDA's kernels read the head dim in pieces of so many entries."""
 _RANK: Final = 4
@@ -183,14 +188,34 @@ def attend(
     Shapes are [batch, head, time, dim]; *scale* defaults to ``1 / sqrt(dim)``. Memory is linear
     in time for every backend but ``reference``. *checked* looks for non-finite inputs, which
     costs one pass over them (and a synchronisation on CUDA). Raises ``AttentionInvalid`` for
-    tensors, masks and backends that do not fit together.
+    tensors, masks and backends that do not fit together, and where numbers overflow.
     """
     check_inputs(query, key, value, mask)
-    if checked:
-        refuse_non_finite(query, key, value)
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    largest = check_products(query, key, factor, value=value)[2] if checked else 0.0
+    made = _attend(query, key, value, mask, factor=factor, backend=backend)
+    return refuse_overflow(made, largest, key.shape[2])
+
+
+def refuse_overflow(made: Attention, largest: float, keys: int) -> Attention:
+    """Return *made* of finite inputs, values as large as *largest*; raise if they overflowed.
+
+    Kernels sum values before they divide by a row's mass, and float16 may round above its range.
+    """
+    kind = made.output.dtype
+    if largest * keys > torch.finfo(kind).max and not is_finite(made.output):
+        raise AttentionInvalid(
+            f"value is as large as {largest:.3g}, and sums of it overflow {kind}; scale it down."
+        )
+    return made
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, *, factor: float, backend: str
+) -> Attention:
+    """Attend by *backend* or what it stands for, the head dim padded where its kernel asks that."""
     mask = _simplify(mask, query.shape[2])
     name = resolve(backend, query.device, query.dtype, mask)
-    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     spare = -query.shape[-1] % _ALIGNED
     if query.device.type == "cuda" and spare and BACKENDS[name].is_aligned:
         # Zeros add nothing to a product, and their columns of the output are cut off.
@@ -261,12 +286,14 @@ def resolve(backend: str, device: torch.device | str, dtype: torch.dtype, mask: 
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
     """Raise ``AttentionInvalid`` for tensors that do not fit together under *mask*."""
+    check_mask(mask)
+    check_tensors(query=query, key=key, value=value)
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != _RANK:
             raise AttentionInvalid(
                 f"{name} has shape {list(x.shape)}; attention takes [batch, head, time, dim]."
             )
-        if x.dtype not in _DTYPES:
+        if x.dtype not in DTYPES:
             raise AttentionInvalid(f"{name} is {x.dtype}; attention takes floating point tensors.")
         if x.dtype != query.dtype or x.device != query.device:
             raise AttentionInvalid(
@@ -291,12 +318,3 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
             f"A {mask.kind.value} mask needs as many keys as queries, not {key.shape[2]} and "
             f"{query.shape[2]}; use a full mask or equal times."
         )
-
-
-def refuse_non_finite(*tensors: Tensor) -> None:
-    """Raise ``AttentionInvalid`` where query, key or value holds NaN or infinity."""
-    for name, x in zip(("query", "key", "value"), tensors, strict=True):
-        if not is_finite(x):
-            raise AttentionInvalid(
-                f"{name} holds a value that is not finite; find the layer or feature it came from."
-            )

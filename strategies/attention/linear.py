@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 from torch.nn import functional
 
-from tracepaper.strategies.attention.checks import AXES, check_rows, check_share
+from tracepaper.strategies.attention.checks import (
+    AXES,
+    check_mask,
+    check_rows,
+    check_share,
+    check_tensors,
+)
 from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.rollout import Rollout, finish
@@ -213,6 +219,8 @@ def _chunks(time: int) -> Iterator[slice]:
 
 
 def _check(query: Tensor, key: Tensor, mask: Mask) -> None:
+    check_mask(mask)
+    check_tensors(query=query, key=key)
     if query.ndim != AXES or query.shape != key.shape:
         raise AttentionInvalid(
             f"Features of queries {list(query.shape)} and keys {list(key.shape)} must both be "

@@ -5,6 +5,8 @@ The rules are docs/attention.md, A2 and A33.
 
 from __future__ import annotations
 
+import operator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -69,6 +71,18 @@ class Blocks(NamedTuple):
         return self.last >= before or self.first >= before or self.stride == 1
 
 
+def whole(number: object, name: str) -> int:
+    """Return *number* as an integer; raise ``AttentionInvalid`` for what is no whole number.
+
+    *name* is what the sentence calls it.
+    """
+    if not isinstance(number, bool):
+        # A tensor of several numbers, or of floats, answers with a RuntimeError.
+        with suppress(TypeError, RuntimeError):
+            return operator.index(number)  # type: ignore[arg-type]  # what has no index is the case
+    raise AttentionInvalid(f"{name} must be whole numbers, not {number!r}.")
+
+
 _NO_BLOCKS: Final = Blocks(1, 0, 0, 0)
 
 
@@ -95,7 +109,11 @@ class Mask:
 
     @classmethod
     def window(cls, bars: int) -> Mask:
-        """Let a query see itself and the ``bars - 1`` keys before it; raise if *bars* < 1."""
+        """Let a query see itself and the ``bars - 1`` keys before it.
+
+        Raises ``AttentionInvalid`` unless *bars* is a whole number of at least 1.
+        """
+        bars = whole(bars, "A window's bars")
         if bars < 1:
             raise AttentionInvalid(f"A window must hold at least 1 bar, not {bars}; widen it.")
         return cls(MaskKind.WINDOW, bars)
@@ -105,8 +123,12 @@ class Mask:
         """Let a query see its own block of *bars* up to itself, and some earlier blocks whole.
 
         These are the *last* before it, each *stride*-th before it and the *first* of all. Raises
-        ``AttentionInvalid`` for a block without a bar and numbers below 0.
+        ``AttentionInvalid`` for a block without a bar, and numbers below 0 or not whole.
         """
+        bars, last, stride, first = (
+            whole(number, "Blocks' bars, last, stride and first")
+            for number in (bars, last, stride, first)
+        )
         if bars < 1 or min(last, stride, first) < 0:
             raise AttentionInvalid(
                 f"Blocks of {bars} bars with last {last}, stride {stride} and first {first} cannot "

@@ -22,12 +22,16 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import maximum_flow
 
 from tracepaper.strategies.attention.checks import (
+    AXES,
     Layer,
     check_head_weights,
     check_layers,
+    check_mask,
     check_rows,
     check_share,
     check_start,
+    check_tensors,
+    is_finite,
 )
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.products import Fuse, Stripe, fuse_heads, step_back, stripes
@@ -136,12 +140,17 @@ def value_norms(value: Tensor, output_weight: Tensor) -> Tensor:
     *value* is [batch, head, time, dim] and *output_weight* the output projection's
     [model, head * dim], as ``torch.nn.Linear`` stores it.
     """
+    check_tensors(value=value, output_weight=output_weight)
+    if value.ndim != AXES:
+        raise AttentionInvalid(f"value is {list(value.shape)}; give [batch, head, time, dim].")
     _, heads, _, dim = value.shape
     if output_weight.ndim != _MATRIX or output_weight.shape[1] != heads * dim:
         raise AttentionInvalid(
             f"The output projection must take {heads * dim} inputs, not "
             f"{list(output_weight.shape)}; give the layer's own."
         )
+    if not (is_finite(value) and is_finite(output_weight)):
+        raise AttentionInvalid("value or output_weight has a NaN or infinite number; find it.")
     by_head = output_weight.unflatten(1, (heads, dim))  # [model, head, dim]
     # ‖v·W‖² = v·(W·Wᵀ)·vᵀ with a [dim, dim] product a head: no [time, model] array a head.
     gram = torch.einsum("mhd,mhe->hde", by_head, by_head)
@@ -152,8 +161,10 @@ def value_norms(value: Tensor, output_weight: Tensor) -> Tensor:
 def _check_companions(
     layers: Sequence[Layer], tensors: Sequence[Tensor], name: str, *, axes: int
 ) -> None:
-    if len(tensors) != len(layers):
+    if isinstance(tensors, torch.Tensor) or len(tensors) != len(layers):
         raise AttentionInvalid(f"Give one {name} a layer: {len(layers)}, not {len(tensors)}.")
+    for tensor in tensors:
+        check_tensors(**{name: tensor})
     for number, (layer, tensor) in enumerate(zip(layers, tensors, strict=True)):
         shape = layer.query.shape[:3]
         if tensor.ndim != axes or tensor.shape[:3] != shape:
@@ -174,6 +185,7 @@ def _roll(
     start_layer: int,
 ) -> Rollout:
     """Carry the rows down through layers whose fused rows are normalised before mixing."""
+    check_mask(mask)
     weights = one_hot(layers[0], check_rows(rows, layers[0].query.shape[2]))
     check_share(residual_weight, "residual_weight")
     for number in reversed(range(check_start(start_layer, len(layers)), len(layers))):
@@ -223,6 +235,7 @@ def attention_flow(
     bars of longer sequences, and rows are counted among them: where no bar sees a later one, no
     path from a bar to another leads through an older one, so the flows are those of the whole.
     """
+    check_mask(mask)
     layers = check_layers(queries, keys, logsumexps)
     batch, _, whole, _ = layers[0].query.shape
     time = whole if newest is None else min(newest, whole)

@@ -29,7 +29,14 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_rows, check_share, check_start
+from tracepaper.strategies.attention.checks import (
+    check_mask,
+    check_rows,
+    check_share,
+    check_start,
+    check_tensors,
+    working_type,
+)
 from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.products import (
@@ -68,7 +75,7 @@ class SparseRows(NamedTuple):
     """The real rows of one layer's attention; every other row is uniform over what it sees."""
 
     active: Tensor  # [batch, head, u] int64, the rows that attend, most choosing first
-    weights: Tensor  # [batch, head, u, time], their probabilities
+    weights: Tensor  # [batch, head, u, time], their probabilities, at least float32
     mask: Mask
 
 
@@ -111,6 +118,7 @@ def attend_sparsely(
     ``AttentionInvalid`` on shapes that do not fit.
     """
     _check_mask(mask)
+    check_tensors(query=query, key=key, value=value, samples=samples)
     if query.ndim != _AXES or not query.shape == key.shape == value.shape:
         raise AttentionInvalid(
             f"ProbSparse needs query, key and value of one shape [batch, head, time, dim], not "
@@ -123,18 +131,20 @@ def attend_sparsely(
             "them with sample_keys for this length."
         )
     spread = _spread(query, key, samples, score)
-    for row in always:
+    for row in check_rows(always, time) if len(always) else ():
         spread[:, :, row] = torch.inf
     active = _largest(spread, _top(time, factor))  # [batch, head, u]
     at = active[..., None].expand(-1, -1, -1, query.shape[3])
-    scores = (query.gather(2, at) * query.shape[3] ** -0.5) @ key.transpose(2, 3)
+    kind = working_type(query)
+    chosen = query.gather(2, at).to(kind) * query.shape[3] ** -0.5
+    scores = chosen @ key.transpose(2, 3).to(kind)
     if mask.kind is MaskKind.CAUSAL:
         ahead = torch.arange(time, device=query.device) > active[..., None]
         scores = scores.masked_fill(ahead, -torch.inf)
     weights = scores.softmax(dim=-1)  # [batch, head, u, time]
     # Laid out as [batch, time, head, dim], in which a layer joins its heads.
     lazy = _mean_value(value, mask).transpose(1, 2)
-    output = lazy.scatter(1, at.transpose(1, 2), (weights @ value).transpose(1, 2))
+    output = lazy.scatter(1, at.transpose(1, 2), _mixed(weights, value).transpose(1, 2))
     return SparseAttention(output.transpose(1, 2), SparseRows(active, weights.detach(), mask))
 
 
@@ -142,20 +152,32 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) 
     """Return the attention of *rows* alone over all of a sequence: [batch, head, row, dim].
 
     It is what ``attend_sparsely`` gives them where they always attend, under the full mask. All
-    other rows count as lazy, whatever they would have been.
+    other rows count as lazy, whatever they would have been. Raises ``AttentionInvalid`` for rows
+    that are not there.
     """
-    active = torch.tensor(list(rows), device=query.device).expand(*query.shape[:2], -1)
-    chosen = query[:, :, list(rows)] * query.shape[3] ** -0.5
-    scores = chosen @ key.transpose(2, 3)
+    rows = check_rows(rows, query.shape[2])
+    active = torch.tensor(rows, device=query.device).expand(*query.shape[:2], -1)
+    kind = working_type(query)
+    chosen = query[:, :, rows].to(kind) * query.shape[3] ** -0.5
+    scores = chosen @ key.transpose(2, 3).to(kind)
     weights = scores.softmax(dim=-1)  # [batch, head, row, time]
-    return SparseAttention(weights @ value, SparseRows(active, weights.detach(), Mask.full()))
+    return SparseAttention(
+        _mixed(weights, value), SparseRows(active, weights.detach(), Mask.full())
+    )
+
+
+def _mixed(weights: Tensor, value: Tensor) -> Tensor:
+    """Return ``weights · value`` in the value's type, summed in that of the weights."""
+    return (weights @ value.to(weights.dtype)).to(value.dtype)
 
 
 def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = None) -> Product:
     """Return ``Σ_h shares_h wᵀA_h`` for row weights [batch, row, time]: O(u·N), exact.
 
-    Raises ``AttentionInvalid`` when a head does not keep its mass.
+    Half types are summed in float32, and the product is. Raises ``AttentionInvalid`` when a head
+    does not keep its mass.
     """
+    weights = weights.to(working_type(weights))
     batch, heads, _, time = rows.weights.shape
     spread = weights[:, None].expand(batch, heads, -1, -1)  # [batch, head, row, time]
     at = rows.active[:, :, None].expand(-1, -1, weights.shape[1], -1)
@@ -196,6 +218,7 @@ def active_confidence(rows: SparseRows) -> Tensor:
 
 def decided_confidence(rows: SparseRows, row: int) -> Tensor:
     """Return the confidence of one row [batch, head]; 0 where it was lazy in that head."""
+    check_rows([row], rows.weights.shape[-1])
     visible = rows.mask.visible(row, rows.weights.shape[-1])
     if visible == 1:
         return torch.zeros_like(rows.weights[:, :, 0, 0])
@@ -217,8 +240,9 @@ def decided_rows(rows: SparseRows, row: int) -> Tensor:
 def _own_row(rows: SparseRows, row: int) -> tuple[Tensor, Tensor]:
     """Return one row's attention [batch, head, time], and in which heads it was lazy.
 
-    Zeros stand where it was.
+    Zeros stand where it was. Raises ``AttentionInvalid`` for a row that is not there.
     """
+    check_rows([row], rows.weights.shape[-1])
     is_row = rows.active == row  # [batch, head, u]
     own = is_row.to(rows.weights.dtype)[:, :, None] @ rows.weights  # [batch, head, 1, time]
     return own[:, :, 0], ~is_row.any(dim=-1)
@@ -268,6 +292,8 @@ def _top(time: int, factor: int) -> int:
 def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor:
     """Return how much each query's sampled products spread: [batch, head, time], no gradient."""
     samples = samples.to(query.device)
+    kind = working_type(query)
+    query, key = query.detach().to(kind), key.detach().to(kind)
     time, count = samples.shape
     divisor = count if score == "sample_mean" else key.shape[2]
     products = _chosen_of_all if key.shape[2] <= _DENSE_RATIO * count else _chosen_keys
@@ -318,12 +344,14 @@ def _mean_value(value: Tensor, mask: Mask) -> Tensor:
     """Return what a lazy row takes: the mean of the values that it sees."""
     time = value.shape[2]
     if mask.kind is MaskKind.CAUSAL:
-        counts = visible_counts(time, mask).to(value.device, value.dtype)
-        return value.cumsum(dim=2) / counts[:, None]
+        kind = working_type(value)  # bfloat16 counts no further than 256
+        counts = visible_counts(time, mask).to(value.device, kind)
+        return (value.cumsum(dim=2, dtype=kind) / counts[:, None]).to(value.dtype)
     return value.mean(dim=2, keepdim=True).expand_as(value)
 
 
 def _check_mask(mask: Mask) -> None:
+    check_mask(mask)
     if mask.kind not in (MaskKind.FULL, MaskKind.CAUSAL):
         raise AttentionInvalid(
             "ProbSparse ranks a whole sequence, so a sliding window cannot be; use Mask.full() "

@@ -72,7 +72,7 @@ def fuse(matrix: Tensor, head_fusion: str, shares: Tensor | None = None) -> Tens
     return torch.einsum("h,bhij->bij", shares, matrix)
 
 
-def discard(fused: Tensor, mask: Mask, ratio: float, *, slack: float = 1e-12) -> Tensor:
+def discard(fused: Tensor, mask: Mask, ratio: float, *, slack: float) -> Tensor:
     """Return *fused* without the lowest ``ratio`` of its visible entries.
 
     Entries within a relative *slack* of the last one to go stay, so that ties stay together.
@@ -95,16 +95,19 @@ def rollout(
     head_fusion: str = "mean",
     shares: Tensor | None = None,
     discard_ratio: float = 0.0,
+    slacks: Sequence[float] | None = None,
     residual_weight: float = 0.5,
 ) -> Tensor:
     """Return the whole rollout R = Ã_L ··· Ã_1, [batch, time, time] (Abnar and Zuidema, 2020).
 
-    ``Ã = ρ·I + (1-ρ)·fuse(A)`` with its rows normalised; *matrices* from the first layer up.
+    ``Ã = ρ·I + (1-ρ)·fuse(A)`` with its rows normalised; *matrices* from the first layer up,
+    *slacks* theirs of what is discarded.
     """
     product: Tensor | None = None
     for number, matrix in enumerate(matrices):
         layer_shares = None if shares is None else shares[number]
-        fused = discard(fuse(matrix, head_fusion, layer_shares), mask, discard_ratio)
+        slack = 0.0 if slacks is None else slacks[number]
+        fused = discard(fuse(matrix, head_fusion, layer_shares), mask, discard_ratio, slack=slack)
         identity = torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
         mixed = residual_weight * identity + (1.0 - residual_weight) * fused
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)

@@ -17,6 +17,7 @@ from tracepaper.strategies.attention.checks import (
     Layer,
     check_head_weights,
     check_layers,
+    check_mask,
     check_rows,
     check_share,
     check_start,
@@ -100,6 +101,7 @@ def rollout_rows(  # noqa: PLR0913
     Raises ``AttentionInvalid`` on tensors, rows or options that do not fit, and when a head does
     not keep its mass.
     """
+    check_mask(mask)
     layers = check_layers(queries, keys, logsumexps, scale=scale)
     wanted = check_rows(rows, layers[0].query.shape[2])
     options = RolloutOptions(
@@ -155,6 +157,7 @@ def carry_rows(
     ``ρ·w + (1-ρ)·mean_h wᵀA_h``, or with the heads fused by *fuse*: one step of ``rollout_rows``,
     whose shapes and errors it has.
     """
+    check_mask(mask)
     layers = check_layers([query], [key], [logsumexp], scale=None)
     check_share(residual_weight, "residual_weight")
     layer = restate(layers[0], mask)

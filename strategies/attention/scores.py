@@ -8,6 +8,7 @@ once and never stored, as in docs/attention.md, A4; a sink takes the rest of a r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -15,7 +16,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 from tracepaper.strategies.attention.backends import chunk_entries
-from tracepaper.strategies.attention.checks import check_share, working_type
+from tracepaper.strategies.attention.checks import (
+    check_products,
+    check_share,
+    check_tensors,
+    is_finite,
+    working_type,
+)
+from tracepaper.strategies.attention.masks import whole
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -64,6 +72,7 @@ def score_logsumexp(query: Tensor, key: Tensor, scores: Scores = Scores()) -> Te
     the key heads. A row that sees no key and has no sink is -inf. Raises ``AttentionInvalid`` for
     tensors that do not fit together.
     """
+    _check(query, key, scores)
     found = []
     for part in _parts(query, key, scores):
         total = part.scores.logsumexp(dim=-1)
@@ -85,6 +94,7 @@ def carry_rows(
     Rows lose what their sinks take, and keep the rest: each row's mass with its sink's is checked.
     Raises ``AttentionInvalid`` as ``score_logsumexp``, and for a logsumexp of other scores.
     """
+    _check_weights(weights, query)
     kind = working_type(query)
     result = query.new_zeros(
         query.shape[0], query.shape[1], weights.shape[1], key.shape[2], dtype=kind
@@ -93,7 +103,8 @@ def carry_rows(
         own = weights[:, None, :, part.rows].to(kind)  # [batch, 1, row, query]
         asked = (own != 0).any(dim=2)  # [batch, 1, query]
         _check_rows(entries, logsumexp[:, :, part.rows].to(kind), scores, asked)
-        result += own @ entries
+        # What is not asked for may have a logsumexp of anything, as padding has.
+        result += own @ entries.masked_fill(~asked[..., None], 0.0)
     return result
 
 
@@ -110,7 +121,10 @@ def score_entropy(
     found = []
     for part, entries in score_entries(query, key, logsumexp, scores):
         own = logsumexp[:, :, part.rows].to(entries.dtype)
-        _check_rows(entries, own, scores, torch.isfinite(own))
+        asked = ~torch.isneginf(part.scores).all(dim=-1)
+        if scores.sinks is not None:
+            asked = asked | torch.isfinite(_sinks(scores, own))
+        _check_rows(entries, own, scores, asked)
         entropy = torch.special.entr(entries).sum(dim=-1)
         if scores.sinks is not None:
             entropy = entropy + torch.special.entr((_sinks(scores, own) - own).exp())
@@ -132,7 +146,9 @@ def score_rollout(
     ``AttentionInvalid`` where a layer below has not a query for every key.
     """
     check_share(residual_weight, "residual_weight")
+    check_tensors(weights=weights)
     for query, key, logsumexp in reversed(layers):
+        check_tensors(query=query)
         if weights.shape[2] != query.shape[2]:
             raise AttentionInvalid(
                 f"A layer has {query.shape[2]} queries for {weights.shape[2]} bars above it; give "
@@ -155,6 +171,8 @@ def score_entries(
     query: Tensor, key: Tensor, logsumexp: Tensor, scores: Scores
 ) -> Iterator[tuple[ScoredRows, Tensor]]:
     """Yield the rows with their probabilities; a row without any mass is zero."""
+    _check(query, key, scores)
+    check_tensors(logsumexp=logsumexp)
     if logsumexp.shape != query.shape[:3]:
         raise AttentionInvalid(
             f"The logsumexp is {list(logsumexp.shape)} for queries {list(query.shape)}; give one "
@@ -168,7 +186,6 @@ def score_entries(
 
 def _parts(query: Tensor, key: Tensor, scores: Scores) -> Iterator[ScoredRows]:
     """Yield the scores [batch, head, row, key] of some rows at once."""
-    _check(query, key, scores)
     kind = working_type(query)
     batch, heads, count, dim = query.shape
     keys = key.to(kind).repeat_interleave(heads // key.shape[1], dim=1)
@@ -229,6 +246,9 @@ def _check_rows(entries: Tensor, logsumexp: Tensor, scores: Scores, asked: Tenso
 
 def _check(query: Tensor, key: Tensor, scores: Scores) -> None:
     """Raise ``AttentionInvalid`` for tensors and scores that do not fit together."""
+    check_tensors(query=query, key=key)
+    if not isinstance(scores, Scores):
+        raise AttentionInvalid(f"scores is a {type(scores).__name__}; give Scores(...).")
     if query.ndim != _AXES or key.ndim != _AXES or not query.numel() or not key.numel():
         raise AttentionInvalid(
             f"query {list(query.shape)} and key {list(key.shape)} must be [batch, head, time, dim]."
@@ -242,32 +262,73 @@ def _check(query: Tensor, key: Tensor, scores: Scores) -> None:
             f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads alike; give a "
             "multiple."
         )
-    for name in ("window", "softcap"):
-        value = getattr(scores, name)
-        if value is not None and not value > 0:
-            raise AttentionInvalid(f"{name} is {value}; it must be above 0.")
-    if scores.sinks is not None and scores.sinks.shape != query.shape[1:2]:
+    if query.dtype != key.dtype or not query.is_floating_point():
         raise AttentionInvalid(
-            f"The sinks are {list(scores.sinks.shape)} for {query.shape[1]} heads; give one a head."
+            f"query is {query.dtype} and key {key.dtype}; give one floating point type."
         )
-    for name in ("lengths", "first"):
+    _check_numbers(query, key, scores)
+    check_products(query, key, query.shape[3] ** -0.5 if scores.scale is None else scores.scale)
+
+
+def _check_numbers(query: Tensor, key: Tensor, scores: Scores) -> None:
+    """Raise ``AttentionInvalid`` for scores of other numbers than they take."""
+    if scores.window is not None and whole(scores.window, "The window's bars") < 1:
+        raise AttentionInvalid(f"window is {scores.window}; it must be above 0.")
+    for name in ("scale", "softcap"):
         value = getattr(scores, name)
-        if value is not None and len(value) != len(query):
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise AttentionInvalid(f"{name} is {value!r}; it must be a finite number above 0.")
+    if scores.sinks is not None:
+        check_tensors(sinks=scores.sinks)
+        if scores.sinks.shape != query.shape[1:2]:
             raise AttentionInvalid(
-                f"{name} has {len(value)} numbers for {len(query)} sequences; give one each."
+                f"The sinks are {list(scores.sinks.shape)} for {query.shape[1]} heads; give one a "
+                "head."
             )
+        if not bool((torch.isfinite(scores.sinks) | torch.isneginf(scores.sinks)).all()):
+            raise AttentionInvalid("A sink is NaN or infinite; give -inf where a head has none.")
+    for name in ("lengths", "first"):
+        _check_whole(getattr(scores, name), name, len(query))
     check_seen(scores.seen, query)
     lengths = _lengths(key, scores)
     if not bool(((lengths >= 1) & (lengths <= key.shape[2])).all()):
         raise AttentionInvalid(f"Each of lengths must be from 1 to {key.shape[2]}.")
 
 
+def _check_whole(value: Sequence[int] | Tensor | None, name: str, count: int) -> None:
+    """Raise ``AttentionInvalid`` unless *value* is None or *count* whole numbers."""
+    if value is None:
+        return
+    numbers = value.tolist() if isinstance(value, torch.Tensor) else value
+    if not isinstance(numbers, Sequence):
+        raise AttentionInvalid(f"{name} is {value!r}; give one whole number a sequence.")
+    if len(numbers) != count:
+        raise AttentionInvalid(
+            f"{name} has {len(numbers)} numbers for {count} sequences; give one each."
+        )
+    for number in numbers:
+        whole(number, f"The numbers of {name}")
+
+
+def _check_weights(weights: Tensor, query: Tensor) -> None:
+    """Raise ``AttentionInvalid`` unless *weights* [batch, row, query] are finite."""
+    check_tensors(query=query, weights=weights)
+    if weights.ndim != _AXES - 1 or weights.shape[::2] != (len(query), query.shape[2]):
+        raise AttentionInvalid(
+            f"The weights are {list(weights.shape)} for queries {list(query.shape)}; give [batch, "
+            "row, query]."
+        )
+    if not is_finite(weights):
+        raise AttentionInvalid("A weight is NaN or infinite; look for its source.")
+
+
 def check_seen(seen: Tensor | None, query: Tensor) -> None:
     """Raise ``AttentionInvalid`` unless *seen* is None or a whole number for each query."""
     if seen is None:
         return
+    check_tensors(seen=seen)
     fits = seen.shape in (query.shape[2:3], (len(query), query.shape[2]))
-    if seen.is_floating_point() or not fits:
+    if seen.is_floating_point() or seen.dtype == torch.bool or not fits:
         raise AttentionInvalid(
             f"seen is {seen.dtype} {list(seen.shape)} for {query.shape[2]} queries; give one whole "
             "number a query."

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.cache import TailRings, WrapRing
+from tracepaper.strategies.attention.checks import DTYPES
 from tracepaper.strategies.attention.kernels import Attention, attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import Rollout, RolloutOptions, rollout_rows
@@ -27,6 +28,7 @@ class Stream:
     Each step asks the layers in their order, the lowest first, for a layer's query follows from
     what the one below it gave. Kept are the keys and values of a window, and queries, keys and
     logsumexps of the receptive field, ``layers · (window - 1) + 1`` steps: they settle the rollout.
+    Of half types scores and logsumexps are float32 all the same: rounded, rows would not sum to 1.
     """
 
     def __init__(
@@ -40,7 +42,11 @@ class Stream:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Make room; raise ``AttentionInvalid`` for sizes that hold nothing."""
+        """Make room; raise ``AttentionInvalid`` for sizes that hold nothing and other types."""
+        if dtype not in DTYPES:
+            raise AttentionInvalid(
+                f"A stream of {dtype} cannot be; choose float32, float64, float16 or bfloat16."
+            )
         self.mask = Mask.window(window)
         if min(layers, batch, heads, dim) < 1:
             raise AttentionInvalid(
@@ -50,6 +56,7 @@ class Stream:
         """Steps that every layer has taken."""
         self._layers = layers
         self._shape = (batch, heads, dim)
+        self._dtype, self._working = dtype, torch.promote_types(dtype, torch.float32)
         self._next = 0  # the layer that is asked next
         self._end = 0
         self._rings = TailRings(kept=window - 1, slack=max(64, window // 2), device=device)
@@ -57,11 +64,12 @@ class Stream:
         self._keys = [self._rings.ring(shape, dim=2, dtype=dtype) for _ in range(layers)]
         self._values = [self._rings.ring(shape, dim=2, dtype=dtype) for _ in range(layers)]
         self._history = [
-            WrapRing(
-                capacity=layers * (window - 1) + 1,
-                shape=(batch, heads, 2 * dim + 1),
-                dtype=dtype,
-                device=device,
+            tuple(
+                WrapRing(capacity=layers * (window - 1) + 1, shape=kept, dtype=kind, device=device)
+                for kept, kind in (
+                    ((batch, heads, 2 * dim), dtype),  # query and key
+                    ((batch, heads), self._working),  # logsumexp
+                )
             )
             for _ in range(layers)
         ]
@@ -71,8 +79,9 @@ class Stream:
         """Return what the step reads in *layer*: output [batch, head, dim], and its logsumexp.
 
         *query*, *key* and *value* are those of the step, [batch, head, dim]; the scale is
-        ``dim ** -0.5``. Raises ``AttentionInvalid`` for another shape, a layer out of its turn and
-        numbers that are not finite.
+        ``dim ** -0.5``. The output is of the stream's type, the logsumexp at least float32. Raises
+        ``AttentionInvalid`` for another shape or type, a layer out of its turn and numbers that are
+        not finite.
         """
         if layer != self._next:
             raise AttentionInvalid(
@@ -84,6 +93,11 @@ class Stream:
                     f"The {name} must be [batch, head, dim] {list(self._shape)}, not "
                     f"{list(tensor.shape)}."
                 )
+            if tensor.dtype != self._dtype or tensor.device != self._keys[0].rows.device:
+                raise AttentionInvalid(
+                    f"The {name} is {tensor.dtype} on {tensor.device}, the stream {self._dtype} on "
+                    f"{self._keys[0].rows.device}; bring them together."
+                )
             if not bool(torch.isfinite(tensor).all()):
                 raise AttentionInvalid(f"The {name} has a NaN or infinite number; find its source.")
         if layer == 0:
@@ -92,11 +106,15 @@ class Stream:
         first = end + 1 - self.mask.visible(self.steps, self.steps + 1)
         keys, values = self._keys[layer].rows[0], self._values[layer].rows[0]
         keys[:, :, end], values[:, :, end] = key, value
-        scores = (keys[:, :, first : end + 1] @ query[..., None])[..., 0] * query.shape[-1] ** -0.5
+        seen = keys[:, :, first : end + 1].to(self._working)
+        scores = (seen @ query[..., None].to(self._working))[..., 0] * query.shape[-1] ** -0.5
         total = scores.logsumexp(dim=-1)
         shares = (scores - total[..., None]).exp()
-        output = (shares[:, :, None] @ values[:, :, first : end + 1])[:, :, 0]
-        self._history[layer].push(torch.cat((query, key, total[..., None]), dim=-1)[None])
+        read = values[:, :, first : end + 1].to(self._working)
+        output = (shares[:, :, None] @ read)[:, :, 0].to(self._dtype)
+        pairs, sums = self._history[layer]
+        pairs.push(torch.cat((query, key), dim=-1)[None])
+        sums.push(total[None])
         self._next = (layer + 1) % self._layers
         if self._next == 0:
             self._rings.advance(0, 1)
@@ -129,15 +147,16 @@ class Stream:
             start_layer=options.start_layer,
         )
 
-    def _kept(self, history: WrapRing) -> tuple[Tensor, Tensor, Tensor]:
+    def _kept(self, history: tuple[WrapRing, ...]) -> tuple[Tensor, Tensor, Tensor]:
         """Return query, key and logsumexp of the steps kept: [batch, head, step, dim]."""
-        kept = history.unrolled().permute(1, 2, 0, 3)
+        pairs, sums = history
+        kept, total = pairs.unrolled().permute(1, 2, 0, 3), sums.unrolled().permute(1, 2, 0)
         dim, early = self._shape[2], self.mask.window_bars - 1
-        query, key, total = kept[..., :dim], kept[..., dim : 2 * dim], kept[..., -1]
+        query, key = kept[..., :dim], kept[..., dim:]
         if self.steps > kept.shape[2] and early > 0:
             # The windows of the oldest steps kept began before the keys kept. Nothing asks for
             # these rows, but their logsumexp has to be that of the keys that are here.
-            first = (query[:, :, :early], key[:, :, :early])
+            first = [x[:, :, :early].to(self._working) for x in (query, key)]
             total = total.clone()
-            total[:, :, :early] = attend(*first, first[1], Mask.causal()).logsumexp
+            total[:, :, :early] = attend(first[0], first[1], first[1], Mask.causal()).logsumexp
         return query, key, total

@@ -249,13 +249,13 @@ def mass_tolerance(layer: Layer) -> float:
     return _SLACK * eps * (_FLOOR + magnitude(layer))
 
 
-_TIE_LEAST: Final = 5e-13
-"""Sums over heads and keys round more often than one product does; float64 has digits to spare."""
-
-
 def tie_slack(layer: Layer) -> float:
-    """Return the relative difference of two entries that rounding alone may have made."""
-    return max(mass_tolerance(layer) / _SLACK * 4.0, _TIE_LEAST)
+    """Return the relative difference of two entries that rounding to float32 may have made.
+
+    In float64 as well: what float32 cannot tell apart is a tie in every type, or discarding would
+    drop other entries in each.
+    """
+    return 4.0 * torch.finfo(torch.float32).eps * (_FLOOR + magnitude(layer))
 
 
 def restate(layer: Layer, mask: Mask) -> Layer:

@@ -20,7 +20,9 @@ torch.set_num_threads(1)
 
 def bucketed(made: Case, bucket_bars: int, lead: int, fusion: str, ratio: float) -> Tensor:
     """Sum the columns of the stored rollout."""
-    whole = reference.rollout(made.matrices, made.mask, head_fusion=fusion, discard_ratio=ratio)
+    whole = reference.rollout(
+        made.matrices, made.mask, head_fusion=fusion, discard_ratio=ratio, slacks=made.slacks
+    )
     bucket = (torch.arange(whole.shape[-1]) + lead) // bucket_bars
     return whole @ torch.nn.functional.one_hot(bucket).double()
 
