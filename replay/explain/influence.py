@@ -14,12 +14,15 @@ import numpy as np
 from rich.console import Group, RenderableType
 
 from tracepaper.replay.archive.times import iso
+from tracepaper.replay.explain.asked import TypedMethod
+from tracepaper.replay.explain.by_method import way_of
 from tracepaper.replay.explain.recomputed import kept_forecaster, stored_forecast
 from tracepaper.replay.explain.terminal import LOOKED, table_of
 from tracepaper.replay.report.tables import bar_of
 from tracepaper.storage.reader import Reader
-from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.forecasters.together import TogetherForecaster
+from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
+from tracepaper.strategies.forecasters.together import USUAL, TogetherForecaster
+from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.together import SymbolAnswer
 from tracepaper.strategies.types import Bar
 
@@ -41,7 +44,8 @@ class Influence:
     """Where the decided symbol looked, and how much of where each looked is of each other.
 
     Each row of ``matrix``, of a decided asset over all, sums to 1. ``heaviest`` leaves the decided
-    bar out. ``largest_difference`` compares the decided symbol's row with the stored shares.
+    bar out. ``largest_difference`` compares the decided symbol's row with the stored shares, which
+    are those of the usual rollout; ``residual_weight`` and ``start_layer`` are of this one.
     """
 
     symbol: str
@@ -50,6 +54,8 @@ class Influence:
     bars: int
     heaviest: tuple[HeavyToken, ...]
     largest_difference: float
+    residual_weight: float = USUAL.residual_weight
+    start_layer: int = USUAL.start_layer
 
     @property
     def row(self) -> tuple[float, ...]:
@@ -57,11 +63,15 @@ class Influence:
         return self.matrix[self.symbols.index(self.symbol)]
 
 
-def influence(database: Path, run_id: str, sequence: int) -> Influence:
+def influence(
+    database: Path, run_id: str, sequence: int, asked: TypedMethod | None = None
+) -> Influence:
     """Return where the decision looked, asked again of the model that decided.
 
-    Raises ``DataInvalid`` where it has no forecast, the run no longer has the bars or the model is
-    not over several symbols, and ``CheckpointMismatch`` where its checkpoint is gone.
+    *asked* is a rollout by another residual, or without the layers below a start. Raises
+    ``AttentionInvalid`` for another method or option, ``DataInvalid`` where it has no forecast, the
+    run no longer has the bars or the model is not over several symbols, and ``CheckpointMismatch``
+    where its checkpoint is gone.
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)
@@ -80,7 +90,13 @@ def influence(database: Path, run_id: str, sequence: int) -> Influence:
     if why := forecaster.lacking:
         raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {why}.")
     symbol, symbols = event.instrument.partition(":")[2], forecaster.symbols
-    close = forecaster.last_close()
+    way = Way() if asked is None else way_of(asked, Way())
+    if way.method != "rollout":
+        raise AttentionInvalid(
+            f"A network over several symbols is explained by its rollout, not by {way.method}; "
+            "leave --method out, or choose rollout."
+        )
+    close = forecaster.last_close(way.options)
     look = close.look
     at = symbols.index(symbol)
     matrix = look.influence.double().numpy()
@@ -102,6 +118,8 @@ def influence(database: Path, run_id: str, sequence: int) -> Influence:
             for place in order.tolist()
         ),
         float(np.abs(matrix[at] - SymbolAnswer.of(said).shares).max()),
+        way.options.residual_weight,
+        way.options.start_layer,
     )
 
 
@@ -128,5 +146,10 @@ def show_influence(found: Influence) -> RenderableType:
     )
     for symbol, row in zip(found.symbols, found.matrix, strict=True):
         matrix.add_row(symbol, *(f"{share:.3f}" for share in row))
-    said = f"Its shares differ by at most {found.largest_difference:.1e} from those stored."
+    said = f"Its shares differ by at most {found.largest_difference:.1e} from those stored"
+    residual, start = found.residual_weight, found.start_layer
+    if (residual, start) == (USUAL.residual_weight, USUAL.start_layer):
+        said += "."
+    else:
+        said += f"; these are of residual {residual:g} from layer {start} on."
     return Group(bars, matrix, said)

@@ -184,19 +184,19 @@ def _asked_again(
 ) -> Recomputed:
     """Return what is said again of a decision, by whatever decided it."""
     strategy = stored.run["strategy"]
-    if not (asked or beside):
+    if not beside:
         if strategy in TOGETHER:
-            return _over_assets(path, run_id, sequence)
-        if strategy == ORDERBOOK:
+            return _over_assets(path, run_id, sequence, asked)
+        if strategy == ORDERBOOK and not asked:
             return _over_books(path, run_id, sequence, stored)
     return _recomputed(path, run_id, sequence, full=full, asked=asked, beside=beside)
 
 
-def _over_assets(path: Path, run_id: str, sequence: int) -> Recomputed:
-    """Return where a decision over several assets looked."""
+def _over_assets(path: Path, run_id: str, sequence: int, asked: TypedMethod | None) -> Recomputed:
+    """Return where a decision over several assets looked, by the rollout that was asked."""
     from tracepaper.replay.explain.influence import influence
 
-    return Recomputed(influence=influence(path, run_id, sequence))
+    return Recomputed(influence=influence(path, run_id, sequence, asked))
 
 
 def _over_books(path: Path, run_id: str, sequence: int, stored: StoredDecision) -> Recomputed:

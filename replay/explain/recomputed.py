@@ -147,7 +147,7 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     if isinstance(forecaster, TogetherForecaster):
         raise DataInvalid(
             f"The model {forecaster.model_id} looks at several symbols, of which `explain --full` "
-            "says what it looked at; leave other methods and pages out."
+            "and `--method rollout` say what it looked at; leave comparisons and pages out."
         )
     if not isinstance(forecaster, StreamingForecaster | WindowedForecaster):
         raise DataInvalid(

@@ -22,7 +22,14 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.blocks import RECENT_SHARE, shift
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken, shown
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import (
+    AttentionInvalid,
+    CheckpointMismatch,
+    ConfigInvalid,
+    InvariantBroken,
+    shown,
+)
 from tracepaper.strategies.features import FeatureSchema
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.answers import forecasts, require_one_of_each
@@ -46,6 +53,7 @@ from tracepaper.strategies.together import CommonBars, SymbolAnswer, symbol_of
 from tracepaper.strategies.types import Bar, Calibration, Explanation, Forecast
 
 Ids = NDArray[np.int64]
+USUAL: Final = RolloutOptions()
 DECIMALS: Final = 6
 """Weights are rounded to so many."""
 
@@ -219,18 +227,34 @@ class TogetherForecaster:
             "closes."
         )
 
-    def last_close(self) -> LastClose:
+    def last_close(self, options: RolloutOptions = USUAL) -> LastClose:
         """Return what is said of the newest close, and where each symbol looked.
 
-        Raises ``InvariantBroken`` before all bars that are looked back on are known.
+        *options* are those of the rollout, of which it takes the residual and the start layer.
+        Raises ``InvariantBroken`` before all bars that are looked back on are known, and
+        ``AttentionInvalid`` for other options.
         """
+        plain = RolloutOptions(
+            residual_weight=options.residual_weight, start_layer=options.start_layer
+        )
+        if options != plain:
+            raise AttentionInvalid(
+                "A network over several symbols is explained by its rollout over the heads' mean; "
+                "leave all but the residual and the start layer out."
+            )
         if why := self._bars.lacking():
             raise InvariantBroken(f"There is no close to look at: {why}.")
         held = [self._windows[symbol].rows.view() for symbol in self.symbols]
         x = torch.from_numpy(np.stack([rows[:, :-1] for rows in held]).astype(np.float32))[None]
         positions = held[0][:, -1].astype(np.int64)
         with torch.inference_mode():
-            look = self.model.network.look(x, self._places, torch.from_numpy(positions))
+            look = self.model.network.look(
+                x,
+                self._places,
+                torch.from_numpy(positions),
+                residual_weight=options.residual_weight,
+                start_layer=options.start_layer,
+            )
         return LastClose(look, look.weights.double().sum(dim=1).numpy(), positions)
 
     @property

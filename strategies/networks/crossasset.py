@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.strategies.attention.checks import check_share, check_start
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
@@ -237,19 +238,37 @@ class CrossAssetNetwork(nn.Module):
         return self._said(self._run(x, assets, positions, None))
 
     def look(
-        self, x: Tensor, assets: Tensor, positions: Tensor, decided: Sequence[int] | None = None
+        self,
+        x: Tensor,
+        assets: Tensor,
+        positions: Tensor,
+        decided: Sequence[int] | None = None,
+        *,
+        residual_weight: float = _RESIDUAL,
+        start_layer: int = 0,
     ) -> CrossLook:
         """Forecast one window *x* [1, asset, time, feature] and explain its last bar.
 
         *decided* are the places among *assets* that are explained; by default all of them. A row
         of weights over the tokens is carried for each: [asset x time] squared is never stored.
+        *residual_weight* is ρ, *start_layer* the lowest layer that is taken in. Raises
+        ``AttentionInvalid`` for shares and layers that there are not.
         """
+        check_share(residual_weight, "residual_weight")
+        check_start(start_layer, self.config.layers)
         trace: list[_Attended] = []
         state = self._run(x, assets, positions, trace)
         rows = list(range(x.shape[1]) if decided is None else decided)
         return CrossLook(
             self._said(state[:, :, -1:]),
-            _carried(trace, rows, assets=x.shape[1], time=x.shape[2]),
+            _carried(
+                # A layer is as many blocks as kinds of attention: one, or two in turn.
+                trace[start_layer * len(trace) // self.config.layers :],
+                rows,
+                assets=x.shape[1],
+                time=x.shape[2],
+                residual=residual_weight,
+            ),
             _heads(trace, rows, time=x.shape[2]),
         )
 
@@ -358,11 +377,11 @@ def _attended(
 
 
 def _carried(
-    trace: Sequence[_Attended], decided: Sequence[int], *, assets: int, time: int
+    trace: Sequence[_Attended], decided: Sequence[int], *, assets: int, time: int, residual: float
 ) -> Tensor:
     """Return the weights [decided, asset, time] of the tokens (decided asset, last bar).
 
-    ``w <- w/2 + wA/2`` from the highest block down, A the mean over its heads.
+    ``w <- ρ·w + (1-ρ)·wA`` from the highest block down, A the mean over its heads, ρ *residual*.
     """
     found = trace[0].logsumexp.new_empty(len(decided), assets, time)
     for first in range(0, len(decided), _ROWS_AT_ONCE):
@@ -370,35 +389,35 @@ def _carried(
         weights = found.new_zeros(assets, len(rows), time)
         weights[rows, range(len(rows)), time - 1] = 1.0
         for block in reversed(trace):
-            weights = _below(block, weights)
+            weights = _below(block, weights, residual)
         found[first : first + len(rows)] = weights.transpose(0, 1)
     return found.div_(found.sum(dim=(1, 2), keepdim=True))
 
 
-def _below(block: _Attended, weights: Tensor) -> Tensor:
+def _below(block: _Attended, weights: Tensor, residual: float) -> Tensor:
     """Return *weights* [asset, row, time] above one block as those below it."""
     match block.over:
         case _Over.ASSETS:
-            return _below_assets(block, weights)
+            return _below_assets(block, weights, residual)
         case _Over.TIME:
-            return carry_rows(*block[:3], weights, block.mask, residual_weight=_RESIDUAL)
+            return carry_rows(*block[:3], weights, block.mask, residual_weight=residual)
         case _Over.TOKENS:
             flat = weights.transpose(0, 1).flatten(1)[None]  # [1, row, asset * time]
-            flat = carry_rows(*block[:3], flat, block.mask, residual_weight=_RESIDUAL)
+            flat = carry_rows(*block[:3], flat, block.mask, residual_weight=residual)
             below: Tensor = flat[0].unflatten(1, (len(weights), -1))
             return below.transpose(0, 1)
 
 
-def _below_assets(block: _Attended, weights: Tensor) -> Tensor:
+def _below_assets(block: _Attended, weights: Tensor, residual: float) -> Tensor:
     """Carry *weights* [asset, row, time] through the matrices [asset, asset] of each bar."""
-    found = weights * _RESIDUAL
+    found = weights * residual
     scale = block.query.shape[-1] ** -0.5
     weighed = weights.any(dim=1).any(dim=0)  # bars without any weight carry none
     for bars in weighed.nonzero()[:, 0].split(_BARS_AT_ONCE):
         scores = scale * block.query[bars] @ block.key[bars].transpose(-1, -2)
         matrices = (scores - block.logsumexp[bars][..., None]).exp().mean(dim=1)
         given = weights[:, :, bars].permute(2, 1, 0)  # [bar, row, asset]
-        found[:, :, bars] += (1.0 - _RESIDUAL) * (given @ matrices).permute(2, 1, 0)
+        found[:, :, bars] += (1.0 - residual) * (given @ matrices).permute(2, 1, 0)
     return found
 
 

@@ -72,13 +72,19 @@ def asked(
         return found
 
 
-def looked(network: CrossAssetNetwork, x: Tensor) -> CrossLook:
+def looked(
+    network: CrossAssetNetwork, x: Tensor, *, residual: float = 0.5, start: int = 0
+) -> CrossLook:
     with torch.inference_mode():
         places = network.config.places(SYMBOLS)
-        return network.look(x, places, torch.arange(x.shape[2]))
+        return network.look(
+            x, places, torch.arange(x.shape[2]), residual_weight=residual, start_layer=start
+        )
 
 
-def dense(network: CrossAssetNetwork, x: Tensor) -> Tensor:
+def dense(
+    network: CrossAssetNetwork, x: Tensor, *, residual: float = 0.5, start: int = 0
+) -> Tensor:
     """Return the rollout [asset, asset, time] of the last bar with every matrix stored."""
     assets, time = x.shape[1:3]
     count = assets * time
@@ -88,6 +94,7 @@ def dense(network: CrossAssetNetwork, x: Tensor) -> Tensor:
     whole = torch.eye(count, dtype=torch.float64)
     blocks: list[tuple[Block, str]] = []
     joint = network.config.attention == JOINT
+    depths = [depth for depth in range(len(network.over_time)) for _ in range(1 if joint else 2)]
     for depth, block in enumerate(network.over_time):
         assert isinstance(block, Block)
         blocks.append((block, "tokens" if joint else "time"))
@@ -121,20 +128,25 @@ def dense(network: CrossAssetNetwork, x: Tensor) -> Tensor:
             probabilities = attention_matrix(query, key, mask)
             after[group] = block.finish(flat[group][None], probabilities @ value)[0]
             matrix[group[:, None], group[None, :]] = probabilities.mean(dim=1)[0]
-        state = after.view(assets, time, -1)
-        whole = (0.5 * torch.eye(count) + 0.5 * matrix) @ whole
+        depth, state = depths.pop(0), after.view(assets, time, -1)
+        if depth >= start:
+            own = torch.eye(count, dtype=torch.float64)
+            whole = (residual * own + (1 - residual) * matrix) @ whole
     last = torch.arange(assets) * time + time - 1
     return whole[last].view(assets, assets, time)
 
 
+@pytest.mark.parametrize(("residual", "start"), [(0.5, 0), (0.8, 0), (0.5, 1)])
 @pytest.mark.parametrize(
     ("attention", "window"), [("factorised", 4), ("factorised", 16), (JOINT, TIME)]
 )
-def test_a_rollout_is_that_of_every_matrix_stored(attention: str, window: int) -> None:
+def test_a_rollout_is_that_of_every_matrix_stored(
+    attention: str, window: int, residual: float, start: int
+) -> None:
     network, x = made(attention=attention, window=window), rows()
     with torch.inference_mode():
-        expected = dense(network, x)
-    found = looked(network, x)
+        expected = dense(network, x, residual=residual, start=start)
+    found = looked(network, x, residual=residual, start=start)
     assert (found.weights - expected).abs().max() < 1e-13
     assert (found.weights.sum(dim=(1, 2)) - 1.0).abs().max() < 1e-13
     assert (found.influence.sum(dim=1) - 1.0).abs().max() < 1e-13

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import pytest
@@ -106,7 +107,7 @@ def test_a_mask_of_parts_of_bars_is_refused(wrong: Any) -> None:
     refused(lambda: Mask.window(wrong), "A window's bars must be whole numbers")
     for name in ("bars", "last", "stride", "first"):
         sizes = {"bars": 4, name: wrong}
-        refused(lambda sizes=sizes: Mask.sparse(**sizes), "Blocks' bars.* must be whole numbers")
+        refused(partial(Mask.sparse, **sizes), "Blocks' bars.* must be whole numbers")
 
 
 def test_a_whole_number_of_any_kind_is_a_window() -> None:
@@ -121,10 +122,10 @@ def test_scores_of_numbers_that_are_not_finite_are_refused(broken: float) -> Non
     query, key, sums, weights = (x.clone() for x in (QUERY, KEY, SUMS, WEIGHTS))
     query[0, 0, 3, 1] = key[0, 0, 3, 1] = sums[0, 0, 3] = weights[0, 0, 3] = broken
     for one, other, words in ((query, KEY, "query holds"), (QUERY, key, "key holds")):
-        refused(lambda one=one, other=other: score_logsumexp(one, other), words)
-        refused(lambda one=one, other=other: carry_rows(one, other, SUMS, WEIGHTS), words)
-        refused(lambda one=one, other=other: score_entropy(one, other, SUMS), words)
-        refused(lambda one=one, other=other: score_rollout([(one, other, SUMS)], WEIGHTS), words)
+        refused(partial(score_logsumexp, one, other), words)
+        refused(partial(carry_rows, one, other, SUMS, WEIGHTS), words)
+        refused(partial(score_entropy, one, other, SUMS), words)
+        refused(partial(score_rollout, [(one, other, SUMS)], WEIGHTS), words)
     refused(lambda: carry_rows(QUERY, KEY, sums, WEIGHTS), "A row sums to")
     refused(lambda: score_entropy(QUERY, KEY, sums), "A row sums to")
     refused(lambda: carry_rows(QUERY, KEY, SUMS, weights), "A weight is NaN or infinite")
@@ -210,10 +211,9 @@ def test_a_stream_of_half_numbers_rolls_out_at_every_step(window: int, dtype: to
         for number, layer in enumerate(layers):
             read = made.attend(number, *(x[:, :, step] for x in layer))
             assert (read.output.dtype, read.logsumexp.dtype) == (dtype, torch.float32)
-            matrix = reference.attention_matrix(
-                *(x[:, :, : step + 1].double() for x in layer[:2]), mask
-            )[:, :, -1:]
-            true = (matrix @ layer[2][:, :, : step + 1].double())[:, :, 0]
+            query, key, value = (x[:, :, : step + 1].double() for x in layer)
+            matrix = reference.attention_matrix(query, key, mask)[:, :, -1:]
+            true = (matrix @ value)[:, :, 0]
             # The output is rounded once, and what is rounded is off by float32's own error.
             bound = torch.finfo(dtype).eps / 2 * true.abs() + 1e-5
             assert bool(((read.output.double() - true).abs() <= bound).all())

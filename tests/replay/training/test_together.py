@@ -327,8 +327,28 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
     early = rows(path, "SELECT min(sequence) FROM v_decisions")[0][0]
     cold = refused(capsys, "explain", f"last:{early}", "--db", path, "--full")
     assert "came before its model was warm" in cold
-    other = refused(capsys, "explain", f"last:{sequence}", "--db", path, "--method", "norm")
-    assert "looks at several symbols, of which `explain --full` says" in other
+    usual = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
+        "influence"
+    ]
+    assert usual == found
+    kept = answered(
+        capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
+        "--residual", "0.9",
+    )["influence"]  # fmt: skip
+    assert kept["residual_weight"] == 0.9
+    assert kept["matrix"][at][at] > found["matrix"][at][at]
+    assert kept["largest_difference"] > 0
+    for words in (
+        ["--method", "norm"],
+        ["--fusion", "max"],
+        ["--method", "rollout", "--discard", "0.5"],
+    ):
+        other = refused(capsys, "explain", f"last:{sequence}", "--db", path, *words)
+        assert "A network over several symbols is explained by its rollout" in other
+    other = refused(
+        capsys, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}"
+    )
+    assert "looks at several symbols, of which `explain --full` and `--method rollout` say" in other
 
 
 def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
