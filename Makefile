@@ -63,6 +63,7 @@ campaign: $(STAMP)
 	$(BIN)/python tests/campaign_engine.py
 	$(BIN)/python tests/campaign_parity.py
 	$(BIN)/python tests/campaign_live.py
+	$(BIN)/python tests/campaign_flood.py
 	$(BIN)/python tests/campaign.py --rounds 100 --jobs 2
 
 # Each client gets an environment of its own under $(VENV)/clients; this needs the network once.

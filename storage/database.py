@@ -333,7 +333,7 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
             if revision == "":
                 create(connection)
                 revision = SCHEMA_REVISION
-            file.begin(int(raw.execute("PRAGMA page_size").fetchone()[0]))
+            file.begin(raw)
         except (sqlite3.Error, DBAPIError, OSError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
             raise AuditUnwritable(

@@ -30,6 +30,7 @@ NAME_AT: Final = 2**62
 _WAL_HEADER: Final = 32
 _FRAME_HEADER: Final = 24
 _INDEX_HEADER: Final = 48
+_INDEX_MOVED: Final = 2 * _INDEX_HEADER  # where it counts the frames that the database holds
 _INDEX_READS: Final = 100
 _INDEX_VERSION: Final = 3_007_000
 _NO_FRAME: Final = b"\0\0\0\0"  # a frame begins with its page's number, which is never 0
@@ -95,11 +96,20 @@ class WatchedFile:
             ) from error
         return cls(path, descriptor)
 
-    def begin(self, page_bytes: int) -> None:
-        """Begin to watch, once SQLite has the file, its -wal and its -shm open."""
+    def begin(self, connection: sqlite3.Connection) -> None:
+        """Begin to watch, once *connection* has the file, its -wal and its -shm open.
+
+        Raises ``AuditUnwritable`` where a reader still holds on to a -wal that is gone.
+        """
         # Taken now: SQLite's first steps give up every POSIX lock of the file.
         fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, NAME_AT)
+        page_bytes = int(connection.execute("PRAGMA page_size").fetchone()[0])
         self._log = _WriteAheadLog(self._path.resolve(), page_bytes)
+        if self._log.is_left_behind() and not self._log.restart(connection):
+            raise AuditUnwritable(
+                f"Another process still reads {self._path}, whose -wal was deleted under it: end "
+                "that process and start again; every stored step is in the file."
+            )
         self.settle()
 
     def settle(self) -> None:
@@ -196,6 +206,22 @@ class _WriteAheadLog:
         # A file that was cut and then written further back has a hole, which reads as zeros.
         starts = (os.pread(self._wal, 4, self._place(frame)) for frame in range(1, frames + 1))
         return any(start in {_NO_FRAME, b""} for start in starts)
+
+    def is_left_behind(self) -> bool:
+        """Return whether the index counts frames that the file lacks and the database holds.
+
+        A reader keeps the index of a -wal that was deleted; whoever comes then opens a new, empty
+        one beside it.
+        """
+        _, frames = self._counted()
+        (moved,) = struct.unpack("=I", os.pread(self._index, 4, _INDEX_MOVED) or bytes(4))
+        is_short = os.fstat(self._wal).st_size < _WAL_HEADER + frames * self._frame_bytes
+        return is_short and 0 < frames <= moved
+
+    def restart(self, connection: sqlite3.Connection) -> bool:
+        """Let the next frame be the first; return whether no reader is in the way."""
+        (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not is_busy
 
     def save(self, connection: sqlite3.Connection) -> bool:
         """Carry what only our descriptor still reaches into the database; return whether all."""

@@ -175,6 +175,51 @@ def test_another_log_is_laid_aside_before_it_can_be_read_over_what_was_saved(
     assert stored(path) == STEPS[:40]
 
 
+READER = """
+import sqlite3, sys
+db = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, isolation_level=None)
+db.execute("BEGIN")
+print(db.execute("SELECT count(*) FROM steps").fetchone(), flush=True)
+for statement in sys.stdin:
+    print(db.execute(statement).fetchone(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, replace_by_copy, replace_by_shorter])
+def test_a_restart_goes_on_beside_a_reader_of_the_log_that_was_deleted(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    command = [sys.executable, "-c", READER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline()
+        damage(beside(path, "-wal"))
+        with pytest.raises(AuditUnwritable, match=r"saved into .*: start again"):
+            log.append_now(STEPS[40])
+        log.close()
+        # Its transaction needs the log that is gone, so no other may begin in its place.
+        with pytest.raises(AuditUnwritable, match=r"still reads .*every stored step is in"):
+            open_writer(path)
+        reader.stdin.write("COMMIT\n")
+        reader.stdin.flush()
+        assert reader.stdout.readline()
+        for first in (40, 60):
+            log = SqlAuditLog(open_writer(path), group_steps=1)
+            log.resume("r-1")
+            for step in STEPS[first : first + 20]:
+                log.append_now(step)
+            log.close()
+        reader.stdin.close()
+    assert stored(path) == STEPS[:80]
+
+
 def test_a_hole_in_a_log_that_another_process_began_anew_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     log = log_of(path)

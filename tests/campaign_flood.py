@@ -1,0 +1,126 @@
+"""A hundred daemons stopped while bars, quotes and books come faster than they can be taken in.
+
+    python tests/campaign_flood.py [--rounds 100]
+
+Fifty symbols with books of fifty levels, or the default model on one symbol, at a market speed that
+no machine keeps up with. SIGTERM comes at a random moment between the start and some seconds of the
+flood: each must end with 0 and without "stop took too long", and its chain must hold. Imports
+nothing of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from campaign import CANDLES, MINUTE_MS, PROGRAM, configuration
+
+SPEED = "20000"
+START_MS = 1_748_736_000_000
+BARS = 6_000
+SYMBOLS = ["BTCUSDT", *(f"S{number:02}USDT" for number in range(1, 50))]
+MODEL_EVERY = 4  # rounds of which one is the model's
+FLOODED_S = 6.0
+NOTHING_STORED = "holds no run yet"  # a run is stored with its first steps
+STOP_WITHIN_S = 7.0  # docs/operations.md, O3
+SMA = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
+
+
+def candles(path: Path, rng: random.Random) -> Path:
+    """Write a random walk of minutes."""
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("timestamp", "open", "high", "low", "close", "volume"))
+        last = 1_000_000
+        for number in range(BARS):
+            first, last = last, last + rng.randint(-400, 400)
+            high, low = max(first, last) + rng.randint(0, 99), min(first, last) - rng.randint(0, 99)
+            prices = [f"{one / 10:.1f}" for one in (first, high, low, last)]
+            rows.writerow((START_MS + number * MINUTE_MS, *prices, rng.randint(1, 9_999) / 1_000))
+    return path
+
+
+def stopped(folder: Path, data: Path, rng: random.Random, *, is_models: bool) -> tuple[float, int]:
+    """Flood a daemon and stop it; return how long that took and how many steps it stored."""
+    symbols = SYMBOLS[:1] if is_models else SYMBOLS
+    command = [*PROGRAM, "exchange", "--speed", SPEED, "--hold"]
+    command += [] if is_models else ["--start", "100"]
+    for symbol in symbols:
+        command += ["--data", f"{symbol}={CANDLES if is_models else data}"]
+    exchange = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert exchange.stdout is not None
+        served = json.loads(exchange.stdout.readline())
+        config = configuration(served, 'name = "attention"' if is_models else SMA, symbols)
+        if not is_models:
+            config = config.replace("[exchange]", "depth = 50\n[exchange]")
+        (folder / "flood.toml").write_text(config.replace('"warning"', '"info"'))
+        database = str(folder / "flood.db")
+        with (folder / "flood.err").open("w+") as said:
+            options = ("run", "-c", str(folder / "flood.toml"), "--db", database)
+            daemon = subprocess.Popen([*PROGRAM, *options], stderr=said)
+            try:
+                wanted = rng.choice(("run opened", "connected", "decision", "decision"))
+                until_s = time.monotonic() + 60
+                while f'"{wanted}"' not in (folder / "flood.err").read_text():
+                    assert time.monotonic() < until_s, "the flood never came"
+                    assert daemon.poll() is None, (folder / "flood.err").read_text()[-500:]
+                    time.sleep(0.05)
+                time.sleep(rng.uniform(0, FLOODED_S))
+                begun_s = time.monotonic()
+                daemon.send_signal(signal.SIGTERM)
+                code = daemon.wait(60)
+                taken_s = time.monotonic() - begun_s
+            finally:
+                daemon.kill()
+                daemon.wait()
+    finally:
+        exchange.kill()
+        exchange.wait()
+    said_text = (folder / "flood.err").read_text()
+    assert code == 0, f"exit code {code}: {said_text[-500:]}"
+    assert "stop took too long" not in said_text
+    assert "Traceback" not in said_text, said_text[-2_000:]
+    assert taken_s < STOP_WITHIN_S, f"{taken_s:.1f} s"
+    question = [*PROGRAM, "audit", "verify", "last", "--db", database, "--json"]
+    held = subprocess.run(question, capture_output=True, text=True, check=False)
+    if wanted == "run opened" and NOTHING_STORED in held.stderr:
+        return taken_s, 0
+    assert held.returncode == 0, held.stdout + held.stderr
+    return taken_s, int(json.loads(held.stdout)["steps"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Daemons that are stopped amid a flood.")
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    wanted = parser.parse_args()
+    taken: list[float] = []
+    for number in range(wanted.rounds):
+        rng = random.Random(wanted.seed * 1_000 + number)
+        with tempfile.TemporaryDirectory(prefix="flood-") as place:
+            folder = Path(place)
+            data = candles(folder / "walk_1m.csv", rng)
+            try:
+                taken_s, steps = stopped(folder, data, rng, is_models=not number % MODEL_EVERY)
+            except AssertionError as fault:
+                print(f"round {number}: {fault}", flush=True)
+                continue
+        taken.append(taken_s)
+        print(f"round {number}: {steps:,} steps, ended in {taken_s:.2f} s", flush=True)
+    failed = wanted.rounds - len(taken)
+    slowest = f", the slowest stop {max(taken):.2f} s" if taken else ""
+    print(f"{len(taken)} passed, {failed} failed{slowest}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
