@@ -31,13 +31,20 @@ class Live:
         self.events: list[Event] = []
         self.quotes_from: int | None = None
         self.is_ended = False
+        self.is_asked = False  # after each event, whether the next one is at hand
+        self.behind: list[bool] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
     async def consume(self) -> None:
         async for event in self.feed:
+            if event is None:
+                self.behind.append(False)  # it was promised, and there is none
+                continue
             self.events.append(event)
             await self.gate.wait()  # an engine that is busy while the gate is shut
+            if self.is_asked:
+                self.behind.append(self.feed.is_behind())
         self.is_ended = True
 
     def bars(self) -> list[Bar]:

@@ -31,6 +31,7 @@ from daemon_under_test import (
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.text import render
+from tracepaper.daemon.engine.runner import GROUP_STEPS
 from tracepaper.daemon.http.client import ask, token_file
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.terminal import log as log_lines
@@ -206,6 +207,20 @@ async def test_without_quotes_nothing_is_traded(tmp_path: Path) -> None:
     assert traded == []
 
 
+async def test_a_daemon_that_was_down_catches_up_in_few_commits(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server:
+        async with daemon(server, database) as running:
+            await running.close_bars(9)
+        running.pass_bars(600)
+        server.server_ms += 2_000
+        async with daemon(server, database) as running:
+            await running.until(lambda: running.decided() == 600)
+            samples = await scraped(database)
+    assert float(samples["tracepaper_commit_seconds_count"]) < 20
+    check_record(database, bars=609)
+
+
 @pytest.mark.parametrize("status", [403, 404, 500, 503])
 async def test_a_refused_stream_is_knocked_at_until_it_opens_and_rest_fills_the_hole(
     tmp_path: Path, status: int
@@ -302,8 +317,9 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
         await asyncio.wait([running.task], timeout=60)
         assert running.task.done()
         running.task.result()
-        assert Guarded.closes == [START_MS + at * MINUTE for at in range(15)]
-    check_record(database, bars=15)
+        assert Guarded.closes == [START_MS + at * MINUTE for at in range(running.decided())]
+        assert 15 <= running.decided() < 15 + GROUP_STEPS
+    check_record(database, bars=running.decided())
     with closing(sqlite3.connect(database)) as db:
         (ended,) = db.execute("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL").fetchone()
     assert ended == 1
@@ -443,15 +459,20 @@ async def test_a_foreign_write_lock_stops_decisions_until_it_is_given_back(
     assert capfd.readouterr().err.count("another process holds the database's write lock") == 1
 
 
+async def scraped(database: Path) -> dict[str, str]:
+    """Return the metrics of the daemon that writes *database*."""
+    holder = holder_of(database)
+    assert holder is not None
+    async with ClientSession() as client, client.get(f"{holder.http}/metrics") as answer:
+        text = await answer.text()
+    return dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+
+
 async def test_a_scrape_says_how_old_everything_is_and_how_long_it_took(tmp_path: Path) -> None:
     database = tmp_path / "run.db"
     async with ScriptedServer() as server, daemon(server, database) as running:
         await running.close_bars(3)
-        holder = holder_of(database)
-        assert holder is not None
-        async with ClientSession() as client, client.get(f"{holder.http}/metrics") as answer:
-            text = await answer.text()
-    samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        samples = await scraped(database)
     btc = '{instrument="linear:BTCUSDT"}'
     for age in (f"bar_age_seconds{btc}", f"quote_age_seconds{btc}", "frame_age_seconds"):
         assert 0 <= float(samples[f"tracepaper_{age}"]) < 60

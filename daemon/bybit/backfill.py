@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Final, NamedTuple, TypeVar
 
 from msgspec import Struct, structs
@@ -61,6 +61,7 @@ async def fill(
     certain_s: float,
     patience_s: float | None = None,
     unanswered: set[str] | None = None,
+    count_left: Callable[[int], None] = lambda _left: None,
 ) -> AsyncIterator[Gap | Bar]:
     """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
 
@@ -68,16 +69,19 @@ async def fill(
     is repaired by nothing is what REST lacked twice, *certain_s* apart. Each bar is accepted by
     its sequence as it is yielded. An instrument that is not answered within *patience_s* of network
     time after another one was stays open, and is added to *unanswered*: it holds up no other.
+    *count_left* is told before each event how many of the same answer follow it.
     """
     holes = [one for one in holes if one.is_open]
     patience = Patience(patience_s, set() if unanswered is None else unanswered)
-    async for event in _filled(holes, rest, clock, certain_s, patience):
+    async for left, event in _filled(holes, rest, clock, certain_s, patience):
+        count_left(left)
         yield event
     holes = [one for one in holes if one.state.instrument.id not in patience.unanswered]
     # An instrument without any candle is as rare as an answer that wrongly says so.
     if unknown := [one for one in holes if one.is_new]:
         await _wait(min(LISTING_WAIT_S_MAX, certain_s), rest)
-        async for event in _filled(unknown, rest, clock, certain_s, patience):
+        async for left, event in _filled(unknown, rest, clock, certain_s, patience):
+            count_left(left)
             yield event
 
 
@@ -105,7 +109,8 @@ class Patience(NamedTuple):
 
 async def _filled(
     holes: Sequence[Hole], rest: RestClient, clock: Clock, certain_s: float, patience: Patience
-) -> AsyncIterator[Gap | Bar]:
+) -> AsyncIterator[tuple[int, Gap | Bar]]:
+    """Yield each event with the number of those that follow it without another request."""
     if not holes:
         return
     window_ms = CANDLES_MAX * holes[0].state.sequence.interval_ms
@@ -126,16 +131,17 @@ async def _filled(
             for when_ms, event in answers.get(one.state.instrument.id, ())
         ]
         # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
-        for _, place, event in sorted(found, key=lambda entry: entry[:2]):
+        ordered = sorted(found, key=lambda entry: entry[:2])
+        for left, (_, place, event) in zip(reversed(range(len(ordered))), ordered, strict=True):
             sequence = holes[place].state.sequence
             now_ms = clock.market_ms()
             if isinstance(event, Bar):
                 holes[place].state.accept(event)
-                yield structs.replace(event, seen_ms=now_ms)
+                yield left, structs.replace(event, seen_ms=now_ms)
             else:
                 if not event.repaired_by:
                     sequence.skip(event.until_ms)
-                yield structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
+                yield left, structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
 
 
 class _HoleReader:

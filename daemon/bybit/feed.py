@@ -113,6 +113,8 @@ class LiveFeed:
             is_up=self._is_up,
             certain_s=exchange.certain_s,
         )
+        self._is_live = False
+        self._has_promised = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections = [
@@ -151,9 +153,15 @@ class LiveFeed:
         except BaseExceptionGroup as failures:
             raise first_cause(failures) from None
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events until ``stop``."""
+    def __aiter__(self) -> AsyncIterator[Event | None]:
+        """Yield events until ``stop``; None keeps the promise of ``is_behind``."""
         return self._events()
+
+    def is_behind(self) -> bool:
+        """Return whether another event is at hand, or None where it turns out to be none."""
+        is_behind = self._sequencer.left > 0 or (self._is_live and len(self._queue) > 0)
+        self._has_promised = is_behind
+        return is_behind
 
     async def submit(self, event: Event) -> None:
         """Queue *event*: an operator's command, a timer."""
@@ -213,7 +221,7 @@ class LiveFeed:
 
     # ------------------------------------------------------------ events
 
-    async def _events(self) -> AsyncIterator[Event]:
+    async def _events(self) -> AsyncIterator[Event | None]:
         """Yield the warm-up, subscribe, catch up, then yield what comes."""
         for event in self._start.first:
             yield event
@@ -227,11 +235,12 @@ class LiveFeed:
         async for event in self._catch_up():
             yield event
         self._maintenance.start()
-        async for event in self._live():
-            yield event
+        async for come in self._live():
+            yield come
 
-    async def _live(self) -> AsyncIterator[Event]:
+    async def _live(self) -> AsyncIterator[Event | None]:
         """Hand on what comes until the end, the bars of one close together."""
+        self._is_live = True
         gatherer = CloseGatherer(
             self._states,
             clock=self._clock,
@@ -239,7 +248,12 @@ class LiveFeed:
             remind=lambda open_ms: self._spawn(self._end_wait(open_ms)),
         )
         gathers = self._start.gather_ms > 0 and len(self._states) > 1
-        while not isinstance(item := await self._queue.get(), Stop):
+        while True:
+            if self._has_promised and not len(self._queue):
+                self._has_promised = False
+                yield None
+            if isinstance(item := await self._queue.get(), Stop):
+                break
             if isinstance(item, CloseTimeout):
                 for event in gatherer.expire(item.open_time_ms):
                     yield event

@@ -66,6 +66,7 @@ class BarSequencer:
         self._counters = counters
         self._is_up = is_up
         self._certain_s = certain_s
+        self.left = 0  # bars of an answer, or of what waited for it, that follow the one in hand
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
         """Take a bar of the stream: deliver it exactly once, in its place."""
@@ -120,6 +121,7 @@ class BarSequencer:
             certain_s=self._certain_s,
             patience_s=patience_s,
             unanswered=unanswered,
+            count_left=self._count_left,
         )
         async for event in events:
             if isinstance(event, Bar):
@@ -130,6 +132,9 @@ class BarSequencer:
             else:
                 self._counters["repairs" if event.repaired_by else "holes"] += 1
             yield event
+
+    def _count_left(self, left: int) -> None:
+        self.left = left
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
         """Let a new run begin with *bar* where REST had nothing: before a listing nothing is."""
@@ -210,7 +215,7 @@ class BarSequencer:
         self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool
     ) -> AsyncIterator[Event]:
         """Deliver bars that follow one another; the newest quote belongs before the last alone."""
-        for versions in stretch:
+        for place, versions in enumerate(stretch):
             bar, *revisions = versions
             async for before in self._settlements_before(state, bar.close_time_ms):
                 yield before
@@ -220,6 +225,7 @@ class BarSequencer:
             state.accept(bar)
             if bar.source is not Source.REST:
                 self._counters["bars"] += 1
+            self.left = len(stretch) - place - 1
             yield self._seen_now(bar)
             for other in revisions:
                 for revision in self._revision(state, other, state.sequence.place(other)):

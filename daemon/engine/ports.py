@@ -39,8 +39,8 @@ class Clock(Protocol):
 class Feed(Protocol):
     """Events in the order in which the engine must see them."""
 
-    def __aiter__(self) -> AsyncIterator[Event]:
-        """Yield events until the feed ends."""
+    def __aiter__(self) -> AsyncIterator[Event | None]:
+        """Yield events until the feed ends; None before a wait where an event was promised."""
         ...
 
 

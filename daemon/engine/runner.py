@@ -6,13 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.ports import AuditLog, Feed, Predictor
 from tracepaper.daemon.session.outside import Outside
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Bar, Closed, Event, Prediction, Reading, Step
+from tracepaper.strategies.types import Bar, Closed, Event, Gap, Prediction, Reading, Step
+
+GROUP_STEPS: Final = 100
+"""Most steps of a live feed in one commit: what a kill can cost of a backlog, fetched again."""
 
 
 class Close(NamedTuple):
@@ -114,18 +117,42 @@ async def drive(
     *,
     watch: Callable[[Step], bool] = lambda _step: True,
     newly_opened: Callable[[], Sequence[Outside]] = tuple,
+    is_behind: Callable[[], bool] = lambda: False,
 ) -> None:
     """Carry every event of a live feed through the engine; stop if it cannot be recorded.
 
-    *watch* sees each step once it is stored, and ends the loop by returning False.
+    *watch* sees each step once it is stored, and ends the loop by returning False. Where
+    *is_behind* says that more comes without a wait, steps of late bars that trade nothing are
+    stored with those that follow, ``GROUP_STEPS`` at most in one commit.
     """
+    steps: list[Step] = []
     async for unit in _gathered(feed):
-        predictions = await _predict(predictor, unit)
-        steps = advance(engine, unit, predictions, newly_opened)
+        if unit is not None:
+            predictions = await _predict(predictor, unit)
+            new = advance(engine, unit, predictions, newly_opened)
+            steps += new
+            if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
+                continue
+        if not steps:
+            continue
         await audit.append(*steps)
         go_on = [watch(step) for step in steps]  # each of them is seen, whatever the first says
+        steps = []
         if not all(go_on):
             return
+    if steps:
+        await audit.append(*steps)
+        for step in steps:
+            watch(step)
+
+
+def _may_wait(step: Step) -> bool:
+    """Return whether nobody acts on *step*: its bar is late, and it trades nothing."""
+    event = step.event
+    if isinstance(event, Bar):
+        is_late = event.seen_ms - event.close_time_ms > event.interval_ms
+        return is_late and not step.orders and not step.fills
+    return isinstance(event, Closed | Gap)
 
 
 async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
@@ -135,10 +162,11 @@ async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
     return (await predictor.predict(unit),)
 
 
-async def _gathered(feed: Feed) -> AsyncIterator[Unit]:
+async def _gathered(feed: Feed) -> AsyncIterator[Unit | None]:
     events = aiter(feed)
     async for event in events:
         if isinstance(event, Closed):
-            yield _close(event, [await anext(events) for _ in range(event.bars)])
+            bars = [await anext(events) for _ in range(event.bars)]
+            yield _close(event, (bar for bar in bars if bar is not None))
         else:
             yield event

@@ -329,7 +329,11 @@ class Daemon:
             if retrainer is not None:
                 await stack.enter_async_context(retrainer.at_work(self._supervisor.stop))
             await drive(
-                feed, *timed, watch=watch, newly_opened=lambda: (*opened_by_class(), *known())
+                feed,
+                *timed,
+                watch=watch,
+                newly_opened=lambda: (*opened_by_class(), *known()),
+                is_behind=feed.is_behind,
             )
 
     def _answering(

@@ -350,6 +350,7 @@ async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_hande
 
             async def consume() -> None:
                 async for event in feed:
+                    assert event is not None
                     events.append(event)
                     await asyncio.sleep(0)
 

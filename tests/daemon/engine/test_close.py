@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -176,10 +177,10 @@ def test_what_is_not_of_a_close_stays_as_it_is() -> None:
 
 
 class Scripted:
-    def __init__(self, events: Sequence[Event]) -> None:
+    def __init__(self, events: Sequence[Event | None]) -> None:
         self._events = events
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
+    async def __aiter__(self) -> AsyncIterator[Event | None]:
         for event in self._events:
             yield event
 
@@ -208,6 +209,44 @@ async def test_a_close_is_stored_in_one_transaction_and_watched_whole() -> None:
     await drive(Scripted(events), NoModel(), engine(), audit, watch=watch)
     assert audit.together == [4, 4]
     assert [step.sequence for step in watched] == list(range(8))
+
+
+@pytest.mark.parametrize("is_behind", [False, True])
+async def test_late_bars_that_trade_nothing_are_stored_with_those_behind_them(
+    is_behind: bool,
+) -> None:
+    closed_together = closes(120)
+    now_ms = closed_together[-1][0].close_time_ms + 300  # the newest alone is in time
+    late = [replace(one, seen_ms=now_ms) for together in closed_together for one in together[:1]]
+    audit, watched = Transactions(), []
+
+    def watch(step: Step) -> bool:
+        assert step in audit.steps
+        watched.append(step.sequence)
+        return True
+
+    feed = Scripted([*late[:110], None, *late[110:]])
+    await drive(feed, NoModel(), engine(), audit, watch=watch, is_behind=lambda: is_behind)
+    assert watched == list(range(120))
+    assert audit.together == ([100, 10, 10] if is_behind else [1] * 120)
+
+
+async def test_what_a_late_bar_trades_is_stored_at_once() -> None:
+    events = [one for together in closes(60) for one in together[:1]]
+    alone = Transactions()
+    await drive(Scripted(events), NoModel(), engine(), alone)
+    first = next(step.sequence for step in alone.steps if step.orders)
+    assert alone.together == [1] * 60
+    # From the bar behind the first order on all are late: that order is filled by one of them.
+    late = [replace(one, seen_ms=one.seen_ms + 10**9) for one in events[first + 1 :]]
+    audit = Transactions()
+    given = [*events[: first + 1], *late]
+    await drive(Scripted(given), NoModel(), engine(), audit, is_behind=lambda: True)
+    traded = [bool(step.orders or step.fills) for step in audit.steps]
+    assert any(traded[first + 1 :])
+    ends = list(accumulate(audit.together))
+    assert all(place + 1 in ends for place, is_traded in enumerate(traded) if is_traded)
+    assert len(ends) < 60
 
 
 # ---------------------------------------------------------------- the model
