@@ -51,6 +51,9 @@ GATHER_INTERVALS_MOST: Final = 0.5
 """Of market time: where the exchange's time is quick, `market.gather_ms` would be many bars."""
 log = structlog.get_logger("bybit.feed")
 
+CANCEL_AGAIN_S: Final = 2.0
+"""Wall time until a task that has not ended is cancelled again; one that closes takes a second."""
+
 BEHIND_WAIT_S: Final = 5.0
 """Between two looks at a server whose time lies behind what this run holds."""
 
@@ -143,15 +146,27 @@ class LiveFeed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
         # The group may have cancelled us for a task's failure; only then is it passed to it.
         is_cancelled = isinstance(error, asyncio.CancelledError)
         ours = (kind, error, traceback) if is_cancelled else (None, None, None)
         try:
-            await self._group.__aexit__(*ours)
+            try:
+                await self._end_tasks()
+            finally:
+                await self._group.__aexit__(*ours)
         except BaseExceptionGroup as failures:
             raise first_cause(failures) from None
+
+    async def _end_tasks(self) -> None:
+        """Cancel what runs in the background, until all of it has ended.
+
+        Before Python 3.13 a connection that fails as it is cancelled forgets that it was, and would
+        be opened again.
+        """
+        while self._tasks:
+            for task in tuple(self._tasks):
+                task.cancel()
+            await asyncio.wait(tuple(self._tasks), timeout=CANCEL_AGAIN_S)
 
     def __aiter__(self) -> AsyncIterator[Event | None]:
         """Yield events until ``stop``; None keeps the promise of ``is_behind``."""

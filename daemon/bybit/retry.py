@@ -5,7 +5,6 @@ The one ``except Recoverable`` stands here.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
@@ -102,9 +101,6 @@ async def retry(
         try:
             return await attempt()
         except Recoverable as error:
-            # Before Python 3.13 a group of tasks one of which has failed loses a stop meanwhile.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError from error
             now_s = clock.network_s()
             if budget is not None and not budget.allows(now_s):
                 raise

@@ -129,8 +129,7 @@ async def drive(
     async for unit in _gathered(feed):
         if unit is not None:
             predictions = await _predict(predictor, unit)
-            new = advance(engine, unit, predictions, newly_opened)
-            steps += new
+            steps += (new := advance(engine, unit, predictions, newly_opened))
             if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
                 continue
         if not steps:

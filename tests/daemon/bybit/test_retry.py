@@ -149,41 +149,6 @@ async def test_what_is_not_recoverable_is_not_retried() -> None:
     assert clock.slept == []
 
 
-async def test_a_stop_amid_a_failure_ends_the_trying() -> None:
-    clock = JumpClock()
-    is_closing = asyncio.Event()
-    attempts: list[int] = []
-
-    async def fail() -> None:
-        raise FeedLost("The stream ended; it is opened again.")
-
-    async def close_slowly() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            is_closing.set()
-            await asyncio.sleep(0)
-
-    async def attempt() -> None:
-        attempts.append(len(attempts))
-        assert len(attempts) < 5  # it would go on for ever
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(close_slowly())
-                group.create_task(fail())
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-
-    trying = asyncio.create_task(
-        retry(attempt, clock=clock, rng=random.Random(1), name="stream", ceiling_s=1.0)
-    )
-    await is_closing.wait()
-    trying.cancel()
-    await asyncio.wait([trying])
-    assert trying.cancelled()
-    assert attempts == [0]
-
-
 async def test_silence_lasts_until_its_end_and_is_told() -> None:
     clock = SteppedClock()
     heard: list[tuple[str, float]] = []
