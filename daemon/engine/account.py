@@ -46,6 +46,7 @@ from tracepaper.strategies.types import (
     Instrument,
     LedgerEntry,
     LedgerKind,
+    Liquidity,
     Order,
     OrderRole,
     Position,
@@ -521,12 +522,12 @@ class PaperAccount:
         trades = Met()
         if isinstance(event, Quote):
             trades.note(*self.expire(key, event.market_ms))
-            trades.note(*self._due(key, event.market_ms, sequence))
+            self._due(key, trades, event.market_ms, sequence)
             self._add(key, trades, self._met(matching.at_quote, event), sequence, event.market_ms)
         else:
             newer = broker.rewind() if is_missed and broker.unmoved else {}
             trades.note(*self.expire(key, event.close_time_ms - 1, unfilled=False))
-            trades.note(*self._due(key, event.open_time_ms, sequence))
+            self._due(key, trades, event.open_time_ms, sequence)
             opened = self._met(at_open, event)
             self._add(key, trades, opened, sequence, event.open_time_ms)
             on_path = self._met(matching.on_path, event)
@@ -550,15 +551,16 @@ class PaperAccount:
         self._stale.add(instrument)
         return True
 
-    def _due(self, instrument: str, market_ms: int, sequence: int) -> tuple[Order, ...]:
-        """Return the order that closes a position whose time is over."""
+    def _due(self, instrument: str, trades: Met, market_ms: int, sequence: int) -> None:
+        """Add to *trades* the order that closes a position whose time is over."""
         held = self.portfolio.held(instrument)
         protector = self.protectors[instrument]
         before = protector.state
         orders = protector.close_if_due(market_ms, held, sequence=sequence)
+        trades.note(*orders)
         if orders or protector.state is not before:
+            trades.ended_plan = not orders
             self._stale.add(instrument)
-        return orders
 
     def _add(self, instrument: str, trades: Met, met: Met, sequence: int, at_ms: int) -> None:
         """Add to *trades* what was *met*, and what its fills protect, and what margin secures."""
@@ -572,12 +574,14 @@ class PaperAccount:
         if not met.fills:
             return
         ids = {fill.order_id for fill in met.fills}
+        # Whoever takes meets the market; a limit that had rested was met on its way.
+        taken = (fill.reference_price for fill in met.fills if fill.liquidity is Liquidity.TAKER)
         trades.note(
             *self.protectors[instrument].after(
                 [order for order in met.orders if order.order_id in ids],
                 self.portfolio.held(instrument),
                 self.portfolio.entry_price(instrument),
-                met.fills[-1].reference_price,
+                next(taken, met.fills[-1].reference_price),
                 sequence=sequence,
                 at_ms=met.fills[-1].filled_ms,
             )

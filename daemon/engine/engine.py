@@ -757,6 +757,7 @@ class Engine:
     def _met(self, meet: Callable[[PaperAccount], Met], *, while_down: bool = False) -> Filled:
         """Return what one event did to every account."""
         met = meet(self._account)
+        self._dirty |= met.ended_plan
         if met.orders:
             self._dirty = True
             if self._risk.active:
@@ -765,7 +766,7 @@ class Engine:
         twin_fills = {}
         for name, twin in self._twins.items():
             of_twin = meet(twin)
-            if of_twin.orders:
+            if of_twin.orders or of_twin.ended_plan:
                 self._dirty = True
             if of_twin.fills:
                 twin_fills[name] = _marked(of_twin.fills, while_down=while_down)

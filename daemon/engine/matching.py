@@ -83,6 +83,7 @@ class Met:
     def __init__(self) -> None:
         self.fills: list[Fill] = []
         self.booked: list[Booked] = []  # of each fill
+        self.ended_plan = False  # a plan that no order stood for is over
         self._orders: dict[str, Order] = {}
 
     @property

@@ -378,8 +378,12 @@ class Protector:
                 self._broker.target = held
                 self.state = replace(self._state, plan=None, following=None)
             return ()
+        return self._close(held, sequence=sequence, at_ms=market_ms)
+
+    def _close(self, held: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Arm the order that closes what is *held* because its time is over."""
         return self._broker.arm(
-            OrderRole.UNTIL, held, sequence=sequence, at_ms=market_ms, reason="until"
+            OrderRole.UNTIL, held, sequence=sequence, at_ms=at_ms, reason="until"
         )
 
     def _arm(
@@ -401,7 +405,11 @@ class Protector:
         if not self._broker.closable(held):
             return ()
         changed: tuple[Order, ...] = ()
-        unwanted = [OrderRole.UNTIL] if plan.until_ms is None else []
+        unwanted = []
+        if plan.until_ms is None or at_ms < plan.until_ms:
+            unwanted.append(OrderRole.UNTIL)
+        elif self._broker.armed(OrderRole.UNTIL) is not None:
+            changed += self._close(held, sequence=sequence, at_ms=at_ms)
         if plan.stop is None:
             unwanted.append(OrderRole.STOP)
         else:

@@ -88,6 +88,11 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
     RuleChange(
         "T21", "bars before a run's period fill and liquidate nothing of an account taken over"
     ),
+    RuleChange(
+        "E8",
+        "what closes a position at its time grows with what its entry still fills, goes where a "
+        "signal names a later time, and an entry whose time is over is stored as given up",
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 

@@ -809,6 +809,35 @@ def test_an_entry_whose_time_is_over_before_it_was_filled_is_wanted_no_more() ->
     assert steps[-1].decision.target_quantity == 0
 
 
+def test_a_target_that_its_entry_moves_below_the_bid_takes_at_the_next_quote() -> None:
+    engine, _ = at_quotes({0: long(target=Percent(1))}, [*flat_bars(1), asked(10_000, 1, size=400)])
+    both = engine.step(asked(10_300, 2), None)
+    assert [(one.price, one.quantity, one.liquidity) for one in both.fills] == [
+        (10_310, 600, Liquidity.TAKER), (10_110, 400, Liquidity.MAKER),
+    ]  # fmt: skip
+    (target,) = others(engine)  # 1 % above 101.90, which the bid of 103 has reached
+    assert (target.price, target.quantity, target.status) == (10_290, 600, OrderStatus.NEW)
+    (fill,) = engine.step(asked(10_300, 3), None).fills
+    assert (fill.price, fill.liquidity) == (10_300, Liquidity.TAKER)
+
+
+def test_a_later_time_limit_replaces_one_that_waits_for_a_quote() -> None:
+    until = START_MS + MINUTE + 30_000
+    said = {0: long(until=until), 1: long(until=until + 2 * MINUTE)}
+    empty = Quote(KEY, 10_000, 0, 10_010, 0, until, until)
+    engine, steps = at_quotes(said, [*flat_bars(1), asked(10_000, 1), empty])
+    assert [one.role for one in others(engine)] == [OrderRole.UNTIL]
+    steps = taken(engine, [bar(10_000, index=1), minute(2, 10_000), minute(3, 10_000, 31)])
+    assert [len(step.fills) for step in steps] == [0, 0, 1]
+
+
+def test_what_closes_at_its_time_grows_with_what_its_entry_still_fills() -> None:
+    until = START_MS + MINUTE + 5_000
+    thin = Quote(KEY, 10_000, 0, 10_010, 600, until, until)
+    engine, _ = at_quotes({0: long(until=until)}, [*flat_bars(1), asked(10_000, 1, size=400), thin])
+    assert [(one.role, one.quantity) for one in others(engine)] == [(OrderRole.UNTIL, 1_000)]
+
+
 # ---------------------------------------------------------------- while it was down
 
 

@@ -1,0 +1,432 @@
+"""One account under protection, as docs/protection.md, B2 to B4 and M10 to M13 tell of it.
+
+It holds no code of the engine: levels are fractions, and what rests is a list of a few orders whose
+size is that of the position. Nothing costs anything, and nothing is on its way for any time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from tracepaper.strategies.signals import Distance, Percent, Signal, Volatility
+from tracepaper.strategies.types import Action, Bar, Quote
+
+TICK: Final = 10
+UNITS: Final = 100  # of a price: two decimals
+FILL_WITHIN_MS: Final = 10_000
+RANGE_BARS: Final = 14
+SIGNS: Final = {Action.LONG: 1, Action.SHORT: -1}
+
+
+class Filled(NamedTuple):
+    """A fill: whose it is, signed quantity, price, and whether it made."""
+
+    role: str
+    quantity: int
+    price: int
+    is_maker: bool
+
+
+class Level(NamedTuple):
+    """A price, or a distance from the entry: so far, or such a share of it."""
+
+    price: int | None = None
+    distance: int | None = None
+    share: Fraction | None = None
+
+    def away(self, entry: int) -> int:
+        """Return how far from *entry* it is."""
+        if self.share is not None:
+            return round(entry * self.share)
+        assert self.distance is not None
+        return self.distance
+
+    def at(self, entry: int, direction: int) -> int:
+        """Return its price, *direction* of *entry*."""
+        return entry + direction * self.away(entry) if self.price is None else self.price
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a signal asked for."""
+
+    sign: int
+    stop: Level | None = None
+    target: Level | None = None
+    trailing: Level | None = None
+    until: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it asks for nothing."""
+        return (self.stop, self.target, self.trailing, self.until) == (None,) * 4
+
+
+@dataclass
+class Resting:
+    """A protective order; it is as large as the position."""
+
+    role: str
+    price: int = 0  # of a stop the trigger
+    is_triggered: bool = False
+    arrives: bool = False  # a target that the market had reached when it was sent
+    since_ms: int = 0
+
+
+def tick(price: Fraction | int) -> int:
+    """Return *price* at the nearest whole tick (E8)."""
+    return max(round(Fraction(price) / TICK), 1) * TICK
+
+
+@dataclass
+class OwnProtection:
+    """The account; ``fills`` are those of the newest event."""
+
+    quantity: int  # of a full position
+    held: int = 0
+    worth: Fraction = Fraction(0)  # of what is held, at its entry
+    wanted: int = 0
+    sent: int = 0  # what is left of the order by signal
+    sent_ms: int = 0
+    plan: Plan | None = None
+    next: Plan | None = None  # once what is held is closed
+    orders: list[Resting] = field(default_factory=list)
+    follows_by: int = 0
+    waits: int = 0
+    fills: list[Filled] = field(default_factory=list)
+    bars: list[Bar] = field(default_factory=list)
+
+    # ------------------------------------------------------------ position
+
+    @property
+    def entry(self) -> int:
+        """The average price of what is held."""
+        return round(self.worth / self.held)
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether what is held is of the plan's side."""
+        return self.plan is not None and self.plan.sign * self.held > 0
+
+    def _fill(self, role: str, quantity: int, price: int, *, is_maker: bool = False) -> None:
+        self.fills.append(Filled(role, quantity, price, is_maker))
+        before = self.held
+        self.held += quantity
+        if before * quantity >= 0:
+            self.worth += quantity * price
+        elif self.held * before > 0:
+            self.worth = self.worth * self.held / before
+        else:
+            self.worth = Fraction(self.held * price)
+        if before * self.held <= 0:
+            self.orders.clear()  # what closes the position cancels them (E11)
+        if role == "SIGNAL":
+            self.sent -= quantity
+        elif self.wanted * before < 0:  # what is left of a reversal goes on (E14)
+            self.sent = self.wanted - self.held if self.sent else 0
+        else:
+            self.wanted, self.sent = self.held, 0  # B2
+
+    def _reacted(self, before: int, since: int, market: int, at_ms: int) -> None:
+        """Let protection follow the fills from number *since* on; *before* them that was held."""
+        roles = {one.role for one in self.fills[since:]}
+        if not roles or self.plan is None:
+            return
+        if roles != {"SIGNAL"} and self.next is None:
+            self.waits = self.plan.sign
+        if self.plan.sign * before > 0 and self.plan.sign * self.held <= 0:
+            self.plan, self.next, self.follows_by = self.next, None, 0
+            if self.plan is not None and self.plan.is_empty:
+                self.plan = None
+        if "SIGNAL" in roles and self.is_protected:
+            self._arm(market, at_ms)
+
+    # ------------------------------------------------------------ arming
+
+    def _one(self, role: str) -> Resting | None:
+        return next((one for one in self.orders if one.role == role), None)
+
+    def _stand(self, role: str, price: int | None, at_ms: int) -> None:
+        """Let a stop of *role* stand at *price*, or none."""
+        order = self._one(role)
+        if price is None:
+            self.orders = [one for one in self.orders if one.role != role]
+        elif order is None:
+            self.orders.append(Resting(role, price, since_ms=at_ms))
+        elif not order.is_triggered:
+            order.price = price
+
+    def _arm(self, market: int, at_ms: int, *, is_nearer: bool | None = None) -> None:
+        plan, entry = self.plan, self.entry
+        assert plan is not None
+        sign = plan.sign
+        if plan.until is None or at_ms < plan.until:
+            self._stand("UNTIL", None, at_ms)
+        self._stand("STOP", None if plan.stop is None else tick(plan.stop.at(entry, -sign)), at_ms)
+        self._arm_target(None if plan.target is None else tick(plan.target.at(entry, sign)),
+                         market, at_ms)  # fmt: skip
+        if plan.trailing is None:
+            return
+        standing = self._one("TRAILING")
+        if standing is None or is_nearer:  # E13, E14
+            self.follows_by = tick(plan.trailing.away(entry))
+            start = entry if is_nearer is None else market
+            at = tick(start - sign * self.follows_by)
+            if standing is not None:
+                at = sign * max(sign * at, sign * standing.price)
+            self._stand("TRAILING", at, at_ms)
+
+    def _arm_target(self, price: int | None, market: int, at_ms: int) -> None:
+        """Let the target stand at *price*: it rests unless the market has reached that (B4)."""
+        assert self.plan is not None
+        order = self._one("TARGET")
+        if price is None:
+            self._stand("TARGET", None, at_ms)
+            return
+        rests = self.plan.sign * (price - market) > 0
+        if order is not None and (rests or order.price == price):
+            order.arrives = order.arrives and not rests
+            order.price = price
+            return
+        self._stand("TARGET", None, at_ms)
+        self.orders.append(Resting("TARGET", price, arrives=not rests, since_ms=at_ms))
+
+    # ------------------------------------------------------------ the market
+
+    def _expire(self, at_ms: int) -> None:
+        if self.sent and at_ms - self.sent_ms > FILL_WITHIN_MS:
+            self.sent = 0  # M12: the target stands
+
+    def _due(self, at_ms: int) -> None:
+        plan = self.plan
+        if plan is None or plan.until is None or at_ms < plan.until:
+            return
+        if not self.is_protected:
+            if not self.sent:
+                self.plan, self.wanted = None, self.held
+        elif self._one("UNTIL") is None:
+            self.orders.append(Resting("UNTIL", since_ms=at_ms))
+
+    def quote(self, quote: Quote) -> None:
+        """Meet *quote*."""
+        self.fills, before, at_ms = [], self.held, quote.market_ms
+        self._expire(at_ms)
+        self._due(at_ms)
+        left = {1: quote.ask_size, -1: quote.bid_size}
+        stops = [one for one in self.orders if one.role != "TARGET"]
+        armed = list(self.orders)
+        for order in stops:
+            if order in self.orders:
+                self._stop_meets(order, quote, left)
+        if self.sent:
+            sign = 1 if self.sent > 0 else -1
+            taken = min(abs(self.sent), left[sign])
+            if taken:
+                self._fill("SIGNAL", sign * taken, quote.ask if sign > 0 else quote.bid)
+                left[sign] -= taken
+        for order in [one for one in armed if one.role == "TARGET" and one in self.orders]:
+            self._target_meets(order, quote, left, abs(before))
+        self._follow(quote.bid, quote.ask, armed)
+        self._reacted(before, 0, (quote.bid + quote.ask) // 2, at_ms)
+
+    def _stop_meets(self, order: Resting, quote: Quote, left: dict[int, int]) -> None:
+        sign = 1 if self.held > 0 else -1
+        far = quote.bid if sign > 0 else quote.ask
+        if order.role != "UNTIL" and sign * (far - order.price) <= 0:
+            order.is_triggered = True
+        if order.role == "UNTIL" or order.is_triggered:
+            taken = min(abs(self.held), left[-sign])
+            if taken:
+                self._fill(order.role, -sign * taken, far)
+                left[-sign] -= taken
+
+    def _target_meets(self, order: Resting, quote: Quote, left: dict[int, int], most: int) -> None:
+        """Fill the target, which is as large as the position was before the quote: *most*."""
+        sign = 1 if self.held > 0 else -1
+        far = quote.bid if sign > 0 else quote.ask
+        beyond = sign * (far - order.price)
+        arrives, order.arrives = order.arrives, False
+        taken = min(abs(self.held), left[-sign], most)
+        if taken and (beyond >= 0 if arrives else beyond > 0):
+            self._fill("TARGET", -sign * taken, far if arrives else order.price,
+                       is_maker=not arrives)  # fmt: skip
+            if taken == most:
+                self._stand("TARGET", None, 0)
+
+    def _follow(self, bid: int, ask: int, armed: list[Resting]) -> None:
+        order = self._one("TRAILING")
+        if order is None or order.is_triggered or not any(order is one for one in armed):
+            return
+        if self.held > 0:
+            order.price = max(order.price, bid - self.follows_by)
+        else:
+            order.price = min(order.price, ask + self.follows_by)
+
+    def bar(self, bar: Bar, *, is_missed: bool = False) -> None:
+        """Meet *bar*: its open, and then the path that is worse (B4, E12, E16)."""
+        self.fills, before, opened = [], self.held, bar.open_time_ms
+        if is_missed:
+            self._expire(bar.close_time_ms)
+        self._due(opened)
+        until = self._one("UNTIL")
+        if until is not None and until.since_ms <= opened:
+            self._fill("UNTIL", -self.held, bar.open)
+        if self.sent and not is_missed:
+            self._fill("SIGNAL", self.sent, bar.open)
+        self._reacted(before, 0, bar.open, opened)
+        before, since = self.held, len(self.fills)
+        met = [one for one in self.orders if one.since_ms <= opened and one.role != "UNTIL"]
+        if met:
+            self._walk(bar, met)
+        self._reacted(before, since, bar.open, bar.close_time_ms)
+
+    def _walk(self, bar: Bar, met: list[Resting]) -> None:
+        sign = 1 if self.held > 0 else -1
+        for order in sorted(met, key=lambda one: one.role == "TARGET"):
+            beyond = sign * (bar.open - order.price)
+            if order.role != "TARGET" and (beyond <= 0 or order.is_triggered):
+                self._fill(order.role, -self.held, bar.open)
+                return
+            if order.role == "TARGET" and (beyond >= 0 if order.arrives else beyond > 0):
+                price = bar.open if order.arrives else order.price
+                self._fill("TARGET", -self.held, price, is_maker=not order.arrives)
+                return
+            order.arrives = False
+        ways = [
+            self._way(met, (bar.open, bar.high, bar.low, bar.close)),
+            self._way(met, (bar.open, bar.low, bar.high, bar.close)),
+        ]
+        left = [sign * (bar.close if found is None else found[1]) for found, _ in ways]
+        found, at = ways[0] if left[0] <= left[1] else ways[1]
+        if found is not None:
+            self._fill(found[0], -self.held, found[1], is_maker=found[0] == "TARGET")
+        elif at is not None:
+            self._stand("TRAILING", at, 0)
+
+    def _way(
+        self, met: list[Resting], path: tuple[int, ...]
+    ) -> tuple[tuple[str, int] | None, int | None]:
+        """Return what *path* fills and for what, and where the trailing stop is after it."""
+        sign = 1 if self.held > 0 else -1
+        stands = {one.role: one.price for one in met}
+
+        def followed(price: int) -> None:
+            if "TRAILING" in stands:
+                at = price - sign * self.follows_by
+                stands["TRAILING"] = sign * max(sign * at, sign * stands["TRAILING"])
+
+        followed(path[0])
+        for start, end in pairwise(path):
+            if sign * (end - start) < 0:
+                hit = [
+                    (sign * -price, place, role, price)
+                    for place, (role, price) in enumerate(stands.items())
+                    if role != "TARGET" and sign * end <= sign * price <= sign * start
+                ]
+                if hit:
+                    return min(hit)[2:], None
+            elif "TARGET" in stands and sign * end > sign * stands["TARGET"]:
+                return ("TARGET", stands["TARGET"]), None
+            elif end == start:
+                touched = [one for one in stands.items() if one[0] != "TARGET" and one[1] == end]
+                if touched:
+                    return touched[0], None
+            followed(end)
+        return None, stands.get("TRAILING")
+
+    # ------------------------------------------------------------ decisions
+
+    def decide(self, bar: Bar, signal: Signal) -> bool:
+        """Act on *signal* at the close of *bar*; return whether it was refused."""
+        sign, at_ms = SIGNS.get(signal.action, 0), bar.close_time_ms
+        self._expire(at_ms)
+        if signal.action is Action.FLAT or sign * self.waits < 0:
+            self.waits = 0
+        if signal.action is Action.FLAT:
+            self._want(0, at_ms)
+            if self.is_protected:
+                self.next = Plan(0)
+            else:
+                self.plan = None
+        elif sign:
+            if sign == self.waits and not signal.reenter:
+                return True
+            plan = self._planned(signal, sign, bar.close, at_ms)
+            if plan is None:
+                return True
+            self._want(sign * round(self.quantity * signal.strength), at_ms)
+            self._protect(plan, bar.close, at_ms)
+        else:
+            self._want(self.wanted, at_ms)
+        return False
+
+    def _want(self, target: int, at_ms: int) -> None:
+        if target != self.wanted:
+            self.wanted, self.sent = target, 0
+        if not self.sent and target != self.held:
+            self.sent, self.sent_ms = target - self.held, at_ms
+
+    def _protect(self, plan: Plan, close: int, at_ms: int) -> None:
+        old = self.plan
+        if old is not None and old.sign != plan.sign and self.is_protected:
+            self.next = plan
+            return
+        is_nearer = True
+        if old is not None and old.sign == plan.sign:
+            standing = self._one("TRAILING")
+            if plan.trailing is None:
+                is_nearer = False
+            elif standing is not None:
+                is_nearer = tick(plan.trailing.away(self.entry)) < self.follows_by
+            if not is_nearer:
+                plan = Plan(plan.sign, plan.stop, plan.target, old.trailing, plan.until)
+        self.plan, self.next, self.waits = plan, None, 0
+        if self.is_protected:
+            self._arm(close, at_ms, is_nearer=is_nearer)
+        if plan.is_empty:
+            self.plan = None
+
+    def _planned(self, signal: Signal, sign: int, close: int, at_ms: int) -> Plan | None:
+        """Return what *signal* asks for; None where that cannot be (E9, E10)."""
+        if signal.until is not None and signal.until <= at_ms:
+            return None
+        entry = self.entry if sign * self.held > 0 else close
+        levels: list[Level | None] = []
+        for asked, direction in ((signal.stop, -sign), (signal.target, sign),
+                                 (signal.trailing, -sign)):  # fmt: skip
+            is_trail = len(levels) == 2
+            level = None if asked is None else self._level(asked, is_trail=is_trail)
+            levels.append(level)
+            if asked is None:
+                continue
+            if level is None:
+                return None
+            at = close + direction * level.away(entry) if is_trail else level.at(entry, direction)
+            if direction * (at - close) < TICK or at < TICK:
+                return None
+        return Plan(sign, *levels, until=signal.until)
+
+    def _level(self, asked: Distance, *, is_trail: bool) -> Level | None:
+        match asked:
+            case Percent(value=number):
+                return Level(share=Fraction(number) / 100)
+            case Volatility(multiple=multiple):
+                mean = self._mean_range()
+                return None if mean is None else Level(distance=round(Fraction(multiple) * mean))
+            case number:
+                units = round(Fraction(number) * UNITS)
+                return Level(distance=units) if is_trail else Level(price=tick(units))
+
+    def _mean_range(self) -> int | None:
+        """Return the mean true range of the last bars (E9)."""
+        last = self.bars[-RANGE_BARS - 1 :]
+        if len(last) <= RANGE_BARS:
+            return None
+        widths = [
+            max(bar.high - bar.low, abs(bar.high - old.close), abs(bar.low - old.close))
+            for old, bar in pairwise(last)
+        ]
+        return round(Fraction(sum(widths), RANGE_BARS))
