@@ -245,7 +245,6 @@ def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None
         "UPDATE orders SET quantity = 7 WHERE step & 4095 = 10",
         "UPDATE holdings SET cash = cash + 1 WHERE step & 4095 = 11",
         "UPDATE prunes SET state = x'00'",
-        "DELETE FROM fills WHERE step & 4095 = 11",
     ],
 )
 def test_a_forged_prune_is_found_under_a_head_kept_elsewhere(

@@ -37,11 +37,13 @@ from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage import retention
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.beginning import Lookback
+from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.database import open_writer
 from tracepaper.storage.integrity import audit
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import Pruning
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types import Category
 
 HOUR = 3_600_000
 HOURS = 240
@@ -79,6 +81,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "sizing": {"mode": "notional", "notional": "20000"},
         "risk": {"max_daily_trades": 3},
     },
+    "spot": {
+        "market": {"category": "spot"},
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
+        "sizing": {"mode": "equity", "fraction": "0.5"},
+    },
     "a pair": {
         "market": {"symbols": ["AAAUSDT", "BBBUSDT"]},
         "strategy": {
@@ -97,9 +104,11 @@ def strategies() -> Iterator[None]:
 
 
 def data_of(kind: str) -> list[Candles]:
-    if "market" in KINDS[kind]:
+    market = KINDS[kind].get("market", {})
+    if "symbols" in market:
         return cointegrated(HOURS, interval_ms=HOUR)
-    return [made_candles(walk_rows(HOURS), interval_ms=HOUR)]
+    category = Category(market.get("category", "linear"))
+    return [made_candles(walk_rows(HOURS), interval_ms=HOUR, category=category)]
 
 
 def replayed(path: Path, kind: str, stop_after: int | None = None) -> str:
@@ -273,6 +282,7 @@ def test_runs_of_every_other_kind_are_derived_from_their_cut(
             found = verified(path, from_ms=at)
             assert found.holds, (at, found.differences[:3])
         assert prune(path, 2).steps >= steps
+        assert not audited(path)
         found = verified(path)
         assert found.holds, found.differences[:3]
         assert found.state_step is not None
@@ -297,6 +307,7 @@ def test_a_model_is_asked_anew_from_a_context_before(tmp_path: Path, mode: str) 
     path = explained_runs.replayed(tmp_path, mode=mode, bars=bars)
     pruned = prune(path, 3)
     assert pruned.steps > 100
+    assert not audited(path)
     found = verified(path)
     assert found.holds, found.differences[:3]
     assert found.decisions >= 12
@@ -354,6 +365,70 @@ def richer(state: bytes) -> bytes:
     fields = msgspec.msgpack.decode(state)
     fields[3][0] += 1
     return msgspec.msgpack.encode(fields)
+
+
+TAKEN_OUT = {
+    "losing fills": ("fills", "DELETE FROM fills WHERE {old} AND order_id IN ({losing})"),
+    "losing fills and their orders": (
+        "fills",
+        "DELETE FROM fills WHERE {old} AND order_id IN ({losing})",
+        "DELETE FROM orders WHERE {old} AND order_id IN ({losing})",
+    ),
+    "losses in the ledger": ("ledger", "DELETE FROM ledger WHERE {old} AND amount < 0"),
+    "a fill without its entries": (
+        "ledger",
+        "DELETE FROM ledger WHERE step = (SELECT min(step) FROM fills)",
+    ),
+    "another amount": (
+        "ledger",
+        "UPDATE ledger SET amount = amount + 5 WHERE kind = 'fee' AND {old}",
+        "UPDATE ledger SET amount = amount - 5 WHERE kind = 'realized' AND {old}",
+    ),
+    "another fee": ("holdings", "UPDATE fills SET fee = fee - 1 WHERE {old}"),
+    "another side": ("holdings", "UPDATE fills SET side = 'BUY' WHERE {old}"),
+    "an order that was filled less": (
+        "orders",
+        "UPDATE orders SET filled = filled - 1 WHERE filled > 0 AND {old}",
+    ),
+    "an order of which nothing is known": (
+        "orders",
+        "DELETE FROM orders WHERE {old} AND order_id IN (SELECT order_id FROM fills WHERE {old})",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", TAKEN_OUT)
+def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, "stops")
+    old = f"step & 268435455 <= {prune(path, 3).until_sequence}"
+    losing = "SELECT order_id FROM ledger WHERE kind = 'realized' AND amount < 0"
+    assert not audited(path)
+    _, *statements = TAKEN_OUT[what]
+    with closing(sqlite3.connect(path)) as raw:
+        (lost,) = raw.execute(f"SELECT count(*) FROM fills WHERE {old} AND order_id IN ({losing})")
+    assert lost > (5,)
+    forge(path, *(one.format(old=old, losing=losing) for one in statements))
+    found = audited(path)
+    assert found
+    with Reader.open(path) as reader:
+        assert verify_chain(reader.connection, reader.find("last")).holds, "it was made to fit"
+
+
+@pytest.mark.usefixtures("short_days")
+def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path: Path) -> None:
+    path = explained_runs.replayed(tmp_path, mode="step", bars=3 * explained_runs.CONTEXT)
+    (done,) = retention.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
+    assert not audited(path)
+    shadow = f"UPDATE twin_fills SET notional = notional + 1 WHERE step <= {done.until_sequence}"
+    with closing(sqlite3.connect(path)) as raw:
+        (first,) = raw.execute("SELECT min(step & 268435455) FROM twin_fills").fetchone()
+    assert first <= done.until_sequence
+    forge(path, shadow.replace("step <=", "step & 268435455 <="))
+    with Reader.open(path) as reader:
+        problem = audit(reader.connection, reader.find("last")).problem
+    assert problem is not None
+    assert problem.tables == ("holdings", "twin_fills")
 
 
 def test_a_run_that_an_older_version_pruned_is_derived_as_far_as_its_bars_go(

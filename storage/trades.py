@@ -1,0 +1,240 @@
+"""What fills, orders, positions and the ledger of a run say of one another.
+
+``audit verify`` asks it of runs that were pruned: all four are kept, and the steps from which they
+followed are gone. So what was taken out of one of them, or changed in it, with every digest
+computed anew, is found by the others. Of a whole run ``verify`` derives all of it.
+
+The rules are docs/storage.md, S10, and docs/money.md, M24.
+"""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct
+
+from tracepaper.storage.chain import ChainProblem
+from tracepaper.storage.reader import run_span
+from tracepaper.storage.rows import sequence_of
+from tracepaper.strategies.market import divide_half_even
+from tracepaper.strategies.types import Category, FillModel, LedgerKind, Side
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator
+
+_RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
+_INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
+_FILLED: Final = (
+    "SELECT step, {}, instrument, side, quantity, notional, fee, fee_base, model, order_id "
+    "FROM {} WHERE step BETWEEN ? AND ? ORDER BY {}"
+)
+_FILLS: Final = _FILLED.format("NULL", "fills", "step, ordinal")
+_TWIN_FILLS: Final = _FILLED.format("twin", "twin_fills", "step, book, ordinal")
+_HOLDINGS: Final = (
+    "SELECT step, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
+    "FROM holdings WHERE step BETWEEN ? AND ? AND instrument IS NOT NULL AND quantity IS NOT NULL "
+    "ORDER BY step, book"
+)
+_MOVED: Final = (
+    "SELECT step, kind, instrument, amount, order_id FROM ledger WHERE step BETWEEN ? AND ? "
+    "AND kind IN ('realized', 'fee', 'liquidation_fee', 'bought', 'sold') ORDER BY step, ordinal"
+)
+_IS_KEPT: Final = "SELECT EXISTS (SELECT 1 FROM ledger WHERE step BETWEEN ? AND ?)"
+_ORDERED: Final = (
+    "SELECT order_id, max(step), filled FROM orders WHERE step BETWEEN ? AND ? GROUP BY order_id"
+)
+_SUMS: Final = (
+    "SELECT order_id, max(step), sum(quantity) FROM fills WHERE step BETWEEN ? AND ? "
+    "GROUP BY order_id"
+)
+
+
+class _Filled(NamedTuple):
+    """A fill, as its row says it."""
+
+    step: int
+    twin: str | None  # None is the run's own account
+    instrument: int
+    side: str
+    quantity: int
+    notional: int
+    fee: int
+    fee_base: int
+    model: str
+    order_id: str
+
+
+Entry = tuple[str, int, int, str]
+"""Kind, instrument, amount and order of a movement of cash."""
+
+
+class _Position(Struct):
+    """What one account holds of one instrument, by its fills alone."""
+
+    is_cash: bool
+    quantity: int = 0
+    entry_notional: int = 0
+    realized_pnl: int = 0
+    fees_paid: int = 0
+
+    @property
+    def held(self) -> tuple[int, int, int, int]:
+        """The columns of ``holdings`` that follow from fills."""
+        return self.quantity, self.entry_notional, self.realized_pnl, self.fees_paid
+
+    def book(self, fill: _Filled) -> list[Entry]:
+        """Take in *fill*; return what it moves in cash, as docs/money.md, M5 to M8, say."""
+        buys = fill.side == Side.BUY.value
+        moved: list[tuple[LedgerKind, int]]
+        if self.is_cash:
+            moved = self._paid(fill) if buys else self._sold(fill)
+        else:
+            moved = self._linear(fill, 1 if buys else -1)
+        self.fees_paid += fill.fee
+        fee = LedgerKind.FEE
+        if fill.model == FillModel.LIQUIDATION.value:
+            fee = LedgerKind.LIQUIDATION_FEE
+        return [
+            (kind.value, fill.instrument, amount, fill.order_id)
+            for kind, amount in (*moved, (fee, -fill.fee))
+            if amount
+        ]
+
+    def _linear(self, fill: _Filled, sign: int) -> list[tuple[LedgerKind, int]]:
+        opened, notional, realized = fill.quantity, fill.notional, 0
+        if self.quantity * sign < 0:
+            closed = min(fill.quantity, abs(self.quantity))
+            share = divide_half_even(fill.notional * closed, fill.quantity)
+            realized = self._close(closed, -sign * share)
+            opened, notional = fill.quantity - closed, fill.notional - share
+        self.quantity += sign * opened
+        self.entry_notional += sign * notional
+        self.realized_pnl += realized
+        return [(LedgerKind.REALIZED, realized)]
+
+    def _paid(self, fill: _Filled) -> list[tuple[LedgerKind, int]]:
+        fee = divide_half_even(fill.notional * fill.fee_base, fill.quantity)
+        self.quantity += fill.quantity - fill.fee_base
+        self.entry_notional += fill.notional - fee
+        self.fees_paid += fee
+        return [(LedgerKind.BOUGHT, -fill.notional)]
+
+    def _sold(self, fill: _Filled) -> list[tuple[LedgerKind, int]]:
+        if self.quantity > 0:
+            self.realized_pnl += self._close(fill.quantity, fill.notional)
+        return [(LedgerKind.SOLD, fill.notional)]
+
+    def _close(self, closed: int, proceeds: int) -> int:
+        entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
+        self.quantity -= closed if self.quantity > 0 else -closed
+        self.entry_notional -= entry
+        return proceeds - entry
+
+
+def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
+    """Return the first step of *run_id* at which fills, orders, positions and ledger disagree.
+
+    Of a run that took over an account its positions begin with the first that is stored.
+    """
+    run_key, parent = connection.execute(_RUN, (run_id,)).fetchone()
+    span = run_span(run_key)
+    kinds = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
+    is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
+    due: list[tuple[int, Entry]] = []
+    checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
+        lambda: _positions(connection, span, is_cash, due, is_taken=parent is not None),
+        lambda: _ledger(connection, span, due),
+        lambda: _orders(connection, span, is_taken=parent is not None),
+    )
+    return next((found for check in checks for found in check()), None)
+
+
+def _positions(
+    connection: sqlite3.Connection,
+    span: tuple[int, int],
+    is_cash: dict[int, bool],
+    due: list[tuple[int, Entry]],
+    *,
+    is_taken: bool,
+) -> Iterator[ChainProblem]:
+    """Hold every position to the fills before it; *due* takes what those move in the ledger."""
+    fills = [_Filled(*row) for row in connection.execute(_FILLS, span)]
+    of_twins = [_Filled(*row) for row in connection.execute(_TWIN_FILLS, span)]
+    waiting: dict[tuple[str | None, int], list[_Filled]] = {}
+    for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
+        waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
+    known: dict[tuple[str | None, int], _Position] = {}
+    booked: dict[int, list[Entry]] = {}
+    for step, twin, place, *held in connection.execute(_HOLDINGS, span):
+        book = twin, place
+        behind = waiting.get(book, [])
+        new = []
+        while behind and behind[-1].step <= step:
+            new.append(behind.pop())
+        if is_taken and book not in known:  # what was held before is another run's to tell
+            known[book] = _Position(is_cash[place], *held)
+            continue
+        position = known.setdefault(book, _Position(is_cash[place]))
+        booked.update((id(fill), position.book(fill)) for fill in new)
+        if position.held != tuple(held):
+            yield _disagree(step, "positions", "fills", *_tables(twin))
+            return
+    for (twin, _), left in waiting.items():
+        if left:
+            yield _disagree(left[-1].step, "positions", "fills", *_tables(twin))
+            return
+    due += [(fill.step, entry) for fill in fills for entry in booked.get(id(fill), [_UNKNOWN])]
+
+
+_UNKNOWN: Final[Entry] = ("", 0, 0, "")
+"""Stands for what a fill moved of a position that was taken over with it."""
+
+
+def _tables(twin: str | None) -> tuple[str, str]:
+    return ("holdings", "fills") if twin is None else ("holdings", "twin_fills")
+
+
+def _ledger(
+    connection: sqlite3.Connection, span: tuple[int, int], due: list[tuple[int, Entry]]
+) -> Iterator[ChainProblem]:
+    """Hold the ledger to what the fills are *due* to move; an older version kept none."""
+    if connection.execute(_IS_KEPT, span).fetchone() == (0,):
+        return
+    unknown = {entry for _, entry in due} & {_UNKNOWN}
+    moved: list[tuple[int, Entry]] = [
+        (step, (kind, place, amount, order_id))
+        for step, kind, place, amount, order_id in connection.execute(_MOVED, span)
+    ]
+    if unknown:
+        skipped = [at for at, (_, entry) in enumerate(due) if entry == _UNKNOWN]
+        del due[: skipped[-1] + 1]
+        moved = moved[len(moved) - len(due) :]
+    for said, follows in zip_longest(moved, due):
+        if said is None or follows is None or said[1] != follows[1]:
+            at = min(one[0] for one in (said, follows) if one is not None)
+            yield _disagree(at, "ledger", "fills", "ledger", "fills")
+            return
+
+
+def _orders(
+    connection: sqlite3.Connection, span: tuple[int, int], *, is_taken: bool
+) -> Iterator[ChainProblem]:
+    """Hold what each order says was filled of it to its fills."""
+    ordered = {row[0]: row[1:] for row in connection.execute(_ORDERED, span)}
+    sums = {row[0]: row[1:] for row in connection.execute(_SUMS, span)}
+    for order_id, (step, filled) in sorted(ordered.items(), key=lambda one: one[1][0]):
+        if filled != sums.get(order_id, (0, 0))[1] and not is_taken:
+            yield _disagree(step, f"order {order_id}", "fills", "orders", "fills")
+            return
+    for order_id, (step, _) in sums.items():
+        if order_id not in ordered:
+            yield _disagree(step, f"order {order_id}", "fills", "orders", "fills")
+            return
+
+
+def _disagree(step: int, what: str, other: str, *tables: str) -> ChainProblem:
+    at = sequence_of(step)
+    sentence = f"What the {what} and the {other} say of one another disagrees at step {at}: one of "
+    return ChainProblem(at, tables, "changed", sentence + "them was changed, removed or added.")
