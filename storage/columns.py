@@ -319,6 +319,11 @@ _EVENTS = (
     _whole("seen_ms", "market time at which the engine saw it", TIME),
     _text("content", "JSON of its other fields, numbers as they are stored"),
     _blob("books", null=True),  # of a ``depth``, packed: see ``strategies/books.py``
+    _text(
+        "belief",
+        "on what a price or rate that jumped was believed, or why it was not; null where none did",
+        null=True,
+    ),
 )
 
 _ANSWERS = (

@@ -160,6 +160,7 @@ class StepDecoder:
         core = rows.core
         shape = StepShape.unpack(core[STEP.shape])
         answer_row, state_row = rows.row("answers"), rows.row("states")
+        event_row = rows.row("events")
         marks = (
             core[STEP.unrealized_pnl],
             core[STEP.account_unrealized_pnl],
@@ -184,6 +185,7 @@ class StepDecoder:
             decision_sha256=core[STEP.decision_sha256],
             state=rows.state,
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
+            belief=None if event_row is None else event_row[EVENT.belief],
         )
 
     def _event(self, rows: StoredRows) -> Event:

@@ -449,7 +449,7 @@ class StepEncoder:
             if plain is not None:
                 return plain
         else:
-            row, place = self._event_row(event, key)
+            row, place = self._event_row(event, key, step.belief)
             sparse.append(("events", row))
         judged: Judged | None = None
         if step.decision is not None:
@@ -564,8 +564,8 @@ class StepEncoder:
             )
         return self._place(bar.instrument)
 
-    def _event_row(self, event: Event, key: int) -> tuple[Row, int | None]:
-        """Return the row of *event* and the place of its instrument in the run."""
+    def _event_row(self, event: Event, key: int, belief: str | None) -> tuple[Row, int | None]:
+        """Return the row of *event*, with its *belief*, and the place of its instrument."""
         content = msgspec.to_builtins(event)
         named: int | None = None
         if isinstance(event, InstrumentChange):
@@ -579,7 +579,16 @@ class StepEncoder:
             del content["books"]
             books = event.books
         text = msgspec.json.encode(content).decode()
-        return (key, EVENT_KINDS[type(event)], named, market_ms, seen_ms, text, books), named
+        return (
+            key,
+            EVENT_KINDS[type(event)],
+            named,
+            market_ms,
+            seen_ms,
+            text,
+            books,
+            belief,
+        ), named
 
     def _check_scales(self, instrument: Instrument) -> None:
         """Refuse new decimals: every number of the run counts in the old ones."""

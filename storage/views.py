@@ -179,6 +179,7 @@ _OF_STEPS: Final = ", ".join(
         _SEEN_MS,
         f"CAST({iso(_SEEN_MS)} AS TEXT)",
         f"CAST(coalesce(e.content, {_BAR_CONTENT}) AS TEXT)",
+        "CAST(e.belief AS TEXT)",
     )
 )
 
@@ -193,7 +194,7 @@ V_EVENTS: Final = View(
             any_of(EVENT_TYPES),
         ),
         Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
-        *shown("e", "events", "market_ms", "seen_ms", "content"),
+        *shown("e", "events", "market_ms", "seen_ms", "content", "belief"),
     ),
     # What a prune has kept has no step any more; all else is found by its step.
     "FROM runs r JOIN prunes p ON p.run_key = r.run_key JOIN events e "

@@ -252,13 +252,13 @@ class Plausibility:
         self._ranges: deque[int] = deque()
         self._sorted: list[int] = []
         self._last: int | None = None
-        self._doubled_median = 0  # of the newest bars, once there are enough of them
+        self.doubled_median = 0  # of the newest bars, once there are enough of them
 
     def copy(self) -> Plausibility:
         """Return a second one that knows the same bars."""
         other = Plausibility()
         other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
-        other._doubled_median = self._doubled_median
+        other.doubled_median = self.doubled_median
         return other
 
     def add(self, bar: Bar, tick: int) -> float:
@@ -275,7 +275,7 @@ class Plausibility:
             return 0.0
         middle = count >> 1
         doubled = ordered[middle] + ordered[middle if count & 1 else middle - 1]
-        self._doubled_median = doubled
+        self.doubled_median = doubled
         return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
 
     def range_bp(self) -> float | None:
@@ -283,7 +283,7 @@ class Plausibility:
         last = self._last
         if len(self._sorted) < YARDSTICK_LEAST or not last:
             return None
-        return 5_000 * self._doubled_median / last
+        return 5_000 * self.doubled_median / last
 
 
 _WHOLE: Final = 1 + 1e-6

@@ -187,13 +187,20 @@ class Trade(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class Mark(Struct, frozen=True, gc=False):
-    """A mark price, used to value positions where the exchange sends one."""
+class Mark(Struct, frozen=True, gc=False, omit_defaults=True):
+    """A mark price, used to value positions where the exchange sends one.
+
+    What its ticker shows beside it says whether a price is believed that jumps: the index price,
+    the last trade, and the announced funding rate (10⁻¹⁰) where that is beyond all that is usual.
+    """
 
     instrument: str
     price: int
     market_ms: int
     seen_ms: int
+    index: int | None = None
+    last: int | None = None
+    funding_rate: int | None = None
 
 
 class Funding(Struct, frozen=True, gc=False):
@@ -777,6 +784,7 @@ class Step(Struct, frozen=True, gc=False):
     decision_sha256: bytes | None
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
+    belief: str | None = None  # on what a price that jumped was believed, or why it was not
 
 
 ACTING_ONLY: Final = (

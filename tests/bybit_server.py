@@ -11,6 +11,7 @@ import heapq
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
+from decimal import Decimal
 from itertools import count
 from typing import Any, Self, TypeVar
 
@@ -163,7 +164,7 @@ class ScriptedServer:
 
     def add_candle(self, open_ms: int, close: str = "100.5", symbol: str = "BTCUSDT") -> None:
         """Have a closed candle for REST."""
-        row = (open_ms, close, close, close, close, "1.5", "150.75")
+        row = (open_ms, close, close, close, close, "1.5", turnover(close))
         self.rows.setdefault(symbol, {})[open_ms] = row
 
     def asked(self, name: str) -> list[dict[str, str]]:
@@ -307,12 +308,18 @@ def kline(
         "high": close,
         "low": close,
         "volume": "1.5",
-        "turnover": "150.75",
+        "turnover": turnover(close),
         "confirm": confirm,
         "timestamp": open_ms + MINUTE + 300,
     }
     at_ms = open_ms + MINUTE + 300 if ts is None else ts
     return {"topic": f"kline.1.{symbol}", "data": [candle], "ts": at_ms, "type": "snapshot"}
+
+
+def turnover(close: str) -> str:
+    """Return what a volume of 1.5 comes to at *close*, where that is a number."""
+    is_number = close.replace(".", "", 1).isdecimal()
+    return str(Decimal("1.5") * Decimal(close)) if is_number else "150.75"
 
 
 def book(ts: int, bid: str = "100.4", ask: str = "100.5", size: str = "1") -> dict[str, Any]:

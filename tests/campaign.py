@@ -57,7 +57,9 @@ KINDS = (
     "off_grid", "double_close", "implausible_close", "ahead_candle", "ahead_book", "ahead_ticker",
     "ahead_trade", "foreign_frame", "crossed_book", "deep_book", "http_status", "retcode",
     "redirect", "hang", "malformed_body", "lying_time", "empty_page", "short_page", "foreign_page",
-    "foreign_window", "off_grid_page", "implausible_page",
+    "foreign_window", "off_grid_page", "implausible_page", "false_mark", "mark_of_one",
+    "false_ticker", "absurd_rate", "false_book", "absurd_settlement", "hollow_close",
+    "absurd_turnover",
 )  # fmt: skip
 
 

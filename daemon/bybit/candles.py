@@ -21,6 +21,9 @@ from tracepaper.strategies.errors import FrameImpossible
 from tracepaper.strategies.market import interval_start
 from tracepaper.strategies.types import MONEY_LIMIT, Bar, Instrument, Source
 
+_STREAM: Final = Source.STREAM
+TURNOVER_SLACK: Final = 1
+"""Units of the quote currency, besides a thousandth, that turnover may be off: it is rounded."""
 _ZEROS: Final = tuple("0" * count for count in range(41))
 _SHOWN: Final = 40  # characters of a number that an error repeats
 _Amount = Annotated[int, Meta(ge=0, le=MONEY_LIMIT)]
@@ -37,8 +40,8 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
     """Return the function that reads candles of *instrument* and of *interval_ms*.
 
     It parses the six numbers, then checks the candle. It raises ``MessageMalformed`` where a text
-    is no exact number, ``FrameImpossible`` where the candle contradicts itself or lies off its
-    interval's grid.
+    is no exact number, ``FrameImpossible`` where the candle contradicts itself, lies off its
+    interval's grid, or is of the stream and its volume cannot have made its range or turnover.
     """
     name, interval = instrument.id, interval_name(interval_ms)
     grid_ms, last_ms = interval_start(interval_ms, interval_ms) % interval_ms, interval_ms - 1
@@ -50,6 +53,11 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
     turnover_sent = min(price_decimals + instrument.quantity_decimals, turnover_decimals)
     volume_zeros = _ZEROS[volume_decimals - volume_sent]
     turnover_zeros = _ZEROS[turnover_decimals - turnover_sent]
+    # What brings turnover to the decimals of price times volume, and how far it may be off there.
+    product_decimals = price_decimals + volume_decimals
+    unit = 10 ** max(product_decimals - turnover_decimals, 0)
+    over = 10 ** max(turnover_decimals - product_decimals, 0)
+    slack = 1_000 * TURNOVER_SLACK * 10 ** max(product_decimals, turnover_decimals)
     # Where the decimal point of such a text stands, counted from its end.
     dot, volume_dot, turnover_dot = -1 - price_decimals, -1 - volume_sent, -1 - turnover_sent
 
@@ -79,6 +87,12 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
             and (candle.interval == interval or not candle.interval)
         ):
             raise _impossible(candle, name, is_on_grid=start % interval_ms == grid_ms)
+        if source is _STREAM:  # of what REST says itself, nobody is left to ask
+            traded, spent = volume * over, 1_000 * turnover * unit
+            if not (999 * low * traded - slack <= spent <= 1_001 * high * traded + slack) or (
+                not volume and high != low
+            ):
+                raise _untraded(candle, name)
         return Bar(
             name,
             start,
@@ -110,6 +124,16 @@ def _impossible(candle: KlineCandle, name: str, *, is_on_grid: bool) -> FrameImp
         f"The candle of {name} at {candle.start} contradicts itself (high {candle.high[:_SHOWN]}, "
         f"low {candle.low[:_SHOWN]}, open {candle.open[:_SHOWN]}, close {candle.close[:_SHOWN]}, "
         f"end {candle.end}, interval {candle.interval[:8]!r}); it was dropped and leaves a hole.",
+    )
+
+
+def _untraded(candle: KlineCandle, name: str) -> FrameImpossible:
+    """Return what refuses *candle*, whose volume made neither its range nor its turnover."""
+    return FrameImpossible(
+        "untraded",
+        f"The candle of {name} at {candle.start} cannot have been traded (volume "
+        f"{candle.volume[:_SHOWN]}, turnover {candle.turnover[:_SHOWN]}, high "
+        f"{candle.high[:_SHOWN]}, low {candle.low[:_SHOWN]}); it was dropped and leaves a hole.",
     )
 
 

@@ -31,7 +31,7 @@ from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.sequencer import BarSequencer
 from tracepaper.daemon.bybit.websocket import CategoryStream, first_cause
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.engine.ports import Clock
+from tracepaper.daemon.engine.ports import Clock, PriceJudge
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.frames import frame_bar_of
 from tracepaper.strategies.market import interval_start
@@ -44,6 +44,7 @@ from tracepaper.strategies.types import (
     Instrument,
     Mark,
     Quote,
+    Trade,
 )
 
 QUEUE_LIMIT: Final = 10_000
@@ -68,7 +69,8 @@ class LiveFeed:
 
     ``quote_from_ms`` tells for a quote the market time from which quotes such as it matter, None
     while it can change no order; ``liquidates`` whether a mark price takes a position away, and is
-    an event at once. ``counters`` says what happened, for /metrics. Raises
+    an event at once; ``judge`` what belongs to a price that jumps (M36). ``counters`` says what
+    happened, for /metrics. Raises
     ``ConfigInvalid`` where the exchange and the run do not belong together; everything recoverable
     is waited out.
     """
@@ -84,6 +86,7 @@ class LiveFeed:
         start: FeedStart,
         quote_from_ms: Callable[[Quote], int | None],
         liquidates: Callable[[Mark], bool] = lambda _: False,
+        judge: PriceJudge | None = None,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
         self.counters = rest.counters  # of streams and REST together
@@ -93,6 +96,7 @@ class LiveFeed:
         self._exchange = exchange
         self._quote_from_ms = quote_from_ms
         self._liquidates = liquidates
+        self._judge = judge
         self._queue: EventQueue[Item] = EventQueue(queue_limit)
         self._states = {one.id: _feed_state(one, exchange, start) for one in instruments}
         self._start = start
@@ -106,6 +110,7 @@ class LiveFeed:
             queue=self._queue,
             counters=self.counters,
             spawn=self._spawn,
+            doubts=(lambda _: False) if judge is None else judge.doubts,
         )
         self._sequencer = BarSequencer(
             rest=rest,
@@ -206,7 +211,7 @@ class LiveFeed:
         """Have the exchange's time read anew."""
         self._maintenance.request_resync()
 
-    def enqueue(self, item: Bar | Quote | Mark) -> None:
+    def enqueue(self, item: Bar | Quote | Mark | Trade) -> None:
         """Queue what a stream brought; a bar that finds no place is repaired by REST."""
         if not isinstance(item, Bar):
             if not self._queue.try_put(item, share=0.5):
@@ -286,16 +291,18 @@ class LiveFeed:
         self._queue.put(CloseTimeout(open_ms))
 
     async def _on_item(  # noqa: C901 - one case an item
-        self, item: Bar | Quote | Mark | SampledBook | BackfillPage | GapCauseNotice | Submitted
+        self,
+        item: Bar | Quote | Mark | Trade | SampledBook | BackfillPage | GapCauseNotice | Submitted,
     ) -> AsyncIterator[Event]:
         """Yield what one item of the queue causes."""
         match item:
             case Bar():
                 async for event in self._sequencer.bar(item):
                     yield event
-            case Quote() | Mark():
+            case Quote() | Mark() | Trade():
                 if self._is_event(item):
-                    yield structs.replace(item, seen_ms=self._clock.market_ms())
+                    for price in self._with_others(item):
+                        yield structs.replace(price, seen_ms=self._clock.market_ms())
             case SampledBook():
                 for block in self._states[item.depth.instrument].take_book(item):
                     yield structs.replace(block, seen_ms=self._clock.market_ms())
@@ -309,12 +316,23 @@ class LiveFeed:
             case _:
                 assert_never(item)
 
-    def _is_event(self, item: Quote | Mark) -> bool:
+    def _is_event(self, item: Quote | Mark | Trade) -> bool:
         """Keep *item*; return whether it is an event at once, and not before the next bar alone."""
-        state = self._states[item.instrument]
-        if isinstance(item, Quote):
-            return state.update_quote(item, self._quote_from_ms(item))
-        return state.update_mark(item, matters=self._liquidates(item))
+        state, judge = self._states[item.instrument], self._judge
+        confirms = judge is not None and judge.confirms(item)
+        if isinstance(item, Trade):
+            return state.update_trade(item, confirms=confirms)
+        if isinstance(item, Mark):
+            return state.update_mark(item, matters=confirms or self._liquidates(item))
+        again = judge is not None and judge.holds_quote(item.instrument)
+        return state.update_quote(item, self._quote_from_ms(item), confirms=confirms, again=again)
+
+    def _with_others(self, item: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
+        """Return *item*, and before it what the other sources show now where it is doubted."""
+        if self._judge is None or isinstance(item, Trade) or not self._judge.doubts(item):
+            return [item]
+        self.counters["doubted_prices"] += 1
+        return [*self._states[item.instrument].beside(item), item]
 
     async def _warm_up(self) -> AsyncIterator[Event]:
         """Fetch the bars before the period by REST, as far as they are final already."""

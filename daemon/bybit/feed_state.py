@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import pairwise
@@ -24,9 +24,10 @@ from tracepaper.strategies.types import (
     Mark,
     Quote,
     Source,
+    Trade,
 )
 
-Dated = TypeVar("Dated", Quote, Mark)
+Dated = TypeVar("Dated", Quote, Mark, Trade)
 
 # ---------------------------------------------------------------- bars
 
@@ -257,6 +258,10 @@ class MissingRanges:
 # ---------------------------------------------------------------- funding
 
 
+DOUBTED_RATES: Final = 16
+"""Settlements with an absurd rate that are remembered, so that none is handed on twice."""
+
+
 class FundingSchedule:
     """Each settlement once, also after a restart.
 
@@ -268,6 +273,7 @@ class FundingSchedule:
         self._interval_ms = interval_minutes * MINUTE_MS
         self._announced_ms = 0
         self._asked_ms = settled_ms
+        self._doubted: deque[Funding] = deque(maxlen=DOUBTED_RATES)
         self.settled_ms = settled_ms  # the newest settlement that needs nothing more
 
     def announce(self, next_ms: int) -> None:
@@ -298,18 +304,29 @@ class FundingSchedule:
         """Use the exchange's new interval from the next settlement on."""
         self._interval_ms = interval_minutes * MINUTE_MS
 
-    def settle(self, settlements: Iterable[Funding]) -> list[Funding | Gap]:
+    def settle(
+        self,
+        settlements: Iterable[Funding],
+        doubts: Callable[[Funding], bool] = lambda _funding: False,
+    ) -> list[Funding | Gap]:
         """Return those of *settlements* (oldest first) that are new, and count them as done.
 
-        Before one that is not the next stands a ``Gap`` for each that was due earlier: the exchange
-        publishes settlements in their order, so those never come.
+        One whose rate the engine *doubts* is returned once and asked for again. Before one that is
+        not the next stands a ``Gap`` for each that was due earlier: the exchange publishes
+        settlements in their order, so those never come.
         """
         found: list[Funding | Gap] = []
         for one in settlements:
-            if one.market_ms > self.settled_ms:
-                found += self._missed(one)
-                found.append(one)
-                self.settled_ms = one.market_ms
+            if one.market_ms <= self.settled_ms:
+                continue
+            if doubts(one):
+                if one not in self._doubted:
+                    self._doubted.append(one)
+                    found.append(one)
+                continue
+            found += self._missed(one)
+            found.append(one)
+            self.settled_ms = one.market_ms
         self.asked(self.settled_ms)
         return found
 
@@ -369,6 +386,7 @@ class FeedState:
         self.books = books  # None where none are asked for
         self._quote: NewestPrice[Quote] = NewestPrice()
         self._mark: NewestPrice[Mark] = NewestPrice()
+        self._trade: NewestPrice[Trade] = NewestPrice()
         self._overdue_open_ms = -1
         self._request_at_s = float("inf")
         self._request_wait_s = GRACE_S
@@ -430,17 +448,24 @@ class FeedState:
         if not len(self.pending):
             self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
 
-    def update_quote(self, quote: Quote, from_ms: int | None) -> bool:
+    def update_quote(
+        self, quote: Quote, from_ms: int | None, *, confirms: bool = False, again: bool = False
+    ) -> bool:
         """Keep *quote* if it is the newest; return whether it is an event of its own.
 
         It is one while an order rests (*from_ms* is the market time from which it may fill): the
-        first quote at or after that, then each that differs from the one delivered before.
+        first quote at or after that, then each that differs from the one delivered before, or does
+        not (*again*: that one was not believed). One that *confirms* a mark always is.
         """
         delivered = self._quote.delivered
-        if not self._quote.update(quote) or from_ms is None or quote.market_ms < from_ms:
+        if not self._quote.update(quote):
             return False
-        if delivered is not None and delivered.market_ms >= from_ms and _same(delivered, quote):
-            return False
+        if not confirms:
+            if from_ms is None or quote.market_ms < from_ms:
+                return False
+            is_known = delivered is not None and delivered.market_ms >= from_ms
+            if is_known and not again and delivered is not None and _same(delivered, quote):
+                return False
         self._quote.deliver()
         return True
 
@@ -454,10 +479,26 @@ class FeedState:
         self._mark.deliver()
         return True
 
+    def update_trade(self, trade: Trade, *, confirms: bool) -> bool:
+        """Keep *trade* if it is the newest; return whether it is an event: it *confirms* a price.
+
+        No other trade is one, but for the newest before a price that is doubted.
+        """
+        if not self._trade.update(trade) or not confirms:
+            return False
+        self._trade.deliver()
+        return True
+
+    def beside(self, price: Quote | Mark) -> list[Quote | Mark | Trade]:
+        """Return the newest of the other sources than that of *price*, unless delivered."""
+        other = self._mark.deliver() if isinstance(price, Quote) else self._quote.deliver()
+        return [one for one in (other, self._trade.deliver()) if one is not None]
+
     def drop_ahead(self, latest_ms: float) -> None:
-        """Forget a quote or mark dated after *latest_ms*, so that later ones do not look old."""
+        """Forget what is dated after *latest_ms*, so that later prices do not look old."""
         self._quote.drop_ahead(latest_ms)
         self._mark.drop_ahead(latest_ms)
+        self._trade.drop_ahead(latest_ms)
 
     def take_book(self, sampled: SampledBook) -> Iterator[Depths]:
         """Hold a book of the grid; yield those that are enough for an event."""
@@ -513,7 +554,7 @@ class FeedState:
 
 
 class NewestPrice(Generic[Dated]):
-    """The newest quote or mark by market time, and the one that was delivered last."""
+    """The newest quote, mark or trade by market time, and the one that was delivered last."""
 
     def __init__(self) -> None:
         self.value: Dated | None = None

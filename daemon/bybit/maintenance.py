@@ -147,8 +147,10 @@ class FeedMaintenance:
         queue: EventQueue[Item],
         counters: Counter[str],
         spawn: Callable[[Coroutine[None, None, None]], None],
+        doubts: Callable[[Funding], bool] = lambda _rate: False,
     ) -> None:
         self._is_live = False
+        self._doubts = doubts
         self._spawn = spawn
         self._time = ServerTimeReader(rest, clock, time_scale=exchange.time_scale)
         self._rest = rest
@@ -198,7 +200,7 @@ class FeedMaintenance:
             state.instrument, state.funding.settled_ms + 1, until_ms
         )
         now_ms = self._clock.market_ms()
-        new = state.funding.settle(found)
+        new = state.funding.settle(found, self._doubts)
         missed = [one.from_ms for one in new if isinstance(one, Gap)]
         if missed:
             self._counters["settlements_missed"] += len(missed)

@@ -63,6 +63,7 @@ class TickerData(Struct, rename="camel", gc=False):
     symbol: str
     last_price: str | None = None
     mark_price: str | None = None
+    index_price: str | None = None
     next_funding_time: str | None = None
     funding_rate: str | None = None
 

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from msgspec import Struct
 
 from tracepaper.strategies.frames import FrameRange
-from tracepaper.strategies.types import Bar, Depth, Event, GapCause, Mark, Quote
+from tracepaper.strategies.types import Bar, Depth, Event, GapCause, Mark, Quote, Trade
 
 T = TypeVar("T")
 
@@ -131,6 +131,7 @@ Item = (
     Bar
     | Quote
     | Mark
+    | Trade
     | SampledBook
     | BackfillPage
     | GapCauseNotice

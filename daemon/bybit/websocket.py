@@ -45,7 +45,16 @@ from tracepaper.strategies.errors import (
     MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types import Bar, Category, Depth, GapCause, Instrument, Mark, Quote
+from tracepaper.strategies.types import (
+    Bar,
+    Category,
+    Depth,
+    GapCause,
+    Instrument,
+    Mark,
+    Quote,
+    Trade,
+)
 
 TOPICS_PER_REQUEST: Final = 10
 """Spot refuses more; the other categories take them."""
@@ -346,7 +355,7 @@ class Owner(Protocol):
         """Learn that something is dated ahead: the exchange's time is read anew."""
         ...
 
-    def enqueue(self, item: Bar | Quote | Mark) -> None:
+    def enqueue(self, item: Bar | Quote | Mark | Trade) -> None:
         """Take what a stream brought."""
         ...
 
@@ -366,12 +375,13 @@ class Owner(Protocol):
 def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> list[str]:
     """Return what one symbol needs: closed candles first, then quotes, marks and trades.
 
-    Spot has no mark and no funding, so its ticker has nothing that is used.
+    Spot has no mark and no funding, so its ticker has nothing that is used; its trades show
+    whether a quote that jumps is believed.
     """
     wanted = [f"kline.{interval}.{symbol}", f"orderbook.1.{symbol}"]
     if category is Category.LINEAR:
         wanted.append(f"tickers.{symbol}")
-    if trades:
+    if trades or category is Category.SPOT:
         wanted.append(f"publicTrade.{symbol}")
     return wanted
 
@@ -511,6 +521,8 @@ class CategoryStream:
                     owner.announce_funding(received.instrument, received.next_funding_ms)
             case Trades():
                 owner.counters["trades"] += len(received.trades)
+                if received.trades:
+                    owner.enqueue(received.trades[-1])
             case _:
                 pass  # an acknowledgement, a pong or an unknown frame carries no market time
 

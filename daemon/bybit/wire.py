@@ -34,6 +34,7 @@ from tracepaper.daemon.bybit.messages import (
     TickerFrame,
     decode_kline,
 )
+from tracepaper.daemon.engine.plausible import largest_rate
 from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
 from tracepaper.strategies.market import DAY_MS
 from tracepaper.strategies.types import (
@@ -209,11 +210,11 @@ class Wire:
 
     ``counters`` is shared with the owner and counts what was refused or not known, as
     ``<fault>.<kind>``: the fault is ``malformed``, ``unknown``, ``ahead``, ``early``, ``off_grid``,
-    ``contradictory``, ``double``, ``foreign``, ``crossed``, ``deep`` or ``skipped``. *observe* is
-    called with the date of every frame before any of it is applied, and returns whether it is
-    accepted; *refused* is called with the kind and the sentence of each refusal. ``stale_topics``
-    are those whose state was lost with a refused frame: their owner pops them and asks for a
-    snapshot.
+    ``contradictory``, ``untraded``, ``double``, ``foreign``, ``crossed``, ``deep`` or ``skipped``.
+    *observe* is called with the date of every frame before any of it is applied, and returns
+    whether it is accepted; *refused* is called with the kind and the sentence of each refusal.
+    ``stale_topics`` are those whose state was lost with a refused frame: their owner pops them and
+    asks for a snapshot.
     """
 
     def __init__(
@@ -419,14 +420,12 @@ class Wire:
             if before is None:
                 return self._before_snapshot("tickers", ticker.topic)
             data = _merged(before, data)
-        mark = rounded(data.mark_price, instrument.price_decimals) if data.mark_price else None
+        rate = exact_signed(data.funding_rate, MONEY_DECIMALS) if data.funding_rate else None
         result = Ticker(
             server_ms=ticker.ts,
             instrument=instrument.id,
-            mark=None if mark is None else Mark(instrument.id, mark, ticker.ts, ticker.ts),
-            funding_rate=exact_signed(data.funding_rate, MONEY_DECIMALS)
-            if data.funding_rate
-            else None,
+            mark=_mark(data, instrument, ticker.ts, rate),
+            funding_rate=rate,
             next_funding_ms=self._next_funding(ticker, data),
         )
         if not self._accepts_date(ticker.ts):
@@ -517,12 +516,31 @@ class Wire:
         return Trades(batch.ts, trades)
 
 
+def _mark(
+    data: TickerData, instrument: Instrument, server_ms: int, rate: int | None
+) -> Mark | None:
+    """Return the mark price of a ticker with what it shows beside it; None where it has none."""
+    if not data.mark_price:
+        return None
+    decimals = instrument.price_decimals
+    return Mark(
+        instrument.id,
+        rounded(data.mark_price, decimals),
+        server_ms,
+        server_ms,
+        rounded(data.index_price, decimals) if data.index_price else None,
+        rounded(data.last_price, decimals) if data.last_price else None,
+        None if rate is None or abs(rate) <= largest_rate(instrument) else rate,
+    )
+
+
 def _merged(before: TickerData, delta: TickerData) -> TickerData:
     """Return *before* with what *delta* changes; what it leaves out is unchanged."""
     return TickerData(
         symbol=delta.symbol,
         last_price=before.last_price if delta.last_price is None else delta.last_price,
         mark_price=before.mark_price if delta.mark_price is None else delta.mark_price,
+        index_price=before.index_price if delta.index_price is None else delta.index_price,
         next_funding_time=before.next_funding_time
         if delta.next_funding_time is None
         else delta.next_funding_time,

@@ -115,20 +115,39 @@ class Config(BaseModel):
             del document["model"]["vectors"]
         return document
 
-    def canonical_json(self) -> str:
-        """Return the whole configuration as JSON that is equal for equal configurations."""
-        return _json(self.document())
+    def canonical_json(self, stored: str = "") -> str:
+        """Return the whole configuration as JSON that is equal for equal configurations.
 
-    def sha256(self) -> str:
-        """Return the hash of the sections that decide a run."""
-        document = self.document()
-        tables = {name: document[name] for name, section in SECTIONS.items() if section.decides}
+        Keys that an older version's *stored* one lacks are left out: they are newer than that.
+        """
+        return _json(_known(self.document(), stored))
+
+    def sha256(self, stored: str = "") -> str:
+        """Return the hash of the sections that decide a run; *stored* as above."""
+        document = _known(self.document(), stored)
+        decides = {name for name, section in SECTIONS.items() if section.decides}
+        tables = {name: table for name, table in document.items() if name in decides}
         # Waits of the wall are compared with market time at this pace, so it decides as well.
         tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
         # When the next model is trained decides no bar: each change of a model is an event.
-        del tables["model"]["retrain"]
+        tables["model"].pop("retrain", None)
         decisive = _json(tables)
         return hashlib.sha256(decisive.encode()).hexdigest()
+
+
+def _known(document: dict[str, Any], stored: str) -> dict[str, Any]:
+    """Return *document* without the keys that the JSON *stored* lacks; all where it is empty."""
+    return _within(document, json.loads(stored)) if stored else document
+
+
+def _within(table: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _within(value, stored[name])
+        if isinstance(value, dict) and isinstance(stored[name], dict)
+        else value
+        for name, value in table.items()
+        if name in stored
+    }
 
 
 class _Environment(Config, BaseSettings):

@@ -200,7 +200,8 @@ class ExchangeSection(Section):
     backoff_max_s: float = Field(default=30.0, gt=0, le=3_600)
     """The longest full-jitter wait, wall seconds, between two attempts."""
     trades: bool = False
-    """Also subscribe to public trades; they are counted and never decided on."""
+    """Also subscribe to public trades; they are counted and never decided on. On spot always: they
+    confirm a quote that jumps."""
 
 
 class StrategySection(Section):
@@ -554,6 +555,10 @@ class ExecutionSection(Section):
     """What the draws follow from, with the instrument, the bar and the order's number."""
     fill_within_ms: int = Field(default=10_000, ge=100, le=DAY_MS)
     """Wall milliseconds after that: an order that no quote has filled by then is canceled."""
+    plausible: float = Field(default=30.0, gt=0, le=1e9)
+    """Usual ranges that a quote or mark may jump; beyond, it waits for another source (M34)."""
+    agree_within_ms: int = Field(default=5_000, ge=100, le=DAY_MS)
+    """Wall milliseconds that the other source may lie before or after it."""
     taker_fee: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = Field(
         default=None,
         examples=[BASE_FEES["linear"][0]],

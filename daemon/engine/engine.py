@@ -26,6 +26,7 @@ from tracepaper.daemon.engine.instrument_state import (
 )
 from tracepaper.daemon.engine.matching import Met, matters_from, touched
 from tracepaper.daemon.engine.orders import FLATTEN, UNCHANGED, Latency, Sent
+from tracepaper.daemon.engine.plausible import PLAIN, Price, PriceBelief
 from tracepaper.daemon.engine.protection import DayRange, Plan
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import EngineSettings, EngineState, ModelTerms
@@ -139,6 +140,15 @@ class Engine:
                 self._risk,
                 self._declared_by_all or self._declared.get(item.id),
                 self._day_ranges[item.id],
+            )
+            for item in instruments
+        }
+        self._beliefs = {
+            item.id: PriceBelief(
+                item,
+                self._states[item.id],
+                ranges=settings.usual_ranges,
+                agree_ms=settings.agree_within_ms,
             )
             for item in instruments
         }
@@ -291,6 +301,21 @@ class Engine:
         bounds = (account.brokers[mark.instrument].liquidation for account in self._accounts)
         return any(order is not None and touched(order, mark.price) for order in bounds)
 
+    def doubts(self, price: Quote | Mark | Funding) -> bool:
+        """Return whether *price* would not be believed by itself: others should be shown first."""
+        belief = self._beliefs[price.instrument]
+        if isinstance(price, Funding):
+            return not belief.belief_in_rate(price)[0]
+        return belief.doubts(price)
+
+    def confirms(self, price: Price) -> bool:
+        """Return whether *price* shows what a quote or mark has shown that was not believed."""
+        return self._beliefs[price.instrument].confirms(price)
+
+    def holds_quote(self, instrument: str) -> bool:
+        """Return whether the newest quote of *instrument* was not believed."""
+        return self._beliefs[instrument].holds_quote
+
     def state(self) -> EngineState:
         """Return what must survive a restart."""
         return EngineState(
@@ -431,14 +456,14 @@ class Engine:
                 state = self._states[event.instrument]
                 if state.last_bar is None or event.open_time_ms > state.last_bar.open_time_ms:
                     self._warm_up(event)
-            case Mark():
-                self._states[event.instrument].marked = True
-                self._mark(event.instrument, event.price)
-            case Quote():
-                self._states[event.instrument].quote = event
+            case Quote() | Mark() | Trade():
+                taken = self._beliefs[event.instrument].take(event)
+                for price in (event, *taken.released):
+                    if price is not event or taken.is_believed or isinstance(event, Quote):
+                        self._learn(price)
             case FrameBar() | Depths():
                 self.recall_frame(event)
-            case Gap() | Trade():
+            case Gap():
                 self._states[event.instrument].miss(event)
             case ModelChange():
                 self._forget_passing()
@@ -461,15 +486,8 @@ class Engine:
                 if self._portfolio is not None:
                     self._ask_all([event], [filled], [prediction])
                 return self._decide(event, filled, prediction, event.market_ms)
-            case Quote():
-                return self._quote(event)
-            case Mark():
-                self._states[event.instrument].marked = True
-                self._mark(event.instrument, event.price)
-                taken = self._liquidate(
-                    event.instrument, event.price, event.market_ms, self.sequence
-                )
-                return self._finish(event, event.instrument, taken)
+            case Quote() | Mark() | Trade():
+                return self._price(event)
             case Funding():
                 return self._settle(event)
             case Command():
@@ -480,7 +498,7 @@ class Engine:
             case InstrumentChange():
                 self._change(event.instrument)
                 return self._finish(event, None)
-            case Gap() | Trade():
+            case Gap():
                 self._states[event.instrument].miss(event)
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
@@ -781,23 +799,58 @@ class Engine:
             self._dirty = True
         return expired[0]
 
-    def _quote(self, quote: Quote) -> Step:
-        self._states[quote.instrument].quote = quote
-        if not self._by_quotes:
-            return self._finish(quote, quote.instrument)
-        return self._finish(quote, quote.instrument, self._fill(quote, self.sequence))
+    def _price(self, price: Price) -> Step:
+        """Let *price* act if it is believed, and then what was believed on it."""
+        key = price.instrument
+        taken = self._beliefs[key].take(price)
+        if taken is PLAIN:
+            return self._finish(price, key, self._act(price))
+        filled = NOTHING_FILLED
+        if taken.is_believed:
+            filled = self._act(price)
+        elif isinstance(price, Quote):
+            self._states[key].quote = price  # gates ask how old it is
+            if self._by_quotes:
+                filled = Filled(orders=self._expire(key, price.market_ms))
+        for held in taken.released:
+            filled = filled.followed_by(self._act(held))
+        return self._finish(price, key, filled, belief=taken.words)
+
+    def _act(self, price: Price) -> Filled:
+        """Fill by a quote, or mark and liquidate by a mark price; a trade is evidence alone."""
+        self._learn(price)
+        if type(price) is Quote:
+            return self._fill(price, self.sequence) if self._by_quotes else NOTHING_FILLED
+        if type(price) is Mark:
+            return self._liquidate(price.instrument, price.price, price.market_ms, self.sequence)
+        return NOTHING_FILLED
+
+    def _learn(self, price: Price) -> None:
+        """Know a quote, or value what is held by a mark price."""
+        state = self._states[price.instrument]
+        if type(price) is Quote:
+            state.quote = price
+        elif type(price) is Mark:
+            state.marked = True
+            self._mark(price.instrument, price.price)
 
     def _settle(self, funding: Funding) -> Step:
-        """Book a settlement once: one that is not newer than the last is recorded, no more."""
+        """Book a settlement once: one that is not newer than the last is recorded, no more.
+
+        Nor is one whose rate is not believed.
+        """
         key = funding.instrument
         if funding.market_ms <= self._settled.get(key, -1):
             return self._finish(funding, key, accepted=False)
+        is_believed, words = self._beliefs[key].belief_in_rate(funding)
+        if not is_believed:
+            return self._finish(funding, key, accepted=False, belief=words)
         self._settled[key] = funding.market_ms
         self._dirty = True
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
         bounds = [a.secure(key, self.sequence, funding.market_ms) for a in self._accounts]
-        return self._finish(funding, key, sent=bounds[0])
+        return self._finish(funding, key, sent=bounds[0], belief=words)
 
     def _command(self, command: Command) -> Step:
         """HALT holds everything, RESUME lifts it, FLATTEN halts and closes what is held.
@@ -836,6 +889,7 @@ class Engine:
     def _change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters: for targets, orders and prices from now on."""
         self._states[instrument.id].change(instrument)
+        self._beliefs[instrument.id].change(instrument)
         for account in self._accounts:
             account.change(instrument)
         # A restart begins with filters, and knows no marks: the record must value it alike.
@@ -858,8 +912,9 @@ class Engine:
 
     def _forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
-        for state in self._states.values():
+        for key, state in self._states.items():
             state.forget_passing()
+            self._beliefs[key].forget()
         self._mark_at_closes()
 
     def _mark_at_closes(self) -> None:
@@ -886,6 +941,7 @@ class Engine:
         decision_sha256: bytes | None = None,
         *,
         accepted: bool = True,
+        belief: str | None = None,
     ) -> Step:
         """Return the step of *event*; *confirmed* names the twins whose position it confirmed."""
         portfolio = self._account.portfolio
@@ -924,6 +980,7 @@ class Engine:
             decision_sha256,
             state,
             ledger,
+            belief,
         )
 
     def _has_changed(self, instrument: str) -> bool:

@@ -27,7 +27,13 @@ from tracepaper.strategies.frames import (
     frame_bars,
     open_frames_ms,
 )
-from tracepaper.strategies.gate_evaluator import GateEvaluator, Plausibility, is_finite_forecast
+from tracepaper.strategies.gate_evaluator import (
+    YARDSTICK_BARS,
+    YARDSTICK_LEAST,
+    GateEvaluator,
+    Plausibility,
+    is_finite_forecast,
+)
 from tracepaper.strategies.gates import GateInputs, GateKind, gate_order, plausible, refusal
 from tracepaper.strategies.market import DAY_MS, interval_start, unscaled
 from tracepaper.strategies.outlook import BarRecord, Outlook, Sight
@@ -55,7 +61,6 @@ from tracepaper.strategies.types import (
     Quote,
     Regime,
     Side,
-    Trade,
 )
 
 _NO_ORDERS: Final = Orders((), "")
@@ -244,9 +249,22 @@ class InstrumentState:
         self.regime, self.cell = Regime.UNKNOWN, _NO_CELL
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
-    def miss(self, event: Gap | Trade) -> None:
+    def usual_range(self) -> int:
+        """Return twice the median of high - low over the last 60 bars; 0 under ten of them.
+
+        Without the gate ``plausible`` at most as many are known again after a start as a day has.
+        """
+        if self._plausibility is not None:
+            return self._plausibility.doubled_median
+        spreads = sorted(bar.high - bar.low for bar in self._day_range.last(YARDSTICK_BARS))
+        middle = len(spreads) // 2
+        if len(spreads) < YARDSTICK_LEAST:
+            return 0
+        return spreads[middle] + spreads[-middle - 1]
+
+    def miss(self, event: Gap) -> None:
         """Learn which bars come late, by REST, perhaps without the quotes that went with them."""
-        if isinstance(event, Gap) and event.repaired_by == BY_REST:
+        if event.repaired_by == BY_REST:
             self.missed_until_ms = event.until_ms
 
     def change(self, instrument: Instrument) -> None:

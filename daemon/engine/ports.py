@@ -1,11 +1,20 @@
-"""The protocols between the engine and the world: Clock, Feed, Predictor and AuditLog."""
+"""The protocols between the engine and the world: clock, feed, judge, predictor and log."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from tracepaper.strategies.types import Bar, Event, Prediction, Step
+from tracepaper.strategies.types import (
+    Bar,
+    Event,
+    Funding,
+    Mark,
+    Prediction,
+    Quote,
+    Step,
+    Trade,
+)
 
 
 class Clock(Protocol):
@@ -41,6 +50,22 @@ class Feed(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Event | None]:
         """Yield events until the feed ends; None before a wait where an event was promised."""
+        ...
+
+
+class PriceJudge(Protocol):
+    """What a feed asks of the engine about prices and rates that jump: which belong together."""
+
+    def doubts(self, price: Quote | Mark | Funding, /) -> bool:
+        """Return whether *price* would not be believed by itself."""
+        ...
+
+    def confirms(self, price: Quote | Mark | Trade, /) -> bool:
+        """Return whether *price* shows what one has shown that was not believed."""
+        ...
+
+    def holds_quote(self, instrument: str, /) -> bool:
+        """Return whether the newest quote of *instrument* was not believed."""
         ...
 
 

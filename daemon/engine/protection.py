@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import isfinite
 from typing import Final
 
@@ -64,6 +64,10 @@ class DayRange:
                 self._sum -= self._ranges[0]
             self._add(recent[-1], bar)
         recent.append(bar)
+
+    def last(self, count: int) -> list[Bar]:
+        """Return the last *count* bars, newest first, or as many as a day has."""
+        return list(islice(reversed(self._recent), count))
 
     def mean(self) -> int | None:
         """Return it in units of the price; None while fewer bars are known."""

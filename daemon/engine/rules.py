@@ -93,6 +93,11 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
         "what closes a position at its time grows with what its entry still fills, goes where a "
         "signal names a later time, and an entry whose time is over is stored as given up",
     ),
+    RuleChange(
+        "M34",
+        "a quote, mark price or funding rate that jumps waits until another source shows it",
+        ACCOUNT | {"events.belief", "steps.shape"},
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 

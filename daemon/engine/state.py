@@ -8,6 +8,7 @@ from msgspec import Struct
 from tracepaper.daemon.engine.account import AccountState
 from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.orders import FILL_WITHIN_MS
+from tracepaper.daemon.engine.plausible import AGREE_WITHIN_MS, USUAL_RANGES
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.daemon.engine.twins import TwinBasis
 from tracepaper.strategies.calendar import Calendar
@@ -45,6 +46,8 @@ class EngineSettings(Struct, frozen=True):
     costs_of: dict[str, ExecutionCosts] = {}  # of the instruments that have others, by id
 
     leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
+    usual_ranges: float = USUAL_RANGES  # beyond which a price waits for another source
+    agree_within_ms: int = AGREE_WITHIN_MS
 
     def costs_for(self, instrument: str) -> ExecutionCosts:
         """Return what trading *instrument* costs."""

@@ -447,6 +447,8 @@ def build_engine(
         latency_jitter_ms=config.execution.latency_jitter_ms,
         seed=config.execution.seed,
         fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
+        usual_ranges=float(config.execution.plausible),
+        agree_within_ms=round(config.execution.agree_within_ms * config.exchange.time_scale),
         flat_on_refusal=config.gate.on_refusal == "flat",
         horizon_index=terms.horizon_index,
         slope=terms.slope,

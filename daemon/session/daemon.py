@@ -389,6 +389,7 @@ class Daemon:
             ),
             quote_from_ms=engine.quote_from_ms,
             liquidates=engine.liquidates,
+            judge=engine,
         )
 
     async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:

@@ -194,7 +194,7 @@ def _go_on(
         history=history,
         resumed=True,
         known=dict(resumed.last_open_ms),
-        known_funding=resumed.last_funding_ms,
+        known_funding=engine.state().settled,  # one that was not believed is asked for again
         recent={item.id: reader.bars(run.run_id, item.id, YARDSTICK_BARS) for item in instruments},
         is_served=opening.is_served,
     )

@@ -285,8 +285,8 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
     run, config = stored.run, recorded.config
     model = recorded.forecaster
     due: dict[str, object] = {
-        "config": config.canonical_json(),
-        "config_sha256": config.sha256(),
+        "config": config.canonical_json(run.config),
+        "config_sha256": config.sha256(run.config),
         "strategy": config.strategy.name,
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,

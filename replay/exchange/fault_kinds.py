@@ -379,7 +379,7 @@ def times(text: str, factor: int) -> str:
 # ------------------------------------------------------------ frames that cannot be true
 
 STRANGER: Final = "OTHERUSDT"
-PRICES: Final = ("open", "close", "high", "low", "p", "markPrice", "lastPrice")
+PRICES: Final = ("open", "close", "high", "low", "p", "turnover", "markPrice", "lastPrice")
 DEEP_LEVELS: Final = 1_500
 AHEAD_MS: Final = HOUR_MS
 AHEAD_S: Final = 3.0

@@ -1,9 +1,9 @@
 """Faults on request: armed by a control call or a seeded schedule, counted when they hit.
 
 A fault is *scheduled* when it is armed and *fired* when it hit something: a frame, a connection
-or a request. An armed fault waits until then. ``fault_kinds`` declares every kind;
-``tracepaper exchange --list-faults`` prints them. ``topic`` is the beginning of the topic or of
-the REST path to hit.
+or a request. An armed fault waits until then. ``fault_kinds`` and ``false_prices`` declare every
+kind; ``tracepaper exchange --list-faults`` prints them. ``topic`` is the beginning of the topic or
+of the REST path to hit.
 
 With ``provoke`` (the schedule sets it), the REST faults also cut the stream, since a client that
 is well has no reason to ask.
@@ -20,7 +20,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from tracepaper.replay.exchange.fault_kinds import FAULTS, PENDING_LIMIT, Fault, FaultKind, Hit
+from tracepaper.replay.exchange.false_prices import FAULTS
+from tracepaper.replay.exchange.fault_kinds import PENDING_LIMIT, Fault, FaultKind, Hit
 from tracepaper.replay.exchange.path import draws, key
 from tracepaper.strategies.errors import ConfigInvalid
 

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from tracepaper.replay.exchange.answers import instruments_page
 from tracepaper.replay.exchange.channels import encode
+from tracepaper.replay.exchange.false_prices import FUNDING_PATH, SettlementFault
 from tracepaper.replay.exchange.fault_kinds import (
     FORBIDDEN,
     KLINE_PATH,
@@ -75,6 +76,10 @@ class RestHandler:
             kind, hit = page
             result = dict(result)
             result["list"] = kind.effect(result["list"], result, hit)
+        is_settled = path == FUNDING_PATH and result["list"]
+        if is_settled and (settled := faults.hit(SettlementFault, now_ms, path)):
+            settling, hit = settled
+            result |= {"list": settling.effect(result["list"], hit)}
         if lie := faults.hit(TimeFault, now_ms, path):
             lying, hit = lie
             now_ms, result = lying.effect(now_ms, path, result, hit)

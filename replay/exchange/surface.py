@@ -10,7 +10,7 @@ from typing import Final
 
 from tracepaper.replay.exchange import answers, channels, quotes, risk, statistics
 from tracepaper.replay.exchange.channels import Channel, Topic, TopicRequest
-from tracepaper.replay.exchange.fault_kinds import FAULTS
+from tracepaper.replay.exchange.false_prices import FAULTS
 from tracepaper.replay.exchange.market import Venue
 from tracepaper.replay.exchange.routes import Answer, Query, Refused, Route
 

@@ -42,13 +42,13 @@ def candle(**changes: str | int) -> KlineCandle:
     return structs.replace(CLOSED, **changes)
 
 
-def bar_of(one: KlineCandle, of: Instrument | None = None) -> Bar:
+def bar_of(one: KlineCandle, of: Instrument | None = None, source: Source = Source.STREAM) -> Bar:
     read = candle_reader(of or instrument(), MINUTE)
-    return read(one, START + MINUTE + 441, Source.STREAM)
+    return read(one, START + MINUTE + 441, source)
 
 
 def read(one: KlineCandle, of: Instrument | None = None) -> tuple[int, ...]:
-    bar = bar_of(one, of)
+    bar = bar_of(one, of, Source.REST)
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover or 0)
 
 
@@ -95,6 +95,65 @@ def test_fast_and_careful_reading_agree_with_decimal_arithmetic(
         volume * 10 ** (of.volume_decimals - of.quantity_decimals),
         turnover * 10 ** (of.turnover_decimals - places),
     )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"volume": "0"},
+        {"volume": "0", "turnover": "0"},
+        {"turnover": "0"},
+        {"turnover": "241712139.4"},
+        {"turnover": "241400.0"},  # a thousandth and a half below what its low makes
+        {"turnover": "242100.0"},
+        {"volume": "0", "turnover": "2", "open": "65114.2", "high": "65114.2"},
+    ],
+)
+def test_what_its_volume_cannot_have_made_is_impossible_on_the_stream_alone(
+    changes: dict[str, str],
+) -> None:
+    with pytest.raises(FrameImpossible, match="cannot have been traded") as refused:
+        bar_of(candle(**changes))
+    assert refused.value.kind == "untraded"
+    assert bar_of(candle(**changes), source=Source.REST).open_time_ms == START
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"volume": "0", "turnover": "0", "open": "65114.2", "high": "65114.2"},
+        {"volume": "0", "turnover": "0.9", "open": "65114.2", "high": "65114.2"},
+        {"turnover": "241704"},  # rounded
+        {"volume": "0.000001", "turnover": "0"},
+    ],
+)
+def test_a_minute_without_trades_or_with_rounded_turnover_is_possible(
+    changes: dict[str, str],
+) -> None:
+    assert bar_of(candle(**changes)).open_time_ms == START
+
+
+@given(
+    numbers=st.tuples(*[st.integers(1, 10**9)] * 4),
+    volume=st.integers(0, 10**6),
+    share=st.floats(0, 1),
+)
+@pytest.mark.parametrize("of", [instrument(), CHEAP])
+def test_turnover_of_any_price_in_the_range_is_possible(
+    of: Instrument, numbers: tuple[int, int, int, int], volume: int, share: float
+) -> None:
+    low, one, other, high = sorted(numbers) if volume else [numbers[0]] * 4
+    price = low + int(share * (high - low))
+    places = of.price_decimals + of.quantity_decimals
+    sent = candle(
+        open=text(one, of.price_decimals),
+        close=text(other, of.price_decimals),
+        high=text(high, of.price_decimals),
+        low=text(low, of.price_decimals),
+        volume=text(volume, of.quantity_decimals),
+        turnover=text(price * volume, places),
+    )
+    assert bar_of(sent, of).volume == volume * 10 ** (of.volume_decimals - of.quantity_decimals)
 
 
 FIELDS = ("open", "high", "low", "close", "volume", "turnover")

@@ -520,7 +520,7 @@ async def test_several_symbols_are_merged_in_open_time_order_from_rest() -> None
 async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:
     spot = structs.replace(BITCOIN, category=Category.SPOT)
     async with ScriptedServer() as server, live(server, instruments=(BITCOIN, spot)) as run:
-        await until(lambda: len(server.subscribed()) == 5)
+        await until(lambda: len(server.subscribed()) == 6)
         assert server.connections == 2
         assert sorted(server.subscribed()).count("tickers.BTCUSDT") == 1
         await run.close_bar(0)  # both connections get the frame

@@ -46,13 +46,13 @@ def test_linear_needs_candles_quotes_and_marks() -> None:
     assert wanted == ["kline.5.BTCUSDT", "orderbook.1.BTCUSDT", "tickers.BTCUSDT"]
 
 
-def test_spot_has_no_mark_to_listen_to() -> None:
+def test_spot_has_no_mark_to_listen_to_and_trades_show_what_quotes_are_worth() -> None:
     wanted = topics(Category.SPOT, "BTCUSDT", interval="D", trades=False)
-    assert wanted == ["kline.D.BTCUSDT", "orderbook.1.BTCUSDT"]
+    assert wanted == ["kline.D.BTCUSDT", "orderbook.1.BTCUSDT", "publicTrade.BTCUSDT"]
 
 
 def test_trades_are_listened_to_on_request() -> None:
-    assert "publicTrade.X" in topics(Category.SPOT, "X", interval="1", trades=True)
+    assert "publicTrade.X" in topics(Category.LINEAR, "X", interval="1", trades=True)
 
 
 TOPICS = tuple(f"kline.1.S{number}USDT" for number in range(23))

@@ -335,8 +335,8 @@ LAST = "(SELECT max(step) FROM steps WHERE open > 0)"
 GHOSTS = {
     "a step without its bar": [f"UPDATE steps SET open_time_ms = NULL WHERE step = {LAST}"],
     "a step with a bar and another event": [
-        (f"INSERT INTO events SELECT {LAST}, kind, instrument, market_ms, seen_ms, content, books "
-        "FROM events WHERE step = (SELECT min(step) FROM events)"),
+        (f"INSERT INTO events SELECT {LAST}, kind, instrument, market_ms, seen_ms, content, books, "
+        "belief FROM events WHERE step = (SELECT min(step) FROM events)"),
         f"UPDATE steps SET shape = shape + {SHAPE_UNITS['events']} WHERE step = {LAST}",
     ],
     "a count of rows": [

@@ -368,6 +368,8 @@ FALSIFIED = {
     "ahead_ticker": "ahead.tickers",
     "ahead_trade": "ahead.publicTrade",
     "crossed_book": "crossed.orderbook",
+    "hollow_close": "untraded.kline",
+    "absurd_turnover": "untraded.kline",
 }
 
 
@@ -389,7 +391,7 @@ async def test_what_it_falsifies_is_what_the_reader_of_the_daemon_refuses(kind: 
         assert exchange.faults.tally(kind).fired == 1
         result = await client.result("kline", symbol="BTCUSDT", interval="1", limit=4)
         rows = {int(row[0]): row for row in result["list"][1:]}
-        lost = {"off_grid", "double_close"}
+        lost = {"off_grid", "double_close", "hollow_close", "absurd_turnover"}
         assert len(bars) == (2 if kind in lost else 3)
         assert {bar.open_time_ms for bar in bars} <= set(rows)
         assert all(Decimal(rows[bar.open_time_ms][4]) * 10 == bar.close for bar in bars)
@@ -434,6 +436,56 @@ async def test_an_implausible_close_is_a_thousand_times_the_true_one() -> None:
             "kline", symbol="BTCUSDT", interval="1", start=sent["start"], limit=1
         )
         assert Decimal(sent["close"]) == 1_000 * Decimal(result["list"][0][4])
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "factor"),
+    [
+        ("false_mark", ("markPrice",), Decimal("1.26")),
+        ("false_ticker", ("markPrice",), Decimal("1.26")),
+        ("mark_of_one", ("markPrice",), None),
+        ("absurd_rate", ("fundingRate",), None),
+    ],
+)
+async def test_a_false_ticker_is_one_that_the_next_ones_mend(
+    kind: str, names: tuple[str, ...], factor: Decimal | None
+) -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("tickers.BTCUSDT")
+        exchange.arm(kind)
+        await exchange.advance(MINUTE)
+        false, *others = [one for one in await stream.drain() if one["type"] == "delta"]
+        result = await client.result("tickers", category="linear", symbol="BTCUSDT")
+        for name in names:
+            said, true = Decimal(false["data"][name]), Decimal(result["list"][0][name])
+            said_of = {"markPrice": Decimal(1), "fundingRate": Decimal("-0.4")}
+            if factor is None:
+                assert said == said_of[name]
+            else:
+                assert abs(said / true - factor) < Decimal("0.02")
+        assert any("markPrice" in one["data"] for one in others)
+        assert all(Decimal(one["data"].get("markPrice", 50_000)) > 40_000 for one in others)
+
+
+async def test_a_false_book_stands_a_third_too_low_once() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client), client.stream() as stream:
+        await stream.subscribe("orderbook.1.BTCUSDT")
+        exchange.arm("false_book")
+        await exchange.advance(MINUTE)
+        books = [one["data"] for one in await stream.drain() if one.get("type") == "snapshot"]
+        bids, asks = ([Decimal(one[side][0][0]) for one in books] for side in "ba")
+        assert all(bid < ask for bid, ask in zip(bids, asks, strict=True))
+        assert sum(bid < 50_000 for bid in bids) == 1
+
+
+async def test_an_absurd_settlement_is_of_one_answer() -> None:
+    async with serving(candles(ROWS), start=START) as (exchange, client):
+        exchange.arm("absurd_settlement")
+        asked = {"category": "linear", "symbol": "BTCUSDT"}
+        false, true = [(await client.result("funding/history", **asked))["list"] for _ in range(2)]
+        assert false[0]["fundingRate"] == "0.25"
+        assert abs(Decimal(true[0]["fundingRate"])) < Decimal("0.001")
+        assert false[1:] == true[1:]
 
 
 async def test_a_frame_is_dated_ahead_by_more_than_a_fast_client_tolerates() -> None:

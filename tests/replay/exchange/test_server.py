@@ -294,7 +294,12 @@ async def one_life(client: Client) -> None:
     topics = [f"{name}.BTCUSDT" for name in ("kline.1", "orderbook.1", "tickers", "publicTrade")]
     base = f"{client.exchange.rest_url}/v5/market"
     try:
-        for url in (f"{base}/time", f"{base}/kline?symbol=BTCUSDT&interval=1&limit=5"):
+        paths = (
+            "time",
+            "kline?symbol=BTCUSDT&interval=1&limit=5",
+            "funding/history?category=linear&symbol=BTCUSDT",
+        )
+        for url in (f"{base}/{path}" for path in paths):
             async with client.session.get(url, timeout=ClientTimeout(0.2)) as response:
                 await response.read()
         async with client.stream() as stream:

@@ -1,0 +1,192 @@
+"""The real daemon at the embedded exchange: false prices take nothing, a true crash does."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_client import FIRST_MS, candles, walk_rows
+from several_live import MINUTE, Live, check_record, trading
+
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Percent, Signal
+from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.types import (
+    Action,
+    Bar,
+    Category,
+    Fill,
+    FillModel,
+    Funding,
+    Mark,
+    Quote,
+    Trade,
+)
+
+WARM = 100
+QUICK = 60.0
+
+
+class Held(Strategy):
+    """Says LONG or SHORT under a stop, at every bar."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._signal = Signal(Action(options["action"]), "now", stop=Percent(options["stop"]))
+
+    def decide(self, now: Outlook) -> Signal:
+        del now
+        return self._signal
+
+
+def sections(action: str, *, stop: float = 10.0, margin: bool = True) -> dict[str, Any]:
+    account = {"margin": "isolated", "leverage": "5"} if margin else {}
+    strategy = {"name": f"{__name__}:Held", "options": {"action": action, "stop": stop}}
+    return {
+        "exchange": {"time_scale": QUICK, "backoff_max_s": 0.1},
+        "market": {"category": "linear" if margin else "spot", "symbols": ["BTCUSDT"]},
+        "strategy": strategy,
+        "account": account,
+        "sizing": {"mode": "fixed", "quantity": "0.1"},
+    }
+
+
+def served(
+    rows: list[tuple[int, int, int, int, int]] | None = None,
+    *,
+    category: Category = Category.LINEAR,
+    start: int = WARM,
+) -> ExchangeSettings:
+    data = candles(rows or walk_rows(200), symbol="BTCUSDT", category=category)
+    return ExchangeSettings(candles=(data,), manual=True, start=start, speed=QUICK)
+
+
+def fills(live: Live) -> list[Fill]:
+    return [fill for step in live.steps for fill in step.fills]
+
+
+def beliefs(live: Live) -> list[str]:
+    return [step.belief for step in live.steps if step.belief is not None]
+
+
+async def passes(exchange: EmbeddedExchange, seconds: int) -> None:
+    for _ in range(seconds):
+        await exchange.advance(1_000)
+        await asyncio.sleep(0)
+
+
+async def entered(live: Live) -> None:
+    """Let bars close until a decision was filled."""
+    await live.listening(3)
+    await live.close_bar({"BTCUSDT"})
+    await live.close_bar({"BTCUSDT"})
+    for _ in range(30):
+        if fills(live):
+            break
+        await passes(live.exchange, 1)
+    await live.until(lambda: fills(live))
+    assert len(fills(live)) == 1
+
+
+FALSE = {
+    "false_mark": ("SHORT", Mark),
+    "mark_of_one": ("LONG", Mark),
+    "false_ticker": ("SHORT", Mark),
+    "false_book": ("LONG", Quote),
+}
+
+
+@pytest.mark.parametrize("kind", FALSE)
+async def test_one_false_frame_takes_no_position_away(tmp_path: Path, kind: str) -> None:
+    action, type_ = FALSE[kind]
+    path = tmp_path / "live.db"
+    async with (
+        EmbeddedExchange(served()) as exchange,
+        trading(exchange, path, **sections(action)) as live,
+    ):
+        await entered(live)
+        exchange.arm(kind)
+        await passes(exchange, 20)
+        await live.until(lambda: beliefs(live))
+        for _ in range(2):
+            await live.close_bar({"BTCUSDT"})
+        assert exchange.faults.tally(kind).fired == 1
+        assert len(fills(live)) == 1
+        doubted = [step for step in live.steps if step.belief is not None]
+        assert {type(step.event) for step in doubted} == {type_}
+        assert all(one.startswith("not believed: ") for one in beliefs(live))
+        assert all(abs(step.account.equity - 10**16) < 10**14 for step in live.steps)
+    check_record(path)
+
+
+def crashing(minutes: int) -> list[tuple[int, int, int, int, int]]:
+    """Return a walk whose price falls by 30 % within the minute after *minutes*, and stays."""
+    rows = walk_rows(200)
+    price = rows[minutes][0]
+    low = 7 * price // 10
+    rows[minutes] = (price, price + 10, low, low, 50_000)
+    rows[minutes + 1 :] = [(low, low + 200, low - 200, low, 5_000)] * (199 - minutes)
+    return rows
+
+
+@pytest.mark.parametrize("margin", [True, False])
+async def test_a_crash_that_is_true_takes_it_within_its_minute(
+    tmp_path: Path, margin: bool
+) -> None:
+    """By marks a liquidation; on spot, where there are none, a stop by books and trades."""
+    path = tmp_path / "live.db"
+    category = Category.LINEAR if margin else Category.SPOT
+    at = WARM + 4
+    given = sections("LONG", stop=60.0 if margin else 10.0, margin=margin)
+    async with (
+        EmbeddedExchange(served(crashing(at), category=category)) as exchange,
+        trading(exchange, path, **given) as live,
+    ):
+        await entered(live)
+        while exchange.clock.now_ms() < FIRST_MS + at * MINUTE:
+            await live.close_bar({"BTCUSDT"})
+        bars = [step.event for step in live.steps if isinstance(step.event, Bar)]
+        crash_ms = bars[-1].close_time_ms
+        assert crash_ms == FIRST_MS + at * MINUTE
+        await live.close_bar({"BTCUSDT"})
+        _, taken, *_ = fills(live)
+        assert taken.filled_ms < crash_ms + MINUTE
+        assert taken.model is (FillModel.LIQUIDATION if margin else FillModel.QUOTE)
+        said = beliefs(live)
+        assert any(one.startswith("believed on the ") or "is believed on" in one for one in said)
+        if not margin:
+            assert any(isinstance(step.event, Trade) for step in live.steps)
+    check_record(path)
+
+
+async def test_an_absurd_settlement_is_not_booked_and_the_true_one_is(tmp_path: Path) -> None:
+    path = tmp_path / "live.db"
+    rows = walk_rows(500)  # of which the 480th opens at eight o'clock, a time of settlement
+    async with (
+        EmbeddedExchange(served(rows, start=476)) as exchange,
+        trading(exchange, path, **sections("LONG")) as live,
+    ):
+        await live.listening(3)
+        exchange.arm("absurd_settlement", count=3)  # an answer that comes late is not read
+        exchange.arm("absurd_rate")
+
+        def settled() -> list[bool]:
+            return [step.accepted for step in live.steps if isinstance(step.event, Funding)]
+
+        for _ in range(8):
+            await live.close_bar({"BTCUSDT"})
+            if settled():
+                break
+        await live.until(lambda: True in settled())
+        assert settled() == [False, True]
+        ((rate, belief), (true, silent)) = [
+            (step.event.rate, step.belief) for step in live.steps if isinstance(step.event, Funding)
+        ]
+        assert (rate, silent) == (25 * 10**8, None)
+        assert abs(true) < 10**8
+        assert belief is not None
+        assert belief.startswith("not believed: a funding rate of 25 % is beyond ")
+        await live.close_bar({"BTCUSDT"})
+    check_record(path)
