@@ -24,8 +24,8 @@ TAILS: Final = "tails"
 """``[calibration.tails]``: by horizon and side, a pair of factors for each of ``SHARES``."""
 SIDES: Final = {"long": -1.0, "short": 1.0}
 """Which returns a position loses by: the sign that they have."""
-BREACHES_LEAST: Final = 20
-"""Fewer losses beyond a value at risk do not say where it lies: it is left as it was."""
+BREACHES_LEAST: Final = 5
+"""Fewer losses that share no future do not say where a value at risk lies: it is left as it was."""
 
 
 class Tail(NamedTuple):
@@ -67,14 +67,15 @@ def tail_factors(every: Sequence[HorizonForecasts]) -> dict[str, Any]:
     """Return ``[calibration.tails]`` of the calibration slice's forecasts."""
     return {
         str(one.horizon): {
-            side: [_factors(tail_of(one, side, share), share) for share in SHARES] for side in SIDES
+            side: [_factors(tail_of(one, side, share), share, one.horizon) for share in SHARES]
+            for side in SIDES
         }
         for one in every
     }
 
 
-def _factors(tail: Tail, share: float) -> list[float]:
-    if share * len(tail.lost) < BREACHES_LEAST:
+def _factors(tail: Tail, share: float, horizon: int) -> list[float]:
+    if share * len(tail.lost) / horizon < BREACHES_LEAST:
         return [1.0, 1.0]
     distance = tail.lost - tail.mean
     ratio = distance / (tail.limit - tail.mean)

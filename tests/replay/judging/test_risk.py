@@ -109,9 +109,13 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
 def test_few_losses_calibrate_no_tail() -> None:
     right = forecasts()
     few = replace(
-        right, **{name: getattr(right, name)[:300] for name in ("mean", "scale", "dof", "value")}
+        right, **{name: getattr(right, name)[:99] for name in ("mean", "scale", "dof", "value")}
     )
-    assert tail_factors([few])["1"] == {side: [[1.0, 1.0]] * 2 for side in ("long", "short")}
+    as_it_was = {side: [[1.0, 1.0]] * 2 for side in ("long", "short")}
+    assert tail_factors([few])["1"] == as_it_was
+    # Bars that share their future are one loss, however many there are.
+    far = tail_factors([replace(right, horizon=len(right.value) // 99)])
+    assert list(far.values()) == [as_it_was]
 
 
 def test_each_tail_is_that_of_its_position() -> None:
