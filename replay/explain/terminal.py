@@ -161,8 +161,11 @@ def _bucket_table(stored: StoredDecision) -> Table:
         (("from", False), ("weight", True), ("", False)),
     )
     heaviest = sorted(stored.buckets, key=lambda row: -row["weight"])[:BUCKETS_SHOWN]
-    most = heaviest[0]["weight"] or 1.0
+    blocks = [row["weight"] for row in heaviest if row["bucket"] != "older"]
+    most = max(blocks, default=0.0) or 1.0
     for row in heaviest:
-        start = "older" if row["bucket"] == "older" else str(row["from_open_time_iso"])
-        table.add_row(start, f"{row['weight']:.4f}", f"[cyan]{bar_of(row['weight'] / most)}[/]")
+        is_block = row["bucket"] != "older"  # all that is older is no block, and has no bar
+        start = str(row["from_open_time_iso"]) if is_block else "older"
+        bar = f"[cyan]{bar_of(row['weight'] / most)}[/]" if is_block else ""
+        table.add_row(start, f"{row['weight']:.4f}", bar)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from tracepaper.replay.explain.stored import StoredDecision, flips_of, locate, read_stored
-from tracepaper.replay.explain.terminal import show_stored
+from tracepaper.replay.explain.terminal import _bucket_table, show_stored
+from tracepaper.replay.report.tables import BAR_CELLS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 
@@ -105,3 +107,19 @@ def test_what_a_higher_time_frame_lacks_is_not_called_a_bar(database: Path) -> N
 
     assert said(990) == "Only warm refused, which lacks a bar, or candles of a higher time frame."
     assert said(900) == "Only warm refused, short by 91 bars (9.2% of its threshold)."
+
+
+def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
+    blocks = ("2025-05-01T00:00:00.000Z", 0.15), ("2025-05-01T01:04:00.000Z", 0.05)
+    rows = [
+        {"bucket": str(place), "from_open_time_iso": start, "weight": weight}
+        for place, (start, weight) in enumerate(blocks)
+    ]
+    rows.append({"bucket": "older", "from_open_time_iso": None, "weight": 0.8})
+    console = Console(file=io.StringIO(), width=100)
+    console.print(_bucket_table(StoredDecision({}, {}, (), tuple(rows))))
+    assert isinstance(console.file, io.StringIO)
+    older, first, second = [line for line in console.file.getvalue().splitlines() if "0." in line]
+    assert older.split() == ["older", "0.8000"]
+    assert first.count("█") == BAR_CELLS
+    assert second.count("█") == BAR_CELLS // 3
