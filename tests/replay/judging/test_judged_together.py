@@ -32,8 +32,8 @@ from tracepaper.replay.training.across import AcrossAssets, close_ranks
 from tracepaper.replay.training.aligned import AlignedMaterial, predicted
 from tracepaper.replay.training.aligned_fit import usual_return
 from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned, train_aligned
-from tracepaper.replay.training.figures import FEW_DAYS
 from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.paired import DayDifference, difference
 from tracepaper.replay.training.pipeline import train

@@ -16,7 +16,8 @@ from tracepaper.replay.training.card import (
     slope,
     temperature,
 )
-from tracepaper.replay.training.figures import FEW_DAYS, probabilities
+from tracepaper.replay.training.figures import probabilities
+from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.judgement import default_thresholds
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates import GATES, MEASURES, GateInputs
@@ -112,15 +113,17 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
 ) -> None:
     main = {
         "days": days,
-        "sign_accuracy": {"network": [0.5, 0.1]},
+        "sign_accuracy": {"network": [0.5, 0.1], "commoner_sign": [0.5, 0.1]},
         "qlike": {"network": [1, 0], "har": [2, 0]},
     }
+    paired = {"sign": {"commoner_sign": [0.0, 0.1, 1.0]}, "qlike": {"har": [-1.0, 0.1, 0.01]}}
+    figures = {"30": main, "paired": {"30": paired}}
     surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error]}
     passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
     gates = {"selective": {"entropy_confidence": surest}, "traded": {"edge": passed}}
-    said = sentences({"30": main}, gates, horizon=30)
+    said = sentences(figures, gates, horizon=30)
     assert any(f"The entropy gate {verb}" in sentence for sentence in said)
     assert any(f"So few days ({days}) prove" in one for one in said) == (days < FEW_DAYS)
-    bare = sentences({"30": main}, {**gates, "selective": {}}, horizon=30)
+    bare = sentences(figures, {**gates, "selective": {}}, horizon=30)
     assert not any("entropy gate" in sentence for sentence in bare)
     assert NO_ATTENTION in bare

@@ -23,7 +23,7 @@ from tracepaper.replay.training.confidence import (
     sentence,
 )
 from tracepaper.replay.training.explained import ExplainedRows
-from tracepaper.replay.training.figures import FEW_DAYS
+from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.judgement import judged_section, judgement_section
 from tracepaper.replay.training.regimes import fit_cells, judge_cells
 from tracepaper.strategies.confidence import INPUTS, names_for, values_of
