@@ -70,6 +70,8 @@ class Kernel(Protocol):
         ...
 
 
+ALIGNED: Final = 8
+"""CUDA's kernels read the head dim in pieces of so many entries."""
 _SECTOR_BYTES: Final = 16
 """What CUDA's kernels read at once: rows begin at multiples of it."""
 
@@ -369,7 +371,10 @@ class Chunked:
         """Attend, a block of queries after the other."""
         wide = torch.promote_types(query.dtype, torch.float32)
         # Whole from the start: what is kept between blocks would hold the memory of each apart.
-        result = Pass(torch.empty_like(query), query.new_empty(query.shape[:3], dtype=wide))
+        result = Pass(
+            query.new_empty(*query.shape[:3], value.shape[3]),
+            query.new_empty(query.shape[:3], dtype=wide),
+        )
         for rows, scores in self._stripes(query, key, causal=causal, scale=scale):
             logsumexp = torch.logsumexp(scores, dim=-1)
             probabilities = scores.sub_(_finite(logsumexp)[..., None]).exp_()
@@ -568,19 +573,45 @@ class Backend:
 
     name: str
     runs_on: Callable[[torch.device], bool]
-    kernel: Callable[[torch.device, torch.dtype], Kernel] | None = None
+    kernel: Callable[[torch.device, torch.dtype, int], Kernel] | None = None  # of a head dim
     whole: WholeAttention | None = None
     is_automatic: bool = False  # ``auto`` may stand for it
     is_half: bool = False  # takes float16 and bfloat16 alone
     is_aligned: bool = True  # on CUDA its head dim is a multiple of 8, and padded to that
     takes_float64_on_cuda: bool = False
     takes_blocks: bool = True  # masks that show blocks of the past
+    dim_most: int | None = None  # entries of a head on CUDA
+    generation: tuple[int, int] = (0, 0)  # CUDA's compute capability, at least
 
-    def takes(self, device: torch.device, dtype: torch.dtype) -> bool:
-        """Return whether tensors of this type can be given to it on *device*."""
-        if self.is_half:
-            return dtype in HALF
-        return device.type != "cuda" or dtype != torch.float64 or self.takes_float64_on_cuda
+    def takes(self, device: torch.device, dtype: torch.dtype, dim: int | None = None) -> bool:
+        """Return whether tensors of this type, and heads of *dim*, can be given to it on *device*.
+
+        None leaves the head dim open.
+        """
+        if self.is_half and dtype not in HALF:
+            return False
+        if device.type != "cuda":
+            return True
+        if dtype == torch.float64 and not self.takes_float64_on_cuda:
+            return False
+        if self.dim_most is not None and dim is not None and dim > self.dim_most:
+            return False
+        # No kernel but the plain formulas multiplies bfloat16 before Ampere.
+        least = AMPERE if dtype == torch.bfloat16 and self.is_aligned else self.generation
+        return generation_of(device) >= least
+
+
+AMPERE: Final = (8, 0)
+_FLASH_DIM_MOST: Final = 256
+_CUDNN_DIM_MOST: Final = 128
+_ANY_GENERATION: Final = (99, 0)
+
+
+def generation_of(device: torch.device) -> tuple[int, int]:
+    """Return the compute capability of a CUDA *device*; the highest where none is here to ask."""
+    if not torch.cuda.is_available():
+        return _ANY_GENERATION
+    return torch.cuda.get_device_capability(device)
 
 
 BACKENDS: Final[dict[str, Backend]] = {}
@@ -595,26 +626,30 @@ def register(backend: Backend) -> Backend:
     return backend
 
 
-def kernel_for(backend: str, device: torch.device, dtype: torch.dtype) -> Kernel:
-    """Return the kernel of *backend* for these tensors, or raise ``AttentionInvalid``.
+def kernel_for(
+    backend: str, device: torch.device, dtype: torch.dtype, dim: int = ALIGNED
+) -> Kernel:
+    """Return the kernel of *backend* for tensors of heads of *dim*; raise ``AttentionInvalid``.
 
     On CUDA the head dim is a multiple of 8 by then: ``attend`` pads it.
     """
     make = BACKENDS[backend].kernel if backend in BACKENDS else None
     if make is None:
         raise _no_kernel(backend, device)
-    return make(device, dtype)
+    return make(device, dtype, dim)
 
 
-def _sdpa(device: torch.device, dtype: torch.dtype) -> Kernel:
+def _sdpa(device: torch.device, dtype: torch.dtype, dim: int) -> Kernel:
     if device.type == "cpu":
         return CpuFlash()
     if device.type == "cuda":
-        return CudaFlash() if dtype in HALF else CudaEfficient()
+        # The flash kernel knows neither older devices nor wider heads; the other takes both.
+        flash = dtype in HALF and dim <= _FLASH_DIM_MOST and generation_of(device) >= AMPERE
+        return CudaFlash() if flash else CudaEfficient()
     raise _no_kernel("sdpa", device)
 
 
-def _cudnn(device: torch.device, _: torch.dtype) -> Kernel:
+def _cudnn(device: torch.device, _dtype: torch.dtype, _dim: int) -> Kernel:
     if device.type != "cuda":
         raise _no_kernel("cudnn", device)
     return CudaCudnn()
@@ -635,6 +670,8 @@ register(
         is_automatic=True,
         is_half=True,
         takes_blocks=False,
+        dim_most=_FLASH_DIM_MOST,
+        generation=AMPERE,
     )
 )
 register(
@@ -651,6 +688,8 @@ register(
         runs_on=lambda device: device.type == "cuda" and torch.backends.cudnn.is_available(),
         kernel=_cudnn,
         is_half=True,
+        dim_most=_CUDNN_DIM_MOST,
+        generation=AMPERE,
     )
 )
 register(Backend("flex", runs_on=flex_runs, whole=flex_attend))

@@ -36,6 +36,8 @@ class Layer(NamedTuple):
     key: Tensor
     logsumexp: Tensor
     scale: float
+    largest: float | None = None
+    """The largest |score| that the norms of query and key allow, where it was asked."""
 
 
 def check_mask(mask: object) -> None:
@@ -130,7 +132,31 @@ def check_layer(
         scale = float(query.shape[-1] ** -0.5)
     if not 0.0 < scale < float("inf"):
         raise AttentionInvalid(f"The scale must be a positive number, not {scale}.")
-    return Layer(query, key, logsumexp.to(kind), scale)
+    tensors = {"query": query, "key": key, "logsumexp": logsumexp}
+    totals = [tensor.detach().sum() for tensor in tensors.values()]
+    # Together, so that a device is asked once for what is known of a layer.
+    *sums, one, other = torch.stack([*(x.double() for x in totals), *_longest(query, key)]).tolist()
+    for (label, tensor), total in zip(tensors.items(), sums, strict=True):
+        if not (math.isfinite(total) or bool(torch.isfinite(tensor).all())):
+            raise AttentionInvalid(f"{name} has a NaN or infinite {label}; look for its source.")
+    return Layer(query, key, logsumexp.to(kind), scale, abs(scale) * one * other)
+
+
+def largest_score(layer: Layer) -> float:
+    """Return the largest |score| that the layer's norms allow (Cauchy and Schwarz)."""
+    if layer.largest is not None:
+        return layer.largest
+    one, other = torch.stack(_longest(layer.query, layer.key)).tolist()
+    return abs(layer.scale) * float(one) * float(other)
+
+
+def _longest(query: Tensor, key: Tensor) -> list[Tensor]:
+    """Return the norms of the longest query and key, float64 []."""
+    kind = working_type(query)
+    return [
+        torch.linalg.vector_norm(x.detach(), dim=-1, dtype=kind).amax().double()
+        for x in (query, key)
+    ]
 
 
 def _check_kind(query: Tensor, key: Tensor, logsumexp: Tensor, name: str) -> None:
@@ -147,9 +173,6 @@ def _check_kind(query: Tensor, key: Tensor, logsumexp: Tensor, name: str) -> Non
         raise AttentionInvalid(
             f"{name} has a query of {query.dtype} and a key of {key.dtype}; give one type."
         )
-    for label, tensor in tensors.items():
-        if not is_finite(tensor):
-            raise AttentionInvalid(f"{name} has a NaN or infinite {label}; look for its source.")
 
 
 def check_rows(rows: Sequence[int] | Tensor, time: int) -> list[int]:

@@ -16,7 +16,7 @@ The rules are docs/attention.md, A3 and A33.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import torch
 from torch.nn.functional import pad
@@ -29,6 +29,39 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tracepaper.strategies.attention.masks import Blocks
+
+_BATCH_MOST: Final = 65_535
+"""Elements of a batch that one call takes: CUDA counts them along an axis of the grid."""
+
+
+def _forward(
+    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
+) -> Pass:
+    """Attend within many short stretches of time, some of the batch a call."""
+    parts = [
+        kernel.forward(*part, causal=causal, scale=scale)
+        for part in zip(*(x.split(_BATCH_MOST) for x in (query, key, value)), strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else Pass(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _backward(
+    kernel: Kernel, gradient: Tensor, inputs: _Inputs, result: Pass, *, causal: bool, scale: float
+) -> _Inputs:
+    """Return the gradients of such stretches, some of the batch a call."""
+    parts = [
+        kernel.backward(grad, (query, key, value), Pass(output, sums), causal=causal, scale=scale)
+        for grad, query, key, value, output, sums in zip(
+            *(x.split(_BATCH_MOST) for x in (gradient, *inputs, *result)), strict=True
+        )
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    to_query, to_key, to_value = (torch.cat(own) for own in zip(*parts, strict=True))
+    return to_query, to_key, to_value
+
+
+_Inputs: TypeAlias = "tuple[Tensor, Tensor, Tensor]"
 
 
 class _Cuts(NamedTuple):
@@ -81,12 +114,13 @@ def window_forward(
     batch, heads, time, _ = query.shape
     cuts = _Cuts(batch, heads, time, window, -(-time // window))
     cut = [cuts.cut(x) for x in (query, key, value)]
-    own = kernel.forward(*(x.flatten(0, 1) for x in cut), causal=True, scale=scale)
+    wide = [x.flatten(0, 1) for x in cut]
+    own = _forward(kernel, wide[0], wide[1], wide[2], causal=True, scale=scale)
     output = own.output.unflatten(0, (batch, -1))  # [batch, block, head, size, dim]
     logsumexp = own.logsumexp.unflatten(0, (batch, -1))
     if cuts.blocks > 1 and window > 1:
-        past = kernel.forward(
-            _newer(cut[0]), _older(cut[1]), _older(cut[2]), causal=True, scale=scale
+        past = _forward(
+            kernel, _newer(cut[0]), _older(cut[1]), _older(cut[2]), causal=True, scale=scale
         )
         back = (x.unflatten(0, (batch, -1)).flip(3) for x in (past.output, past.logsumexp))
         _add(output[:, 1:, :, :-1], logsumexp[:, 1:, :, :-1], *back)
@@ -112,8 +146,13 @@ def window_backward(
     def share(*parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         part_grad, part_query, part_key, part_value, part_output, part_logsumexp = parts
         merged = Pass(part_output, part_logsumexp.squeeze(-1))
-        return kernel.backward(
-            part_grad, (part_query, part_key, part_value), merged, causal=True, scale=scale
+        return _backward(
+            kernel,
+            part_grad,
+            (part_query, part_key, part_value),
+            merged,
+            causal=True,
+            scale=scale,
         )
 
     own = share(*(x.flatten(0, 1) for x in (grad, query, key, value, output, logsumexp)))
@@ -140,9 +179,8 @@ def blocks_forward(
     """Return output [batch, head, time, dim] and logsumexp [batch, head, time]."""
     batch, heads, time, _ = query.shape
     cuts = _Cuts(batch, heads, time, blocks.bars, -(-time // blocks.bars))
-    own = kernel.forward(
-        *(cuts.cut(x).flatten(0, 1) for x in (query, key, value)), causal=True, scale=scale
-    )
+    wide = [cuts.cut(x).flatten(0, 1) for x in (query, key, value)]
+    own = _forward(kernel, wide[0], wide[1], wide[2], causal=True, scale=scale)
     output = cuts.join(own.output.unflatten(0, (batch, -1)))
     logsumexp = cuts.join(own.logsumexp.unflatten(0, (batch, -1))[..., None]).squeeze(-1)
     for rows, runs in _pasts(blocks, time):
@@ -167,7 +205,8 @@ def blocks_backward(
     batch, heads, time, _ = query.shape
     cuts = _Cuts(batch, heads, time, blocks.bars, -(-time // blocks.bars))
     wide = [cuts.cut(x).flatten(0, 1) for x in (gradient, *inputs, result[0], result[1][..., None])]
-    own = kernel.backward(
+    own = _backward(
+        kernel,
         wide[0],
         (wide[1], wide[2], wide[3]),
         Pass(wide[4], wide[5].squeeze(-1)),

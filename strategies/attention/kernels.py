@@ -14,8 +14,9 @@ from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.backends import BACKENDS, Pass, kernel_for
+from tracepaper.strategies.attention.backends import ALIGNED, BACKENDS, HALF, Pass, kernel_for
 from tracepaper.strategies.attention.checks import (
     DTYPES,
     check_mask,
@@ -136,8 +137,6 @@ block_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _BlockAttention.a
 square_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _SquareAttention.apply
 """Differentiable ``(query, key, value, kernel, causal, scale) -> output, logsumexp``."""
 
-_ALIGNED: Final = 8
-"""CUDA's kernels read the head dim in pieces of so many entries."""
 _RANK: Final = 4
 _ANY: Final = Mask.causal()
 """The mask where none is asked for: every backend takes it."""
@@ -156,14 +155,19 @@ def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name, backend in BACKENDS.items() if backend.runs_on(place))
 
 
-def choose(device: torch.device | str, dtype: torch.dtype, mask: Mask = _ANY) -> str:
-    """Return the backend that ``auto`` stands for; named in the log, ``doctor`` and the audit."""
+def choose(
+    device: torch.device | str, dtype: torch.dtype, mask: Mask = _ANY, dim: int | None = None
+) -> str:
+    """Return the backend that ``auto`` stands for; named in the log, ``doctor`` and the audit.
+
+    *dim* is that of a head, where it is known: some kernels take no wide ones.
+    """
     place = torch.device(device)
     return next(
         name
         for name in available(place)
         if BACKENDS[name].is_automatic
-        and BACKENDS[name].takes(place, dtype)
+        and BACKENDS[name].takes(place, dtype, dim)
         and (mask.is_band or BACKENDS[name].takes_blocks)
     )
 
@@ -185,7 +189,8 @@ def attend(
 ) -> Attention:
     """Return ``softmax(scale q·k) v`` and its logsumexp under *mask*; differentiable in q, k, v.
 
-    Shapes are [batch, head, time, dim]; *scale* defaults to ``1 / sqrt(dim)``. Memory is linear
+    Shapes are [batch, head, time, dim], the value's dim its own; *scale* defaults to
+    ``1 / sqrt(dim)``. Memory is linear
     in time for every backend but ``reference``. *checked* looks for non-finite inputs, which
     costs one pass over them (and a synchronisation on CUDA). Raises ``AttentionInvalid`` for
     tensors, masks and backends that do not fit together, and where numbers overflow.
@@ -215,14 +220,17 @@ def _attend(
 ) -> Attention:
     """Attend by *backend* or what it stands for, the head dim padded where its kernel asks that."""
     mask = _simplify(mask, query.shape[2])
-    name = resolve(backend, query.device, query.dtype, mask)
-    spare = -query.shape[-1] % _ALIGNED
-    if query.device.type == "cuda" and spare and BACKENDS[name].is_aligned:
-        # Zeros add nothing to a product, and their columns of the output are cut off.
-        query, key, value = (torch.nn.functional.pad(x, (0, spare)) for x in (query, key, value))
-        output, logsumexp = _run(name, query, key, value, mask, factor)
-        return Attention(output[..., :-spare], logsumexp)
-    return _run(name, query, key, value, mask, factor)
+    dim, width = query.shape[-1], value.shape[-1]
+    name = resolve(backend, query.device, query.dtype, mask, max(dim, width))
+    common = max(dim, width)
+    if query.device.type == "cuda" and BACKENDS[name].is_aligned:
+        common += -common % ALIGNED
+    if dim == width == common:
+        return _run(name, query, key, value, mask, factor)
+    # Zeros add nothing to a product, and their columns of the output are cut off.
+    query, key, value = (pad(x, (0, common - x.shape[-1])) for x in (query, key, value))
+    output, logsumexp = _run(name, query, key, value, mask, factor)
+    return Attention(output[..., :width], logsumexp)
 
 
 def _run(
@@ -231,7 +239,7 @@ def _run(
     """Attend by the backend *name*, tensors and mask checked."""
     if (whole := BACKENDS[name].whole) is not None:
         return Attention(*whole(query, key, value, mask, factor))
-    kernel = kernel_for(name, query.device, query.dtype)
+    kernel = kernel_for(name, query.device, query.dtype, query.shape[-1])
     if mask.kind is MaskKind.WINDOW:
         return Attention(*window_attention(query, key, value, kernel, mask.window_bars, factor))
     if mask.kind is MaskKind.BLOCKS:
@@ -249,14 +257,21 @@ def _simplify(mask: Mask, time: int) -> Mask:
     return mask
 
 
-def resolve(backend: str, device: torch.device | str, dtype: torch.dtype, mask: Mask = _ANY) -> str:
+def resolve(
+    backend: str,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    mask: Mask = _ANY,
+    dim: int | None = None,
+) -> str:
     """Return the backend that runs where *backend* is asked for; ``auto`` chooses one.
 
-    Raises ``AttentionInvalid`` for one that does not exist or cannot run on *device*.
+    *dim* is that of a head, where it is known. Raises ``AttentionInvalid`` for a backend that does
+    not exist or cannot run on *device*.
     """
     device = torch.device(device)
     if backend == "auto":
-        return choose(device, dtype, mask)
+        return choose(device, dtype, mask, dim)
     names = available(device)
     if backend not in BACKENDS:
         raise AttentionInvalid(
@@ -267,15 +282,20 @@ def resolve(backend: str, device: torch.device | str, dtype: torch.dtype, mask: 
             f"The attention backend {backend} is not available on {device.type}; choose auto or "
             f"one of {', '.join(names)}."
         )
-    if not BACKENDS[backend].takes(device, dtype):
-        if BACKENDS[backend].is_half:
+    if not BACKENDS[backend].takes(device, dtype, dim):
+        if BACKENDS[backend].is_half and dtype not in HALF:
             raise AttentionInvalid(
                 f"{backend} takes float16 or bfloat16, not {dtype}; cast the tensors or choose "
                 "sdpa."
             )
+        if dtype == torch.float64:
+            raise AttentionInvalid(
+                f"{backend} takes no float64 on {device.type}; cast the tensors or choose auto or "
+                "chunked."
+            )
+        wide = "" if dim is None else f" with heads of {dim}"
         raise AttentionInvalid(
-            f"{backend} takes no float64 on {device.type}; cast the tensors or choose auto or "
-            "chunked."
+            f"{backend} takes no {dtype}{wide} on this device; choose auto or chunked."
         )
     if not mask.is_band and not BACKENDS[backend].takes_blocks:
         raise AttentionInvalid(
@@ -308,10 +328,10 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
         raise AttentionInvalid(
             f"key has {key.shape[1]} heads but query has {query.shape[1]}; they must agree."
         )
-    if key.shape != value.shape or key.shape[::3] != query.shape[::3]:
+    if key.shape[:3] != value.shape[:3] or key.shape[::3] != query.shape[::3]:
         raise AttentionInvalid(
             f"query {list(query.shape)}, key {list(key.shape)} and value {list(value.shape)} "
-            "must agree in batch, head and dim, and key and value in time."
+            "must agree in batch and head, query and key in dim, and key and value in time."
         )
     if mask.kind is not MaskKind.FULL and key.shape[2] != query.shape[2]:
         raise AttentionInvalid(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -125,6 +126,11 @@ def push(
     positions where a weight is not zero.
     """
     name = choose(layer, mask) if backend == "auto" else backend
+    if backend == "auto" and name == "triton":
+        # What a device cannot hold is known when its kernel is asked.
+        with suppress(AttentionInvalid):
+            return BACKENDS[name].push(layer, weights, mask, shares, kept)
+        name = "tiles"
     if not mask.is_band and name in _BANDS_ALONE:
         raise AttentionInvalid(f"The rollout backend {name} knows no blocks; choose auto or tiles.")
     return BACKENDS[name].push(layer, weights, mask, shares, kept)

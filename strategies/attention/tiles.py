@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import Layer
+from tracepaper.strategies.attention.checks import Layer, largest_score
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -235,18 +235,10 @@ _SLACK: Final = 64.0
 _FLOOR: Final = 8.0
 
 
-def magnitude(layer: Layer) -> float:
-    """Return the largest |score| that the layer's norms allow (Cauchy and Schwarz)."""
-    kind = layer.logsumexp.dtype
-    query = torch.linalg.vector_norm(layer.query.detach(), dim=-1, dtype=kind).amax()
-    key = torch.linalg.vector_norm(layer.key.detach(), dim=-1, dtype=kind).amax()
-    return abs(layer.scale) * float(query) * float(key)
-
-
 def mass_tolerance(layer: Layer) -> float:
     """Return how far from 1 rounding alone may move a row's mass in this layer's type."""
     eps: float = torch.finfo(layer.logsumexp.dtype).eps
-    return _SLACK * eps * (_FLOOR + magnitude(layer))
+    return _SLACK * eps * (_FLOOR + largest_score(layer))
 
 
 def tie_slack(layer: Layer) -> float:
@@ -255,7 +247,7 @@ def tie_slack(layer: Layer) -> float:
     In float64 as well: what float32 cannot tell apart is a tie in every type, or discarding would
     drop other entries in each.
     """
-    return 4.0 * torch.finfo(torch.float32).eps * (_FLOOR + magnitude(layer))
+    return 4.0 * torch.finfo(torch.float32).eps * (_FLOOR + largest_score(layer))
 
 
 def restate(layer: Layer, mask: Mask) -> Layer:
@@ -266,7 +258,7 @@ def restate(layer: Layer, mask: Mask) -> Layer:
     one: raise ``AttentionInvalid`` where rounding cannot explain the difference.
     """
     eps: float = torch.finfo(layer.logsumexp.dtype).eps
-    size = magnitude(layer)
+    size = largest_score(layer)
     if layer.logsumexp.dtype == torch.float64 or eps * size <= ROUNDING_MAX:
         return layer
     exact = Layer(layer.query.double(), layer.key.double(), layer.logsumexp.double(), layer.scale)

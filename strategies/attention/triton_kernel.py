@@ -36,6 +36,7 @@ def push_kernel(
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     WIDEN: tl.constexpr,  # multiply in float32: the interpreter has no half types
+    PRECISION: tl.constexpr,  # of products of float32 numbers
     ROWS: tl.constexpr,  # 1, or rows of weights that share the exponentials, at least 16
 ):
     """Write ``Σ_i w_i exp2(factor·q_i·k_j - lse_i)`` for one block of keys j and of rows of w.
@@ -49,7 +50,8 @@ def push_kernel(
     key_start = key_block * KEYS
     key_at = key_start + tl.arange(0, KEYS)
     dim_at = tl.arange(0, DIM_PADDED)
-    row_at = row_block * ROWS + tl.arange(0, ROWS)
+    # Rows times queries, or bars, pass 2^31 at 32,768 rows of 65,536.
+    row_at = row_block.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     is_dim = dim_at < DIM
     is_key = key_at < time
     keys_by_dim = tl.load(
@@ -72,8 +74,8 @@ def push_kernel(
         if WIDEN:
             queries_by_dim = queries_by_dim.to(tl.float32)
         bias = tl.load(minus_logsumexp + pair * queries + index, mask=is_query, other=-float("inf"))
-        # TF32 would round away the digits that the logsumexp was computed with.
-        scores = tl.dot(queries_by_dim, keys_by_dim, input_precision="ieee")
+        # TF32 alone would round away the digits that the logsumexp was computed with.
+        scores = tl.dot(queries_by_dim, keys_by_dim, input_precision=PRECISION)
         entries = tl.exp2(scores * factor + bias[:, None])
         if CAUSAL:
             query_at = tl.load(place + index, mask=is_query, other=0)
@@ -87,7 +89,7 @@ def push_kernel(
         if ROWS == 1:
             sums += tl.sum(tl.trans(shares) * entries, axis=0)[None, :]
         else:
-            sums += tl.dot(shares, entries, input_precision="ieee")
+            sums += tl.dot(shares, entries, input_precision=PRECISION)
     tl.store(
         result + pair * rows * time + row_at[:, None] * time + key_at[None, :],
         sums,

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from tracepaper.strategies.attention.backends import AMPERE, generation_of
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.tiles import LOG2_E
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from tracepaper.strategies.attention.checks import Layer
@@ -25,6 +28,12 @@ DIM_MAX: Final = 256
 ROWS: Final = 16
 """Rows of weights that share a program's exponentials: the least that a matrix unit takes."""
 _DIM_MIN: Final = 16  # the smallest side that a matrix unit takes
+_TURING: Final = (7, 5)
+_GRID_MOST: Final = (1 << 31) - 1
+PRECISION: Final = "ieee"
+"""Of products of float32 numbers; "tf32x3" would take the matrix units, and is not measured."""
+_STAGES: Final = (3, 1)
+"""Tiles of queries that are fetched ahead: fewer where a device's shared memory holds no more."""
 
 
 @cache
@@ -41,20 +50,35 @@ def runs_on(device: torch.device) -> bool:
 
 
 def takes(layer: Layer) -> bool:
-    """Return whether the kernel takes tensors of this type and head dim."""
-    return layer.logsumexp.dtype != torch.float64 and layer.query.shape[3] <= DIM_MAX
+    """Return whether the kernel takes tensors of this type and head dim on their device.
+
+    Triton compiles for Turing and later, and multiplies bfloat16 from Ampere on.
+    """
+    query = layer.query
+    if layer.logsumexp.dtype == torch.float64 or query.shape[3] > DIM_MAX:
+        return False
+    least = AMPERE if query.dtype == torch.bfloat16 else _TURING
+    return query.device.type != "cuda" or generation_of(query.device) >= least
 
 
-def push_rows(layer: Layer, weights: Tensor, mask: Mask, *, kept: Tensor | None = None) -> Tensor:
+def push_rows(
+    layer: Layer,
+    weights: Tensor,
+    mask: Mask,
+    *,
+    kept: Tensor | None = None,
+    precision: str = PRECISION,
+) -> Tensor:
     """Return each head's ``wᵀA`` [batch, head, row, time] in float32; *weights* [batch, row, time].
 
     ``kept`` (boolean [time]) names the only positions where a weight is not zero: no other query
-    is read. Raises ``AttentionInvalid`` for float64 and for heads of more than ``DIM_MAX``.
+    is read. *precision* is that of products of float32 numbers, by Triton's name. Raises
+    ``AttentionInvalid`` for float64, heads of more than ``DIM_MAX``, and what a device cannot hold.
     """
     if not takes(layer):
         raise AttentionInvalid(
             f"The triton rollout kernel takes float32 and half types and heads of at most "
-            f"{DIM_MAX}; choose the backend tiles."
+            f"{DIM_MAX}, and bfloat16 from Ampere on; choose the backend tiles."
         )
     kernel = import_module("tracepaper.strategies.attention.triton_kernel")
     batch, heads, time, dim = layer.query.shape
@@ -76,7 +100,13 @@ def push_rows(layer: Layer, weights: Tensor, mask: Mask, *, kept: Tensor | None 
     rows_a_program = 1 if rows == 1 else ROWS
     row_blocks = -(-rows // rows_a_program)
     result = torch.empty(batch, heads, rows, time, dtype=torch.float32, device=device)
-    kernel.push_kernel[(len(starts) * row_blocks * batch * heads,)](
+    programs = len(starts) * row_blocks * batch * heads
+    if programs > _GRID_MOST:
+        raise AttentionInvalid(
+            f"{rows} rows of {time} bars are {programs:,} programs, and a grid takes "
+            f"{_GRID_MOST:,}; ask fewer rows at once."
+        )
+    arguments = (
         query.contiguous(),
         layer.key.contiguous(),
         (logsumexp * -LOG2_E).float().contiguous(),
@@ -93,12 +123,35 @@ def push_rows(layer: Layer, weights: Tensor, mask: Mask, *, kept: Tensor | None 
         window,
         len(starts),
         row_blocks,
-        CAUSAL=is_causal,
-        DIM=dim,
-        DIM_PADDED=max(_DIM_MIN, 1 << (dim - 1).bit_length()),
-        QUERIES=TILE,
-        KEYS=TILE,
-        WIDEN=device.type != "cuda",
-        ROWS=rows_a_program,
     )
+    options = {
+        "CAUSAL": is_causal,
+        "DIM": dim,
+        "DIM_PADDED": max(_DIM_MIN, 1 << (dim - 1).bit_length()),
+        "QUERIES": TILE,
+        "KEYS": TILE,
+        "WIDEN": device.type != "cuda",
+        "PRECISION": precision,
+        "ROWS": rows_a_program,
+        # Its default changed between versions of Triton, and the last bits with it.
+        "enable_fp_fusion": True,
+    }
+    launch(kernel.push_kernel[(programs,)], arguments, options)
     return result
+
+
+def launch(
+    kernel: Callable[..., object], arguments: tuple[object, ...], options: dict[str, object]
+) -> None:
+    """Run *kernel* with as many tiles fetched ahead as the device's shared memory holds."""
+    exhausted = import_module("triton.runtime.errors").OutOfResources
+    for stages in _STAGES:
+        try:
+            kernel(*arguments, **options, num_stages=stages)
+        except exhausted as error:
+            lacking = str(error).rstrip(".")
+        else:
+            return
+    raise AttentionInvalid(
+        f"The triton rollout kernel does not fit this device ({lacking}); choose the backend tiles."
+    )

@@ -200,7 +200,10 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     if own is None:
         dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
         sees = config.sees if isinstance(config, FlashConfig) else Mask.full()
-        return kernels.resolve(wanted, device, dtype, sees)
+        heads = getattr(config, "heads", None)
+        return kernels.resolve(
+            wanted, device, dtype, sees, None if heads is None else config.dim // heads
+        )
     if own == TILES and isinstance(config, FlashConfig):
         return _own_backend(wanted, stream_backends(config, device))
     return _own_backend(wanted, (own,))

@@ -10,6 +10,7 @@ import sys
 from typing import NamedTuple
 
 import torch
+from attention_cases import LAYOUTS
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
@@ -26,6 +27,7 @@ class Setting(NamedTuple):
     rows: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     prune: float = 0.0
+    layout: str = "contiguous"
 
 
 SETTINGS = (
@@ -36,6 +38,7 @@ SETTINGS = (
     Setting(2, 2, 100, 16, (99,), torch.bfloat16),
     Setting(1, 2, 100, 8, tuple(range(60, 100)), torch.bfloat16),
     Setting(1, 2, 130, 8, (3, 129), torch.float32, 0.2),
+    *(Setting(2, 2, 70, 6, (2, 69), layout=layout) for layout in LAYOUTS),
 )
 
 
@@ -43,12 +46,11 @@ def compare(setting: Setting, mask: Mask, generator: torch.Generator) -> dict[st
     """Return the largest error against stored matrices, and whether the bits repeat."""
     shape = (setting.batch, setting.heads, setting.time, setting.dim)
     made = [torch.randn(shape, generator=generator).to(setting.dtype) for _ in range(4)]
-    queries, keys = made[:2], made[2:]
+    queries, keys = ([LAYOUTS[setting.layout](x) for x in part] for part in (made[:2], made[2:]))
     pairs = list(zip(queries, keys, strict=True))
-    sums = [reference.logsumexp(query.float(), key.float(), mask) for query, key in pairs]
-    matrices = [
-        reference.attention_matrix(query.double(), key.double(), mask) for query, key in pairs
-    ]
+    wide = [(query.contiguous().double(), key.contiguous().double()) for query, key in pairs]
+    sums = [reference.logsumexp(query, key, mask).float() for query, key in wide]
+    matrices = [reference.attention_matrix(query, key, mask) for query, key in wide]
     first, again = (
         rollout_rows(queries, keys, sums, setting.rows, mask, backend="triton", prune=setting.prune)
         for _ in range(2)

@@ -7,9 +7,12 @@ import torch
 from attention_cases import LAYOUTS
 
 from tracepaper.strategies.attention.buckets import rollout_by_age
+from tracepaper.strategies.attention.checks import check_layer
 from tracepaper.strategies.attention.kernels import attend, available, resolve
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.tiles import check_mass, mass_tolerance
+from tracepaper.strategies.attention.triton_rollout import push_rows
 from tracepaper.strategies.errors import AttentionInvalid
 
 pytestmark = pytest.mark.gpu
@@ -75,6 +78,40 @@ def test_attention_takes_any_strides(
     for one, two in zip(*found, strict=True):
         error = (one - two).double().norm() / two.double().norm().clamp_min(1e-9)
         assert float(error) < TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("dim", "width"), [(64, 24), (24, 64), (264, 264), (520, 520)])
+def test_auto_takes_wide_heads_and_values_of_their_own_dim(
+    dim: int, width: int, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(dim)
+    query, key, value = (
+        torch.randn(1, 2, 129, size, generator=generator).to(dtype) for size in (dim, dim, width)
+    )
+    found = attend(query.cuda(), key.cuda(), value.cuda(), Mask.causal()).output
+    wide = (query.double(), key.double(), value.double())
+    wanted = attend(wide[0], wide[1], wide[2], Mask.causal(), backend="chunked").output
+    error = (found.double().cpu() - wanted).norm() / wanted.norm()
+    assert float(error) < TOLERANCES[dtype]
+
+
+def test_a_window_of_one_bar_takes_more_stretches_than_a_grid_has_rows() -> None:
+    made = torch.randn(3, 1, 1, 70_000, 8, generator=torch.Generator().manual_seed(1)).cuda()
+    found = attend(made[0], made[1], made[2], Mask.window(1)).output
+    assert torch.equal(found, made[2])
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_the_rollout_kernel_keeps_its_mass_in_each_precision(rows: int, precision: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key = torch.randn(2, 1, 2, 1_025, 64, generator=generator).cuda()
+    sums = attend(query, key, key, Mask.causal()).logsumexp
+    layer = check_layer(query, key, sums)
+    weights = torch.rand(1, rows, 1_025, generator=generator).cuda()
+    mass = push_rows(layer, weights, Mask.causal(), precision=precision).sum(-1)
+    check_mass(mass, weights.sum(-1), mass_tolerance(layer))
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.window(100)])

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.checks import Layer
+from tracepaper.strategies.attention.checks import Layer, largest_score
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.tiles import (
     check_mass,
-    magnitude,
     mass_tolerance,
     own_logsumexp,
     restate,
@@ -37,10 +36,10 @@ def test_own_logsumexp_equals_the_stored_matrices(mask: Mask) -> None:
     torch.testing.assert_close(own_logsumexp(layer, mask), wanted, rtol=0, atol=1e-13)
 
 
-def test_no_score_exceeds_the_magnitude() -> None:
+def test_no_score_exceeds_the_largest_that_norms_allow() -> None:
     layer = layer_of(Mask.full(), size=3.0)
     scores = layer.query @ layer.key.transpose(2, 3) * layer.scale
-    assert float(scores.abs().max()) <= magnitude(layer)
+    assert float(scores.abs().max()) <= largest_score(layer)
 
 
 def test_ordinary_layers_stay_as_they_are_and_huge_ones_become_float64() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attention_cases
 import pytest
 import torch
 from attention_cases import case
@@ -25,13 +26,18 @@ def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> Non
     script = Path(__file__).with_name("interpreted_triton.py")
     done = subprocess.run(
         [sys.executable, str(script)],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ
+        | {
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(attention_cases.__file__).parent),
+        },
         capture_output=True,
         check=True,
         timeout=120,
     )
     cases_run = json.loads(done.stdout)
-    assert len(cases_run) == 21
+    assert len(cases_run) == 3 * (7 + len(attention_cases.LAYOUTS))
     wrong = [one for one in cases_run if not one["repeats"] or one["error"] > 3e-7]
     assert not wrong
 
@@ -70,6 +76,6 @@ def test_auto_takes_the_kernel_only_where_it_runs(
 ) -> None:
     monkeypatch.setattr(triton_rollout, "is_available", lambda: True)
     monkeypatch.setattr(native, "found", dict)  # these would take it before torch does
-    query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim))
+    query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim), dtype=dtype)
     layer: Any = SimpleNamespace(query=query, logsumexp=SimpleNamespace(dtype=dtype))
     assert products.choose(layer, Mask.causal()) == chosen
