@@ -63,8 +63,9 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.gate_evaluator import configured
 from tracepaper.strategies.gates import plausible
-from tracepaper.strategies.market import interval_start
+from tracepaper.strategies.market import interval_start, interval_text, time_of
 from tracepaper.strategies.strategy import Forecaster
+from tracepaper.strategies.trend import TREND, windows_within
 from tracepaper.strategies.types import (
     Category,
     Command,
@@ -317,7 +318,7 @@ class Daemon:
                     _say_contradiction(step.event)
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                    _say_warming(engine, run, step.event.market_ms)
+                    _say_warming(engine, run, config, step.event.market_ms)
                 if retrainer is not None:
                     retrainer.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -405,7 +406,7 @@ class Daemon:
         return await waiting
 
 
-def _say_warming(engine: Engine, run: Run, now_ms: int) -> None:
+def _say_warming(engine: Engine, run: Run, config: Config, now_ms: int) -> None:
     """Say until when each instrument is held, where the exchange has too few bars of its past."""
     for item in run.instruments:
         if (at_ms := engine.warm_at(item.id, now_ms)) is not None:
@@ -413,8 +414,22 @@ def _say_warming(engine: Engine, run: Run, now_ms: int) -> None:
                 "warming up",
                 instrument=item.id,
                 until=minute_text(at_ms),
-                advice="every bar is held until then: the exchange has no more of its past",
+                advice="every bar is held until then: the exchange has no more of its past"
+                + _shorter_windows(config, at_ms - now_ms),
             )
+
+
+def _shorter_windows(config: Config, lacking_ms: int) -> str:
+    """Name windows of a trend for which the past suffices that lacks so much of the longest one."""
+    if config.strategy.name != TREND:
+        return ""
+    usual = [length for text in config.strategy.windows if (length := time_of(text))]
+    known_ms = max(usual) - lacking_ms
+    fitting = windows_within(usual, known_ms, config.market.interval_ms)
+    if fitting[-1] > known_ms / 2:
+        return ""
+    names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
+    return f"; it suffices for [strategy] trend_windows = [{names}]"
 
 
 def _say_contradiction(bar: FrameBar) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from pathlib import Path
 
 import pytest
 from bybit_server import START_MS, ScriptedServer
 from daemon_under_test import daemon
+from programs import BIN, Program, pointing_at
 
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.terminal import log as log_lines
+from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.words import minute_text
 
 HOUR = 3_600_000
@@ -32,6 +36,39 @@ async def test_a_listing_without_a_past_is_held_until_a_time_that_is_said(
     assert refused == {"warm"}
     [line] = [one for one in capfd.readouterr().err.splitlines() if '"event": "warming up"' in one]
     assert f'"until": "{until}"' in line
+    assert "trend_windows" not in line  # nothing is known that any would suffice for
+
+
+def test_windows_for_which_the_past_of_an_exchange_suffices_are_named_and_trade(
+    tmp_path: Path,
+) -> None:
+    """The bundled days are five at the exchange's start, and a trend looks back on sixty-four."""
+    served = ("exchange", "--data", str(DEMO_CANDLES), "--speed", "600")
+    programs = [Program((str(BIN / "tracepaper"), *served), tmp_path, name="exchange")]
+    exchange = programs[0]
+    try:
+        exchange.wait_until(lambda: "\n" in exchange.out)
+        beside = pointing_at(exchange.out)
+        programs.append(held := started(tmp_path, "held", beside))
+        held.wait_until(lambda: '"event": "decision"' in held.err)
+        assert held.stop().code == 0
+        [advice] = re.findall(r'"warming up".*it suffices for.*trend_windows = (\[.*?\])', held.err)
+        windows = json.loads(advice.replace("\\", ""))
+        assert windows == ["6h", "12h", "1d", "2d"]
+        chosen = {"TRACEPAPER_STRATEGY__TREND_WINDOWS": json.dumps(windows)}
+        programs.append(trading := started(tmp_path, "trading", beside | chosen))
+        trading.wait_until(lambda: '"refused_by": null' in trading.err)
+        assert trading.stop().code == 0
+        assert "warming up" not in trading.err
+    finally:
+        for program in programs:
+            program.kill()
+
+
+def started(folder: Path, name: str, settings: dict[str, str]) -> Program:
+    return Program(
+        (str(BIN / "tracepaper"), "run", "--db", f"{name}.db"), folder, name=name, extra=settings
+    )
 
 
 async def test_a_start_with_all_bars_says_nothing(
