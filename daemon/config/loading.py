@@ -169,6 +169,19 @@ Sections = Mapping[str, Mapping[str, Any]]
 NOTHING: Final[Sections] = MappingProxyType({})
 
 
+_BY_SIGNAL: Final = (
+    "stops, targets and trailing stops belong to the Signal of a strategy of your own, such as "
+    "Signal(Action.LONG, 'why', stop=Percent(2)), as docs/protection.md says"
+)
+ELSEWHERE: Final = {
+    **dict.fromkeys(("stop", "stoploss", "takeprofit", "target", "trailing"), _BY_SIGNAL),
+    **dict.fromkeys(("trailingstop", "minimalroi"), _BY_SIGNAL),
+    **dict.fromkeys(("commission", "fee", "fees"), "write [execution] taker_fee and maker_fee"),
+    **dict.fromkeys(("timeframe", "period"), "write [market] interval, such as '5' minutes"),
+}
+"""Keys of other programs, without underscores, and where what they mean is said here."""
+
+
 def load(
     given: Path | Sections | None = None,
     overrides: Sections = NOTHING,
@@ -377,6 +390,8 @@ def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
     else:
         known, suggested = SECTIONS[section].model_fields, _suggest(section, key)
     if first["type"] == "extra_forbidden":
+        if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
+            return f"{origin}: [{section}] has no key {key!r}: {where}."
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
     reason = first["msg"].removeprefix("Value error, ")
     if not key:
@@ -397,7 +412,7 @@ def _suggest(section: str, key: str) -> str:
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    near = get_close_matches(name, known, n=1)
     return f"; the nearest is {near[0]!r}" if near else f" (it knows {', '.join(known)})"
 
 

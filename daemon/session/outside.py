@@ -45,6 +45,7 @@ INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
 """Names of the folders that hold packages."""
 
 _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
+_MACHINE: Final = ("/proc/", "/sys/")
 _CODE: Final = frozenset(SUFFIXES)
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
 _METADATA: Final = frozenset(
@@ -249,7 +250,7 @@ def _by_package(event: str, found: Outside) -> bool:
         # While it is imported it asks for the process's own libraries.
         exempt = ("<frozen importlib", *_installed(len(sys.path)))
         return frame.f_code.co_filename.startswith(exempt)
-    if _asks_for_versions(frame) or _shows_a_line(frame):
+    if _asks_for_versions(frame) or _shows_a_line(frame) or _examines_machine(frame, found):
         return True
     if not frame.f_code.co_filename.startswith("<frozen importlib"):
         return False
@@ -286,6 +287,18 @@ def _asks_for_versions(frame: FrameType | None) -> bool:
             return False
         frame = frame.f_back
     return False
+
+
+def _examines_machine(frame: FrameType | None, found: Outside) -> bool:
+    """Return whether an installed package asks, while it is imported, what machine this is.
+
+    psutil reads the columns of ``/proc/stat`` so; joblib brings it, and scikit-learn joblib.
+    """
+    if not found.name.startswith(_MACHINE):
+        return False
+    while frame is not None and frame.f_code.co_filename.startswith(_installed(len(sys.path))):
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
 
 
 def _file(path: object) -> Outside | None:

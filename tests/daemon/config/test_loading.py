@@ -98,6 +98,11 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
     [
         ('[market]\nintervall = "5"', "[market] has no key 'intervall'; the nearest is 'interval'"),
         ('[market]\ncash = "5"', "[market] has no key 'cash', but [account] has"),
+        ("[strategy]\nstop_loss = 0.02", "stops, targets and trailing stops belong to the Signal"),
+        ("[risk]\ntakeProfit = 1", "has no key 'takeProfit': stops, targets and trailing stops"),
+        ("[strategy]\ncommission = 0.001", "has no key 'commission': write [execution] taker_fee"),
+        ("[strategy]\ntimeframe = '5m'", "has no key 'timeframe': write [market] interval"),
+        ("[strategy]\nqqqqqq = 1", "has no key 'qqqqqq' (it knows name, fast, slow"),
         ("[markt]\na = 1", "there is no section [markt]; the nearest is 'market'"),
         ('cash = "1"', "cash stands outside its section; put it below [account]"),
         ("market = 5", "market is a section; write [market]"),

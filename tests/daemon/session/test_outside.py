@@ -126,6 +126,22 @@ def test_a_thread_of_ours_is_not_the_class_although_we_lie_in_its_folder(data: P
     assert outside.opened("around") == ()
 
 
+def test_what_a_package_asks_of_the_machine_while_it_is_imported_is_exempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    asks = "def times():\n    open('/proc/stat').close()\n"
+    (packages / "machine_asked.py").write_text(f"{asks}times()\n")
+    monkeypatch.syspath_prepend(packages)
+    stat = ("file", "/proc/stat")
+    assert opened(tmp_path, observe="import machine_asked") == []
+    assert opened(tmp_path, observe="import machine_asked; machine_asked.times()") == [stat]
+    assert opened(tmp_path, observe="open('/proc/stat').close()") == [stat]
+    (tmp_path / "my_machine.py").write_text(f"{asks}times()\n")
+    assert opened(tmp_path, observe="import my_machine") == [stat]
+
+
 def test_a_library_loaded_by_hand_is_heard(tmp_path: Path) -> None:
     found = opened(tmp_path, init="import ctypes; ctypes.CDLL('libc.so.6')")
     assert ("file", "libc.so.6") in found
