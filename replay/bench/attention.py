@@ -10,19 +10,21 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.replay.bench.attention_routes import (
     Figures,
+    Peaks,
     Route,
     implementation,
     interleaved,
     mask_named,
     other_forms,
-    peak_bytes,
 )
+from tracepaper.replay.bench.machine import machine_line
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -53,14 +55,16 @@ def measure(
     threads: int = 1,
     compare: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
+    show: Callable[[str, Figures], None] = lambda _kind, _row: None,
 ) -> Figures:
     """Return all figures as plain numbers: seconds, bytes and ratios.
 
     ``long`` adds 65,536 bars and the dense route at 8,192; ``compiled`` measures the tile that
     torch.compile makes as well (its compilation is not counted); ``memory`` starts a process for
     each peak; *compare* names a user's implementations (``attention_routes``), which are measured
-    beside the other forms of explanation; *tell* hears what is being measured. Where compiled
-    loops are built, torch is measured beside them.
+    beside the other forms of explanation; *tell* hears what is being measured, *show* gets each
+    row as soon as it is, with the kind of its table. Where compiled loops are built, torch is
+    measured beside them.
     """
     from tracepaper.strategies.networks import workloads
 
@@ -68,31 +72,54 @@ def measure(
         implementation(name)
     workloads.set_threads(threads)
     setting = workloads.Setting()
-    dense_max = 2 * DENSE_MAX if long else DENSE_MAX
-    rows: list[Figures] = []
-    forms: list[Figures] = []
-    for bars in (*sizes, *((LONG,) if long else ())):
-        for mask in MASKS:
-            if bars == LONG and mask == "full":
-                continue  # twice the causal one, and minutes a round
-            tell(f"{bars:,} bars, {mask}")
-            backends = ("auto", *(["tiles"] * bool(workloads.loops())), *(["compiled"] * compiled))
-            rows.append(_compare(setting, bars, mask, backends=backends, dense_max=dense_max))
-            if memory and mask == "causal":
-                rows[-1] |= _peaks(bars, mask, dense=bars <= dense_max)
-            is_measured = memory and mask == "causal"
-            forms += other_forms(setting, bars, mask, compare, memory=is_measured)
-    tell("live step and batched scan")
-    return {
+    found: Figures = {
         "machine": _machine(threads) | workloads.versions(),
         "setting": {name: getattr(setting, name) for name in ("layers", "heads", "head_dim")},
-        "attention": rows,
-        "mechanisms": _mechanisms(setting, sizes, tell, memory=memory),
-        "forms": forms,
-        "live": _live("auto"),
-        "live_torch": _live("tiles") if workloads.loops() else None,
-        "cuda": _cuda(sizes, compare, tell),
+        **{kind: [] for kind in ("attention", "forms", "mechanisms")},
     }
+    backends = ("auto", *(["tiles"] * bool(workloads.loops())), *(["compiled"] * compiled))
+    with Peaks() if memory else nullcontext() as peaks:
+        for kind, row in _rows(setting, sizes, backends, compare, peaks, tell, long=long):
+            found[kind].append(row)
+            show(kind, row)
+    tell("live step and batched scan")
+    found |= {"live": _live("auto"), "live_torch": _live("tiles") if workloads.loops() else None}
+    for row in (found["live"], found["live_torch"]):
+        if row is not None:
+            show("live", row)
+    return found | {"cuda": _cuda(sizes, compare, tell, show)}
+
+
+def _rows(
+    setting: Setting,
+    sizes: Sequence[int],
+    backends: Sequence[str],
+    compare: Sequence[str],
+    peaks: Peaks | None,
+    tell: Callable[[str], None],
+    *,
+    long: bool,
+) -> Iterator[tuple[str, Figures]]:
+    """Yield each row on the processor as soon as it is measured, with the kind of its table."""
+    dense_max = 2 * DENSE_MAX if long else DENSE_MAX
+    # The full mask at the longest takes twice the causal one, and minutes a round.
+    cases = [(bars, mask) for bars in sizes for mask in MASKS]
+    cases += [(LONG, mask) for mask in MASKS if long and mask != "full"]
+    for bars, mask in cases:
+        tell(f"{bars:,} bars, {mask}")
+        row = _compare(setting, bars, mask, backends=backends, dense_max=dense_max)
+        if peaks is not None and mask == "causal":
+            row |= _peaks(peaks, bars, mask, dense=bars <= dense_max)
+        yield "attention", row
+    for bars, mask in cases:
+        tell(f"{bars:,} bars, {mask}, other forms")
+        of_causal = peaks if mask == "causal" else None
+        for row in other_forms(setting, bars, mask, compare, peaks=of_causal):
+            yield "forms", row
+    for bars in sizes:
+        tell(f"{bars:,} bars, other mechanisms")
+        for row in _mechanisms(setting, bars, peaks):
+            yield "mechanisms", row
 
 
 def free_bytes() -> int:
@@ -153,47 +180,45 @@ def _ratios(seconds: Mapping[str, float], *, rows: int) -> Figures:
     return figures
 
 
-def _peaks(bars: int, mask: str, *, dense: bool) -> Figures:
+def _peaks(peaks: Peaks, bars: int, mask: str, *, dense: bool) -> Figures:
     """Return each route's peak memory, and the explanation's share beyond the forward's own."""
-    flash, ours = (peak_bytes(route, mask, bars) for route in ("flash", "ours"))
-    peaks: Figures = {"flash_bytes": flash, "ours_bytes": ours}
-    peaks["extra_memory_ratio"] = max(0, ours - flash) / max(flash, 1)
+    flash, ours = (peaks.of(route, mask, bars) for route in ("flash", "ours"))
+    found: Figures = {"flash_bytes": flash, "ours_bytes": ours}
+    found["extra_memory_ratio"] = max(0, ours - flash) / max(flash, 1)
     if dense:
-        peaks["dense_bytes"] = peak_bytes("dense", mask, bars)
-    return peaks
+        found["dense_bytes"] = peaks.of("dense", mask, bars)
+    return found
 
 
-def _mechanisms(
-    setting: Setting, sizes: Sequence[int], tell: Callable[[str], None], *, memory: bool
-) -> list[Figures]:
+def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Figures]:
     """Measure each other mechanism beside the flash forward, causal, in the same rounds."""
     from tracepaper.strategies.networks import workloads
     from tracepaper.strategies.networks.mechanisms import MECHANISMS, Linear
 
-    rows: list[Figures] = []
-    for bars in sizes:
-        tell(f"{bars:,} bars, other mechanisms")
-        inputs = workloads.draw(setting, bars)
-        made = {
-            name: one.make(inputs)
-            for name, one in MECHANISMS.items()
-            if one.longest is None or bars <= one.longest
-        }
-        routes: dict[str, Route] = {"flash": partial(workloads.forward, inputs, Mask.causal())}
-        for name, one in made.items():
-            routes |= {f"{name} forward": one.forward, f"{name} explain": one.explain}
-        spent = interleaved(routes)
-        for name, one in made.items():
-            forward, explain = spent[f"{name} forward"], spent[f"{name} explain"]
-            row: Figures = {"bars": bars, "mechanism": name, "forward_s": forward}
-            row |= {"forward_ratio": forward / spent["flash"], "explain_ratio": explain / forward}
-            row["flops"] = workloads.counted(one.forward)
-            if memory:
-                row["bytes"] = peak_bytes(name, "causal", bars)
-            if isinstance(one, Linear):
-                row["distance"] = one.distance()
-            rows.append(row)
-    return rows
+    inputs = workloads.draw(setting, bars)
+    made = {
+        name: one.make(inputs)
+        for name, one in MECHANISMS.items()
+        if one.longest is None or bars <= one.longest
+    }
+    routes: dict[str, Route] = {"flash": partial(workloads.forward, inputs, Mask.causal())}
+    for name, one in made.items():
+        routes |= {f"{name} forward": one.forward, f"{name} explain": one.explain}
+    operations: dict[str, int] = {}
+    spent = interleaved(
+        routes,
+        warm_up=lambda name, route: operations.update({name: workloads.counted(route)}),
+    )
+    for name, one in made.items():
+        forward, explain = spent[f"{name} forward"], spent[f"{name} explain"]
+        row: Figures = {"bars": bars, "mechanism": name, "forward_s": forward}
+        row |= {"forward_ratio": forward / spent["flash"], "explain_ratio": explain / forward}
+        row["flops"] = operations[f"{name} forward"]
+        if peaks is not None:
+            row["bytes"] = peaks.of(name, "causal", bars)
+        if isinstance(one, Linear):
+            row["distance"] = one.distance()
+        yield row
 
 
 def _live(backend: str) -> Figures:
@@ -241,7 +266,10 @@ def _live(backend: str) -> Figures:
 
 
 def _cuda(
-    sizes: Sequence[int], compare: Sequence[str], tell: Callable[[str], None]
+    sizes: Sequence[int],
+    compare: Sequence[str],
+    tell: Callable[[str], None],
+    show: Callable[[str, Figures], None],
 ) -> Figures | None:
     """Measure the same on a CUDA device, beside its matrix peak; None where there is none."""
     from tracepaper.strategies.networks import workloads
@@ -252,22 +280,28 @@ def _cuda(
     product, operations = workloads.matrix_product(setting, _MATRIX_SIDE)
     wait = workloads.waiter("cuda")
     seconds = interleaved({"product": product}, clock=time.perf_counter, wait=wait)["product"]
-    rows, forms = [], []
-    for bars in sizes:
-        for mask in MASKS:
-            tell(f"{name}: {bars:,} bars, {mask}")
-            row = _compare(setting, bars, mask, backends=("auto",), dense_max=DENSE_MAX)
-            row["flash_tflops"] = row["flash_flops"] / row["flash_s"] / 1e12
-            rows.append(row | workloads.device_peaks(setting, bars, mask_named(mask)))
-            forms += other_forms(setting, bars, mask, compare)
     tflops = operations / seconds / 1e12
-    return {"device": name, "matrix_tflops": tflops, "attention": rows, "forms": forms}
+    found: Figures = {"device": name, "matrix_tflops": tflops, "attention": [], "forms": []}
+    device = {"device": f"{name}, matrix product {tflops:.0f} TFLOP/s"}
+    cases = [(bars, mask) for bars in sizes for mask in MASKS]
+    for bars, mask in cases:
+        tell(f"{name}: {bars:,} bars, {mask}")
+        row = _compare(setting, bars, mask, backends=("auto",), dense_max=DENSE_MAX)
+        row["flash_tflops"] = row["flash_flops"] / row["flash_s"] / 1e12
+        row |= workloads.device_peaks(setting, bars, mask_named(mask))
+        found["attention"].append(row)
+        show("attention", row | device)
+    for bars, mask in cases:
+        for row in other_forms(setting, bars, mask, compare):
+            found["forms"].append(row)
+            show("forms", row | device)
+    return found
 
 
 def _machine(threads: int) -> Figures:
     return {
+        "line": machine_line(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "processor": platform.processor() or platform.machine(),
         "python": platform.python_version(),
     }

@@ -1,18 +1,13 @@
-"""Shows the figures of ``bench attention``: a table for the terminal, a plot as PNG."""
+"""Shows the figures of ``bench attention``: rows as they are measured, a plot as PNG."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from rich.console import Group
-from rich.table import Table
-
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-
-    from rich.console import RenderableType
 
 Figures = dict[str, Any]
 _MIB: Final = 1 << 20
@@ -37,19 +32,119 @@ _PANELS: Final = (
 )
 
 
-def render(figures: Mapping[str, Any]) -> RenderableType:
-    """Return the figures as tables."""
-    parts: list[RenderableType] = [
-        _attention_table(figures["attention"], _title(figures)),
-        *_forms_tables(figures["forms"], "other forms, CPU time"),
-        _mechanisms_table(figures["mechanisms"]),
-        *(_live_table(live) for live in (figures["live"], figures["live_torch"]) if live),
+class _Column(NamedTuple):
+    heading: str
+    text: Callable[[Figures], str]
+
+
+class _Table(NamedTuple):
+    title: str
+    columns: Sequence[_Column]
+    lines: Callable[[Figures], Sequence[Figures]] = lambda row: (row,)
+
+
+class Printer:
+    """Prints each row as soon as it is measured, a title and headings above the first."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._title = ""
+
+    def __call__(self, kind: str, row: Figures) -> None:
+        """Print *row* of the table *kind*, of the device that it names."""
+        table = _TABLES[kind]
+        title = f"{table.title}, {row['device']}" if "device" in row else table.title
+        if title != self._title:
+            self._title = title
+            self._say(f"\n{title}")
+            self._say("  ".join(f"{column.heading:>{_width(column)}}" for column in table.columns))
+        for line in table.lines(row):
+            cells = (f"{column.text(line):>{_width(column)}}" for column in table.columns)
+            self._say("  ".join(cells))
+
+
+def _width(column: _Column) -> int:
+    return max(len(column.heading), _WIDTHS.get(column.heading, 7))
+
+
+def _live_lines(live: Figures) -> list[Figures]:
+    attends = live["backend"]
+    return [
+        {"": f"{name}, {attends}", "plain": live[plain], "own": live[own], "ratio": live[ratio]}
+        for name, plain, own, ratio in (
+            ("a live step", "plain_step_s", "step_s", "step_ratio"),
+            ("a bar of a scan", "plain_scan_s_a_bar", "scan_s_a_bar", "scan_ratio"),
+            ("beside a batch", "forward_s_a_bar", "scan_s_a_bar", "scan_ratio_to_forward"),
+        )
     ]
-    if (cuda := figures["cuda"]) is not None:
-        title = f"{cuda['device']}, matrix product {cuda['matrix_tflops']:.0f} TFLOP/s"
-        parts.append(_attention_table(cuda["attention"], title))
-        parts += _forms_tables(cuda["forms"], f"other forms, {cuda['device']}")
-    return Group(*parts)
+
+
+def _of(name: str, form: str, unit: float = 1.0) -> Callable[[Figures], str]:
+    """Return the text of a figure in *unit*, a dash where a row lacks it."""
+    return lambda row: format(row[name] * unit, form) if name in row else "-"
+
+
+_BARS: Final = _Column("bars", lambda row: f"{row['bars']:,}")
+_MASK: Final = _Column("mask", lambda row: row["mask"])
+_WIDTHS: Final = {"mask": 12, "route": 12, "mechanism": 44, "": 32}
+_TABLES: Final = {
+    "attention": _Table(
+        "an explanation beside the flash forward",
+        (
+            _BARS,
+            _MASK,
+            _Column("flash ms", _of("flash_s", ",.1f", 1e3)),
+            _Column("explain ms", _of("ours_s", ",.1f", 1e3)),
+            _Column("÷ flash", _of("ours_ratio", ".2f")),
+            _Column("torch ÷ flash", _of("torch_ratio", ".2f")),
+            _Column("every bar ÷ flash", _of("every_ratio", ".2f")),
+            _Column("a row of 256 ÷ flash", _of("many_ratio_a_row", ".4f")),
+            _Column("dense ÷ ours", _of("dense_ratio", ".1f")),
+            _Column("GFLOP", _of("flash_flops", ",.1f", 1e-9)),
+            _Column("+ explain", _of("ours_flops", ",.1f", 1e-9)),
+            _Column("flash MiB", _of("flash_bytes", ",.0f", 1 / _MIB)),
+            _Column("+ explain", _of("extra_memory_ratio", ".2f")),
+            _Column("dense MiB", _of("dense_bytes", ",.0f", 1 / _MIB)),
+        ),
+    ),
+    "forms": _Table(
+        "other forms",
+        (
+            _BARS,
+            _MASK,
+            _Column("route", lambda row: row["route"]),
+            _Column("ms", _of("s", ",.1f", 1e3)),
+            _Column("÷ flash", _of("ratio", ".2f")),
+            _Column("MiB", _of("bytes", ",.0f", 1 / _MIB)),
+            _Column("GFLOP", _of("flops", ",.2f", 1e-9)),
+            _Column("GFLOP/s", lambda row: f"{row['flops'] / row['s'] / 1e9:,.1f}"),
+        ),
+    ),
+    "mechanisms": _Table(
+        "other mechanisms, causal",
+        (
+            _BARS,
+            _Column("mechanism", lambda row: row["mechanism"]),
+            _Column("forward ms", _of("forward_s", ",.1f", 1e3)),
+            _Column("÷ flash", _of("forward_ratio", ".2f")),
+            _Column("explain ÷ forward", _of("explain_ratio", ".2f")),
+            _Column("MiB", _of("bytes", ",.0f", 1 / _MIB)),
+            _Column("GFLOP", _of("flops", ",.2f", 1e-9)),
+            _Column("from softmax", _of("distance", ".2f")),
+        ),
+    ),
+    "live": _Table(
+        "the default network, live and over known bars",
+        (
+            _Column("", lambda row: row[""]),
+            _Column("plain µs", _of("plain", ",.0f", 1e6)),
+            _Column("explained µs", _of("own", ",.0f", 1e6)),
+            _Column("explained ÷ plain", _of("ratio", ".2f")),
+        ),
+        _live_lines,
+    ),
+}
+"""The tables by the kinds of rows that ``attention.measure`` shows."""
 
 
 def plot(figures: Mapping[str, Any], path: Path) -> None:
@@ -77,109 +172,3 @@ def _title(figures: Mapping[str, Any]) -> str:
         f"{setting['layers']} layers of {setting['heads']} heads of {setting['head_dim']}, "
         f"{machine['threads']} thread(s), torch {machine['torch']} {machine['simd']}"
     )
-
-
-def _mechanisms_table(rows: Sequence[Figures]) -> Table:
-    table = Table(title="other mechanisms, causal")
-    for name in ("bars", "mechanism", "forward ms", "÷ flash", "explain ÷ forward"):
-        table.add_column(name, justify="right")
-    for name in ("MiB", "GFLOP", "from softmax"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row['bars']:,}",
-            row["mechanism"],
-            f"{row['forward_s'] * 1e3:,.1f}",
-            f"{row['forward_ratio']:.2f}",
-            f"{row['explain_ratio']:.2f}",
-            _mebibytes(row, "bytes"),
-            f"{row['flops'] / 1e9:,.2f}",
-            _number(row, "distance", ".2f"),
-        )
-    return table
-
-
-def _attention_table(rows: Sequence[Figures], title: str) -> Table:
-    table = Table(title=title)
-    for name in ("bars", "mask", "flash ms", "explain ms", "÷ flash", "torch ÷ flash"):
-        table.add_column(name, justify="right")
-    for name in (
-        "with every bar ÷ flash",
-        "a row of 256 ÷ flash",
-        "dense ÷ ours",
-        "GFLOP",
-        "+ explain",
-        "flash MiB",
-        "+ explain",
-        "dense MiB",
-    ):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row['bars']:,}",
-            row["mask"],
-            f"{row['flash_s'] * 1e3:,.1f}",
-            f"{row['ours_s'] * 1e3:,.1f}",
-            _number(row, "ours_ratio", ".2f"),
-            _number(row, "torch_ratio", ".2f"),
-            _number(row, "every_ratio", ".2f"),
-            _number(row, "many_ratio_a_row", ".4f"),
-            _number(row, "dense_ratio", ".1f"),
-            f"{row['flash_flops'] / 1e9:,.1f}",
-            f"{row['ours_flops'] / 1e9:,.1f}",
-            _mebibytes(row, "flash_bytes"),
-            _number(row, "extra_memory_ratio", ".2f"),
-            _mebibytes(row, "dense_bytes"),
-        )
-    return table
-
-
-def _forms_tables(rows: Sequence[Figures], title: str) -> list[RenderableType]:
-    """Return a table of the other forms and of what was compared; none where nothing was."""
-    table = Table(title=title)
-    for name in ("bars", "mask", "route", "ms", "÷ flash", "MiB", "GFLOP", "GFLOP/s"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            f"{row['bars']:,}",
-            row["mask"],
-            row["route"],
-            f"{row['s'] * 1e3:,.1f}",
-            _number(row, "ratio", ".2f"),
-            _mebibytes(row, "bytes"),
-            f"{row['flops'] / 1e9:,.2f}",
-            f"{row['flops'] / row['s'] / 1e9:,.1f}",
-        )
-    return [table] if rows else []
-
-
-def _live_table(live: Figures) -> Table:
-    attends = f"attending by {live['backend']}"
-    table = Table(title=f"the default network, live and over known bars, {attends}")
-    for name in ("", "plain µs", "explained µs", "explained ÷ plain"):
-        table.add_column(name, justify="right")
-    for name, plain, explained, ratio in (
-        ("a live step", "plain_step_s", "step_s", "step_ratio"),
-        ("a bar of a scan", "plain_scan_s_a_bar", "scan_s_a_bar", "scan_ratio"),
-        (
-            "the same beside a batched forward",
-            "forward_s_a_bar",
-            "scan_s_a_bar",
-            "scan_ratio_to_forward",
-        ),
-    ):
-        table.add_row(
-            name,
-            f"{live[plain] * 1e6:,.0f}",
-            f"{live[explained] * 1e6:,.0f}",
-            f"{live[ratio]:.2f}",
-        )
-    return table
-
-
-def _number(row: Figures, name: str, form: str) -> str:
-    return format(row[name], form) if name in row else "-"
-
-
-def _mebibytes(row: Figures, name: str) -> str:
-    return f"{row[name] / _MIB:,.0f}" if name in row else "-"

@@ -11,17 +11,15 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.bybit.messages import decode_kline
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
+from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.market import MINUTE_MS
 from tracepaper.strategies.types import Bar, Category, Instrument, Source
@@ -57,7 +55,7 @@ def measure(frames: int = 200_000) -> dict[str, Any]:
         "frames_per_cpu_s": rates,
         "ratio_msgspec": rates["msgspec"] / rates["tracepaper"],
         "ratio_plain": rates["tracepaper"] / rates["plain"],
-        "machine": machine(),
+        "machine": machine_line(),
     }
 
 
@@ -158,21 +156,3 @@ def check(wire: Wire, closing: Sequence[bytes]) -> None:
         received = wire.receive(frame)
         assert isinstance(received, ClosedCandles)
         assert received.bars == plain_bars(frame)
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures were measured on."""
-    model = platform.processor()
-    for line in _lines(Path("/proc/cpuinfo")):
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    return {"cores": os.cpu_count(), "cpu": model, "python": platform.python_version()}
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a system file; none where the system has no such file."""
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from tracepaper.daemon.commands.options import JsonOption
-
-WIDE_COLUMNS = 168
 
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
@@ -165,23 +164,27 @@ def attention(
     json: JsonOption = False,
 ) -> None:
     """Measure what an explanation costs beside the forward that it explains."""
-    from rich.console import Console
-
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.bench.attention import SIZES, measure
-    from tracepaper.replay.bench.attention_show import plot, render
+    from tracepaper.replay.bench.attention_show import Printer, plot
+    from tracepaper.replay.bench.machine import machine_line
     from tracepaper.strategies.extras import require
 
     require("matplotlib", "--png", png)
-    figures = measure(bars or SIZES, long=long, threads=threads, compare=compare or (), tell=_tell)
+    if not json:
+        typer.echo(machine_line())
+    figures = measure(
+        bars or SIZES,
+        long=long,
+        threads=threads,
+        compare=compare or (),
+        tell=_tell if json or not sys.stdout.isatty() else lambda _: None,
+        show=(lambda _kind, _row: None) if json else Printer(typer.echo),
+    )
     if png is not None:
         plot(figures, png)
     if json:
         print_json(figures)
-    else:
-        console = Console()
-        # A pipe has no width, and a table cut to 80 columns would hide the figures.
-        (console if console.is_terminal else Console(width=WIDE_COLUMNS)).print(render(figures))
 
 
 @app.command()

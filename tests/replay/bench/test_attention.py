@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
-from rich.console import Console
+from figures import MEASURED_ON
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.bench.attention import DENSE_MAX, measure
 from tracepaper.replay.bench.attention_routes import (
     ROUNDS_MAX,
     ROUNDS_MIN,
+    Peaks,
     implementation,
     interleaved,
     mask_named,
     other_forms,
-    peak_bytes,
 )
-from tracepaper.replay.bench.attention_show import plot, render
+from tracepaper.replay.bench.attention_show import Printer, plot
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks import workloads
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.mechanisms import BARS_A_KEY, MECHANISMS, SPARSE
@@ -119,8 +119,15 @@ def test_a_dense_route_that_cannot_fit_is_refused_with_the_size_that_would() -> 
 
 
 def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path, mine: str) -> None:
-    heard: list[str] = []
-    figures = measure([64, 128], memory=False, compare=[f"{mine}:two"], tell=heard.append)
+    heard: list[tuple[str, int]] = []  # with how many lines were printed before
+    shown: list[str] = []
+    figures = measure(
+        [64, 128],
+        memory=False,
+        compare=[f"{mine}:two"],
+        tell=lambda sentence: heard.append((sentence, len(shown))),
+        show=Printer(shown.append),
+    )
     assert msgspec.json.decode(msgspec.json.encode(figures)) == figures
     assert [row["bars"] for row in figures["attention"]] == [64] * 3 + [128] * 3
     assert all(row["ours_s"] > 0 and row["dense_s"] > 0 for row in figures["attention"])
@@ -130,15 +137,22 @@ def test_figures_are_plain_numbers_that_can_be_shown(tmp_path: Path, mine: str) 
     assert len(far) == 4
     assert all(0 < one < 1 for one in far)
     assert figures["live"]["step_ratio"] > 0
-    assert heard[0] == "64 bars, causal"
-    page = io.StringIO()
-    Console(width=200, file=page).print(render(figures))
-    assert "explain ms" in page.getvalue()
-    assert "max fusion" in page.getvalue()
+    assert heard[:2] == [("64 bars, causal", 0), ("64 bars, window:1088", 3)]
+    assert MEASURED_ON.fullmatch(figures["machine"]["line"])
+    titles = [line.strip() for line in shown if line.startswith("\n")]
+    assert titles == [
+        "an explanation beside the flash forward",
+        "other forms",
+        "other mechanisms, causal",
+        "the default network, live and over known bars",
+    ]
+    counts = [len(figures[kind]) for kind in ("attention", "forms", "mechanisms")]
+    assert len(shown) == 2 * 4 + sum(counts) + 3 * (1 + (figures["live_torch"] is not None))
+    assert "explain ms" in shown[1]
+    assert "    64  causal" in shown[2].replace("      causal", "causal")
     own = [row for row in figures["forms"] if row["route"] == f"{mine}:two"]
     assert [row["flops"] for row in own] == [2 * 4 * 32 * row["bars"] ** 2 for row in own]
     assert [row["bars"] for row in own] == [64] * 3 + [128] * 3
-    assert "other mechanisms, causal" in page.getvalue()
     plot(figures, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
@@ -153,10 +167,17 @@ def test_other_forms_and_a_users_own_are_measured_beside_the_forward(mine: str) 
     assert rows[f"{mine}:attend"]["flops"] == SETTING.layers * 4 * heads * bars**2 * dim
 
 
+@pytest.fixture(scope="module")
+def peaks() -> Iterator[Peaks]:
+    with Peaks() as found:
+        yield found
+
+
 def test_a_users_peak_comes_from_a_process_of_its_own_too(mine: str) -> None:
     bars = 2_048
-    assert peak_bytes(f"{mine}:two", "causal", bars) > 4 * 4 * bars**2  # one layer's matrices
-    assert peak_bytes(f"{mine}:attend", "causal", bars) < 4 * 4 * bars**2
+    with Peaks() as peaks:  # started where it finds the function
+        assert peaks.of(f"{mine}:two", "causal", bars) > 4 * 4 * bars**2  # one layer's matrices
+        assert peaks.of(f"{mine}:attend", "causal", bars) < 4 * 4 * bars**2
 
 
 def test_forms_give_the_rows_that_they_are_named_after() -> None:
@@ -187,9 +208,9 @@ def test_each_mechanism_explains_its_last_row() -> None:
     assert float(rows["cross"][299]) == pytest.approx(0.5**SETTING.layers)
 
 
-def test_a_mechanisms_peak_comes_from_a_process_of_its_own() -> None:
+def test_a_mechanisms_peak_comes_from_a_process_of_its_own(peaks: Peaks) -> None:
     bars = 4_096
-    assert peak_bytes("chunked", "causal", bars) < 4 * 4 * bars**2 / 4  # of one layer's matrices
+    assert peaks.of("chunked", "causal", bars) < 4 * 4 * bars**2 / 4  # of one layer's matrices
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7), Mask.window(90)])
@@ -214,11 +235,14 @@ def test_what_is_no_function_cannot_be_compared(
     assert "gone" in capsys.readouterr().err
 
 
-def test_peaks_come_from_a_process_of_their_own() -> None:
+def test_peaks_come_from_a_process_of_their_own(peaks: Peaks) -> None:
     bars = DENSE_MAX // 2
-    flash, dense = peak_bytes("flash", "causal", bars), peak_bytes("dense", "causal", bars)
+    dense, flash = peaks.of("dense", "causal", bars), peaks.of("flash", "causal", bars)
     assert flash < 1 << 25
     assert dense > 4 * 4 * bars**2 * 4  # all the matrices of four layers of four heads
+    with pytest.raises(DataInvalid, match="Measuring nothing at 9 bars failed"):
+        peaks.of("nothing", "causal", 9)
+    assert peaks.of("flash", "causal", bars) == pytest.approx(flash, rel=0.2)
 
 
 @pytest.mark.parametrize("name", ["windows", "window:", "window:x", "diagonal"])
