@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from wheels import Installed, installed_with_all
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +18,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def rewrite_golden(request: pytest.FixtureRequest) -> bool:
     """Whether golden files are to be written from what was found."""
     return bool(request.config.getoption("--rewrite-golden"))
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Build the wheel once, and install it beside every package that is here."""
+    return installed_with_all(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(autouse=True, scope="session")

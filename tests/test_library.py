@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import math
+import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,7 +20,9 @@ from programs import ROOT
 from readme import blocks
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.baselines import BASELINES
+from tracepaper.replay.training.recipe import Recipe
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, products
@@ -35,20 +40,14 @@ from tracepaper.strategies.networks.looked import METHODS
 from tracepaper.strategies.networks.workloads import FORMS
 
 PAGE: Final = (ROOT / "docs" / "library.md").read_text("utf-8")
-SAMPLES: Final = ROOT / "replay" / "samples"
-FILES: Final = {
-    "$BTC": str(SAMPLES / "binance_um_BTCUSDT_15m_2025-05.csv.gz"),
-    "$SOL": str(SAMPLES / "binance_um_SOLUSDT_15m_2025-05.csv.gz"),
-    "$FRAMES": str(ROOT / "tests/data/exchange/linear_session_2026-08-09_short.jsonl.gz"),
-    "$OWN": str(ROOT / "tests/data/vectors.csv"),
-}
 SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""
-SHORT: Final = (
-    *("--steps", "2", "--length", "128", "--windows", "8", "--batch", "2", "--threads", "1"),
-    *("--horizons", "4,16", "--explained-bars", "500"),
-)
-"""What makes a training short."""
+SHORT: Final = {"steps": 2, "length": 128, "windows": 8, "batch": 2, "explained-bars": 500}
+"""Sizes of a fit, and of what is explained after it."""
+SIZES: Final = {name.replace("-", "_") for name in (*SMALL, *SHORT, "threads")}
+"""Keys of a recipe that a test may lower; nothing else may differ from what the page prints."""
+BARS_BEFORE_CALIBRATION: Final = 2_159
+"""Of the 2,879 bars of the page, by the shares of a split."""
 CHARTS: Final = (
     "report/attention_charts.py",
     "report/head_charts.py",
@@ -140,49 +139,75 @@ def test_what_is_not_listed_is_found() -> None:
     assert found(PAGE.replace("`heads_chart`", "heads")) == {"Plots: heads_chart"}
 
 
-def sized(words: list[str]) -> list[str]:
+def sized(words: Sequence[str]) -> list[str]:
     """Return a training's *words* with sizes that its network has, and few steps."""
     name = words[words.index("--network") + 1] if "--network" in words else "flash"
     kinds = network_kinds()
-    if name in KINDS:
-        has = {one.name for one in fields(CrossAssetConfig)}
-        return [*words, *(f"--{key}={value}" for key, value in SMALL.items() if key in has), *SHORT]
-    if name not in kinds:
-        return [*words, "--threads", "1", "--horizons", "4,16"]
-    has = {one.name for one in fields(type(kinds[name].read({})))}
-    sizes = [f"--{key}={value}" for key, value in SMALL.items() if key in has]
-    return [*words, *sizes, *SHORT]
+    if name not in {*KINDS, *kinds}:
+        return [*words, "--threads=1"]
+    own = type(kinds[name].read({})) if name in kinds else CrossAssetConfig
+    usual: dict[str, Any] = {one.name: one.default for one in fields(own)}
+    lowered = {key: min(size, usual[key]) for key, size in SMALL.items() if key in usual}
+    lowered |= SHORT | {"threads": 1}
+    return [*words, *(f"--{name}={size}" for name, size in lowered.items())]
 
 
-def run(command: str, patch: pytest.MonkeyPatch) -> int:
-    """Run a command of the page, smaller where it trains; return its exit code."""
-    words = [FILES.get(word, word) for word in shlex.split(command)]
+def printed(command: str, patch: pytest.MonkeyPatch) -> list[str]:
+    """Return the words of a command of the page as a shell gives them, settings put aside."""
+    words = [os.path.expandvars(word) for word in shlex.split(command)]
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         patch.setenv(name, value)
     assert words.pop(0) == "tracepaper"
+    return words
+
+
+def run(command: str, patch: pytest.MonkeyPatch) -> int:
+    """Run a command of the page, smaller where it trains; return its exit code."""
+    if command.startswith("export "):
+        for setting in shlex.split(command)[1:]:
+            name, _, value = setting.partition("=")
+            patch.setenv(name, value)
+        return 0
+    words = printed(command, patch)
     return invoke(sized(words) if words[0] == "train" else words)
 
 
+def recipe(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Return every key of the recipe of a training by these *words*, sections joined."""
+    assert invoke([*words, "--print-recipe"]) == 0
+    document = tomllib.loads(capsys.readouterr().out)
+    return {f"{part} {key}": value for part in document for key, value in document[part].items()}
+
+
+def changed(
+    words: Sequence[str], tested: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> list[str]:
+    """Return what *tested* changes of the training by *words*, besides sizes that it lowers."""
+    if list(tested[: len(words)]) != list(words):
+        return ["words of the page"]
+    before, after = recipe(words, capsys), recipe(tested, capsys)
+    return [
+        f"{key}: {before.get(key)} → {after.get(key)}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+        and (key.split()[1] not in SIZES or after[key] > before.get(key, math.inf))
+    ]
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Return a folder with what the page begins with: a network, a run and a configuration."""
+def place(
+    tmp_path_factory: pytest.TempPathFactory, done: dict[str, tuple[int, str, str]]
+) -> Iterator[Path]:
+    """Return a folder in which the commands were run that the page begins with."""
     folder = tmp_path_factory.mktemp("library")
-    (folder / "allocation.toml").write_text(
-        (ROOT / "strategies" / "examples" / "allocation.toml").read_text("utf-8"), encoding="utf-8"
-    )
-    candle = re.search(r"`(BTCUSDT_1m.csv)`[^`]+`(open_time[^`]+)`, then `([^`]+)`", PAGE)
-    assert candle is not None
-    (folder / candle[1]).write_text(f"{candle[2]}\n{candle[3]}\n", encoding="utf-8")
+    [block] = [block for block in blocks(PAGE) if block.language == "bash"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TRACEPAPER_TRIALS", str(folder / "trials.db"))
-        recorded = re.search(r"`(tracepaper data record [^`]+)`", PAGE)
-        assert recorded is not None
-        assert run(recorded[1], patch) == 0
-        assert run(LINES[0].shown_by, patch) == 0
-        patch.setenv("TRACEPAPER_MODEL__CHECKPOINT", "flash")
-        assert run("tracepaper replay $BTC --db run.db", patch) == 0
+        for command in block.lines:
+            done[command] = (run(command, patch), command, "")
+            assert done[command][0] == 0, command
         yield folder
 
 
@@ -201,7 +226,7 @@ def names() -> dict[str, Any]:
     return found
 
 
-COMMANDS: Final = [line for line in LINES[1:] if "tracepaper " in line.shown_by]
+COMMANDS: Final = [line for line in LINES if "tracepaper " in line.shown_by]
 CALLS: Final = [line for line in LINES if "tracepaper " not in line.shown_by]
 
 
@@ -220,6 +245,63 @@ def test_a_command_shows_what_it_stands_beside(
     code, out, err = done[line.shown_by]
     assert code == 0, err[-500:]
     assert out
+
+
+@pytest.mark.parametrize(
+    ("network", "window"), [("flash", 1_088), ("crossasset --data $SOL", 1_500)]
+)
+def test_a_window_too_wide_for_these_candles_is_refused_before_the_fit(
+    network: str,
+    window: int,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = f"tracepaper train --data $BTC --network {network} --horizons 4,16 --out wide"
+    code = invoke([*printed(command, monkeypatch), f"--window={window}", "--dim=8", "--steps=2"])
+    err = " ".join(capsys.readouterr().err.split())
+    assert (code, "loss" in err) == (2, False)
+    assert "has no bar with " in err
+    assert "narrow the window by --window" in err
+    assert not (place / "wide").exists()
+
+
+TRAININGS: Final = sorted(
+    {line.shown_by for line in COMMANDS if line.shown_by.startswith("tracepaper train --data $BTC")}
+)
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_a_training_is_made_as_printed_but_for_lower_sizes(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = printed(command, monkeypatch)
+    assert changed(words, sized(words), capsys) == []
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_the_printed_window_leaves_bars_to_judge_in_its_own_size(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke([*printed(command, monkeypatch), "--print-recipe"]) == 0
+    document = tomllib.loads(capsys.readouterr().out)
+    document.pop("ensemble", None)
+    kind = document["model"]["kind"]
+    if kind not in ROW_KINDS:
+        config = (AlignedRecipe if kind in KINDS else Recipe).of(document).config
+        assert config.receptive_field <= BARS_BEFORE_CALIBRATION
+
+
+def test_another_difference_from_what_is_printed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = printed("tracepaper train --data $BTC --network flash --out flash", monkeypatch)
+    assert changed(words, [*words, "--horizons=4,16"], capsys) == [
+        "architecture horizons: [5, 30, 240] → [4, 16]",
+        "calibration horizon: 30 → 16",
+    ]
+    assert changed(words, [*words, "--steps=500"], capsys) == ["training steps: 400 → 500"]
+    assert changed(words, words[:-2], capsys) == ["words of the page"]
 
 
 @pytest.mark.parametrize("line", CALLS, ids=lambda line: f"{line.section}: {line.names}")

@@ -19,6 +19,7 @@ from readme import (
     pages,
     shortened,
 )
+from wheels import Installed
 
 from tracepaper.daemon.cli import invoke
 
@@ -29,16 +30,18 @@ BLOCKS = [
     for block in blocks(text)
     if block.language == "sh"
 ]
-pytestmark = pytest.mark.timeout(1200)  # every page is walked once, some minutes on a busy machine
+pytestmark = pytest.mark.timeout(3600)  # every page is walked once, many minutes on a busy machine
 LINES_AT_MOST = 300
 WITHIN = 0.01
 """How far a number may be from the one shown: forecasts differ a little between processors."""
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, list[Outcome]]:
-    """Read the pages once from the first to the last, and do what they say."""
-    walk = Walk(tmp_path_factory.mktemp("newcomer"))
+def outcomes(
+    installed: Installed, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Path, list[Outcome]]:
+    """Read the pages once from the first to the last, and do what they say with the wheel."""
+    walk = Walk(tmp_path_factory.mktemp("newcomer"), installed.extra)
     return {page: list(walk.outcomes(text)) for page, text in TEXTS.items()}
 
 
@@ -76,10 +79,29 @@ def test_every_answer_belongs_to_commands(page: Path) -> None:
     assert all(block.lines for block in found)
 
 
+def unrun(text: str, *run: str) -> list[str]:
+    """Return the commands in blocks of *text* whose language is none that is *run*."""
+    return [
+        line
+        for block in blocks(text)
+        if block.language not in ("text", *run)
+        for line in block.lines
+        if line.startswith(("tracepaper ", "$ "))
+    ]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=named)
+def test_every_block_of_commands_is_run(page: Path) -> None:
+    of_library = ("bash",) if page.name == "library.md" else ()  # by tests/test_library.py
+    assert unrun(TEXTS[page], "sh", *of_library) == []
+    assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
+
+
 @pytest.mark.parametrize("target", ["demo", "test", "readme"])
 def test_the_makefile_has_what_the_readme_names(target: str) -> None:
     assert f"make {target}" in TEXTS[README]
     assert shortened(target)
+    assert shortened("demo") == "tracepaper demo --days 1 --seconds 5"  # lower sizes alone
 
 
 INLINE = sorted(

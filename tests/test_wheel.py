@@ -3,102 +3,27 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import site
+import shlex
 import subprocess
-import sys
-import venv
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
-from programs import ROOT
+from wheels import Installed, built, installed_alone, tracked
 
 pytestmark = pytest.mark.slow
 
-PARTS: Final = ("__init__.py", "py.typed", "daemon", "replay", "storage", "strategies")
 SHIPPED: Final = {
-    *(".py", ".c", ".gz", ".toml", ".txt", ".typed", ".safetensors", ".md", ".css", ".js"),
+    *(".py", ".c", ".gz", ".csv", ".toml", ".txt", ".typed", ".safetensors", ".md", ".css", ".js"),
 }
 """Kinds of files that belong into the wheel; what is compiled or cached does not."""
 
 
-def known(*places: str) -> list[str]:
-    """Return the files that git tracks or would track, at *places* or everywhere."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *places],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.splitlines()
-    return [name for name in listed if (ROOT / name).is_file()]
-
-
-def tracked() -> set[str]:
-    """Return the files of the package by their path in the wheel."""
-    return {f"tracepaper/{name}" for name in known(*PARTS)}
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A wheel, and an environment that holds it and sees this one's other packages."""
-
-    wheel: Path
-    python: Path
-    folder: Path
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the installed program in a folder far from the checkout."""
-        return subprocess.run(
-            [str(self.python.with_name("tracepaper")), *arguments],
-            cwd=self.folder,
-            env={"PATH": os.defpath, "HOME": str(self.folder), "NO_COLOR": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=240,
-        )
-
-
-def built(folder: Path, *objects: str) -> Path:
-    """Build the wheel in *folder* with what is installed here, with *objects* beside the sources.
-
-    It is built from a copy: a build folder of earlier days would hide what a fresh clone lacks.
-    """
-    for name in known(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, folder / "source" / name)
-    for name in objects:
-        (folder / "source/strategies/attention" / name).write_bytes(b"compiled")
-    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    subprocess.run(
-        [sys.executable, *build, str(folder / "source")],
-        check=True,
-        capture_output=True,
-        timeout=240,
-    )
-    (wheel,) = folder.glob("*.whl")
-    return wheel
-
-
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """Build the wheel and install it alone, without a network."""
-    folder = tmp_path_factory.mktemp("wheel")
-    wheel = built(folder)
-    venv.create(folder / "venv", with_pip=False)
-    python = folder / "venv" / "bin" / "python"
-    (packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    (packages / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
-    pip = ["-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
-    subprocess.run(
-        [sys.executable, *pip, "--ignore-installed", str(wheel)], check=True, capture_output=True
-    )
-    return Installed(wheel, python, folder)
+def plain(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Return the wheel installed without any extra."""
+    return installed_alone(installed.wheel, tmp_path_factory.mktemp("plain"))
 
 
 def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> None:
@@ -153,18 +78,28 @@ def test_the_installed_program_helps_and_examines_itself(installed: Installed) -
     assert findings["checkpoint"]["verdict"] == "ok"
 
 
-def test_the_installed_program_replays_the_bundled_candles(installed: Installed) -> None:
-    where = "from tracepaper.replay.samples import DEMO_CANDLES; print(DEMO_CANDLES)"
-    found = subprocess.run(
-        [str(installed.python), "-c", where],
-        cwd=installed.folder,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_without_extras_it_trades_explains_and_verifies_the_samples(plain: Installed) -> None:
+    copied = plain.run("data", "samples")
+    assert (copied.returncode, copied.stderr) == (0, "")
     options = ["--from", "2025-06-03T00:00", "--to", "2025-06-03T00:50", "--db", "run.db", "--json"]
-    replayed = installed.run("replay", "--data", found.stdout.strip(), *options)
+    candles = "samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+    replayed = plain.run("replay", "--data", candles, *options)
     assert replayed.returncode == 0, replayed.stderr
     assert json.loads(replayed.stdout)["decisions"] == 50
-    checked = installed.run("audit", "verify", "last", "--db", "run.db")
-    assert (checked.returncode, "holds" in checked.stdout) == (0, True)
+    for command in ("audit verify last", "verify last", "explain last", "report last"):
+        done = plain.run(*command.split(), "--db", "run.db")
+        assert (done.returncode, done.stderr) == (0, ""), command
+    for command in ("explain last --page d.html", "report last --html r.html --db run.db"):
+        refused = plain.run(*command.split())
+        assert refused.returncode == 2
+        assert "needs plotly: install it with pip install 'tracepaper[report]'" in refused.stderr
+
+
+def test_without_extras_the_demo_proposes_what_runs(plain: Installed) -> None:
+    shown = plain.run("demo", "--days", "0.5", "--seconds", "5", "--no-incidents", "--db", "d.db")
+    assert shown.returncode == 0, shown.stderr
+    proposed = shown.stdout.partition(" Next:\n")[2].splitlines()
+    assert [line.split()[1] for line in proposed] == ["verify", "explain", "report"]
+    for line in proposed:
+        done = plain.run(*shlex.split(line)[1:])
+        assert done.returncode == 0, done.stderr

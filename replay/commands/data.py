@@ -1,4 +1,4 @@
-"""``tracepaper data import|check|list|fetch|describe|record``: candles, and order books."""
+"""``tracepaper data import|check|list|fetch|describe|record|samples``: candles, order books."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.series import Held, Imported
     from tracepaper.replay.training.series import Segment, Split
 
-app = typer.Typer(help="Import, check, list and fetch candles; record order books.")
+app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
 
 GAPS_SHOWN: Final = 5
 
@@ -323,6 +323,24 @@ def record(
         print_json(asdict(found))
         return
     typer.echo("\n".join(depth_lines(found)))
+
+
+@app.command()
+def samples(
+    folder: Annotated[
+        Path, typer.Argument(metavar="[FOLDER]", help="Where to; made where it is missing.")
+    ] = Path("samples"),
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Copy the bundled candles, frames and configurations, which the documentation names."""
+    from tracepaper.replay.samples import copy_samples
+
+    copies = copy_samples(folder)
+    if json:
+        print_json({"folder": str(folder), "files": [path.name for path in copies]})
+        return
+    typer.echo(f"{folder} holds {len(copies)} files; {folder / 'SOURCES.md'} says whose they are.")
 
 
 @app.command("list")

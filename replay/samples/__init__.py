@@ -1,9 +1,12 @@
-"""Bundled real candles; SOURCES.md says whose they are."""
+"""Bundled candles and frames, which `tracepaper data samples` copies; SOURCES.md says whose."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Final
+
+from tracepaper.strategies import examples
+from tracepaper.strategies.errors import DataInvalid
 
 DEMO_CANDLES: Final = Path(__file__).with_name("binance_um_BTCUSDT_1m_2025-05-26.csv.gz")
 """12,000 one-minute candles of BTCUSDT (linear), 2025-05-26 to 2025-06-03, without holes."""
@@ -14,3 +17,27 @@ MONTH_CANDLES: Final = tuple(
 """2,879 candles of 15 minutes of each (linear), 2025-05-04 to 2025-06-03, without holes."""
 DEMO_CONFIG: Final = Path(__file__).with_name("demo.toml")
 """The configuration of ``tracepaper demo``."""
+
+
+def bundled() -> list[Path]:
+    """Return every file to copy: candles, frames and vectors, and the examples' configurations."""
+    own = Path(__file__).parent
+    places = (own.iterdir(), Path(examples.__file__).parent.iterdir())
+    files = (path for place in places for path in place if path.is_file())
+    return sorted((path for path in files if path.suffix != ".py"), key=lambda path: path.name)
+
+
+def copy_samples(folder: Path) -> list[Path]:
+    """Copy every bundled file into *folder*, which is made where it is missing; return the copies.
+
+    What is there already and equal stays. Raises ``DataInvalid``, with nothing copied, where a
+    file of one of the names holds something else.
+    """
+    contents = {folder / path.name: path.read_bytes() for path in bundled()}
+    for path, content in contents.items():
+        if path.exists() and path.read_bytes() != content:
+            raise DataInvalid(f"{path} is not the bundled file; move it, or name another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in contents.items():
+        path.write_bytes(content)
+    return list(contents)

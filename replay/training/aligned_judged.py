@@ -38,7 +38,7 @@ from tracepaper.replay.training.evaluation import HorizonForecasts, judged, repo
 from tracepaper.replay.training.explained import JudgedPart
 from tracepaper.replay.training.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.training.paired import paired_figures
-from tracepaper.replay.training.pipeline import ALL_MEASURES, cooled
+from tracepaper.replay.training.pipeline import ALL_MEASURES, cooled, no_context
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.replay.training.weighed import (
@@ -51,7 +51,6 @@ from tracepaper.replay.training.weighed import (
     weighings,
 )
 from tracepaper.replay.training.weighed import sentences as weighed_sentences
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features_rolling import Array
 from tracepaper.strategies.forecasters.together import TogetherModel
 from tracepaper.strategies.networks.crossasset import JOINT, CrossAssetNetwork, correlations_of
@@ -88,10 +87,7 @@ def _answered(
         if len(rows):
             found.append(_Answered(one, predicted(network, one.stretch, rows)))
     if not found:
-        raise ConfigInvalid(
-            f"The {part.value} part has no close with {network.config.receptive_field} bars before "
-            "it; move the split's dates or narrow the window."
-        )
+        raise no_context(part, network.config.receptive_field)
     return found
 
 

@@ -20,7 +20,7 @@ from tracepaper.replay.training.aligned_judged import evaluated_together, scales
 from tracepaper.replay.training.correlation import learn_correlations
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
 from tracepaper.replay.training.fitted import save_judged
-from tracepaper.replay.training.pipeline import Say, interval_name
+from tracepaper.replay.training.pipeline import Say, interval_name, no_context
 from tracepaper.replay.training.recipe import (
     DROPOUT,
     SCHEMA,
@@ -143,6 +143,10 @@ def train_aligned(
     """
     for sentence in material.said:
         say(sentence)
+    for part in (Part.CALIBRATION, Part.TEST):  # before minutes of fitting
+        field = recipe.config.receptive_field
+        if not any(len(one.whole_rows(field)) for one in material.labelled(part)):
+            raise no_context(part, field)
     fit = fit_aligned(material, recipe, observe=observe, say=say)
     config = fit.network.config
     card = _card(material, replace(recipe, config=config), fit.progress, folder, at=created_ms)

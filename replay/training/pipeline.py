@@ -58,6 +58,7 @@ from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.recipe import Recipe, command, explained, listed
 from tracepaper.replay.training.series import Part, Split, date_ms
 from tracepaper.replay.training.tails import TAILS, tail_factors
+from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.storage.checkpoints import load as load_checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
@@ -107,6 +108,10 @@ def train(
     The state of an unfinished fit lies beside it, in ``<folder>.training``.
     """
     recipe = recipe.fitted_to(material.schema, material.segments[0].interval_ms)
+    for part in (Part.CALIBRATION, Part.TEST):  # before minutes of fitting
+        field = recipe.config.receptive_field
+        if not any(len(windowed_rows(samples, field)) for samples in material.samples(part)):
+            raise no_context(part, field)
     state = folder.with_name(folder.name + ".training")
     fit = fit_network(material, recipe, state, observe=observe, say=say, resume=resume)
     return finish(material, recipe, fit.best, folder, fit.progress, created_ms=created_ms, say=say)
@@ -387,11 +392,16 @@ def judge_part(network: Network, material: Material, part: Part) -> list[Horizon
     """Return the network's and the baselines' forecasts of *part*, for each horizon."""
     answered = answer(network, material.samples(part))
     if not answered:
-        raise ConfigInvalid(
-            f"The {part.value} part has no bar with {network.config.receptive_field} bars before "
-            "it; move the split's dates or narrow the window."
-        )
+        raise no_context(part, network.config.receptive_field)
     return judged(answered, material.baselines, material.horizons)
+
+
+def no_context(part: Part, rows: int) -> ConfigInvalid:
+    """Return what is said of a *part* without a bar that has the *rows* an answer depends on."""
+    return ConfigInvalid(
+        f"The {part.value} part has no bar with {rows:,} bars before it, on which an answer "
+        "depends; narrow the window by --window, move the split's dates or give more candles."
+    )
 
 
 def use_threads(count: int) -> None:

@@ -66,7 +66,8 @@ def cells(folder: Path) -> dict[str, list[Any]]:
     sources = (FIRST, TYPED, *SHOWN, *QUIET, *PRINTED)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(one) for one in sources])
     place = {"metadata": {"path": str(folder)}}
-    client = NotebookClient(notebook, timeout=240, resources=place)
+    # A busy kernel sends what is printed in parts.
+    client = NotebookClient(notebook, timeout=240, resources=place, coalesce_streams=True)
     return {cell.source: cell.outputs for cell in client.execute().cells}
 
 

@@ -27,7 +27,7 @@ from tracepaper.strategies.books import books_of, check_books
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types import Category, Depth
 
-SESSION = ROOT / "tests" / "data" / "exchange" / "linear_session_2026-08-09_short.jsonl.gz"
+SESSION = ROOT / "replay" / "samples" / "linear_session_2026-08-09_short.jsonl.gz"
 REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 100)
 BOOK = ([["100.0", "1"], ["99.9", "2"]], [["100.1", "3"], ["100.2", "4"]])
 Taken = list[tuple[Depth, str]]

@@ -16,7 +16,7 @@ from tracepaper.replay.archive.depth import depth_quality
 from tracepaper.replay.commands.data import app
 
 DATA = ROOT / "tests" / "data" / "exchange"
-LINEAR = str(DATA / "linear_session_2026-08-09_short.jsonl.gz")
+LINEAR = str(ROOT / "replay" / "samples" / "linear_session_2026-08-09_short.jsonl.gz")
 SPOT = str(DATA / "spot_orderbook1_2025-06-13_short.txt.gz")
 
 

@@ -19,7 +19,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 
 DATA = Path(__file__).parents[2] / "data" / "exchange"
-SESSION = DATA / "linear_session_2026-08-09_short.jsonl.gz"
+SESSION = Path(__file__).parents[3] / "replay/samples/linear_session_2026-08-09_short.jsonl.gz"
 SPOT_LOG = DATA / "spot_orderbook1_2025-06-13_short.txt.gz"
 
 

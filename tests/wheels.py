@@ -1,0 +1,134 @@
+"""Builds the wheel and installs it far from the checkout, without a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import site
+import subprocess
+import sys
+import venv
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from packaging.requirements import Requirement
+from programs import ROOT, environment
+
+PARTS: Final = ("__init__.py", "py.typed", "daemon", "replay", "storage", "strategies")
+
+
+def known(*places: str) -> list[str]:
+    """Return the files that git tracks or would track, at *places* or everywhere."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *places],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return [name for name in listed if (ROOT / name).is_file()]
+
+
+def tracked() -> set[str]:
+    """Return the files of the package by their path in the wheel."""
+    return {f"tracepaper/{name}" for name in known(*PARTS)}
+
+
+def built(folder: Path, *objects: str) -> Path:
+    """Build the wheel in *folder* with what is installed here, with *objects* beside the sources.
+
+    It is built from a copy: a build folder of earlier days would hide what a fresh clone lacks.
+    """
+    for name in known(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / "source" / name)
+    for name in objects:
+        (folder / "source/strategies/attention" / name).write_bytes(b"compiled")
+    build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    subprocess.run(
+        [sys.executable, *build, str(folder / "source")],
+        check=True,
+        capture_output=True,
+        timeout=240,
+    )
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A wheel, and an environment of its own that holds it."""
+
+    wheel: Path
+    python: Path
+    folder: Path
+
+    @property
+    def extra(self) -> dict[str, str]:
+        """What puts its programs first on the path."""
+        return {"PATH": f"{self.python.parent}{os.pathsep}{environment()['PATH']}"}
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the installed program in a folder far from the checkout."""
+        return subprocess.run(
+            [str(self.python.with_name("tracepaper")), *arguments],
+            cwd=self.folder,
+            env={"PATH": os.defpath, "HOME": str(self.folder), "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+
+
+def installed_with_all(folder: Path) -> Installed:
+    """Build the wheel and install it beside every package that this environment has."""
+    own = _installed(built(folder), folder)
+    packages = _packages(own)
+    (packages / "others.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
+    return own
+
+
+def installed_alone(wheel: Path, folder: Path) -> Installed:
+    """Install *wheel* beside what it requires and nothing else, as without any extra."""
+    own = _installed(wheel, folder)
+    packages = _packages(own)
+    for found in _required("tracepaper"):
+        for name in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+            if not (packages / name).exists():
+                (packages / name).symlink_to(Path(str(found.locate_file(name))))
+    return own
+
+
+def _installed(wheel: Path, folder: Path) -> Installed:
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / "bin" / "python"
+    pip = ["-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
+    subprocess.run(
+        [sys.executable, *pip, "--ignore-installed", str(wheel)], check=True, capture_output=True
+    )
+    return Installed(wheel, python, folder)
+
+
+def _packages(own: Installed) -> Path:
+    (found,) = (own.folder / "venv" / "lib").glob("python*/site-packages")
+    return found
+
+
+def _required(name: str) -> list[metadata.Distribution]:
+    """Return the installed distributions that *name* requires, directly or not, without extras."""
+    found: dict[str, metadata.Distribution] = {}
+    waiting = [name]
+    while waiting:
+        for text in metadata.distribution(waiting.pop()).requires or ():
+            needed = Requirement(text)
+            key = re.sub(r"[-_.]+", "-", needed.name).lower()
+            if key not in found and (
+                needed.marker is None or needed.marker.evaluate({"extra": ""})
+            ):
+                found[key] = metadata.distribution(needed.name)
+                waiting.append(needed.name)
+    return list(found.values())
