@@ -13,8 +13,9 @@ from array import array
 from contextlib import contextmanager
 from difflib import get_close_matches
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
+from tracepaper.storage.asking import Answered
 from tracepaper.storage.columns import SEQUENCE_LIMIT
 from tracepaper.storage.reader import run_span
 from tracepaper.storage.views import VIEWS
@@ -68,28 +69,6 @@ _OPERATIONS: Final = 20_000
 _FETCHED: Final = 256
 
 _NAME: Final = re.compile(r"\w+")
-
-
-class Answered(NamedTuple):
-    """The answer to a question; ``cut`` says why it is not whole, where it is not."""
-
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    cut: str = ""
-
-    def documents(self) -> list[dict[str, Any]]:
-        """Return a dictionary a row; blobs as lower-case hexadecimal text."""
-        return [
-            {
-                name: value.hex() if isinstance(value, bytes) else value
-                for name, value in zip(self.columns, row, strict=True)
-            }
-            for row in self.rows
-        ]
-
-    def oldest_first(self) -> Answered:
-        """Return the rows in the opposite order."""
-        return Answered(self.columns, self.rows[::-1])
 
 
 def ask(

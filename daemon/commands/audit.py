@@ -19,8 +19,8 @@ from tracepaper.daemon.commands.options import (
 from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
+    from tracepaper.storage.asking import Answered
     from tracepaper.storage.integrity import Audited
-    from tracepaper.storage.questions import Answered
     from tracepaper.storage.reader import Located
 
 app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
@@ -205,19 +205,10 @@ def sql(
     json: JsonOption = False,
 ) -> None:
     """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.storage.questions import ask
-    from tracepaper.storage.reader import Reader
+    from tracepaper.storage.asking import ask_aside
 
-    clock = SystemClock()
-    until_s = clock.network_s() + seconds
-    with Reader.open(database_path(db, config)) as reader:
-        answered = ask(
-            reader.connection,
-            question,
-            rows_most=rows,
-            expired=lambda: clock.network_s() > until_s,
-        )
+    path = database_path(db, config)
+    answered = ask_aside(path, question, rows_most=rows, seconds=seconds)
     _print(answered, json=json)
 
 

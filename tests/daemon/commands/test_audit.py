@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -226,11 +228,60 @@ def test_values_and_answers_have_a_size(
     code, _, err = typed(capsys, "audit", "sql", huge, "--db", path)
     assert (code, "larger than 64 MiB" in err) == (1, True)
     monkeypatch.setattr("tracepaper.storage.questions.BYTES_MOST", 1 << 20)
-    code, out, err = typed(
-        capsys, "audit", "sql", ENDLESS + "hex(zeroblob(100000)) FROM n", "--db", path
-    )
-    assert (code, len(out.split()) - 1) == (0, 5)
-    assert "the first 5 rows, 1 MiB" in err
+    with Reader.open(path) as reader:
+        found = ask(reader.connection, ENDLESS + "hex(zeroblob(100000)) FROM n")
+    assert (len(found.rows), found.cut) == (5, "the first 5 rows, 1 MiB")
+
+
+# One operation, amid which SQLite looks at no clock: it took half a minute under any limit.
+ONE_OPERATION = "SELECT length(printf('%.*c', 2000000000, 'x'))"
+
+
+def test_one_operation_without_end_is_ended_at_the_limit(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = typed(capsys, "audit", "sql", ONE_OPERATION, "--db", path, "--seconds", "0.2")
+    assert (code, out) == (1, "")
+    assert "took too long and was given up" in err
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_ends_one_operation_too(path: Path) -> None:
+    words = [sys.executable, "-m", "tracepaper.daemon.cli", "audit", "sql", ONE_OPERATION]
+    with subprocess.Popen(
+        [*words, "--db", str(path)],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    ) as process:
+        asked = children_of(process.pid)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert not any(Path(f"/proc/{one}").exists() for one in asked)
+
+
+def children_of(pid: int) -> list[str]:
+    """Wait until the process has a child that is at work; return the ids of its children."""
+    known = Path(f"/proc/{pid}/task/{pid}/children")
+    while True:
+        found = known.read_text(encoding="ascii").split()
+        if any(_ticks(one) > 30 for one in found):
+            return found
+
+
+def _ticks(pid: str) -> int:
+    """Return the processor time of a process, in hundredths of a second."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[11])
+
+
+def test_a_question_that_takes_too_much_memory_is_refused_in_a_sentence(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracepaper.storage.asking.MEMORY_BYTES", 32 << 20)
+    huge = "SELECT length(hex(zeroblob(30000000)))"
+    code, out, err = typed(capsys, "audit", "sql", huge, "--db", path)
+    assert (code, out) == (1, "")
+    assert "memory; ask for less at once" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("question", [ENDLESS + "count(*) FROM n", ENDLESS + "i FROM n"])
