@@ -121,7 +121,8 @@ def test_the_unit_is_hardened(unit: Unit) -> None:
 def test_the_image_has_no_root_user_and_a_healthcheck(dockerfile: str) -> None:
     final = dockerfile.rsplit("\nFROM ", maxsplit=1)[-1]
     assert re.search(r"^USER 10001:10001$", final, re.MULTILINE)
-    assert re.search(r"^HEALTHCHECK (.|\\\n)*CMD \[\"tracepaper\", \"status\"", final, re.MULTILINE)
+    check = r"^HEALTHCHECK (.|\\\n)*CMD \[\"tracepaper\", \"status\", \"--ready\"\]$"
+    assert re.search(check, final, re.MULTILINE)
     assert 'ENTRYPOINT ["tracepaper"]' in final
     assert final.startswith("python:${PYTHON}-slim")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
 
 from tracepaper.daemon.commands.options import (
     ConfigOption,
@@ -20,19 +22,36 @@ Document = dict[str, object]
 
 
 def status(
-    *, db: DatabaseOption = None, config: ConfigOption = None, json: JsonOption = False
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask /readyz alone: ready, or the reasons.")
+    ] = False,
 ) -> None:
-    """Show the running daemon: health, account, and the last decision with its gates."""
-    from tracepaper.daemon.http.client import ask
+    """Show the running daemon: health, account, and the last decision with its gates.
+
+    Exit code 1 where it is not ready.
+    """
+    from tracepaper.daemon.http.client import ask, readiness
     from tracepaper.daemon.terminal.console import Terminal
 
-    document = ask(database_path(db, config), "/status")
-    if json:
-        print_json(document)
-        return
-    console = Terminal(highlight=False)
-    for part in _parts(document):
-        console.print(part)
+    database = database_path(db, config)
+    if ready:
+        is_ready, words = readiness(database)
+        typer.echo(words)
+    else:
+        document = ask(database, "/status")
+        is_ready = bool(document["ready"])
+        if json:
+            print_json(document)
+        else:
+            console = Terminal(highlight=False)
+            for part in _parts(document):
+                console.print(part)
+    if not is_ready:
+        raise typer.Exit(1)
 
 
 def _parts(document: Document) -> list[RenderableType]:

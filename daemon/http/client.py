@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tracepaper.storage.lock import holder_of
+from tracepaper.storage.lock import Holder, holder_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
 ANSWER_WITHIN_S: Final = 10.0
@@ -27,15 +27,7 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
 
     Raises ``TracepaperError`` where no daemon runs or it refuses, ``FeedLost`` where it is silent.
     """
-    holder = holder_of(database)
-    if holder is None:
-        raise TracepaperError(
-            f"No daemon runs on {database}; start it with `tracepaper run`, or name its --db."
-        )
-    if not holder.http:
-        raise TracepaperError(
-            f"Process {holder.pid} writes {database}, but serves no status; try again in a moment."
-        )
+    holder = _serving(database)
     token = "" if body is None else read_token(database)
     try:
         status, content = _exchange(holder.http, path, body, token)
@@ -50,6 +42,33 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
     if status != HTTPStatus.OK:
         raise TracepaperError(str(document.get("error", f"The daemon answered {status}.")))
     return document
+
+
+def readiness(database: Path) -> tuple[bool, str]:
+    """Return whether the daemon's ``/readyz`` says that it is ready, and its words."""
+    holder = _serving(database)
+    try:
+        status, content = _exchange(holder.http, "/readyz", None, "")
+    except (OSError, HTTPException) as error:
+        raise FeedLost(
+            f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
+            "look at its log."
+        ) from None
+    return status == HTTPStatus.OK, content.decode(errors="replace").strip()
+
+
+def _serving(database: Path) -> Holder:
+    """Return the daemon that runs on *database* and serves its status."""
+    holder = holder_of(database)
+    if holder is None:
+        raise TracepaperError(
+            f"No daemon runs on {database}; start it with `tracepaper run`, or name its --db."
+        )
+    if not holder.http:
+        raise TracepaperError(
+            f"Process {holder.pid} writes {database}, but serves no status; try again in a moment."
+        )
+    return holder
 
 
 def _exchange(address: str, path: str, body: Document | None, token: str) -> tuple[int, bytes]:

@@ -1,7 +1,8 @@
 """Limits on the connections of an HTTP server: how many, and how long a request may take to come.
 
-A client that sends half a request or reads no answer is cut off; one that comes when the limit is
-reached is answered 503. A line a minute in the log says how many. An idle connection is closed and
+A client that sends half a request or reads no answer is cut off. One that comes when the limit is
+reached takes the place of the oldest that has no request at work; where all have, it is answered
+503. A line a minute in the log says how many. An idle connection is closed and
 not counted.
 """
 
@@ -82,12 +83,20 @@ class ConnectionLimits:
                 transport.abort()
 
     def admit(self, connection: _Connection, transport: asyncio.Transport) -> bool:
-        """Count *connection* in, or answer 503 at the limit; return whether it is in."""
+        """Count *connection* in, or answer 503 at the limit; return whether it is in.
+
+        Who only holds connections open keeps nobody else out: one that waits for its request gives
+        way, the oldest first.
+        """
         if len(self._connections) >= self._most:
             self.count("over_limit")
-            transport.write(UNAVAILABLE)
-            transport.close()
-            return False
+            oldest = next((one for one in self._connections.items() if one[1].is_waiting), None)
+            if oldest is None:
+                transport.write(UNAVAILABLE)
+                transport.close()
+                return False
+            del self._connections[oldest[0]]
+            oldest[1].abort()
         self._connections[transport] = connection
         connection.start_timer()
         return True
@@ -176,6 +185,16 @@ class _Connection(asyncio.Protocol):
         self._limits.release(self._transport)
         if self._inner is not None:
             self._inner.connection_lost(exc)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no whole request is at work: one is awaited, or an answer is being read."""
+        return self._timer is not None
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def stop_timer(self) -> None:
         """Let the handler of a whole request take its time."""

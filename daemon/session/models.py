@@ -33,6 +33,11 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint
     from tracepaper.storage import checkpoints
 
     folder = checkpoints.locate(config.model.checkpoint)
+    if not checkpoints.is_checkpoint(folder):
+        raise ConfigInvalid(
+            f"model.checkpoint is {folder}, where there is no checkpoint; name a folder that "
+            "`tracepaper train` wrote, or one that `tracepaper models` lists."
+        )
     checkpoint = checkpoints.load(folder)
     if beside is not None:
         checkpoints.keep(folder, beside)

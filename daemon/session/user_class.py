@@ -121,8 +121,8 @@ def imported(name: str, *, key: str) -> object:
 
     Its module is looked for where Python looks, beside the configuration file and in the working
     folder, in this order. A class that was handed over as an object (:func:`known_class`) is
-    itself. Raises ``ConfigInvalid`` where there is no such name, and ``StrategyFailed`` where its
-    module fails.
+    itself. Raises ``ConfigInvalid`` where there is no such name or its module is no Python, and
+    ``StrategyFailed`` where its module fails.
     """
     if (handed := _objects.get().get(name)) is not None:
         outside.belongs(name, own_folder(handed))
@@ -141,6 +141,8 @@ def imported(name: str, *, key: str) -> object:
             if (made_of := _code_of(found)) is not None:
                 outside.belongs(name, own_folder(made_of))
     except StrategyFailed as error:
+        if isinstance(error.__cause__, SyntaxError):
+            raise ConfigInvalid(str(error)) from error  # no start mends it
         if not isinstance(error.__cause__, (ImportError, AttributeError)):
             raise
         if isinstance(error.__cause__, AttributeError) and module_name in sys.modules:

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,10 +40,16 @@ class Operated:
 
 @pytest.fixture
 async def daemon(tmp_path: Path) -> AsyncIterator[Operated]:
-    database = tmp_path / "run.db"
-    operated = Operated(database, InstanceLock.acquire(database))
     monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
     monitor.observe(step(bar(), decided=decision(), prediction=forecast()))
+    async with serving(tmp_path / "run.db", monitor) as operated:
+        yield operated
+
+
+@asynccontextmanager
+async def serving(database: Path, monitor: Monitor) -> AsyncIterator[Operated]:
+    """Serve what *monitor* says as the daemon of *database* would."""
+    operated = Operated(database, InstanceLock.acquire(database))
     async with HttpServer(
         host="127.0.0.1",
         port=0,
@@ -76,6 +83,22 @@ async def test_status_as_json_is_one_document(
     document = json.loads(capsys.readouterr().out)
     assert document["ready"] is True
     assert document["instruments"]["linear:BTCUSDT"]["refused_by"] == "edge"
+
+
+async def test_the_exit_code_says_whether_the_daemon_is_ready(
+    tmp_path: Path, daemon: Operated, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await called("status", "--ready", "--db", daemon.database) == 0
+    assert capsys.readouterr().out == "ready\n"
+    unready = tmp_path / "unready.db"
+    async with serving(unready, Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))):
+        for way in ([], ["--json"], ["--ready"]):
+            assert await called("status", *way, "--db", unready) == 1
+            shown = capsys.readouterr()
+            assert "no bar" in shown.out
+            assert shown.err == ""
+    assert await called("status", "--ready", "--db", tmp_path / "nobody.db") == 1
+    assert "No daemon runs" in capsys.readouterr().err
 
 
 async def test_the_operators_word_reaches_the_daemon(

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from tracepaper.daemon.http.connections import ConnectionLimits
-from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.http.connections import CONNECTIONS_MAX, ConnectionLimits
+from tracepaper.daemon.http.server import HttpServer, Submit
 from tracepaper.daemon.terminal import log
 from tracepaper.strategies.types import CommandKind
 
@@ -36,7 +36,12 @@ async def submit(_kind: CommandKind, _note: str) -> int:
 
 
 @asynccontextmanager
-async def served(timeout_s: float = TIMEOUT_S) -> AsyncIterator[HttpServer]:
+async def served(
+    timeout_s: float = TIMEOUT_S,
+    *,
+    submit: Submit = submit,
+    limits: ConnectionLimits | None = None,
+) -> AsyncIterator[HttpServer]:
     async with HttpServer(
         host="127.0.0.1",
         port=0,
@@ -44,7 +49,7 @@ async def served(timeout_s: float = TIMEOUT_S) -> AsyncIterator[HttpServer]:
         status=lambda: {"ready": True},
         submit=submit,
         registry=CollectorRegistry(),
-        limits=ConnectionLimits(most=MOST, timeout_s=timeout_s),
+        limits=limits or ConnectionLimits(most=MOST, timeout_s=timeout_s),
     ) as server:
         yield server
 
@@ -129,17 +134,38 @@ async def test_a_handler_at_work_is_not_hurried() -> None:
 async def test_connections_over_the_limit_are_answered_503_and_said_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    async with served(timeout_s=30) as server:
-        held = [await connect(server) for _ in range(MOST)]
+    begun = asyncio.Semaphore(0)
+    may_end = asyncio.Event()
+
+    async def work(_kind: CommandKind, _note: str) -> int:
+        begun.release()
+        await may_end.wait()
+        return 1
+
+    async with served(timeout_s=30, submit=work) as server:
+        held = [await connect(server, POST + JSON + b'{"kind":"HALT"}') for _ in range(MOST)]
+        for _ in held:
+            await begun.acquire()
         for _ in range(200):
             assert (await ended(await connect(server))).startswith(b"HTTP/1.1 503 ")
-        for _, writer in held:
+        may_end.set()
+        for reader, writer in held:
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
             writer.close()
-            await writer.wait_closed()
-        async with asyncio.timeout(30):
-            while not await answers(server):
-                pass
+        assert await answers(server)
     assert capsys.readouterr().err.count("connections refused") == 1
+
+
+@pytest.mark.parametrize("sent", [b"", *list(HALF_OPEN.values())[2:6]])
+async def test_sockets_that_are_held_open_keep_nobody_out(sent: bytes) -> None:
+    async with served(limits=ConnectionLimits()) as server:
+        held = [await connect(server, sent) for _ in range(2 * CONNECTIONS_MAX)]
+        for _ in range(3):
+            assert await answers(server)
+        cut = [streams for streams in held if streams[0].at_eof() or streams[0].exception()]
+        assert len(cut) > CONNECTIONS_MAX  # the others are held still, and no more than the limit
+        for _, writer in held:
+            writer.transport.abort()
 
 
 async def test_an_idle_connection_is_closed_and_not_counted_as_refused(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.config.sections import MarketSection, ModelSection
 from tracepaper.daemon.session import models
-from tracepaper.daemon.session.models import free_bytes
+from tracepaper.daemon.session.models import free_bytes, load_checkpoint
 from tracepaper.daemon.session.run_record import describe_run, start_event
 from tracepaper.strategies.attention import native
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
@@ -87,3 +87,9 @@ def test_memory_is_asked_for_before_a_model_is_made(monkeypatch: pytest.MonkeyPa
     many = {"symbols": tuple(f"S{number}USDT" for number in range(10))}
     with pytest.raises(AttentionInvalid, match=r"A window of 1088 bars needs .* use at most \d+"):
         models.load_forecaster(Config(market=MarketSection.model_validate(many)))
+
+
+def test_a_checkpoint_that_is_not_there_is_wrong_usage() -> None:
+    # Exit code 2, so that systemd does not start it for ever.
+    with pytest.raises(ConfigInvalid, match=r"model\.checkpoint is nowhere, where there is no"):
+        load_checkpoint(load(None, {"model": {"checkpoint": "nowhere"}}))

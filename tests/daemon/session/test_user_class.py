@@ -271,7 +271,7 @@ def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("this is no python", StrategyFailed, "failed when it was imported with SyntaxError"),
+        ("this is no python", ConfigInvalid, "failed when it was imported with SyntaxError"),
         ("raise RuntimeError('x')", StrategyFailed, "imported with RuntimeError: x at .*:1;"),
         (
             "raise SystemExit(0)",
