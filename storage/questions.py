@@ -326,9 +326,17 @@ def _weights(
 # ------------------------------------------------------------ files
 
 
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+"""An exact number as text, which a spreadsheet takes for just that."""
+
+
 @contextmanager
 def _csv_file(path: Path, view: View) -> Iterator[Callable[[Rows], object]]:
-    """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null."""
+    """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         file.write(",".join(column.name for column in view.columns) + "\n")
 
@@ -342,6 +350,8 @@ def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
+        if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+            value = f"'{value}"
         return '"' + value.replace('"', '""') + '"'
     return repr(value)
 

@@ -41,7 +41,13 @@ ARROW_FAULTS: Final = (KeyError, NotImplementedError, OSError, OverflowError, Va
 """The same of pyarrow, besides its own errors."""
 
 UNPACKED_LIMIT: Final = 4 * 2**30
-"""Bytes that one file may unpack to: a year of minutes takes some 60 MB."""
+"""Bytes that one file may hold or unpack to: a year of minutes takes some 60 MB."""
+UNPACKED_TIMES: Final = 200
+"""How often its own size a file may unpack to; candles are packed to a fifth or a tenth,"""
+UNPACKED_FREE: Final = 128 * 2**20
+"""and what stays below so many bytes harms nobody."""
+LINE_LIMIT: Final = 2**20
+PART_BYTES: Final = 2**18
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,15 @@ def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
     *format_name*, a key of ``FORMATS``, is wanted where the name tells none. Raises ``DataInvalid``
     where the file is unreadable, empty, of an unknown kind or of another kind than is said.
     """
-    raw = _content(path)
+    name = path.name.lower()
+    has_lines = FORMATS["csv"] in {format_name and format_named(format_name), _format_of(name)}
+    raw = _content(path, has_lines=has_lines)
     if raw.startswith(MARK):
         raise DataInvalid(
             f"{path} holds order books, and candles are wanted here: give it by --depth beside "
             "candles, or look at it by `tracepaper data check`."
         )
     packing = _packing_of(path, raw)
-    name = path.name.lower()
     if packing is not None and packing.unpack is not None:
         name, raw = packing.unpack(path, raw)
     said = _format_of(name) if format_name is None else format_named(format_name)
@@ -141,11 +148,12 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path, *, has_lines: bool) -> bytes:
     try:
         if path.is_char_device() or path.is_block_device():
             raise DataInvalid(f"{path} is a device, which may never end: name a file.")
-        raw = path.read_bytes()
+        with path.open("rb") as stream:
+            raw = _bounded(path, stream.read, has_lines=has_lines)
     except IsADirectoryError:
         raise DataInvalid(f"{path} is a folder: name the file in it.") from None
     except FileNotFoundError:
@@ -179,8 +187,9 @@ def _packing_of(path: Path, raw: bytes) -> Packing | None:
 
 def _gunzip(path: Path, raw: bytes) -> tuple[str, bytes]:
     try:
+        name = path.name.lower().removesuffix(".gz")
         with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            return path.name.lower().removesuffix(".gz"), _bounded(path, stream.read)
+            return name, _bounded(path, stream.read, packed=len(raw), has_lines=_is_text(name))
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise DataInvalid(f"{path} is damaged or cut short: fetch it again.") from None
 
@@ -201,19 +210,46 @@ def _unzip(path: Path, raw: bytes) -> tuple[str, bytes]:
                     "name the files."
                 )
             with archive.open(members[0]) as stream:
-                return members[0].filename.lower(), _bounded(path, stream.read)
+                name = members[0].filename.lower()
+                return name, _bounded(path, stream.read, packed=len(raw), has_lines=_is_text(name))
     except ZIP_FAULTS:
         raise DataInvalid(f"{path} is damaged or locked: fetch it again.") from None
 
 
-def _bounded(path: Path, read: Callable[[int], bytes]) -> bytes:
-    """Read no more than the limit, so that a small hostile file cannot fill the memory."""
-    raw = read(UNPACKED_LIMIT + 1)
-    if len(raw) > UNPACKED_LIMIT:
-        raise DataInvalid(
-            f"{path} unpacks to more than {UNPACKED_LIMIT // 2**30} GiB: split the file."
-        )
-    return raw
+def _is_text(name: str) -> bool:
+    return _format_of(name) is FORMATS["csv"]
+
+
+def _bounded(
+    path: Path, read: Callable[[int], bytes], *, has_lines: bool, packed: int | None = None
+) -> bytes:
+    """Read to the end, and no further than a file of candles goes.
+
+    So a small file that unpacks without end, from *packed* bytes, and a line without end where the
+    file *has_lines* cannot fill the memory.
+    """
+    most = UNPACKED_LIMIT
+    if packed is not None:
+        most = min(most, max(UNPACKED_FREE, UNPACKED_TIMES * packed))
+    parts: list[bytes] = []
+    size = line = 0
+    while part := read(PART_BYTES):
+        size += len(part)
+        if size > most:
+            raise DataInvalid(
+                f"{path} is larger than {most // 2**20:,} MiB, or unpacks to more: candles do not; "
+                "look at what it holds, and split it if it is right."
+            )
+        if has_lines:
+            end = max(part.rfind(b"\n"), part.rfind(b"\r"))
+            line = line + len(part) if end < 0 else len(part) - end
+            if line > LINE_LIMIT:
+                raise DataInvalid(
+                    f"{path} has a line of more than {LINE_LIMIT // 2**20} MiB, which is no row of "
+                    "candles: look at what it holds."
+                )
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _read_json(path: Path, raw: bytes) -> RawTable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -87,6 +88,32 @@ def test_csv_holds_the_rows_of_every_view_nulls_and_texts_as_they_are(
         assert counts[view.name] == len(rows)
     reasons = {row[0] for row in reader.connection.execute("SELECT reason FROM v_decisions")}
     assert {ODD, ""} <= reasons
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("=1+2", "'=1+2"),
+        ("+up", "'+up"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\t=1"),
+        ("-12.50", "-12.50"),  # an exact number, which is no formula
+        ("+3", "+3"),
+        ("up = down", "up = down"),
+    ],
+)
+def test_no_text_of_a_csv_is_a_formula(tmp_path: Path, text: str, written: str) -> None:
+    path = tmp_path / "a.db"
+    step = cases.plain_steps(1)[0]
+    assert step.decision is not None
+    step = replace(step, decision=altered(step.decision, reason=text))
+    cases.write_run(path, [step], of=cases.run("one"))
+    with Reader.open(path) as reader:
+        export(reader, "one", tmp_path / "out", "csv", chosen("v_decisions"))
+    with (tmp_path / "out" / "v_decisions.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["reason"] == written
 
 
 def test_an_export_shows_one_moment_while_a_daemon_writes(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -273,3 +275,32 @@ def test_funding_files_are_read_exactly_and_checked(tmp_path: Path) -> None:
     percent = file(tmp_path, ["time,rate", f"{T0},1.5"], "BTCUSDT_c.csv")
     with pytest.raises(DataInvalid, match="line 2: funding_rate is 100 % or more"):
         read_funding(percent)
+
+
+ENDLESS = ("\n".join([HEADER, *GOOD]) + "\n" + "1" * (3 << 20)).encode()
+
+
+@pytest.mark.parametrize("name", ["BTCUSDT.csv", "BTCUSDT.csv.gz", "BTCUSDT.zip"])
+def test_a_line_without_end_is_not_read_to_its_end(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(ENDLESS, 1))
+    elif name.endswith(".zip"):
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("BTCUSDT.csv", ENDLESS)
+    else:
+        path.write_bytes(ENDLESS)
+        os.truncate(path, 1 << 40)  # a terabyte that takes no room on the disk
+    assert "has a line of more than 1 MiB" in refusal(path)
+
+
+def test_a_gzip_that_unpacks_without_end_takes_a_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT.json.gz"
+    path.write_bytes(gzip.compress(b" " * (1 << 24), 1) * 12)  # members: 192 MiB
+    tracemalloc.start()
+    try:
+        assert "unpacks to more: candles do not" in refusal(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 300 << 20
