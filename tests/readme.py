@@ -29,6 +29,8 @@ DOCS: Final = ROOT / "docs"
 SAMPLE: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 PORT: Final = "9440"
 """The port that the pages name; replaced by a free one."""
+INSTALLED: Final = re.compile(r"/\S*/site-packages/tracepaper/")
+"""Where a wheel holds what lies in a clone's own folder."""
 COMMAND_WITHIN_S: Final = 900.0  # of a training, beside other work
 
 SHORTENED: Final = (
@@ -149,6 +151,7 @@ class Walk:
             output.append(done.stdout)
             errors.append(done.stderr)
         written = "".join(output).replace(self.port, PORT).replace(f"{ROOT}/", "")
+        written = INSTALLED.sub("", written)
         return Outcome(block, tuple(codes), written, answer, "".join(errors))
 
     def _serve(self, command: str, section: str) -> None:
