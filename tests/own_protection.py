@@ -1,7 +1,8 @@
-"""One account under protection, as docs/protection.md, B2 to B4 and M10 to M13 tell of it.
+"""One account under protection, computed from the sentences of the rules alone.
 
-It holds no code of the engine: levels are fractions, and what rests is a list of a few orders whose
-size is that of the position. Nothing costs anything, and nothing is on its way for any time.
+The rules are docs/protection.md, E8 to E17, docs/orders.md, B2 to B4, and docs/money.md, M10 to
+M13. It holds no code of the engine: levels are fractions, and what rests is a list of a few orders
+whose size is that of the position. Nothing costs anything, and nothing is ever on its way.
 """
 
 from __future__ import annotations
