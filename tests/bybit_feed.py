@@ -13,6 +13,7 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchang
 from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.engine.ports import PriceJudge
 from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
@@ -100,6 +101,7 @@ async def live(
     instruments: tuple[Instrument, ...] = (BITCOIN,),
     queue_limit: int = 1_000,
     time_scale: float = 1.0,
+    judge: PriceJudge | None = None,
     **exchange: float,
 ) -> AsyncIterator[Live]:
     """Run a feed whose period starts at minute 0, as soon as it caught up."""
@@ -123,6 +125,7 @@ async def live(
             queue_limit=queue_limit,
             start=start or FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0),
             quote_from_ms=lambda _: holder[0].quotes_from,
+            judge=judge,
         ) as feed,
     ):
         running = Live(server, clock, feed, rest)

@@ -41,6 +41,7 @@ from tracepaper.strategies.types import (
     Mark,
     Quote,
     Source,
+    Trade,
 )
 
 ID = BITCOIN.id
@@ -906,3 +907,40 @@ async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -
             run.move_to(START_MS + MINUTE + 6_000)
             await run.expect(lambda: len(run.bars()) == 21)
             assert run.bars()[20].close == 1005
+
+
+class Wary:
+    """Doubts quotes below 50, and takes marks below 50 to show them."""
+
+    def doubts(self, price: Quote | Mark | Funding, /) -> bool:
+        return isinstance(price, Quote) and price.bid < 50 * SCALE
+
+    def confirms(self, price: Quote | Mark | Trade, /) -> bool:
+        return isinstance(price, Mark) and price.price < 50 * SCALE
+
+    def holds_quote(self, _instrument: str, /) -> bool:
+        return True
+
+
+SCALE = 10**BITCOIN.price_decimals
+
+
+async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_shows_it() -> None:
+    async with ScriptedServer() as server, live(server, judge=Wary()) as run:
+        await until(lambda: len(server.subscribed()) == 3)
+        run.quotes_from = START_MS
+        at = server.server_ms
+        await server.send(
+            ticker(at + 1, "100.4"),
+            book(at + 2, "100.4", "100.5"),
+            ticker(at + 3, "100.6"),  # nobody asks for it before the doubt
+            book(at + 4, "40.0", "40.1"),
+            book(at + 5, "40.0", "40.1"),  # the same again: it was not believed
+            ticker(at + 6, "100.5"),
+            ticker(at + 7, "41.0"),
+        )
+        await until(lambda: len(run.events) >= 5)
+        prices = [one for one in run.events if isinstance(one, Quote | Mark)]
+        seen = [(type(one), one.market_ms - at) for one in prices]
+        assert seen == [(Quote, 2), (Mark, 3), (Quote, 4), (Quote, 5), (Mark, 7)]
+        assert run.feed.counters["doubted_prices"] == 2

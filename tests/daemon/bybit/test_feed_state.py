@@ -22,7 +22,7 @@ from tracepaper.daemon.bybit.feed_state import (
     Place,
     bar_ranges,
 )
-from tracepaper.strategies.types import Funding, Gap, GapCause, Mark, Quote
+from tracepaper.strategies.types import Funding, Gap, GapCause, Mark, Quote, Side, Trade
 
 # ---------------------------------------------------------------- bars
 
@@ -133,6 +133,33 @@ def settlement(hour: int) -> Funding:
 
 def schedule() -> FundingSchedule:
     return FundingSchedule(interval_minutes=480, settled_ms=8 * HOUR)
+
+
+def test_a_doubted_settlement_is_handed_on_once_and_asked_for_until_another_rate_comes() -> None:
+    funding = schedule()
+    absurd = structs.replace(settlement(16), rate=10**10)
+
+    def doubts(one: Funding) -> bool:
+        return one.rate > 10**9
+
+    assert funding.settle([absurd], doubts) == [absurd]
+    assert funding.is_overdue(16 * HOUR)
+    assert funding.settle([absurd], doubts) == []
+    other = structs.replace(absurd, rate=2 * 10**10)
+    assert funding.settle([other], doubts) == [other]
+    assert funding.settle([settlement(16)], doubts) == [settlement(16)]
+    assert not funding.is_overdue(17 * HOUR)
+
+
+def test_a_settlement_that_stays_doubted_holds_up_no_later_one() -> None:
+    funding = schedule()
+    absurd = structs.replace(settlement(16), rate=10**10)
+    found = funding.settle([absurd, settlement(24)], lambda one: one.rate > 10**9)
+    assert found == [
+        absurd,
+        Gap("linear:BTCUSDT", 16 * HOUR, 24 * HOUR, GapCause.FUNDING, "", 24 * HOUR, 24 * HOUR),
+        settlement(24),
+    ]
 
 
 def test_a_settlement_falls_due_on_the_grid_of_its_interval() -> None:
@@ -247,6 +274,35 @@ def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
     assert one.update_quote(quote(10), 10)
     assert not one.update_quote(quote(11), 10)
     assert one.update_quote(quote(12, bid=101), 10)
+
+
+def test_a_quote_is_an_event_that_confirms_or_follows_one_that_was_not_believed() -> None:
+    one = market()
+    assert one.update_quote(quote(5), None, confirms=True)
+    assert not one.update_quote(quote(6), 5)
+    assert one.update_quote(quote(7), 5, again=True)
+    assert not one.update_quote(quote(8), None, again=True)
+
+
+def trade(market_ms: int) -> Trade:
+    return Trade("linear:BTCUSDT", "t", Side.SELL, 100, 1, market_ms, market_ms)
+
+
+def test_a_trade_is_an_event_where_it_confirms_and_beside_a_price_that_is_doubted() -> None:
+    one = market()
+    assert not one.update_trade(trade(5), confirms=False)
+    assert one.undelivered() == []
+    mark = Mark("linear:BTCUSDT", 7, 6, 6)
+    one.update_mark(mark)
+    assert one.beside(quote(7)) == [mark, trade(5)]
+    assert one.beside(quote(7)) == []
+    one.update_quote(quote(8), None)
+    assert one.update_trade(trade(9), confirms=True)
+    assert one.beside(mark) == [quote(8)]
+    assert not one.update_trade(trade(4), confirms=True)
+    one.update_trade(trade(3_000_000), confirms=False)
+    one.drop_ahead(2_000_000)
+    assert one.update_trade(trade(10), confirms=True)
 
 
 def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:

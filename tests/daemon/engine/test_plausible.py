@@ -362,6 +362,16 @@ def test_after_the_bar_of_the_crash_its_close_is_believed() -> None:
     assert fill.price == DOWN - 15
 
 
+def test_a_source_that_lags_goes_on_from_its_own_last_price() -> None:
+    engine = held(machine(LONG))
+    engine.step(mark(PRICE, T0), None)
+    assert fills(engine, book(DOWN, T0 + 100), trade(DOWN, T0 + 200)) == []  # believed by now
+    far = T0 + 20_000
+    assert engine.step(book(DOWN - 10, far), None).belief is None
+    assert engine.step(mark(PRICE - 50, far), None).belief is None
+    assert engine.step(mark(PRICE - 10_000, far + 9_000), None).belief is not None
+
+
 def test_a_slow_way_is_no_jump() -> None:
     """What is usual grows with the root of the time: 1 % a minute, and 2 % in four of them."""
     engine = held(machine(LONG))
