@@ -48,13 +48,13 @@ BARS = 40
 
 @cache
 def configured(execution: FillModel) -> Config:
-    """Return the configuration of a story: nothing costs anything."""
+    """Return the configuration of a story: nothing costs anything, every quote is believed."""
     costs = {"taker_fee": "0", "maker_fee": "0", "slippage_bp": "0", "spread_bp": "0"}
     given: dict[str, dict[str, Any]] = {
         "market": {"interval": "240"},
         "sizing": {"mode": "fixed", "quantity": "1", "rebalance": "0"},
         "account": {"cash": "1000000"},
-        "execution": {**costs, "model": execution.value, "latency_ms": 0},
+        "execution": {**costs, "model": execution.value, "latency_ms": 0, "plausible": 1e9},
     }
     return load(None, given)
 
