@@ -648,6 +648,32 @@ class HttpSection(Section):
     """A loopback address; reach it from elsewhere through a tunnel."""
     port: int = Field(default=8787, ge=0, le=65_535)
     """0 picks a free port; `tracepaper status` finds it."""
+    metrics: str | None = Field(default=None, examples=["0.0.0.0:9187"])
+    """Another address and port on which /metrics alone is served, so that a container can be
+    scraped; none if absent."""
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """The address and the port of ``metrics``."""
+        if self.metrics is None:
+            return None
+        host, _, port = self.metrics.rpartition(":")
+        return host.removeprefix("[").removesuffix("]"), int(port)
+
+    @field_validator("metrics")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        host, _, port = value.rpartition(":")
+        try:
+            ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+            is_port = port.isdecimal() and port.isascii() and int(port) < 1 << 16
+        except ValueError:
+            is_port = False
+        if not is_port:
+            raise ValueError("write an address and a port such as 0.0.0.0:9187 or [::]:9187")
+        return value
 
     @field_validator("host")
     @classmethod

@@ -1,4 +1,4 @@
-"""Health, metrics, status and commands over HTTP, on loopback alone.
+"""Health, metrics, status and commands over HTTP, on loopback alone; metrics elsewhere by request.
 
 The rule is docs/operations.md, O6.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -61,13 +62,12 @@ class HttpServer:
     ) -> None:
         self._token = token
         self._limits = limits or ConnectionLimits()
-        self._server: asyncio.Server | None = None
+        self._stack = AsyncExitStack()
         self._host = host
         self._port = port
         self._status = status
         self._submit = submit
         self._registry = registry
-        self._runner: web.AppRunner | None = None
         self.url = ""
 
     async def __aenter__(self) -> Self:
@@ -85,29 +85,9 @@ class HttpServer:
                 web.post("/command", self._command),
             ]
         )
-        runner = web.AppRunner(
-            application,
-            access_log=None,
-            logger=self._limits.logger,
-            shutdown_timeout=CLOSE_WITHIN_S,
+        self.url = await self._stack.enter_async_context(
+            _listening(application, self._limits, self._host, self._port)
         )
-        await runner.setup()
-        assert runner.server is not None
-        try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._limits.protocol(runner.server), self._host, self._port
-            )
-        except OSError as error:
-            await runner.cleanup()
-            raise ConfigInvalid(
-                f"{self._host}:{self._port} cannot be listened on ({error.strerror}); set another "
-                "[http] port, or 0 to pick one."
-            ) from None
-        self._runner = runner
-        loop = asyncio.get_running_loop()
-        self._limits.count_exhaustion(loop)
-        host, port = self._server.sockets[0].getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         return self
 
     async def __aexit__(
@@ -117,11 +97,7 @@ class HttpServer:
         _trace: TracebackType | None,
     ) -> None:
         """Stop listening; answers under way get a second."""
-        if self._server is not None:
-            self._server.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
-        self._limits.close()
+        await self._stack.aclose()
 
     async def _livez(self, _request: web.Request) -> web.Response:
         """Answer as long as the event loop turns."""
@@ -136,9 +112,7 @@ class HttpServer:
         return web.Response(status=503, text="".join(f"{line}\n" for line in lines))
 
     async def _metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(self._registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+        return _exposed(self._registry)
 
     async def _show_status(self, _request: web.Request) -> web.Response:
         return _json(self._status())
@@ -162,6 +136,66 @@ class HttpServer:
         except TimeoutError:
             return _refusal(504, "The command waits in line; look at /status before you repeat it.")
         return _json({"kind": command.kind.value, "sequence": sequence})
+
+
+@asynccontextmanager
+async def metrics_listener(
+    host: str, port: int, registry: CollectorRegistry, *, limits: ConnectionLimits | None = None
+) -> AsyncIterator[str]:
+    """Serve ``/metrics`` alone on *host*, which may be any address; yield where.
+
+    Nothing else is there: no status, no page, no command. Raises ``ConfigInvalid`` where the
+    address cannot be had.
+    """
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return _exposed(registry)
+
+    limits = limits or ConnectionLimits()
+    application = web.Application(middlewares=[limits.middleware], client_max_size=1)
+    application.add_routes([web.get("/metrics", metrics)])
+    async with _listening(application, limits, host, port, key="metrics") as url:
+        yield url
+
+
+@asynccontextmanager
+async def _listening(
+    application: web.Application,
+    limits: ConnectionLimits,
+    host: str,
+    port: int,
+    *,
+    key: str = "port, or 0 to pick one",
+) -> AsyncIterator[str]:
+    """Serve *application* on *host* and *port*; yield its URL."""
+    runner = web.AppRunner(
+        application, access_log=None, logger=limits.logger, shutdown_timeout=CLOSE_WITHIN_S
+    )
+    await runner.setup()
+    assert runner.server is not None
+    loop = asyncio.get_running_loop()
+    try:
+        server = await loop.create_server(limits.protocol(runner.server), host, port)
+    except OSError as error:
+        await runner.cleanup()
+        raise ConfigInvalid(
+            f"{host}:{port} cannot be listened on ({error.strerror}); set another [http] {key}."
+        ) from None
+    limits.count_exhaustion(loop)
+    named, picked = server.sockets[0].getsockname()[:2]
+    try:
+        yield f"http://[{named}]:{picked}" if ":" in named else f"http://{named}:{picked}"
+    finally:
+        server.close()
+        await runner.cleanup()
+        limits.close()
+
+
+def _exposed(registry: CollectorRegistry) -> web.Response:
+    """Return the metrics in Prometheus's text format."""
+    return web.Response(
+        body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+    )
 
 
 @web.middleware

@@ -32,7 +32,7 @@ from tracepaper.daemon.engine.runner import drive
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.http.server import HttpServer, metrics_listener
 from tracepaper.daemon.session.build import (
     margin_rules,
     margin_warnings,
@@ -295,6 +295,7 @@ class Daemon:
             monitor.warm_at = lambda name: engine.warm_at(name, self._clock.market_ms())
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
+            registry = registry_of(monitor)
             server = await stack.enter_async_context(
                 HttpServer(
                     host=config.http.host,
@@ -302,9 +303,12 @@ class Daemon:
                     token=token,
                     status=monitor.status,
                     submit=lambda kind, note: self._command(feed, kind, note),
-                    registry=registry_of(monitor),
+                    registry=registry,
                 )
             )
+            if (address := config.http.metrics_address) is not None:
+                url = await stack.enter_async_context(metrics_listener(*address, registry))
+                log.info("metrics served", url=url)
             audit.lock.publish(server.url)
 
             self._progress = lambda: (

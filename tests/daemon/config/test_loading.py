@@ -381,3 +381,24 @@ def test_order_books_and_vectors_that_are_not_asked_for_leave_a_run_its_hash() -
     for keys in asked:
         said = load(None, keys)
         assert restore(said.canonical_json()).sha256() == said.sha256()
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("0.0.0.0:9187", ("0.0.0.0", 9187)),
+        ("[::]:9187", ("::", 9187)),
+        ("10.0.0.2:0", ("10.0.0.2", 0)),
+    ],
+)
+def test_metrics_can_be_served_on_another_address(written: str, address: tuple[str, int]) -> None:
+    assert load(None, {"http": {"metrics": written}}).http.metrics_address == address
+    assert load(None, {}).http.metrics_address is None
+
+
+@pytest.mark.parametrize(
+    "written", ["9187", "0.0.0.0", "name:9187", "0.0.0.0:x", "0.0.0.0:70000", ""]
+)
+def test_an_address_of_metrics_that_is_none_is_refused(written: str) -> None:
+    with pytest.raises(ConfigInvalid, match="write an address and a port"):
+        load(None, {"http": {"metrics": written}})

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from tracepaper.daemon.http.connections import CONNECTIONS_MAX, ConnectionLimits
-from tracepaper.daemon.http.server import HttpServer, Submit
+from tracepaper.daemon.http.server import HttpServer, Submit, metrics_listener
 from tracepaper.daemon.terminal import log
 from tracepaper.strategies.types import CommandKind
 
@@ -166,6 +166,25 @@ async def test_sockets_that_are_held_open_keep_nobody_out(sent: bytes) -> None:
         assert len(cut) > CONNECTIONS_MAX  # the others are held still, and no more than the limit
         for _, writer in held:
             writer.transport.abort()
+
+
+async def test_a_listener_for_metrics_serves_nothing_else() -> None:
+    registry = CollectorRegistry()
+    Gauge("tracepaper_ready", "Whether it is ready.", registry=registry).set(1)
+    async with metrics_listener("0.0.0.0", 0, registry) as url, aiohttp.ClientSession() as client:
+        address = url.replace("0.0.0.0", "127.0.0.2")  # another address than the commands'
+        name = {"Host": "tracepaper.example:9187"}  # as a scraper of containers names it
+        async with client.get(f"{address}/metrics", headers=name) as answer:
+            assert answer.status == 200
+            assert "tracepaper_ready 1.0" in await answer.text()
+        token = {"Authorization": "Bearer t", "Content-Type": "application/json"}
+        for method, path, status in (
+            ("POST", "/metrics", 405),
+            ("POST", "/command", 404),
+            *(("GET", path, 404) for path in ("/", "/status", "/readyz", "/livez", "/command")),
+        ):
+            async with client.request(method, address + path, headers=token) as answer:
+                assert answer.status == status, path
 
 
 async def test_an_idle_connection_is_closed_and_not_counted_as_refused(
