@@ -8,8 +8,7 @@ The rules are docs/identity.md, I12, and docs/storage.md, S12.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -26,7 +25,6 @@ from tracepaper.daemon.engine.rules import (
 from tracepaper.daemon.engine.runner import Close, gathered, predictions_of, steps_of
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.open import check_state
-from tracepaper.daemon.session.promotion import is_better, one_sided
 from tracepaper.daemon.session.run_record import (
     OF_THE_PLACE,
     code_version,
@@ -43,6 +41,7 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.culprit import Case, Culprit, blame
+from tracepaper.replay.checks.given import GivenEvents, Unlike, of_start
 from tracepaper.storage.columns import measure_name
 from tracepaper.storage.reader import Reader, StoredRun
 from tracepaper.strategies.errors import InvariantBroken
@@ -51,8 +50,6 @@ from tracepaper.strategies.types import (
     Bar,
     Event,
     ModelChange,
-    Retrained,
-    RetrainOutcome,
     Run,
     Step,
 )
@@ -61,6 +58,8 @@ if TYPE_CHECKING:
     from tracepaper.storage.decode import StoredRows
 
 DIFFERENCES_KEPT: Final = 100
+EXACT: Final = frozenset({"sma_cross", "persistence"})
+"""Strategies of whole numbers: no library and no machine rounds what they decide."""
 _OF_A_START: Final = ("model_id", "model_sha256", "mode", *OF_THE_PLACE)
 """What a run's row and its first start both say."""
 
@@ -181,7 +180,9 @@ def verify_run(
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(known, total - recorded.first)
-    anew = _derived(found, recorded, predictor, events, first_compared)
+    given = GivenEvents(reader, stored.run, recorded.config)
+    anew = _derived(found, recorded, predictor, events, given, first_compared)
+    computes = recorded.forecaster is not None or recorded.config.strategy.name not in EXACT
     for derived, (kept, _) in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
             here = Environment.recorded(
@@ -191,13 +192,11 @@ def verify_run(
             elsewhere = (_cut(recorded) if is_cut else "") or Environment.recorded(
                 derived.event
             ).differs(here)
-        if elsewhere and not found.elsewhere:
+        if computes and elsewhere and not found.elsewhere:
             found.exact, found.elsewhere = False, elsewhere
         found.steps += 1
         if derived.sequence >= first_compared:
-            _judge(found, check, derived, kept, exact=not elsewhere)
-            if isinstance(derived.event, Retrained):
-                _judge_retrained(found, derived.event, derived.sequence)
+            _judge(found, check, derived, kept, exact=not (computes and elsewhere))
         if found.steps % 4_096 == 0:
             progress(found.steps)
     found.taken = predictor.taken
@@ -298,9 +297,11 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         due["model_sha256"] = "" if model is None else model.model_sha256
     if config.market.calendar is None:
         due |= {"calendar_version": None, "calendar_sha256": None}
+    for name, _, value in of_start(run, model):
+        due[name] = value
     starts = reader.starts(run.run_id)
     if starts:
-        due |= {name: getattr(starts[0], name) for name in _OF_A_START}
+        due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
     if run.code_version == code_version() or run.rules > len(CHANGES):
         due["rules"] = len(CHANGES)
     due["strategy_sha256"] = strategy_sha256(config)
@@ -318,54 +319,31 @@ def _derived(
     recorded: Recorded,
     predictor: RecordedPredictor,
     events: Iterable[Event],
+    given: GivenEvents,
     first_compared: int,
 ) -> Iterator[Step]:
-    """Yield the steps of *events*; from *first_compared* on, judge each close."""
-    keys = [item.id for item in recorded.run.instruments]
+    """Yield the steps of *events*; from *first_compared* on, judge what was given."""
     for unit in gathered(events):
         steps = steps_of(recorded.engine, unit, predictions_of(predictor, unit))
-        if isinstance(unit, Close) and steps[0].sequence >= first_compared:
-            _judge_close(found, unit, keys, steps[0].sequence)
+        at = steps[0].sequence
+        if isinstance(unit, Close):
+            unlike, at_ms = [*given.of_close(unit)], unit.closed.open_time_ms
+        else:
+            unlike, at_ms = [*given.of(unit, predictor.forecaster)], unit.market_ms
+        if at >= first_compared:
+            _judge_given(found, unlike, at_ms=at_ms, sequence=at)
         yield from steps
 
 
-def _judge_close(found: Verification, close: Close, keys: Sequence[str], sequence: int) -> None:
-    """Hold what a ``Closed`` says to the bars behind it; *keys* are the run's instruments."""
-    names = [bar.instrument for bar in close.bars]
-    absent = tuple(key for key in keys if key not in names)
-    due = [key for key in keys if key in names]
-    for name, said, follows in (("absent", close.closed.absent, absent), ("bars", names, due)):
-        if said != follows:
-            at = close.closed.open_time_ms
-            found.differing += 1
-            if len(found.differences) < DIFFERENCES_KEPT:
-                what = f"event.{name} (step {sequence})"
-                found.differences.append(Difference("", at, what, str(said), str(follows)))
-
-
-def _judge_retrained(found: Verification, event: Retrained, sequence: int) -> None:
-    """Hold what became of a retraining to its own figures: what they say is told from outside."""
-    from tracepaper.replay.training.paired import DayDifference, chance
-
-    due: dict[str, tuple[object, object]] = {}
-    if event.difference is not None and event.error is not None and event.p is not None:
-        said = DayDifference(event.difference, event.error, event.days, 1.0)
-        p = one_sided(event.difference, chance(said))
-        if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
-            due["p"] = event.p, p
-    is_taken = is_better(event.difference, event.p, event.level)
-    if (event.outcome is RetrainOutcome.PROMOTED) is not is_taken:
-        is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded
-        if not is_lost:
-            taken = RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED
-            due["outcome"] = event.outcome.value, taken.value
-    for name, (said_, follows) in due.items():
+def _judge_given(
+    found: Verification, unlike: Iterable[Unlike], *, at_ms: int, sequence: int
+) -> None:
+    """Note what an event says otherwise than it follows."""
+    for name, said, follows in unlike:
         found.differing += 1
         if len(found.differences) < DIFFERENCES_KEPT:
             what = f"event.{name} (step {sequence})"
-            found.differences.append(
-                Difference("", event.market_ms, what, str(said_), str(follows))
-            )
+            found.differences.append(Difference("", at_ms, what, str(said), str(follows)))
 
 
 def _differ(found: Verification, run: Run, column: str, stored: object, due: object) -> None:
