@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain import covered_until, laid_of, step_digest
 from tracepaper.storage.columns import stored_columns
 from tracepaper.storage.decode import STEP, StoredRows
 from tracepaper.storage.digest import Covered, gates_digest, opened_digest
-from tracepaper.storage.reader import gate_set_rows, read_chunk, run_span, select
-from tracepaper.storage.rows import kept_rows, step_key
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader, gate_set_rows, read_chunk, run_span, select
+from tracepaper.storage.rows import EVENT_TYPES, kept_rows, step_key
+from tracepaper.storage.schema import metadata
+from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.types import (
+    Action,
+    Category,
+    FillModel,
+    Liquidity,
+    OrderStatus,
+    Regime,
+    RunKind,
+    Side,
+)
+
+COLUMNS = [f"{t.name}.{name}" for t in metadata.sorted_tables for name in stored_columns(t.name)]
+KEYS = {f"{t.name}.{c.name}" for t in metadata.sorted_tables for c in t.columns if c.primary_key}
+ENUMERATIONS = [
+    [str(member.value) for member in of]
+    for of in (
+        Side, OrderStatus, Action, Regime, Liquidity, FillModel, RunKind, Category,
+    )
+] + [list(EVENT_TYPES)]  # fmt: skip
+"""What may stand in a column of names."""
+
+CUNNING = {
+    "runs.config": """replace(config, '"level":"info"', '"level":"debug"')""",
+    "runs.period_start_ms": "period_start_ms - 1",
+    "runs.warnings": """'["all is well"]'""",
+    "instruments.max_quantity": "1000000000000",
+    "instruments.risk_tiers": (
+        """'[{"limit":1,"maintenance":1,"max_leverage":1,"deduction":0}]'"""
+    ),
+    "prunes.state": "CAST(substr(state, 1, 1) || x'c3' || substr(state, 3) AS BLOB)",  # halted
+    "events.content": "replace(content, 'archive', 'missed') WHERE content LIKE '%archive%'",
+}
+"""Edits that are chosen to pass: a column that is listed must have one."""
 
 DIGESTS = {
     "runs.opened_digest",
@@ -130,3 +169,91 @@ def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: Any, kept: byte
         said["state_sha256"] = sha256(pruned[5]).hexdigest()
     text = json.dumps(said, separators=(",", ":"))
     raw.execute("UPDATE events SET content = ? WHERE step = ?", (text, step))
+
+
+def audited(path: Path, head: bytes | None = None) -> bool:
+    """Return whether ``audit verify`` finds nothing."""
+    with Reader.open(path) as reader:
+        return audit(reader.connection, reader.find("last"), head=head).holds
+
+
+def verified(path: Path, database: Path | None = None) -> Verification:
+    """Return what ``verify`` finds; *database* is where the checkpoints lie."""
+    with Reader.open(path) as reader:
+        return verify_run(reader, database or path, reader.find("last"))
+
+
+def believed(path: Path, database: Path | None = None) -> bool:
+    """Return whether neither ``audit verify`` nor ``verify`` finds anything."""
+    try:
+        return audited(path) and verified(path, database).holds
+    except TracepaperError:
+        return False  # one sentence, and exit 1
+
+
+def another(value: object, kind: str) -> object:
+    """Return a value that is not *value*, of the type of its column."""
+    match value:
+        case None:
+            return {"INTEGER": 7, "REAL": 0.5, "TEXT": "x", "BLOB": b"x"}[kind]
+        case bytes():
+            return bytes([value[0] ^ 1]) + value[1:] if value else b"x"
+        case str():
+            for words in ENUMERATIONS:
+                if value in words:
+                    return words[words.index(value) - 1]
+            # The file itself refuses what is no JSON where a column is made of it.
+            return f"{value[0]} {value[1:]}" if value[:1] in ("{", "[") else value + "x"
+        case float():
+            return value + 1e-9 * max(abs(value), 1.0)
+        case _:
+            assert isinstance(value, int)
+            return value + 1
+
+
+def plantings(path: Path, column: str) -> Iterator[str]:
+    """Yield statements that change *column* in the first, a middle and the last of its rows."""
+    table, name = column.split(".")
+    meta = metadata.tables[table]
+    keys = [c.name for c in meta.primary_key.columns]
+    with closing(sqlite3.connect(path)) as raw:
+        rows = raw.execute(
+            f"SELECT {', '.join(keys)}, {name} FROM {table} ORDER BY {', '.join(keys)}"
+        )
+        found = rows.fetchall()
+    if column in CUNNING:
+        yield f"UPDATE {table} SET {name} = {CUNNING[column]}"
+    for at in sorted({0, len(found) // 2, len(found) - 1}) if found else ():
+        *key, value = found[at]
+        changed = another(value, str(meta.c[name].type))
+        if column in KEYS and isinstance(value, int):
+            changed = value + 2**21  # which no other row has
+        elif column == "bars.source":
+            changed = value - 1
+        where = " AND ".join(f"{k} = {v!r}" for k, v in zip(keys, key, strict=True))
+        yield f"UPDATE {table} SET {name} = {literal(changed)} WHERE {where}"
+
+
+def literal(value: object) -> str:
+    """Return *value* as SQL writes it."""
+    match value:
+        case bytes():
+            return f"x'{value.hex()}'"
+        case str():
+            return "'" + value.replace("'", "''") + "'"
+        case _:
+            return repr(value)
+
+
+def forged(path: Path, target: Path, *statements: str, hide: bool = True) -> Path:
+    """Copy *path* to *target* with *statements* done to it, and the chain made to fit."""
+    shutil.copy(path, target)
+    with closing(sqlite3.connect(target)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        raw.execute("PRAGMA synchronous = OFF")
+        for statement in statements:
+            assert raw.execute(statement).rowcount == 1
+        raw.commit()
+    if hide:
+        rechain(target)
+    return target

@@ -207,9 +207,11 @@ def _by_strategy(case: Case) -> str:
         case.from_ms is not None and _follows(whole, _derived(whole, remade=False))
     ):
         return KEEPS_STATE
+    names = [one.field for one in case.of_steps]
+    if any(name.startswith(_GIVEN) for name in names):
+        return ""  # what a strategy is given is no work of its own
     if _hashes(case, again(remade=False)):
         return HASHES
-    names = [one.field for one in case.of_steps]
     opened = [event.name for event in _events(case) if isinstance(event, Reading)]
     decided = any(name.startswith(_DECIDED) for name in names)
     if not decided or any(name.startswith(_GIVEN) for name in names):
@@ -231,11 +233,14 @@ def _hashes(case: Case, steps: Iterator[Step]) -> bool:
     (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
     given = Path(file), case.database, case.stored.run.run_id, case.from_ms
     ours = [sha256(packed(step)).digest() for step in steps]
-    with FreshProcesses() as fresh, suppress(TracepaperError):
-        for seed in HASH_SEEDS:
-            with fresh.under(seed).child(derive_hashes, *given, len(ours)) as child:
-                if child.receive() != ours:
-                    return True
+    for seed in HASH_SEEDS:
+        with (
+            suppress(TracepaperError),
+            FreshProcesses(hash_seed=seed) as fresh,
+            fresh.child(derive_hashes, *given, len(ours)) as child,
+        ):
+            if child.receive() != ours:
+                return True
     return False  # or a class that no other process finds, which was typed
 
 

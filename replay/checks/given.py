@@ -90,7 +90,7 @@ class GivenEvents:
         alpha = float(self._config.retrain.alpha)
         said = _ALPHA.search(event.reason)
         starts = self._reader.starts(self._run.run_id)
-        if sum(one.market_ms <= event.market_ms for one in starts) > 1 and said is not None:
+        if sum(one.market_ms < event.market_ms for one in starts) > 1 and said is not None:
             alpha = float(said[1])  # a start may have brought another: it decides no bar
         level = level_of(alpha, event.test)
         if not math.isclose(event.level, level, rel_tol=1e-5):

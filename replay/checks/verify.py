@@ -65,6 +65,8 @@ _OF_A_START: Final = ("model_id", "model_sha256", "mode", *OF_THE_PLACE)
 
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
 _SESSIONS: Final = "all three together: sessions of days on which no bar lies"
+_CHANGED_BY: Final = "with the first start's alike: by which code and where is said there alone"
+_MADE_BY: Final = f"{_CHANGED_BY}; a model's floats are then held within tolerances, which is said"
 _NAME: Final = "a name that nothing else in the run repeats"
 
 TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
@@ -73,7 +75,15 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.started_at_ms": "the machine's clock, which no decision reads",
     "runs.parent_run_id": "another run's name: that there was one shows in the ledger",
     "runs.period_start_ms": "it may move to wherever no bar lies in between",
-    "runs.config": "its sections that decide nothing: exchange, storage, http, log",
+    "runs.config": "what had no effect: sections that decide nothing, and with its hash any key",
+    "runs.config_sha256": "with runs.config",
+    "runs.code_version": _CHANGED_BY,
+    "runs.libraries": _MADE_BY,
+    "runs.device": _MADE_BY,
+    "runs.dtype": _MADE_BY,
+    "runs.backend": _MADE_BY,
+    "runs.torch_version": _MADE_BY,
+    "runs.instruction_set": _MADE_BY,
     "runs.warnings": "what the start had to say",
     "runs.rules": "of a run by other code: which rules that code had is not in the record",
     "runs.calendar_version": _SESSIONS,
@@ -95,6 +105,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "events.market_ms": _EXCHANGE,
     "events.seen_ms": _EXCHANGE,
     "events.content": "given from outside; only what a fill or a mark rests on is held to it",
+    "events.books": "other books that an exchange can show, where no decision looked at them",
     "prunes.state": "its steps are gone; cash, positions and resting orders are held",
 }
 """Columns that follow from nothing else in the record, and why: a forger who recomputes the chain

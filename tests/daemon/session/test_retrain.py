@@ -288,6 +288,16 @@ def test_what_cannot_be_retrained_is_refused_before_the_run(
 # ---------------------------------------------------------------- the record
 
 
+FORGED = {
+    "level": "json_set(content, '$.level', 0.05)",
+    "test": "json_set(content, '$.test', 2, '$.level', 0.05 / 6)",
+    "reason": "replace(content, 'over 28 days', 'over 280 days')",
+    "level ": "replace(replace(content, '0.025', '0.25'), 'in 0.05', 'in 0.5')",  # both alike
+    "running_sha256": "json_set(content, '$.running_sha256', 'another')",
+}
+"""What is found, and the forgery of an event that follows from its other figures."""
+
+
 async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> None:
     planted.judges()
     async with ScriptedServer() as server:
@@ -303,6 +313,8 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> 
         assert problem is not None
         assert "which a run was changed to, is missing" in problem.sentence
     with closing(sqlite3.connect(planted.database)) as db, db:
+        query = "SELECT content FROM events WHERE kind = 'retrained'"
+        (honest,) = db.execute(query).fetchone()
         db.execute(
             "UPDATE events SET content = json_set(content, '$.difference', 0.01) "
             "WHERE kind = 'retrained'"
@@ -312,7 +324,16 @@ async def test_a_forged_promotion_or_a_lost_model_is_found(planted: Planted) -> 
         assert not verify_chain(reader.connection, run_id).holds
         found = verify_run(reader, planted.database, run_id)
         fields = [one.field.partition(" (")[0] for one in found.differences]
-        assert fields == ["event.p", "event.outcome"]
+        assert fields == ["event.p", "event.outcome", "event.reason"]
+    with closing(sqlite3.connect(planted.database)) as db:
+        for due, change in FORGED.items():
+            with db:
+                db.execute("UPDATE events SET content = ? WHERE kind = 'retrained'", (honest,))
+                db.execute(f"UPDATE events SET content = {change} WHERE kind = 'retrained'")
+            with Reader.open(planted.database) as reader:
+                found = verify_run(reader, planted.database, run_id)
+            named = {one.field.partition(" (")[0] for one in found.differences}
+            assert named == {f"event.{name}" for name in due.split()}
     kept = checkpoints.kept_folder(planted.database, planted.candidate.id)
     kept.rename(planted.folder / "elsewhere")
     with (

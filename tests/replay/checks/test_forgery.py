@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,17 @@ import numpy as np
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from forging import DIGESTS, rechain
+from forging import (
+    COLUMNS,
+    DIGESTS,
+    KEYS,
+    audited,
+    believed,
+    forged,
+    plantings,
+    rechain,
+    verified,
+)
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
@@ -27,53 +36,30 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import RowCheck
-from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD, Verification, verify_run
+from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import kept_folder
 from tracepaper.storage.columns import stored_columns
-from tracepaper.storage.integrity import audit
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import prune
-from tracepaper.storage.rows import EVENT_TYPES, SHAPE_UNITS
+from tracepaper.storage.rows import SHAPE_UNITS
 from tracepaper.storage.schema import metadata
-from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types import (
-    Action,
-    Category,
-    FillModel,
-    Liquidity,
-    OrderStatus,
-    Regime,
-    RunKind,
-    Side,
-)
 
 HOUR = 3_600_000
 OF_A_CALENDAR = {"runs.calendar_version", "runs.calendar_sha256", "runs.sessions"}
 """Believed together, where no bar contradicts them: ``test_stocks`` forges them."""
 BARS = 60
-COLUMNS = [f"{t.name}.{name}" for t in metadata.sorted_tables for name in stored_columns(t.name)]
-KEYS = {f"{t.name}.{c.name}" for t in metadata.sorted_tables for c in t.columns if c.primary_key}
-ENUMERATIONS = [
-    [str(member.value) for member in of]
-    for of in (
-        Side, OrderStatus, Action, Regime, Liquidity, FillModel, RunKind, Category,
-    )
-] + [list(EVENT_TYPES)]  # fmt: skip
-"""What may stand in a column of names."""
-
-CUNNING = {
-    "runs.config": """replace(config, '"level":"info"', '"level":"debug"')""",
-    "runs.period_start_ms": "period_start_ms - 1",
-    "runs.warnings": """'["all is well"]'""",
-    "instruments.max_quantity": "1000000000000",
-    "instruments.risk_tiers": (
-        """'[{"limit":1,"maintenance":1,"max_leverage":1,"deduction":0}]'"""
-    ),
-    "prunes.state": "CAST(substr(state, 1, 1) || x'c3' || substr(state, 3) AS BLOB)",  # halted
-    "events.content": "replace(content, 'archive', 'missed') WHERE content LIKE '%archive%'",
+OF_A_PAIR = {
+    "runs.config_sha256",
+    "runs.code_version",
+    "runs.libraries",
+    "runs.device",
+    "runs.dtype",
+    "runs.backend",
+    "runs.torch_version",
+    "runs.instruction_set",
 }
-"""Edits that are chosen to pass: a column that is listed must have one."""
+"""Believed with what says the same alone: ``test_forged_pairs`` forges them, and books."""
 
 
 @pytest.fixture(scope="module")
@@ -121,93 +107,6 @@ def pruned(plain: Path) -> Path:
     return path
 
 
-def audited(path: Path, head: bytes | None = None) -> bool:
-    """Return whether ``audit verify`` finds nothing."""
-    with Reader.open(path) as reader:
-        return audit(reader.connection, reader.find("last"), head=head).holds
-
-
-def verified(path: Path, database: Path | None = None) -> Verification:
-    """Return what ``verify`` finds; *database* is where the checkpoints lie."""
-    with Reader.open(path) as reader:
-        return verify_run(reader, database or path, reader.find("last"))
-
-
-def believed(path: Path, database: Path | None = None) -> bool:
-    """Return whether neither ``audit verify`` nor ``verify`` finds anything."""
-    try:
-        return audited(path) and verified(path, database).holds
-    except TracepaperError:
-        return False  # one sentence, and exit 1
-
-
-def another(value: object, kind: str) -> object:
-    """Return a value that is not *value*, of the type of its column."""
-    match value:
-        case None:
-            return {"INTEGER": 7, "REAL": 0.5, "TEXT": "x", "BLOB": b"x"}[kind]
-        case bytes():
-            return bytes([value[0] ^ 1]) + value[1:] if value else b"x"
-        case str():
-            for words in ENUMERATIONS:
-                if value in words:
-                    return words[words.index(value) - 1]
-            # The file itself refuses what is no JSON where a column is made of it.
-            return f"{value[0]} {value[1:]}" if value[:1] in ("{", "[") else value + "x"
-        case float():
-            return value + 1e-9 * max(abs(value), 1.0)
-        case _:
-            assert isinstance(value, int)
-            return value + 1
-
-
-def plantings(path: Path, column: str) -> Iterator[str]:
-    """Yield statements that change *column* in the first, a middle and the last of its rows."""
-    table, name = column.split(".")
-    meta = metadata.tables[table]
-    keys = [c.name for c in meta.primary_key.columns]
-    with closing(sqlite3.connect(path)) as raw:
-        rows = raw.execute(
-            f"SELECT {', '.join(keys)}, {name} FROM {table} ORDER BY {', '.join(keys)}"
-        )
-        found = rows.fetchall()
-    if column in CUNNING:
-        yield f"UPDATE {table} SET {name} = {CUNNING[column]}"
-    for at in sorted({0, len(found) // 2, len(found) - 1}) if found else ():
-        *key, value = found[at]
-        changed = another(value, str(meta.c[name].type))
-        if column in KEYS and isinstance(value, int):
-            changed = value + 2**21  # which no other row has
-        elif column == "bars.source":
-            changed = value - 1
-        where = " AND ".join(f"{k} = {v!r}" for k, v in zip(keys, key, strict=True))
-        yield f"UPDATE {table} SET {name} = {literal(changed)} WHERE {where}"
-
-
-def literal(value: object) -> str:
-    """Return *value* as SQL writes it."""
-    match value:
-        case bytes():
-            return f"x'{value.hex()}'"
-        case str():
-            return "'" + value.replace("'", "''") + "'"
-        case _:
-            return repr(value)
-
-
-def forged(path: Path, target: Path, statement: str, *, hide: bool = True) -> Path:
-    """Copy *path* to *target* with *statement* done to it, and the chain made to fit."""
-    shutil.copy(path, target)
-    with closing(sqlite3.connect(target)) as raw:
-        raw.execute("PRAGMA foreign_keys = OFF")
-        raw.execute("PRAGMA synchronous = OFF")
-        assert raw.execute(statement).rowcount == 1
-        raw.commit()
-    if hide:
-        rechain(target)
-    return target
-
-
 def test_the_lists_name_columns_and_tables_that_exist() -> None:
     assert set(TAKEN_AS_TOLD) <= set(COLUMNS)
     assert set(OUTSIDE) <= set(metadata.tables)
@@ -242,7 +141,7 @@ def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
                 passed.add(column)
     # The run has no parent, and one that is made up shows in its ledger; it counts no sessions,
     # and this very code made it, whose rules are known.
-    others = {"runs.parent_run_id", "runs.rules", *OF_A_CALENDAR}
+    others = {"runs.parent_run_id", "runs.rules", "events.books", *OF_A_CALENDAR, *OF_A_PAIR}
     assert passed == set(TAKEN_AS_TOLD) - others
 
 

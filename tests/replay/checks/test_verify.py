@@ -320,8 +320,8 @@ def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
             "WHERE step = (SELECT max(step) FROM events WHERE kind = 'model_change')"
         )
     second = verified(path)
-    assert (second.holds, second.exact) == (True, False)
-    assert "libraries was others" in second.elsewhere
+    # No library computes what it decides, so that none loosens a bit.
+    assert (second.holds, second.exact, second.elsewhere) == (True, True, "")
 
 
 def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(

@@ -1,0 +1,312 @@
+"""Forgeries of two columns at once, and in runs with books, vectors and several symbols."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import depth_cases
+import explained_runs
+import numpy as np
+import own_strategies as own
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from forging import (
+    COLUMNS,
+    DIGESTS,
+    KEYS,
+    audited,
+    believed,
+    forged,
+    literal,
+    plantings,
+    verified,
+)
+from vector_cases import CONTEXT, sections
+
+from tracepaper.daemon.config.loading import load, restore
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.depth import read_depth
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.checks.verify import TAKEN_AS_TOLD
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.books import books_in, packed_books
+from tracepaper.strategies.types import Depths
+
+CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
+LOOKS = own.source(
+    head="books = 3",
+    decide="books = now.depth\n"
+    "return by(books is not None and int(books.size[:, 0, 0].sum()) % 2 == 0)",
+)
+IGNORES = own.source(decide="return by(bar.close > bar.open)")
+
+
+def recorded(path: Path, candles: list[Candles], depth: Any = (), **given: Any) -> Path:
+    """Replay *candles* into a new database at *path*."""
+    config = load(
+        None,
+        {
+            "market": {"symbols": [part.symbol for part in candles]},
+            "strategy": CROSS,
+            "sizing": {"mode": "fixed", "quantity": "0.01"},
+            **given,
+        },
+    )
+    log = SqlAuditLog.open(path)
+    run_replay(build(config, candles, started_at_ms=1, database=path, depth=depth), log, Tally())
+    log.end(2)
+    log.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recorded(tmp_path_factory.mktemp("pairs") / "plain.db", [made_candles(walk_rows(60))])
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pair = [replace(made_candles(walk_rows(40, seed=2)), symbol="ETHUSDT")]
+    path = tmp_path_factory.mktemp("pairs") / "several.db"
+    return recorded(path, [made_candles(walk_rows(40)), *pair])
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("pairs-model"))
+
+
+def rows(path: Path, query: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as raw:
+        return raw.execute(query).fetchall()
+
+
+def first(path: Path, column: str) -> str:
+    """Return a statement that changes *column* where its values are not null."""
+    *_, statement = plantings(path, column)
+    return statement
+
+
+# ---------------------------------------------------------------- what says the same twice
+
+SAID_TWICE = (
+    *("code_version", "libraries", "device", "dtype", "torch_version", "instruction_set"),
+    *("threads", "backend", "mode", "model_id", "model_sha256"),
+)
+
+
+@pytest.mark.parametrize("of_a_model", [False, True])
+def test_where_a_run_was_made_is_told_by_its_row_and_its_start_together(
+    plain: Path, modelled: Path, tmp_path: Path, *, of_a_model: bool
+) -> None:
+    path, passed = modelled if of_a_model else plain, set()
+    start = "(SELECT min(step) FROM events WHERE kind = 'model_change')"
+    for name in SAID_TWICE:
+        ((value,),) = rows(path, f"SELECT {name} FROM runs")
+        other = value + 1 if isinstance(value, int) else value.replace("3.", "4.") + " "
+        in_start = (
+            f"UPDATE events SET content = json_set(content, '$.{name}', {literal(other)}) "
+            f"WHERE step = {start}"
+        )
+        target = tmp_path / "forged.db"
+        made = forged(path, target, f"UPDATE runs SET {name} = {literal(other)}", in_start)
+        if believed(made, path):
+            passed.add(f"runs.{name}")
+    told = {f"runs.{name}" for name in SAID_TWICE} & set(TAKEN_AS_TOLD)
+    assert passed == (told if of_a_model else {"runs.code_version", "runs.libraries"})
+
+
+def test_a_library_that_is_forged_loosens_nothing_where_no_model_answers(
+    plain: Path, tmp_path: Path
+) -> None:
+    change = 'replace({}, \'"numpy": "\', \'"numpy": "9.\')'
+    start = "(SELECT min(step) FROM events WHERE kind = 'model_change')"
+    made = forged(
+        plain,
+        tmp_path / "forged.db",
+        f"UPDATE runs SET libraries = {change.format('libraries')}",
+        "UPDATE events SET content = json_set(content, '$.libraries', "
+        f"(SELECT libraries FROM runs)) WHERE step = {start}",
+    )
+    found = verified(made)
+    assert (found.holds, found.exact, found.elsewhere) == (True, True, "")
+
+
+KEYS_OF_CONFIG: dict[str, tuple[dict[str, Any], bool]] = {
+    "a deadline that nothing missed": ({"model": {"deadline_ms": 77}}, True),
+    "the fee that the instrument says": ({"execution": {"taker_fee": "0.00055"}}, True),
+    "an option that nothing reads": ({"strategy": {"stop_loss": "5"}}, False),
+    "a fee": ({"execution": {"taker_fee": "0.0006"}}, False),
+    "a window": ({"strategy": {"fast": 4}}, False),
+    "a size": ({"sizing": {"quantity": "0.002"}}, False),
+    "the cash": ({"account": {"cash": "999999"}}, False),
+}
+
+
+@pytest.mark.parametrize("name", KEYS_OF_CONFIG)
+def test_a_key_and_the_hash_of_the_configuration_are_believed_where_it_has_no_effect(
+    plain: Path, tmp_path: Path, name: str
+) -> None:
+    change, passes = KEYS_OF_CONFIG[name]
+    ((text,),) = rows(plain, "SELECT config FROM runs")
+    document = json.loads(text)
+    for section, keys in change.items():
+        document[section].update(keys)
+    try:
+        other = restore(json.dumps(document))
+    except Exception:  # noqa: BLE001 - verify refuses it as well
+        text, digest = json.dumps(document), "0" * 64
+    else:
+        text, digest = other.canonical_json(), other.sha256()
+    made = forged(
+        plain,
+        tmp_path / "forged.db",
+        f"UPDATE runs SET config = {literal(text)}, config_sha256 = {literal(digest)}",
+    )
+    assert believed(made) is passes
+
+
+@pytest.mark.parametrize("of", ["plain", "several"])
+def test_two_columns_that_do_not_pass_alone_do_not_pass_together(
+    tmp_path: Path, of: str, request: pytest.FixtureRequest
+) -> None:
+    path: Path = request.getfixturevalue(of)
+    open_ones = {
+        name
+        for name in set(COLUMNS) - set(TAKEN_AS_TOLD) - KEYS - DIGESTS
+        if rows(path, f"SELECT 1 FROM {name.split('.')[0]} LIMIT 1")
+    }
+    drawn = random.Random(26)
+    for _ in range(12):
+        pair = drawn.sample(sorted(open_ones), 2)
+        made = forged(path, tmp_path / "forged.db", *(first(path, name) for name in pair))
+        assert not believed(made), pair
+
+
+# ---------------------------------------------------------------- several symbols
+
+SWAPPED = {
+    "two symbols of a close": "UPDATE steps SET instrument = 1 - instrument WHERE step = {}",
+    "a symbol of a fill": "UPDATE fills SET instrument = 1 - instrument "
+    "WHERE step = (SELECT min(step) FROM fills)",
+    "a symbol of an order": "UPDATE orders SET instrument = 1 - instrument "
+    "WHERE step = (SELECT min(step) FROM orders)",
+    "a symbol of the ledger": "UPDATE ledger SET instrument = 1 - instrument "
+    "WHERE (step, ordinal) = "
+    "(SELECT step, ordinal FROM ledger WHERE instrument IS NOT NULL ORDER BY step DESC LIMIT 1)",
+}
+
+
+@pytest.mark.parametrize("name", SWAPPED)
+def test_symbols_that_change_places_are_found(several: Path, tmp_path: Path, name: str) -> None:
+    bars = rows(several, "SELECT step FROM steps WHERE open > 0 ORDER BY step LIMIT 2 OFFSET 20")
+    statements = [SWAPPED[name].format(step) for (step,) in bars]
+    made = forged(several, tmp_path / "forged.db", *dict.fromkeys(statements))
+    assert not believed(made)
+
+
+# ---------------------------------------------------------------- books
+
+
+@pytest.fixture(scope="module", params=[LOOKS, IGNORES], ids=["looked at", "ignored"])
+def booked(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, bool]]:
+    """Yield a run beside order books, and whether its decisions look at them."""
+    folder = tmp_path_factory.mktemp("booked")
+    name = f"books_{request.param is LOOKS}"
+    (folder / f"{name}.py").write_text(request.param)
+    books = folder / "books.depth"
+    depth_cases.write(books, depth_cases.walk(700))
+    walk = made_candles(walk_rows(12))
+    shift = depth_cases.FIRST_MS - int(walk.open_time_ms[0])
+    walk = replace(walk, open_time_ms=walk.open_time_ms + shift)
+    with own.importable(folder):
+        made = recorded(
+            folder / "run.db", [walk], [read_depth(books)], strategy={"name": f"{name}:Mine"}
+        )
+        assert believed(made)
+        yield made, request.param is LOOKS
+
+
+def depths(path: Path) -> list[tuple[int, Depths]]:
+    with Reader.open(path) as reader:
+        steps = reader.events(reader.find("last"))
+        return [(at, event) for at, _, event, _ in steps if isinstance(event, Depths)]
+
+
+def test_a_byte_of_books_is_found(booked: tuple[Path, bool], tmp_path: Path) -> None:
+    path, _ = booked
+    query = "SELECT step, books FROM events WHERE books IS NOT NULL LIMIT 1 OFFSET 3"
+    ((step, books),) = rows(path, query)
+    flipped = books[:9] + bytes([books[9] ^ 1]) + books[10:]
+    change = f"UPDATE events SET books = {literal(flipped)} WHERE step = {step}"
+    made = forged(path, tmp_path / "forged.db", change)
+    assert audited(made)
+    assert not believed(made)
+
+
+def test_two_books_that_change_places_are_told_where_no_decision_looked(
+    booked: tuple[Path, bool], tmp_path: Path
+) -> None:
+    path, is_looked_at = booked
+    ((step, books),) = rows(
+        path,
+        "SELECT step, books FROM events WHERE books IS NOT NULL ORDER BY step LIMIT 1 OFFSET 4",
+    )
+    event = next(one for _, one in depths(path) if one.books == books)
+    held = books_in(event)
+    order = np.arange(len(held))
+    order[[-1, -2]] = order[[-2, -1]]
+    swapped = replace(held, price=held.price[order], size=held.size[order])
+    packed = packed_books(event.instrument, swapped, every_ms=event.every_ms, seen_ms=event.seen_ms)
+    made = forged(
+        path,
+        tmp_path / "forged.db",
+        f"UPDATE events SET books = {literal(packed.books)} WHERE step = {step}",
+    )
+    assert audited(made)
+    assert believed(made) is not is_looked_at
+
+
+# ---------------------------------------------------------------- vectors
+
+
+@pytest.fixture(scope="module")
+def vectored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vectored")
+    walk = made_candles(walk_rows(CONTEXT + 12))
+    lines = [f"{at + 1_000},{at % 7 / 7}" for at in walk.open_time_ms[::3].tolist()]
+    news = folder / "news.csv"
+    news.write_text("\n".join(["time,mood", *lines]), encoding="utf-8")
+    return recorded(folder / "run.db", [walk], **sections(folder, news))
+
+
+def test_forged_vectors_are_found(vectored: Path, tmp_path: Path) -> None:
+    assert believed(vectored)
+    ((text,),) = rows(vectored, "SELECT libraries FROM runs")
+    (kept,) = [name for name in json.loads(text) if "vector" in name]
+    other = text.replace(json.loads(text)[kept], "0" * 64)
+    start = "(SELECT min(step) FROM events WHERE kind = 'model_change')"
+    made = forged(
+        vectored,
+        tmp_path / "forged.db",
+        f"UPDATE runs SET libraries = {literal(other)}",
+        "UPDATE events SET content = json_set(content, '$.libraries', "
+        f"(SELECT libraries FROM runs)) WHERE step = {start}",
+    )
+    assert not believed(made, vectored)
+    for column in ("answers.mean_return", "answers.entropy", "steps.window_sha256"):
+        assert not believed(
+            forged(vectored, tmp_path / "one.db", first(vectored, column)), vectored
+        )
