@@ -60,6 +60,7 @@ bench: $(STAMP)
 campaign: $(STAMP)
 	@command -v promtool >/dev/null || { echo "promtool is not installed; it comes with Prometheus (Debian: apt install prometheus)."; exit 1; }
 	promtool test rules deploy/tracepaper.rules.test.yml
+	$(BIN)/python tests/campaign_processors.py
 	$(BIN)/python tests/campaign_engine.py
 	$(BIN)/python tests/campaign_parity.py
 	$(BIN)/python tests/campaign_live.py

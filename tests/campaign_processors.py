@@ -1,0 +1,80 @@
+"""The tests of numbers as other processors would run them: narrower vectors, with and without bf16.
+
+    python tests/campaign_processors.py
+
+PyTorch and oneDNN choose their instructions by the processor, and sums of other widths round
+otherwise; both take less than there is where the environment says so. A tolerance that only one
+processor keeps fails here. Instructions that the processor lacks cannot be tried: what is tried is
+printed, with the width that torch took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+TESTS: Final = Path(__file__).parent
+PROCESSORS: Final[dict[str, dict[str, str]]] = {
+    "as it is": {},
+    "without vectors": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "AVX-512 without bf16": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    },
+    "AVX-512 with bf16": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+    },
+}
+"""Each processor by the environment that makes this one compute like it."""
+_SAYS: Final = "import torch; print(torch.backends.cpu.get_cpu_capability())"
+
+
+def numeric(folder: Path = TESTS) -> list[str]:
+    """List the test files that compute with torch, by their first imports."""
+    found = sorted(folder.rglob("test_*.py"))
+    return [str(one) for one in found if "\nimport torch\n" in one.read_text()]
+
+
+def main() -> None:
+    """Run the tests of numbers on each processor; end with 1 where any fails."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=PROCESSORS, help="one of the processors")
+    parser.add_argument("tests", nargs="*", help="test files, by default all that compute")
+    asked = parser.parse_args()
+    files, failed = asked.tests or numeric(), []
+    for name, own in PROCESSORS.items():
+        if asked.only not in (None, name):
+            continue
+        environment = os.environ | own
+        width = subprocess.run(
+            [sys.executable, "-c", _SAYS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        print(f"{name} ({width}):", flush=True)
+        begun = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m",
+             "not slow and not gpu and not clients and not peers", "--no-header", "--tb=line",
+             *files],
+            env=environment, check=False,
+        )  # fmt: skip
+        print(f"{name}: {time.monotonic() - begun:,.0f} s, exit {done.returncode}", flush=True)
+        if done.returncode:
+            failed.append(name)
+    if failed:
+        sys.exit(f"Tests of numbers fail on: {', '.join(failed)}.")
+    print("The tests of numbers pass on every processor that this one can be.")
+
+
+if __name__ == "__main__":
+    main()
