@@ -23,7 +23,7 @@ from pathlib import Path
 
 from campaign import CANDLES, MINUTE_MS, PROGRAM, configuration
 
-SPEED = "20000"
+SPEED = "6000"
 START_MS = 1_748_736_000_000
 BARS = 6_000
 SYMBOLS = ["BTCUSDT", *(f"S{number:02}USDT" for number in range(1, 50))]
@@ -31,6 +31,12 @@ MODEL_EVERY = 4  # rounds of which one is the model's
 FLOODED_S = 6.0
 NOTHING_STORED = "holds no run yet"  # a run is stored with its first steps
 STOP_WITHIN_S = 7.0  # docs/operations.md, O3
+PATIENT = {  # as the exchange floods it answers late, and a flood that is left is none
+    '"warning"': '"info"',
+    "request_timeout_s = 1.0": "request_timeout_s = 10.0",
+    "data_watchdog_s = 2.0": "data_watchdog_s = 30.0",
+    "requests_per_s = 20.0": "requests_per_s = 100.0",
+}
 SMA = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
 
 
@@ -62,7 +68,9 @@ def stopped(folder: Path, data: Path, rng: random.Random, *, is_models: bool) ->
         config = configuration(served, 'name = "attention"' if is_models else SMA, symbols)
         if not is_models:
             config = config.replace("[exchange]", "depth = 50\n[exchange]")
-        (folder / "flood.toml").write_text(config.replace('"warning"', '"info"'))
+        for usual, patient in PATIENT.items():
+            config = config.replace(usual, patient)
+        (folder / "flood.toml").write_text(config)
         database = str(folder / "flood.db")
         with (folder / "flood.err").open("w+") as said:
             options = ("run", "-c", str(folder / "flood.toml"), "--db", database)
