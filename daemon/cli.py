@@ -53,7 +53,7 @@ def invoke(arguments: Sequence[str]) -> int:
         # The reader of the output is gone, so nothing can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except (
         TracepaperError,
@@ -64,8 +64,6 @@ def invoke(arguments: Sequence[str]) -> int:
         sqlite3.DatabaseError,
     ) as error:
         return _explain(error)
-    except typer.Abort:
-        return INTERRUPTED
     return code
 
 

@@ -408,7 +408,8 @@ class OwnProtection:
             at = close + direction * level.away(entry) if is_trail else level.at(entry, direction)
             if direction * (at - close) < TICK or at < TICK:
                 return None
-        return Plan(sign, *levels, until=signal.until)
+        stop, target, trailing = levels
+        return Plan(sign, stop, target, trailing, signal.until)
 
     def _level(self, asked: Distance, *, is_trail: bool) -> Level | None:
         match asked:

@@ -145,6 +145,7 @@ def launch(
 ) -> None:
     """Run *kernel* with as many tiles fetched ahead as the device's shared memory holds."""
     exhausted = import_module("triton.runtime.errors").OutOfResources
+    lacking = ""
     for stages in _STAGES:
         try:
             kernel(*arguments, **options, num_stages=stages)

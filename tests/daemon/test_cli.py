@@ -40,6 +40,8 @@ def single(kind: str = "fine") -> None:
             raise ExceptionGroup("a", [ExceptionGroup("b", [AuditUnwritable("Deep; dig.")])])
         case "interrupt":
             raise KeyboardInterrupt
+        case "declined":
+            raise typer.Abort
         case "log":
             import structlog
             structlog.get_logger().warning("something")
@@ -90,6 +92,7 @@ def test_functions_become_commands_and_typers_become_groups(
         ("nested", 1, "Deep; dig.\n"),
         ("file", 1, "/nowhere/at/all: No such file or directory; correct that and try again.\n"),
         ("interrupt", 130, ""),
+        ("declined", 130, ""),
         ("exit", 1, ""),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_target_that_a_gap_passes_is_filled_at_its_price_as_it_is_new_or_amend
 
 
 def test_a_target_that_the_market_has_reached_when_its_entry_moves_it_takes() -> None:
-    sized = {"sizing": {"mode": "fixed", "quantity": "4"}}
+    sized: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "4"}}
     said = {0: long(strength=0.75), 2: long(target=Percent(3), strength=1.0)}
     engine = machine(said, **sized)
     steps = taken(engine, [*flat_bars(3), path(3, 10_600, 10_600, 10_600, 10_600)])
@@ -509,7 +509,7 @@ def test_a_nearer_trail_that_is_signalled_again_starts_at_the_close(side: int) -
 
 @pytest.mark.parametrize("side", [1, -1])
 def test_a_further_entry_leaves_a_trail_of_a_share_where_it_stands(side: int) -> None:
-    sized = {"sizing": {"mode": "fixed", "quantity": "4"}}
+    sized: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "4"}}
     said = {0: going(side, trailing=Percent(2), strength=0.5), 2: going(side, strength=1.0)}
     engine = machine(said, **sized)
     taken(engine, flat_bars(2))
@@ -757,7 +757,7 @@ def test_the_side_that_is_signalled_again_before_its_exit_is_filled_stays_protec
 
 
 def test_a_reversal_that_the_account_cannot_bear_leaves_the_position_protected() -> None:
-    poor = {"account": {"cash": "30", "margin": "isolated", "leverage": "10"}}
+    poor: dict[str, Any] = {"account": {"cash": "30", "margin": "isolated", "leverage": "10"}}
     said = {0: long(stop=98.0, strength=0.5), 2: short(stop=105.0)}
     engine = machine(said, **poor, sizing={"mode": "fixed", "quantity": "4"})
     steps = taken(engine, flat_bars(3))

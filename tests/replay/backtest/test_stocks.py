@@ -428,8 +428,8 @@ def test_no_return_is_said_over_a_split_and_buy_and_hold_is_that_of_adjusted_can
         write(
             Path("acme.csv"),
             times,
-            prices=lambda row, before=before: 1.0 if row >= at else before,
-            volumes=lambda row, before=before: before if row >= at else 1.0,
+            prices=[1.0 if row >= at else before for row in range(len(times))].__getitem__,
+            volumes=[before if row >= at else 1.0 for row in range(len(times))].__getitem__,
         )
         execution = {"taker_fee": "0", "slippage_bp": "0"}
         config = {"market": {"asset": "stock", "calendar": "XNAS"}, "execution": execution}

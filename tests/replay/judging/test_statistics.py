@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tracepaper.replay.judging.statistics import COVERAGES, Ranked, overfitting, risk_curve
 from tracepaper.replay.training.figures import DailyEstimate
+from tracepaper.replay.training.honesty import LEVEL
 from tracepaper.replay.training.paired import (
-    LEVEL,
     DayDifference,
     compared,
     corrected,

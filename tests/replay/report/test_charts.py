@@ -28,7 +28,9 @@ def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     chart = equity_chart(cross_report)
     own = [trace for trace in chart["data"] if trace["name"] == "this run"]
     assert own[0]["x"][-1] == cross_report.record.times_ms[-1]
-    whole = 100 * cross_report.accounts[0].performance.total_return
+    earned = cross_report.accounts[0].performance.total_return
+    assert earned is not None
+    whole = 100 * earned
     assert own[0]["customdata"][-1] == pytest.approx(whole, rel=1e-5)
     assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %"} <= {
         trace["name"] for trace in chart["data"]

@@ -124,6 +124,7 @@ def test_values_are_written_with_their_sign_and_unit(
 def test_a_loss_is_red_and_a_gain_green_on_a_terminal(cross_report: Report) -> None:
     out = printed(cross_report)
     earned = cross_report.accounts[0].performance.total_return
+    assert earned is not None
     assert earned < 0
     assert f"\x1b[31m{earned:+.2%}".replace("%", " %") in out
 
