@@ -74,17 +74,26 @@ def test_a_run_made_elsewhere_says_what_differs(run: Path, tmp_path: Path) -> No
     assert found.elsewhere.startswith("torch_version was 1.0 and is ")
 
 
-@pytest.mark.parametrize("name", ["device", "threads", "backend", "instruction_set", "libraries"])
-def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: str) -> None:
-    value = "7" if name == "threads" else "'x'"
-    path = copied(
+def forged_place(run: Path, path: Path, name: str, value: str) -> Path:
+    """Copy *run* with another *value* of what computed it, in its row and in its start."""
+    return copied(
         run,
-        tmp_path / "a.db",
+        path,
         f"UPDATE runs SET {name} = {value}",
         f"UPDATE events SET content = json_set(content, '$.{name}', {value}) "
         "WHERE kind = 'model_change'",
     )
-    found = verified(path, run)
+
+
+def test_threads_follow_from_the_configuration(run: Path, tmp_path: Path) -> None:
+    found = verified(forged_place(run, tmp_path / "a.db", "threads", "7"), run)
+    assert not found.holds
+    assert "threads" in found.differences[0].field
+
+
+@pytest.mark.parametrize("name", ["device", "backend", "instruction_set", "libraries"])
+def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: str) -> None:
+    found = verified(forged_place(run, tmp_path / "a.db", name, "'x'"), run)
     assert (found.holds, found.exact) == (True, False)
     assert name in found.elsewhere
 
