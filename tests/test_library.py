@@ -39,6 +39,8 @@ from tracepaper.strategies.networks.heads import HEADS
 from tracepaper.strategies.networks.looked import METHODS
 from tracepaper.strategies.networks.workloads import FORMS
 
+pytestmark = pytest.mark.slow
+
 PAGE: Final = (ROOT / "docs" / "library.md").read_text("utf-8")
 SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""

@@ -23,6 +23,8 @@ from wheels import Installed
 
 from tracepaper.daemon.cli import invoke
 
+pytestmark = pytest.mark.slow
+
 TEXTS = {page: page.read_text(encoding="utf-8") for page in pages()}
 BLOCKS = [
     (page, block)

@@ -152,6 +152,7 @@ def test_pruning_certifies_its_own_error(mask: Mask, rows: list[int]) -> None:
     assert mask.window_bars == 37 or float(result.l1_error.max()) > 0.01
 
 
+@pytest.mark.slow
 def test_the_compiled_tile_equals_the_plain_one() -> None:
     made = case(Mask.causal(), time=900, heads=2, dim=16, dtype=torch.float32)
     plain = rolled(made, [899], "tiles").weights

@@ -21,6 +21,7 @@ from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid
 
 
+@pytest.mark.slow
 def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> None:
     pytest.importorskip("triton")  # published for Linux alone
     script = Path(__file__).with_name("interpreted_triton.py")

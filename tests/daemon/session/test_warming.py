@@ -39,6 +39,7 @@ async def test_a_listing_without_a_past_is_held_until_a_time_that_is_said(
     assert "trend_windows" not in line  # nothing is known that any would suffice for
 
 
+@pytest.mark.slow
 def test_windows_for_which_the_past_of_an_exchange_suffices_are_named_and_trade(
     tmp_path: Path,
 ) -> None:

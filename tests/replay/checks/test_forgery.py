@@ -128,6 +128,7 @@ def test_what_is_not_forged_is_believed(plain: Path, modelled: Path, tmp_path: P
     assert rechained.read_bytes() == plain.read_bytes() or believed(rechained)
 
 
+@pytest.mark.slow
 def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
     plain: Path, pruned: Path, tmp_path: Path
 ) -> None:

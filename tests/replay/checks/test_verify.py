@@ -443,6 +443,7 @@ def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) ->
     assert found.agreed == found.decisions == 5_100
 
 
+@pytest.mark.slow
 def test_one_pass_and_bar_by_bar_decide_alike(tmp_path: Path, explained: Path) -> None:
     path = tmp_path / "step.db"
     candles = slice_candles(read_candles(DEMO_CANDLES), slice(0, 5_100))
