@@ -21,7 +21,7 @@ from tracepaper.replay.demonstration.pace import FIRST_SPEED, SPEED_MIN, MarketP
 from tracepaper.replay.demonstration.process import Assignment, PaceSaid
 from tracepaper.replay.demonstration.race import Race
 from tracepaper.replay.demonstration.stage import Stage
-from tracepaper.strategies.errors import FeedLost
+from tracepaper.strategies.errors import FeedLost, TracepaperError
 
 POLL_S: Final = 0.05
 COMES_WITHIN_S: Final = 120.0
@@ -55,11 +55,15 @@ class Cast:
     is_held: bool = True  # market time stands still while the daemon starts
     followed: asyncio.Event = field(default_factory=asyncio.Event)  # the last pace that was told
     past: MarketPast = field(default_factory=MarketPast)
+    failure: TracepaperError | None = None  # what ended the race before its time
 
     # ------------------------------------------------------------ the exchange
 
     async def control(self, call: str, body: object = None) -> dict[str, Any]:
-        """Make one control call of the exchange; return its answer."""
+        """Make one control call of the exchange; return its answer.
+
+        Raises ``FeedLost`` where it refuses.
+        """
         url = f"{self.served['control_url']}/{call}"
         content = msgspec.json.encode({} if body is None else body)
         async with self.http.post(url, data=content) as answer:
@@ -171,33 +175,48 @@ class Cast:
     # ------------------------------------------------------------ waiting
 
     async def until(self, is_so: Callable[[], bool], *, within_s: float = COMES_WITHIN_S) -> None:
-        """Wait until *is_so*; raise ``FeedLost`` where the daemon ends before, or it never is."""
-        until_s = self.clock.network_s() + within_s
-        while not is_so():
+        """Wait until *is_so*; raise ``FeedLost`` where the daemon ends before, or it never is.
+
+        Time in which the show itself was stopped (Ctrl-Z, a terminal that takes nothing) is not
+        counted.
+        """
+        for _ in range(round(within_s / POLL_S)):
+            if is_so():
+                return
             if self.has_ended:
                 raise FeedLost(self.last_words())
-            if self.clock.network_s() > until_s:
-                raise FeedLost(
-                    f"What the demo waits for did not come in {within_s:.0f} s; see "
-                    f"{self.files.log}, and run it again on a machine that is less busy."
-                )
             await asyncio.sleep(POLL_S)
+        raise FeedLost(
+            f"What the demo waits for did not come in {within_s:.0f} s; see "
+            f"{self.files.log}, and run it again on a machine that is less busy."
+        )
 
     async def reach(self, share: float) -> bool:
-        """Wait until *share* of the race is over; return False where it ended before.
+        """Wait until *share* of the race is over; return False where the whole race is.
 
-        Raises ``FeedLost`` where no bar comes for ``SILENT_FOR_S``.
+        Raises ``FeedLost`` where the daemon ends before, or no bar comes for ``SILENT_FOR_S``.
         """
-        race = self.race
-        at_ms = race.start_ms + round(share * (self.until_ms - race.start_ms))
-        seen, seen_s = race.sequence, self.clock.network_s()
+        race, at_ms = self.race, self.place(share)
+        seen, silent_s = race.sequence, 0.0
         while race.now_ms < at_ms and not self.has_ended:
             if race.sequence != seen:
-                seen, seen_s = race.sequence, self.clock.network_s()
-            elif self.clock.network_s() - seen_s > SILENT_FOR_S:
+                seen, silent_s = race.sequence, 0.0
+            elif silent_s > SILENT_FOR_S:
                 raise FeedLost(f"No bar came for {SILENT_FOR_S:.0f} s; see {self.files.log}.")
             await asyncio.sleep(POLL_S)
-        return race.now_ms >= at_ms
+            silent_s += POLL_S
+        if race.now_ms < at_ms:
+            raise FeedLost(self.last_words())
+        return not self.has_ended
+
+    def place(self, share: float) -> int:
+        """Return the market time at which *share* of the race is over."""
+        return self.race.start_ms + round(share * (self.until_ms - self.race.start_ms))
+
+    @property
+    def market_ms(self) -> int:
+        """The exchange's time."""
+        return self.past.market_ms(now_s=self.clock.network_s())
 
     async def look(self) -> None:
         """Give the viewer time to read."""
@@ -210,5 +229,10 @@ class Cast:
 
     def last_words(self) -> str:
         """Return why the daemon ended, as far as its log says."""
+        code = self.process.returncode if self.process else None
+        if code is not None and code < 0:
+            return (
+                f"The daemon's process was killed by signal {-code}; its log is {self.files.log}."
+            )
         said = self.files.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return said[-1] if said else "The daemon's process did not start."

@@ -28,6 +28,8 @@ ABOUT: Final = "▶"
 DONE: Final = "✓"
 WRONG: Final = "✗"
 REPAIRED_WITHIN_S: Final = 60.0
+CUT_AGAIN_BARS: Final = 2
+"""A daemon that stores so many bars after a cut, and no gap, was back before it missed one."""
 HALTED_SHARE: Final = 0.05
 """Of the race: as long as the operator's HALT lasts."""
 BACK: Final = 100
@@ -36,9 +38,13 @@ BACK: Final = 100
 
 @dataclass(frozen=True)
 class Incident:
-    """One incident, and the share of the race that is over when it happens."""
+    """One incident, and the shares of the race between which it happens.
+
+    Market time waits at *until* where it takes longer.
+    """
 
     at: float
+    until: float
     happen: Callable[[Cast], Awaitable[None]]
 
 
@@ -57,19 +63,22 @@ async def cut_the_stream(cast: Cast) -> None:
     )
     await cast.look()
     known = len(race.gaps)
-    cast.pacer.expects_silence = True
-    await cast.control("fault", {"kind": "refuse", "count": 1})
+    interval_ms = INTERVALS[cast.served["interval"]]
+    symbols = len(cast.served["symbols"])
 
     def repaired() -> list[GapTold]:
         return [gap for gap in race.gaps[known:] if gap.repaired_by]
 
-    symbols = len(cast.served["symbols"])
-    await cast.until(
-        lambda: len({gap.instrument for gap in repaired()}) == symbols, within_s=REPAIRED_WITHIN_S
-    )
+    def is_repaired() -> bool:
+        return len({gap.instrument for gap in repaired()}) == symbols
+
+    cast.pacer.expects_silence = True
+    refusals = 0
+    while not is_repaired():
+        refusals += 1
+        await _cut(cast, refusals, is_repaired)
     cast.pacer.expects_silence = False
     await cast.look()
-    interval_ms = INTERVALS[cast.served["interval"]]
     bars = sum((gap.until_ms - gap.from_ms) // interval_ms for gap in repaired())
     lost = [gap for gap in race.gaps[known:] if not gap.repaired_by]
     _concluded(
@@ -77,6 +86,19 @@ async def cut_the_stream(cast: Cast) -> None:
         f"The daemon connected again and read the {bars} bars that it had missed by REST; "
         + ("none is missing." if not lost else f"{len(lost)} holes stayed."),
         is_well=not lost,
+    )
+
+
+async def _cut(cast: Cast, refusals: int, is_repaired: Callable[[], bool]) -> None:
+    """Cut and refuse, until *is_repaired*, or the daemon is seen to have missed nothing.
+
+    Where market time is slow it may be back before a bar closes.
+    """
+    back_ms = max(cast.race.now_ms, cast.market_ms)
+    back_ms += CUT_AGAIN_BARS * INTERVALS[cast.served["interval"]]
+    await cast.control("fault", {"kind": "refuse", "count": refusals})
+    await cast.until(
+        lambda: is_repaired() or cast.race.now_ms >= back_ms, within_s=REPAIRED_WITHIN_S
     )
 
 
@@ -203,9 +225,9 @@ def _changed_and_checked(files: ShowFiles) -> tuple[int, int, str, bool]:
 
 
 INCIDENTS: Final = (
-    Incident(0.15, cut_the_stream),
-    Incident(0.35, halt_and_resume),
-    Incident(0.6, kill_and_go_on),
-    Incident(0.85, change_a_tick),
+    Incident(0.15, 0.35, cut_the_stream),
+    Incident(0.35, 0.6, halt_and_resume),
+    Incident(0.6, 0.85, kill_and_go_on),
+    Incident(0.85, 0.95, change_a_tick),
 )
-"""In the order in which they happen."""
+"""In the order in which they happen; none reaches into the next, nor to the end."""

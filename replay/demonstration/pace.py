@@ -20,6 +20,11 @@ FASTER: Final = 1.06
 SLOWER: Final = 0.7
 SLOW_MOTION: Final = 0.3
 """Share of the pace at which an incident is shown."""
+WAITS_S: Final = 5.0
+"""Market time nears where it waits by a pace that would take so long: a daemon may follow a slower
+pace a second late, and the exchange waits for it."""
+STANDSTILL: Final = 1.0
+"""Market time that waits passes as the machine's does: of a quarter of an hour, next to nothing."""
 LEAST_LEFT_S: Final = 1.0
 PACES_KEPT: Final = 100
 """Some ten seconds of them, at the least: few bars are older when they are stored."""
@@ -34,6 +39,13 @@ class MarketPast:
     def change(self, speed: float, *, now_ms: int, now_s: float) -> None:
         """Learn that market time is *now_ms* and passes at *speed* from *now_s* on."""
         self._paces.append((now_ms, now_s, speed))
+
+    def market_ms(self, *, now_s: float) -> int:
+        """Return market time at *now_s*, at the last pace that is known; 0 before the first."""
+        if not self._paces:
+            return 0
+        from_ms, from_s, speed = self._paces[-1]
+        return from_ms + round((now_s - from_s) * 1_000 * speed)
 
     def seconds_since(self, time_ms: int, *, now_s: float) -> float:
         """Return how many seconds of this machine ago market time was *time_ms*.
@@ -55,13 +67,14 @@ class Pacer:
     The plan is to reach *until_ms* when *seconds* have passed since the first choice, slow motion
     included; a machine that stores bars late is given more time, and the plan takes longer. While
     it catches up, market time all but stands still, so that no bar comes too late to be decided.
+    An incident that takes long is waited for: market time does not pass *waits_ms* before its end.
     """
 
     until_ms: int
     seconds: float
     interval_ms: int
     ceiling: float = FIRST_SPEED
-    is_slow: bool = False  # an incident is shown
+    waits_ms: int | None = None  # where market time waits for the incident that is shown
     expects_silence: bool = False  # it is no sign of a slow machine
     _started_s: float | None = None
     _heard_s: float = 0.0
@@ -77,6 +90,12 @@ class Pacer:
 
     def choose(self, speed: float, *, now_ms: int, now_s: float) -> float:
         """Return the speed from here on, after *speed*; market time is *now_ms*."""
+        planned = self._planned(speed, now_ms=now_ms, now_s=now_s)
+        if self.waits_ms is None:
+            return planned
+        return max(STANDSTILL, min(planned, (self.waits_ms - now_ms) / 1_000 / WAITS_S))
+
+    def _planned(self, speed: float, *, now_ms: int, now_s: float) -> float:
         if self._started_s is None:
             self._started_s = now_s
         interval_s = self.interval_ms / 1_000 / speed
@@ -93,5 +112,5 @@ class Pacer:
             self.ceiling = min(SPEED_MAX, self.ceiling * FASTER)
         left_s = max(LEAST_LEFT_S, self._started_s + self.seconds - now_s)
         wanted = (self.until_ms - now_ms) / 1_000 / left_s
-        shown = SLOW_MOTION if self.is_slow else 1.0
+        shown = 1.0 if self.waits_ms is None else SLOW_MOTION
         return max(SPEED_MIN, min(wanted, self.ceiling) * shown)

@@ -26,7 +26,7 @@ from tracepaper.replay.demonstration.race import Race
 from tracepaper.replay.demonstration.stage import Stage, opened
 from tracepaper.replay.samples import DEMO_CONFIG, MONTH_CANDLES
 from tracepaper.storage.checkpoints import is_checkpoint, locate
-from tracepaper.strategies.errors import ConfigInvalid, FeedLost
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 from tracepaper.strategies.market import DAY_MS, INTERVALS, interval_start
 from tracepaper.strategies.trend import TREND
 
@@ -56,7 +56,7 @@ def perform(show: Show) -> None:
     """Carry *show* out and print its summary; a signal ends it in good order.
 
     Raises ``DataInvalid`` or ``ConfigInvalid`` where it cannot begin, ``FeedLost`` where its
-    daemon ends before its time.
+    daemon ends before its time: after the summary, where anything was decided.
     """
     clock = SystemClock()
     text = configured(show.model)
@@ -78,6 +78,8 @@ def perform(show: Show) -> None:
 
     played = Played(cast.race, tuple(cast.outcomes), cast.pacer.slowest_s)
     sum_up(files, played, as_json=show.as_json)
+    if cast.failure is not None:
+        raise cast.failure
 
 
 def configured(model: str | None) -> str:
@@ -127,7 +129,12 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
                 served, files, stage, Race(), pacer, clock, http, _pointed(served), until_ms
             )
             await cast.control("speed", PaceSaid(cast.speed))
-            await _raced(cast, stop, has_incidents=show.has_incidents)
+            try:
+                await _raced(cast, stop, has_incidents=show.has_incidents)
+            except TracepaperError as error:
+                if not cast.race.decisions:
+                    raise
+                cast.failure = error  # what was played is summed up all the same
     return cast
 
 
@@ -143,7 +150,7 @@ def _pointed(served: dict[str, Any]) -> dict[str, dict[str, Any]]:
 async def _raced(cast: Cast, stop: asyncio.Event, *, has_incidents: bool) -> None:
     """Let the script run beside what shows and paces it; end the daemon in good order."""
     script = asyncio.create_task(_script(cast, has_incidents=has_incidents))
-    beside = [asyncio.create_task(work) for work in (stop.wait(), _shown(cast), _paced(cast))]
+    beside = [asyncio.create_task(work) for work in (stop.wait(), _shown(cast), paced(cast))]
     try:
         done, _ = await asyncio.wait((script, *beside), return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -200,9 +207,9 @@ async def _script(cast: Cast, *, has_incidents: bool) -> None:
     for incident in INCIDENTS if has_incidents else ():
         if not await cast.reach(incident.at):
             return
-        cast.pacer.is_slow = True
+        cast.pacer.waits_ms = cast.place(incident.until)
         await incident.happen(cast)
-        cast.pacer.is_slow = False
+        cast.pacer.waits_ms = None
     await cast.reach(1.0)
     cast.now = "the last bar is stored; the daemon ends"
     assert cast.reading is not None
@@ -219,12 +226,12 @@ def _draw(cast: Cast) -> None:
     cast.stage.show(cast.race, speed=cast.speed, until_ms=cast.until_ms, now=cast.now)
 
 
-async def _paced(cast: Cast) -> None:
+async def paced(cast: Cast) -> None:
     """Choose the pace of market time anew, from how late bars are stored."""
     while True:
         await asyncio.sleep(PACED_EVERY_S)
         if cast.race.decisions and not cast.is_held:
-            now_ms, now_s = cast.race.now_ms, cast.clock.network_s()
+            now_ms, now_s = cast.market_ms, cast.clock.network_s()
             speed = cast.pacer.choose(cast.speed, now_ms=now_ms, now_s=now_s)
             if speed != cast.speed:
                 await cast.run_at(speed)

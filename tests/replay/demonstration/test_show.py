@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,21 @@ def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> N
     assert "\x1b" not in ended.out + ended.err
     log = (tmp_path / "show.log").read_text()
     assert '"event": "view closed"' in log.splitlines()[-1]  # the daemon ended in good order
+
+
+def test_a_daemon_that_dies_in_an_incident_leaves_the_summary(tmp_path: Path) -> None:
+    command = [str(BIN / "tracepaper"), *SHORT, "--db", "show.db"]
+    program = Program(command, tmp_path, name="demo")
+    try:
+        program.wait_until(lambda: "Incident 1 of 4" in program.err)
+        (pid,) = re.findall(r"The daemon is process (\d+)", program.err)
+        os.kill(int(pid), signal.SIGKILL)
+        ended = program.end()
+    finally:
+        program.kill()
+    assert ended.code == 1, ended.err[-2000:]
+    assert "What was earned or lost" in ended.out
+    assert "The daemon's process was killed by signal 9; its log is show.log." in ended.err
 
 
 def test_no_model_is_a_model_to_ask_for() -> None:
