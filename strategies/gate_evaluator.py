@@ -252,7 +252,7 @@ class Plausibility:
         self._ranges: deque[int] = deque()
         self._sorted: list[int] = []
         self._last: int | None = None
-        self.doubled_median = 0  # of the newest bars, once there are enough of them
+        self.doubled_median: int | None = None  # of the newest bars; None under ten
 
     def copy(self) -> Plausibility:
         """Return a second one that knows the same bars."""
@@ -281,7 +281,7 @@ class Plausibility:
     def range_bp(self) -> float | None:
         """Return the median range in basis points of the newest close; None under ten bars."""
         last = self._last
-        if len(self._sorted) < YARDSTICK_LEAST or not last:
+        if self.doubled_median is None or not last:
             return None
         return 5_000 * self.doubled_median / last
 

@@ -249,8 +249,8 @@ class InstrumentState:
         self.regime, self.cell = Regime.UNKNOWN, _NO_CELL
         self._sizer.change_model(terms.sizing_slope, terms.fitted)
 
-    def usual_range(self) -> int:
-        """Return twice the median of high - low over the last 60 bars; 0 under ten of them.
+    def usual_range(self) -> int | None:
+        """Return twice the median of high - low over the last 60 bars; None under ten of them.
 
         Without the gate ``plausible`` at most as many are known again after a start as a day has.
         """
@@ -259,7 +259,7 @@ class InstrumentState:
         spreads = sorted(bar.high - bar.low for bar in self._day_range.last(YARDSTICK_BARS))
         middle = len(spreads) // 2
         if len(spreads) < YARDSTICK_LEAST:
-            return 0
+            return None
         return spreads[middle] + spreads[-middle - 1]
 
     def miss(self, event: Gap) -> None:

@@ -79,8 +79,8 @@ class KnownBars(Protocol):
         """The newest bar."""
         ...
 
-    def usual_range(self) -> int:
-        """Return twice the median of high - low of the last bars; 0 while too few are known."""
+    def usual_range(self) -> int | None:
+        """Return twice the median of high - low of the last bars; None while too few are known."""
         ...
 
 
@@ -271,9 +271,10 @@ class PriceBelief:
         for held in (self._held_mark, self._held_quote):
             if held is None or held is price:
                 continue
-            is_near = self._near(held, price.market_ms)
+            if not self._near(held, price.market_ms):
+                continue  # still not believed: the next of its source may not go on from it
             doubled = _doubled(held)
-            if is_near and self._jumps(doubled, price.market_ms):
+            if self._jumps(doubled, price.market_ms):
                 if self._agreeing(held, tuple(self._others(held))) is None:
                     continue
                 self._move(doubled, price.market_ms)
@@ -281,8 +282,7 @@ class PriceBelief:
                 self._held_quote = None
             else:
                 self._held_mark = None
-            if is_near:
-                yield replace(held, market_ms=max(held.market_ms, price.market_ms))
+            yield replace(held, market_ms=max(held.market_ms, price.market_ms))
 
     # ------------------------------------------------------------ how far is far
 
@@ -293,7 +293,7 @@ class PriceBelief:
             return
         self._bar = bar
         usual = self._state.usual_range()
-        if not usual:
+        if usual is None:
             self._yardstick = 0.0
             self._low, self._high = 0, 2**63
             return

@@ -398,6 +398,25 @@ def test_nothing_is_doubted_before_ten_bars() -> None:
     assert engine.doubts(mark(1, START_MS + 10 * MINUTE))
 
 
+@pytest.mark.parametrize("other", ["mark", "book"])
+def test_what_waited_too_long_is_no_price_to_go_on_from(other: str) -> None:
+    engine = held(machine(STOPPED, margin=True))
+    false = {"mark": book, "book": mark}[other]
+    between = {"mark": mark, "book": book}[other](PRICE, T0 + 6_000)
+    assert not fills(engine, false(DOWN, T0), between, false(DOWN, T0 + 7_000))
+
+
+def test_bars_without_a_range_doubt_a_price_as_well() -> None:
+    engine = machine(STOPPED)
+    for index in range(BARS):
+        engine.step(book(PRICE, START_MS + (index + 1) * MINUTE - 1), None)
+        engine.step(bar(PRICE, index=index), None)
+    engine.step(book(PRICE, HELD_MS + 500), None)
+    step = engine.step(book(DOWN, T0), None)
+    assert not step.fills
+    assert step.belief is not None
+
+
 def test_a_wide_book_about_the_price_is_believed() -> None:
     engine = held(machine(LONG))
     assert not engine.doubts(quote(PRICE - 20_000, PRICE + 20_000, at_ms=T0))
