@@ -93,8 +93,11 @@ def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answer
                 given.write(asked)
             process.stdin = None
             assert process.stdout is not None
-            is_asked = process.stdout.read(1) == _READY
-            said, trouble = process.communicate(timeout=seconds if is_asked else OPEN_S)
+            begun = process.stdout.read(1)
+            is_asked = begun == _READY
+            rest, trouble = process.communicate(timeout=seconds if is_asked else OPEN_S)
+            # What cannot be opened is said without a beginning.
+            said = rest if is_asked else begun + rest
         except subprocess.TimeoutExpired:
             raise DataInvalid(TOO_LONG) from None
         finally:

@@ -88,6 +88,8 @@ CASES = [
     ("audit decisions last --db run.db --limit 99999999999999999999", 2, "--limit"),
     ('audit decisions "last\' or 1=1 --" --db run.db', 1, "There is no run"),
     ("audit decisions % --db run.db", 1, "There is no run %"),
+    ("audit sql 'SELECT 1' --db nothing.db", 1, "name one with --db"),
+    ("audit sql 'SELECT 1' --db text.db", 1, "cannot be read as a database"),
     ("audit sql 'DELETE FROM steps' --db run.db", 2, "only one SELECT"),
     ("audit sql 'SELECT 1; DELETE FROM steps' --db run.db", 2, "one statement"),
     ("audit sql \"ATTACH 'evil.db' AS evil\" --db run.db", 2, "only one SELECT"),
