@@ -309,7 +309,7 @@ class Engine:
         return belief.doubts(price)
 
     def confirms(self, price: Price) -> bool:
-        """Return whether *price* shows what a quote or mark has shown that was not believed."""
+        """Return whether *price* shows what was not believed, or announces an absurd rate."""
         return self._beliefs[price.instrument].confirms(price)
 
     def holds_quote(self, instrument: str) -> bool:

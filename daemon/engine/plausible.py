@@ -156,12 +156,27 @@ class PriceBelief:
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
 
     def confirms(self, price: Price) -> bool:
-        """Return whether *price* shows what one that was not believed has shown."""
+        """Return whether *price* shows what one that was not believed has shown.
+
+        So does a ticker that announces an absurd rate: the settlement comes up to an hour later.
+        """
+        if isinstance(price, Mark) and self._announces(price):
+            return True
         return any(
             self._near(held, price.market_ms) and self._agreeing(held, _shown(price)) is not None
             for held in (self._held_mark, self._held_quote)
             if held is not None
         )
+
+    def _announces(self, mark: Mark) -> bool:
+        """Return whether *mark* announces an absurd rate that is not known, or not as of late."""
+        known, rate = self._announced, mark.funding_rate
+        if rate is None or known is None:
+            return rate is not None
+        before = known.funding_rate
+        assert before is not None
+        is_other = 2 * abs(rate - before) > largest_rate(self._instrument)
+        return is_other or mark.market_ms - known.market_ms >= HOUR_MS // 2
 
     # ------------------------------------------------------------ what the engine does
 

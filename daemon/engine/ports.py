@@ -61,7 +61,7 @@ class PriceJudge(Protocol):
         ...
 
     def confirms(self, price: Quote | Mark | Trade, /) -> bool:
-        """Return whether *price* shows what one has shown that was not believed."""
+        """Return whether *price* shows what was not believed, or announces an absurd rate."""
         ...
 
     def holds_quote(self, instrument: str, /) -> bool:

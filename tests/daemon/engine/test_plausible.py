@@ -14,6 +14,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.plausible import largest_rate
 from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.market import HOUR_MS
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Orders, Percent, Signal, buy, sell
 from tracepaper.strategies.strategy import CORE_GATES, Strategy
@@ -499,6 +500,19 @@ def test_a_rate_that_the_ticker_announced_is_booked() -> None:
     assert step.accepted
     assert step.belief is not None
     assert step.belief.startswith("believed on the ticker's 12 %: ")
+
+
+def test_a_feed_hands_on_what_announces_an_absurd_rate() -> None:
+    engine = held(machine(LONG, margin=True))
+    rate = largest_rate(instrument()) * 2
+    announcing = [mark(PRICE, T0 + at, funding_rate=rate) for at in (0, 100, HOUR_MS, HOUR_MS)]
+    asked = []
+    for one in announcing:
+        asked.append(engine.confirms(one))
+        engine.step(one, None)
+    assert asked == [True, False, True, False]
+    assert engine.confirms(replace(announcing[-1], funding_rate=-rate))
+    assert not engine.confirms(mark(PRICE, T0 + HOUR_MS))
 
 
 def test_the_largest_rate_is_the_least_initial_margin() -> None:
