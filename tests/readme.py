@@ -155,7 +155,7 @@ class Walk:
         return Outcome(block, tuple(codes), written, answer, "".join(errors))
 
     def _serve(self, command: str, section: str) -> None:
-        """Start a program and wait until it is of use: it listens, or it has decided a bar."""
+        """Start a program and wait until it is of use: it listens, or it decides and is warm."""
         if command.startswith("tracepaper exchange"):
             program = self._start(command, name="client-exchange")
             self.programs.append((section, program))
@@ -165,9 +165,19 @@ class Walk:
             f"tracepaper exchange --data {SAMPLE} --speed 60", name="exchange"
         )
         beside.wait_until(lambda: "\n" in beside.out)
-        daemon = self._start(command, name="daemon", extra=pointing_at(beside.out))
+        # Bybit has months of minutes; the windows of the trend are such that these days suffice.
+        windows = {"TRACEPAPER_STRATEGY__TREND_WINDOWS": "6h,12h,1d,2d"}
+        daemon = self._start(command, name="daemon", extra=pointing_at(beside.out) | windows)
         self.programs.append((section, daemon))
         daemon.wait_until(lambda: '"event": "decision"' in daemon.err)
+        daemon.wait_until(self._is_ready)
+
+    def _is_ready(self) -> bool:
+        """Whether the daemon in the folder has all that its decisions look back on."""
+        asked = ["bash", "-c", "tracepaper status --ready"]
+        extra = environment(self.installed)
+        done = subprocess.run(asked, cwd=self.folder, env=extra, capture_output=True, check=False)
+        return done.returncode == 0
 
     def _start(self, command: str, *, name: str, extra: dict[str, str] | None = None) -> Program:
         words = shlex.split(self._local(command))
@@ -199,7 +209,9 @@ def shortened(target: str) -> str:
     match = re.search(rf"^{target}:.*\n\t(.+)$", makefile, re.MULTILINE)
     if match is None:
         raise LookupError(f"The Makefile has no target {target}.")
-    command = match.group(1).lstrip("@").replace("$(BIN)/", "").replace("$$", "$")
+    variables = dict(re.findall(r"^([A-Z]+) := (.+)$", makefile, re.MULTILINE))
+    command = match.group(1).replace("$(PYTEST)", variables["PYTEST"])
+    command = command.lstrip("@").replace("$(BIN)/", "").replace("$$", "$")
     for pattern, shorter in SHORTENED:
         command = pattern.sub(shorter, command)
     return command
