@@ -313,7 +313,7 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
     starts = reader.starts(run.run_id)
     if starts:
         due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
-    if run.code_version == code_version() or run.rules > len(CHANGES):
+    if run.code_version == code_version() or not 0 <= run.rules <= len(CHANGES):
         due["rules"] = len(CHANGES)
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]

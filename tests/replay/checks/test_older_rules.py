@@ -97,6 +97,7 @@ def test_what_a_change_can_have_moved_is_counted_and_named(
         "UPDATE gate_sets SET threshold = threshold + 1",
         "UPDATE runs SET sees_account = 1",
         "UPDATE runs SET rules = 1000",
+        "UPDATE runs SET rules = -1",
     ],
 )
 def test_what_no_change_can_have_moved_is_held(statement: str, tmp_path: Path) -> None:
