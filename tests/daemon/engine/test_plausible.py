@@ -402,8 +402,8 @@ def test_nothing_is_doubted_before_ten_bars() -> None:
 @pytest.mark.parametrize("other", ["mark", "book"])
 def test_what_waited_too_long_is_no_price_to_go_on_from(other: str) -> None:
     engine = held(machine(STOPPED, margin=True))
-    false = {"mark": book, "book": mark}[other]
-    between = {"mark": mark, "book": book}[other](PRICE, T0 + 6_000)
+    true, false = (mark, book) if other == "mark" else (book, mark)
+    between = true(PRICE, T0 + 6_000)
     assert not fills(engine, false(DOWN, T0), between, false(DOWN, T0 + 7_000))
 
 
