@@ -113,8 +113,8 @@ def carry_out(request: Request, watch: Watch | None = None) -> Made:
     recorded = [item for item in request.data if isinstance(item, str) and names_a_run(item)]
     if recorded and len(request.data) > 1:
         raise ConfigInvalid("A recorded run is replayed alone; give --data FILE.db#RUN once.")
-    if recorded and request.depth:
-        raise ConfigInvalid(f"{recorded[0]} brings its own order books; leave --depth out.")
+    if recorded:
+        _check_recorded(recorded[0], request)
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
     if request.mode not in ("scan", "step"):
         raise ConfigInvalid(f"--mode is {request.mode!r}; write scan or step.")
@@ -132,6 +132,28 @@ def carry_out(request: Request, watch: Watch | None = None) -> Made:
         if not audit.is_open:  # the start failed: nothing is left behind
             _remove_failed_start(database, kept, is_new=is_new)
     return Made(database, run_id, tally, clock.network_s() - began_s)
+
+
+def _check_recorded(run: str, request: Request) -> None:
+    """Refuse what a recorded run, which is fed again as it was, could only ignore."""
+    given = {
+        "--config": request.config,
+        "--symbol": request.symbol,
+        "--category": request.category,
+        "--from": request.from_text,
+        "--to": request.to_text,
+        "--resume": request.resume,
+        "--funding": request.funding,
+        "--frame-data": request.frames,
+        "--depth": request.depth,
+        "--mode": request.mode != "scan",
+        "--log": request.log != "full",
+    }
+    for option, value in given.items():
+        if value:
+            raise ConfigInvalid(
+                f"{run} is fed again whole and by its own configuration; leave {option} out."
+            )
 
 
 def names_a_run(item: str) -> bool:
