@@ -137,7 +137,7 @@ def _say_rules(found: Verification) -> None:
     for change in found.changes:
         say(f"  {change.rule}: {change.sentence}.")
     if not found.moved:
-        say("They moved nothing in this run: every column was held.")
+        say("They moved nothing in what was compared: every column of it was held.")
         return
     say(
         f"They may have moved {', '.join(found.moved_columns)} in {found.moved:,} steps, from step "
