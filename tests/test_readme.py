@@ -23,8 +23,6 @@ from wheels import Installed
 
 from tracepaper.daemon.cli import invoke
 
-pytestmark = pytest.mark.slow
-
 TEXTS = {page: page.read_text(encoding="utf-8") for page in pages()}
 BLOCKS = [
     (page, block)
@@ -32,7 +30,8 @@ BLOCKS = [
     for block in blocks(text)
     if block.language == "sh"
 ]
-pytestmark = pytest.mark.timeout(3600)  # every page is walked once, many minutes on a busy machine
+# Every page is walked once: many minutes on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 LINES_AT_MOST = 300
 WITHIN = 0.01
 """How far a number may be from the one shown: forecasts differ a little between processors."""
