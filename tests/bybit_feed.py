@@ -14,7 +14,7 @@ from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.engine.ports import PriceJudge
-from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument
+from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument, Mark, Quote
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
 
@@ -31,7 +31,9 @@ class Live:
         self.rest = rest
         self.events: list[Event] = []
         self.quotes_from: int | None = None
+        self.quote_from_ms: Callable[[Quote], int | None] = lambda _: self.quotes_from
         self.is_ended = False
+        self.take: Callable[[Event], object] = lambda _event: None  # an engine's step, say
         self.is_asked = False  # after each event, whether the next one is at hand
         self.behind: list[bool] = []
         self.gate = asyncio.Event()
@@ -43,6 +45,7 @@ class Live:
                 self.behind.append(False)  # it was promised, and there is none
                 continue
             self.events.append(event)
+            self.take(event)
             await self.gate.wait()  # an engine that is busy while the gate is shut
             if self.is_asked:
                 self.behind.append(self.feed.is_behind())
@@ -50,6 +53,10 @@ class Live:
 
     def bars(self) -> list[Bar]:
         return [event for event in self.events if isinstance(event, Bar)]
+
+    def is_idle(self) -> bool:
+        """Return whether all that came was handed on."""
+        return not self.feed.is_behind()
 
     def has_bars(self, count: int) -> bool:
         return len(self.bars()) == count
@@ -102,6 +109,7 @@ async def live(
     queue_limit: int = 1_000,
     time_scale: float = 1.0,
     judge: PriceJudge | None = None,
+    liquidates: Callable[[Mark], bool] = lambda _: False,
     **exchange: float,
 ) -> AsyncIterator[Live]:
     """Run a feed whose period starts at minute 0, as soon as it caught up."""
@@ -114,6 +122,10 @@ async def live(
         **({"connect_timeout_s": 2.0} | exchange),
     )
     holder: list[Live] = []
+
+    def quote_from_ms(quote: Quote) -> int | None:
+        return holder[0].quote_from_ms(quote)
+
     async with (
         RestClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as rest,
         LiveFeed(
@@ -124,8 +136,9 @@ async def live(
             exchange=asked,
             queue_limit=queue_limit,
             start=start or FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0),
-            quote_from_ms=lambda _: holder[0].quotes_from,
+            quote_from_ms=quote_from_ms,
             judge=judge,
+            liquidates=liquidates,
         ) as feed,
     ):
         running = Live(server, clock, feed, rest)

@@ -40,6 +40,7 @@ from tracepaper.strategies.types import (
     Depth,
     Event,
     FrameBar,
+    Funding,
     GapCause,
     Instrument,
     Mark,
@@ -175,7 +176,15 @@ class LiveFeed:
 
     def __aiter__(self) -> AsyncIterator[Event | None]:
         """Yield events until ``stop``; None keeps the promise of ``is_behind``."""
-        return self._events()
+        return self._taken()
+
+    async def _taken(self) -> AsyncIterator[Event | None]:
+        """Yield events; whoever asks for the next one has taken in the one before."""
+        async for event in self._events():
+            yield event
+            if isinstance(event, Funding) and self._judge is not None:
+                is_booked = self._judge.settled_ms(event.instrument) >= event.market_ms
+                self._states[event.instrument].funding.learn(event, is_booked=is_booked)
 
     def is_behind(self) -> bool:
         """Return whether another event is at hand, or None where it turns out to be none."""
@@ -322,16 +331,26 @@ class LiveFeed:
         confirms = judge is not None and judge.confirms(item)
         if isinstance(item, Trade):
             return state.update_trade(item, confirms=confirms)
+        repeats = judge is not None and judge.repeats(item)
         if isinstance(item, Mark):
-            return state.update_mark(item, matters=confirms or self._liquidates(item))
+            matters = confirms or (not repeats and self._liquidates(item))
+            return state.update_mark(item, matters=matters)
+        from_ms = None if repeats else self._quote_from_ms(item)
         again = judge is not None and judge.holds_quote(item.instrument)
-        return state.update_quote(item, self._quote_from_ms(item), confirms=confirms, again=again)
+        return state.update_quote(item, from_ms, confirms=confirms, again=again)
 
     def _with_others(self, item: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
-        """Return *item*, and before it what the other sources show now where it is doubted."""
-        if self._judge is None or isinstance(item, Trade) or not self._judge.doubts(item):
+        """Return *item*, and before it what the other sources show now where that matters.
+
+        It does where *item* is doubted, and where it shows a price that was not believed: of that
+        source the newest counts.
+        """
+        if (judge := self._judge) is None:
             return [item]
-        self.counters["doubted_prices"] += 1
+        is_doubted = not isinstance(item, Trade) and judge.doubts(item)
+        self.counters["doubted_prices"] += is_doubted
+        if not is_doubted and not judge.confirms(item):
+            return [item]
         return [*self._states[item.instrument].beside(item), item]
 
     async def _warm_up(self) -> AsyncIterator[Event]:

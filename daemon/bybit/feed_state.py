@@ -273,8 +273,9 @@ class FundingSchedule:
         self._interval_ms = interval_minutes * MINUTE_MS
         self._announced_ms = 0
         self._asked_ms = settled_ms
-        self._doubted: deque[Funding] = deque(maxlen=DOUBTED_RATES)
-        self.settled_ms = settled_ms  # the newest settlement that needs nothing more
+        self._doubted: deque[tuple[int, int]] = deque(maxlen=DOUBTED_RATES)  # time and rate
+        self._booked_ms = settled_ms  # the newest settlement that the engine booked
+        self.settled_ms = settled_ms  # the newest that needs nothing more, as far as is known
 
     def announce(self, next_ms: int) -> None:
         """Learn the ticker's ``nextFundingTime``."""
@@ -320,8 +321,7 @@ class FundingSchedule:
             if one.market_ms <= self.settled_ms:
                 continue
             if doubts(one):
-                if one not in self._doubted:
-                    self._doubted.append(one)
+                if self._is_first_doubt(one):
                     found.append(one)
                 continue
             found += self._missed(one)
@@ -329,6 +329,28 @@ class FundingSchedule:
             self.settled_ms = one.market_ms
         self.asked(self.settled_ms)
         return found
+
+    def learn(self, settlement: Funding, *, is_booked: bool) -> None:
+        """Learn what the engine made of a *settlement* that was handed on.
+
+        A ticker that came between may have changed what is doubted. What was not booked is asked
+        for again, unless a later one was handed on.
+        """
+        if is_booked:
+            self._booked_ms = max(self._booked_ms, settlement.market_ms)
+            self.settled_ms = max(self.settled_ms, settlement.market_ms)
+            return
+        self._is_first_doubt(settlement)
+        if settlement.market_ms == self.settled_ms:
+            self.settled_ms = self._booked_ms
+
+    def _is_first_doubt(self, settlement: Funding) -> bool:
+        """Remember that *settlement* is doubted; return whether that is new."""
+        key = (settlement.market_ms, settlement.rate)
+        is_first = key not in self._doubted
+        if is_first:
+            self._doubted.append(key)
+        return is_first
 
     def _missed(self, found: Funding) -> list[Gap]:
         """Return a gap for each settlement due before *found* that the exchange did not call off.
@@ -489,10 +511,12 @@ class FeedState:
         self._trade.deliver()
         return True
 
-    def beside(self, price: Quote | Mark) -> list[Quote | Mark | Trade]:
+    def beside(self, price: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
         """Return the newest of the other sources than that of *price*, unless delivered."""
-        other = self._mark.deliver() if isinstance(price, Quote) else self._quote.deliver()
-        return [one for one in (other, self._trade.deliver()) if one is not None]
+        quote = None if isinstance(price, Quote) else self._quote.deliver()
+        mark = None if isinstance(price, Mark) else self._mark.deliver()
+        trade = None if isinstance(price, Trade) else self._trade.deliver()
+        return [one for one in (quote, mark, trade) if one is not None]
 
     def drop_ahead(self, latest_ms: float) -> None:
         """Forget what is dated after *latest_ms*, so that later prices do not look old."""

@@ -312,6 +312,14 @@ class Engine:
         """Return whether *price* shows what was not believed, or announces an absurd rate."""
         return self._beliefs[price.instrument].confirms(price)
 
+    def settled_ms(self, instrument: str) -> int:
+        """Return the time of the newest settlement of *instrument* that was booked, or -1."""
+        return self._settled.get(instrument, -1)
+
+    def repeats(self, price: Quote | Mark) -> bool:
+        """Return whether *price* only says again what its source said and was not believed."""
+        return self._beliefs[price.instrument].repeats(price)
+
     def holds_quote(self, instrument: str) -> bool:
         """Return whether the newest quote of *instrument* was not believed."""
         return self._beliefs[instrument].holds_quote

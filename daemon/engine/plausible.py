@@ -163,9 +163,35 @@ class PriceBelief:
         if isinstance(price, Mark) and self._announces(price):
             return True
         return any(
-            self._near(held, price.market_ms) and self._agreeing(held, _shown(price)) is not None
+            self._near(held, price.market_ms) and self._adds(price, held)
             for held in (self._held_mark, self._held_quote)
             if held is not None
+        )
+
+    def _adds(self, price: Price, held: Quote | Mark) -> bool:
+        """Return whether *price* shows what *held* did, and its own source did not already."""
+        shown = _shown(price)
+        if type(price) is type(held):
+            if self._agreeing(held, _shown(held)[1:]) is not None:
+                return False
+            shown = shown[1:]
+        return self._agreeing(held, shown) is not None
+
+    def repeats(self, price: Quote | Mark) -> bool:
+        """Return whether *price* only says again what its source said and was not believed.
+
+        It comes no more than *agree_ms* later, and would not be believed either.
+        """
+        held = self._held_quote if isinstance(price, Quote) else self._held_mark
+        if held is None or not self._near(held, price.market_ms):
+            return False
+        self._look_at_bars()
+        doubled, at_ms = _doubled(price), price.market_ms
+        return (
+            abs(doubled - _doubled(held)) <= self._limit(at_ms)
+            and self._jumps(doubled, at_ms)
+            and not self._goes_on(price)
+            and self._agreeing(price, self._others(price)) is None
         )
 
     def _announces(self, mark: Mark) -> bool:

@@ -64,6 +64,14 @@ class PriceJudge(Protocol):
         """Return whether *price* shows what was not believed, or announces an absurd rate."""
         ...
 
+    def settled_ms(self, instrument: str, /) -> int:
+        """Return the time of the newest settlement of *instrument* that was booked, or -1."""
+        ...
+
+    def repeats(self, price: Quote | Mark, /) -> bool:
+        """Return whether *price* only says again what its source said and was not believed."""
+        ...
+
     def holds_quote(self, instrument: str, /) -> bool:
         """Return whether the newest quote of *instrument* was not believed."""
         ...

@@ -918,6 +918,12 @@ class Wary:
     def confirms(self, price: Quote | Mark | Trade, /) -> bool:
         return isinstance(price, Mark) and price.price < 50 * SCALE
 
+    def repeats(self, _price: Quote | Mark, /) -> bool:
+        return False
+
+    def settled_ms(self, _instrument: str, /) -> int:
+        return -1
+
     def holds_quote(self, _instrument: str, /) -> bool:
         return True
 

@@ -162,6 +162,32 @@ def test_a_settlement_that_stays_doubted_holds_up_no_later_one() -> None:
     ]
 
 
+def test_what_the_engine_made_of_a_settlement_counts_whatever_was_doubted() -> None:
+    funding = schedule()
+    assert funding.settle([settlement(16)]) == [settlement(16)]
+    assert not funding.is_overdue(17 * HOUR)
+    funding.learn(settlement(16), is_booked=False)
+    assert funding.is_overdue(17 * HOUR)
+    assert funding.settle([settlement(16)], lambda _one: True) == []  # it is known
+    assert funding.settle([settlement(16)]) == [settlement(16)]
+    assert funding.settle([settlement(24)], lambda _one: True) == [settlement(24)]
+    funding.learn(settlement(24), is_booked=True)
+    assert not funding.is_overdue(25 * HOUR)
+    assert funding.settle([settlement(24)]) == []
+
+
+def test_of_settlements_that_were_not_booked_none_is_forgotten() -> None:
+    funding = schedule()
+    two = [settlement(16), settlement(24)]
+    assert funding.settle(two) == two
+    for one in two:
+        funding.learn(one, is_booked=False)
+    assert funding.settle(two) == two
+    funding.learn(two[1], is_booked=True)
+    funding.learn(two[0], is_booked=False)  # a later one is booked: it never will be
+    assert not funding.is_overdue(25 * HOUR)
+
+
 def test_a_settlement_falls_due_on_the_grid_of_its_interval() -> None:
     funding = schedule()
     assert not funding.is_overdue(16 * HOUR - 1)

@@ -464,6 +464,7 @@ def test_what_a_feed_asks_moves_no_step(frames: list[tuple[str, int, int]]) -> N
             event = mark(price, at, **beside)
         if isinstance(event, Quote | Mark):
             questioned.doubts(event)
+            questioned.repeats(event)
         if isinstance(event, Quote | Mark | Trade):
             questioned.confirms(event)
         assert questioned.step(event, None) == silent.step(event, None)

@@ -1,0 +1,260 @@
+"""A feed beside a real engine: which false prices it hands on, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from bybit_feed import BITCOIN, Live, live
+from bybit_server import ScriptedServer, book, ticker, until
+from msgspec.structs import replace
+
+from tracepaper.daemon.bybit.queue import FeedStart
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.market import DAY_MS, HOUR_MS
+from tracepaper.strategies.outlook import Outlook
+from tracepaper.strategies.signals import Percent, Signal
+from tracepaper.strategies.strategy import CORE_GATES, Strategy
+from tracepaper.strategies.types import (
+    Action,
+    Bar,
+    Event,
+    Fill,
+    FillModel,
+    Funding,
+    Mark,
+    Quote,
+    Source,
+)
+
+DAYS = 20
+TODAY_MS = 19_676 * DAY_MS
+PRICE = 10_000  # 1,000.0
+UP, DOWN = 1_300.0, 700.0
+EACH_MS = 100
+"""Between two tickers."""
+
+
+class Says(Strategy):
+    """Says *action* under a stop at every bar."""
+
+    gates = CORE_GATES
+
+    def __init__(self, action: Action) -> None:
+        self._said = Signal(action, "now", stop=Percent(25))
+
+    def decide(self, now: Outlook) -> Signal:
+        del now
+        return self._said
+
+
+def held(action: Action, leverage: str = "5") -> Engine:
+    """Return an engine that holds *action* on margin since the last of some daily bars."""
+    config = load(
+        None,
+        {
+            "market": {"interval": "D"},
+            "strategy": {"name": "sma_cross"},
+            "sizing": {"mode": "fixed", "quantity": "1"},
+            "account": {"cash": "5000", "margin": "isolated", "leverage": leverage},
+        },
+    )
+    engine = build_engine(
+        config,
+        [BITCOIN],
+        execution=FillModel.QUOTE,
+        period_start_ms=0,
+        forecaster=None,
+        strategies={BITCOIN.symbol: Says(action)},
+    )
+    for index in range(-DAYS, 0):
+        open_ms = TODAY_MS + index * DAY_MS
+        edges = (PRICE, PRICE + 20, PRICE - 20, PRICE)
+        close_ms, at = open_ms + DAY_MS, open_ms + 1_000
+        engine.step(Quote(BITCOIN.id, PRICE - 1, 9_000, PRICE + 1, 9_000, at, at), None)
+        day = Bar(
+            BITCOIN.id, open_ms, DAY_MS, *edges, 1_000, None, close_ms, close_ms, Source.STREAM
+        )
+        engine.step(day, None)
+    assert engine.liquidates(Mark(BITCOIN.id, 1 if action is Action.LONG else 9 * PRICE, 0, 0))
+    return engine
+
+
+@asynccontextmanager
+async def fed(
+    engine: Engine, from_ms: int = TODAY_MS + 5_000
+) -> AsyncIterator[tuple[Stream, Live, list[Fill]]]:
+    """Run a feed of daily bars whose events *engine* takes; yield what it filled as well."""
+    async with ScriptedServer() as server:
+        server.server_ms = from_ms
+        start = FeedStart(interval_ms=DAY_MS, period_start_ms=TODAY_MS, warmup_bars=0)
+        async with live(
+            server,
+            start=start,
+            instruments=(replace(BITCOIN, funding_interval_minutes=480),),
+            judge=engine,
+            liquidates=engine.liquidates,
+            data_watchdog_s=3_600.0,
+        ) as running:
+            fills: list[Fill] = []
+
+            def take(event: Event) -> None:
+                fills.extend(engine.step(event, None).fills)
+
+            running.take = take
+            running.quote_from_ms = engine.quote_from_ms
+            await until(lambda: len(server.subscribed()) == 3)
+            yield Stream(server, running), running, fills
+
+
+def prices(run: Live) -> list[tuple[type, int]]:
+    """Return what was handed on, as its kind and tenths of a second since the first frame."""
+    found = [one for one in run.events if isinstance(one, Quote | Mark)]
+    return [(type(one), (one.market_ms - TODAY_MS - 6_000) // EACH_MS) for one in found]
+
+
+class Stream:
+    """Sends frames a tenth of a second apart, and waits until each was taken in."""
+
+    def __init__(self, server: ScriptedServer, run: Live) -> None:
+        self.server = server
+        self._run = run
+
+    async def send(self, tenths: int, frame: dict[str, Any]) -> None:
+        at = TODAY_MS + 6_000 + tenths * EACH_MS
+        self._run.move_to(at)
+        known = self._run.feed.counters["frames"]
+        dated = {name: at for name in ("ts", "cts") if name in frame}
+        await self.server.send(frame | dated)
+        await until(lambda: self._run.feed.counters["frames"] > known and self._run.is_idle())
+
+
+def mark(price: float, **beside: float) -> dict[str, Any]:
+    frame = ticker(0, f"{price:.1f}")
+    names = {"index": "indexPrice", "last": "lastPrice"}
+    frame["data"] |= {names[name]: f"{value:.1f}" for name, value in beside.items()}
+    return frame
+
+
+def quoted(price: float) -> dict[str, Any]:
+    return book(0, f"{price:.1f}", f"{price + 0.1:.1f}", "9000")
+
+
+def fluttering(price: float, tenths: int) -> float:
+    """Return *price*, never the same twice in a row."""
+    return price + tenths % 3 / 10
+
+
+EVERY = [0, 51, 102, 153]
+"""Tenths of a second, each more than five seconds after the one before."""
+
+
+@pytest.mark.parametrize(("action", "price"), [(Action.SHORT, UP), (Action.LONG, DOWN)])
+async def test_a_false_mark_that_lasts_is_an_event_once_in_five_seconds(
+    action: Action, price: float
+) -> None:
+    """It would liquidate, and no bar closes before the end of the day."""
+    async with fed(held(action)) as (stream, run, fills):
+        for tenths in range(200):
+            await stream.send(tenths, mark(fluttering(price, tenths)))
+        assert prices(run) == [(Mark, tenths) for tenths in EVERY]
+        assert fills == []
+
+
+async def test_a_whole_ticker_that_is_false_is_an_event_once_in_five_seconds() -> None:
+    """What it shows beside its mark is known since it was one, and it speaks not for itself."""
+    async with fed(held(Action.SHORT)) as (stream, run, fills):
+        for tenths in range(200):
+            await stream.send(tenths, mark(UP, index=fluttering(UP, tenths), last=UP))
+        assert prices(run) == [(Mark, tenths) for tenths in EVERY]
+        assert fills == []
+
+
+@pytest.mark.parametrize(("action", "price"), [(Action.SHORT, UP), (Action.LONG, DOWN)])
+async def test_a_false_book_that_lasts_is_an_event_once_in_five_seconds(
+    action: Action, price: float
+) -> None:
+    """It would fill the stop, which a true book does not reach."""
+    async with fed(held(action)) as (stream, run, fills):
+        await stream.send(0, quoted(1_000.0))
+        for tenths in range(200):
+            await stream.send(tenths, quoted(fluttering(price, tenths)))
+        assert prices(run) == [(Quote, tenths) for tenths in EVERY]
+        assert fills == []
+
+
+@pytest.mark.parametrize("shows", [quoted(UP + 1), mark(1_000.0, index=UP), mark(UP + 1, last=UP)])
+async def test_what_shows_a_mark_that_lasts_is_an_event_at_once(shows: dict[str, Any]) -> None:
+    """Behind the newest mark, where that one is shown; else the next mark is believed on it."""
+    async with fed(held(Action.SHORT)) as (stream, run, fills):
+        for tenths in range(20):
+            await stream.send(tenths, mark(fluttering(UP, tenths)))
+        await stream.send(20, shows)
+        await stream.send(21, mark(UP + 2))
+        (fill,) = fills
+        assert fill.model is FillModel.LIQUIDATION
+        if "orderbook" in shows["topic"]:
+            assert prices(run) == [(Mark, 0), (Mark, 19), (Quote, 20)]
+        else:
+            assert prices(run) == [(Mark, 0), (Mark, 20), (Mark, 21)]
+
+
+@pytest.mark.parametrize("shows", [mark(DOWN - 2), mark(1_000.0, last=DOWN - 2)])
+async def test_what_shows_a_book_that_lasts_fills_at_its_newest_price(
+    shows: dict[str, Any],
+) -> None:
+    async with fed(held(Action.LONG, leverage="1")) as (stream, run, fills):
+        for tenths in range(20):
+            await stream.send(tenths, quoted(DOWN - tenths / 10))
+        await stream.send(20, shows)
+        (fill,) = fills
+        assert fill.price == round(10 * (DOWN - 1.9))
+        assert prices(run) == [(Quote, 0), (Quote, 19), (Mark, 20)]
+
+
+async def test_a_false_price_that_goes_elsewhere_is_an_event_at_once() -> None:
+    async with fed(held(Action.SHORT)) as (stream, run, fills):
+        for tenths, price in enumerate((UP, UP + 1, UP + 400, UP + 401, 1_000.0)):
+            await stream.send(tenths, mark(price))
+        assert prices(run) == [(Mark, 0), (Mark, 2)]
+        assert fills == []
+
+
+EIGHT_MS = TODAY_MS + 8 * HOUR_MS
+
+
+async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> None:
+    """The feed asked the engine while the ticker stood in the queue that changed its mind."""
+
+    def announcing(rate: str) -> dict[str, Any]:
+        frame = mark(1_000.0)
+        frame["data"]["fundingRate"] = rate
+        return frame | {"ts": EIGHT_MS}
+
+    engine = held(Action.LONG)
+    async with fed(engine, EIGHT_MS - 2_000) as (stream, run, _):
+
+        def settled() -> list[Funding]:
+            return [one for one in run.events if isinstance(one, Funding)]
+
+        run.gate.clear()
+        await stream.server.send(announcing("0.15"))
+        await until(lambda: run.events)
+        await stream.server.send(announcing("0.4"))
+        await until(run.feed.is_behind)
+        stream.server.funding.append((EIGHT_MS, "0.15"))
+        run.move_to(EIGHT_MS + 1_000)
+        await run.expect(lambda: len(stream.server.asked("funding/history")) >= 1)
+        await run.expect(lambda: run.feed.counters["resyncs"] > 2)
+        run.gate.set()
+        await run.expect(settled)
+        assert engine.settled_ms(BITCOIN.id) == -1
+        await stream.server.send(announcing("0.15"))
+        await run.expect(lambda: len(settled()) > 1)
+        assert engine.settled_ms(BITCOIN.id) == EIGHT_MS
+        await run.expect(lambda: run.feed.counters["resyncs"] > 5)
+        assert len(settled()) == 2
