@@ -9,7 +9,7 @@ NATIVE_CC := gcc
 NATIVE_WIDTHS := avx512:-mavx512f:-mprefer-vector-width=512 avx2:-mavx2
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all dev check docs bench campaign clients peers native wheel golden readme clean
+.PHONY: demo test test-all dev check docs bench campaign mutants clients peers native wheel golden readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -73,6 +73,10 @@ campaign: $(STAMP)
 	$(BIN)/python tests/campaign_live.py
 	$(BIN)/python tests/campaign_flood.py
 	$(BIN)/python tests/campaign.py --rounds 100 --jobs 2
+
+# Mutations of which a test must find each; ONLY names a group, or a part of a mutation.
+mutants: $(STAMP)
+	@$(BIN)/python tests/campaign_mutants.py --only "$(ONLY)"
 
 # Each client gets an environment of its own under $(VENV)/clients; this needs the network once.
 clients: $(STAMP)
