@@ -328,16 +328,16 @@ class LiveFeed:
     def _is_event(self, item: Quote | Mark | Trade) -> bool:
         """Keep *item*; return whether it is an event at once, and not before the next bar alone."""
         state, judge = self._states[item.instrument], self._judge
-        confirms = judge is not None and judge.confirms(item)
+        is_evidence = judge is not None and judge.is_evidence(item)
         if isinstance(item, Trade):
-            return state.update_trade(item, confirms=confirms)
+            return state.update_trade(item, is_evidence=is_evidence)
         repeats = judge is not None and judge.repeats(item)
         if isinstance(item, Mark):
-            matters = confirms or (not repeats and self._liquidates(item))
+            matters = is_evidence or (not repeats and self._liquidates(item))
             return state.update_mark(item, matters=matters)
         from_ms = None if repeats else self._quote_from_ms(item)
         again = judge is not None and judge.holds_quote(item.instrument)
-        return state.update_quote(item, from_ms, confirms=confirms, again=again)
+        return state.update_quote(item, from_ms, is_evidence=is_evidence, again=again)
 
     def _with_others(self, item: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
         """Return *item*, and before it what the other sources show now where that matters.
@@ -349,7 +349,7 @@ class LiveFeed:
             return [item]
         is_doubted = not isinstance(item, Trade) and judge.doubts(item)
         self.counters["doubted_prices"] += is_doubted
-        if not is_doubted and not judge.confirms(item):
+        if not is_doubted and not judge.is_evidence(item):
             return [item]
         return [*self._states[item.instrument].beside(item), item]
 

@@ -471,18 +471,18 @@ class FeedState:
             self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
 
     def update_quote(
-        self, quote: Quote, from_ms: int | None, *, confirms: bool = False, again: bool = False
+        self, quote: Quote, from_ms: int | None, *, is_evidence: bool = False, again: bool = False
     ) -> bool:
         """Keep *quote* if it is the newest; return whether it is an event of its own.
 
         It is one while an order rests (*from_ms* is the market time from which it may fill): the
         first quote at or after that, then each that differs from the one delivered before, or does
-        not (*again*: that one was not believed). One that *confirms* a mark always is.
+        not (*again*: that one was not believed). One that *is_evidence* always is.
         """
         delivered = self._quote.delivered
         if not self._quote.update(quote):
             return False
-        if not confirms:
+        if not is_evidence:
             if from_ms is None or quote.market_ms < from_ms:
                 return False
             is_known = delivered is not None and delivered.market_ms >= from_ms
@@ -501,12 +501,12 @@ class FeedState:
         self._mark.deliver()
         return True
 
-    def update_trade(self, trade: Trade, *, confirms: bool) -> bool:
-        """Keep *trade* if it is the newest; return whether it is an event: it *confirms* a price.
+    def update_trade(self, trade: Trade, *, is_evidence: bool) -> bool:
+        """Keep *trade* if it is the newest; return whether it is an event: it *is_evidence*.
 
         No other trade is one, but for the newest before a price that is doubted.
         """
-        if not self._trade.update(trade) or not confirms:
+        if not self._trade.update(trade) or not is_evidence:
             return False
         self._trade.deliver()
         return True

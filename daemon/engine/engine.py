@@ -308,9 +308,9 @@ class Engine:
             return not belief.belief_in_rate(price)[0]
         return belief.doubts(price)
 
-    def confirms(self, price: Price) -> bool:
-        """Return whether *price* shows what was not believed, or announces an absurd rate."""
-        return self._beliefs[price.instrument].confirms(price)
+    def is_evidence(self, price: Price) -> bool:
+        """Return whether *price* is evidence for what was not believed, or for an absurd rate."""
+        return self._beliefs[price.instrument].is_evidence(price)
 
     def settled_ms(self, instrument: str) -> int:
         """Return the time of the newest settlement of *instrument* that was booked, or -1."""

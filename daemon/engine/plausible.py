@@ -155,10 +155,10 @@ class PriceBelief:
         self._look_at_bars()
         return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
 
-    def confirms(self, price: Price) -> bool:
-        """Return whether *price* shows what one that was not believed has shown.
+    def is_evidence(self, price: Price) -> bool:
+        """Return whether *price* is evidence for one that was not believed.
 
-        So does a ticker that announces an absurd rate: the settlement comes up to an hour later.
+        A ticker that announces an absurd rate is some too, for a settlement of the next hour.
         """
         if isinstance(price, Mark) and self._announces(price):
             return True

@@ -60,8 +60,8 @@ class PriceJudge(Protocol):
         """Return whether *price* would not be believed by itself."""
         ...
 
-    def confirms(self, price: Quote | Mark | Trade, /) -> bool:
-        """Return whether *price* shows what was not believed, or announces an absurd rate."""
+    def is_evidence(self, price: Quote | Mark | Trade, /) -> bool:
+        """Return whether *price* is evidence for what was not believed, or for an absurd rate."""
         ...
 
     def settled_ms(self, instrument: str, /) -> int:

@@ -915,7 +915,7 @@ class Wary:
     def doubts(self, price: Quote | Mark | Funding, /) -> bool:
         return isinstance(price, Quote) and price.bid < 50 * SCALE
 
-    def confirms(self, price: Quote | Mark | Trade, /) -> bool:
+    def is_evidence(self, price: Quote | Mark | Trade, /) -> bool:
         return isinstance(price, Mark) and price.price < 50 * SCALE
 
     def repeats(self, _price: Quote | Mark, /) -> bool:

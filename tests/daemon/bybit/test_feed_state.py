@@ -302,9 +302,9 @@ def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
     assert one.update_quote(quote(12, bid=101), 10)
 
 
-def test_a_quote_is_an_event_that_confirms_or_follows_one_that_was_not_believed() -> None:
+def test_a_quote_is_an_event_that_is_evidence_or_follows_one_that_was_not_believed() -> None:
     one = market()
-    assert one.update_quote(quote(5), None, confirms=True)
+    assert one.update_quote(quote(5), None, is_evidence=True)
     assert not one.update_quote(quote(6), 5)
     assert one.update_quote(quote(7), 5, again=True)
     assert not one.update_quote(quote(8), None, again=True)
@@ -314,21 +314,21 @@ def trade(market_ms: int) -> Trade:
     return Trade("linear:BTCUSDT", "t", Side.SELL, 100, 1, market_ms, market_ms)
 
 
-def test_a_trade_is_an_event_where_it_confirms_and_beside_a_price_that_is_doubted() -> None:
+def test_a_trade_is_an_event_where_it_is_evidence_and_beside_a_price_that_is_doubted() -> None:
     one = market()
-    assert not one.update_trade(trade(5), confirms=False)
+    assert not one.update_trade(trade(5), is_evidence=False)
     assert one.undelivered() == []
     mark = Mark("linear:BTCUSDT", 7, 6, 6)
     one.update_mark(mark)
     assert one.beside(quote(7)) == [mark, trade(5)]
     assert one.beside(quote(7)) == []
     one.update_quote(quote(8), None)
-    assert one.update_trade(trade(9), confirms=True)
+    assert one.update_trade(trade(9), is_evidence=True)
     assert one.beside(mark) == [quote(8)]
-    assert not one.update_trade(trade(4), confirms=True)
-    one.update_trade(trade(3_000_000), confirms=False)
+    assert not one.update_trade(trade(4), is_evidence=True)
+    one.update_trade(trade(3_000_000), is_evidence=False)
     one.drop_ahead(2_000_000)
-    assert one.update_trade(trade(10), confirms=True)
+    assert one.update_trade(trade(10), is_evidence=True)
 
 
 def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:

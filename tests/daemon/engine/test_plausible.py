@@ -245,7 +245,7 @@ def test_a_mark_that_waits_liquidates_in_the_step_of_what_shows_it() -> None:
     engine = held(machine(LONG, margin=True))
     assert fills(engine, mark(DOWN, T0)) == []
     found = book(DOWN + 20, T0 + 700)
-    assert engine.confirms(found)
+    assert engine.is_evidence(found)
     step = engine.step(found, None)
     (fill,) = step.fills
     assert (fill.model, fill.reference_price) == (FillModel.LIQUIDATION, DOWN)
@@ -267,7 +267,7 @@ def test_a_book_that_waits_fills_a_stop_in_the_step_of_what_shows_it(other: Mark
     engine = held(machine(STOPPED))
     assert fills(engine, book(DOWN, T0)) == []
     assert engine.holds_quote(KEY)
-    assert engine.confirms(other)
+    assert engine.is_evidence(other)
     (fill,) = fills(engine, other)
     assert (fill.price, fill.model, fill.filled_ms) == (DOWN - 5, FillModel.QUOTE, T0 + 200)
     assert not engine.holds_quote(KEY)
@@ -277,7 +277,7 @@ def test_another_source_counts_only_within_the_stated_time() -> None:
     engine = held(machine(LONG, margin=True, agree_within_ms=2_000))
     late = trade(DOWN, T0 + 2_001)
     assert fills(engine, mark(DOWN, T0)) == []
-    assert not engine.confirms(late)
+    assert not engine.is_evidence(late)
     assert fills(engine, late) == []
     assert len(fills(engine, mark(DOWN - 1, T0 + 4_001))) == 1  # the trade is as old, just
 
@@ -429,7 +429,7 @@ def test_a_start_forgets_what_waited() -> None:
     engine.step(mark(DOWN, T0), None)
     start = ModelChange("", "", "0", "step", "cpu", "", 1, (), T0 + 50, T0 + 50)
     engine.step(start, None)
-    assert not engine.confirms(trade(DOWN, T0 + 100))
+    assert not engine.is_evidence(trade(DOWN, T0 + 100))
     assert fills(engine, trade(DOWN, T0 + 100)) == []
 
 
@@ -466,7 +466,7 @@ def test_what_a_feed_asks_moves_no_step(frames: list[tuple[str, int, int]]) -> N
             questioned.doubts(event)
             questioned.repeats(event)
         if isinstance(event, Quote | Mark | Trade):
-            questioned.confirms(event)
+            questioned.is_evidence(event)
         assert questioned.step(event, None) == silent.step(event, None)
 
 
@@ -509,11 +509,11 @@ def test_a_feed_hands_on_what_announces_an_absurd_rate() -> None:
     announcing = [mark(PRICE, T0 + at, funding_rate=rate) for at in (0, 100, HOUR_MS, HOUR_MS)]
     asked = []
     for one in announcing:
-        asked.append(engine.confirms(one))
+        asked.append(engine.is_evidence(one))
         engine.step(one, None)
     assert asked == [True, False, True, False]
-    assert engine.confirms(replace(announcing[-1], funding_rate=-rate))
-    assert not engine.confirms(mark(PRICE, T0 + HOUR_MS))
+    assert engine.is_evidence(replace(announcing[-1], funding_rate=-rate))
+    assert not engine.is_evidence(mark(PRICE, T0 + HOUR_MS))
 
 
 def test_the_largest_rate_is_the_least_initial_margin() -> None:
