@@ -342,11 +342,13 @@ class Protector:
         is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
         is_held = held * plan.sign > 0 and self._broker.closable(held) > 0
         if not is_held and (state.following is not None or not is_by_signal):
-            ended = self.release("the position is closed")
-            if state.following is None or state.following.is_empty:
-                return ended
+            # Nothing to cancel: the fill that closed the position ended what was to close it.
             plan = state.following
-            self.state = replace(self._state, plan=plan)
+            if plan is not None and plan.is_empty:
+                plan = None
+            self.state = replace(self._state, plan=plan, trail=0, following=None)
+            if plan is None:
+                return ()
         elif not is_by_signal:
             return ()
         if held * plan.sign <= 0:
