@@ -333,6 +333,7 @@ class Daemon:
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
             if retrainer is not None:
                 await stack.enter_async_context(retrainer.at_work(self._supervisor.stop))
+            stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
                 *timed,

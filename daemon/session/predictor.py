@@ -267,7 +267,7 @@ class WorkerPredictor:
         """Return the forecast of *event*, or a timeout where it is late."""
         if isinstance(event, ModelChange | Retrained):
             # Warming has no deadline: nothing is decided until it is done.
-            return await self._worker.submit(self._inline.predict, event)
+            return await _answer_of(self._worker.submit(self._inline.predict, event))
         if not isinstance(event, Bar):
             return None
         return await self._within_deadline(
@@ -293,9 +293,19 @@ class WorkerPredictor:
         try:
             # Not `wait_for`: before Python 3.12 it loses a stop that comes with the answer.
             async with asyncio.timeout(self._deadline_ms / 1000):
-                return await asyncio.shield(answer)
+                return await _answer_of(answer)
         except TimeoutError:
             return late
+
+
+async def _answer_of(answer: asyncio.Future[T]) -> T:
+    """Return *answer*; a stop that comes with an error of the model does not hide it."""
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        if answer.done() and (error := answer.exception()) is not None:
+            raise error from None
+        raise
 
 
 class NoModel:

@@ -91,6 +91,7 @@ class Supervisor:
         self._has_begun_to_stop = threading.Event()
         self._has_ended = threading.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._failure: BaseException | None = None
 
     def stop(self) -> None:
         """Begin an orderly stop: services are cancelled, their ``finally`` blocks run.
@@ -111,6 +112,16 @@ class Supervisor:
         if not self._is_ready:
             self._is_ready = True
             self._notifier.send("READY=1")
+
+    def keep_failure(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: object
+    ) -> None:
+        """Keep the *error* that ends a service, so that a stop while it unwinds does not hide it.
+
+        The exit callback of a context stack.
+        """
+        if error is not None and not isinstance(error, asyncio.CancelledError):
+            self._failure = error
 
     def declare(self, name: str, seconds: float) -> None:
         """Declare that *name* waits on purpose for *seconds*; it counts as progress."""
@@ -156,6 +167,8 @@ class Supervisor:
             # Ours: an orderly end. Another's (the group failed): let it through.
             if not self.stopping.is_set():
                 raise
+            if self._failure is not None:
+                raise self._failure from None
 
     async def _feed_watchdog(self, interval_s: float) -> None:
         """Tell systemd that we live, but only where something moves."""

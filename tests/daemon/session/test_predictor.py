@@ -17,6 +17,7 @@ from tracepaper.daemon.session.predictor import (
     Worker,
     WorkerPredictor,
 )
+from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types import Bar, Forecast, ModelChange, PredictionTimeout
 
 KEY = "linear:BTCUSDT"
@@ -100,6 +101,47 @@ async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
     task.cancel()
     await asyncio.wait([task], timeout=30)
     assert task.cancelled()
+
+
+class Breaks(FixedForecaster):
+    """Fails, as a user's model does."""
+
+    def __init__(self) -> None:
+        super().__init__(says, context=1)
+
+    def step(self, bar: Bar) -> Forecast | None:
+        raise StrategyFailed("It failed.")
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        raise StrategyFailed("It failed.")
+
+
+@pytest.mark.parametrize("turns", range(5))
+@pytest.mark.parametrize("is_start", [False, True])
+async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
+    turns: int, *, is_start: bool
+) -> None:
+    model, history = Worker("model"), BarHistory([KEY], context=1)
+    worker = WorkerPredictor(Breaks(), history, model, period_start_ms=0, deadline_ms=60_000)
+    (item,) = bars(1)
+    await worker.predict(item)  # it is remembered, and asked only once a start has come
+    if not is_start:
+        await worker.predict(start())
+    event = start(((KEY, item.open_time_ms),)) if is_start else bars(2)[1]
+
+    async def drive() -> None:
+        await worker.predict(event)
+
+    task = asyncio.create_task(drive())
+    await asyncio.sleep(0)
+    while model.is_busy:
+        pass  # the loop stands still: the error is in line when it turns again
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    with pytest.raises(StrategyFailed):
+        task.result()
 
 
 async def test_only_bars_are_answered() -> None:

@@ -11,13 +11,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from bybit_server import ScriptedServer
+from daemon_under_test import daemon
 from fakes import JumpClock
+from own_strategies import importable, source
 
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor
-from tracepaper.strategies.errors import AuditUnwritable, FeedStale
+from tracepaper.strategies.errors import AuditUnwritable, FeedStale, StrategyFailed
 
 SILENT = Notifier()
 ENDLESS = 1 << 46
@@ -119,6 +123,44 @@ async def test_a_fatal_error_ends_all_and_comes_out_bare() -> None:
     with pytest.raises(AuditUnwritable, match="disk is full"):
         await supervisor.run({"side": side, "main": main}, essential="main")
     assert ended == ["side"]
+
+
+@pytest.mark.parametrize("error", [AuditUnwritable("The disk is full."), ZeroDivisionError()])
+async def test_a_stop_that_comes_while_an_error_unwinds_does_not_hide_it(error: Exception) -> None:
+    supervisor = Supervisor(clock=JumpClock(), notifier=SILENT)
+
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.Event().wait)  # as a socket that closes slowly
+            stack.push(supervisor.keep_failure)
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+            raise error
+
+    with pytest.raises((AuditUnwritable, BaseExceptionGroup)) as caught:
+        await supervisor.run({"main": main}, essential="main")
+    assert error in (caught.value, *getattr(caught.value, "exceptions", ()))
+
+
+FAILS = """
+self.bars = getattr(self, "bars", 0) + 1
+if self.bars == 3:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise ValueError("no side")
+return by(True)
+"""
+
+
+async def test_a_strategy_that_fails_in_the_step_of_a_stop_is_said(tmp_path: Path) -> None:
+    (tmp_path / "fails_at_stop.py").write_text(source(top="import os, signal", decide=FAILS))
+    chosen = {"name": "fails_at_stop:Mine"}
+    with importable(tmp_path):
+        async with (
+            ScriptedServer() as server,
+            daemon(server, tmp_path / "run.db", strategy=chosen) as running,
+        ):
+            with pytest.raises(StrategyFailed, match="no side"):
+                await running.close_bars(4)
+    assert running.decided() == 2
 
 
 async def test_a_side_service_that_fails_ends_the_essential_one() -> None:
