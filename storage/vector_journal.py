@@ -135,7 +135,7 @@ class VectorJournal:
         except OSError as error:
             raise DataInvalid(
                 f"{self.path} cannot be written ({error.strerror}); make room for it."
-            ) from None
+            ) from error
         for line in lines:
             self._take(line)
 

@@ -54,7 +54,12 @@ from tracepaper.daemon.session.open import (
 )
 from tracepaper.daemon.session.outside import NewlyOpened
 from tracepaper.daemon.session.predictor import NoModel, Worker, WorkerPredictor
-from tracepaper.daemon.session.preflight import preflight_engine, refuse_shares, refuse_size
+from tracepaper.daemon.session.preflight import (
+    preflight_engine,
+    refuse_shares,
+    refuse_size,
+    usage_errors,
+)
 from tracepaper.daemon.session.promotion import promoted_for
 from tracepaper.daemon.session.retrain import Retrainer, Service
 from tracepaper.daemon.session.supervisor import Supervisor
@@ -160,14 +165,15 @@ class Daemon:
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock = self._config, self._clock
         forecaster = None
-        if needs_forecaster(config):
-            forecaster = await asyncio.to_thread(
-                load_forecaster, config, beside=self._database, live=True
-            )
-            self._configured_sha256 = forecaster.model_sha256
-            forecaster = await asyncio.to_thread(self._newest_model, forecaster)
         # What is wrong here is said before the network is asked.
-        strategies = preflight_engine(config, forecaster)
+        with usage_errors():
+            if needs_forecaster(config):
+                forecaster = await asyncio.to_thread(
+                    load_forecaster, config, beside=self._database, live=True
+                )
+                self._configured_sha256 = forecaster.model_sha256
+                forecaster = await asyncio.to_thread(self._newest_model, forecaster)
+            strategies = preflight_engine(config, forecaster)
         cooldown = Cooldown(clock=clock, observer=self._supervisor.declare)
         is_served = was_served(config, self._kind, self._database)
         async with RestClient(

@@ -25,6 +25,7 @@ from tracepaper.daemon.session.build import (
 )
 from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.predictor import BarHistory
+from tracepaper.daemon.session.preflight import usage_errors
 from tracepaper.daemon.session.run_record import (
     continues,
     describe_run,
@@ -157,7 +158,7 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
     Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold,
-    and ``CheckpointMismatch`` where the vectors that it knew are not kept any more.
+    and where the vectors that it knew are not kept any more.
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
@@ -165,7 +166,8 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
             own = reader.models(last.run_id)
             if continues(last, opening.config, opening.forecaster, model_sha256=own.next):
                 known = reader.newest_reading(last.run_id, VECTORS)
-                require_known(vectors_of(opening.forecaster), known, last.run_id)
+                with usage_errors():
+                    require_known(vectors_of(opening.forecaster), known, last.run_id)
                 return _go_on(opening, audit, reader, last, own)
         return _begin(opening, audit, reader, last)
 

@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -29,7 +31,12 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_record import describe_run
 from tracepaper.storage.database import open_reader, sqlite_status
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.errors import (
+    CheckpointMismatch,
+    ConfigInvalid,
+    DataInvalid,
+    StrategyFailed,
+)
 from tracepaper.strategies.market import Notional, scaled, unscaled
 from tracepaper.strategies.strategy import Forecaster
 from tracepaper.strategies.types import (
@@ -66,8 +73,24 @@ def preflight(config: Config, database: Path) -> None:
     out; *database* is looked at, and nothing is written. Raises what the run would.
     """
     refuse_database(database)
-    forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
-    preflight_engine(config, forecaster)
+    with usage_errors():
+        forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
+        preflight_engine(config, forecaster)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Raise ``ConfigInvalid`` for a file of the configuration, or a class, that cannot be used.
+
+    No later start mends it. What the disk or the network refused may come back: that is raised as
+    it is.
+    """
+    try:
+        yield
+    except (CheckpointMismatch, DataInvalid, StrategyFailed) as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise ConfigInvalid(str(error)) from error
 
 
 def refuse_class_that_exits(config: Config) -> None:
@@ -89,7 +112,7 @@ def _refuse_exit(config: Config, name: str) -> None:
         check=False,
     )
     if done.returncode != _MADE:
-        raise StrategyFailed(
+        raise ConfigInvalid(
             f"{name} ends the process that imports or makes it; let it raise instead, and put what "
             'it runs under if __name__ == "__main__".'
         )

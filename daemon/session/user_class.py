@@ -12,7 +12,7 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
@@ -596,14 +596,20 @@ def _check(strategy: Strategy | PortfolioStrategy) -> None:
     for flag in ("needs_forecast", "exits_freely", "sees_account", "reads_history"):
         if type(declared := getattr(strategy, flag)) is not bool:
             raise ConfigInvalid(f"{name}.{flag} is {short(declared)}; give True or False.")
-    if not GATES.keys() >= set(strategy.gates):
+    if not _are_names(strategy.gates, GATES):
         raise ConfigInvalid(
             f"{name}.gates are {short(strategy.gates)}; name gates of: {', '.join(gate_order())}."
         )
-    if not TWINS.keys() >= set(strategy.twins):
+    if not _are_names(strategy.twins, TWINS):
         raise ConfigInvalid(
             f"{name}.twins are {short(strategy.twins)}; name twins of: {', '.join(TWINS)}."
         )
+
+
+def _are_names(declared: object, known: Mapping[str, object]) -> bool:
+    if not isinstance(declared, Collection):
+        return False
+    return all(isinstance(one, str) and one in known for one in declared)
 
 
 def short(value: object, *, quoted: bool = True) -> str:
@@ -614,7 +620,7 @@ def short(value: object, *, quoted: bool = True) -> str:
 
 def _check_frames(name: str, strategy: Strategy | PortfolioStrategy) -> None:
     """Raise ``ConfigInvalid`` for frames that are none, and for counts of their bars."""
-    if not isinstance(strategy.frames, tuple) or not INTERVALS.keys() >= set(strategy.frames):
+    if not isinstance(strategy.frames, tuple) or not _are_names(strategy.frames, INTERVALS):
         raise ConfigInvalid(
             f"{name}.frames are {short(strategy.frames)}; give a tuple of intervals of: "
             f"{', '.join(INTERVALS)}."

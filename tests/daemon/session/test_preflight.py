@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import pytest
 from builders import instrument
 from bybit_server import ScriptedServer
 from daemon_under_test import daemon, settings
+from own_strategies import importable
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.preflight import check_range, refuse_size
-from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, WEIGHTS_NAME, keep
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.outlook import Outlook
 from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.strategy import Strategy
@@ -118,6 +120,76 @@ def test_what_could_not_start_is_refused_in_one_sentence(
     assert sorted(path.name for path in place.rglob("*")) == before
 
 
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1_000])
+
+
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights that were cut off": (lambda at: cut(at / WEIGHTS_NAME), r"The weights in {at} have"),
+    "weights of another magic": (
+        lambda at: (at / WEIGHTS_NAME).write_bytes(b"PK" + (at / WEIGHTS_NAME).read_bytes()[2:]),
+        r"The weights in {at} have .*; restore the folder",
+    ),
+    "no weights": (lambda at: (at / WEIGHTS_NAME).unlink(), r"weights.safetensors cannot be read"),
+    "a card that was cut off": (lambda at: cut(at / CARD_NAME), "card.toml"),
+    "a card that is no TOML": (
+        lambda at: (at / CARD_NAME).write_text("[model\n"),
+        r"{at}/card.toml is not TOML .*; restore the card",
+    ),
+    "a card that was edited": (
+        lambda at: (at / CARD_NAME).write_text(
+            (at / CARD_NAME).read_text().replace("[model]", "[model]\nnote = 1")
+        ),
+        r"The card in {at} was edited",
+    ),
+    "an empty card": (lambda at: (at / CARD_NAME).write_bytes(b""), r"card.toml has no section"),
+}
+"""What befell a checkpoint's folder, and how the sentence names it."""
+
+
+@pytest.mark.parametrize("is_kept", [False, True], ids=["configured", "kept"])
+@pytest.mark.parametrize("what", DAMAGED)
+async def test_a_damaged_checkpoint_is_wrong_usage(
+    tmp_path: Path, what: str, *, is_kept: bool
+) -> None:
+    # Exit code 2, so that systemd does not start it for ever.
+    damage, words = DAMAGED[what]
+    given, database = tmp_path / "given", tmp_path / "run.db"
+    shutil.copytree(DEFAULT_CHECKPOINT, given)
+    damaged = keep(given, database) if is_kept else given
+    damage(damaged)
+    config = load(None, {"model": {"checkpoint": str(given)}})
+    with pytest.raises(ConfigInvalid, match=words.format(at=re.escape(str(damaged)))) as said:
+        await Daemon(config, database, kind=RunKind.LIVE).run()
+    assert str(damaged) in str(said.value)
+    assert str(said.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("body", "usage"),
+    [
+        ("raise ValueError('it is no module')", True),
+        ("raise SystemExit", True),
+        ("{", True),
+        ("{STRATEGY}def __init__(self, options): raise ZeroDivisionError", True),
+        ("{STRATEGY}twins = 3", True),
+        # What the world refused may come back.
+        ("{STRATEGY}def __init__(self, options): raise TimeoutError", False),
+        ("raise ConnectionError", False),
+    ],
+)
+async def test_a_class_that_cannot_be_made_is_wrong_usage(
+    tmp_path: Path, body: str, *, usage: bool
+) -> None:
+    head = "from tracepaper.strategies.strategy import Strategy\nclass Mine(Strategy):\n    "
+    head += "def decide(self, now): return None\n    "
+    (tmp_path / "unmade.py").write_text(body.replace("{STRATEGY}", head))
+    config = load(None, {"strategy": {"name": "unmade:Mine"}})
+    with importable(tmp_path), pytest.raises(ConfigInvalid if usage else StrategyFailed) as said:
+        await Daemon(config, tmp_path / "run.db", kind=RunKind.LIVE).run()
+    assert str(said.value).endswith(".")
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -134,7 +206,7 @@ def test_a_class_that_ends_its_process_does_not_end_the_check(
 ) -> None:
     (place / "leaver.py").write_text(body)
     (place / "paper.toml").write_text('[strategy]\nname = "leaver:Mine"\n')
-    assert invoke(["config", "check", "-c", "paper.toml"]) == 1
+    assert invoke(["config", "check", "-c", "paper.toml"]) == 2
     assert "leaver:Mine ends the process that imports or makes it" in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.chain import verify_chain
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.vectors import kept_vectors
-from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.types import Bar, Decision, Reading, Step
 
 
@@ -105,7 +105,7 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
         server.server_ms = START_MS + (before + 2) * MINUTE
         for minute in range(-CONTEXT - 10, before + 2):
             server.add_candle(START_MS + minute * MINUTE, price(minute))
-        with pytest.raises(CheckpointMismatch, match="lines of vectors that run"):
+        with pytest.raises(ConfigInvalid, match="lines of vectors that run"):
             async with daemon(server, database, **given) as running:
                 await running.close_bars(1)
 
@@ -113,7 +113,7 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
 async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
     given = sections(tmp_path, tmp_path / "none.csv")
     async with ScriptedServer() as server:
-        with pytest.raises(DataInvalid, match="cannot be read"):
+        with pytest.raises(ConfigInvalid, match="cannot be read"):  # exit code 2
             async with daemon(server, tmp_path / "run.db", **given) as running:
                 await running.close_bars(1)
 
