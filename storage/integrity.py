@@ -23,7 +23,7 @@ from tracepaper.storage.database import create, is_added, missing_columns
 from tracepaper.storage.reader import run_span, select
 from tracepaper.storage.rows import sequence_of, step_key
 from tracepaper.storage.schema import OF_A_STEP, SCHEMA_REVISION, added, made_with
-from tracepaper.storage.trades import check_trades
+from tracepaper.storage.trades import check_terms, check_trades
 from tracepaper.storage.view_columns import shared_row
 from tracepaper.strategies.market import unscaled
 from tracepaper.strategies.types import MONEY_DECIMALS, LedgerKind
@@ -116,7 +116,11 @@ def audit_runs(
         if problem is None:
             try:
                 chain = verify_chain(connection, run_id, head=head)
-                of_run = chain.problem or check_cash(connection, run_id)
+                of_run = (
+                    chain.problem
+                    or check_cash(connection, run_id)
+                    or check_terms(connection, run_id)
+                )
                 if of_run is None and chain.pruned_until is not None:
                     of_run = check_trades(connection, run_id)
             except _UNREADABLE as error:

@@ -2,23 +2,34 @@
 
 ``audit verify`` asks it of runs that were pruned: all four are kept, and the steps from which they
 followed are gone. So what was taken out of one of them, or changed in it, with every digest
-computed anew, is found by the others. Of a whole run ``verify`` derives all of it.
+computed anew, is found by the others. Of a whole run ``verify`` derives all of it. Of every run it
+asks what each order and fill says of itself.
 
 The rules are docs/storage.md, S10, and docs/money.md, M24.
 """
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import msgspec
 from msgspec import Struct
 
 from tracepaper.storage.chain import ChainProblem
 from tracepaper.storage.reader import run_span
 from tracepaper.storage.rows import sequence_of
-from tracepaper.strategies.market import divide_half_even
-from tracepaper.strategies.types import Category, FillModel, LedgerKind, Side
+from tracepaper.strategies.market import BASE_FEES, Notional, divide_half_even, scaled
+from tracepaper.strategies.types import (
+    MONEY_DECIMALS,
+    MONEY_SCALE,
+    Category,
+    FillModel,
+    LedgerKind,
+    Liquidity,
+    Side,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -49,6 +60,44 @@ _SUMS: Final = (
     "SELECT order_id, max(step), sum(quantity) FROM fills WHERE step BETWEEN ? AND ? "
     "GROUP BY order_id"
 )
+
+
+_ORDER_OF_ANOTHER_KIND: Final = (
+    "SELECT step FROM orders WHERE step BETWEEN ? AND ? AND status <> 'REJECTED' "
+    "AND coalesce(kind, 'MARKET') <> CASE "
+    "WHEN price IS NULL THEN iif(trigger IS NULL, 'MARKET', 'STOP') "
+    "ELSE iif(trigger IS NULL, 'LIMIT', 'STOP_LIMIT') END ORDER BY step LIMIT 1"
+)
+_PRICED: Final = (
+    "SELECT step, instrument, side, quantity, price, notional, fee, fee_base, liquidity "
+    "FROM {} WHERE step BETWEEN ? AND ? ORDER BY step"
+)
+_CONFIGURED: Final = "SELECT run_key, config FROM runs WHERE run_id = ?"
+_SCALES: Final = (
+    "SELECT instrument, symbol, category, price_decimals, quantity_decimals "
+    "FROM instruments WHERE run_key = ?"
+)
+
+
+class _SymbolFees(Struct, frozen=True):
+    """``[execution.fees]`` of one symbol."""
+
+    taker: Decimal | None = None
+    maker: Decimal | None = None
+
+
+class _Execution(Struct, frozen=True):
+    """What ``[execution]`` of a stored configuration says of fees."""
+
+    taker_fee: Decimal | None = None
+    maker_fee: Decimal | None = None
+    fee_per_share: Decimal | None = None
+    fee_minimum: Decimal = Decimal(0)
+    fees: dict[str, _SymbolFees] = {}
+
+
+class _Configured(Struct, frozen=True):
+    execution: _Execution = _Execution()
 
 
 class _Filled(NamedTuple):
@@ -131,6 +180,95 @@ class _Position(Struct):
         self.quantity -= closed if self.quantity > 0 else -closed
         self.entry_notional -= entry
         return proceeds - entry
+
+
+def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
+    """Return the first step of *run_id* at which an order or a fill contradicts itself.
+
+    An order has the prices of its kind; a fill's notional is its price times its quantity, and its
+    fee what the run's configuration asks of that. An order that was refused may say anything.
+    """
+    run_key, text = connection.execute(_CONFIGURED, (run_id,)).fetchone()
+    span = run_span(run_key)
+    for (step,) in connection.execute(_ORDER_OF_ANOTHER_KIND, span):
+        return _contradicts(step, "the kind of an order is not that of its prices", "orders")
+    execution = msgspec.json.decode(text, type=_Configured).execution
+    terms = {
+        place: _Terms.of(execution, *item)
+        for place, *item in connection.execute(_SCALES, (run_key,))
+    }
+    for table in ("fills", "twin_fills"):
+        for step, place, *fill in connection.execute(_PRICED.format(table), span):
+            if said := terms[place].contradiction(*fill):
+                return _contradicts(step, said, table)
+    return None
+
+
+class _Terms(NamedTuple):
+    """What the fills of one instrument are worth, and cost."""
+
+    notional: Notional
+    quantity_decimals: int
+    pays_in_base: bool  # the fee of a buy
+    rates: dict[str, int]  # by liquidity, in 10⁻¹⁰ of the notional
+    per_share: int
+    minimum: int  # of the first fill of an order
+
+    @classmethod
+    def of(
+        cls, said: _Execution, symbol: str, category: str, price_decimals: int, decimals: int
+    ) -> _Terms:
+        """Return those of one instrument, by what is *said* of fees."""
+        own = said.fees.get(symbol, _SymbolFees())
+        usual = BASE_FEES[category] if said.fee_per_share is None else ("0", "0")
+        taker, maker = (
+            _money(next(one for one in given if one is not None))
+            for given in (
+                (own.taker, said.taker_fee, Decimal(usual[0])),
+                (own.maker, said.maker_fee, Decimal(usual[1])),
+            )
+        )
+        return cls(
+            Notional.of_decimals(price_decimals, decimals),
+            decimals,
+            Category(category) is Category.SPOT,
+            {Liquidity.TAKER.value: taker, Liquidity.MAKER.value: maker},
+            _money(said.fee_per_share or Decimal(0)),
+            _money(said.fee_minimum),
+        )
+
+    def contradiction(
+        self,
+        side: str,
+        quantity: int,
+        price: int,
+        notional: int,
+        fee: int,
+        fee_base: int,
+        liquidity: str,
+    ) -> str:
+        """Return what a fill says otherwise than follows from the rest of it; else nothing."""
+        if notional != self.notional(price, quantity):
+            return "the notional of a fill is not its price times its quantity"
+        rate = self.rates[liquidity]
+        if self.pays_in_base and side == Side.BUY.value:
+            due = {(0, divide_half_even(quantity * rate, MONEY_SCALE))}
+        else:
+            of_shares = divide_half_even(quantity * self.per_share, 10**self.quantity_decimals)
+            found = divide_half_even(notional * rate, MONEY_SCALE) + of_shares
+            due = {(found, 0), (max(found, self.minimum) if self.minimum else found, 0)}
+        if (fee, fee_base) not in due:
+            return "the fee of a fill is not what the configuration asks of it"
+        return ""
+
+
+def _money(amount: Decimal) -> int:
+    return scaled(amount, MONEY_DECIMALS, name="a fee")
+
+
+def _contradicts(step: int, said: str, table: str) -> ChainProblem:
+    at = sequence_of(step)
+    return ChainProblem(at, (table,), "changed", f"At step {at} {said}: its row was changed.")
 
 
 def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:

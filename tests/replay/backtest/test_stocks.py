@@ -101,6 +101,7 @@ def test_no_bar_is_refused_for_a_night_a_holiday_or_a_half_session(interval_ms: 
     assert asked("run.db", "SELECT count(*) FROM v_decisions") == [(len(times),)]
     assert asked("run.db", "SELECT count(*) FROM v_gaps") == [(0,)]
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0  # fees by the share too
 
 
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, 24 * HOUR_MS], ids=["hours", "days"])

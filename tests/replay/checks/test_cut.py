@@ -42,6 +42,7 @@ from tracepaper.storage.database import open_writer
 from tracepaper.storage.integrity import audit
 from tracepaper.storage.reader import Reader
 from tracepaper.storage.retention import Pruning
+from tracepaper.storage.trades import check_trades
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types import Category
 
@@ -51,6 +52,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "crossing": {
         "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
         "sizing": {"mode": "equity", "fraction": "0.5"},
+        "execution": {"taker_fee": "0.0007"},
     },
     "stops": {
         "strategy": {"name": "recorded_strategies:Protected", "options": {"bars": 300}},
@@ -67,6 +69,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "name": "tracepaper.strategies.examples.grid:Grid",
             "options": {"bars": 40, "spacing": 0.05},
         },
+        "execution": {"fees": {"BTCUSDT": {"taker": "0.0011", "maker": "-0.0001"}}},
     },
     "declared state": {
         "strategy": {
@@ -415,6 +418,69 @@ def test_what_a_prune_left_of_trades_is_held_together(tmp_path: Path, what: str)
         assert verify_chain(reader.connection, reader.find("last")).holds, "it was made to fit"
 
 
+CONTRADICTS = {
+    "a price": ("stops", "notional of a fill", "UPDATE fills SET price = price + 1 WHERE {at}"),
+    "a rebate": (
+        "orders that rest",
+        "fee of a fill",
+        "UPDATE fills SET liquidity = 'TAKER' WHERE liquidity = 'MAKER' AND {old}",
+    ),
+    "a fee, with all that follows from it": (
+        "crossing",
+        "fee of a fill",
+        "UPDATE fills SET fee = fee - 1 WHERE {at}",
+        "UPDATE ledger SET amount = amount + 1 WHERE kind = 'fee' AND {at}",
+        "UPDATE ledger SET balance = balance + 1 WHERE step > {step} OR (kind = 'fee' AND {at})",
+        "UPDATE holdings SET cash = cash + 1, fees_paid = fees_paid - 1 WHERE step >= {step}",
+        "UPDATE holdings SET account_fees_paid = account_fees_paid - 1 WHERE step >= {step}",
+    ),
+    "a fee in base": (
+        "spot",
+        "fee of a fill",
+        "UPDATE fills SET fee_base = fee_base - 1 WHERE {at}",
+    ),
+    "a stop that is a limit": (
+        "stops",
+        "kind of an order",
+        "UPDATE orders SET kind = 'LIMIT' WHERE kind = 'STOP' AND {old}",
+    ),
+    "a market order that is a stop": (
+        "crossing",
+        "kind of an order",
+        "UPDATE orders SET kind = 'STOP' WHERE kind IS NULL AND {old}",
+    ),
+    "a limit that is a market order": (
+        "orders that rest",
+        "kind of an order",
+        "UPDATE orders SET kind = NULL WHERE kind = 'LIMIT' AND {old}",
+    ),
+    "a limit whose price is gone": (
+        "orders that rest",
+        "kind of an order",
+        "UPDATE orders SET price = NULL WHERE kind = 'LIMIT' AND {old}",
+    ),
+}
+"""The kind of run, what is said, and what a forger changes in it before a cut."""
+
+
+@pytest.mark.parametrize("is_pruned", [False, True], ids=["whole", "pruned"])
+@pytest.mark.parametrize("what", CONTRADICTS)
+def test_an_order_or_a_fill_that_contradicts_itself_is_found(
+    tmp_path: Path, what: str, *, is_pruned: bool
+) -> None:
+    of, said, *statements = CONTRADICTS[what]
+    path = tmp_path / "run.db"
+    replayed(path, of)
+    until = prune(path, 3).until_sequence if is_pruned else 100
+    with closing(sqlite3.connect(path)) as raw:
+        (step,) = raw.execute("SELECT min(step) FROM fills").fetchone()
+    assert step & 268435455 < until
+    assert not audited(path)
+    old, at = f"step & 268435455 <= {until}", f"step = {step}"
+    forge(path, *(one.format(old=old, at=at, step=step) for one in statements))
+    assert f"the {said}" in audited(path)
+
+
 @pytest.mark.usefixtures("short_days")
 def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, mode="step", bars=3 * explained_runs.CONTEXT)
@@ -427,8 +493,11 @@ def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path
     forge(path, shadow.replace("step <=", "step & 268435455 <="))
     with Reader.open(path) as reader:
         problem = audit(reader.connection, reader.find("last")).problem
-    assert problem is not None
-    assert problem.tables == ("holdings", "twin_fills")
+        assert problem is not None
+        assert problem.tables == ("twin_fills",)
+        told = check_trades(reader.connection, reader.find("last"))
+    assert told is not None
+    assert told.tables == ("holdings", "twin_fills")
 
 
 def test_a_run_that_an_older_version_pruned_is_derived_as_far_as_its_bars_go(
