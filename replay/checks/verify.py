@@ -135,7 +135,7 @@ class Verification:
     moved_from: int | None = None  # sequence of the first of them
     moved_columns: tuple[str, ...] = ()  # tables and columns that were moved, in all of them
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
-    from_step: int = 0  # the first that was derived
+    from_step: int = 0  # the first that was compared
     from_ms: int | None = (
         None  # the open time of the first bar that was compared, where not all are
     )
@@ -171,7 +171,7 @@ def verify_run(
     """
     recorded = open_recorded(reader, database, run_id, from_ms=from_ms)
     stored = reader.stored_run(run_id)
-    found = Verification(run_id, from_step=recorded.first)
+    found = Verification(run_id)
     counted, total = reader.counted(run_id)
     first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
@@ -185,6 +185,7 @@ def verify_run(
     _judge_run(found, reader, stored, recorded)
     if begun is not None or from_ms is not None:
         first_compared = _judge_state(found, reader, recorded, first_compared, from_ms)
+    found.from_step = first_compared
     if counted != total:
         _differ(found, stored.run, "step_count", counted, total)
     # The run may grow meanwhile, and what it had is what is compared.

@@ -543,6 +543,19 @@ def test_the_commands_say_what_is_derived_and_what_only_the_chain_covers(
     assert invoke(["verify", "last", "--db", str(path), "--from", "yesterday"]) == 2
 
 
+def test_a_sample_names_the_first_step_that_was_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, "crossing")
+    times = opened(path)
+    call = ["verify", "last", "--db", str(path), "--from", iso(times[100]), "--sample", "5"]
+    assert invoke(call) == 0
+    out = capsys.readouterr().out
+    # A start, 240 bars and an end: of the last five steps four are bars.
+    assert f"They are those from {iso(times[-4])} on, step 237; the state before is" in out
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
