@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Annotated, Final
@@ -40,8 +41,16 @@ Entries = dict[str, metadata.EntryPoint]
 
 
 def main() -> None:
-    """Run the command line of this process and exit."""
-    sys.exit(invoke(sys.argv[1:]))
+    """Run the command line of this process and exit, whatever its threads wait for."""
+    from tracepaper.daemon.session.shutdown import exit_without_waiting
+
+    try:
+        code = invoke(sys.argv[1:])
+    except Exception:  # noqa: BLE001 - a bug, which is shown whole
+        traceback.print_exc()
+        code = FAILED
+    exit_without_waiting(code)
+    sys.exit(code)
 
 
 def invoke(arguments: Sequence[str]) -> int:

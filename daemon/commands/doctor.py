@@ -24,15 +24,14 @@ def doctor(
     json: JsonOption = False,
 ) -> None:
     """Look at python, packages, SQLite, disk, checkpoint and, if asked, the exchange."""
-    import asyncio
-
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
+    from tracepaper.daemon.session.shutdown import run_loop
 
     loaded = load(config)
     findings = list(diagnose(loaded, db or loaded.storage.path))
     if online:
-        findings += asyncio.run(ask_exchange(loaded))
+        findings += run_loop(ask_exchange(loaded))
     if json:
         print_json({"findings": findings})
     else:

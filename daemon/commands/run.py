@@ -21,11 +21,7 @@ def run(
     ] = None,
 ) -> None:
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
-    from tracepaper.daemon.session.shutdown import (
-        exit_without_waiting,
-        exit_zero_on_signals,
-        run_loop,
-    )
+    from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
 
     exit_zero_on_signals()
     from tracepaper.daemon.config.loading import load
@@ -43,4 +39,3 @@ def run(
         )
         run_loop(daemon.run())
     watcher.farewell(database)
-    exit_without_waiting(daemon)

@@ -62,6 +62,7 @@ from tracepaper.daemon.session.preflight import (
 )
 from tracepaper.daemon.session.promotion import promoted_for
 from tracepaper.daemon.session.retrain import Retrainer, Service
+from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.vectors import newly_known
 from tracepaper.storage import checkpoints
@@ -124,7 +125,7 @@ class Daemon:
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
-        self._worker = Worker("model")
+        self._worker = Worker(MODEL_THREAD)
         self._progress: Callable[[], object] = object
         self._blocked_said_s = -math.inf
 
@@ -144,11 +145,6 @@ class Daemon:
     def stop(self) -> None:
         """Begin an orderly stop."""
         self._supervisor.stop()
-
-    @property
-    def is_predicting(self) -> bool:
-        """Whether the model still computes a prediction that is no longer awaited."""
-        return self._worker.is_busy
 
     def _say_blocked(self) -> None:
         """Wait on purpose: another process has the database locked. Said once a minute."""

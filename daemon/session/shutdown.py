@@ -1,8 +1,7 @@
-"""How ``run`` and ``demo`` end: with exit code 0 at a signal, also before a daemon is there."""
+"""How a process ends: without waiting for threads, and ``run`` and ``demo`` with 0 at a signal."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -12,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from tracepaper.daemon.session.daemon import Daemon
-
-_OF_LOOP: Final = "asyncio_"
-"""How asyncio's own threads are called."""
+MODEL_THREAD: Final = "model"
+_UNENDING: Final = ("asyncio_", MODEL_THREAD)
+"""How threads are called that nobody can cancel: those of an event loop, and the model's."""
 
 T = TypeVar("T")
 
@@ -35,17 +33,18 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
     One of them may be asking for the address of a name, which takes as long as the resolver likes;
     and where the machine starts no more threads, not even the wait can begin.
     """
+    import asyncio
+
     return asyncio.Runner().run(work)
 
 
-def exit_without_waiting(daemon: Daemon) -> None:
-    """End the process at once where threads are left, of the model or of the event loop.
+def exit_without_waiting(code: int) -> None:
+    """End the process at once with *code* where threads are left, of the model or an event loop.
 
-    The database is closed. A thread cannot be cancelled, and an interpreter that is taken down
-    around the model may crash.
+    Whatever was open is closed. A thread cannot be cancelled, and an interpreter that is taken
+    down around the model may crash.
     """
-    threads = (thread.name for thread in threading.enumerate())
-    if daemon.is_predicting or any(name.startswith(_OF_LOOP) for name in threads):
+    if any(thread.name.startswith(_UNENDING) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)

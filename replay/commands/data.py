@@ -391,11 +391,11 @@ def fetch(
     json: JsonOption = False,
 ) -> None:
     """Fetch what an archive lacks from the exchange; started again, it goes on where it ended."""
-    import asyncio
     import sys
     from dataclasses import asdict
 
     from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.shutdown import run_loop
     from tracepaper.replay.archive.fetch import FetchRequest, fetch_order
     from tracepaper.replay.archive.times import instant
     from tracepaper.strategies.errors import ConfigInvalid
@@ -412,7 +412,7 @@ def fetch(
         until_ms=None if to_text is None else instant(to_text),
     )
     quiet = json or not sys.stderr.isatty()
-    outcomes = asyncio.run(fetch_order(load(config), order, quiet=quiet))
+    outcomes = run_loop(fetch_order(load(config), order, quiet=quiet))
     if json:
         series = [asdict(one) for one in outcomes]
         print_json({"archive": str(order.archive), "series": series})

@@ -13,6 +13,7 @@ from tracepaper.daemon.bybit.depth import DepthRequest
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.session.shutdown import run_loop
 from tracepaper.replay.archive.depth import DepthQuality, depth_quality
 from tracepaper.replay.archive.record import ReceivedFrame, record_live, sample_frames
 from tracepaper.replay.archive.times import iso
@@ -52,7 +53,7 @@ def record_session(
         clock = SystemClock(exchange.time_scale)
         return await record_live(exchange, request, out, clock=clock, done=done)
 
-    said = asyncio.run(session())
+    said = run_loop(session())
     return depth_quality(out), said
 
 

@@ -62,14 +62,19 @@ class Cast:
     async def control(self, call: str, body: object = None) -> dict[str, Any]:
         """Make one control call of the exchange; return its answer.
 
-        Raises ``FeedLost`` where it refuses.
+        Raises ``FeedLost`` where it refuses, or does not answer.
         """
         url = f"{self.served['control_url']}/{call}"
         content = msgspec.json.encode({} if body is None else body)
-        async with self.http.post(url, data=content) as answer:
-            if answer.status != HTTPStatus.OK:
-                raise FeedLost(f"The exchange refused {call}: {await answer.text()}")
-            return msgspec.json.decode(await answer.read(), type=dict[str, Any])
+        try:
+            async with self.http.post(url, data=content) as answer:
+                if answer.status != HTTPStatus.OK:
+                    raise FeedLost(f"The exchange refused {call}: {await answer.text()}")
+                return msgspec.json.decode(await answer.read(), type=dict[str, Any])
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise FeedLost(
+                f"The embedded exchange does not answer ({error}); run the demo again."
+            ) from None
 
     async def hold(self) -> None:
         """Let market time stand still until candles are subscribed anew."""

@@ -8,18 +8,34 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import DataInvalid, FeedLost
 
 ENDS_WITHIN_S: Final = 5.0
+LOOKED_AT_EVERY_S: Final = 0.2
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The exchange's process, and what it says it serves."""
+
+    process: subprocess.Popen[str]
+    served: dict[str, Any]
+
+    def require_alive(self) -> None:
+        """Raise ``FeedLost`` where the process has ended before its time."""
+        if (code := self.process.poll()) is not None:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            raise FeedLost(f"The process of the embedded exchange {how}; run the demo again.")
 
 
 @contextmanager
 def exchange_beside(
     data: Sequence[str], speed: float, *, start: int | None = None
-) -> Iterator[dict[str, Any]]:
-    """Run the embedded exchange in a process of its own; yield what it says it serves.
+) -> Iterator[Beside]:
+    """Run the embedded exchange in a process of its own.
 
     Its time stands still, *start* bars into the data, until candles are subscribed. It ends with
     us, however we end: it watches the pipe that is its standard input.
@@ -45,7 +61,7 @@ def exchange_beside(
                 process.wait(ENDS_WITHIN_S)
                 said.seek(0)
                 raise DataInvalid(said.read().strip() or "The embedded exchange did not start.")
-            yield json.loads(line)
+            yield Beside(process, json.loads(line))
         finally:
             process.terminate()
             try:

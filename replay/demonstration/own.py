@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,12 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
+from tracepaper.daemon.session.shutdown import run_loop
 from tracepaper.daemon.terminal import log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher, live_view
 from tracepaper.replay.backtest.build import fit_windows
-from tracepaper.replay.demonstration.exchange import exchange_beside
+from tracepaper.replay.demonstration.exchange import LOOKED_AT_EVERY_S, Beside, exchange_beside
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.explain.stored import read_stored
 from tracepaper.replay.explain.terminal import show_stored
@@ -51,10 +52,14 @@ class Demonstration:
 
 
 def perform(wanted: Demonstration) -> None:
-    """Carry the demonstration out and print what happened; a signal ends it in good order."""
+    """Carry the demonstration out and print what happened; a signal ends it in good order.
+
+    Raises ``FeedLost``, after the summary, where its exchange ends before its time.
+    """
     clock = SystemClock()
     database = wanted.database or Path(f"demo-{_stamp(clock.wall_ms())}.db")
-    with exchange_beside(wanted.data or (str(DEMO_CANDLES),), wanted.speed) as served:
+    with exchange_beside(wanted.data or (str(DEMO_CANDLES),), wanted.speed) as beside:
+        served = beside.served
         config, said = _configured(wanted, served)
         log.configure(level=config.log.level, output=config.log.format)
         for sentence in said:
@@ -63,11 +68,26 @@ def perform(wanted: Demonstration) -> None:
             daemon = Daemon(
                 config, database, kind=RunKind.DEMO, opened=watcher.opened, watch=watcher.watch
             )
-            run_loop(daemon.run())
+            failure = run_loop(_run(daemon, beside))
     if watcher.run is None:
-        raise FeedLost("The demo was stopped before its run was open; start it again.")
+        raise failure or FeedLost("The demo was stopped before its run was open; start it again.")
     _sum_up(wanted, watcher, database)
-    exit_without_waiting(daemon)
+    if failure is not None:
+        raise failure
+
+
+async def _run(daemon: Daemon, beside: Beside) -> FeedLost | None:
+    """Run *daemon*, as long as its exchange lives; return what is to be said where it did not."""
+    running = asyncio.create_task(daemon.run())
+    try:
+        while not running.done():
+            beside.require_alive()
+            await asyncio.wait({running}, timeout=LOOKED_AT_EVERY_S)
+    except FeedLost as failure:
+        daemon.stop()
+        await running
+        return failure
+    return running.result()
 
 
 def _stamp(wall_ms: int) -> str:

@@ -47,8 +47,8 @@ class PaceSaid(Struct, frozen=True):
     speed: float
 
 
-async def serve(assignment: Assignment, lines: Iterator[bytes]) -> Daemon:
-    """Run the daemon until the data or the *lines* of its standard input end; return it."""
+async def serve(assignment: Assignment, lines: Iterator[bytes]) -> None:
+    """Run the daemon until the data or the *lines* of its standard input end."""
     config = load(Path(assignment.config), assignment.settings)
     log.configure(level=config.log.level, output="json")
     clock = SystemClock(assignment.speed)
@@ -86,7 +86,6 @@ async def serve(assignment: Assignment, lines: Iterator[bytes]) -> Daemon:
 
         _listen(lines, daemon, follow, asyncio.get_running_loop())
         await daemon.run()
-    return daemon
 
 
 def _tell(line: bytes) -> None:
@@ -127,11 +126,14 @@ def main() -> None:
     """Do what the first line of standard input says; exit with 1 and a sentence where it fails."""
     lines = _lines()
     assignment = msgspec.json.decode(next(lines), type=Assignment)
+    code = 0
     try:
-        daemon = run_loop(serve(assignment, lines))
+        run_loop(serve(assignment, lines))
     except TracepaperError as error:
-        sys.exit(str(error))
-    exit_without_waiting(daemon)
+        sys.stderr.write(f"{error}\n")
+        code = 1
+    exit_without_waiting(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import NO_MODEL
 from tracepaper.replay.demonstration.cast import Cast
-from tracepaper.replay.demonstration.exchange import exchange_beside
+from tracepaper.replay.demonstration.exchange import LOOKED_AT_EVERY_S, Beside, exchange_beside
 from tracepaper.replay.demonstration.files import ShowFiles, claimed
 from tracepaper.replay.demonstration.incidents import INCIDENTS
 from tracepaper.replay.demonstration.pace import Pacer
@@ -118,7 +118,8 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     candles = [str(path) for path in MONTH_CANDLES]
-    with exchange_beside(candles, SERVED_SPEED, start=WARM_UP_BARS) as served:
+    with exchange_beside(candles, SERVED_SPEED, start=WARM_UP_BARS) as beside:
+        served = beside.served
         interval_ms, until_ms = INTERVALS[served["interval"]], served["end_ms"]
         if show.days is not None:
             begin_ms = interval_start(served["start_ms"], interval_ms)
@@ -130,7 +131,7 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
             )
             await cast.control("speed", PaceSaid(cast.speed))
             try:
-                await _raced(cast, stop, has_incidents=show.has_incidents)
+                await _raced(cast, beside, stop, has_incidents=show.has_incidents)
             except TracepaperError as error:
                 if not cast.race.decisions:
                     raise
@@ -147,18 +148,20 @@ def _pointed(served: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-async def _raced(cast: Cast, stop: asyncio.Event, *, has_incidents: bool) -> None:
-    """Let the script run beside what shows and paces it; end the daemon in good order."""
-    script = asyncio.create_task(_script(cast, has_incidents=has_incidents))
-    beside = [asyncio.create_task(work) for work in (stop.wait(), _shown(cast), paced(cast))]
+async def _raced(cast: Cast, beside: Beside, stop: asyncio.Event, *, has_incidents: bool) -> None:
+    """Let the script run while it is shown and paced; end the daemon in good order."""
+    script = _script(cast, has_incidents=has_incidents)
+    works = (_watched(beside), script, stop.wait(), _shown(cast), paced(cast))
+    tasks = [asyncio.ensure_future(work) for work in works]
     try:
-        done, _ = await asyncio.wait((script, *beside), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        beside.require_alive()
         for task in done:
             task.result()  # what went wrong is raised here
     finally:
-        for task in (script, *beside):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(script, *beside, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await cast.stop_daemon()
         if cast.reading is not None:
             await cast.reading
@@ -214,6 +217,13 @@ async def _script(cast: Cast, *, has_incidents: bool) -> None:
     cast.now = "the last bar is stored; the daemon ends"
     assert cast.reading is not None
     await asyncio.wait({cast.reading})
+
+
+async def _watched(beside: Beside) -> None:
+    """Raise ``FeedLost`` once the exchange's process has ended."""
+    while True:
+        beside.require_alive()
+        await asyncio.sleep(LOOKED_AT_EVERY_S)
 
 
 async def _shown(cast: Cast) -> None:

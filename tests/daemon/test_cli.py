@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -54,6 +55,22 @@ def single(kind: str = "fine") -> None:
         case "bug":
             raise ZeroDivisionError
     typer.echo(kind)
+
+def unanswered(kind: str = "fine") -> None:
+    """One command, while a thread of its loop waits for an answer that never comes."""
+    import asyncio
+    import socket
+    from tracepaper.daemon.session.shutdown import run_loop
+
+    ours, theirs = socket.socketpair()
+
+    async def work() -> None:
+        theirs.send(b"asked")
+        asyncio.get_running_loop().run_in_executor(None, ours.recv, 5)
+        asyncio.get_running_loop().run_in_executor(None, ours.recv, 5)
+        single(kind)
+
+    run_loop(work())
 '''
 
 
@@ -67,6 +84,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (distribution / "entry_points.txt").write_text(
         "[tracepaper.commands]\n"
         "zz-single = added_commands:single\n"
+        "zz-unanswered = added_commands:unanswered\n"
         "zz-group = added_commands:app\n"
         "zz-broken = added_absent:app\n"
     )
@@ -118,6 +136,34 @@ def test_a_bug_keeps_its_traceback() -> None:
         invoke(["zz-single", "--kind", "bug"])
 
 
+@pytest.mark.parametrize(
+    ("kind", "code", "last_words"),
+    [
+        ("fine", 0, ""),
+        ("config", 2, "The key is wrong; correct it."),
+        ("fatal", 1, "The disk is full; free some space."),
+        ("interrupt", 130, ""),
+        ("exit", 1, ""),
+        ("bug", 1, "ZeroDivisionError"),
+    ],
+)
+def test_no_thread_of_a_loop_holds_up_the_end(
+    kind: str, code: int, last_words: str, added: Path
+) -> None:
+    """Such as one that asks for the address of a name."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tracepaper.daemon.cli", "zz-unanswered", "--kind", kind],
+        env={**os.environ, "PYTHONPATH": str(added)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == code
+    assert done.stdout == ("fine\n" if kind == "fine" else "")
+    assert (done.stderr.splitlines() or [""])[-1] == last_words
+
+
 @pytest.mark.usefixtures("added")
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -162,6 +208,7 @@ def test_help_lists_verbs_in_the_order_of_their_use(capsys: pytest.CaptureFixtur
         "zz-broken",
         "zz-group",
         "zz-single",
+        "zz-unanswered",
     ]
 
 

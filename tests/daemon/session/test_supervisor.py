@@ -320,7 +320,7 @@ asyncio.run(Supervisor(clock=clock).run({"main": main}, essential="main"))
 
 
 THREADLESS = """
-import asyncio, threading, types
+import asyncio, threading
 from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
 from tracepaper.daemon.session.supervisor import Supervisor
 from tests_clock import clock
@@ -337,7 +337,7 @@ async def main():
         print("closed", flush=True)
 
 run_loop(Supervisor(clock=clock).run({"main": main}, essential="main"))
-exit_without_waiting(types.SimpleNamespace(is_predicting=False))
+exit_without_waiting(0)
 """
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from programs import BIN, Program, run
 
 from tracepaper.replay.demonstration.show import configured
+from tracepaper.replay.samples import DEMO_CANDLES
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +90,50 @@ def test_a_daemon_that_dies_in_an_incident_leaves_the_summary(tmp_path: Path) ->
     assert ended.code == 1, ended.err[-2000:]
     assert "What was earned or lost" in ended.out
     assert "The daemon's process was killed by signal 9; its log is show.log." in ended.err
+
+
+def killed_exchange(program: Program) -> None:
+    """Kill the exchange's process of *program*."""
+    pid = program.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (exchange,) = (
+        int(child)
+        for child in children
+        if b"\0exchange\0" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    os.kill(exchange, signal.SIGKILL)
+
+
+def has_decided(database: Path) -> bool:
+    """Return whether a bar is decided in *database*."""
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as reader:
+            (count,) = reader.execute("SELECT count(*) FROM v_decisions").fetchone()
+    except sqlite3.OperationalError:
+        return False  # it is not made yet
+    return bool(count)
+
+
+OWN = ["demo", "--data", str(DEMO_CANDLES), "--speed", "600"]
+
+
+@pytest.mark.parametrize("demo", [["demo", "--model", "none"], OWN])
+def test_an_exchange_that_dies_leaves_the_summary_and_one_sentence(
+    demo: list[str], tmp_path: Path
+) -> None:
+    command = [str(BIN / "tracepaper"), *demo, "--db", "show.db"]
+    program = Program(command, tmp_path, name="demo")
+    try:
+        program.wait_until(lambda: has_decided(tmp_path / "show.db"))
+        killed_exchange(program)
+        ended = program.end()
+    finally:
+        program.kill()
+    assert ended.code == 1, ended.err[-2000:]
+    assert "Trace it" in ended.out
+    sentence = "The process of the embedded exchange was killed by signal 9; run the demo again."
+    assert ended.err.splitlines()[-1] == sentence
+    assert "Traceback" not in ended.err
 
 
 def test_no_model_is_a_model_to_ask_for() -> None:
