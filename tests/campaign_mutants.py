@@ -1,52 +1,49 @@
 """The detection budget: fixed mutations of the product, each of which a test must find.
 
-    python tests/campaign_mutants.py [--only margin] [--jobs 2]
+    python tests/campaign_mutants.py [--only broker] [--jobs 2]
 
-``mutations.toml`` lists them by group. A group's tests run once unmutated, which says which
-functions each test runs and how long it takes. Then each mutation is made in a copy of the tree,
-and the tests that run its definition are run until one fails; one that does not end has failed.
-A survivor that the table does not know fails the command, so that their number cannot grow.
+``mutations.toml`` lists them by group. The tests of the groups are collected once and run once as
+they are, which says which functions each test runs and how long it takes. Then each mutation is
+made in a fork of that process, and no file changes: the tests that run its definition are run
+until one fails; one that does not end has failed. What a test runs in another program is not
+mutated. A survivor that the table does not know fails the command: their number cannot grow.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import json
+import builtins
+import gc
+import multiprocessing
 import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
-from functools import cache
+from functools import cache, partial
+from itertools import accumulate, zip_longest
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from queue import SimpleQueue
-from types import FrameType
+from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-TABLE: Final = ROOT / "tests" / "mutations.toml"
+TABLE: Final = "tests/mutations.toml"
 PACKAGES: Final = ("daemon", "replay", "storage", "strategies")
-LEAST_LIMIT_S = 60
-"""The least time in which tests must end; four times what they take unmutated comes on top."""
-SURVIVED, KILLED = (
-    0,
-    (1, 2),
-)  # exit codes of pytest: tests failed, or a module could not be imported
+FORK: Final = multiprocessing.get_context("fork")
+PROBE: Final = "__mutant_is_run__"
+LONG_TEST_S: Final = 2
+"""Tests that take longer are run after all others."""
 
 
 class MutationLost(Exception):
-    """A mutation that cannot be made, in one sentence."""
+    """What keeps mutations from being judged, in one sentence."""
 
 
 class Mutation(NamedTuple):
@@ -77,14 +74,27 @@ class Mutant(NamedTuple):
     source: str
 
 
-def groups(table: Path = TABLE) -> dict[str, Group]:
-    """Return the groups of *table* by name."""
+def groups(root: Path = ROOT) -> dict[str, Group]:
+    """Return the groups of the table by name."""
     return {
         name: Group(
             tuple(group["tests"]), tuple(Mutation(name, *row) for row in group["mutations"])
         )
-        for name, group in tomllib.loads(table.read_text(encoding="utf-8")).items()
+        for name, group in tomllib.loads((root / TABLE).read_text(encoding="utf-8")).items()
     }
+
+
+def wanted(table: Mapping[str, Group], only: str) -> dict[str, Group]:
+    """Return the group named *only*, or all with those mutations that it is a part of."""
+    if only in table:
+        return {only: table[only]}
+    found = {
+        name: group._replace(
+            mutations=tuple(one for one in group.mutations if fnmatch(str(one), f"*{only}*"))
+        )
+        for name, group in table.items()
+    }
+    return {name: group for name, group in found.items() if group.mutations}
 
 
 # ---------------------------------------------------------------- where a mutation belongs
@@ -97,22 +107,29 @@ def sources(root: Path) -> dict[Path, str]:
     return {path.relative_to(root): path.read_text(encoding="utf-8") for path in paths}
 
 
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def nodes(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Definition]]:
+    """Yield the dotted name of each class and function of *tree*, and where it is defined."""
+    for child in ast.iter_child_nodes(tree):
+        name = prefix
+        if isinstance(child, Definition):
+            name = f"{prefix}{child.name}"
+            yield name, child
+            name += "."
+        yield from nodes(child, name)
+
+
 @cache
 def definitions(source: str) -> tuple[tuple[str, int, int], ...]:
     """Return the dotted name of each class and function, and where its text begins and ends."""
-    ends = [0]
-    for line in source.splitlines(keepends=True):
-        ends.append(ends[-1] + len(line))
-
-    def inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, int, int]]:
-        for child in ast.iter_child_nodes(node):
-            name = prefix
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                name = f"{prefix}.{child.name}"
-                yield name[1:], ends[child.lineno - 1], ends[child.end_lineno or child.lineno]
-            yield from inside(child, name)
-
-    return tuple(inside(ast.parse(source), ""))
+    lines = source.splitlines(keepends=True)
+    ends = [0, *accumulate(map(len, lines))]
+    return tuple(
+        (name, ends[node.lineno - 1], ends[node.end_lineno or node.lineno])
+        for name, node in nodes(ast.parse(source))
+    )
 
 
 def pattern(text: str) -> re.Pattern[str]:
@@ -141,231 +158,257 @@ def find(mutation: Mutation, root: Path = ROOT) -> Mutant:
         where = ", ".join(sorted({str(path) for path, _ in places})) or "nowhere"
         raise MutationLost(
             f"{mutation} ({mutation.group}) is found {len(places)} times ({where}): rewrite or "
-            f"remove it in {TABLE.name}."
+            f"remove it in {TABLE}."
         )
     (mutant,) = places.values()
     return mutant
 
 
-# ---------------------------------------------------------------- pytest, in a process of its own
+def swap(path: Path, mutated: str | ast.Module, root: Path) -> None:
+    """Have every function of the module at *path* run its *mutated* code in this process."""
+    name = str(root / path)
+    before, after = (
+        codes(compile(source, name, "exec", dont_inherit=True))
+        for source in (sources(root)[path], mutated)
+    )
+    changed = {old: new for old, new in zip(before, after, strict=True) if old != new}
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType) and one.__code__.co_filename == name:
+            one.__code__ = changed.get(one.__code__, one.__code__)
 
 
-class Traced:
-    """Notes of each test which of the product's functions it ran, and how long it took."""
+def codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield *code* and all that is defined in it."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from codes(one)
 
-    def __init__(self) -> None:
-        self.tests: dict[str, dict[str, Any]] = {}
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        codes: set[Any] = set()
+# ---------------------------------------------------------------- what a fork does
 
-        def called(frame: FrameType, _event: str, _arg: object) -> None:
-            codes.add(frame.f_code)
 
+class Traced(NamedTuple):
+    """Which definitions of mutations a test runs, and how long it takes."""
+
+    seconds: float
+    ran: frozenset[str]
+
+
+def run(item: pytest.Item, following: pytest.Item | None) -> bool:
+    """Run one test, and return whether it passed."""
+    item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+    return not item.session.testsfailed
+
+
+def probed(mutants: Iterable[Mutant], root: Path) -> dict[Path, ast.Module]:
+    """Return the modules of *mutants*, where each of their definitions tells that it is run."""
+    names: dict[Path, set[str]] = {}
+    for one in mutants:
+        names.setdefault(one.path, set()).add(one.definition)
+    found = {}
+    for path, own in names.items():
+        found[path] = ast.parse(sources(root)[path])
+        for name, node in nodes(found[path]):
+            if name in own and not isinstance(node, ast.ClassDef):
+                [tell] = ast.parse(f"{PROBE}({f'{path}:{name}'!r})").body
+                node.body.insert(0, tell)
+    return found
+
+
+def trace(
+    items: Sequence[pytest.Item], modules: Mapping[Path, ast.Module], root: Path
+) -> dict[str, Traced]:
+    """Return which definitions of the probed *modules* each test runs."""
+    for path, tree in modules.items():
+        swap(path, tree, root)
+    found = {}
+    for item, following in zip_longest(items, items[1:]):
+        seen: set[str] = set()
+        setattr(builtins, PROBE, seen.add)
         began = time.monotonic()
-        threading.settrace(called)
-        sys.settrace(called)
-        yield
-        sys.settrace(None)
-        threading.settrace(None)
-        root = f"{Path.cwd()}{os.sep}"
-        ran = {
-            f"{code.co_filename.removeprefix(root)}:{code.co_qualname.replace('.<locals>', '')}"
-            for code in codes
-            if code.co_filename.startswith(root)
-        }
-        self.tests[item.nodeid] = {"seconds": time.monotonic() - began, "ran": sorted(ran)}
+        if not run(item, following):
+            raise MutationLost(f"{item.nodeid} fails without any mutation; mend it first.")
+        found[item.nodeid] = Traced(time.monotonic() - began, frozenset(seen))
+    return found
 
 
-class Chosen:
-    """Runs the given tests alone, in their order."""
-
-    def __init__(self, tests: Sequence[str]) -> None:
-        self._place = {name: place for place, name in enumerate(tests)}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if item.nodeid in self._place]
-        items.sort(key=lambda item: self._place[item.nodeid])
+def kill(mutant: Mutant, items: Sequence[pytest.Item], root: Path) -> str:
+    """Return the first of the tests that fails with *mutant*; empty where none does."""
+    swap(mutant.path, mutant.source, root)
+    for item, following in zip_longest(items, items[1:]):
+        if not run(item, following):
+            return item.nodeid
+    return ""
 
 
-def child(task: Path) -> int:
-    """Run pytest in this process as *task* says; return its exit code."""
-    said = json.loads(task.read_text(encoding="utf-8"))
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", *said["modules"]]
-    if said["tests"] is not None:
-        return int(pytest.main(["-x", *options], plugins=[Chosen(said["tests"])]))
-    traced = Traced()
-    code = int(pytest.main(options, plugins=[traced]))
-    task.with_suffix(".traced").write_text(json.dumps(traced.tests), encoding="utf-8")
-    return code
+class Task(NamedTuple):
+    """What a fork does for somebody, and the seconds within which it must end."""
+
+    of: Any
+    work: Callable[[], Any]
+    limit_s: float = float("inf")
 
 
-class Tree:
-    """A copy of the repository, in which mutations are made and tests are run."""
+class Fork:
+    """A task in a process of its own."""
 
-    def __init__(self, folder: Path, root: Path = ROOT) -> None:
-        # ``tracepaper`` is imported from the folder's parent, before what is installed.
-        self.root = folder / "tracepaper"
-        self._task = folder / "task.json"
-        listed = subprocess.run(
-            ["git", "ls-files", "-coz", "--exclude-standard"],
-            cwd=root,
-            capture_output=True,
-            check=True,
-        )
-        for name in filter(None, os.fsdecode(listed.stdout).split("\0")):
-            if (root / name).is_file():
-                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(root / name, self.root / name)
+    def __init__(self, task: Task) -> None:
+        self.of = task.of
+        self.ends_s = time.monotonic() + task.limit_s
+        self.answer: Connection
+        self.answer, sender = FORK.Pipe(duplex=False)
+        self._process = FORK.Process(target=_answer, args=(task.work, sender))
+        self._process.start()
+        sender.close()
 
-    def modules(self, names: Iterable[str]) -> list[str]:
-        """Return the paths of the test modules with those *names*."""
-        found = []
-        for name in names:
-            paths = sorted((self.root / "tests").rglob(f"{name}.py"))
-            if not paths:
-                raise MutationLost(f"There is no test module {name}: mend {TABLE.name}.")
-            found += [path.relative_to(self.root).as_posix() for path in paths]
-        return found
-
-    def trace(self, modules: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Return what each test of *modules* runs, and how long it takes."""
-        code, said = self._run(modules, None, None)
-        if code != SURVIVED:
-            raise MutationLost(f"Tests fail without any mutation; mend them first:\n{said[-3000:]}")
-        traced = self._task.with_suffix(".traced").read_text(encoding="utf-8")
-        found: dict[str, dict[str, Any]] = json.loads(traced)
-        return found
-
-    def kills(self, mutant: Mutant, tests: Sequence[str], limit_s: int) -> str:
-        """Return which of *tests* failed with *mutant*, or that they did not end; or nothing."""
-        path = self.root / mutant.path
-        whole = path.read_text(encoding="utf-8")
+    def result(self) -> Any:
+        """Return what it answered: text where it ended without an answer, or had to be ended."""
         try:
-            self._write(path, mutant.source)
-            modules = list(dict.fromkeys(name.partition("::")[0] for name in tests))
-            code, said = self._run(modules, tests, limit_s)
-        finally:
-            self._write(path, whole)
-        if code is None:
-            return f"no end within {limit_s} s"
-        if code not in {SURVIVED, *KILLED}:
-            raise MutationLost(f"pytest ended with {code}:\n{said[-3000:]}")
-        failed = re.search(r"^(?:FAILED|ERROR) (.*)", said, re.MULTILINE)
-        return "" if code == SURVIVED else failed[1] if failed else "an error"
-
-    def _write(self, path: Path, source: str) -> None:
-        """Write *source*, and forget what was compiled: a second tells it not from another."""
-        path.write_text(source, encoding="utf-8")
-        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
-            compiled.unlink()
-
-    def _run(
-        self, modules: Sequence[str], tests: Sequence[str] | None, limit_s: int | None
-    ) -> tuple[int | None, str]:
-        """Return pytest's exit code, None past *limit_s*, and what it printed."""
-        self._task.write_text(json.dumps({"modules": modules, "tests": tests}), encoding="utf-8")
-        environment = {**os.environ, "PYTHONPATH": str(self.root.parent), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", __file__, "--child", str(self._task)]
-        with subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process:
-            try:
-                said, _ = process.communicate(timeout=limit_s)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                return None, ""
-            return process.returncode, said
+            found = self.answer.recv() if self.answer.poll() else "a test did not end"
+        except EOFError:
+            found = "a test ended the process"
+        self._process.kill()
+        self._process.join()
+        if isinstance(found, MutationLost):
+            raise found
+        return found
 
 
-# ---------------------------------------------------------------- the command
+def _answer(work: Callable[[], Any], sender: Connection) -> None:
+    try:
+        sender.send(work())
+    except MutationLost as error:
+        sender.send(error)
 
 
-def chosen(traced: Mapping[str, Mapping[str, Any]], mutant: Mutant) -> tuple[list[str], float]:
-    """Return the tests that run *mutant*'s definition, cheap modules first, and their seconds.
+def forked(tasks: Iterable[Task], jobs: int) -> Iterator[tuple[Any, Any]]:
+    """Yield of whom each task is, and what it came to, *jobs* of them at a time."""
+    waiting = iter(tasks)
+    running: dict[Connection, Fork] = {}
+    while True:
+        while len(running) < jobs and (task := next(waiting, None)) is not None:
+            fork = Fork(task)
+            running[fork.answer] = fork
+        if not running:
+            return
+        left_s = min(fork.ends_s for fork in running.values()) - time.monotonic()
+        wait(list(running), timeout=None if left_s == float("inf") else max(left_s, 0))
+        for answer, fork in list(running.items()):
+            if answer.poll() or time.monotonic() >= fork.ends_s:
+                yield fork.of, running.pop(answer).result()
+
+
+# ---------------------------------------------------------------- all of it
+
+
+class Budget:
+    """Judges mutations with the tests that pytest collected, instead of running these."""
+
+    def __init__(
+        self, table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Path
+    ) -> None:
+        self._table = table
+        self._least_limit_s = least_limit_s
+        self._jobs = jobs
+        self._root = root
+        self.found: dict[Mutation, str] = {}
+        self.problem = ""
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Judge all mutations."""
+        if session.testsfailed:
+            self.problem = "Not all test modules can be collected; mend them first."
+            return True
+        try:
+            self._judge(session.items)
+        except MutationLost as error:
+            self.problem = str(error)
+        return True
+
+    def _judge(self, items: Sequence[pytest.Item]) -> None:
+        of_module: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            of_module.setdefault(item.nodeid.partition("::")[0], []).append(item)
+        traced: dict[str, Traced] = {}
+        mutants = (find(one, self._root) for one in self._mutations())
+        trees = probed(mutants, self._root)
+        tracing = (
+            Task(name, partial(trace, own, trees, self._root)) for name, own in of_module.items()
+        )
+        for name, found in forked(tracing, self._jobs):
+            if isinstance(found, str):
+                raise MutationLost(f"{name}: {found} without any mutation; mend it first.")
+            traced |= found
+        by_name = {item.nodeid: item for item in items}
+        for mutation, found in forked(self._tasks(by_name, traced), self._jobs):
+            self.found[mutation] = found
+            print(
+                f"{'killed' if found else 'SURVIVED':9}{mutation.group}  {mutation}  {found}",
+                file=sys.__stderr__,
+                flush=True,
+            )
+
+    def _mutations(self) -> Iterator[Mutation]:
+        for group in self._table.values():
+            yield from group.mutations
+
+    def _tasks(
+        self, items: Mapping[str, pytest.Item], traced: Mapping[str, Traced]
+    ) -> Iterator[Task]:
+        for group in self._table.values():
+            own = {
+                name: one
+                for name, one in traced.items()
+                if Path(name.partition("::")[0]).stem in group.tests
+            }
+            for mutation in group.mutations:
+                mutant = find(mutation, self._root)
+                tests = chosen(own, mutant)
+                seconds = sum(own[test].seconds for test in tests)
+                work = partial(kill, mutant, [items[test] for test in tests], self._root)
+                yield Task(mutation, work, self._least_limit_s + 4 * seconds)
+
+
+def chosen(traced: Mapping[str, Traced], mutant: Mutant) -> list[str]:
+    """Return the tests that run *mutant*'s definition, cheap ones first.
 
     Where none does, as of a class body, all are returned.
     """
-    name = f"{mutant.path.as_posix()}:{mutant.definition}"
-    tests = [test for test, one in traced.items() if name in one["ran"]] or list(traced)
-    of_module: dict[str, float] = {}
-    for test in tests:
-        module = test.partition("::")[0]
-        of_module[module] = of_module.get(module, 0.0) + traced[test]["seconds"]
-    tests.sort(key=lambda test: (of_module[test.partition("::")[0]], traced[test]["seconds"]))
-    return tests, sum(of_module.values())
+    name = f"{mutant.path}:{mutant.definition}"
+    tests = [test for test, one in traced.items() if name in one.ran] or list(traced)
+    return sorted(
+        tests, key=lambda test: (traced[test].seconds > LONG_TEST_S, test.partition("::")[0])
+    )
 
 
-def judged(group: Group, trees: Sequence[Tree], root: Path) -> Iterator[tuple[Mutation, str]]:
-    """Yield each mutation of *group* and how it was found; nothing of one that survives."""
-    free: SimpleQueue[Tree] = SimpleQueue()
-    for tree in trees:
-        free.put(tree)
-    traced = trees[0].trace(trees[0].modules(group.tests))
-
-    def judge(mutation: Mutation) -> tuple[Mutation, str]:
-        mutant = find(mutation, root)
-        tests, seconds = chosen(traced, mutant)
-        tree = free.get()
-        try:
-            return mutation, tree.kills(mutant, tests, LEAST_LIMIT_S + int(4 * seconds))
-        finally:
-            free.put(tree)
-
-    with ThreadPoolExecutor(len(trees)) as pool:
-        yield from pool.map(judge, group.mutations)
-
-
-def wanted(table: Mapping[str, Group], only: str) -> dict[str, Group]:
-    """Return the groups named *only*, or those of their mutations that match it as a pattern."""
-    if only in table:
-        return {only: table[only]}
-    found = {
-        name: group._replace(
-            mutations=tuple(one for one in group.mutations if fnmatch(str(one), f"*{only}*"))
-        )
-        for name, group in table.items()
-    }
-    return {name: group for name, group in found.items() if group.mutations}
-
-
-def run(table: Mapping[str, Group], jobs: int, root: Path = ROOT) -> int:
+def judge(table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Path) -> int:
     """Judge all mutations of *table*; return 1 where it does not say which of them survive."""
     for group in table.values():
         for mutation in group.mutations:
             find(mutation, root)
-    tally: dict[str, int] = {}
-    survivors: list[Mutation] = []
-    is_wrong = False
+    names = {name for group in table.values() for name in group.tests}
+    modules = [str(path) for path in sorted((root / "tests").rglob("*.py")) if path.stem in names]
+    budget = Budget(table, jobs, least_limit_s, root)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-        trees = [Tree(Path(place) / str(number), root) for number in range(jobs)]
-        for name, group in table.items():
-            for mutation, found in judged(group, trees, root):
-                print(
-                    f"{'killed' if found else 'SURVIVED'}  {name}  {mutation}  {found}", flush=True
-                )
-                tally[name] = tally.get(name, 0) + bool(found)
-                if not found:
-                    survivors.append(mutation)
-                elif mutation.survives:
-                    print(f"This is found now: take its fourth text out of {TABLE.name}.")
-                is_wrong |= bool(found) is bool(mutation.survives)
+        os.environ["TMPDIR"] = tempfile.tempdir = place  # of forks, which do not tidy up
+        options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:terminal"]
+        pytest.main([*options, *modules], plugins=[budget])
+        tempfile.tempdir = None
+    if budget.problem:
+        raise MutationLost(budget.problem)
+    is_wrong = False
     print()
-    for name, killed in tally.items():
-        print(f"{name:12} {killed:4} of {len(table[name].mutations)} killed")
-    total = sum(len(group.mutations) for group in table.values())
-    print(f"{'all':12} {total - len(survivors):4} of {total} killed")
-    for mutation in survivors:
-        print(f"survives: {mutation.group}: {mutation}  {mutation.survives or 'NEW: add a test'}")
+    for name, group in table.items():
+        killed = sum(bool(budget.found[one]) for one in group.mutations)
+        print(f"{name:12} {killed:4} of {len(group.mutations)} killed")
+    print(f"{'all':12} {sum(map(bool, budget.found.values())):4} of {len(budget.found)} killed")
+    for mutation, found in budget.found.items():
+        if not found:
+            print(f"survives: {mutation}  {mutation.survives or 'NEW: add a test that finds it'}")
+        elif mutation.survives:
+            print(f"is found now: {mutation}  take its fourth text out of {TABLE}")
+        is_wrong |= bool(found) is bool(mutation.survives)
     return int(is_wrong)
 
 
@@ -373,15 +416,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="a group, or a part of a mutation's name")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--least-limit",
+        type=float,
+        default=60,
+        help="seconds within which the tests of a mutation must end, beside four times their own",
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.child is not None:
-        return child(asked.child)
-    table = wanted(groups(), asked.only)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.chdir(asked.root)
+    table = wanted(groups(asked.root), asked.only)
     if not table:
-        parser.error(f"Nothing in {TABLE.name} matches {asked.only!r}.")
+        parser.error(f"nothing in {TABLE} matches {asked.only!r}")
     try:
-        return run(table, asked.jobs)
+        return judge(table, asked.jobs, asked.least_limit, asked.root)
     except MutationLost as error:
         print(error, file=sys.stderr)
         return 1

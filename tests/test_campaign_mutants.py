@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import campaign_mutants
@@ -32,6 +34,8 @@ def spent(purse):
     return 10 - purse
 """
 TESTS = """
+import os
+
 from tracepaper.daemon.purse import Purse, spent
 
 
@@ -42,12 +46,15 @@ def test_pay():
 
 
 def test_spent():
+    if spent(4) > 10:
+        os._exit(0)
     assert spent(4) == 6
 """
 PAYS = Mutation("purse", "Purse.pay", "min(amount, self.left())", "amount")
-HANGS = Mutation("purse", "left", "self.spent -= 1", "pass")
 LIVES = Mutation("purse", "left", "self.spent -= 1", "self.spent -= 2")
-BREAKS = Mutation("purse", "spent", "10 - purse", "10 + purse")
+HANGS = LIVES._replace(new="pass")
+BREAKS = Mutation("purse", "spent", "10 - purse", "9 - purse")
+ENDS = BREAKS._replace(new="10 + purse")
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
@@ -70,6 +77,7 @@ def test_the_number_of_survivors_does_not_grow() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    root = tmp_path / "tracepaper"
     files = {
         "__init__.py": "",
         "daemon/__init__.py": "",
@@ -78,10 +86,9 @@ def root(tmp_path: Path) -> Path:
         "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "--import-mode=importlib"\n',
     }
     for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
-    return tmp_path
+        (root / name).parent.mkdir(exist_ok=True, parents=True)
+        (root / name).write_text(content)
+    return root
 
 
 def test_a_mutation_is_found_however_its_lines_are_broken(root: Path) -> None:
@@ -105,42 +112,58 @@ def test_a_mutation_that_is_lost_or_ambiguous_is_named(
     with pytest.raises(MutationLost) as raised:
         campaign_mutants.find(lost, root)
     assert str(raised.value) == (
-        f"{lost} (purse) is found {times}: rewrite or remove it in mutations.toml."
+        f"{lost} (purse) is found {times}: rewrite or remove it in tests/mutations.toml."
     )
 
 
-def judged(root: Path, *mutations: Mutation) -> int:
-    return campaign_mutants.run({"purse": Group(("test_purse",), mutations)}, 1, root)
+def judged(root: Path, *mutations: Mutation, tests: str = TESTS) -> tuple[int, str]:
+    """Judge *mutations* of the planted program; return the exit code and what was printed."""
+    rows = ", ".join(str([str(part) for part in one[1:]]) for one in mutations)
+    table = f'[purse]\ntests = ["test_purse"]\nmutations = [{rows}]\n'
+    (root / "tests" / "mutations.toml").write_text(table)
+    (root / "tests" / "test_purse.py").write_text(tests)
+    done = subprocess.run(
+        [sys.executable, campaign_mutants.__file__, "--root", root, "--least-limit", "2"],
+        env={**os.environ, "PYTHONPATH": str(root.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
 
 
-def test_survivors_are_named_and_one_that_is_new_fails(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert judged(root, PAYS, LIVES, BREAKS) == 1
-    said = capsys.readouterr().out
-    assert f"killed  purse  {PAYS}  tests/test_purse.py::test_pay" in said
-    assert f"killed  purse  {BREAKS}  tests/test_purse.py::test_spent" in said
-    assert f"survives: purse: {LIVES}  NEW" in said
-    assert "purse           2 of 3 killed" in said
-    known = LIVES._replace(survives="it is always even")
-    assert judged(root, known) == 0
-    assert f"survives: purse: {LIVES}  it is always even" in capsys.readouterr().out
-    assert judged(root, BREAKS._replace(survives="it does not")) == 1
-    assert "is found now" in capsys.readouterr().out
+def test_survivors_are_named_and_a_new_one_fails(root: Path) -> None:
+    code, said = judged(root, PAYS, LIVES, BREAKS, HANGS, ENDS)
+    assert code == 1, said
+    assert f"killed   purse  {PAYS}  tests/test_purse.py::test_pay" in said
+    assert f"killed   purse  {BREAKS}  tests/test_purse.py::test_spent" in said
+    assert f"killed   purse  {HANGS}  a test did not end" in said
+    assert f"killed   purse  {ENDS}  a test ended the process" in said
+    assert f"survives: {LIVES}  NEW" in said
+    assert "purse           4 of 5 killed" in said
+    assert (root / "daemon" / "purse.py").read_text() == PRODUCT
 
 
-def test_a_test_that_does_not_end_finds_its_mutation(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(campaign_mutants, "LEAST_LIMIT_S", 5)
-    assert judged(root, HANGS) == 0
-    assert f"killed  purse  {HANGS}  no end within 5 s" in capsys.readouterr().out
+def test_a_survivor_that_is_known_passes_until_it_is_found(root: Path) -> None:
+    code, said = judged(root, LIVES._replace(survives="it is always even"))
+    assert (code, f"survives: {LIVES}  it is always even" in said) == (0, True), said
+    code, said = judged(root, BREAKS._replace(survives="it is not"))
+    assert (code, f"is found now: {BREAKS}" in said) == (1, True), said
 
 
-def test_tests_that_fail_without_a_mutation_are_said(root: Path) -> None:
-    (root / "tests" / "test_purse.py").write_text("def test_wrong():\n    assert False\n")
-    with pytest.raises(MutationLost, match="Tests fail without any mutation; mend them first"):
-        judged(root, PAYS)
+@pytest.mark.parametrize(
+    ("tests", "sentence"),
+    [
+        (
+            f"{TESTS}    assert False\n",
+            "tests/test_purse.py::test_spent fails without any mutation; mend it first.",
+        ),
+        ("import nothing_at_all", "Not all test modules can be collected; mend them first."),
+    ],
+)
+def test_tests_that_fail_without_a_mutation_are_said(tests: str, sentence: str, root: Path) -> None:
+    code, said = judged(root, PAYS, tests=tests)
+    assert (code, sentence in said) == (1, True), said
 
 
 def test_a_part_of_a_name_chooses_mutations() -> None:
