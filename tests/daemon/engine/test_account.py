@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.account import AccountState, PaperAccount, Portfolio
+from tracepaper.daemon.engine.account import AccountState, Holding, PaperAccount, Portfolio
 from tracepaper.daemon.engine.execution import ExecutionCosts, Executor
+from tracepaper.daemon.engine.margin import MarginRules
 from tracepaper.daemon.engine.orders import Latency
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types import Category, Fill, Order, OrderStatus, Side
@@ -130,6 +131,27 @@ def test_a_restored_account_encodes_what_it_took_over() -> None:
     assert msgpack.encode(second.encoded_state()) == msgpack.encode(first.encoded_state())
 
 
+def test_a_position_that_is_confirmed_is_encoded_anew() -> None:
+    item = instrument()
+    one = PaperAccount({item.id: item}, TERMS, cash=START, latency=Latency(0))
+    one.encoded_state()
+    one.confirm(item.id, 60_000)
+    encoded = msgpack.encode(one.encoded_state())
+    assert msgpack.decode(encoded, type=AccountState) == one.state()
+
+
+@pytest.mark.parametrize(("cash", "bound"), [(20 * 10**10, 10), (5 * 10**10, 5), (-(10**10), 0)])
+def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
+    cash: int, bound: int
+) -> None:
+    item = instrument()
+    rules = MarginRules(item, 1_000, 0)
+    portfolio = Portfolio(0, {item.id: item}, margin={item.id: rules})
+    portfolio.restore(cash, {item.id: Holding(1_000, 100 * 10**10)}, taken_over=True)
+    assert portfolio.holding(item.id).margin == bound * 10**10
+    assert portfolio.available == cash - bound * 10**10
+
+
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:
     key, portfolio = account()
     portfolio.apply(fill(3, 10_000))
@@ -164,6 +186,17 @@ def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
     _, portfolio = account(Category.SPOT)
     with pytest.raises(InvariantBroken, match="sold 5 of 0"):
         portfolio.apply(fill(-5, 10_000, Category.SPOT))
+
+
+@pytest.mark.parametrize(("missing", "said"), [(0, None), (1, "the available balance")])
+def test_a_balance_that_is_exactly_the_margin_and_the_fee_bears_the_fill(
+    missing: int, said: str | None
+) -> None:
+    item, entry = instrument(), fill(1_000, 10_000)
+    rules = MarginRules(item, 1_000, TERMS.taker_fee)
+    cash = rules.required(entry.notional) + entry.fee - missing
+    refusal = Portfolio(cash, {item.id: item}, margin={item.id: rules}).refusal(entry)
+    assert refusal is None if said is None else (refusal or "").startswith(said)
 
 
 def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:

@@ -412,6 +412,9 @@ def test_an_order_whose_time_ends_inside_a_bar_meets_none_of_it() -> None:
     assert desk.bar(10_000, 10_000, 10_000, 10_000).fills == []  # the bar from +2 to +3 minutes
     met = desk.bar(9_800, 9_800, 9_800, 9_800)
     assert reasons(met.orders) == [(OrderStatus.CANCELED, "its time is over")]
+    desk.send(buy(1, limit=99, until=START_MS + 5 * 60_000 + 30_000))
+    met = desk.bar(9_800, 9_800, 9_800, 9_800)  # the bar from +5 to +6 minutes
+    assert (met.fills, reasons(met.orders)) == ([], [(OrderStatus.CANCELED, "its time is over")])
 
 
 # ---------------------------------------------------------------- what fills do to other orders
@@ -430,6 +433,37 @@ def test_an_order_that_may_only_reduce_is_shrunk_to_the_position_and_never_turns
     desk.quote(10_120, 10_130)
     assert desk.held == 0
     assert desk.resting == ()
+
+
+def test_an_order_that_may_only_reduce_does_not_grow_with_the_position() -> None:
+    desk = Desk()
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000)
+    desk.send(sell(1, limit=101, reduce_only=True))
+    desk.quote(9_990, 10_000)
+    desk.quote(10_120, 10_130, size=400)
+    desk.send(buy(0.2))
+    desk.quote(9_990, 10_000)
+    (exit_,) = desk.resting
+    assert (desk.held, exit_.quantity, exit_.filled) == (800, 1_000, 400)
+
+
+def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_it() -> None:
+    desk = Desk()
+    broker = desk.account.brokers[desk.item.id]
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000)
+    desk.arm(OrderRole.STOP, trigger=9_900, sequence=5, at_ms=START_MS, reason="stop 1 %")
+    desk.account.submit(
+        desk.item.id, -1_000, order_id="9-0", price=CLOSE, reason="turn", at_ms=START_MS + 60_000
+    )
+    desk.quote(9_950, 9_960, size=400)
+    assert (desk.held, broker.others[0].quantity) == (600, 600)
+    desk.quote(9_890, 9_900, size=600)  # the stop closes all that is held
+    (rest,) = desk.resting
+    assert (desk.held, rest.role, rest.filled, rest.quantity) == (0, OrderRole.SIGNAL, 400, 1_400)
+    desk.quote(9_890, 9_900)
+    assert (desk.held, broker.target, desk.resting) == (-1_000, -1_000, ())
 
 
 def test_what_lists_fill_moves_the_target_that_a_signal_left() -> None:

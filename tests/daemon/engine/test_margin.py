@@ -14,9 +14,17 @@ from msgspec.structs import replace
 from own_ledger import OwnLedger
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.account import Holding, Portfolio
+from tracepaper.daemon.engine.account import (
+    AccountState,
+    BookState,
+    Holding,
+    PaperAccount,
+    Portfolio,
+)
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.execution import ExecutionCosts
 from tracepaper.daemon.engine.margin import MarginRules
+from tracepaper.daemon.engine.orders import BrokerState, Latency
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine, margin_rules, margin_warnings
 from tracepaper.strategies.errors import ConfigInvalid
@@ -207,6 +215,36 @@ def test_a_mark_price_liquidates_where_there_is_one() -> None:
     (fill,) = machine.step(Mark(KEY, 90_400, at, at), None).fills
     assert (fill.price, fill.reference_price) == (90_000, 90_400)
     assert not machine.liquidates(Mark(KEY, 80_000, at, at))
+
+
+def taken_over(*items: Instrument) -> PaperAccount:
+    """Return an account that bought a unit of each of *items* at 1,000 before it had margin."""
+    account = PaperAccount(
+        {one.id: one for one in items},
+        ExecutionCosts(FEE),
+        leverage=1_000,
+        cash=0,
+        latency=Latency(0),
+    )
+    held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), BrokerState())
+    books = {one.id: held for one in items}
+    account.restore(AccountState(1_000 * MONEY_SCALE, books), taken_over=True)
+    return account
+
+
+def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
+    account = taken_over(item())
+    assert account.at_mark(KEY, 90_501, 7, START_MS).fills == []
+    account = taken_over(item())
+    (fill,) = account.at_mark(KEY, 90_400, 7, START_MS).fills
+    assert (fill.price, account.portfolio.held(KEY)) == (90_000, 0)
+
+
+def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
+    items = item(), replace(instrument("ETHUSDT"), tick_size=1)
+    account = taken_over(*items)
+    orders = [order for one in items for order in account.secure(one.id, 7, START_MS)]
+    assert len({order.order_id for order in orders}) == len(items)
 
 
 def test_funding_beyond_the_available_balance_comes_from_the_margin() -> None:
