@@ -62,12 +62,31 @@ _SUMS: Final = (
 )
 
 
-_ORDER_OF_ANOTHER_KIND: Final = (
-    "SELECT step FROM orders WHERE step BETWEEN ? AND ? AND status <> 'REJECTED' "
-    "AND coalesce(kind, 'MARKET') <> CASE "
-    "WHEN price IS NULL THEN iif(trigger IS NULL, 'MARKET', 'STOP') "
-    "ELSE iif(trigger IS NULL, 'LIMIT', 'STOP_LIMIT') END ORDER BY step LIMIT 1"
+_ORDER: Final = "SELECT step FROM orders WHERE step BETWEEN ? AND ? AND status <> 'REJECTED' AND "
+_CONTRADICTIONS: Final = (
+    (
+        _ORDER + "coalesce(kind, 'MARKET') <> CASE "
+        "WHEN price IS NULL THEN iif(trigger IS NULL, 'MARKET', 'STOP') "
+        "ELSE iif(trigger IS NULL, 'LIMIT', 'STOP_LIMIT') END ORDER BY step LIMIT 1",
+        "the kind of an order is not that of its prices",
+        "orders",
+    ),
+    (
+        _ORDER + "(status = 'FILLED') <> (filled = quantity) ORDER BY step LIMIT 1",
+        "the status of an order is not what was filled of it",
+        "orders",
+    ),
+    (
+        (
+            "SELECT step FROM fills f WHERE step BETWEEN ? AND ? AND NOT EXISTS "
+            "(SELECT 1 FROM orders o WHERE o.step = f.step AND o.order_id = f.order_id "
+            "AND o.side = f.side AND o.instrument = f.instrument) ORDER BY step LIMIT 1"
+        ),
+        "a fill is of no order of its side and instrument",
+        "fills",
+    ),
 )
+"""Where the rows of one step contradict each other: a query, what it finds, and in which table."""
 _PRICED: Final = (
     "SELECT step, instrument, side, quantity, price, notional, fee, fee_base, liquidity "
     "FROM {} WHERE step BETWEEN ? AND ? ORDER BY step"
@@ -185,13 +204,15 @@ class _Position(Struct):
 def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
     """Return the first step of *run_id* at which an order or a fill contradicts itself.
 
-    An order has the prices of its kind; a fill's notional is its price times its quantity, and its
-    fee what the run's configuration asks of that. An order that was refused may say anything.
+    An order has the prices of its kind, and is FILLED where nothing is left of it; one that was
+    refused may say anything. A fill has an order of its side; its notional is its price times its
+    quantity, and its fee what the run's configuration asks of that.
     """
     run_key, text = connection.execute(_CONFIGURED, (run_id,)).fetchone()
     span = run_span(run_key)
-    for (step,) in connection.execute(_ORDER_OF_ANOTHER_KIND, span):
-        return _contradicts(step, "the kind of an order is not that of its prices", "orders")
+    for query, said, table in _CONTRADICTIONS:
+        for (step,) in connection.execute(query, span):
+            return _contradicts(step, said, table)
     execution = msgspec.json.decode(text, type=_Configured).execution
     terms = {
         place: _Terms.of(execution, *item)
