@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Final
 
 from tracepaper.daemon.config.loading import Config
@@ -70,6 +71,18 @@ class GivenEvents:
                 yield from _of_books(event)
             case _:
                 pass
+
+    def of_run(self) -> Iterator[Unlike]:
+        """Hold all retrainings and changes of model of the run, which a prune keeps, to each other.
+
+        Of a run that is derived from its start ``of`` does it, event by event.
+        """
+        promoted = self._reader.promoted(self._run.run_id)
+        for event in self._reader.retrained(self._run.run_id):
+            yield from self._of_retrained(event, None)
+        for one, two in pairwise(self._reader.starts(self._run.run_id)):
+            if two.model_sha256 not in (one.model_sha256, *promoted):
+                yield "model_sha256", two.model_sha256, one.model_sha256
 
     def _of_retrained(self, event: Retrained, running: Forecaster | None) -> Iterator[Unlike]:
         """Hold what became of a retraining to its own figures: what they say is told."""

@@ -193,6 +193,8 @@ def verify_run(
     known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(known, total - recorded.first)
     given = GivenEvents(reader, stored.run, recorded.config)
+    if begun is not None:
+        _judge_given(found, given.of_run(), at_ms=found.from_ms or 0, sequence=begun.after)
     anew = _derived(found, recorded, predictor, events, given, first_compared)
     computes = recorded.forecaster is not None or recorded.config.strategy.name not in EXACT
     for derived, (kept, _) in zip(anew, rows, strict=True):

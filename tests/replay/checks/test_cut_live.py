@@ -1,0 +1,243 @@
+"""Pruned records of daemons, with a promoted model, quotes and order books: honest and forged."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import depth_cases
+import pytest
+import recorded_runs
+import torch
+from bybit_server import MINUTE, START_MS, ScriptedServer, ticker
+from daemon_under_test import daemon, price
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from forging import believed, rechain, verified
+from own_strategies import importable
+from retrain_cases import Planted, decide, until_has
+from several_live import trading
+
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session import retrain
+from tracepaper.daemon.session.open import recorded_reach
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage import retention
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.integrity import audit
+from tracepaper.storage.reader import Reader
+from tracepaper.strategies.networks.orderbook import OrderBookConfig
+from tracepaper.strategies.types import ModelChange
+
+pytestmark = pytest.mark.slow
+
+OFF = {"edge": "0", "confidence": "0", "collapse": "0", "shift": "1", "direction": "0"}
+EVERY = ["MOMENTUM", "MIXED", "MEAN_REVERSION"]
+LATE = 560
+"""Bars that REST brings behind the promotion: more than the model looks back on."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+async def promote(planted: Planted) -> None:
+    """Let a daemon promote a model, miss more bars than its context, trade on and start again."""
+    planted.judges()
+    async with ScriptedServer() as server:
+        planted.known_to(server)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 0, 11)
+            await until_has(running, ModelChange, 2)
+            await decide(running, 11, 3)
+            running.pass_bars(LATE)
+            server.server_ms = START_MS + running.minute * MINUTE + 2_500
+            await server.send(ticker(server.server_ms, price(running.minute)))
+            await running.until(lambda: running.decided() >= 14 + LATE)
+            await decide(running, 14 + LATE, 12)
+        async with daemon(server, planted.database, **planted.sections) as running:
+            await decide(running, 26 + LATE, 6)
+
+
+def by_books(folder: Path) -> dict[str, Any]:
+    """Return the sections of a daemon that trades by order books."""
+    depth_cases.write(folder / "btc.depth", depth_cases.walk(90))
+    network = OrderBookConfig(levels=5, window=16, dim=8, layers=1, heads=2, horizons=(1, 3))
+    checkpoint = depth_cases.trained(folder / "btc.depth", network, folder / "model")
+    options = {"checkpoint": str(checkpoint), "stale_ms": 30_000}
+    return {
+        "exchange": {"time_scale": 60.0},
+        "market": {"symbols": ["BTCUSDT"], "depth": 20},
+        "strategy": {"name": "orderbook", "options": options},
+        "model": {"checkpoint": "none"},
+    }
+
+
+def by_quotes() -> dict[str, Any]:
+    """Return the sections of a daemon that turns every two bars, under stops and targets."""
+    return {
+        "market": {"symbols": ["BTCUSDT"]},
+        "strategy": {"name": "recorded_strategies:Protected", "options": {"bars": 2}},
+        "sizing": {"mode": "fixed", "quantity": "0.05"},
+    }
+
+
+async def trade(database: Path, topics: int, sections: dict[str, Any]) -> None:
+    """Let a daemon trade at the embedded exchange, and start again."""
+    data = made_candles(walk_rows(400), symbol="BTCUSDT")
+    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=60.0)
+    async with EmbeddedExchange(served) as exchange:
+        for bars in (10, 8):
+            async with trading(exchange, database, **sections) as live:
+                await live.listening(topics)
+                for _ in range(bars):
+                    await live.close_bar({"BTCUSDT"})
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the database of each daemon, with all that belongs beside it."""
+    folder = tmp_path_factory.mktemp("promoted")
+    planted = Planted(folder)
+    planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
+    planted.sections["strategy"]["twins"] = ["ungated", "random_gate", "buy_and_hold"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(retrain, "PROGRAM", planted.command)
+        asyncio.run(promote(planted))
+    books, quotes = (tmp_path_factory.mktemp(name) / "run.db" for name in ("books", "quotes"))
+    asyncio.run(trade(books, 4, by_books(books.parent)))
+    with importable(recorded_runs.FOLDER):
+        asyncio.run(trade(quotes, 3, by_quotes()))
+    return {"promoted": planted.database, "books": books, "quotes": quotes}
+
+
+KEEP = {"promoted": 3, "books": 1, "quotes": 2}
+
+
+@pytest.fixture(autouse=True)
+def short_days(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let runs of minutes be pruned: none of them asks for the range of a day."""
+    monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
+    monkeypatch.setattr(retention, "DAY_MS", 4 * MINUTE)
+    with importable(recorded_runs.FOLDER):
+        yield
+
+
+@pytest.fixture(params=KEEP)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def pruned(recorded: dict[str, Path], name: str, folder: Path) -> Path:
+    path = folder / "pruned.db"
+    shutil.copy(recorded[name], path)
+    for kept in recorded[name].parent.glob(f"{recorded[name].name}.*/"):
+        target = path.with_name(kept.name.replace(recorded[name].name, path.name))
+        shutil.copytree(kept, target)
+    reach = partial(recorded_reach, path)
+    done = retention.prune(path, keep_days=KEEP[name], pruned_at_ms=5, reach=reach)[-1]
+    assert done.steps > 0
+    return path
+
+
+def test_what_a_prune_keeps_of_a_daemon_is_derived_and_fed_again(
+    recorded: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    path = pruned(recorded, name, tmp_path)
+    with Reader.open(path) as reader:
+        assert audit(reader.connection, reader.find("last")).problem is None
+    found = verified(path)
+    assert found.holds, found.differences[:3]
+    assert found.exact
+    assert found.decisions == found.agreed
+    assert found.chained > 0
+    again = tmp_path / "again.db"
+    log = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=0)
+    log.end(2)
+    log.close()
+    with Reader.open(path) as one, Reader.open(again) as two:
+        same = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    assert same.holds, same.differences[:3]
+    assert same.identical == found.decisions
+    assert verified(again).holds
+
+
+FIRST = "(SELECT min(step) FROM steps WHERE open > 0)"
+LAST = "(SELECT max(step) FROM steps WHERE outcome IS NOT NULL)"
+FORGED = {
+    "promoted": {
+        "a bar of the context": f"UPDATE steps SET low = low - 1 WHERE step = {FIRST} + 200",
+        "what the model said": f"UPDATE answers SET mean_return = 0.01 WHERE step = {LAST}",
+        "who said it": f"UPDATE answers SET model_id = NULL WHERE step = {LAST}",
+        "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE step = {LAST}",
+        "another promoted model": (
+            "UPDATE events SET content = replace(content, 'candidate_sha256\":\"8', "
+            "'candidate_sha256\":\"9') WHERE kind = 'retrained' AND content LIKE '%promoted%'"
+        ),
+        "a promotion that was refused": (
+            "UPDATE events SET content = replace(content, '\"promoted\"', '\"refused\"') "
+            "WHERE kind = 'retrained' AND content LIKE '%promoted%'"
+        ),
+        "a promotion that is gone": "DELETE FROM events WHERE content LIKE '%\"promoted\"%'",
+    },
+    "books": {
+        "a level of a book": (
+            "UPDATE events SET "
+            "books = CAST(substr(books, 1, 40) || x'7f' || substr(books, 42) AS BLOB) "
+            "WHERE step = (SELECT max(step) FROM events WHERE kind = 'depth')"
+        ),
+        "books that are gone": (
+            "DELETE FROM events WHERE step = (SELECT max(step) FROM events WHERE kind = 'depth')"
+        ),
+        "what was decided": (
+            "UPDATE outcomes SET reason = 'the books said so' "
+            "WHERE step = (SELECT max(step) FROM outcomes)"
+        ),
+    },
+    "quotes": {
+        "a quote that filled": (
+            "UPDATE events SET content = json_set(content, '$.ask', "
+            "json_extract(content, '$.ask') + 7, '$.bid', json_extract(content, '$.bid') + 7) "
+            "WHERE step = (SELECT max(step) FROM fills)"
+        ),
+        "a fill's price": (
+            "UPDATE fills SET price = price + 1 WHERE step = (SELECT min(step) FROM fills)"
+        ),
+        "a fill's reference": (
+            "UPDATE fills SET reference_price = reference_price + 1 "
+            "WHERE step = (SELECT max(step) FROM fills)"
+        ),
+        "all losing fills before the cut": (
+            "DELETE FROM fills WHERE order_id IN "
+            "(SELECT order_id FROM ledger WHERE kind = 'realized' AND amount < 0)"
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [(name, what) for name in FORGED for what in FORGED[name]]
+)
+def test_what_is_forged_in_a_pruned_record_of_a_daemon_is_found(
+    recorded: dict[str, Path], name: str, what: str, tmp_path: Path
+) -> None:
+    path = pruned(recorded, name, tmp_path)
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute(FORGED[name][what]).rowcount > 0
+        raw.commit()
+    rechain(path)
+    assert not believed(path)
