@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 import torch
 from hypothesis import strategies as st
+from rounding import entry_roundings, gamma
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
@@ -63,6 +64,17 @@ LAYOUTS: Final[dict[str, Layout]] = {
 """Every way in which a tensor may lie in memory. What lies between its entries may not be read."""
 
 
+def largest_score(query: Tensor, key: Tensor) -> float:
+    """Return the largest |score| that the norms of queries and keys allow."""
+    longest = [float(x.detach().double().norm(dim=-1).max()) for x in (query, key)]
+    return float(query.shape[-1] ** -0.5) * longest[0] * longest[1]
+
+
+def tie_slack(score: float) -> float:
+    """Return four roundings to float32 of the largest score, and of 8."""
+    return 4.0 * 2.0**-23 * (8.0 + score)
+
+
 class Case(NamedTuple):
     """Layers as a forward pass leaves them, and their matrices in float64."""
 
@@ -73,21 +85,29 @@ class Case(NamedTuple):
     mask: Mask
 
     @property
-    def slacks(self) -> list[float]:
-        """Relative differences of entries that are ties to discarding, layer by layer.
-
-        Four roundings to float32 of the largest score that the norms allow, and of 8.
-        """
+    def scores(self) -> list[float]:
+        """The largest |score| that is possible, layer by layer."""
         return [
-            4.0
-            * 2.0**-23
-            * (
-                8.0
-                + query.shape[3] ** -0.5
-                * float(query.double().norm(dim=-1).max() * key.double().norm(dim=-1).max())
-            )
-            for query, key in zip(self.queries, self.keys, strict=True)
+            largest_score(query, key) for query, key in zip(self.queries, self.keys, strict=True)
         ]
+
+    @property
+    def slacks(self) -> list[float]:
+        """Relative differences of entries that are ties to discarding, layer by layer."""
+        return [tie_slack(score) for score in self.scores]
+
+    def rounding(self, *, bias: float = 0.0) -> float:
+        """Return the largest relative error that rounding may leave in an entry of the rollout.
+
+        No term is negative, so that relative errors add up: those of each layer's entries, with
+        *bias* in their exponents, of the sums over its heads and keys and of its normalised rows.
+        """
+        _, heads, time, dim = self.queries[0].shape
+        roundings = sum(
+            entry_roundings(dim=dim, keys=time, score=score, bias=bias) + heads + 2 * time + 8
+            for score in self.scores
+        )
+        return gamma(roundings + time, self.sums[0].dtype)
 
 
 def case(

@@ -2,10 +2,10 @@
 
     python tests/campaign_processors.py
 
-PyTorch and oneDNN choose their instructions by the processor, and sums of other widths round
-otherwise; both take less than there is where the environment says so. A tolerance that only one
-processor keeps fails here. Instructions that the processor lacks cannot be tried: what is tried is
-printed, with the width that torch took.
+PyTorch, oneDNN, MKL and OpenBLAS choose their instructions by the processor, and sums of other
+widths round otherwise; each takes less than there is where the environment says so. A tolerance
+that only one processor keeps fails here. Instructions that the processor lacks cannot be tried:
+what is tried is printed, with the width that torch took.
 """
 
 from __future__ import annotations
@@ -19,18 +19,25 @@ from pathlib import Path
 from typing import Final
 
 TESTS: Final = Path(__file__).parent
+
+
+def _takes(torch: str, onednn: str, mkl: str, openblas: str) -> dict[str, str]:
+    """Return the environment in which each library takes no more than these instructions."""
+    return {
+        "ATEN_CPU_CAPABILITY": torch,
+        "ONEDNN_MAX_CPU_ISA": onednn,
+        # Products and exponentials of float32 are MKL's, those of NumPy OpenBLAS's.
+        "MKL_ENABLE_INSTRUCTIONS": mkl,
+        "OPENBLAS_CORETYPE": openblas,
+    }
+
+
 PROCESSORS: Final[dict[str, dict[str, str]]] = {
     "as it is": {},
-    "without vectors": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
-    "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    "AVX-512 without bf16": {
-        "ATEN_CPU_CAPABILITY": "avx512",
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
-    },
-    "AVX-512 with bf16": {
-        "ATEN_CPU_CAPABILITY": "avx512",
-        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
-    },
+    "without vectors": _takes("default", "SSE41", "SSE4_2", "Nehalem"),
+    "AVX2": _takes("avx2", "AVX2", "AVX2", "Haswell"),
+    "AVX-512 without bf16": _takes("avx512", "AVX512_CORE", "AVX512", "SkylakeX"),
+    "AVX-512 with bf16": _takes("avx512", "AVX512_CORE_BF16", "AVX512", "SkylakeX"),
 }
 """Each processor by the environment that makes this one compute like it."""
 _SAYS: Final = "import torch; print(torch.backends.cpu.get_cpu_capability())"

@@ -46,6 +46,23 @@ counted from what was held, or the strategy sees its account."""
 NOTED_BY_ACCOUNT: Final = frozenset({"answers", "answers.note"})
 """What a strategy that sees its account notes beside."""
 
+LOOKED: Final = frozenset(
+    {
+        "answers.recent_mass",
+        "answers.older_mass",
+        "answers.shift",
+        "answers.l1_error",
+        "answers.buckets",
+        "answers.measure_confidence",
+        "answers.measure_confidence_calibrated",
+        "answers.measure_confidence_margin",
+        "answers.measure_shifted",
+        "answers.measure_regime",
+        "outcomes.regime",
+    }
+)
+"""Columns that follow from where a model looked."""
+
 
 class RuleChange(NamedTuple):
     """One change of the rules; its number is its place in ``CHANGES``, counted from 1."""
@@ -54,6 +71,7 @@ class RuleChange(NamedTuple):
     sentence: str  # what holds since, in one sentence without its full stop
     moves: frozenset[str] = ACCOUNT  # tables, and columns as ``table.column``
     category: Category | None = None  # the only one that it concerns; None for every run
+    discards: bool = False  # whether it concerns only runs whose explanation discards
 
 
 CHANGES: Final[tuple[RuleChange, ...]] = (
@@ -98,14 +116,26 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
         "a quote, mark price or funding rate that jumps waits until another source shows it",
         ACCOUNT | {"events.belief", "steps.shape"},
     ),
+    RuleChange(
+        "A21",
+        "entries just below the threshold of discarding fade out",
+        ACCOUNT | DECIDED_BY_ACCOUNT | LOOKED,
+        discards=True,
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 
 
-def changes_since(number: int, categories: Collection[Category]) -> tuple[RuleChange, ...]:
-    """List the changes that a run of *categories*, made by *number* of them, does not know."""
+def changes_since(
+    number: int, categories: Collection[Category], *, discards: bool
+) -> tuple[RuleChange, ...]:
+    """List the changes that a run of *categories*, made by *number* of them, does not know.
+
+    *discards* is whether its explanation drops the smallest entries of attention.
+    """
     return tuple(
         change
         for change in CHANGES[number:]
-        if change.category is None or change.category in categories
+        if (change.category is None or change.category in categories)
+        and (discards or not change.discards)
     )

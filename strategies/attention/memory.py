@@ -52,12 +52,13 @@ def training_bytes(shape: Shape, time: int, *, checkpointing: bool = False) -> i
 def rollout_bytes(shape: Shape, time: int, *, rows: int = 1, whole_rows: bool = False) -> int:
     """Return the peak of ``rollout_rows``: queries, keys and logsumexp of all layers, and tiles.
 
-    ``whole_rows`` is for max and min fusion, discarding and weighted rollouts.
+    ``whole_rows`` is for max and min fusion, discarding and weighted rollouts: a stripe in hand,
+    the next one, and what both are fused into.
     """
     kept = shape.batch * time * (2 * shape.dim + shape.heads) * shape.layers
     laid_out = shape.batch * time * (2 * shape.dim + 4 * shape.heads * rows)
-    stripe = min(STRIPE_ENTRIES, shape.heads * time * time) if whole_rows else 0
-    return (kept + laid_out + stripe) * shape.bytes_a_number + _SCRATCH_BYTES
+    stripes = 3 * min(STRIPE_ENTRIES, shape.heads * time * time) if whole_rows else 0
+    return (kept + laid_out + stripes) * shape.bytes_a_number + _SCRATCH_BYTES
 
 
 def bucket_bytes(shape: Shape, time: int, mask: Mask | None = None) -> int:

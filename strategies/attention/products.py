@@ -21,6 +21,7 @@ from tracepaper.strategies.attention import native, reference, triton_rollout
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
+    FADE,
     GROUP_ENTRIES,
     STRIPE_ENTRIES,
     TILE_BARS,
@@ -33,7 +34,6 @@ from tracepaper.strategies.attention.tiles import (
     mass_tolerance,
     operand,
     row_blocks,
-    tie_slack,
     tile_probabilities,
     tile_rows,
     visible_pairs,
@@ -383,12 +383,20 @@ def fuse_heads(head_fusion: str, shares: Tensor) -> Fuse:
     return fuse
 
 
-def discard_below(fuse: Fuse, thresholds: Tensor) -> Fuse:
-    """Return *fuse* with what lies below the batch element's threshold set to zero."""
+def discard_below(fuse: Fuse, thresholds: Tensor, *, slack: float) -> Fuse:
+    """Return *fuse* without the entries below the batch element's threshold.
+
+    Those within a relative *slack* of it stay, for rounding may have parted them from it, and
+    those next below fade out: at a sharp edge a last digit would keep or drop a whole entry.
+    """
 
     def fuse_and_discard(stripe: Stripe) -> Tensor:
-        fused = fuse(stripe)
-        return fused.masked_fill_(fused < thresholds[stripe.element], 0.0)
+        fused, threshold = fuse(stripe), thresholds[stripe.element]
+        fused.masked_fill_(fused < threshold * (1.0 - slack - FADE * slack), 0.0)
+        fading = (fused < threshold * (1.0 - slack)) & (fused > 0.0)
+        below = 1.0 - fused[fading] / threshold
+        fused[fading] *= (1.0 - (below - slack) / (FADE * slack)).clamp_(0.0, 1.0)
+        return fused
 
     return fuse_and_discard
 
@@ -396,22 +404,19 @@ def discard_below(fuse: Fuse, thresholds: Tensor) -> Fuse:
 def discard_thresholds(layer: Layer, mask: Mask, fuse: Fuse, ratio: float) -> Tensor:
     """Return each batch element's k-th smallest fused entry, k = ratio × visible pairs.
 
-    It is exact but for ``tie_slack``: entries that are equal but for rounding stay together.
-
     The bits of non-negative floats are ordered as the floats are, so a histogram of the leading
     16 bits finds the bin and further ones find the value: two passes for float32, four for
     float64, and no copy of the matrix. Pairs that the mask hides are not candidates.
     """
     batch, _, time, _ = layer.query.shape
     candidates = visible_pairs(time, mask)
-    found = smallest_kept(
+    return smallest_kept(
         lambda: stripes(layer, mask),
         fuse,
         ratio,
         candidates=candidates,
         like=layer.logsumexp.new_empty(batch),
     )
-    return found * (1.0 - tie_slack(layer))
 
 
 def smallest_kept(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.tiles import FADE
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def fuse(matrix: Tensor, head_fusion: str, shares: Tensor | None = None) -> Tens
 def discard(fused: Tensor, mask: Mask, ratio: float, *, slack: float) -> Tensor:
     """Return *fused* without the lowest ``ratio`` of its visible entries.
 
-    Entries within a relative *slack* of the last one to go stay, so that ties stay together.
+    Entries within a relative *slack* of the last one to go stay, so that ties stay together, and
+    over ``FADE`` slacks more they fade out.
     """
     if ratio == 0.0:
         return fused
@@ -83,8 +85,10 @@ def discard(fused: Tensor, mask: Mask, ratio: float, *, slack: float) -> Tensor:
     kept = []
     for matrix in fused:
         ordered = matrix[seen].sort().values
-        edge = ordered[int(ratio * ordered.numel())] * (1.0 - slack)
-        kept.append(matrix.masked_fill(matrix < edge, 0.0))
+        edge = ordered[int(ratio * ordered.numel())]
+        lowest = edge * (1.0 - (1.0 + FADE) * slack)
+        share = ((matrix - lowest) / (edge * FADE * slack)).clamp(0.0, 1.0)
+        kept.append(torch.where(matrix < edge, matrix * share, matrix))
     return torch.stack(kept)
 
 

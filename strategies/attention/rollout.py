@@ -31,7 +31,7 @@ from tracepaper.strategies.attention.products import (
     push,
     step_back,
 )
-from tracepaper.strategies.attention.tiles import check_mass, mass_tolerance, restate
+from tracepaper.strategies.attention.tiles import check_mass, mass_tolerance, restate, tie_slack
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ def rollout_rows(  # noqa: PLR0913
     [batch, head, time, dim], logsumexp [batch, head, time] in natural logarithms.
     ``head_weights`` (mean only) weighs heads, one list or one a layer. ``discard_ratio`` drops
     that share of each layer's visible fused entries, smallest first; entries equal to the last
-    one dropped stay. ``start_layer`` leaves out the layers below it. ``prune`` is the largest L1
-    error to accept for speed (mean only). ``scale`` is that of the kernel, ``dim ** -0.5``.
+    one dropped stay, and those just below it fade out. ``start_layer`` leaves out the layers below
+    it. ``prune`` is the largest L1 error to accept for speed (mean only). ``scale`` is that of the
+    kernel, ``dim ** -0.5``.
     Raises ``AttentionInvalid`` on tensors, rows or options that do not fit, and when a head does
     not keep its mass.
     """
@@ -218,7 +219,8 @@ def transition(
     fuse = fuse_heads(head_fusion, shares.to(layer.logsumexp.dtype))
     if discard_ratio == 0.0:
         return fuse
-    return discard_below(fuse, discard_thresholds(layer, mask, fuse, discard_ratio))
+    thresholds = discard_thresholds(layer, mask, fuse, discard_ratio)
+    return discard_below(fuse, thresholds, slack=tie_slack(layer))
 
 
 def finish(weights: Tensor, *, normalise: bool) -> Rollout:

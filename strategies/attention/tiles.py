@@ -231,6 +231,8 @@ ROUNDING_MAX: Final = 1e-4
 """Beyond this rounding error of one score, float32 cannot carry ``score - logsumexp``."""
 STRIPE_ENTRIES: Final = 1 << 22
 """Matrix entries held at once where whole rows are needed: 16 MiB of float32."""
+FADE: Final = 64.0
+"""Slacks over which entries fade out below a threshold: a rounding moves a hundredth of one."""
 _SLACK: Final = 64.0
 _FLOOR: Final = 8.0
 

@@ -334,6 +334,6 @@ def _sparse_fusion(
             lambda: sparse_stripes(rows, dtype=shares.dtype), fuse, options.discard_ratio,
             candidates=time * time, like=shares.new_empty(len(rows.weights)),
         )  # fmt: skip
-        return discard_below(fuse, edge * (1.0 - _TIE))
+        return discard_below(fuse, edge, slack=_TIE)
 
     return fusion

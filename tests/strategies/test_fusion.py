@@ -12,6 +12,8 @@ from tracepaper.strategies.attention import products, reference
 from tracepaper.strategies.attention.checks import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.products import (
+    Stripe,
+    discard_below,
     discard_thresholds,
     fuse_heads,
     step_back,
@@ -19,7 +21,7 @@ from tracepaper.strategies.attention.products import (
     stripes,
 )
 from tracepaper.strategies.attention.rollout import rollout_rows
-from tracepaper.strategies.attention.tiles import tie_slack
+from tracepaper.strategies.attention.tiles import FADE, RowBlock
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -40,7 +42,7 @@ def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
     made = case(mask, seed=seed, batch=2, time=time, layers=1, dtype=dtype)
     layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
     fuse = fuse_heads(head_fusion, torch.tensor([0.5, 0.5], dtype=dtype))
-    found = discard_thresholds(layer, mask, fuse, ratio) / (1.0 - tie_slack(layer))
+    found = discard_thresholds(layer, mask, fuse, ratio)
     fused = torch.zeros(2, time, time, dtype=dtype)
     for stripe in stripes(layer, mask):
         rows = slice(stripe.block.start, stripe.block.stop)
@@ -49,9 +51,30 @@ def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
     for element in range(2):
         ordered = fused[element][seen].sort().values
         wanted = float(ordered[int(ratio * len(ordered))])
-        assert float(found[element]) == pytest.approx(
-            wanted, rel=1e-6 if dtype.itemsize == 4 else 1e-14
-        )
+        assert float(found[element]) == wanted
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    threshold=st.floats(1e-30, 1.0),
+    slack=st.floats(2.0**-20, 0.3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_no_last_digit_keeps_or_drops_an_entry(
+    threshold: float, slack: float, dtype: torch.dtype
+) -> None:
+    """What is kept of an entry follows it without a step, from the ties of the threshold down."""
+    below = torch.linspace(0.0, min(1.0, (FADE + 3) * slack), 5_001, dtype=dtype)
+    entries = threshold * (1.0 - below)[None, None]
+    fuse = discard_below(lambda of: of.entries[0].clone(), entries[0, 0, :1], slack=slack)
+    kept = fuse(Stripe(0, RowBlock(0, 1, 0, 5_001, None), entries))[0] / threshold
+    rounding = 4 * torch.finfo(dtype).eps
+    ties = below < 0.99 * slack
+    assert torch.equal(kept[ties], (entries[0, 0] / threshold)[ties])
+    assert not bool(kept[below > 1.01 * (FADE + 1) * slack].any())
+    step = float(below[1]) * (1.0 + 1.0 / (FADE * slack)) + rounding * (1.0 + 1.0 / slack)
+    assert 0.0 <= -float(kept.diff().min()) <= step
+    assert float(kept.diff().max()) <= rounding * (1.0 + 1.0 / slack)
 
 
 def test_many_small_stripes_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,12 +13,15 @@ import torch
 from attention_cases import Case, case, cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import gamma
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.memory import Shape, rollout_bytes
 from tracepaper.strategies.attention.rollout import HeadFusion, Rollout, rollout_rows
+from tracepaper.strategies.attention.tiles import FADE
 from tracepaper.strategies.errors import AttentionInvalid
 
 MASKS = (Mask.full(), Mask.causal(), Mask.window(37), Mask.window(5_000))
@@ -28,6 +32,15 @@ def rolled(made: Case, rows: list[int], backend: str = "auto", prune: float = 0.
     return rollout_rows(
         made.queries, made.keys, made.sums, rows, made.mask, backend=backend, prune=prune
     )
+
+
+def equal(found: Tensor, wanted: Tensor, made: Case, *, backend: str = "tiles") -> None:
+    """Hold *found* to *wanted*, entry by entry, to what rounding may do to *made* in its type."""
+    kind = torch.finfo(made.sums[0].dtype)
+    # The flash backend adds the logarithm of each weight to a score; the smallest is that of tiny.
+    rounding = made.rounding(bias=-math.log(kind.tiny) if backend == "flash" else 0.0)
+    # What lies below the square of a rounding is lost beside rows that sum to 1.
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=rounding, atol=kind.eps**2)
 
 
 def ends(made: Case) -> list[int]:
@@ -44,8 +57,9 @@ def test_rows_equal_the_stored_matrices(made: Case, backend: str) -> None:
         return
     wanted = reference.rollout(made.matrices, made.mask)[:, ends(made)]
     result = rolled(made, ends(made), backend)
-    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
-    assert float(result.l1_error.max()) < 1e-12
+    equal(result.weights, wanted, made, backend=backend)
+    bias = -math.log(torch.finfo(torch.float64).tiny)
+    assert float(result.l1_error.max()) < made.rounding(bias=bias)
 
 
 @settings(max_examples=40, deadline=None)
@@ -84,10 +98,9 @@ def test_float32_stays_within_its_errors(mask: Mask) -> None:
     made = case(mask, time=700, dim=16, heads=4, dtype=torch.float32)
     wanted = reference.rollout(made.matrices, mask)
     for backend in ("tiles", "flash"):
-        error = (rolled(made, ends(made), backend).weights - wanted[:, ends(made)]).abs().max()
-        assert float(error) < 5e-8
-    every = rolled(made, list(range(700)))
-    assert float((every.weights - wanted).abs().max()) < 2e-7
+        found = rolled(made, ends(made), backend).weights
+        equal(found, wanted[:, ends(made)], made, backend=backend)
+    equal(rolled(made, list(range(700))).weights, wanted, made)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -111,24 +124,26 @@ def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: HeadFusion
         assert float((result.weights - wanted[:, [0, 399]]).abs().max()) < limit
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", [*MASKS, Mask.window(7)])
 @pytest.mark.parametrize("fusion", ["mean", "max"])
-def test_discarding_drops_the_same_entries_in_every_type(mask: Mask, fusion: HeadFusion) -> None:
+@pytest.mark.parametrize("dim", [3, 8])
+def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: HeadFusion, dim: int) -> None:
     """Scores that are whole numbers tie, and large ones give entries that float32 takes for 1.
 
-    An entry that lies as far below the threshold as ties may, to a rounding, can still go in one
-    type and stay in the other: none does here.
+    Among 720 such cases with sharp edges, an entry that lay as far below the threshold as ties may
+    went in one type and stayed in the other in 3, and moved a weight by .33.
     """
-    for seed in range(12):
-        made = case(mask, seed=seed, time=30, dim=8, size=3.0, dtype=torch.float32, ties=True)
+    for seed in range(13):
+        made = case(mask, seed=seed, time=30, dim=dim, size=3.0, dtype=torch.float32, ties=True)
         queries, keys = ([x.double() for x in part] for part in (made.queries, made.keys))
         sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys, strict=True)]
         exact, single = (
             rollout_rows(*layers, [0, 29], mask, head_fusion=fusion, discard_ratio=0.9).weights
             for layers in ((queries, keys, sums), made[:3])
         )
-        # What rounding leaves of a weight at scores of some hundreds, through three layers.
-        assert float((single - exact).abs().max()) < 3 * max(made.slacks)
+        # A slack is four roundings. An entry and the threshold are off by one each, which moves an
+        # entry by half a slack of those over which it fades; so in each of three layers.
+        assert float((single - exact).abs().max()) < 3 / (2 * FADE)
 
 
 def test_many_rows_share_one_pass_and_equal_single_rows() -> None:
@@ -136,7 +151,7 @@ def test_many_rows_share_one_pass_and_equal_single_rows() -> None:
     rows = list(range(40, 300, 13))
     together = rolled(made, rows).weights
     alone = torch.cat([rolled(made, [row]).weights for row in rows], dim=1)
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-13)
+    torch.testing.assert_close(together, alone, rtol=2 * made.rounding(), atol=0)
 
 
 @pytest.mark.parametrize("rows", [[5, 599], list(range(0, 600, 30))])
@@ -146,17 +161,17 @@ def test_pruning_certifies_its_own_error(mask: Mask, rows: list[int]) -> None:
     wanted = reference.rollout(made.matrices, mask)[:, rows]
     result = rolled(made, rows, prune=0.04)
     distance = (wanted - result.weights).abs().sum(dim=-1)
-    torch.testing.assert_close(distance, result.l1_error, rtol=0, atol=1e-12)
+    torch.testing.assert_close(distance, result.l1_error, rtol=0, atol=2 * made.rounding())
     assert float(result.l1_error.max()) <= 0.04
-    assert bool((result.weights <= wanted + 1e-13).all())
+    assert bool((result.weights <= wanted * (1 + made.rounding())).all())
     assert mask.window_bars == 37 or float(result.l1_error.max()) > 0.01
 
 
 @pytest.mark.slow
 def test_the_compiled_tile_equals_the_plain_one() -> None:
     made = case(Mask.causal(), time=900, heads=2, dim=16, dtype=torch.float32)
-    plain = rolled(made, [899], "tiles").weights
-    assert float((rolled(made, [899], "compiled").weights - plain).abs().max()) < 2e-8
+    wanted = reference.rollout(made.matrices, made.mask)[:, [899]]
+    equal(rolled(made, [899], "compiled").weights, wanted, made)
 
 
 @pytest.mark.parametrize("start_layer", [0, 1, 2])
@@ -166,7 +181,7 @@ def test_start_layer_leaves_out_the_layers_below(start_layer: int) -> None:
         made.queries, made.keys, made.sums, [39], made.mask, start_layer=start_layer
     )
     wanted = reference.rollout(made.matrices[start_layer:], made.mask)[:, [39]]
-    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-13)
+    equal(result.weights, wanted, made)
 
 
 def test_head_weights_weigh_each_layers_heads() -> None:
@@ -177,7 +192,7 @@ def test_head_weights_weigh_each_layers_heads() -> None:
         made.queries, made.keys, made.sums, [7, 8], made.mask, head_weights=weights
     )
     wanted = reference.rollout(made.matrices, made.mask, shares=shares)[:, [7, 8]]
-    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-13)
+    equal(result.weights, wanted, made)
 
 
 def test_equal_inputs_give_uniform_attention() -> None:
@@ -192,25 +207,24 @@ def test_equal_inputs_give_uniform_attention() -> None:
 def test_inputs_a_thousand_times_larger_are_explained_in_float64(mask: Mask) -> None:
     made = case(mask, time=90, size=1_000.0, dtype=torch.float32)
     wanted = reference.rollout(made.matrices, mask)[:, [0, 89]]
-    assert float((rolled(made, [0, 89]).weights - wanted).abs().max()) < 1e-6
+    # Only the rows that are carried are float32 again: they round once, and as they are normalised.
+    exact = made._replace(sums=[sums.double() for sums in made.sums])
+    rounding = exact.rounding() + gamma(2 * 90, torch.float32)
+    found = rolled(made, [0, 89]).weights.double()
+    torch.testing.assert_close(found, wanted, rtol=rounding, atol=torch.finfo(torch.float32).tiny)
 
 
 def test_half_inputs_are_explained_in_float32() -> None:
-    made = case(Mask.causal(), time=60)
-    queries = [query.bfloat16() for query in made.queries]
-    keys = [key.bfloat16() for key in made.keys]
+    made = case(Mask.causal(), time=60, dtype=torch.bfloat16)
+    # A kernel of half types rounds the scores in its logsumexp as they do; this is float32's own.
     sums = [
         reference.logsumexp(query.float(), key.float(), made.mask)
-        for query, key in zip(queries, keys, strict=True)
+        for query, key in zip(made.queries, made.keys, strict=True)
     ]
-    result = rollout_rows(queries, keys, sums, [59], made.mask)
-    matrices = [
-        reference.attention_matrix(query.double(), key.double(), made.mask)
-        for query, key in zip(queries, keys, strict=True)
-    ]
+    made = made._replace(sums=sums)
+    result = rolled(made, [59])
     assert result.weights.dtype == torch.float32
-    error = result.weights - reference.rollout(matrices, made.mask)[:, [59]]
-    assert float(error.abs().max()) < 5e-8
+    equal(result.weights, reference.rollout(made.matrices, made.mask)[:, [59]], made)
 
 
 # ---------------------------------------------------------------- the mass check
@@ -373,7 +387,8 @@ def extra_kib(fusion: str, backend: str) -> int:
     """Return what a rollout of two layers over 6,000 bars takes in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY_SCRIPT, fusion, backend],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # What is freed goes back at once, so that a peak is what was held and no luck of the heap.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)},
         capture_output=True,
         check=True,
         timeout=120,
@@ -382,7 +397,9 @@ def extra_kib(fusion: str, backend: str) -> int:
 
 
 def test_no_matrix_is_ever_stored_but_by_the_reference() -> None:
-    matrices_kib = 2 * 6_000**2 * 4 // 1_024  # one layer of two heads
-    assert extra_kib("mean", "tiles") < matrices_kib / 12
-    assert extra_kib("max", "tiles") < matrices_kib / 4
-    assert extra_kib("mean", "reference") > matrices_kib
+    shape = Shape(layers=2, heads=2, dim=32)
+    matrix_kib = 6_000**2 * 4 // 1_024  # of one layer and one head
+    for fusion in ("mean", "max"):
+        allowed_kib = rollout_bytes(shape, 6_000, whole_rows=fusion == "max") // 1_024
+        assert extra_kib(fusion, "tiles") < allowed_kib < matrix_kib
+    assert extra_kib("mean", "reference") > 2 * matrix_kib

@@ -18,6 +18,7 @@ from tracepaper.storage.columns import TABLES
 from tracepaper.storage.database import open_writer
 from tracepaper.storage.integrity import audit
 from tracepaper.storage.reader import Reader
+from tracepaper.strategies.types import Category
 
 LAST_FILL = "step = (SELECT max(step) FROM fills)"
 PLANTED = (*CHANGES, RuleChange("E99", "Stops are filled elsewhere"))
@@ -43,7 +44,8 @@ def test_a_run_from_before_the_rules_were_counted_is_verified(name: str, tmp_pat
             assert audit(reader.connection, run_id).holds
         found = verified(path)
     assert [one.sentence() for one in found.differences] == []
-    of_all = tuple(change for change in CHANGES if change.category is None)  # none is of shares
+    # None is of shares, and none discards.
+    of_all = tuple(one for one in CHANGES if one.category is None and not one.discards)
     assert (found.changes, found.exact or bool(found.elsewhere)) == (of_all, True)
     movable = {name for change in of_all for name in change.moves} | (
         rules.DECIDED_BY_ACCOUNT if CHANGES else set()
@@ -57,6 +59,14 @@ def test_a_change_moves_no_column_that_does_not_exist() -> None:
     named |= {column for change in CHANGES for column in change.moves} - {"gate_sets"}
     assert named <= known
     assert len({change.sentence for change in CHANGES}) == len(CHANGES)
+
+
+def test_a_change_of_discarding_concerns_only_runs_that_discard() -> None:
+    every, without = (
+        rules.changes_since(0, set(Category), discards=discards) for discards in (True, False)
+    )
+    assert every == CHANGES
+    assert {one.rule for one in every} - {one.rule for one in without} == {"A21"}
 
 
 @pytest.fixture
