@@ -13,6 +13,7 @@ from torch import Tensor
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.tiles import FADE
 
 Layout = Callable[[Tensor], Tensor]
 """Gives a tensor of the same shape in other strides: the same values, or fewer that repeat."""
@@ -108,6 +109,31 @@ class Case(NamedTuple):
             for score in self.scores
         )
         return gamma(roundings + time, self.sums[0].dtype)
+
+    def entropy_rounding(self, layer: int) -> float:
+        """Return the largest error that rounding may leave in the entropies of a layer.
+
+        They are a logsumexp less a mean score, which the entries weigh.
+        """
+        only = slice(layer, layer + 1)
+        one = Case(
+            self.queries[only], self.keys[only], self.sums[only], self.matrices[only], self.mask
+        )
+        return (1.0 + one.scores[0]) * one.rounding()
+
+    def hold(self, found: Tensor, wanted: Tensor, *, bias: float = 0.0, ratio: float = 0.0) -> None:
+        """Hold weights of a rollout to *wanted*, entry by entry, within what rounding may do.
+
+        Where *ratio* of the entries is discarded, others fade over ``FADE`` slacks, and an error
+        of an entry and of the threshold moves what is kept of it as much faster as that is short.
+        """
+        rounding = self.rounding(bias=bias)
+        # What lies below the square of a rounding is lost beside rows that sum to 1.
+        faded = 0.0 if ratio == 0.0 else 2 * rounding / (FADE * min(self.slacks))
+        torch.testing.assert_close(
+            found.double(), wanted.double(), rtol=rounding,
+            atol=faded + torch.finfo(self.sums[0].dtype).eps ** 2,
+        )  # fmt: skip
 
 
 def case(

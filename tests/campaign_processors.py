@@ -40,6 +40,11 @@ PROCESSORS: Final[dict[str, dict[str, str]]] = {
     "AVX-512 with bf16": _takes("avx512", "AVX512_CORE_BF16", "AVX512", "SkylakeX"),
 }
 """Each processor by the environment that makes this one compute like it."""
+BEYOND: Final = (
+    TESTS / "replay/training/test_fit.py::test_products_in_bfloat16_leave_the_weights_float32[lstm]"
+)
+"""Torch asks the processor whether oneDNN has an LSTM of bfloat16, and not oneDNN: where AVX-512 is
+there and oneDNN may not take it, as on no real processor, it fails."""
 _SAYS: Final = "import torch; print(torch.backends.cpu.get_cpu_capability())"
 
 
@@ -68,11 +73,13 @@ def main() -> None:
             check=True,
         ).stdout.strip()
         print(f"{name} ({width}):", flush=True)
+        narrow = "AVX512" not in own.get("ONEDNN_MAX_CPU_ISA", "AVX512")
+        left_out = ["--deselect", str(BEYOND)] if narrow else []
         begun = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m",
              "not slow and not gpu and not clients and not peers", "--no-header", "--tb=line",
-             *files],
+             *left_out, *files],
             env=environment, check=False,
         )  # fmt: skip
         print(f"{name}: {time.monotonic() - begun:,.0f} s, exit {done.returncode}", flush=True)

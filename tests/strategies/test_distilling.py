@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rounding import gamma
 from torch import Tensor
 from torch.nn import functional
 
@@ -112,7 +113,9 @@ def test_the_rollout_of_stages_is_the_product_of_their_matrices() -> None:
     wanted = (upper @ dense(pooling) @ dense(convolution) @ lower)[:, [14, 3]]
     torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
     single = rollout_stages(stages, [14, 3])
-    assert float((single.weights - wanted).abs().max()) < 5e-8
+    # Matrices, shares and rows are rounded once, each stage sums over 30 bars at most and 3 heads.
+    rounding = gamma(4 * (30 + 3 + 4) + 30, torch.float32)
+    torch.testing.assert_close(single.weights.double(), wanted, rtol=rounding, atol=0)
 
 
 def test_stages_that_do_not_fit_are_refused() -> None:

@@ -35,9 +35,10 @@ def test_entropy_equals_the_stored_matrices(made: Case) -> None:
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(64)])
-@pytest.mark.parametrize(("size", "limit"), [(1.0, 5e-6), (3.0, 3e-5)])
-def test_float32_entropy_stays_within_its_error(mask: Mask, size: float, limit: float) -> None:
+@pytest.mark.parametrize("size", [1.0, 3.0])
+def test_float32_entropy_stays_within_its_error(mask: Mask, size: float) -> None:
     made = case(mask, time=500, dim=16, size=size, dtype=torch.float32)
+    limit = made.entropy_rounding(0)
     wanted = reference.entropy(made.matrices[0])
     every = row_entropy(made.queries[0], made.keys[0], made.sums[0], mask)
     assert float((every - wanted).abs().max()) < limit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,6 +41,7 @@ from tracepaper.strategies.networks.stream import (
 )
 
 NEAR: Final = 1e-6
+"""Sixteen roundings of a number of size 1; routes of float32 have differed by a third of it."""
 
 
 def has(instructions: str) -> bool:
@@ -141,11 +141,6 @@ def drawn(draw: st.DrawFn) -> Drawn:
     return Drawn(made_case, rows, draw(st.sampled_from([0.0, 0.05])))
 
 
-def of_even(entropy: Tensor) -> float:
-    """Return the tolerance that is one of ``NEAR`` for a confidence: its part of ln n."""
-    return NEAR * max(1.0, math.log(entropy.shape[-1]))
-
-
 # The object is the same for every example.
 REPEATED = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
@@ -155,29 +150,34 @@ REPEATED = settings(
 @REPEATED
 @given(drawn())
 def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
-    (queries, keys, sums, matrices, mask), rows, prune = drawn
+    made_case, rows, prune = drawn
+    queries, keys, sums, matrices, mask = made_case
     own, torchs = (
         rollout_rows(queries, keys, sums, rows, mask, prune=prune, backend=backend)
         for backend in (name, "tiles")
     )
+    # Pruning may leave out another of two weights that differ by a last digit.
     torch.testing.assert_close(own.weights, torchs.weights, atol=NEAR, rtol=0.0)
     torch.testing.assert_close(own.l1_error, torchs.l1_error, atol=NEAR, rtol=0.0)
     if prune == 0.0:
-        dense = reference.rollout(matrices, mask)[:, rows].float()
-        torch.testing.assert_close(own.weights, dense, atol=NEAR, rtol=0.0)
+        dense = reference.rollout(matrices, mask)[:, rows]
+        for found in (own, torchs):
+            made_case.hold(found.weights, dense)
 
 
 @REPEATED
 @given(drawn())
 def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
-    (queries, keys, sums, matrices, mask), *_ = drawn
+    made_case, *_ = drawn
+    queries, keys, sums, matrices, mask = made_case
     own, torchs = (
         row_entropy(queries[0], keys[0], sums[0], mask, backend=backend)
         for backend in (name, "tiles")
     )
-    dense = torch.special.entr(matrices[0]).sum(-1).float()
-    torch.testing.assert_close(own, dense, atol=of_even(own), rtol=0.0)
-    torch.testing.assert_close(own, torchs, atol=2 * of_even(own), rtol=0.0)
+    dense = torch.special.entr(matrices[0]).sum(-1)
+    for found in (own, torchs):
+        limit = made_case.entropy_rounding(0)
+        torch.testing.assert_close(found.double(), dense, atol=limit, rtol=0.0)
 
 
 @REPEATED
@@ -185,7 +185,8 @@ def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn
 def test_buckets_are_those_of_torch_and_of_stored_matrices(
     name: str, drawn: Drawn, bucket_bars: int, residual: float
 ) -> None:
-    (queries, keys, sums, matrices, mask), *_ = drawn
+    made_case, *_ = drawn
+    queries, keys, sums, matrices, mask = made_case
     heads = queries[0].shape[1]
     options = RolloutOptions(head_weights=list(range(1, heads + 1)), residual_weight=residual)
     assert native.available() == (name,)
@@ -199,14 +200,15 @@ def test_buckets_are_those_of_torch_and_of_stored_matrices(
     shares = (weights / weights.sum()).expand(len(queries), -1)
     dense = reference.rollout(matrices, mask, residual_weight=residual, shares=shares)
     padded = torch.nn.functional.pad(dense, (0, -dense.shape[2] % bucket_bars))
-    summed = padded.unflatten(2, (-1, bucket_bars)).sum(-1).float()
-    torch.testing.assert_close(own, torchs, atol=2 * NEAR, rtol=0.0)
-    torch.testing.assert_close(own, summed, atol=2 * NEAR, rtol=0.0)
+    summed = padded.unflatten(2, (-1, bucket_bars)).sum(-1)
+    for found in (own, torchs):
+        made_case.hold(found, summed)
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(333)])
 def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -> None:
-    queries, keys, sums, matrices, _ = case(mask, time=1_501, dim=16, dtype=torch.float32)
+    made_case = case(mask, time=1_501, dim=16, dtype=torch.float32)
+    queries, keys, sums, matrices, _ = made_case
     before = torch.get_num_threads()
     found = []
     try:
@@ -220,10 +222,10 @@ def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -
         torch.set_num_threads(before)
     for made_by_more in found[1:]:
         assert all(map(torch.equal, made_by_more, found[0]))
-    dense = reference.rollout(matrices, mask)[:, [700, 1_500]].float()
-    torch.testing.assert_close(found[0][0], dense, atol=NEAR, rtol=0.0)
-    entropy = torch.special.entr(matrices[1]).sum(-1).float()
-    torch.testing.assert_close(found[0][1], entropy, atol=of_even(entropy), rtol=0.0)
+    made_case.hold(found[0][0], reference.rollout(matrices, mask)[:, [700, 1_500]])
+    entropy = torch.special.entr(matrices[1]).sum(-1)
+    limit = made_case.entropy_rounding(1)
+    torch.testing.assert_close(found[0][1].double(), entropy, atol=limit, rtol=0.0)
 
 
 def test_a_wrong_logsumexp_is_refused(name: str) -> None:
@@ -376,20 +378,18 @@ def test_a_stream_says_the_same_by_loops_and_by_tiles(name: str, encoding: str) 
         np.testing.assert_allclose(own.rollout, torchs.rollout, atol=NEAR, rtol=0.0)
 
 
-def test_threads_change_no_bit_of_a_stream(name: str) -> None:
-    net = models.network(models.SMALL)
+@REPEATED
+@given(rings())
+def test_threads_change_no_bit_of_a_scan(name: str, rings: Rings) -> None:
+    """The loops alone: products around them are MKL's, whose bits follow the threads on AVX2."""
     before, told = torch.get_num_threads(), []
-    x = torch.randn(1, 300, net.config.features, generator=torch.Generator().manual_seed(5))
     try:
         for threads in range(1, 5):
             torch.set_num_threads(threads)
-            state = StreamState(net)
-            made_by = StreamingNetwork(net, backend=name)
-            made_by.advance(state, x, np.arange(300, dtype=np.int64)[None], padded=True)
-            told.append(state.layers[1].rollout.rows.clone())
+            told.append(rings.scanned(name))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(one, told[0]) for one in told[1:])
+    assert all(all(map(torch.equal, one, told[0])) for one in told[1:])
 
 
 def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:

@@ -34,13 +34,9 @@ def rolled(made: Case, rows: list[int], backend: str = "auto", prune: float = 0.
     )
 
 
-def equal(found: Tensor, wanted: Tensor, made: Case, *, backend: str = "tiles") -> None:
-    """Hold *found* to *wanted*, entry by entry, to what rounding may do to *made* in its type."""
-    kind = torch.finfo(made.sums[0].dtype)
-    # The flash backend adds the logarithm of each weight to a score; the smallest is that of tiny.
-    rounding = made.rounding(bias=-math.log(kind.tiny) if backend == "flash" else 0.0)
-    # What lies below the square of a rounding is lost beside rows that sum to 1.
-    torch.testing.assert_close(found.double(), wanted.double(), rtol=rounding, atol=kind.eps**2)
+def bias_of(backend: str, made: Case) -> float:
+    """Return what the backend adds to a score: flash the logarithm of a weight, down to tiny's."""
+    return -math.log(torch.finfo(made.sums[0].dtype).tiny) if backend == "flash" else 0.0
 
 
 def ends(made: Case) -> list[int]:
@@ -57,9 +53,8 @@ def test_rows_equal_the_stored_matrices(made: Case, backend: str) -> None:
         return
     wanted = reference.rollout(made.matrices, made.mask)[:, ends(made)]
     result = rolled(made, ends(made), backend)
-    equal(result.weights, wanted, made, backend=backend)
-    bias = -math.log(torch.finfo(torch.float64).tiny)
-    assert float(result.l1_error.max()) < made.rounding(bias=bias)
+    made.hold(result.weights, wanted, bias=bias_of(backend, made))
+    assert float(result.l1_error.max()) < made.rounding(bias=bias_of(backend, made))
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,25 +85,26 @@ def test_fusions_and_discarding_equal_the_stored_matrices(
         discard_ratio=ratio,
         residual_weight=residual,
     )
-    torch.testing.assert_close(result.weights, wanted[:, ends(made)], rtol=0, atol=1e-12)
+    made.hold(result.weights, wanted[:, ends(made)], ratio=ratio)
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_float32_stays_within_its_errors(mask: Mask) -> None:
-    made = case(mask, time=700, dim=16, heads=4, dtype=torch.float32)
+@pytest.mark.parametrize("time", [60, 700])
+def test_float32_stays_within_its_errors(mask: Mask, time: int) -> None:
+    made = case(mask, time=time, dim=16, heads=4, dtype=torch.float32)
     wanted = reference.rollout(made.matrices, mask)
     for backend in ("tiles", "flash"):
         found = rolled(made, ends(made), backend).weights
-        equal(found, wanted[:, ends(made)], made, backend=backend)
-    equal(rolled(made, list(range(700))).weights, wanted, made)
+        made.hold(found, wanted[:, ends(made)], bias=bias_of(backend, made))
+    made.hold(rolled(made, list(range(time))).weights, wanted)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("fusion", ["max", "min"])
 def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: HeadFusion) -> None:
     made = case(mask, time=400, dim=16, heads=4, dtype=torch.float32)
-    # Discarding may drop another of two entries that differ by less than float32 can tell.
-    for ratio, limit in ((0.0, 2e-7), (0.5, 1e-5)):
+    seen = reference.visible(400, mask)
+    for ratio in (0.0, 0.5):
         wanted = reference.rollout(
             made.matrices, mask, head_fusion=fusion, discard_ratio=ratio, slacks=made.slacks
         )
@@ -121,7 +117,12 @@ def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: HeadFusion
             head_fusion=fusion,
             discard_ratio=ratio,
         )
-        assert float((result.weights - wanted[:, [0, 399]]).abs().max()) < limit
+        # Entries near the threshold fade, in each of three layers by what the next test says.
+        fused = [reference.fuse(matrix, fusion)[0][seen] for matrix in made.matrices]
+        fading = 3 / (2 * FADE) * max(float(one.quantile(ratio)) for one in fused)
+        error = (result.weights - wanted[:, [0, 399]]).abs()
+        allowed = made.rounding() * wanted[:, [0, 399]] + (fading if ratio else 0.0)
+        assert bool((error <= allowed + torch.finfo(torch.float32).tiny).all())
 
 
 @pytest.mark.parametrize("mask", [*MASKS, Mask.window(7)])
@@ -171,7 +172,7 @@ def test_pruning_certifies_its_own_error(mask: Mask, rows: list[int]) -> None:
 def test_the_compiled_tile_equals_the_plain_one() -> None:
     made = case(Mask.causal(), time=900, heads=2, dim=16, dtype=torch.float32)
     wanted = reference.rollout(made.matrices, made.mask)[:, [899]]
-    equal(rolled(made, [899], "compiled").weights, wanted, made)
+    made.hold(rolled(made, [899], "compiled").weights, wanted)
 
 
 @pytest.mark.parametrize("start_layer", [0, 1, 2])
@@ -181,7 +182,7 @@ def test_start_layer_leaves_out_the_layers_below(start_layer: int) -> None:
         made.queries, made.keys, made.sums, [39], made.mask, start_layer=start_layer
     )
     wanted = reference.rollout(made.matrices[start_layer:], made.mask)[:, [39]]
-    equal(result.weights, wanted, made)
+    made.hold(result.weights, wanted)
 
 
 def test_head_weights_weigh_each_layers_heads() -> None:
@@ -192,7 +193,7 @@ def test_head_weights_weigh_each_layers_heads() -> None:
         made.queries, made.keys, made.sums, [7, 8], made.mask, head_weights=weights
     )
     wanted = reference.rollout(made.matrices, made.mask, shares=shares)[:, [7, 8]]
-    equal(result.weights, wanted, made)
+    made.hold(result.weights, wanted)
 
 
 def test_equal_inputs_give_uniform_attention() -> None:
@@ -209,7 +210,7 @@ def test_inputs_a_thousand_times_larger_are_explained_in_float64(mask: Mask) -> 
     wanted = reference.rollout(made.matrices, mask)[:, [0, 89]]
     # Only the rows that are carried are float32 again: they round once, and as they are normalised.
     exact = made._replace(sums=[sums.double() for sums in made.sums])
-    rounding = exact.rounding() + gamma(2 * 90, torch.float32)
+    rounding = 2 * exact.rounding() + gamma(2 * 90, torch.float32)
     found = rolled(made, [0, 89]).weights.double()
     torch.testing.assert_close(found, wanted, rtol=rounding, atol=torch.finfo(torch.float32).tiny)
 
@@ -224,7 +225,7 @@ def test_half_inputs_are_explained_in_float32() -> None:
     made = made._replace(sums=sums)
     result = rolled(made, [59])
     assert result.weights.dtype == torch.float32
-    equal(result.weights, reference.rollout(made.matrices, made.mask)[:, [59]], made)
+    made.hold(result.weights, reference.rollout(made.matrices, made.mask)[:, [59]])
 
 
 # ---------------------------------------------------------------- the mass check

@@ -13,6 +13,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rounding import gamma
 
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import FeatureRows, FeatureStreams
@@ -30,6 +31,8 @@ AGES = dict(zip(NAMES, (1_300, 1_000, 610, 0), strict=True))
 """Bars known before the first step together: past a wrap, full, short of context, none."""
 ODDS = ("p_down", "p_flat", "p_up")
 MEASURES = ("confidence", "recent_mass", "older_mass", "shift")
+NEAR = gamma(3 * 2 * 16, torch.float32)
+"""In each of three layers a state takes in two sums of 16 products, in another order in a batch."""
 
 
 def numbers(answer: Forecast) -> NDArray[np.float64]:
@@ -51,11 +54,11 @@ def numbers(answer: Forecast) -> NDArray[np.float64]:
 
 
 def assert_equal(found: Sequence[Forecast | None], wanted: Sequence[Forecast | None]) -> None:
-    """Hold answers against each other to 1e-6 of scale."""
+    """Hold answers against each other to ``NEAR`` of scale."""
     assert [x is None for x in found] == [x is None for x in wanted]
     for one, other in zip(found, wanted, strict=True):
         if one is not None and other is not None:
-            np.testing.assert_allclose(numbers(one), numbers(other), rtol=0, atol=1e-6)
+            np.testing.assert_allclose(numbers(one), numbers(other), rtol=NEAR, atol=NEAR)
 
 
 def warmed(ages: dict[str, int], config: FlashConfig = models.SMALL) -> StreamingForecaster:
