@@ -40,7 +40,6 @@ from tracepaper.storage.lock import holder_of
 from tracepaper.storage.retention import backup
 from tracepaper.strategies.errors import (
     AuditUnwritable,
-    CheckpointMismatch,
     ConfigInvalid,
     Fatal,
     StrategyFailed,
@@ -570,7 +569,7 @@ async def test_a_checkpoint_that_is_not_its_cards_is_refused_before_anything_is_
     weights.write_bytes(content if way == "corrupt" else b"\x08" + bytes(7) + b"{}      ")
     model = {"checkpoint": str(folder)}
     async with ScriptedServer() as server:
-        with pytest.raises(CheckpointMismatch, match="SHA-256"):
+        with pytest.raises(ConfigInvalid, match="SHA-256"):
             async with daemon(
                 server, tmp_path / "run.db", model=model, strategy={"name": "attention"}
             ) as running:

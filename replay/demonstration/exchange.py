@@ -18,7 +18,7 @@ LOOKED_AT_EVERY_S: Final = 0.2
 
 
 @dataclass(frozen=True)
-class Beside:
+class ServedExchange:
     """The exchange's process, and what it says it serves."""
 
     process: subprocess.Popen[str]
@@ -34,7 +34,7 @@ class Beside:
 @contextmanager
 def exchange_beside(
     data: Sequence[str], speed: float, *, start: int | None = None
-) -> Iterator[Beside]:
+) -> Iterator[ServedExchange]:
     """Run the embedded exchange in a process of its own.
 
     Its time stands still, *start* bars into the data, until candles are subscribed. It ends with
@@ -61,7 +61,7 @@ def exchange_beside(
                 process.wait(ENDS_WITHIN_S)
                 said.seek(0)
                 raise DataInvalid(said.read().strip() or "The embedded exchange did not start.")
-            yield Beside(process, json.loads(line))
+            yield ServedExchange(process, json.loads(line))
         finally:
             process.terminate()
             try:

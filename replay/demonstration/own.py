@@ -20,7 +20,11 @@ from tracepaper.daemon.terminal import log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher, live_view
 from tracepaper.replay.backtest.build import fit_windows
-from tracepaper.replay.demonstration.exchange import LOOKED_AT_EVERY_S, Beside, exchange_beside
+from tracepaper.replay.demonstration.exchange import (
+    LOOKED_AT_EVERY_S,
+    ServedExchange,
+    exchange_beside,
+)
 from tracepaper.replay.explain.recomputed import recompute
 from tracepaper.replay.explain.stored import read_stored
 from tracepaper.replay.explain.terminal import show_stored
@@ -76,7 +80,7 @@ def perform(wanted: Demonstration) -> None:
         raise failure
 
 
-async def _run(daemon: Daemon, beside: Beside) -> FeedLost | None:
+async def _run(daemon: Daemon, beside: ServedExchange) -> FeedLost | None:
     """Run *daemon*, as long as its exchange lives; return what is to be said where it did not."""
     running = asyncio.create_task(daemon.run())
     try:

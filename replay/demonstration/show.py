@@ -17,7 +17,11 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import NO_MODEL
 from tracepaper.replay.demonstration.cast import Cast
-from tracepaper.replay.demonstration.exchange import LOOKED_AT_EVERY_S, Beside, exchange_beside
+from tracepaper.replay.demonstration.exchange import (
+    LOOKED_AT_EVERY_S,
+    ServedExchange,
+    exchange_beside,
+)
 from tracepaper.replay.demonstration.files import ShowFiles, claimed
 from tracepaper.replay.demonstration.incidents import INCIDENTS
 from tracepaper.replay.demonstration.pace import Pacer
@@ -148,7 +152,9 @@ def _pointed(served: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-async def _raced(cast: Cast, beside: Beside, stop: asyncio.Event, *, has_incidents: bool) -> None:
+async def _raced(
+    cast: Cast, beside: ServedExchange, stop: asyncio.Event, *, has_incidents: bool
+) -> None:
     """Let the script run while it is shown and paced; end the daemon in good order."""
     script = _script(cast, has_incidents=has_incidents)
     works = (_watched(beside), script, stop.wait(), _shown(cast), paced(cast))
@@ -219,7 +225,7 @@ async def _script(cast: Cast, *, has_incidents: bool) -> None:
     await asyncio.wait({cast.reading})
 
 
-async def _watched(beside: Beside) -> None:
+async def _watched(beside: ServedExchange) -> None:
     """Raise ``FeedLost`` once the exchange's process has ended."""
     while True:
         beside.require_alive()
