@@ -23,14 +23,18 @@ from pathlib import Path
 
 from campaign import CANDLES, MINUTE_MS, PROGRAM, configuration
 
-SPEED = "6000"
+SPEED = "8000"
+"""Far beyond what the daemon takes in. At 12,000 the exchange beside it, on two cores that others
+use too, comes to answer nothing within a minute in one round of twenty, and nothing is flooded."""
 START_MS = 1_748_736_000_000
-BARS = 6_000
+BARS = 12_000
 SYMBOLS = ["BTCUSDT", *(f"S{number:02}USDT" for number in range(1, 50))]
 MODEL_EVERY = 4  # rounds of which one is the model's
 FLOODED_S = 6.0
 NOTHING_STORED = "holds no run yet"  # a run is stored with its first steps
 STOP_WITHIN_S = 7.0  # docs/operations.md, O3
+SLOW_S = 4.0
+"""A stop that takes longer is shown with what the daemon said at its end."""
 PATIENT = {  # as the exchange floods it answers late, and a flood that is left is none
     '"warning"': '"info"',
     "request_timeout_s = 1.0": "request_timeout_s = 10.0",
@@ -79,7 +83,9 @@ def stopped(folder: Path, data: Path, rng: random.Random, *, is_models: bool) ->
                 wanted = rng.choice(("run opened", "connected", "decision", "decision"))
                 until_s = time.monotonic() + 60
                 while f'"{wanted}"' not in (folder / "flood.err").read_text():
-                    assert time.monotonic() < until_s, "the flood never came"
+                    assert time.monotonic() < until_s, (
+                        f"the flood never came: {(folder / 'flood.err').read_text()[-500:]}"
+                    )
                     assert daemon.poll() is None, (folder / "flood.err").read_text()[-500:]
                     time.sleep(0.05)
                 time.sleep(rng.uniform(0, FLOODED_S))
@@ -97,6 +103,8 @@ def stopped(folder: Path, data: Path, rng: random.Random, *, is_models: bool) ->
     assert code == 0, f"exit code {code}: {said_text[-500:]}"
     assert "stop took too long" not in said_text
     assert "Traceback" not in said_text, said_text[-2_000:]
+    if taken_s > SLOW_S:
+        print(f"slow: {taken_s:.1f} s: {said_text[-1_500:]}", flush=True)
     assert taken_s < STOP_WITHIN_S, f"{taken_s:.1f} s"
     question = [*PROGRAM, "audit", "verify", "last", "--db", database, "--json"]
     held = subprocess.run(question, capture_output=True, text=True, check=False)

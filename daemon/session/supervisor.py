@@ -9,10 +9,12 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -22,6 +24,8 @@ from tracepaper.strategies.errors import TracepaperError
 MICROSECONDS: Final = 1_000_000
 STOP_WITHIN_S: Final = 7.0
 """Wall seconds from the first signal until the process is ended, whatever hangs."""
+PHASES: Final = 4
+"""Functions that are named of what hangs."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 Service = Callable[[], Awaitable[None]]
@@ -187,9 +191,30 @@ class Supervisor:
         self._has_begun_to_stop.wait()
         if self._has_ended.wait(self._stop_within_s):
             return
-        hanging = [name for name, task in self._tasks.items() if not task.done()]
-        log.error("stop took too long", hanging=hanging, limit_s=self._stop_within_s)
+        hanging = {name: _waits_in(task) for name, task in self._tasks.items() if not task.done()}
+        main = sys._current_frames().get(threading.main_thread().ident or 0)  # noqa: SLF001 - the only way
+        log.error(
+            "stop took too long",
+            hanging=hanging,
+            running=[f"{one.name}:{one.lineno}" for one in traceback.extract_stack(main)[-PHASES:]],
+            limit_s=self._stop_within_s,
+        )
         self._end_process(1)
+
+
+def _waits_in(task: asyncio.Task[None]) -> list[str]:
+    """Return the innermost functions in which *task* waits, outermost first, with their lines."""
+    found: list[str] = []
+    waiting: Any = task.get_coro()
+    while waiting is not None:
+        for kind in ("cr", "ag", "gi"):
+            if (frame := getattr(waiting, f"{kind}_frame", None)) is not None:
+                found.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+                waiting = getattr(waiting, f"{kind}_await", None)
+                break
+        else:
+            break
+    return found[-PHASES:]
 
 
 def _first(group: BaseExceptionGroup[TracepaperError]) -> TracepaperError:

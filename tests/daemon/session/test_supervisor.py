@@ -19,6 +19,7 @@ from bybit_server import ScriptedServer
 from daemon_under_test import daemon
 from fakes import JumpClock
 from own_strategies import importable, source
+from structlog.testing import capture_logs
 
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor
 from tracepaper.strategies.errors import AuditUnwritable, FeedStale, StrategyFailed
@@ -201,19 +202,29 @@ async def test_a_service_that_hangs_is_ended_by_the_clock() -> None:
         codes.append(code)
         ended.set()
 
-    async def stubborn() -> None:
-        supervisor.stop()
+    async def inner() -> None:
         while not ended.is_set():
             try:
                 await asyncio.sleep(0.01)
             except asyncio.CancelledError:
                 continue
 
+    async def stubborn() -> None:
+        supervisor.stop()
+        await inner()
+
     supervisor = Supervisor(
         clock=JumpClock(), notifier=SILENT, stop_within_s=0.05, end_process=end_process
     )
-    await supervisor.run({"main": stubborn}, essential="main")
+    with capture_logs() as logged:
+        await supervisor.run({"main": stubborn}, essential="main")
     assert codes == [1]
+    (line,) = logged
+    assert line["event"] == "stop took too long"
+    phases = " ".join(line["hanging"]["main"])
+    assert ".stubborn:" in phases
+    assert ".inner:" in phases
+    assert line["running"]
 
 
 @pytest.fixture
