@@ -27,13 +27,14 @@ LATER_BOOKS: Final = 128
 
 
 class BookRecord:
-    """The last *length* books before a close, none from before a gap."""
+    """The last *length* books before a close, none from before a gap or one that is false."""
 
     def __init__(self, length: int) -> None:
         self.length: Final = length
         self._events: deque[Depths] = deque()
         self._unpacked: dict[int, Books] = {}  # by the time of an event's first book
         self._count = 0
+        self._false_ms = -1  # of the newest book that was not believed
 
     def add(self, depths: Depths) -> None:
         """Take in the next books; those before a gap are forgotten."""
@@ -46,6 +47,19 @@ class BookRecord:
             self._count -= oldest.count
             self._unpacked.pop(oldest.first_ms, None)
 
+    def hide(self, false_ms: int) -> None:
+        """Show no book up to the one of *false_ms*, which is not believed."""
+        self._false_ms = max(self._false_ms, false_ms)
+
+    def books_of(self, event: Depths) -> Books:
+        """Return the books of *event*, which is held, unpacked once."""
+        from tracepaper.strategies.books import books_in
+
+        books = self._unpacked.get(event.first_ms)
+        if books is None:
+            books = self._unpacked[event.first_ms] = books_in(event)
+        return books
+
     def forget(self) -> None:
         """Drop all books, as a restarted process does."""
         self._events.clear()
@@ -54,16 +68,16 @@ class BookRecord:
 
     def until(self, close_ms: int) -> Books | None:
         """Return the last books that stood so at *close_ms* or before; None without any."""
-        from tracepaper.strategies.books import books_in, joined
+        from tracepaper.strategies.books import joined
 
         parts: list[Books] = []
         held = 0
         for event in reversed(self._events):
             if event.first_ms > close_ms:
                 continue
-            books = self._unpacked.get(event.first_ms)
-            if books is None:
-                books = self._unpacked[event.first_ms] = books_in(event)
+            if event.market_ms <= self._false_ms:
+                break
+            books = self.books_of(event)
             if event.market_ms > close_ms:
                 books = books.part(0, (close_ms - event.first_ms) // event.every_ms + 1)
             parts.append(books)
@@ -73,7 +87,10 @@ class BookRecord:
         if not parts:
             return None
         found = joined(parts[::-1])
-        return found.part(max(held - self.length, 0), held)
+        first = int((found.seen_ms <= self._false_ms).sum())
+        if first == held:
+            return None
+        return found.part(max(held - self.length, first), held)
 
     def digest(self, close_ms: int) -> bytes:
         """Return the hash of what :meth:`until` returns."""

@@ -110,10 +110,11 @@ async def live(
     time_scale: float = 1.0,
     judge: PriceJudge | None = None,
     liquidates: Callable[[Mark], bool] = lambda _: False,
+    clock: SteppedClock | None = None,
     **exchange: float,
 ) -> AsyncIterator[Live]:
     """Run a feed whose period starts at minute 0, as soon as it caught up."""
-    clock = SteppedClock(server.server_ms)
+    clock = clock or SteppedClock(server.server_ms)
     rng = random.Random(1)
     asked = exchange_section(
         rest_url=server.rest_url,

@@ -444,7 +444,11 @@ class Engine:
 
     def _look_back(self, bar: Bar) -> None:
         """Observe *bar*, which only warms up, without valuing anything by it."""
-        self._states[bar.instrument].recall(bar)
+        state = self._states[bar.instrument]
+        before = state.last_bar
+        state.recall(bar)
+        if state.books is not None:
+            self._beliefs[bar.instrument].hide_false(state.books, bar, before)
         self._day_ranges[bar.instrument].push(bar)
         if self._ranges:
             self._ranges[bar.instrument].push(bar)
@@ -510,8 +514,12 @@ class Engine:
                 self._states[event.instrument].miss(event)
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
-                is_part = self._states[event.instrument].take(event)
-                return self._finish(event, event.instrument, accepted=is_part)
+                state = self._states[event.instrument]
+                is_part, belief = state.take(event), None
+                if isinstance(event, Depths) and state.books is not None:
+                    books = state.books.books_of(event)
+                    belief = self._beliefs[event.instrument].doubt_of(books)
+                return self._finish(event, event.instrument, accepted=is_part, belief=belief)
             case Timer() | Closed() | RunEnd() | Prune() | Reading() | Retrained():
                 return self._finish(event, None)
             case _:
@@ -545,7 +553,8 @@ class Engine:
         """
         key = bar.instrument
         state = self._states[key]
-        if state.last_bar is not None and bar.open_time_ms <= state.last_bar.open_time_ms:
+        before = state.last_bar
+        if before is not None and bar.open_time_ms <= before.open_time_ms:
             return None
         filled = NOTHING_FILLED
         if bar.open_time_ms < self._period_start_ms:
@@ -567,6 +576,8 @@ class Engine:
                 taken = self._liquidate(key, bar.close, bar.close_time_ms, sequence)
                 filled = filled.followed_by(taken)
         state.observe(bar)
+        if state.books is not None:
+            self._beliefs[key].hide_false(state.books, bar, before)
         self._day_ranges[key].push(bar)
         if self._ranges:
             self._ranges[key].push(bar)

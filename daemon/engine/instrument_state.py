@@ -91,7 +91,6 @@ class InstrumentState:
     # By slots: of more than thirty attributes a dictionary is slower at every access.
     __slots__ = (
         "_bars",
-        "_books",
         "_bounds",
         "_by_quotes",
         "_calendar",
@@ -127,6 +126,7 @@ class InstrumentState:
         "_warmup",
         "_window",
         "allowed_orders",
+        "books",
         "cell",
         "declared",
         "gates",
@@ -184,7 +184,7 @@ class InstrumentState:
         self.wants_protection = False  # it asks for a stop, a target or a time limit
         self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
         self._outlook: Outlook | None = None  # what a portfolio was asked about this close with
-        self._record, self._books = BarRecord(instrument, strategy.warmup), books_seen_by(strategy)
+        self._record, self.books = BarRecord(instrument, strategy.warmup), books_seen_by(strategy)
         self._sight = Sight.of(instrument, self._record)
         self._reads_history, self._sees_account = strategy.reads_history, strategy.sees_account
         # The range of a day is for distances in volatility; the engine feeds it.
@@ -198,7 +198,7 @@ class InstrumentState:
             strategy.needs_forecast
             or strategy.sees_account
             or self._frames
-            or self._books is not None
+            or self.books is not None
             or isinstance(strategy, PortfolioMember)
         )
         self._decision: Decision | None = None  # the newest decision that was not a repetition
@@ -305,8 +305,8 @@ class InstrumentState:
         Return whether they are what they say: a candle may be none of its frame.
         """
         if isinstance(given, Depths):
-            if self._books is not None:
-                self._books.add(given)
+            if self.books is not None:
+                self.books.add(given)
             return True
         for frame in self._frames.values():
             if frame.length_ms == given.interval_ms:
@@ -316,8 +316,8 @@ class InstrumentState:
     def forget_passing(self) -> None:
         """Drop what a restarted process does not know: quote, mark and order books."""
         self.quote, self.marked, self.missed_until_ms = None, False, 0
-        if self._books is not None:
-            self._books.forget()
+        if self.books is not None:
+            self.books.forget()
 
     def lacking_frames(self, now_ms: int) -> Iterator[FrameRange]:
         """Yield which candles of each frame are still wanted at *now_ms*."""
@@ -496,8 +496,8 @@ class InstrumentState:
         if self._frames:
             parts = (frame.bars.sha256 for frame in self._frames.values())
             window = sha256(window + b"".join(parts)).digest()
-        if self._books is not None and self.last_bar is not None:
-            window = sha256(window + self._books.digest(self.last_bar.close_time_ms)).digest()
+        if self.books is not None and self.last_bar is not None:
+            window = sha256(window + self.books.digest(self.last_bar.close_time_ms)).digest()
         return window, decided
 
     def _decide_list(self, orders: Orders, bar: Bar, account: PaperAccount) -> Decision:
@@ -572,7 +572,7 @@ class InstrumentState:
         verdict = self._restored if last is None else last.outcome
         seen = self._seen_of(account, bar) if self._sees_account else None
         frames = {name: frame.bars for name, frame in self._frames.items()}
-        books = self._books
+        books = self.books
         return Outlook(bar, forecast, self.regime, verdict, seen, self._sight, frames, books)
 
     def _seen_of(self, account: PaperAccount, bar: Bar) -> AccountView:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import sqrt
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from msgspec.structs import replace
 
@@ -28,6 +28,10 @@ from tracepaper.strategies.types import (
     Quote,
     Trade,
 )
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.book_record import BookRecord
+    from tracepaper.strategies.books import Books
 
 USUAL_RANGES: Final = 30.0
 """``execution.plausible``: of 1.5 million minutes of eight perpetuals 62 went further."""
@@ -242,6 +246,46 @@ class PriceBelief:
             said += f", and the ticker announced {_percent_of_rate(announced)}"
         return False, f"not believed: {said}"
 
+    def doubt_of(self, books: Books) -> str | None:
+        """Say of *books* that some lie where no usual price does; None where none does.
+
+        Their bar, which comes after them, decides whether they are believed.
+        """
+        self._look_at_bars()
+        bar = self._bar
+        if bar is None or not self._yardstick:
+            return None
+        limit = self._limit(int(books.seen_ms[-1]))
+        low, high = sorted((2 * bar.close, self._doubled))
+        mids = books.doubled_mid
+        far = mids[(mids < low - limit) | (mids > high + limit)].tolist()
+        if not far:
+            return None
+        base = min((low, high), key=lambda one: abs(one - far[-1]))
+        return (
+            f"not believed unless their bar goes there: {len(far)} of {len(mids)} order books, the "
+            f"last at {self._distance(far[-1], base, limit)}"
+        )
+
+    def hide_false(self, record: BookRecord, bar: Bar, before: Bar | None) -> None:
+        """Hide of *record* what stands up to the last book that *bar* shows to be false.
+
+        *bar* is the newest and *before* the one before it: between its low, its high and that
+        close stands every book of its time, give or take what is usual in a minute.
+        """
+        self._look_at_bars()
+        books = record.until(bar.close_time_ms)
+        if books is None or not self._yardstick:
+            return
+        from_ms = bar.open_time_ms if before is None else before.close_time_ms
+        last = bar.open if before is None else before.close
+        limit = self._limit(bar.close_time_ms)
+        mids = books.doubled_mid
+        is_far = (mids < 2 * min(bar.low, last) - limit) | (mids > 2 * max(bar.high, last) + limit)
+        false_ms = books.seen_ms[is_far & (books.seen_ms > from_ms)].tolist()
+        if false_ms:
+            record.hide(false_ms[-1])
+
     def _judge(self, price: Price) -> Taken:
         """Take in a *price* that may jump, or that comes while another one waits."""
         self._look_at_bars()
@@ -403,12 +447,12 @@ class PriceBelief:
     # ------------------------------------------------------------ words
 
     def _jump(self, price: Quote | Mark) -> str:
-        doubled, before = _doubled(price), self._doubled
-        share = 100 * abs(doubled - before) / before
-        limit = 100 * self._limit(price.market_ms) / before
+        return self._distance(_doubled(price), self._doubled, self._limit(price.market_ms))
+
+    def _distance(self, doubled: int, before: int, limit: float) -> str:
         return (
-            f"{self._price(doubled)} is {share:.1f} % from {self._price(before)}, "
-            f"beyond {limit:.1f} %"
+            f"{self._price(doubled)} is {100 * abs(doubled - before) / before:.1f} % from "
+            f"{self._price(before)}, beyond {100 * limit / before:.1f} %"
         )
 
     def _list(self, others: tuple[_Shown, ...]) -> str:

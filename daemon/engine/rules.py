@@ -72,6 +72,7 @@ class RuleChange(NamedTuple):
     moves: frozenset[str] = ACCOUNT  # tables, and columns as ``table.column``
     category: Category | None = None  # the only one that it concerns; None for every run
     discards: bool = False  # whether it concerns only runs whose explanation discards
+    of_books: bool = False  # concerns only runs whose strategy looks at order books
 
 
 CHANGES: Final[tuple[RuleChange, ...]] = (
@@ -122,20 +123,30 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
         ACCOUNT | DECIDED_BY_ACCOUNT | LOOKED,
         discards=True,
     ),
+    RuleChange(
+        "D14",
+        "a strategy sees no order book up to one that lies beyond the bar of its time",
+        ACCOUNT
+        | {"outcomes", "answers", "events.belief"}
+        | {"steps.shape", "steps.outcome", "steps.window_sha256"},
+        of_books=True,
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 
 
 def changes_since(
-    number: int, categories: Collection[Category], *, discards: bool
+    number: int, categories: Collection[Category], *, discards: bool, sees_books: bool
 ) -> tuple[RuleChange, ...]:
     """List the changes that a run of *categories*, made by *number* of them, does not know.
 
-    *discards* is whether its explanation drops the smallest entries of attention.
+    *discards* is whether its explanation drops the smallest entries of attention, *sees_books*
+    whether its strategy looks at order books.
     """
     return tuple(
         change
         for change in CHANGES[number:]
         if (change.category is None or change.category in categories)
         and (discards or not change.discards)
+        and (sees_books or not change.of_books)
     )

@@ -176,8 +176,13 @@ def verify_run(
     first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
     predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
     categories = {instrument.category for instrument in stored.run.instruments}
-    discards = recorded.config.model.explanation.discard > 0
-    found.changes = changes_since(stored.run.rules, categories, discards=discards)
+    engine = recorded.engine
+    found.changes = changes_since(
+        stored.run.rules,
+        categories,
+        discards=recorded.config.model.explanation.discard > 0,
+        sees_books=any(engine.books_of(key) for key in engine.instruments),
+    )
     check = RowCheck(reader, stored, movable=_movable(found.changes, recorded))
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from functools import partial
@@ -11,6 +12,7 @@ from aiohttp import web
 from builders import bar, instrument
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import (
+    DEADLINE_S,
     FILTERS,
     MINUTE,
     START_MS,
@@ -25,7 +27,8 @@ from bybit_server import (
 from msgspec import structs
 from structlog.testing import capture_logs
 
-from tracepaper.daemon.bybit.maintenance import FeedMaintenance
+from tracepaper.daemon.bybit import feed
+from tracepaper.daemon.bybit.maintenance import POLL_S, FeedMaintenance
 from tracepaper.daemon.bybit.queue import EventQueue, FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.strategies.errors import ConfigInvalid
@@ -950,3 +953,31 @@ async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_show
         seen = [(type(one), one.market_ms - at) for one in prices]
         assert seen == [(Quote, 2), (Mark, 3), (Quote, 4), (Quote, 5), (Mark, 7)]
         assert run.feed.counters["doubted_prices"] == 2
+
+
+class HalfDeafClock(SteppedClock):
+    """Lets what works behind a feed forget once that it was cancelled, as a connection may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgot: set[asyncio.Task[object] | None] = set()
+
+    async def sleep(self, seconds: float) -> None:
+        try:
+            await super().sleep(seconds)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) in self.forgot or seconds != POLL_S:
+                raise
+            self.forgot.add(task)
+
+
+async def test_what_forgets_that_it_was_cancelled_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "CANCEL_AGAIN_S", 0.05)
+    clock = HalfDeafClock()
+    async with asyncio.timeout(DEADLINE_S), ScriptedServer() as server:
+        async with live(server, clock=clock) as run:
+            await run.close_bar(0)
+            await until(run.bars)
+        assert len(clock.forgot) >= 4  # time, bars, settlements and filters

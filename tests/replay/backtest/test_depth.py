@@ -192,6 +192,29 @@ def test_it_trades_the_mid_and_holds_with_a_sentence_elsewhere(
     assert first["looked_bid"] + first["looked_ask"] == pytest.approx(1, abs=1e-6)
 
 
+def test_a_false_book_of_a_file_is_said_and_moves_no_decision(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """Planted: one book of minute 12 a third too low, and the last of minute 14."""
+    planted = {12 * 60 + 20, 15 * 60}
+    made = [
+        cases.depth([(430_000, 5)], [(430_001, 5)], one.seen_ms) if second in planted else one
+        for second, one in enumerate(walk(20 * 60, first_ms=FIRST_MS))
+    ]
+    write(tmp_path / "false.depth", made)
+    path = tmp_path / "a.db"
+    replayed(path, tmp_path / "false.depth", checkpoint)
+    with closing(sqlite3.connect(path)) as database:
+        said = [text for (text,) in database.execute("SELECT belief FROM v_events") if text]
+    assert [text.partition(", the last")[0] for text in said] == [
+        "not believed unless their bar goes there: 1 of 60 order books"
+    ] * 2
+    assert reasons(path)[12].startswith("the mid is expected")  # it looks at what came after it
+    assert "order book" in reasons(path)[14]
+    assert reasons(path)[15].startswith("the mid is expected")
+    check(path)
+
+
 def test_the_most_probable_move_is_what_is_done(
     tmp_path: Path, books: Path, checkpoint: Path
 ) -> None:
