@@ -24,8 +24,8 @@ from pathlib import Path
 from campaign import CANDLES, MINUTE_MS, PROGRAM, configuration
 
 SPEED = "8000"
-"""Far beyond what the daemon takes in. At 12,000 the exchange beside it, on two cores that others
-use too, comes to answer nothing within a minute in one round of twenty, and nothing is flooded."""
+"""Far beyond what the daemon takes in. At 20,000 the exchange answers nothing within a second; on
+two cores under a load of ten it leaves a subscription unanswered in one round of ten even here."""
 START_MS = 1_748_736_000_000
 BARS = 12_000
 SYMBOLS = ["BTCUSDT", *(f"S{number:02}USDT" for number in range(1, 50))]
@@ -33,15 +33,21 @@ MODEL_EVERY = 4  # rounds of which one is the model's
 FLOODED_S = 6.0
 NOTHING_STORED = "holds no run yet"  # a run is stored with its first steps
 STOP_WITHIN_S = 7.0  # docs/operations.md, O3
+FLOODS_WITHIN_S = 120.0
+NOT_FLOODED_MOST = 0.2  # of the rounds
 SLOW_S = 4.0
 """A stop that takes longer is shown with what the daemon said at its end."""
 PATIENT = {  # as the exchange floods it answers late, and a flood that is left is none
     '"warning"': '"info"',
-    "request_timeout_s = 1.0": "request_timeout_s = 10.0",
+    "request_timeout_s = 1.0": "request_timeout_s = 10.0\nconnect_timeout_s = 30.0",
     "data_watchdog_s = 2.0": "data_watchdog_s = 30.0",
     "requests_per_s = 20.0": "requests_per_s = 100.0",
 }
 SMA = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
+
+
+class NotFlooded(Exception):
+    """The exchange never came to send what the round waits for: nothing is shown by it."""
 
 
 def candles(path: Path, rng: random.Random) -> Path:
@@ -81,11 +87,10 @@ def stopped(folder: Path, data: Path, rng: random.Random, *, is_models: bool) ->
             daemon = subprocess.Popen([*PROGRAM, *options], stderr=said)
             try:
                 wanted = rng.choice(("run opened", "connected", "decision", "decision"))
-                until_s = time.monotonic() + 60
+                until_s = time.monotonic() + FLOODS_WITHIN_S
                 while f'"{wanted}"' not in (folder / "flood.err").read_text():
-                    assert time.monotonic() < until_s, (
-                        f"the flood never came: {(folder / 'flood.err').read_text()[-500:]}"
-                    )
+                    if time.monotonic() > until_s:
+                        raise NotFlooded((folder / "flood.err").read_text()[-500:])
                     assert daemon.poll() is None, (folder / "flood.err").read_text()[-500:]
                     time.sleep(0.05)
                 time.sleep(rng.uniform(0, FLOODED_S))
@@ -120,22 +125,26 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     wanted = parser.parse_args()
     taken: list[float] = []
-    for number in range(wanted.rounds):
+    failed = others = number = 0
+    while len(taken) + failed < wanted.rounds and others <= NOT_FLOODED_MOST * wanted.rounds:
         rng = random.Random(wanted.seed * 1_000 + number)
         with tempfile.TemporaryDirectory(prefix="flood-") as place:
             folder = Path(place)
             data = candles(folder / "walk_1m.csv", rng)
             try:
                 taken_s, steps = stopped(folder, data, rng, is_models=not number % MODEL_EVERY)
+                taken.append(taken_s)
+                print(f"round {number}: {steps:,} steps, ended in {taken_s:.2f} s", flush=True)
+            except NotFlooded as silence:
+                others += 1
+                print(f"round {number} was not flooded: {silence}", flush=True)
             except AssertionError as fault:
+                failed += 1
                 print(f"round {number}: {fault}", flush=True)
-                continue
-        taken.append(taken_s)
-        print(f"round {number}: {steps:,} steps, ended in {taken_s:.2f} s", flush=True)
-    failed = wanted.rounds - len(taken)
+        number += 1
     slowest = f", the slowest stop {max(taken):.2f} s" if taken else ""
-    print(f"{len(taken)} passed, {failed} failed{slowest}")
-    return 1 if failed else 0
+    print(f"{len(taken)} passed, {failed} failed, {others} not flooded{slowest}")
+    return 0 if len(taken) == wanted.rounds else 1
 
 
 if __name__ == "__main__":
