@@ -8,49 +8,49 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracepaper.replay.notebook import open_run as open_run
-    from tracepaper.replay.python import backtest as backtest
+    from tracepaper.replay.api import backtest as backtest
+    from tracepaper.replay.dataframes import open_run as open_run
     from tracepaper.replay.sweep.run import sweep as sweep
+    from tracepaper.strategies.api.context import Cancel as Cancel
+    from tracepaper.strategies.api.context import Orders as Orders
+    from tracepaper.strategies.api.context import Outlook as Outlook
+    from tracepaper.strategies.api.context import Percent as Percent
+    from tracepaper.strategies.api.context import Signal as Signal
+    from tracepaper.strategies.api.context import Volatility as Volatility
+    from tracepaper.strategies.api.context import buy as buy
+    from tracepaper.strategies.api.context import sell as sell
+    from tracepaper.strategies.api.model import Model as Model
+    from tracepaper.strategies.api.model import feature_row as feature_row
+    from tracepaper.strategies.api.strategy import PortfolioStrategy as PortfolioStrategy
+    from tracepaper.strategies.api.strategy import Strategy as Strategy
     from tracepaper.strategies.errors import ConfigInvalid as ConfigInvalid
     from tracepaper.strategies.errors import DataInvalid as DataInvalid
     from tracepaper.strategies.errors import StrategyFailed as StrategyFailed
     from tracepaper.strategies.errors import TracepaperError as TracepaperError
-    from tracepaper.strategies.model import Model as Model
-    from tracepaper.strategies.model import feature_row as feature_row
-    from tracepaper.strategies.outlook import Outlook as Outlook
-    from tracepaper.strategies.portfolio import PortfolioStrategy as PortfolioStrategy
-    from tracepaper.strategies.signals import Cancel as Cancel
-    from tracepaper.strategies.signals import Orders as Orders
-    from tracepaper.strategies.signals import Percent as Percent
-    from tracepaper.strategies.signals import Signal as Signal
-    from tracepaper.strategies.signals import Volatility as Volatility
-    from tracepaper.strategies.signals import buy as buy
-    from tracepaper.strategies.signals import sell as sell
-    from tracepaper.strategies.strategy import Strategy as Strategy
-    from tracepaper.strategies.types import Action as Action
+    from tracepaper.strategies.types.decisions import Action as Action
 
     __version__: str
 
 _HOMES = {
-    "Action": "strategies.types",
-    "Cancel": "strategies.signals",
+    "Action": "strategies.types.decisions",
+    "Cancel": "strategies.api.context",
     "ConfigInvalid": "strategies.errors",
     "DataInvalid": "strategies.errors",
-    "Model": "strategies.model",
-    "Orders": "strategies.signals",
-    "Outlook": "strategies.outlook",
-    "Percent": "strategies.signals",
-    "PortfolioStrategy": "strategies.portfolio",
-    "Signal": "strategies.signals",
-    "Strategy": "strategies.strategy",
+    "Model": "strategies.api.model",
+    "Orders": "strategies.api.context",
+    "Outlook": "strategies.api.context",
+    "Percent": "strategies.api.context",
+    "PortfolioStrategy": "strategies.api.strategy",
+    "Signal": "strategies.api.context",
+    "Strategy": "strategies.api.strategy",
     "StrategyFailed": "strategies.errors",
     "TracepaperError": "strategies.errors",
-    "Volatility": "strategies.signals",
-    "backtest": "replay.python",
-    "buy": "strategies.signals",
-    "feature_row": "strategies.model",
-    "open_run": "replay.notebook",
-    "sell": "strategies.signals",
+    "Volatility": "strategies.api.context",
+    "backtest": "replay.api",
+    "buy": "strategies.api.context",
+    "feature_row": "strategies.api.model",
+    "open_run": "replay.dataframes",
+    "sell": "strategies.api.context",
     "sweep": "replay.sweep.run",
 }
 

@@ -42,7 +42,7 @@ Entries = dict[str, metadata.EntryPoint]
 
 def main() -> None:
     """Run the command line of this process and exit, whatever its threads wait for."""
-    from tracepaper.daemon.session.shutdown import exit_without_waiting
+    from tracepaper.daemon.session.daemon import exit_without_waiting
 
     try:
         code = invoke(sys.argv[1:])
@@ -99,9 +99,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _configure_log() -> None:
     """Send log lines to stderr; a command that reads a configuration may set them anew."""
-    from tracepaper.daemon.terminal import log
+    from tracepaper.daemon.terminal import console
 
-    log.configure()
+    console.configure()
 
 
 def _entries() -> Entries:
@@ -203,7 +203,7 @@ def _explain(error: BaseException) -> int:
             code = FAILED
         case _:
             raise error
-    from tracepaper.strategies.words import visible
+    from tracepaper.strategies.units import visible
 
     typer.echo(visible(sentence), err=True)
     return code

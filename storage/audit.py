@@ -19,42 +19,32 @@ from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.columns import stored_columns
-from tracepaper.storage.database import Writer, advice, is_busy, open_writer
-from tracepaper.storage.digest import NOTHING, Covered, chain_digest, opened_digest
-from tracepaper.storage.encode import StepEncoder
-from tracepaper.storage.reader import Reader, StoredRun, latest, run_span
-from tracepaper.storage.rows import (
+from tracepaper.storage.database.chunks import latest, run_span
+from tracepaper.storage.database.connection import Writer, advice, is_busy, open_writer
+from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.digest import NOTHING, Covered, chain_digest, opened_digest
+from tracepaper.storage.record.encode import StepEncoder
+from tracepaper.storage.record.rows import (
     SPARSE_TABLES,
     Previous,
     instrument_row,
     run_row,
     sequence_of,
 )
-from tracepaper.storage.schema import metadata
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types import (
-    Account,
-    Bar,
-    Command,
-    GateSet,
-    ModelChange,
-    Order,
-    Position,
-    Retrained,
-    Run,
-    RunEnd,
-    Step,
-)
+from tracepaper.strategies.types.decisions import Account, GateSet, Order, Position, Run, Step
+from tracepaper.strategies.types.market import Bar, Command, ModelChange, Retrained, RunEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from tracepaper.storage.columns import Row
-    from tracepaper.storage.lock import InstanceLock
-    from tracepaper.storage.rows import RowLayout, StepRows
-    from tracepaper.strategies.types import Prune
+    from tracepaper.storage.database.lock import InstanceLock
+    from tracepaper.storage.record.columns import Row
+    from tracepaper.storage.record.rows import RowLayout, StepRows
+    from tracepaper.strategies.types.market import Prune
 
 # ---------------------------------------------------------------- where a run goes on
 

@@ -8,33 +8,35 @@ from typing import Any
 
 import msgspec
 
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
+from tracepaper.strategies.types.decisions import (
     Account,
     Action,
-    Bar,
-    Category,
     Decision,
     DecisionOutcome,
-    Event,
     Explanation,
     Fill,
     FillModel,
     Forecast,
     GateSet,
-    Instrument,
     Liquidity,
     Position,
     Prediction,
-    Quote,
     Regime,
     Run,
-    RunKind,
-    Side,
-    Source,
     Step,
     TwinStep,
 )
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Event,
+    Instrument,
+    Quote,
+    RunKind,
+    Side,
+    Source,
+)
+from tracepaper.strategies.units import MONEY_SCALE
 
 MINUTE = 60_000
 START_MS = 1_700_000_040_000  # a whole minute

@@ -10,11 +10,11 @@ from contextlib import asynccontextmanager
 from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section, kline
 
-from tracepaper.daemon.bybit.feed import LiveFeed
-from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.engine.ports import PriceJudge
-from tracepaper.strategies.types import Bar, Event, Gap, GapCause, Instrument, Mark, Quote
+from tracepaper.daemon.clock import PriceJudge
+from tracepaper.daemon.feed.client import FeedStart
+from tracepaper.daemon.feed.feed import LiveFeed
+from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Instrument, Mark, Quote
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
 

@@ -22,39 +22,39 @@ from typing import Final
 from builders import MINUTE, START_MS
 from engine_laws import MET, WORLDS, examine
 
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.daemon.engine.filters import NOTIONAL_MOST
 from tracepaper.daemon.engine.state import EngineSettings, decode_state
-from tracepaper.strategies.gate_evaluator import GateEvaluator, thresholds_of
-from tracepaper.strategies.gates import GateKind, gate_order
-from tracepaper.strategies.market import Notional
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
-from tracepaper.strategies.strategy import CORE_GATES, Strategy, declared_gates
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode
+from tracepaper.strategies.api.strategy import CORE_GATES, Strategy, declared_gates
+from tracepaper.strategies.gates.evaluator import GateEvaluator, thresholds_of
+from tracepaper.strategies.gates.gate import GateKind, gate_order
+from tracepaper.strategies.types.decisions import (
     Action,
+    Decision,
+    Fill,
+    FillModel,
+    Order,
+    OrderStatus,
+    Step,
+)
+from tracepaper.strategies.types.market import (
     Bar,
     Category,
     Command,
     CommandKind,
-    Decision,
     Event,
-    Fill,
-    FillModel,
     Funding,
     Instrument,
     InstrumentChange,
-    Order,
-    OrderStatus,
     Quote,
     Side,
     Source,
-    Step,
 )
+from tracepaper.strategies.units import MONEY_SCALE, Notional
 
 BARS_MOST: Final = 64
 DEFAULTS: Final = Config().model_dump()

@@ -13,11 +13,11 @@ from typing import Any
 from builders import instrument
 from msgspec import structs
 
-from tracepaper.replay.archive.depth import DepthHeader, DepthWriter
+from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
 from tracepaper.replay.training.book_data import BookMaterial
 from tracepaper.replay.training.book_fit import BookFitOptions, train_books
-from tracepaper.strategies.networks.orderbook import OrderBookConfig
-from tracepaper.strategies.types import Depth
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.types.market import Depth
 
 BTC = structs.replace(instrument(), price_decimals=1, quantity_decimals=3, tick_size=1)
 FIRST_MS = 1_735_689_600_000

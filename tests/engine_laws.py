@@ -32,41 +32,43 @@ from msgspec import msgpack
 from msgspec.structs import replace
 from own_ledger import OwnLedger
 
+from tracepaper.daemon.broker.orders import NEXT, PROTECTIVE
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.orders import NEXT, PROTECTIVE
 from tracepaper.daemon.session.build import build_engine, resolved
-from tracepaper.daemon.session.open import Opened, Opening, open_run
+from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.decisions import (
+    Fill,
+    FillModel,
+    Liquidity,
+    Order,
+    OrderRole,
+    OrderStatus,
+    Step,
+)
+from tracepaper.strategies.types.market import (
     Bar,
     Category,
     Closed,
     Command,
     CommandKind,
     Event,
-    Fill,
-    FillModel,
     Funding,
     Gap,
     GapCause,
     InstrumentChange,
-    Liquidity,
     Mark,
-    Order,
-    OrderRole,
-    OrderStatus,
     Quote,
     RiskTier,
     RunKind,
     Side,
     Source,
-    Step,
 )
+from tracepaper.strategies.units import MONEY_SCALE
 
 IN_MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where databases lie that live for a second: a disk would be waited for at each commit."""

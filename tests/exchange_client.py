@@ -17,7 +17,7 @@ import numpy as np
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 DEADLINE_S = 5.0
 MINUTE = 60_000

@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mutable
 from contextlib import contextmanager
 from typing import TypeVar
 
-from tracepaper.strategies.gates import MEASURES
-from tracepaper.strategies.types import Bar, Calibration, Event, Forecast, Step
+from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import Forecast, Step
+from tracepaper.strategies.types.market import Bar, Event
 
 Made = TypeVar("Made")
 

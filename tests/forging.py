@@ -12,25 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.storage.chain import covered_until, laid_of, step_digest
-from tracepaper.storage.columns import stored_columns
-from tracepaper.storage.decode import STEP, StoredRows
-from tracepaper.storage.digest import Covered, gates_digest, opened_digest
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader, gate_set_rows, read_chunk, run_span, select
-from tracepaper.storage.rows import EVENT_TYPES, kept_rows, step_key
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.chain.links import covered_until, laid_of, step_digest
+from tracepaper.storage.database.chunks import gate_set_rows, read_chunk, run_span, select
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.decode import STEP, StoredRows
+from tracepaper.storage.record.digest import Covered, gates_digest, opened_digest
+from tracepaper.storage.record.rows import EVENT_TYPES, kept_rows, step_key
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types import (
-    Action,
-    Category,
-    FillModel,
-    Liquidity,
-    OrderStatus,
-    Regime,
-    RunKind,
-    Side,
-)
+from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, OrderStatus, Regime
+from tracepaper.strategies.types.market import Category, RunKind, Side
 
 COLUMNS = [f"{t.name}.{name}" for t in metadata.sorted_tables for name in stored_columns(t.name)]
 KEYS = {f"{t.name}.{c.name}" for t in metadata.sorted_tables for c in t.columns if c.primary_key}

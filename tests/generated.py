@@ -12,10 +12,10 @@ import typer
 from programs import ROOT
 
 from tracepaper.daemon.cli import PANELS
-from tracepaper.daemon.config.text import example
-from tracepaper.replay.exchange.surface import listing
-from tracepaper.storage.views import documentation
-from tracepaper.strategies.gates import (
+from tracepaper.daemon.config.loading import example
+from tracepaper.replay.exchange.recorded import listing
+from tracepaper.storage.database.views import documentation
+from tracepaper.strategies.gates.gate import (
     GATES,
     Gate,
     StrategyWarmup,

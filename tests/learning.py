@@ -9,9 +9,9 @@ import numpy as np
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.training.series import Segment, Split, segments_of
-from tracepaper.strategies.features import schema
+from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 START_MS = 1_700_006_400_000  # a midnight
 MINUTE_MS = 60_000

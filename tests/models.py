@@ -13,8 +13,8 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.multiscale import MultiscaleConfig
-from tracepaper.strategies.networks.trading import TradingConfig
+from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
+from tracepaper.strategies.networks.multimodal import TradingConfig
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyConfig = FlashConfig | InformerConfig | MultiscaleConfig | TradingConfig

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 from programs import ROOT
 
-from tracepaper.strategies.attention import native
+from tracepaper.strategies.attention import compiled
 
 SOURCE: Final = ROOT / "strategies" / "attention" / "native.c"
 
@@ -39,7 +39,7 @@ def built(folder: Path, *options: str) -> Path:
 def loops_of(folder: Path) -> Iterator[tuple[str, ...]]:
     """Take the objects in *folder* for those beside the source; yield those that run here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "FOLDER", folder)
-        native.found.cache_clear()
-        yield native.available()
-        native.found.cache_clear()
+        patch.setattr(compiled, "FOLDER", folder)
+        compiled.found.cache_clear()
+        yield compiled.available()
+        compiled.found.cache_clear()

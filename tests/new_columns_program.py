@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tracepaper.strategies.gates import GateInputs, GateKind, gate
+from tracepaper.strategies.gates.gate import GateInputs, GateKind, gate
 
 
 @gate(GateKind.INTEGRITY, "usual half ranges", at_most=1e6)
@@ -23,7 +23,7 @@ def calm(seen: GateInputs) -> float | None:
     return 2 * seen.plausible  # its column is one that the older database lacks as well
 
 
-from tracepaper.storage.columns import INTEGER, MONEY, PRICE, REAL, TABLES, Column
+from tracepaper.storage.record.columns import INTEGER, MONEY, PRICE, REAL, TABLES, Column
 
 
 def defined(table: str, column: Column) -> None:
@@ -82,10 +82,10 @@ import storage_cases as cases
 from forging import rechain
 
 from tracepaper import open_run
-from tracepaper.storage import views
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.questions import chosen, export
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database import views
+from tracepaper.storage.database.queries import chosen, export
+from tracepaper.storage.database.reader import Reader
 
 
 def main(folder: Path) -> None:

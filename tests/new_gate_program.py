@@ -11,7 +11,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from tracepaper.strategies.gates import GateInputs, GateKind, ThresholdForm, ThresholdKey, gate
+from tracepaper.strategies.gates.gate import GateInputs, GateKind, ThresholdForm, ThresholdKey, gate
 
 
 @gate(
@@ -47,8 +47,8 @@ from rich.console import Console
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.terminal.screen import ScreenState, screen
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.types import Bar
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.market import Bar
 
 
 def main(folder: Path) -> None:

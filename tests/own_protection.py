@@ -12,8 +12,9 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Final, NamedTuple
 
-from tracepaper.strategies.signals import Distance, Percent, Signal, Volatility
-from tracepaper.strategies.types import Action, Bar, Quote
+from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Bar, Quote
 
 TICK: Final = 10
 UNITS: Final = 100  # of a price: two decimals

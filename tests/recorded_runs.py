@@ -11,7 +11,7 @@ from pathlib import Path
 from own_strategies import importable
 
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 
 FOLDER = Path(__file__).parent / "data" / "runs"
 NAMES = tuple(sorted(path.name.removesuffix(".db.gz") for path in FOLDER.glob("*.db.gz")))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.report.document import Report, build_report
+from tracepaper.replay.report.report import Report, build_report
 
 CANDLES = Path(__file__).parent / "data" / "candles"
 SAMPLE = (
@@ -101,7 +101,7 @@ def report_of(folder: Path, config: str, *words: object) -> Report:
 
 def build_report_of(database: Path, run: str = "last") -> Report:
     """Return the report of a run of *database*."""
-    from tracepaper.storage.reader import resolve
+    from tracepaper.storage.database.reader import resolve
 
     return build_report(database, resolve(database, run).run_id)
 

@@ -20,15 +20,16 @@ import pytest
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline
 from daemon_under_test import Running, price
 
-from tracepaper.daemon.session.promotion import CandidateJudgement
+from tracepaper.daemon.session.retraining import CandidateJudgement
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.training.paired import DayDifference, chance
 from tracepaper.storage import checkpoints
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.gates import GATES
-from tracepaper.strategies.types import Retrained, RunKind, Step
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Retrained, RunKind
 
 CONFIG = replace(models.SMALL, layers=1, window=16)
 CONTEXT = 16 + 512 - 1

@@ -13,9 +13,10 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.types import Bar, RunKind, Step
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Bar, RunKind
 
 MINUTE = 60_000
 DEADLINE_S = 60.0

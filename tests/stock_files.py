@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from tracepaper.replay.archive.sessions import sessions_named
-from tracepaper.strategies.calendar import Anchor, Calendar
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.sessions import Anchor, Calendar
+from tracepaper.strategies.units import DAY_MS
 
 HOUR_MS = 3_600_000
 NEW_YORK = ZoneInfo("America/New_York")

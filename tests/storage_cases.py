@@ -10,38 +10,24 @@ import msgspec
 from builders import MINUTE, START_MS, bar, bars, instrument, quote
 from hypothesis import strategies as st
 
-from tracepaper.storage import retention
+from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.beginning import Lookback
-from tracepaper.storage.digest import decision_digest
-from tracepaper.strategies.gates import gate_order
-from tracepaper.strategies.types import (
-    MONEY_LIMIT,
+from tracepaper.storage.chain.starting_point import Lookback
+from tracepaper.storage.record.digest import decision_digest
+from tracepaper.strategies.gates.gate import gate_order
+from tracepaper.strategies.types.decisions import (
     Account,
     Action,
-    Bar,
-    Category,
-    Command,
-    CommandKind,
     Decision,
     DecisionOutcome,
-    Depths,
-    Event,
     Explanation,
     Fill,
     FillModel,
     Forecast,
-    FrameBar,
-    Funding,
-    Gap,
-    GapCause,
     GateSet,
-    InstrumentChange,
     LedgerEntry,
     LedgerKind,
     Liquidity,
-    Mark,
-    ModelChange,
     Order,
     OrderKind,
     OrderRole,
@@ -49,20 +35,36 @@ from tracepaper.strategies.types import (
     Position,
     Prediction,
     PredictionTimeout,
+    Regime,
+    Run,
+    Step,
+    TwinStep,
+)
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    Depths,
+    Event,
+    FrameBar,
+    Funding,
+    Gap,
+    GapCause,
+    InstrumentChange,
+    Mark,
+    ModelChange,
     Quote,
     Reading,
-    Regime,
     Retrained,
     RetrainOutcome,
-    Run,
     RunKind,
     Side,
     Source,
-    Step,
     Timer,
     Trade,
-    TwinStep,
 )
+from tracepaper.strategies.units import MONEY_LIMIT
 
 BTC = instrument()
 ETH = instrument("ETHUSDT", Category.SPOT, price_decimals=4, quantity_decimals=0)
@@ -625,9 +627,9 @@ def renumbered(drawn: list[Step]) -> list[Step]:
     return [replace(step, sequence=number) for number, step in enumerate(drawn)]
 
 
-def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[retention.Pruning]:
+def prune(path: Path, *, keep_days: int, pruned_at_ms: int) -> list[maintenance.Pruning]:
     """Prune runs of which nothing looks back, as an older version pruned every run."""
     nothing = Lookback({})
-    return retention.prune(
+    return maintenance.prune(
         path, keep_days=keep_days, pruned_at_ms=pruned_at_ms, reach=lambda _run: nothing
     )

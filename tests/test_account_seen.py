@@ -15,28 +15,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_recovery import Process, configured, events, live
 
+from tracepaper.daemon.broker.account import Portfolio
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.account_view import AccountView
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.portfolio import PortfolioStrategy
-from tracepaper.strategies.signals import Orders, Signal, buy
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import (
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.context import AccountView, Orders, Outlook, Signal, buy
+from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
+from tracepaper.strategies.types.decisions import (
     Action,
-    Closed,
     Fill,
     FillModel,
     Liquidity,
     OrderKind,
     OrderRole,
-    Side,
 )
+from tracepaper.strategies.types.market import Closed, Side
 
 SEEN: list[AccountView | None] = []
 MINUTE = 60_000

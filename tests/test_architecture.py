@@ -19,7 +19,7 @@ def rows() -> Counter[str]:
     for line in TEXT.splitlines():
         if heading := re.fullmatch(r"#{2,3} (?:(\w+)/|.*)", line):
             package = folder = heading.group(1) or ""
-        elif inner := re.match(r"\| \*\*`(\w+)/`\*\* \|", line):
+        elif inner := re.match(r"\| \*\*`([\w/]+)/`\*\* \|", line):
             folder = f"{package}/{inner.group(1)}"
         elif package and line.startswith("| `"):
             first_cell = line.split("|")[1]
@@ -48,7 +48,7 @@ def test_every_file_that_the_plan_names_exists() -> None:
         re.findall(r"`((?:daemon|replay|storage|strategies|tests|deploy)/[\w/]+\.\w+)`", TEXT)
     )
     named |= set(re.findall(r"\]\(([^)#]+)\)", TEXT))
-    assert "daemon/engine/runner.py" in named
+    assert "daemon/session/loop.py" in named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
 
 
@@ -59,9 +59,7 @@ def test_the_tests_that_the_plan_names_exist() -> None:
 
 
 def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
-    source = " ".join(
-        (ROOT / "daemon" / "engine" / "runner.py").read_text(encoding="utf-8").split()
-    )
+    source = " ".join((ROOT / "daemon" / "session" / "loop.py").read_text(encoding="utf-8").split())
     shown = re.search(r"async for unit in _gathered.*?```", TEXT, re.DOTALL)
     assert shown is not None
     for line in shown.group(0).removesuffix("```").splitlines():

@@ -29,35 +29,25 @@ from daemon_under_test import (
     settings,
 )
 
-from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.config.text import render
-from tracepaper.daemon.engine.runner import GROUP_STEPS
+from tracepaper.daemon.config.loading import load, render
 from tracepaper.daemon.http.client import ask, token_file
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.terminal import log as log_lines
+from tracepaper.daemon.session.loop import GROUP_STEPS
+from tracepaper.daemon.terminal import console as log_lines
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
-from tracepaper.storage.lock import holder_of
-from tracepaper.storage.retention import backup
+from tracepaper.storage.database.lock import holder_of
+from tracepaper.storage.maintenance import backup
+from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import (
     AuditUnwritable,
     ConfigInvalid,
     Fatal,
     StrategyFailed,
 )
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Percent, Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import (
-    Action,
-    Bar,
-    Forecast,
-    Gap,
-    GapCause,
-    ModelChange,
-    RunKind,
-    Step,
-)
+from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
+from tracepaper.strategies.types.decisions import Action, Forecast, Step
+from tracepaper.strategies.types.market import Bar, Gap, GapCause, ModelChange, RunKind
 
 
 def candle(**changes: Any) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from forging import rechain
 
 import tracepaper
 from tracepaper import Action, Cancel, Orders, Outlook, Percent, Signal, Strategy, buy
-from tracepaper.replay.python import Backtest
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
+from tracepaper.replay.api import Backtest
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid, StrategyFailed
 
 MINUTE = 60_000

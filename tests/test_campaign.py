@@ -11,24 +11,13 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from storage_cases import run, write_run
 
+from tracepaper.daemon.broker import matching
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine import matching
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import (
-    Action,
-    Bar,
-    Event,
-    FillModel,
-    Gap,
-    GapCause,
-    OrderRole,
-    OrderStatus,
-    Source,
-    Step,
-)
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Source
 
 BITCOIN, ETHER = instrument(), instrument("ETHUSDT")
 KEY = ETHER.id

@@ -12,8 +12,8 @@ from programs import ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PLACES = {
-    "A gate": ("strategies.gates",),
-    "A column": ("storage.columns",),
+    "A gate": ("strategies.gates.declared",),
+    "A column": ("storage.record.columns",),
     "A figure or a table of the report": ("replay.report.figures",),
     "A key of the configuration": ("daemon.config.sections",),
     "A kind of candle file": ("replay.archive.formats",),
@@ -21,7 +21,7 @@ PLACES = {
         "replay.exchange.answers",
         "replay.exchange.fault_kinds",
     ),
-    "A feature, a label, a loss, a baseline": ("strategies.features_v2", "replay.training.losses"),
+    "A feature, a label, a loss, a baseline": ("strategies.features.v2", "replay.training.losses"),
     "A backend, an encoding, a network": (
         "strategies.attention.backends",
         "strategies.networks.encodings",
@@ -71,5 +71,5 @@ def test_a_name_that_is_gone_would_be_found() -> None:
 def test_every_file_and_test_of_the_table_exists() -> None:
     rows = [line for line in TEXT.splitlines() if line.startswith("| a ")]
     named = {name for row in rows for name in re.findall(r"`([\w/]+/[\w.]*)`", row)}
-    assert "strategies/gates.py" in named
+    assert "strategies/gates/declared.py" in named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -13,12 +13,15 @@ from test_recovery import Process, configured, essence, events, live
 
 from tracepaper.daemon.session.user_class import make_own, user_portfolio, user_strategy
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.declared_state import DeclaredState
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import (
+    DeclaredState,
+    PortfolioMember,
+    PortfolioStrategy,
+    Strategy,
+)
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
-from tracepaper.strategies.portfolio import PortfolioMember, PortfolioStrategy
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import FillModel
+from tracepaper.strategies.types.decisions import FillModel
 
 COUNTS = """
 from msgspec import Struct

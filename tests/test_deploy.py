@@ -20,11 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load
-from tracepaper.daemon.http.metrics import registry_of
-from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.monitor import Monitor, registry_of
 from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
-from tracepaper.strategies.gates import gate_order
-from tracepaper.strategies.types import Position
+from tracepaper.strategies.gates.gate import gate_order
+from tracepaper.strategies.types.decisions import Position
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

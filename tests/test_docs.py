@@ -14,7 +14,7 @@ from generated import GENERATED
 from programs import ROOT
 
 import tracepaper
-from tracepaper.strategies.gates import gate_order
+from tracepaper.strategies.gates.gate import gate_order
 
 PAGES: Final = {page.name: page.read_text("utf-8") for page in sorted(ROOT.glob("docs/*.md"))}
 RULE: Final = re.compile(r"^\*\*([A-Z])(\d+)\.\*\*", re.MULTILINE)

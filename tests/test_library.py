@@ -20,24 +20,22 @@ from programs import ROOT
 from readme import blocks
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.bench.workloads import FORMS
 from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.baselines import BASELINES
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
-from tracepaper.strategies.attention import backends, products
+from tracepaper.strategies.attention import backends, rollout_kernels
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.rollout import RolloutOptions
-from tracepaper.strategies.books import KIND
-from tracepaper.strategies.forecasters.row_models import ROW_KINDS
+from tracepaper.strategies.forecasters.tabular import ROW_KINDS
 from tracepaper.strategies.networks import encodings
-from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.clocks import CLOCKS
-from tracepaper.strategies.networks.crossasset import KINDS, CrossAssetConfig
-from tracepaper.strategies.networks.encodings import ENCODINGS, Encoding
-from tracepaper.strategies.networks.heads import HEADS
-from tracepaper.strategies.networks.looked import METHODS
-from tracepaper.strategies.networks.workloads import FORMS
+from tracepaper.strategies.networks.architecture import HEADS, network_kinds
+from tracepaper.strategies.networks.attribution import METHODS
+from tracepaper.strategies.networks.cross_asset import KINDS, CrossAssetConfig
+from tracepaper.strategies.networks.encodings import CLOCKS, ENCODINGS, Encoding
+from tracepaper.strategies.order_book import KIND
 
 pytestmark = pytest.mark.slow
 
@@ -108,7 +106,7 @@ def registered_names() -> dict[str, Iterable[str]]:
         ],
         "Diagnostics": [*BASELINES, *Rule],
         "Plots": charts(),
-        "Calls": [*attention.__all__, *(set(products.BACKENDS) - {"reference"})],
+        "Calls": [*attention.__all__, *(set(rollout_kernels.BACKENDS) - {"reference"})],
     }
 
 

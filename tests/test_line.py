@@ -14,30 +14,31 @@ from builders import MINUTE, START_MS, bars, explanation, forecast, instrument, 
 from fakes import FixedForecaster, ScriptedFeed
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.runner import drive
 from tracepaper.daemon.session.build import resolved
-from tracepaper.daemon.session.open import Opened, Opening, open_run
-from tracepaper.daemon.session.predictor import InlinePredictor
+from tracepaper.daemon.session.loop import InlinePredictor, drive
+from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.types import (
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import (
+    FillModel,
+    Forecast,
+    Prediction,
+    PredictionTimeout,
+    Step,
+)
+from tracepaper.strategies.types.market import (
     Bar,
-    Calibration,
     Command,
     CommandKind,
     Event,
-    FillModel,
-    Forecast,
     Funding,
     Gap,
     GapCause,
     InstrumentChange,
     Mark,
-    Prediction,
-    PredictionTimeout,
     RunKind,
-    Step,
 )
 
 GOLDEN = Path(__file__).parent / "data" / "golden_line.jsonl"

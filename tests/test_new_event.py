@@ -14,10 +14,11 @@ from programs import ROOT
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.storage import rows
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.types import Closed, Event, FillModel, Prune, RunEnd
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record import rows
+from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.strategies.types.market import Closed, Event, Prune, RunEnd
 
 
 class Outage(Struct, frozen=True):

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Bar, FillModel, Step
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action, FillModel, Step
+from tracepaper.strategies.types.market import Bar
 
 
 class Leaky(Strategy):

@@ -21,13 +21,14 @@ from programs import ROOT, run
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import ModelChange, Step
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import ModelChange
 
 SAMPLE: Final = str(ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz")
 EXAMPLES: Final = ROOT / "strategies" / "examples"

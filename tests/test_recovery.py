@@ -18,25 +18,23 @@ from fakes import FixedForecaster
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.session.build import build_engine, resolved
-from tracepaper.daemon.session.open import Opened, Opening, open_run
-from tracepaper.daemon.session.predictor import InlinePredictor
-from tracepaper.replay.checks.culprit import KEEPS_STATE, Culprit
+from tracepaper.daemon.session.loop import InlinePredictor
+from tracepaper.daemon.session.resume import Opened, Opening, open_run
+from tracepaper.replay.checks.diagnosis import KEEPS_STATE, Culprit
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types import (
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import FillModel, Forecast, Step
+from tracepaper.strategies.types.market import (
     Bar,
-    Calibration,
     Event,
-    FillModel,
-    Forecast,
     Instrument,
     InstrumentChange,
     Mark,
     RunKind,
-    Step,
 )
 
 CALIBRATION = Calibration(

@@ -14,8 +14,8 @@ import pytest
 
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import checkpoints
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import backup
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.errors import CheckpointMismatch
 
 RUNBOOK = Path(__file__).parents[1] / "deploy" / "RUNBOOK.md"

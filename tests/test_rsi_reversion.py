@@ -19,14 +19,14 @@ from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.report.document import build_report
-from tracepaper.replay.report.price_charts import price_chart
+from tracepaper.replay.report.charts import price_chart
+from tracepaper.replay.report.report import build_report
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 
 EXAMPLE = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 OPTIONS = {"bars": 3, "low": 40, "high": 60, "stop": 0.03, "losses": 2, "pause": 6}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from tracepaper.strategies.market import to_step, to_tick
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Cancel, OrderRequest, Orders, Percent, Signal
-from tracepaper.strategies.strategy import CORE_GATES, Strategy
-from tracepaper.strategies.types import Action, OrderKind, Side
+from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, Outlook, Percent, Signal
+from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
+from tracepaper.strategies.types.decisions import Action, OrderKind
+from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.units import to_step, to_tick
 
 MINUTE = 60_000
 

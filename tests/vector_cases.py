@@ -9,8 +9,8 @@ from typing import Any
 import models
 
 from tracepaper.storage import checkpoints
-from tracepaper.strategies.features import schema
-from tracepaper.strategies.networks.trading import TradingConfig, by_names
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.networks.multimodal import TradingConfig, by_names
 
 NAMES = (*schema("v1").names, "vector_mood", "vector_age")
 CONTEXT = 512 + 8

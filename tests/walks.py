@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tracepaper.strategies.types import Bar, Source
+from tracepaper.strategies.types.market import Bar, Source
 
 MINUTE_MS = 60_000
 START_MS = 1_746_400_320_000

@@ -8,7 +8,7 @@ stand in the order in which the exchange usually sends them, which msgspec reads
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Raw, Struct, field
@@ -276,3 +276,10 @@ def topic_of(frame: bytes) -> str:
         return decode_head(frame).topic
     except (ValueError, RecursionError):
         return ""
+
+
+class Refused(NamedTuple):
+    """An error of the exchange."""
+
+    code: int
+    message: str

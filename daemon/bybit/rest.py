@@ -18,8 +18,8 @@ import msgspec
 from aiolimiter import AsyncLimiter
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.candles import candle_reader
 from tracepaper.daemon.bybit.instruments import (
+    candle_reader,
     decimals_needed,
     exact,
     exact_signed,
@@ -27,9 +27,9 @@ from tracepaper.daemon.bybit.instruments import (
     read_instruments,
     risk_tier,
 )
-from tracepaper.daemon.bybit.retry import Cooldown, RestartBudget, is_loopback, retry
+from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.engine.ports import Clock
+from tracepaper.daemon.feed.client import Cooldown, RestartBudget, is_loopback, retry
 from tracepaper.strategies.errors import (
     ConfigInvalid,
     FeedLost,
@@ -37,15 +37,8 @@ from tracepaper.strategies.errors import (
     InvariantBroken,
     MessageMalformed,
 )
-from tracepaper.strategies.types import (
-    MONEY_DECIMALS,
-    Bar,
-    Category,
-    Funding,
-    Instrument,
-    RiskTier,
-    Source,
-)
+from tracepaper.strategies.types.market import Bar, Category, Funding, Instrument, RiskTier, Source
+from tracepaper.strategies.units import MONEY_DECIMALS
 
 # ---------------------------------------------------------------- bodies
 #

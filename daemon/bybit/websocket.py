@@ -19,10 +19,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
-from tracepaper.daemon.bybit.depth import DepthRequest, DepthSampler
 from tracepaper.daemon.bybit.instruments import interval_name
 from tracepaper.daemon.bybit.messages import StreamRequest, encode, topic_of
-from tracepaper.daemon.bybit.retry import Cooldown, is_loopback, retry
+from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
 from tracepaper.daemon.bybit.wire import (
     Ack,
     Book,
@@ -35,8 +34,9 @@ from tracepaper.daemon.bybit.wire import (
     Unknown,
     Wire,
 )
+from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.engine.ports import Clock
+from tracepaper.daemon.feed.client import Cooldown, is_loopback, retry
 from tracepaper.strategies.errors import (
     ConfigInvalid,
     Fatal,
@@ -45,7 +45,7 @@ from tracepaper.strategies.errors import (
     MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types import (
+from tracepaper.strategies.types.market import (
     Bar,
     Category,
     Depth,

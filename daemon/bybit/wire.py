@@ -20,8 +20,9 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.candles import ReadCandle, candle_reader
 from tracepaper.daemon.bybit.instruments import (
+    ReadCandle,
+    candle_reader,
     exact,
     exact_signed,
     interval_name,
@@ -34,11 +35,9 @@ from tracepaper.daemon.bybit.messages import (
     TickerFrame,
     decode_kline,
 )
-from tracepaper.daemon.engine.plausible import largest_rate
+from tracepaper.daemon.engine.price_checks import largest_rate
 from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.types import (
-    MONEY_DECIMALS,
+from tracepaper.strategies.types.market import (
     Bar,
     Category,
     Depth,
@@ -49,6 +48,7 @@ from tracepaper.strategies.types import (
     Source,
     Trade,
 )
+from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS
 
 EARLY_MS: Final = 1_000
 """A closing frame may be dated this long before the close; an earlier one closes nothing."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from tracepaper.storage.reader import Located
+    from tracepaper.storage.database.reader import Located
 
 DatabaseOption = Annotated[
     Path | None,
@@ -118,7 +118,7 @@ def database_path(db: Path | None, config: Path | None = None) -> Path:
 
 def say(text: str, *, err: bool = False) -> None:
     """Print *text*, which may hold stored words: its control characters are written as text."""
-    from tracepaper.strategies.words import visible
+    from tracepaper.strategies.units import visible
 
     typer.echo(visible(text), err=err)
 
@@ -133,7 +133,7 @@ def print_json(document: object) -> None:
 
 def located(run: str, database: Path | None) -> Located:
     """Find the run that *run* names, and warn on stderr where it plainly lacks something."""
-    from tracepaper.storage.reader import resolve
+    from tracepaper.storage.database.reader import resolve
 
     found = resolve(database, run)
     if found.damage:

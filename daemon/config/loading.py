@@ -1,4 +1,4 @@
-"""One frozen, checked ``Config``: a TOML file, environment variables and keyword overrides.
+"""One frozen, checked ``Config`` of a TOML file, the environment and overrides; and its text.
 
 Later wins: defaults, what the data say, the file, ``TRACEPAPER_SECTION__KEY``, the command
 line. Whatever cannot be used is refused by ``ConfigInvalid`` with one sentence that names where
@@ -17,10 +17,12 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import wrap
 from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from tracepaper.daemon.config.sections import (
@@ -36,16 +38,15 @@ from tracepaper.daemon.config.sections import (
     RegimeSection,
     RetrainSection,
     RiskSection,
-    Section,
     SizingSection,
     StorageSection,
     StrategySection,
 )
-from tracepaper.daemon.config.values import allowed, canonical, interval_name, is_table
+from tracepaper.daemon.config.values import Section, allowed, canonical, interval_name, is_table
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.market import DAY_MS, INTERVALS, bars_in, time_of
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, time_of
 
 DEFAULT_FILE: Final = "tracepaper.toml"
 PREFIX: Final = "TRACEPAPER_"
@@ -425,3 +426,72 @@ def _json(document: object) -> str:
     return json.dumps(
         document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str
     )
+
+
+WIDTH: Final = 96
+HEADER: Final = f"""\
+# The configuration of tracepaper: every key with its meaning, its limits and its default.
+# Each key can also be given as an environment variable, {PREFIX}SECTION__KEY, which wins.
+# Money and rates are written as text, exactly. Keys that stand behind a # are absent by default.
+# `tracepaper config check` reads this file without starting anything.
+"""
+
+
+def render(config: Config) -> str:
+    """Return *config* as TOML, without comments and without keys that are absent."""
+    sections = (
+        f"[{name}]\n"
+        + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
+        for name, table in config.document().items()
+    )
+    return "\n".join(sections)
+
+
+def example() -> str:
+    """Return a complete configuration file in which every key is documented."""
+    return HEADER + "".join(_section(name, model) for name, model in SECTIONS.items())
+
+
+def _section(name: str, model: type[BaseModel]) -> str:
+    lines = ["", *_comment(model.__doc__ or ""), f"[{name}]"]
+    for key, field in model.model_fields.items():
+        lines += _comment(f"{field.description} {_limits(field)}".rstrip())
+        absent = "# " if field.default is None else ""
+        lines.append(f"{absent}{key} = {_value(key, field)}")
+    return "\n".join(lines) + "\n"
+
+
+def _value(key: str, field: FieldInfo) -> str:
+    """Return the default of *field* as TOML; where there is none, its example."""
+    default = canonical(field.get_default(call_default_factory=True))
+    if default is None:
+        assert field.examples, f"{key} is absent by default: give its field an example"
+        default = field.examples[0]
+    return _toml(default)
+
+
+def _toml(value: object) -> str:
+    """Write one value; JSON and TOML agree on all but tables."""
+    match value:
+        case dict():
+            pairs = (f"{json.dumps(name)} = {_toml(item)}" for name, item in value.items())
+            return "{" + ", ".join(pairs) + "}"
+        case list():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case _:
+            return json.dumps(value, ensure_ascii=False)
+
+
+def _limits(field: FieldInfo) -> str:
+    """Say the limits that the description leaves out."""
+    words = allowed(field.annotation, field.metadata)
+    for start in (" from ", " above ", "one of "):
+        _, found, rest = words.partition(start)
+        known = all(name in (field.description or "") for name in rest.split(", "))
+        if found and not known:
+            return f"{start.strip().capitalize()} {rest}."
+    return ""
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in wrap(text, WIDTH)]

@@ -12,12 +12,10 @@ import re
 import warnings
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
     create_model,
@@ -32,7 +30,10 @@ from tracepaper.daemon.config.values import (
     Duration,
     Exact,
     Fraction,
+    GateThresholds,
     Positive,
+    RiskThresholds,
+    Section,
     Threshold,
     address,
     interval_name,
@@ -40,16 +41,14 @@ from tracepaper.daemon.config.values import (
     several,
     symbol_names,
 )
-from tracepaper.strategies.gates import GATES, ThresholdForm, ThresholdKey, gate_order
-from tracepaper.strategies.market import (
+from tracepaper.strategies.builtin import TREND
+from tracepaper.strategies.units import (
     BASE_FEES,
     DAY_MS,
     INTERVALS,
-    YEAR_MS,
     interval_text,
     time_of,
 )
-from tracepaper.strategies.trend import TREND
 
 MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 SQLITE: Final = "sqlite:///"
@@ -70,27 +69,6 @@ _SYMBOL: Final = re.compile(r"^[A-Z0-9][A-Z0-9-]{1,39}$")
 _SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 
 RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
-
-
-class Section(BaseModel):
-    """A frozen table of the file; keys that it does not know are refused.
-
-    ``decides`` says whether its keys decide a run: they are then part of ``config_sha256``.
-    """
-
-    decides: ClassVar[bool] = True
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_numbers(cls, value: object, info: ValidationInfo) -> object:
-        field = cls.model_fields[info.field_name or ""]
-        if isinstance(value, bool) and field.annotation is not bool:
-            raise ValueError("write a value that is not true or false")
-        return value
 
 
 class MarketSection(Section):
@@ -416,40 +394,6 @@ class FeaturesSection(FeatureSchemaName):
         """The schema that is named here, if one is."""
         named: str | None = self.__dict__["schema"]
         return named
-
-
-_FORMS: Final[dict[ThresholdForm, Any]] = {
-    ThresholdForm.MILLISECONDS: Annotated[int, Field(ge=0, le=YEAR_MS)],
-    ThresholdForm.NUMBER: Positive,
-    ThresholdForm.QUANTILE: Threshold,
-    ThresholdForm.SHARE: Annotated[Exact, Field(gt=0, le=1)],
-    ThresholdForm.COUNT: Annotated[int, Field(ge=1, le=1_000_000)],
-}
-
-
-def _thresholds(section: str) -> type[Section]:
-    """Return the keys of *section* that the gates declare, as fields; absent ones are None."""
-    fields: dict[str, Any] = {}
-    for name in gate_order():
-        key = GATES[name].threshold
-        if isinstance(key, ThresholdKey) and GATES[name].section == section:
-            form = _FORMS[key.form]
-            default: Any = key.default
-            if key.default is not None and key.form in {ThresholdForm.NUMBER, ThresholdForm.SHARE}:
-                default = Decimal(key.default)
-            fields[key.name] = (
-                form if key.default is not None else form | None,
-                Field(default, description=key.words, examples=[key.example]),
-            )
-    made: type[Section] = create_model(f"{section.title()}Thresholds", __base__=Section, **fields)
-    return made
-
-
-if TYPE_CHECKING:  # a checker reads no fields that are made
-    GateThresholds = Section
-    RiskThresholds = Section
-else:
-    GateThresholds, RiskThresholds = _thresholds("gate"), _thresholds("risk")
 
 
 class GateSection(GateThresholds):

@@ -7,15 +7,43 @@ import re
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from types import NoneType, UnionType
-from typing import Annotated, Final, Literal, TypeGuard, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Final,
+    Literal,
+    TypeGuard,
+    Union,
+    get_args,
+    get_origin,
+)
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
-from tracepaper.strategies.gates import AUTO
-from tracepaper.strategies.market import INTERVAL_NAMES, MINUTE_MS, UNITS_MS, time_of
-from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE
+from tracepaper.strategies.gates.gate import AUTO, GATES, ThresholdForm, ThresholdKey, gate_order
+from tracepaper.strategies.units import (
+    INTERVAL_NAMES,
+    MINUTE_MS,
+    MONEY_DECIMALS,
+    MONEY_LIMIT,
+    MONEY_SCALE,
+    UNITS_MS,
+    YEAR_MS,
+    time_of,
+)
 
 MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
 CASH_MAX: Final = MONEY_MAX // 2
@@ -218,3 +246,58 @@ def _range(metadata: Iterable[object]) -> str:
                     bounds.setdefault(name, limit)
     words = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
     return "".join(" " + words[name].format(bounds[name]) for name in words if name in bounds)
+
+
+class Section(BaseModel):
+    """A frozen table of the file; keys that it does not know are refused.
+
+    ``decides`` says whether its keys decide a run: they are then part of ``config_sha256``.
+    """
+
+    decides: ClassVar[bool] = True
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_numbers(cls, value: object, info: ValidationInfo) -> object:
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("write a value that is not true or false")
+        return value
+
+
+_FORMS: Final[dict[ThresholdForm, Any]] = {
+    ThresholdForm.MILLISECONDS: Annotated[int, Field(ge=0, le=YEAR_MS)],
+    ThresholdForm.NUMBER: Positive,
+    ThresholdForm.QUANTILE: Threshold,
+    ThresholdForm.SHARE: Annotated[Exact, Field(gt=0, le=1)],
+    ThresholdForm.COUNT: Annotated[int, Field(ge=1, le=1_000_000)],
+}
+
+
+def _thresholds(section: str) -> type[Section]:
+    """Return the keys of *section* that the gates declare, as fields; absent ones are None."""
+    fields: dict[str, Any] = {}
+    for name in gate_order():
+        key = GATES[name].threshold
+        if isinstance(key, ThresholdKey) and GATES[name].section == section:
+            form = _FORMS[key.form]
+            default: Any = key.default
+            if key.default is not None and key.form in {ThresholdForm.NUMBER, ThresholdForm.SHARE}:
+                default = Decimal(key.default)
+            fields[key.name] = (
+                form if key.default is not None else form | None,
+                Field(default, description=key.words, examples=[key.example]),
+            )
+    made: type[Section] = create_model(f"{section.title()}Thresholds", __base__=Section, **fields)
+    return made
+
+
+if TYPE_CHECKING:  # a checker reads no fields that are made
+    GateThresholds = Section
+    RiskThresholds = Section
+else:
+    GateThresholds, RiskThresholds = _thresholds("gate"), _thresholds("risk")

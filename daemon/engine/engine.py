@@ -14,8 +14,11 @@ from typing import Final, NamedTuple, assert_never
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.account import PaperAccount
-from tracepaper.daemon.engine.execution import TrueRange
+from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.execution import TrueRange
+from tracepaper.daemon.broker.exit_orders import DayRange, Plan
+from tracepaper.daemon.broker.matching import Met, matters_from, touched
+from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Latency, Sent
 from tracepaper.daemon.engine.instrument_state import (
     INTEGRITY,
     JUDGEMENT,
@@ -24,57 +27,67 @@ from tracepaper.daemon.engine.instrument_state import (
     checked,
     is_entry,
 )
-from tracepaper.daemon.engine.matching import Met, matters_from, touched
-from tracepaper.daemon.engine.orders import FLATTEN, UNCHANGED, Latency, Sent
-from tracepaper.daemon.engine.plausible import PLAIN, Price, PriceBelief
-from tracepaper.daemon.engine.protection import DayRange, Plan
+from tracepaper.daemon.engine.price_checks import PLAIN, Price, PriceBelief
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import EngineSettings, EngineState, ModelTerms
-from tracepaper.daemon.engine.twins import BUY_AND_HOLD, COUNTED, RANDOM_GATE, TwinBasis
-from tracepaper.strategies.declared_state import DeclaredState
-from tracepaper.strategies.frames import FrameRange, Row
-from tracepaper.strategies.gate_evaluator import GateEvaluator
-from tracepaper.strategies.gates import warm
-from tracepaper.strategies.portfolio import NOT_NAMED, PortfolioMember, portfolio_of
-from tracepaper.strategies.signals import Orders, Signal
-from tracepaper.strategies.sizing import Sizer
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import (
+from tracepaper.daemon.engine.state import (
+    BUY_AND_HOLD,
+    COUNTED,
+    RANDOM_GATE,
+    EngineSettings,
+    EngineState,
+    ModelTerms,
+    TwinBasis,
+)
+from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.sizing import Sizer
+from tracepaper.strategies.api.strategy import (
+    NOT_NAMED,
+    DeclaredState,
+    PortfolioMember,
+    Strategy,
+    portfolio_of,
+)
+from tracepaper.strategies.api.timeframes import FrameRange, Row
+from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.gates.evaluator import GateEvaluator
+from tracepaper.strategies.types.decisions import (
     Action,
+    Confirmation,
+    Decision,
+    Fill,
+    FillModel,
+    Forecast,
+    GateSet,
+    LedgerEntry,
+    Order,
+    Position,
+    Prediction,
+    Regime,
+    SinceDecided,
+    Step,
+    TwinStep,
+)
+from tracepaper.strategies.types.market import (
     Bar,
     Closed,
     Command,
     CommandKind,
-    Confirmation,
-    Decision,
     Depths,
     Event,
-    Fill,
-    FillModel,
-    Forecast,
     FrameBar,
     Funding,
     Gap,
-    GateSet,
     Instrument,
     InstrumentChange,
-    LedgerEntry,
     Mark,
     ModelChange,
-    Order,
-    Position,
-    Prediction,
     Prune,
     Quote,
     Reading,
-    Regime,
     Retrained,
     RunEnd,
-    SinceDecided,
-    Step,
     Timer,
     Trade,
-    TwinStep,
 )
 
 STATE_EVERY_STEPS: Final = 1_024

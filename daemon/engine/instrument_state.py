@@ -9,59 +9,69 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.account import PaperAccount
-from tracepaper.daemon.engine.execution import RANGE_BARS
-from tracepaper.daemon.engine.orders import Broker
-from tracepaper.daemon.engine.protection import DayRange
+from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.execution import RANGE_BARS
+from tracepaper.daemon.broker.exit_orders import DayRange
+from tracepaper.daemon.broker.orders import Broker
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
-from tracepaper.daemon.engine.twins import RANDOM_GATE
-from tracepaper.storage.digest import DecisionHash, WindowHash
-from tracepaper.strategies.account_view import AccountView, account_view
-from tracepaper.strategies.book_record import BookRecord
-from tracepaper.strategies.declared_state import DeclaredState
-from tracepaper.strategies.frames import (
+from tracepaper.daemon.engine.state import RANDOM_GATE, EngineSettings, ModelTerms
+from tracepaper.storage.record.digest import DecisionHash, WindowHash
+from tracepaper.strategies.api.context import (
+    AccountView,
+    BarRecord,
+    Cancel,
+    Note,
+    OrderRequest,
+    Orders,
+    Outlook,
+    Sight,
+    Signal,
+    account_view,
+    is_protected,
+)
+from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, SizingAccount
+from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, Strategy, remembered
+from tracepaper.strategies.api.timeframes import (
     FrameRange,
     HigherBars,
     Row,
     frame_bars,
     open_frames_ms,
 )
-from tracepaper.strategies.gate_evaluator import (
+from tracepaper.strategies.gates.declared import plausible
+from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_BARS,
     YARDSTICK_LEAST,
     GateEvaluator,
     Plausibility,
     is_finite_forecast,
+    next_regime,
 )
-from tracepaper.strategies.gates import GateInputs, GateKind, gate_order, plausible, refusal
-from tracepaper.strategies.market import DAY_MS, interval_start, unscaled
-from tracepaper.strategies.outlook import BarRecord, Outlook, Sight
-from tracepaper.strategies.portfolio import PortfolioMember
-from tracepaper.strategies.regime import next_regime
-from tracepaper.strategies.signals import Cancel, Note, OrderRequest, Orders, Signal, is_protected
-from tracepaper.strategies.sizing import NO_ACCOUNT, Sizer, SizingAccount
-from tracepaper.strategies.splits import WATCHED_SESSIONS, SplitWatch
-from tracepaper.strategies.strategy import Strategy, remembered
-from tracepaper.strategies.types import (
-    BY_REST,
+from tracepaper.strategies.gates.gate import GateInputs, GateKind, gate_order, refusal
+from tracepaper.strategies.order_book import BookRecord
+from tracepaper.strategies.sessions import WATCHED_SESSIONS, SplitWatch
+from tracepaper.strategies.types.decisions import (
     Action,
-    Bar,
-    Category,
     Decision,
     DecisionOutcome,
-    Depths,
     FillModel,
     Forecast,
+    Prediction,
+    PredictionTimeout,
+    Regime,
+)
+from tracepaper.strategies.types.market import (
+    BY_REST,
+    Bar,
+    Category,
+    Depths,
     FrameBar,
     Gap,
     Instrument,
-    Prediction,
-    PredictionTimeout,
     Quote,
-    Regime,
     Side,
 )
+from tracepaper.strategies.units import DAY_MS, interval_start, unscaled
 
 _NO_ORDERS: Final = Orders((), "")
 INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))

@@ -11,9 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.strategies.calendar import Calendar
-from tracepaper.strategies.gates import (
-    GateInputs,
+from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,
     risk_drawdown,
@@ -22,9 +20,9 @@ from tracepaper.strategies.gates import (
     risk_leverage,
     risk_losing_streak,
 )
-from tracepaper.strategies.market import DAY_MS, HOUR_MS
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
+from tracepaper.strategies.gates.gate import GateInputs
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.decisions import (
     Account,
     Fill,
     Order,
@@ -32,6 +30,7 @@ from tracepaper.strategies.types import (
     OrderStatus,
     Position,
 )
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
 
 STOPS: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDATION})
 """Roles of the orders whose fill begins a cooldown."""

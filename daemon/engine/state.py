@@ -1,22 +1,75 @@
-"""What the engine is given once, and what it carries from step to step."""
+"""What the engine is given once, what it carries from step to step, and its shadow accounts.
+
+``ungated`` follows every signal. ``random_gate`` follows as many as the judgement gates let through
+on the card's calibration slice, or in the run so far, drawn by chance. ``buy_and_hold`` holds as
+much as the run did so far, in the mean.
+
+The rules are docs/decisions.md, G18.
+"""
 
 from __future__ import annotations
+
+from hashlib import sha256
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.engine.account import AccountState
-from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.daemon.engine.orders import FILL_WITHIN_MS
-from tracepaper.daemon.engine.plausible import AGREE_WITHIN_MS, USUAL_RANGES
+from tracepaper.daemon.broker.account import AccountState
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.orders import FILL_WITHIN_MS
+from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES
 from tracepaper.daemon.engine.risk import RiskState
-from tracepaper.daemon.engine.twins import TwinBasis
-from tracepaper.strategies.calendar import Calendar
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.fitted import FittedConfidence, RegimeCells
-from tracepaper.strategies.gate_evaluator import GateEvaluator
-from tracepaper.strategies.regime import RegimeBounds
-from tracepaper.strategies.types import FillModel, Regime
+from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.calibration import FittedConfidence, RegimeCells
+from tracepaper.strategies.types.decisions import FillModel, Regime
+
+UNGATED: Final = "ungated"
+RANDOM_GATE: Final = "random_gate"
+BUY_AND_HOLD: Final = "buy_and_hold"
+TWINS: Final = {
+    UNGATED: "the same forecasts without the judgement gates",
+    RANDOM_GATE: (
+        "the same forecasts, let through by chance as often as the run's gates did so far, or as "
+        "the card counted on its calibration slice, where a warning of the run says so"
+    ),
+    BUY_AND_HOLD: "held long at the run's mean exposure so far",
+}
+"""Every twin by its name, and what it does."""
+COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
+"""Those that depend on what the run itself did before."""
+RANDOM_SEED: Final = 1
+_DRAWN: Final = 1 << 64
+
+
+class TwinBasis(Struct, frozen=True, array_like=True):
+    """What the run did with one instrument, over its bars so far that were no warm-up."""
+
+    bars: int = 0
+    judged: int = 0  # bars whose inputs could be believed
+    passed: int = 0  # of them those that no judgement gate refused
+    exposure: float = 0.0  # sum of the position's value by the equity, without its sign
+
+    def passes(self, instrument: str, open_time_ms: int, share: float | None = None) -> bool:
+        """Return whether chance lets the signal of a bar through: a function of these alone.
+
+        It passes with *share*, or with the run's own so far; of that the first signal passes,
+        since nothing was judged before it.
+        """
+        if share is None and not self.judged:
+            return True
+        drawn = sha256(f"{RANDOM_SEED}:{instrument}:{open_time_ms}:0".encode()).digest()[:8]
+        number = int.from_bytes(drawn, "big")
+        if share is not None:
+            return number < int(share * _DRAWN)
+        return number * self.judged < self.passed * _DRAWN
+
+    @property
+    def usual_exposure(self) -> float:
+        """The mean of the position's value by the equity; 0 before the first bar."""
+        return self.exposure / self.bars if self.bars else 0.0
 
 
 class EngineSettings(Struct, frozen=True):

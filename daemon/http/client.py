@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from tracepaper.storage.lock import Holder, holder_of
+from tracepaper.storage.database.lock import Holder, holder_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
 ANSWER_WITHIN_S: Final = 10.0

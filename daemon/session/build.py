@@ -8,6 +8,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts
+from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import (
     ORDERBOOK,
@@ -17,60 +19,51 @@ from tracepaper.daemon.config.sections import (
     RegimeSection,
 )
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.execution import RANGE_BARS, ExecutionCosts
-from tracepaper.daemon.engine.margin import MarginRules, tiers_of
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
-from tracepaper.daemon.session.orderbook import make_orderbook
-from tracepaper.daemon.session.together import make_together
+from tracepaper.daemon.session.models import make_orderbook, make_together
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import UserForecaster
-from tracepaper.strategies.calendar import Calendar, Sessions
+from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode, VolatilityKind
+from tracepaper.strategies.api.strategy import (
+    AttentionStrategy,
+    Forecaster,
+    Persistence,
+    PortfolioMember,
+    SmaCross,
+    Strategy,
+    declared_gates,
+    portfolio_of,
+    remembered,
+)
+from tracepaper.strategies.api.timeframes import frame_bars, frames_reach, refuse_frames
+from tracepaper.strategies.builtin import TREND, ForecastVolatility, SizedBy, TrendStrategy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.fitted import FittedConfidence, share_of
-from tracepaper.strategies.frames import frame_bars, frames_reach, refuse_frames
-from tracepaper.strategies.gate_evaluator import (
+from tracepaper.strategies.gates.declared import plausible, risk_volatility
+from tracepaper.strategies.gates.declared import regime as regime_gate
+from tracepaper.strategies.gates.evaluator import (
     GateEvaluator,
+    RegimeBounds,
     confidence_by,
     fitted_for,
     limits,
     threshold_of,
     thresholds_of,
 )
-from tracepaper.strategies.gates import GATES, MEASURES, GateKind, plausible, risk_volatility
-from tracepaper.strategies.gates import regime as regime_gate
-from tracepaper.strategies.market import (
+from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
+from tracepaper.strategies.sessions import Calendar, Sessions
+from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, share_of
+from tracepaper.strategies.types.decisions import FillModel, Regime, Run
+from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Category, Instrument
+from tracepaper.strategies.units import (
     BASE_FEES,
     HOUR_MS,
+    MONEY_DECIMALS,
     check_money,
     interval_text,
     scaled,
     time_of,
     unscaled,
 )
-from tracepaper.strategies.portfolio import PortfolioMember, portfolio_of
-from tracepaper.strategies.regime import RegimeBounds
-from tracepaper.strategies.sizing import Sizer, Sizing, SizingMode
-from tracepaper.strategies.strategy import (
-    AttentionStrategy,
-    Forecaster,
-    Persistence,
-    SmaCross,
-    Strategy,
-    declared_gates,
-    remembered,
-)
-from tracepaper.strategies.trend import TREND, ForecastVolatility, SizedBy, TrendStrategy
-from tracepaper.strategies.types import (
-    LEVERAGE_DECIMALS,
-    MONEY_DECIMALS,
-    Calibration,
-    Category,
-    FillModel,
-    Instrument,
-    Regime,
-    Run,
-)
-from tracepaper.strategies.volatility import VolatilityKind
 
 
 def needs_forecaster(config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""The only live module that names concrete classes: ``Daemon`` puts a run together and keeps it.
+"""``Daemon`` puts a run together and keeps it: the only live module that names concrete classes.
 
 One start is: lock the database, ask the exchange for its time and filters, build the engine, go on
 with the run that belongs to this configuration or open a new one, then drive the feed.
@@ -8,30 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
+import signal
+import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 from msgspec.structs import replace
 
-from tracepaper.daemon.bybit.feed import LiveFeed
 from tracepaper.daemon.bybit.instruments import closed
-from tracepaper.daemon.bybit.maintenance import ServerTimeReader
-from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.bybit.retry import Cooldown
-from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.clock import Clock, Predictor, SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.ports import Clock, Predictor
-from tracepaper.daemon.engine.runner import drive
+from tracepaper.daemon.feed.client import Cooldown, FeedStart
+from tracepaper.daemon.feed.feed import LiveFeed
+from tracepaper.daemon.feed.maintenance import ServerTimeReader
 from tracepaper.daemon.http.client import token_file, write_token
-from tracepaper.daemon.http.metrics import registry_of
-from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.monitor import Monitor, registry_of
 from tracepaper.daemon.http.server import HttpServer, metrics_listener
 from tracepaper.daemon.session.build import (
     margin_rules,
@@ -39,12 +39,11 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
-from tracepaper.daemon.session.models import (
-    load_forecaster,
-    recorded_forecaster,
-    warnings_for,
-)
-from tracepaper.daemon.session.open import (
+from tracepaper.daemon.session.covariates import newly_known
+from tracepaper.daemon.session.external_inputs import NewlyOpened
+from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
+from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
+from tracepaper.daemon.session.resume import (
     Opened,
     Opening,
     filters_for,
@@ -52,41 +51,75 @@ from tracepaper.daemon.session.open import (
     open_run,
     was_served,
 )
-from tracepaper.daemon.session.outside import NewlyOpened
-from tracepaper.daemon.session.predictor import NoModel, Worker, WorkerPredictor
-from tracepaper.daemon.session.preflight import (
+from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
+from tracepaper.daemon.session.run_row import (
     preflight_engine,
     refuse_shares,
     refuse_size,
     usage_errors,
 )
-from tracepaper.daemon.session.promotion import promoted_for
-from tracepaper.daemon.session.retrain import Retrainer, Service
-from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
-from tracepaper.daemon.session.vectors import newly_known
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.gate_evaluator import configured
-from tracepaper.strategies.gates import plausible
-from tracepaper.strategies.market import interval_start, interval_text, time_of
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.trend import TREND, windows_within
-from tracepaper.strategies.types import (
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.builtin import TREND, windows_within
+from tracepaper.strategies.gates.declared import plausible
+from tracepaper.strategies.gates.evaluator import configured
+from tracepaper.strategies.types.decisions import FillModel, Run, Step
+from tracepaper.strategies.types.market import (
     Category,
     Command,
     CommandKind,
     Event,
-    FillModel,
     FrameBar,
     Instrument,
     InstrumentChange,
     ModelChange,
-    Run,
     RunKind,
-    Step,
 )
-from tracepaper.strategies.words import minute_text
+from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+MODEL_THREAD: Final = "model"
+_UNENDING: Final = ("asyncio_", MODEL_THREAD)
+"""How threads are called that nobody can cancel: those of an event loop, and the model's."""
+
+T = TypeVar("T")
+
+
+def exit_zero_on_signals() -> None:
+    """Make SIGTERM and Ctrl-C end the process with 0 until a daemon takes over the signals.
+
+    Nothing is open yet, so nothing has to be closed.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: sys.exit(0))
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* in an event loop that is left open: closing it waits for its threads.
+
+    One of them may be asking for the address of a name, which takes as long as the resolver likes;
+    and where the machine starts no more threads, not even the wait can begin.
+    """
+    import asyncio
+
+    return asyncio.Runner().run(work)
+
+
+def exit_without_waiting(code: int) -> None:
+    """End the process at once with *code* where threads are left, of the model or an event loop.
+
+    Whatever was open is closed. A thread cannot be cancelled, and an interpreter that is taken
+    down around the model may crash.
+    """
+    if any(thread.name.startswith(_UNENDING) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
 
 BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_SAID_EVERY_S: Final = 60.0

@@ -113,7 +113,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _sqlite() -> Diagnosis:
-    from tracepaper.storage.database import sqlite_status
+    from tracepaper.storage.database.connection import sqlite_status
 
     status = sqlite_status()
     verdict = Verdict.OK if status.is_usable else Verdict.FAIL
@@ -145,8 +145,8 @@ def _configuration(config: Config) -> Diagnosis:
 
 
 def _database(database: Path) -> Diagnosis:
-    from tracepaper.storage.database import open_reader
-    from tracepaper.storage.lock import holder_of
+    from tracepaper.storage.database.connection import open_reader
+    from tracepaper.storage.database.lock import holder_of
 
     folder = database.absolute().parent
     if not os.access(folder, os.W_OK):
@@ -177,14 +177,14 @@ def _disk(database: Path) -> Diagnosis:
 def _attention(config: Config) -> Diagnosis:
     """Name the kernels there are, and what the configured checkpoint's network attends by."""
     from tracepaper.daemon.session.models import chosen_backend
-    from tracepaper.strategies.attention import kernels, native
+    from tracepaper.strategies.attention import compiled, kernels
 
     threads = f"{config.model.threads} of {os.cpu_count()} cores' threads"
     detail = (
         f"torch {metadata.version('torch')}, kernels on the processor: "
         f"{', '.join(kernels.available('cpu'))}; the model attends by {chosen_backend(config)} "
         f"(backend {config.model.backend}) on {config.model.device} with {threads}; compiled "
-        f"loops: {', '.join(native.available()) or 'none (make native builds them)'}"
+        f"loops: {', '.join(compiled.available()) or 'none (make native builds them)'}"
     )
     if config.model.threads > (os.cpu_count() or 1):
         return Diagnosis("attention", Verdict.WARN, f"{detail}; set [model] threads lower")
@@ -216,9 +216,9 @@ def _own_model(config: Config) -> Diagnosis:
 async def ask_exchange(config: Config) -> list[Diagnosis]:
     """Ask the configured exchange for its time and its symbols, once each."""
     from tracepaper.daemon.bybit.rest import RestClient
-    from tracepaper.daemon.bybit.retry import RestartBudget
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.strategies.types import Category
+    from tracepaper.daemon.feed.client import RestartBudget
+    from tracepaper.strategies.types.market import Category
 
     clock = SystemClock()
     exchange = config.exchange.model_copy(update={"ban_cooldown_s": 0.0, "backoff_max_s": 1.0})

@@ -1,29 +1,166 @@
-"""From ``[model]`` to a forecaster; torch is imported here and only when a model is wanted."""
+"""From ``[model]`` to a forecaster, over one symbol, several, or order books.
+
+torch is imported here only when such a strategy is wanted.
+
+It is the run's model, named by ``[model] checkpoint``. torch is imported here only when such a
+strategy is wanted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import TOGETHER, ExplanationSection
-from tracepaper.daemon.session.together import refuse_other_strategy, together_forecaster
-from tracepaper.daemon.session.user_model import UserForecaster, load_model
-from tracepaper.daemon.session.vectors import (
+from tracepaper.daemon.config.sections import BUILT_IN, TOGETHER, ExplanationSection
+from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_vectors,
     recorded_vectors,
     refuse_vectors,
     vectors_kept_as,
 )
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.strategy import Forecaster
+from tracepaper.daemon.session.user_model import UserForecaster, load_model
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.builtin import TogetherStrategy
+from tracepaper.strategies.errors import ConfigInvalid, shown
 
 if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.strategies.networks.looked import Way
-    from tracepaper.strategies.vectors import VectorSource
+    from tracepaper.strategies.covariates import VectorSource
+    from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
+    from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
+    from tracepaper.strategies.networks.attribution import Way
+
+
+def make_orderbook(config: Config) -> OrderBookStrategy:
+    """Return the strategy of the checkpoint that ``strategy.options.checkpoint`` names.
+
+    Raises ``ConfigInvalid`` for options, a symbol or depth that it was not made for, and
+    ``CheckpointMismatch`` for a folder whose weights and card do not belong together.
+    """
+    from tracepaper.storage.checkpoints import load
+    from tracepaper.strategies.forecasters.order_book import BookModel, OrderBookStrategy
+
+    found, chosen, market = load(checkpoint_folder(config)), config.strategy, config.market
+    model = BookModel.read(found.card, found.tensors, threads=config.model.threads)
+    traded = f"{market.category}:{', '.join(market.symbols)}"
+    if traded != model.instrument:
+        raise ConfigInvalid(
+            f"The orderbook checkpoint reads books of {model.instrument}, and the run trades "
+            f"{traded}; trade that alone, or train on books of this."
+        )
+    levels = model.config.levels
+    if market.depth < levels or market.depth_every_ms != model.every_ms:
+        raise ConfigInvalid(
+            f"The orderbook checkpoint reads {levels} levels each {model.every_ms:,} ms, and "
+            f"[market] has depth = {market.depth} and depth_every_ms = {market.depth_every_ms}; "
+            "set them so."
+        )
+    return OrderBookStrategy(model, chosen.options)
+
+
+def checkpoint_sha256(config: Config) -> str:
+    """Return the hash of the checkpoint's weights and card, as its card names it.
+
+    Loading compares the name with both, so a run goes on, and is verified, by the same ones alone.
+    """
+    from tracepaper.storage.checkpoints import read_card
+
+    return str(read_card(checkpoint_folder(config))["model"].get("sha256", ""))
+
+
+def checkpoint_folder(config: Config) -> Path:
+    """Return the folder that ``strategy.options.checkpoint`` names, by name or path."""
+    from tracepaper.storage.checkpoints import locate
+
+    given = config.strategy.options.get("checkpoint")
+    if not isinstance(given, str) or not given:
+        raise ConfigInvalid(
+            f"strategy.name '{config.strategy.name}' needs strategy.options.checkpoint, and it is "
+            f"{shown(given)}; name the folder that `tracepaper train` wrote."
+        )
+    return locate(given)
+
+
+def refuse_other_strategy(config: Config, kind: str) -> None:
+    """Raise ``ConfigInvalid`` where a checkpoint of *kind* cannot serve the configured strategy.
+
+    A user's own class may ask any model, one over several symbols too.
+    """
+    name = config.strategy.name
+    if name in TOGETHER and kind != name:
+        raise ConfigInvalid(
+            f"strategy.name '{name}' needs a checkpoint of that kind, and model.checkpoint "
+            f"{config.model.checkpoint} is of the kind {kind}; name another, or train one by "
+            f"`tracepaper train --network {name}`."
+        )
+    if kind in TOGETHER and name in BUILT_IN and name != kind:
+        raise ConfigInvalid(
+            f"A {kind} checkpoint answers for all symbols of a close; set strategy.name to "
+            f"'{kind}', which is '{name}'."
+        )
+
+
+def together_forecaster(config: Config, found: Checkpoint) -> TogetherForecaster:
+    """Return the model of a checkpoint over several symbols, for those of the run.
+
+    Raises ``ConfigInvalid`` for symbols or an interval that it was not made for, and for what no
+    such model has, ``CheckpointMismatch`` for weights and a card that do not belong together.
+    """
+    from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster, TogetherModel
+
+    model, chosen = TogetherModel.read(found.card, found.tensors), config.model
+    if config.market.calendar is not None:
+        raise ConfigInvalid(
+            f"A {model.kind} checkpoint counts every interval of the clock; take market.calendar "
+            "out."
+        )
+    trained = str(found.card["market"].get("interval", ""))
+    if trained != config.market.interval:
+        raise ConfigInvalid(
+            f"The {model.kind} checkpoint was trained on interval {trained}, and market.interval "
+            f"is {config.market.interval}; make them one."
+        )
+    for key, given, usual in (
+        ("backend", chosen.backend, "auto"),
+        ("device", chosen.device.replace("cpu", "auto"), "auto"),
+        ("explanation", chosen.explanation, ExplanationSection()),
+    ):
+        if given != usual:
+            raise ConfigInvalid(
+                f"A {model.kind} checkpoint runs on the processor and is explained by the usual "
+                f"rollout; take model.{key} out."
+            )
+    if config.gate.horizon in model.config.horizons:  # another is refused with the gates
+        model = replace(model, horizon=config.gate.horizon)
+    return TogetherForecaster(model, config.market.symbols, threads=chosen.threads)
+
+
+def make_together(
+    config: Config, forecaster: Forecaster | None, horizon_index: int
+) -> TogetherStrategy:
+    """Return the strategy that trades all symbols by *forecaster*, which answers for all of them.
+
+    Raises ``ConfigInvalid`` for options that it does not have.
+    """
+    from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
+
+    if not isinstance(forecaster, TogetherForecaster):
+        raise ConfigInvalid(
+            f"strategy.name '{config.strategy.name}' needs a checkpoint of that kind; name it by "
+            "model.checkpoint."
+        )
+    return TogetherStrategy(
+        config.market.symbols,
+        config.strategy.options,
+        context=forecaster.context,
+        every=forecaster.every,
+        horizon_index=horizon_index,
+    )
+
 
 _KIB: Final = 1024
 
@@ -124,11 +261,11 @@ def recorded_forecaster(
 
 def _attending_by(backend: str, config: Config) -> Config:
     """Return *config* with the *backend* of a stream that a run recorded, auto where it is not."""
-    from tracepaper.strategies.attention import native
+    from tracepaper.strategies.attention import compiled
 
-    if backend not in {"tiles", *native.NAMES}:
+    if backend not in {"tiles", *compiled.NAMES}:
         return config
-    wanted = backend if backend in {"tiles", *native.available()} else "auto"
+    wanted = backend if backend in {"tiles", *compiled.available()} else "auto"
     model = config.model.model_copy(update={"backend": wanted})
     return config.model_copy(update={"model": model})
 
@@ -168,9 +305,9 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
         return {VECTORS: kept}
     if not forecaster.backend.startswith("native"):
         return {}
-    from tracepaper.strategies.attention import native
+    from tracepaper.strategies.attention import compiled
 
-    return {forecaster.backend: native.found()[forecaster.backend].sha256}
+    return {forecaster.backend: compiled.found()[forecaster.backend].sha256}
 
 
 def _built(
@@ -205,7 +342,7 @@ def _built(
 def _way(config: Config) -> Way:
     """Return how each bar's decision is explained; raise where head weights cannot be read."""
     from tracepaper.strategies.attention.rollout import RolloutOptions
-    from tracepaper.strategies.networks.looked import Way, head_weights
+    from tracepaper.strategies.networks.attribution import Way, head_weights
 
     chosen = config.model.explanation
     return Way(

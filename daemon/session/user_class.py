@@ -9,42 +9,44 @@ import importlib
 import importlib.metadata
 import inspect
 import math
-import re
 import sys
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
-from types import FunctionType, TracebackType
+from types import FunctionType
 from typing import Final, TypeVar, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.engine.twins import TWINS
-from tracepaper.daemon.session import outside
-from tracepaper.daemon.session.sources import Code, own_folder
-from tracepaper.strategies.declared_state import check_declared
-from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
-from tracepaper.strategies.gates import GATES, gate_order
-from tracepaper.strategies.market import INTERVALS
-from tracepaper.strategies.model import FeatureFunction
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.portfolio import PortfolioMember, PortfolioStrategy
-from tracepaper.strategies.signals import (
+from tracepaper.daemon.engine.state import TWINS
+from tracepaper.daemon.session import external_inputs
+from tracepaper.daemon.session.user_code import Code, ForeignCode, own_folder, short
+from tracepaper.strategies.api.context import (
     Cancel,
     OrderRequest,
     Orders,
+    Outlook,
     Percent,
     Signal,
     Volatility,
     is_protected,
 )
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import MONEY_LIMIT, Action, Bar, OrderKind, Side
+from tracepaper.strategies.api.model import FeatureFunction
+from tracepaper.strategies.api.strategy import (
+    PortfolioMember,
+    PortfolioStrategy,
+    Strategy,
+    check_declared,
+)
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.gates.gate import GATES, gate_order
+from tracepaper.strategies.types.decisions import Action, OrderKind
+from tracepaper.strategies.types.market import Bar, Side
+from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
 
 WARMUP_MOST: Final = 100_000
 REQUESTS_MOST: Final = 200
@@ -55,17 +57,6 @@ REASON_LONGEST: Final = 200
 """Characters of a reason; it is stored with the decision and shown in one line."""
 NOTES_MOST: Final = 16
 NOTE_NAME_LONGEST: Final = 40
-
-MEND: Final = "; mend it and start again."
-"""How the sentence of a failure ends."""
-
-_GIVEN: Final = {
-    "account": "it is None unless the class declares sees_account = True",
-    "forecast": "it is None unless the class declares needs_forecast = True and the model answered",
-    "explanation": "it is None unless the class declares needs_forecast = True and the model says",
-    "verdict": "it is None before the first decision of a run",
-}
-"""What may be None of an outlook, and when."""
 
 _BY_PLACE: Final = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
@@ -110,8 +101,8 @@ def user_class(name: str) -> OwnClass:
     found = imported(name, key="strategy.name")
     if not (isinstance(found, type) and issubclass(found, (Strategy, PortfolioStrategy))):
         raise ConfigInvalid(
-            f"strategy.name '{name}' is no tracepaper.strategies.strategy.Strategy; derive from "
-            "it, or from tracepaper.strategies.portfolio.PortfolioStrategy."
+            f"strategy.name '{name}' is no tracepaper.Strategy; derive from it, or from "
+            "tracepaper.PortfolioStrategy."
         )
     return found
 
@@ -125,7 +116,7 @@ def imported(name: str, *, key: str) -> object:
     ``StrategyFailed`` where its module fails.
     """
     if (handed := _objects.get().get(name)) is not None:
-        outside.belongs(name, own_folder(handed))
+        external_inputs.belongs(name, own_folder(handed))
         return handed
     module_name, _, class_name = name.partition(":")
     if module_name == "__main__" and not hasattr(sys.modules["__main__"], class_name):
@@ -139,7 +130,7 @@ def imported(name: str, *, key: str) -> object:
         with ForeignCode(name, "when it was imported"):
             found: object = getattr(importlib.import_module(module_name), class_name)
             if (made_of := _code_of(found)) is not None:
-                outside.belongs(name, own_folder(made_of))
+                external_inputs.belongs(name, own_folder(made_of))
     except StrategyFailed as error:
         if isinstance(error.__cause__, SyntaxError):
             raise ConfigInvalid(str(error)) from error  # no start mends it
@@ -196,7 +187,7 @@ def user_strategy(
     with ForeignCode(made_of.__name__, "when its State was made", known_as):
         check_declared(made_of.__name__, made_of.State)
     strategy = _made(made_of, options, known_as)
-    with outside.AttributedTo(known_as):
+    with external_inputs.AttributedTo(known_as):
         _check(strategy)
         return _Guarded(strategy, known_as)
 
@@ -212,7 +203,7 @@ def user_portfolio(
     with ForeignCode(made_of.__name__, "when its State was made", known_as):
         check_declared(made_of.__name__, made_of.State)
     portfolio = _made(made_of, options, known_as)
-    with outside.AttributedTo(known_as):
+    with external_inputs.AttributedTo(known_as):
         _check(portfolio)
         portfolio.symbols = tuple(symbols)
         return _GuardedPortfolio(portfolio, known_as)
@@ -527,53 +518,6 @@ def _is_time(value: object) -> bool:
     return type(value) is int and 0 <= value <= MONEY_LIMIT
 
 
-class ForeignCode:
-    """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
-
-    Errors of tracepaper pass, and Ctrl-C does; so do exits, which a signal may have asked for,
-    unless *may_exit* is false.
-    """
-
-    def __init__(self, name: str, doing: str, known_as: str = "", *, may_exit: bool = True) -> None:
-        self._name = name
-        self._doing = doing
-        self._passing = BaseException if may_exit else KeyboardInterrupt
-        self._watched = outside.AttributedTo(known_as or name)
-
-    def __enter__(self) -> None:
-        """Let the user's code begin."""
-        self._watched.__enter__()
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._watched.__exit__()
-        if error is None or isinstance(error, TracepaperError):
-            return
-        if not isinstance(error, Exception) and isinstance(error, self._passing):
-            return
-        frames = traceback.extract_tb(trace)
-        where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        hint = _not_given(error, frames[-1].line or "") if frames else ""
-        raise StrategyFailed(
-            f"{self._name} failed {self._doing} with {type(error).__name__}: "
-            f"{short(str(error), quoted=False)}{where}{hint or MEND}"
-        ) from error
-
-
-def _not_given(error: Exception, line: str) -> str:
-    """Return what was not given where *line* took an attribute of it; empty where another."""
-    if not isinstance(error, AttributeError) or error.obj is not None:
-        return ""
-    for given, when in _GIVEN.items():
-        if re.search(rf"\b{given}\.{re.escape(error.name or '')}\b", line):
-            return f"; now.{given} was read: {when}."
-    return ""
-
-
 def _check(strategy: Strategy | PortfolioStrategy) -> None:
     """Refuse declarations that the engine could not keep."""
     name = type(strategy).__name__
@@ -610,12 +554,6 @@ def _are_names(declared: object, known: Mapping[str, object]) -> bool:
     if not isinstance(declared, Collection):
         return False
     return all(isinstance(one, str) and one in known for one in declared)
-
-
-def short(value: object, *, quoted: bool = True) -> str:
-    """Return *value* in at most some 80 characters of one line."""
-    text = " ".join((repr(value) if quoted else str(value)).split())
-    return text if len(text) <= 80 else text[:77] + "…"  # a line's worth
 
 
 def _check_frames(name: str, strategy: Strategy | PortfolioStrategy) -> None:

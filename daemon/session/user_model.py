@@ -22,15 +22,18 @@ import structlog
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session import outside
-from tracepaper.daemon.session.sources import class_sha256, own_folder, versions_of
-from tracepaper.daemon.session.user_class import MEND, ForeignCode, imported, short
+from tracepaper.daemon.session import external_inputs
+from tracepaper.daemon.session.user_class import imported
+from tracepaper.daemon.session.user_code import (
+    MEND,
+    ForeignCode,
+    class_sha256,
+    own_folder,
+    short,
+    versions_of,
+)
 from tracepaper.storage.checkpoints import Identity, identity
-from tracepaper.strategies import features
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed
-from tracepaper.strategies.features import FeatureSchema, FeatureStreams
-from tracepaper.strategies.gates import MEASURES
-from tracepaper.strategies.model import (
+from tracepaper.strategies.api.model import (
     AnswerMalformed,
     FeatureFunction,
     Floats,
@@ -40,8 +43,14 @@ from tracepaper.strategies.model import (
     forecast_of,
     forecasts_of,
 )
-from tracepaper.strategies.strategy import SCANNED_AT_ONCE
-from tracepaper.strategies.types import Bar, Calibration, Forecast, Instrument
+from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams
+from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar, Instrument
 
 CONTEXT_MOST: Final = 100_000
 CLASS: Final = "class"
@@ -64,7 +73,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     made_of = model_class(name)
     options = dict(config.model.options)
     files = _files(config, made_of)
-    outside.declare(files.values())
+    external_inputs.declare(files.values())
     try:
         with ForeignCode(made_of.__name__, "when it was made", name):
             model = made_of(options, files)
@@ -75,7 +84,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
             f"{made_of.__name__} refused [model.options] or [model] files ({error.__cause__}); "
             "correct them, and let its __init__ take both: options, files."
         ) from error
-    with outside.AttributedTo(name):
+    with external_inputs.AttributedTo(name):
         _check(model)
         schema, schema_id = _schema(config, model)
     sources_sha256 = _sources_sha256(made_of, schema)
@@ -98,9 +107,7 @@ def model_class(name: str) -> type[Model]:
     """Return the model that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
     found = imported(name, key="model.class")
     if not (isinstance(found, type) and issubclass(found, Model)):
-        raise ConfigInvalid(
-            f"model.class '{name}' is no tracepaper.strategies.model.Model; derive from it."
-        )
+        raise ConfigInvalid(f"model.class '{name}' is no tracepaper.Model; derive from it.")
     return found
 
 
@@ -137,7 +144,7 @@ def _schema(config: Config, model: Model) -> tuple[Schema, str]:
         if not isinstance(named, FeatureFunction):
             raise ConfigInvalid(
                 f"features.schema '{config.features.own_schema or model.features}' is no features; "
-                "put @feature_row(lookback=…) of tracepaper.strategies.model above the function."
+                "put @tracepaper.feature_row(lookback=…) above the function."
             )
     if isinstance(named, FeatureFunction):
         if type(named.lookback) is not int or not 1 <= named.lookback <= CONTEXT_MOST:

@@ -1,14 +1,19 @@
-"""A console that shows control characters of stored text as text and executes none of them."""
+"""A console that executes no control characters of stored text; structured logging on stderr."""
 
 from __future__ import annotations
 
+import logging
 import os
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, TextIO
 
+import structlog
 from rich.console import Console
 from rich.segment import Segment
 
-from tracepaper.strategies.words import visible
+from tracepaper.strategies.units import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,3 +46,103 @@ def for_tables() -> Terminal:
     if console.is_terminal or "COLUMNS" in os.environ:
         return console
     return Terminal(width=WIDE_COLUMNS)
+
+
+LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+LIBRARIES: Final = logging.WARNING
+"""Lines of libraries pass from warnings on, whatever the configured level."""
+HEAD: Final = ("timestamp", "level", "logger", "event")
+
+
+class _CurrentStderr(logging.StreamHandler[TextIO]):
+    """Writes to what ``sys.stderr`` is now, so that a live view can print lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def configure(
+    *,
+    level: Literal["debug", "info", "warning", "error"] = "info",
+    output: Literal["auto", "json", "console"] = "auto",
+    stream: TextIO | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Send the log lines of tracepaper and of libraries to *stream* (stderr), one line each.
+
+    *output* ``auto`` is a console on a terminal and JSON lines elsewhere. ``NO_COLOR`` is honoured.
+    """
+    target = stream if stream is not None else sys.stderr
+    is_console = output == "console" or (output == "auto" and target.isatty())
+    has_colors = is_console and target.isatty() and not environment.get("NO_COLOR")
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_console else "iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            *shared,
+            structlog.processors.StackInfoRenderer(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        logger_factory=partial(_our_logger, LEVELS[level]),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream) if stream is not None else _CurrentStderr()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *_renderers(is_console=is_console, has_colors=has_colors),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(LEVELS[level], LIBRARIES))
+
+
+def _our_logger(level: int, name: str = "tracepaper") -> logging.Logger:
+    """Return the logger *name*, which passes lines from *level* on and not from the root's on.
+
+    Without a name it is not the root: the root's level would let every library through.
+    """
+    logger = logging.getLogger(name)
+    logger.setLevel(level)
+    return logger
+
+
+def _renderers(*, is_console: bool, has_colors: bool) -> list[structlog.typing.Processor]:
+    if is_console:
+        plain = structlog.dev.plain_traceback
+        return [
+            _harmless,
+            structlog.dev.ConsoleRenderer(
+                colors=has_colors, pad_event_to=28, exception_formatter=plain
+            ),
+        ]
+    return [
+        structlog.processors.format_exc_info,
+        _head_first,
+        structlog.processors.JSONRenderer(ensure_ascii=False),
+    ]
+
+
+def _harmless(
+    _logger: object, _method: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Write control characters as text, so that the terminal does not execute them."""
+    return {name: visible(one) if isinstance(one, str) else one for name, one in line.items()}
+
+
+def _head_first(
+    _logger: object, _method: str, line: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Begin every line with when, how grave and what, for people who read JSON."""
+    head = {name: line.pop(name) for name in HEAD if name in line}
+    return {**head, **line}

@@ -14,25 +14,13 @@ import structlog
 from rich.console import Console
 from rich.live import Live
 
-from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.engine.ports import Clock
+from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.screen import ScreenState, screen
-from tracepaper.strategies.gates import late
-from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import (
-    MONEY_DECIMALS,
-    MONEY_SCALE,
-    Account,
-    Bar,
-    Command,
-    Fill,
-    Forecast,
-    Gap,
-    Instrument,
-    Run,
-    Step,
-)
+from tracepaper.strategies.gates.declared import late
+from tracepaper.strategies.types.decisions import Account, Fill, Forecast, Run, Step
+from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, unscaled
 
 REFRESH_S: Final = 0.2
 LOG_EVERY_S: Final = 1.0

@@ -16,28 +16,28 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tracepaper.daemon.broker.rules import MarginRules, MarginUse
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.engine.margin import MarginRules, MarginUse
 from tracepaper.daemon.session.build import margin_rules
-from tracepaper.strategies.gates import GATES, measured, operator, risk_halt, verdict
-from tracepaper.strategies.market import scaled, unscaled
-from tracepaper.strategies.types import (
-    LEVERAGE_DECIMALS,
-    MONEY_DECIMALS,
-    MONEY_SCALE,
+from tracepaper.strategies.gates.declared import operator, risk_halt
+from tracepaper.strategies.gates.gate import GATES, measured, verdict
+from tracepaper.strategies.types.decisions import (
     Action,
-    Bar,
-    Command,
-    CommandKind,
     Decision,
     Forecast,
-    Instrument,
-    ModelChange,
     PredictionTimeout,
     Run,
     Step,
 )
-from tracepaper.strategies.words import NOTHING
+from tracepaper.strategies.types.market import (
+    LEVERAGE_DECIMALS,
+    Bar,
+    Command,
+    CommandKind,
+    Instrument,
+    ModelChange,
+)
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, NOTHING, scaled, unscaled
 
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BAR_CELLS: Final = 30

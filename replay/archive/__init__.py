@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tracepaper.replay.archive.candles import Candles, merge_candles, slice_candles
-from tracepaper.replay.archive.funding import FundingRates, read_funding
 from tracepaper.replay.archive.read import read_candles, read_many
+from tracepaper.replay.archive.series import FundingRates, read_funding
 
 __all__ = [
     "Candles",

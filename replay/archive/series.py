@@ -1,17 +1,198 @@
-"""The series of a candle archive: read one back, import files into it, list what it holds."""
+"""The archive's series: imported, read back, listed; with instrument, quality and funding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from functools import cache
+from gzip import decompress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import msgspec
+import numpy as np
+
+from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
+from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import Candles, Span, bars_of, candles_of, merge_candles
-from tracepaper.replay.archive.instruments import archive_instrument
-from tracepaper.storage.history import History, HistoryWriter, Series
+from tracepaper.replay.archive.columns import CellInvalidError, Decimals, IntArray, epoch_ms, parse
+from tracepaper.replay.archive.formats import read_table
+from tracepaper.replay.archive.layouts import (
+    MEANINGS,
+    TIME,
+    RawTable,
+    coins_of,
+    of_one_symbol,
+    split_argument,
+    symbol_of_table,
+)
+from tracepaper.storage.candles import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.sessions import Calendar, SplitWatch, SuspectedSplit
+from tracepaper.strategies.types.market import Category, Instrument
+from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures of one file; times are UTC milliseconds of candle opens."""
+
+    path: str
+    instrument: str
+    interval_ms: int
+    rows: int
+    first_ms: int
+    last_ms: int
+    gaps: tuple[Span, ...]  # (first missing open time, open time after it)
+    missing: int  # candles that the gaps lack
+    zero_volume: int  # candles without volume
+    price_decimals: int
+    volume_decimals: int
+    turnover_decimals: int | None  # None where the file has no turnover
+    open_is_previous_close: float | None
+    """Share of consecutive candles that open at the close before: Bybit's always do, as their
+    open is not a traded price; those built from trades mostly do not."""
+    flat: int  # candles with one price alone
+    notes: tuple[str, ...]
+    splits: tuple[str, ...]  # sentences about those that are suspected; of shares alone
+    calendar: str | None  # whose sessions are counted; None where every interval is
+    sessions: int | None  # of them from the first candle to the last
+
+
+def quality(candles: Candles) -> Quality:
+    """Return the figures of *candles*."""
+    consecutive = candles.steps == 1
+    same = candles.open[1:] == candles.close[:-1]
+    joined = int(np.count_nonzero(consecutive))
+    gaps = tuple(candles.gaps)
+    return Quality(
+        path=candles.path,
+        instrument=candles.instrument,
+        interval_ms=candles.interval_ms,
+        rows=len(candles),
+        first_ms=int(candles.open_time_ms[0]),
+        last_ms=int(candles.open_time_ms[-1]),
+        gaps=gaps,
+        missing=candles.missing,
+        zero_volume=int(np.count_nonzero(candles.volume == 0)),
+        price_decimals=candles.price_decimals,
+        volume_decimals=candles.volume_decimals,
+        turnover_decimals=None if candles.turnover is None else candles.turnover_decimals,
+        open_is_previous_close=int(np.count_nonzero(same & consecutive)) / joined
+        if joined
+        else None,
+        flat=int(np.count_nonzero(candles.high == candles.low)),
+        notes=candles.notes,
+        splits=split_sentences(candles),
+        calendar=None if candles.calendar is None else candles.calendar.sessions.name,
+        sessions=None if candles.calendar is None else _sessions(candles, candles.calendar),
+    )
+
+
+def _sessions(candles: Candles, calendar: Calendar) -> int:
+    first, last = calendar.places(candles.open_time_ms[[0, -1]]).tolist()
+    return int(np.unique(calendar.days[first : last + 1]).size)
+
+
+def suspected_splits(candles: Candles) -> list[SuspectedSplit]:
+    """Return the splits that *candles* of a share show, each where they were not adjusted for it.
+
+    Only the first and the last candle of a session are looked at.
+    """
+    times, calendar = candles.open_time_ms, candles.calendar
+    days = times // DAY_MS if calendar is None else calendar.days[calendar.places(times)]
+    turns = np.flatnonzero(np.diff(days))
+    rows = np.unique(np.concatenate(([0], turns, turns + 1)))
+    watch = SplitWatch()
+    columns = (days, times, candles.open, candles.close, candles.volume)
+    bars = zip(*(column[rows].tolist() for column in columns), strict=True)
+    seen = (watch.add(day, at, (open_, close), volume) for day, at, open_, close, volume in bars)
+    return [split for split in seen if split is not None]
+
+
+def split_sentences(candles: Candles) -> tuple[str, ...]:
+    """Return a sentence about each split that is suspected in *candles*; none unless of a share."""
+    if candles.category is not Category.STOCK:
+        return ()
+    return tuple(split.sentence(candles.symbol) for split in suspected_splits(candles))
+
+
+QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6, Category.STOCK: 0}
+"""For symbols that were not recorded: the finest common steps of a category; whole shares."""
+FRACTION_DECIMALS: Final = 3
+"""Of shares that are held in parts."""
+
+FUNDING_MINUTES: Final = 480
+
+
+def archive_instrument(
+    candles: Candles, *, fractional: bool = False, currency: str = "USD"
+) -> Instrument:
+    """Return the instrument under which *candles* are replayed.
+
+    Of shares *fractional* allows parts, and *currency* is what they are paid in.
+
+    The tick is the finer of the data's and the recorded one, for real old candles are finer
+    than today's tick. The quantity step is the recorded one, and never above 1. There is no
+    least or largest order and no least notional: those are enforced where a run has an
+    exchange, and today's would refuse what was possible then.
+    """
+    recorded = (
+        recorded_instruments().get(candles.symbol) if candles.category is Category.LINEAR else None
+    )
+    price_decimals = candles.price_decimals
+    tick = Decimal(1).scaleb(-price_decimals)
+    is_stock = candles.category is Category.STOCK
+    quantity_decimals = QUANTITY_DECIMALS[candles.category]
+    if is_stock and fractional:
+        quantity_decimals = FRACTION_DECIMALS
+    step = Decimal(1).scaleb(-quantity_decimals)
+    base, quote = (candles.symbol, currency) if is_stock else coins_of(candles.symbol)
+    funding = FUNDING_MINUTES if candles.category is Category.LINEAR else 0
+    if recorded is not None:
+        base, quote = str(recorded["baseCoin"]), str(recorded["quoteCoin"])
+        funding = int(recorded["fundingInterval"])
+        recorded_tick = Decimal(recorded["priceFilter"]["tickSize"])
+        price_decimals = max(price_decimals, _decimals(recorded_tick))
+        tick = min(tick, recorded_tick)
+        step = min(Decimal(recorded["lotSizeFilter"]["qtyStep"]), Decimal(1))
+        quantity_decimals = _decimals(step)
+    elif price_decimals + quantity_decimals > MONEY_DECIMALS:
+        # A price times a quantity stays exact in money where this leaves room for it.
+        quantity_decimals = max(MONEY_DECIMALS - price_decimals, 0)
+        step = Decimal(1).scaleb(-quantity_decimals)
+    return Instrument(
+        category=candles.category,
+        symbol=candles.symbol,
+        base_coin=base,
+        quote_coin=quote,
+        price_decimals=price_decimals,
+        quantity_decimals=quantity_decimals,
+        volume_decimals=candles.volume_decimals,
+        turnover_decimals=candles.turnover_decimals,
+        tick_size=int(tick.scaleb(price_decimals)),
+        quantity_step=int(step.scaleb(quantity_decimals)),
+        min_quantity=0,
+        max_quantity=0,
+        min_notional=0,
+        funding_interval_minutes=funding,
+    )
+
+
+def _decimals(number: Decimal) -> int:
+    """Return the decimals that *number* needs: 1 for 0.10, 0 for 10."""
+    exponent = number.normalize().as_tuple().exponent
+    assert isinstance(exponent, int)
+    return max(-exponent, 0)
+
+
+@cache
+def recorded_instruments() -> Mapping[str, Mapping[str, Any]]:
+    """Return the recorded linear instruments by symbol."""
+    packed = RECORDED_INSTRUMENTS.read_bytes()
+    return msgspec.json.decode(decompress(packed), type=dict[str, dict[str, Any]])
+
 
 LISTED_MAX: Final = 8
 
@@ -156,3 +337,109 @@ def _held(history: History, one: Series) -> Held:
         last_ms=one.last_open_ms,
         gaps=tuple(history.gaps(one.instrument.id, one.interval_ms)),
     )
+
+
+RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")
+TIME_NAMES: Final = ("funding_time", "fundingratetimestamp", "calc_time", *MEANINGS[TIME])
+
+
+@dataclass(frozen=True, eq=False)
+class FundingRates:
+    """Settlements of one perpetual, oldest first; ``rate`` in 10⁻¹⁰, paid by longs if positive."""
+
+    path: str
+    symbol: str
+    time_ms: IntArray
+    rate: IntArray
+
+    @property
+    def instrument(self) -> str:
+        """The instrument's id, ``linear:BTCUSDT``; only linear contracts have funding here."""
+        return f"{Category.LINEAR.value}:{self.symbol}"
+
+    def __len__(self) -> int:
+        return int(self.time_ms.size)
+
+
+NEIGHBOURS: Final = 4
+"""A settlement's interval is the median of the distances to so many neighbours either way."""
+
+
+def missing_settlements(rates: FundingRates, from_ms: int, until_ms: int) -> list[tuple[int, int]]:
+    """Return when settlements after *from_ms* and up to *until_ms* were due that *rates* lack.
+
+    Each stands beside the time of the next one that was due. The interval is that of the
+    settlements around it, since exchanges change it; of a single settlement there is none.
+    """
+    times = rates.time_ms
+    if times.size < 2:
+        return []
+    steps = np.diff(times)
+    around = [
+        int(np.sort(part)[(part.size - 1) // 2])
+        for part in (
+            steps[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS + 1]
+            for place in range(steps.size)
+        )
+    ]
+    dues: list[int] = []
+    first, last = int(times[0]), int(times[-1])
+    if first > from_ms:
+        dues += range(first - (first - from_ms - 1) // around[0] * around[0], first, around[0])
+    for at, step, interval in zip(times.tolist(), steps.tolist(), around, strict=False):
+        dues += [at + place * interval for place in range(1, round(step / interval))]
+    dues += range(last + around[-1], until_ms + 1, around[-1])
+    following = np.searchsorted(times, dues, side="right")
+    return [
+        (due, int(times[place]) if place < times.size else due + around[-1])
+        for due, place in zip(dues, following.tolist(), strict=True)
+        if from_ms < due <= until_ms
+    ]
+
+
+def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates:
+    """Return the settlements in a file with a time and a funding rate, as rates not percent.
+
+    A rate of more than ten decimals is rounded half-even to 10⁻¹⁰. Raises ``DataInvalid`` with
+    file and line, ``ConfigInvalid`` where no symbol is known.
+    """
+    named, file = split_argument(path)
+    table = read_table(file)
+    found, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
+    table = of_one_symbol(table, found)
+    times, rates = _columns(table)
+    order = np.argsort(times, kind="stable")
+    times, mantissa = times[order], rates.mantissa[order]
+    again = np.flatnonzero(np.diff(times) == 0) + 1
+    clash = again[mantissa[again] != mantissa[again - 1]]
+    if clash.size:
+        row = int(order[clash[0]])
+        raise DataInvalid(f"{table.place(row)}: contradicts another rate of its time; remove one.")
+    keep = np.delete(np.arange(times.size), again)
+    scale = Decimal(10) ** (MONEY_DECIMALS - rates.places)
+    rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
+    return FundingRates(str(file), found or "", times[keep], np.array(rate, dtype=np.int64))
+
+
+def _columns(table: RawTable) -> tuple[IntArray, Decimals]:
+    """Return settlement times and rates, checked for sense."""
+    time_name = next((name for name in TIME_NAMES if name in table.columns), None)
+    rate_name = next((name for name in RATE_NAMES if name in table.columns), None)
+    if time_name is None or rate_name is None:
+        raise DataInvalid(
+            f"{table.path} has no column open_time or funding_rate (found "
+            f"{', '.join(table.columns)}): name its columns so."
+        )
+    name = "the time"
+    try:
+        times, _ = epoch_ms(table.columns[time_name])
+        name = "funding_rate"
+        rates = parse(table.columns[rate_name])
+    except CellInvalidError as error:
+        raise table.refuse(error, name) from None
+    wild = np.flatnonzero(np.abs(rates.mantissa) >= 10**rates.places)
+    if wild.size:
+        raise table.refuse(
+            CellInvalidError(int(wild[0]), "is 100 % or more, so it is no rate"), name
+        )
+    return times, rates

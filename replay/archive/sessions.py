@@ -18,12 +18,11 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.archive.candles import Candles, slice_candles
-from tracepaper.replay.archive.decimals import IntArray
-from tracepaper.replay.archive.times import ZONELESS, iso
-from tracepaper.strategies.calendar import Anchor, Calendar, Sessions, is_whole_days
+from tracepaper.replay.archive.columns import ZONELESS, IntArray, iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
-from tracepaper.strategies.market import DAY_MS, MINUTE_MS, interval_start
+from tracepaper.strategies.sessions import Anchor, Calendar, Sessions, is_whole_days
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, interval_start
 
 SessionsFor = Callable[[int, int], Sessions]
 """Returns the sessions of the whole years that two UTC times, in milliseconds, lie in."""

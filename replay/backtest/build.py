@@ -31,14 +31,12 @@ from tracepaper.daemon.session.build import (
     warmup_bars,
 )
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
-from tracepaper.daemon.session.preflight import refuse_size
-from tracepaper.daemon.session.run_record import describe_run
+from tracepaper.daemon.session.run_row import describe_run, refuse_size
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive import Candles, FundingRates, read_candles
 from tracepaper.replay.archive.candles import merge_candles, resample
-from tracepaper.replay.archive.depth import DepthSource
-from tracepaper.replay.archive.instruments import archive_instrument
-from tracepaper.replay.archive.quality import split_sentences
+from tracepaper.replay.archive.order_book import DepthSource
+from tracepaper.replay.archive.series import archive_instrument, split_sentences
 from tracepaper.replay.archive.sessions import (
     SessionsFor,
     common_sessions,
@@ -46,15 +44,14 @@ from tracepaper.replay.archive.sessions import (
     in_sessions,
     sessions_named,
 )
-from tracepaper.replay.backtest.depth import depth_track, with_depth
-from tracepaper.replay.backtest.feed import ArchiveFeed
+from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.api.timeframes import frame_bars
+from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.frames import frame_bars
-from tracepaper.strategies.market import INTERVAL_NAMES, interval_text, time_of
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.trend import TREND, windows_within
-from tracepaper.strategies.types import Category, FillModel, Instrument, Run, RunKind
-from tracepaper.strategies.words import duration
+from tracepaper.strategies.types.decisions import FillModel, Run
+from tracepaper.strategies.types.market import Category, Instrument, RunKind
+from tracepaper.strategies.units import INTERVAL_NAMES, duration, interval_text, time_of
 
 
 @dataclass(frozen=True)

@@ -20,41 +20,48 @@ import msgspec
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.rules import CHANGES
-from tracepaper.daemon.engine.runner import events_of, gathered, predictions_of
 from tracepaper.daemon.engine.state import ModelTerms, decode_state
+from tracepaper.daemon.engine.versions import CHANGES
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, terms_for
+from tracepaper.daemon.session.covariates import kept_vectors_of, require_known, vectors_of
+from tracepaper.daemon.session.loop import (
+    BarHistory,
+    InlinePredictor,
+    events_of,
+    gathered,
+    predictions_of,
+)
 from tracepaper.daemon.session.models import recorded_forecaster
-from tracepaper.daemon.session.open import reach_of, restore_at
-from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
-from tracepaper.daemon.session.run_record import OF_THE_PLACE, sessions_of, start_event
+from tracepaper.daemon.session.resume import reach_of, restore_at
+from tracepaper.daemon.session.run_row import OF_THE_PLACE, sessions_of, start_event
 from tracepaper.daemon.session.user_model import UserForecaster, refuse_other_model
-from tracepaper.daemon.session.vectors import kept_vectors_of, require_known, vectors_of
+from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
-from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.beginning import Beginning, Beginnings, Lookback
-from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.storage.chain.starting_point import Beginning, Beginnings, Lookback
+from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import (
+from tracepaper.strategies.types.decisions import (
     ACTING_ONLY,
+    FillModel,
+    Prediction,
+    PredictionTimeout,
+    Run,
+)
+from tracepaper.strategies.types.market import (
     Bar,
     Closed,
     Depths,
     Event,
-    FillModel,
     FrameBar,
     Instrument,
     ModelChange,
-    Prediction,
-    PredictionTimeout,
     Prune,
     Reading,
     Retrained,
     RetrainOutcome,
-    Run,
     RunEnd,
     RunKind,
 )

@@ -24,10 +24,10 @@ from tracepaper.daemon.commands.options import reads_record
 from tracepaper.daemon.config.loading import COMMAND_LINE, Sections, load
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
-from tracepaper.replay.archive.depth import DepthSource, StoredDepth
-from tracepaper.replay.archive.times import instant
+from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.archive.order_book import DepthSource, StoredDepth
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
-from tracepaper.replay.backtest.depth import refuse_elsewhere
+from tracepaper.replay.backtest.feed import refuse_elsewhere
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import (
     Progress,
@@ -36,13 +36,18 @@ from tracepaper.replay.backtest.run import (
     run_replay,
     sessions_before,
 )
-from tracepaper.replay.report.summary import decision_to_explain, program_name, show, summarise
+from tracepaper.replay.report.terminal import (
+    decision_to_explain,
+    program_name,
+    show_summary,
+    summarise,
+)
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.lock import lock_file
-from tracepaper.storage.vectors import kept_vectors
+from tracepaper.storage.covariates import kept_vectors
+from tracepaper.storage.database.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import ACTING_ONLY, MONEY_DECIMALS, Step
+from tracepaper.strategies.types.decisions import ACTING_ONLY, Step
+from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 INTERRUPTED: Final = 130
 
@@ -339,7 +344,7 @@ def _say(request: Request, made: Made, *, as_json: bool) -> None:
         return
     console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
-    show(console, summarise(database, run_id))
+    show_summary(console, summarise(database, run_id))
     is_whole = request.log == "full"
     if not tally.finished:
         way = f"`tracepaper replay --resume {run_id} …` goes on" if is_whole else "start it anew"

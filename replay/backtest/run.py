@@ -15,29 +15,29 @@ import msgspec
 
 from tracepaper.daemon.config.loading import own_classes, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.runner import (
+from tracepaper.daemon.session.external_inputs import NewlyOpened, Outside
+from tracepaper.daemon.session.loop import (
+    BarHistory,
+    InlinePredictor,
     KnownPredictor,
     advance,
     gathered,
     predictions_of,
 )
-from tracepaper.daemon.session.open import restore_engine
-from tracepaper.daemon.session.outside import NewlyOpened, Outside
-from tracepaper.daemon.session.predictor import BarHistory, InlinePredictor
-from tracepaper.daemon.session.run_record import continues, sessions_of, start_event
+from tracepaper.daemon.session.resume import restore_engine
+from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
-from tracepaper.replay.archive.depth import DepthSource
+from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.scan import ScanPredictor
+from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.calendar import Calendar
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates import warm
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.types import (
-    ACTING_ONLY,
+from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.decisions import ACTING_ONLY, Prediction, Step
+from tracepaper.strategies.types.market import (
     Bar,
     Closed,
     Depths,
@@ -45,10 +45,9 @@ from tracepaper.strategies.types import (
     FrameBar,
     Funding,
     Gap,
-    Prediction,
     RunKind,
-    Step,
 )
+from tracepaper.strategies.units import DAY_MS
 
 _FIRST_BARS: Final = 2
 PROGRESS_EVENTS: Final = 512

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tracepaper.replay.bench.attention_routes import (
+from tracepaper.replay.bench.machine import machine_line
+from tracepaper.replay.bench.routes import (
     Figures,
     Peaks,
     Route,
@@ -24,12 +26,13 @@ from tracepaper.replay.bench.attention_routes import (
     mask_named,
     other_forms,
 )
-from tracepaper.replay.bench.machine import machine_line
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.networks.workloads import Setting
+    from pathlib import Path
+
+    from tracepaper.replay.bench.workloads import Setting
 
 SIZES: Final = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
 LONG: Final = 65_536
@@ -66,7 +69,7 @@ def measure(
     row as soon as it is, with the kind of its table. Where compiled loops are built, torch is
     measured beside them.
     """
-    from tracepaper.strategies.networks import workloads
+    from tracepaper.replay.bench import workloads
 
     for name in compare:
         implementation(name)
@@ -132,7 +135,7 @@ def _compare(
     setting: Setting, bars: int, mask_name: str, *, backends: Sequence[str], dense_max: int
 ) -> Figures:
     """Measure every route at one size and mask."""
-    from tracepaper.strategies.networks import workloads
+    from tracepaper.replay.bench import workloads
 
     mask = mask_named(mask_name)
     inputs = workloads.draw(setting, bars)
@@ -192,8 +195,8 @@ def _peaks(peaks: Peaks, bars: int, mask: str, *, dense: bool) -> Figures:
 
 def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Figures]:
     """Measure each other mechanism beside the flash forward, causal, in the same rounds."""
-    from tracepaper.strategies.networks import workloads
-    from tracepaper.strategies.networks.mechanisms import MECHANISMS, Linear
+    from tracepaper.replay.bench import workloads
+    from tracepaper.replay.bench.routes import MECHANISMS, Linear
 
     inputs = workloads.draw(setting, bars)
     made = {
@@ -223,7 +226,7 @@ def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Fi
 
 def _live(backend: str) -> Figures:
     """Measure the default network's live step and its chunked scan, each with its plain form."""
-    from tracepaper.strategies.networks import workloads
+    from tracepaper.replay.bench import workloads
     from tracepaper.strategies.networks.stream import CHUNK_BARS
 
     live = workloads.Live(backend=backend)
@@ -272,7 +275,7 @@ def _cuda(
     show: Callable[[str, Figures], None],
 ) -> Figures | None:
     """Measure the same on a CUDA device, beside its matrix peak; None where there is none."""
-    from tracepaper.strategies.networks import workloads
+    from tracepaper.replay.bench import workloads
 
     if (name := workloads.device_name("cuda")) is None:
         return None
@@ -305,3 +308,167 @@ def _machine(threads: int) -> Figures:
         "threads": threads,
         "python": platform.python_version(),
     }
+
+
+_MIB: Final = 1 << 20
+_ROUTES: Final = {
+    "flash": "flash forward",
+    "ours": "explanation",
+    "torch": "explanation, torch alone",
+    "compiled": "explanation, compiled",
+    "dense": "stored matrices",
+}
+
+
+class _Panel(NamedTuple):
+    suffix: str
+    label: str
+    unit: float
+
+
+_PANELS: Final = (
+    _Panel("s", "CPU seconds", 1.0),
+    _Panel("bytes", "peak memory, MiB", 1.0 / _MIB),
+)
+
+
+class _Column(NamedTuple):
+    heading: str
+    text: Callable[[Figures], str]
+
+
+class _Table(NamedTuple):
+    title: str
+    columns: Sequence[_Column]
+    lines: Callable[[Figures], Sequence[Figures]] = lambda row: (row,)
+
+
+class Printer:
+    """Prints each row as soon as it is measured, a title and headings above the first."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._title = ""
+
+    def __call__(self, kind: str, row: Figures) -> None:
+        """Print *row* of the table *kind*, of the device that it names."""
+        table = _TABLES[kind]
+        title = f"{table.title}, {row['device']}" if "device" in row else table.title
+        if title != self._title:
+            self._title = title
+            self._say(f"\n{title}")
+            self._say("  ".join(f"{column.heading:>{_width(column)}}" for column in table.columns))
+        for line in table.lines(row):
+            cells = (f"{column.text(line):>{_width(column)}}" for column in table.columns)
+            self._say("  ".join(cells))
+
+
+def _width(column: _Column) -> int:
+    return max(len(column.heading), _WIDTHS.get(column.heading, 7))
+
+
+def _live_lines(live: Figures) -> list[Figures]:
+    attends = live["backend"]
+    return [
+        {"": f"{name}, {attends}", "plain": live[plain], "own": live[own], "ratio": live[ratio]}
+        for name, plain, own, ratio in (
+            ("a live step", "plain_step_s", "step_s", "step_ratio"),
+            ("a bar of a scan", "plain_scan_s_a_bar", "scan_s_a_bar", "scan_ratio"),
+            ("beside a batch", "forward_s_a_bar", "scan_s_a_bar", "scan_ratio_to_forward"),
+        )
+    ]
+
+
+def _of(name: str, form: str, unit: float = 1.0) -> Callable[[Figures], str]:
+    """Return the text of a figure in *unit*, a dash where a row lacks it."""
+    return lambda row: format(row[name] * unit, form) if name in row else "-"
+
+
+_BARS: Final = _Column("bars", lambda row: f"{row['bars']:,}")
+_MASK: Final = _Column("mask", lambda row: row["mask"])
+_WIDTHS: Final = {"mask": 12, "route": 12, "mechanism": 44, "": 32}
+_TABLES: Final = {
+    "attention": _Table(
+        "an explanation beside the flash forward",
+        (
+            _BARS,
+            _MASK,
+            _Column("flash ms", _of("flash_s", ",.1f", 1e3)),
+            _Column("explain ms", _of("ours_s", ",.1f", 1e3)),
+            _Column("÷ flash", _of("ours_ratio", ".2f")),
+            _Column("torch ÷ flash", _of("torch_ratio", ".2f")),
+            _Column("every bar ÷ flash", _of("every_ratio", ".2f")),
+            _Column("a row of 256 ÷ flash", _of("many_ratio_a_row", ".4f")),
+            _Column("dense ÷ ours", _of("dense_ratio", ".1f")),
+            _Column("GFLOP", _of("flash_flops", ",.1f", 1e-9)),
+            _Column("+ explain", _of("ours_flops", ",.1f", 1e-9)),
+            _Column("flash MiB", _of("flash_bytes", ",.0f", 1 / _MIB)),
+            _Column("+ explain", _of("extra_memory_ratio", ".2f")),
+            _Column("dense MiB", _of("dense_bytes", ",.0f", 1 / _MIB)),
+        ),
+    ),
+    "forms": _Table(
+        "other forms",
+        (
+            _BARS,
+            _MASK,
+            _Column("route", lambda row: row["route"]),
+            _Column("ms", _of("s", ",.1f", 1e3)),
+            _Column("÷ flash", _of("ratio", ".2f")),
+            _Column("MiB", _of("bytes", ",.0f", 1 / _MIB)),
+            _Column("GFLOP", _of("flops", ",.2f", 1e-9)),
+            _Column("GFLOP/s", lambda row: f"{row['flops'] / row['s'] / 1e9:,.1f}"),
+        ),
+    ),
+    "mechanisms": _Table(
+        "other mechanisms, causal",
+        (
+            _BARS,
+            _Column("mechanism", lambda row: row["mechanism"]),
+            _Column("forward ms", _of("forward_s", ",.1f", 1e3)),
+            _Column("÷ flash", _of("forward_ratio", ".2f")),
+            _Column("explain ÷ forward", _of("explain_ratio", ".2f")),
+            _Column("MiB", _of("bytes", ",.0f", 1 / _MIB)),
+            _Column("GFLOP", _of("flops", ",.2f", 1e-9)),
+            _Column("from softmax", _of("distance", ".2f")),
+        ),
+    ),
+    "live": _Table(
+        "the default network, live and over known bars",
+        (
+            _Column("", lambda row: row[""]),
+            _Column("plain µs", _of("plain", ",.0f", 1e6)),
+            _Column("explained µs", _of("own", ",.0f", 1e6)),
+            _Column("explained ÷ plain", _of("ratio", ".2f")),
+        ),
+        _live_lines,
+    ),
+}
+"""The tables by the kinds of rows that ``attention.measure`` shows."""
+
+
+def plot(figures: Mapping[str, Any], path: Path) -> None:
+    """Write time and memory over the number of bars, causal, to *path* as PNG."""
+    figure_class = import_module("matplotlib.figure").Figure
+    rows = [row for row in figures["attention"] if row["mask"] == "causal"]
+    panels = [panel for panel in _PANELS if any(f"flash_{panel.suffix}" in row for row in rows)]
+    figure = figure_class(figsize=(5.5 * len(panels), 4), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for route, name in _ROUTES.items():
+            known = [row for row in rows if f"{route}_{panel.suffix}" in row]
+            if known:
+                values = [row[f"{route}_{panel.suffix}"] * panel.unit for row in known]
+                axes.plot([row["bars"] for row in known], values, marker="o", label=name)
+        axes.set(xscale="log", yscale="log", xlabel="bars, causal", ylabel=panel.label)
+        axes.grid(visible=True, which="both", alpha=0.3)
+        axes.legend()
+    figure.suptitle(_title(figures))
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _title(figures: Mapping[str, Any]) -> str:
+    setting, machine = figures["setting"], figures["machine"]
+    return (
+        f"{setting['layers']} layers of {setting['heads']} heads of {setting['head_dim']}, "
+        f"{machine['threads']} thread(s), torch {machine['torch']} {machine['simd']}"
+    )

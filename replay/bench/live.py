@@ -1,43 +1,61 @@
-"""``bench live``: from a bar that is parsed to its decision committed, beside a bare commit."""
+"""``bench live``, ``close`` and ``ingest``: from a frame or a bar to what is committed.
+
+Every frame carries one closed candle, the dearest kind: real minutes of the bundled candles,
+written as the exchange writes them (numbers as text, trailing zeros left out). Frames at the roll,
+with two candles, and frames of the still open candle, which are most of a live stream, are measured
+beside. Routes are interleaved; each figure is the median of the rounds' process CPU time.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import csv
+import gzip
+import json
 import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
 
+from tracepaper.daemon.bybit.messages import decode_kline
+from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
+from tracepaper.daemon.clock import Predictor
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.ports import Predictor
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, resolved
+from tracepaper.daemon.session.loop import BarHistory, NoModel, Worker, WorkerPredictor, drive
 from tracepaper.daemon.session.models import load_forecaster
-from tracepaper.daemon.session.predictor import BarHistory, NoModel, Worker, WorkerPredictor
-from tracepaper.daemon.session.run_record import describe_run, start_event
+from tracepaper.daemon.session.run_row import describe_run, start_event
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.replay import tiled
+from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import (
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.strategies.types.market import (
     Bar,
-    FillModel,
+    Category,
+    Closed,
+    Event,
     Instrument,
     ModelChange,
     Quote,
     RunKind,
     Source,
 )
+from tracepaper.strategies.units import MINUTE_MS
 
 WARM_UP_STEPS: Final = 50
 ROW_BYTES: Final = 200
@@ -46,7 +64,7 @@ DEADLINE_MS: Final = 60_000
 Tell = Callable[[str], None]
 
 
-def measure(
+def measure_live(
     bars: int = 1_000, *, model: bool = True, tell: Tell = lambda _: None
 ) -> dict[str, Any]:
     """Return latencies in milliseconds of wall time, the engine's and a bare commit's in turn.
@@ -217,3 +235,345 @@ class BareCommit:
         self._database.execute("BEGIN IMMEDIATE")
         self._database.execute("INSERT INTO t (row) VALUES (zeroblob(?))", (ROW_BYTES,))
         self._database.execute("COMMIT")
+
+
+WARM_UP_CLOSES: Final = 20
+"""Closes that are decided, half of them each way, before the first that is timed."""
+REACH: Final = 0.35
+REACH_LIVE_MS: Final = 500.0
+"""After the last bar of a close of fifty symbols all of its decisions are committed."""
+LIVE_CLOSES_LEAST: Final = 100
+"""Fewer closes have no hundredth that is the slowest."""
+SLOW_BARS: Final = 100
+"""Bars of warm-up of the strategy without a model."""
+_APART: Final = 37
+"""Bars by which the instruments' prices are moved against each other."""
+
+
+@dataclass
+class Spent:
+    """What closes took, in milliseconds of wall time and of the process's CPU time."""
+
+    wall_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        self._began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu = self._began
+        self.wall_ms.append(1e3 * (time.perf_counter() - wall))
+        self.cpu_ms.append(1e3 * (time.process_time() - cpu))
+
+    def medians(self) -> dict[str, float]:
+        """Return the median of both times."""
+        return {"wall": statistics.median(self.wall_ms), "cpu": statistics.median(self.cpu_ms)}
+
+
+def measure_close(
+    symbols: int = 30, rounds: int = 40, *, tell: Tell = lambda _: None
+) -> dict[str, Any]:
+    """Return milliseconds from the delivery of a close to the commit of its last decision.
+
+    One run of *symbols* with the default model takes closes in turn gathered (announced, predicted
+    in one batch, stored in one transaction) and one by one, as with ``gather_ms = 0``; medians
+    over *rounds* closes each way. ``wall_ratio`` is the one ÷ the other in wall time, waits for the
+    disk included: it is held to the reach. The same of CPU time, and of the model alone, follow.
+    """
+    config = live_config("attention", [f"BENCH{number}USDT" for number in range(symbols)])
+    return {
+        "machine": machine_line(),
+        "symbols": symbols,
+        "rounds": rounds,
+        **compare(config, load_forecaster(config), rounds, tell=tell),
+    }
+
+
+def compare(
+    config: Config, forecaster: Forecaster, rounds: int, *, tell: Tell = lambda _: None
+) -> dict[str, Any]:
+    """Return the times of *rounds* closes each way by *forecaster*, and their ratios."""
+    context = forecaster.context
+    decided = context + WARM_UP_CLOSES + 2 * rounds
+    closes = closes_of(len(config.market.symbols), decided + 2 * rounds)
+    feed = _timed(config, forecaster, closes[:decided], context, tell=tell)
+    tell("the model alone")
+    whole = {name: spent.medians() for name, spent in feed.spent.items()}
+    alone = {name: spent.medians() for name, spent in model_alone(forecaster, closes[decided:])}
+    return {
+        "one_by_one_ms": whole["one_by_one"],
+        "gathered_ms": whole["gathered"],
+        "wall_ratio": whole["gathered"]["wall"] / whole["one_by_one"]["wall"],
+        "reach_of_wall_ratio": REACH,
+        "cpu_ratio": whole["gathered"]["cpu"] / whole["one_by_one"]["cpu"],
+        "model_alone_cpu_ms": {name: each["cpu"] for name, each in alone.items()},
+        "model_alone_cpu_ratio": alone["gathered"]["cpu"] / alone["one_by_one"]["cpu"],
+    }
+
+
+def measure_live_closes(
+    symbols: int, closes: int, *, model: bool = True, tell: Tell = lambda _: None
+) -> dict[str, Any]:
+    """Return milliseconds of wall time from the last bar of a close to its last commit.
+
+    Each of *closes* is one of *symbols* instruments that fill by quotes, as live: a quote of each,
+    then their bars behind the ``Closed`` that gathered them, decided and committed together.
+    """
+    figures: dict[str, Any] = {"machine": machine_line(), "symbols": symbols, "closes": closes}
+    for name, strategy in (("without_model", "sma_cross"), ("with_model", "attention")):
+        if strategy == "attention" and not model:
+            continue
+        config = live_config(strategy, [f"BENCH{number}USDT" for number in range(symbols)])
+        forecaster = load_forecaster(config) if needs_forecaster(config) else None
+        context = SLOW_BARS if forecaster is None else forecaster.context
+        given = closes_of(symbols, context + WARM_UP_CLOSES + closes)
+        feed = _timed(config, forecaster, given, context, only="gathered", tell=tell)
+        wall_ms = sorted(feed.spent["gathered"].wall_ms)
+        figures[f"{name}_ms"] = {
+            "median": statistics.median(wall_ms),
+            "p99": statistics.quantiles(wall_ms, n=100)[98],
+            "longest": wall_ms[-1],
+        }
+    figures["reach_ms"] = REACH_LIVE_MS
+    return figures
+
+
+def _timed(
+    config: Config,
+    forecaster: Forecaster | None,
+    closes: Sequence[Sequence[Bar]],
+    context: int,
+    *,
+    only: str = "",
+    tell: Tell,
+) -> TimedFeed:
+    """Return the feed that took *closes* through a run; the first *context* of them warm it."""
+    symbols = config.market.symbols
+    instrument = archive_instrument(tiled(context))
+    instruments = [msgspec.structs.replace(instrument, symbol=symbol) for symbol in symbols]
+    start_ms = closes[context][0].open_time_ms
+    tell(f"warming {len(symbols)} instruments with {context:,} bars")
+    with tempfile.TemporaryDirectory() as folder:
+        database = Path(folder) / "bench.db"
+        with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
+            feed = TimedFeed(closes[:context], parts.start, closes[context:], tell, only=only)
+            asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
+    return feed
+
+
+def closes_of(symbols: int, count: int) -> list[list[Bar]]:
+    """Return *count* closes of a bar of each of *symbols* instruments, oldest first."""
+    bars = bars_of(tiled(count + _APART * symbols))
+    return [
+        [
+            msgspec.structs.replace(
+                bars[at + _APART * number],
+                instrument=f"linear:BENCH{number}USDT",
+                open_time_ms=bars[at].open_time_ms,
+                market_ms=bars[at].market_ms,
+                seen_ms=bars[at].seen_ms,
+                source=Source.STREAM,
+            )
+            for number in range(symbols)
+        ]
+        for at in range(count)
+    ]
+
+
+def gathered(close: Sequence[Bar]) -> list[Event]:
+    """Return *close* as the feed delivers it: announced by its ``Closed``."""
+    first = close[0]
+    return [Closed(first.open_time_ms, len(close), (), first.market_ms, first.seen_ms), *close]
+
+
+class TimedFeed:
+    """Delivers closes in turn one by one and gathered; times each until its last step is stored.
+
+    The loop asks for an event once the steps of those before it are committed.
+    """
+
+    def __init__(
+        self,
+        past: Sequence[Sequence[Bar]],
+        start: Callable[[], Event],
+        closes: Sequence[Sequence[Bar]],
+        tell: Tell,
+        *,
+        only: str = "",
+    ) -> None:
+        self.spent: Mapping[str, Spent] = {"one_by_one": Spent(), "gathered": Spent()}
+        self._past = past
+        self._start = start
+        self._closes = closes
+        self._tell = tell
+        self._only = only  # the one way in which closes are delivered; in turn without it
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Yield the bars before the start, the start, then quotes and bars close by close."""
+        for close in self._past:
+            for event in gathered(close):
+                yield event
+        yield self._start()
+        self._tell(f"{len(self._closes)} closes of {len(self._closes[0])} symbols")
+        warming: Mapping[str, Spent] = defaultdict(Spent)
+        for number, close in enumerate(self._closes):
+            for bar in close:
+                yield quote_of(bar)
+            name, events = "one_by_one", list[Event](close)
+            if self._only == "gathered" or (not self._only and number % 2):
+                name, events = "gathered", gathered(close)
+            spent = warming if number < WARM_UP_CLOSES else self.spent
+            with spent[name]:
+                for event in events:
+                    yield event
+
+
+def model_alone(
+    forecaster: Forecaster, closes: Sequence[Sequence[Bar]]
+) -> Iterable[tuple[str, Spent]]:
+    """Return what the model's answers to *closes* took, in turn bar by bar and batched."""
+    single, batched = Spent(), Spent()
+    for number, close in enumerate(closes):
+        if number % 2:
+            with batched:
+                forecaster.predict_many(close)
+        else:
+            with single:
+                for bar in close:
+                    forecaster.step(bar)
+    return ("one_by_one", single), ("gathered", batched)
+
+
+ROUNDS: Final = 7
+BITCOIN: Final = Instrument(
+    Category.LINEAR, "BTCUSDT", "BTC", "USDT", 1, 3, 8, 8, 1, 1, 1, 150_000, 5 * 10**10, 480
+)
+
+Route = Callable[[bytes], object]
+
+
+def measure_ingest(frames: int = 200_000) -> dict[str, Any]:
+    """Return frames a CPU second of each route, after *frames* frames each, and the machine.
+
+    ``ratio_msgspec`` is our cost as a multiple of decoding alone, ``ratio_plain`` how many times
+    faster we are than ``json.loads`` with ``Decimal``: machines differ, ratios hardly.
+    """
+    closing = closing_frames()
+    wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
+    check(wire, closing)
+    routes: dict[str, tuple[Route, Sequence[bytes]]] = {
+        "tracepaper": (wire.receive, closing),
+        "msgspec": (decode_kline, closing),
+        "plain": (plain_bars, closing),
+        "roll": (wire.receive, roll_frames(closing)),
+        "open": (wire.receive, open_frames(closing)),
+    }
+    rates = rate(routes, frames)
+    return {
+        "frames": frames,
+        "rounds": ROUNDS,
+        "frames_per_cpu_s": rates,
+        "ratio_msgspec": rates["msgspec"] / rates["tracepaper"],
+        "ratio_plain": rates["tracepaper"] / rates["plain"],
+        "machine": machine_line(),
+    }
+
+
+def rate(routes: dict[str, tuple[Route, Sequence[bytes]]], frames: int) -> dict[str, float]:
+    """Return each route's median frames a CPU second; every round takes each route once."""
+    each = max(1, frames // ROUNDS)
+    rates: dict[str, list[float]] = {name: [] for name in routes}
+    for number in range(ROUNDS):
+        for name, (route, source) in routes.items():
+            batch = [source[(number * each + place) % len(source)] for place in range(each)]
+            began = time.process_time()
+            for frame in batch:
+                route(frame)
+            rates[name].append(each / (time.process_time() - began))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def closing_frames() -> list[bytes]:
+    """Return one frame for each bundled minute, as the exchange sends it when the minute closes."""
+    with gzip.open(DEMO_CANDLES, "rt", encoding="utf-8", newline="") as lines:
+        return [_frame(row) for row in csv.DictReader(lines)]
+
+
+def _frame(row: dict[str, str]) -> bytes:
+    """Return the closing frame of one row; turnover is volume times the close, exactly."""
+    start = int(row["open_time"])
+    sent_ms = start + MINUTE_MS + 441
+    texts = {name: shortest(row[name]) for name in ("open", "close", "high", "low", "volume")}
+    texts["turnover"] = shortest(str(Decimal(row["volume"]) * Decimal(row["close"])))
+    numbers = ",".join(f'"{name}":"{text}"' for name, text in texts.items())
+    return (
+        f'{{"topic":"kline.1.BTCUSDT","data":[{{"start":{start},"end":{start + MINUTE_MS - 1},'
+        f'"interval":"1",{numbers},"confirm":true,"timestamp":{sent_ms}}}],'
+        f'"ts":{sent_ms},"type":"snapshot"}}'
+    ).encode()
+
+
+def shortest(text: str) -> str:
+    """Return the number *text* without trailing zeros, as the exchange writes it."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def open_frames(closing: Sequence[bytes]) -> list[bytes]:
+    """Return the same frames with their candles still open."""
+    return [frame.replace(b'"confirm":true', b'"confirm":false') for frame in closing]
+
+
+def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
+    """Return frames of two candles each: the closed one and the new one, as linear sends them."""
+    found = []
+    for frame in closing:
+        parts = json.loads(frame)
+        (closed,) = parts["data"]
+        new = dict.fromkeys(("open", "close", "high", "low"), closed["close"])
+        start = closed["start"] + MINUTE_MS
+        times = {"start": start, "end": start + MINUTE_MS - 1, "interval": "1"}
+        rest = {"volume": "0", "turnover": "0", "confirm": False, "timestamp": parts["ts"]}
+        parts["data"].append(times | new | rest)
+        found.append(json.dumps(parts, separators=(",", ":")).encode())
+    return found
+
+
+def plain_bars(frame: bytes) -> list[Bar]:
+    """Return the same bars by ``json.loads`` and ``Decimal``: exact as well, nothing clever."""
+    message = json.loads(frame)
+    bars = []
+    for candle in message["data"]:
+        if not candle["confirm"]:
+            continue
+        open_, high, low, close = (
+            int(Decimal(candle[name]).scaleb(1)) for name in ("open", "high", "low", "close")
+        )
+        volume, turnover = (int(Decimal(candle[name]).scaleb(8)) for name in ("volume", "turnover"))
+        if not (0 < low <= open_ <= high and low <= close <= high):
+            continue
+        bars.append(
+            Bar(
+                BITCOIN.id,
+                candle["start"],
+                MINUTE_MS,
+                open_,
+                high,
+                low,
+                close,
+                volume,
+                turnover,
+                message["ts"],
+                message["ts"],
+                Source.STREAM,
+            )
+        )
+    return bars
+
+
+def check(wire: Wire, closing: Sequence[bytes]) -> None:
+    """Assert that both ways of reading agree on every frame that is measured."""
+    for frame in closing:
+        received = wire.receive(frame)
+        assert isinstance(received, ClosedCandles)
+        assert received.bars == plain_bars(frame)

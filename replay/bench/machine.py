@@ -34,7 +34,7 @@ def _commit() -> str:
         )
         if done.returncode == 0:
             return f"commit {done.stdout.strip()}"
-    from tracepaper.daemon.session.run_record import code_version
+    from tracepaper.daemon.session.run_row import code_version
 
     return f"version {code_version()}"
 

@@ -1,13 +1,20 @@
-"""``bench replay``: bars a CPU second with every decision logged, and what memory it takes."""
+"""``bench replay``, ``audit`` and ``sweep``: a CPU second of runs that keep everything.
+
+The bare loop reads every row of the run's tables in the order of its key, packs it and hashes it,
+and checks nothing. Both are measured in CPU time, in turns; a figure is the median of the rounds.
+"""
 
 from __future__ import annotations
 
+import resource
+import sqlite3
 import statistics
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,22 +22,32 @@ import numpy as np
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
-from tracepaper.replay.archive.decimals import IntArray
+from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.predictors import CHUNK_EVENTS
+from tracepaper.replay.backtest.request import Request, carry_out
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.backtest.scan import CHUNK_EVENTS
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.replay.sweep.run import LocalProcesses, carry_out_sweep
+from tracepaper.replay.sweep.space import grid
+from tracepaper.replay.sweep.trial import WHOLE, Cell, Work, make, overrides_of, read_request
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.integrity import check_keys, check_pages
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.chunks import run_span, select
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.schema import RUN_TABLES
+from tracepaper.storage.record.digest import pack
+from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Percent, Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import ACTING_ONLY, Action, Bar, Forecast, Step
+from tracepaper.strategies.types.decisions import ACTING_ONLY, Action, Forecast, Step
+from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.networks.workloads import Scan
+    from tracepaper.replay.bench.workloads import Scan
 
 YEAR_BARS: Final = 525_600
 REACH_BARS_PER_CPU_S: Final = 50_000
@@ -136,7 +153,9 @@ def _logged(replay: Replay) -> _Logged:
         return _Logged(cpu_s, database.stat().st_size, marks)
 
 
-def measure(bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None) -> dict[str, Any]:
+def measure_replay(
+    bars: int = 200_000, *, rounds: int = 3, tell: Tell = lambda _: None
+) -> dict[str, Any]:
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
     Each round replays the same bars into a new database, and beside it as many bars of
@@ -215,9 +234,9 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     A year is extrapolated from *bars* after the warm-up, unless *bars* is a year; so is the
     naive route, which runs the network anew over the whole context at every bar.
     """
-    from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster
+    from tracepaper.replay.bench.workloads import Scan
     from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-    from tracepaper.strategies.networks.workloads import Scan
+    from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
 
     candles = tiled(bars + 7_201)
     with tempfile.TemporaryDirectory() as folder:
@@ -265,9 +284,9 @@ def measure_windows(
     the same run, the network alone and full attention of the same size. Raises ``ConfigInvalid`` of
     a model that streams or has no attention.
     """
-    from tracepaper.strategies.forecasters.ensemble import network_half
+    from tracepaper.replay.bench.workloads import WholeWindow
+    from tracepaper.strategies.forecasters.tabular import network_half
     from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-    from tracepaper.strategies.networks.workloads import WholeWindow
 
     tell("loading the model")
     replay = replay_of([tiled(1)], "attention", checkpoint=checkpoint)
@@ -388,8 +407,8 @@ class ExplainedBars:
 
 def forward_seconds(times: int) -> float:
     """Return the median wall seconds of a forward over the default network's whole context."""
+    from tracepaper.replay.bench.workloads import forward_whole, whole_context
     from tracepaper.strategies.networks.flash import FlashConfig
-    from tracepaper.strategies.networks.workloads import forward_whole, whole_context
 
     network, rows = whole_context(FlashConfig())
     forward_whole(network, rows)
@@ -399,3 +418,166 @@ def forward_seconds(times: int) -> float:
         forward_whole(network, rows)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
+
+
+ROUNDS: Final = 5
+REACH: Final = {"plain": 1.15, "model": 1.3}
+MODEL_BARS: Final = 12_000
+
+
+def measure_audit(
+    bars: int = 100_000, *, model: bool = True, tell: Tell = lambda _: None
+) -> dict[str, Any]:
+    """Return the figures of a run of *bars* bars without a model, and of one with the default."""
+    found: dict[str, Any] = {"machine": machine_line(), "rounds": ROUNDS}
+    runs = {"plain": ("sma_cross", bars)}
+    if model:
+        runs["model"] = ("attention", min(bars, MODEL_BARS))
+    for name, (strategy, count) in runs.items():
+        tell(f"replaying {count:,} bars with {strategy}")
+        with tempfile.TemporaryDirectory() as folder:
+            database = Path(folder) / "bench.db"
+            _write(database, strategy, count)
+            tell("checking it")
+            found |= {f"{name}_{key}": value for key, value in _checked(database).items()}
+        found[f"reach_{name}"] = REACH[name]
+    return found
+
+
+def _write(database: Path, strategy: str, bars: int) -> None:
+    audit = SqlAuditLog.open(database)
+    run_replay(replay_of([tiled(bars)], strategy), audit, Tally())
+    audit.end(0)
+    audit.close()
+
+
+def _checked(database: Path) -> dict[str, float]:
+    """Return microseconds a step of each part, and the walk as a multiple of the bare loop."""
+    with Reader.open(database) as reader:
+        run_id = reader.find("last")
+        stored = reader.stored_run(run_id)
+        connection, span = reader.connection, run_span(stored.run_key)
+        parts: dict[str, Callable[[], object]] = {
+            "bare": lambda: bare(connection, span),
+            "walk": lambda: _walked(connection, run_id),
+            "pages": lambda: list(check_pages(connection)),
+            "keys": lambda: list(check_keys(connection)),
+        }
+        spent: dict[str, list[float]] = {name: [] for name in parts}
+        for _ in range(ROUNDS):
+            for name, part in parts.items():
+                began = time.process_time()
+                part()
+                spent[name].append(time.process_time() - began)
+        median = {name: statistics.median(times) for name, times in spent.items()}
+        steps = stored.step_count
+    return {
+        "steps": steps,
+        "walk_us_a_step": median["walk"] / steps * 1e6,
+        "times_bare": median["walk"] / median["bare"],
+        "integrity_check_us_a_step": median["pages"] / steps * 1e6,
+        "foreign_keys_us_a_step": median["keys"] / steps * 1e6,
+    }
+
+
+def bare(connection: sqlite3.Connection, span: tuple[int, int]) -> bytes:
+    """Read, pack and hash every row of a run, and return the last hash."""
+    last = b""
+    for table in RUN_TABLES:
+        for row in connection.execute(select(table.name, "step BETWEEN ? AND ?"), span):
+            last = sha256(pack(row)).digest()
+    return last
+
+
+def _walked(connection: sqlite3.Connection, run_id: str) -> None:
+    assert verify_chain(connection, run_id).holds
+
+
+REACH_TIMES_RUNS: Final = 1.2
+FAST: Final = tuple(range(2, 22, 2))
+SLOW: Final = tuple(range(30, 130, 10))
+CONFIG: Final = {"sizing": {"mode": "fixed", "quantity": "1"}, "account": {"cash": "1000000"}}
+
+
+def measure_sweep(
+    bars: int = 12_000,
+    *,
+    jobs: int | None = None,
+    fast: Sequence[int] = FAST,
+    slow: Sequence[int] = SLOW,
+    tell: Tell = lambda _: None,
+) -> dict[str, Any]:
+    """Return the figures of a sweep over *bars* bars: a hundred runs, of every *fast* and *slow*.
+
+    Beside it the same runs are made one after another in this process: each as ``tracepaper
+    replay`` makes it (``replays``), and with the figures that a sweep reads of each (``runs``).
+    The sweep's trials are counted in a registry of its own.
+    """
+    candles = tiled(bars)
+    with tempfile.TemporaryDirectory() as folder:
+        request = read_request(
+            "sma_cross",
+            candles,
+            {"fast": list(fast), "slow": list(slow)},
+            "return",
+            config=CONFIG,
+        )
+        cells = [
+            Cell(0, WHOLE, number, point, None, None)
+            for number, point in enumerate(grid(request.axes))
+        ]
+        make(request.work, cells[0])  # what is imported and read once is no run's cost
+        tell(f"{len(cells)} replays of {bars:,} bars, one after another")
+        replays = _cpu_s(lambda: [_replayed(request.work, cell, Path(folder)) for cell in cells])
+        tell("the same with their figures")
+        runs = _cpu_s(lambda: [make(request.work, cell) for cell in cells])
+        tell("the same as a sweep")
+        processes = LocalProcesses(jobs)
+        swept = _cpu_s(
+            lambda: carry_out_sweep(
+                request,
+                processes,
+                state=Path(folder) / "sweep.db",
+                progress=lambda _done, _of, _best: None,
+                registry=Path(folder) / "trials.db",
+            )
+        )
+        swept += processes.cpu_s  # of processes that are none of this one's children
+    return {
+        "machine": machine_line(),
+        "runs": len(cells),
+        "bars": bars,
+        "cpu_s_replays": replays,
+        "cpu_s_runs": runs,
+        "cpu_s_sweep": swept,
+        "sweep_times_runs": swept / runs,
+        "sweep_times_replays": swept / replays,
+        "reach_times_runs": REACH_TIMES_RUNS,
+    }
+
+
+def _replayed(work: Work, cell: Cell, folder: Path) -> str:
+    database = folder / "run.db"
+    made = carry_out(
+        Request(
+            data=work.candles,
+            config=work.config,
+            overrides=overrides_of(work, cell.point),
+            database=database,
+        )
+    )
+    for left in folder.glob("run.db*"):
+        left.unlink()
+    return made.run_id
+
+
+def _cpu_s(job: Callable[[], object]) -> float:
+    """Return the CPU seconds of *job* in this process and in those that it started and ended."""
+    before = _used_s()
+    job()
+    return _used_s() - before
+
+
+def _used_s() -> float:
+    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(used.ru_utime + used.ru_stime for used in both)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tracepaper.replay.backtest.agreement import (
+from tracepaper.replay.backtest.predictors import (
     EXPLANATION_FIELDS,
     MEASURES,
     RETURN_FIELDS,
@@ -24,13 +24,10 @@ from tracepaper.replay.backtest.agreement import (
     near,
     near_arrays,
 )
-from tracepaper.storage.columns import (
-    ANSWER_GATES,
-    TABLES,
-    measure_name,
-    stored_columns,
-)
-from tracepaper.storage.decode import (
+from tracepaper.storage.database.chunks import interned
+from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
+from tracepaper.storage.record.decode import (
     ANSWER,
     HOLDING,
     STATE,
@@ -39,13 +36,13 @@ from tracepaper.storage.decode import (
     StepDecoder,
     StoredRows,
 )
-from tracepaper.storage.digest import decision_digest
-from tracepaper.storage.encode import StepEncoder
-from tracepaper.storage.reader import Reader, StoredRun, interned
-from tracepaper.storage.rows import SHAPE_UNITS, sequence_of
+from tracepaper.storage.record.digest import decision_digest
+from tracepaper.storage.record.encode import StepEncoder
+from tracepaper.storage.record.rows import SHAPE_UNITS, sequence_of
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates import GATES
-from tracepaper.strategies.types import Bar, Decision, Explanation, Forecast, Step
+from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
+from tracepaper.strategies.types.market import Bar
 
 
 @dataclass(frozen=True)

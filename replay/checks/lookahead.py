@@ -13,7 +13,6 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -23,21 +22,17 @@ import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
-from tracepaper.daemon.session.outside import Outside
+from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.candles import resample
-from tracepaper.replay.archive.depth import RecordedDepth
+from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.backtest.build import fit_windows, span_of
 from tracepaper.replay.checks.compare import Difference
-from tracepaper.replay.checks.other_vectors import moved_by, other_vectors
-from tracepaper.replay.checks.processes import (
+from tracepaper.replay.checks.isolation import (
     Accesses,
     Child,
-    DerivedStep,
     EngineInput,
     Files,
     FreshProcesses,
-    FutureProbe,
     Overdue,
     Setup,
     Whole,
@@ -48,30 +43,37 @@ from tracepaper.replay.checks.processes import (
     step_blindly,
     step_through,
 )
-from tracepaper.replay.checks.recursive import (
-    difference_of,
-    same_judgement,
-    same_signal,
+from tracepaper.replay.checks.perturbations import (
+    HASH_SEEDS,
+    PRICE_FACTOR,
+    WEEKS_LATER,
+    DerivedStep,
+    FutureProbe,
+    Surroundings,
+    _bar_of,
+    _books_dearer,
+    _books_later,
+    _ClosedFrames,
+    _dearer,
+    _frame_shown,
+    largest_table,
+    link,
+    moved_by,
+    other_vectors,
+    source_of,
 )
-from tracepaper.replay.checks.surroundings import HASH_SEEDS, Surroundings, link
-from tracepaper.replay.checks.tables import largest_table, source_of
-from tracepaper.strategies.books import Books
-from tracepaper.strategies.calendar import Calendar
+from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_signal
+from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
-from tracepaper.strategies.frames import Row
-from tracepaper.strategies.market import INTERVAL_NAMES, WEEK_MS, interval_phase
-from tracepaper.strategies.signals import Orders, Signal
-from tracepaper.strategies.types import Action, Bar, Closed, Instrument
+from tracepaper.strategies.order_book import Books
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Bar, Closed
+from tracepaper.strategies.units import INTERVAL_NAMES, WEEK_MS
 
-WEEKS_LATER: Final = 64
-"""A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
-
-PRICE_FACTOR: Final = 10
 LOOKS: Final = 4
 """Equal runs, each in a process of its own, before what moved is believed to be no chance."""
 LOOKED_BEYOND: Final = 16
 """Steps after the first that moved: one coin may fall alike in all of them, not so many."""
-_PRICES: Final = ("open", "high", "low", "close")
 GRACE_S: Final = 10.0
 """An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
@@ -621,88 +623,6 @@ def _first_unequal(mine: Sequence[DerivedStep], steps: Sequence[bytes]) -> int |
     """Return the place of the first of *steps* that is not what it was; None without one."""
     pairs = enumerate(zip(mine, steps, strict=True))
     return next((place for place, (one, other) in pairs if packed(one.step) != other), None)
-
-
-class _ClosedFrames:
-    """The whole bars of higher frames that one file of candles adds up to, and those before it."""
-
-    def __init__(self, candles: Candles, instrument: Instrument, frames: Sequence[Candles]) -> None:
-        self._candles, *self._before = [
-            part.rescaled(
-                price_decimals=instrument.price_decimals,
-                volume_decimals=instrument.volume_decimals,
-                turnover_decimals=instrument.turnover_decimals,
-            )
-            for part in (candles, *frames)
-        ]
-        self._made: dict[int, list[Row]] = {}
-        self._at: dict[int, int] = {}
-        self._calendars: dict[int, Calendar] = {}
-
-    def newest(self, length_ms: int, wanted: int, bar: Bar) -> Row | None:
-        """Return the newest bar of the last *wanted* intervals that had closed with *bar*.
-
-        Asked in the order of time.
-        """
-        if length_ms not in self._made:
-            self._made[length_ms], self._at[length_ms] = self._whole(length_ms), 0
-        rows, at = self._made[length_ms], self._at[length_ms]
-        while at < len(rows) and rows[at][2] <= bar.market_ms:
-            at += 1
-        self._at[length_ms] = at
-        place, closes_ms = self._grid(length_ms, bar.open_time_ms)
-        end = place + (closes_ms <= bar.market_ms)
-        return rows[at - 1] if at and rows[at - 1][0] >= end - wanted else None
-
-    def _grid(self, length_ms: int, open_ms: int) -> tuple[int, int]:
-        """Return place and close of the frame's bar in which a bar that opens then lies."""
-        if (calendar := self._candles.calendar) is not None:
-            if length_ms not in self._calendars:
-                self._calendars[length_ms] = Calendar(calendar.sessions, length_ms)
-            grid = self._calendars[length_ms]
-            return grid.place(open_ms), int(grid.closes[grid.place(open_ms)])
-        phase_ms = interval_phase(length_ms)
-        place = (open_ms - phase_ms) // length_ms
-        return place, (place + 1) * length_ms + phase_ms
-
-    def _whole(self, length_ms: int) -> list[Row]:
-        first_ms = int(self._candles.open_time_ms[0])
-        before = [part for part in self._before if part.interval_ms == length_ms]
-        known = [row for part in before for row in self._rows(part) if row[1] < first_ms]
-        with suppress(DataInvalid):  # not one is whole
-            known += self._rows(resample(self._candles, length_ms))
-        return sorted({row[0]: row for row in known}.values())
-
-    def _rows(self, made: Candles) -> list[Row]:
-        times = (made.open_time_ms, made.closes_ms)
-        columns = (*times, made.open, made.high, made.low, made.close, made.volume)
-        rows = zip(*(column.tolist() for column in columns), strict=True)
-        return [(self._grid(made.interval_ms, row[0])[0], *row) for row in rows]
-
-
-def _dearer(part: Candles) -> Candles:
-    prices = {name: getattr(part, name) * PRICE_FACTOR for name in _PRICES}
-    turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
-    return replace(part, **prices, turnover=turnover)
-
-
-def _books_later(books: Books) -> Books:
-    later_ms = WEEKS_LATER * WEEK_MS
-    return replace(books, seen_ms=books.seen_ms + later_ms, market_ms=books.market_ms + later_ms)
-
-
-def _books_dearer(books: Books) -> Books:
-    return replace(books, price=books.price * PRICE_FACTOR)
-
-
-def _frame_shown(row: Row | None) -> str:
-    return "none" if row is None else f"that of {row[1]} with close {row[6]} and volume {row[7]}"
-
-
-def _bar_of(one: DerivedStep) -> tuple[str, int] | None:
-    """Return which bar a step decided, or took in: it happens once in a replay."""
-    event = one.step.event
-    return (event.instrument, event.open_time_ms) if isinstance(event, Bar) else None
 
 
 def _only_holds(signal: Signal | Orders) -> bool:

@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.daemon.engine.rules import (
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.versions import (
     ACCOUNT,
     CHANGES,
     DECIDED_BY_ACCOUNT,
@@ -22,16 +23,15 @@ from tracepaper.daemon.engine.rules import (
     RuleChange,
     changes_since,
 )
-from tracepaper.daemon.engine.runner import Close, gathered, predictions_of, steps_of
-from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.session.open import check_state
-from tracepaper.daemon.session.run_record import (
+from tracepaper.daemon.session.loop import Close, gathered, predictions_of, steps_of
+from tracepaper.daemon.session.resume import check_state
+from tracepaper.daemon.session.run_row import (
     OF_THE_PLACE,
     code_version,
     start_event,
     strategy_sha256,
 )
-from tracepaper.replay.backtest.agreement import Environment
+from tracepaper.replay.backtest.predictors import Environment
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,
@@ -40,22 +40,17 @@ from tracepaper.replay.backtest.recorded import (
     run_in,
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
-from tracepaper.replay.checks.culprit import Case, Culprit, blame
-from tracepaper.replay.checks.given import GivenEvents, Unlike, of_start
-from tracepaper.storage.columns import measure_name
-from tracepaper.storage.reader import Reader, StoredRun
+from tracepaper.replay.checks.consistency import GivenEvents, Unlike, of_start
+from tracepaper.replay.checks.diagnosis import Case, Culprit, blame
+from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.storage.record.columns import measure_name
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.gates import GATES, GateKind
-from tracepaper.strategies.types import (
-    Bar,
-    Event,
-    ModelChange,
-    Run,
-    Step,
-)
+from tracepaper.strategies.gates.gate import GATES, GateKind
+from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.market import Bar, Event, ModelChange
 
 if TYPE_CHECKING:
-    from tracepaper.storage.decode import StoredRows
+    from tracepaper.storage.record.decode import StoredRows
 
 DIFFERENCES_KEPT: Final = 100
 EXACT: Final = frozenset({"sma_cross", "persistence"})

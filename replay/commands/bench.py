@@ -21,9 +21,9 @@ def ingest(
     json: JsonOption = False,
 ) -> None:
     """Measure frames parsed to typed bars a CPU second."""
-    from tracepaper.replay.bench.ingest import measure
+    from tracepaper.replay.bench.live import measure_ingest
 
-    _say("ingest: frame to typed bar", measure(frames), as_json=json)
+    _say("ingest: frame to typed bar", measure_ingest(frames), as_json=json)
 
 
 @app.command()
@@ -52,7 +52,7 @@ def replay(
         figures = replaying.measure_model(bars if bars != 200_000 else 30_000, tell=_tell)
         _say("replay with the default model", figures, as_json=json)
     else:
-        figures = replaying.measure(bars, rounds=rounds, tell=_tell)
+        figures = replaying.measure_replay(bars, rounds=rounds, tell=_tell)
         _say("replay without a model", figures, as_json=json)
 
 
@@ -64,9 +64,9 @@ def sweep(
     json: JsonOption = False,
 ) -> None:
     """Measure a sweep of 100 runs beside the sum of its runs."""
-    from tracepaper.replay.bench.sweep import measure
+    from tracepaper.replay.bench.replay import measure_sweep
 
-    _say("sweep of 100 runs, CPU time", measure(bars, jobs=jobs, tell=_tell), as_json=json)
+    _say("sweep of 100 runs, CPU time", measure_sweep(bars, jobs=jobs, tell=_tell), as_json=json)
 
 
 @app.command()
@@ -77,9 +77,9 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Measure bars learnt from a CPU second: long chunks beside one window a sample."""
-    from tracepaper.replay.bench.train import measure
+    from tracepaper.replay.bench.networks import measure_training
 
-    _say("training, CPU time", measure(bars, steps=steps, tell=_tell), as_json=json)
+    _say("training, CPU time", measure_training(bars, steps=steps, tell=_tell), as_json=json)
 
 
 @app.command()
@@ -92,9 +92,9 @@ def audit(
     json: JsonOption = False,
 ) -> None:
     """Measure the walk along a chain beside a bare read, pack and hash of the same rows."""
-    from tracepaper.replay.bench.audit import measure
+    from tracepaper.replay.bench.replay import measure_audit
 
-    _say("audit: CPU time of a check", measure(bars, model=model, tell=_tell), as_json=json)
+    _say("audit: CPU time of a check", measure_audit(bars, model=model, tell=_tell), as_json=json)
 
 
 @app.command()
@@ -108,15 +108,14 @@ def live(
     json: JsonOption = False,
 ) -> None:
     """Measure milliseconds from a parsed bar, or the last of a close, to what is committed."""
-    from tracepaper.replay.bench.close import LIVE_CLOSES_LEAST, measure_live
-    from tracepaper.replay.bench.live import measure
+    from tracepaper.replay.bench.live import LIVE_CLOSES_LEAST, measure_live, measure_live_closes
 
     if symbols > 1:
         closes = max(bars // symbols, LIVE_CLOSES_LEAST)
-        figures = measure_live(symbols, closes, model=model, tell=_tell)
+        figures = measure_live_closes(symbols, closes, model=model, tell=_tell)
         _say("close of several symbols, last bar to last decision committed", figures, as_json=json)
         return
-    _say("live step, ms of wall time", measure(bars, model=model, tell=_tell), as_json=json)
+    _say("live step, ms of wall time", measure_live(bars, model=model, tell=_tell), as_json=json)
 
 
 @app.command()
@@ -127,9 +126,9 @@ def close(
     json: JsonOption = False,
 ) -> None:
     """Measure several symbols that close at once, to the last commit: gathered and one by one."""
-    from tracepaper.replay.bench.close import measure
+    from tracepaper.replay.bench.live import measure_close
 
-    figures = measure(symbols, rounds, tell=_tell)
+    figures = measure_close(symbols, rounds, tell=_tell)
     _say("close of several symbols, delivered to last decision committed", figures, as_json=json)
 
 
@@ -141,9 +140,9 @@ def assets(
     json: JsonOption = False,
 ) -> None:
     """Measure a network over many assets on generated prices: time and peak memory, explained."""
-    from tracepaper.replay.bench.assets import measure
+    from tracepaper.replay.bench.networks import measure_assets
 
-    _say("many assets at once, every one explained", measure(assets, bars), as_json=json)
+    _say("many assets at once, every one explained", measure_assets(assets, bars), as_json=json)
 
 
 @app.command()
@@ -165,8 +164,7 @@ def attention(
 ) -> None:
     """Measure what an explanation costs beside the forward that it explains."""
     from tracepaper.daemon.commands.options import print_json
-    from tracepaper.replay.bench.attention import SIZES, measure
-    from tracepaper.replay.bench.attention_show import Printer, plot
+    from tracepaper.replay.bench.attention import SIZES, Printer, measure, plot
     from tracepaper.replay.bench.machine import machine_line
     from tracepaper.strategies.extras import require
 
@@ -195,9 +193,13 @@ def orderbook(
     json: JsonOption = False,
 ) -> None:
     """Measure memory and time of a map of level and time over generated books, untrained."""
-    from tracepaper.replay.bench.orderbook import measure
+    from tracepaper.replay.bench.networks import measure_order_book
 
-    _say("orderbook: one answer with its map", measure(books, levels, tell=_tell), as_json=json)
+    _say(
+        "orderbook: one answer with its map",
+        measure_order_book(books, levels, tell=_tell),
+        as_json=json,
+    )
 
 
 @app.command()
@@ -216,9 +218,9 @@ def ett(
     json: JsonOption = False,
 ) -> None:
     """Measure a network on the protocol of the ETT benchmarks, beside ridge and a naive answer."""
-    from tracepaper.replay.bench.ett import measure
+    from tracepaper.replay.bench.networks import measure_ett
 
-    figures = measure(
+    figures = measure_ett(
         data, network, horizon=horizon, univariate=univariate, seed=seed, epochs=epochs, tell=_tell
     )
     _say("ett: errors in standard deviations of the training part", figures, as_json=json)

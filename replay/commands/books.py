@@ -48,7 +48,7 @@ def train_books(
     from tracepaper.replay.training.book_data import BookMaterial
     from tracepaper.replay.training.book_fit import BookFitOptions
     from tracepaper.replay.training.book_fit import train_books as fit
-    from tracepaper.strategies.networks.orderbook import OrderBookConfig
+    from tracepaper.strategies.networks.order_book import OrderBookConfig
 
     taken = {("model", "kind"), ("model", "name")}
     taken |= {("architecture", name) for name in ARCHITECTURE}
@@ -272,7 +272,7 @@ def explain_book(
     """Print the map of level and time of one answer."""
     from rich.console import Console
 
-    from tracepaper.replay.explain.book import map_document, show_map
+    from tracepaper.replay.explain.picture import map_document, show_map
     from tracepaper.replay.training.book_map import book_map
     from tracepaper.storage.checkpoints import locate
 
@@ -293,7 +293,7 @@ WIDE: Final = 132
 
 def _instant(text: str) -> int:
     """Return the UTC milliseconds of a time with its zone; raise ``ConfigInvalid``."""
-    from tracepaper.replay.archive.times import instant
+    from tracepaper.replay.archive.columns import instant
 
     if not _NUMBER.fullmatch(text) and not _ZONE.search(text):
         raise ConfigInvalid(

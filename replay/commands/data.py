@@ -14,14 +14,13 @@ from tracepaper.daemon.commands.options import (
     print_json,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracepaper.replay.archive.fetch import Outcome
-    from tracepaper.replay.archive.quality import Quality
-    from tracepaper.replay.archive.series import Held, Imported
+    from tracepaper.replay.archive.download import Outcome
+    from tracepaper.replay.archive.series import Held, Imported, Quality
     from tracepaper.replay.training.series import Segment, Split
 
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
@@ -116,8 +115,8 @@ def check(
     from dataclasses import asdict
 
     from tracepaper.replay.archive import read_candles
-    from tracepaper.replay.archive.depth import depth_quality, is_depth_file
-    from tracepaper.replay.archive.quality import quality
+    from tracepaper.replay.archive.order_book import depth_quality, is_depth_file
+    from tracepaper.replay.archive.series import quality
     from tracepaper.replay.archive.sessions import sessions_named
     from tracepaper.replay.commands.recording import depth_lines
     from tracepaper.strategies.extras import require
@@ -161,8 +160,8 @@ def check(
 
 def _lines(found: Quality) -> list[str]:
     """Return the report of one file for people."""
-    from tracepaper.replay.archive.times import iso
-    from tracepaper.strategies.market import interval_text
+    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import interval_text
 
     gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
     if len(found.gaps) > GAPS_SHOWN:
@@ -193,8 +192,8 @@ def _unit(decimals: int | None) -> str:
 
 def _import_lines(one: Imported, archive: Path) -> list[str]:
     """Return the report of one imported series for people."""
-    from tracepaper.replay.archive.times import iso
-    from tracepaper.strategies.market import interval_text
+    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import interval_text
 
     known = f", {one.known:,} were there already" if one.known else ""
     span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
@@ -306,7 +305,7 @@ def record(
     """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it."""
     from dataclasses import asdict
 
-    from tracepaper.daemon.bybit.depth import DepthRequest
+    from tracepaper.daemon.bybit.order_book import DepthRequest
     from tracepaper.replay.commands.recording import depth_lines, record_frames, record_session
     from tracepaper.strategies.errors import ConfigInvalid
 
@@ -364,8 +363,8 @@ def list_(
 
 
 def _held_line(one: Held) -> str:
-    from tracepaper.replay.archive.times import iso
-    from tracepaper.strategies.market import interval_text
+    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import interval_text
 
     missing = sum(until - start for start, until in one.gaps) // one.interval_ms
     return (
@@ -395,11 +394,11 @@ def fetch(
     from dataclasses import asdict
 
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.shutdown import run_loop
-    from tracepaper.replay.archive.fetch import FetchRequest, fetch_order
-    from tracepaper.replay.archive.times import instant
+    from tracepaper.daemon.session.daemon import run_loop
+    from tracepaper.replay.archive.columns import instant
+    from tracepaper.replay.archive.download import FetchRequest, fetch_order
     from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.market import INTERVALS
+    from tracepaper.strategies.units import INTERVALS
 
     if interval not in INTERVALS:
         raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")
@@ -422,7 +421,7 @@ def fetch(
 
 
 def _outcome_line(one: Outcome, archive: Path) -> str:
-    from tracepaper.strategies.market import interval_text
+    from tracepaper.strategies.units import interval_text
 
     count = len(one.absent)
     spans = (

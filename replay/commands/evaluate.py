@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.training.fitted import Fitted
     from tracepaper.replay.training.material import Material
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.storage.vectors import VectorFile
+    from tracepaper.storage.covariates import VectorFile
 
 
 def evaluate(
@@ -173,7 +173,7 @@ def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
 def _is_together(name: str) -> bool:
     """Return whether *name* is a checkpoint that answers for all symbols of a close."""
     from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
-    from tracepaper.strategies.forecasters.together import is_together
+    from tracepaper.strategies.forecasters.cross_asset import is_together
 
     folder = locate(name)
     return is_checkpoint(folder) and is_together(read_card(folder))
@@ -231,7 +231,7 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
-    from tracepaper.strategies.forecasters.together import TogetherModel, is_together
+    from tracepaper.strategies.forecasters.cross_asset import TogetherModel, is_together
 
     use_threads(threads)
     folder = locate(name)
@@ -250,7 +250,7 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
 
 
 def _vectors(path: Path | None) -> VectorFile | None:
-    from tracepaper.storage.vectors import read_vectors
+    from tracepaper.storage.covariates import read_vectors
 
     return None if path is None else read_vectors(path)
 

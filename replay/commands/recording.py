@@ -9,19 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.bybit.depth import DepthRequest
+from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.session.shutdown import run_loop
-from tracepaper.replay.archive.depth import DepthQuality, depth_quality
-from tracepaper.replay.archive.record import ReceivedFrame, record_live, sample_frames
-from tracepaper.replay.archive.times import iso
+from tracepaper.daemon.session.daemon import run_loop
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.archive.download import ReceivedFrame, record_live, sample_frames
+from tracepaper.replay.archive.order_book import DepthQuality, depth_quality
 from tracepaper.replay.exchange.recorded import Recording, read_recording
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.market import time_of
-from tracepaper.strategies.types import Category
-from tracepaper.strategies.words import duration
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import duration, time_of
 
 GAPS_SHOWN: Final = 5
 _SECONDS: Final = re.compile(r"(\d{1,6}) ?s")

@@ -1,9 +1,12 @@
-"""``tracepaper replay``: a backtest through the daemon's own engine, into a run in the database."""
+"""``tracepaper replay|sweep|demo|exchange``: the past, many pasts, the show, the exchange."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -18,6 +21,11 @@ from tracepaper.daemon.commands.options import (
     SymbolOption,
     ToOption,
 )
+
+if TYPE_CHECKING:
+    from tracepaper.replay.api import Backtest
+    from tracepaper.replay.exchange.faults import FaultPlan
+    from tracepaper.replay.sweep.space import Objective
 
 
 def replay(
@@ -83,3 +91,347 @@ def replay(
         log=log,
     )
     perform(request, as_json=json)
+
+
+def sweep(
+    files: CandlesArgument = None,
+    *,
+    space: Annotated[
+        list[str],
+        typer.Option(
+            metavar="OPTION=VALUES",
+            help="5,10,20 or 5..50 or 5..50:5 or 0.1..10:log; OPTION of the strategy, or "
+            "section.key; repeat.",
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
+    ] = None,
+    objective: Annotated[
+        str, typer.Option(help="A figure of the report by its key, or module:function of a run.")
+    ] = "sharpe",
+    strategy: Annotated[
+        str | None, typer.Option(help="A name or module:Class; by default the configured one.")
+    ] = None,
+    sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Points that random and tpe draw; by default 100.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="What random and tpe draw by.")] = 0,
+    walk: Annotated[
+        str | None,
+        typer.Option(metavar="TRAIN/TEST", help="Windows such as 90d/30d; choose, then test."),
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(help="maximize or minimize, where the figure does not say it.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one a core.")
+    ] = None,
+    limit: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="What one run may take.")
+    ] = 600.0,
+    state: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where its cells are kept; by default a name of what is swept."
+        ),
+    ] = None,
+    from_: FromOption = None,
+    to: ToOption = None,
+    symbol: SymbolOption = None,
+    funding: FundingOption = None,
+    frame_data: FrameDataOption = None,
+    depth: DepthOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
+    ] = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Try many configurations on the same candles; say how much of the best one is luck.
+
+    The same command goes on where an interrupted one stopped. Exit 1 where every run failed.
+    """
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
+    from tracepaper.replay.sweep.space import axis_of_text
+    from tracepaper.replay.sweep.trial import read_request, state_beside
+    from tracepaper.replay.sweep.views import show_sweep
+    from tracepaper.strategies.errors import ConfigInvalid
+    from tracepaper.strategies.extras import require
+
+    given = [*(files or ()), *(data or ())]
+    require("plotly", "--html", html)
+    require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
+    if not given:
+        raise ConfigInvalid("Give candles: tracepaper sweep PATH, or --data PATH for each file.")
+    axes = [axis_of_text(text) for text in space]
+    if len({axis.name for axis in axes}) < len(axes):
+        raise ConfigInvalid("--space names an option twice; give all its values at once.")
+    request = read_request(
+        strategy,
+        given,
+        {axis.name: axis for axis in axes},
+        _objective(objective),
+        config=config,
+        sampler=sampler,
+        trials=trials,
+        seed=seed,
+        windows=walk,
+        direction=direction,
+        limit_s=limit,
+        start=from_,
+        end=to,
+        symbol=symbol,
+        funding=tuple(funding or ()),
+        frame_data=frame_data,
+        depth=tuple(depth or ()),
+    )
+    kept = state or state_beside(request)
+    with _progress(quiet=json or not sys.stderr.isatty()) as progress:
+        found = carry_out_sweep(request, executor_for(request, jobs), state=kept, progress=progress)
+    if html is not None:
+        found.report(html=html)
+    if json:
+        print_json(found.document())
+    else:
+        show_sweep(Terminal(), found)
+        typer.echo(f"Its cells are in {kept}" + (f", the page is {html}." if html else "."))
+    if found.best is None:
+        raise typer.Exit(1)
+
+
+def _objective(text: str) -> Objective:
+    """Return the figure's key, or the function that ``module:function`` names."""
+    if ":" not in text:
+        return text
+    from tracepaper.daemon.session.user_class import imported
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    found = imported(text, key="--objective")
+    if not callable(found):
+        raise ConfigInvalid(f"--objective {text} is no function; name one as module:function.")
+    return cast("Callable[[Backtest], float]", found)
+
+
+@contextmanager
+def _progress(*, quiet: bool) -> Iterator[Callable[[int, int, float | None], None]]:
+    """Show runs, the time left and the best so far on a terminal; nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    if quiet:
+        yield lambda _done, _of, _best: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[best]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("runs", total=None, best="")
+
+        def advance(done: int, of: int, best: float | None) -> None:
+            said = "" if best is None else f"best {best:.4g}"
+            bar.update(task, completed=done, total=of, best=said)
+
+        yield advance
+
+
+def demo(
+    *,
+    days: Annotated[
+        float | None,
+        typer.Option(min=0.5, help="Market days of the bundled month to trade; by default all."),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=1, max=3_600, help="How long they should take; 90 by default."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A bundled checkpoint, or the folder of one."),
+    ] = None,
+    incidents: Annotated[
+        bool | None,
+        typer.Option(
+            "--incidents/--no-incidents", help="What happens to the daemon while it trades."
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Serve these candles and nothing else; repeat."),
+    ] = None,
+    config: ConfigOption = None,
+    bars: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --data or -c: end after this many decided bars."),
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            max=20_000,
+            help="With --data or -c: market seconds per second; 2,000 by default.",
+        ),
+    ] = None,
+    db: Annotated[
+        Path | None, typer.Option("--db", metavar="FILE", help="By default a new file.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Race a month of real candles over the Bybit protocol on loopback, with incidents, and sum up.
+
+    With --data or -c your candles or your configuration are served and traded instead, without
+    incidents, until the candles end, --bars are decided, or Ctrl-C.
+    """
+    from tracepaper.daemon.session.daemon import exit_zero_on_signals
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    exit_zero_on_signals()
+    if data or config:
+        if {days, seconds, model, incidents} != {None}:
+            raise ConfigInvalid(
+                "--days, --seconds, --model and --incidents are of the bundled month; leave them "
+                "out, or --data and -c."
+            )
+        from tracepaper.replay.demo.show import Demonstration, perform_own
+
+        perform_own(
+            Demonstration(
+                bars=bars,
+                speed=speed or 2_000.0,
+                data=tuple(data or ()),
+                config=config,
+                database=db,
+                as_json=json,
+            )
+        )
+        return
+    if bars is not None or speed is not None:
+        raise ConfigInvalid(
+            "--bars and --speed are of a demo with --data or -c; of the bundled month give --days "
+            "and --seconds."
+        )
+    from tracepaper.replay.demo.show import Show, perform
+
+    perform(
+        Show(
+            days=days,
+            seconds=seconds or 90.0,
+            model=model,
+            has_incidents=incidents is not False,
+            database=db,
+            as_json=json,
+        )
+    )
+
+
+def exchange(
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Candles to serve: PATH or SYMBOL=PATH; repeat for more."),
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="linear or spot; by default from the file's name.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 picks a free one.")] = 0,
+    speed: Annotated[float, typer.Option(help="Market seconds per second.")] = 1.0,
+    start: Annotated[
+        int | None,
+        typer.Option(
+            help="Bars into the data; by default 7,250, or three quarters of a shorter file."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the paths inside the bars.")] = 0,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Stand still until a client subscribes candles.")
+    ] = False,
+    until_eof: Annotated[
+        bool, typer.Option("--until-eof", help="End when standard input ends.")
+    ] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Shift the candles so that market time is wall time.")
+    ] = False,
+    frames: Annotated[
+        Path | None, typer.Option(help="Play this recorded session verbatim: JSON lines or text.")
+    ] = None,
+    faults: Annotated[
+        Path | None, typer.Option(help="Faults to inject: a TOML or JSON file.")
+    ] = None,
+    fault_seed: Annotated[int, typer.Option(help="Of the schedule of faults.")] = 0,
+    fault_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between scheduled faults; 0 is none.")
+    ] = 0.0,
+    list_faults: Annotated[
+        bool, typer.Option("--list-faults", help="Print every kind of fault, and end.")
+    ] = False,
+    list_routes: Annotated[
+        bool, typer.Option("--list-routes", help="Print every REST route and topic, and end.")
+    ] = False,
+) -> None:
+    """Serve candles or recorded frames over the Bybit v5 protocol on loopback.
+
+    The first line on stdout, when ready, is one JSON object with rest_url, stream_url (add
+    /v5/public/linear) and control_url. Ctrl-C or SIGTERM ends it in good order.
+
+    Faults come by POST control_url/fault with {"kind": "http_status", "status": 503}, from a file
+    (seed, every_s, kinds, and a list faults with after_s) or from a seeded schedule.
+    """
+    if list_faults or list_routes:
+        _print(*(["routes", "topics"] if list_routes else []), *(["faults"] if list_faults else []))
+        return
+    import asyncio
+
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.exchange.server import ExchangeSettings, serve
+    from tracepaper.strategies.errors import ConfigInvalid
+    from tracepaper.strategies.types.market import Category
+
+    if category is not None and category not in tuple(Category):
+        raise ConfigInvalid(f"--category is {category!r}: give linear or spot.")
+    settings = ExchangeSettings(
+        data=tuple(data or ()),
+        category=None if category is None else Category(category),
+        port=port,
+        speed=speed,
+        start=start,
+        seed=seed,
+        hold=hold,
+        frames=frames,
+        faults=_plan(faults, fault_seed, fault_every),
+        wall_ms=SystemClock().wall_ms if now else None,
+    )
+    asyncio.run(serve(settings, until_eof=until_eof))
+
+
+def _print(*parts: str) -> None:
+    """Print what each entry of *parts* of the exchange's listing is."""
+    from tracepaper.replay.exchange.recorded import listing
+
+    entries = {name: text for part in parts for name, text in listing()[part].items()}
+    width = max(map(len, entries))
+    for name, text in entries.items():
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:
+    """Return the plan of the file at *path* with the schedule of the options."""
+    from dataclasses import replace
+
+    from tracepaper.replay.exchange.faults import read_plan
+
+    plan = read_plan(path)
+    return replace(plan, seed=seed, every_s=every_s) if every_s else plan

@@ -264,7 +264,7 @@ def train(
         "ensemble": {"kind": beside, "schema_id": beside_schema},
     }
     from tracepaper.replay.commands.books import train_books
-    from tracepaper.strategies.books import KIND
+    from tracepaper.strategies.order_book import KIND
 
     if network == KIND:
         said = {"--recipe": recipe, "--print-recipe": print_recipe, "--resume": resume}
@@ -397,8 +397,8 @@ def _recipe(document: Mapping[str, Any]) -> AnyRecipe:
     from tracepaper.replay.training.ensemble import EnsembleRecipe, is_recipe
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
-    from tracepaper.strategies.forecasters.row_models import ROW_KINDS
-    from tracepaper.strategies.networks.crossasset import KINDS
+    from tracepaper.strategies.forecasters.tabular import ROW_KINDS
+    from tracepaper.strategies.networks.cross_asset import KINDS
 
     if is_recipe(document):
         return EnsembleRecipe.of(document, created_ms=SystemClock().wall_ms())
@@ -481,7 +481,7 @@ def _train(
     from tracepaper.replay.training.pipeline import compare_seeds, use_threads
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
-    from tracepaper.storage.vectors import read_vectors
+    from tracepaper.storage.covariates import read_vectors
 
     first = recipes[0]
     use_threads(first.threads)
@@ -567,9 +567,9 @@ def _fit_both(
 def _is_checkpoint(given: str | None) -> bool:
     """Return whether *given* is a folder with a checkpoint, and no kind of one."""
     from tracepaper.storage.checkpoints import CARD_NAME
-    from tracepaper.strategies.forecasters.row_models import ROW_KINDS
+    from tracepaper.strategies.forecasters.tabular import ROW_KINDS
     from tracepaper.strategies.networks.architecture import network_kinds
-    from tracepaper.strategies.networks.crossasset import KINDS
+    from tracepaper.strategies.networks.cross_asset import KINDS
 
     if given is None or not (Path(given) / CARD_NAME).is_file():
         return False
@@ -638,7 +638,7 @@ def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
-    from tracepaper.strategies.networks.crossasset import KINDS
+    from tracepaper.strategies.networks.cross_asset import KINDS
 
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:

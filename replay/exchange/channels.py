@@ -10,12 +10,11 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 
+from tracepaper.replay.exchange.candles import Candle, bucket_end, bucket_start, mix
 from tracepaper.replay.exchange.fault_kinds import CloseFault, CloseOutcome, Closing, PushFault
 from tracepaper.replay.exchange.faults import Faults
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
-from tracepaper.replay.exchange.path import Candle, mix
-from tracepaper.replay.exchange.series import bucket_end, bucket_start
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 BOOK_FRAMES_PER_WALL_S: Final = 40
 TICKER_FRAMES_PER_WALL_S: Final = 20

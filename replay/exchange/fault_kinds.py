@@ -15,10 +15,9 @@ from typing import Annotated, Any, ClassVar, Final, NamedTuple, Protocol, TypeVa
 import msgspec
 from msgspec import Meta, Struct
 
-from tracepaper.replay.exchange.path import Candle
-from tracepaper.replay.exchange.routes import Refused
-from tracepaper.replay.exchange.series import bucket_end
-from tracepaper.strategies.market import DAY_MS, HOUR_MS, WEEK_MS
+from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.replay.exchange.candles import Candle, bucket_end
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, WEEK_MS
 
 PENDING_LIMIT: Final = 1_000
 STATUS_MIN: Final = 200

@@ -20,9 +20,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from tracepaper.replay.exchange.candles import draws, key
 from tracepaper.replay.exchange.false_prices import FAULTS
 from tracepaper.replay.exchange.fault_kinds import PENDING_LIMIT, Fault, FaultKind, Hit
-from tracepaper.replay.exchange.path import draws, key
 from tracepaper.strategies.errors import ConfigInvalid
 
 Kind = TypeVar("Kind", bound=FaultKind)

@@ -18,9 +18,9 @@ import numpy as np
 
 from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.exchange.path import key
-from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import Category
+from tracepaper.replay.exchange.candles import key
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import unscaled
 
 # ------------------------------------------------------------ decimal text
 #

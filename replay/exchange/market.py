@@ -17,17 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.exchange.instruments import Listing, list_instrument, padded
-from tracepaper.replay.exchange.path import Candle, Path, key, mix, walk
-from tracepaper.replay.exchange.series import (
+from tracepaper.replay.exchange.candles import (
     TURNOVER_DECIMALS,
+    Candle,
     CandleSeries,
     CandleTable,
     Marks,
+    Path,
+    key,
+    mix,
     typical_turnover,
+    walk,
 )
+from tracepaper.replay.exchange.instruments import Listing, list_instrument, padded
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.market import (
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import (
     DAY_MS,
     HOUR_MS,
     INTERVAL_NAMES,
@@ -35,7 +40,6 @@ from tracepaper.strategies.market import (
     rescaled,
     unscaled,
 )
-from tracepaper.strategies.types import Category
 
 CONFIRM_DELAY_MS: Final = (100, 1_000)
 PATHS_KEPT: Final = 64

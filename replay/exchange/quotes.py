@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.replay.exchange.candles import INDEX, MARK, mix, mix_array
 from tracepaper.replay.exchange.channels import (
     GRID_MS,
     Channel,
@@ -28,10 +29,8 @@ from tracepaper.replay.exchange.market import (
     next_funding_ms,
     open_interest,
 )
-from tracepaper.replay.exchange.path import mix, mix_array
-from tracepaper.replay.exchange.series import INDEX, MARK
-from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS, rescaled, unscaled
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, rescaled, unscaled
 
 # ------------------------------------------------------------ order book
 #

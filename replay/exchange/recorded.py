@@ -1,4 +1,4 @@
-"""Recorded frames as channels: a session played back verbatim, at its own times.
+"""Recorded frames as channels, and every route and topic that the exchange serves.
 
 A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``, or the
 frames as they came, whose own ``ts`` counts; or the text that cryptofeed writes:
@@ -7,6 +7,9 @@ frames as they came, whose own ``ts`` counts; or the text that cryptofeed writes
 pongs) are the session's own and are left out. Time starts with the recording when the first client
 subscribes. A client that comes later is sent the last snapshot of a topic and all deltas since, as
 the exchange does.
+
+A new one is a function declared by ``route`` or ``topic`` in one of ``MODULES``; the server, the
+control call ``/control/surface``, the listing of the command and its page find it here.
 """
 
 from __future__ import annotations
@@ -22,14 +25,66 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.exchange.channels import Channel, Due, Frame
-from tracepaper.replay.exchange.instruments import list_instrument, parsed
-from tracepaper.replay.exchange.instruments import recorded as recorded_instruments
-from tracepaper.replay.exchange.surface import TOPICS
+from tracepaper.replay.exchange import answers, channels, quotes, risk, statistics
+from tracepaper.replay.exchange.answers import Answer, Query, Route
+from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
+from tracepaper.replay.exchange.false_prices import FAULTS
+from tracepaper.replay.exchange.instruments import (
+    list_instrument,
+    parsed,
+)
+from tracepaper.replay.exchange.instruments import (
+    recorded as recorded_instruments,
+)
+from tracepaper.replay.exchange.market import Venue
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.market import MINUTE_MS
-from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Category
+from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
+from tracepaper.strategies.units import MINUTE_MS
+
+ROUTE_NOT_FOUND: Final = 10017
+MODULES: Final = (answers, channels, quotes, risk, statistics)
+ROUTES: Final = {
+    one.path: one for module in MODULES for one in vars(module).values() if isinstance(one, Route)
+}
+"""Every route by its path."""
+TOPICS: Final = {
+    one.name: one for module in MODULES for one in vars(module).values() if isinstance(one, Topic)
+}
+"""Every kind of topic by its name."""
+
+
+def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
+    """Return what *path* answers to *query* at *now_ms*, or the refusal of either."""
+    route = ROUTES.get(path)
+    if route is None:
+        return Refused(ROUTE_NOT_FOUND, "Route not found.")
+    return route(venue, query, now_ms)
+
+
+def find_channel(asked: TopicRequest) -> Channel | None:
+    """Return a new channel of the topic asked for, or None where there is no such topic."""
+    topic = TOPICS.get(asked.name)
+    return None if topic is None else topic.function(asked)
+
+
+def listing() -> dict[str, dict[str, str]]:
+    """Return every route with its parameters, every form of topic and every fault, with what it is.
+
+    Parameters that may be left out stand in brackets.
+    """
+    return {
+        "routes": {_call(one): one.meaning for one in ROUTES.values()},
+        "topics": {one.form: one.meaning for one in TOPICS.values()},
+        "faults": {one.name: one.meaning for one in FAULTS.values()},
+    }
+
+
+def _call(route: Route) -> str:
+    """Return the path of *route* with its parameters."""
+    return " ".join((route.path, *route.required, *(f"[{name}]" for name in route.optional)))
+
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 RECEIVED: Final = "recv"

@@ -11,24 +11,23 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
-from tracepaper.replay.exchange.answers import market_of
-from tracepaper.replay.exchange.channels import Channel, Due, Frame, TopicRequest, encode, topic
-from tracepaper.replay.exchange.instruments import padded, parsed
-from tracepaper.replay.exchange.market import SimulatedMarket, Venue
-from tracepaper.replay.exchange.path import mix
-from tracepaper.replay.exchange.routes import (
+from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.replay.exchange.answers import (
     BAD_CATEGORY,
     BAD_SYMBOL,
     DERIVATIVES,
     Answer,
     Query,
-    Refused,
     cursor_fields,
+    market_of,
     route,
 )
-from tracepaper.replay.exchange.series import MARK
-from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS, unscaled
-from tracepaper.strategies.types import Category
+from tracepaper.replay.exchange.candles import MARK, mix
+from tracepaper.replay.exchange.channels import Channel, Due, Frame, TopicRequest, encode, topic
+from tracepaper.replay.exchange.instruments import padded, parsed
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, unscaled
 
 RISK_SYMBOLS: Final = 15
 LEVERAGE_SHARES: Final = (100, 75, 50, 25, 10)

@@ -39,11 +39,12 @@ from typing import Any, Final, Self
 
 from aiohttp import web
 
-from tracepaper.daemon.http.connections import ConnectionLimits
+from tracepaper.daemon.http.server import ConnectionLimits
 from tracepaper.replay.archive import Candles, read_many
 from tracepaper.replay.exchange.channels import Channel, Pacing, TopicRequest, encode
 from tracepaper.replay.exchange.fault_kinds import Fault
 from tracepaper.replay.exchange.faults import FaultPlan, Faults, TimedFault, fault_from
+from tracepaper.replay.exchange.handlers import Control, RestHandler, StreamHandler
 from tracepaper.replay.exchange.hub import Hub, MarketClock
 from tracepaper.replay.exchange.market import (
     END_LINGER_MS,
@@ -52,12 +53,9 @@ from tracepaper.replay.exchange.market import (
     Venue,
     shifted,
 )
-from tracepaper.replay.exchange.recorded import Recording, read_recording
-from tracepaper.replay.exchange.rest import Control, RestHandler
-from tracepaper.replay.exchange.stream import StreamHandler
-from tracepaper.replay.exchange.surface import find_channel
+from tracepaper.replay.exchange.recorded import Recording, find_channel, read_recording
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 HOST: Final = "127.0.0.1"
 SHUTDOWN_S: Final = 2.0

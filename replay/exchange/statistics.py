@@ -12,26 +12,27 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tracepaper.replay.exchange.answers import CATEGORIES, TIME_OPTIONS, market_of
-from tracepaper.replay.exchange.instruments import padded
-from tracepaper.replay.exchange.market import SimulatedMarket, Venue, open_interest
-from tracepaper.replay.exchange.path import mix
-from tracepaper.replay.exchange.routes import (
+from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.replay.exchange.answers import (
     BAD_CATEGORY,
     BAD_PARAMETER,
     BAD_SYMBOL,
+    CATEGORIES,
     DERIVATIVES,
+    TIME_OPTIONS,
     Answer,
     Flat,
     Limit,
     Query,
-    Refused,
     cursor_fields,
+    market_of,
     route,
     window_of,
 )
-from tracepaper.replay.exchange.series import INDEX
-from tracepaper.strategies.market import BASE_FEES, DAY_MS, HOUR_MS, MINUTE_MS, unscaled
+from tracepaper.replay.exchange.candles import INDEX, mix
+from tracepaper.replay.exchange.instruments import padded
+from tracepaper.replay.exchange.market import SimulatedMarket, Venue, open_interest
+from tracepaper.strategies.units import BASE_FEES, DAY_MS, HOUR_MS, MINUTE_MS, unscaled
 
 PERIODS: Final = {
     "5min": 5 * MINUTE_MS,

@@ -1,4 +1,4 @@
-"""One decision as a picture: the price, and under it where attention flowed and what moved it."""
+"""One decision as a picture: the price, where attention flowed, and the map of an order book."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.text import Text
 
-from tracepaper.replay.explain.stored import StoredDecision, flips_of, verdict_of
-from tracepaper.replay.explain.terminal import BASIS_POINTS
-from tracepaper.storage.reader import Reader
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.explain.decision import StoredDecision, flips_of, verdict_of
+from tracepaper.replay.explain.terminal import BASIS_POINTS, LOOKED, table_of
+from tracepaper.replay.training.book_map import BookMap
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.types import BLOCK_BARS
+from tracepaper.strategies.networks.order_book import MOVES
+from tracepaper.strategies.order_book import SIDES
+from tracepaper.strategies.types.decisions import BLOCK_BARS
+from tracepaper.strategies.units import DAY_MS, duration, unscaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
 
-    from tracepaper.replay.explain.recomputed import Full
+    from tracepaper.replay.explain.recompute import Full
 
 PRICE: Final = "#1f2937"
-LOOKED: Final = "#0e7490"
+ATTENTION_COLOUR: Final = "#0e7490"
 UP: Final = "#15803d"
 DOWN: Final = "#b91c1c"
 FAINT: Final = "#6b7280"
@@ -116,7 +122,9 @@ def _price(
     """Draw the price, the darker behind it the more of the rollout lay there."""
     most = blocks.share.max() or 1.0
     for start, stop, share in zip(blocks.start, blocks.stop, blocks.share, strict=True):
-        axes.axvspan(start, stop, color=LOOKED, alpha=SHADE_MOST * share / most, linewidth=0)
+        axes.axvspan(
+            start, stop, color=ATTENTION_COLOUR, alpha=SHADE_MOST * share / most, linewidth=0
+        )
     axes.plot(times, closes, color=PRICE, linewidth=0.9)
     side = flips_of(stored).side
     pointed = "HOLD" if side is None else side.side
@@ -134,8 +142,8 @@ def _price(
 def _looked(axes: Axes, blocks: _Blocks, full: Full | None) -> None:
     """Draw the rollout by block and, where it was recomputed, bar by bar on a scale of its own."""
     width = blocks.stop - blocks.start
-    axes.bar(blocks.start, blocks.share, width, align="edge", color=LOOKED, alpha=0.35)
-    axes.set_ylabel("% in 64 bars", color=LOOKED)
+    axes.bar(blocks.start, blocks.share, width, align="edge", color=ATTENTION_COLOUR, alpha=0.35)
+    axes.set_ylabel("% in 64 bars", color=ATTENTION_COLOUR)
     title = (
         f"rollout: where attention flowed, not why (before the first block: {blocks.older:.1f} %)"
     )
@@ -206,3 +214,112 @@ def _title(stored: StoredDecision) -> str:
         f"{decision['instrument']} at {opened:%Y-%m-%d %H:%M} UTC: "
         f"{decision['action']}, {verdict}{expected}"
     )
+
+
+LEVELS_SHOWN: Final = 7
+AGES_SHOWN: Final = 9
+SHADES: Final = " ░▒▓█"
+
+
+def map_document(found: BookMap) -> dict[str, Any]:
+    """Return the whole map with prices and sizes as texts, oldest book first."""
+    books = found.books
+    return {
+        "instrument": found.instrument,
+        "model": found.model_id,
+        "at": iso(found.at_ms),
+        "says": list(found.says),
+        "every_ms": found.every_ms,
+        "answers": [
+            {"horizon": horizon, **dict(zip(MOVES, shares, strict=True))}
+            for horizon, shares in zip(found.horizons, found.probabilities, strict=True)
+        ],
+        "seen_ms": books.seen_ms.tolist(),
+        **{
+            side: {
+                "price": _texts(books.price[-1, place], found.price_decimals),
+                "size": _texts(books.size[-1, place], found.quantity_decimals),
+                "weights": found.weights[:, place].tolist(),
+            }
+            for place, side in enumerate(SIDES)
+        },
+        "l1_error": found.l1_error,
+    }
+
+
+def _texts(numbers: NDArray[np.int64], decimals: int) -> list[str]:
+    return [unscaled(number, decimals) for number in numbers.tolist()]
+
+
+def show_map(found: BookMap) -> RenderableType:
+    """Return the answer and the map: ranges of levels down, the newest books first."""
+    head = Text()
+    head.append(f"{found.instrument} at {iso(found.at_ms)}, model {found.model_id}\n", "bold")
+    for sentence in found.says:
+        head.append(f"{sentence}\n")
+    answers = table_of(
+        "Which way the mid moves", (("books ahead", True), *((move, True) for move in MOVES))
+    )
+    for horizon, shares in zip(found.horizons, found.probabilities, strict=True):
+        answers.add_row(str(horizon), *(f"{share:.1%}" for share in shares))
+    return Group(head, answers, _map_table(found))
+
+
+def _map_table(found: BookMap) -> RenderableType:
+    """Return the share of each range of levels and ages, with a shade by the largest of them."""
+    ages = ranges(len(found.books), AGES_SHOWN)
+    levels = ranges(found.books.levels, LEVELS_SHOWN)
+    newest_first = found.weights[::-1]
+    table = table_of(
+        f"Where it looked ({LOOKED}), % of all",
+        (
+            ("side", False),
+            ("level", True),
+            *((_age(start, stop, found.every_ms), True) for start, stop in ages),
+            ("all", True),
+        ),
+    )
+    shares = {
+        (place, row): [
+            float(newest_first[start:stop, place, first:last].sum()) for start, stop in ages
+        ]
+        for place in range(len(SIDES))
+        for row, (first, last) in enumerate(levels)
+    }
+    largest = max(map(max, shares.values()))
+    # As a ladder stands: the deepest ask on top, the touch in the middle.
+    order = [(1, row) for row in reversed(range(len(levels)))]
+    order += [(0, row) for row in range(len(levels))]
+    for place, row in order:
+        first, last = levels[row]
+        cells = shares[place, row]
+        named = str(first + 1) if last == first + 1 else f"{first + 1}–{last}"
+        shaded = [f"{100 * share:.1f}{_shade(share, largest)}" for share in cells]
+        table.add_row(SIDES[place], named, *shaded, f"{100 * sum(cells):.1f}")
+    return table
+
+
+def _shade(share: float, largest: float) -> str:
+    """Return the sign of a *share*: the darker, the nearer to the largest."""
+    return SHADES[round((len(SHADES) - 1) * (share / largest) ** 0.5)] if largest else SHADES[0]
+
+
+def ranges(count: int, most: int) -> list[tuple[int, int]]:
+    """Return *count* places as at most *most* ranges, each about twice as wide as the one before.
+
+    The last holds all that is left.
+    """
+    found: list[tuple[int, int]] = []
+    start, width = 0, 1
+    while start < count:
+        stop = count if len(found) == most - 1 else min(start + width, count)
+        found.append((start, stop))
+        start, width = stop, 2 * width
+    return found
+
+
+def _age(start: int, stop: int, every_ms: int) -> str:
+    """Return the ages of the books of a range."""
+    if stop == start + 1:
+        return "now" if start == 0 else duration(start * every_ms)
+    return f"–{duration((stop - 1) * every_ms)}"

@@ -37,8 +37,8 @@ from tracepaper.replay.training.pipeline import ALL_MEASURES
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import SYMBOL_BITS, Part
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.forecasters.together import is_together
-from tracepaper.strategies.market import interval_text
+from tracepaper.strategies.forecasters.cross_asset import is_together
+from tracepaper.strategies.units import interval_text
 
 
 @dataclass(frozen=True)

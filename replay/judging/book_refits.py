@@ -24,15 +24,15 @@ from tracepaper.replay.judging.books import (
 )
 from tracepaper.replay.judging.folds import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
 from tracepaper.replay.judging.refits import refuse_many
-from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training.book_data import DAYS_LEAST, BookMaterial
 from tracepaper.replay.training.book_figures import BookScores, frequencies_of, scores
 from tracepaper.replay.training.book_fit import BookFitOptions, fit
 from tracepaper.replay.training.paired import corrected
-from tracepaper.strategies.books import Books, Integers
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.orderbook import OrderBookConfig
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import Books, Integers
+from tracepaper.strategies.units import DAY_MS
 
 Say = Callable[[str], None]
 

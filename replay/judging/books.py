@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.times import instant, iso
+from tracepaper.replay.archive.columns import instant, iso
 from tracepaper.replay.judging.spans import (
     NamedSpan,
     SpanOpening,
@@ -24,7 +24,7 @@ from tracepaper.replay.judging.spans import (
     openings_path,
     recipe_hash,
 )
-from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.book_data import JUDGED_SOURCE, BookMaterial
 from tracepaper.replay.training.book_figures import (
@@ -40,9 +40,9 @@ from tracepaper.replay.training.honesty import LEVEL
 from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
 from tracepaper.storage.checkpoints import Checkpoint, locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.orderbook import OrderBookNetwork
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.order_book import OrderBookNetwork
+from tracepaper.strategies.units import DAY_MS
 
 FEW: Final = "too few days"
 _NOTE: Final = (

@@ -21,8 +21,8 @@ from tracepaper.replay.report.charts import (
     line,
 )
 from tracepaper.replay.training import figures
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS
 
 Chart = dict[str, Any]
 _HEIGHT: Final = 320

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.times import iso
+from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.judging import charts
 from tracepaper.replay.judging.across import beside_tables, tables_of_span
 from tracepaper.replay.judging.beside import compared_with
@@ -28,14 +28,14 @@ from tracepaper.replay.judging.judgement import (
 from tracepaper.replay.judging.risk import Breaches, breaches_of
 from tracepaper.replay.judging.statistics import Ranked, RiskCurve, risk_curve
 from tracepaper.replay.report import metrics
-from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.honesty import LEVEL
 from tracepaper.replay.training.own import OF_MODEL
 from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 
 
 class SpanFigure(NamedTuple):

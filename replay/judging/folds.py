@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.units import DAY_MS
 
 Span = tuple[int, int]
 """From, inclusive, and until, exclusive: UTC milliseconds."""

@@ -27,16 +27,16 @@ from tracepaper.replay.judging.beside import on_same_bars
 from tracepaper.replay.judging.book_refits import recipe_of_books
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
-from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.ensemble import half_as_card
 from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.weighed import NETWORK
-from tracepaper.strategies.books import KIND
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, row_kind
-from tracepaper.strategies.forecasters.together import is_together
+from tracepaper.strategies.forecasters.cross_asset import is_together
+from tracepaper.strategies.order_book import KIND
 
 _SECTION: Final = "architecture"
 _SECTIONS: Final = (_SECTION, "training")

@@ -29,11 +29,11 @@ from tracepaper.replay.training.samples import samples_in
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
-from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES
-from tracepaper.strategies.forecasters.together import is_together
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.forecasters.cross_asset import is_together
+from tracepaper.strategies.forecasters.tabular import ROW_MEASURES
+from tracepaper.strategies.units import DAY_MS
 
 NO_BASELINES: Final = (
     "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
 
-from tracepaper.replay.archive.times import iso
+from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.judging.books import BookJudgement
 from tracepaper.replay.judging.figures import SHOWN, tables_across, tables_of
 from tracepaper.replay.judging.judgement import SpanJudgement
-from tracepaper.replay.report.html import Markup, element, figures, joined
+from tracepaper.replay.report.document import Markup, Table, element, figures, joined, printed
 from tracepaper.replay.report.page import Charts, whole_page, write_text
-from tracepaper.replay.report.tables import Table, printed
 
 
 def show(console: Console, every: Sequence[SpanJudgement]) -> None:

@@ -28,7 +28,7 @@ from tracepaper.replay.judging.folds import (
 )
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.statistics import overfitting
-from tracepaper.replay.report.tables import Figure, Form, Table, Value, table
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.across import AcrossAssets
 from tracepaper.replay.training.aligned import AlignedMaterial
@@ -51,10 +51,10 @@ from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.rowwise import RowRecipe, fit_rows, judge_row_part
 from tracepaper.replay.training.series import Part, Parts
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
-from tracepaper.strategies.forecasters.together import is_together
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.forecasters.cross_asset import is_together
+from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
 """Folds of a network: each costs a training."""

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.preflight import preflight_engine
-from tracepaper.daemon.session.promotion import (
+from tracepaper.daemon.session.retraining import (
     BARS_FILE,
     CACHE,
     CANDIDATE,
@@ -34,6 +33,7 @@ from tracepaper.daemon.session.promotion import (
     tidy,
     unlike,
 )
+from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.judging.spans import SpanOpening, opened, openings_path, recipe_hash
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.explained import bars_of
@@ -45,13 +45,14 @@ from tracepaper.replay.training.pipeline import split_of
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Split, iso
 from tracepaper.storage import checkpoints
-from tracepaper.storage.history import HistoryWriter
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.candles import HistoryWriter
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Bar, Forecast, Instrument, Run
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.decisions import Forecast, Run
+from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import DAY_MS
 
 SHARES: Final = (0.8, 0.9)
 """Of the bars before the judged time: until where is trained, and until where is validated."""

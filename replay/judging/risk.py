@@ -20,8 +20,8 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.tails import SIDES, calibrated, tail_of
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.networks.heads import SHARES
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import SHARES
 
 TAILS: Final = {"of a long position": -1.0, "of a short position": 1.0}
 """Which returns lose: by the sign that they have."""

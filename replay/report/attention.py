@@ -1,18 +1,27 @@
-"""Where a run's attention lay: over time, by regime, in winners and losers, and by head."""
+"""Where a run's attention lay: over time, by regime, by head, and between symbols.
+
+Read from what every decision noted of its exact rollout; nothing is asked again. A decision notes
+its eight largest shares: what is left of it is counted as that of others.
+
+The rule is docs/several.md, P32.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.report.record import Bars, Floats, Ints, RunRecord
+from tracepaper.daemon.config.sections import TOGETHER
+from tracepaper.replay.report.document import Estimate, Figure, Form, Table, Value, table
+from tracepaper.replay.report.record import Bars, Floats, Ints, Noted, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.attention.blocks import cells_by_age
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import SHARE_OF
+from tracepaper.strategies.attention.time_buckets import cells_by_age
 
 COLUMNS_MAX: Final = 240
 """Columns of the heatmap over time; each is the mean of the decisions in it."""
@@ -200,3 +209,330 @@ def _group(
     rows = [attention.rollout_by_age[trade.entry_sequence] for trade in trades]
     rollout = tuple(np.mean(rows, axis=0).tolist()) if rows else ()
     return Group(name, len(trades), means, errors, rollout)
+
+
+QUARTERS: Final = 4
+COLUMNS_SHOWN: Final = 4
+"""Symbols whose columns a terminal has room for; the rest are summed."""
+LEFT_OUT: Final = 5e-7
+"""A share that is left below it is that of rounding."""
+_OWN: Final = "its own"
+
+
+class InfluenceGroup(NamedTuple):
+    """Mean shares at the entries of some trades, and their standard errors over these."""
+
+    name: str
+    trades: int
+    mean: Floats  # [symbol]: of where the entries' decisions looked
+    error: Floats  # NaN of a single trade
+    own: float  # of the traded symbol itself
+    own_error: float
+
+
+@dataclass(frozen=True)
+class InfluenceReport:
+    """How much of where each symbol (row) looked is of each (column), over a run's decisions.
+
+    Rows of ``mean`` and their ``rest`` sum to 1; ``spread`` is the standard deviation over the
+    decisions. ``quarters`` has as many decisions each, and NaN where a symbol decided none.
+    """
+
+    symbols: tuple[str, ...]
+    decisions: tuple[int, ...]  # of each symbol
+    mean: Floats  # [symbol, symbol]
+    spread: Floats
+    rest: Floats  # [symbol]: of symbols that decisions did not note
+    quarters: Floats  # [quarter, symbol, symbol]
+    quarter_from_ms: tuple[int, ...]  # when the first bar that each decided opened
+    groups: tuple[InfluenceGroup, ...]  # winners and losers
+
+    @property
+    def by_others(self) -> Floats:
+        """How much of where the others looked is of each symbol, the mean over them: [symbol]."""
+        return _of_others(self.mean)
+
+
+def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> InfluenceReport | None:
+    """Return who swayed whom over the run, and at the entries of *trades*.
+
+    None where the run is of no network over several symbols, or no decision noted where it looked.
+    """
+    if record.config.strategy.name not in TOGETHER:
+        return None
+    every = {
+        of.symbol: _noted(record.notes.get(name, {})) for name, of in record.instruments.items()
+    }
+    if not any(every.values()):
+        return None
+    symbols = tuple(every)
+    times = {row: _times(noted) for row, noted in every.items()}
+    closes = np.unique(np.concatenate(list(times.values())))
+    quarter_of = np.arange(closes.size) * QUARTERS // closes.size
+    count = min(QUARTERS, closes.size)
+    mean, square = (np.zeros((len(symbols), len(symbols))) for _ in range(2))
+    quarters = np.full((count, *mean.shape), np.nan)
+    for row, symbol in enumerate(symbols):
+        decided = times[symbol].size
+        each = np.bincount(quarter_of[np.searchsorted(closes, times[symbol])], minlength=QUARTERS)
+        quarters[each[:count] > 0, row] = 0.0
+        for of, noted in every[symbol].items():
+            column = symbols.index(of)
+            mean[row, column] = noted.number.sum() / decided
+            square[row, column] = (noted.number**2).sum() / decided
+            place = quarter_of[np.searchsorted(closes, noted.open_time_ms)]
+            sums = np.bincount(place, noted.number, minlength=QUARTERS)
+            known = each > 0
+            quarters[known[:count], row, column] = sums[known] / each[known]
+    rest = np.array([times[s].size > 0 for s in symbols]) - mean.sum(axis=1)
+    firsts = closes[np.searchsorted(quarter_of, np.arange(count))]
+    return InfluenceReport(
+        symbols,
+        tuple(times[symbol].size for symbol in symbols),
+        mean,
+        np.sqrt(np.maximum(square - mean**2, 0.0)),
+        np.where(rest > LEFT_OUT, rest, 0.0),
+        quarters,
+        tuple(firsts.tolist()),
+        _groups(record, trades, every),
+    )
+
+
+def _noted(notes: Mapping[str, Noted]) -> dict[str, Noted]:
+    """Return the shares that decisions of one symbol noted, by the symbol whose they are."""
+    return {
+        name.removeprefix(SHARE_OF): noted
+        for name, noted in notes.items()
+        if name.startswith(SHARE_OF)
+    }
+
+
+def _times(noted: Mapping[str, Noted]) -> Ints:
+    if not noted:
+        return np.empty(0, dtype=np.int64)
+    return np.unique(np.concatenate([of.open_time_ms for of in noted.values()]))
+
+
+def _of_others(matrix: Floats) -> Floats:
+    """Return the mean of each column of [.., symbol, symbol] without the diagonal."""
+    count = matrix.shape[-1]
+    own = np.einsum("...ii->...i", matrix)
+    found: Floats = (np.nansum(matrix, axis=-2) - np.nan_to_num(own)) / max(count - 1, 1)
+    return found
+
+
+def _groups(
+    record: RunRecord, trades: Sequence[ClosedTrade], every: Mapping[str, Mapping[str, Noted]]
+) -> tuple[InfluenceGroup, ...]:
+    """Return the shares at the entries of trades that earned and of those that lost."""
+    looks: dict[bool, list[tuple[Floats, float]]] = {True: [], False: []}
+    decisions = record.decisions
+    for trade in trades:
+        symbol = record.instruments[trade.instrument].symbol
+        at = int(np.searchsorted(decisions.sequence, trade.entry_sequence))
+        shares = _shares_at(every[symbol], tuple(every), int(decisions.open_time_ms[at]))
+        if shares.any():
+            own = float(shares[list(every).index(symbol)])
+            looks[trade.profit > 0].append((shares, own))
+    found = []
+    for name, won in (("winners", True), ("losers", False)):
+        if looks[won]:
+            rows = np.stack([np.append(shares, own) for shares, own in looks[won]])
+            mean, error = rows.mean(axis=0), _error(rows)
+            found.append(
+                InfluenceGroup(
+                    name, len(rows), mean[:-1], error[:-1], float(mean[-1]), float(error[-1])
+                )
+            )
+    return tuple(found)
+
+
+def _error(rows: Floats) -> Floats:
+    """Return the standard error of the mean of [row, column] over rows; NaN of a single one."""
+    if len(rows) < 2:
+        return np.full(rows.shape[1], np.nan)
+    found: Floats = rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
+    return found
+
+
+def _shares_at(noted: Mapping[str, Noted], symbols: Sequence[str], open_time_ms: int) -> Floats:
+    """Return the shares that one decision noted: [symbol], 0 where it noted none."""
+    found = np.zeros(len(symbols))
+    for of, shares in noted.items():
+        at = int(np.searchsorted(shares.open_time_ms, open_time_ms))
+        if at < shares.open_time_ms.size and shares.open_time_ms[at] == open_time_ms:
+            found[symbols.index(of)] = shares.number[at]
+    return found
+
+
+# ---------------------------------------------------------------- tables
+
+
+class _Row(NamedTuple):
+    """A row of a table by the keys of its columns."""
+
+    values: Mapping[str, Value]
+
+
+def _column(key: str, title: str, form: Form = "share") -> Figure[_Row]:
+    return Figure(key, title, form, lambda row: row.values.get(key))
+
+
+def influence_tables(found: InfluenceReport) -> tuple[Table, ...]:
+    """Return the mean matrix, who is looked at, the largest shares over the run, and at entries."""
+    made = [_matrix(found), _led(found), _pairs(found)]
+    if found.groups:
+        made.append(_entries(found))
+    return tuple(made)
+
+
+def _matrix(found: InfluenceReport) -> Table:
+    """Return a row a symbol, and a column each of those that others look at most."""
+    most = np.argsort(-found.by_others, kind="stable")[:COLUMNS_SHOWN]
+    shown = sorted(most.tolist())
+    rows = []
+    for at in _order(found):
+        values: dict[str, Value] = {"symbol": found.symbols[at]}
+        for column in shown:
+            pair = (float(found.mean[at, column]), float(found.spread[at, column]))
+            values[found.symbols[column]] = pair
+        whole = float(found.rest[at] + found.mean[at].sum())
+        values["others"] = whole - float(found.mean[at, shown].sum())
+        rows.append(_Row(values))
+    columns = [_column("symbol", "forecast of", "text")]
+    columns += [_column(found.symbols[at], found.symbols[at]) for at in shown]
+    if _is_cut(found) or found.rest.any():
+        columns.append(_column("others", "others"))
+    counts = f"{min(found.decisions):,}"
+    if max(found.decisions) > min(found.decisions):
+        counts += f" to {max(found.decisions):,}"
+    note = (
+        "How much of where a forecast looked is of each symbol's bars, by the rollout that "
+        f"{counts} decisions of each symbol noted; ± is the standard deviation over decisions."
+    )
+    left = "A decision notes its eight largest shares; what is left is of others."
+    notes = (note, *([left] if found.rest.any() else ()))
+    return table("influence", "Influence between symbols", columns, rows, notes=notes)
+
+
+def _is_cut(found: InfluenceReport) -> bool:
+    return len(found.symbols) > COLUMNS_SHOWN
+
+
+def _order(found: InfluenceReport) -> list[int]:
+    """Return the rows as they are shown: where not all are, those that look at others most."""
+    given = found.mean.sum(axis=1) + found.rest - np.diag(found.mean)
+    order = np.argsort(-given, kind="stable") if _is_cut(found) else np.arange(given.size)
+    listed: list[int] = order.tolist()
+    return listed
+
+
+def _quarter_columns(found: InfluenceReport) -> list[Figure[_Row]]:
+    return [_column(f"quarter_{at}", f"quarter {at}") for at in range(1, len(found.quarters) + 1)]
+
+
+def _by_quarter(values: Floats) -> dict[str, Value]:
+    return {
+        f"quarter_{at}": float(value) if np.isfinite(value) else None
+        for at, value in enumerate(values.tolist(), start=1)
+    }
+
+
+def _led(found: InfluenceReport) -> Table:
+    """Return who is looked at by the others, the most first."""
+    others, over = found.by_others, _of_others(found.quarters)
+    rows = [
+        _Row(
+            {
+                "symbol": found.symbols[at],
+                "own": float(found.mean[at, at]),
+                "others": float(others[at]),
+                **_by_quarter(over[:, at]),
+            }
+        )
+        for at in np.argsort(-others, kind="stable").tolist()
+    ]
+    columns = [
+        _column("symbol", "bars of", "text"),
+        _column("own", "own look"),
+        _column("others", "others' looks"),
+        *_quarter_columns(found),
+    ]
+    note = (
+        "Its share of where it looked itself, and of where the others looked, the mean over them: "
+        "of the run and of each quarter of its decisions."
+    )
+    return table("influence_led", "Who is looked at", columns, rows, notes=(note,))
+
+
+def _pairs(found: InfluenceReport) -> Table:
+    """Return the largest shares of one symbol in where another looked."""
+    apart = found.mean.copy()
+    np.fill_diagonal(apart, -1.0)
+    order = np.argsort(-apart, axis=None, kind="stable")[: apart.size - len(apart)]
+    rows = []
+    for place in order[:PAIRS_KEPT].tolist():
+        at, of = divmod(place, len(apart))
+        rows.append(
+            _Row(
+                {
+                    "forecast": found.symbols[at],
+                    "bars": found.symbols[of],
+                    "share": (float(found.mean[at, of]), float(found.spread[at, of])),
+                    **_by_quarter(found.quarters[:, at, of]),
+                }
+            )
+        )
+    columns = [
+        _column("forecast", "forecast of", "text"),
+        _column("bars", "bars of", "text"),
+        _column("share", "share"),
+        *_quarter_columns(found),
+    ]
+    note = "Over the run, and in each quarter of its decisions."
+    return table("influence_pairs", "The largest influences", columns, rows, notes=(note,))
+
+
+PAIRS_KEPT: Final = 100
+"""Of the pairs, as many rows as the document lists by themselves; it has the whole matrix too."""
+
+
+def _entries(found: InfluenceReport) -> Table:
+    """Return where the entries of winners and of losers looked."""
+    most = np.argsort(-np.max([group.mean for group in found.groups], axis=0), kind="stable")
+    own = {group.name: _estimate(group.own, group.own_error) for group in found.groups}
+    rows = [_Row({"bars": _OWN, **own})]
+    for at in most.tolist():
+        each = {
+            group.name: _estimate(float(group.mean[at]), float(group.error[at]))
+            for group in found.groups
+        }
+        rows.append(_Row({"bars": found.symbols[at], **each}))
+    columns = [_column("bars", "bars of", "text")]
+    columns += [_column(group.name, f"{group.trades:,} {group.name}") for group in found.groups]
+    note = "Shares of where the decisions that opened trades looked; errors over the trades."
+    title = "Influence at the entries"
+    return table("influence_entries", title, columns, rows, notes=(note,))
+
+
+def _estimate(value: float, error: float) -> Estimate:
+    return value, error if np.isfinite(error) else None
+
+
+def as_document(found: InfluenceReport) -> dict[str, Any]:
+    """Return it as plain values: shares are fractions, rows and columns in order of ``symbols``."""
+    return {
+        "symbols": list(found.symbols),
+        "decisions": list(found.decisions),
+        "mean": found.mean.tolist(),
+        "spread": found.spread.tolist(),
+        "rest": found.rest.tolist(),
+        "by_others": found.by_others.tolist(),
+        "quarter_from_ms": list(found.quarter_from_ms),
+        "quarters": [
+            [[value if np.isfinite(value) else None for value in row] for row in of.tolist()]
+            for of in found.quarters
+        ],
+        "pairs": _pairs(found).documents(),
+        "entries": _entries(found).documents() if found.groups else [],
+    }

@@ -1,4 +1,4 @@
-"""The charts of money: equity, drawdown, exposure, refusals; as plain Plotly documents.
+"""The charts of money and of prices, as plain Plotly documents.
 
 Colours are names of the page's own, ``var(--accent)``: its script puts in what they are in the
 light or the dark. Times are UTC milliseconds.
@@ -7,15 +7,19 @@ light or the dark. Times are UTC milliseconds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from tracepaper.replay.report.accounts import exposures
-from tracepaper.replay.report.document import BUY_AND_HOLD, Report
-from tracepaper.replay.report.record import Floats, Ints
-from tracepaper.replay.report.refusals import BETTER, COST, SAVED, WORSE
-from tracepaper.strategies.calendar import Calendar
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.report.benchmarks import BETTER, COST, SAVED, WORSE, exposures, sides
+from tracepaper.replay.report.document import written
+from tracepaper.replay.report.record import Bars, Floats, Ints
+from tracepaper.replay.report.report import BUY_AND_HOLD, Report
+from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.strategies.gates.gate import gate_order
+from tracepaper.strategies.sessions import Calendar
 
 Figure = dict[str, Any]
 ACCENT: Final = "var(--accent)"
@@ -245,3 +249,262 @@ def refusal_chart(report: Report) -> Figure | None:
             hovermode="closest",
         ),
     }  # fmt: skip
+
+
+POINTS_MAX: Final = 800
+TRADES_MAX: Final = 300
+NOTES_DRAWN: Final = 6
+COLUMNS: Final = 200
+BINS: Final = 40
+_STRIPES: Final = [[0.0, "var(--paper)"], [0.001, "var(--heat-low)"], [0.5, "var(--heat-mid)"],
+                   [1.0, "var(--heat-high)"]]  # fmt: skip
+
+
+def drawn_trades(report: Report, instrument: str) -> list[ClosedTrade]:
+    """Return the trades of *instrument* that its price chart marks: all, or evenly chosen ones."""
+    own = [trade for trade in report.trades[report.shown] if trade.instrument == instrument]
+    if len(own) <= TRADES_MAX:
+        return own
+    places = np.linspace(0, len(own) - 1, TRADES_MAX).round().astype(np.int64)
+    return [own[place] for place in places]
+
+
+def price_chart(report: Report, instrument: str) -> Figure | None:
+    """Return the price with its trades, over what each gate refused there; None where too short."""
+    record, bars = report.record, report.record.bars[instrument]
+    if not record.every_bar or bars.close.size < 2:  # a line takes two points
+        return None
+    times, low, high, close = _stretches(bars, record.closes_of(bars.open_time_ms))
+    at, (shown,) = broken(times, close, calendar=record.calendar)
+    over, (low, high) = _folded(times, low, high, close, record.calendar)
+    data = [
+        line(over, low, "", {"width": 0}, hoverinfo="skip", showlegend=False),
+        line(over, high, "low to high", {"width": 0}, fill="tonexty", fillcolor=SOFT,
+             hoverinfo="skip"),
+        line(at, shown, "close", {"color": INK, "width": 1.1}, hovertemplate="%{y}"),
+        *_marks(drawn_trades(report, instrument)),
+    ]  # fmt: skip
+    stripes = _refused(report, instrument)
+    room = 0.045 * len(stripes["y"]) + 0.06 if stripes else 0.0
+    more: Figure = {}
+    if stripes:
+        data.append({**stripes, "yaxis": "y2"})
+        more["yaxis2"] = axis(domain=[0.0, room - 0.06], showgrid=False, automargin=True,
+                              autorange="reversed")  # fmt: skip
+    noted = _noted(report, instrument)
+    data += noted
+    if any(trace.get("yaxis") == "y3" for trace in noted):
+        more["yaxis3"] = axis("noted", domain=[room, room + 0.2])
+        room += 0.25
+    return {
+        "data": data,
+        "layout": layout(
+            420 + (24 * len(stripes["y"]) if stripes else 0),
+            hovermode="closest",
+            xaxis=axis(type="date", anchor="y2" if stripes else "y", showgrid=False),
+            yaxis=axis("price", domain=[room, 1.0]),
+            **more,
+        ),
+    }
+
+
+def _stretches(bars: Bars, closes_ms: Ints) -> tuple[Ints, Floats, Floats, Floats]:
+    """Return closes' times, lowest, highest and last price of even stretches of bars."""
+    size = bars.close.size
+    starts = np.linspace(0, size, min(size, POINTS_MAX), endpoint=False).astype(np.int64)
+    ends = np.append(starts[1:], size) - 1
+    return (
+        closes_ms[ends],
+        np.minimum.reduceat(bars.low, starts),
+        np.maximum.reduceat(bars.high, starts),
+        bars.close[ends],
+    )
+
+
+def _folded(
+    times: Ints, low: Floats, high: Floats, close: Floats, calendar: Calendar | None
+) -> tuple[list[int], tuple[Floats, Floats]]:
+    """Return the band between *low* and *high* folded to nothing over every hole."""
+    _, (shown,) = broken(times, close, calendar=calendar)
+    holes = np.flatnonzero(np.isnan(shown))
+    holes -= np.arange(holes.size)  # places in times of the first point after each
+    edges = np.concatenate((times[holes - 1] + 1, times[holes] - 1))
+    prices = np.concatenate((close[holes - 1], close[holes]))
+    places = np.concatenate((holes, holes))
+    over = np.insert(times, places, edges).tolist()
+    return over, (np.insert(low, places, prices), np.insert(high, places, prices))
+
+
+def _marks(trades: Sequence[ClosedTrade]) -> list[Figure]:
+    """Return entries by side, and exits by what came of them."""
+    found = []
+    for side, symbol in (("LONG", "triangle-up"), ("SHORT", "triangle-down")):
+        of = [trade for trade in trades if trade.side == side]
+        found.append(
+            _points(
+                f"entry {side.lower()}",
+                [trade.entered_ms for trade in of],
+                [trade.entry_price for trade in of],
+                [trade.entry_reason for trade in of],
+                {"symbol": symbol, "size": 8, "color": ACCENT},
+            )
+        )
+    for name, won, colour, symbol in (
+        ("exit, gain", True, GAIN, "circle-open"), ("exit, loss", False, LOSS, "x-thin-open"),
+    ):  # fmt: skip
+        of = [trade for trade in trades if (trade.profit > 0) is won]
+        found.append(
+            _points(
+                name,
+                [trade.left_ms for trade in of],
+                [trade.exit_price for trade in of],
+                [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in of],
+                {"symbol": symbol, "size": 7, "color": colour, "line": {"width": 1.6}},
+            )
+        )
+    return [trace for trace in found if trace["x"]]
+
+
+def _points(
+    name: str, times: list[int], prices: list[float], said: list[str], marker: Figure
+) -> Figure:
+    return {
+        "type": "scatter", "mode": "markers", "name": name, "x": times, "y": rounded(prices, 8),
+        "text": [_plain(text) for text in said], "marker": marker,
+        "hovertemplate": "%{text}<br>%{y} at %{x}<extra></extra>",
+    }  # fmt: skip
+
+
+def _noted(report: Report, instrument: str) -> list[Figure]:
+    """Return what the strategy noted: numbers as lines, texts as points where they change.
+
+    A number that moves where the price does is drawn over it, any other one below it.
+    """
+    record = report.record
+    bars, notes = record.bars[instrument], record.notes.get(instrument, {})
+    low, high = bars.low.min(), bars.high.max()
+    found: list[Figure] = []
+    for name, noted in list(notes.items())[:NOTES_DRAWN]:
+        times = noted.open_time_ms + record.interval_ms
+        known = ~np.isnan(noted.number)
+        if known.any():
+            chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))
+            at, (shown,) = broken(times[chosen], noted.number[chosen])
+            over = {} if low <= np.median(noted.number[known]) <= high else {"yaxis": "y3"}
+            style = {"width": 1, "dash": "dot"}
+            found.append(line(at, shown, name, style, hovertemplate=f"{name} %{{y}}", **over))
+        said = np.flatnonzero(noted.text != "")
+        said = said[np.append(True, noted.text[said][1:] != noted.text[said][:-1])[: said.size]]
+        if said.size:
+            said = said[:: -(-said.size // TRADES_MAX)]
+            prices = bars.close[np.searchsorted(bars.open_time_ms, noted.open_time_ms[said])]
+            marker = {"symbol": "line-ns-open", "size": 9, "color": MUTED}
+            texts = noted.text[said].tolist()
+            found.append(_points(name, times[said].tolist(), prices.tolist(), texts, marker))
+    return found
+
+
+def _plain(text: str) -> str:
+    """Return *text* so that the chart's library takes none of it for a tag."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _refused(report: Report, instrument: str) -> Figure | None:
+    """Return how many signals each gate refused over time, a gate a row; None without any."""
+    record, decisions = report.record, report.record.decisions
+    own = decisions.places[instrument]
+    own = own[sides(record)[own] != 0]
+    refused = decisions.refused_by[own]
+    refusing = set(refused.tolist())
+    if not (gates := [name for name in gate_order() if name in refusing]):
+        return None
+    opens = record.bars[instrument].open_time_ms
+    edges = np.linspace(opens[0], opens[-1] + record.interval_ms, COLUMNS + 1)
+    counts = [
+        np.histogram(decisions.open_time_ms[own[refused == name]], edges)[0] for name in gates
+    ]
+    return {
+        "type": "heatmap", "x": (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist(),
+        "y": gates, "z": [row.tolist() for row in counts], "colorscale": _STRIPES, "ygap": 2,
+        "showscale": False, "hovertemplate": "%{y} refused %{z} signals<extra></extra>",
+    }  # fmt: skip
+
+
+def trades_chart(report: Report) -> Figure | None:
+    """Return how returns and times in the market are spread; None below two closed trades."""
+    closed = report.trades[report.shown]
+    if len(closed) < 2:  # a spread takes two
+        return None
+    returns = np.array([trade.return_bp for trade in closed])
+    spans = np.log10(np.maximum([trade.held_ms for trade in closed], 1.0))
+    counts, middles, width = _histogram(returns, centre=True)
+    times, at, long = _histogram(spans, centre=False)
+    names = [written(10.0**value, "span") for value in at]
+    ticks = [place for place in (1e3, 6e4, 6e5, 3.6e6, 3.6e7, 8.64e7, 8.64e8)
+             if at[0] - long <= np.log10(place) <= at[-1] + long]  # fmt: skip
+    return {
+        "data": [
+            {
+                "type": "bar", "x": rounded(middles), "y": counts.tolist(), "width": width,
+                "marker": {"color": [GAIN if value > 0 else LOSS for value in middles]},
+                "hovertemplate": "%{x:+.1f} bp: %{y:,}<extra></extra>",
+            },
+            {
+                "type": "bar", "x": rounded(at), "y": times.tolist(), "width": long,
+                "marker": {"color": MUTED}, "xaxis": "x2", "yaxis": "y2", "text": names,
+                "textposition": "none", "hovertemplate": "%{text}: %{y:,}<extra></extra>",
+            },
+        ],
+        "layout": layout(
+            260, showlegend=False, hovermode="closest", bargap=0.04,
+            xaxis=axis("return of a trade, bp", domain=[0.0, 0.47], showgrid=False),
+            yaxis=axis("trades"),
+            xaxis2=axis("held (logarithmic)", domain=[0.55, 1.0], anchor="y2", showgrid=False,
+                        tickvals=[float(np.log10(place)) for place in ticks],
+                        ticktext=[written(place, "span") for place in ticks]),
+            yaxis2=axis(anchor="x2"),
+        ),
+    }  # fmt: skip
+
+
+def _histogram(values: Floats, *, centre: bool) -> tuple[Ints, Floats, float]:
+    """Return counts, middles and width of bins; far values join the outermost.
+
+    With *centre* zero is an edge, so that no bin holds gains and losses.
+    """
+    low, high = np.quantile(values, (0.01, 0.99))
+    width = float(max(high - low, 1e-9)) / BINS
+    first = np.floor(low / width) * width if centre else low
+    edges = first + width * np.arange(BINS + 2)
+    counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
+    return counts, 0.5 * (edges[1:] + edges[:-1]), width
+
+
+def rolling_chart(report: Report) -> Figure | None:
+    """Return the Sharpe ratio of the thirty days before each day's end; None for a shorter run."""
+    times, ratio = report.rolling
+    if times.size < 2:  # a line takes two points
+        return None
+    at, (shown,) = broken(times, ratio, calendar=report.record.calendar)
+    return {
+        "data": [
+            line(at, shown, "Sharpe of 30 days", {"color": ACCENT, "width": 1.6},
+                 hovertemplate="%{y:+.2f}")
+        ],
+        "layout": layout(
+            220, showlegend=False, xaxis=axis(type="date", showgrid=False),
+            yaxis=axis("Sharpe, 30 days", zeroline=True, zerolinecolor=MUTED),
+        ),
+    }  # fmt: skip
+
+
+def caption(report: Report, instrument: str) -> str:
+    """Return what the price chart shows, and what it leaves out."""
+    every = sum(trade.instrument == instrument for trade in report.trades[report.shown])
+    drawn = len(drawn_trades(report, instrument))
+    marked = f"{drawn:,} of the {every:,}" if drawn < every else f"the {every:,}"
+    first = iso(int(report.record.bars[instrument].open_time_ms[0]))[:10]
+    said = f"{instrument} from {first}: {marked} closed trades of {report.shown}"
+    if _refused(report, instrument) is None:
+        return f"{said}."
+    return f"{said}; below, fuller colour is more signals refused by that gate."

@@ -1,415 +1,341 @@
-"""The report of one run as values: what the terminal, the JSON and the page all show."""
+"""A table as a value, for terminal, page and JSON; HTML out of values, escaped here alone.
+
+A ``Figure`` says what a column is called, how it is written, and how it is taken from a row's
+subject. Estimates are pairs (value, standard error). Signed forms write their sign always, and are
+coloured as well, so that a loss is seen without its colour.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from html import escape
+from typing import Any, Final, Generic, Literal, TypeVar
 
-import numpy as np
+from rich import table as rich_table
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
-from tracepaper.daemon.engine import twins
-from tracepaper.replay.report import metrics
-from tracepaper.replay.report.accounts import (
-    RandomTwins,
-    buy_and_hold,
-    exposures,
-    mean_exposure,
-    random_twins,
+from tracepaper.replay.archive.columns import iso
+from tracepaper.storage.database.run_views import Row
+from tracepaper.strategies.units import NOTHING, duration, visible
+
+T = TypeVar("T")
+Estimate = tuple[float, float | None]
+Value = str | int | float | Estimate | None
+Form = Literal[
+    "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
+    "gain bp", "share", "days", "measure", "minute", "second", "span", "exact", "bar",
+]  # fmt: skip
+_PATTERNS: Final = {
+    "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
+    "gain bp": ("{:+,.1f}", 1e4), "money": ("{:,.2f}", 1.0), "percent": ("{:,.2f}", 100.0),
+    "share": ("{:,.1f}", 100.0), "ratio": ("{:,.2f}", 1.0), "bp": ("{:,.1f}", 1e4),
+    "days": ("{:,.1f}", 1.0), "measure": ("{:.4f}", 1.0), "count": ("{:,}", 1),
+}  # fmt: skip
+ROWS_SHOWN: Final = 12
+BESIDE_EACH_OTHER: Final = 4
+"""Rows of a turned table beside each other; more go below."""
+BAR_CELLS: Final = 28
+STYLES: Final = {"": "", "gain": "green", "loss": "red"}
+TEXTS: Final = ("text", "minute", "second", "bar")
+"""Forms that are written from the left."""
+_NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_LEVELS: Final = (  # sentences of the engine: what follows a number of its own is kept
+    (re.compile(rf"^((?:trailing )?stop|target)(?: at| by) {_NUMBER}(?= is |$)"), r"\1"),
+    (re.compile(rf"( x ATR\(1d\)) {_NUMBER}(?= is |$)"), r"\1"),
+    (re.compile(rf"(?<= the close) {_NUMBER}$"), ""),
+    (re.compile(rf"^(quantity|price|trigger) {_NUMBER}(?= is )"), r"\1"),
 )
-from tracepaper.replay.report.attention import (
-    Group,
-    RunAttention,
-    read_attention,
-    winners_and_losers,
-)
-from tracepaper.replay.report.explained import ExplainedTrade, chosen, explain_trades
-from tracepaper.replay.report.listed import newest as newest_listed
-from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
-from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
-from tracepaper.replay.report.refusals import Refusal, refusals
-from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
-from tracepaper.replay.training.honesty import shown_sentences
-from tracepaper.storage.checkpoints import ID_DIGITS
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.run_views import Row, RunViews
-from tracepaper.strategies.types import Retrained, RetrainOutcome
-
-Card = dict[str, Any]
-OPENED_SHOWN: Final = 3
-MARKS_MAX: Final = 800
-"""Points of a curve that are shown; figures are taken from all of them."""
-BUY_AND_HOLD: Final = "buy and hold"
-HELD: Final = frozenset({BUY_AND_HOLD, twins.BUY_AND_HOLD})
-REGIMES_SENTENCE: Final = (
-    "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
-    "MEAN_REVERSION on distant ones; in trials they predicted no momentum in returns."
-)
-OPENS_SENTENCE: Final = (
-    "The candles are archived ones. Where they are Binance's, as the bundled ones are, an open "
-    "equals the close before in a third to a half of bars; on Bybit it always does."
-)
-ROLLOUT_SENTENCE: Final = "Rollout says where attention flowed, not why the price moved."
-PAPER_SENTENCE: Final = "Paper trading only: nothing here shows that money can be earned."
-SAMPLED_SENTENCE: Final = (
-    "The run kept only steps that traded and the ends of its days (--log acted): equity, returns, "
-    "Sharpe and buy and hold by day are exact; bars, refusals, drawdowns, exposure, random twins, "
-    "prices and attention need every bar and are left out. Replay with --log full to see them."
-)
+_UNITS: Final = {"gain percent": "%", "percent": "%", "share": "%"}
 
 
-@dataclass(frozen=True)
-class MarginHeld:
-    """What an account's positions bind at its end, and where each is liquidated."""
+def cause(reason: str) -> str:
+    """Return *reason* without the prices and quantities that the engine wrote into it.
 
-    used: float
-    leverage: float
-    liquidation: str  # a price, or one a symbol
-
-
-@dataclass(frozen=True)
-class AccountReport:
-    """One account's figures; ``source`` says where it comes from."""
-
-    name: str
-    source: str
-    start: float
-    end: float
-    performance: Performance
-    activity: Activity | None  # None where no fills are known
-    costs: Costs | None
-    margin: MarginHeld | None = None  # None where nothing is held on margin
-    bought: float | None = None  # the share of the start's money, of an account that is computed
-
-    @property
-    def mean_exposure(self) -> float | None:
-        """The mean of what it held, by its equity; of a computed account what it bought."""
-        return self.bought if self.activity is None else self.activity.mean_exposure
-
-    @property
-    def label(self) -> str:
-        """Its name in a legend; of buy and hold with how much was held."""
-        if self.name not in HELD or self.mean_exposure is None:
-            return self.name
-        return f"{self.name}, {self.mean_exposure * 100:.3g} % held"
-
-
-@dataclass(frozen=True)
-class Curve:
-    """An equity curve at the report's marks, and the worst drawdown of each stretch to a mark."""
-
-    name: str
-    equity: Floats
-    drawdown: Floats  # fraction of the peak, not negative
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that is shown of a run; money in quote currency, shares are fractions."""
-
-    record: RunRecord
-    warnings: tuple[str, ...]  # of the run, and what this report cannot say of it
-    sentences: tuple[str, ...]  # what a reader must know before believing any of it
-    accounts: tuple[AccountReport, ...]  # the run's own first, buy and hold last
-    marks_ms: Ints  # UTC ms of the curves' points
-    curves: tuple[Curve, ...]
-    random: tuple[RandomTwins, ...]
-    monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's own account
-    drawdowns: tuple[Drawdown, ...]  # the worst of the run's own account
-    rolling: tuple[Ints, Floats]  # closes, and the Sharpe ratio of the 30 days before each
-    trades: dict[str, tuple[ClosedTrade, ...]]  # closed, by account
-    refusals: tuple[Refusal, ...]
-    regimes: dict[str, int]  # decisions
-    attention: RunAttention | None
-    shown: str  # the account whose trades are grouped and explained: the first that has any
-    groups: tuple[Group, ...]
-    explained: tuple[ExplainedTrade, ...]
-    listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
-    heads: int  # of a layer of the run's model; 0 where its card is not at hand
-
-    @property
-    def own_trades(self) -> tuple[ClosedTrade, ...]:
-        """The run's own closed trades."""
-        return self.trades[self.record.account.name]
-
-
-def build_report(
-    database: Path, run_id: str, *, progress: Callable[[str], None] = lambda _said: None
-) -> Report:
-    """Return the report of *run_id*, from the views and the reader alone.
-
-    *progress* is told what is done next. Raises ``DataInvalid`` where the run does not exist or
-    has decided nothing.
+    ``stop at 109293.4`` and ``stop at 109210.7`` are one cause; a strategy's own words stay.
     """
-    progress("reading the run")
-    with Reader.open(database) as reader:
-        record = read_record(reader, database, run_id)
-        ledgers = (record.account, *record.twins)
-        closed = {of.name: tuple(closed_trades(record, of)) for of in ledgers}
-        wanted = {trade.entry_sequence for of in closed.values() for trade in of}
-        progress("reading where attention lay")
-        attention = read_attention(reader, record, wanted) if record.every_bar else None
-        grouped = next((name for name, of in closed.items() if of), record.account.name)
-        explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
-        listed = newest_listed(RunViews(reader.connection, run_id))
-        retrained = reader.retrained(run_id)
-    progress("drawing random twins")
-    card = _card(record)
-    times, marks = _times(record), _marks(record)
-    held = held_alike(record)
-    names, counts = np.unique(record.decisions.regime, return_counts=True)
-    own, divided = record.account.equity, record.holds_over_split(record.account)
-    return Report(
-        record=record,
-        warnings=_warnings(record),
-        sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
-        accounts=(
-            *(account_report(record, of, closed[of.name]) for of in ledgers),
-            *(_held_account(record, of) for of in held),
-        ),
-        marks_ms=times[marks],
-        curves=(
-            *(_curve(of.name, of.equity, marks) for of in ledgers),
-            *(_curve(of.name, of.equity, marks) for of in held),
-        ),
-        random=tuple(_random(record, ledgers, marks)),
-        monthly=() if divided else tuple(metrics.monthly_returns(_within(record), own)),
-        drawdowns=tuple(metrics.worst_drawdowns(times, own))
-        if record.every_bar and not divided
-        else (),
-        rolling=metrics.rolling_sharpe(
-            record.times_ms[:0] if divided else record.times_ms,
-            own[:1] if divided else own,
-            record.interval_ms,
-            record.calendar,
-        ),
-        trades=closed,
-        refusals=tuple(refusals(record)),
-        regimes=dict(zip(names.tolist(), counts.tolist(), strict=True)),
-        attention=attention,
-        shown=grouped,
-        groups=winners_and_losers(record, closed[grouped], attention) if attention else (),
-        explained=tuple(explained),
-        listed=listed,
-        heads=int(card.get("architecture", {}).get("heads", 0)),
-    )
+    for pattern, kept in _LEVELS:
+        reason = pattern.sub(kept, reason)
+    return reason
 
 
-def _random(record: RunRecord, ledgers: Sequence[Ledger], marks: Ints) -> Iterator[RandomTwins]:
-    """Yield the random twins of every account that held something; none without every bar."""
-    for of in ledgers if record.every_bar else ():
-        if (made := random_twins(record, of, marks)) is not None:
-            yield made
+def by_cause(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return how often each cause of the reasons in *counts* stands there, most frequent first."""
+    found = Counter[str]()
+    for reason, count in counts:
+        found[cause(reason)] += count
+    return found.most_common()
 
 
-def _times(record: RunRecord) -> Ints:
-    """Return the times of the equity curve: the first open, then every close."""
-    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms))
+@dataclass(frozen=True)
+class Figure(Generic[T]):
+    """One figure: its key in JSON, its name for people, its form, and where it comes from.
 
-
-def _within(record: RunRecord) -> Ints:
-    """Return the same with every close in the bar it ends: midnight belongs to the day before."""
-    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms - 1))
-
-
-def _marks(record: RunRecord) -> Ints:
-    """Return the places in an equity curve that are shown: evenly, ends included.
-
-    Of a run that kept only some bars, from the ends of its days.
+    Shares and returns are fractions, whatever they are written in; times are UTC ms, spans ms.
+    ``wide`` figures are left out of a terminal's table, where it has no room for them.
     """
-    size = record.times_ms.size + 1
-    places = np.arange(size)
-    if not record.every_bar:
-        places = np.concatenate(([0], metrics.day_ends(record.times_ms, record.calendar) + 1))
-    chosen = np.linspace(0, places.size - 1, min(places.size, MARKS_MAX)).round().astype(np.int64)
-    return places[np.unique(chosen)]
+
+    key: str
+    title: str
+    form: Form
+    of: Callable[[T], Value]
+    wide: bool = False
 
 
-def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
-    worst = np.maximum.reduceat(metrics.drawdowns(equity), np.concatenate(([0], marks[:-1] + 1)))
-    return Curve(name, equity[marks], worst)
+def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[Row]:
+    """Return the figure that a view's row holds in *column*; by default in that called *key*."""
+    name = column or key
+    return Figure(key, title, form, lambda row: row[name])
 
 
-def account_report(
-    record: RunRecord, ledger: Ledger, closed: Sequence[ClosedTrade]
-) -> AccountReport:
-    """Return the figures of an account that the run stored."""
-    own = ledger is record.account
-    figures = metrics.performance(
-        record.times_ms,
-        ledger.equity,
-        record.interval_ms,
-        record.calendar,
-        every_bar=record.every_bar,
-    )
-    if record.holds_over_split(ledger):
-        figures = metrics.unknown(figures)
-    return AccountReport(
-        name=ledger.name,
-        source="stored" if own else f"stored: {twins.TWINS[ledger.name]}",
-        start=float(ledger.equity[0]),
-        end=float(ledger.equity[-1]),
-        performance=figures,
-        activity=metrics.activity(
-            exposures=exposures(record, ledger)[1][record.decidable_from :]
-            if record.every_bar
-            else None,
-            notionals=[fill["notional"] for fill in ledger.fills],
-            equity=ledger.equity,
-            profits=[trade.profit for trade in closed],
-            days=figures.days,
-            year_days=metrics.year_days(record.calendar),
-        ),
-        costs=costs(ledger, record.terms),
-        margin=_margin(record) if own else None,
-    )
+@dataclass(frozen=True)
+class Table:
+    """Rows of values under their figures; ``turned`` shows the figures as rows."""
+
+    key: str
+    title: str
+    figures: tuple[Figure[Any], ...]
+    rows: tuple[tuple[Value, ...], ...]
+    notes: tuple[str, ...] = ()
+    turned: bool = False
+    shown: int | None = None  # rows that people are shown; JSON has them all
+    newest: bool = False  # the last rows are shown, not the first
+
+    def documents(self) -> list[dict[str, Any]]:
+        """Return the rows as plain values by the figures' keys."""
+        return [
+            {
+                figure.key: {"value": value[0], "error": value[1]}
+                if isinstance(value, tuple)
+                else value
+                for figure, value in zip(self.figures, row, strict=True)
+            }
+            for row in self.rows
+        ]
 
 
-def _margin(record: RunRecord) -> MarginHeld | None:
-    """Return what the run's own positions bind at its end."""
-    if not (held := record.margins):
-        return None
-    prices = [(row["instrument"], row["liquidation_price_text"]) for row in held]
-    return MarginHeld(
-        used=sum(row["margin"] for row in held),
-        leverage=float(record.config.account.leverage),
-        liquidation=prices[0][1]
-        if len(prices) == 1
-        else ", ".join(f"{record.instruments[name].symbol} {price}" for name, price in prices),
-    )
+def table(
+    key: str,
+    title: str,
+    figures: Sequence[Figure[T]],
+    subjects: Iterable[T],
+    *,
+    notes: Sequence[str] = (),
+    turned: bool = False,
+    shown: int | None = None,
+    newest: bool = False,
+) -> Table:
+    """Return the table of *figures* of each of *subjects*."""
+    rows = tuple(tuple(figure.of(subject) for figure in figures) for subject in subjects)
+    return Table(key, title, tuple(figures), rows, tuple(notes), turned, shown, newest)
 
 
-class HoldBenchmark(NamedTuple):
-    """A benchmark that buys a share of the start's money and holds it."""
-
-    name: str
-    source: str
-    equity: Floats
-    share: float
-
-
-def held_alike(record: RunRecord) -> list[HoldBenchmark]:
-    """Return buy and hold at the run's own exposure, and in full.
-
-    Where the run has the twin that holds its exposure so far, that one alone stands for the first.
-    """
-    bought = "bought at the open after the first decidable bar at the run's costs, not sold"
-    found = []
-    if record.every_bar and record.held_twin is None:
-        share = mean_exposure(record)
-        if np.isfinite(share) and share > 0:
-            source = f"computed: the run's mean exposure, {share:.2%} of the start, {bought}"
-            found.append(
-                HoldBenchmark(f"held at {share:.2%}", source, buy_and_hold(record, share), share)
-            )
-    source = f"computed: all the money, {bought}"
-    return [*found, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
+def written(value: Value, form: Form) -> str:
+    """Return *value* for people; a dash where there is none."""
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, tuple):
+        error = "" if value[1] is None else f" ± {written(value[1], _plain(form))}"
+        return f"{written(value[0], form).removesuffix(' %')}{error or _unit(form)}"
+    if form == "text" or isinstance(value, str):
+        return str(value)
+    return _of_number(value, form)
 
 
-def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
-    return AccountReport(
-        name=held.name,
-        source=held.source,
-        start=float(held.equity[0]),
-        end=float(held.equity[-1]),
-        bought=held.share,
-        performance=metrics.performance(
-            record.times_ms,
-            held.equity,
-            record.interval_ms,
-            record.calendar,
-            every_bar=record.every_bar,
-        ),
-        activity=None,
-        costs=None,
-    )
+def _of_number(value: float, form: Form) -> str:
+    match form:
+        case "minute" | "second":
+            moment = iso(int(value))[: 16 if form == "minute" else 19]
+            return moment.replace("T", " ")
+        case "span":
+            return duration(value)
+        case "bar":
+            return bar_of(value)
+        case _:
+            pattern, times = _PATTERNS[form]
+            return pattern.format(value * times) + _unit(form)
 
 
-def _warnings(record: RunRecord) -> tuple[str, ...]:
-    """Return what the run warns of, and what this report cannot say of it."""
-    found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
-    if opened := json.loads(record.run["opened"] or "[]"):
-        found.append(
-            f"The strategy opened {', '.join(opened[:OPENED_SHOWN])}"
-            f"{' and more' if len(opened) > OPENED_SHOWN else ''}; a decision that depends on it "
-            "cannot be re-derived."
-        )
-    if not record.every_bar:
-        found.append(SAMPLED_SENTENCE)
-    return tuple(found)
+def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:
+    """Return how *value* is coloured: only signed forms are."""
+    number = value[0] if isinstance(value, tuple) else value
+    if not form.startswith("gain") or number is None or isinstance(number, str) or not number:
+        return ""
+    return "gain" if number > 0 else "loss"
 
 
-def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
-    """Return what this report says of itself, and the honest sentences of the model's card."""
-    found = [PAPER_SENTENCE]
-    if record.gaps:
-        lost = sum(
-            int(record.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
-            for row in record.gaps
-            if not row["repaired_by"]
-        )
-        found.append(
-            f"The data have {len(record.gaps):,} gaps; {lost:,} bars never "
-            "came, and annual figures do not count them."
-        )
-    settled = record.settlements
-    if settled.missing:
-        found.append(
-            f"{len(settled.missing):,} settlements of funding never came, {settled.missing_held:,} "
-            "of them while a position was held: what they would have moved is in no account."
-        )
-    if settled.twice:
-        found.append(f"{settled.twice:,} settlements came twice and were booked once.")
-    if record.splits:
-        symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
-        found.append(
-            f"Over the split of {symbols} that was not adjusted, an account that held it has no "
-            "returns (–) and its trade is left out; buy and hold is computed as if adjusted, and "
-            "random twins are not drawn."
-        )
-    if record.run["ended_at"] is None:
-        found.append("The run has not ended; this is how it stood when the report was made.")
-    if record.run["kind"] != "live":
-        found.append(OPENS_SENTENCE)
-    if record.run["model_id"] and not record.config.model.own_class:
-        found += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
-    return tuple(found)
+def _plain(form: Form) -> Form:
+    plain: dict[Form, Form] = {
+        "gain": "money", "gain percent": "percent", "gain ratio": "ratio", "gain bp": "bp",
+    }  # fmt: skip
+    return plain.get(form, form)
 
 
-def _retrained_sentences(events: Sequence[Retrained]) -> Iterator[str]:
-    """Yield what became of the model in service, and whose the decisions are."""
-    if not events:
+def _unit(form: Form) -> str:
+    return f" {_UNITS[form]}" if form in _UNITS else ""
+
+
+# ---------------------------------------------------------------- for a terminal
+
+
+def printed(table: Table) -> RenderableType:
+    """Return *table* for a terminal, with its title and its notes."""
+    parts: list[RenderableType] = [Text(table.title + _left_out(table), style="bold")]
+    parts += _parts(table)
+    parts += [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in table.notes]
+    return Group(*parts)
+
+
+def bar_of(share: float, width: int = BAR_CELLS) -> str:
+    """Return a horizontal bar whose length is *share* (0 to 1) of *width* cells."""
+    eighths = round(max(0.0, min(share, 1.0)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+def _parts(table: Table) -> Iterator[rich_table.Table]:
+    """Yield *table* for a terminal; a turned one in parts that fit beside each other."""
+    if not table.turned:
+        yield _upright(table)
         return
-    counts = Counter(event.outcome.value for event in events)
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    yield f"The model was retrained in service: {told}. Each is an event of the kind retrained."
-    for event in events:
-        if event.outcome is RetrainOutcome.PROMOTED:
-            at = datetime.fromtimestamp(event.market_ms / 1000, UTC)
-            yield (
-                f"From {at:%Y-%m-%d %H:%M} UTC on model {event.candidate_sha256[:ID_DIGITS]} "
-                f"decides, promoted by {event.reason}. The card is the first model's, the "
-                "thresholds are the last's."
-            )
+    for start in range(0, len(table.rows), BESIDE_EACH_OTHER):
+        yield _turned(table, table.rows[start : start + BESIDE_EACH_OTHER])
 
 
-def _card(record: RunRecord) -> Card:
-    """Return the card of the run's model; empty without a model, or where it is not kept."""
-    if not record.run["model_id"]:
-        return {}
-    from tracepaper.storage import checkpoints
-
-    folder = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
-    return checkpoints.read_card(folder) if folder.is_dir() else {}
+def _left_out(table: Table) -> str:
+    """Return which rows are shown, where not all are."""
+    most = _most(table)
+    if table.turned or len(table.rows) <= most:
+        return ""
+    return f" (the {'last' if table.newest else 'first'} {most} of {len(table.rows):,})"
 
 
-def _card_sentences(card: Card) -> list[str]:
-    """Return what the card of the run's model says of itself."""
-    if not card:
-        return ["The checkpoint is no longer beside the database, so its card says nothing here."]
-    said = shown_sentences(card) or [card["model"].get("notice", "")]
-    return [f"The model's card: {text}" for text in said if text]
+def _most(table: Table) -> int:
+    return min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
+
+
+def _upright(table: Table) -> rich_table.Table:
+    places = [place for place, figure in enumerate(table.figures) if not figure.wide]
+    most = _most(table)
+    made = rich_table.Table(box=None, pad_edge=False)
+    for place in places:
+        figure = table.figures[place]
+        text = figure.form in TEXTS
+        made.add_column(figure.title, justify="left" if text else "right", no_wrap=not text)
+    for row in table.rows[-most:] if table.newest else table.rows[:most]:
+        made.add_row(*(_cell(row[place], table.figures[place].form) for place in places))
+    return made
+
+
+def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Table:
+    """Return the figures as rows, without those that no row has."""
+    made = rich_table.Table(box=None, pad_edge=False)
+    made.add_column("")
+    for row in rows:
+        made.add_column(Text(str(row[0])), justify="right")
+    for place, figure in enumerate(table.figures[1:], start=1):
+        if not figure.wide and any(row[place] is not None for row in table.rows):
+            made.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
+    return made
+
+
+def _cell(value: Value, form: Form) -> Text:
+    style = "cyan" if form == "bar" else STYLES[tone(value, form)]
+    return Text(visible(written(value, form)), style=style)
+
+
+class Markup(str):
+    """Text that is HTML already; all other text is escaped, also where it is added to this."""
+
+    __slots__ = ()
+
+    def __add__(self, other: str) -> Markup:
+        """Return both, as HTML: a plain ``str`` would be escaped once more, tags and all."""
+        return Markup(super().__add__(text(other)))
+
+    def __radd__(self, other: str) -> Markup:
+        """Return *other*, escaped, and this."""
+        return Markup(str.__add__(text(other), self))
+
+
+def text(value: object) -> Markup:
+    """Return *value* as HTML: escaped unless it is ``Markup``."""
+    return value if isinstance(value, Markup) else Markup(escape(str(value), quote=True))
+
+
+def element(name: str, *content: object, **attributes: object) -> Markup:
+    """Return an element; ``class_`` is its class, and what is given is escaped."""
+    given = "".join(
+        f' {key.rstrip("_")}="{escape(str(value), quote=True)}"'
+        for key, value in attributes.items()
+        if value
+    )
+    return Markup(f"<{name}{given}>{joined(content)}</{name}>")
+
+
+def joined(parts: Iterable[object]) -> Markup:
+    """Return *parts* one after another."""
+    return Markup("".join(text(part) for part in parts))
+
+
+def html_table(
+    head: Sequence[object], rows: Iterable[Sequence[object]], *, texts: Sequence[int] = ()
+) -> Markup:
+    """Return a table that scrolls where it is wide; columns *texts* are text, others numbers."""
+    classes = ["text" if place in texts else "" for place in range(len(head))]
+    names = joined(
+        element("th", name, class_=kind) for name, kind in zip(head, classes, strict=True)
+    )
+    lines = joined(
+        element(
+            "tr",
+            *(
+                cell
+                if isinstance(cell, Markup) and cell.startswith("<td")
+                else element("td", cell, class_=kind)
+                for cell, kind in zip(row, classes, strict=True)
+            ),
+        )
+        for row in rows
+    )
+    body = element("table", element("thead", element("tr", names)), element("tbody", lines))
+    return element("div", body, class_="scroll")
+
+
+def figures(shown: Table) -> Markup:
+    """Return a table of the report, its notes under it."""
+    most = len(shown.rows) if shown.shown is None else shown.shown
+    rows = shown.rows[-most:] if shown.newest else shown.rows[:most]
+    kinds: list[Form] = [figure.form for figure in shown.figures]
+    cells = [
+        [_html_cell(value, form) for value, form in zip(row, kinds, strict=True)] for row in rows
+    ]
+    heads: list[object] = [figure.title for figure in shown.figures]
+    if shown.turned:
+        kept = [
+            place for place in range(1, len(heads)) if any(row[place] is not None for row in rows)
+        ]
+        cells = [[element("td", heads[place]), *(row[place] for row in cells)] for place in kept]
+        heads = ["", *(row[0] for row in rows)]
+    texts = () if shown.turned else [at for at, form in enumerate(kinds) if form in TEXTS]
+    left_out = len(shown.rows) - len(rows)
+    more = element("p", f"and {left_out:,} more.", class_="note") if left_out else Markup("")
+    notes = (element("p", note, class_="note") for note in shown.notes)
+    return joined([html_table(heads, cells, texts=texts), more, *notes])
+
+
+def _html_cell(value: Value, form: Form) -> Markup:
+    """Return a value as a cell, in the colour of a gain or a loss."""
+    kinds = [*(["text"] if form in TEXTS else []), tone(value, form)]
+    return element("td", written(value, form), class_=" ".join(filter(None, kinds)))
+
+
+def json_in_script(document: object) -> Markup:
+    """Return *document* as JSON that no text in it can break out of a script element."""
+    plain = json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return Markup(plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -1,7 +1,10 @@
-"""What each head of a run's model does at one decision, and how attention flows down the layers.
+"""What each head of a run's model does at one decision, and the edges that a page draws of it.
 
 Recomputed: the run's own checkpoint is asked again, with the stored bars up to the last decision
 that was explained, where each head looked.
+
+A view after BertViz (Vig, 2019, arXiv:1906.05714): the decided bars above, what they looked at
+below, one colour a head, the stronger the line the larger the share.
 """
 
 from __future__ import annotations
@@ -14,23 +17,76 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.vectors import kept_vectors_of, recorded_vectors
-from tracepaper.replay.report.edges import Edges, edges_of
+from tracepaper.replay.report.document import Figure, Markup, Table, element, json_in_script, table
 from tracepaper.replay.report.record import Floats, RunRecord
-from tracepaper.replay.report.tables import Figure, Table, table
 from tracepaper.storage import checkpoints
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.forecasters.attributing import Probe
-from tracepaper.strategies.forecasters.ensemble import network_half
-from tracepaper.strategies.forecasters.looking import DECISIONS, RolloutMap, look_into
+from tracepaper.strategies.forecasters.attribution import DECISIONS, Probe, RolloutMap, look_into
+from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.together import TogetherForecaster
+from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.looked import Way
-from tracepaper.strategies.types import Bar, Forecast
+from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
+
+EDGE_CELLS: Final = 64
+"""Cells of the bars that are looked at, the further back the wider."""
+WIDTH: Final = 960
+HEIGHT: Final = 330
+SCALE: Final = 10_000
+"""Shares are sent as whole parts of so many."""
+
+
+@dataclass(frozen=True)
+class Edges:
+    """What each decided bar's heads looked at; cells count back from the newest bar."""
+
+    firsts: tuple[int, ...]  # [cell] bars back of its newest bar
+    bars: int  # bars back of the oldest one, and one
+    shares: Floats  # [layer, head, decision, cell], the oldest decision first; a row sums to 1
+
+
+def edges_of(by_age: Floats) -> Edges:
+    """Return the edges of *by_age* [layer, head, decision, age], the oldest decision first."""
+    layers, heads, decisions, ages = by_age.shape
+    back = np.zeros((layers, heads, decisions, ages + decisions - 1))
+    for decision in range(decisions):
+        later = decisions - 1 - decision  # bars that came after it
+        back[:, :, decision, later : later + ages] = by_age[:, :, decision]
+    bars = back.shape[-1]
+    firsts = np.unique(np.geomspace(1, bars + 1, EDGE_CELLS + 1).astype(np.int64))[:-1] - 1
+    return Edges(tuple(firsts.tolist()), bars, np.add.reduceat(back, firsts, axis=-1))
+
+
+def edges_view(edges: Edges, open_time_ms: Sequence[int]) -> Markup:
+    """Return the view; *open_time_ms* are those of the decided bars, oldest first.
+
+    The page's script draws it, and draws it anew on hovering over a bar.
+    """
+    document = {
+        "firsts": edges.firsts,
+        "bars": edges.bars,
+        "scale": SCALE,
+        "times": [int(time) for time in open_time_ms],
+        "shares": np.round(edges.shares * SCALE).astype(int).tolist(),
+    }
+    drawing = Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="edges of attention"></svg>'
+    )
+    return element(
+        "div",
+        element("p", class_="edges-layers"),
+        drawing,
+        element("p", class_="note edges-said"),
+        element("script", json_in_script(document), type="application/json"),
+        class_="edges",
+    )
+
 
 CELLS: Final = 40
 EVENTS_SHOWN: Final = 8

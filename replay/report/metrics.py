@@ -19,8 +19,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.strategies.calendar import Calendar
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.units import DAY_MS
 
 YEAR_DAYS: Final = 365
 DAYS_TO_ANNUALISE: Final = 30

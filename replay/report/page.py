@@ -18,26 +18,39 @@ from tracepaper.replay.report.attention_charts import (
     heads_over_time_chart,
     rollout_chart,
 )
-from tracepaper.replay.report.charts import Figure, equity_chart, refusal_chart
-from tracepaper.replay.report.document import BUY_AND_HOLD, AccountReport, Report
-from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.html import Markup, element, figures, joined, json_in_script, table
-from tracepaper.replay.report.price_charts import (
+from tracepaper.replay.report.charts import (
+    Figure,
     caption,
+    equity_chart,
     price_chart,
+    refusal_chart,
     rolling_chart,
     trades_chart,
 )
-from tracepaper.replay.report.tables import Form, Table, Value, tone, written
+from tracepaper.replay.report.document import (
+    Form,
+    Markup,
+    Table,
+    Value,
+    element,
+    figures,
+    html_table,
+    joined,
+    json_in_script,
+    tone,
+    written,
+)
+from tracepaper.replay.report.figures import tables
+from tracepaper.replay.report.report import BUY_AND_HOLD, AccountReport, Report
 from tracepaper.replay.report.terminal import counted, span
-from tracepaper.replay.report.trade_details import trades
+from tracepaper.replay.report.trade_pictures import trades
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence
-from tracepaper.strategies.market import MINUTE_MS
+from tracepaper.strategies.units import MINUTE_MS
 
 if TYPE_CHECKING:
+    from tracepaper.replay.report.attention import InfluenceReport
     from tracepaper.replay.report.heads import HeadReport
-    from tracepaper.replay.report.influence import InfluenceReport
 
 INSTRUMENTS_MAX: Final = 4
 POLICY: Final = (
@@ -302,8 +315,8 @@ def _head_section(found: HeadReport, charts: Charts) -> Markup:
 
 def _influence_section(found: InfluenceReport, charts: Charts) -> Markup:
     """Return who sways whom, over the run and in each quarter of it."""
-    from tracepaper.replay.report.influence import influence_tables
-    from tracepaper.replay.report.influence_charts import influence_chart, influence_quarters_chart
+    from tracepaper.replay.report.attention import influence_tables
+    from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 
     matrix, *others = influence_tables(found)
     return _section(
@@ -325,10 +338,14 @@ def _influence_section(found: InfluenceReport, charts: Charts) -> Markup:
 
 def head_pictures(found: HeadReport, charts: Charts, flow: str) -> Markup:
     """Return the pictures of heads: by age, edges, the *flow* down the layers, and the map."""
-    from tracepaper.replay.report.attention_map import age_map_chart, position_map_chart
-    from tracepaper.replay.report.edges import edges_view
-    from tracepaper.replay.report.head_charts import flow_picture, heads_chart, layers_chart
-    from tracepaper.replay.report.heads import FLOW_NOTE
+    from tracepaper.replay.report.attention_charts import (
+        age_map_chart,
+        flow_picture,
+        heads_chart,
+        layers_chart,
+        position_map_chart,
+    )
+    from tracepaper.replay.report.heads import FLOW_NOTE, edges_view
 
     times = found.open_time_ms
     mapped = times[-found.map.weights.shape[1] :]
@@ -466,7 +483,7 @@ def months(report: Report) -> Markup:
         own = [earned.get((year, month)) for month in range(1, 13)]
         whole = float(np.prod([1.0 + value for value in own if value is not None]) - 1.0)
         rows.append([str(year), *(_tinted(value, most) for value in own), f"{whole:+.2%}"])
-    return table(("", *MONTHS, "year"), rows)
+    return html_table(("", *MONTHS, "year"), rows)
 
 
 def _tinted(value: float | None, most: float) -> Markup:

@@ -14,19 +14,18 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
-from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.daemon.engine.twins import BUY_AND_HOLD
+from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.daemon.session.run_record import sessions_of
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.run_views import ANY, Condition, Row, RunViews
-from tracepaper.strategies.calendar import Calendar
+from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import ANY, Condition, Row, RunViews
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates import warm
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.splits import named_splits
-from tracepaper.strategies.types import MONEY_SCALE, GapCause, Instrument, Side
+from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.sessions import Calendar, named_splits
+from tracepaper.strategies.types.market import GapCause, Instrument, Side
+from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

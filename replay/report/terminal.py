@@ -1,10 +1,15 @@
-"""The report for a terminal, and as one JSON document."""
+"""The report for a terminal, as one JSON document, and as the summary of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+import json
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -12,15 +17,20 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
-from tracepaper.replay.archive.times import iso
-from tracepaper.replay.report.accounts import RandomTwins
-from tracepaper.replay.report.document import Report
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.report.benchmarks import RandomTwins
+from tracepaper.replay.report.document import Figure, Table, by_cause, of_view, printed, table
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.tables import Table, printed
+from tracepaper.replay.report.report import Report
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.builtin import SIZE, TREND
+from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
+from tracepaper.strategies.types.market import Side
 
 if TYPE_CHECKING:
+    from tracepaper.replay.report.attention import InfluenceReport
     from tracepaper.replay.report.heads import HeadReport
-    from tracepaper.replay.report.influence import InfluenceReport
 
 
 def show(
@@ -48,9 +58,9 @@ def show(
         said = f"{more} more to know before believing any of it: --notes"
         console.print(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
     further = (*_head_tables(heads), *_influence_tables(influence))
-    for table in (*tables(report).values(), *further):
+    for each in (*tables(report).values(), *further):
         console.print()
-        console.print(printed(table))
+        console.print(printed(each))
 
 
 def _head_tables(heads: HeadReport | None) -> Sequence[Table]:
@@ -66,7 +76,7 @@ def _influence_tables(influence: InfluenceReport | None) -> Sequence[Table]:
     """Return the tables of *influence*, where it was asked for."""
     if influence is None:
         return ()
-    from tracepaper.replay.report.influence import influence_tables
+    from tracepaper.replay.report.attention import influence_tables
 
     return influence_tables(influence)
 
@@ -151,7 +161,7 @@ def _influence_documents(influence: InfluenceReport | None) -> dict[str, Any]:
     """Return who sways whom under its key; nothing where it was not asked for."""
     if influence is None:
         return {}
-    from tracepaper.replay.report.influence import as_document as influence_as_document
+    from tracepaper.replay.report.attention import as_document as influence_as_document
 
     return {"influence": influence_as_document(influence)}
 
@@ -164,3 +174,230 @@ def _random_document(of: RandomTwins) -> dict[str, Any]:
         "median": of.median.tolist(),
         "high": of.high.tolist(),
     }
+
+
+FILLS_SHOWN: Final = 8
+OPENED_SHOWN: Final = 5
+
+
+def program_name() -> str:
+    """Return how to call this program from here: its name, or its path where PATH lacks it."""
+    called = Path(sys.argv[0])
+    found = shutil.which("tracepaper")
+    if called.name != "tracepaper" or (found and Path(found).resolve() == called.resolve()):
+        return "tracepaper"
+    try:
+        return str(called.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called)
+
+
+def decision_to_explain(database: Path, run_id: str) -> int | None:
+    """Return the sequence of the last decision that opened a trade, or else the last explained."""
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        explained = ("confidence",)
+        for found in (
+            views.last("v_decisions", known=explained, allowed=1, action=("LONG", "SHORT")),
+            views.last("v_decisions", known=explained),
+            views.last("v_decisions"),
+        ):
+            if found is not None:
+                return found
+    return None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a run that its end shows; money as exact text."""
+
+    run: Row
+    decisions: int
+    allowed: int
+    first_iso: str
+    last_iso: str
+    accounts: tuple[Row, ...]  # the run's own first, then its twins
+    fills: tuple[Row, ...]
+    fill_count: int
+    refusals: tuple[tuple[str, int], ...]
+    unfilled: tuple[tuple[str, int], ...]  # why an allowed target was not ordered, and how often
+    rejected: tuple[tuple[str, int], ...]  # why an order was refused on its arrival
+
+    @property
+    def every_bar(self) -> bool:
+        """Whether every step was kept; else bars and refusals cannot be counted."""
+        return ACTING_ONLY not in json.loads(self.run["warnings"] or "[]")
+
+
+def summarise(database: Path, run_id: str) -> Summary:
+    """Return the figures of *run_id*; raise ``DataInvalid`` where there is no such run."""
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        with views.snapshot():
+            first_iso, last_iso = views.bounds("v_decisions", "open_time_iso")
+            return Summary(
+                run=views.run(),
+                decisions=views.count("v_decisions"),
+                allowed=views.count("v_decisions", allowed=1),
+                first_iso=first_iso or "",
+                last_iso=last_iso or "",
+                accounts=tuple(_accounts(views)),
+                fills=tuple(_told(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))),
+                fill_count=views.count("v_fills"),
+                refusals=tuple(views.counts("v_decisions", "refused_by")),
+                unfilled=tuple(by_cause(views.counts("v_decisions", "unfilled_reason"))),
+                rejected=tuple(by_cause(views.counts("v_orders", "reason", status="REJECTED"))),
+            )
+
+
+def _told(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
+    """Yield the newest of *fills*, those that only changed a size with what changed it as reason.
+
+    ``trend up`` is why a position is held, and no reason to sell a part of it. Such a fill is told
+    by the decision behind it, beside that behind the fill before.
+    """
+    births = {fill["order_id"]: int(fill["order_id"].partition("-")[0]) for fill in fills}
+    sequences = tuple(births.values())
+    decided = {row["sequence"]: row for row in views.rows("v_decisions", sequence=sequences)}
+    notes: dict[int, dict[str, float]] = {}
+    for row in views.rows("v_notes", sequence=sequences, name=(TREND, SIZE)):
+        notes.setdefault(row["sequence"], {})[row["name"]] = row["number"]
+    last: dict[str, int] = {}
+    for place, fill in enumerate(fills):
+        birth = births[fill["order_id"]]
+        before = last.get(fill["instrument"], -1)
+        decision, earlier = decided.get(birth), decided.get(before)
+        told = fill["reason"]
+        is_signal = decision is not None and decision["reason"] == told
+        # After a stop, or another order of its own, what is held is not what a signal asked for.
+        last[fill["instrument"]] = birth if is_signal else -1
+        if decision is not None and is_signal:
+            change = _change(fill, decision, earlier)
+            cause = _size_cause(change, notes.get(birth), notes.get(before)) if change else ""
+            told = f"{change}: {cause or told}" if change else told
+        if place >= len(fills) - FILLS_SHOWN:
+            yield {**fill, "reason": told}
+
+
+def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
+    """Return whether a fill made the side that *decision* holds less or more; empty if neither."""
+    opens = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
+    if opens is None:
+        return ""
+    if fill["side"] != opens:
+        return "less" if earlier is None or earlier["action"] == decision["action"] else ""
+    return "more" if earlier is not None and earlier["action"] == decision["action"] else ""
+
+
+def _size_cause(
+    change: str, now: Mapping[str, float] | None, before: Mapping[str, float] | None
+) -> str:
+    """Return what moved a size most, of the trend and of volatility; empty where none is noted."""
+    found, earlier = _factors(now), _factors(before)
+    if found is None or earlier is None:
+        return ""
+    by_trend, by_share = (math.log(new / old) for new, old in zip(found, earlier, strict=True))
+    sign = -1.0 if change == "less" else 1.0
+    if sign * max(by_trend, by_share, key=lambda by: sign * by) <= 0:
+        return ""
+    if sign * by_share > sign * by_trend:
+        return "volatility rose" if change == "less" else "volatility fell"
+    return "trend weaker" if change == "less" else "trend stronger"
+
+
+def _factors(noted: Mapping[str, float] | None) -> tuple[float, float] | None:
+    """Return the sizes of the trend and of the share that volatility leaves of it."""
+    trend, size = (abs((noted or {}).get(name) or 0.0) for name in (TREND, SIZE))
+    return (trend, size / trend) if trend and size else None
+
+
+def _accounts(views: RunViews) -> Iterator[Row]:
+    """Yield the newest equity row of the run's account, then of each twin."""
+    for own in views.rows("v_equity", newest=1):
+        yield {"account": "this run", "fills": views.count("v_fills"), **own}
+    for name, _ in sorted(views.counts("v_twin_equity", "twin")):
+        (row,) = views.rows("v_twin_equity", newest=1, twin=name)
+        fills = views.count("v_twin_fills", twin=name)
+        yield {"account": f"{name} twin", "fills": fills, **row}
+
+
+# ---------------------------------------------------------------- for a terminal
+
+ACCOUNTS: Final = (
+    of_view("account", "account", "text"),
+    of_view("equity", "equity", "money"),
+    of_view("realized_pnl", "realised", "gain"),
+    of_view("unrealized_pnl", "unrealised", "gain"),
+    of_view("fees_paid", "fees", "money"),
+    of_view("funding_paid", "funding", "money"),
+    of_view("fills", "fills", "count"),
+)
+FILLS: Final = (
+    of_view("filled_ms", "time", "second"),
+    of_view("instrument", "instrument", "text"),
+    of_view("side", "side", "text"),
+    of_view("quantity", "quantity", "exact", "quantity_text"),
+    of_view("price", "price", "exact", "price_text"),
+    of_view("fee", "fee", "money"),
+    of_view("reason", "why", "text"),
+)
+REJECTED: Final = (
+    Figure[tuple[str, int]]("reason", "reason", "text", lambda of: of[0]),
+    Figure[tuple[str, int]]("orders", "orders", "count", lambda of: of[1]),
+)
+
+
+def show_summary(console: Console, summary: Summary) -> None:
+    """Print the account and its twins, the newest fills, and what was refused or left unfilled."""
+    run = summary.run
+    title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
+    span = f"{summary.first_iso} to {summary.last_iso}"
+    counted = f"{summary.decisions:,} bars decided, {summary.allowed:,} allowed"
+    if not summary.every_bar:
+        counted = "only steps that traded are kept"
+    lines = Text(f"{counted}, {summary.fill_count:,} fills\n{span}")
+    console.print(Panel(lines, title=Text(title), title_align="left", border_style="dim"))
+    for warning in json.loads(run["warnings"] or "[]"):
+        console.print(Text(f"Warning: {warning}.", style="yellow"))
+    if opened := json.loads(run["opened"]):
+        shown = ", ".join(opened[:OPENED_SHOWN]) + (" and more" * (len(opened) > OPENED_SHOWN))
+        text = f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
+        console.print(Text(text, style="yellow"))
+    for made in summary_tables(summary):
+        console.print(printed(made))
+
+
+def summary_tables(summary: Summary) -> Iterator[Table]:
+    """Yield the tables that *summary* has something for, in the order shown."""
+    yield table("accounts", "Accounts", ACCOUNTS, summary.accounts)
+    if summary.fills:
+        several = len({fill["instrument"] for fill in summary.fills}) > 1
+        figures = [figure for figure in FILLS if several or figure.key != "instrument"]
+        title = f"Fills (the last {len(summary.fills)} of {summary.fill_count})"
+        yield table("fills", title, figures, summary.fills)
+    if summary.refusals and summary.every_bar:
+        title = "Refused (by the first gate that failed)"
+        yield _counted("refused_by", "gate", title, summary.refusals, summary.decisions)
+    if summary.unfilled:
+        title = "Unfilled (no gate refused, and no order would be taken)"
+        yield _counted("unfilled", "reason", title, summary.unfilled, summary.decisions)
+    if summary.rejected:
+        title = "Rejected orders (refused when they came, by the rules of the venue)"
+        yield table("rejected", title, REJECTED, summary.rejected)
+
+
+def _counted(
+    key: str, name: str, title: str, counts: Sequence[tuple[str, int]], decisions: int
+) -> Table:
+    """Return how many of the *decisions* each of *counts* has."""
+    # A bar of the rarest of refusals, alone in its table, is not a full one.
+    most = max(decisions / 100, *(count for _, count in counts))
+    figures = (
+        Figure[tuple[str, int]](name, name, "text", lambda of: of[0]),
+        Figure[tuple[str, int]]("bars", "bars", "count", lambda of: of[1]),
+        Figure[tuple[str, int]]("of_most", "", "bar", lambda of: of[1] / most),
+        Figure[tuple[str, int]](
+            "share", "", "share", lambda of: of[1] / decisions if decisions else None
+        ),
+    )
+    return table(key, title, figures, counts)

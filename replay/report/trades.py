@@ -1,4 +1,4 @@
-"""Closed trades out of fills, with their reasons, and what trading cost."""
+"""Closed trades out of fills, what trading cost, markouts, and the outcomes of listed orders."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.engine.execution import ExecutionCosts
-from tracepaper.replay.report.record import Ledger, RunRecord
-from tracepaper.replay.report.tables import cause
-from tracepaper.storage.run_views import Row
-from tracepaper.strategies.market import DAY_MS, divide_half_even
-from tracepaper.strategies.types import MONEY_DECIMALS, MONEY_SCALE, FillModel, Instrument, Side
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.replay.report.document import Figure, Table, cause, of_view, table
+from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
+from tracepaper.strategies.types.market import Instrument, Side
+from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
 
 
 @dataclass(frozen=True)
@@ -305,3 +307,147 @@ def _decided_at(fill: Row) -> int:
 def _scaled(text: str, decimals: int) -> int:
     """Return exact decimal *text* as an integer of 10^-decimals."""
     return int(Decimal(text).scaleb(decimals))
+
+
+AFTER_BARS: Final = (1, 5, 30)
+"""Bars after the one inside which a fill was made, at whose closes the price is looked at."""
+
+
+class Aftermath(NamedTuple):
+    """What the close some bars after a maker's fill says of its price; for the maker where > 0."""
+
+    name: str
+    moved: Floats  # fractions of the fill's price, one a fill that has such a close
+    days: Ints  # the UTC day of each
+
+    @property
+    def mean(self) -> tuple[float, float | None] | None:
+        """The mean and its error by the day of the fill, as fractions; None without fills."""
+        if not self.moved.size:
+            return None
+        mean = float(self.moved.mean())
+        names, which = np.unique(self.days, return_inverse=True)
+        if names.size < 2:  # the error is of days: one says nothing of others
+            return mean, None
+        sums = np.bincount(which, weights=self.moved - mean)
+        count = self.moved.size
+        spread = float(np.sqrt((sums**2).sum() * names.size / (names.size - 1)))
+        return mean, spread / count
+
+    @property
+    def against(self) -> float | None:
+        """The share of fills after which the price was worse than their own."""
+        return float((self.moved < 0).mean()) if self.moved.size else None
+
+    @property
+    def mean_for(self) -> float | None:
+        """The mean of those that were for the maker, as a fraction."""
+        return _mean(self.moved[self.moved > 0])
+
+    @property
+    def mean_against(self) -> float | None:
+        """The mean of those that were against it."""
+        return _mean(self.moved[self.moved < 0])
+
+
+def aftermaths(record: RunRecord) -> list[Aftermath]:
+    """Return what followed the fills as maker of the run's account; nothing where it has none."""
+    made = [fill for fill in record.account.fills if fill["liquidity"] == Liquidity.MAKER]
+    closes = {key: record.closes_of(bars.open_time_ms) for key, bars in record.bars.items()}
+    found = []
+    for after in AFTER_BARS if made else ():
+        moved, days = [], []
+        for fill in made:
+            key = fill["instrument"]
+            at = int(np.searchsorted(closes[key], fill["filled_ms"], side="right")) + after
+            if at < closes[key].size:
+                change = float(record.bars[key].close[at]) / fill["price"] - 1.0
+                moved.append(change if fill["side"] == Side.BUY else -change)
+                days.append(fill["filled_ms"] // DAY_MS)
+        name = f"{after} bar{'s' if after > 1 else ''}"
+        found.append(Aftermath(name, np.array(moved), np.array(days, dtype=np.int64)))
+    return found
+
+
+def _mean(values: Floats) -> float | None:
+    return float(values.mean()) if values.size else None
+
+
+NEWEST: Final = 1_000
+"""Orders that a report lists: a strategy may send some at every bar."""
+_VIEW: Final = "v_orders"
+
+
+def became(row: Row) -> str:
+    """Return what became of one order, in a few words."""
+    filled = _filled(row)
+    match OrderStatus(row["status"]):
+        case OrderStatus.FILLED:
+            return filled
+        case OrderStatus.PARTIALLY_FILLED:
+            return f"{filled}, the rest rests"
+        case OrderStatus.CANCELED:
+            why = str(row["reason"])
+            said = why if why.startswith("canceled") else f"canceled: {why}"
+            return f"{filled}, then {said}" if filled else said
+        case OrderStatus.REJECTED:
+            return f"rejected: {row['reason']}"
+        case OrderStatus.NEW:
+            return "on its way"
+        case _:
+            return "rests"
+
+
+def _filled(row: Row) -> str:
+    if row["price"] is None:
+        return ""
+    part = "" if row["filled"] == row["quantity"] else f"{row['filled_text']} "
+    price = row["price_text"] or f"{row['price']:.8g} on average"
+    return f"{part}filled at {price} as {str(row['liquidity']).lower()}"
+
+
+_ASKED: Final = (
+    of_view("side", "side", "text"),
+    of_view("kind", "kind", "text"),
+    of_view("price", "price", "exact", "limit_price_text"),
+    of_view("trigger", "stop", "exact", "trigger_price_text"),
+    of_view("quantity", "quantity", "exact", "quantity_text"),
+    Figure[Row]("became", "what became of it", "text", became),
+    Figure[Row]("order_id", "order", "text", lambda row: row["order_id"], wide=True),
+    Figure[Row]("tag", "tag", "text", lambda row: row["tag"], wide=True),
+    Figure[Row]("status", "status", "text", lambda row: row["status"], wide=True),
+    Figure[Row]("filled", "filled", "exact", lambda row: row["filled_text"], wide=True),
+    Figure[Row]("fee", "fee", "money", lambda row: row["fee"], wide=True),
+)
+_WHEN: Final = (
+    of_view("decision", "decision", "count", "decision_sequence"),
+    of_view("created_ms", "sent", "minute"),
+)
+
+
+def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ...]:
+    """Return the rows of ``v_orders`` that a list at *sequence* sent or canceled.
+
+    A request with the tag of an order that rests cancels that one and sends another: both are here.
+    """
+    changed = reader.step(views.run_id, sequence).step.orders
+    ids = [
+        order.order_id
+        for order in changed
+        if order.role is OrderRole.LIST
+        and (order.status is OrderStatus.CANCELED or order.order_id.startswith(f"{sequence}-"))
+    ]
+    found = {row["order_id"]: row for row in (views.rows(_VIEW, order_id=ids) if ids else ())}
+    return tuple(found[of] for of in ids)
+
+
+def newest(views: RunViews) -> tuple[Row, ...]:
+    """Return the orders by list that changed last, at most ``NEWEST``, as they were sent."""
+    rows = views.rows(_VIEW, newest=NEWEST, role=OrderRole.LIST.value)
+    return tuple(sorted(rows, key=lambda row: tuple(map(int, row["order_id"].split("-")))))
+
+
+def listed(rows: tuple[Row, ...], *, title: str, shown: int | None = None) -> Table:
+    """Return the orders of *rows*; with *shown* those of many decisions, the last so many shown."""
+    figures = _ASKED if shown is None else (*_WHEN, *_ASKED)
+    return table("orders", title, figures, rows, shown=shown, newest=shown is not None)

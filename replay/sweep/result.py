@@ -12,12 +12,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.notebook import Kind, frame_of
-from tracepaper.replay.python import Backtest, backtest
+from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.dataframes import Kind, frame_of
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.cell import TEST, CellResult, overrides_of
-from tracepaper.replay.sweep.request import SweepRequest
 from tracepaper.replay.sweep.space import Axis, Point
+from tracepaper.replay.sweep.trial import TEST, CellResult, SweepRequest, overrides_of
 from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
 

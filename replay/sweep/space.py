@@ -1,20 +1,31 @@
-"""What a sweep tries: an axis for each option, their points, and the grid of all points.
+"""What a sweep tries: points, how they are drawn, spans of the data, and its objective.
 
 The rules are docs/python.md, Y10 and Y11.
+
+What is drawn at random depends on the seed and the number of the trial alone, so that a sweep
+that was interrupted draws the same points when it goes on (docs/python.md, Y13).
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import numpy as np
 
+from tracepaper.replay.api import Backtest
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.report.document import Form, written
+from tracepaper.replay.report.figures import ACCOUNTS
 from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.extras import missing_sentence
+from tracepaper.strategies.units import DAY_MS, number
 
 Point = dict[str, Any]
 """One value for each option."""
@@ -197,3 +208,258 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
         dict(zip(names, values, strict=True))
         for values in itertools.product(*(axis.points() for axis in axes))
     ]
+
+
+DRAWN_BY_DEFAULT: Final = 100
+SAMPLERS: Final = ("grid", "random", "tpe")
+
+
+class Sampler(Protocol):
+    """Names the points of one span's trials, in order."""
+
+    count: int
+
+    def ask(self, number: int) -> Point:
+        """Return the point of trial *number*; asked once for each, in order."""
+        ...
+
+    def tell(self, number: int, point: Point, value: float | None) -> None:
+        """Take in what trial *number* came to; None where it failed."""
+        ...
+
+
+class GridSampler:
+    """Every point of the grid, in order."""
+
+    def __init__(self, axes: Sequence[Axis]) -> None:
+        self._points = grid(axes)
+        self.count = len(self._points)
+
+    def ask(self, number: int) -> Point:
+        """Return the grid's point of this number."""
+        return dict(self._points[number])
+
+    def tell(self, number: int, point: Point, value: float | None) -> None:
+        """Learn nothing."""
+
+
+class OptunaSampler:
+    """Points that one of Optuna's samplers draws, seeded anew for each trial."""
+
+    def __init__(
+        self, name: str, axes: Sequence[Axis], *, count: int, seed: int, maximize: bool
+    ) -> None:
+        library = _optuna(name)
+        self.count = count
+        self._seed = seed
+        self._axes = axes
+        self._distributions = {axis.name: _distribution(library, axis) for axis in axes}
+        self._make: Callable[[int], Any] = (
+            (lambda drawn: library.samplers.RandomSampler(seed=drawn))
+            if name == "random"
+            else (lambda drawn: library.samplers.TPESampler(seed=drawn, constant_liar=True))
+        )
+        before = library.logging.get_verbosity()
+        library.logging.set_verbosity(library.logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._study = library.create_study(
+                    sampler=self._make(0), direction="maximize" if maximize else "minimize"
+                )
+        finally:
+            library.logging.set_verbosity(before)
+        self._asked: dict[int, Any] = {}
+        self._library = library
+
+    def ask(self, number: int) -> Point:
+        """Return the point that is drawn for this number, knowing what was told."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # constant_liar is said to be experimental
+            self._study.sampler = self._make(_drawn_by(self._seed, number))
+            trial = self._study.ask(self._distributions)
+        self._asked[number] = trial
+        return {axis.name: _plain(axis, trial.params[axis.name]) for axis in self._axes}
+
+    def tell(self, number: int, point: Point, value: float | None) -> None:
+        """Take in the value of a trial, also of one that an earlier process asked for."""
+        failed = self._library.trial.TrialState.FAIL
+        trial = self._asked.pop(number, None)
+        if trial is not None:
+            if value is None:
+                self._study.tell(trial, state=failed)
+            else:
+                self._study.tell(trial, value)
+            return
+        params = {axis.name: _stored(axis, point[axis.name]) for axis in self._axes}
+        self._study.add_trial(
+            self._library.trial.create_trial(
+                params=params,
+                distributions=self._distributions,
+                value=value,
+                state=failed if value is None else None,
+            )
+            if value is None
+            else self._library.trial.create_trial(
+                params=params, distributions=self._distributions, value=value
+            )
+        )
+
+
+def sampler_of(
+    name: str, axes: Sequence[Axis], *, trials: int | None, seed: int, maximize: bool
+) -> Sampler:
+    """Return the sampler *name*; raise ``ConfigInvalid`` where it cannot serve."""
+    if name not in SAMPLERS:
+        raise ConfigInvalid(f"The sampler is {name!r}; choose {', '.join(SAMPLERS)}.")
+    if trials is not None and (type(trials) is not int or trials < 1):
+        raise ConfigInvalid(f"trials is {trials!r}; give a whole number from 1 on.")
+    if name == "grid":
+        if trials is not None:
+            raise ConfigInvalid("A grid is tried whole; leave trials out, or choose random or tpe.")
+        return GridSampler(axes)
+    return OptunaSampler(name, axes, count=trials or DRAWN_BY_DEFAULT, seed=seed, maximize=maximize)
+
+
+def _drawn_by(seed: int, number: int) -> int:
+    """Return the seed of one trial's draw: a function of both, equal on every machine."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4])
+
+
+def _distribution(library: Any, axis: Axis) -> Any:  # noqa: ANN401 - one of Optuna's
+    kinds = library.distributions
+    if axis.values:
+        # Any value is drawn by its place, so that it need not be a number or a text.
+        return kinds.CategoricalDistribution(tuple(range(len(axis.values))))
+    if axis.is_whole:
+        return kinds.IntDistribution(
+            int(axis.low), int(axis.high), log=axis.log, step=int(axis.step or 1)
+        )
+    return kinds.FloatDistribution(float(axis.low), float(axis.high), log=axis.log, step=axis.step)
+
+
+def _plain(axis: Axis, drawn: Any) -> Any:  # noqa: ANN401 - a value of the axis
+    return axis.values[drawn] if axis.values else drawn
+
+
+def _stored(axis: Axis, value: Any) -> Any:  # noqa: ANN401 - a value of the axis
+    return axis.values.index(value) if axis.values else value
+
+
+def _optuna(name: str) -> Any:  # noqa: ANN401 - the library
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigInvalid(
+            f"{missing_sentence('optuna', f'The sampler {name}')[:-1]}, or take the sampler grid."
+        ) from error
+    return optuna
+
+
+_UNITS: Final = {"d": DAY_MS, "h": 3_600_000, "w": 7 * DAY_MS}
+
+
+class Span(NamedTuple):
+    """UTC milliseconds: points are tried from *from_ms* to *until_ms*, the best to *test_ms*.
+
+    None stands for an end of the data; without a test *test_ms* is None.
+    """
+
+    from_ms: int | None
+    until_ms: int | None
+    test_ms: int | None = None
+
+
+def bounds(candles: Sequence[Candles], start: int | None, end: int | None) -> tuple[int, int]:
+    """Return the first open and the end of what *candles* hold between *start* and *end*."""
+    first = min(int(part.open_time_ms[0]) for part in candles)
+    last = max(part.until_ms for part in candles)
+    first, last = max(first, first if start is None else start), min(last, end or last)
+    if first >= last:
+        raise ConfigInvalid("Between start and end the data have no bar; give another period.")
+    return first, last
+
+
+def walk(given: object, first: int, last: int) -> list[Span]:
+    """Return the windows of *given* (train and test) from *first* to *last*, each after the other.
+
+    The tests follow one another without a hole; the last may be shorter, but not under half.
+    """
+    train, test = _lengths(given)
+    found, begin = [], first
+    while begin + train + test // 2 <= last:
+        until = begin + train
+        found.append(Span(begin, until, min(until + test, last)))
+        begin += test
+    if not found:
+        raise ConfigInvalid(
+            f"The data have {(last - first) / DAY_MS:.1f} days, too few for one window of "
+            f"{train / DAY_MS:g} days to train and {test / DAY_MS:g} to test; give shorter ones."
+        )
+    return found
+
+
+def _lengths(given: object) -> tuple[int, int]:
+    if isinstance(given, str):
+        given = tuple(given.split("/"))
+    if not isinstance(given, Sequence) or len(given) != 2:
+        raise _wrong(given)
+    train, test = (_length(part, given) for part in given)
+    return train, test
+
+
+def _length(part: object, given: object) -> int:
+    factor = DAY_MS
+    if isinstance(part, str):
+        text = part.strip()
+        factor = _UNITS.get(text[-1:], DAY_MS)
+        try:
+            part = float(text.removesuffix("d").removesuffix("h").removesuffix("w"))
+        except ValueError:
+            raise _wrong(given) from None
+    if not isinstance(part, (int, float)) or not 0 < part < float("inf"):
+        raise _wrong(given)
+    return int(part * factor)
+
+
+def _wrong(given: object) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"The windows are {shown(given)}; give days to train and to test, such as 90d/30d."
+    )
+
+
+Objective = str | Callable[[Backtest], float]
+
+FIGURES: Final[dict[str, Form]] = {figure.key: figure.form for figure in ACCOUNTS[1:]}
+"""The figures that may be an objective, by their keys in ``tracepaper report --json``."""
+ALIASES: Final = {"drawdown": "max_drawdown"}
+OF_A_YEAR: Final = frozenset(
+    {"sharpe", "probabilistic_sharpe", "sortino", "cagr", "calmar", "volatility", "turnover"}
+)
+"""Figures that no run under thirty days has."""
+LESS_IS_BETTER: Final = frozenset(
+    {"max_drawdown", "drawdown_bars", "volatility", "volatility_day", "turnover"}
+)
+
+
+def objective_of(given: object, direction: str | None) -> tuple[Objective, bool]:
+    """Return the objective and whether more of it is better; raise ``ConfigInvalid``."""
+    if direction not in {None, "maximize", "minimize"}:
+        raise ConfigInvalid(f"direction is {shown(direction)}; write maximize or minimize.")
+    if callable(given):
+        return cast("Callable[[Backtest], float]", given), direction != "minimize"
+    key = ALIASES.get(str(given), str(given))
+    if key not in FIGURES:
+        raise ConfigInvalid(
+            f"There is no figure {shown(given)}; choose of {', '.join(FIGURES)}, or give a "
+            "function of the run."
+        )
+    return key, (key not in LESS_IS_BETTER if direction is None else direction == "maximize")
+
+
+def in_words(value: float | None, objective: str) -> str:
+    """Return a value of *objective* as the report writes it, or with four digits."""
+    form = FIGURES.get(objective)
+    if form is None or value is None:
+        return number(value)
+    return f"{written(value, form)} bp" if "bp" in form else written(value, form)

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.series import SYMBOL_BITS
 from tracepaper.replay.training.weighed import Weighed
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 
 RELATIVE = "relative"
 """The head of relative returns among the forecasts that rank the assets."""

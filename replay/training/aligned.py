@@ -31,13 +31,9 @@ from tracepaper.replay.training.samples import (
 )
 from tracepaper.replay.training.series import Part, Segment, Split
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.networks.crossasset import (
-    JOINT,
-    CrossAssetNetwork,
-    CrossOutputs,
-)
-from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.networks.cross_asset import JOINT, CrossAssetNetwork, CrossOutputs
 
 Ids = NDArray[np.int64]
 Rows = NDArray[np.float32]

@@ -28,7 +28,7 @@ from tracepaper.replay.training.fit import (
 )
 from tracepaper.replay.training.losses import as_float32, averaged, elementwise
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.networks.crossasset import (
+from tracepaper.strategies.networks.cross_asset import (
     CrossAssetNetwork,
     PortfolioCosts,
     correlation_loss,

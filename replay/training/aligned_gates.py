@@ -29,8 +29,9 @@ from tracepaper.replay.training.judgement import (
     judgement_section,
 )
 from tracepaper.replay.training.series import Part
-from tracepaper.strategies.forecasters.together import TogetherForecaster, TogetherModel
-from tracepaper.strategies.types import Bar, Forecast
+from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster, TogetherModel
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
 
 EXPLAINED_CLOSES: Final = 6_000
 """Closes that are explained of a part, each by a pass over all symbols."""

@@ -51,9 +51,9 @@ from tracepaper.replay.training.weighed import (
     weighings,
 )
 from tracepaper.replay.training.weighed import sentences as weighed_sentences
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.forecasters.together import TogetherModel
-from tracepaper.strategies.networks.crossasset import JOINT, CrossAssetNetwork, correlations_of
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.cross_asset import TogetherModel
+from tracepaper.strategies.networks.cross_asset import JOINT, CrossAssetNetwork, correlations_of
 
 JOINT_ROWS: Final = 4_000
 """Closes of a part that joint attention is judged on: each costs a pass over its window."""

@@ -38,8 +38,8 @@ from tracepaper.replay.training.recipe import (
 from tracepaper.replay.training.series import Part
 from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.market import MINUTE_MS
-from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAssetNetwork
+from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
+from tracepaper.strategies.units import MINUTE_MS
 
 _UNKNOWN: Final = ("?",)
 """Stands for the symbols in a recipe: the candles name them."""

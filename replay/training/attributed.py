@@ -28,9 +28,9 @@ from tracepaper.replay.training.subject import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.forecasters.attributing import PATH_NODES
-from tracepaper.strategies.forecasters.rowwise import TrainedRows
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.attribution import PATH_NODES
+from tracepaper.strategies.forecasters.tabular import TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 
 GROUPS: Final = 16

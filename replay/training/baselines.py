@@ -19,9 +19,9 @@ from tracepaper.replay.training.glm import fit_gamma
 from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.trees import Scorer, Trees, joined
-from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
 
 HAR_TIMES: Final = (5 * MINUTE_MS, 30 * MINUTE_MS, 4 * HOUR_MS, DAY_MS, 5 * DAY_MS, 20 * DAY_MS)
 """Windows of past variance, milliseconds; one that is shorter than a bar is that bar's."""

@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.depth import DepthHeader, read_depth
-from tracepaper.strategies.books import Books, Integers
+from tracepaper.replay.archive.order_book import DepthHeader, read_depth
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.market import DAY_MS, MINUTE_MS
+from tracepaper.strategies.order_book import Books, Integers
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS
 
 DAYS_LEAST: Final = 7
 """Days of depth, without the gaps, below which nothing is said of a model."""

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.training.book_data import UNKNOWN, labels_of
 from tracepaper.replay.training.card import NOTICE
-from tracepaper.strategies.books import Books, Integers, tokens_of
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.orderbook import MOVES, OrderBookNetwork
+from tracepaper.strategies.networks.order_book import MOVES, OrderBookNetwork
+from tracepaper.strategies.order_book import Books, Integers, tokens_of
+from tracepaper.strategies.units import DAY_MS
 
 CREDIBLE: Final = 1.96
 """Standard errors by day that a difference must exceed."""

@@ -15,21 +15,17 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from tracepaper.replay.archive.times import iso
+from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.training.book_data import UNKNOWN, BookMaterial, labels_of
 from tracepaper.replay.training.book_figures import frequencies_of, judged, sentences_of
 from tracepaper.replay.training.card import model_section, versions_section
 from tracepaper.storage.checkpoints import Checkpoint, save
-from tracepaper.strategies.books import COLUMNS, KIND, Books, tokens_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.networks.orderbook import (
-    MOVES,
-    OrderBookConfig,
-    OrderBookNetwork,
-)
+from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.order_book import COLUMNS, KIND, Books, tokens_of
 
 SCHEMA: Final = "book-1"
-"""Of the columns of a token (``strategies/books.py``)."""
+"""Of the columns of a token (``strategies/order_book.py``)."""
 WARMUP: Final = 0.05
 CLIP: Final = 1.0
 WEIGHT_DECAY: Final = 0.01

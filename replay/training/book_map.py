@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.depth import DepthHeader, RecordedDepth, read_depth
-from tracepaper.replay.archive.times import iso
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.archive.order_book import DepthHeader, RecordedDepth, read_depth
 from tracepaper.storage.checkpoints import load, read_card
-from tracepaper.strategies.books import KIND, SIDES, Books, tokens_of
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.networks.orderbook import OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.order_book import KIND, SIDES, Books, tokens_of
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.training.series import Split, TrainingFile, iso
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.features import FeatureSchema
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.fitted import CALIBRATED, FittedConfidence
-from tracepaper.strategies.gates import GATES, GateInputs
-from tracepaper.strategies.market import interval_text
-from tracepaper.strategies.types import Forecast
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.gates.gate import GATES, GateInputs
+from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.units import interval_text
 
 RECENT_MASS: Final = "recent_mass"
 """The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""

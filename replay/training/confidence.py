@@ -30,9 +30,9 @@ from tracepaper.replay.training.figures import (
 )
 from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
-from tracepaper.strategies.confidence import is_of_attention, rises
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.fitted import (
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.gates.gate import is_of_attention, rises
+from tracepaper.strategies.types.calibration import (
     CALIBRATED,
     CONFIDENCES,
     ENTROPY,
@@ -40,7 +40,7 @@ from tracepaper.strategies.fitted import (
     FittedConfidence,
     LinearScore,
 )
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.units import DAY_MS
 
 Rows = NDArray[np.bool_]
 FOLDS: Final = 5

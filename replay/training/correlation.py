@@ -29,8 +29,8 @@ from tracepaper.replay.training.further import verdict
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import CheckpointMismatch, shown
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS
 
 LEAST_BARS: Final = 5
 """Horizons of fewer bars are left out: two or three returns have no correlation to speak of."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Segment, iso
-from tracepaper.strategies.market import DAY_MS, interval_text
+from tracepaper.strategies.units import DAY_MS, interval_text
 
 
 def described(material: Material) -> dict[str, Any]:

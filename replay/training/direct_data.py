@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.units import DAY_MS
 
 CHUNK: Final = 512
 """Windows that are answered at once."""

@@ -23,8 +23,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from tracepaper.replay.training.direct_data import Answer, Fitted, Rows, Task, Values, errors
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.direct import DirectConfig, DirectFlash, DirectLstm
-from tracepaper.strategies.networks.published_informer import (
+from tracepaper.strategies.networks.baselines import (
+    DirectConfig,
+    DirectFlash,
+    DirectLstm,
     PublishedInformer,
     PublishedInformerConfig,
 )

@@ -56,8 +56,8 @@ from tracepaper.replay.training.series import IN_MEMORY, Part, iso
 from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.storage.checkpoints import Checkpoint, dump, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.features import schema, wider
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import schema, wider
 from tracepaper.strategies.forecasters.build import (
     ENSEMBLE,
     HALVES,
@@ -68,7 +68,7 @@ from tracepaper.strategies.forecasters.build import (
     tensors_of,
     trained_rows,
 )
-from tracepaper.strategies.forecasters.row_models import ROW_KINDS
+from tracepaper.strategies.forecasters.tabular import ROW_KINDS
 
 SECTION: Final = "ensemble"
 """The section of a recipe that says which row model is fitted beside the network."""

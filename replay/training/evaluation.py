@@ -24,10 +24,9 @@ from tracepaper.replay.training.samples import (
 from tracepaper.replay.training.series import Segment
 from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import Network, Outputs
+from tracepaper.strategies.units import DAY_MS
 
 _CHUNK_ROWS: Final = 8_192  # rows answered at once; bounds memory
 WINDOWS_JUDGED: Final = 20_000

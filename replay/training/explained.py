@@ -18,14 +18,14 @@ from tracepaper.replay.training.figures import mean, table, top
 from tracepaper.replay.training.further import FurtherForecasts
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment
-from tracepaper.strategies.confidence import names_for, values_of
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.fitted import FittedConfidence
-from tracepaper.strategies.gates import GATES
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Bar, Forecast, Source
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.gates.gate import GATES, names_for, values_of
+from tracepaper.strategies.types.calibration import FittedConfidence
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar, Source
+from tracepaper.strategies.units import DAY_MS
 
 _SEED: Final = 20_170_817
 _BASIS_POINTS: Final = 1e4

@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.special import softmax
 
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 
 RESAMPLES: Final = 500
 ECE_BINS: Final = 15

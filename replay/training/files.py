@@ -17,8 +17,8 @@ from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
 from tracepaper.replay.training.series import TrainingFile, file_sha256
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.market import interval_text
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import interval_text
 
 
 @dataclass(frozen=True)

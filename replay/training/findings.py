@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from tracepaper.replay.training.figures import mean
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 
 Cell = str | int | float | list[float]
 """Text, a number, or [value, standard error by day]."""

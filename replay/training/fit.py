@@ -36,7 +36,7 @@ from tracepaper.replay.training.losses import (
 from tracepaper.replay.training.samples import Batch, Chunks, Samples
 from tracepaper.replay.training.windows import SingleWindows
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
 
 

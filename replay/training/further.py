@@ -30,16 +30,16 @@ from tracepaper.replay.training.samples import Samples, drawdown, path, path_ste
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.strategies.errors import CheckpointMismatch
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.heads import (
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import (
     DRAWDOWN_LEVELS,
     PATH_LEVELS,
     PATH_STEPS,
     SHARES,
+    Network,
     Outputs,
 )
+from tracepaper.strategies.units import DAY_MS
 
 Said = NDArray[np.float32]
 TAILS: Final = ("long", "short")

@@ -25,9 +25,9 @@ from tracepaper.replay.training.findings import Cell, Finding, paired
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.subject import Ids, Subject
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.units import DAY_MS
 
 STEP: Final = 0.005
 """γ of adaptive conformal inference: how far one bar moves the level."""

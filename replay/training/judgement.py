@@ -24,20 +24,17 @@ from tracepaper.replay.training.confidence import (
 )
 from tracepaper.replay.training.explained import ExplainedRows
 from tracepaper.replay.training.regimes import fit_cells, judge_cells
-from tracepaper.strategies.fitted import CONFIDENCES, ENTROPY, FittedConfidence, RegimeCells
-from tracepaper.strategies.gate_evaluator import key_of, threshold_of
-from tracepaper.strategies.gates import (
-    AUTO,
-    GATES,
-    MILDEST,
-    Gate,
-    ThresholdKey,
-    confidence_calibrated,
-    edge,
-    regime,
+from tracepaper.strategies.gates.declared import confidence_calibrated, edge, regime
+from tracepaper.strategies.gates.evaluator import RegimeBounds, key_of, next_regime, threshold_of
+from tracepaper.strategies.gates.gate import AUTO, GATES, MILDEST, Gate, ThresholdKey
+from tracepaper.strategies.types.calibration import (
+    CONFIDENCES,
+    ENTROPY,
+    Calibration,
+    FittedConfidence,
+    RegimeCells,
 )
-from tracepaper.strategies.regime import RegimeBounds, next_regime
-from tracepaper.strategies.types import Calibration, Regime
+from tracepaper.strategies.types.decisions import Regime
 
 HYSTERESIS: Final = float(RegimeSection().hysteresis)
 

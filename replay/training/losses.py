@@ -22,10 +22,15 @@ from torch.nn import functional
 from tracepaper.replay.training.evaluation import Predictions, predict, thinned
 from tracepaper.replay.training.samples import LABELS, NO_LABEL, VARIANCE_FLOOR, Samples
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.heads import DRAWDOWN_LEVELS, PATH_LEVELS, SHARES, Outputs
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import (
+    DRAWDOWN_LEVELS,
+    PATH_LEVELS,
+    SHARES,
+    Network,
+    Outputs,
+)
+from tracepaper.strategies.units import DAY_MS
 
 Labelled = Mapping[str, Tensor]
 """Each label's name → [batch, time, horizon]."""

@@ -26,8 +26,8 @@ from tracepaper.replay.training.baselines import (
 from tracepaper.replay.training.evaluation import predict
 from tracepaper.replay.training.fit import Fit, FitOptions
 from tracepaper.replay.training.series import Segment
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 
 DIM: Final = 32
 WINDOW: Final = 64

@@ -43,12 +43,12 @@ from tracepaper.replay.training.series import (
     candles_key,
     segments_of,
 )
-from tracepaper.storage.vectors import VectorFile
+from tracepaper.storage.covariates import VectorFile
+from tracepaper.strategies.covariates import VectorColumns, VectorScale
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features import FeatureSchema, schema, with_vectors
-from tracepaper.strategies.features_v2 import REACHES
-from tracepaper.strategies.market import DAY_MS, INTERVALS, bars_in, interval_text, time_of
-from tracepaper.strategies.vectors import VectorColumns, VectorScale
+from tracepaper.strategies.features.rolling import REACHES
+from tracepaper.strategies.features.rows import FeatureSchema, schema, with_vectors
+from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
 
 FAMILIES: Final = ("v2", "tree")
 """Schemas that are known by this and an interval, such as ``v2-15m``."""

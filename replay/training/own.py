@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.daemon.session.user_model import UserForecaster
-from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.card import NO_ATTENTION
 from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged, report
@@ -23,8 +23,8 @@ from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Segment, Split, date_ms, iso
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.types import Forecast
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.decisions import Forecast
 
 SHARE_UNJUDGED: Final = 0.8
 """Of the bars of a model that does not say until when it was trained: the rest is judged."""

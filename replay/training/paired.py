@@ -18,7 +18,7 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import DailyEstimate, mean
 from tracepaper.replay.training.honesty import COMMONER, LEVEL, PAIRED
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 
 
 class DayDifference(NamedTuple):

@@ -21,8 +21,8 @@ from tracepaper.replay.training.findings import Cell, Finding, paired
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.replay.training.subject import Ids, Rows, Subject
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS
 
 BLOCKS_A_DAY: Final = 24
 DRAWS: Final = 2

@@ -25,8 +25,8 @@ from tracepaper.replay.training.subject import (
     days_of,
     looked,
 )
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.forecasters.attributing import integrated_gradients
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.attribution import integrated_gradients
 from tracepaper.strategies.networks.architecture import Network
 
 SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)

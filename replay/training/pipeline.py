@@ -61,10 +61,10 @@ from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.storage.checkpoints import load as load_checkpoint
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.strategy import Forecaster
 
 
 def second_span(section: Mapping[str, Any]) -> int | None:

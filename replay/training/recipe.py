@@ -22,12 +22,10 @@ from tracepaper.replay.training.fitted import requested_names
 from tracepaper.replay.training.material import in_bars, intervals_of, own_interval
 from tracepaper.replay.training.series import TrainingFile
 from tracepaper.storage.checkpoints import dump
-from tracepaper.strategies.books import KIND
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features import FeatureSchema
-from tracepaper.strategies.forecasters.row_models import ROW_KINDS
-from tracepaper.strategies.market import MINUTE_MS, time_of
-from tracepaper.strategies.networks import orderbook
+from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.forecasters.tabular import ROW_KINDS
+from tracepaper.strategies.networks import order_book
 from tracepaper.strategies.networks.architecture import (
     Architecture,
     Network,
@@ -36,8 +34,10 @@ from tracepaper.strategies.networks.architecture import (
     nearest,
     network_kinds,
 )
-from tracepaper.strategies.networks.crossasset import KINDS
+from tracepaper.strategies.networks.cross_asset import KINDS
 from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.order_book import KIND
+from tracepaper.strategies.units import MINUTE_MS, time_of
 
 Document = Mapping[str, Any]
 
@@ -246,7 +246,7 @@ def _kind(name: object) -> NetworkKind:
         every = [f"{kind.name}, {kind.words}" for kind in known.values()]
         every += [f"{several}, {words}" for several, words in KINDS.items()]
         every += [f"{row}, of one bar's features" for row in ROW_KINDS]
-        every.append(f"{KIND}, {orderbook.WORDS}")
+        every.append(f"{KIND}, {order_book.WORDS}")
         raise ConfigInvalid(
             f"There is no network called {name!r}; choose one of: {'; '.join(every)}."
         )

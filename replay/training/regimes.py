@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tracepaper.replay.training.card import rounded
 from tracepaper.replay.training.explained import ExplainedRows
 from tracepaper.replay.training.figures import DailyEstimate, figure
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.fitted import REGIME_MEASURES, REGIMES_MOST, RegimeCells
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.calibration import REGIME_MEASURES, REGIMES_MOST, RegimeCells
 
 COUNT: Final = 5
 """Cells that are looked for, of at most ``REGIMES_MOST``."""

@@ -52,12 +52,17 @@ from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import row_kind, trained_rows
-from tracepaper.strategies.forecasters.row_models import GlmModel, RowModel
-from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES, RowForecaster, TrainedRows
+from tracepaper.strategies.forecasters.tabular import (
+    ROW_MEASURES,
+    GlmModel,
+    RowForecaster,
+    RowModel,
+    TrainedRows,
+)
 from tracepaper.strategies.forecasters.trees import joined
-from tracepaper.strategies.gates import GATES, GateInputs
+from tracepaper.strategies.gates.gate import GATES, GateInputs
 
 WITHOUT_ATTENTION: Final = (
     "It has no attention, so the gates of entropy, shift and regime are not declared."

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tracepaper.replay.training.series import Part, Parts, Segment
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.networks.heads import PATH_STEPS
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import PATH_STEPS
 
 FLAT_BAND: Final = 0.2
 """A scaled return within ±0.2 is flat: about a fifth of a fat-tailed bell."""

@@ -23,17 +23,11 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.training.array_cache import ArrayCache, Shaped, code_key
-from tracepaper.strategies import (
-    features,
-    features_recipe,
-    features_rolling,
-    features_v1,
-    features_v2,
-)
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features import Columns, FeatureSchema, compute
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.features import rolling, rows, v1, v2
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import Columns, FeatureSchema, compute
+from tracepaper.strategies.units import DAY_MS
 
 IN_MEMORY: Final = ArrayCache(None)
 SYMBOL_BITS: Final = 32
@@ -178,7 +172,7 @@ def candles_key(candles: Candles) -> bytes:
 
 @cache_once
 def _code_of_features() -> bytes:
-    return code_key((features, features_recipe, features_rolling, features_v1, features_v2))
+    return code_key((rows, rolling, rolling, v1, v2))
 
 
 # --- the split

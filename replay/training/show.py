@@ -15,7 +15,7 @@ from rich.progress import (
 )
 
 from tracepaper.replay.training.fit import Progress as FitProgress
-from tracepaper.strategies.words import duration
+from tracepaper.strategies.units import duration
 
 
 class FitView:

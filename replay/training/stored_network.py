@@ -20,10 +20,11 @@ from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.replay.training.material import joined_to
 from tracepaper.replay.training.series import Segment, segments_of
 from tracepaper.storage import checkpoints
-from tracepaper.storage.vectors import read_vectors
-from tracepaper.strategies import features
+from tracepaper.storage.covariates import read_vectors
+from tracepaper.strategies.covariates import StandingVectors
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features import FeatureSchema
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import (
     HALVES,
     is_ensemble,
@@ -35,11 +36,9 @@ from tracepaper.strategies.forecasters.build import (
     tensors_of,
     vector_scale,
 )
-from tracepaper.strategies.market import INTERVALS, interval_text
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.condition import Condition, examine
-from tracepaper.strategies.networks.export import export_onnx, export_torch
-from tracepaper.strategies.vectors import StandingVectors
+from tracepaper.strategies.networks.checks import Condition, examine, export_onnx, export_torch
+from tracepaper.strategies.units import INTERVALS, interval_text
 
 WINDOWS: Final = 4
 """Decisions whose heads are looked at, spread over the rows."""

@@ -22,7 +22,7 @@ from tracepaper.replay.training.samples import Samples, first_position
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import (
     HALVES,
     is_ensemble,
@@ -32,9 +32,9 @@ from tracepaper.strategies.forecasters.build import (
     tensors_of,
     trained_rows,
 )
-from tracepaper.strategies.forecasters.rowwise import TrainedRows
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.forecasters.tabular import TrainedRows
 from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.units import DAY_MS
 
 TARGETS: Final = ("log variance", "mean")
 """What of a forecast is looked at; the mean is in units of σ √h."""

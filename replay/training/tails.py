@@ -17,8 +17,8 @@ from scipy import stats
 
 from tracepaper.replay.training.card import rounded
 from tracepaper.replay.training.evaluation import HorizonForecasts
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.networks.heads import SHARES
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import SHARES
 
 TAILS: Final = "tails"
 """``[calibration.tails]``: by horizon and side, a pair of factors for each of ``SHARES``."""

@@ -21,8 +21,8 @@ from tracepaper.replay.training.figures import bootstrapped, daily_sums
 from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS
 
 FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.database.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

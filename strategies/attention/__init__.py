@@ -9,54 +9,54 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.attention.cross import StreamRead as StreamRead
-    from tracepaper.strategies.attention.cross import closed_keys as closed_keys
-    from tracepaper.strategies.attention.cross import cross_attend as cross_attend
-    from tracepaper.strategies.attention.cross import cross_confidence as cross_confidence
-    from tracepaper.strategies.attention.cross import stream_rollout as stream_rollout
     from tracepaper.strategies.attention.entropy import confidence as confidence
     from tracepaper.strategies.attention.entropy import row_entropy as row_entropy
     from tracepaper.strategies.attention.kernels import Attention as Attention
     from tracepaper.strategies.attention.kernels import attend as attend
     from tracepaper.strategies.attention.masks import Mask as Mask
-    from tracepaper.strategies.attention.methods import attention_flow as attention_flow
-    from tracepaper.strategies.attention.methods import (
-        gradient_rollout_rows as gradient_rollout_rows,
-    )
-    from tracepaper.strategies.attention.methods import norm_rollout_rows as norm_rollout_rows
-    from tracepaper.strategies.attention.methods import value_norms as value_norms
     from tracepaper.strategies.attention.rollout import Rollout as Rollout
     from tracepaper.strategies.attention.rollout import rollout_rows as rollout_rows
-    from tracepaper.strategies.attention.scores import Scores as Scores
-    from tracepaper.strategies.attention.scores import carry_rows as carry_rows
-    from tracepaper.strategies.attention.scores import score_entropy as score_entropy
-    from tracepaper.strategies.attention.scores import score_logsumexp as score_logsumexp
-    from tracepaper.strategies.attention.scores import score_rollout as score_rollout
-    from tracepaper.strategies.attention.stream import Stream as Stream
+    from tracepaper.strategies.attention.streaming import Stream as Stream
+    from tracepaper.strategies.attention.variants import Scores as Scores
+    from tracepaper.strategies.attention.variants import StreamRead as StreamRead
+    from tracepaper.strategies.attention.variants import carry_rows as carry_rows
+    from tracepaper.strategies.attention.variants import closed_keys as closed_keys
+    from tracepaper.strategies.attention.variants import cross_attend as cross_attend
+    from tracepaper.strategies.attention.variants import cross_confidence as cross_confidence
+    from tracepaper.strategies.attention.variants import score_entropy as score_entropy
+    from tracepaper.strategies.attention.variants import score_logsumexp as score_logsumexp
+    from tracepaper.strategies.attention.variants import score_rollout as score_rollout
+    from tracepaper.strategies.attention.variants import stream_rollout as stream_rollout
+    from tracepaper.strategies.attention.weighted import attention_flow as attention_flow
+    from tracepaper.strategies.attention.weighted import (
+        gradient_rollout_rows as gradient_rollout_rows,
+    )
+    from tracepaper.strategies.attention.weighted import norm_rollout_rows as norm_rollout_rows
+    from tracepaper.strategies.attention.weighted import value_norms as value_norms
 
 _HOMES = {
     "Attention": "kernels",
     "Mask": "masks",
     "Rollout": "rollout",
-    "Scores": "scores",
-    "Stream": "stream",
-    "StreamRead": "cross",
+    "Scores": "variants",
+    "Stream": "streaming",
+    "StreamRead": "variants",
     "attend": "kernels",
-    "attention_flow": "methods",
-    "carry_rows": "scores",
-    "closed_keys": "cross",
+    "attention_flow": "weighted",
+    "carry_rows": "variants",
+    "closed_keys": "variants",
     "confidence": "entropy",
-    "cross_attend": "cross",
-    "cross_confidence": "cross",
-    "gradient_rollout_rows": "methods",
-    "norm_rollout_rows": "methods",
+    "cross_attend": "variants",
+    "cross_confidence": "variants",
+    "gradient_rollout_rows": "weighted",
+    "norm_rollout_rows": "weighted",
     "rollout_rows": "rollout",
     "row_entropy": "entropy",
-    "score_entropy": "scores",
-    "score_logsumexp": "scores",
-    "score_rollout": "scores",
-    "stream_rollout": "cross",
-    "value_norms": "methods",
+    "score_entropy": "variants",
+    "score_logsumexp": "variants",
+    "score_rollout": "variants",
+    "stream_rollout": "variants",
+    "value_norms": "weighted",
 }
 
 __all__ = [

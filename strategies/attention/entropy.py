@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tracepaper.strategies.attention import native
+from tracepaper.strategies.attention import compiled
 from tracepaper.strategies.attention.checks import Layer, check_layer, check_mask, check_rows
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask, MaskKind
@@ -57,7 +57,7 @@ def row_entropy(
     time = query.shape[2]
     loops = _loops(layer, mask, backend)
     if rows is None and loops is not None:
-        mass, entropy = native.row_masses(layer, mask, loops)
+        mass, entropy = compiled.row_masses(layer, mask, loops)
         check_mass(mass, mass.new_ones(len(mass), time), mass_tolerance(layer))
     elif rows is None:
         kind = layer.logsumexp.dtype
@@ -77,17 +77,17 @@ def row_entropy(
 
 def _loops(layer: Layer, mask: Mask, backend: str) -> str | None:
     """Return the compiled loops that *backend* asks for and that take *layer*; None for torch."""
-    if backend not in ("auto", "tiles", *native.NAMES):
+    if backend not in ("auto", "tiles", *compiled.NAMES):
         raise AttentionInvalid(
             f"There is no entropy backend {backend!r}; choose auto, tiles, "
-            f"{', '.join(native.NAMES)}."
+            f"{', '.join(compiled.NAMES)}."
         )
-    if backend in native.NAMES and not native.runs_on(backend, layer.query.device):
+    if backend in compiled.NAMES and not compiled.runs_on(backend, layer.query.device):
         raise AttentionInvalid(
             f"{backend} cannot run on {layer.query.device}; build it with make native, or choose "
             "auto."
         )
-    fastest = None if backend == "tiles" else native.choose(layer, mask)
+    fastest = None if backend == "tiles" else compiled.choose(layer, mask)
     return fastest if fastest is None or backend == "auto" else backend
 
 

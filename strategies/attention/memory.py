@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import STRIPE_ENTRIES
 from tracepaper.strategies.errors import AttentionInvalid
-from tracepaper.strategies.types import BLOCK_BARS
+from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

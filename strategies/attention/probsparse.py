@@ -39,14 +39,14 @@ from tracepaper.strategies.attention.checks import (
 )
 from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.products import (
+from tracepaper.strategies.attention.rollout import Rollout, finish
+from tracepaper.strategies.attention.rollout_kernels import (
     Fuse,
     Product,
     Stripe,
     mix_back,
     rows_with_weight,
 )
-from tracepaper.strategies.attention.rollout import Rollout, finish
 from tracepaper.strategies.attention.tiles import (
     STRIPE_ENTRIES,
     check_mass,

@@ -18,10 +18,9 @@ from tracepaper.strategies.allocation import (
     require_solver,
     returns_of,
 )
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.portfolio import PortfolioStrategy
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
+from tracepaper.strategies.types.decisions import Action
 
 _COMMON: Final = frozenset({"rule", "window", "every", "bound"})
 _OPTIONS: Final = {

@@ -10,7 +10,7 @@ import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.model import Model
+from tracepaper.strategies.api.model import Model
 
 
 class BoostedTree(Model):

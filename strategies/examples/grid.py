@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tracepaper.strategies.market import to_step, to_tick
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Cancel, OrderRequest, Orders, Signal, buy, sell
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.api.context import (
+    Cancel,
+    OrderRequest,
+    Orders,
+    Outlook,
+    Signal,
+    buy,
+    sell,
+)
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.units import to_step, to_tick
 
 
 class Grid(Strategy):

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.portfolio import PortfolioStrategy
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
+from tracepaper.strategies.types.decisions import Action
 
 
 class Pair(PortfolioStrategy):

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.indicators import rsi
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Percent, Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 
 class Losses(Struct):

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action
 
 
 class Trend(Strategy):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tracepaper.strategies import features
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.memory import (
@@ -22,30 +22,38 @@ from tracepaper.strategies.attention.memory import (
     require_memory,
     rollout_bytes,
 )
-from tracepaper.strategies.confidence import is_known
+from tracepaper.strategies.covariates import VectorColumns, VectorScale, VectorSource
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
-from tracepaper.strategies.features import FeatureSchema
-from tracepaper.strategies.fitted import FittedConfidence, GateCoverage, RegimeCells
-from tracepaper.strategies.forecasters.answers import TrainedModel
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster, NetworkForecaster
-from tracepaper.strategies.forecasters.plain import PlainForecaster
-from tracepaper.strategies.forecasters.row_models import ROW_KINDS, RowKind
-from tracepaper.strategies.forecasters.rowwise import RowForecaster, TrainedRows
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.forecasters.tabular import (
+    ROW_KINDS,
+    EnsembleForecaster,
+    NetworkForecaster,
+    RowForecaster,
+    RowKind,
+    TrainedRows,
+)
+from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
+from tracepaper.strategies.gates.gate import is_known
 from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
-from tracepaper.strategies.networks.crossasset import KINDS
+from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.cross_asset import KINDS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.networks.stream import (
     STORED,
     by_compiled_loops,
     stream_backends,
     stream_bytes,
 )
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import Calibration
-from tracepaper.strategies.vectors import VectorColumns, VectorScale, VectorSource
+from tracepaper.strategies.types.calibration import (
+    Calibration,
+    FittedConfidence,
+    GateCoverage,
+    RegimeCells,
+)
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)

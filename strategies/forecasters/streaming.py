@@ -13,23 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies import features
-from tracepaper.strategies.attention.blocks import cells_by_age
+from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.methods import norm_rollout_rows
 from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.time_buckets import cells_by_age
+from tracepaper.strategies.attention.weighted import norm_rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.features import FeatureRows, FeatureSchema, FeatureStreams
-from tracepaper.strategies.forecasters.answers import (
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
+from tracepaper.strategies.forecasters.outputs import (
     TrainedModel,
     explanations,
     forecasts,
     require_one_of_each,
 )
-from tracepaper.strategies.gates import MEASURES
+from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import LayerLook
+from tracepaper.strategies.networks.attribution import Way
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork, look_of
-from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     STORED,
@@ -37,8 +38,8 @@ from tracepaper.strategies.networks.stream import (
     StreamingNetwork,
     StreamState,
 )
-from tracepaper.strategies.strategy import SCANNED_AT_ONCE
-from tracepaper.strategies.types import Bar, Forecast
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]

@@ -1,13 +1,17 @@
-"""The windowed forecaster: one whole forward pass a bar, for networks that rank or see all of it.
+"""The windowed forecaster: one forward pass a bar over a whole window.
 
 ProbSparse ranks every query of the window and full attention lets a bar see later ones, so both
 answer for the window that ends at the decided bar and for nothing else. Of known bars the features
 alone are computed together.
+
+It gives returns, odds and volatility, and no measure of attention: the gates of confidence,
+collapse, shift and regime are not declared. Windows of known bars are answered many at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Final, NamedTuple, Self
 
 import numpy as np
@@ -15,12 +19,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies.attention.blocks import bucket_count, cells_by_age, recent_mass, shift
-from tracepaper.strategies.attention.methods import TIME_MAX
+from tracepaper.strategies.api.model import EXPLAINED
+from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
 from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.attention.time_buckets import (
+    bucket_count,
+    cells_by_age,
+    recent_mass,
+    shift,
+)
+from tracepaper.strategies.attention.weighted import TIME_MAX
+from tracepaper.strategies.covariates import VectorSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.features import FeatureRows, FeatureSchema, FeatureStreams
-from tracepaper.strategies.forecasters.answers import TrainedModel, forecasts, require_one_of_each
+from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
+from tracepaper.strategies.forecasters.outputs import TrainedModel, forecasts, require_one_of_each
 from tracepaper.strategies.forecasters.streaming import (
     NO_ROWS,
     Ids,
@@ -28,13 +40,12 @@ from tracepaper.strategies.forecasters.streaming import (
     bars_needed,
     take_rows,
 )
-from tracepaper.strategies.gates import MEASURES
-from tracepaper.strategies.networks.architecture import LayerLook, Look
-from tracepaper.strategies.networks.heads import Outputs, together
-from tracepaper.strategies.networks.looked import Way, look_by
+from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.networks.architecture import LayerLook, Look, Outputs, together
+from tracepaper.strategies.networks.attribution import Way, look_by
 from tracepaper.strategies.networks.stream import STORED
-from tracepaper.strategies.types import BLOCK_BARS, Bar, Explanation, Forecast
-from tracepaper.strategies.vectors import VectorSource
+from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
+from tracepaper.strategies.types.market import Bar
 
 
 class Ring:
@@ -75,7 +86,7 @@ class Ring:
         return rows
 
 
-SCANNED_AT_ONCE: Final = 256
+WINDOWS_AT_ONCE: Final = 256
 """Bars of one scan: its features then cost next to nothing, and its answers come within seconds."""
 CONTENT_FREE: Final = 0.0
 """Neither network has a bias towards near bars, so attention without content is even."""
@@ -185,7 +196,7 @@ class WindowedForecaster:
         self.threads = threads
         self.backend = backend
         self.causal = True
-        self.scanned_at_once = SCANNED_AT_ONCE
+        self.scanned_at_once = WINDOWS_AT_ONCE
         self.measures = MEASURES
         self.is_outside = False
         self._network = model.network.eval()
@@ -386,3 +397,95 @@ def buckets_of(weights: NDArray[np.float64], positions: NDArray[np.int64]) -> ND
     # Holes in time push bars beyond the last block that an explanation names.
     at = np.minimum(block[-1] - block, count)
     return np.bincount(at, weights=weights, minlength=count + 1).astype(np.float32)
+
+
+_WINDOWS_AT_ONCE: Final = 256  # bounds memory
+
+
+class PlainForecaster:
+    """A network without attention behind the ``Forecaster`` protocol, for many instruments."""
+
+    def __init__(self, model: TrainedModel, *, mode: str, threads: int, backend: str) -> None:
+        """Answer by *model* where its weights are."""
+        self.model = model
+        self.model_id = model.model_id
+        self.model_sha256 = model.sha256
+        self.context = bars_needed(model.network.config.window, model.schema, model.computed)
+        self.horizons = model.network.config.horizons
+        self.calibration = model.calibration
+        self.mode = mode
+        self.device = str(model.network.device)
+        self.dtype = "float32"
+        self.threads = threads
+        self.backend = backend
+        self.causal = True
+        self.scanned_at_once = SCANNED_AT_ONCE
+        self.measures = MEASURES - frozenset(EXPLAINED)
+        self.is_outside = False
+        self._network = model.network.eval()
+        self._windows: dict[str, FeatureWindow] = {}
+        self.newest = NO_ROWS
+        """The rows of the last call, of each bar."""
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
+        window = self._windows[instrument] = FeatureWindow.of(self.model)
+        for bar in bars[-self.context :]:
+            window.take(bar)
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        return self._answered([bar])[0]
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments; their windows are answered at once.
+
+        Raises ``InvariantBroken`` for two bars of one instrument.
+        """
+        require_one_of_each(bars)
+        return self._answered(bars)
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in known bars of one instrument; their windows are answered many at once."""
+        found: list[Forecast | None] = []
+        seen: list[FeatureRows] = []
+        for start in range(0, len(bars), _WINDOWS_AT_ONCE):
+            found += self._answered(bars[start : start + _WINDOWS_AT_ONCE])
+            seen.append(self.newest)
+        self.newest = rows_together(seen)
+        return found
+
+    def _answered(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in *bars*, in order, and answer those whose window is full."""
+        seen: list[FeatureRows] = []
+        rows: list[NDArray[np.float32]] = []
+        sigmas: list[float] = []
+        places: list[int] = []
+        for place, bar in enumerate(bars):
+            if (window := self._windows.get(bar.instrument)) is None:
+                window = self._windows[bar.instrument] = FeatureWindow.of(self.model)
+            sigma = window.take(bar)
+            seen.append(window.newest)
+            if window.is_full:
+                rows.append(window.rows.view()[:, :-1].astype(np.float32))
+                sigmas.append(sigma)
+                places.append(place)
+        self.newest = rows_together(seen)
+        found: list[Forecast | None] = [None] * len(bars)
+        if rows:
+            for place, forecast in zip(places, self._said(rows, sigmas), strict=True):
+                found[place] = forecast
+        return found
+
+    def _said(self, rows: Sequence[NDArray[np.float32]], sigmas: Sequence[float]) -> list[Forecast]:
+        x = torch.from_numpy(np.stack(rows)).to(self.model.network.device)
+        with torch.inference_mode():
+            outputs = self._network(x).cpu()
+        return forecasts(
+            outputs,
+            np.array(sigmas),
+            repeat(None, len(rows)),
+            horizons=self.horizons,
+            temperature=self.model.temperature,
+            model_id=self.model_id,
+        )

@@ -1,7 +1,14 @@
-"""What every kind of network tells and offers, and the check of a card's ``[architecture]``.
+"""What every kind of network offers: its ``[architecture]``, and the heads of its outputs.
 
 A kind is registered in its own module, which need not be named anywhere else: cards, forecasters,
 ``doctor`` and error messages find it here.
+
+Beyond the return, the direction and the volatility, which every network has, stand quantiles, an
+allocation, and what only some have: the tails of the return, the drawdown, the regime of the
+coming variance and the path to the horizon. Tails, drawdown and path are said in units of the
+network's own volatility, whose gradient they leave alone: they learn what it does not say.
+
+The rules are docs/models.md, L59 and L60.
 """
 
 from __future__ import annotations
@@ -16,11 +23,220 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from tracepaper.strategies import books
+from tracepaper.strategies import order_book
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
-from tracepaper.strategies.networks.heads import Outputs
+
+DIRECTIONS: Final = 3  # down, flat, up
+LOG_RANGE: Final = 6.0
+DOF_MIN: Final = 2.1
+"""Degrees of freedom stay above 2, where a Student-t still has a variance."""
+SHARES: Final = (0.01, 0.05)
+"""Of returns beyond a value at risk."""
+DRAWDOWN_LEVELS: Final = (0.5, 0.9)
+"""The quantiles of the drawdown."""
+PATH_LEVELS: Final = (0.05, 0.5, 0.95)
+"""The quantiles of the return at each step of a path."""
+PATH_STEPS: Final = 4
+"""Steps of a path: quarters of the horizon."""
+_LEVELS_GAIN: Final = 10.0
+"""What the parameters of regimes are multiplied by: some hundred steps must move them."""
+# Where softplus begins: at the tails, drawdowns and quantiles of a random walk without drift.
+_TAILS_BEGIN: Final = (1.43, -0.65, -0.03, -0.90)
+_DRAWDOWNS_BEGIN: Final = (0.77, 0.29)
+_PATH_BEGINS: Final = 1.43
+
+
+class Outputs(NamedTuple):
+    """One forecast a position; returns are in units of ``sigma_t * sqrt(horizon)``."""
+
+    mean: Tensor  # [batch, time, horizon], the Student-t's location
+    log_scale: Tensor  # [batch, time, horizon], in [-LOG_RANGE, LOG_RANGE]
+    dof: Tensor  # [batch, time, horizon], above DOF_MIN
+    direction_logits: Tensor  # [batch, time, horizon, 3]: down, flat, up
+    log_variance: Tensor  # [batch, time, horizon], of the same scaled return
+    allocation: Tensor | None  # [batch, time, horizon] in [-1, 1]
+    quantiles: Tensor | None  # [batch, time, horizon, quantile], ascending
+    tails: Tensor | None = None
+    """[batch, time, horizon, long and short, ``SHARES``, value at risk and expected shortfall]:
+    losses above 0, each at most the next further one."""
+    drawdown: Tensor | None = None  # [batch, time, horizon, DRAWDOWN_LEVELS], ascending, above 0
+    regimes: Tensor | None = None
+    """[batch, time, horizon, 3, regime]: log probability; of the variance in each, the log mean,
+    which ascends, and the log shape of its gamma distribution."""
+    path: Tensor | None = None
+    """[batch, time, horizon, PATH_STEPS, PATH_LEVELS]: the return to each step in units of sigma_t
+    and the root of the step's bars, ascending by level."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
+        """Return *change* of every head that the network has."""
+        return Outputs._make(None if x is None else change(x) for x in self)
+
+    def by_stream(self, streams: int) -> Outputs:
+        """Return outputs [1, stream * time, …] as [stream, time, …]: views."""
+        return self if streams == 1 else self.map(lambda x: x[0].unflatten(0, (streams, -1)))
+
+    def first(self, bars: int) -> Outputs:
+        """Return the outputs of the first *bars* positions."""
+        return self if self.mean.shape[1] == bars else self.map(lambda x: x[:, :bars])
+
+    def cpu(self) -> Outputs:
+        """Return the outputs on the CPU, without a copy where they are there."""
+        return self.map(Tensor.cpu)
+
+
+def together(parts: Sequence[Outputs]) -> Outputs:
+    """Return outputs of several passes as those of one: their batches one after the other."""
+    columns = zip(*parts, strict=True)
+    return Outputs._make(None if column[0] is None else torch.cat(column) for column in columns)
+
+
+def _bounded(raw: Tensor) -> Tensor:
+    """Return *raw* where it is small, and never beyond ``LOG_RANGE``."""
+    return LOG_RANGE * torch.tanh(raw / LOG_RANGE)
+
+
+def _ascending(raw: Tensor) -> Tensor:
+    """Return quantiles that cannot cross: a lowest one and positive steps."""
+    steps = functional.softplus(raw[..., 1:])
+    return torch.cat((raw[..., :1], raw[..., :1] + steps.cumsum(-1)), dim=-1)
+
+
+def _tails(raw: Tensor) -> Tensor:
+    """Return losses [.., 2, 2, 2] of [.., 8] numbers that no further tail falls below."""
+    each = raw.unflatten(-1, (2, len(_TAILS_BEGIN))).unbind(-1)  # [.., long and short]
+    near, beyond, far, farthest = (
+        functional.softplus(part + begin) for part, begin in zip(each, _TAILS_BEGIN, strict=True)
+    )
+    rare = near + far
+    rarest = torch.maximum(rare, near + beyond) + farthest
+    return torch.stack(
+        (torch.stack((rare, rarest), -1), torch.stack((near, near + beyond), -1)), -2
+    )
+
+
+def _drawdown(raw: Tensor) -> Tensor:
+    steps = [
+        functional.softplus(part + begin)
+        for part, begin in zip(raw.unbind(-1), _DRAWDOWNS_BEGIN, strict=True)
+    ]
+    return torch.stack(steps, -1).cumsum(-1)
+
+
+def _path(raw: Tensor) -> Tensor:
+    """Return quantiles [.., step, 3] about the middle one."""
+    middle, below, above = raw.unflatten(-1, (PATH_STEPS, len(PATH_LEVELS))).unbind(-1)
+    low = middle - functional.softplus(below + _PATH_BEGINS)
+    return torch.stack((low, middle, middle + functional.softplus(above + _PATH_BEGINS)), -1)
+
+
+class HeadSizes(NamedTuple):
+    """Which of the heads a network has that not all have, and of how many numbers."""
+
+    quantiles: int = 0
+    allocation: bool = False
+    risk: bool = False  # tails and drawdown
+    regimes: int = 0
+    path: bool = False
+
+
+class Head(NamedTuple):
+    """How wide a head is at each horizon, and what its raw numbers [..., width] become."""
+
+    width: Callable[[HeadSizes], int]
+    """Of the sizes of a network; 0 where it is absent."""
+    of: Callable[[Tensor], Tensor]
+
+
+HEADS: Final[dict[str, Head]] = {
+    "mean": Head(lambda _: 1, lambda raw: raw.squeeze(-1)),
+    "log_scale": Head(lambda _: 1, lambda raw: _bounded(raw.squeeze(-1))),
+    "dof": Head(lambda _: 1, lambda raw: DOF_MIN + functional.softplus(raw.squeeze(-1) + 2.0)),
+    "direction_logits": Head(lambda _: DIRECTIONS, lambda raw: raw),
+    "log_variance": Head(lambda _: 1, lambda raw: _bounded(raw.squeeze(-1))),
+    "allocation": Head(
+        lambda sizes: int(sizes.allocation), lambda raw: torch.tanh(raw.squeeze(-1))
+    ),
+    "quantiles": Head(lambda sizes: sizes.quantiles, _ascending),
+    "tails": Head(lambda sizes: 2 * len(_TAILS_BEGIN) * sizes.risk, _tails),
+    "drawdown": Head(lambda sizes: len(DRAWDOWN_LEVELS) * sizes.risk, _drawdown),
+    "regimes": Head(lambda sizes: sizes.regimes, lambda raw: raw.log_softmax(-1)),
+    "path": Head(lambda sizes: PATH_STEPS * len(PATH_LEVELS) * sizes.path, _path),
+}
+"""Every field of ``Outputs``, in its order, which is that of the projection's columns."""
+
+
+class Heads(nn.Module):
+    """One linear layer over the last state; its slices become ``Outputs``."""
+
+    def __init__(
+        self,
+        dim: int,
+        horizons: int,
+        quantiles: int,
+        *,
+        allocation: bool,
+        risk: bool = False,
+        regimes: int = 0,
+        path: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = HeadSizes(quantiles, allocation, risk, regimes, path)
+        self.widths = [head.width(sizes) for head in HEADS.values()]
+        self.horizons = horizons
+        self.levels = RegimeLevels(horizons, regimes) if regimes else None
+        self.project = nn.Linear(dim, horizons * sum(self.widths))
+        # Start at "nothing is known": mean 0, scale and variance 1, even odds.
+        nn.init.normal_(self.project.weight, std=0.01)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, state: Tensor) -> Outputs:
+        """Map *state* [batch, time, dim] to the outputs."""
+        raw: Tensor = self.project(state)
+        raw = raw.unflatten(-1, (self.horizons, -1))  # [batch, time, horizon, width]
+        slices = zip(HEADS.values(), raw.split(self.widths, -1), strict=True)
+        said = Outputs._make(head.of(part) if part.shape[-1] else None for head, part in slices)
+        if self.levels is not None and said.regimes is not None:
+            said = said._replace(regimes=self.levels(said.regimes))
+        return _in_units(said)
+
+
+def _in_units(said: Outputs) -> Outputs:
+    """Return *said* with tails, drawdown and path, which are multiples of its volatility, in σ."""
+    named = {"tails": said.tails, "drawdown": said.drawdown, "path": said.path}
+    given = {name: part for name, part in named.items() if part is not None}
+    if not given:
+        return said
+    spread = torch.exp(0.5 * said.log_variance.detach())
+    return said._replace(
+        **{
+            name: part * spread[(..., *(None,) * (part.ndim - spread.ndim))]
+            for name, part in given.items()
+        }
+    )
+
+
+class RegimeLevels(nn.Module):
+    """What the variance is in each regime: a gamma distribution each, the same at every bar."""
+
+    def __init__(self, horizons: int, regimes: int) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.zeros(2, horizons, regimes))
+
+    def forward(self, probabilities: Tensor) -> Tensor:
+        """Return log *probabilities* [.., horizon, regime] with the levels: [.., 3, regime]."""
+        place, shape = _LEVELS_GAIN * self.raw
+        count = place.shape[-1]
+        # The first is calm, and all together lie about 1, the usual variance in its own unit.
+        steps = functional.softplus(place[..., 1:] + 0.5)
+        first = place[..., :1] - 0.5 * (count - 1)
+        mean = torch.cat((first, first + steps.cumsum(-1)), dim=-1)
+        levels = torch.stack((_bounded(mean), _bounded(shape + 0.7)), dim=-2)
+        wide = levels.to(probabilities.dtype).expand(*probabilities.shape[:-2], *levels.shape)
+        return torch.cat((probabilities[..., None, :], wide), dim=-2)
+
 
 WINDOW_MAX: Final = 65_536
 _LIMITS: Final[dict[str, tuple[float, float]]] = {
@@ -284,7 +500,7 @@ def network_kinds() -> Mapping[str, NetworkKind]:
 def kind_of(name: object) -> NetworkKind:
     """Return the kind of that name; raise ``ConfigInvalid`` for an unknown one."""
     known = network_kinds()
-    if name == books.KIND:
+    if name == order_book.KIND:
         raise ConfigInvalid(
             "A network of order books reads files of `tracepaper data record`, not bars; ask it by "
             "`tracepaper explain --depth FILE --checkpoint FOLDER`."

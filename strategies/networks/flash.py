@@ -24,22 +24,29 @@ from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.heads import head_rows
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.products import Fuse
 from tracepaper.strategies.attention.rollout import carry_rows, rollout_rows
+from tracepaper.strategies.attention.rollout_kernels import Fuse
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
     WINDOW_MAX,
+    Heads,
     LayerLook,
     Look,
     Network,
     NetworkKind,
+    Outputs,
     checked_section,
     nearest,
     register,
 )
-from tracepaper.strategies.networks.clocks import check_clocks, clock_codes
-from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes, rotate
-from tracepaper.strategies.networks.heads import Heads, Outputs
+from tracepaper.strategies.networks.encodings import (
+    ENCODINGS,
+    Phases,
+    Sizes,
+    check_clocks,
+    clock_codes,
+    rotate,
+)
 
 _CHOICES: Final = {
     "mlp": ("gelu", "gated"),

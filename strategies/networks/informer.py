@@ -39,16 +39,16 @@ from tracepaper.strategies.attention.probsparse import (
 )
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import (
+    Heads,
     LayerLook,
     Look,
     Network,
     NetworkKind,
+    Outputs,
     checked_section,
     register,
 )
-from tracepaper.strategies.networks.clocks import check_clocks, clock_codes
-from tracepaper.strategies.networks.encodings import sinusoidal_table
-from tracepaper.strategies.networks.heads import Heads, Outputs
+from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
 _SAMPLED: Final = "keys_{depth}"

@@ -32,12 +32,12 @@ from tracepaper.strategies.networks.architecture import (
     Look,
     Network,
     NetworkKind,
+    Outputs,
     checked_section,
     register,
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.heads import Outputs
 
 _FEATURE_MAPS: Final = ("elu", "random")
 _MASKS: Final = {"full": Mask.full(), "causal": Mask.causal()}

@@ -22,25 +22,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention import native
-from tracepaper.strategies.attention.blocks import (
+from tracepaper.strategies.attention import compiled as native
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.streaming import TailRing, TailRings, WrapRing
+from tracepaper.strategies.attention.time_buckets import (
     OLDER,
     BlockColumns,
     Ids,
     bucket_count,
     rows_by_age,
 )
-from tracepaper.strategies.attention.cache import TailRing, TailRings, WrapRing
-from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.networks.attribution import Way
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.heads import Outputs
-from tracepaper.strategies.networks.looked import Way
 from tracepaper.strategies.networks.stream_fusion import StreamFusion
-from tracepaper.strategies.types import BLOCK_BARS
+from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""

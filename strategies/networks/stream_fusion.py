@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tracepaper.strategies.attention.checks import check_shares, check_start
-from tracepaper.strategies.attention.methods import fuse_by_norm, value_norms
-from tracepaper.strategies.attention.products import Fuse, fuse_heads
 from tracepaper.strategies.attention.rollout import check_plain_options
+from tracepaper.strategies.attention.rollout_kernels import Fuse, fuse_heads
+from tracepaper.strategies.attention.weighted import fuse_by_norm, value_norms
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.looked import Way
+from tracepaper.strategies.networks.attribution import Way
 
 if TYPE_CHECKING:
     from torch import Tensor

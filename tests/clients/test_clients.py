@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import storage_cases as cases
 
-from tracepaper.storage.views import VIEWS
+from tracepaper.storage.database.views import VIEWS
 
 PROGRAMS = Path(__file__).parent / "programs"
 Play = Callable[..., dict[str, Any]]

@@ -60,7 +60,7 @@ def unanswered(kind: str = "fine") -> None:
     """One command, while a thread of its loop waits for an answer that never comes."""
     import asyncio
     import socket
-    from tracepaper.daemon.session.shutdown import run_loop
+    from tracepaper.daemon.session.daemon import run_loop
 
     ours, theirs = socket.socketpair()
 
@@ -236,7 +236,7 @@ def test_loading_a_model_imports_no_compiler() -> None:
         "from tracepaper.storage import checkpoints\n"
         "from tracepaper.strategies.forecasters.build import build, filled\n"
         "from tracepaper.strategies.networks.encodings import ENCODINGS, Sizes\n"
-        "from tracepaper.strategies.networks.orderbook import OrderBookConfig, OrderBookNetwork\n"
+        "from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork\n"
         "sizes = Sizes(16, 2, 32)\n"
         "names = ('learned', 'mixture', 'context')\n"
         "kinds = [lambda name=name: ENCODINGS[name](sizes) for name in names]\n"

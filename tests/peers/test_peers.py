@@ -27,8 +27,8 @@ from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.run_views import Row, RunViews
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
 
 CANDLES = Path(__file__).parents[1] / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 CASH, FEE = "10000000", "0.00055"

@@ -13,7 +13,7 @@ import pytest
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 
 LAST = explained_runs.CONTEXT + 15
 

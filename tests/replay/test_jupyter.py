@@ -12,9 +12,9 @@ import pytest
 from nbclient import NotebookClient
 
 import tracepaper
-from tracepaper.replay.python import Backtest
+from tracepaper.replay.api import Backtest
 from tracepaper.replay.samples import MONTH_CANDLES
-from tracepaper.storage.reader import resolve
+from tracepaper.storage.database.reader import resolve
 
 RISING: Final = """\
 class Rising(Strategy):
@@ -27,7 +27,7 @@ class Rising(Strategy):
 FIRST: Final = f"""\
 import tracepaper
 from tracepaper import Action, Signal, Strategy
-from tracepaper.daemon.session.sources import class_sha256
+from tracepaper.daemon.session.user_code import class_sha256
 
 candles = {str(MONTH_CANDLES[0])!r}
 params = {{"fast": 20, "slow": 100}}

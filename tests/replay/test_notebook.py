@@ -11,10 +11,10 @@ import pytest
 import storage_cases as cases
 
 from tracepaper import open_run
-from tracepaper.replay.notebook import RunFrames, kind_of
+from tracepaper.replay.dataframes import RunFrames, kind_of
 from tracepaper.replay.report import figures
-from tracepaper.replay.report.document import build_report
-from tracepaper.storage.views import VIEWS
+from tracepaper.replay.report.report import build_report
+from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 FRAMES = [view.name.removeprefix("v_") for view in VIEWS if view.name != "v_runs"]

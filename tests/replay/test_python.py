@@ -24,11 +24,11 @@ from stock_files import HOUR_MS, opens, write
 import tracepaper
 from tracepaper import Action, ConfigInvalid, DataInvalid, Signal, Strategy, StrategyFailed
 from tracepaper.daemon.session.user_class import known_class, user_class
-from tracepaper.replay import notebook
+from tracepaper.replay import dataframes
+from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.python import Backtest, backtest
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 
 BARS = 1_500
 PARAMS = {"fast": 5, "slow": 20}
@@ -100,9 +100,9 @@ def test_frames_have_the_rows_of_the_record(made: Backtest) -> None:
 def test_without_polars_frames_are_columns_of_numpy(
     made: Backtest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracepaper.replay.python.best_frames", lambda: "numpy")
+    monkeypatch.setattr("tracepaper.replay.api.best_frames", lambda: "numpy")
     plain = Backtest(made.database, made.run_id)
-    assert isinstance(plain.trades, notebook.NumpyFrame)
+    assert isinstance(plain.trades, dataframes.NumpyFrame)
     assert plain.trades["profit"].tolist() == made.trades["profit"].to_list()
     assert plain.trades["left_utc"].dtype == "M8[ms]"
     assert plain.decisions.height == BARS

@@ -12,20 +12,19 @@ from builders import START_MS, altered
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.database import open_writer
-from tracepaper.storage.encode import OUTCOMES_KEPT
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.connection import open_writer
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.interning import OUTCOMES_KEPT
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
-from tracepaper.strategies.types import (
+from tracepaper.strategies.types.decisions import OrderStatus, Step
+from tracepaper.strategies.types.market import (
     Bar,
     Command,
     CommandKind,
     Event,
     Funding,
     ModelChange,
-    OrderStatus,
-    Step,
     Timer,
 )
 

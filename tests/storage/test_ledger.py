@@ -12,10 +12,10 @@ from forging import rechain
 from msgspec.structs import replace
 from storage_cases import prune
 
-from tracepaper.storage.database import open_writer
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.run_views import RunViews
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database.connection import open_writer
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
 
 
 @pytest.fixture

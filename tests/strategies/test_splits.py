@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracepaper.strategies.splits import (
+from tracepaper.strategies.sessions import (
     RATIOS,
     SESSIONS_LEAST,
     WATCHED_SESSIONS,

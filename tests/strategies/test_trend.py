@@ -14,12 +14,13 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, make_strategies, needs_forecaster
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
+from tracepaper.strategies.builtin import ClosesVolatility, SizedBy, TrendStrategy, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.trend import ClosesVolatility, SizedBy, TrendStrategy, windows_within
-from tracepaper.strategies.types import Action, Bar, Calibration, FillModel, Forecast, Step
-from tracepaper.strategies.volatility import VolatilityKind, WindowedVolatility
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, Step
+from tracepaper.strategies.types.market import Bar
 
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR

@@ -6,7 +6,7 @@ is one, and then the tables as they were are written down here.
 
 from alembic import op
 
-from tracepaper.storage.database import make_tables
+from tracepaper.storage.database.connection import make_tables
 from tracepaper.strategies.errors import DataInvalid
 
 revision = "0003"

@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from tracepaper.daemon.bybit.candles import candle_reader
+from tracepaper.daemon.bybit.instruments import candle_reader
 from tracepaper.daemon.bybit.messages import KlineCandle, closed_candle
 from tracepaper.strategies.errors import FrameImpossible, MessageMalformed
-from tracepaper.strategies.types import Bar, Instrument, Source
+from tracepaper.strategies.types.market import Bar, Instrument, Source
 
 MINUTE = 60_000
 START = 1_786_310_760_000

@@ -11,25 +11,15 @@ from bybit_feed import BITCOIN, Live, live
 from bybit_server import ScriptedServer, book, ticker, until
 from msgspec.structs import replace
 
-from tracepaper.daemon.bybit.queue import FeedStart
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.market import DAY_MS, HOUR_MS
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Percent, Signal
-from tracepaper.strategies.strategy import CORE_GATES, Strategy
-from tracepaper.strategies.types import (
-    Action,
-    Bar,
-    Event,
-    Fill,
-    FillModel,
-    Funding,
-    Mark,
-    Quote,
-    Source,
-)
+from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel
+from tracepaper.strategies.types.market import Bar, Event, Funding, Mark, Quote, Source
+from tracepaper.strategies.units import DAY_MS, HOUR_MS
 
 DAYS = 20
 TODAY_MS = 19_676 * DAY_MS

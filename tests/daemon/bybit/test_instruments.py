@@ -29,8 +29,8 @@ from tracepaper.daemon.bybit.instruments import (
 )
 from tracepaper.daemon.bybit.messages import InstrumentInfo, RiskLimit
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
-from tracepaper.strategies.market import INTERVALS, interval_start
-from tracepaper.strategies.types import MONEY_LIMIT, MONEY_SCALE, Category, Instrument, RiskTier
+from tracepaper.strategies.types.market import Category, Instrument, RiskTier
+from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT, MONEY_SCALE, interval_start
 
 # ---------------------------------------------------------------- decimals
 

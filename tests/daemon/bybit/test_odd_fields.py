@@ -29,7 +29,7 @@ from odd_values import FORMS, odd, places, put, unstorable
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.strategies.errors import MessageMalformed
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
 HOUR = 3_600_000

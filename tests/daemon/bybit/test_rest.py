@@ -22,9 +22,9 @@ from bybit_server import (
 from msgspec import structs
 
 from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.bybit.retry import RestartBudget
+from tracepaper.daemon.feed.client import RestartBudget
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
-from tracepaper.strategies.types import Category, Source
+from tracepaper.strategies.types.market import Category, Source
 
 HOUR = 3_600_000
 

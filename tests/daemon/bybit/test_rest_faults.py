@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 BITCOIN = instrument(price_decimals=1, tick_size=1)
 HOUR = 3_600_000

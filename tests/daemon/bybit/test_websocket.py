@@ -21,7 +21,6 @@ from bybit_server import (
     until,
 )
 
-from tracepaper.daemon.bybit.retry import Cooldown
 from tracepaper.daemon.bybit.websocket import (
     ARGUMENT_CHARACTERS_MAX,
     PublicStream,
@@ -29,6 +28,7 @@ from tracepaper.daemon.bybit.websocket import (
     topics,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
+from tracepaper.daemon.feed.client import Cooldown
 from tracepaper.strategies.errors import (
     ConfigInvalid,
     FeedLost,
@@ -36,7 +36,7 @@ from tracepaper.strategies.errors import (
     MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 # ---------------------------------------------------------------- topics
 

@@ -25,7 +25,7 @@ from tracepaper.daemon.bybit.wire import (
     Wire,
 )
 from tracepaper.strategies.errors import MessageMalformed
-from tracepaper.strategies.types import Category, Quote, Side
+from tracepaper.strategies.types.market import Category, Quote, Side
 
 MINUTE = 60_000
 DECIMALS = {"BTCUSDT": (1, 3), "ETHUSDT": (2, 2), "SOLUSDT": (2, 1), "DOGEUSDT": (5, 0)}

@@ -15,9 +15,9 @@ import pytest
 import storage_cases as cases
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.storage.questions import ask
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.database.queries import ask
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.schema import metadata
 
 STEPS = cases.plain_steps(60)
 
@@ -227,7 +227,7 @@ def test_values_and_answers_have_a_size(
     huge = "SELECT hex(zeroblob(60000000))"
     code, _, err = typed(capsys, "audit", "sql", huge, "--db", path)
     assert (code, "larger than 64 MiB" in err) == (1, True)
-    monkeypatch.setattr("tracepaper.storage.questions.BYTES_MOST", 1 << 20)
+    monkeypatch.setattr("tracepaper.storage.database.queries.BYTES_MOST", 1 << 20)
     with Reader.open(path) as reader:
         found = ask(reader.connection, ENDLESS + "hex(zeroblob(100000)) FROM n")
     assert (len(found.rows), found.cut) == (5, "the first 5 rows, 1 MiB")
@@ -276,7 +276,7 @@ def _ticks(pid: str) -> int:
 def test_a_question_that_takes_too_much_memory_is_refused_in_a_sentence(
     path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracepaper.storage.asking.MEMORY_BYTES", 32 << 20)
+    monkeypatch.setattr("tracepaper.storage.database.queries.MEMORY_BYTES", 32 << 20)
     huge = "SELECT length(hex(zeroblob(30000000)))"
     code, out, err = typed(capsys, "audit", "sql", huge, "--db", path)
     assert (code, out) == (1, "")

@@ -15,7 +15,7 @@ import pytest
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
-from tracepaper.storage.lock import InstanceLock
+from tracepaper.storage.database.lock import InstanceLock
 
 CANDLES = Path(__file__).parents[2] / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 OFFLINE = [

@@ -17,12 +17,11 @@ from fakes import ManualClock
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask, token_file, write_token
-from tracepaper.daemon.http.metrics import registry_of
-from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.monitor import Monitor, registry_of
 from tracepaper.daemon.http.server import HttpServer
-from tracepaper.storage.lock import InstanceLock
+from tracepaper.storage.database.lock import InstanceLock
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types import CommandKind
+from tracepaper.strategies.types.market import CommandKind
 
 
 @dataclass

@@ -17,14 +17,14 @@ from tracepaper.daemon.config.loading import (
     Config,
     load,
     load_with_origins,
+    render,
     restore,
 )
 from tracepaper.daemon.config.sections import MarketSection
-from tracepaper.daemon.config.text import render
 from tracepaper.daemon.config.values import plain
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.market import INTERVALS
+from tracepaper.strategies.units import INTERVALS
 
 
 def written(folder: Path, text: str) -> Path:

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config.loading import SECTIONS, Config, load
-from tracepaper.daemon.config.text import example, render
+from tracepaper.daemon.config.loading import SECTIONS, Config, example, load, render
 
 ROOT = Path(__file__).parents[3]
 

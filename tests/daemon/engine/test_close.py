@@ -14,27 +14,22 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.runner import Close, drive, gathered, predictions_of, steps_of
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.daemon.session.predictor import (
+from tracepaper.daemon.session.loop import (
     BarHistory,
+    Close,
     InlinePredictor,
     NoModel,
     Worker,
     WorkerPredictor,
+    drive,
+    gathered,
+    predictions_of,
+    steps_of,
 )
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import (
-    Bar,
-    Closed,
-    Event,
-    FillModel,
-    Forecast,
-    ModelChange,
-    PredictionTimeout,
-    Quote,
-    Step,
-)
+from tracepaper.strategies.types.decisions import FillModel, Forecast, PredictionTimeout, Step
+from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange, Quote
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 KEYS = tuple(f"linear:{symbol}" for symbol in SYMBOLS)

@@ -17,26 +17,27 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import SmaCross
-from tracepaper.strategies.types import (
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import SmaCross
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import (
     Action,
-    Bar,
-    Calibration,
-    Category,
-    Command,
-    CommandKind,
-    Event,
     FillModel,
     Forecast,
-    Instrument,
-    InstrumentChange,
-    ModelChange,
     OrderStatus,
     PredictionTimeout,
     Regime,
     Step,
+)
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    Event,
+    Instrument,
+    InstrumentChange,
+    ModelChange,
 )
 
 SMA: dict[str, dict[str, Any]] = {

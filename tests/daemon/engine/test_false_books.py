@@ -11,11 +11,11 @@ from depth_cases import depth
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.books import books_of, packed_books
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import CORE_GATES, Strategy
-from tracepaper.strategies.types import Action, Bar, Depths, FillModel, Mark, Step
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
+from tracepaper.strategies.order_book import books_of, packed_books
+from tracepaper.strategies.types.decisions import Action, FillModel, Step
+from tracepaper.strategies.types.market import Bar, Depths, Mark
 
 KEY = "linear:BTCUSDT"
 PRICE = 100_000

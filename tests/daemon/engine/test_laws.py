@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from engine_laws import WORLDS, World, examine
 
-from tracepaper.daemon.engine import matching
-from tracepaper.daemon.engine.account import PaperAccount, Portfolio
+from tracepaper.daemon.broker import matching
+from tracepaper.daemon.broker.account import PaperAccount, Portfolio
+from tracepaper.daemon.broker.orders import Broker, BrokerState, Latency
+from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.filters import Filters
-from tracepaper.daemon.engine.orders import Broker, BrokerState, Latency
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types import Fill, Order
+from tracepaper.strategies.types.decisions import Fill, Order
 
 MARGIN_BY_QUOTES, TWO_BY_QUOTES, MARGIN_BY_BARS, _, SPOT_BY_QUOTES, SPOT_BY_BARS = WORLDS
 

@@ -16,7 +16,8 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Command, CommandKind, FillModel, InstrumentChange
+from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.strategies.types.market import Command, CommandKind, InstrumentChange
 
 CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 CROSS = '[strategy]\nname = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false\n'

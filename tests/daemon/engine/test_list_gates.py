@@ -9,20 +9,19 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.storage.digest import DecisionHash, canonical_bar
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Cancel, OrderRequest, Orders, Signal, buy, sell
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import (
-    Action,
-    Category,
-    Command,
-    CommandKind,
-    FillModel,
-    OrderRole,
-    OrderStatus,
-    Step,
+from tracepaper.storage.record.digest import DecisionHash, canonical_bar
+from tracepaper.strategies.api.context import (
+    Cancel,
+    OrderRequest,
+    Orders,
+    Outlook,
+    Signal,
+    buy,
+    sell,
 )
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.market import Category, Command, CommandKind
 
 KEY = "linear:BTCUSDT"
 

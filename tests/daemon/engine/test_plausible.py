@@ -12,28 +12,22 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.plausible import largest_rate
+from tracepaper.daemon.engine.price_checks import largest_rate
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.market import HOUR_MS
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Orders, Percent, Signal, buy, sell
-from tracepaper.strategies.strategy import CORE_GATES, Strategy
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
-    Action,
+from tracepaper.strategies.api.context import Orders, Outlook, Percent, Signal, buy, sell
+from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, OrderStatus, Step
+from tracepaper.strategies.types.market import (
     Category,
     Event,
-    Fill,
-    FillModel,
     Funding,
     Mark,
     ModelChange,
-    OrderStatus,
     Quote,
     Side,
-    Step,
     Trade,
 )
+from tracepaper.strategies.units import HOUR_MS, MONEY_SCALE
 
 KEY = "linear:BTCUSDT"
 PRICE = 100_000  # 1,000.00

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.strategies.calendar import Anchor, Calendar, Sessions
-from tracepaper.strategies.gates import GateInputs
-from tracepaper.strategies.market import DAY_MS, HOUR_MS, MINUTE_MS
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
+from tracepaper.strategies.gates.gate import GateInputs
+from tracepaper.strategies.sessions import Anchor, Calendar, Sessions
+from tracepaper.strategies.types.decisions import (
     Account,
     Fill,
     FillModel,
@@ -18,8 +16,9 @@ from tracepaper.strategies.types import (
     OrderRole,
     OrderStatus,
     Position,
-    Side,
 )
+from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, MONEY_SCALE
 
 LIMITS = {"risk.drawdown": 0.1}
 KEY = "linear:BTCUSDT"

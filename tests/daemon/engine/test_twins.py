@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import RegimeName
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.engine.twins import TwinBasis
+from tracepaper.daemon.engine.state import TwinBasis, decode_state
 from tracepaper.daemon.session.build import build_engine, coverage_warnings
-from tracepaper.strategies.fitted import GateCoverage
-from tracepaper.strategies.types import Action, Bar, Calibration, FillModel, Forecast, Step
+from tracepaper.strategies.types.calibration import Calibration, GateCoverage
+from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, Step
+from tracepaper.strategies.types.market import Bar
 
 CALIBRATION = Calibration(
     {

@@ -13,28 +13,18 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from campaign_engine import Refuted, examined
 
+from tracepaper.daemon.broker.account import Portfolio
+from tracepaper.daemon.broker.orders import UNCHANGED, Broker, Sent
+from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.account import Portfolio
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.filters import Filters
 from tracepaper.daemon.engine.instrument_state import InstrumentState, Intent
-from tracepaper.daemon.engine.orders import UNCHANGED, Broker, Sent
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import (
-    Action,
-    Category,
-    Command,
-    CommandKind,
-    Decision,
-    FillModel,
-    InstrumentChange,
-    OrderStatus,
-    Step,
-)
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action, Decision, FillModel, OrderStatus, Step
+from tracepaper.strategies.types.market import Category, Command, CommandKind, InstrumentChange
 
 CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 EXAMPLES = 10_000

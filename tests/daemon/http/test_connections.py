@@ -13,10 +13,15 @@ import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge
 
-from tracepaper.daemon.http.connections import CONNECTIONS_MAX, ConnectionLimits
-from tracepaper.daemon.http.server import HttpServer, Submit, metrics_listener
-from tracepaper.daemon.terminal import log
-from tracepaper.strategies.types import CommandKind
+from tracepaper.daemon.http.server import (
+    CONNECTIONS_MAX,
+    ConnectionLimits,
+    HttpServer,
+    Submit,
+    metrics_listener,
+)
+from tracepaper.daemon.terminal import console
+from tracepaper.strategies.types.market import CommandKind
 
 pytestmark = pytest.mark.usefixtures("lines_on_stderr")
 
@@ -27,7 +32,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @pytest.fixture
 def lines_on_stderr() -> None:
-    log.configure(output="json")
+    console.configure(output="json")
 
 
 async def submit(_kind: CommandKind, _note: str) -> int:

@@ -9,23 +9,11 @@ from fakes import ManualClock, MemoryAudit
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tracepaper.daemon.engine.margin import MarginRules
-from tracepaper.daemon.http.metrics import registry_of
-from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
-    Action,
-    Bar,
-    Command,
-    CommandKind,
-    Event,
-    Position,
-    Prediction,
-    Quote,
-    Step,
-    TwinStep,
-)
+from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.strategies.types.decisions import Action, Position, Prediction, Step, TwinStep
+from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event, Quote
+from tracepaper.strategies.units import MONEY_SCALE, unscaled
 
 BTC = "linear:BTCUSDT"
 CLOSE_MS = START_MS + MINUTE

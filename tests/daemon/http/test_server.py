@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from tracepaper.daemon.http.server import NOTE_LIMIT, HttpServer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
-from tracepaper.strategies.types import CommandKind
+from tracepaper.strategies.types.market import CommandKind
 
 TOKEN = "only-the-owner-knows"
 KNOWN = {"Authorization": f"Bearer {TOKEN}"}

@@ -19,10 +19,10 @@ from programs import BIN, Program
 
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.books import books_in
-from tracepaper.strategies.types import Depths
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.order_book import books_in
+from tracepaper.strategies.types.market import Depths
 
 MINUTE_MS = 60_000
 SPEED = 60.0

@@ -23,10 +23,10 @@ from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.books import books_in
-from tracepaper.strategies.networks.orderbook import OrderBookConfig
-from tracepaper.strategies.types import Depths
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import books_in
+from tracepaper.strategies.types.market import Depths
 
 WINDOW = 16
 TOPICS = 4  # candles, quotes, marks and books

@@ -15,15 +15,14 @@ from exchange_client import walk_rows
 from several_live import check_record, trading
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.archive.depth import StoredDepth
+from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.portfolio import PortfolioStrategy
-from tracepaper.strategies.signals import Orders, Signal
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.api.context import Orders, Outlook, Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
+from tracepaper.strategies.types.decisions import Action
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 MINUTE_MS = 60_000

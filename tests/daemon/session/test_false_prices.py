@@ -11,20 +11,10 @@ from exchange_client import FIRST_MS, candles, walk_rows
 from several_live import MINUTE, Live, check_record, trading
 
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Percent, Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import (
-    Action,
-    Bar,
-    Category,
-    Fill,
-    FillModel,
-    Funding,
-    Mark,
-    Quote,
-    Trade,
-)
+from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel
+from tracepaper.strategies.types.market import Bar, Category, Funding, Mark, Quote, Trade
 
 WARM = 100
 QUICK = 60.0

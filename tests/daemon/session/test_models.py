@@ -11,10 +11,10 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.config.sections import MarketSection, ModelSection
 from tracepaper.daemon.session import models
 from tracepaper.daemon.session.models import free_bytes, load_checkpoint
-from tracepaper.daemon.session.run_record import describe_run, start_event
-from tracepaper.strategies.attention import native
+from tracepaper.daemon.session.run_row import describe_run, start_event
+from tracepaper.strategies.attention import compiled
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.types import RunKind
+from tracepaper.strategies.types.market import RunKind
 
 # Free memory: what the machine says, what a container leaves of it, and silence elsewhere.
 
@@ -61,7 +61,7 @@ def test_what_attends_is_on_the_run_and_in_its_start_event() -> None:
     )
     change = start_event(made, warm_from=(), market_ms=1)
     assert run.backend == change.backend == models.chosen_backend(config)
-    assert run.backend == (*native.available(), "tiles")[0]
+    assert run.backend == (*compiled.available(), "tiles")[0]
 
 
 def test_a_run_without_a_model_attends_by_nothing() -> None:

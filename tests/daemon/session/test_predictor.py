@@ -10,7 +10,7 @@ import pytest
 from builders import START_MS, bars, forecast, quote
 from fakes import FixedForecaster
 
-from tracepaper.daemon.session.predictor import (
+from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
     NoModel,
@@ -18,7 +18,8 @@ from tracepaper.daemon.session.predictor import (
     WorkerPredictor,
 )
 from tracepaper.strategies.errors import StrategyFailed
-from tracepaper.strategies.types import Bar, Forecast, ModelChange, PredictionTimeout
+from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
+from tracepaper.strategies.types.market import Bar, ModelChange
 
 KEY = "linear:BTCUSDT"
 

@@ -18,13 +18,13 @@ from own_strategies import importable
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.preflight import check_range, refuse_size
+from tracepaper.daemon.session.run_row import check_range, refuse_size
 from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, WEIGHTS_NAME, keep
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, ModelChange, RunKind
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import ModelChange, RunKind
 
 SMA = '[strategy]\nname = "sma_cross"\n'
 OWN = f'[strategy]\nname = "{__name__}:Picky"\n'

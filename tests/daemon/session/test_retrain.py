@@ -23,26 +23,27 @@ from programs import environment
 from retrain_cases import NOTHING, Planted, decide, has, made, until_has
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session import retrain
-from tracepaper.daemon.session.background import ENDED
+from tracepaper.daemon.session import retraining
 from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.models import load_forecaster
-from tracepaper.daemon.session.preflight import preflight_engine
-from tracepaper.daemon.session.promotion import CandidateJudgement, level_of, verdict
+from tracepaper.daemon.session.retraining import CandidateJudgement, level_of, verdict
+from tracepaper.daemon.session.run_row import preflight_engine
+from tracepaper.daemon.session.supervisor import ENDED
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import checkpoints
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.types import ModelChange, Retrained, RetrainOutcome, RunKind, Step
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import ModelChange, Retrained, RetrainOutcome, RunKind
 
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
     found = Planted(tmp_path)
-    monkeypatch.setattr(retrain, "PROGRAM", found.command)
+    monkeypatch.setattr(retraining, "PROGRAM", found.command)
     return found
 
 
@@ -167,7 +168,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
     spent = [event.test for event in planted.events()]
     assert spent == [1, 2, 3, 0, 0, 0, 0, 0, 4, 5, 6]
     assert planted.decided_by() == [(planted.running.id, 11 * len(cases))]
-    kept = list((planted.folder / "run.db.retrain" / retrain.REFUSED).iterdir())
+    kept = list((planted.folder / "run.db.retrain" / retraining.REFUSED).iterdir())
     assert len(kept) == 3
 
 
@@ -217,7 +218,7 @@ def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
     code = (
         "import os, time\n"
         "from tracepaper.daemon.config.sections import RetrainSection\n"
-        "from tracepaper.daemon.session.background import stay_behind\n"
+        "from tracepaper.daemon.session.supervisor import stay_behind\n"
         "stay_behind(RetrainSection(memory_mb=512))\n"
         "import resource\n"
         "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE,\n"

@@ -20,14 +20,14 @@ from retrain_cases import CONTEXT, Planted, decide, full_disk, has, until_has
 from several_live import SPEED, Live, trading
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session import predictor, retrain
+from tracepaper.daemon.session import loop, retraining
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.promotion import BARS_FILE, CACHE, CANDIDATE
+from tracepaper.daemon.session.retraining import BARS_FILE, CACHE, CANDIDATE
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import checkpoints
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.strategy import Forecaster
-from tracepaper.strategies.types import ModelChange, Retrained
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.types.market import ModelChange, Retrained
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT")
 
@@ -35,7 +35,7 @@ SYMBOLS = ("AAAUSDT", "BBBUSDT")
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
     found = Planted(tmp_path)
-    monkeypatch.setattr(retrain, "PROGRAM", found.command)
+    monkeypatch.setattr(retraining, "PROGRAM", found.command)
     return found
 
 
@@ -48,7 +48,7 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
     """First its configuration, then its work, then the copy of the candidate finds no room."""
     work = planted.folder / "run.db.retrain"
     work.mkdir()
-    (work / retrain.CONFIG_FILE).symlink_to("/dev/full")
+    (work / retraining.CONFIG_FILE).symlink_to("/dev/full")
     fills = (
         f"(folder / {CACHE!r}).mkdir(); (folder / {CACHE!r} / 'x').write_bytes(bytes(9))\n"
         f"(folder / '.{CANDIDATE}-half').mkdir(); (folder / {BARS_FILE!r}).write_bytes(bytes(9))\n"
@@ -60,7 +60,7 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
         async with daemon(server, planted.database, **planted.sections) as running:
             await decide(running, 0, 11)
             await until_has(running, Retrained)
-            (work / retrain.CONFIG_FILE).unlink()
+            (work / retraining.CONFIG_FILE).unlink()
             planted.answers(fills)
             await decide(running, 11, 10)
             await until_has(running, Retrained, 2)
@@ -78,7 +78,7 @@ async def test_a_full_disk_is_said_leaves_nothing_and_a_later_training_is_promot
     reasons = [event.reason for event in planted.events()]
     assert f"it could not begin in {work} (No space left on device)" in reasons[0]
     assert reasons[1] == "the training ended with 1: no room"
-    assert left == {retrain.CONFIG_FILE, retrain.LOG_FILE, retrain.MARK_FILE}
+    assert left == {retraining.CONFIG_FILE, retraining.LOG_FILE, retraining.MARK_FILE}
     assert reasons[2].endswith(f"cannot be promoted: {kept}: No space left on device")
     assert beside == [planted.running.id]
     # What was judged has spent its share, though the disk had no room for it.
@@ -112,7 +112,7 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
         gate.wait()
         return real(folder, config, mode=mode)
 
-    monkeypatch.setattr(retrain, "forecaster_of", slow)
+    monkeypatch.setattr(retraining, "forecaster_of", slow)
     yield gate
     gate.open()
 
@@ -120,13 +120,13 @@ def loading(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.fixture
 def warming(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """Let the candidate be warmed only when the gate is opened."""
-    gate, real = Gate(), predictor.Aside.warm
+    gate, real = Gate(), loop.Aside.warm
 
-    def slow(aside: predictor.Aside) -> None:
+    def slow(aside: loop.Aside) -> None:
         gate.wait()
         real(aside)
 
-    monkeypatch.setattr(predictor.Aside, "warm", slow)
+    monkeypatch.setattr(loop.Aside, "warm", slow)
     yield gate
     gate.open()
 
@@ -147,7 +147,7 @@ async def test_no_decision_waits_for_any_stage_of_a_retraining(
     """Each stage is held until two bars more are decided: its files, its process, its model."""
     work, go_on = planted.folder / "run.db.retrain", planted.folder / "go_on"
     work.mkdir()
-    pipe = work / retrain.CONFIG_FILE
+    pipe = work / retraining.CONFIG_FILE
     os.mkfifo(pipe)  # a disk that stalls: who writes there waits for a reader
     planted.judges()
     judgement = (planted.folder / "answer.py").read_text(encoding="utf-8")
@@ -158,11 +158,11 @@ async def test_no_decision_waits_for_any_stage_of_a_retraining(
         planted.known_to(server)
         async with daemon(server, planted.database, **planted.sections) as running:
             await decide(running, 0, 11)
-            await running.until((work / retrain.MARK_FILE).exists)
+            await running.until((work / retraining.MARK_FILE).exists)
             await decide(running, 11, 2)
-            assert not (work / retrain.LOG_FILE).exists()
+            assert not (work / retraining.LOG_FILE).exists()
             with reading(pipe):
-                await running.until((work / retrain.LOG_FILE).exists)
+                await running.until((work / retraining.LOG_FILE).exists)
             await decide(running, 13, 2)
             assert not loading.reached.is_set()
             go_on.touch()
@@ -217,7 +217,7 @@ async def test_symbols_that_close_at_once_go_over_to_the_promoted_model_together
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warming: Gate
 ) -> None:
     planted = Planted(tmp_path, *SYMBOLS)
-    monkeypatch.setattr(retrain, "PROGRAM", planted.command)
+    monkeypatch.setattr(retraining, "PROGRAM", planted.command)
     planted.judges()
     data = [candles(walk_rows(CONTEXT + 60, seed=at), symbol=one) for at, one in enumerate(SYMBOLS)]
     served = ExchangeSettings(candles=tuple(data), manual=True, start=CONTEXT + 10, speed=SPEED)

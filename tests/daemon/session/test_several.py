@@ -14,14 +14,14 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from several_live import MINUTE, SPEED, Live, check_record, trading
 
-from tracepaper.daemon.bybit import maintenance
+from tracepaper.daemon.feed import maintenance
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.retention import prune
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Category, FrameBar, InstrumentChange
+from tracepaper.storage.maintenance import prune
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Category, FrameBar, InstrumentChange
 
 SEEN: dict[int, tuple[list[int], list[float]]] = {}
 """By time: when the quarters had closed that a question saw, and their closes."""

@@ -14,8 +14,8 @@ import torch
 from learning import learnable
 from several_live import SPEED, check_record, trading
 
-from tracepaper.daemon.bybit import maintenance
 from tracepaper.daemon.config.loading import load as load_config
+from tracepaper.daemon.feed import maintenance
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
@@ -24,11 +24,12 @@ from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import save
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.features import schema
-from tracepaper.strategies.forecasters.together import TogetherForecaster
-from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAssetNetwork
-from tracepaper.strategies.types import Bar, Category, Forecast
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
+from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar, Category
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 OTHERS = {"AAAUSDT", "CCCUSDT"}

@@ -24,20 +24,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session import sources
-from tracepaper.daemon.session.run_record import strategy_sha256
-from tracepaper.daemon.session.sources import (
-    class_sha256,
-    has_source,
-    names_of,
-    written_imports,
-)
+from tracepaper.daemon.session import user_code
+from tracepaper.daemon.session.run_row import strategy_sha256
 from tracepaper.daemon.session.user_class import REASON_LONGEST, user_class, user_strategy
+from tracepaper.daemon.session.user_code import class_sha256, has_source, names_of, written_imports
+from tracepaper.strategies.api.context import (
+    Cancel,
+    Orders,
+    Outlook,
+    Percent,
+    Signal,
+    Volatility,
+    buy,
+)
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Cancel, Orders, Percent, Signal, Volatility, buy
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Bar
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Bar
 
 ROOT = Path(__file__).parents[3]
 OUTLOOK = Outlook.of([bar()], instrument())
@@ -406,7 +409,7 @@ def test_a_strategy_of_the_package_is_hashed_without_parsing_the_package(
     for room in ("daemon", "replay", "storage", "strategies"):
         shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("*.gz", "*.pyc"))
     shutil.copy(ROOT / "__init__.py", package)
-    monkeypatch.setattr(sources, "ROOMS", tuple(f"{one}/" for one in package.iterdir()))
+    monkeypatch.setattr(user_code, "ROOMS", tuple(f"{one}/" for one in package.iterdir()))
     parsed: list[bytes] = []
     parse = ast.parse
 
@@ -416,7 +419,7 @@ def test_a_strategy_of_the_package_is_hashed_without_parsing_the_package(
 
     monkeypatch.setattr(ast, "parse", counted)
     start = package / "strategies" / "examples" / "trend.py"
-    assert len(sources.own_sources(start, tmp_path)) > 200
+    assert len(user_code.own_sources(start, tmp_path)) > 200
     assert parsed == [(package / "__init__.py").read_bytes()]
 
 

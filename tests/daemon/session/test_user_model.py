@@ -17,13 +17,14 @@ from msgspec.structs import replace
 import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
-from tracepaper.daemon.session import outside
+from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
-from tracepaper.strategies.gates import MEASURES
-from tracepaper.strategies.types import Bar, FillModel, Forecast
+from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.types.decisions import FillModel, Forecast
+from tracepaper.strategies.types.market import Bar
 
 BTC = "linear:BTCUSDT"
 COUNTS = itertools.count()
@@ -167,7 +168,7 @@ def test_what_is_no_model_or_no_name_is_said(folder: Path) -> None:
     name = written(folder, PLAIN)
     with pytest.raises(ConfigInvalid, match=r"model.class 'nowhere:Mine' cannot be imported"):
         load_model(configured("nowhere", folder))
-    with pytest.raises(ConfigInvalid, match=r"no tracepaper.strategies.model.Model"):
+    with pytest.raises(ConfigInvalid, match=r"no tracepaper.Model"):
         load_model(load(None, {"model": {"class": f"{name}:np"}}))
 
 
@@ -225,7 +226,7 @@ def test_files_are_read_beside_the_configuration_and_are_part_of_the_id(folder: 
     [found] = answers(first, bars(1))
     assert found is not None
     assert found.mean_return == (0.25,)
-    assert outside.opened(f"{name}:Mine") == ()  # declared, and so no secret
+    assert external_inputs.opened(f"{name}:Mine") == ()  # declared, and so no secret
     assert loaded().model_sha256 == first.model_sha256
     assert loaded(times=2).model_sha256 != first.model_sha256
     restored = restore(configured(name, folder, files=["weight.txt"]).canonical_json())
@@ -244,7 +245,7 @@ def test_an_undeclared_file_is_noticed(folder: Path) -> None:
 """
     model = made(folder, body)
     answers(model, bars(1))
-    assert [Path(one.name).name for one in outside.opened(model.card["model"]["name"])] == [
+    assert [Path(one.name).name for one in external_inputs.opened(model.card["model"]["name"])] == [
         "secret.txt"
     ]
 

@@ -13,9 +13,9 @@ from daemon_under_test import daemon
 from programs import BIN, Program, pointing_at
 
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.terminal import log as log_lines
+from tracepaper.daemon.terminal import console as log_lines
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.strategies.words import minute_text
+from tracepaper.strategies.units import minute_text
 
 HOUR = 3_600_000
 

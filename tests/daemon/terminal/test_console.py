@@ -14,16 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.commands.status import _instrument
-from tracepaper.daemon.terminal import log
+from tracepaper.daemon.commands.daemon import _instrument
+from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.replay.explain.stored import read_stored
+from tracepaper.replay.explain.decision import read_stored
 from tracepaper.replay.explain.terminal import show_stored
-from tracepaper.replay.report.document import build_report
-from tracepaper.replay.report.summary import show, summarise
+from tracepaper.replay.report.report import build_report
 from tracepaper.replay.report.terminal import show as show_report
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.words import visible
+from tracepaper.replay.report.terminal import show_summary, summarise
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.units import visible
 
 EVIL = "[red]up[/] \x1b[2J\x9b31m\u202e"
 SEEN = "[red]up[/] \\x1b[2J\\x9b31m\\u202e"
@@ -71,7 +71,7 @@ def test_a_table_on_the_terminal_obeys_none_of_its_cells() -> None:
 
 def test_a_summary_an_explanation_and_a_report_show_a_reason_as_it_is(path: Path) -> None:
     console, written = terminal()
-    show(console, summarise(path, "r-1"))
+    show_summary(console, summarise(path, "r-1"))
     assert harmless(written.getvalue())
     console, written = terminal()
     with Reader.open(path) as reader:

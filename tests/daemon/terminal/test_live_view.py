@@ -21,21 +21,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from tracepaper.daemon.terminal.console import configure
 from tracepaper.daemon.terminal.live_view import LiveView, Pace, RunWatcher
-from tracepaper.daemon.terminal.log import configure
 from tracepaper.daemon.terminal.screen import ScreenState, screen, sparkline, split
-from tracepaper.strategies.gates import GATES
-from tracepaper.strategies.types import (
-    MONEY_SCALE,
-    Command,
-    CommandKind,
-    Gap,
-    GapCause,
-    Position,
-    PredictionTimeout,
-    Step,
-    TwinStep,
-)
+from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Step, TwinStep
+from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause
+from tracepaper.strategies.units import MONEY_SCALE
 
 INSTRUMENTS = {"linear:BTCUSDT": instrument()}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from tracepaper.daemon.terminal.log import configure
+from tracepaper.daemon.terminal.console import configure
 
 
 class Terminal(io.StringIO):

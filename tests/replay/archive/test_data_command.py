@@ -8,7 +8,7 @@ from exchange_client import FIRST_MS, MINUTE, candles
 from typer.testing import CliRunner
 
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.times import iso
+from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.commands.data import app
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive.decimals import CellInvalidError, parse, round_to_fit
+from tracepaper.replay.archive.columns import CellInvalidError, parse, round_to_fit
 
 plain_decimals = st.decimals(
     min_value=Decimal(-(10**9)), max_value=Decimal(10**9), allow_nan=False, places=8

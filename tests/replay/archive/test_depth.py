@@ -13,8 +13,8 @@ import pytest
 from depth_cases import FIRST_MS, depth, header, packed, walk, write
 from msgspec import structs
 
-from tracepaper.replay.archive import depth as module
-from tracepaper.replay.archive.depth import (
+from tracepaper.replay.archive import order_book as module
+from tracepaper.replay.archive.order_book import (
     MARK,
     DepthFile,
     DepthWriter,
@@ -22,9 +22,9 @@ from tracepaper.replay.archive.depth import (
     is_depth_file,
     read_depth,
 )
-from tracepaper.strategies.books import Books, from_planes, planes
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types import Depth
+from tracepaper.strategies.order_book import Books, from_planes, planes
+from tracepaper.strategies.types.market import Depth
 
 
 def rows(books: Books) -> list[tuple[int, int, bytes, bytes]]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
-from tracepaper.replay.archive.fetch import (
+from tracepaper.replay.archive.download import (
     Fetched,
     FetchRequest,
     fetch,
@@ -28,7 +28,7 @@ from tracepaper.replay.archive.fetch import (
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Bar, Category, Instrument
+from tracepaper.strategies.types.market import Bar, Category, Instrument
 
 spans = st.lists(st.integers(0, 80), max_size=12, unique=True).map(
     lambda cuts: [(a, b) for a, b in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]

@@ -12,9 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.delimited import table_of_rows
-from tracepaper.replay.archive.formats import FORMATS, Format
-from tracepaper.replay.archive.tables import LAYOUTS, Layout, RawTable, Rows, TableHead
+from tracepaper.replay.archive.formats import FORMATS, Format, table_of_rows
+from tracepaper.replay.archive.layouts import LAYOUTS, Layout, RawTable, Rows, TableHead
 from tracepaper.replay.commands import data
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 

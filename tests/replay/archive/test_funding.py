@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive.funding import FundingRates, missing_settlements
+from tracepaper.replay.archive.series import FundingRates, missing_settlements
 
 HOUR = 3_600_000
 

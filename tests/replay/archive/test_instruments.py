@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tracepaper.replay.archive import Candles, read_candles
-from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.strategies.types import MONEY_DECIMALS, Category
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import MONEY_DECIMALS
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 

@@ -18,7 +18,7 @@ import pytest
 from pyarrow import feather, parquet
 
 from tracepaper.replay.archive import Candles, read_candles
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 ROWS = 40
@@ -341,7 +341,7 @@ def test_turnover_is_read_where_the_maker_has_it(tmp_path: Path) -> None:
 def test_symbol_and_category_are_read_from_the_name(
     name: str, symbol: str, category: Category
 ) -> None:
-    from tracepaper.replay.archive.names import category_of, symbol_of
+    from tracepaper.replay.archive.layouts import category_of, symbol_of
 
     assert symbol_of(name) == symbol
     assert category_of(Path(name)) is category

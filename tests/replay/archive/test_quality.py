@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from tracepaper.replay.archive import read_candles, slice_candles
-from tracepaper.replay.archive.quality import quality
-from tracepaper.strategies.market import interval_text
+from tracepaper.replay.archive.series import quality
+from tracepaper.strategies.units import interval_text
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 

@@ -18,14 +18,14 @@ from depth_cases import BTC, FIRST_MS, frame, packed, plain_books
 from exchange_client import candles, serving, walk_rows
 from programs import BIN, ROOT, Program
 
-from tracepaper.daemon.bybit.depth import SILENT_MS, DepthRequest, DepthSampler
+from tracepaper.daemon.bybit.order_book import SILENT_MS, DepthRequest, DepthSampler
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.replay.archive.depth import depth_quality, read_depth
-from tracepaper.replay.archive.record import record_live, source_of
+from tracepaper.replay.archive.download import record_live, source_of
+from tracepaper.replay.archive.order_book import depth_quality, read_depth
 from tracepaper.replay.exchange.server import EmbeddedExchange
-from tracepaper.strategies.books import books_of, check_books
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types import Category, Depth
+from tracepaper.strategies.order_book import books_of, check_books
+from tracepaper.strategies.types.market import Category, Depth
 
 SESSION = ROOT / "replay" / "samples" / "linear_session_2026-08-09_short.jsonl.gz"
 REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 100)

@@ -12,7 +12,7 @@ from programs import ROOT
 from typer.testing import CliRunner
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.archive.depth import depth_quality
+from tracepaper.replay.archive.order_book import depth_quality
 from tracepaper.replay.commands.data import app
 
 DATA = ROOT / "tests" / "data" / "exchange"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
-from tracepaper.replay.archive.times import iso
+from tracepaper.replay.archive.columns import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
-from tracepaper.replay.archive.fetch import wanted_spans
-from tracepaper.replay.archive.instruments import archive_instrument
-from tracepaper.replay.archive.series import held, import_candles
+from tracepaper.replay.archive.download import wanted_spans
+from tracepaper.replay.archive.series import archive_instrument, held, import_candles
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 

@@ -21,11 +21,11 @@ from stock_files import (
 
 from tracepaper.replay.archive import Candles, read_candles, read_many
 from tracepaper.replay.archive.candles import resample
-from tracepaper.replay.archive.quality import quality
+from tracepaper.replay.archive.series import quality
 from tracepaper.replay.archive.sessions import sessions_named
-from tracepaper.strategies.calendar import Anchor
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.market import DAY_MS, WEEK_MS
+from tracepaper.strategies.sessions import Anchor
+from tracepaper.strategies.units import DAY_MS, WEEK_MS
 
 XNAS = sessions_named("XNAS")
 

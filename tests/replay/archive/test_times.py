@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracepaper.replay.archive.decimals import CellInvalidError
-from tracepaper.replay.archive.times import epoch_ms, instant, iso
+from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms, instant, iso
 from tracepaper.strategies.errors import ConfigInvalid
 
 MS = 1_735_689_600_000  # 2025-01-01

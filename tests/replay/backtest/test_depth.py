@@ -23,31 +23,31 @@ from forging import rechain
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.open import recorded_reach
-from tracepaper.daemon.session.orderbook import make_orderbook
+from tracepaper.daemon.session.models import make_orderbook
+from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.depth import RecordedDepth, read_depth
+from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.explain.output import explain_decision
-from tracepaper.storage import retention
+from tracepaper.replay.explain.document import explain_decision
+from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
-from tracepaper.strategies.books import books_in
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.maintenance import prune
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.orderbook import OrderBookConfig
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Depths
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import books_in
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Depths
 
 MINUTE_MS = 60_000
 BARS = 30
@@ -424,7 +424,7 @@ def test_a_prune_keeps_the_books_that_its_first_decision_looks_at(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)  # shorter than a day
-    monkeypatch.setattr(retention, "DAY_MS", 4 * MINUTE_MS)
+    monkeypatch.setattr(maintenance, "DAY_MS", 4 * MINUTE_MS)
     late, path = tmp_path / "late.depth", tmp_path / "a.db"
     write(late, walk(5_000, first_ms=FIRST_MS + 6 * MINUTE_MS))
     run_id = replayed(path, late, checkpoint, data=candles(90))

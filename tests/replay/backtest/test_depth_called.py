@@ -21,11 +21,11 @@ from msgspec import structs
 
 from tracepaper import ConfigInvalid, DataInvalid, backtest, sweep
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.archive.depth import DepthFile, StoredDepth, read_depth
+from tracepaper.replay.archive.order_book import DepthFile, StoredDepth, read_depth
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
-from tracepaper.replay.sweep.executors import InThisProcess
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.types import Depth
+from tracepaper.replay.sweep.run import InThisProcess
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.market import Depth
 
 MINUTE_MS = 60_000
 BARS = 40

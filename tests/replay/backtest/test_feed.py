@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.archive.instruments import archive_instrument
+from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.backtest.feed import BATCH_BARS, ArchiveFeed
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Bar, Category, Event, Funding, Gap, GapCause, Source
+from tracepaper.strategies.types.market import Bar, Category, Event, Funding, Gap, GapCause, Source
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 MINUTE = 60_000

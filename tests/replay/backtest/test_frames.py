@@ -18,27 +18,26 @@ from exchange_client import candles as made_candles
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.session.open import restore_engine
+from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of, resample
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.maintenance import prune
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.timeframes import frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.frames import frame_bar_of
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.strategies.types.decisions import Action
 
 MINUTE = 60_000
 SEEN: list[tuple[int, list[int], list[int]]] = []
@@ -300,7 +299,7 @@ def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
 
 
 EARLY = """
-from tracepaper.strategies import frames
+from tracepaper.strategies.api import timeframes as frames
 from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.types import Action

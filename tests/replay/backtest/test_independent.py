@@ -18,7 +18,7 @@ from tracepaper.replay.archive import Candles, read_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.market import INTERVAL_NAMES
+from tracepaper.strategies.units import INTERVAL_NAMES
 
 CANDLES = Path(__file__).parents[2] / "data" / "candles"
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "klines"

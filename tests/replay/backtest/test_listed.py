@@ -15,12 +15,19 @@ from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Cancel, OrderRequest, Orders, Signal, buy, sell
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.context import (
+    Cancel,
+    OrderRequest,
+    Orders,
+    Outlook,
+    Signal,
+    buy,
+    sell,
+)
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action
 
 BARS = 300
 

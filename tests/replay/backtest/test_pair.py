@@ -12,20 +12,20 @@ import pytest
 from pair_cases import HOUR_MS, cointegrated, configured, replayed
 from programs import ROOT
 
-from tracepaper.daemon.session.open import restore_engine
+from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.maintenance import prune
 
 CLOSES = 15_000
 

@@ -12,12 +12,13 @@ from exchange_client import walk_rows
 from fakes import FixedForecaster
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.backtest import scan
+from tracepaper.replay.backtest import predictors
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
-from tracepaper.replay.backtest.scan import ScanPredictor
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types import Bar, Event, Forecast
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar, Event
 
 
 def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Path) -> None:
@@ -55,8 +56,8 @@ def says(seen: Sequence[Bar]) -> Forecast:
 
 def test_a_scan_probes_with_all_the_bars_before(monkeypatch: pytest.MonkeyPatch) -> None:
     # The probe of a later chunk needs bars of the chunk before: none of them may be missing.
-    monkeypatch.setattr(scan, "CHUNK_EVENTS", 32)
-    monkeypatch.setattr(scan, "PROBE_EVERY_CHUNKS", 1)
+    monkeypatch.setattr(predictors, "CHUNK_EVENTS", 32)
+    monkeypatch.setattr(predictors, "PROBE_EVERY_CHUNKS", 1)
     forecaster, prober = (FixedForecaster(says, context=40) for _ in "ab")
     predictor = ScanPredictor(forecaster, prober, ["linear:BTCUSDT"], period_start_ms=0)
     for event in predictor.read_ahead(bars(400)):

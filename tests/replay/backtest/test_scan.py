@@ -8,10 +8,11 @@ import pytest
 from builders import bar, bars, forecast
 from fakes import FixedForecaster
 
-from tracepaper.replay.backtest import scan
-from tracepaper.replay.backtest.scan import ScanPredictor
+from tracepaper.replay.backtest import predictors
+from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types import Bar, Event, Forecast, Gap, GapCause, ModelChange, Prediction
+from tracepaper.strategies.types.decisions import Forecast, Prediction
+from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, ModelChange
 
 KEY = "linear:BTCUSDT"
 CONTEXT = 20
@@ -55,8 +56,8 @@ def test_a_probe_is_made_up_for_and_each_takes_another_instrument(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """No bar of the first chunks has a whole context, so the first probe waits for one."""
-    monkeypatch.setattr(scan, "CHUNK_EVENTS", 16)
-    monkeypatch.setattr(scan, "PROBE_EVERY_CHUNKS", 4)
+    monkeypatch.setattr(predictors, "CHUNK_EVENTS", 16)
+    monkeypatch.setattr(predictors, "PROBE_EVERY_CHUNKS", 4)
     keys = [KEY, "linear:ETHUSDT"]
     prober = FixedForecaster(says, context=CONTEXT)
     forecaster = FixedForecaster(says, context=CONTEXT)
@@ -81,8 +82,8 @@ def test_a_probe_is_made_up_for_and_each_takes_another_instrument(
 def test_many_instruments_are_read_ahead_by_whole_stretches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(scan, "CHUNK_EVENTS", 12)
-    monkeypatch.setattr(scan, "CHUNK_INSTRUMENTS", 2)
+    monkeypatch.setattr(predictors, "CHUNK_EVENTS", 12)
+    monkeypatch.setattr(predictors, "CHUNK_INSTRUMENTS", 2)
     keys = [f"linear:{name}USDT" for name in "ABC"]
     taken: list[int] = []
 
@@ -101,7 +102,7 @@ def test_many_instruments_are_read_ahead_by_whole_stretches(
 def test_chunks_do_not_change_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     history = bars(300)
     whole = answers(predictor(FixedForecaster(says, context=CONTEXT)), history)
-    monkeypatch.setattr(scan, "CHUNK_EVENTS", 64)
+    monkeypatch.setattr(predictors, "CHUNK_EVENTS", 64)
     assert answers(predictor(FixedForecaster(says, context=CONTEXT)), history) == whole
 
 
@@ -131,7 +132,7 @@ def test_a_revision_gets_no_forecast_and_shifts_no_other() -> None:
 def test_revisions_inside_and_at_the_edge_of_a_chunk_get_no_forecast(
     monkeypatch: pytest.MonkeyPatch, chunk: int, late: int
 ) -> None:
-    monkeypatch.setattr(scan, "CHUNK_EVENTS", chunk)
+    monkeypatch.setattr(predictors, "CHUNK_EVENTS", chunk)
     history = bars(60)
     plain = answers(predictor(FixedForecaster(says, context=CONTEXT)), history)
     revised = [bar(history[45 - late].close + rise, index=45 - late) for rise in (5, 6)]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tracepaper import Action, ConfigInvalid, Percent, Signal, Strategy, Volatility
-from tracepaper.replay.python import Backtest, backtest
+from tracepaper.replay.api import Backtest, backtest
 
 START_MS = 1_748_246_400_000
 FREE = {"taker_fee": "0", "maker_fee": "0"}

@@ -18,21 +18,22 @@ from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.run_record import sessions_of
+from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.replay.api import backtest
 from tracepaper.replay.archive import sessions as package
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration, read_market
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.python import backtest
 from tracepaper.replay.report.charts import broken
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.calendar import Calendar, Sessions
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import Action, Bar
+from tracepaper.strategies.sessions import Calendar, Sessions
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import DAY_MS
 
 SHARES = """
 [market]

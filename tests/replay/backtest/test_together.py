@@ -16,24 +16,23 @@ from forging import rechain
 from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.session.open import restore_engine
+from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.request import Request, perform
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.culprit import Culprit
+from tracepaper.replay.checks.diagnosis import Culprit
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.types import ACTING_ONLY, Action
+from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
 
 HOUR_MS = 3_600_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")

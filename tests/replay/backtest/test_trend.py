@@ -23,15 +23,15 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.market import INTERVALS, interval_start
+from tracepaper.strategies.units import INTERVALS, interval_start
 
 QUARTER = 15 * 60_000
 HOUR = 4 * QUARTER

@@ -11,11 +11,11 @@ import pytest
 from programs import ROOT
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.api import backtest
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.python import backtest
 from tracepaper.storage.audit import SqlAuditLog
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"

@@ -14,13 +14,13 @@ from models import AnyConfig
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import restore
 from tracepaper.replay.archive.read import read_candles
+from tracepaper.replay.backtest import predictors
 from tracepaper.replay.backtest import run as running
-from tracepaper.replay.backtest import scan
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.networks.informer import InformerConfig
 
 WINDOWED = InformerConfig(dim=16, layers=3, heads=2, window=70, horizons=(5, 30))
@@ -54,7 +54,7 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     network: AnyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(running, "PROGRESS_EVENTS", 611)
-    monkeypatch.setattr(scan, "CHUNK_EVENTS", 8)
+    monkeypatch.setattr(predictors, "CHUNK_EVENTS", 8)
     whole = explained_runs.replayed(tmp_path, network=network)
     wanted = rows(whole, DECIDED)[:-20]
     end_ms = wanted[-1][0] + 60_000

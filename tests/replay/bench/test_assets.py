@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tracepaper.replay.bench.assets import REACH_BYTES, measure
+from tracepaper.replay.bench.networks import REACH_BYTES, measure_assets
 from tracepaper.strategies.errors import ConfigInvalid
 
 
 def test_a_small_one_is_measured_and_explained() -> None:
-    found = measure(3, 64)
+    found = measure_assets(3, 64)
     assert found["tokens"] == 192
     assert found["forward_explained_minutes"] > 0.0
     assert found["largest_row_error"] < 1e-5
@@ -18,4 +18,4 @@ def test_a_small_one_is_measured_and_explained() -> None:
 
 def test_one_that_cannot_be_measured_says_so_in_one_sentence() -> None:
     with pytest.raises(ConfigInvalid, match="1,001 assets of 64 bars could not be measured"):
-        measure(1_001, 64)
+        measure_assets(1_001, 64)

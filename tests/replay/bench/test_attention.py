@@ -12,23 +12,24 @@ from attention_cases import Case
 from figures import MEASURED_ON
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.bench.attention import DENSE_MAX, measure
-from tracepaper.replay.bench.attention_routes import (
+from tracepaper.replay.bench import workloads
+from tracepaper.replay.bench.attention import DENSE_MAX, Printer, measure, plot
+from tracepaper.replay.bench.routes import (
+    BARS_A_KEY,
+    MECHANISMS,
     ROUNDS_MAX,
     ROUNDS_MIN,
+    SPARSE,
     Peaks,
     implementation,
     interleaved,
     mask_named,
     other_forms,
 )
-from tracepaper.replay.bench.attention_show import Printer, plot
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks import workloads
 from tracepaper.strategies.networks.flash import FlashConfig
-from tracepaper.strategies.networks.mechanisms import BARS_A_KEY, MECHANISMS, SPARSE
 from tracepaper.strategies.networks.stream import CHUNK_BARS
 
 SETTING = workloads.Setting(layers=2, heads=2, head_dim=8)

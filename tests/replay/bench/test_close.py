@@ -7,17 +7,17 @@ import time
 
 import models
 
-from tracepaper.replay.bench.close import (
+from tracepaper.replay.bench.live import (
     WARM_UP_CLOSES,
     Spent,
     TimedFeed,
     closes_of,
     compare,
     gathered,
-    measure_live,
+    live_config,
+    measure_live_closes,
 )
-from tracepaper.replay.bench.live import live_config
-from tracepaper.strategies.types import Bar, Closed, Timer
+from tracepaper.strategies.types.market import Bar, Closed, Timer
 
 MEASURES = ("collapsed", "confidence", "direction", "recent_mass", "shift")
 QUANTILES = {name: [0.01 * place for place in range(1, 100)] for name in MEASURES}
@@ -54,7 +54,7 @@ def test_figures_are_medians_and_their_ratios_gathered_over_one_by_one() -> None
 
 
 def test_a_close_of_several_symbols_is_timed_to_its_last_commit() -> None:
-    figures = measure_live(3, 10, model=False)
+    figures = measure_live_closes(3, 10, model=False)
     assert (figures["symbols"], figures["closes"], figures["reach_ms"]) == (3, 10, 500.0)
     times = figures["without_model_ms"]
     assert 0 < times["median"] <= times["longest"]

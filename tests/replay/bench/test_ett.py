@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tracepaper.replay.bench.ett import NETWORKS, measure
+from tracepaper.replay.bench.networks import NETWORKS, measure_ett
 from tracepaper.replay.commands.bench import app
 from tracepaper.replay.training.direct_data import prepare, read_table
 from tracepaper.strategies.errors import ConfigInvalid
@@ -38,7 +38,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_network_is_measured_beside_ridge_and_naive(path: Path, network: str) -> None:
     told: list[str] = []
-    found = measure(path, network, horizon=4, epochs=1, tell=told.append)
+    found = measure_ett(path, network, horizon=4, epochs=1, tell=told.append)
     assert found["test_windows"] == 4 * 30 * 4 - 4 + 1
     assert found["variables"] == 2
     assert 0.0 < found["mse"] < 1e3
@@ -63,7 +63,7 @@ def test_the_command_prints_one_json_document(path: Path) -> None:
 
 def test_an_unknown_network_is_one_sentence(path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="use flash, informer, lstm, ridge, tree"):
-        measure(path, "gru", horizon=4, tell=print)
+        measure_ett(path, "gru", horizon=4, tell=print)
 
 
 def test_the_file_that_figures_were_taken_on_has_its_published_windows() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from figures import MEASURED_ON
 
-from tracepaper.replay.bench.ingest import closing_frames, measure, plain_bars, shortest
+from tracepaper.replay.bench.live import closing_frames, measure_ingest, plain_bars, shortest
 
 
 def test_every_bundled_minute_is_a_frame_and_a_bar() -> None:
@@ -14,7 +14,7 @@ def test_every_bundled_minute_is_a_frame_and_a_bar() -> None:
 
 
 def test_figures_are_rates_with_their_ratios_and_the_machine() -> None:
-    figures = measure(700)
+    figures = measure_ingest(700)
     rates = figures["frames_per_cpu_s"]
     assert set(rates) == {"tracepaper", "msgspec", "plain", "roll", "open"}
     assert all(rate > 0 for rate in rates.values())

@@ -10,22 +10,22 @@ import models
 import pytest
 import torch
 
-from tracepaper.replay.backtest.scan import CHUNK_EVENTS
+from tracepaper.replay.backtest.predictors import CHUNK_EVENTS
 from tracepaper.replay.bench.replay import (
     ExplainedBars,
     Reversion,
-    measure,
+    measure_replay,
     measure_windows,
     replay_of,
     tiled,
 )
+from tracepaper.replay.bench.workloads import Scan, WholeWindow
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork
-from tracepaper.strategies.networks.workloads import Scan, WholeWindow
 
 
 def test_a_bar_is_measured_between_the_ends_of_two_chunks() -> None:
@@ -44,7 +44,7 @@ def test_a_bar_is_measured_between_the_ends_of_two_chunks() -> None:
 
 
 def test_a_class_as_users_write_them_trades_and_is_measured() -> None:
-    figures = measure(3_000, rounds=1)
+    figures = measure_replay(3_000, rounds=1)
     assert figures["history_stop_notes_bars_per_cpu_s"] > 1_000
     replay = replay_of([tiled(2_000)], f"{Reversion.__module__}:Reversion")
     steps = [replay.engine.step(event, None) for event in replay.feed.events()]

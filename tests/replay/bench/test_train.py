@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracepaper.replay.bench.train import measure
+from tracepaper.replay.bench.networks import measure_training
 from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.flash import FlashConfig
 
@@ -13,7 +13,7 @@ def test_training_is_measured_beside_its_naive_form(monkeypatch: pytest.MonkeyPa
     for name in set(network_kinds()) - {"flash"}:
         monkeypatch.delitem(network_kinds(), name)
     small = FlashConfig(dim=8, layers=2, heads=2, window=16, horizons=(5, 30))
-    found = measure(2_000, steps=2, flash=small)
+    found = measure_training(2_000, steps=2, flash=small)
     assert found["rows_of_an_answer"] == 31
     assert found["chunks_bars_per_cpu_s"] > found["naive_bars_per_cpu_s"] > 0
     ratio = found["chunks_bars_per_cpu_s"] / found["naive_bars_per_cpu_s"]

@@ -21,11 +21,11 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.compare import TOLERANCES, Compared, RowCheck
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.storage.digest import decision_digest
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.schema import metadata
-from tracepaper.strategies.attention import native
-from tracepaper.strategies.types import Bar
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.record.digest import decision_digest
+from tracepaper.strategies.attention import compiled
+from tracepaper.strategies.types.market import Bar
 
 AT = "step = (SELECT max(step) - 3 FROM answers)"
 
@@ -107,7 +107,7 @@ def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path
         with closing(sqlite3.connect(run)) as raw:
             [(backend, libraries)] = raw.execute("SELECT backend, libraries FROM runs")
         assert backend == "native_avx2"
-        assert json.loads(libraries)["native_avx2"] == native.found()["native_avx2"].sha256
+        assert json.loads(libraries)["native_avx2"] == compiled.found()["native_avx2"].sha256
         assert verified(run, run).exact
     with loops_of(tmp_path / "none"):
         found = verified(run, run)

@@ -25,26 +25,26 @@ from pair_cases import cointegrated
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.open import recorded_reach
+from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.times import iso
+from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.culprit import Culprit
+from tracepaper.replay.checks.diagnosis import Culprit
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.storage import retention
+from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.beginning import Lookback
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.database import open_writer
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import Pruning
-from tracepaper.storage.trades import check_trades
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.chain.starting_point import Lookback
+from tracepaper.storage.chain.trades import check_trades
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.connection import open_writer
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.maintenance import Pruning
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 HOUR = 3_600_000
 HOURS = 240
@@ -146,7 +146,7 @@ def audited(path: Path) -> str:
 def prune(path: Path, keep_days: int, *, days: int = 0) -> Pruning:
     """Prune as ``db prune`` does; return what became of the last run."""
     reach = partial(recorded_reach, path)
-    return retention.prune(path, keep_days=keep_days, pruned_at_ms=5 + days, reach=reach)[-1]
+    return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=5 + days, reach=reach)[-1]
 
 
 def opened(path: Path) -> list[int]:
@@ -269,7 +269,7 @@ def test_a_pruned_run_is_fed_again_from_its_cut_on(run: Path, tmp_path: Path) ->
 def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs of minutes be pruned: none of them asks for the range of a day."""
     monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
-    monkeypatch.setattr(retention, "DAY_MS", 240_000)
+    monkeypatch.setattr(maintenance, "DAY_MS", 240_000)
 
 
 @pytest.mark.usefixtures("short_days")
@@ -499,7 +499,7 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
 @pytest.mark.usefixtures("short_days")
 def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, mode="step", bars=3 * explained_runs.CONTEXT)
-    (done,) = retention.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
+    (done,) = maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
     assert not audited(path)
     shadow = f"UPDATE twin_fills SET notional = notional + 1 WHERE step <= {done.until_sequence}"
     with closing(sqlite3.connect(path)) as raw:
@@ -521,13 +521,13 @@ def test_a_run_that_an_older_version_pruned_is_derived_as_far_as_its_bars_go(
     path = tmp_path / "run.db"
     replayed(path, "crossing")
     times = opened(path)
-    retention.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
+    maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
     found = verified(path)
     assert found.holds
     assert found.from_ms is not None
     assert found.from_ms > times[-72]
     assert (found.chained, found.chained + found.decisions) == (60, 72)
-    retention.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: Lookback({}))
+    maintenance.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: Lookback({}))
     with pytest.raises(DataInvalid, match=r"less than its decisions look back on: nothing of it"):
         verified(path)
     assert not audited(path)
@@ -574,7 +574,7 @@ def test_a_sample_names_the_first_step_that_was_compared(
 KILLED = """
 import os, sys
 from pathlib import Path
-from tracepaper.storage import retention
+from tracepaper.storage import maintenance as retention
 path, before = Path(sys.argv[1]), sys.argv[2]
 opened = retention.open_writer
 def killing(statement):

@@ -25,18 +25,18 @@ from retrain_cases import Planted, decide, until_has
 from several_live import trading
 
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session import retrain
-from tracepaper.daemon.session.open import recorded_reach
+from tracepaper.daemon.session import retraining
+from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage import retention
+from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.networks.orderbook import OrderBookConfig
-from tracepaper.strategies.types import ModelChange
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.types.market import ModelChange
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
     planted.sections["strategy"]["twins"] = ["ungated", "random_gate", "buy_and_hold"]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(retrain, "PROGRAM", planted.command)
+        patched.setattr(retraining, "PROGRAM", planted.command)
         asyncio.run(promote(planted))
     books, quotes = (tmp_path_factory.mktemp(name) / "run.db" for name in ("books", "quotes"))
     asyncio.run(trade(books, 4, by_books(books.parent)))
@@ -131,7 +131,7 @@ KEEP = {"promoted": 3, "books": 1, "quotes": 2}
 def short_days(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let runs of minutes be pruned: none of them asks for the range of a day."""
     monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
-    monkeypatch.setattr(retention, "DAY_MS", 4 * MINUTE)
+    monkeypatch.setattr(maintenance, "DAY_MS", 4 * MINUTE)
     with importable(recorded_runs.FOLDER):
         yield
 
@@ -148,7 +148,7 @@ def pruned(recorded: dict[str, Path], name: str, folder: Path) -> Path:
         target = path.with_name(kept.name.replace(recorded[name].name, path.name))
         shutil.copytree(kept, target)
     reach = partial(recorded_reach, path)
-    done = retention.prune(path, keep_days=KEEP[name], pruned_at_ms=5, reach=reach)[-1]
+    done = maintenance.prune(path, keep_days=KEEP[name], pruned_at_ms=5, reach=reach)[-1]
     assert done.steps > 0
     return path
 

@@ -18,18 +18,13 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.depth import RecordedDepth, read_depth
-from tracepaper.replay.backtest.depth import depth_track
+from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
+from tracepaper.replay.backtest.feed import depth_track
+from tracepaper.replay.checks.isolation import Files, FreshProcesses, derive_probes
 from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
-from tracepaper.replay.checks.processes import (
-    Files,
-    FreshProcesses,
-    FutureProbe,
-    derive_probes,
-    later_taken,
-)
+from tracepaper.replay.checks.perturbations import FutureProbe, later_taken
 from tracepaper.replay.checks.recursive import recursive
-from tracepaper.strategies.books import check_books
+from tracepaper.strategies.order_book import check_books
 
 MINUTE_MS = 60_000
 HEAVIER = "return by(books is not None and books.size[:, 0, 0].sum() > books.size[:, 1, 0].sum())"

@@ -14,8 +14,8 @@ import pytest
 from forging import rechain
 
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.fitted import FittedConfidence, LinearScore, RegimeCells
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.calibration import FittedConfidence, LinearScore, RegimeCells
 
 HEADS = 4  # two layers of two
 SIGN = LinearScore(

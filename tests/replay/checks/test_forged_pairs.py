@@ -33,14 +33,14 @@ from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.depth import read_depth
+from tracepaper.replay.archive.order_book import read_depth
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.verify import TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.books import books_in, packed_books
-from tracepaper.strategies.types import Depths
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.order_book import books_in, packed_books
+from tracepaper.strategies.types.market import Depths
 
 CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 LOOKS = own.source(

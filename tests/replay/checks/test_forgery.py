@@ -30,7 +30,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.open import recorded_reach
+from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
@@ -38,13 +38,13 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
+from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.checkpoints import kept_folder
-from tracepaper.storage.columns import stored_columns
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.retention import prune
-from tracepaper.storage.rows import SHAPE_UNITS
-from tracepaper.storage.schema import metadata
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.maintenance import prune
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.rows import SHAPE_UNITS
 
 HOUR = 3_600_000
 OF_A_CALENDAR = {"runs.calendar_version", "runs.calendar_sha256", "runs.sessions"}

@@ -16,11 +16,11 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.funding import check_funding
-from tracepaper.replay.report.document import build_report
+from tracepaper.replay.checks.parity import check_funding
+from tracepaper.replay.report.report import build_report
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.run_views import RunViews
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.errors import DataInvalid
 
 HOUR = 3_600_000

@@ -18,16 +18,16 @@ from vector_cases import CONTEXT, sections
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks.compare import Difference
+from tracepaper.replay.checks.isolation import Files, FreshProcesses, derive_probes
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.other_vectors import moved_by, other_vectors, without_later
-from tracepaper.replay.checks.processes import (
-    Files,
-    FreshProcesses,
+from tracepaper.replay.checks.perturbations import (
     FutureProbe,
-    derive_probes,
+    moved_by,
+    other_vectors,
+    without_later,
 )
-from tracepaper.storage.vectors import read_vectors
-from tracepaper.strategies.vectors import Ids, VectorColumns, rows_of
+from tracepaper.storage.covariates import read_vectors
+from tracepaper.strategies.covariates import Ids, VectorColumns, rows_of
 
 MINUTE_MS = 60_000
 BARS = CONTEXT + 50

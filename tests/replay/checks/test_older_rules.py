@@ -11,15 +11,15 @@ import pytest
 from forging import rechain
 from recorded_runs import NAMES, unpacked, verified
 
-from tracepaper.daemon.engine import rules
-from tracepaper.daemon.engine.rules import ACCOUNT, CHANGES, RuleChange
+from tracepaper.daemon.engine import versions
+from tracepaper.daemon.engine.versions import ACCOUNT, CHANGES, RuleChange
 from tracepaper.replay.checks import verify
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.columns import TABLES
-from tracepaper.storage.database import open_writer
-from tracepaper.storage.integrity import audit
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.types import Category
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.connection import open_writer
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.columns import TABLES
+from tracepaper.strategies.types.market import Category
 
 LAST_FILL = "step = (SELECT max(step) FROM fills)"
 PLANTED = (*CHANGES, RuleChange("E99", "Stops are filled elsewhere"))
@@ -53,14 +53,14 @@ def test_a_run_from_before_the_rules_were_counted_is_verified(name: str, tmp_pat
     )
     assert (found.changes, found.exact or bool(found.elsewhere)) == (of_all, True)
     movable = {name for change in of_all for name in change.moves} | (
-        rules.DECIDED_BY_ACCOUNT if CHANGES else set()
+        versions.DECIDED_BY_ACCOUNT if CHANGES else set()
     )
     assert {one for one in found.moved_columns if one.partition(".")[0] not in movable} <= movable
 
 
 def test_a_change_moves_no_column_that_does_not_exist() -> None:
     known = {*TABLES, *(f"{table}.{one.name}" for table in TABLES for one in TABLES[table])}
-    named = set(rules.DECIDED_BY_ACCOUNT | rules.NOTED_BY_ACCOUNT | ACCOUNT)
+    named = set(versions.DECIDED_BY_ACCOUNT | versions.NOTED_BY_ACCOUNT | ACCOUNT)
     named |= {column for change in CHANGES for column in change.moves} - {"gate_sets"}
     assert named <= known
     assert len({change.sentence for change in CHANGES}) == len(CHANGES)
@@ -70,7 +70,7 @@ def test_a_change_moves_no_column_that_does_not_exist() -> None:
 def test_changes_of_discarding_and_of_books_concern_only_runs_that_do_so(
     discards: bool, sees_books: bool
 ) -> None:
-    found = rules.changes_since(0, set(Category), discards=discards, sees_books=sees_books)
+    found = versions.changes_since(0, set(Category), discards=discards, sees_books=sees_books)
     lacking = {one.rule for one in CHANGES} - {one.rule for one in found}
     assert ("A21" in lacking, "D14" in lacking) == (not discards, not sees_books)
     assert lacking <= {"A21", "D14"}
@@ -78,7 +78,7 @@ def test_changes_of_discarding_and_of_books_concern_only_runs_that_do_so(
 
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "CHANGES", PLANTED)
+    monkeypatch.setattr(versions, "CHANGES", PLANTED)
     monkeypatch.setattr(verify, "CHANGES", PLANTED)
 
 

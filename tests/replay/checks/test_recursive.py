@@ -15,7 +15,7 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.recursive import RecursiveFinding, recursive
 from tracepaper.strategies.errors import DataInvalid
 

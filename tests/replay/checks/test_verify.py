@@ -32,17 +32,17 @@ from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.culprit import Culprit
+from tracepaper.replay.checks.diagnosis import Culprit
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.replay.report.summary import show, summarise
+from tracepaper.replay.report.terminal import show_summary, summarise
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain import verify_chain
-from tracepaper.storage.decode import StoredRows
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types import ACTING_ONLY
+from tracepaper.strategies.types.decisions import ACTING_ONLY
 
 BARS = 400
 
@@ -531,7 +531,7 @@ def test_what_a_class_opens_is_on_its_run_which_still_follows(
     assert json.loads(said[0]) == {"what": "file", "name": str(table)}
     shown = io.StringIO()
     console = Console(file=shown, width=500)
-    show(console, summarise(path, run_id))
+    show_summary(console, summarise(path, run_id))
     assert f"The strategy opened {table};" in shown.getvalue()
 
 

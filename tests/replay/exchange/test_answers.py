@@ -10,10 +10,10 @@ from exchange_client import FIRST_MS, MINUTE, Client, candles, serving, walk_row
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.exchange.answers import kline
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
-from tracepaper.replay.exchange.routes import Refused
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 ROWS = walk_rows(300, seed=6)
 START = 250

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from exchange_client import FIRST_MS, MINUTE, Message, candles, serving, walk_rows
 
-from tracepaper.replay.exchange.path import FIRST_TRADE_MS
-from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Category
+from tracepaper.replay.exchange.candles import FIRST_TRADE_MS
+from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 
 ROWS = walk_rows(60, seed=3)
 START = 10

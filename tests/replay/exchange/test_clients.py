@@ -18,7 +18,7 @@ import pybit.unified_trading
 import pytest
 
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Category
+from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 
 DATA = Path(__file__).parents[2] / "data" / "candles"
 FILE = f"BTCUSDT={DATA / 'binance_um_BTCUSDT_1m_2025-05.csv.gz'}"

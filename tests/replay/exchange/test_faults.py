@@ -25,7 +25,7 @@ from generated import surface_page
 from tracepaper.daemon.bybit.messages import ServerTime
 from tracepaper.daemon.bybit.rest import decode_result
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
-from tracepaper.replay.commands.exchange import exchange as exchange_command
+from tracepaper.replay.commands.replay import exchange as exchange_command
 from tracepaper.replay.exchange.fault_kinds import (
     FAULTS,
     KLINE_PATH,
@@ -40,7 +40,7 @@ from tracepaper.replay.exchange.fault_kinds import (
 from tracepaper.replay.exchange.faults import FaultPlan, fault_from, plan_from, read_plan
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
-from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Bar, Category
+from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Bar, Category
 
 # ------------------------------------------------------------ schedule
 

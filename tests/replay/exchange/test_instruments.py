@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tracepaper.replay.exchange.instruments import coins, list_instrument, padded, parsed, recorded
 from tracepaper.replay.exchange.market import SimulatedMarket
-from tracepaper.strategies.market import unscaled
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import unscaled
 
 # ------------------------------------------------------------ decimal text
 

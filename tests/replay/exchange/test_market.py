@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracepaper.replay.archive import read_candles
+from tracepaper.replay.exchange.candles import TURNOVER_DECIMALS
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.exchange.quotes import best, levels
-from tracepaper.replay.exchange.series import TURNOVER_DECIMALS
-from tracepaper.strategies.market import DAY_MS, rescaled
+from tracepaper.strategies.units import DAY_MS, rescaled
 
 DATA = Path(__file__).parents[2] / "data" / "candles"
 FILES = (

@@ -8,7 +8,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.path import FIRST_TRADE_MS, Candle, draws, key, mix, mix_array, walk
+from tracepaper.replay.exchange.candles import (
+    FIRST_TRADE_MS,
+    Candle,
+    draws,
+    key,
+    mix,
+    mix_array,
+    walk,
+)
 
 # ------------------------------------------------------------ seeded noise
 

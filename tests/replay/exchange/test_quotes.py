@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from exchange_client import MINUTE, Message, candles, serving, walk_rows
 
-from tracepaper.strategies.types import EXCHANGE_CATEGORIES, Category
+from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 
 ROWS = walk_rows(60, seed=4)
 START = 10

@@ -16,7 +16,7 @@ from exchange_client import MINUTE, Client, candles, serving, walk_rows
 from tracepaper.replay.exchange.recorded import read_recording
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 DATA = Path(__file__).parents[2] / "data" / "exchange"
 SESSION = Path(__file__).parents[3] / "replay/samples/linear_session_2026-08-09_short.jsonl.gz"

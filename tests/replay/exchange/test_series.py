@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.series import (
+from tracepaper.replay.exchange.candles import (
     MONTH,
     bucket_end,
     bucket_start,
     bucket_starts,
     is_coarser,
 )
-from tracepaper.strategies.market import INTERVAL_NAMES, INTERVALS
+from tracepaper.strategies.units import INTERVAL_NAMES, INTERVALS
 
 
 def ms(text: str) -> int:

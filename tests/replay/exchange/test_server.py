@@ -34,7 +34,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 # ------------------------------------------------------------ the command
 
 DATA = Path(__file__).parents[2] / "data" / "candles" / "bybit_linear_BTCUSDT_1m_2022-12-13.csv.gz"
-RUN = "import typer; from tracepaper.replay.commands.exchange import exchange; typer.run(exchange)"
+RUN = "import typer; from tracepaper.replay.commands.replay import exchange; typer.run(exchange)"
 START_WITHIN_S = 30.0
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 from exchange_client import FIRST_MS, MINUTE, StreamClient, candles, serving, walk_rows
 
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 ROWS = walk_rows(40)
 

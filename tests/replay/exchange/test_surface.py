@@ -16,15 +16,16 @@ import pytest
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 from generated import surface_page
 
-from tracepaper.replay.commands.exchange import exchange as exchange_command
+from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.replay.commands.replay import exchange as exchange_command
+from tracepaper.replay.exchange.answers import Flat, Route
 from tracepaper.replay.exchange.channels import Topic
 from tracepaper.replay.exchange.instruments import recorded
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
+from tracepaper.replay.exchange.recorded import ROUTES, TOPICS, answer
 from tracepaper.replay.exchange.risk import liquidations
-from tracepaper.replay.exchange.routes import Flat, Refused, Route
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.replay.exchange.surface import ROUTES, TOPICS, answer
-from tracepaper.strategies.types import Category
+from tracepaper.strategies.types.market import Category
 
 HOUR = 60 * MINUTE
 ROWS = walk_rows(3_000, seed=8)

@@ -15,9 +15,9 @@ import pytest
 from explained_runs import LAST
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.explain.compared import Sided, by_model, compare, sided
-from tracepaper.replay.explain.page_charts import age_chart, attribution_chart, looked_chart
-from tracepaper.replay.explain.recomputed import Past, explain_fully, open_past
+from tracepaper.replay.explain.attribution import Sided, by_model, compare, sided
+from tracepaper.replay.explain.document import age_chart, attribution_chart, looked_chart
+from tracepaper.replay.explain.recompute import Past, explain_fully, open_past
 from tracepaper.strategies.errors import DataInvalid
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tracepaper.replay.explain.stored import StoredDecision, flips_of
-from tracepaper.strategies.gates import GATES, gate_order
+from tracepaper.replay.explain.decision import StoredDecision, flips_of
+from tracepaper.strategies.gates.gate import GATES, gate_order
 
 Row = dict[str, Any]
 FORECAST: Row = {

@@ -10,7 +10,7 @@ import pytest
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, sell
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.python import Backtest, backtest
+from tracepaper.replay.api import Backtest, backtest
 
 START_MS = 1_748_246_400_000
 BARS = 12

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from explained_runs import CONTEXT, LAST, SMALL
 
-from tracepaper.replay.explain.recomputed import (
+from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
     FullAttribution,
@@ -22,9 +22,9 @@ from tracepaper.replay.explain.recomputed import (
     open_past,
     recompute,
 )
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.forecasters.attributing import Contributions, Figures, Probe
+from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.networks.flash import FlashConfig
 
 

@@ -11,15 +11,14 @@ import pytest
 from explained_runs import LAST
 
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.explain.asked import TypedMethod
-from tracepaper.replay.explain.by_method import explain_by
-from tracepaper.replay.explain.recomputed import Past, attribute, open_past
-from tracepaper.replay.explain.stored import read_stored
-from tracepaper.storage.reader import Reader
+from tracepaper.replay.explain.attribution import TypedMethod, explain_by
+from tracepaper.replay.explain.decision import read_stored
+from tracepaper.replay.explain.recompute import Past, attribute, open_past
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.networks.attribution import Way
 from tracepaper.strategies.networks.flash import FlashConfig
-from tracepaper.strategies.networks.looked import Way
 
 NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 

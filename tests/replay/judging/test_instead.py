@@ -20,7 +20,7 @@ from tracepaper.replay.training.pipeline import train
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.storage.checkpoints import load, locate
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 
 SPLIT = split(6, 7, 8)
 

@@ -30,11 +30,11 @@ from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.training.book_data import BookMaterial
 from tracepaper.replay.training.book_fit import BookFitOptions
 from tracepaper.replay.training.paired import DayDifference, difference
-from tracepaper.strategies.books import books_of
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.orderbook import OrderBookConfig
-from tracepaper.strategies.types import Depth
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import books_of
+from tracepaper.strategies.types.market import Depth
+from tracepaper.strategies.units import DAY_MS
 
 WHOLE, UNTOUCHED = 10, 12
 """Days that are recorded from end to end, and days after them."""

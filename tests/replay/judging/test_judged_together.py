@@ -41,7 +41,7 @@ from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, Segment, iso
 from tracepaper.replay.training.weighed import NETWORK, Weighed
 from tracepaper.storage.checkpoints import load, save
-from tracepaper.strategies.forecasters.together import TogetherModel
+from tracepaper.strategies.forecasters.cross_asset import TogetherModel
 from tracepaper.strategies.networks.architecture import kind_of
 from tracepaper.strategies.networks.flash import FlashConfig
 

@@ -13,7 +13,7 @@ from retrain_cases import full_disk
 
 import tracepaper
 from tracepaper.daemon import cli
-from tracepaper.daemon.session.promotion import CandidateJudgement, level_of
+from tracepaper.daemon.session.retraining import CandidateJudgement, level_of
 from tracepaper.replay.commands.train import train
 from tracepaper.replay.judging.retraining import Retraining, retrain
 from tracepaper.replay.judging.spans import read_openings
@@ -22,8 +22,8 @@ from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.pipeline import split_of
 from tracepaper.replay.training.rowwise import RowRecipe, train_rows
 from tracepaper.storage.checkpoints import load, save
-from tracepaper.storage.reader import Reader
-from tracepaper.strategies.market import DAY_MS
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.units import DAY_MS
 
 DAYS = 6
 RECIPE = RowRecipe("glm", "glm", 30, 1_700_000_000_000, 500, BoostingOptions())

@@ -19,7 +19,7 @@ from tracepaper.replay.judging.risk import (
 )
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.tails import tail_factors, value_at_risk
-from tracepaper.strategies.networks.heads import SHARES
+from tracepaper.strategies.networks.architecture import SHARES
 
 DAYS, A_DAY = 60, 288
 

@@ -20,7 +20,7 @@ from tracepaper.replay.training.paired import (
     holm,
     verdict,
 )
-from tracepaper.strategies.features_rolling import Array
+from tracepaper.strategies.features.rolling import Array
 
 DAY_COUNT = 30
 A_DAY = 20

@@ -13,8 +13,8 @@ from tracepaper.replay.judging.folds import Fold
 from tracepaper.replay.judging.refits import FoldMaterial
 from tracepaper.replay.training.material import Material, Supplied
 from tracepaper.replay.training.series import Split
-from tracepaper.storage.vectors import read_vectors
-from tracepaper.strategies.vectors import VectorRows, VectorScale
+from tracepaper.storage.covariates import read_vectors
+from tracepaper.strategies.covariates import VectorRows, VectorScale
 
 COUNT = 2 * DAY_BARS
 AT = START_MS + MINUTE_MS * np.arange(100, COUNT, 7)

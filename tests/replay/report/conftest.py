@@ -17,7 +17,7 @@ from report_cases import (
     report_of,
 )
 
-from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.report import Report
 
 
 @pytest.fixture(scope="session")

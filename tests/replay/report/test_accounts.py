@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.report import accounts
-from tracepaper.replay.report.document import BUY_AND_HOLD, Report
+from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
+from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 
 part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
     lambda sizes: st.sampled_from([1, -1]).map(
@@ -25,8 +25,8 @@ def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
         equity = np.full(record.times_ms.size + 1, record.account.equity[0])
         for name, held in record.account.held.items():
             traded = np.abs(np.diff(held, prepend=0.0))
-            earned = accounts.gains(record.bars[name], held, traded, record.cost_rate)
-            equity += accounts.over_times(record, record.bars[name], earned)
+            earned = benchmarks.gains(record.bars[name], held, traded, record.cost_rate)
+            equity += benchmarks.over_times(record, record.bars[name], earned)
         assert equity == pytest.approx(record.account.equity, abs=1e-6)
 
 
@@ -35,10 +35,10 @@ def test_funding_is_paid_by_what_was_held_before_the_open_at_the_close_before() 
     flat = Bars(np.arange(4), np.arange(4) * 60_000, closes + 1, closes, closes, closes, rates)
     free = Bars(flat.sequence, flat.open_time_ms, flat.open, closes, closes, closes, np.zeros(4))
     held, traded = np.array([0.0, 1.0, 1.0, 0.0]), np.zeros(4)
-    paid = accounts.gains(free, held, traded, 0.0) - accounts.gains(flat, held, traded, 0.0)
+    paid = benchmarks.gains(free, held, traded, 0.0) - benchmarks.gains(flat, held, traded, 0.0)
     # Bought at the second open, after its settlement; sold at the fourth, after that one.
     assert paid.tolist() == pytest.approx([0.0, 0.0, 110 * 0.02, 120 * 0.03])
-    short = accounts.gains(free, -held, traded, 0.0) - accounts.gains(flat, -held, traded, 0.0)
+    short = benchmarks.gains(free, -held, traded, 0.0) - benchmarks.gains(flat, -held, traded, 0.0)
     assert short == pytest.approx(-paid)
 
 
@@ -46,7 +46,7 @@ def test_a_bar_earns_its_gap_for_what_was_held_before_and_its_range_for_what_is_
     opens, closes = np.array([100.0, 105.0, 107.0]), np.array([101.0, 106.0, 104.0])
     some = Bars(np.arange(3), np.arange(3) * 60_000, opens, closes, closes, closes, np.zeros(3))
     held, traded = np.array([2.0, 3.0, 0.0]), np.array([2.0, 1.0, 3.0])
-    earned = accounts.gains(some, held, traded, 0.001)
+    earned = benchmarks.gains(some, held, traded, 0.001)
     assert earned.tolist() == pytest.approx([2 * 1 - 0.2, 2 * 4 + 3 * 1 - 0.105, 3 * 1 - 3 * 0.107])
 
 
@@ -59,7 +59,7 @@ def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
     assert record.decisions.refused_by[first - 1] == "warm"
     assert record.decisions.refused_by[first] == ""
     quantity = 1_000_000 / (bars.open[first + 1] * 1.00055)
-    held = accounts.buy_and_hold(record)
+    held = benchmarks.buy_and_hold(record)
     assert (held[: first + 2] == 1_000_000).all()
     assert held[first + 2 :] == pytest.approx(quantity * bars.close[first + 1 :])
     shown = cross_report.accounts[-1]
@@ -68,12 +68,12 @@ def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:
-    found = accounts.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]))
+    found = benchmarks.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]))
     assert found.sizes.tolist() == [2, 2, 1]
     assert found.counts.tolist() == [3, 2, 2]
     assert found.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
     assert found.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
-    assert accounts.episodes(np.zeros(3)).sizes.size == 0
+    assert benchmarks.episodes(np.zeros(3)).sizes.size == 0
 
 
 @given(st.lists(part, min_size=1, max_size=6), st.integers(0, 30), st.integers(0, 99))
@@ -82,7 +82,7 @@ def test_placed_positions_keep_side_size_and_length_and_never_overlap(
 ) -> None:
     bars = sum(one.size for one in parts) + free
     apart = np.concatenate([np.append(one, 0.0) for one in parts])
-    at, delta = accounts.place(accounts.episodes(apart), bars, np.random.default_rng(seed))
+    at, delta = benchmarks.place(benchmarks.episodes(apart), bars, np.random.default_rng(seed))
     held = np.bincount(at, weights=delta, minlength=bars).cumsum()
     assert held.size == bars
     assert np.count_nonzero(held) == bars - free
@@ -108,15 +108,15 @@ def test_changes_earn_what_the_positions_between_them_earn(
     places = np.arange(held.size)
     bars = Bars(places, 60_000 * places, prices, prices, prices, prices[::-1].copy(), rates)
     delta = np.diff(held, prepend=0.0)
-    earned = accounts.gains(bars, held, np.abs(delta), 0.001).cumsum()
+    earned = benchmarks.gains(bars, held, np.abs(delta), 0.001).cumsum()
     at = np.flatnonzero(delta)
-    found = accounts.value_at(bars, at, delta[at], np.arange(held.size + 1), 0.001)
+    found = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), 0.001)
     assert found == pytest.approx(np.concatenate(([0.0], earned)), abs=1e-9)
 
 
 def test_every_place_is_as_likely_as_any_other() -> None:
-    chance, one = np.random.default_rng(5), accounts.episodes(np.array([1.0, 1, 1, 0]))
-    starts = [int(accounts.place(one, 8, chance)[0][0]) for _ in range(3_000)]
+    chance, one = np.random.default_rng(5), benchmarks.episodes(np.array([1.0, 1, 1, 0]))
+    starts = [int(benchmarks.place(one, 8, chance)[0][0]) for _ in range(3_000)]
     counts = np.bincount(starts, minlength=6)
     assert counts.size == 6
     assert counts.min() > 400  # 500 expected, five standard deviations are 102
@@ -125,8 +125,8 @@ def test_every_place_is_as_likely_as_any_other() -> None:
 def test_random_twins_repeat_and_have_as_many_positions_as_the_run(cross_report: Report) -> None:
     record = cross_report.record
     marks = np.array([0, 700, 1_500])
-    one = accounts.random_twins(record, record.account, marks, count=20)
-    two = accounts.random_twins(record, record.account, marks, count=20)
+    one = benchmarks.random_twins(record, record.account, marks, count=20)
+    two = benchmarks.random_twins(record, record.account, marks, count=20)
     assert one is not None
     assert two is not None
     assert one.median.tolist() == two.median.tolist()
@@ -146,11 +146,11 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
     held = np.zeros(bars.open.size)
     held[20:] = 1.0  # the twentieth bar is the first that is decided warm
     traded = np.abs(np.diff(held, prepend=0.0))
-    equity = 1e6 + accounts.gains(bars, held, traded, record.cost_rate).sum()
+    equity = 1e6 + benchmarks.gains(bars, held, traded, record.cost_rate).sum()
     ledger = type(record.account)(
         "all", np.array([1e6, equity]), {"linear:BTCUSDT": held}, (), 0.0, 0.0, 0.0, 0.0
     )
-    found = accounts.random_twins(record, ledger, np.array([0]), count=3)
+    found = benchmarks.random_twins(record, ledger, np.array([0]), count=3)
     assert found is not None
     assert found.final_median == pytest.approx(equity)
 

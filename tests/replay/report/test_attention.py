@@ -8,8 +8,8 @@ import pytest
 
 from tracepaper.replay.report.attention import COLUMNS_MAX
 from tracepaper.replay.report.attention_charts import heads_over_time_chart
-from tracepaper.replay.report.document import Report
-from tracepaper.strategies.types import BLOCK_BARS
+from tracepaper.replay.report.report import Report
+from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 MINUTE = 60_000
 RECENT_CELLS = 17  # the newest quarter of 4,349 bars in cells of 64

@@ -10,14 +10,14 @@ import re
 import numpy as np
 import pytest
 
-from tracepaper.replay.report.attention_map import (
+from tracepaper.replay.report.attention_charts import (
     age_map_chart,
     cells_by_age,
     cells_by_position,
     position_map_chart,
 )
-from tracepaper.replay.report.edges import SCALE, edges_of, edges_view
-from tracepaper.strategies.forecasters.looking import RolloutMap
+from tracepaper.replay.report.heads import SCALE, edges_of, edges_view
+from tracepaper.strategies.forecasters.attribution import RolloutMap
 
 BARS = 6
 TIMES = [60_000 * bar for bar in range(BARS)]

@@ -9,8 +9,8 @@ from programs import ROOT
 
 import tracepaper
 from tracepaper import Action, Orders, Outlook, Signal, Strategy, buy
-from tracepaper.replay.report.summary import summarise, tables
-from tracepaper.replay.report.tables import by_cause, cause
+from tracepaper.replay.report.document import by_cause, cause
+from tracepaper.replay.report.terminal import summarise, summary_tables
 
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 
@@ -64,7 +64,7 @@ def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> Non
         told = summarise(database, run.run_id)
     assert told.fill_count == 0
     assert told.rejected == (("quantity is no multiple of the step 0.001", 60),)
-    (made,) = (made for made in tables(told) if made.key == "rejected")
+    (made,) = (made for made in summary_tables(told) if made.key == "rejected")
     assert made.title.startswith("Rejected orders")
 
 

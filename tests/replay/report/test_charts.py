@@ -6,22 +6,20 @@ import numpy as np
 import pytest
 
 from tracepaper.replay.report.attention_charts import confidence_chart, rollout_chart
+from tracepaper.replay.report.benchmarks import ALLOWED
 from tracepaper.replay.report.charts import (
     broken,
-    equity_chart,
-    exposure_share,
-    refusal_chart,
-    rounded,
-)
-from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.price_charts import (
     caption,
     drawn_trades,
+    equity_chart,
+    exposure_share,
     price_chart,
+    refusal_chart,
     rolling_chart,
+    rounded,
     trades_chart,
 )
-from tracepaper.replay.report.refusals import ALLOWED
+from tracepaper.replay.report.report import Report
 
 
 def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:

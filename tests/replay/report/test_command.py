@@ -8,8 +8,8 @@ import pytest
 from report_cases import document, typed
 from rich.console import Console
 
-from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.summary import show, summarise
+from tracepaper.replay.report.report import Report
+from tracepaper.replay.report.terminal import show_summary, summarise
 
 
 def test_the_terminal_names_accounts_costs_and_refusals(
@@ -33,7 +33,7 @@ def test_a_run_of_acting_steps_counts_no_bars_and_no_refusals(
     assert "bars not counted (--log acted)" in out
     assert "Refused" not in out
     assert "Worst drawdowns" not in out
-    show(Console(), summarise(database, full_and_acted[1].record.run["run_id"]))
+    show_summary(Console(), summarise(database, full_and_acted[1].record.run["run_id"]))
     out = capsys.readouterr().out
     assert "bars decided" not in out
     assert "Refused" not in out

@@ -10,13 +10,13 @@ import storage_cases as cases
 from builders import MINUTE
 from report_cases import BTC, SAMPLE, STRICT, build_report_of, cross, replayed, report_of
 
-from tracepaper.replay.report.document import BUY_AND_HOLD, Report, _warnings, build_report
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.page import page_of
+from tracepaper.replay.report.report import BUY_AND_HOLD, Report, _warnings, build_report
 from tracepaper.replay.report.terminal import as_document
-from tracepaper.storage.reader import resolve
+from tracepaper.storage.database.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types import Gap, GapCause
+from tracepaper.strategies.types.market import Gap, GapCause
 
 DAYS = 1_500 / 1_440
 

@@ -13,9 +13,8 @@ from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.replay.explain.recomputed import recompute
-from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.head_charts import flow_picture, heads_chart
+from tracepaper.replay.explain.recompute import recompute
+from tracepaper.replay.report.attention_charts import flow_picture, heads_chart
 from tracepaper.replay.report.heads import (
     HeadReport,
     event_bars,
@@ -24,15 +23,16 @@ from tracepaper.replay.report.heads import (
     read_heads,
     subject_tables,
 )
+from tracepaper.replay.report.report import Report
 from tracepaper.storage import checkpoints
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.forecasters.ensemble import network_half
-from tracepaper.strategies.forecasters.looking import RolloutMap
+from tracepaper.strategies.forecasters.attribution import RolloutMap
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.networks.informer import InformerConfig
-from tracepaper.strategies.networks.multiscale import MultiscaleConfig
-from tracepaper.strategies.networks.trading import TradingConfig
+from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
+from tracepaper.strategies.networks.multimodal import TradingConfig
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,20 @@ from torch import Tensor
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
-from tracepaper.replay.explain.influence import influence
-from tracepaper.replay.report.document import Report, build_report
-from tracepaper.replay.report.influence import (
+from tracepaper.replay.explain.attribution import influence
+from tracepaper.replay.report.attention import (
     COLUMNS_SHOWN,
     InfluenceReport,
     influence_tables,
     read_influence,
 )
-from tracepaper.replay.report.influence_charts import influence_chart, influence_quarters_chart
+from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 from tracepaper.replay.report.record import Noted
+from tracepaper.replay.report.report import Report, build_report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.checkpoints import save
-from tracepaper.strategies.features import schema
-from tracepaper.strategies.networks.crossasset import CrossAssetConfig, CrossAssetNetwork
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 BARS = 620

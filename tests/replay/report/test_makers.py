@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.makers import Aftermath, aftermaths
 from tracepaper.replay.report.record import RunRecord
-from tracepaper.strategies.types import Liquidity, Side
+from tracepaper.replay.report.report import Report
+from tracepaper.replay.report.trades import Aftermath, aftermaths
+from tracepaper.strategies.types.decisions import Liquidity
+from tracepaper.strategies.types.market import Side
 
 KEY = "linear:BTCUSDT"
 

@@ -11,8 +11,8 @@ import pytest
 from report_cases import BTC, cross, replayed
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.python import Backtest
-from tracepaper.replay.sweep.objectives import FIGURES
+from tracepaper.replay.api import Backtest
+from tracepaper.replay.sweep.space import FIGURES
 
 MARGIN = '\nmargin = "isolated"\nleverage = "10"\n'
 

@@ -17,10 +17,10 @@ from msgspec.structs import replace
 from plotly.offline import get_plotlyjs
 from report_cases import build_report_of
 
-from tracepaper.replay.report.document import Report
+from tracepaper.replay.report.document import Markup, element, json_in_script
 from tracepaper.replay.report.heads import read_heads
-from tracepaper.replay.report.html import Markup, element, json_in_script
 from tracepaper.replay.report.page import page_of, write_page
+from tracepaper.replay.report.report import Report
 from tracepaper.strategies.errors import ConfigInvalid
 
 EVIL = '</script><img src="https://evil.example/x" onerror="alert(1)">'

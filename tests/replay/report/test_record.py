@@ -9,9 +9,9 @@ import pytest
 from report_cases import BTC, SOL
 
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.record import read_record
-from tracepaper.storage.reader import Reader
+from tracepaper.replay.report.report import Report
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 
 

@@ -7,9 +7,7 @@ from statistics import mean
 import numpy as np
 import pytest
 
-from tracepaper.replay.report.document import Report
-from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints
-from tracepaper.replay.report.refusals import (
+from tracepaper.replay.report.benchmarks import (
     ALLOWED,
     Judgement,
     Mask,
@@ -18,6 +16,8 @@ from tracepaper.replay.report.refusals import (
     refusals,
     said,
 )
+from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints
+from tracepaper.replay.report.report import Report
 
 DAY = 86_400_000
 HORIZON = 30

@@ -10,10 +10,10 @@ import pytest
 from report_cases import SAMPLE
 from rich.console import Console
 
-from tracepaper.replay.python import backtest
-from tracepaper.replay.report.summary import FILLS_SHOWN, show, summarise
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.run_views import Row, RunViews
+from tracepaper.replay.api import backtest
+from tracepaper.replay.report.terminal import FILLS_SHOWN, show_summary, summarise
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
 
 PARAMS = {"trend_sized_by": "ewma", "trend_windows": ["12h", "1d", "2d"]}
 
@@ -59,7 +59,7 @@ def test_the_bar_of_what_hardly_ever_happened_is_not_full(sized: tuple[Path, str
     summary = summarise(*sized)
     console = Console(file=io.StringIO(), width=100)
     rare = replace(summary, unfilled=(("size below the step", 1),), decisions=12_000)
-    show(console, rare)
+    show_summary(console, rare)
     assert isinstance(console.file, io.StringIO)
     (line,) = [one for one in console.file.getvalue().splitlines() if "below the step" in one]
     assert "0.0 %" in line

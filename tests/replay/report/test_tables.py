@@ -10,11 +10,11 @@ from rich.console import Console
 
 from tracepaper import open_run
 from tracepaper.replay.report import figures
-from tracepaper.replay.report.document import AccountReport, Report
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table, tone, written
 from tracepaper.replay.report.page import page_of
-from tracepaper.replay.report.tables import Figure, Form, Table, Value, table, tone, written
+from tracepaper.replay.report.report import AccountReport, Report
 from tracepaper.replay.report.terminal import as_document, show
-from tracepaper.strategies.gates import GATES
+from tracepaper.strategies.gates.gate import GATES
 
 
 def printed(report: Report) -> str:

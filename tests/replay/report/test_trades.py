@@ -8,13 +8,13 @@ import pytest
 from builders import instrument
 from report_cases import BTC, CANDLES, cross, report_of
 
-from tracepaper.replay.report.document import Report
 from tracepaper.replay.report.record import Ledger
+from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.trades import trades
-from tracepaper.storage.run_views import Row
-from tracepaper.strategies.gates import GATES
-from tracepaper.strategies.strategy import CORE_GATES
-from tracepaper.strategies.types import Category
+from tracepaper.storage.database.run_views import Row
+from tracepaper.strategies.api.strategy import CORE_GATES
+from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.types.market import Category
 
 
 def test_closed_trades_add_up_to_the_account(cross_report: Report) -> None:

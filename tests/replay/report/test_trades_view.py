@@ -12,8 +12,8 @@ import pytest
 from report_cases import BTC, SOL, funding_file
 
 from tracepaper import Action, Orders, Percent, Signal, Strategy, buy, sell
-from tracepaper.replay.python import Backtest, backtest
-from tracepaper.replay.report.document import build_report
+from tracepaper.replay.api import Backtest, backtest
+from tracepaper.replay.report.report import build_report
 from tracepaper.replay.samples import DEMO_CANDLES
 
 SIZED: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "0.1"}}

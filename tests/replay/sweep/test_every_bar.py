@@ -10,11 +10,10 @@ import polars as pl
 import pytest
 from stock_files import opens, write
 
-from tracepaper.replay.sweep.cell import WHOLE, Cell, make
-from tracepaper.replay.sweep.request import read_request
-from tracepaper.strategies.market import DAY_MS, HOUR_MS
-from tracepaper.strategies.signals import Orders, buy, sell
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.replay.sweep.trial import WHOLE, Cell, make, read_request
+from tracepaper.strategies.api.context import Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.units import DAY_MS, HOUR_MS
 
 FIXED = {"sizing": {"mode": "fixed"}}
 

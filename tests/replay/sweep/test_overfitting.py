@@ -12,7 +12,7 @@ from scipy import stats
 
 import tracepaper
 from tracepaper.replay.report.metrics import is_annual, overfitting_probability
-from tracepaper.replay.sweep.show import luck
+from tracepaper.replay.sweep.views import luck
 
 DAYS = 120
 

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.sweep.samplers import sampler_of
-from tracepaper.replay.sweep.space import Axis, axis_of_text, grid, space_of
+from tracepaper.replay.sweep.space import Axis, axis_of_text, grid, sampler_of, space_of
 from tracepaper.strategies.errors import ConfigInvalid
 
 

@@ -29,12 +29,10 @@ from tracepaper import (
     backtest,
     sweep,
 )
-from tracepaper.replay.checks.processes import FreshProcesses
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.cell import Cell, CellResult, Work
-from tracepaper.replay.sweep.executors import InThisProcess, LocalProcesses, serve
-from tracepaper.replay.sweep.request import read_request
-from tracepaper.replay.sweep.run import Sweep
+from tracepaper.replay.sweep.run import InThisProcess, LocalProcesses, Sweep, serve
+from tracepaper.replay.sweep.trial import Cell, CellResult, Work, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
 SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
@@ -234,7 +232,7 @@ def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path)
 KILLED = """
 import os, signal, sys
 from tracepaper import sweep
-from tracepaper.replay.sweep.executors import InThisProcess
+from tracepaper.replay.sweep.run import InThisProcess
 
 class Killed(InThisProcess):
     left = 4

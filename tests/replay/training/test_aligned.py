@@ -25,7 +25,7 @@ from tracepaper.replay.training.weighed import (
 )
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.crossasset import (
+from tracepaper.strategies.networks.cross_asset import (
     JOINT,
     CrossAssetConfig,
     CrossAssetNetwork,

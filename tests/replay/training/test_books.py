@@ -23,15 +23,15 @@ from tracepaper.replay.training.book_fit import BookFitOptions, fit
 from tracepaper.replay.training.book_map import book_map, load_books
 from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import CARD_NAME
-from tracepaper.strategies.books import Books, books_of
 from tracepaper.strategies.errors import (
     CheckpointMismatch,
     ConfigInvalid,
     DataInvalid,
 )
-from tracepaper.strategies.market import DAY_MS
-from tracepaper.strategies.networks.orderbook import OrderBookConfig, OrderBookNetwork
-from tracepaper.strategies.types import Depth
+from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.order_book import Books, books_of
+from tracepaper.strategies.types.market import Depth
+from tracepaper.strategies.units import DAY_MS
 
 TINY = ("--window", "8", "--dim", "8", "--layers", "1", "--heads", "2", "--steps", "2",
         "--horizons", "1,3", "--threads", "1", "--windows", "1")  # fmt: skip
@@ -66,13 +66,13 @@ def checkpoint(recorded: Path) -> tuple[Path, str]:
 def _typed(name: str) -> Any:
     import typer
 
-    from tracepaper.replay.commands import evaluate, explain, models, train
+    from tracepaper.replay.commands import evaluate, models, report, train
 
     application = typer.Typer()
     known: dict[str, Callable[..., None]] = {
         "train": train.train,
         "evaluate": evaluate.evaluate,
-        "explain": explain.explain,
+        "explain": report.explain,
     }
     if name == "models":
         return models.models

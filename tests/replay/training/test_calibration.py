@@ -19,9 +19,9 @@ from tracepaper.replay.training.card import (
 from tracepaper.replay.training.figures import probabilities
 from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.judgement import default_thresholds
+from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates import GATES, MEASURES, GateInputs
-from tracepaper.strategies.model import EXPLAINED
+from tracepaper.strategies.gates.gate import GATES, MEASURES, GateInputs
 
 RNG = np.random.default_rng(3)
 NAMES = (*(gate.calibrated_as for gate in GATES.values() if gate.calibrated_as), "recent_mass")

@@ -26,9 +26,8 @@ from tracepaper.replay.training.explained import ExplainedRows
 from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.judgement import judged_section, judgement_section
 from tracepaper.replay.training.regimes import fit_cells, judge_cells
-from tracepaper.strategies.confidence import INPUTS, names_for, values_of
-from tracepaper.strategies.fitted import CALIBRATED, FittedConfidence
-from tracepaper.strategies.gates import GATES, GateInputs
+from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, names_for, values_of
+from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 
 Floats = NDArray[np.float64]
 ROWS, DAYS = 4_000, 80

@@ -24,7 +24,7 @@ from tracepaper.replay.training.correlation import (
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import CheckpointMismatch
-from tracepaper.strategies.features import schema
+from tracepaper.strategies.features.rows import schema
 
 DAYS = 4
 BARS = DAYS * learning.DAY_BARS

@@ -25,8 +25,10 @@ from tracepaper.replay.training.direct_data import (
 )
 from tracepaper.replay.training.direct_fit import DirectOptions, DirectRecipe, Epoch, fit, recipes
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.direct import DirectConfig, DirectFlash, DirectLstm
-from tracepaper.strategies.networks.published_informer import (
+from tracepaper.strategies.networks.baselines import (
+    DirectConfig,
+    DirectFlash,
+    DirectLstm,
     PublishedInformer,
     PublishedInformerConfig,
 )

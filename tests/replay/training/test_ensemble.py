@@ -22,7 +22,7 @@ from tracepaper.replay.training.rowwise import RowRecipe, train_rows
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster, halves
+from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
 from tracepaper.strategies.networks.architecture import kind_of
 
 SPLIT = split(3, 3.7, 4.7)

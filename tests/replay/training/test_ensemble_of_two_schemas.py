@@ -18,10 +18,11 @@ from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.series import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features import columns, compute, compute_part, schema, wider
+from tracepaper.strategies.features.rows import columns, compute, compute_part, schema, wider
 from tracepaper.strategies.forecasters.build import build, part_of, tensors_of
-from tracepaper.strategies.forecasters.ensemble import EnsembleForecaster, halves
-from tracepaper.strategies.types import Bar, Forecast
+from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
 
 NARROW, WIDE = schema("v2-15m"), schema("tree-15m")
 WINDOW, LAYERS = 16, 2

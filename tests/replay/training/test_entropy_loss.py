@@ -13,7 +13,7 @@ from tracepaper.replay.training.entropy_loss import confidence_loss, traced, tra
 from tracepaper.replay.training.fit import FitOptions
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
+from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 
 ROWS = 48
 

@@ -15,19 +15,19 @@ from learning import DAY_BARS, START_MS, learnable, write_csv
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import read_candles
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.judging.instead import changed
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import iso
 from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import load
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features import schema
+from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork
-from tracepaper.strategies.types import Forecast
+from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
+from tracepaper.strategies.types.decisions import Forecast
 
 DAYS = 6
 WINDOW = 24

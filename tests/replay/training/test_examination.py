@@ -26,12 +26,10 @@ from tracepaper.replay.training.series import Part, Segment
 from tracepaper.replay.training.subject import Mix, Subject
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features import schema
-from tracepaper.strategies.forecasters.row_models import ROW_KINDS, GlmModel
-from tracepaper.strategies.forecasters.rowwise import TrainedRows
-from tracepaper.strategies.networks.architecture import Look, Network
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.forecasters.tabular import ROW_KINDS, GlmModel, TrainedRows
+from tracepaper.strategies.networks.architecture import Look, Network, Outputs
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.heads import Outputs
 
 WINDOW = 32
 AGES = (3, 11, 20)  # the bars that the planted networks depend on

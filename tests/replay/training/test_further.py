@@ -12,7 +12,7 @@ from fakes import registered
 from scipy import stats
 from torch import Tensor
 
-from tracepaper.replay.explain.further import further_ahead
+from tracepaper.replay.explain.auxiliary_heads import further_ahead
 from tracepaper.replay.judging.risk import TAILS, TailSaid, held
 from tracepaper.replay.training import losses
 from tracepaper.replay.training.fit import Fit, FitOptions
@@ -35,15 +35,15 @@ from tracepaper.replay.training.samples import (
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.replay.training.windows import SingleWindows
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.features import schema
-from tracepaper.strategies.networks.heads import (
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.networks.architecture import (
     DRAWDOWN_LEVELS,
     PATH_LEVELS,
     SHARES,
     Heads,
     Outputs,
 )
-from tracepaper.strategies.networks.trading import TradingConfig, TradingNetwork, by_names
+from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
 
 torch.set_num_threads(1)
 HEADS = frozenset({"tails", "drawdown", "regimes", "path"})

@@ -20,7 +20,7 @@ from tracepaper.replay.training.losses import (
     student_t_nll,
 )
 from tracepaper.replay.training.samples import VARIANCE_FLOOR
-from tracepaper.strategies.networks.heads import Outputs
+from tracepaper.strategies.networks.architecture import Outputs
 
 
 def labelled(returns: Tensor, direction: Tensor, variance: Tensor) -> dict[str, Tensor]:

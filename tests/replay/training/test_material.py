@@ -16,7 +16,7 @@ from tracepaper.replay.training.recipe import Recipe, read_recipe, with_bars
 from tracepaper.replay.training.samples import targets
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features import schema
+from tracepaper.strategies.features.rows import schema
 
 FIVE, FIFTEEN, HALF, HOUR = (count * MINUTE_MS for count in (5, 15, 30, 60))
 DAYS = 20

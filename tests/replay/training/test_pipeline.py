@@ -30,8 +30,8 @@ from tracepaper.replay.training.series import Part, iso
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
-from tracepaper.strategies.gate_evaluator import threshold_of
-from tracepaper.strategies.gates import GATES
+from tracepaper.strategies.gates.evaluator import threshold_of
+from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.networks.architecture import kind_of
 
 DAYS = 8

@@ -12,7 +12,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.training.recipe import Recipe, over, read_recipe
 from tracepaper.replay.training.rowwise import RowRecipe
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features import schema
+from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
 
 

@@ -33,8 +33,8 @@ from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.samples import Chunks, label, samples_of, targets
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.flash import FlashNetwork
-from tracepaper.strategies.networks.heads import Outputs
 
 torch.set_num_threads(1)
 KNOWN = learning.segment(4 * learning.DAY_BARS)

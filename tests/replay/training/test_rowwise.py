@@ -18,8 +18,8 @@ from tracepaper.replay.training.series import Part
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.build import build, choose_backend
-from tracepaper.strategies.forecasters.rowwise import ROW_MEASURES, RowForecaster
-from tracepaper.strategies.types import Forecast
+from tracepaper.strategies.forecasters.tabular import ROW_MEASURES, RowForecaster
+from tracepaper.strategies.types.decisions import Forecast
 
 KINDS = ("tree", "glm")
 SPLIT = split(3, 3.7, 4.7)

@@ -11,9 +11,8 @@ from tracepaper.replay.training.evaluation import predict
 from tracepaper.replay.training.losses import answer, constants, head_scores
 from tracepaper.replay.training.samples import samples_of
 from tracepaper.replay.training.series import Part
-from tracepaper.strategies.networks.architecture import kind_of
+from tracepaper.strategies.networks.architecture import Outputs, kind_of
 from tracepaper.strategies.networks.flash import FlashNetwork
-from tracepaper.strategies.networks.heads import Outputs
 
 SEGMENTS = [segment(4 * DAY_BARS)]
 SPLIT = split(2, 3.5, 3.7)

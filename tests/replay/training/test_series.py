@@ -11,7 +11,7 @@ from learning import learnable
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.training.files import read_files
 from tracepaper.replay.training.series import segments_of
-from tracepaper.strategies.features import schema
+from tracepaper.strategies.features.rows import schema
 
 SCHEMA = schema("v1")
 HALF_HOUR = 30 * 60_000

@@ -22,16 +22,16 @@ from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.processes import FreshProcesses
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.training.series import iso
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import kept_folder, load, save
-from tracepaper.storage.reader import Reader
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features import FeatureRows, FeatureStreams
-from tracepaper.strategies.types import Bar
+from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
+from tracepaper.strategies.types.market import Bar
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 4

@@ -19,17 +19,23 @@ from learning import MINUTE_MS, START_MS, learnable, write_csv
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.models import load_forecaster
-from tracepaper.daemon.session.run_record import continues
+from tracepaper.daemon.session.run_row import continues
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.training.files import read_files
 from tracepaper.replay.training.material import Material, Supplied, joined_to
 from tracepaper.replay.training.series import Split, iso, segments_of
 from tracepaper.storage.checkpoints import load
-from tracepaper.storage.reader import Reader
-from tracepaper.storage.vectors import kept_vectors, read_vectors
-from tracepaper.strategies.features import FeatureStreams, columns, compute, schema, with_vectors
-from tracepaper.strategies.vectors import StandingVectors, VectorColumns, VectorScale, rows_of
+from tracepaper.storage.covariates import kept_vectors, read_vectors
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.covariates import StandingVectors, VectorColumns, VectorScale, rows_of
+from tracepaper.strategies.features.rows import (
+    FeatureStreams,
+    columns,
+    compute,
+    schema,
+    with_vectors,
+)
 
 COUNT = 2_600
 FIRST = 700  # the first bar that any vector is known at

@@ -1,0 +1,293 @@
+"""Execution models: what an order is filled for, once it meets a quote or a bar.
+
+When it does is decided in ``matching``. The rules are docs/money.md, M10 to M15.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from decimal import Decimal
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity, Order
+from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote, Side
+from tracepaper.strategies.units import (
+    MONEY_DECIMALS,
+    MONEY_SCALE,
+    Notional,
+    divide_half_even,
+    scaled,
+)
+
+RANGE_BARS: Final = 60
+"""Closed bars whose mean true range ``execution.spread_slippage`` is a share of."""
+
+
+class ExecutionCosts(Struct, frozen=True):
+    """What trading costs: rates as integers of 10⁻¹⁰ of the notional or price."""
+
+    taker_fee: int
+    slippage: int = 0
+    half_spread: int = 0  # next_open only: quotes carry their own spread
+    per_share: int = 0  # money for each share that is traded
+    minimum: int = 0  # money: the least fee of an order
+    maker_fee: int = 0
+    ranges: int = 0  # true ranges that a taker's price is moved by
+    impact: int | None = None  # a multiple of the shown size; None: the rest waits
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        taker_fee: Decimal,
+        slippage_bp: Decimal,
+        spread_bp: Decimal,
+        per_share: Decimal = Decimal(0),
+        minimum: Decimal = Decimal(0),
+        maker_fee: Decimal = Decimal(0),
+        spread_slippage: Decimal = Decimal(0),
+        impact_bp: Decimal | None = None,
+    ) -> ExecutionCosts:
+        """Return the costs of configured decimals; 1 bp is 0.0001."""
+        of_impact = None if impact_bp is None else impact_bp.scaleb(-4)
+        return cls(
+            scaled(taker_fee, MONEY_DECIMALS, name="execution.taker_fee"),
+            scaled(slippage_bp.scaleb(-4), MONEY_DECIMALS, name="execution.slippage_bp"),
+            scaled(spread_bp.scaleb(-4) / 2, MONEY_DECIMALS, name="execution.spread_bp"),
+            scaled(per_share, MONEY_DECIMALS, name="execution.fee_per_share"),
+            scaled(minimum, MONEY_DECIMALS, name="execution.fee_minimum"),
+            scaled(maker_fee, MONEY_DECIMALS, name="execution.maker_fee"),
+            scaled(spread_slippage, MONEY_DECIMALS, name="execution.spread_slippage"),
+            None
+            if of_impact is None
+            else scaled(of_impact, MONEY_DECIMALS, name="execution.impact_bp"),
+        )
+
+    @property
+    def round_trip(self) -> float:
+        """Return what buying and selling again costs, as a fraction of the notional."""
+        return 2 * (self.taker_fee + self.slippage + self.half_spread) / MONEY_SCALE
+
+    def fee(
+        self,
+        quantity: int,
+        decimals: int,
+        notional: int,
+        *,
+        is_first: bool,
+        is_maker: bool = False,
+    ) -> int:
+        """Return the fee in money of *quantity* (10^-*decimals*) worth *notional*.
+
+        The first fill of an order pays at least the minimum.
+        """
+        rate = self.maker_fee if is_maker else self.taker_fee
+        fee = divide_half_even(notional * rate, MONEY_SCALE)
+        fee += divide_half_even(quantity * self.per_share, 10**decimals)
+        return max(fee, self.minimum) if is_first and self.minimum else fee
+
+    def per_share_of(self, instrument: Instrument) -> float:
+        """Return the fee of a share as a price of *instrument*: in 10^-price_decimals."""
+        return self.per_share * 10.0 ** (instrument.price_decimals - MONEY_DECIMALS)
+
+
+class TrueRange:
+    """The mean true range of the last ``RANGE_BARS`` closed bars, as a rate of the last close.
+
+    A bar's true range is the largest of high - low and the distances of both from the close
+    before it, so the last ``RANGE_BARS`` + 1 bars decide it.
+    """
+
+    def __init__(self) -> None:
+        self.rate = 0  # 10⁻¹⁰ of the price
+        self._ranges: deque[int] = deque(maxlen=RANGE_BARS)
+        self._sum = 0
+        self._close: int | None = None
+
+    def push(self, bar: Bar) -> None:
+        """Take in the next closed bar."""
+        high, low = bar.high, bar.low
+        if self._close is not None:
+            high, low = max(high, self._close), min(low, self._close)
+        if len(self._ranges) == RANGE_BARS:
+            self._sum -= self._ranges[0]
+        self._ranges.append(high - low)
+        self._sum += high - low
+        self._close = bar.close
+        self.rate = self._sum * MONEY_SCALE // (len(self._ranges) * bar.close)
+
+
+class Executor:
+    """Prices the fills of one instrument's orders."""
+
+    def __init__(
+        self, instrument: Instrument, costs: ExecutionCosts, ranges: TrueRange | None = None
+    ) -> None:
+        self.tick = instrument.tick_size
+        self.step = instrument.quantity_step
+        self.notional = Notional.of(instrument)
+        self._spot = instrument.category is Category.SPOT
+        self._decimals = instrument.quantity_decimals
+        self._costs = costs
+        self._ranges = ranges
+
+    # ------------------------------------------------------------ bars
+
+    def at_open(self, order: Order, bar: Bar) -> Fill:
+        """Fill all that is left of a market order at *bar*'s open, worse by spread and slippage.
+
+        On Bybit a candle's open is the previous close, not a price that anyone traded at; on
+        other venues it is the first trade. Either way the order came before it.
+        """
+        return self._taken(order, bar.open, FillModel.NEXT_OPEN, bar.open_time_ms)
+
+    def on_path(self, order: Order, price: int, filled_ms: int) -> Fill:
+        """Let *order* take all that is left of it where a bar's path stands at *price*.
+
+        A limit is never filled worse than at its own price.
+        """
+        return self._taken(order, price, FillModel.BAR_PATH, filled_ms)
+
+    def _taken(self, order: Order, price: int, model: FillModel, filled_ms: int) -> Fill:
+        rate = self._costs.half_spread + self._slippage()
+        return self._fill(
+            order,
+            order.quantity - order.filled,
+            self._within(order, self._worse(price, order.side, rate)),
+            reference_price=price,
+            model=model,
+            filled_ms=filled_ms,
+        )
+
+    def far_side(self, price: int, side: Side) -> int:
+        """Return what an order of that *side* could take at once where a bar stands at *price*."""
+        return self._worse(price, side, self._costs.half_spread)
+
+    # ------------------------------------------------------------ quotes
+
+    def at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
+        """Fill *order* at the far side of *quote*, where *available* is left; None if nothing is.
+
+        A limit is never filled worse than at its own price.
+        """
+        wanted = order.quantity - order.filled
+        quantity, rate = min(wanted, available), self._slippage()
+        if quantity <= 0:
+            return None
+        if wanted > available and self._costs.impact is not None and order.price is None:
+            quantity = wanted
+            rate += min(self._costs.impact * (wanted - available) // available, MONEY_SCALE)
+        touched = quote.ask if order.side is Side.BUY else quote.bid
+        return self._fill(
+            order,
+            quantity,
+            self._within(order, self._worse(touched, order.side, rate)),
+            reference_price=(quote.bid + quote.ask) // 2,
+            model=FillModel.QUOTE,
+            filled_ms=quote.market_ms,
+        )
+
+    # ------------------------------------------------------------ limits that rested
+
+    def made(self, order: Order, quantity: int, model: FillModel, filled_ms: int) -> Fill:
+        """Fill *quantity* of a resting limit at its own price, as maker, and at that fee."""
+        assert order.price is not None
+        return self._fill(
+            order,
+            quantity,
+            order.price,
+            reference_price=order.price,
+            model=model,
+            filled_ms=filled_ms,
+            liquidity=Liquidity.MAKER,
+        )
+
+    def liquidated(self, order: Order, mark: int, filled_ms: int) -> Fill:
+        """Close all that is left of the liquidated position at its bankruptcy price.
+
+        The exchange takes it over there, wherever the market stands; *mark* is what reached it.
+        """
+        assert order.price is not None
+        return self._fill(
+            order,
+            order.quantity - order.filled,
+            order.price,
+            reference_price=mark,
+            model=FillModel.LIQUIDATION,
+            filled_ms=filled_ms,
+        )
+
+    def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
+        """Return *fill* of *order* as it is for less, at the same price."""
+        return self._fill(
+            order,
+            quantity,
+            fill.price,
+            reference_price=fill.reference_price,
+            model=fill.model,
+            filled_ms=fill.filled_ms,
+            liquidity=fill.liquidity,
+        )
+
+    # ------------------------------------------------------------ prices and fees
+
+    def _slippage(self) -> int:
+        """Return by what rate a taker's price is moved, besides the spread."""
+        costs = self._costs
+        if not costs.ranges or self._ranges is None:
+            return costs.slippage
+        return costs.slippage + costs.ranges * self._ranges.rate // MONEY_SCALE
+
+    def _within(self, order: Order, price: int) -> int:
+        """Return *price*, or the limit of *order* where that is better."""
+        if order.price is None:
+            return price
+        return min(price, order.price) if order.side is Side.BUY else max(price, order.price)
+
+    def _worse(self, price: int, side: Side, rate: int) -> int:
+        """Return *price* moved by *rate* against *side*, to the next whole tick."""
+        if rate == 0:
+            return price
+        tick = self.tick
+        if side is Side.BUY:
+            return -(-price * (MONEY_SCALE + rate) // (MONEY_SCALE * tick)) * tick
+        return max(price * (MONEY_SCALE - rate) // (MONEY_SCALE * tick), 1) * tick
+
+    def _fill(
+        self,
+        order: Order,
+        quantity: int,
+        price: int,
+        *,
+        reference_price: int,
+        model: FillModel,
+        filled_ms: int,
+        liquidity: Liquidity = Liquidity.TAKER,
+    ) -> Fill:
+        notional = self.notional(price, quantity)
+        in_base = self._spot and order.side is Side.BUY
+        is_maker = liquidity is Liquidity.MAKER
+        if in_base:
+            rate = self._costs.maker_fee if is_maker else self._costs.taker_fee
+            fee = divide_half_even(quantity * rate, MONEY_SCALE)
+        else:
+            fee = self._costs.fee(
+                quantity, self._decimals, notional, is_first=order.filled == 0, is_maker=is_maker
+            )
+        return Fill(
+            order.order_id,
+            order.instrument,
+            order.side,
+            quantity,
+            price,
+            reference_price,
+            notional,
+            0 if in_base else fee,
+            fee if in_base else 0,
+            liquidity,
+            model,
+            order.reason,
+            filled_ms,
+        )

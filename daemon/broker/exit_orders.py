@@ -1,0 +1,482 @@
+"""Stop, target, trailing stop and time limit of a position: from a signal to protective orders.
+
+A signal that passed its gates leaves a :class:`Plan` in each account that follows it. The plan is
+armed in the event of its entry's fill, and again with every later fill; the broker keeps its orders
+sized to the position. Where a signal wants the position closed or turned around, the plan stays
+until that is filled: only then the next one takes its place. What is left when protection closes
+the position is the side that has to wait.
+
+The rules are docs/protection.md, E8 to E17.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice, pairwise
+from math import isfinite
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.orders import PROTECTIVE, Broker
+from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
+from tracepaper.strategies.types.decisions import Action, Order, OrderRole
+from tracepaper.strategies.types.market import Bar, Instrument, Quote
+from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, divide_half_even, unscaled
+
+RANGE_BARS_LEAST: Final = 14
+"""Bars of the mean true range where a day holds fewer: the length that is usual for it."""
+NO_VOLATILITY: Final = "no volatility yet"
+_PRICE_MOST: Final = 2**53
+
+
+class DayRange:
+    """The mean true range of the bars of a day, which is what ``Volatility`` counts in.
+
+    A bar's true range is the largest of high less low and the distances of both from the close
+    before it. So the last bars of a day and the one before them decide it, and a start that is
+    shown those again comes to the same number. Nothing is added up before it is asked for.
+    """
+
+    def __init__(self, interval_ms: int) -> None:
+        self.bars = max(DAY_MS // interval_ms, RANGE_BARS_LEAST)
+        self._recent: deque[Bar] = deque(maxlen=self.bars + 1)
+        self._ranges: deque[int] | None = None  # once it was asked for
+        self._sum = 0
+        self.push: Callable[[Bar], None] = self._recent.append
+        """Take in the next closed bar."""
+
+    def _push(self, bar: Bar) -> None:
+        """Take in the next closed bar, and its range."""
+        recent = self._recent
+        assert self._ranges is not None
+        if recent:
+            if len(self._ranges) == self.bars:
+                self._sum -= self._ranges[0]
+            self._add(recent[-1], bar)
+        recent.append(bar)
+
+    def last(self, count: int) -> list[Bar]:
+        """Return the last *count* bars, newest first, or as many as a day has."""
+        return list(islice(reversed(self._recent), count))
+
+    def mean(self) -> int | None:
+        """Return it in units of the price; None while fewer bars are known."""
+        if len(self._recent) <= self.bars:
+            return None
+        if self._ranges is None:
+            self._ranges = deque(maxlen=self.bars)
+            self.push = self._push
+            bars = list(self._recent)
+            for before, bar in pairwise(bars):
+                self._add(before, bar)
+        return divide_half_even(self._sum, self.bars)
+
+    def _add(self, before: Bar, bar: Bar) -> None:
+        assert self._ranges is not None
+        width = max(bar.high, before.close) - min(bar.low, before.close)
+        self._ranges.append(width)
+        self._sum += width
+
+
+class Level(Struct, frozen=True, array_like=True):
+    """Where a protective order stands: at a price, or so far from the entry price."""
+
+    value: int  # a price or a distance in units of the price; or 10⁻¹⁰ of the entry price
+    is_price: bool
+    is_share: bool
+    words: str  # the order's reason
+
+    def distance(self, entry: int) -> int:
+        """Return how far from the price *entry* it is."""
+        return divide_half_even(entry * self.value, MONEY_SCALE) if self.is_share else self.value
+
+    def at(self, entry: int, direction: int) -> int:
+        """Return the price; *direction* is 1 above the entry and -1 below it."""
+        return self.value if self.is_price else entry + direction * self.distance(entry)
+
+
+class Plan(Struct, frozen=True, array_like=True):
+    """What protects a position of one side, once there is one."""
+
+    sign: int  # 1 for long, -1 for short
+    stop: Level | None = None
+    target: Level | None = None
+    trailing: Level | None = None
+    until_ms: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it protects nothing."""
+        return (self.stop, self.target, self.trailing, self.until_ms) == (None,) * 4
+
+
+class ProtectionState(Struct, frozen=True, array_like=True):
+    """What is carried of the protection of one instrument in one account."""
+
+    plan: Plan | None = None
+    trail: int = 0  # how far the trailing stop that is armed follows; 0 where none is
+    closed: int = 0  # the side that protection closed and that waits for another signal; or 0
+    closed_by: str = ""  # the reason of the order that did
+    following: Plan | None = None  # takes the plan's place once the position it protects is closed
+
+
+NOTHING_FOLLOWS: Final = Plan(0)
+"""Follows a plan whose position is to be closed and not turned around."""
+
+
+class Planner:
+    """Turns what a signal asks for into a plan in one instrument's integers, or says why not."""
+
+    def __init__(self, instrument: Instrument) -> None:
+        self._decimals = instrument.price_decimals
+        self._tick = instrument.tick_size
+
+    def plan(
+        self, signal: Signal, price: int, entry: int, at_ms: int, day_range: DayRange
+    ) -> Plan | str:
+        """Return the plan of *signal*, decided at the close *price*; or why there is none.
+
+        A stop has to lie where the position loses, a target where it gains: seen from the close,
+        wherever the position was entered. Until it is, *entry* is the close.
+        """
+        sign = 1 if signal.action is Action.LONG else -1
+        if signal.until is not None and signal.until <= at_ms:
+            return "until is over already"
+        levels: dict[str, Level | None] = {}
+        for name, asked, direction in (
+            ("stop", signal.stop, -sign),
+            ("target", signal.target, sign),
+            ("trailing", signal.trailing, -sign),
+        ):
+            level = None if asked is None else self._level(name, asked, day_range)
+            if isinstance(level, str):
+                return level
+            if level is not None:
+                at = level.at(entry, direction)
+                if name == "trailing":
+                    at = price + direction * level.distance(entry)
+                if refusal := self._refusal(level, at, price, direction):
+                    return refusal
+            levels[name] = level
+        return Plan(sign, **levels, until_ms=signal.until)
+
+    def distance(self, signal: Signal, price: int, day_range: DayRange) -> int:
+        """Return how far from *price* the nearest stop of *signal* is, in units of the price.
+
+        0 where it gives none, or none that could protect the position.
+        """
+        direction = -1 if signal.action is Action.LONG else 1
+        found = []
+        for name, asked in (("stop", signal.stop), ("trailing", signal.trailing)):
+            level = None if asked is None else self._level(name, asked, day_range)
+            if isinstance(level, Level):
+                found.append(direction * (level.at(price, direction) - price))
+        return max(min(found, default=0), 0)
+
+    def _level(self, name: str, asked: Distance, day_range: DayRange) -> Level | str:
+        """Return where *asked* is, or why it is nowhere."""
+        known = {"trailing": "trailing stop"}.get(name, name)
+        number = _number(asked)
+        mean = day_range.mean() if isinstance(asked, Volatility) and isfinite(number) else 0
+        if not isfinite(number) or mean is None:
+            return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
+        if isinstance(asked, Percent):
+            rate = round(min(number, 1e6) / 100 * MONEY_SCALE)
+            return Level(rate, is_price=False, is_share=True, words=f"{known} {number:g} %")
+        if isinstance(asked, Volatility):
+            words = f"{known} {number:g} x ATR(1d) {unscaled(mean, self._decimals)}"
+            distance = round(min(number * mean, 2.0 * _PRICE_MOST))
+            return Level(distance, is_price=False, is_share=False, words=words)
+        units = round(min(number * 10**self._decimals, 2.0 * _PRICE_MOST))
+        is_price = name != "trailing"
+        units = self.whole(units) if is_price else units
+        words = f"{known} {'at' if is_price else 'by'} {unscaled(units, self._decimals)}"
+        return Level(units, is_price=is_price, is_share=False, words=words)
+
+    def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
+        """Return why *level*, which is *at* a price, cannot protect where the close is *price*.
+
+        It belongs in that *direction* of the close.
+        """
+        if direction * (at - price) < self._tick:
+            side = "above" if direction > 0 else "below"
+            return f"{level.words} is not {side} the close {unscaled(price, self._decimals)}"
+        if at < self._tick or at > _PRICE_MOST:
+            return f"{level.words} is no price"
+        return None
+
+    def whole(self, price: int) -> int:
+        """Return *price* at the nearest whole tick."""
+        return max(divide_half_even(price, self._tick), 1) * self._tick
+
+
+class Protector:
+    """The protection of one instrument in one account."""
+
+    def __init__(self, broker: Broker, instrument: Instrument) -> None:
+        self._broker = broker
+        self.planner = Planner(instrument)
+        self._state = ProtectionState()
+
+    def change(self, instrument: Instrument) -> None:
+        """Use the exchange's new filters for what is armed from now on."""
+        self.planner = Planner(instrument)
+
+    @property
+    def state(self) -> ProtectionState:
+        """What must survive a restart."""
+        return self._state
+
+    @state.setter
+    def state(self, state: ProtectionState) -> None:
+        self._state = state
+        self._broker.trail = state.trail
+        self._broker.is_guarded = state.plan is not None or state.closed != 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a plan, for a position or for an entry that rests."""
+        return self._state.plan is not None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the plan ends at a time."""
+        return self._state.plan is not None and self._state.plan.until_ms is not None
+
+    def matters_from(self, quote: Quote) -> int | None:
+        """Return the market time from which *quote* closes a position whose time is over."""
+        plan = self._state.plan
+        if plan is None or plan.until_ms is None or quote.market_ms < plan.until_ms:
+            return None
+        return plan.until_ms
+
+    # ------------------------------------------------------------ the same signal waits
+
+    def saw(self, action: Action) -> bool:
+        """Learn what the strategy signals; return whether that ends a wait."""
+        closed = self._state.closed
+        if not closed or (action is not Action.FLAT and _sign(action) * closed >= 0):
+            return False
+        self.state = replace(self._state, closed=0, closed_by="")
+        return True
+
+    def refusal(self, signal: Signal) -> str | None:
+        """Return why *signal*, an entry, has to wait for another one before it; None if not."""
+        if not self._state.closed or signal.reenter or _sign(signal.action) != self._state.closed:
+            return None
+        return f"closed by its {self._state.closed_by}; it enters again after another signal"
+
+    # ------------------------------------------------------------ arming
+
+    def follow(
+        self, plan: Plan, held: int, entry: int, price: int, *, sequence: int, at_ms: int
+    ) -> tuple[Order, ...]:
+        """Protect by *plan* what is *held* since *entry* or will be; it replaces the plan before.
+
+        What the plan does not name is taken away, but a trailing stop follows on. A plan of the
+        other side waits until what is held is closed. *price* is the newest close.
+        """
+        before = self._state.plan
+        if before is not None and before.sign != plan.sign and before.sign * held > 0:
+            self.state = replace(self._state, following=plan)
+            return ()
+        is_nearer = True
+        if before is not None and before.sign == plan.sign:
+            is_nearer = self._is_nearer(plan.trailing, before.trailing, entry)
+            if not is_nearer:
+                plan = replace(plan, trailing=before.trailing)
+        self.state = replace(
+            self._state,
+            plan=None if plan.is_empty else plan,
+            closed=0,
+            closed_by="",
+            following=None,
+        )
+        if held * plan.sign <= 0:
+            return ()
+        return self._arm(
+            plan, held, entry, price, sequence=sequence, at_ms=at_ms, is_nearer=is_nearer
+        )
+
+    def _is_nearer(self, named: Level | None, before: Level | None, entry: int) -> bool:
+        """Return whether the trailing stop *named* by a repeated signal replaces the one *before*.
+
+        It does where it follows at less; one that is not armed yet is replaced by any.
+        """
+        if named is None or before is None:
+            return named is not None
+        is_armed = self._broker.armed(OrderRole.TRAILING) is not None
+        return not is_armed or self._whole(named.distance(entry)) < self._state.trail
+
+    def after(
+        self,
+        filled: Sequence[Order],
+        held: int,
+        entry: int,
+        market: int,
+        *,
+        sequence: int,
+        at_ms: int,
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because those of *filled* were, which left *held*.
+
+        *market* is the price that the newest of them met.
+        """
+        state = self._state
+        plan = state.plan
+        if plan is None:
+            return ()
+        closing = next((order for order in filled if order.role in PROTECTIVE), None)
+        if closing is not None and state.following is None:
+            self.state = replace(state, closed=plan.sign, closed_by=closing.reason)
+        is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
+        is_held = held * plan.sign > 0 and self._broker.closable(held) > 0
+        if not is_held and (state.following is not None or not is_by_signal):
+            # Nothing to cancel: the fill that closed the position ended what was to close it.
+            plan = state.following
+            if plan is not None and plan.is_empty:
+                plan = None
+            self.state = replace(self._state, plan=plan, trail=0, following=None)
+            if plan is None:
+                return ()
+        elif not is_by_signal:
+            return ()
+        if held * plan.sign <= 0:
+            return ()
+        return self._arm(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
+
+    def leave(self, held: int, reason: str) -> tuple[Order, ...]:
+        """Protect what is *held* until it is closed, and nothing after that.
+
+        Returns the orders that this cancels, for that *reason*: all where nothing is held.
+        """
+        plan = self._state.plan
+        if plan is None or plan.sign * held <= 0 or not self._broker.closable(held):
+            return self.release(reason)
+        if self._state.following != NOTHING_FOLLOWS:
+            self.state = replace(self._state, following=NOTHING_FOLLOWS)
+        return ()
+
+    def release(self, reason: str) -> tuple[Order, ...]:
+        """Protect nothing any more; return the orders that this cancels."""
+        if self._state.plan is None:
+            return ()
+        self.state = replace(self._state, plan=None, trail=0, following=None)
+        return self._broker.disarm(reason)
+
+    def close_if_due(self, market_ms: int, held: int, *, sequence: int) -> tuple[Order, ...]:
+        """Return the order that closes what is *held* where its time is over."""
+        plan = self._state.plan
+        if plan is None or plan.until_ms is None or market_ms < plan.until_ms:
+            return ()
+        if held * plan.sign <= 0 or not self._broker.closable(held):
+            if self._broker.order is None:  # it was never entered, and is wanted no more
+                self._broker.target = held
+                self.state = replace(self._state, plan=None, following=None)
+            return ()
+        return self._close(held, sequence=sequence, at_ms=market_ms)
+
+    def _close(self, held: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Arm the order that closes what is *held* because its time is over."""
+        return self._broker.arm(
+            OrderRole.UNTIL, held, sequence=sequence, at_ms=at_ms, reason="until"
+        )
+
+    def _arm(
+        self,
+        plan: Plan,
+        held: int,
+        entry: int,
+        market: int,
+        *,
+        sequence: int,
+        at_ms: int,
+        is_nearer: bool | None = None,
+    ) -> tuple[Order, ...]:
+        """Arm all of *plan* for what is *held* since *entry*, now that the market is at *market*.
+
+        A trailing stop that is armed goes on; one that *is_nearer* follows the market from here,
+        and one that is armed with its entry (None) begins at that.
+        """
+        if not self._broker.closable(held):
+            return ()
+        changed: tuple[Order, ...] = ()
+        unwanted = []
+        if plan.until_ms is None or at_ms < plan.until_ms:
+            unwanted.append(OrderRole.UNTIL)
+        elif self._broker.armed(OrderRole.UNTIL) is not None:
+            changed += self._close(held, sequence=sequence, at_ms=at_ms)
+        if plan.stop is None:
+            unwanted.append(OrderRole.STOP)
+        else:
+            changed += self._broker.arm(
+                OrderRole.STOP,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.stop.words,
+                trigger=self._whole(plan.stop.at(entry, -plan.sign)),
+            )
+        if plan.target is None:
+            unwanted.append(OrderRole.TARGET)
+        else:
+            changed += self._broker.arm(
+                OrderRole.TARGET,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.target.words,
+                price=self._whole(plan.target.at(entry, plan.sign)),
+                market=market,
+            )
+        if plan.trailing is not None:
+            armed = self._broker.armed(OrderRole.TRAILING)
+            trigger = None if armed is None else armed.trigger
+            if trigger is None or is_nearer:
+                distance = self._whole(plan.trailing.distance(entry))
+                self._set_trail(distance)
+                basis = entry if is_nearer is None else market
+                trigger = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
+            changed += self._broker.arm(
+                OrderRole.TRAILING,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.trailing.words,
+                trigger=trigger,
+            )
+        if unwanted:
+            changed += self._broker.disarm("the signal no longer asks for it", unwanted)
+        return changed
+
+    def _tightest(self, sign: int, trigger: int) -> int:
+        """Return *trigger*, or where the trailing stop stands already if that is tighter."""
+        armed = self._broker.armed(OrderRole.TRAILING)
+        if armed is None or armed.trigger is None:
+            return trigger
+        return max(armed.trigger, trigger) if sign > 0 else min(armed.trigger, trigger)
+
+    def _whole(self, price: int) -> int:
+        return self.planner.whole(price)
+
+    def _set_trail(self, distance: int) -> None:
+        if self._state.trail != distance:
+            self.state = replace(self._state, trail=distance)
+
+
+def _number(asked: Distance) -> float:
+    """Return the number in *asked*."""
+    match asked:
+        case Percent(value=number) | Volatility(multiple=number):
+            return number
+        case number:
+            return number
+
+
+def _sign(action: Action) -> int:
+    if action is Action.LONG:
+        return 1
+    return -1 if action is Action.SHORT else 0

@@ -1,0 +1,306 @@
+"""What the exchange would refuse, in one sentence each: its filters, its margin and risk tiers.
+
+The rules are docs/money.md, M8, and docs/orders.md, B1.
+
+A position binds its initial margin and the fee of closing it where that margin is lost. It is
+liquidated where what is left of the margin falls to the maintenance margin, at the bankruptcy
+price: there the margin is lost, and nothing else.
+
+The rules are docs/money.md, M28 to M33; the formulas are Bybit's for isolated margin.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.strategies.api.context import OrderRequest
+from tracepaper.strategies.types.decisions import Order, OrderKind, Position
+from tracepaper.strategies.types.market import (
+    LEVERAGE_DECIMALS,
+    Category,
+    Instrument,
+    RiskTier,
+    Side,
+)
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE, Notional, unscaled
+
+_LEVERAGE_UNIT: Final = 10**LEVERAGE_DECIMALS
+ASSUMED_LEVERAGE: Final = 100 * _LEVERAGE_UNIT
+"""The greatest leverage of an instrument that does not say its own."""
+
+
+def tiers_of(instrument: Instrument) -> tuple[RiskTier, ...]:
+    """Return the risk tiers of *instrument*, or one of its greatest leverage.
+
+    The maintenance margin of that one is half of the least initial margin, and it has no limit.
+    """
+    if instrument.risk_tiers:
+        return instrument.risk_tiers
+    greatest = instrument.max_leverage or ASSUMED_LEVERAGE
+    return (RiskTier(0, MONEY_SCALE * _LEVERAGE_UNIT // greatest // 2, greatest, 0),)
+
+
+class Bounds(NamedTuple):
+    """Where a position is liquidated, and at which price it is then closed; whole ticks."""
+
+    liquidation: int
+    bankruptcy: int
+    reason: str
+
+
+class MarginUse(NamedTuple):
+    """What a position on margin binds (money), at which leverage (10⁻²), and where it ends."""
+
+    margin: int
+    leverage: int
+    liquidation: int  # the mark price at which it is liquidated
+
+
+class MarginRules:
+    """The margin of positions in one instrument at one leverage."""
+
+    def __init__(self, instrument: Instrument, leverage: int, taker_fee: int) -> None:
+        """Take the *leverage* as an integer of 10⁻², the *taker_fee* of 10⁻¹⁰."""
+        self._instrument = instrument
+        self._tiers = tiers_of(instrument)
+        self._leverage = leverage
+        self._fee = taker_fee
+        self._notional = Notional.of(instrument)
+
+    def required(self, entry: int) -> int:
+        """Return what a position entered for *entry* (money, signed) binds, rounded up."""
+        initial = -(-abs(entry) * _LEVERAGE_UNIT // self._leverage)
+        lost_at = abs(entry) - initial if entry > 0 else abs(entry) + initial
+        return initial - (-lost_at * self._fee // MONEY_SCALE)
+
+    def refusal(self, notional: int) -> str | None:
+        """Return why a position of *notional* (unsigned) may not have the leverage, or None."""
+        found = self._tier(notional)
+        if found is None:
+            return f"position above {_money(self._tiers[-1].limit)}, the last risk tier"
+        number, tier = found
+        if self._leverage <= tier.max_leverage:
+            return None
+        return (
+            f"leverage {_leverage(self._leverage)} above {_leverage(tier.max_leverage)}, the most "
+            f"of risk tier {number}"
+        )
+
+    def _tier(self, notional: int) -> tuple[int, RiskTier] | None:
+        for number, tier in enumerate(self._tiers, 1):
+            if notional <= tier.limit or not tier.limit:
+                return number, tier
+        return None
+
+    def bounds(self, entry: int, quantity: int, margin: int) -> Bounds:
+        """Return where a position of *quantity* entered for *entry* is liquidated with *margin*.
+
+        Both prices are rounded so that no more than the margin is lost.
+        """
+        size, is_long = abs(entry), quantity > 0
+        number, tier = self._tier(size) or (len(self._tiers), self._tiers[-1])
+        maintenance = max(size * tier.maintenance // MONEY_SCALE - tier.deduction, 0)
+        if is_long:
+            lost_at = max(-(-(size - margin) * MONEY_SCALE // (MONEY_SCALE - self._fee)), 0)
+            called_at = lost_at + maintenance
+        else:
+            lost_at = (size + margin) * MONEY_SCALE // (MONEY_SCALE + self._fee)
+            called_at = lost_at - maintenance
+        share = unscaled(tier.maintenance, MONEY_DECIMALS - 2)
+        reason = (
+            f"the mark price reached it: maintenance margin {_money(maintenance)} of "
+            f"{_money(margin)}, risk tier {number} ({share} %)"
+        )
+        return Bounds(
+            self._price(called_at, quantity, up=is_long),
+            self._price(lost_at, quantity, up=is_long),
+            reason,
+        )
+
+    def use_of(self, position: Position | None) -> MarginUse | None:
+        """Return what *position* binds and where it is liquidated; None where it binds nothing."""
+        if position is None or not position.margin or not position.quantity:
+            return None
+        bounds = self.bounds(position.entry_notional, position.quantity, position.margin)
+        return MarginUse(position.margin, self._leverage, bounds.liquidation)
+
+    def _price(self, notional: int, quantity: int, *, up: bool) -> int:
+        """Return the whole tick at which *quantity* is worth *notional*, at least one."""
+        tick = self._instrument.tick_size
+        units = abs(quantity) * self._notional.multiplier * tick
+        worth = notional * self._notional.divisor
+        return max(-(-worth // units) if up else worth // units, 1) * tick
+
+
+def _money(amount: int) -> str:
+    return unscaled(amount, MONEY_DECIMALS)
+
+
+def _leverage(leverage: int) -> str:
+    return unscaled(leverage, LEVERAGE_DECIMALS)
+
+
+NOTIONAL_MOST: Final = MONEY_LIMIT // 4 // MONEY_SCALE * MONEY_SCALE
+"""Of one order: money is an integer of 64 bits, and prices may still rise."""
+NO_MARGIN: Final = "the available balance does not cover its margin"
+_DIGITS_MOST: Final = 18  # of an integer of 64 bits
+_NEAR: Final = Decimal("1e-6")
+"""Of a tick or step: 0.1 + 0.2 is taken for 0.3, and 0.31 is not."""
+_PRICED: Final = {OrderKind.LIMIT, OrderKind.STOP_LIMIT}
+_TRIGGERED: Final = {OrderKind.STOP, OrderKind.STOP_LIMIT}
+
+
+class Terms(NamedTuple):
+    """A request in exact integers, or why it has none."""
+
+    quantity: int = 0
+    price: int | None = None
+    trigger: int | None = None
+    refusal: str | None = None
+
+
+class Filters:
+    """What the exchange takes of one instrument."""
+
+    def __init__(
+        self, instrument: Instrument, costs: ExecutionCosts, margin: MarginRules | None = None
+    ) -> None:
+        self.instrument = instrument
+        self._margin = margin
+        self.notional = Notional.of(instrument)
+        self._costs = costs
+
+    def terms(self, request: OrderRequest) -> Terms:
+        """Return *request* in exact integers; what has none is refused, whatever it is."""
+        item = self.instrument
+        needed = (request.kind in _PRICED, request.kind in _TRIGGERED)
+        if needed != (request.price is not None, request.trigger is not None):
+            return Terms(refusal=f"a {request.kind.value} order has {_has(*needed)}")
+        if request.post_only and request.kind is not OrderKind.LIMIT:
+            return Terms(refusal="only a LIMIT order can be post-only")
+        scale = item.quantity_decimals, item.quantity_step
+        quantity, refusal = _units(request.quantity, *scale, "quantity", "step")
+        prices: list[int | None] = []
+        for name, value in (("price", request.price), ("trigger", request.trigger)):
+            if value is None or refusal is not None:
+                prices.append(None)
+                continue
+            found, refusal = _units(value, item.price_decimals, item.tick_size, name, "tick")
+            prices.append(found or None)
+        price, trigger = prices
+        return Terms(quantity, price, trigger, refusal)
+
+    def whole(self, quantity: int) -> int:
+        """Return *quantity*, unsigned, without what is less than a step."""
+        return quantity - quantity % self.instrument.quantity_step
+
+    def refusal(self, order: Order, price: int, *, reduces: bool, cash: int) -> str | None:
+        """Return why the exchange would refuse *order* at *price*, or None.
+
+        The notional counts for none that *reduces*; *cash* is what a spot buy can be paid from.
+        """
+        item, quantity = self.instrument, order.quantity
+        if quantity == 0:
+            return f"what is missing is less than the step {self._text(item.quantity_step)}"
+        if quantity < item.min_quantity:
+            return f"quantity below {self._text(item.min_quantity)}"
+        if item.max_quantity and quantity > item.max_quantity:
+            return f"quantity above {self._text(item.max_quantity)}"
+        notional = self.notional(price, quantity)
+        if not reduces and (refusal := self._notional_refusal(notional)) is not None:
+            return refusal
+        buys = order.side is Side.BUY and item.category.is_cash
+        if buys and self._cost(quantity, notional) > cash:
+            return "cash does not cover it"
+        return None
+
+    def margin(self, quantity: int, price: int, side: Side) -> int:
+        """Return what opening *quantity* at *price* binds; 0 without margin."""
+        if self._margin is None:
+            return 0
+        notional = self.notional(price, quantity)
+        return self._margin.required(notional if side is Side.BUY else -notional)
+
+    def margin_refusal(
+        self, opened: int, held: int, target: int, price: int, available: int
+    ) -> str | None:
+        """Return why a position of *target* may not be opened from *held* at *price*, or None.
+
+        *opened* is the quantity that needs margin, *available* the cash that no position binds.
+        """
+        if self._margin is None or not opened:
+            return None
+        refusal = self._margin.refusal(self.notional(price, abs(target)))
+        if refusal is not None:
+            return refusal
+        side = Side.BUY if target > 0 else Side.SELL
+        notional = self.notional(price, abs(target - held))
+        fee = self._costs.fee(abs(target - held), self.instrument.quantity_decimals, notional,
+                              is_first=True)  # fmt: skip
+        # Said without its numbers: a reason that is another at each bar would be stored at each.
+        covers = self.margin(opened, price, side) + fee <= available
+        return None if covers else NO_MARGIN
+
+    def _cost(self, quantity: int, notional: int) -> int:
+        """Return the cash that a buy takes: its fee too, unless that is paid in base."""
+        item = self.instrument
+        if item.category is Category.SPOT:
+            return notional
+        return notional + self._costs.fee(quantity, item.quantity_decimals, notional, is_first=True)
+
+    def stop_refusal(self, order: Order, price: int) -> str | None:
+        """Return why the stop *order* would fire at once with the market at *price*, or None."""
+        if order.trigger is None:
+            return None
+        if order.side is Side.BUY and order.trigger <= price:
+            return f"a buy stop must be above the market, which is at {self._price(price)}"
+        if order.side is Side.SELL and order.trigger >= price:
+            return f"a sell stop must be below the market, which is at {self._price(price)}"
+        return None
+
+    def _text(self, quantity: int) -> str:
+        return unscaled(quantity, self.instrument.quantity_decimals)
+
+    def _price(self, price: int) -> str:
+        return unscaled(price, self.instrument.price_decimals)
+
+    def _notional_refusal(self, notional: int) -> str | None:
+        least = self.instrument.min_notional
+        if notional < least:
+            return f"notional below {unscaled(least, MONEY_DECIMALS)}"
+        if notional > NOTIONAL_MOST:
+            return f"notional above {unscaled(NOTIONAL_MOST, MONEY_DECIMALS)}"
+        return None
+
+
+def _has(price: bool, trigger: bool) -> str:  # noqa: FBT001 - the two that a kind may need
+    named = [name for name, there in (("a limit", price), ("a stop", trigger)) if there]
+    return " and ".join(named) + " price alone" if named else "neither a limit nor a stop price"
+
+
+def _units(
+    value: float | Decimal, decimals: int, step: int, name: str, step_name: str
+) -> tuple[int, str | None]:
+    """Return *value* in 10^-*decimals*, a multiple of *step*, or 0 and why it is none."""
+    try:
+        exact = value if isinstance(value, Decimal) else Decimal(str(float(value)))
+    except OverflowError:
+        return 0, f"{name} is beyond what an account can hold"
+    if not exact.is_finite() or exact <= 0:
+        return 0, f"{name} {_short(exact)} is no positive number"
+    if exact.adjusted() + decimals >= _DIGITS_MOST:
+        return 0, f"{name} {_short(exact)} is beyond what an account can hold"
+    if exact.adjusted() + decimals >= -_DIGITS_MOST:
+        scaled = exact.scaleb(decimals)
+        units = int((scaled / step).to_integral_value()) * step
+        if units and abs(scaled - units) <= _NEAR * step:
+            return units, None
+    return 0, f"{name} {_short(exact)} is no multiple of the {step_name} {unscaled(step, decimals)}"
+
+
+def _short(value: Decimal) -> str:
+    """Return *value* as it was written, or in twelve digits where that is longer."""
+    text = str(value)
+    return text if len(text) <= 20 else f"{value:.12g}"  # as long as a price is

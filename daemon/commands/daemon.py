@@ -1,0 +1,303 @@
+"""``tracepaper run|status|command|config|doctor``: the daemon, at a glance and by command."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    print_json,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import CommandKind
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def run(
+    config: ConfigOption = None,
+    db: Annotated[
+        Path | None,
+        typer.Option("--db", metavar="FILE", help="The database; by default the configuration's."),
+    ] = None,
+    bars: Annotated[
+        int | None, typer.Option(min=1, help="End after this many decided bars that were not late.")
+    ] = None,
+) -> None:
+    """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
+    from tracepaper.daemon.session.daemon import exit_zero_on_signals, run_loop
+
+    exit_zero_on_signals()
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.daemon import Daemon
+    from tracepaper.daemon.terminal import console
+    from tracepaper.daemon.terminal.live_view import live_view
+    from tracepaper.strategies.types.market import RunKind
+
+    loaded = load(config)
+    console.configure(level=loaded.log.level, output=loaded.log.format)
+    database = db or loaded.storage.path
+    with live_view(limit=bars) as watcher:
+        daemon = Daemon(
+            loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
+        )
+        run_loop(daemon.run())
+    watcher.farewell(database)
+
+
+Document = dict[str, object]
+
+
+def status(
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+    ready: Annotated[
+        bool, typer.Option("--ready", help="Ask /readyz alone: ready, or the reasons.")
+    ] = False,
+) -> None:
+    """Show the running daemon: health, account, and the last decision with its gates.
+
+    Exit code 1 where it is not ready.
+    """
+    from tracepaper.daemon.http.client import ask, readiness
+    from tracepaper.daemon.terminal.console import Terminal
+
+    database = database_path(db, config)
+    if ready:
+        is_ready, words = readiness(database)
+        typer.echo(words)
+    else:
+        document = ask(database, "/status")
+        is_ready = bool(document["ready"])
+        if json:
+            print_json(document)
+        else:
+            console = Terminal(highlight=False)
+            for part in _parts(document):
+                console.print(part)
+    if not is_ready:
+        raise typer.Exit(1)
+
+
+def _parts(document: Document) -> list[RenderableType]:
+    from rich.text import Text
+
+    state, reasons = document["state"], cast("list[str]", document["not_ready"])
+    head = Text.assemble(
+        (f"{state}", "bold green" if state == "running" else "bold yellow"),
+        "" if document["halted_by"] is None else f" by {document['halted_by']}",
+        f"  run {document['run_id']} ({document['kind']}), process {document['pid']}, ",
+        f"{document['strategy']} {document['model_id']}".rstrip(),
+    )
+    counts = (
+        f"{document['bars']} bars, {document['decisions']} decisions, {document['fills']} fills "
+        f"up to event {document['sequence']}"
+    )
+    parts: list[RenderableType] = [head, Text(counts, "dim")]
+    parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons]
+    if (retraining := cast("Document | None", document["retraining"])) is not None:
+        parts.append(Text(_retraining(retraining, cast("int", document["market_ms"])), "dim"))
+    if document["account"] is not None:
+        parts.append(_accounts(document))
+    instruments = cast("dict[str, Document]", document["instruments"])
+    parts += [_instrument(name, facts) for name, facts in instruments.items()]
+    return parts
+
+
+def _retraining(facts: Document, now_ms: int) -> str:
+    """Return one line on how the retraining of the model stands."""
+    from tracepaper.strategies.units import duration
+
+    last = cast("Document | None", facts["last"])
+    wait_ms = max(cast("int", facts["due_ms"]) - now_ms, 0)
+    counts = cast("dict[str, int]", facts["outcomes"])
+    parts = [
+        "a model is trained now" if facts["training"] else f"retraining in {duration(wait_ms)}",
+        ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count),
+        "" if last is None else f"last {last['outcome']}: {last['reason']}",
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _accounts(document: Document) -> RenderableType:
+    from rich.table import Table
+
+    from tracepaper.strategies.units import NOTHING
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]
+    if "margin_used" in cast("Document", document["account"]):
+        columns.append("margin_used")
+    table.add_column("account")
+    for column in columns:
+        table.add_column(
+            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "), justify="right"
+        )
+    accounts = {"run": document["account"], **cast("Document", document["twins"])}
+    for name, account in accounts.items():
+        facts = cast("dict[str, str]", account)
+        table.add_row(
+            name,
+            *(
+                f"{Decimal(facts[column]):,.2f}" if column in facts else NOTHING
+                for column in columns
+            ),
+        )
+    return table
+
+
+def _instrument(name: str, facts: Document) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from tracepaper.strategies.gates.gate import measured
+
+    head = Text.assemble(
+        (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
+    )
+    if "margin" in facts:
+        head.append(
+            f"margin {Decimal(str(facts['margin'])):,.2f} at {facts['leverage']} x, liquidated at "
+            f"{facts['liquidation_price']}  "
+        )
+    head.append(f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip())
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("gate", "measure", "threshold"):
+        table.add_column(column, justify="left" if column == "gate" else "right")
+    for gate in cast("list[Document]", facts.get("gates", [])):
+        mark, style = ("✓", "green") if gate["passed"] else ("✗", "red")
+        measure, threshold = (cast("float | None", gate[key]) for key in ("measure", "threshold"))
+        name = str(gate["gate"])
+        table.add_row(
+            f"[{style}]{mark}[/] {name}", measured(name, measure), measured(name, threshold)
+        )
+    return Group(head, table)
+
+
+def command(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="HALT|RESUME|FLATTEN",
+            help="HALT holds everything, RESUME lifts it, FLATTEN halts and closes.",
+        ),
+    ],
+    *,
+    note: Annotated[str, typer.Option(help="Why; stored with the event.")] = "",
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Halt, resume or flatten the running daemon."""
+    from tracepaper.daemon.http.client import ask
+
+    if kind.upper() not in set(CommandKind):
+        raise ConfigInvalid(f"{kind!r} is no command; write {', '.join(CommandKind)}.")
+    body: dict[str, object] = {"kind": kind.upper(), "note": note}
+    answer = ask(database_path(db, config), "/command", body)
+    if json:
+        print_json(answer)
+    else:
+        typer.echo(f"{kind.upper()} is event {answer['sequence']} of the run.")
+
+
+config_app = typer.Typer(help="Write, check and print the configuration.")
+
+
+@config_app.command()
+def init(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Where to; by default tracepaper.toml.")
+    ] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Write a configuration in which every key is documented."""
+    from tracepaper.daemon.config.loading import DEFAULT_FILE, example
+
+    path = file or Path(DEFAULT_FILE)
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as target:
+            target.write(example())
+    except FileExistsError:
+        raise ConfigInvalid(f"{path} exists; name another file or add --force.") from None
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{path} cannot be written ({error.strerror}); name another place."
+        ) from None
+    if json:
+        print_json({"file": str(path)})
+    else:
+        typer.echo(f"Wrote {path}; `tracepaper run -c {path}` uses it.")
+
+
+@config_app.command()
+def check(config: ConfigOption = None, *, json: JsonOption = False) -> None:
+    """Build all that a run is built of, without the network, and say whether it can start."""
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.run_row import preflight, refuse_class_that_exits
+
+    loaded = load(config)
+    refuse_class_that_exits(loaded)
+    preflight(loaded, loaded.storage.path)
+    if json:
+        print_json({"valid": True, "config_sha256": loaded.sha256()})
+    else:
+        market, strategy = loaded.market, loaded.strategy
+        typer.echo(
+            f"The configuration can be used: {strategy.name} on {', '.join(market.symbols)} "
+            f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}."
+        )
+
+
+@config_app.command()
+def show(config: ConfigOption = None, *, json: JsonOption = False) -> None:
+    """Print the configuration as it will be used, defaults and environment included."""
+    from tracepaper.daemon.config.loading import load, render
+
+    loaded = load(config)
+    if json:
+        print_json({**loaded.document(), "config_sha256": loaded.sha256()})
+    else:
+        typer.echo(render(loaded), nl=False)
+
+
+def doctor(
+    *,
+    config: ConfigOption = None,
+    db: DatabaseOption = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Also ask the exchange, over the network.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Look at python, packages, SQLite, disk, checkpoint and, if asked, the exchange."""
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.daemon import run_loop
+    from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
+
+    loaded = load(config)
+    findings = list(diagnose(loaded, db or loaded.storage.path))
+    if online:
+        findings += run_loop(ask_exchange(loaded))
+    if json:
+        print_json({"findings": findings})
+    else:
+        marks = {Verdict.OK: "✓", Verdict.WARN: "!", Verdict.FAIL: "✗"}
+        width = max(len(finding.check) for finding in findings)
+        for finding in findings:
+            typer.echo(f"{marks[finding.verdict]} {finding.check:<{width}}  {finding.detail}")
+    if any(finding.verdict is Verdict.FAIL for finding in findings):
+        raise typer.Exit(1)

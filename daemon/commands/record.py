@@ -1,0 +1,411 @@
+"""``tracepaper audit`` and ``tracepaper db``: questions to the record, and its care."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    located,
+    print_json,
+    say,
+)
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+
+if TYPE_CHECKING:
+    from tracepaper.storage.chain.integrity import Audited
+    from tracepaper.storage.chain.starting_point import Lookback
+    from tracepaper.storage.database.queries import Answered
+    from tracepaper.storage.database.reader import Located
+
+audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
+
+RunArgument = Annotated[
+    str, typer.Argument(metavar="[RUN]", help="An id, a unique prefix, `last`, or FILE#RUN.")
+]
+LimitOption = Annotated[
+    int,
+    typer.Option("--limit", min=1, max=1_000_000_000, metavar="N", help="The newest N rows."),
+]
+
+
+@audit_app.command()
+def verify(
+    run: RunArgument = "last",
+    *,
+    head: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="A head kept elsewhere, which must be in the chain."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Check every run of the database.")] = False,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
+    from tracepaper.storage.chain.integrity import audit_runs
+    from tracepaper.storage.database.reader import Reader
+
+    if every and (head is not None or run != "last"):
+        raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
+    kept = None if head is None else _digest(head)
+    path, run_id, _ = _located(run, db, config)
+    with Reader.open(path) as reader:
+        known = reader.run_ids()
+        ids = known if every else [run_id]
+        found = audit_runs(reader.connection, ids, head=kept)
+    documents = [_document(path, audited) for audited in found]
+    if json:
+        print_json(documents if every else documents[0])
+    else:
+        for sentence in dict.fromkeys(_sentence(audited) for audited in found):
+            say(sentence)
+        if len(known) > len(ids) and found[0].holds:
+            say(f"Other runs here, {len(known) - 1}, were not walked: --all does that.")
+        for warning in found[0].warnings:
+            say(f"warning: {warning}", err=True)
+    if not all(audited.holds for audited in found):
+        raise typer.Exit(1)
+
+
+def _document(path: Path, audited: Audited) -> dict[str, object]:
+    report = audited.chain
+    return {
+        "run_id": report.run_id,
+        "database": str(path),
+        "holds": audited.holds,
+        "steps": report.steps,
+        "head": report.head.hex(),
+        "pruned_until": report.pruned_until,
+        "head_sequence": report.head_sequence,
+        "problem": audited.problem,
+        "warnings": audited.warnings,
+    }
+
+
+def _sentence(audited: Audited) -> str:
+    """Return what was found, a line or more; of the file itself the same for every run."""
+    from tracepaper.storage.chain.integrity import ADDED_SINCE, NEVER_FOUND
+
+    report = audited.chain
+    if audited.problem is not None:
+        what = "" if report.problem is None else f"The chain of run {report.run_id} is broken. "
+        return f"{what}{audited.problem.sentence}"
+    if not report.steps:
+        return f"Run {report.run_id} holds no step: no link of its chain was checked."
+    held = _held(report.run_id, report.steps, report.pruned_until)
+    if report.head_sequence is None:
+        kept = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
+        return f"{held}\n{kept}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
+    kept = f"The head that was kept is the digest of step {report.head_sequence}."
+    return f"{held}\n{kept} {ADDED_SINCE}"
+
+
+def _held(run_id: str, steps: int, pruned_until: int | None) -> str:
+    if pruned_until is None:
+        return f"The chain of run {run_id} holds: {steps} steps."
+    return (
+        f"The chain of run {run_id} is pruned until step {pruned_until} and holds from there: "
+        f"{steps} steps."
+    )
+
+
+def _digest(text: str) -> bytes:
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:  # bytes of a SHA-256
+        raise ConfigInvalid("--head takes the 64 hexadecimal digits that `audit head` prints.")
+    return digest
+
+
+@audit_app.command()
+def head(
+    run: RunArgument = "last",
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print the digest of a run's last step, to be kept where nobody can rewrite it."""
+    from tracepaper.storage.database.reader import Reader
+
+    path, run_id, _ = _located(run, db, config)
+    with Reader.open(path) as reader:
+        stored = reader.stored_run(run_id)
+    if json:
+        print_json({"run_id": run_id, "steps": stored.step_count, "head": stored.head_digest.hex()})
+    else:
+        say(f"{run_id} {stored.step_count} {stored.head_digest.hex()}")
+
+
+@audit_app.command()
+def decisions(
+    run: RunArgument = "last",
+    *,
+    limit: LimitOption = 20,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the newest decisions of a run, refusals too."""
+    from tracepaper.storage.database.queries import DECISIONS
+
+    _show(DECISIONS, limit, _located(run, db, config), json=json)
+
+
+@audit_app.command()
+def trades(
+    run: RunArgument = "last",
+    *,
+    limit: LimitOption = 20,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the newest fills of a run."""
+    from tracepaper.storage.database.queries import TRADES
+
+    _show(TRADES, limit, _located(run, db, config), json=json)
+
+
+@audit_app.command()
+def equity(
+    run: RunArgument = "last",
+    *,
+    limit: LimitOption = 20,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show position, cash and equity after the newest steps of a run."""
+    from tracepaper.storage.database.queries import EQUITY
+
+    _show(EQUITY, limit, _located(run, db, config), json=json)
+
+
+@audit_app.command()
+def sql(
+    question: Annotated[str, typer.Argument(metavar="SELECT", help="One SELECT, in quotes.")],
+    *,
+    rows: Annotated[
+        int, typer.Option(min=1, max=100_000_000, metavar="N", help="The first N rows, no more.")
+    ] = 100_000,
+    seconds: Annotated[
+        float, typer.Option(min=0.001, max=86_400, metavar="S", help="Give up after S seconds.")
+    ] = 60.0,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Ask the views (v_runs, v_decisions, v_gates, v_fills, v_equity, …) in SQL, read-only."""
+    from tracepaper.storage.database.queries import ask_aside
+
+    path = database_path(db, config)
+    answered = ask_aside(path, question, rows_most=rows, seconds=seconds)
+    _print(answered, json=json)
+
+
+@audit_app.command()
+def export(
+    run: RunArgument = "last",
+    *,
+    parquet: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="One Parquet file a view, into DIR.")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="One CSV file a view, into DIR.")
+    ] = None,
+    views: Annotated[
+        str, typer.Option(metavar="V,V", help="Only these views, such as v_fills,v_decisions.")
+    ] = "",
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write every view of a run into a file each; the folder appears when all are whole."""
+    import sys
+
+    from tracepaper.storage.database.queries import chosen
+    from tracepaper.storage.database.queries import export as write
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.strategies.extras import require
+
+    folder = parquet or csv
+    if folder is None or (parquet and csv):
+        raise ConfigInvalid("Say where to: --parquet DIR, or --csv DIR.")
+    require("pyarrow", "--parquet", parquet)
+    wanted = chosen(views)
+    moving = sys.stderr.isatty()
+
+    def progress(view: str, rows: int) -> None:
+        if moving:
+            typer.echo(f"\r{view}: {rows:,} rows\x1b[K", err=True, nl=False)
+
+    path, run_id, _ = _located(run, db, config)
+    with Reader.open(path) as reader:
+        counts = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
+    typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
+    if json:
+        print_json({"run_id": run_id, "folder": str(folder), "rows": counts})
+        return
+    for view, rows in counts.items():
+        say(f"{view}\t{rows}")
+
+
+def _located(run: str, db: Path | None, config: Path | None) -> Located:
+    return located(run, None if "#" in run else database_path(db, config))
+
+
+def _show(question: str, limit: int, located: Located, *, json: bool) -> None:
+    """Ask a prepared question of one run, and print its rows, the newest last."""
+    from tracepaper.storage.database.queries import ask
+    from tracepaper.storage.database.reader import Reader
+
+    with Reader.open(located.path) as reader:
+        parameters: dict[str, object] = {"run": located.run_id, "limit": limit}
+        answered = ask(reader.connection, question, parameters, rows_most=limit)
+    _print(answered.oldest_first(), json=json)
+    if not answered.rows:
+        if not json:
+            say(f"Run {located.run_id} has none.", err=True)
+        raise typer.Exit(1)
+
+
+def _print(answered: Answered, *, json: bool) -> None:
+    """Print rows: a table on a terminal, tab-separated lines elsewhere, or JSON."""
+    import sys
+
+    if answered.cut:
+        say(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
+    if json:
+        print_json(answered.documents())
+        return
+    lines = [[_text(value) for value in row] for row in answered.rows]
+    if not sys.stdout.isatty():
+        for line in (list(map(_text, answered.columns)), *lines):
+            say("\t".join(text.replace("\t", " ").replace("\n", " ") for text in line))
+        return
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    from tracepaper.daemon.terminal.console import Terminal
+
+    columns = (Column(Text(_text(name))) for name in answered.columns)
+    table = Table(*columns, box=None, header_style="bold")
+    for line in lines:
+        table.add_row(*map(Text, line))
+    Terminal().print(table)
+
+
+def _text(value: object) -> str:
+    from tracepaper.strategies.units import visible
+
+    if value is None:
+        return ""
+    return value.hex() if isinstance(value, bytes) else visible(str(value))
+
+
+db_app = typer.Typer(help="Upgrade, back up and prune the database.")
+
+
+@db_app.command()
+def upgrade(
+    *, db: DatabaseOption = None, config: ConfigOption = None, json: JsonOption = False
+) -> None:
+    """Bring the database to this version's schema; it is as it was if that fails."""
+    from tracepaper.storage.maintenance import upgrade as upgrade_database
+
+    path = database_path(db, config)
+    before, after = upgrade_database(path)
+    if json:
+        print_json({"database": str(path), "from": before, "to": after})
+    elif before == after:
+        typer.echo(f"{path} has schema {after} already; its views were made anew.")
+    else:
+        typer.echo(f"{path} was upgraded from schema {before} to {after}.")
+
+
+@db_app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The new file.")],
+    *,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Copy the database consistently, also while a daemon writes it, and the models of its runs.
+
+    Checkpoints and vectors come to lie beside FILE, as they do beside the database.
+    """
+    from tracepaper.storage.maintenance import backup as back_up
+
+    path = database_path(db, config)
+    beside = back_up(path, file)
+    if json:
+        said = {"database": str(path), "backup": str(file), "bytes": file.stat().st_size}
+        print_json({**said, "beside": [str(one) for one in beside]})
+        return
+    typer.echo(f"Copied {path} to {file} ({file.stat().st_size:,} bytes).")
+    for folder in sorted({one.relative_to(file.parent).parts[0] for one in beside}):
+        typer.echo(f"{file.parent / folder} holds what its runs were decided by: it belongs to it.")
+
+
+@db_app.command()
+def prune(
+    *,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="DAYS", help="Days to keep; by default storage.keep_days."),
+    ] = None,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
+
+    The bars stay that the first decision of those days looks back on, so that `verify` derives all
+    of them. Refused while a daemon has the database open.
+    """
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.session.resume import recorded_reach
+    from tracepaper.storage.maintenance import prune as prune_database
+
+    days = keep or load(config).storage.keep_days
+    if days is None:
+        raise ConfigInvalid("How many days should be kept? Give --keep DAYS or storage.keep_days.")
+    path = database_path(db, config)
+    unknown: dict[str, str] = {}
+
+    def reach(run_id: str) -> Lookback | None:
+        try:
+            return recorded_reach(path, run_id)
+        except (TracepaperError, ValueError) as error:
+            unknown[run_id] = " ".join(str(error).split())
+            return None
+
+    now_ms = SystemClock().wall_ms()
+    prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)
+    for run_id, why in unknown.items():
+        say(
+            f"Warning: what run {run_id} looks back on was told by its record alone, since its "
+            f"strategy or model cannot be loaded here: {why}",
+            err=True,
+        )
+    if json:
+        print_json({"database": str(path), "runs": prunings})
+        return
+    for pruning in prunings:
+        typer.echo(
+            f"Run {pruning.run_id}: {pruning.steps:,} steps dropped; the chain holds from step "
+            f"{pruning.until_sequence + 1}."
+        )
+    typer.echo(f"{path} now takes {path.stat().st_size:,} bytes.")

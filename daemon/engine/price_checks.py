@@ -1,0 +1,484 @@
+"""Whether a price that came alone is believed: quotes, marks and funding rates that cannot be.
+
+Pure: it judges by the bars, quotes, marks and trades that the engine was given, so that a record
+shows again what was believed. A price within the usual ranges of the last believed one costs one
+comparison.
+
+The rules are docs/money.md, M34 to M38.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import sqrt
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.rules import ASSUMED_LEVERAGE
+from tracepaper.strategies.types.market import (
+    LEVERAGE_DECIMALS,
+    Bar,
+    Funding,
+    Instrument,
+    Mark,
+    Quote,
+    Trade,
+)
+from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, MONEY_SCALE, unscaled
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.order_book import BookRecord, Books
+
+USUAL_RANGES: Final = 30.0
+"""``execution.plausible``: of 1.5 million minutes of eight perpetuals 62 went further."""
+AGREE_WITHIN_MS: Final = 5_000
+"""``execution.agree_within_ms``: a live book is sent again each 3 s at the latest."""
+LEAST_SHARE: Final = 100
+"""No jump is less than this part of the price: venues and sources differ by as much."""
+OWN_MS: Final = 2 * MINUTE_MS
+"""For so long a source's own last price is one that it may go on from, where others are ahead."""
+LEVERAGE_UNKNOWN: Final = ASSUMED_LEVERAGE // 10
+"""Of an instrument that does not say its own: the least that the exchange has of perpetuals."""
+
+Price = Quote | Mark | Trade
+
+
+def largest_rate(instrument: Instrument) -> int:
+    """Return the largest funding rate (10⁻¹⁰, without sign) that is believed by itself.
+
+    It is the initial margin at the instrument's greatest leverage. The exchange's own formula
+    stays below: three quarters of what initial margin exceeds maintenance margin by.
+    """
+    greatest = instrument.max_leverage or LEVERAGE_UNKNOWN
+    return MONEY_SCALE * 10**LEVERAGE_DECIMALS // greatest
+
+
+class Taken(NamedTuple):
+    """What becomes of a price: whether it is believed, why, and what it lets be believed now."""
+
+    is_believed: bool
+    words: str | None = None  # None where nothing was in doubt
+    released: tuple[Quote | Mark, ...] = ()
+
+
+PLAIN: Final = Taken(is_believed=True)
+
+
+class _Shown(NamedTuple):
+    """What a source shows."""
+
+    source: str
+    doubled: int  # price
+
+
+class KnownBars(Protocol):
+    """What is known of an instrument's bars."""
+
+    @property
+    def last_bar(self) -> Bar | None:
+        """The newest bar."""
+        ...
+
+    def usual_range(self) -> int | None:
+        """Return twice the median of high - low of the last bars; None while too few are known."""
+        ...
+
+
+class PriceBelief:
+    """What is believed of the prices of one instrument.
+
+    The last believed price is the newest bar's close, or a price since then that jumped and was
+    believed; a source that lags may also go on from its own last one. A price that jumps waits for
+    another source: mark, index, last trade, quote or trade, of another frame and no more than
+    *agree_ms* apart.
+    """
+
+    __slots__ = (
+        "_agree_ms",
+        "_announced",
+        "_bar",
+        "_doubled",
+        "_held_mark",
+        "_held_quote",
+        "_high",
+        "_instrument",
+        "_low",
+        "_mark",
+        "_own",
+        "_quote",
+        "_ranges",
+        "_since_ms",
+        "_state",
+        "_trade",
+        "_yardstick",
+    )
+
+    def __init__(
+        self, instrument: Instrument, state: KnownBars, *, ranges: float, agree_ms: int
+    ) -> None:
+        self._instrument = instrument
+        self._state = state
+        self._ranges = ranges
+        self._agree_ms = agree_ms
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget all prices but the bars', as a restarted process does."""
+        self._bar: Bar | None = None  # whose close was believed last
+        self._doubled = 0  # the last believed price, doubled, as the middle of a quote is
+        self._since_ms = 0
+        self._yardstick = 0.0  # usual range of a bar over the root of its minutes, doubled
+        # Prices between these are believed without a look at anything else.
+        self._low, self._high = 0, -1
+        self._quote: Quote | None = None  # the newest, believed or not
+        self._mark: Mark | None = None
+        self._trade: Trade | None = None
+        self._announced: Mark | None = None  # the newest whose ticker announced an absurd rate
+        self._held_quote: Quote | None = None  # jumped, and waits for another source
+        self._held_mark: Mark | None = None
+        self._own: dict[type, Quote | Mark] = {}  # the last believed of what is held
+
+    def change(self, instrument: Instrument) -> None:
+        """Use the exchange's new filters."""
+        self._instrument = instrument
+
+    # ------------------------------------------------------------ what the feed asks
+
+    @property
+    def holds_quote(self) -> bool:
+        """Whether the newest quote was not believed."""
+        return self._held_quote is not None
+
+    def doubts(self, price: Quote | Mark) -> bool:
+        """Return whether *price* jumps, so that other sources should be shown before it."""
+        doubled = _doubled(price)
+        self._look_at_bars()
+        return not self._low <= doubled <= self._high and self._jumps(doubled, price.market_ms)
+
+    def is_evidence(self, price: Price) -> bool:
+        """Return whether *price* is evidence for one that was not believed.
+
+        A ticker that announces an absurd rate is some too, for a settlement of the next hour.
+        """
+        if isinstance(price, Mark) and self._announces(price):
+            return True
+        return any(
+            self._near(held, price.market_ms) and self._adds(price, held)
+            for held in (self._held_mark, self._held_quote)
+            if held is not None
+        )
+
+    def _adds(self, price: Price, held: Quote | Mark) -> bool:
+        """Return whether *price* shows what *held* did, and its own source did not already."""
+        shown = _shown(price)
+        if type(price) is type(held):
+            if self._agreeing(held, _shown(held)[1:]) is not None:
+                return False
+            shown = shown[1:]
+        return self._agreeing(held, shown) is not None
+
+    def repeats(self, price: Quote | Mark) -> bool:
+        """Return whether *price* only says again what its source said and was not believed.
+
+        It comes no more than *agree_ms* later, and would not be believed either.
+        """
+        held = self._held_quote if isinstance(price, Quote) else self._held_mark
+        if held is None or not self._near(held, price.market_ms):
+            return False
+        self._look_at_bars()
+        doubled, at_ms = _doubled(price), price.market_ms
+        return (
+            abs(doubled - _doubled(held)) <= self._limit(at_ms)
+            and self._jumps(doubled, at_ms)
+            and not self._goes_on(price)
+            and self._agreeing(price, self._others(price)) is None
+        )
+
+    def _announces(self, mark: Mark) -> bool:
+        """Return whether *mark* announces an absurd rate that is not known, or not as of late."""
+        known, rate = self._announced, mark.funding_rate
+        if rate is None or known is None:
+            return rate is not None
+        before = known.funding_rate
+        assert before is not None
+        is_other = 2 * abs(rate - before) > largest_rate(self._instrument)
+        return is_other or mark.market_ms - known.market_ms >= HOUR_MS // 2
+
+    # ------------------------------------------------------------ what the engine does
+
+    def take(self, price: Price) -> Taken:
+        """Take in *price*; return whether it is believed."""
+        if (
+            self._state.last_bar is self._bar
+            and self._held_quote is None
+            and self._held_mark is None
+        ):  # the usual case: one comparison decides
+            if type(price) is Quote:
+                if self._low <= price.bid + price.ask <= self._high:
+                    self._quote = price
+                    return PLAIN
+            elif (
+                type(price) is Mark
+                and self._low <= 2 * price.price <= self._high
+                and price.funding_rate is None
+            ):
+                self._mark = price
+                return PLAIN
+        return self._judge(price)
+
+    def belief_in_rate(self, funding: Funding) -> tuple[bool, str | None]:
+        """Return whether the rate of a settlement is believed, and why; None where it is usual."""
+        most = largest_rate(self._instrument)
+        if abs(funding.rate) <= most:
+            return True, None
+        rate = _percent_of_rate(funding.rate)
+        said = f"a funding rate of {rate} is beyond {_percent_of_rate(most)}"
+        mark = self._announced
+        if mark is not None and abs(mark.market_ms - funding.market_ms) <= HOUR_MS:
+            announced = mark.funding_rate
+            assert announced is not None
+            if abs(announced - funding.rate) <= most:
+                return True, f"believed on the ticker's {_percent_of_rate(announced)}: {said}"
+            said += f", and the ticker announced {_percent_of_rate(announced)}"
+        return False, f"not believed: {said}"
+
+    def doubt_of(self, books: Books) -> str | None:
+        """Say of *books* that some lie where no usual price does; None where none does.
+
+        Their bar, which comes after them, decides whether they are believed.
+        """
+        self._look_at_bars()
+        bar = self._bar
+        if bar is None or not self._yardstick:
+            return None
+        limit = self._limit(int(books.seen_ms[-1]))
+        low, high = sorted((2 * bar.close, self._doubled))
+        mids = books.doubled_mid
+        far = mids[(mids < low - limit) | (mids > high + limit)].tolist()
+        if not far:
+            return None
+        base = min((low, high), key=lambda one: abs(one - far[-1]))
+        return (
+            f"not believed unless their bar goes there: {len(far)} of {len(mids)} order books, the "
+            f"last at {self._distance(far[-1], base, limit)}"
+        )
+
+    def hide_false(self, record: BookRecord, bar: Bar, before: Bar | None) -> None:
+        """Hide of *record* what stands up to the last book that *bar* shows to be false.
+
+        *bar* is the newest and *before* the one before it: between its low, its high and that
+        close stands every book of its time, give or take what is usual in a minute.
+        """
+        self._look_at_bars()
+        books = record.until(bar.close_time_ms)
+        if books is None or not self._yardstick:
+            return
+        from_ms = bar.open_time_ms if before is None else before.close_time_ms
+        last = bar.open if before is None else before.close
+        limit = self._limit(bar.close_time_ms)
+        mids = books.doubled_mid
+        is_far = (mids < 2 * min(bar.low, last) - limit) | (mids > 2 * max(bar.high, last) + limit)
+        false_ms = books.seen_ms[is_far & (books.seen_ms > from_ms)].tolist()
+        if false_ms:
+            record.hide(false_ms[-1])
+
+    def _judge(self, price: Price) -> Taken:
+        """Take in a *price* that may jump, or that comes while another one waits."""
+        self._look_at_bars()
+        is_believed, words = True, None
+        if not isinstance(price, Trade):
+            is_believed, words = self._believes(price)
+        self._keep(price, is_believed=is_believed)
+        released = tuple(self._released(price))
+        if released:
+            other = "quote" if isinstance(released[0], Quote) else "mark"
+            now = f"the {other} before it is believed on this one"
+            words = now if words is None else f"{words}; {now}"
+        return Taken(is_believed, words, released)
+
+    def _believes(self, price: Quote | Mark) -> tuple[bool, str | None]:
+        """Return whether *price* is believed, and on what; the believed price follows a jump."""
+        doubled = _doubled(price)
+        if self._low <= doubled <= self._high or self._goes_on(price):
+            return True, None
+        words = None
+        if self._jumps(doubled, price.market_ms):
+            others = tuple(self._others(price))
+            found = self._agreeing(price, others)
+            if found is None:
+                return False, f"not believed: {self._jump(price)}; {self._list(others)}"
+            words = f"believed on the {self._text(found)}: {self._jump(price)}"
+        self._move(doubled, price.market_ms)
+        return True, words
+
+    def _own_before(self, price: Quote | Mark) -> Quote | Mark | None:
+        """Return the last believed price of the same source, if it is not old."""
+        is_quote = isinstance(price, Quote)
+        held, newest = (
+            (self._held_quote, self._quote) if is_quote else (self._held_mark, self._mark)
+        )
+        own = newest if held is None else self._own.get(type(price))
+        if own is None or price.market_ms - own.market_ms > OWN_MS:
+            return None
+        return own
+
+    def _goes_on(self, price: Quote | Mark) -> bool:
+        """Return whether *price* is near the last believed one of its own source."""
+        own = self._own_before(price)
+        if own is None or not self._yardstick:
+            return False
+        before = _doubled(own)
+        least = max(self._ranges * self._yardstick, before / LEAST_SHARE)
+        return abs(_doubled(price) - before) <= least
+
+    def _keep(self, price: Price, *, is_believed: bool) -> None:
+        """Remember *price* as the newest of its source."""
+        if isinstance(price, Trade):
+            self._trade = price
+            return
+        if not is_believed and (own := self._own_before(price)) is not None:
+            self._own[type(price)] = own
+        if isinstance(price, Quote):
+            self._quote = price
+            self._held_quote = None if is_believed else price
+        else:
+            self._mark = price
+            self._held_mark = None if is_believed else price
+            if price.funding_rate is not None:
+                self._announced = price
+
+    def _released(self, price: Price) -> Iterator[Quote | Mark]:
+        """Yield what waited and is believed now, dated as *price*."""
+        for held in (self._held_mark, self._held_quote):
+            if held is None or held is price:
+                continue
+            if not self._near(held, price.market_ms):
+                continue  # still not believed: the next of its source may not go on from it
+            doubled = _doubled(held)
+            if self._jumps(doubled, price.market_ms):
+                if self._agreeing(held, tuple(self._others(held))) is None:
+                    continue
+                self._move(doubled, price.market_ms)
+            if isinstance(held, Quote):
+                self._held_quote = None
+            else:
+                self._held_mark = None
+            yield replace(held, market_ms=max(held.market_ms, price.market_ms))
+
+    # ------------------------------------------------------------ how far is far
+
+    def _look_at_bars(self) -> None:
+        """Believe the close of a bar that has come since."""
+        bar = self._state.last_bar
+        if bar is self._bar or bar is None:
+            return
+        self._bar = bar
+        usual = self._state.usual_range()
+        if usual is None:
+            self._yardstick = 0.0
+            self._low, self._high = 0, 2**63
+            return
+        usual = max(usual, 2 * self._instrument.tick_size)
+        self._yardstick = usual / sqrt(max(bar.interval_ms / MINUTE_MS, 1.0))
+        self._move(2 * bar.close, bar.close_time_ms)
+
+    def _move(self, doubled: int, at_ms: int) -> None:
+        """Believe a price at *at_ms* from now on."""
+        if not self._yardstick:
+            return
+        self._doubled, self._since_ms = doubled, at_ms
+        within = int(self._limit(at_ms))
+        self._low, self._high = doubled - within, doubled + within
+
+    def _limit(self, at_ms: int) -> float:
+        """Return how far, doubled, a price may lie from the last believed one at *at_ms*.
+
+        What is usual grows with the root of the time, as the range of a bar does.
+        """
+        minutes = max((at_ms - self._since_ms) / MINUTE_MS, 1.0)
+        usual = self._ranges * self._yardstick * sqrt(minutes)
+        return max(usual, self._doubled / LEAST_SHARE)
+
+    def _jumps(self, doubled: int, at_ms: int) -> bool:
+        """Return whether a price at *at_ms* lies further from the last believed than is usual."""
+        return bool(self._yardstick) and abs(doubled - self._doubled) > self._limit(at_ms)
+
+    # ------------------------------------------------------------ other sources
+
+    def _near(self, one: Price, at_ms: int) -> bool:
+        return abs(one.market_ms - at_ms) <= self._agree_ms
+
+    def _others(self, price: Quote | Mark) -> Iterator[_Shown]:
+        """Yield what the other sources show about the time of *price*, each of another frame."""
+        mark, quote, trade = self._mark, self._quote, self._trade
+        if mark is not None and self._near(mark, price.market_ms):
+            if not isinstance(price, Mark):
+                yield from _shown(mark)
+            elif mark.market_ms != price.market_ms and mark.price != price.price:
+                # Of an earlier ticker all but its mark counts. No ticker speaks for itself, nor for
+                # a later one that has left its mark as it was.
+                yield from _shown(mark)[1:]
+        if isinstance(price, Mark) and quote is not None and self._near(quote, price.market_ms):
+            yield from _shown(quote)
+        if trade is not None and self._near(trade, price.market_ms):
+            yield from _shown(trade)
+
+    def _agreeing(self, price: Quote | Mark, others: Iterable[_Shown]) -> _Shown | None:
+        """Return the first of *others* that jumped as *price* did; None where none has.
+
+        It may have gone further, by as much again or a quarter of the price: sources lag in a
+        crash, and one that says 1 speaks for nothing.
+        """
+        doubled, limit = _doubled(price), self._limit(price.market_ms)
+        own = self._own_before(price)
+        bases = (self._doubled,) if own is None else (self._doubled, _doubled(own))
+        for other in others:
+            for before in bases:
+                sign = 1 if doubled > before else -1
+                jump, moved = sign * (doubled - before), sign * (other.doubled - before)
+                if moved > 0 and jump - limit <= moved <= jump + max(jump, before // 4):
+                    return other
+        return None
+
+    # ------------------------------------------------------------ words
+
+    def _jump(self, price: Quote | Mark) -> str:
+        return self._distance(_doubled(price), self._doubled, self._limit(price.market_ms))
+
+    def _distance(self, doubled: int, before: int, limit: float) -> str:
+        return (
+            f"{self._price(doubled)} is {100 * abs(doubled - before) / before:.1f} % from "
+            f"{self._price(before)}, beyond {100 * limit / before:.1f} %"
+        )
+
+    def _list(self, others: tuple[_Shown, ...]) -> str:
+        if not others:
+            return "no other source spoke"
+        return f"the {', '.join(map(self._text, others))}"
+
+    def _text(self, shown: _Shown) -> str:
+        return f"{shown.source} {self._price(shown.doubled)}"
+
+    def _price(self, doubled: int) -> str:
+        return unscaled(doubled * 5, self._instrument.price_decimals + 1)
+
+
+def _doubled(price: Quote | Mark) -> int:
+    """Return twice the price: of a quote that of its middle."""
+    return price.bid + price.ask if isinstance(price, Quote) else 2 * price.price
+
+
+def _shown(price: Price) -> tuple[_Shown, ...]:
+    """Return what *price* shows; of a ticker its mark first."""
+    if isinstance(price, Quote):
+        return (_Shown("quote", price.bid + price.ask),)
+    if isinstance(price, Trade):
+        return (_Shown("trade", 2 * price.price),)
+    beside = (("index", price.index), ("last trade", price.last))
+    known = (_Shown(name, 2 * one) for name, one in beside if one is not None)
+    return (_Shown("mark", 2 * price.price), *known)
+
+
+def _percent_of_rate(rate: int) -> str:
+    return f"{unscaled(rate, MONEY_DECIMALS - 2)} %"

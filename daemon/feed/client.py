@@ -1,0 +1,280 @@
+"""Between a feed and any exchange: the bounded queue and what stands in it, retries, cooldown.
+
+The one ``except Recoverable`` stands here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Final, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import structlog
+from msgspec import Struct
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.strategies.api.timeframes import FrameRange
+from tracepaper.strategies.errors import Recoverable
+from tracepaper.strategies.types.market import Bar, Depth, Event, GapCause, Mark, Quote, Trade
+
+FIRST_WAIT_S: Final = 0.5
+"""Ceiling of the first full-jitter wait; it doubles with every failure in a row."""
+LOG_EVERY_S: Final = 60.0
+"""A network that fails for hours is worth one line a minute."""
+
+T = TypeVar("T")
+WaitObserver = Callable[[str, float], None]
+"""Is called with the name and the seconds of each wait."""
+
+log = structlog.get_logger("bybit")
+
+
+def ignore_wait(_name: str, _seconds: float) -> None:
+    """Ignore a wait."""
+
+
+class RestartBudget:
+    """At most *limit* failures in any *window_s* seconds of network time."""
+
+    def __init__(self, *, limit: int, window_s: float) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._failures: deque[float] = deque(maxlen=limit + 1)
+
+    def allows(self, now_s: float) -> bool:
+        """Count a failure at *now_s*; return whether another attempt is allowed."""
+        self._failures.append(now_s)
+        recent = sum(now_s - failure < self._window_s for failure in self._failures)
+        return recent <= self._limit
+
+
+class RetryLog:
+    """Logs what is tried again: the first failure at once, later ones together once a minute.
+
+    There is one for everything that goes to one exchange: without a network all of it fails.
+    """
+
+    def __init__(self, *, clock: Clock, every_s: float = LOG_EVERY_S) -> None:
+        self._clock = clock
+        self._every_s = every_s
+        self._logged_s = float("-inf")
+        self._unlogged: Counter[str] = Counter()
+
+    def failed(self, what: str, error: Exception, wait_s: float) -> None:
+        """Log that *what* failed and is tried again after *wait_s*, or count it for the next."""
+        self._unlogged[what] += 1
+        now_s = self._clock.network_s()
+        if now_s - self._logged_s < self._every_s:
+            log.debug("retrying", what=what, error=str(error), wait_s=round(wait_s, 3))
+            return
+        failures = dict(self._unlogged)
+        self._logged_s = now_s
+        self._unlogged.clear()
+        log.warning(
+            "retrying", what=what, error=str(error), wait_s=round(wait_s, 3), failures=failures
+        )
+
+
+async def retry(
+    attempt: Callable[[], Awaitable[T]],
+    *,
+    clock: Clock,
+    rng: random.Random,
+    name: str,
+    ceiling_s: float,
+    observer: WaitObserver = ignore_wait,
+    budget: RestartBudget | None = None,
+    retry_log: RetryLog | None = None,
+) -> T:
+    """Return what *attempt* returns; while it fails recoverably, wait and try again.
+
+    Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
+    begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there is
+    no end to it; with one, the last error is raised once the budget is spent. *observer* is
+    called with every wait, so that it counts as progress; *retry_log* may be shared, so that many
+    that fail together are logged in one line a minute.
+    """
+    retry_log = retry_log or RetryLog(clock=clock)
+    failures = 0
+    while True:
+        started_s = clock.network_s()
+        try:
+            return await attempt()
+        except Recoverable as error:
+            now_s = clock.network_s()
+            if budget is not None and not budget.allows(now_s):
+                raise
+            failures = 1 if now_s - started_s > ceiling_s else failures + 1
+            most_s = min(ceiling_s, FIRST_WAIT_S * 2 ** min(failures - 1, 32))
+            wait_s = rng.uniform(0, most_s)
+            retry_log.failed(name, error, wait_s)
+            observer(name, wait_s)
+            await clock.sleep(wait_s)
+
+
+class Cooldown:
+    """The time after a ban in which nothing is sent: one for all requests of this address.
+
+    ``observer`` is called with every wait of the connection, backoffs too, so that the watchdog
+    counts it as progress; ``retry_log`` says what fails.
+    """
+
+    def __init__(self, *, clock: Clock, observer: WaitObserver = ignore_wait) -> None:
+        self._clock = clock
+        self.observer = observer
+        self.retry_log = RetryLog(clock=clock)
+        self.ends_s = 0.0  # network time
+
+    def start(self, seconds: float, reason: str) -> None:
+        """Send nothing for *seconds* from now; a longer cooldown under way stays."""
+        self.ends_s = max(self.ends_s, self._clock.network_s() + seconds)
+        log.warning("cooldown", seconds=seconds, reason=reason)
+
+    async def pause(self, name: str, seconds: float) -> None:
+        """Wait for *seconds* on purpose."""
+        self.observer(name, seconds)
+        await self._clock.sleep(seconds)
+
+    async def wait(self) -> None:
+        """Return when the cooldown is over."""
+        while (left_s := self.ends_s - self._clock.network_s()) > 0:
+            await self.pause("ban cooldown", left_s)
+
+
+def is_loopback(url: str) -> bool:
+    """Return whether *url* names this machine, where no proxy belongs in between."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class EventQueue(Generic[T]):
+    """First in, first out; ``try_put`` takes what may be dropped, ``put`` what may not.
+
+    ``try_put`` refuses beyond a share of the limit, so that quotes, which are many and soon
+    replaced, can never take the place of bars. ``put`` always succeeds: its callers are few
+    by their nature (one reminder an instrument, operators' commands).
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._items: deque[T] = deque()
+        self._filled = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def try_put(self, item: T, *, share: float = 1.0) -> bool:
+        """Append *item* unless *share* of the limit is taken; return whether it was."""
+        if len(self._items) >= self.limit * share:
+            return False
+        self.put(item)
+        return True
+
+    def put(self, item: T) -> None:
+        """Append *item*, whatever the limit."""
+        self._items.append(item)
+        self._filled.set()
+
+    async def get(self) -> T:
+        """Return the oldest item, waiting for one."""
+        while not self._items:
+            self._filled.clear()
+            await self._filled.wait()
+        return self._items.popleft()
+
+
+def no_frames(_market_ms: int) -> Sequence[FrameRange]:
+    """Return that no candles of higher frames are wanted."""
+    return ()
+
+
+class FeedStart(Struct, frozen=True):
+    """What the run already holds, by instrument id.
+
+    ``known`` has the newest bar's open time (None or missing: none, so warm-up bars are fetched),
+    ``known_funding`` the newest settlement's time, ``recent`` the bars by which closes are judged.
+    ``first`` are delivered before all else, and
+    ``started`` makes the event that follows the warm-up bars: a model is warm once it is delivered,
+    and only then is anything subscribed. ``is_served`` says that this exchange served the run
+    before, so that nothing it says now is a mistake of the configuration. A close further than
+    ``plausible`` usual ranges from the last one is accepted once REST repeats it. Where
+    ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
+    ``lacking_frames`` is asked, once the warm-up bars are delivered, for the candles of higher
+    frames that they do not reach. Order books of ``depth`` levels a side, where it is not 0, are
+    taken each ``depth_every_ms`` of market time.
+    """
+
+    interval_ms: int
+    period_start_ms: int
+    warmup_bars: int
+    known: Mapping[str, int | None] = {}
+    known_funding: Mapping[str, int] = {}
+    recent: Mapping[str, Sequence[Bar]] = {}
+    first: tuple[Event, ...] = ()
+    started: Callable[[], Event] | None = None
+    is_served: bool = False
+    gather_ms: int = 0
+    lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames
+    plausible: float = 100.0
+    depth: int = 0
+    depth_every_ms: int = 1_000
+
+
+class SampledBook(Struct, frozen=True):
+    """A book of the grid, and why it does not go on from the one before; empty where it does."""
+
+    depth: Depth
+    cause: str
+
+
+class BackfillPage(Struct, frozen=True):
+    """What REST answered about the bars of an instrument from ``from_ms`` on."""
+
+    instrument: str
+    from_ms: int
+    bars: tuple[Bar, ...]
+    answered_s: float  # network time
+
+
+class GapCauseNotice(Struct, frozen=True):
+    """Bars of this instrument that come after this place in the queue may be missing, and why."""
+
+    instrument: str
+    cause: GapCause
+
+
+class Submitted(Struct, frozen=True):
+    """An event from outside or from a background task, delivered as it stands."""
+
+    event: Event
+
+
+class CloseTimeout(Struct, frozen=True):
+    """The bars that opened at ``open_time_ms`` have been waited for long enough."""
+
+    open_time_ms: int
+
+
+class Stop(Struct, frozen=True):
+    """The end of the feed."""
+
+
+Item = (
+    Bar
+    | Quote
+    | Mark
+    | Trade
+    | SampledBook
+    | BackfillPage
+    | GapCauseNotice
+    | Submitted
+    | CloseTimeout
+    | Stop
+)

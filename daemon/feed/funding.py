@@ -1,0 +1,128 @@
+"""When a perpetual settles funding, and at which rates; a doubted one is asked for again."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Final
+
+from tracepaper.strategies.types.market import (
+    Funding,
+    Gap,
+    GapCause,
+)
+from tracepaper.strategies.units import MINUTE_MS
+
+# ---------------------------------------------------------------- funding
+
+
+DOUBTED_RATES: Final = 16
+"""Settlements with an absurd rate that are remembered, so that none is handed on twice."""
+
+
+class FundingSchedule:
+    """Each settlement once, also after a restart.
+
+    Settlements fall on multiples of the instrument's interval (00, 08 and 16 UTC where it is eight
+    hours); one that the ticker announces elsewhere is awaited as well.
+    """
+
+    def __init__(self, *, interval_minutes: int, settled_ms: int) -> None:
+        self._interval_ms = interval_minutes * MINUTE_MS
+        self._announced_ms = 0
+        self._asked_ms = settled_ms
+        self._doubted: deque[tuple[int, int]] = deque(maxlen=DOUBTED_RATES)  # time and rate
+        self._booked_ms = settled_ms  # the newest settlement that the engine booked
+        self.settled_ms = settled_ms  # the newest that needs nothing more, as far as is known
+
+    def announce(self, next_ms: int) -> None:
+        """Learn the ticker's ``nextFundingTime``."""
+        if self._announced_ms <= self.settled_ms:
+            self._announced_ms = next_ms
+
+    def is_overdue(self, market_ms: int) -> bool:
+        """Return whether a settlement's time has passed that was not delivered."""
+        return self._due_ms(self.settled_ms) <= market_ms
+
+    def is_due_by(self, close_ms: int) -> bool:
+        """Return whether a settlement at or before *close_ms* was neither found nor asked for."""
+        return self._due_ms(self._asked_ms) <= close_ms
+
+    def _due_ms(self, after_ms: float) -> float:
+        """Return the first settlement after *after_ms*; infinity where there is no funding."""
+        if not self._interval_ms:
+            return float("inf")
+        grid_ms = (after_ms // self._interval_ms + 1) * self._interval_ms
+        return min(grid_ms, self._announced_ms) if self._announced_ms > after_ms else grid_ms
+
+    def asked(self, until_ms: int) -> None:
+        """Note that everything up to *until_ms* was asked for once."""
+        self._asked_ms = max(self._asked_ms, until_ms)
+
+    def change(self, interval_minutes: int) -> None:
+        """Use the exchange's new interval from the next settlement on."""
+        self._interval_ms = interval_minutes * MINUTE_MS
+
+    def settle(
+        self,
+        settlements: Iterable[Funding],
+        doubts: Callable[[Funding], bool] = lambda _funding: False,
+    ) -> list[Funding | Gap]:
+        """Return those of *settlements* (oldest first) that are new, and count them as done.
+
+        One whose rate the engine *doubts* is returned once and asked for again. Before one that is
+        not the next stands a ``Gap`` for each that was due earlier: the exchange publishes
+        settlements in their order, so those never come.
+        """
+        found: list[Funding | Gap] = []
+        for one in settlements:
+            if one.market_ms <= self.settled_ms:
+                continue
+            if doubts(one):
+                if self._is_first_doubt(one):
+                    found.append(one)
+                continue
+            found += self._missed(one)
+            found.append(one)
+            self.settled_ms = one.market_ms
+        self.asked(self.settled_ms)
+        return found
+
+    def learn(self, settlement: Funding, *, is_booked: bool) -> None:
+        """Learn what the engine made of a *settlement* that was handed on.
+
+        A ticker that came between may have changed what is doubted. What was not booked is asked
+        for again, unless a later one was handed on.
+        """
+        if is_booked:
+            self._booked_ms = max(self._booked_ms, settlement.market_ms)
+            self.settled_ms = max(self.settled_ms, settlement.market_ms)
+            return
+        self._is_first_doubt(settlement)
+        if settlement.market_ms == self.settled_ms:
+            self.settled_ms = self._booked_ms
+
+    def _is_first_doubt(self, settlement: Funding) -> bool:
+        """Remember that *settlement* is doubted; return whether that is new."""
+        key = (settlement.market_ms, settlement.rate)
+        is_first = key not in self._doubted
+        if is_first:
+            self._doubted.append(key)
+        return is_first
+
+    def _missed(self, found: Funding) -> list[Gap]:
+        """Return a gap for each settlement due before *found* that the exchange did not call off.
+
+        Where the ticker announced *found* as the next one, the interval has become longer.
+        """
+        at_ms = found.market_ms
+        dues = []
+        due_ms = self._due_ms(self.settled_ms)
+        while due_ms < at_ms and self._announced_ms != at_ms:
+            dues.append(int(due_ms))
+            due_ms = self._due_ms(due_ms)
+        return [
+            Gap(found.instrument, due, until, GapCause.FUNDING, "", at_ms, at_ms)
+            for due, until in pairwise([*dues, at_ms])
+        ]

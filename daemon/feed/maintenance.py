@@ -1,0 +1,351 @@
+"""Background work of a live feed: time, questions to REST, settlements, filters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Final
+
+import structlog
+from msgspec import Struct, structs
+
+from tracepaper.daemon.bybit.instruments import closed, rescaled
+from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.feed.client import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
+from tracepaper.daemon.feed.state import FeedState
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import Funding, Gap, GapCause, Instrument, InstrumentChange
+from tracepaper.strategies.units import DAY_MS, interval_start
+
+# ---------------------------------------------------------------- the exchange's time
+
+FAR_S: Final = 60.0
+"""A time this far, network time, from the expected one is asked for again."""
+AGREEMENT_S: Final = 5.0
+"""Answers agree that differ by no more than this, network time, beside what passed between them."""
+SAMPLES: Final = 3
+RESAMPLE_S: Final = 1.0
+UNDER_WAY_S_MAX: Final = 10.0
+"""An answer was under way no longer than this, however long the retries before it took."""
+
+log = structlog.get_logger("bybit.feed")
+
+
+class _TimeSample(Struct, frozen=True):
+    """One answer: said somewhen between question and answer, network time."""
+
+    server_ms: int
+    asked_s: float
+    answered_s: float
+
+
+class ServerTimeReading(Struct, frozen=True):
+    """A server's time that is accepted; ``is_jump`` where it is far from what was expected."""
+
+    server_ms: int
+    is_jump: bool
+
+
+class ServerTimeReader:
+    """Reads the exchange's time; one wrong answer moves nothing.
+
+    All tolerances are network time, so they are multiplied by *time_scale* here.
+    """
+
+    def __init__(
+        self,
+        rest: RestClient,
+        clock: Clock,
+        *,
+        time_scale: float = 1.0,
+        resample_s: float = RESAMPLE_S,
+    ) -> None:
+        self._rest = rest
+        self._clock = clock
+        self._scale_ms = 1_000 * time_scale
+        self._resample_s = resample_s
+
+    async def first(self) -> int:
+        """Return the time where nothing is expected yet: two answers in a row must agree."""
+        sample = await self._ask()
+        again = await self._ask()
+        if not self._agree(sample, again):
+            return (await self._confirmed(again)).server_ms
+        return again.server_ms
+
+    async def read(self) -> ServerTimeReading:
+        """Return the time; one far from the clock's is accepted once three answers agree."""
+        sample = await self._ask()
+        if self._is_near(sample):
+            return ServerTimeReading(sample.server_ms, is_jump=False)
+        return await self._confirmed(sample)
+
+    async def _confirmed(self, sample: _TimeSample) -> ServerTimeReading:
+        """Return what three answers in a row say, or the first that is near the expected time."""
+        agreeing = 1
+        log.warning(
+            "server time doubted",
+            server_ms=sample.server_ms,
+            expected_ms=self._clock.market_ms(),
+        )
+        while agreeing < SAMPLES:
+            await self._rest.cooldown.pause("server time", self._resample_s)
+            again = await self._ask()
+            if self._is_near(again):
+                return ServerTimeReading(again.server_ms, is_jump=False)
+            agreeing = agreeing + 1 if self._agree(sample, again) else 1
+            sample = again
+        return ServerTimeReading(sample.server_ms, is_jump=True)
+
+    async def _ask(self) -> _TimeSample:
+        asked_s = self._clock.network_s()
+        server_ms = await self._rest.server_time_ms()
+        answered_s = self._clock.network_s()
+        return _TimeSample(server_ms, max(asked_s, answered_s - UNDER_WAY_S_MAX), answered_s)
+
+    def _is_near(self, sample: _TimeSample) -> bool:
+        return abs(sample.server_ms - self._clock.market_ms()) <= FAR_S * self._scale_ms
+
+    def _agree(self, sample: _TimeSample, again: _TimeSample) -> bool:
+        """Return whether as much time passed between two answers as lies between their times."""
+        passed_s = (again.server_ms - sample.server_ms) / self._scale_ms
+        shortest_s, longest_s = again.asked_s - sample.answered_s, again.answered_s - sample.asked_s
+        return shortest_s - AGREEMENT_S <= passed_s <= longest_s + AGREEMENT_S
+
+
+LAG_MS: Final = 5_000
+"""A frame this far from our market time, either way, has the clock read anew."""
+LAG_RESYNC_S: Final = 1.0
+RESYNC_S: Final = 30.0
+"""Network time between two readings of the exchange's clock."""
+POLL_S: Final = 0.1
+FILTERS_MS: Final = DAY_MS
+"""Market time between two readings of an instrument's filters."""
+SILENT_BARS: Final = 3
+"""After so many bars that did not come an instrument may be halted: its filters are read anew."""
+FILTERS_AGAIN_S: Final = 60.0
+"""Network time between two such readings."""
+
+
+ANSWERS: Final = 2
+"""So many answers in a row without an instrument mean that it is gone."""
+
+
+class FeedMaintenance:
+    """Background work of a feed; ``run_*`` never return. They work from ``start`` on."""
+
+    def __init__(
+        self,
+        *,
+        rest: RestClient,
+        clock: Clock,
+        exchange: ExchangeSection,
+        states: Mapping[str, FeedState],
+        queue: EventQueue[Item],
+        counters: Counter[str],
+        spawn: Callable[[Coroutine[None, None, None]], None],
+        doubts: Callable[[Funding], bool] = lambda _rate: False,
+    ) -> None:
+        self._is_live = False
+        self._doubts = doubts
+        self._spawn = spawn
+        self._time = ServerTimeReader(rest, clock, time_scale=exchange.time_scale)
+        self._rest = rest
+        self._clock = clock
+        self._exchange = exchange
+        self._states = states
+        self._queue = queue
+        self._counters = counters
+        self._resync_requested = asyncio.Event()
+        self._synchronised_s = 0.0
+        self._ahead_ms = exchange.ahead_ms * exchange.time_scale
+        self._frame_lead_ms = 0.0  # how far frames have moved the clock since it was read
+
+    def start(self) -> None:
+        """Begin to work: the feed has caught up."""
+        self._is_live = True
+
+    def observe(self, server_ms: int) -> bool:
+        """Learn the time of a frame; a large difference has the clock read anew.
+
+        False where it lies so far ahead that only the clock itself may say so: one wrong frame
+        would have every bar until its time asked for, and every quote before it dropped. Frames
+        may move the clock by ``ahead_ms`` in all until it is read again, so that many small lies
+        come no further than one.
+        """
+        ahead_ms = server_ms - self._clock.market_ms()
+        if abs(ahead_ms) > LAG_MS:
+            self.request_resync()
+        if ahead_ms <= 0:
+            return True
+        if self._frame_lead_ms + ahead_ms > self._ahead_ms:
+            return False
+        self._frame_lead_ms += ahead_ms
+        self._clock.observe(server_ms)
+        return True
+
+    def request_resync(self) -> None:
+        """Have the exchange's clock read anew soon."""
+        self._resync_requested.set()
+
+    async def settlements(self, state: FeedState, until_ms: int) -> list[Funding | Gap]:
+        """Return the new settlements up to *until_ms*, counted as delivered, and what is missing.
+
+        They are due at each symbol's own interval.
+        """
+        found = await self._rest.funding_history(
+            state.instrument, state.funding.settled_ms + 1, until_ms
+        )
+        now_ms = self._clock.market_ms()
+        new = state.funding.settle(found, self._doubts)
+        missed = [one.from_ms for one in new if isinstance(one, Gap)]
+        if missed:
+            self._counters["settlements_missed"] += len(missed)
+            log.warning("settlements missed", instrument=state.instrument.id, due_ms=missed)
+        return [structs.replace(one, seen_ms=now_ms) for one in new]
+
+    async def synchronise(self) -> None:
+        """Read the exchange's clock."""
+        self._resync_requested.clear()
+        asked_s = self._clock.network_s()
+        expected_ms = self._clock.market_ms()
+        reading = await self._time.read()
+        server_ms = reading.server_ms
+        self._synchronised_s = self._clock.network_s()
+        answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
+        late_ms = answer_s * 1_000 * self._exchange.time_scale
+        # An answer that was on its way for longer than it is behind says nothing against frames.
+        if not 0 < self._clock.market_ms() - server_ms <= late_ms:
+            self._clock.synchronise(server_ms)
+        self._frame_lead_ms = -late_ms
+        for state in self._states.values():
+            state.drop_ahead(self._clock.market_ms() + self._ahead_ms)
+        self._counters["resyncs"] += 1
+        if reading.is_jump and self._is_live:
+            self._jumped(expected_ms, server_ms)
+
+    def _jumped(self, from_ms: int, until_ms: int) -> None:
+        """Say that market time was set, and why bars may be missing from here on."""
+        self._counters["jumps"] += 1
+        log.warning("market time jumped", from_ms=from_ms, until_ms=until_ms)
+        first_ms, last_ms = sorted((from_ms, until_ms))
+        for one in self._states:
+            gap = Gap(one, first_ms, last_ms, GapCause.JUMPED, "clock", until_ms, until_ms)
+            self._queue.put(Submitted(gap))
+            self._queue.put(GapCauseNotice(one, GapCause.JUMPED))
+
+    async def run_time(self) -> None:
+        """Read the exchange's clock every ``RESYNC_S``, and soon after a frame differs from it."""
+        while True:
+            await self._clock.sleep(POLL_S)
+            age_s = self._clock.network_s() - self._synchronised_s
+            if self._is_live and age_s >= (
+                LAG_RESYNC_S if self._resync_requested.is_set() else RESYNC_S
+            ):
+                await self.synchronise()
+
+    async def run_overdue(self) -> None:
+        """Ask REST for each bar whose closing frame is overdue."""
+        while True:
+            await self._clock.sleep(POLL_S)
+            if not self._is_live:
+                continue
+            for state in self._states.values():
+                if state.is_overdue(
+                    market_ms=self._clock.market_ms(),
+                    network_s=self._clock.network_s(),
+                    grace_ms=self._exchange.grace_ms,
+                ):
+                    self.request_bars(state)
+
+    def request_bars(self, state: FeedState) -> None:
+        """Ask REST in the background for the bars that are missing; the queue brings the answer.
+
+        One request at a time: while it is tried again, other instruments go on.
+        """
+        if state.claim_request():
+            self._spawn(self._request(state))
+
+    async def _request(self, state: FeedState) -> None:
+        sequence = state.sequence
+        from_ms = sequence.next_open_ms
+        until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
+        bars = await self._rest.klines(
+            state.instrument,
+            sequence.interval_ms,
+            from_ms,
+            max(until_ms, sequence.next_close_ms) - 1,
+        )
+        self._queue.put(
+            BackfillPage(state.instrument.id, from_ms, tuple(bars), self._clock.network_s())
+        )
+
+    async def run_settlements(self, state: FeedState) -> None:
+        """Deliver settlements whose time has passed as soon as the exchange publishes them."""
+        while True:
+            await self._clock.sleep(POLL_S)
+            if not self._is_live:
+                continue
+            now_ms = self._clock.market_ms()
+            if state.is_settlement_due(market_ms=now_ms, network_s=self._clock.network_s()):
+                for settled in await self.settlements(state, now_ms):
+                    self._queue.put(Submitted(settled))
+
+    async def _filters(self, kept: Instrument) -> list[Instrument]:
+        """Return the filters of *kept* as the exchange has them; closed where it has none.
+
+        One empty answer proves nothing.
+        """
+        for _ in range(ANSWERS):
+            if found := await self._rest.instruments(kept.category, kept.symbol):
+                return found
+            await self._rest.cooldown.pause("filters", self._exchange.certain_s)
+        return [closed(kept)]
+
+    async def run_filters(self, state: FeedState) -> None:
+        """Read the filters again once a day of market time; deliver those that changed.
+
+        More often while bars do not come: the exchange may have closed the instrument.
+        """
+        read_ms: int | None = None
+        read_s = self._clock.network_s()
+        while True:
+            await self._clock.sleep(POLL_S)
+            if not self._is_live:
+                continue
+            now_ms = self._clock.market_ms()
+            if read_ms is None or now_ms < read_ms:
+                read_ms = now_ms
+            now_s = self._clock.network_s()
+            silent_ms = now_ms - state.sequence.next_close_ms
+            is_silent = silent_ms > SILENT_BARS * state.sequence.interval_ms
+            if now_ms - read_ms < FILTERS_MS and not (
+                is_silent and now_s - read_s >= FILTERS_AGAIN_S
+            ):
+                continue
+            read_ms, read_s = now_ms, now_s
+            kept = state.instrument
+            for fresh in await self._filters(kept):
+                try:
+                    changed = rescaled(fresh, kept)
+                except ConfigInvalid as error:
+                    # Finer prices are refused as they come; nothing is decided on what is not.
+                    self._counters["filters_refused"] += 1
+                    log.warning("filters kept", error=str(error))
+                    continue
+                if changed != kept:
+                    if changed.status != kept.status:
+                        log.warning(
+                            "instrument status",
+                            instrument=kept.id,
+                            was=kept.status,
+                            now=changed.status,
+                            advice="its orders wait; other symbols go on",
+                        )
+                    state.change_filters(changed)
+                    now_ms = self._clock.market_ms()
+                    event = InstrumentChange(changed, now_ms, now_ms)
+                    self._queue.put(Submitted(event))

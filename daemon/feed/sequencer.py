@@ -1,0 +1,591 @@
+"""Bars exactly once and in order: holes filled by REST, the bars of one close gathered.
+
+The rules are docs/time.md, T3 and T16 to T18.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple, TypeVar, assert_never
+
+import structlog
+from msgspec import Struct, structs
+
+from tracepaper.daemon.bybit.rest import CANDLES_MAX, RestClient
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.feed.client import BackfillPage
+from tracepaper.daemon.feed.maintenance import FeedMaintenance
+from tracepaper.daemon.feed.state import (
+    REQUEST_WAIT_MAX_S,
+    BarRange,
+    FeedState,
+    MissingRanges,
+    Place,
+    bar_ranges,
+)
+from tracepaper.strategies.types.market import (
+    BY_REST,
+    Bar,
+    Closed,
+    Depths,
+    Event,
+    Funding,
+    Gap,
+    GapCause,
+    Mark,
+    Quote,
+    Source,
+)
+
+
+class CloseGatherer:
+    """Holds the stream's bars of the newest close until all that are due have come.
+
+    A bar is due where its instrument's stream stands and nothing is missing before it. The first
+    bar of a close has *remind* called with its open time, so that :meth:`expire` follows once the
+    wait is over. What comes later, what REST repaired and what revises a bar goes on by itself.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, FeedState],
+        *,
+        clock: Clock,
+        is_up: Callable[[FeedState], bool],
+        remind: Callable[[int], None],
+    ) -> None:
+        self._states = states
+        self._clock = clock
+        self._is_up = is_up
+        self._remind = remind
+        self._bars: dict[str, Bar] = {}
+        self._newest_ms = {key: one.sequence.next_open_ms - 1 for key, one in states.items()}
+        self._closed_ms = -1  # the newest close that went on
+
+    def push(self, event: Event) -> Iterator[Event]:
+        """Yield what goes on now that *event* has come."""
+        if not isinstance(event, Bar):
+            if isinstance(event, Gap | Funding) and event.instrument in self._bars:
+                yield from self.flush()  # it belongs after the bar that is held
+            yield event
+            return
+        key, open_ms = event.instrument, event.open_time_ms
+        is_revision = open_ms <= self._newest_ms[key]
+        self._newest_ms[key] = max(open_ms, self._newest_ms[key])
+        if self._bars and (key in self._bars or open_ms > self._open_ms):
+            yield from self.flush()
+        is_late = open_ms <= self._closed_ms or (bool(self._bars) and open_ms < self._open_ms)
+        if is_revision or is_late or event.source is Source.REST:
+            yield event
+            return
+        if not self._bars:
+            self._remind(open_ms)
+        self._bars[key] = event
+        if not any(self._is_due(other) for other in self._states if other not in self._bars):
+            yield from self.flush()
+
+    def expire(self, open_ms: int) -> Iterator[Event]:
+        """Yield the bars that opened at *open_ms* if they are still held: the wait is over."""
+        if self._bars and self._open_ms == open_ms:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[Event]:
+        """Yield what is held, in the order of the run's instruments, behind its ``Closed``."""
+        held, self._bars = self._bars, {}
+        if not held:
+            return
+        open_ms = next(iter(held.values())).open_time_ms
+        self._closed_ms = max(open_ms, self._closed_ms)
+        now_ms = self._clock.market_ms()
+        absent = tuple(key for key in self._states if key not in held)
+        yield Closed(open_ms, len(held), absent, now_ms, now_ms)
+        for key in self._states:
+            if key in held:
+                yield structs.replace(held[key], seen_ms=now_ms)
+
+    @property
+    def _open_ms(self) -> int:
+        """The open time of the bars that are held."""
+        return next(iter(self._bars.values())).open_time_ms
+
+    def _is_due(self, key: str) -> bool:
+        """Return whether the bar of *key* that opened with those held is the next of its stream."""
+        state = self._states[key]
+        is_next = state.sequence.next_open_ms == self._open_ms and not len(state.pending)
+        return is_next and self._is_up(state)
+
+
+T = TypeVar("T")
+
+FIRST_WAIT_S: Final = 0.5
+LISTING_WAIT_S_MAX: Final = 1.0
+"""Between two answers that agree on an instrument's first candle; before it nothing is missing."""
+
+
+class Hole(Struct, frozen=True):
+    """What is missing of one instrument, from its sequence's next bar until ``until_ms``.
+
+    What REST lacks at the end may still come and stays the sequence's next bar. ``cause`` is None
+    where nothing went wrong: the first warm-up of a run.
+    """
+
+    state: FeedState
+    until_ms: int  # exclusive
+    cause: GapCause | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is missing."""
+        return self.state.sequence.lacks(self.until_ms)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no candle of the instrument is known: it may have been listed at any time."""
+        return self.cause is None and not self.state.sequence.is_begun
+
+
+async def _wait(seconds: float, rest: RestClient) -> None:
+    """Wait for another answer."""
+    await rest.cooldown.pause("a hole in the candles", seconds)
+
+
+async def fill(
+    holes: Sequence[Hole],
+    *,
+    rest: RestClient,
+    clock: Clock,
+    certain_s: float,
+    patience_s: float | None = None,
+    unanswered: set[str] | None = None,
+    count_left: Callable[[int], None] = lambda _left: None,
+) -> AsyncIterator[Gap | Bar]:
+    """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
+
+    A ``Gap`` repaired by ``rest`` comes before its bars, a thousand at most at a time; one that
+    is repaired by nothing is what REST lacked twice, *certain_s* apart. Each bar is accepted by
+    its sequence as it is yielded. An instrument that is not answered within *patience_s* of network
+    time after another one was stays open, and is added to *unanswered*: it holds up no other.
+    *count_left* is told before each event how many of the same answer follow it.
+    """
+    holes = [one for one in holes if one.is_open]
+    patience = Patience(patience_s, set() if unanswered is None else unanswered)
+    async for left, event in _filled(holes, rest, clock, certain_s, patience):
+        count_left(left)
+        yield event
+    holes = [one for one in holes if one.state.instrument.id not in patience.unanswered]
+    # An instrument without any candle is as rare as an answer that wrongly says so.
+    if unknown := [one for one in holes if one.is_new]:
+        await _wait(min(LISTING_WAIT_S_MAX, certain_s), rest)
+        async for left, event in _filled(unknown, rest, clock, certain_s, patience):
+            count_left(left)
+            yield event
+
+
+class Patience(NamedTuple):
+    """How long the last of several answers is waited for after the first; None: without end."""
+
+    seconds: float | None
+    unanswered: set[str]  # instruments that were given up
+
+    async def answers(self, asked: Mapping[str, Coroutine[None, None, T]]) -> dict[str, T]:
+        """Return what each of *asked* answers, by instrument; those given up are left out."""
+        tasks = {key: asyncio.ensure_future(one) for key, one in asked.items()}
+        try:
+            if tasks and self.seconds is not None:
+                await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(tasks.values(), timeout=self.seconds)
+                late = {key for key, task in tasks.items() if not task.done()}
+                self.unanswered.update(late)
+                return {key: await task for key, task in tasks.items() if key not in late}
+            return dict(zip(tasks, await asyncio.gather(*tasks.values()), strict=True))
+        finally:
+            for task in tasks.values():
+                task.cancel()
+
+
+async def _filled(
+    holes: Sequence[Hole], rest: RestClient, clock: Clock, certain_s: float, patience: Patience
+) -> AsyncIterator[tuple[int, Gap | Bar]]:
+    """Yield each event with the number of those that follow it without another request."""
+    if not holes:
+        return
+    window_ms = CANDLES_MAX * holes[0].state.sequence.interval_ms
+    first_ms = min(one.state.sequence.next_open_ms for one in holes)
+    last_ms = max(one.until_ms for one in holes)
+    for start_ms in range(first_ms, last_ms, window_ms):
+        windows = {
+            one.state.instrument.id: _HoleReader(one, rest, clock, certain_s).window(
+                start_ms, start_ms + window_ms
+            )
+            for one in holes
+            if one.state.instrument.id not in patience.unanswered
+        }
+        answers = await patience.answers(windows)
+        found = [
+            (when_ms, place, event)
+            for place, one in enumerate(holes)
+            for when_ms, event in answers.get(one.state.instrument.id, ())
+        ]
+        # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
+        ordered = sorted(found, key=lambda entry: entry[:2])
+        for left, (_, place, event) in zip(reversed(range(len(ordered))), ordered, strict=True):
+            sequence = holes[place].state.sequence
+            now_ms = clock.market_ms()
+            if isinstance(event, Bar):
+                holes[place].state.accept(event)
+                yield left, structs.replace(event, seen_ms=now_ms)
+            else:
+                if not event.repaired_by:
+                    sequence.skip(event.until_ms)
+                yield left, structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
+
+
+class _HoleReader:
+    """Reads what REST has of one hole."""
+
+    def __init__(self, hole: Hole, rest: RestClient, clock: Clock, certain_s: float) -> None:
+        self._hole = hole
+        self._rest = rest
+        self._clock = clock
+        self._certain_s = certain_s
+
+    async def window(self, start_ms: int, end_ms: int) -> list[tuple[int, Gap | Bar]]:
+        """Return what [*start_ms*, *end_ms*) brings, with the times to sort by."""
+        hole = self._hole
+        sequence = hole.state.sequence
+        interval_ms = sequence.interval_ms
+        from_ms = sequence.next_open_ms
+        until_ms = min(end_ms, hole.until_ms)
+        request_ms = max(from_ms, start_ms)
+        if request_ms >= until_ms or not (bars := await self._request(request_ms, until_ms)):
+            return []
+        if hole.is_new:
+            bars = await self._from_listing(bars, from_ms)
+            from_ms = bars[0].open_time_ms
+        bars = await self._verified(await self._close_inner_holes(bars, from_ms))
+        events: list[tuple[int, Gap | Bar]] = []
+        for run in bar_ranges(
+            bars, from_ms=from_ms, until_ms=bars[-1].close_time_ms, interval_ms=interval_ms
+        ):
+            if hole.cause is not None or not run.bars:
+                events.append((run.from_ms + interval_ms, gap(hole.state, run, hole.cause)))
+            events.extend((bar.close_time_ms, bar) for bar in run.bars)
+        return events
+
+    async def _request(self, from_ms: int, until_ms: int) -> list[Bar]:
+        state = self._hole.state
+        return await self._rest.klines(
+            state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
+        )
+
+    async def _wait(self, seconds: float) -> None:
+        await _wait(seconds, self._rest)
+
+    async def _from_listing(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+        """Return *bars* and those before them that a second answer has: from the listing on."""
+        while (first_ms := bars[0].open_time_ms) > from_ms:
+            await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
+            again = await self._request(from_ms, bars[0].close_time_ms)
+            if not again or again[-1].open_time_ms < first_ms:
+                continue  # it lacks the bar that we have: it says nothing of those before
+            if again[0].open_time_ms == first_ms:
+                break
+            bars = again[:-1] + bars
+        return bars
+
+    async def _verified(self, bars: list[Bar]) -> list[Bar]:
+        """Return *bars*, each implausible close as two answers in a row have it."""
+        verified: dict[int, Bar] = {}
+        wait_s = FIRST_WAIT_S
+        while unverified := self._hole.state.implausible(
+            bars, lambda bar: verified.get(bar.open_time_ms) == bar
+        ):
+            again = await self._request(unverified[0].open_time_ms, unverified[-1].close_time_ms)
+            repeated = {bar.open_time_ms: bar for bar in again}
+            latest = {bar.open_time_ms: repeated.get(bar.open_time_ms, bar) for bar in unverified}
+            agreed = [bar for bar in unverified if repeated.get(bar.open_time_ms) == bar]
+            verified.update((bar.open_time_ms, bar) for bar in agreed)
+            bars = [latest.get(bar.open_time_ms, bar) for bar in bars]
+            if len(agreed) < len(unverified):
+                await self._wait(wait_s)
+                wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
+        return bars
+
+    async def _close_inner_holes(self, bars: list[Bar], from_ms: int) -> list[Bar]:
+        """Return *bars* with what later answers have of the holes between them."""
+        interval_ms = self._hole.state.sequence.interval_ms
+        missing = MissingRanges(self._certain_s)
+        known = {bar.open_time_ms: bar for bar in bars}
+        wait_s = FIRST_WAIT_S
+        while True:
+            bars = [known[open_ms] for open_ms in sorted(known)]
+            ranges = missing_ranges(bars, from_ms, interval_ms)
+            now_s = self._clock.network_s()
+            missing.update(ranges, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
+            if missing.due_s() == float("inf"):
+                return bars
+            await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
+            wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
+            past_ms = ranges[-1][1]
+            again: list[Bar] = []
+            while not again or again[-1].open_time_ms < past_ms:
+                again = await self._request(ranges[0][0], past_ms + interval_ms)
+                if not again or again[-1].open_time_ms < past_ms:
+                    await self._wait(wait_s)
+                known = {**{bar.open_time_ms: bar for bar in again}, **known}
+
+
+def missing_ranges(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[int, int]]:
+    """Return the stretches without a bar between *from_ms* and the last of the sorted *bars*."""
+    if not bars:
+        return []
+    until_ms = bars[-1].close_time_ms
+    found = bar_ranges(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
+    return [(run.from_ms, run.until_ms) for run in found if not run.bars]
+
+
+def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
+    """Return the gap that *run* is; its times seen are set as it is delivered."""
+    return Gap(
+        instrument=state.instrument.id,
+        from_ms=run.from_ms,
+        until_ms=run.until_ms,
+        cause=GapCause.ARCHIVE if cause is None else cause,
+        repaired_by=BY_REST if run.bars else "",
+        market_ms=0,
+        seen_ms=0,
+    )
+
+
+FUNDING_WAIT_S: Final = 0.5
+"""How long, network time, a bar waits for a settlement that belongs before it."""
+
+log = structlog.get_logger("bybit.feed")
+
+Delivered = TypeVar("Delivered", Bar, Gap, Quote | Mark | Depths)
+
+
+class BarSequencer:
+    """The order of events around bars: settlements, newest quote and mark, then the bar.
+
+    ``bar`` takes what a stream brought, ``page`` what REST answered in the background, ``fill``
+    what REST has of given holes. A bar ahead of the sequence waits until what is missing before
+    it came, or is certain never to come; other instruments go on meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        rest: RestClient,
+        clock: Clock,
+        states: Mapping[str, FeedState],
+        maintenance: FeedMaintenance,
+        counters: Counter[str],
+        is_up: Callable[[FeedState], bool],
+        certain_s: float,
+    ) -> None:
+        self._rest = rest
+        self._clock = clock
+        self._states = states
+        self._maintenance = maintenance
+        self._counters = counters
+        self._is_up = is_up
+        self._certain_s = certain_s
+        self.left = 0  # bars of an answer, or of what waited for it, that follow the one in hand
+
+    async def bar(self, bar: Bar) -> AsyncIterator[Event]:
+        """Take a bar of the stream: deliver it exactly once, in its place."""
+        state = self._states[bar.instrument]
+        match place := state.sequence.place(bar):
+            case Place.REPEATED | Place.OLD | Place.REVISED:
+                for revision in self._revision(state, bar, place):
+                    yield revision
+                return
+            case Place.NEXT | Place.AHEAD:
+                self._begin_at(state, bar)
+                if not state.pending.add(bar):
+                    self._counters["overflow_bars"] += 1
+            case _:
+                assert_never(place)
+        async for event in self._drain(state):
+            yield event
+        if len(state.pending):
+            self._maintenance.request_bars(state)
+
+    async def page(self, page: BackfillPage) -> AsyncIterator[Event]:
+        """Take what REST answered: what closes a hole, or lacks it for certain."""
+        state = self._states[page.instrument]
+        state.end_request()
+        sequence = state.sequence
+        if page.bars:
+            self._begin_at(state, page.bars[0])
+            state.missing.update(
+                missing_ranges(page.bars, page.from_ms, sequence.interval_ms),
+                from_ms=page.from_ms,
+                until_ms=page.bars[-1].close_time_ms,
+                now_s=page.answered_s,
+            )
+        state.pending.add_missing(filter(sequence.is_new, page.bars))
+        async for event in self._drain(state):
+            yield event
+        state.pending.trim()
+        if (due_s := state.missing.due_s()) > page.answered_s:
+            state.request_by(due_s)
+
+    async def fill(
+        self, holes: Sequence[Hole], *, patience_s: float | None, unanswered: set[str]
+    ) -> AsyncIterator[Event]:
+        """Fill *holes* from REST, each bar preceded by the settlements that belong before it.
+
+        An instrument that is not answered in time is added to *unanswered*.
+        """
+        events = fill(
+            holes,
+            rest=self._rest,
+            clock=self._clock,
+            certain_s=self._certain_s,
+            patience_s=patience_s,
+            unanswered=unanswered,
+            count_left=self._count_left,
+        )
+        async for event in events:
+            if isinstance(event, Bar):
+                state = self._states[event.instrument]
+                async for before in self._settlements_before(state, event.close_time_ms):
+                    yield before
+                self._counters["rest_bars"] += 1
+            else:
+                self._counters["repairs" if event.repaired_by else "holes"] += 1
+            yield event
+
+    def _count_left(self, left: int) -> None:
+        self.left = left
+
+    def _begin_at(self, state: FeedState, bar: Bar) -> None:
+        """Let a new run begin with *bar* where REST had nothing: before a listing nothing is."""
+        if not state.sequence.is_begun and state.cause is None:
+            first_ms = state.pending.first_open_ms()
+            state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
+
+    def _revision(self, state: FeedState, bar: Bar, place: Place) -> list[Bar]:
+        """Return *bar* where it revises one that was delivered; nothing where it repeats it."""
+        if place is not Place.REVISED:
+            self._counters[f"{place.value}_bars"] += 1
+            return []
+        self._counters["revised_bars"] += 1
+        state.sequence.accept(bar)
+        return [structs.replace(bar, seen_ms=self._clock.market_ms())]
+
+    async def _drain(self, state: FeedState) -> AsyncIterator[Event]:
+        """Deliver what waits, as far as nothing is missing before it or ever will come."""
+        sequence = state.sequence
+        while True:
+            ready, is_held = self._take_plausible(state)
+            for source, group in groupby(ready, key=lambda versions: versions[0].source):
+                stretch = list(group)
+                if source is Source.REST:
+                    yield self._repair_gap(state, stretch)
+                async for event in self._bars(state, stretch, is_last=stretch[-1] is ready[-1]):
+                    yield event
+                if source is not Source.REST:
+                    state.clear_gap_cause()
+            if is_held:
+                break
+            first_ms = state.pending.first_open_ms()
+            certain_ms = state.missing.certain_until(sequence.next_open_ms)
+            if first_ms is None or not sequence.lacks(certain_ms):
+                break
+            run = BarRange(sequence.next_open_ms, min(certain_ms, first_ms), ())
+            sequence.skip(run.until_ms)
+            self._counters["holes"] += 1
+            yield self._seen_now(gap(state, run, self._cause(state)))
+        state.missing.forget(sequence.next_open_ms)
+
+    def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
+        """Take out what comes next as far as it is plausible; say whether a close was not.
+
+        A close too far from the last one leaves a hole that REST is asked about; what REST repeats
+        is accepted, and what comes after it waits.
+        """
+        ready = state.pending.pop_from(state.sequence.next_open_ms)
+        unverified = state.unverified(versions[0] for versions in ready)
+        if not unverified:
+            return ready, False
+        opens = {bar.open_time_ms for bar in unverified}
+        first = next(place for place, one in enumerate(ready) if one[0].open_time_ms in opens)
+        state.pending.put_back(one for one in ready[first:] if one[0].open_time_ms not in opens)
+        self._counters["implausible_bars"] += len(unverified)
+        earliest = unverified[0]
+        log.warning(
+            "implausible",
+            instrument=earliest.instrument,
+            open_time_ms=earliest.open_time_ms,
+            source=earliest.source.value,
+            advice="REST is asked again; the gate plausible holds what it repeats",
+        )
+        if earliest.source is not Source.REST:  # else it is overdue, and asked for again as such
+            state.reject_close()
+            self._maintenance.request_bars(state)
+        return ready[:first], True
+
+    def _repair_gap(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
+        """Return the gap that the bars of REST close which follow."""
+        bars = tuple(versions[0] for versions in stretch)
+        run = BarRange(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
+        self._counters["repairs"] += 1
+        self._counters["rest_bars"] += len(bars)
+        return self._seen_now(gap(state, run, self._cause(state)))
+
+    async def _bars(
+        self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool
+    ) -> AsyncIterator[Event]:
+        """Deliver bars that follow one another; the newest quote belongs before the last alone."""
+        for place, versions in enumerate(stretch):
+            bar, *revisions = versions
+            async for before in self._settlements_before(state, bar.close_time_ms):
+                yield before
+            if is_last and versions is stretch[-1]:
+                for newest in state.undelivered():
+                    yield self._seen_now(newest)
+            state.accept(bar)
+            if bar.source is not Source.REST:
+                self._counters["bars"] += 1
+            self.left = len(stretch) - place - 1
+            yield self._seen_now(bar)
+            for other in revisions:
+                for revision in self._revision(state, other, state.sequence.place(other)):
+                    yield revision
+
+    def _seen_now(self, event: Delivered) -> Delivered:
+        """Return *event* as seen now; a gap is also dated now."""
+        now_ms = self._clock.market_ms()
+        if isinstance(event, Gap):
+            return structs.replace(event, market_ms=now_ms, seen_ms=now_ms)
+        return structs.replace(event, seen_ms=now_ms)
+
+    def _cause(self, state: FeedState) -> GapCause:
+        """Return why bars are missing; of a new run nothing came from its stream yet."""
+        if state.cause is not None:
+            return state.cause
+        return GapCause.MISSED if self._is_up(state) else GapCause.DISCONNECTED
+
+    async def _settlements_before(
+        self, state: FeedState, close_ms: int
+    ) -> AsyncIterator[Funding | Gap]:
+        """Yield the settlements that belong before a bar that closed at *close_ms*.
+
+        One that does not come soon is asked for in the background: no bar waits for it longer.
+        """
+        if not state.funding.is_due_by(close_ms):
+            return
+        state.funding.asked(close_ms)
+        try:
+            async with asyncio.timeout(FUNDING_WAIT_S):
+                settled = await self._maintenance.settlements(state, close_ms)
+        except TimeoutError:
+            return
+        for funding in settled:
+            yield funding

@@ -1,0 +1,549 @@
+"""What the feed knows of one instrument: bars in order, funding, newest quote and mark. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import StrEnum
+from typing import Final, Generic, TypeVar
+
+from msgspec import Struct, structs
+
+from tracepaper.daemon.bybit.order_book import DepthHolder
+from tracepaper.daemon.feed.client import SampledBook
+from tracepaper.daemon.feed.funding import FundingSchedule
+from tracepaper.strategies.gates.evaluator import Plausibility
+from tracepaper.strategies.types.market import (
+    Bar,
+    Depths,
+    GapCause,
+    Instrument,
+    Mark,
+    Quote,
+    Source,
+    Trade,
+)
+
+Dated = TypeVar("Dated", Quote, Mark, Trade)
+
+# ---------------------------------------------------------------- bars
+
+REMEMBERED_BARS: Final = 4_096
+"""Bars whose values are kept to tell a repetition from a revision; older ones count as old."""
+
+_Values = tuple[int, int, int, int, int, int | None]
+
+
+class Place(StrEnum):
+    """Where a bar stands against those already delivered."""
+
+    NEXT = "next"
+    AHEAD = "ahead"  # bars before it are missing
+    REPEATED = "repeated"  # equal to what was delivered
+    REVISED = "revised"  # another value of a bar already delivered
+    OLD = "old"  # too old to compare
+
+
+class BarSequence:
+    """Exactly-once order of one instrument's bars; it alone says what is newer than the last."""
+
+    def __init__(self, *, interval_ms: int, next_open_ms: int) -> None:
+        self.interval_ms = interval_ms
+        self.next_open_ms = next_open_ms
+        self.is_begun = False  # True once a bar was delivered
+        self._values: OrderedDict[int, set[_Values]] = OrderedDict()
+
+    @property
+    def next_close_ms(self) -> int:
+        """The close of the bar that comes next."""
+        return self.next_open_ms + self.interval_ms
+
+    def lacks(self, until_ms: int) -> bool:
+        """Return whether a bar that opens before *until_ms* is still to come."""
+        return self.next_open_ms < until_ms
+
+    def is_new(self, bar: Bar) -> bool:
+        """Return whether *bar* opens where no bar was delivered or given up yet."""
+        return bar.open_time_ms >= self.next_open_ms
+
+    def place(self, bar: Bar) -> Place:
+        """Return where *bar* stands; changes nothing."""
+        if self.is_new(bar):
+            return Place.NEXT if bar.open_time_ms == self.next_open_ms else Place.AHEAD
+        if (known := self._values.get(bar.open_time_ms)) is None:
+            return Place.OLD
+        return Place.REPEATED if _values(bar) in known else Place.REVISED
+
+    def accept(self, bar: Bar) -> None:
+        """Remember *bar* as delivered, be it new or a revision."""
+        self._values.setdefault(bar.open_time_ms, set()).add(_values(bar))
+        if len(self._values) > REMEMBERED_BARS:
+            self._values.popitem(last=False)
+        self.skip(bar.close_time_ms)
+        self.is_begun = True
+
+    def skip(self, until_ms: int) -> None:
+        """Expect nothing that opens before *until_ms* any more."""
+        if self.lacks(until_ms):
+            self.next_open_ms = until_ms
+
+
+class CloseFilter:
+    """Which closes are accepted at once, and which only once REST has repeated them.
+
+    A close that lies more than *most* usual ranges of a bar from the last one is implausible; it is
+    accepted where REST says the same of it after the stream, or in two answers.
+    """
+
+    def __init__(self, most: float = float("inf"), recent: Iterable[Bar] = ()) -> None:
+        self._most = most
+        self._usual = Plausibility()
+        self._unverified: dict[int, _Values] = {}
+        for bar in recent:
+            self.accept(bar, 1)
+
+    def accept(self, bar: Bar, tick: int) -> None:
+        """Learn that *bar* was delivered."""
+        self._usual.add(bar, tick)
+        if self._unverified:
+            self._unverified = {
+                at: one for at, one in self._unverified.items() if at > bar.open_time_ms
+            }
+
+    def implausible(
+        self,
+        bars: Iterable[Bar],
+        tick: int,
+        is_verified: Callable[[Bar], bool] = lambda _bar: False,
+    ) -> list[Bar]:
+        """Return those of *bars*, the next ones, that lie too far from the last accepted one."""
+        usual = self._usual
+        found = []
+        for bar in bars:
+            tried = usual.copy()
+            if tried.add(bar, tick) > self._most and not is_verified(bar):
+                found.append(bar)
+            else:
+                usual = tried
+        return found
+
+    def unverified(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
+        """Return the implausible ones of *bars* that REST has not repeated, and remember them."""
+        alone = self.implausible(bars, tick, self._is_verified)
+        self._unverified.update((bar.open_time_ms, _values(bar)) for bar in alone)
+        return alone
+
+    def _is_verified(self, bar: Bar) -> bool:
+        return bar.source is Source.REST and self._unverified.get(bar.open_time_ms) == _values(bar)
+
+
+def _values(bar: Bar) -> _Values:
+    """Return what makes two bars of one time the same bar."""
+    return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
+
+
+class BarRange(Struct, frozen=True):
+    """A stretch of a window: the bars that fill it, or none where it is a hole."""
+
+    from_ms: int
+    until_ms: int  # exclusive
+    bars: tuple[Bar, ...]
+
+
+def bar_ranges(
+    bars: Iterable[Bar], *, from_ms: int, until_ms: int, interval_ms: int
+) -> list[BarRange]:
+    """Cut the window [*from_ms*, *until_ms*) into stretches with and without bars, in order.
+
+    *bars* are sorted by open time, each once, and open inside the window. A hole at the window's
+    end is listed too; whether it is certain is for the caller to know.
+    """
+    found: list[BarRange] = []
+    stretch: list[Bar] = []
+    at_ms = from_ms
+    for bar in bars:
+        if bar.open_time_ms > at_ms:
+            if stretch:
+                found.append(_run(stretch))
+                stretch = []
+            found.append(BarRange(at_ms, bar.open_time_ms, ()))
+        stretch.append(bar)
+        at_ms = bar.open_time_ms + interval_ms
+    if stretch:
+        found.append(_run(stretch))
+    if at_ms < until_ms:
+        found.append(BarRange(at_ms, until_ms, ()))
+    return found
+
+
+def _run(stretch: Sequence[Bar]) -> BarRange:
+    """Return the run of consecutive bars."""
+    return BarRange(stretch[0].open_time_ms, stretch[-1].close_time_ms, tuple(stretch))
+
+
+class _MissingRange(Struct, frozen=True):
+    """A stretch without bars, since when (network time), and whether that is certain."""
+
+    from_ms: int
+    until_ms: int
+    since_s: float
+    is_certain: bool
+
+
+class MissingRanges:
+    """What REST lacks although it has later bars.
+
+    One answer proves nothing: a stretch is certain once an answer lacks it that came *certain_s*
+    or more after the first one that did.
+    """
+
+    def __init__(self, certain_s: float) -> None:
+        self._certain_s = certain_s
+        self._ranges: list[_MissingRange] = []
+
+    def update(
+        self, missing: Iterable[tuple[int, int]], *, from_ms: int, until_ms: int, now_s: float
+    ) -> None:
+        """Learn that an answer about [*from_ms*, *until_ms*) lacks the rising *missing* stretches.
+
+        All else of that time it has; of other times it says nothing.
+        """
+        found = [*self._outside(from_ms, until_ms)]
+        for start_ms, end_ms in missing:
+            at_ms = start_ms
+            for known in self._ranges:
+                first_ms, last_ms = max(known.from_ms, at_ms), min(known.until_ms, end_ms)
+                if first_ms >= last_ms:
+                    continue
+                if first_ms > at_ms:
+                    found.append(_MissingRange(at_ms, first_ms, now_s, is_certain=False))
+                is_certain = known.is_certain or now_s - known.since_s >= self._certain_s
+                found.append(_MissingRange(first_ms, last_ms, known.since_s, is_certain))
+                at_ms = last_ms
+            if at_ms < end_ms:
+                found.append(_MissingRange(at_ms, end_ms, now_s, is_certain=False))
+        self._ranges = sorted(found, key=lambda one: one.from_ms)
+
+    def _outside(self, from_ms: int, until_ms: int) -> Iterable[_MissingRange]:
+        """Yield what is known of times outside [*from_ms*, *until_ms*)."""
+        for one in self._ranges:
+            if one.from_ms < from_ms:
+                yield structs.replace(one, until_ms=min(one.until_ms, from_ms))
+            if one.until_ms > until_ms:
+                yield structs.replace(one, from_ms=max(one.from_ms, until_ms))
+
+    def certain_until(self, from_ms: int) -> int:
+        """Return until when, from *from_ms* on, nothing will ever come; *from_ms* where unsure."""
+        at_ms = from_ms
+        for one in self._ranges:
+            if one.is_certain and one.from_ms <= at_ms < one.until_ms:
+                at_ms = one.until_ms
+        return at_ms
+
+    def due_s(self) -> float:
+        """Return when the next answer can make a stretch certain; infinity where all are."""
+        return min(
+            (one.since_s + self._certain_s for one in self._ranges if not one.is_certain),
+            default=float("inf"),
+        )
+
+    def forget(self, before_ms: int) -> None:
+        """Forget what was missing before *before_ms*: it was delivered or given up."""
+        self._ranges = [one for one in self._ranges if one.until_ms > before_ms]
+
+
+# ---------------------------------------------------------------- the instrument
+
+GRACE_S: Final = 0.5
+"""A closing frame is awaited at least this long, network time, before REST is asked."""
+REQUEST_WAIT_MAX_S: Final = 30.0
+SETTLEMENT_WAIT_S: Final = 1.0
+"""Between the first two requests for an overdue settlement; doubled with each."""
+PENDING_MAX: Final = 1_000
+"""Bars that wait behind a hole; REST gives a thousand in one answer."""
+REVISIONS_MAX: Final = 4
+
+
+class FeedState:
+    """One instrument's state in the feed; pure, times are arguments."""
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        *,
+        sequence: BarSequence,
+        funding: FundingSchedule,
+        cause: GapCause | None = GapCause.MISSED,
+        certain_s: float = 30.0,
+        close_filter: CloseFilter | None = None,
+        books: DepthHolder | None = None,
+    ) -> None:
+        self.instrument = instrument
+        self.sequence = sequence
+        self.funding = funding
+        self.cause = cause  # of the next hole; None while only warm-up bars can be missing
+        self._next_cause: GapCause | None = None  # of the hole after the bars that wait
+        self._has_queued_cause = False  # a notice of a cause is in the queue
+        self._is_requested = False  # REST is asked for bars, or its answer is in the queue
+        self.pending = PendingBars()
+        self.missing = MissingRanges(certain_s)
+        self._close_filter = CloseFilter() if close_filter is None else close_filter
+        self.books = books  # None where none are asked for
+        self._quote: NewestPrice[Quote] = NewestPrice()
+        self._mark: NewestPrice[Mark] = NewestPrice()
+        self._trade: NewestPrice[Trade] = NewestPrice()
+        self._overdue_open_ms = -1
+        self._request_at_s = float("inf")
+        self._request_wait_s = GRACE_S
+        self._settlement_request_s = 0.0  # network time of the next one
+        self._settlement_wait_s = SETTLEMENT_WAIT_S
+
+    @property
+    def quote_ms(self) -> int | None:
+        """The market time of the newest quote."""
+        return None if self._quote.value is None else self._quote.value.market_ms
+
+    def accept(self, bar: Bar) -> None:
+        """Count *bar* as delivered, for the first time."""
+        self.sequence.accept(bar)
+        self._close_filter.accept(bar, self.instrument.tick_size)
+
+    def implausible(self, bars: Iterable[Bar], is_verified: Callable[[Bar], bool]) -> list[Bar]:
+        """Return those of *bars*, the next ones, that are too far from the last accepted one."""
+        return self._close_filter.implausible(bars, self.instrument.tick_size, is_verified)
+
+    def unverified(self, bars: Iterable[Bar]) -> list[Bar]:
+        """Return the implausible ones that REST has not repeated; each is asked about."""
+        return self._close_filter.unverified(bars, self.instrument.tick_size)
+
+    def change_filters(self, instrument: Instrument) -> None:
+        """Learn new filters of the instrument, and how often its funding is settled."""
+        self.instrument = instrument
+        self.funding.change(instrument.funding_interval_minutes)
+
+    def claim_request(self) -> bool:
+        """Return whether REST may be asked for bars now: one request at a time."""
+        is_free, self._is_requested = not self._is_requested, True
+        return is_free
+
+    def end_request(self) -> None:
+        """Learn that the answer of REST was read from the queue."""
+        self._is_requested = False
+
+    def claim_gap_cause(self) -> bool:
+        """Return whether a notice of a cause may be queued now: the first one stands."""
+        is_free, self._has_queued_cause = not self._has_queued_cause, True
+        return is_free
+
+    def set_gap_cause(self, cause: GapCause) -> None:
+        """Learn why bars may be missing from here on: after those that wait, where some do."""
+        self._has_queued_cause = False
+        if len(self.pending):
+            self._next_cause = cause
+        else:
+            self.cause = cause
+
+    def reject_close(self) -> None:
+        """Learn that the next bar's close is implausible: that is why it is missing."""
+        self.cause = GapCause.IMPLAUSIBLE
+
+    def clear_gap_cause(self) -> None:
+        """Learn that a bar of the stream was delivered, so the next hole has its own cause."""
+        self.cause = GapCause.MISSED
+        if not len(self.pending):
+            self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
+
+    def update_quote(
+        self, quote: Quote, from_ms: int | None, *, is_evidence: bool = False, again: bool = False
+    ) -> bool:
+        """Keep *quote* if it is the newest; return whether it is an event of its own.
+
+        It is one while an order rests (*from_ms* is the market time from which it may fill): the
+        first quote at or after that, then each that differs from the one delivered before, or does
+        not (*again*: that one was not believed). One that *is_evidence* always is.
+        """
+        delivered = self._quote.delivered
+        if not self._quote.update(quote):
+            return False
+        if not is_evidence:
+            if from_ms is None or quote.market_ms < from_ms:
+                return False
+            is_known = delivered is not None and delivered.market_ms >= from_ms
+            if is_known and not again and delivered is not None and _same(delivered, quote):
+                return False
+        self._quote.deliver()
+        return True
+
+    def update_mark(self, mark: Mark, *, matters: bool = False) -> bool:
+        """Keep *mark* if it is the newest; return whether it is an event of its own: it *matters*.
+
+        The others are handed on before a bar alone.
+        """
+        if not self._mark.update(mark) or not matters:
+            return False
+        self._mark.deliver()
+        return True
+
+    def update_trade(self, trade: Trade, *, is_evidence: bool) -> bool:
+        """Keep *trade* if it is the newest; return whether it is an event: it *is_evidence*.
+
+        No other trade is one, but for the newest before a price that is doubted.
+        """
+        if not self._trade.update(trade) or not is_evidence:
+            return False
+        self._trade.deliver()
+        return True
+
+    def beside(self, price: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
+        """Return the newest of the other sources than that of *price*, unless delivered."""
+        quote = None if isinstance(price, Quote) else self._quote.deliver()
+        mark = None if isinstance(price, Mark) else self._mark.deliver()
+        trade = None if isinstance(price, Trade) else self._trade.deliver()
+        return [one for one in (quote, mark, trade) if one is not None]
+
+    def drop_ahead(self, latest_ms: float) -> None:
+        """Forget what is dated after *latest_ms*, so that later prices do not look old."""
+        self._quote.drop_ahead(latest_ms)
+        self._mark.drop_ahead(latest_ms)
+        self._trade.drop_ahead(latest_ms)
+
+    def take_book(self, sampled: SampledBook) -> Iterator[Depths]:
+        """Hold a book of the grid; yield those that are enough for an event."""
+        if self.books is not None:
+            yield from self.books.add(sampled.depth, sampled.cause)
+
+    def undelivered(self) -> list[Quote | Mark | Depths]:
+        """Return the newest quote and mark unless they were delivered, and the books that are held.
+
+        All of it counts as delivered now.
+        """
+        newest = (self._quote.deliver(), self._mark.deliver())
+        books = () if self.books is None else self.books.flush()
+        return [*(one for one in newest if one is not None), *books]
+
+    def is_settlement_due(self, *, market_ms: int, network_s: float) -> bool:
+        """Return True, once for each request, when a settlement is overdue.
+
+        It is asked for after twice the wait each time, up to ``REQUEST_WAIT_MAX_S``.
+        """
+        if not self.funding.is_overdue(market_ms):
+            self._settlement_wait_s = SETTLEMENT_WAIT_S
+            return False
+        if network_s < self._settlement_request_s:
+            return False
+        self._settlement_request_s = network_s + self._settlement_wait_s
+        self._settlement_wait_s = min(2 * self._settlement_wait_s, REQUEST_WAIT_MAX_S)
+        return True
+
+    def is_overdue(self, *, market_ms: int, network_s: float, grace_ms: int) -> bool:
+        """Return True, once for each question, when the next bar's closing frame is overdue.
+
+        Overdue is *grace_ms* of market time and ``GRACE_S`` of network time after its close; then
+        after twice the wait each time, up to ``REQUEST_WAIT_MAX_S``, while REST has no such bar.
+        """
+        close_ms = self.sequence.next_close_ms
+        if market_ms < close_ms:
+            self._overdue_open_ms = -1
+            return False
+        if self._overdue_open_ms != self.sequence.next_open_ms:
+            self._overdue_open_ms = self.sequence.next_open_ms
+            self._request_wait_s = GRACE_S
+            self._request_at_s = network_s + self._request_wait_s
+        if market_ms < close_ms + grace_ms or network_s < self._request_at_s:
+            return False
+        self._request_wait_s = min(2 * self._request_wait_s, REQUEST_WAIT_MAX_S)
+        self._request_at_s = network_s + self._request_wait_s
+        return True
+
+    def request_by(self, network_s: float) -> None:
+        """Have the next question come no later than *network_s*."""
+        self._request_at_s = min(self._request_at_s, network_s)
+
+
+class NewestPrice(Generic[Dated]):
+    """The newest quote, mark or trade by market time, and the one that was delivered last."""
+
+    def __init__(self) -> None:
+        self.value: Dated | None = None
+        self.delivered: Dated | None = None
+
+    def update(self, value: Dated) -> bool:
+        """Keep *value* unless it is older than the newest; return whether it was kept.
+
+        Right after subscribing the exchange plays older frames again.
+        """
+        if self.value is not None and value.market_ms < self.value.market_ms:
+            return False
+        self.value = value
+        return True
+
+    def deliver(self) -> Dated | None:
+        """Return the newest unless it was delivered; it counts as delivered now."""
+        if self.value is self.delivered:
+            return None
+        self.delivered = self.value
+        return self.value
+
+    def drop_ahead(self, latest_ms: float) -> None:
+        """Forget the newest where it is dated after *latest_ms*."""
+        if self.value is not None and self.value.market_ms > latest_ms:
+            self.value = self.delivered = None
+
+
+class PendingBars:
+    """Bars behind a hole, by open time, each with its revisions; bounded, oldest first."""
+
+    def __init__(self) -> None:
+        self._bars: dict[int, list[Bar]] = {}
+
+    def __len__(self) -> int:
+        return len(self._bars)
+
+    def add(self, bar: Bar) -> bool:
+        """Keep *bar*, or a revision of one that waits; False where there is no place.
+
+        Without a place the newest bar goes, which is asked for again once the hole is closed.
+        """
+        versions = self._bars.setdefault(bar.open_time_ms, [])
+        if len(versions) < REVISIONS_MAX:
+            versions.append(bar)
+        if len(self._bars) <= PENDING_MAX:
+            return True
+        del self._bars[max(self._bars)]
+        return False
+
+    def add_missing(self, bars: Iterable[Bar]) -> None:
+        """Keep those of *bars* of which no version waits."""
+        for bar in bars:
+            self._bars.setdefault(bar.open_time_ms, [bar])
+
+    def trim(self) -> None:
+        """Let the newest bars go until the bound is kept."""
+        for open_ms in sorted(self._bars)[PENDING_MAX:]:
+            del self._bars[open_ms]
+
+    def first_open_ms(self) -> int | None:
+        """Return the open time of the oldest bar that waits."""
+        return min(self._bars, default=None)
+
+    def put_back(self, stretch: Iterable[list[Bar]]) -> None:
+        """Let bars that were taken out wait again, each with its revisions."""
+        self._bars.update((versions[0].open_time_ms, versions) for versions in stretch)
+
+    def pop_from(self, open_ms: int) -> list[list[Bar]]:
+        """Take out the bars that follow one another from *open_ms* on, each with its revisions."""
+        taken: list[list[Bar]] = []
+        while (versions := self._bars.pop(open_ms, None)) is not None:
+            taken.append(versions)
+            open_ms = versions[0].close_time_ms
+        return taken
+
+
+def _same(one: Quote, other: Quote) -> bool:
+    """Return whether two quotes offer the same."""
+    return (one.bid, one.bid_size, one.ask, one.ask_size) == (
+        other.bid,
+        other.bid_size,
+        other.ask,
+        other.ask_size,
+    )

@@ -1,0 +1,539 @@
+"""A user's covariates for the model of a run: as configured, as they grow, as a run kept them.
+
+Live the file is read again as it grows; what became known at which close is kept as lines beside
+the database, whose hash is an event of the run. A file that is no use leaves the bar without
+vectors, so that the gate ``finite`` refuses it.
+
+The rules are docs/models.md, L64 and L65.
+
+Each line is a row with the first close at which it counts, or that the file was no use from a close
+on, or that it was of use again. The hash of the first so many lines stands in the run, so that a
+line that is changed or missing is noticed.
+
+The rule is docs/models.md, L65.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.session.external_inputs import Outside
+from tracepaper.storage.covariates import (
+    GrowingFile,
+    Growth,
+    VectorFile,
+    find_vectors,
+    iso,
+    keep_vectors,
+    kept_vectors,
+    read_vectors,
+    write_whole,
+)
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.covariates import ALL_SYMBOLS, NO_VECTORS, VectorRows, VectorSource
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.market import Reading
+
+LIVE: Final = "live-"
+"""What the names of journals begin with; those of files that stand are their hashes."""
+_SUFFIX: Final = ".jsonl"
+
+
+class KnownRow(NamedTuple):
+    """A row as it became known."""
+
+    from_ms: int  # the first close at which it counts
+    time_ms: int
+    symbol: str
+    values: tuple[float, ...]
+
+
+class VectorFault(NamedTuple):
+    """From a close on the file was no use, for a reason; empty where it was again."""
+
+    from_ms: int
+    reason: str
+
+
+class JournalHead(NamedTuple):
+    """How far a journal goes, and the hash of all its lines up to there."""
+
+    lines: int
+    sha256: str
+
+
+def journal_name(written: str, columns: Sequence[str]) -> str:
+    """Return the name of the journal of a file as the configuration names it."""
+    said = json.dumps([written, *columns])
+    return LIVE + hashlib.sha256(said.encode()).hexdigest()[:12]
+
+
+class VectorJournal:
+    """The lines of one growing file; a ``VectorSource`` of what was known at each bar."""
+
+    def __init__(self, path: Path, columns: Sequence[str], *, lines: Sequence[bytes] = ()) -> None:
+        """Begin with *lines* that are stored; use ``open_journal``."""
+        self.path = path
+        self.columns = tuple(columns)
+        self.name = path.name.removesuffix(_SUFFIX)
+        self._digest = hashlib.sha256()
+        self._heads: list[bytes] = []
+        self._rows: dict[str, _Filled] = {}
+        self._faults: list[VectorFault] = []
+        for line in lines:
+            self._take(line)
+
+    # ---------------------------------------------------------------- a ``VectorSource``
+
+    def known(self, symbol: str) -> VectorRows:
+        """Return the rows of *symbol*, or everyone's."""
+        filled = self._rows.get(ALL_SYMBOLS, self._rows.get(symbol))
+        return NO_VECTORS if filled is None else filled.rows()
+
+    def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the file was of use at each close."""
+        if not self._faults:
+            return np.ones(len(closes_ms), dtype=np.bool_)
+        from_ms = np.maximum.accumulate([fault.from_ms for fault in self._faults])
+        sound = np.array([True, *(not fault.reason for fault in self._faults)])
+        found: NDArray[np.bool_] = sound[np.searchsorted(from_ms, closes_ms, side="right")]
+        return found
+
+    def look(self, close_ms: int) -> None:
+        """Do nothing: it holds what was known."""
+
+    # ---------------------------------------------------------------- what is kept
+
+    @property
+    def head(self) -> JournalHead:
+        """How far it goes; another thread may append meanwhile."""
+        lines = len(self._heads)
+        return JournalHead(lines, self._heads[lines - 1].hex() if lines else "")
+
+    @property
+    def fault(self) -> str:
+        """Why the file is no use now; empty where it is."""
+        return self._faults[-1].reason if self._faults else ""
+
+    @property
+    def symbols(self) -> Collection[str]:
+        """Whose rows it has."""
+        return self._rows.keys()
+
+    def newest(self, symbol: str) -> int | None:
+        """Return the time of the newest row of *symbol*; None where there is none."""
+        filled = self._rows.get(symbol)
+        return None if filled is None else int(filled.rows().time_ms[-1])
+
+    def append(self, entries: Sequence[KnownRow | VectorFault]) -> None:
+        """Store *entries* for good, then know them; raise ``DataInvalid`` where that fails.
+
+        Nothing of them is stored then.
+        """
+        columns = [] if self._heads else [_line({"columns": list(self.columns)})]
+        lines = [*columns, *(_line(_document(entry)) for entry in entries)]
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                size = file.tell()
+                try:
+                    file.writelines(lines)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.path, size)
+                    raise
+        except OSError as error:
+            raise DataInvalid(
+                f"{self.path} cannot be written ({error.strerror}); make room for it."
+            ) from error
+        for line in lines:
+            self._take(line)
+
+    def require(self, head: JournalHead, run_id: str) -> None:
+        """Raise ``CheckpointMismatch`` unless its first lines are those that a run knew."""
+        heads = self._heads
+        if not 0 < head.lines <= len(heads) or heads[head.lines - 1].hex() != head.sha256:
+            raise CheckpointMismatch(
+                f"{self.path} does not hold the {head.lines:,} lines of vectors that run {run_id} "
+                "knew; restore it beside the database."
+            )
+
+    def _take(self, line: bytes) -> None:
+        self._digest.update(line)
+        self._heads.append(self._digest.digest())
+        found = json.loads(line)
+        match found:
+            case {"columns": _}:
+                pass
+            case {"fault": reason}:
+                self._faults.append(VectorFault(found["from"], reason))
+            case _:
+                row = KnownRow(
+                    found["from"], found["time"], found["symbol"], tuple(found["values"])
+                )
+                self._rows.setdefault(row.symbol, _Filled(len(self.columns))).add(row)
+
+
+class _Filled:
+    """The rows of one symbol, in arrays that double where they are full."""
+
+    def __init__(self, columns: int) -> None:
+        self._count = 0
+        self._times = np.empty((2, 64), dtype=np.int64)  # its own, and from when it counts
+        self._values = np.empty((64, columns), dtype=np.float64)
+
+    def add(self, row: KnownRow) -> None:
+        """Take in one row; ``from_ms`` never falls."""
+        at = self._count
+        if at == len(self._values):
+            self._times = np.concatenate([self._times, self._times], axis=1)
+            self._values = np.concatenate([self._values, self._values])
+        before = self._times[1, at - 1] if at else row.from_ms
+        self._times[:, at] = row.time_ms, max(row.from_ms, before)
+        self._values[at] = row.values
+        self._count += 1
+
+    def rows(self) -> VectorRows:
+        """Return them; more may be added later, which these do not show."""
+        count = self._count
+        return VectorRows(self._times[0, :count], self._times[1, :count], self._values[:count])
+
+
+def open_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJournal:
+    """Return the journal *name* beside *database*, with its whole lines; a new one where none is.
+
+    A line that was being written when the machine stopped is taken away. Raises
+    ``CheckpointMismatch`` for one that cannot be read.
+    """
+    path = kept_vectors(database) / (name + _SUFFIX)
+    raw = path.read_bytes() if path.is_file() else b""
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        os.truncate(path, len(whole))
+    return _read(path, columns, whole)
+
+
+def find_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJournal:
+    """Return the journal of a run of *database*; raise ``CheckpointMismatch`` if it is gone."""
+    path = kept_vectors(database) / (name + _SUFFIX)
+    if not path.is_file():
+        raise CheckpointMismatch(
+            f"The vectors that the run used are not kept any more ({path} is missing); restore the "
+            "file beside the database."
+        )
+    raw = path.read_bytes()
+    return _read(path, columns, raw[: raw.rfind(b"\n") + 1])
+
+
+def keep_journal(journal: VectorJournal, database: Path) -> None:
+    """Copy *journal* beside *database*, for a run that is fed with another's record.
+
+    One that is there and is the beginning of *journal*, or begins with it, is the same. Raises
+    ``CheckpointMismatch`` for another.
+    """
+    kept = kept_vectors(database) / (journal.name + _SUFFIX)
+    given = journal.path.read_bytes()
+    there = kept.read_bytes() if kept.exists() else b""
+    if there.startswith(given):
+        return
+    if not given.startswith(there):
+        raise CheckpointMismatch(
+            f"{kept} holds other vectors than those of the run that is replayed; give another "
+            "database."
+        )
+    write_whole(given, kept)
+
+
+def _read(path: Path, columns: Sequence[str], whole: bytes) -> VectorJournal:
+    lines = whole.splitlines(keepends=True)
+    try:
+        if not lines or json.loads(lines[0])["columns"] == list(columns):
+            return VectorJournal(path, columns, lines=lines)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise CheckpointMismatch(
+        f"{path} was changed: it is no journal of these vectors; restore it beside the database."
+    )
+
+
+def _line(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+
+
+def _document(entry: KnownRow | VectorFault) -> dict[str, Any]:
+    if isinstance(entry, VectorFault):
+        return {"from": entry.from_ms, "fault": entry.reason}
+    return {
+        "from": entry.from_ms,
+        "time": entry.time_ms,
+        "symbol": entry.symbol,
+        "values": list(entry.values),
+    }
+
+
+log = structlog.get_logger("vectors")
+
+VECTORS: Final = "vectors"
+"""The key, among what else an answer follows from, of what they are kept as."""
+
+
+class GrowingVectors:
+    """A file that grows, read again before a bar is answered; a ``VectorSource``.
+
+    A row counts from the close at which it was first read, or from its time where that is later.
+    One with a time before the newest that is known comes too late to be held by any bar.
+    """
+
+    def __init__(self, path: Path, journal: VectorJournal) -> None:
+        """Go on with *journal*; without one, take all that *path* holds as known at its times.
+
+        Raises ``DataInvalid`` where there is neither a journal nor a file that can be believed.
+        """
+        self.name = journal.name
+        self._file, self._journal = GrowingFile(path), journal
+        self._looked_ms = -math.inf
+        self._told = JournalHead(0, "")
+        if not journal.head.lines:
+            self._file.has_changed()
+            growth = self._file.read()
+            journal.append(self._new(growth, 0))
+            self._file.take(growth)
+
+    def known(self, symbol: str) -> VectorRows:
+        """Return the rows of *symbol*, or everyone's."""
+        return self._journal.known(symbol)
+
+    def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the file was of use at each close; these are answered from now on.
+
+        What is read later counts from a later close than any of them.
+        """
+        if len(closes_ms):
+            self._looked_ms = max(self._looked_ms, int(closes_ms.max()))
+        return self._journal.usable(closes_ms)
+
+    def look(self, close_ms: int) -> None:
+        """Read the file again where it changed or was no use, once a close."""
+        if close_ms <= self._looked_ms:
+            return
+        self._looked_ms = close_ms
+        if not self._file.has_changed() and not self._journal.fault:
+            return
+        entries: list[KnownRow | VectorFault] = []
+        growth, reason = None, ""
+        try:
+            growth = self._file.read()
+            entries += self._new(growth, close_ms)
+        except DataInvalid as error:
+            growth, reason = None, str(error)
+        if reason != self._journal.fault:
+            entries.insert(0, VectorFault(close_ms, reason))
+            log.warning(reason or "vectors are of use again", file=str(self._file.path))
+        self._keep(growth, entries)
+
+    def _keep(self, growth: Growth | None, entries: Sequence[KnownRow | VectorFault]) -> None:
+        """Store what is new; where that fails nothing of it is known, until a later close."""
+        try:
+            if entries:
+                self._journal.append(entries)
+        except DataInvalid as error:
+            log.warning(str(error), file=str(self._file.path))
+            self._file.forget()
+            return
+        if growth is not None:
+            self._file.take(growth)
+
+    def require(self, head: JournalHead, run_id: str) -> None:
+        """Raise ``CheckpointMismatch`` unless the lines that run *run_id* knew are there."""
+        self._journal.require(head, run_id)
+
+    def newly(self) -> Sequence[Outside]:
+        """Return how far the vectors are known, where that changed since the call before."""
+        head = self._journal.head
+        if head == self._told:
+            return ()
+        self._told = head
+        return (Outside(VECTORS, f"{self.name} {head.lines} {head.sha256}"),)
+
+    def _new(self, growth: Growth, close_ms: int) -> list[KnownRow]:
+        """Return the rows that are new at *close_ms*; raise ``DataInvalid`` where one changed."""
+        self._require_same_symbols(growth.file)
+        new: list[KnownRow] = []
+        for symbol, rows in growth.file.chosen(self._journal.columns).items():
+            newest = self._journal.newest(symbol)
+            if growth.is_whole:
+                self._require_unchanged(symbol, rows)
+            start = 0 if newest is None else int(np.searchsorted(rows.time_ms, newest, "right"))
+            new += [
+                KnownRow(max(at, close_ms), at, symbol, tuple(values))
+                for at, values in zip(
+                    rows.time_ms[start:].tolist(), rows.values[start:].tolist(), strict=True
+                )
+            ]
+        return new
+
+    def _require_same_symbols(self, file: VectorFile) -> None:
+        """Raise ``DataInvalid`` where rows were everyone's and are some symbols' now, or not."""
+        known = self._journal.symbols
+        if known and file.rows and (ALL_SYMBOLS in known) != (ALL_SYMBOLS in file.rows):
+            raise DataInvalid(
+                f"{self._file.path} has got or lost the column symbol; a file that is traded by "
+                "may only grow, so restore it."
+            )
+
+    def _require_unchanged(self, symbol: str, rows: VectorRows) -> None:
+        """Raise ``DataInvalid`` where a row that was known has other values now."""
+        known = self._journal.known(symbol)
+        if not len(known) or not len(rows):
+            return
+        place = np.searchsorted(rows.time_ms, known.time_ms)
+        place[place == len(rows)] = 0
+        stands = rows.time_ms[place] == known.time_ms
+        differ = stands & (known.values != rows.values[place]).any(axis=1)
+        if differ.any():
+            raise DataInvalid(
+                f"{self._file.path} has other values at {iso(int(known.time_ms[differ][0]))} than "
+                "when that row was read; a file that is traded by may only grow, so restore it."
+            )
+
+
+def refuse_vectors(config: Config) -> None:
+    """Raise ``ConfigInvalid`` where ``[model] vectors`` stands beside what cannot use them."""
+    if config.model.vectors is None:
+        return
+    if config.model.own_class:
+        raise ConfigInvalid(
+            "[model] vectors are a checkpoint's; take them out, and name the file of a class by "
+            "[model] files."
+        )
+    if config.model.retrain is not None:
+        raise ConfigInvalid(
+            "A model with [model] vectors is not retrained in service; take out [model] retrain."
+        )
+
+
+def vectors_path(config: Config, written: str) -> Path:
+    """Return the file: beside the configuration where it is there, else from the working folder."""
+    beside = None if config.folder is None else config.folder / written
+    return beside if beside is not None and beside.is_file() else Path(written)
+
+
+def configured_vectors(
+    config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
+) -> VectorSource | None:
+    """Return the vectors that ``[model] vectors`` names, of the columns that *card* says.
+
+    They are kept beside the database *beside*, as a journal where they are *growing*. Raises
+    ``DataInvalid`` for a file that cannot be believed, or lacks a column, or, where it stands, a
+    symbol.
+    """
+    if config.model.vectors is None:
+        return None
+    path, columns = vectors_path(config, config.model.vectors), _columns(card)
+    symbols = config.market.symbols
+    if growing and beside is not None and columns:
+        name = journal_name(config.model.vectors, columns)
+        grown = GrowingVectors(path, open_journal(beside, name, columns))
+        _require_symbols(path, grown, symbols, growing=True)
+        return grown
+    file = read_vectors(path)
+    found = file.standing(columns)
+    _require_symbols(path, found, symbols, growing=growing)
+    if beside is not None:
+        keep_vectors(file, beside)
+    return found
+
+
+def _require_symbols(
+    path: Path, source: VectorSource, symbols: Sequence[str], *, growing: bool
+) -> None:
+    """Raise ``DataInvalid`` for a symbol without a row; of a file that is *growing* say so."""
+    for symbol in symbols:
+        if len(source.known(symbol)):
+            continue
+        if not growing:
+            raise DataInvalid(
+                f"{path} has no row of {symbol}; add some, or leave the column symbol out where "
+                "rows are everyone's."
+            )
+        log.warning("no row yet, so its bars are held", symbol=symbol, file=str(path))
+
+
+def vectors_of(forecaster: Forecaster | None) -> VectorSource | None:
+    """Return the vectors of *forecaster*; None where it has none."""
+    source: VectorSource | None = getattr(forecaster, VECTORS, None)
+    return source
+
+
+def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]]:
+    """Return what says how far the vectors of *forecaster* are known, for the run's events."""
+    source = vectors_of(forecaster)
+    return source.newly if isinstance(source, GrowingVectors) else tuple
+
+
+def require_known(source: VectorSource | None, reading: Reading | None, run_id: str) -> None:
+    """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* says."""
+    if reading is None or reading.what != VECTORS:
+        return
+    if isinstance(source, VectorJournal | GrowingVectors):
+        _, lines, sha256 = reading.name.split()
+        source.require(JournalHead(int(lines), sha256), run_id)
+
+
+def recorded_vectors(
+    database: Path, kept_as: str, card: Mapping[str, Any], *, into: Path | None = None
+) -> VectorSource | None:
+    """Return the vectors that a run of *database* kept, for the model of *card*; None for none.
+
+    They are kept beside *into* as well. Raises ``CheckpointMismatch`` where they are gone or
+    changed.
+    """
+    columns = _columns(card)
+    if not kept_as or not columns:
+        return None
+    if kept_as.startswith(LIVE):
+        journal = find_journal(database, kept_as, columns)
+        if into is not None:
+            keep_journal(journal, into)
+        return journal
+    file = find_vectors(database, kept_as)
+    if into is not None:
+        keep_vectors(file, into)
+    return file.standing(columns)
+
+
+def kept_vectors_of(libraries: str) -> str:
+    """Return what a run's vectors are kept as, by its ``libraries``; empty where it has none.
+
+    That of a row which was changed into no JSON says nothing.
+    """
+    try:
+        named = json.loads(libraries or "{}")
+    except ValueError:
+        return ""
+    return str(named.get(VECTORS, "")) if isinstance(named, dict) else ""
+
+
+def vectors_kept_as(forecaster: Forecaster | None) -> str:
+    """Return what the vectors of *forecaster* are kept as; empty where it has none."""
+    source = vectors_of(forecaster)
+    return "" if source is None else source.name
+
+
+def _columns(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns that the model of *card* was trained with; none for one without."""
+    from tracepaper.strategies.forecasters.build import takes_vectors, vector_scale
+
+    return vector_scale(card).columns if takes_vectors(card) else ()

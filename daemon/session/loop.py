@@ -1,0 +1,490 @@
+"""An event, or the bars of one close, through model and engine into the log.
+
+``drive`` does it for a live feed, ``replay/backtest/run.py`` for known events.
+
+A thread cannot be cancelled, so only the forecaster runs there, never the engine. A forecast that
+misses its deadline becomes a ``PredictionTimeout``; its ring update still happens before the next
+forecast, because one thread takes the bars in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+from tracepaper.daemon.clock import AuditLog, Feed, Predictor
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.external_inputs import Outside
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.types.decisions import Prediction, PredictionTimeout, Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Closed,
+    Event,
+    Gap,
+    ModelChange,
+    Reading,
+    Retrained,
+    RetrainOutcome,
+)
+
+GROUP_STEPS: Final = 100
+"""Most steps of a live feed in one commit: what a kill can cost of a backlog, fetched again."""
+
+
+class Close(NamedTuple):
+    """The bars of one close behind the event that announced them: one prediction, one commit."""
+
+    closed: Closed
+    bars: Sequence[Bar]
+
+
+Unit = Event | Close
+"""What the engine takes in at once."""
+
+
+class KnownPredictor(Protocol):
+    """What answers known events: in this thread, without a deadline."""
+
+    def predict(self, event: Event, /) -> Prediction:
+        """Return the forecast of *event*, that it timed out, or None where none is needed."""
+        ...
+
+    def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:
+        """Return the same for each of *bars*, one of each of some instruments, at once."""
+        ...
+
+
+def gathered(events: Iterable[Event]) -> Iterator[Unit]:
+    """Yield *events*, each ``Closed`` as one with the bars that follow it.
+
+    Raises ``DataInvalid`` where other events or none follow it.
+    """
+    remaining = iter(events)
+    for event in remaining:
+        if type(event) is Closed:
+            yield _close(event, remaining)
+        else:
+            yield event
+
+
+def _close(closed: Closed, following: Iterable[Event]) -> Close:
+    """Return *closed* with the bars that it counts, drawn from *following*."""
+    bars: list[Bar] = []
+    for event in following:
+        if not isinstance(event, Bar) or event.open_time_ms != closed.open_time_ms:
+            break
+        bars.append(event)
+        if len(bars) >= closed.bars:
+            break
+    if len(bars) != closed.bars:
+        raise DataInvalid(
+            f"{len(bars)} of the {closed.bars} bars follow that opened at {closed.open_time_ms} "
+            "and were closed together: rows are missing; restore a backup."
+        )
+    return Close(closed, bars)
+
+
+def events_of(unit: Unit) -> Sequence[Event]:
+    """Return the events that *unit* consists of, one for each of its steps."""
+    return (unit.closed, *unit.bars) if isinstance(unit, Close) else (unit,)
+
+
+def predictions_of(predictor: KnownPredictor, unit: Unit) -> Sequence[Prediction]:
+    """Return what *predictor* says to each of the events of *unit*."""
+    if isinstance(unit, Close):
+        return (predictor.predict(unit.closed), *predictor.predict_close(unit.bars))
+    return (predictor.predict(unit),)
+
+
+def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
+    """Return the step of each of the events of *unit*, given what was predicted at each."""
+    if isinstance(unit, Close):
+        return engine.close(unit.closed, unit.bars, predictions[1:])
+    return [engine.step(unit, predictions[0])]
+
+
+def advance(
+    engine: Engine,
+    unit: Unit,
+    predictions: Sequence[Prediction],
+    newly_opened: Callable[[], Sequence[Outside]],
+) -> list[Step]:
+    """Return the steps that *unit* causes; they are stored together or not at all.
+
+    *newly_opened* returns what a user's class has opened since the call before; each of it is a
+    step of its own, after these. Live and in replay every event goes through here.
+    """
+    steps = steps_of(engine, unit, predictions)
+    if opened := newly_opened():
+        at = steps[0].event
+        readings = [Reading(one.what, one.name, at.market_ms, at.seen_ms) for one in opened]
+        steps += [engine.step(reading, None) for reading in readings]
+    return steps
+
+
+async def drive(
+    feed: Feed,
+    predictor: Predictor,
+    engine: Engine,
+    audit: AuditLog,
+    *,
+    watch: Callable[[Step], bool] = lambda _step: True,
+    newly_opened: Callable[[], Sequence[Outside]] = tuple,
+    is_behind: Callable[[], bool] = lambda: False,
+) -> None:
+    """Carry every event of a live feed through the engine; stop if it cannot be recorded.
+
+    *watch* sees each step once it is stored, and ends the loop by returning False. Where
+    *is_behind* says that more comes without a wait, steps of late bars that trade nothing are
+    stored with those that follow, ``GROUP_STEPS`` at most in one commit.
+    """
+    steps: list[Step] = []
+    async for unit in _gathered(feed):
+        if unit is not None:
+            predictions = await _predict(predictor, unit)
+            steps += (new := advance(engine, unit, predictions, newly_opened))
+            if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
+                continue
+        if not steps:
+            continue
+        await audit.append(*steps)
+        go_on = [watch(step) for step in steps]  # each of them is seen, whatever the first says
+        steps = []
+        if not all(go_on):
+            return
+    if steps:
+        await audit.append(*steps)
+        for step in steps:
+            watch(step)
+
+
+def _may_wait(step: Step) -> bool:
+    """Return whether nobody acts on *step*: its bar is late, and it trades nothing."""
+    event = step.event
+    if isinstance(event, Bar):
+        is_late = event.seen_ms - event.close_time_ms > event.interval_ms
+        return is_late and not step.orders and not step.fills
+    return isinstance(event, Closed | Gap)
+
+
+async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
+    """Return what *predictor* says to each of the events of *unit*; a ``Closed`` needs nothing."""
+    if isinstance(unit, Close):
+        return (None, *await predictor.predict_close(unit.bars))
+    return (await predictor.predict(unit),)
+
+
+async def _gathered(feed: Feed) -> AsyncIterator[Unit | None]:
+    events = aiter(feed)
+    async for event in events:
+        if isinstance(event, Closed):
+            bars = [await anext(events) for _ in range(event.bars)]
+            yield _close(event, (bar for bar in bars if bar is not None))
+        else:
+            yield event
+
+
+PENDING_LIMIT: Final = 1_000
+"""Bars that may wait for a stuck model before the run is ended."""
+
+T = TypeVar("T")
+
+Job = Callable[[], None]
+
+
+class BarHistory:
+    """The newest ``context`` accepted bars of every instrument: what a model is warmed with."""
+
+    def __init__(self, instruments: Iterable[str], *, context: int) -> None:
+        self.context = context
+        self._bars: dict[str, deque[Bar]] = {key: deque(maxlen=context) for key in instruments}
+
+    def push(self, bar: Bar) -> bool:
+        """Remember *bar*; return False for one that is not newer than the last."""
+        bars = self._bars[bar.instrument]
+        if bars and bar.open_time_ms <= bars[-1].open_time_ms:
+            return False
+        bars.append(bar)
+        return True
+
+    def last(self, instrument: str) -> Bar | None:
+        """Return the newest remembered bar of *instrument*."""
+        bars = self._bars[instrument]
+        return bars[-1] if bars else None
+
+    def warm_from(self) -> tuple[tuple[str, int], ...]:
+        """Return the first remembered bar of each instrument that has one."""
+        return tuple((key, bars[0].open_time_ms) for key, bars in self._bars.items() if bars)
+
+    def known(self) -> dict[str, list[Bar]]:
+        """Return the remembered bars of each instrument."""
+        return {key: list(bars) for key, bars in self._bars.items() if bars}
+
+    def since(self, instrument: str, open_time_ms: int) -> list[Bar]:
+        """Return the remembered bars of *instrument* from *open_time_ms* on."""
+        return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
+
+
+class Aside:
+    """A model that is warmed beside the running one, with the bars known at ``Retrained``.
+
+    Live that is done in a thread of its own while bars go on to be answered; those are stepped
+    behind it in the groups in which they came, so that a replay of the record gets the same bits.
+    """
+
+    def __init__(self, forecaster: Forecaster, known: Mapping[str, Sequence[Bar]]) -> None:
+        self.forecaster = forecaster
+        self.since: list[Bar | Sequence[Bar]] = []
+        self._known: Mapping[str, Sequence[Bar]] | None = known
+
+    def warm(self) -> None:
+        """Warm the model with the bars known at the event, once."""
+        known, self._known = self._known or {}, None
+        for instrument, bars in known.items():
+            self.forecaster.warm(instrument, bars)
+
+    def catch_up(self) -> None:
+        """Step the model through the bars since."""
+        self.warm()
+        for bars in self.since:
+            if isinstance(bars, Bar):
+                self.forecaster.step(bars)
+            else:
+                self.forecaster.predict_many(bars)
+
+
+class InlinePredictor:
+    """Predicts in the caller's thread, without a deadline: for replay, where nothing waits."""
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        history: BarHistory,
+        *,
+        period_start_ms: int,
+        started: bool = False,
+    ) -> None:
+        """Answer by *forecaster*; only once a start has warmed it, unless it is *started*."""
+        self.history = history
+        self.aside: Aside | None = None  # the model that is being warmed to take over
+        self._forecaster = forecaster
+        self._prepared: dict[str, Forecaster] = {}
+        self._period_start_ms = period_start_ms
+        self._started = started
+
+    @property
+    def forecaster(self) -> Forecaster:
+        """The model that answers now."""
+        return self._forecaster
+
+    def prepare(self, forecaster: Forecaster) -> None:
+        """Keep another model for the change to it, which is an event."""
+        self._prepared[forecaster.model_sha256] = forecaster
+
+    def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
+        """Return the forecast of *event*; a recorded timeout stays one."""
+        match event:
+            case Bar():
+                # Bars before the start are only remembered: the start warms the model with them.
+                if not self.history.push(event) or not self._started:
+                    return None
+                if self.aside is not None:
+                    self.aside.since.append(event)
+                forecast = self._forecaster.step(event)
+                if event.open_time_ms < self._period_start_ms:
+                    return None
+                return recorded if isinstance(recorded, PredictionTimeout) else forecast
+            case Retrained(outcome=RetrainOutcome.PROMOTED):
+                if (candidate := self._prepared.get(event.candidate_sha256)) is not None:
+                    self.aside = Aside(candidate, self.history.known())
+                return None
+            case ModelChange():
+                self._change(event)
+                return None
+            case _:
+                return None
+
+    def _change(self, change: ModelChange) -> None:
+        """Warm the model of a start, or go over to one that was warmed aside."""
+        candidate, aside = self._prepared.pop(change.model_sha256, None), self.aside
+        self.aside = None
+        if candidate is not None:
+            self._forecaster = candidate
+            if aside is not None and aside.forecaster is candidate and not change.warm_from:
+                aside.catch_up()
+                return
+        warm(self._forecaster, self.history, change)
+        self._started = True
+
+    def predict_close(
+        self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
+    ) -> list[Prediction]:
+        """Return the forecast of each of *bars*, one of each of some instruments, in one batch."""
+        newest = [bar for bar in bars if self.history.push(bar)]
+        if not newest or not self._started:
+            return [None] * len(bars)
+        if self.aside is not None:
+            self.aside.since.append(newest)
+        forecasts = self._forecaster.predict_many(newest)
+        answers = dict(zip((bar.instrument for bar in newest), forecasts, strict=True))
+        if bars[0].open_time_ms < self._period_start_ms:
+            return [None] * len(bars)
+        predictions: list[Prediction] = [answers.get(bar.instrument) for bar in bars]
+        for place, given in enumerate(recorded):
+            if isinstance(given, PredictionTimeout):
+                predictions[place] = given
+        return predictions
+
+
+class Worker:
+    """Runs jobs one after the other in a thread of its own, which nobody waits for at the end.
+
+    A pool's threads are joined when the interpreter ends, so a forecast under way would hold up an
+    orderly stop; this thread is a daemon, and its unfinished work is never returned.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._waiting = 0
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is under way or in line."""
+        return self._waiting > 0
+
+    def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Put *work* in line; return the future of its result in the running loop."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._waiting += 1
+
+        def job() -> None:
+            try:
+                result = work(*arguments)
+            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
+                _deliver(loop, partial(_fail, future, error))
+            else:
+                _deliver(loop, partial(_resolve, future, result))
+            finally:
+                self._waiting -= 1
+
+        self._jobs.put(job)
+        return future
+
+    def _work(self) -> None:
+        while True:
+            self._jobs.get()()
+
+
+def _deliver(loop: asyncio.AbstractEventLoop, call: Job) -> None:
+    """Run *call* in *loop*, unless the loop has ended meanwhile."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(call)
+
+
+def _resolve(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _fail(future: asyncio.Future[T], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+class WorkerPredictor:
+    """Predicts in one worker thread, within a deadline of network time."""
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        history: BarHistory,
+        worker: Worker,
+        *,
+        period_start_ms: int,
+        deadline_ms: int,
+    ) -> None:
+        self._inline = InlinePredictor(forecaster, history, period_start_ms=period_start_ms)
+        self._deadline_ms = deadline_ms
+        self._worker = worker
+        self._pending: set[asyncio.Future[Any]] = set()
+
+    def prepare(self, forecaster: Forecaster) -> None:
+        """Keep another model for the change to it, which is an event."""
+        self._inline.prepare(forecaster)
+
+    async def warm_aside(self, worker: Worker) -> None:
+        """Warm the promoted model by *worker*; bars go on to be answered by the one before."""
+        if (aside := self._inline.aside) is not None:
+            await worker.submit(aside.warm)
+
+    async def predict(self, event: Event) -> Prediction:
+        """Return the forecast of *event*, or a timeout where it is late."""
+        if isinstance(event, ModelChange | Retrained):
+            # Warming has no deadline: nothing is decided until it is done.
+            return await _answer_of(self._worker.submit(self._inline.predict, event))
+        if not isinstance(event, Bar):
+            return None
+        return await self._within_deadline(
+            self._worker.submit(self._inline.predict, event), PredictionTimeout(self._deadline_ms)
+        )
+
+    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+        """Return the forecast of each of *bars*; all of them have one deadline together."""
+        return await self._within_deadline(
+            self._worker.submit(self._inline.predict_close, bars),
+            [PredictionTimeout(self._deadline_ms)] * len(bars),
+        )
+
+    async def _within_deadline(self, answer: asyncio.Future[T], late: T) -> T:
+        """Return *answer*, or *late* where it does not come in time; the work goes on."""
+        if len(self._pending) >= PENDING_LIMIT:
+            raise InvariantBroken(
+                f"the model left {PENDING_LIMIT} bars unanswered; raise model.deadline_ms or "
+                "choose a smaller model"
+            )
+        self._pending.add(answer)
+        answer.add_done_callback(self._pending.discard)
+        try:
+            # Not `wait_for`: before Python 3.12 it loses a stop that comes with the answer.
+            async with asyncio.timeout(self._deadline_ms / 1000):
+                return await _answer_of(answer)
+        except TimeoutError:
+            return late
+
+
+async def _answer_of(answer: asyncio.Future[T]) -> T:
+    """Return *answer*; a stop that comes with an error of the model does not hide it."""
+    try:
+        return await asyncio.shield(answer)
+    except asyncio.CancelledError:
+        if answer.done() and (error := answer.exception()) is not None:
+            raise error from None
+        raise
+
+
+class NoModel:
+    """Predicts nothing: for strategies that need no forecast."""
+
+    async def predict(self, _event: Event) -> Prediction:
+        """Return None."""
+        return None
+
+    async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
+        """Return None for each of *bars*."""
+        return [None] * len(bars)
+
+
+def warm(forecaster: Forecaster, history: BarHistory, change: ModelChange) -> None:
+    """Warm *forecaster* with the remembered bars that *change* names."""
+    for instrument, open_time_ms in change.warm_from:
+        forecaster.warm(instrument, history.since(instrument, open_time_ms))

@@ -1,0 +1,446 @@
+"""Open a run: the one of the same configuration, code and model goes on, else a new one begins."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from tracepaper.daemon.broker.account import Holding, Portfolio
+from tracepaper.daemon.bybit.instruments import rescaled
+from tracepaper.daemon.config.loading import Config, restore
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import EngineState, decode_state
+from tracepaper.daemon.session.build import (
+    Strategies,
+    build_engine,
+    coverage_warnings,
+    needs_forecaster,
+    terms_for,
+)
+from tracepaper.daemon.session.covariates import VECTORS, kept_vectors_of, require_known, vectors_of
+from tracepaper.daemon.session.loop import BarHistory
+from tracepaper.daemon.session.models import recorded_forecaster
+from tracepaper.daemon.session.run_row import (
+    continues,
+    describe_run,
+    sessions_of,
+    start_event,
+    strategy_sha256,
+    usage_errors,
+)
+from tracepaper.storage.audit import Resumed, SqlAuditLog
+from tracepaper.storage.chain.starting_point import Lookback
+from tracepaper.storage.database.reader import Reader, RunModels
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
+from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
+from tracepaper.strategies.types.market import Bar, Instrument, ModelChange, RunKind, Side
+from tracepaper.strategies.units import MONEY_DECIMALS, scaled
+
+log = structlog.get_logger("daemon")
+
+
+class _Address(msgspec.Struct):
+    rest_url: str
+
+
+class _Market(msgspec.Struct):
+    category: str
+    symbols: list[str]
+
+
+class _Served(msgspec.Struct):
+    """What a stored configuration says of where a run's market came from."""
+
+    exchange: _Address
+    market: _Market
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a start knows before it has a run.
+
+    ``is_served`` says that a run of this database traded this market at this exchange before;
+    ``strategies`` were made for this start already.
+    """
+
+    config: Config
+    kind: RunKind
+    execution: FillModel
+    database: Path
+    instruments: tuple[Instrument, ...]
+    forecaster: Forecaster | None
+    period_start_ms: int
+    wall_ms: int
+    warnings: tuple[str, ...] = ()
+    strategies: Strategies | None = None
+    is_served: bool = False
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that is open in the log, with an engine that stands where the run stands."""
+
+    run: Run
+    engine: Engine
+    instruments: tuple[Instrument, ...]
+    forecaster: Forecaster | None
+    history: BarHistory
+    resumed: bool
+    known: Mapping[str, int | None] = field(default_factory=dict)
+    known_funding: Mapping[str, int] = field(default_factory=dict)
+    recent: Mapping[str, Sequence[Bar]] = field(default_factory=dict)
+    is_served: bool = False
+
+    def started(self, market_ms: int) -> ModelChange:
+        """Return the event of this start, naming the bars that the model is warmed with."""
+        warm_from = self.history.warm_from() if self.forecaster is not None else ()
+        return start_event(self.forecaster, warm_from=warm_from, market_ms=market_ms)
+
+
+def filters_for(config: Config, instrument: Instrument) -> Instrument:
+    """Return *instrument* with the filters that ``execution.filters`` asks to enforce."""
+    if config.execution.filters != "data":
+        return instrument
+    return msgspec.structs.replace(instrument, min_quantity=0, max_quantity=0, min_notional=0)
+
+
+def was_served(config: Config, kind: RunKind, database: Path) -> bool:
+    """Return whether a run in *database* already traded this market at this exchange.
+
+    Then address, category and symbols were right once, and whatever the network says of them now
+    is waited out.
+    """
+    wanted = config.exchange.rest_url, config.market.category
+    with Reader.open(database) as reader:
+        for text in reader.configurations(kind):
+            try:
+                served = msgspec.json.decode(text, type=_Served)
+            except msgspec.MsgspecError:
+                continue  # a configuration that no run writes: its row was changed
+            if (served.exchange.rest_url, served.market.category) == wanted and set(
+                config.market.symbols
+            ) <= set(served.market.symbols):
+                return True
+    return False
+
+
+def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
+    """Return the instruments of the newest run of *kind* in *database*, by symbol."""
+    with Reader.open(database) as reader:
+        last = reader.newest(kind)
+    return {} if last is None else {item.symbol: item for item in last.instruments}
+
+
+def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
+    """Go on with the newest run of the same kind, or open a new one that takes over its account.
+
+    Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold,
+    and where the vectors that it knew are not kept any more.
+    """
+    with Reader.open(opening.database) as reader:
+        last = reader.newest(opening.kind)
+        if last is not None:
+            own = reader.models(last.run_id)
+            if continues(last, opening.config, opening.forecaster, model_sha256=own.next):
+                known = reader.newest_reading(last.run_id, VECTORS)
+                with usage_errors():
+                    require_known(vectors_of(opening.forecaster), known, last.run_id)
+                return _go_on(opening, audit, reader, last, own)
+        return _begin(opening, audit, reader, last)
+
+
+def _bar_history(opening: Opening) -> BarHistory:
+    context = 1 if opening.forecaster is None else opening.forecaster.context
+    return BarHistory([item.id for item in opening.instruments], context=context)
+
+
+def _go_on(
+    opening: Opening, audit: SqlAuditLog, reader: Reader, run: Run, models: RunModels
+) -> Opened:
+    instruments = _rescaled(opening, run.instruments)
+    engine = _engine(opening, run.instruments, run.period_start_ms)
+    if models.next != models.deciding:
+        # Promoted, and cut off before the change: the start event is the change.
+        engine.prepare(models.next, terms_for(opening.config, engine, opening.forecaster, run))
+    resumed = audit.resume(run.run_id)
+    history = _bar_history(opening)
+    restore_engine(engine, reader, resumed, history)
+    return Opened(
+        run=run,
+        engine=engine,
+        instruments=instruments,
+        forecaster=opening.forecaster,
+        history=history,
+        resumed=True,
+        known=dict(resumed.last_open_ms),
+        known_funding=engine.state().settled,  # one that was not believed is asked for again
+        recent={item.id: reader.bars(run.run_id, item.id, YARDSTICK_BARS) for item in instruments},
+        is_served=opening.is_served,
+    )
+
+
+def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | None) -> Opened:
+    """Open a new run; it takes over account and orders of *parent*, where there is one."""
+    instruments = opening.instruments
+    state: EngineState | None = None
+    confirmed: list[Confirmation] = []
+    if parent is not None:
+        if {item.id for item in instruments} == {item.id for item in parent.instruments}:
+            instruments = _rescaled(opening, parent.instruments)
+            state = _taken_over(reader.last_state(parent.run_id), parent, opening.config)
+            confirmed = reader.confirmations(parent.run_id)
+        else:
+            parent = None  # other instruments: another account
+    engine = _engine(opening, instruments, opening.period_start_ms)
+    if state is not None:
+        engine.restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)
+    run = describe_run(
+        opening.config,
+        instruments,
+        opening.forecaster,
+        kind=opening.kind,
+        started_at_ms=opening.wall_ms,
+        period_start_ms=opening.period_start_ms,
+        parent_run_id=None if state is None or parent is None else parent.run_id,
+        warnings=(*opening.warnings, *coverage_warnings(engine)),
+        sees_account=engine.sees_account,
+    )
+    audit.begin(run, engine.gate_sets)
+    return Opened(
+        run=run,
+        engine=engine,
+        instruments=instruments,
+        forecaster=opening.forecaster,
+        history=_bar_history(opening),
+        resumed=False,
+    )
+
+
+def _taken_over(stored: bytes | None, parent: Run, config: Config) -> EngineState | None:
+    """Return the state that a new run begins with; what another strategy declared is left out."""
+    if stored is None:
+        return None
+    state = decode_state(stored)
+    if (parent.strategy, parent.strategy_sha256) != (config.strategy.name, strategy_sha256(config)):
+        state = msgspec.structs.replace(state, declared={})
+    return state
+
+
+def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_ms: int) -> Engine:
+    return build_engine(
+        opening.config,
+        instruments,
+        execution=opening.execution,
+        period_start_ms=period_start_ms,
+        forecaster=opening.forecaster,
+        strategies=opening.strategies,
+    )
+
+
+def _rescaled(opening: Opening, kept: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
+    """Return the exchange's filters in the decimals that the run *kept*."""
+    by_id = {item.id: item for item in kept}
+    return tuple(
+        _with_decimals(item, by_id[item.id], is_served=opening.is_served)
+        for item in opening.instruments
+    )
+
+
+def _with_decimals(fresh: Instrument, kept: Instrument, *, is_served: bool) -> Instrument:
+    try:
+        return rescaled(fresh, kept)
+    except ConfigInvalid as error:
+        if not is_served:
+            raise
+        log.warning("filters kept", error=str(error))
+        return kept
+
+
+# How a run goes on: the account from its last step, checked against its fills; the bars again.
+
+
+def reach_of(engine: Engine, context: int) -> Lookback:
+    """Return what the decisions of *engine* look back on, with a model of *context* bars, or 0."""
+    keys = engine.instruments
+    return Lookback(
+        {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
+        {key: books for key in keys if (books := engine.books_of(key))},
+        context,
+        counts=engine.counts_itself,
+    )
+
+
+def recorded_reach(database: Path, run_id: str) -> Lookback:
+    """Return what the decisions of a run of *database* look back on, by its own strategy and model.
+
+    Raises ``TracepaperError``, or ``ValueError``, where one of them cannot be loaded here any more.
+    """
+    with Reader.open(database) as reader:
+        run = reader.stored_run(run_id).run
+    config = restore(run.config)
+    forecaster = None
+    if needs_forecaster(config):
+        vectors = kept_vectors_of(run.libraries)
+        forecaster = recorded_forecaster(
+            config, database, run.model_id, mode=run.mode, backend=run.backend, vectors=vectors
+        )
+    engine = build_engine(
+        config,
+        run.instruments,
+        execution=FillModel(config.execution.model),
+        period_start_ms=run.period_start_ms,
+        forecaster=forecaster,
+        sessions=sessions_of(run),
+    )
+    return reach_of(engine, 0 if forecaster is None else forecaster.context)
+
+
+def restore_engine(
+    engine: Engine, reader: Reader, resumed: Resumed, history: BarHistory | None
+) -> None:
+    """Bring *engine* to where *resumed* ended, and *history* to the bars its model needs.
+
+    Raises ``InvariantBroken`` where the stored state is not what the stored fills add up to, or
+    where there is none: the first step of every run stores one.
+    """
+    run = resumed.run
+    if resumed.state is None:
+        raise InvariantBroken(
+            f"run {run.run_id} has {resumed.next_sequence} steps and no stored account; run "
+            "`tracepaper audit verify` and restore a backup"
+        )
+    check_ledger(reader, run, decode_state(resumed.state))
+    restore_at(engine, reader, run, resumed.next_sequence - 1)
+    recall_bars(engine, reader, run, history)
+
+
+def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
+    """Give *engine* the state in which *run* was after step *after*; its bars are fed again.
+
+    Raises ``InvariantBroken`` where no state is stored.
+    """
+    stored = reader.state_at(run.run_id, until=after)
+    if stored is None:
+        raise InvariantBroken(f"run {run.run_id} holds no state at step {after}")
+    engine.restore(
+        decode_state(stored[0]),
+        next_sequence=after + 1,
+        confirmed=reader.confirmations(run.run_id, until=after),
+        since=reader.since_decided(run.run_id, until=after),
+    )
+    if engine.counts_itself:
+        for step in reader.steps_since_state(run.run_id, until=after):
+            engine.count(step)
+
+
+def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
+    """Feed the newest bars of *run* into *engine* and *history* again; they cause nothing.
+
+    In the order of their times, as they came: a portfolio strategy sees those of all instruments.
+    """
+    for frame_bar in reader.frame_bars(run.run_id):
+        engine.recall_frame(frame_bar)
+    known = []
+    for item in run.instruments:
+        wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
+        bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
+        for bar in bars[:-wanted]:
+            engine.recall_range(bar)
+        known.append(bars[-wanted:])
+    for bar in heapq.merge(*known, key=attrgetter("open_time_ms")):
+        engine.recall(bar)
+        if history is not None:
+            history.push(bar)
+
+
+def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:
+    """Add up the run's own fills and compare; the account must equal its ledger.
+
+    Of a run that was pruned, from the account at the cut on.
+    """
+    start = reader.first_state(run.run_id)
+    if start is None:
+        return
+    opened = decode_state(start[0]).account
+    check_fills(reader, run, (opened.cash, opened.holdings), state, after=start[1])
+
+
+def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> None:
+    """Hold the *state* after step *until* to all fills of *run* until there, and to its ledger.
+
+    Every run keeps these. Of one that took over an account, from the oldest state left on.
+    """
+    start = reader.first_state(run.run_id)
+    if start is None or start[1] > until:
+        return
+    opened, after = decode_state(start[0]).account, start[1]
+    if run.parent_run_id is not None:
+        check_fills(reader, run, (opened.cash, opened.holdings), state, after=after, until=until)
+        return
+    cash = restore(run.config).account.cash
+    own: dict[str, Holding] = {}
+    begun = scaled(cash, MONEY_DECIMALS, name="account.cash"), own
+    check_fills(reader, run, begun, state, after=-1, until=until)
+    stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
+    brokers = [book.orders for book in state.account.books.values()]
+    resting = [order for one in brokers for order in (one.order, *one.others) if order is not None]
+    if stored != {_standing(order) for order in resting}:
+        raise InvariantBroken(
+            f"the orders of run {run.run_id} that rest after step {until} are not those of the "
+            "engine's state there; run `tracepaper audit verify` and restore a backup"
+        )
+
+
+def _standing(order: Order) -> tuple[str, str, Side, int, int]:
+    """Return what of a resting order is stored at each of its changes."""
+    return order.order_id, order.instrument, order.side, order.quantity, order.filled
+
+
+def check_fills(
+    reader: Reader,
+    run: Run,
+    opened: tuple[int, Mapping[str, Holding]],
+    state: EngineState,
+    *,
+    after: int,
+    until: int | None = None,
+) -> None:
+    """Add the fills behind step *after* to the account *opened* there; *state* must equal it."""
+    portfolio = Portfolio(opened[0], {item.id: item for item in run.instruments})
+    portfolio.restore(*opened)
+    for fill in reader.fills(run.run_id, after=after, until=until):
+        portfolio.apply(fill)
+    funding = 0
+    for key, holding in state.account.holdings.items():
+        added = portfolio.holdings[key]
+        funding += holding.funding_paid - added.funding_paid
+        same = (
+            added.quantity == holding.quantity
+            and added.entry_notional == holding.entry_notional
+            and added.realized_pnl == holding.realized_pnl
+            and added.fees_paid == holding.fees_paid
+        )
+        if not same:
+            raise InvariantBroken(
+                f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
+                f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"
+            )
+    if portfolio.cash - funding != state.account.cash:
+        raise InvariantBroken(
+            f"the fills of run {run.run_id} leave cash {portfolio.cash - funding}, but its last "
+            f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
+        )
+    left = reader.balance(run.run_id, until=until)
+    if left is not None and left != state.account.cash:
+        raise InvariantBroken(
+            f"the ledger of run {run.run_id} leaves cash {left}, but its last step says "
+            f"{state.account.cash}; run `tracepaper audit verify` and restore a backup"
+        )

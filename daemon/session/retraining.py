@@ -1,0 +1,537 @@
+"""``Retrainer`` trains in a process of its own when it is due, and promotes what is better.
+
+No decision waits for it. The process that trains answers with a judgement; what becomes of that is
+an event of the run, and so is the change to a promoted model, which is warmed aside before.
+
+The rules are docs/operations.md, O11 to O19.
+
+The rules are docs/operations.md, O11 to O19.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.loading import Config, render
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import terms_for
+from tracepaper.daemon.session.loop import Worker, WorkerPredictor
+from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.run_row import start_event
+from tracepaper.storage import checkpoints
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.market import Bar, Event, Retrained, RetrainOutcome, RunKind
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, time_of
+
+BARS_FILE: Final = "bars.db"
+"""The archive into which a retraining writes the bars that the runs of the database hold."""
+BY_HAND: Final = "by_hand"
+"""The folder in it in which one by hand works, so that it is not in the daemon's way."""
+CANDIDATE: Final = "candidate"
+"""The folder of the checkpoint that is being trained, in that in which a retraining works."""
+CACHE: Final = "cache"
+"""The folder in which a training keeps its features, there as well."""
+
+
+class CandidateJudgement(Struct, frozen=True):
+    """What ``tracepaper retrain`` found; ``reason`` says why nothing was judged."""
+
+    reason: str
+    running_sha256: str
+    candidate: str = ""  # its folder
+    candidate_sha256: str = ""
+    recipe: str = ""
+    from_ms: int = 0
+    until_ms: int = 0
+    horizon: int = 0
+    bars: int = 0
+    days: int = 0
+    difference: float | None = None
+    error: float | None = None
+    p: float | None = None
+    test: int = 0
+    level: float | None = None
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether both models were judged."""
+        return self.p is not None
+
+
+def level_of(alpha: float, test: int) -> float:
+    """Return the share of *alpha* that judgement number *test*, from 1 on, may spend.
+
+    α ÷ (k (k + 1)) adds up to α over all k, so that the chance of any false promotion stays below
+    α however many models are judged, and whatever their slices share.
+    """
+    return alpha / (test * (test + 1))
+
+
+def one_sided(difference: float, p: float) -> float:
+    """Return the chance of a *difference* so far below zero, given the two-sided *p*."""
+    return p / 2 if difference < 0 else 1 - p / 2
+
+
+def is_better(difference: float | None, p: float | None, level: float | None) -> bool:
+    """Return whether a candidate is credibly better than the running model at *level*.
+
+    *p* is one-sided; None says that nothing was judged.
+    """
+    if difference is None or p is None or level is None:
+        return False
+    return difference < 0 and p < level
+
+
+def verdict(found: CandidateJudgement, *, test: int, alpha: float) -> tuple[RetrainOutcome, str]:
+    """Return what becomes of a judged candidate, and why in one sentence."""
+    assert found.difference is not None
+    assert found.error is not None
+    assert found.p is not None
+    level = level_of(alpha, test)
+    taken = is_better(found.difference, found.p, level)
+    return RetrainOutcome.PROMOTED if taken else RetrainOutcome.REFUSED, (
+        f"QLIKE {found.difference:+.5f} ± {found.error:.5f} over {found.days} days at "
+        f"{found.horizon} bars: p {found.p:.2g} is {'below' if taken else 'not below'} "
+        f"{level:.2g}, the share of test {test} in {alpha:g}"
+    )
+
+
+def tests_of(events: Iterable[Retrained]) -> int:
+    """Return how many of *events* were judgements, each of which spent its share."""
+    return sum(event.level is not None for event in events)
+
+
+def unlike(candidate: Forecaster, running: Forecaster) -> str:
+    """Return why *candidate* cannot take the place of *running* within a run; empty if it can.
+
+    A run's decisions depend on so many bars, gates and horizons as its model has; another number
+    of them is another run.
+    """
+    differing: list[tuple[str, object, object]] = [
+        ("context", candidate.context, running.context),
+        ("horizons", list(candidate.horizons), list(running.horizons)),
+        ("measures", sorted(candidate.measures), sorted(running.measures)),
+    ]
+    for name, own, wanted in differing:
+        if own != wanted:
+            return (
+                f"the candidate's {name} {own} differs from the running model's {wanted}; give a "
+                "recipe that keeps it, or name the candidate in [model] checkpoint for a new run"
+            )
+    return ""
+
+
+def retrain_folder(config: Config, database: Path) -> Path:
+    """Return the folder in which retrainings for *database* work."""
+    given = config.retrain.folder
+    return database.with_name(database.name + ".retrain") if given is None else Path(given)
+
+
+def tidy(folder: Path) -> None:
+    """Remove from *folder* what a retraining needs while it runs alone, however that ended.
+
+    The room is the database's, which ends the daemon where it finds none. What cannot be removed
+    is left to the next retraining.
+    """
+    for pattern in (CACHE, f"{CANDIDATE}.training", f".{CANDIDATE}-*", f"{BARS_FILE}*"):
+        for old in folder.glob(pattern):
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):
+                old.unlink()
+
+
+def past_retrainings(database: Path, kind: RunKind, symbols: Sequence[str]) -> list[Retrained]:
+    """Return the retrainings of all runs of *kind* on *symbols*, oldest first."""
+    with Reader.open(database) as reader:
+        return [event for _, event in reader.retrainings(kind, symbols)]
+
+
+def promoted_for(
+    database: Path, kind: RunKind, symbols: Sequence[str], configured_sha256: str
+) -> str:
+    """Return the hash of the model that was promoted last in place of the configured one.
+
+    Empty where none was, or where that was promoted in place of another configured model.
+    """
+    for event in reversed(past_retrainings(database, kind, symbols)):
+        if event.outcome is RetrainOutcome.PROMOTED:
+            return event.candidate_sha256 if event.configured_sha256 == configured_sha256 else ""
+    return ""
+
+
+PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "retrain")
+"""What trains and judges: the command that does the same by hand."""
+CONFIG_FILE: Final = "config.toml"
+LOG_FILE: Final = "log.txt"
+MARK_FILE: Final = "began"
+"""Holds since when, in market milliseconds, a training is under way."""
+REFUSED: Final = "refused"
+END_WITHIN_S: Final = 2.0
+"""Wall seconds that the end of a killed training is awaited: an orderly stop has seven in all."""
+ANSWER_MAX: Final = 1 << 20
+"""Bytes of an answer: a judgement has some hundreds."""
+_TAIL_BYTES: Final = 4_096
+_JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
+
+log = structlog.get_logger("retrain")
+
+
+class TrainingFailed(Exception):
+    """The process that trains ended without a judgement; the text says how."""
+
+
+class Service(NamedTuple):
+    """The parts of a running daemon that a change of its model concerns.
+
+    ``submit`` puts an event in line and returns once its step is stored.
+    """
+
+    engine: Engine
+    predictor: WorkerPredictor
+    submit: Callable[[Event], Awaitable[int]]
+    clock: Clock
+
+
+class Retrainer:
+    """Watches the market time of a run's steps, and retrains its model whenever that is due.
+
+    *running* is the model that decides now, and *configured_sha256* is of ``[model] checkpoint``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        database: Path,
+        run: Run,
+        service: Service,
+        *,
+        running: Forecaster,
+        configured_sha256: str,
+    ) -> None:
+        self.running = running
+        self.is_training = False
+        self.outcomes = dict.fromkeys(RetrainOutcome, 0)
+        self._config = config
+        self._database = database
+        self._run = run
+        self._configured_sha256 = configured_sha256
+        self._service, self._clock = service, service.clock
+        self._folder = retrain_folder(config, database)
+        self._every_ms = time_of(config.model.retrain or "") or 0
+        self._worker = Worker("retrain")
+        symbols = [item.symbol for item in run.instruments]
+        past = past_retrainings(database, run.kind, symbols)
+        for event in past:
+            self.outcomes[event.outcome] += 1
+        self._tests = tests_of(past)
+        self.last: Retrained | None = past[-1] if past else None
+        self._cut_off_ms = self._read_mark()
+        self.due_ms = self._next_due(_first_start_ms(database, run, symbols))
+        self._is_due = asyncio.Event()
+
+    # ------------------------------------------------------------ when
+
+    def observe(self, step: Step) -> None:
+        """Learn from a stored step how late it is; a bar of the market's time alone may be due."""
+        if isinstance(step.event, Bar) and step.accepted and step.event.market_ms >= self.due_ms:
+            self._is_due.set()
+
+    def _next_due(self, since_ms: int) -> int:
+        """Return when the next retraining begins: after the last one, or so long after *since_ms*.
+
+        What failed or was cut off is tried again a day later, if that is sooner.
+        """
+        wait_ms = self._every_ms
+        if (last := self.last) is not None:
+            since_ms = last.began_ms
+            if last.outcome not in _JUDGED:
+                wait_ms = min(wait_ms, DAY_MS)
+        if self._cut_off_ms is not None and self._cut_off_ms >= since_ms:
+            return 0  # to be said at once, before the next is due
+        return _at(self._config.retrain.at, since_ms + wait_ms)
+
+    def _read_mark(self) -> int | None:
+        """Return when a training began whose end no event told: its daemon was ended meanwhile."""
+        try:
+            began_ms = int((self._folder / MARK_FILE).read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            return None
+        return None if self.last is not None and self.last.began_ms >= began_ms else began_ms
+
+    @asynccontextmanager
+    async def at_work(self, failed: Callable[[], object]) -> AsyncIterator[None]:
+        """Retrain beside the block; *failed* is called where that ends by an error of its own."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                failed()
+
+        task = asyncio.create_task(self._work(), name="retrain")
+        task.add_done_callback(ended)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+    async def _work(self) -> None:
+        while True:
+            await self._is_due.wait()
+            if self._cut_off_ms is not None:
+                began_ms, self._cut_off_ms = self._cut_off_ms, None
+                reason = "the daemon was ended while the model was trained"
+                await self._store(self._event(RetrainOutcome.FAILED, reason, began_ms))
+            else:
+                await self.retrain()
+            self.due_ms = self._next_due(0)
+            self._is_due.clear()
+
+    # ------------------------------------------------------------ one retraining
+
+    async def retrain(self) -> None:
+        """Train, judge and promote or refuse; whatever comes of it is stored as an event."""
+        began_ms = self._clock.market_ms()
+        self.is_training = True
+        log.info("retraining", folder=str(self._folder), model_id=self.running.model_id)
+        try:
+            found = await self._judgement(began_ms)
+            event, candidate = await self._ruled(found, began_ms)
+        except TrainingFailed as error:
+            event, candidate = self._event(RetrainOutcome.FAILED, str(error), began_ms), None
+            await self._worker.submit(tidy, self._folder)
+        finally:
+            self.is_training = False
+        await self._store(event)
+        if candidate is not None:
+            # Bars that close meanwhile are answered by the model before.
+            await self._service.predictor.warm_aside(self._worker)
+            now_ms = self._clock.market_ms()
+            await self._service.submit(start_event(candidate, warm_from=(), market_ms=now_ms))
+            self.running = candidate
+            log.info("model changed", model_id=candidate.model_id)
+
+    async def _store(self, event: Retrained) -> None:
+        await self._service.submit(event)
+        self.last = event
+        self.outcomes[event.outcome] += 1
+        self._tests += event.level is not None
+        log.info("retrained", outcome=event.outcome.value, reason=event.reason)
+
+    async def _ruled(
+        self, found: CandidateJudgement, began_ms: int
+    ) -> tuple[Retrained, Forecaster | None]:
+        """Return the event of a judgement, and the model that is promoted by it."""
+        if found.running_sha256 != self.running.model_sha256:
+            raise TrainingFailed("the training judged another model than the one that decides")
+        if not found.is_judged:
+            return self._event(RetrainOutcome.SKIPPED, found.reason, began_ms, found), None
+        alpha, test = float(self._config.retrain.alpha), self._tests + 1
+        outcome, reason = verdict(found, test=test, alpha=alpha)
+        candidate: Forecaster | None = None
+        if outcome is RetrainOutcome.PROMOTED:
+            try:
+                candidate = await self._prepared(found)
+            except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
+                # It was judged, so its share is spent all the same.
+                reason = f"{reason}; but it cannot be promoted: {_said(error)}"
+                outcome = RetrainOutcome.FAILED
+        if outcome is RetrainOutcome.REFUSED:
+            await self._worker.submit(self._keep_refused, Path(found.candidate))
+        return self._event(outcome, reason, began_ms, found, test=test), candidate
+
+    async def _prepared(self, found: CandidateJudgement) -> Forecaster:
+        """Return the candidate, which engine and predictor know from here on."""
+        candidate = await self._worker.submit(self._load, found)
+        terms = terms_for(self._config, self._service.engine, candidate, self._run)
+        self._service.engine.prepare(candidate.model_sha256, terms)
+        self._service.predictor.prepare(candidate)
+        return candidate
+
+    def _load(self, found: CandidateJudgement) -> Forecaster:
+        """Keep the candidate beside the database, for good, and return it, ready to be warmed."""
+        kept = checkpoints.keep(Path(found.candidate), self._database)
+        candidate = forecaster_of(kept, self._config, mode=self.running.mode)
+        if candidate.model_sha256 != found.candidate_sha256:
+            raise CheckpointMismatch(f"{kept} is not the model that was judged; train again.")
+        if reason := unlike(candidate, self.running):
+            raise ConfigInvalid(f"{reason}.")
+        return candidate
+
+    def _keep_refused(self, folder: Path) -> None:
+        """Keep the newest refused candidates, and remove the others."""
+        refused = self._folder / REFUSED
+        try:
+            refused.mkdir(exist_ok=True)
+            folder.rename(refused / f"{self._clock.market_ms()}")
+            kept = sorted(refused.iterdir(), key=lambda one: one.name, reverse=True)
+            for old in kept[self._config.retrain.keep :]:
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            log.warning("candidate not kept", error=_said(error))
+
+    def _event(
+        self,
+        outcome: RetrainOutcome,
+        reason: str,
+        began_ms: int,
+        found: CandidateJudgement | None = None,
+        *,
+        test: int = 0,
+    ) -> Retrained:
+        known = found or CandidateJudgement("", self.running.model_sha256)
+        now_ms = self._clock.market_ms()
+        return Retrained(
+            outcome=outcome,
+            reason=reason,
+            configured_sha256=self._configured_sha256,
+            running_sha256=known.running_sha256,
+            candidate_sha256=known.candidate_sha256,
+            recipe=known.recipe,
+            began_ms=began_ms,
+            from_ms=known.from_ms,
+            until_ms=known.until_ms,
+            horizon=known.horizon,
+            bars=known.bars,
+            days=known.days,
+            difference=known.difference,
+            error=known.error,
+            p=known.p,
+            test=test,
+            level=level_of(float(self._config.retrain.alpha), test) if test else None,
+            market_ms=now_ms,
+            seen_ms=now_ms,
+        )
+
+    # ------------------------------------------------------------ the process that trains
+
+    async def _judgement(self, began_ms: int) -> CandidateJudgement:
+        """Train and judge in a process of its own; raise ``TrainingFailed`` where that breaks off.
+
+        The process ends with this one, however this one ends: it watches its standard input.
+        """
+        try:
+            # A disk may stall: no file is written, nor read, where decisions are made.
+            with await self._worker.submit(self._begun, began_ms) as said:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command(began_ms),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=said,
+                    env=self._environment(),
+                    limit=ANSWER_MAX,
+                )
+        except OSError as error:
+            raise TrainingFailed(f"it could not begin in {self._folder} ({_said(error)})") from None
+        limit = self._config.retrain.time_limit
+        try:
+            async with asyncio.timeout((time_of(limit) or 0) / 1000):
+                assert process.stdout is not None
+                answer = await process.stdout.read()
+                code = await process.wait()
+        except TimeoutError:
+            raise TrainingFailed(f"it took longer than retrain.time_limit, {limit}") from None
+        finally:
+            await _end(process)
+        if code:
+            raise TrainingFailed(await self._worker.submit(self._cause, code))
+        try:
+            return msgspec.json.decode(answer, type=CandidateJudgement)
+        except msgspec.MsgspecError:
+            raise TrainingFailed(f"its answer is no judgement; see {LOG_FILE}") from None
+
+    def _begun(self, began_ms: int) -> BinaryIO:
+        """Write what the process reads, and that it began; return the file that it speaks to."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / MARK_FILE).write_text(str(began_ms), encoding="ascii")
+        (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
+        return (self._folder / LOG_FILE).open("wb")
+
+    def _command(self, began_ms: int) -> Sequence[str]:
+        return (
+            *(*PROGRAM, self._run.run_id),
+            *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
+            *("--folder", str(self._folder), "--to", str(began_ms), "--service", "--json"),
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Return the environment of the process: as many threads as it may have, and our path."""
+        threads = str(self._config.retrain.threads)
+        path = os.pathsep.join(place for place in sys.path if place)
+        return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
+
+    def _cause(self, code: int) -> str:
+        """Return how the process ended, by its exit code and the last line that it said."""
+        if code < 0:
+            name = signal.Signals(-code).name
+            return f"the training process was ended by {name}; the machine may lack memory"
+        try:
+            with (self._folder / LOG_FILE).open("rb") as said:
+                said.seek(max(said.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+                lines = said.read().decode(errors="replace").split("\n")
+        except OSError:
+            lines = []
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"the training ended with {code}: {last.rstrip('.')}"
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill *process*, if it still runs, and wait a moment for its end.
+
+    An idle process of a busy machine is not given the time to die, so it is raised before.
+    """
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
+    process.kill()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(END_WITHIN_S):
+            await process.wait()
+
+
+def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:
+    """Return when the oldest run of the same kind and *symbols* began to decide."""
+    with Reader.open(database) as reader:
+        every = [reader.run(name) for name in reader.run_ids()]
+    own = [one for one in every if one.kind is run.kind]
+    starts = [
+        one.period_start_ms
+        for one in own
+        if {item.symbol for item in one.instruments} == set(symbols)
+    ]
+    return min([*starts, run.period_start_ms])
+
+
+def _at(clock_time: str | None, due_ms: int) -> int:
+    """Return the first moment from *due_ms* on that is *clock_time* (UTC) of a day, if one is."""
+    if clock_time is None:
+        return due_ms
+    hours, minutes = map(int, clock_time.split(":"))
+    offset_ms = (hours * 60 + minutes) * MINUTE_MS
+    return due_ms + (offset_ms - due_ms) % DAY_MS
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}"
+    return str(error).rstrip(".")

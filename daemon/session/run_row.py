@@ -1,0 +1,475 @@
+"""The row that a run is opened with, what is checked before it, and which run a start continues."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import os
+import pickle
+import platform
+import secrets
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from tracepaper.daemon.broker.rules import NOTIONAL_MOST
+from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import ORDERBOOK, STOCK, TOGETHER
+from tracepaper.daemon.config.values import plain
+from tracepaper.daemon.engine.versions import CHANGES
+from tracepaper.daemon.session.build import (
+    Strategies,
+    build_engine,
+    make_strategies,
+    needs_forecaster,
+    resolved,
+)
+from tracepaper.daemon.session.covariates import kept_vectors_of, vectors_kept_as
+from tracepaper.daemon.session.models import (
+    checkpoint_sha256,
+    computing,
+    further_libraries,
+    load_forecaster,
+)
+from tracepaper.daemon.session.user_class import user_class
+from tracepaper.daemon.session.user_code import class_sha256
+from tracepaper.storage.database.connection import open_reader, sqlite_status
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import (
+    CheckpointMismatch,
+    ConfigInvalid,
+    DataInvalid,
+    StrategyFailed,
+)
+from tracepaper.strategies.sessions import Sessions, unpacked
+from tracepaper.strategies.types.decisions import FillModel, Run
+from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
+from tracepaper.strategies.units import MONEY_DECIMALS, Notional, scaled, unscaled
+
+OF_THE_PLACE: Final = (
+    "code_version",
+    "device",
+    "dtype",
+    "threads",
+    "backend",
+    "torch_version",
+    "instruction_set",
+    "libraries",
+)
+"""Fields of a run, and of each of its starts, that say where and by which code it was made."""
+NO_MODEL: Final = {
+    "model_id": "",
+    "model_sha256": "",
+    "mode": "",
+    "device": "",
+    "dtype": "",
+    "threads": 0,
+    "backend": "",
+}
+"""Fields of the same two that a forecaster has under the same names, where there is none."""
+
+
+def describe_run(  # noqa: PLR0913 - the fields of a run
+    config: Config,
+    instruments: Sequence[Instrument],
+    forecaster: Forecaster | None,
+    *,
+    kind: RunKind,
+    started_at_ms: int,
+    period_start_ms: int,
+    parent_run_id: str | None = None,
+    warnings: Iterable[str] = (),
+    sessions: Sessions | None = None,
+    sees_account: bool = False,
+) -> Run:
+    """Return the row of a new run; its id is random, so that no two databases share one."""
+    return Run(
+        run_id=secrets.token_hex(8),
+        kind=kind,
+        started_at_ms=started_at_ms,
+        parent_run_id=parent_run_id,
+        period_start_ms=period_start_ms,
+        instruments=tuple(instruments),
+        interval_ms=config.market.interval_ms,
+        config=config.canonical_json(),
+        config_sha256=config.sha256(),
+        strategy=config.strategy.name,
+        gate_horizon=config.gate.horizon,
+        strategy_sha256=strategy_sha256(config),
+        warnings=tuple(warnings),
+        sees_account=sees_account,
+        rules=len(CHANGES),
+        **_computed_by(forecaster),
+        **_counted_by(sessions),
+    )
+
+
+def _counted_by(sessions: Sessions | None) -> dict[str, Any]:
+    """Return the fields that say which sessions are counted, and keep them."""
+    if sessions is None:
+        return {}
+    return {
+        "calendar": sessions.name,
+        "calendar_version": sessions.version,
+        "calendar_sha256": sessions.sha256,
+        "sessions": sessions.packed(),
+    }
+
+
+def sessions_of(run: Run) -> Sessions | None:
+    """Return the sessions that *run* was opened with; None where every interval is counted.
+
+    Raises ``DataInvalid`` where they are not those that it names.
+    """
+    if run.sessions is None:
+        return None
+    sessions = unpacked(run.sessions)
+    named = run.calendar, run.calendar_version, run.calendar_sha256
+    if named != (sessions.name, sessions.version, sessions.sha256):
+        raise DataInvalid(
+            f"The sessions stored with run {run.run_id} are not those that it names; restore a "
+            "backup."
+        )
+    return sessions
+
+
+def start_event(
+    forecaster: Forecaster | None,
+    *,
+    warm_from: tuple[tuple[str, int], ...],
+    market_ms: int,
+) -> ModelChange:
+    """Return the event that says: the process started, and its model was warmed like this."""
+    return ModelChange(
+        warm_from=warm_from, market_ms=market_ms, seen_ms=market_ms, **_computed_by(forecaster)
+    )
+
+
+def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
+    """Return the fields that say which model, code and libraries compute, and on what."""
+    torch_version, instruction_set = computing(forecaster)
+    model = {
+        name: empty if forecaster is None else getattr(forecaster, name)
+        for name, empty in NO_MODEL.items()
+    }
+    return {
+        **model,
+        "code_version": code_version(),
+        "torch_version": torch_version,
+        "instruction_set": instruction_set,
+        "libraries": _libraries_with(forecaster),
+    }
+
+
+def continues(
+    run: Run, config: Config, forecaster: Forecaster | None, *, model_sha256: str
+) -> bool:
+    """Return whether a start with *config* goes on with *run* rather than opening another.
+
+    *model_sha256* is of the model with which the run goes on: it may have been promoted in it.
+    """
+    return (
+        run.config_sha256 == config.sha256()
+        and run.code_version == code_version()
+        and run.strategy_sha256 == strategy_sha256(config)
+        and model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
+        and kept_vectors_of(run.libraries) == vectors_kept_as(forecaster)
+    )
+
+
+def strategy_sha256(config: Config) -> str:
+    """Return the id of a user's class, by its sources, or of a strategy's own checkpoint.
+
+    Empty for every other built-in strategy.
+    """
+    name = config.strategy.name
+    if name == ORDERBOOK:
+        return checkpoint_sha256(config)
+    return class_sha256(user_class(name)) if ":" in name else ""
+
+
+def _libraries_with(forecaster: Forecaster | None) -> str:
+    """Return ``libraries`` with what else computes for this forecaster."""
+    if not (further := further_libraries(forecaster)):
+        return libraries()
+    return json.dumps({**json.loads(libraries()), **further}, sort_keys=True)
+
+
+@cache
+def libraries() -> str:
+    """Return the versions of what computes besides torch, as JSON with sorted keys."""
+    found = {
+        "machine": platform.machine(),
+        "numpy": importlib.metadata.version("numpy"),
+        "python": platform.python_version(),
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+@cache
+def code_version() -> str:
+    """Return the installed version with a hash of tracepaper's sources, so that an edit shows."""
+    digest = hashlib.sha256()
+    root = Path(__file__).resolve().parents[2]
+    for package in ("daemon", "replay", "storage", "strategies"):
+        for source in sorted((root / package).rglob("*.py")):
+            digest.update(str(source.relative_to(root)).encode())
+            digest.update(source.read_bytes())
+    return f"{importlib.metadata.version('tracepaper')}+{digest.hexdigest()[:12]}"
+
+
+ABSURD: Final = 100
+"""So many times the largest order that was recorded is no size, whatever has changed since."""
+
+_MADE: Final = 77
+"""How a process ends that came back from the user's code, whatever that raised."""
+_MAKE: Final = f"""
+import os, pickle, sys
+try:
+    sys.path[:], config, name = pickle.load(sys.stdin.buffer)
+    from tracepaper.daemon.session import user_class, user_model
+    if name == config.strategy.name:
+        user_class.make_own(name, config.strategy.options, config.market.symbols)
+    else:
+        user_model.load_model(config)
+finally:
+    os._exit({_MADE})
+"""
+
+
+def preflight(config: Config, database: Path) -> None:
+    """Build all that ``run`` builds, but for what only the exchange knows.
+
+    The checkpoint is loaded, the strategy made with its options, thresholds and sizes worked
+    out; *database* is looked at, and nothing is written. Raises what the run would.
+    """
+    refuse_database(database)
+    with usage_errors():
+        forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
+        preflight_engine(config, forecaster)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Raise ``ConfigInvalid`` for a file of the configuration, or a class, that cannot be used.
+
+    No later start mends it. What the disk or the network refused may come back: that is raised as
+    it is.
+    """
+    try:
+        yield
+    except (CheckpointMismatch, DataInvalid, StrategyFailed) as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise ConfigInvalid(str(error)) from error
+
+
+def refuse_class_that_exits(config: Config) -> None:
+    """Raise where a class of the user's ends the process that imports and makes it.
+
+    A check would end with it, silently and as if it held; so it is done elsewhere first.
+    """
+    for name in (config.strategy.name, config.model.own_class):
+        if ":" in name:
+            _refuse_exit(config, name)
+
+
+def _refuse_exit(config: Config, name: str) -> None:
+    done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
+        [sys.executable, "-B", "-c", _MAKE],
+        input=pickle.dumps((sys.path, config, name)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    if done.returncode != _MADE:
+        raise ConfigInvalid(
+            f"{name} ends the process that imports or makes it; let it raise instead, and put what "
+            'it runs under if __name__ == "__main__".'
+        )
+
+
+def refuse_shares(config: Config) -> None:
+    """Raise where shares are to be traded live: they come from candle files alone."""
+    if config.market.asset == STOCK:
+        raise ConfigInvalid(
+            'market.asset = "stock" has no exchange here; trade its candle files by `tracepaper '
+            "replay --data FILE`, or leave the key out."
+        )
+
+
+def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
+    """Raise where a model is to be retrained and there is none, or a file is missing for it."""
+    if config.model.retrain is None:
+        return
+    if config.model.own_class:
+        raise ConfigInvalid(
+            "[model] retrain trains checkpoints, and [model] class names a class of your own; "
+            "leave one of them out."
+        )
+    if forecaster is None:
+        raise ConfigInvalid(
+            f"[model] retrain trains a model, and the strategy {config.strategy.name} trades none; "
+            "take it out."
+        )
+    if config.strategy.name in TOGETHER:
+        raise ConfigInvalid(
+            f"[model] retrain trains models of single symbols, and {config.strategy.name} trades "
+            "all of them together; take it out, and train by `tracepaper train`."
+        )
+    given = config.retrain
+    files = [*([] if given.recipe is None else [given.recipe]), *given.data]
+    for name in files:
+        if not Path(name.rpartition("=")[2]).is_file():
+            raise ConfigInvalid(f"[retrain] names {name}, which is no file; correct it.")
+
+
+def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
+    """Build engine and run over instruments that would take any size.
+
+    Returns the strategies that were made, for the run to use: a user's class is made once.
+    """
+    _refuse_retraining(config, forecaster)
+    by_open = config.execution.model == "next_open"
+    execution = FillModel.NEXT_OPEN if by_open else FillModel.QUOTE
+    config = resolved(config, execution)
+    instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
+    strategies = make_strategies(config, forecaster)
+    build_engine(
+        config,
+        instruments,
+        execution=execution,
+        period_start_ms=0,
+        forecaster=forecaster,
+        strategies=strategies,
+    )
+    describe_run(
+        config,
+        tuple(instruments),
+        forecaster,
+        kind=RunKind.LIVE,
+        started_at_ms=0,
+        period_start_ms=0,
+    )
+    if config.execution.filters != "data":
+        _refuse_absurd(config)
+    return strategies
+
+
+def refuse_database(path: Path) -> None:
+    """Raise where no run could write its database at *path*; nothing is made or changed."""
+    if not (status := sqlite_status()).is_usable:
+        raise ConfigInvalid(f"SQLite {status.version} is {status.verdict}; upgrade it.")
+    if path.is_dir():
+        raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
+    if path.exists():
+        open_reader(path).close()
+    place = path.absolute() if path.exists() else _nearest(path.absolute().parent)
+    if (place.is_file() and place != path.absolute()) or not os.access(place, os.W_OK):
+        raise ConfigInvalid(
+            f"{path} cannot be made or written, because of {place}; name another place with "
+            "storage.url or --db."
+        )
+
+
+def _nearest(folder: Path) -> Path:
+    """Return *folder*, or the nearest one above it that there is."""
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
+    """Raise where no order of the configured size could ever be taken at about *price*.
+
+    What changes later is no fault of the configuration: then each decision says why it is left
+    unfilled.
+    """
+    sizing = config.sizing
+    if sizing.mode != "fixed":
+        if (
+            scaled(sizing.notional, MONEY_DECIMALS, name="sizing.notional")
+            < instrument.min_notional
+        ):
+            least = unscaled(instrument.min_notional, MONEY_DECIMALS)
+            raise ConfigInvalid(
+                f"sizing.notional {plain(sizing.notional)} is below {least}, the least order of "
+                f"{instrument.id}; raise it."
+            )
+        return
+    decimals = instrument.quantity_decimals
+    quantity = scaled(sizing.quantity, decimals, name="sizing.quantity")
+    smallest, largest = instrument.min_quantity, instrument.max_quantity
+    beyond = None
+    if quantity < smallest:
+        beyond = f"below {unscaled(smallest, decimals)}, the least"
+    elif largest and quantity > largest:
+        beyond = f"above {unscaled(largest, decimals)}, the largest"
+    if beyond is not None:
+        raise ConfigInvalid(
+            f"sizing.quantity {plain(sizing.quantity)} is {beyond} order of {instrument.id}; "
+            "change it."
+        )
+    check_range(instrument, price=int(price.scaleb(instrument.price_decimals)), quantity=quantity)
+
+
+def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
+    """Refuse a *quantity* that at *price* is worth more than one order may be.
+
+    Both are in the instrument's units. Money is an integer of 10⁻¹⁰ in 64 bits, and prices may
+    still rise: a quarter of what fits is the most. Raises ``ConfigInvalid``.
+    """
+    notional = Notional.of(instrument)(price, quantity)
+    if notional > NOTIONAL_MOST:
+        worth, most = (f"{money // 10**MONEY_DECIMALS:,}" for money in (notional, NOTIONAL_MOST))
+        raise ConfigInvalid(
+            f"sizing.quantity {unscaled(quantity, instrument.quantity_decimals)} of "
+            f"{instrument.id} is worth {worth} {instrument.quote_coin}, and one order may be "
+            f"worth {most}; lower it."
+        )
+
+
+def _stand_in(config: Config, symbol: str) -> Instrument:
+    """Return an instrument without limits, as fine as the configured quantity."""
+    exponent = config.sizing.quantity.normalize().as_tuple().exponent
+    decimals = max(-exponent, 0) if isinstance(exponent, int) else 0
+    category = Category(config.market.category)
+    return Instrument(category, symbol, symbol, "", 2, decimals, 8, 8, 1, 1, 0, 0, 0)
+
+
+def _refuse_absurd(config: Config) -> None:
+    """Refuse a fixed quantity far beyond the largest order that was ever recorded."""
+    if config.sizing.mode != "fixed":
+        return
+    for symbol in config.market.symbols:
+        largest = _largest_orders().get(symbol)
+        if largest is not None and config.sizing.quantity > ABSURD * largest:
+            raise ConfigInvalid(
+                f"sizing.quantity {plain(config.sizing.quantity)} is more than {ABSURD} times the "
+                f"largest order of {symbol} ({plain(largest)}); lower it."
+            )
+
+
+class _Lot(msgspec.Struct, rename="camel"):
+    max_order_qty: str
+
+
+class _Recorded(msgspec.Struct, rename="camel"):
+    lot_size_filter: _Lot
+
+
+@cache
+def _largest_orders() -> dict[str, Decimal]:
+    packed = RECORDED_INSTRUMENTS.read_bytes()
+    known = msgspec.json.decode(gzip.decompress(packed), type=dict[str, _Recorded])
+    return {symbol: Decimal(one.lot_size_filter.max_order_qty) for symbol, one in known.items()}

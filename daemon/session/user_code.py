@@ -1,0 +1,389 @@
+"""What a user's class is made of: its source files, their hash, and what it may not touch.
+
+The rule is docs/identity.md, I15.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import linecache
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from types import CodeType, FunctionType, ModuleType, TracebackType
+from typing import Final, TypeVar
+
+from tracepaper.daemon.session import external_inputs
+from tracepaper.daemon.session.external_inputs import INSTALLED, ROOMS, SUFFIXES
+from tracepaper.strategies.errors import StrategyFailed, TracepaperError
+
+Code = type | FunctionType
+"""A user's class, or function."""
+
+_PARSING: Final = threading.Lock()
+"""Held while Python parses: that of 3.11 counts the depth of all threads' trees together."""
+
+_PARSES: Final = 100
+"""After so many that were disturbed the next one's error is let through."""
+
+_Parsed = TypeVar("_Parsed", ast.Module, str)
+
+_IMPORT: Final = re.compile(
+    r"^[ \t]*(?:from[ ](\.*)([\w.]*)[ ]import[ ](\([^)]*\)|[^\n#]*)|import[ ]([^\n#]*))",
+    re.MULTILINE,
+)
+_DYNAMIC_CALL: Final = re.compile(r"\b(?:import_module|__import__)\(\s*\"([^\"]*)\"")
+
+_DYNAMIC: Final = frozenset({"import_module", "__import__"})
+
+
+def class_sha256(made_of: Code) -> str:
+    """Return the id of *made_of*: the SHA-256 of every source file of its own that it is made of.
+
+    A class that was typed (in a notebook, or after ``python -c``) is hashed by its source, and
+    where not even that is kept, by its compiled code.
+    """
+    digest = hashlib.sha256()
+    root = own_folder(made_of)
+    if root is None:
+        digest.update(_typed_source(made_of))
+        return digest.hexdigest()
+    module = sys.modules[made_of.__module__]
+    assert module.__file__ is not None
+    for path in own_sources(Path(module.__file__), root):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def own_folder(made_of: Code) -> Path | None:
+    """Return the folder in which its own code lies; None where it was typed.
+
+    Of a package it is the folder that holds the outermost package.
+    """
+    module = sys.modules.get(made_of.__module__)
+    file = getattr(module, "__file__", None)
+    if not isinstance(module, ModuleType) or file is None or not Path(file).is_file():
+        return None
+    if "ipykernel" in Path(file).parent.name:
+        return None
+    folder = Path(file).resolve().parent
+    depth = module.__name__.count(".") + hasattr(module, "__path__")
+    for _ in range(depth if module.__name__ != "__main__" else 0):
+        folder = folder.parent
+    return folder
+
+
+def own_sources(start: Path, root: Path) -> list[Path]:
+    """Return *start* and every file under *root* that it imports, directly or not, sorted."""
+    found: set[Path] = set()
+    waiting = [start.resolve()]
+    files = _Files(root)
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        if path.suffix == ".py":
+            waiting += _imported(path, files)
+    return sorted(found)
+
+
+def _imported(path: Path, files: _Files) -> Iterator[Path]:
+    """Yield the files below a root that the source at *path* names in an import.
+
+    Of an installed package only its own files: its folder also holds everybody else's.
+    """
+    root = files.root
+    package = path.parent.relative_to(root).parts
+    alone = package[:1] or (path.stem,)
+    try:
+        names = dict.fromkeys(_imports(path, package))
+    except (SyntaxError, ValueError):
+        return  # Python cannot import it either, so it brings nothing more
+    for name in names:
+        if root.name not in INSTALLED or name[:1] == alone:
+            yield from files.of(name)
+
+
+class _Files:
+    """The files below *root* that hold modules, by the modules' names; each folder is read once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._folders: dict[tuple[str, ...], frozenset[str]] = {}
+        self._known: dict[tuple[str, ...], list[Path]] = {}
+
+    def of(self, name: tuple[str, ...]) -> list[Path]:
+        """Return the files of the module *name* and of the packages around it."""
+        if name not in self._known:
+            around = self.of(name[:-1]) if name else []
+            own = self._files(name, "__init__") + self._files(name[:-1], name[-1]) if name else []
+            self._known[name] = around + own
+        return self._known[name]
+
+    def _files(self, folder: tuple[str, ...], stem: str) -> list[Path]:
+        """Return what *folder* holds under *stem*: the first kind of file, or compiled ones."""
+        listed = self._listed(folder)
+        for suffix in SUFFIXES:
+            if stem + suffix in listed:
+                path = self.root.joinpath(*folder, stem + suffix)
+                if path.is_file():
+                    return [path]
+        compiled = [one for one in listed if one.endswith(".so")]
+        found = fnmatch.filter(compiled, f"{stem}.*.so") if compiled else []
+        return [self.root.joinpath(*folder, one) for one in found]
+
+    def _listed(self, folder: tuple[str, ...]) -> frozenset[str]:
+        if folder not in self._folders:
+            # What no folder around it holds is not asked for: most names are of no module.
+            names: Iterable[str] = ()
+            if not folder or folder[-1] in self._listed(folder[:-1]):
+                path = self.root.joinpath(*folder)
+                names = os.listdir(path) if path.is_dir() else ()  # noqa: PTH208 - names alone
+            self._folders[folder] = frozenset(names)
+        return self._folders[folder]
+
+
+def _imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield every module that the source at *path* may import, as its parts below the root."""
+    if str(path).startswith(ROOMS):
+        return written_imports(path.read_bytes(), package)
+    return names_of(parsed(path), package)
+
+
+def written_imports(source: bytes, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield what :func:`names_of` does for a source of tracepaper's own, which is not parsed.
+
+    That is fifty times as fast; it goes by how our sources are laid out, which the tests compare.
+    """
+    text, counted, outside_text = source.decode(), 0, True
+    for found in _IMPORT.finditer(text):
+        outside_text ^= bool(text.count('"""', counted, found.start()) % 2)
+        counted = found.start()
+        if not outside_text:
+            continue
+        dots, module, names, modules = found.groups()
+        if modules is not None:
+            yield from (tuple(one.split()[0].split(".")) for one in modules.split(","))
+            continue
+        base = package[: len(package) - len(dots) + 1] if dots else ()
+        base += tuple(module.split(".")) if module else ()
+        yield base
+        listed = re.sub(r"#.*", "", names).strip("() \n").split(",")
+        yield from ((*base, one.split()[0]) for one in listed if one.strip())
+    if any(f"{name}(" in text for name in _DYNAMIC):
+        for name in _DYNAMIC_CALL.findall(text):
+            yield tuple(part for part in name.split(".") if part)
+
+
+def parsed(path: Path) -> ast.Module:
+    """Return the tree of the source at *path*; raise ``SyntaxError`` or ``ValueError``."""
+    source = path.read_bytes()
+    return _alone(lambda: ast.parse(source))
+
+
+def _source(part: Code) -> str:
+    """Return the source of a class or function; raise ``OSError`` or ``TypeError`` without one."""
+    try:
+        return _alone(lambda: inspect.getsource(part))
+    except (OSError, TypeError):
+        if isinstance(part, type) and (typed := _cell_source(part)):
+            return typed
+        raise
+
+
+def _cell_source(part: type) -> str:
+    """Return the source of a class of a notebook's cell, or an empty text.
+
+    ``inspect`` looks for a class in its module's file, which a notebook's does not have. IPython
+    keeps each cell under the file name that the code of its functions bears.
+    """
+    for method in vars(part).values():
+        if not isinstance(method, FunctionType) or method.__module__ != part.__module__:
+            continue
+        code = method.__code__
+        lines = linecache.getlines(code.co_filename)
+        try:
+            tree = _alone(partial(ast.parse, "".join(lines)))
+        except (SyntaxError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and node.name == part.__name__:
+                first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                if first <= code.co_firstlineno <= (node.end_lineno or 0):
+                    return "".join(lines[first - 1 : node.end_lineno])
+    return ""
+
+
+def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
+    """Return what *parse* gives, one of ours at a time.
+
+    Libraries parse too, as ``inspect.signature`` does, and know no lock of ours: where one came
+    amid, Python says so by a ``SystemError``, and it is asked again.
+    """
+    with _PARSING:
+        for _ in range(_PARSES):
+            try:
+                return parse()
+            except SystemError:
+                continue
+        return parse()
+
+
+def packages_of(made_of: type) -> list[str]:
+    """Return the names of the installed packages that the class's own sources import."""
+    root = own_folder(made_of)
+    if root is None:
+        return []
+    names: set[str] = set()
+    for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
+        if path.suffix == ".py":
+            names |= {one[0] for one in _imports(path, ()) if one}
+    own = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
+    return sorted(names - sys.stdlib_module_names - own - {"tracepaper"})
+
+
+def versions_of(made_of: type) -> dict[str, str]:
+    """Return the versions of the installed packages that the class's own sources import."""
+    found = {}
+    for name in packages_of(made_of):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            for package in importlib.metadata.packages_distributions().get(name, ()):
+                found[package] = importlib.metadata.version(package)
+    return found
+
+
+def names_of(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield every module that *tree* may import, as its parts below the own folder."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=aliases):
+                yield from (tuple(alias.name.split(".")) for alias in aliases)
+            case ast.ImportFrom(module=module, names=aliases, level=level):
+                base = package[: len(package) - level + 1] if level else ()
+                base += tuple((module or "").split(".")) if module else ()
+                yield base
+                yield from ((*base, alias.name) for alias in aliases)
+            case ast.Call(func=function, args=[ast.Constant(value=str(name)), *_]):
+                called = getattr(function, "attr", getattr(function, "id", ""))
+                if called in _DYNAMIC:
+                    yield tuple(part for part in name.split(".") if part)
+            case _:
+                pass
+
+
+def _typed_source(made_of: Code) -> bytes:
+    """Return what is known of a typed function, or class and those that it derives from."""
+    parts: list[bytes] = []
+    if isinstance(made_of, FunctionType):
+        try:
+            return _source(made_of).encode()
+        except (OSError, TypeError):
+            return b"\0".join(_codes([made_of]))
+    for part in made_of.__mro__:
+        if own_folder(part) is None and part.__module__ not in sys.builtin_module_names:
+            try:
+                parts.append(_source(part).encode())
+            except (OSError, TypeError):
+                parts.append(part.__qualname__.encode())
+                parts += _codes(vars(part).values())
+    return b"\0".join(parts)
+
+
+def _codes(values: Iterable[object]) -> Iterator[bytes]:
+    """Yield the bytecode, names and constants of every function among *values*."""
+    for value in values:
+        if isinstance(value, FunctionType):
+            value = value.__code__  # noqa: PLW2901 - a function is its code
+        if isinstance(value, CodeType):
+            yield value.co_code + repr((value.co_names, value.co_varnames)).encode()
+            yield from _codes(value.co_consts)
+        elif isinstance(value, (int, float, str, bytes, bool, tuple, frozenset)):
+            yield repr(value).encode()
+
+
+def has_source(made_of: type) -> bool:
+    """Return whether Python still has the source of *made_of*, in a file or as it was typed."""
+    try:
+        _source(made_of)
+    except (OSError, TypeError):
+        return False
+    return True
+
+
+MEND: Final = "; mend it and start again."
+"""How the sentence of a failure ends."""
+
+_GIVEN: Final = {
+    "account": "it is None unless the class declares sees_account = True",
+    "forecast": "it is None unless the class declares needs_forecast = True and the model answered",
+    "explanation": "it is None unless the class declares needs_forecast = True and the model says",
+    "verdict": "it is None before the first decision of a run",
+}
+"""What may be None of an outlook, and when."""
+
+
+class ForeignCode:
+    """Turns whatever a user's code raises into ``StrategyFailed``, with file and line.
+
+    Errors of tracepaper pass, and Ctrl-C does; so do exits, which a signal may have asked for,
+    unless *may_exit* is false.
+    """
+
+    def __init__(self, name: str, doing: str, known_as: str = "", *, may_exit: bool = True) -> None:
+        self._name = name
+        self._doing = doing
+        self._passing = BaseException if may_exit else KeyboardInterrupt
+        self._watched = external_inputs.AttributedTo(known_as or name)
+
+    def __enter__(self) -> None:
+        """Let the user's code begin."""
+        self._watched.__enter__()
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._watched.__exit__()
+        if error is None or isinstance(error, TracepaperError):
+            return
+        if not isinstance(error, Exception) and isinstance(error, self._passing):
+            return
+        frames = traceback.extract_tb(trace)
+        where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        hint = _not_given(error, frames[-1].line or "") if frames else ""
+        raise StrategyFailed(
+            f"{self._name} failed {self._doing} with {type(error).__name__}: "
+            f"{short(str(error), quoted=False)}{where}{hint or MEND}"
+        ) from error
+
+
+def _not_given(error: Exception, line: str) -> str:
+    """Return what was not given where *line* took an attribute of it; empty where another."""
+    if not isinstance(error, AttributeError) or error.obj is not None:
+        return ""
+    for given, when in _GIVEN.items():
+        if re.search(rf"\b{given}\.{re.escape(error.name or '')}\b", line):
+            return f"; now.{given} was read: {when}."
+    return ""
+
+
+def short(value: object, *, quoted: bool = True) -> str:
+    """Return *value* in at most some 80 characters of one line."""
+    text = " ".join((repr(value) if quoted else str(value)).split())
+    return text if len(text) <= 80 else text[:77] + "…"  # a line's worth

@@ -1,0 +1,364 @@
+"""Text columns to exact integers of 10⁻ᵏ and to UTC milliseconds, vectorised."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from math import gcd
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.strategies.errors import ConfigInvalid
+
+IntArray = npt.NDArray[np.int64]
+Column = npt.NDArray[np.bytes_] | npt.NDArray[np.float64] | npt.NDArray[np.int64]
+"""One column as it came from a file: text, floats (NaN where empty) or integers."""
+
+INT64_MAX: Final = 2**63 - 1
+SAFE_DIGITS: Final = 18  # any number of so many digits fits into 64 bits
+FLOAT_LIMIT: Final = 10**15  # below it one decimal of so many digits names one double
+FLOAT_DECIMALS_MAX: Final = 15
+NUMBER: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+NOT_FINITE: Final = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+POWERS: Final = 10 ** np.arange(SAFE_DIGITS + 1, dtype=np.int64)
+
+
+class CellInvalidError(ValueError):
+    """A cell that is not a finite decimal of at most 64 bits; the reader adds file and line."""
+
+    def __init__(self, row: int, what: str) -> None:
+        super().__init__(what)
+        self.row = row
+        self.what = what
+
+
+@dataclass(frozen=True, eq=False)
+class Decimals:
+    """A column of exact decimals: ``mantissa[i] * 10 ** -places``."""
+
+    mantissa: IntArray
+    places: int
+
+    def rescale(self, places: int) -> Decimals:
+        """Return the same values with *places* decimals, which must not be fewer.
+
+        Raises ``CellInvalidError`` where 64 bits do not hold a value at that scale.
+        """
+        if places == self.places:
+            return self
+        factor = 10 ** (places - self.places)
+        too_big = np.flatnonzero(np.abs(self.mantissa) > INT64_MAX // factor)
+        if too_big.size:
+            raise CellInvalidError(int(too_big[0]), f"has more than 64 bits at {places} decimals")
+        return Decimals(self.mantissa * factor, places)
+
+
+def parse(column: Column) -> Decimals:
+    """Return *column* as exact decimals; a float counts as its shortest text, so 0.1 is 0.1.
+
+    Raises ``CellInvalidError`` at the first empty, non-numeric, non-finite or oversized cell.
+    """
+    if column.dtype.kind == "i":
+        return Decimals(column.astype(np.int64), 0)
+    if column.dtype.kind == "f":
+        return _parse_floats(column.astype(np.float64))
+    return _parse_text(column.astype(np.bytes_))
+
+
+def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
+    """Find the fewest decimals at which every double is the nearest one to its integer."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if bad.size:
+        number = values[bad[0]]
+        raise CellInvalidError(int(bad[0]), "is empty" if np.isnan(number) else "is not finite")
+    largest = float(np.max(np.abs(values), initial=0.0))
+    for places in range(FLOAT_DECIMALS_MAX + 1):
+        if largest * 10.0**places >= FLOAT_LIMIT:
+            break
+        mantissa = np.rint(values * 10.0**places)
+        # A quotient of two exact doubles is rounded once, so equality proves the round trip.
+        if np.array_equal(mantissa / 10.0**places, values):
+            return Decimals(mantissa.astype(np.int64), places)
+    return _parse_text(np.array([repr(value) for value in values.tolist()], dtype=np.bytes_))
+
+
+def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
+    """Read digits column by column of characters; odd cells one by one through Decimal."""
+    value, places, odd = _scan_characters(cells)
+    for row in np.flatnonzero(odd).tolist():
+        value[row], places[row] = _parse_cell(row, bytes(cells[row]))
+    _drop_trailing_zeros(value, places)
+    finest = int(places.max(initial=0))
+    lift = finest - places
+    if int(lift.max(initial=0)) > SAFE_DIGITS:
+        raise CellInvalidError(int(np.argmax(places)), "has too many decimals beside the others")
+    too_big = np.flatnonzero(np.abs(value) > INT64_MAX // POWERS[lift])
+    if too_big.size:
+        raise CellInvalidError(int(too_big[0]), f"has more than 64 bits at {finest} decimals")
+    return Decimals(value * POWERS[lift], finest)
+
+
+def _scan_characters(
+    cells: npt.NDArray[np.bytes_],
+) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
+    """Return value and decimals of every plain cell, and which cells are not plain."""
+    rows, width = cells.size, cells.dtype.itemsize
+    # A file has many rows and few characters a cell, so it is read across all rows at once.
+    characters = np.ascontiguousarray(cells.view(np.uint8).reshape(rows, width).T)
+    value = np.zeros(rows, dtype=np.int64)
+    places = np.zeros(rows, dtype=np.int64)
+    digits = np.zeros(rows, dtype=np.int64)
+    dotted = np.zeros(rows, dtype=np.bool_)
+    minus = characters[0] == ord("-") if width else dotted.copy()
+    odd = np.zeros(rows, dtype=np.bool_)
+    for position, character in enumerate(characters):
+        digit = character - np.uint8(ord("0"))  # wraps above 9 for everything else
+        is_digit = digit < 10
+        is_dot = character == ord(".")
+        plain = is_digit | (character == 0) | (is_dot & ~dotted)
+        odd |= ~(plain | minus) if position == 0 else ~plain
+        np.multiply(value, 10, out=value, where=is_digit)
+        np.add(value, digit, out=value, where=is_digit)
+        digits += is_digit
+        places += is_digit & dotted
+        dotted |= is_dot
+    np.negative(value, out=value, where=minus)
+    return value, places, odd | (digits == 0) | (digits > SAFE_DIGITS)
+
+
+def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
+    """Return the value and decimals of one cell that is not plain, such as ``1e-05``."""
+    text = cell.decode("utf-8", "replace").strip()
+    if not text or text.lower() in {"null", "none", "na"}:
+        raise CellInvalidError(row, "is empty")
+    if NOT_FINITE.fullmatch(text):
+        raise CellInvalidError(row, f"is not finite but {text!r}")
+    if not NUMBER.fullmatch(text):  # Decimal would take 1_000 and other alphabets' digits
+        raise CellInvalidError(row, f"is not a number but {text[:40]!r}")
+    sign, digits, exponent = Decimal(text).as_tuple()
+    # Before any power of ten is taken: that of 1e9999 would not end.
+    if not isinstance(exponent, int) or abs(exponent) > 2 * SAFE_DIGITS:
+        raise CellInvalidError(row, f"has an exponent that is out of range in {text[:40]!r}")
+    mantissa = int("".join(map(str, digits)))
+    # Trailing zeros are no decimals: one 1.500 must not give a whole column three.
+    while exponent < 0 and mantissa and mantissa % 10 == 0:
+        mantissa, exponent = mantissa // 10, exponent + 1
+    if mantissa == 0:
+        return 0, 0
+    mantissa *= 10 ** max(exponent, 0)
+    if mantissa > INT64_MAX:
+        raise CellInvalidError(row, f"has more digits than 64 bits hold in {text[:40]!r}")
+    return -mantissa if sign else mantissa, max(-exponent, 0)
+
+
+def _drop_trailing_zeros(value: IntArray, places: IntArray) -> None:
+    """Lower decimals in place as far as the value stays whole."""
+    places[value == 0] = 0
+    active = np.flatnonzero(places)
+    while active.size:
+        quotient, rest = np.divmod(value[active], 10)
+        active, quotient = active[rest == 0], quotient[rest == 0]
+        value[active] = quotient
+        places[active] -= 1
+        active = active[places[active] > 0]
+
+
+def round_to_fit(column: Column, digits_after: int) -> Decimals:
+    """Return *column* rounded half-even to *digits_after* decimals, through exact Decimals.
+
+    For volumes alone, where sums of doubles left digits that no exchange ever sent.
+    """
+    texts = (
+        [repr(value) for value in column.tolist()]
+        if column.dtype.kind == "f"
+        else [bytes(cell).decode("utf-8", "replace") for cell in column.tolist()]
+    )
+    unit = Decimal(1).scaleb(-digits_after)
+    rounded = [str(Decimal(text).quantize(unit)) for text in texts]
+    return _parse_text(np.array(rounded, dtype=np.bytes_))
+
+
+UNITS: Final = (
+    # (smallest number of this unit, its name, units per millisecond as numerator, denominator)
+    (10**8, "seconds", 1000, 1),
+    (10**11, "milliseconds", 1, 1),
+    (10**14, "microseconds", 1, 1_000),
+    (10**17, "nanoseconds", 1, 1_000_000),
+)
+"""No two units overlap between 1973 and 5138, so a number names its own unit."""
+
+TIME_NUMBER: Final = re.compile(rb"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*")
+COMPACT_DATE: Final = re.compile(rb"(19|20)\d{6}")
+DAY_FIRST: Final = re.compile(rb"(\d\d)\.(\d\d)\.(\d{4})(?=\D|$)")
+OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d:?\d\d)\s*$")
+MINUTE_DIGITS: Final = 4
+SECOND_DIGITS: Final = 6
+DATE_WIDTH: Final = len("2025-01-31")
+ZONE_NAME: Final = re.compile(r" (?:UTC|GMT)([+-]\d\d:?\d\d)?$")
+ZONELESS: Final = "times are text without a zone, read as UTC"
+UTC_ENDINGS: Final = (b"Z", b"+00:00", b" GMT+0000", b"+0000", b" UTC", b" GMT", b"+00")
+
+
+def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str, ...]]:
+    """Return *column* as UTC milliseconds, with a note where it was converted.
+
+    With *whole* false, fractions of a millisecond are cut off (trades); else they are refused
+    (the open time of a candle). Raises ``CellInvalidError``.
+    """
+    if column.dtype.kind in "if" or _is_numeric(bytes(column[0])):
+        return _from_numbers(column, whole=whole)
+    return _from_text(column.astype(np.bytes_), whole=whole)
+
+
+def iso(epoch: int) -> str:
+    """Return the UTC time *epoch* (ms) as ISO text, ``2025-06-22T00:00:00Z``."""
+    moment = datetime.fromtimestamp(epoch / 1000, tz=UTC)
+    return moment.isoformat(timespec="milliseconds").replace(".000", "").replace("+00:00", "Z")
+
+
+def instant(text: str) -> int:
+    """Return the UTC milliseconds of a command line's time: ISO text, or a number of any unit.
+
+    Raises ``ConfigInvalid``.
+    """
+    try:
+        times, _ = epoch_ms(np.array([text.strip().encode()], dtype=np.bytes_))
+    except CellInvalidError as error:
+        raise ConfigInvalid(
+            f"The time {text!r} {error.what}: write it as 2025-01-31T12:00 (UTC)."
+        ) from None
+    return int(times[0])
+
+
+def join_date_and_time(
+    dates: npt.NDArray[np.bytes_], times: npt.NDArray[np.bytes_]
+) -> npt.NDArray[np.bytes_]:
+    """Return one text column of a date and a time column, as MetaTrader writes them."""
+    return np.char.add(np.char.add(dates, b" "), times)
+
+
+def join_digits(
+    dates: npt.NDArray[np.bytes_], times: npt.NDArray[np.bytes_]
+) -> npt.NDArray[np.bytes_]:
+    """Return one text column of ``20250131`` and ``153000`` or ``1530``, as Stooq writes them.
+
+    Raises ``CellInvalidError``.
+    """
+    seconds = int(np.char.str_len(times).max()) > MINUTE_DIGITS
+    width = SECOND_DIGITS if seconds else MINUTE_DIGITS
+    joined = []
+    for row, (date, time) in enumerate(zip(dates.tolist(), times.tolist(), strict=True)):
+        if not COMPACT_DATE.fullmatch(date) or not time.isdigit() or len(time) > width:
+            shown = f"{date.decode('utf-8', 'replace')} {time.decode('utf-8', 'replace')}"
+            raise CellInvalidError(row, f"is not a time but {shown[:40]!r}")
+        clock = time.zfill(width)
+        parts = [clock[place : place + 2] for place in range(0, width, 2)]
+        joined.append(b"-".join((date[:4], date[4:6], date[6:])) + b"T" + b":".join(parts))
+    return np.array(joined, dtype=np.bytes_)
+
+
+def _is_numeric(cell: bytes) -> bool:
+    return TIME_NUMBER.fullmatch(cell) is not None and COMPACT_DATE.fullmatch(cell.strip()) is None
+
+
+def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
+    """Convert each number by its own magnitude, as one file may change its unit half way."""
+    decimals = parse(column)
+    scale = 10**decimals.places
+    integral = decimals.mantissa // scale
+    too_small = np.flatnonzero(integral < UNITS[0][0])
+    if too_small.size:
+        row = int(too_small[0])
+        raise CellInvalidError(row, f"is {integral[row]}, which is before 1973 in every unit")
+    result = np.empty_like(integral)
+    names: list[str] = []
+    for (start, name, numerator, denominator), upper in zip(
+        UNITS, [*(unit[0] for unit in UNITS[1:]), 2**63 - 1], strict=True
+    ):
+        rows = np.flatnonzero((integral >= start) & (integral < upper))
+        if not rows.size:
+            continue
+        names.append(name)
+        shared = gcd(numerator, scale)  # nanoseconds written as seconds would overflow else
+        divisor = denominator * (scale // shared)
+        scaled = decimals.mantissa[rows] * (numerator // shared)
+        result[rows] = scaled // divisor
+        broken = np.flatnonzero(scaled % divisor)
+        if whole and broken.size:
+            row = int(rows[broken[0]])
+            raise CellInvalidError(row, "is not a whole millisecond")
+    if names == ["milliseconds"]:
+        return result, ()
+    return result, (f"times are in {' and '.join(names)}, converted to milliseconds",)
+
+
+def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
+    """Convert ISO text, also with the day first (``31.01.2025``); text without a zone is UTC."""
+    if DAY_FIRST.match(bytes(cells[0]).strip()):
+        cells = np.array([DAY_FIRST.sub(rb"\3-\2-\1", cell.strip(), 1) for cell in cells.tolist()])
+    zoned = bytes(cells[0]).strip().endswith(UTC_ENDINGS)
+    microseconds = _fast_iso(cells)
+    if microseconds is None:
+        microseconds = np.array(
+            [_slow_iso(row, bytes(cell)) for row, cell in enumerate(cells.tolist())],
+            dtype=np.int64,
+        )
+        zoned = re.search(rb"[+-]\d\d:?\d\d$", bytes(cells[0]).strip()) is not None or zoned
+    broken = np.flatnonzero(microseconds % 1000)
+    if whole and broken.size:
+        raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
+    notes = () if zoned else (ZONELESS,)
+    return microseconds // 1000, notes
+
+
+def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:
+    """Return microseconds where every cell is ``2025-01-31 23:59:59.5`` or the like, else None."""
+    for ending in UTC_ENDINGS:
+        if np.char.endswith(cells, ending).all():
+            cells = np.char.partition(cells, ending)[:, 0]
+            break
+    width = cells.dtype.itemsize
+    characters = np.ascontiguousarray(cells).view(np.uint8).reshape(cells.size, width).copy()
+    # A sign behind the date is a zone's; the date itself may be written with hyphens.
+    zones = characters[:, DATE_WIDTH + 1 :]
+    if width < DATE_WIDTH or _any_of(zones, b"+-Zz"):
+        return None
+    for position, allowed, standard in ((4, b"-./", b"-"), (7, b"-./", b"-"), (10, b" T\0", b"T")):
+        if position < width:
+            separator = characters[:, position]
+            if not np.isin(separator, np.frombuffer(allowed, dtype=np.uint8)).all():
+                return None
+            separator[separator != 0] = standard[0]
+    try:
+        moments = characters.view(f"S{width}").ravel().astype("datetime64[us]")
+    except ValueError:
+        return None
+    return None if np.isnat(moments).any() else moments.astype(np.int64)
+
+
+def _offset(zone: re.Match[str]) -> str:
+    """Return the offset that ``UTC``, ``GMT`` or ``GMT+0100`` at the end of a time names."""
+    return zone[1] or "+00:00"
+
+
+def _any_of(characters: npt.NDArray[np.uint8], wanted: bytes) -> bool:
+    return bool(np.isin(characters, np.frombuffer(wanted, dtype=np.uint8)).any())
+
+
+def _slow_iso(row: int, cell: bytes) -> int:
+    """Return the microseconds of one text of any usual form, or name the cell."""
+    text = cell.decode("utf-8", "replace").strip()
+    head, tail = text[:DATE_WIDTH].replace(".", "-").replace("/", "-"), text[DATE_WIDTH:]
+    try:
+        moment = datetime.fromisoformat(head + ZONE_NAME.sub(_offset, tail))
+    except ValueError:
+        what = "is empty" if not text else f"is not a time but {text[:40]!r}"
+        raise CellInvalidError(row, what) from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

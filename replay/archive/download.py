@@ -1,0 +1,426 @@
+"""Candles and order books from the exchange, page by page or as they come; resumable.
+
+The rules are docs/orderbook.md, D1 to D3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tracepaper.daemon.bybit.instruments import instrument_from, interval_name
+from tracepaper.daemon.bybit.messages import InstrumentInfo
+from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
+from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.websocket import PublicStream, StreamCallbacks
+from tracepaper.daemon.bybit.wire import Received
+from tracepaper.daemon.clock import Clock, SystemClock
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.feed.client import Cooldown, RestartBudget, is_loopback
+from tracepaper.replay.archive.candles import Span
+from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
+from tracepaper.storage.candles import History, HistoryWriter
+from tracepaper.strategies.errors import ConfigInvalid, FeedStale, Recoverable
+from tracepaper.strategies.types.market import Bar, Category, Instrument
+from tracepaper.strategies.units import interval_phase
+
+PAGE_BARS: Final = 1_000
+"""Candles a request, the exchange's limit."""
+
+
+class Klines(Protocol):
+    """What is needed of ``daemon.bybit.rest.RestClient``."""
+
+    async def instrument(self, category: Category, symbol: str) -> Instrument:
+        """Return the filters of *symbol*; raise ``ConfigInvalid`` where the exchange lacks it."""
+        ...
+
+    async def klines(
+        self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        """Return the final bars that open in [*start_ms*, *end_ms*], oldest first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What one pass brought: bars kept, and the spans that its answers lacked."""
+
+    bars: int
+    absent: tuple[Span, ...]
+
+
+async def fetch(
+    rest: Klines,
+    instrument: Instrument,
+    interval_ms: int,
+    spans: Sequence[Span],
+    *,
+    keep: Callable[[Sequence[Bar]], None],
+    progress: Callable[[int], None] = lambda _candles: None,
+) -> Fetched:
+    """Ask for every candle of *spans* and hand each page to *keep* as it comes.
+
+    *spans* are what the archive lacks, so a fetch that was broken off goes on where it ended.
+    *progress* hears how many candle times each page settled. Errors of *rest* pass.
+    """
+    bars = 0
+    absent: list[Span] = []
+    for start, until in spans:
+        for first, last in pages(start, until, interval_ms):
+            page = await rest.klines(instrument, interval_ms, first, last)
+            if page:
+                keep(page)
+            bars += len(page)
+            absent += holes([bar.open_time_ms for bar in page], first, last, interval_ms)
+            progress((last - first) // interval_ms + 1)
+    return Fetched(bars, tuple(joined(absent)))
+
+
+def pages(start: int, until: int, interval_ms: int) -> list[Span]:
+    """Return the first and last open time of each request for [*start*, *until*)."""
+    step = PAGE_BARS * interval_ms
+    return [(first, min(first + step, until) - interval_ms) for first in range(start, until, step)]
+
+
+def holes(times: Sequence[int], first: int, last: int, interval_ms: int) -> list[Span]:
+    """Return the spans of [*first*, *last*] that the rising *times* leave out."""
+    found: list[Span] = []
+    expected = first
+    for time in (*times, last + interval_ms):
+        if time > expected:
+            found.append((expected, time))
+        expected = time + interval_ms
+    return found
+
+
+def joined(spans: Sequence[Span]) -> list[Span]:
+    """Return rising *spans* with those that touch made one."""
+    found: list[Span] = []
+    for start, until in spans:
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], until)
+        else:
+            found.append((start, until))
+    return found
+
+
+def lacking(stored: Sequence[Span], wanted: Span) -> list[Span]:
+    """Return the parts of *wanted* that the rising, separate *stored* spans do not cover."""
+    start, until = wanted
+    found: list[Span] = []
+    for first, after in stored:
+        if first > start:
+            found.append((start, min(first, until)))
+        start = max(start, after)
+        if start >= until:
+            break
+    if start < until:
+        found.append((start, until))
+    return [(a, b) for a, b in found if a < b]
+
+
+def whole_span(from_ms: int, until_ms: int, interval_ms: int, *, phase_ms: int = 0) -> Span:
+    """Return the candles that lie wholly in [*from_ms*, *until_ms*).
+
+    *phase_ms* is where the grid starts (a Monday for weeks). Raises ``ConfigInvalid`` where
+    there is none.
+    """
+    start = -(-(from_ms - phase_ms) // interval_ms) * interval_ms + phase_ms
+    until = (until_ms - phase_ms) // interval_ms * interval_ms + phase_ms
+    if start >= until:
+        raise ConfigInvalid(
+            "No candle closed between the two times: choose an earlier --from or a later --to."
+        )
+    return start, until
+
+
+FAILURES_MAX: Final = 5
+FAILURES_WINDOW_S: Final = 300.0
+"""So many failed requests in so many seconds end a fetch, which can be started again."""
+
+
+@dataclass(frozen=True)
+class FetchRequest:
+    """What to fetch: UTC milliseconds, ``until_ms`` None for now, ``from_ms`` None to go on."""
+
+    archive: Path
+    category: Category
+    symbols: tuple[str, ...]
+    interval_ms: int
+    from_ms: int | None
+    until_ms: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one symbol's fetch brought."""
+
+    instrument: str
+    interval_ms: int
+    bars: int
+    absent: tuple[Span, ...]  # two answers lacked these
+
+
+async def fetch_order(config: Config, order: FetchRequest, *, quiet: bool) -> list[Outcome]:
+    """Carry *order* out, one symbol after the other; progress goes to stderr unless *quiet*.
+
+    Raises ``ConfigInvalid`` for a symbol or interval that the exchange lacks, ``FeedLost``
+    where it cannot be reached; what came before is kept.
+    """
+    interval_name(order.interval_ms)
+    exchange = config.exchange
+    clock = SystemClock()
+    budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
+    jitter = random.Random(order.interval_ms)  # noqa: S311 (waits, not secrets)
+    async with RestClient(exchange, clock=clock, rng=jitter, budget=budget) as rest:
+        now_ms = await rest.server_time_ms()
+        until_ms = now_ms - exchange.final_after_ms
+        if order.until_ms is not None:
+            until_ms = min(until_ms, order.until_ms)
+        return await fetch_symbols(
+            rest, clock, order, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
+        )
+
+
+async def fetch_symbols(
+    rest: Klines, clock: Clock, order: FetchRequest, *, until_ms: int, certain_s: float, quiet: bool
+) -> list[Outcome]:
+    """Fetch what the archive lacks of each symbol; what an answer lacks is asked for twice.
+
+    One answer proves nothing: the second question comes *certain_s* (network time) or more after
+    the first, as a daemon asks for a hole.
+    """
+    first: list[tuple[Instrument, Fetched]] = []
+    for symbol in order.symbols:
+        instrument = await rest.instrument(order.category, symbol)
+        spans = wanted_spans(
+            order.archive, instrument, order.interval_ms, from_ms=order.from_ms, until_ms=until_ms
+        )
+        first.append((instrument, await _fetch_shown(rest, order, instrument, spans, quiet=quiet)))
+    if any(found.absent for _, found in first):
+        await clock.sleep(certain_s)
+    return [
+        await _asked_again(rest, order, instrument, found, quiet=quiet)
+        for instrument, found in first
+    ]
+
+
+async def _asked_again(
+    rest: Klines, order: FetchRequest, instrument: Instrument, found: Fetched, *, quiet: bool
+) -> Outcome:
+    """Return the outcome of a symbol once its absent spans have been asked for again."""
+    if found.absent:
+        again = await _fetch_shown(rest, order, instrument, found.absent, quiet=quiet)
+        found = Fetched(found.bars + again.bars, again.absent)
+    return Outcome(instrument.id, order.interval_ms, found.bars, found.absent)
+
+
+async def _fetch_shown(
+    rest: Klines, order: FetchRequest, instrument: Instrument, spans: Sequence[Span], *, quiet: bool
+) -> Fetched:
+    """Fetch *spans* into the archive and show how far it is."""
+    with _progress(quiet=quiet) as bar:
+        task = bar.add_task(instrument.id, total=_candles(spans, order.interval_ms))
+        return await fetch_into(
+            order.archive,
+            rest,
+            instrument,
+            order.interval_ms,
+            spans,
+            progress=lambda candles: bar.advance(task, candles),
+        )
+
+
+def _candles(spans: Sequence[Span], interval_ms: int) -> int:
+    return sum(until - start for start, until in spans) // interval_ms
+
+
+def _progress(*, quiet: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
+
+
+def wanted_spans(
+    archive: Path,
+    instrument: Instrument,
+    interval_ms: int,
+    *,
+    from_ms: int | None,
+    until_ms: int,
+) -> list[Span]:
+    """Return the spans of candles that *archive* lacks in [*from_ms*, *until_ms*).
+
+    Without *from_ms* they start with the archive's first candle. Raises ``ConfigInvalid`` where
+    it has none.
+    """
+    stored: list[Span] = []
+    if archive.is_file():
+        with History.open(archive) as history:
+            known = {(one.instrument.id, one.interval_ms) for one in history.series()}
+            if (instrument.id, interval_ms) in known:
+                stored = history.spans(instrument.id, interval_ms)
+    if from_ms is None:
+        if not stored:
+            raise ConfigInvalid(
+                f"{archive} holds no candle of {instrument.id} yet: say with --from where to "
+                "start, such as --from 2025-01-01."
+            )
+        from_ms = stored[0][0]
+    phase_ms = interval_phase(interval_ms)
+    return lacking(stored, whole_span(from_ms, until_ms, interval_ms, phase_ms=phase_ms))
+
+
+async def fetch_into(
+    archive: Path,
+    rest: Klines,
+    instrument: Instrument,
+    interval_ms: int,
+    spans: Sequence[Span],
+    *,
+    progress: Callable[[int], None] = lambda _candles: None,
+) -> Fetched:
+    """Fetch the candles of *spans* into *archive*; each page is committed before the next."""
+    with HistoryWriter(archive) as writer:
+
+        def keep(page: Sequence[Bar]) -> None:
+            writer.write(instrument, interval_ms, page)
+
+        return await fetch(rest, instrument, interval_ms, spans, keep=keep, progress=progress)
+
+
+def header_of(request: DepthRequest, instrument: Instrument, source: str) -> DepthHeader:
+    """Return the header of the file that *request* makes."""
+    return DepthHeader(
+        instrument=instrument.id,
+        price_decimals=instrument.price_decimals,
+        quantity_decimals=instrument.quantity_decimals,
+        levels=request.levels,
+        every_ms=request.every_ms,
+        source=source,
+    )
+
+
+@dataclass(frozen=True)
+class ReceivedFrame:
+    """One received frame and when it came, UTC milliseconds."""
+
+    received_ms: float
+    body: bytes
+
+
+def sample_frames(
+    frames: Iterable[ReceivedFrame],
+    item: dict[str, object],
+    request: DepthRequest,
+    out: Path,
+    *,
+    topic: str,
+    ahead_ms: int,
+) -> str:
+    """Write the books of recorded *frames* of *topic* to *out*; return what was found there.
+
+    *item* is the instrument as the exchange lists it. A frame dated more than *ahead_ms* after it
+    came is not believed. Raises ``ConfigInvalid`` and ``DataInvalid`` as ``DepthWriter`` does.
+    """
+    instrument = instrument_from(msgspec.convert(item, InstrumentInfo), request.category)
+    came_ms = [0.0]
+    with DepthWriter(out, header_of(request, instrument, "frames")) as writer:
+        sampler = DepthSampler(
+            instrument,
+            request,
+            writer.add,
+            topic=topic,
+            accepts=lambda server_ms: server_ms <= came_ms[0] + ahead_ms,
+        )
+        for frame in frames:
+            came_ms[0] = frame.received_ms
+            sampler.receive(frame.body)
+        return writer.says
+
+
+def source_of(stream_url: str) -> str:
+    """Return whence books of a websocket address are, as a file's header says it.
+
+    The exchange itself is elsewhere and speaks TLS, which the embedded one never does.
+    """
+    is_real = stream_url.startswith("wss://") and not is_loopback(stream_url)
+    return "exchange" if is_real else "loopback"
+
+
+async def record_live(
+    exchange: ExchangeSection,
+    request: DepthRequest,
+    out: Path,
+    *,
+    clock: Clock,
+    done: asyncio.Future[None],
+) -> str:
+    """Record the exchange's book to *out* until *done*.
+
+    Returns what was found of an older writer's torn end. Raises ``ConfigInvalid`` for a symbol that
+    the exchange lacks, ``FeedLost`` where it cannot be asked at the start; later losses are
+    marked as gaps and tried again without end.
+    """
+    jitter = random.Random(request.every_ms)  # noqa: S311 (waits, not secrets)
+    budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
+    async with RestClient(exchange, clock=clock, rng=jitter, budget=budget) as rest:
+        clock.synchronise(await rest.server_time_ms())
+        instrument = await rest.instrument(request.category, request.symbol)
+    source = source_of(exchange.stream_url)
+
+    def accepts(server_ms: int) -> bool:
+        if server_ms > clock.market_ms() + exchange.ahead_ms:
+            return False
+        clock.observe(server_ms)
+        return True
+
+    with DepthWriter(out, header_of(request, instrument, source)) as writer:
+        sampler = DepthSampler(instrument, request, writer.add, accepts=accepts)
+
+        def receive(frame: bytes) -> Received | None:
+            received = sampler.receive(frame)
+            if stale := sampler.pop_stale_topics():
+                stream.resubscribe(stale)
+            return received
+
+        def lost(cause: Recoverable) -> None:
+            sampler.lost("stale" if isinstance(cause, FeedStale) else "disconnected")
+
+        stream = PublicStream(
+            category=request.category,
+            topics=[sampler.topic],
+            exchange=exchange,
+            handler=StreamCallbacks(receive, lambda: None, lost),
+            clock=clock,
+            rng=jitter,
+            cooldown=Cooldown(clock=clock),
+        )
+        await _until_done(stream, done)
+        return writer.says
+
+
+async def _until_done(stream: PublicStream, done: asyncio.Future[None]) -> None:
+    """Listen until *done*; raise what ends the stream for good before that."""
+    listening = asyncio.ensure_future(stream.run())
+    try:
+        await asyncio.wait((listening, done), return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            await listening
+    finally:
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)

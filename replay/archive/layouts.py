@@ -1,0 +1,582 @@
+"""``RawTable`` and ``LAYOUTS``: a file's columns by name, and how its maker wrote them.
+
+A layout is one entry of ``LAYOUTS``: what its first rows name, or what becomes of its columns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.daemon.config.values import symbol_name
+from tracepaper.replay.archive.columns import (
+    CellInvalidError,
+    Column,
+    join_date_and_time,
+    join_digits,
+    parse,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import UNITS_MS
+
+QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
+"""Quote coins by which a symbol is known, longest of equal endings first."""
+
+SYMBOL: Final = re.compile(r"[A-Za-z0-9]{1,20}([-./][A-Za-z0-9]{1,10})?(:[A-Za-z0-9]{1,10})?")
+PAIR: Final = re.compile(
+    r"(?P<base>[A-Z0-9]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
+    r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
+)
+ONE_WORD: Final = re.compile(
+    r"(?P<base>[A-Z0-9]{1,15}?)(?P<quote>USDT|USDC|FDUSD|BUSD|USD|PERP|EUR|BTC|ETH|BRL|TRY)"
+    r"(?=$|[^A-Za-z]|_)"
+)
+INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
+VENUE_ENDING: Final = re.compile(r"(\.[A-Z]{1,2}|=[A-Z])$")
+"""``AAPL.US`` and ``EURUSD=X``: the venue's mark behind a symbol."""
+LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
+
+
+def split_argument(argument: str | Path) -> tuple[str | None, Path]:
+    """Return symbol and path of ``SYMBOL=PATH``, or None and the path of a plain one.
+
+    A file that exists under the whole name is that file, also with ``=`` in it. Else what stands
+    before the first ``=`` is a symbol, if it looks like one or a file stands after it. Raises
+    ``ConfigInvalid`` where it is neither.
+    """
+    text = str(argument)
+    head, equals, tail = text.partition("=")
+    if not equals or Path(text).exists():
+        return None, Path(text)
+    if not tail:
+        raise ConfigInvalid(f"{text} names no file after the =: write SYMBOL=PATH.")
+    if not head:
+        raise ConfigInvalid(f"{text} names no symbol before the =: write SYMBOL=PATH.")
+    if SYMBOL.fullmatch(head):
+        if not Path(tail).exists():
+            raise ConfigInvalid(
+                f"Neither a file {text} exists, nor a file {tail} for {symbol_name(head)}: check "
+                "the path."
+            )
+        return symbol_name(head), Path(tail)
+    if Path(tail).exists():
+        raise ConfigInvalid(f"{head!r} before the = is no symbol: write it as BTCUSDT={tail}.")
+    return None, Path(text)
+
+
+def symbol_of(name: str) -> str | None:
+    """Return the symbol that *name* holds, as Bybit writes it, or None."""
+    stem = name.split(".", 1)[0]
+    for text in (stem, stem.upper()):
+        if pair := PAIR.search(text):
+            base, quote = pair["base"], pair["quote"]
+            return f"{base}-PERP" if quote == "PERP" else base + quote
+        if word := ONE_WORD.search(text):
+            return word["base"] + word["quote"]
+    return None
+
+
+def category_of(path: Path) -> Category:
+    """Return the category that a file's name, or its folders, name; linear by default.
+
+    A pair without a settlement coin (``BTC_USDT-5m``) is spot, as freqtrade and ccxt write it.
+    """
+    stem = path.name.split(".", 1)[0]
+    words = {word.lower() for word in re.split(r"[-_ ]", stem)}
+    for known in (words, {parent.name.lower() for parent in list(path.parents)[:6]}):
+        if "spot" in known:
+            return Category.SPOT
+        if known & LINEAR_WORDS:
+            return Category.LINEAR
+    pair = PAIR.search(stem)
+    if pair and "_" in pair[0] and pair["settle"] is None and pair["quote"] != "PERP":
+        return Category.SPOT
+    return Category.LINEAR
+
+
+def interval_of(name: str) -> int | None:
+    """Return the interval in milliseconds that *name* holds (``_5m_``), or None."""
+    if found := INTERVAL.search(name):
+        return int(found[1]) * UNITS_MS[found[2].lower()]
+    return None
+
+
+def coins_of(symbol: str) -> tuple[str, str]:
+    """Return base and quote coin of *symbol*; ``BTCPERP`` and unknown quotes count in USD."""
+    for quote in QUOTES:
+        if symbol.endswith(quote) and len(symbol) > len(quote):
+            base = symbol.removesuffix(quote).rstrip("-")
+            return base, "USDC" if quote == "PERP" else quote
+    return symbol, "USD"
+
+
+def symbol_text(text: str) -> str:
+    """Return a symbol of a file's own content as the exchange writes it.
+
+    ``BTC/USDT:USDT``, ``BTC-USD``, ``AAPL.US`` and ``EURUSD=X`` are BTCUSDT, BTCUSD, AAPL, EURUSD.
+    """
+    plain = VENUE_ENDING.sub("", text.strip().upper().partition(":")[0])
+    return plain.replace("/", "").replace("-", "").removeprefix("^")
+
+
+# ---------------------------------------------------------------- columns
+
+TIME: Final = "open_time"
+ZONED: Final = tuple(
+    f"{name}_{zone}"
+    for name in ("time", "date", "datetime")
+    for zone in ("eet", "eest", "cet", "cest", "est", "edt", "cst", "pst", "bst", "jst", "msk")
+)
+"""Columns that name a time of another zone."""
+MEANINGS: Final = {
+    TIME: (
+        "open_time",
+        "opentime",
+        "open_time_ms",
+        "start",
+        "start_time",
+        "starttime",
+        "start_at",
+        "startat",
+        "timestamp",
+        "time",
+        "datetime",
+        "date_time",
+        "date",
+        "ts",
+        "unix",
+        "t",
+        "candle_begin_time",
+        "gmt_time",
+        "time_utc",
+        "open_time_utc",
+        "timestamp_ms",
+        "local_time",
+        *ZONED,
+    ),
+    "open": ("open", "open_price", "openprice", "o"),
+    "high": ("high", "high_price", "highprice", "h"),
+    "low": ("low", "low_price", "lowprice", "l"),
+    "close": ("close", "close_price", "closeprice", "c"),
+    "volume": ("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "tickvol"),
+    "turnover": (
+        "turnover",
+        "quote_volume",
+        "quotevolume",
+        "quote_asset_volume",
+        "quoteassetvolume",
+        "asset_volume",
+        "assetvolume",
+        "volume_quote",
+        "quote_vol",
+        "amount",
+    ),
+}
+"""Each meaning's names, normalised, in order of preference."""
+
+FIGURES: Final = frozenset(
+    name for meaning, names in MEANINGS.items() if meaning != TIME for name in names
+)
+"""Every name of a column of numbers."""
+REQUIRED: Final = (TIME, "open", "high", "low", "close", "volume")
+
+
+def normalise(name: str) -> str:
+    """Return *name* as the tables above write it: ``<OPEN>`` and ``Open Price`` alike."""
+    plain = name.strip().strip('"').lstrip("\ufeff").strip("<>#").strip().lower()
+    return re.sub(r"[\s.\-]+", "_", re.sub(r"[()]", "", plain))
+
+
+def is_header(cells: Sequence[str]) -> bool:
+    """Return whether the first row names columns; a row of data starts with a time."""
+    return not re.match(r"\s*[-+]?\d", cells[0]) and any(
+        re.search(r"[A-Za-z]", cell) for cell in cells
+    )
+
+
+def meanings(names: Sequence[str], *, symbol: str | None) -> dict[str, str]:
+    """Return meaning → column name for every meaning that *names* hold.
+
+    With *symbol*, ``Volume BTC`` and ``Volume USDT`` are told apart by its coins.
+    """
+    normal = {normalise(name): name for name in reversed(names)}
+    found = {
+        meaning: normal[known]
+        for meaning, candidates in MEANINGS.items()
+        for known in reversed(candidates)
+        if known in normal
+    }
+    for name, original in normal.items():
+        coin = name.removeprefix("volume_").upper()
+        if symbol and name.startswith("volume_") and original not in found.values():
+            if symbol.startswith(coin):
+                found.setdefault("volume", original)
+            elif symbol.endswith(coin):
+                found.setdefault("turnover", original)
+    return found
+
+
+HEADER_LINES: Final = 3
+"""The most rows that name columns."""
+OHLCV: Final = (TIME, "open", "high", "low", "close", "volume")
+COINBASE: Final = (TIME, "low", "high", "open", "close", "volume")
+SECONDS_MOST: Final = 10.0**11
+GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
+MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?")
+DIGITS_OF_DAY: Final = re.compile(r"\d{1,6}")
+"""``153000``, ``90000`` and ``0``: a moment without colons, of which noughts in front are lost."""
+SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker")
+SYMBOLS_SHOWN: Final = 8
+
+
+@dataclass(frozen=True, eq=False)
+class RawTable:
+    """Rows of one file: *columns* of one length, by their names in the file.
+
+    ``lines`` holds the number of each row in the file, counted from 1 in the file's own
+    ``unit``: lines of text, or rows. ``bare`` rows came without names; ``symbol`` is what a header
+    named; ``separator`` stood between cells of text; ``notes`` say what was not read as it stands.
+    """
+
+    path: Path
+    columns: Mapping[str, Column]
+    lines: npt.NDArray[np.int64]
+    unit: str = "line"
+    bare: bool = False
+    symbol: str = ""
+    separator: str = ","
+    notes: tuple[str, ...] = ()
+
+    def place(self, row: int) -> str:
+        """Return where row *row* stands, for a message: ``prices.csv: line 17``."""
+        return f"{self.path}: {self.unit} {self.lines[row]}"
+
+    def refuse(self, error: CellInvalidError, name: str) -> DataInvalid:
+        """Return *error* of column *name* as the sentence that names file and line."""
+        return DataInvalid(
+            f"{self.place(error.row)}: {name} {error.what}; correct or remove the row."
+        )
+
+
+class TableHead(NamedTuple):
+    """What the first rows say: the columns' names, how many rows they take, and a symbol."""
+
+    names: Sequence[str]
+    height: int = 0  # 0 where the rows name nothing
+    symbol: str = ""
+
+
+Rows = Sequence[Sequence[str]]
+"""The cells of a file's first rows, at most ``HEADER_LINES``."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a maker writes candles, where that is no header of columns with known names.
+
+    ``head`` returns what the first rows of its files say, ``plain`` its table with columns named as
+    ``MEANINGS`` names them; both return None where the file is not of this layout.
+    """
+
+    maker: str
+    head: Callable[[Rows], TableHead | None] = lambda _rows: None
+    plain: Callable[[RawTable], RawTable | None] = lambda _table: None
+
+
+def head_of(path: Path, rows: Rows) -> TableHead:
+    """Return what the first *rows* of a file say; raise ``DataInvalid`` where no layout knows."""
+    for layout in LAYOUTS.values():
+        if (head := layout.head(rows)) is not None:
+            return head._replace(names=_distinct(path, head.names))
+    if is_header(rows[0]):
+        return TableHead(_distinct(path, [normalise(cell) for cell in rows[0]]), 1)
+    raise DataInvalid(
+        f"{path} has no header and {len(rows[0])} columns, which is no layout of a known maker: "
+        "add a first line such as open_time,open,high,low,close,volume."
+    )
+
+
+def _distinct(path: Path, names: Sequence[str]) -> list[str]:
+    """Return *names*, a nameless one by its place, or refuse two that are equal."""
+    twice = {name for name in names if name and names.count(name) > 1}
+    if twice:
+        raise DataInvalid(f"{path} has two columns {min(twice)}: remove one of them.")
+    return [name or f"column_{i}" for i, name in enumerate(names)]
+
+
+def plain_table(table: RawTable, symbol: str | None) -> RawTable:
+    """Return *table* as a plain one: of *symbol* alone, with the columns that ``MEANINGS`` names.
+
+    Raises ``DataInvalid`` or ``ConfigInvalid`` where that cannot be told.
+    """
+    table = of_one_symbol(table, symbol)
+    for layout in LAYOUTS.values():
+        table = layout.plain(table) or table
+    return table
+
+
+# ---------------------------------------------------------------- symbols
+
+
+def own_symbols(table: RawTable) -> tuple[str, ...]:
+    """Return the symbols that the content of *table* names, in the order of the alphabet."""
+    if table.symbol:
+        return (table.symbol,)
+    found = {name.partition("@")[2] for name in table.columns if "@" in name}
+    for name in SYMBOL_COLUMNS:
+        cells = table.columns.get(name)
+        if not found and cells is not None and cells.dtype.kind == "S":
+            texts = np.unique(cells).tolist()
+            found = {symbol_text(bytes(text).decode("utf-8", "replace")) for text in texts}
+    return tuple(sorted(found - {""}))
+
+
+def symbol_of_table(
+    table: RawTable, named: str | None, given: str | None
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return a symbol and what to say: as *named* before the path, else the file's own, or *given*.
+
+    Raises ``ConfigInvalid`` where nothing names one, where name and content differ, and where
+    *given* is another than its own: only ``SYMBOL=PATH`` gives another name, and that is said.
+    """
+    by_name = symbol_of(table.path.name)
+    held = own_symbols(table)
+    if len(held) > 1:
+        return named or given or by_name, ()
+    own = by_name or (held[0] if held else None)
+    if named:
+        if own and named != own:
+            return named, (f"what is {own}'s is named {named}, as SYMBOL=PATH says",)
+        return named, ()
+    if by_name and held and by_name != held[0]:
+        raise ConfigInvalid(
+            f"{table.path} says {by_name} by its name and {held[0]} by its content: write "
+            f"SYMBOL={table.path} to say which it is."
+        )
+    if given and own and given != own:
+        where = "by its name" if by_name else "by its content"
+        raise ConfigInvalid(
+            f"--symbol is {given}, and {table.path} holds {own} {where}: leave --symbol out, or "
+            f"write {given}={table.path} to call it so."
+        )
+    if not (own or given):
+        raise ConfigInvalid(f"{table.path} does not name its symbol: write SYMBOL={table.path}.")
+    return own or given, ()
+
+
+def of_one_symbol(table: RawTable, symbol: str | None) -> RawTable:
+    """Return the part of *table* that is *symbol*'s, where it holds several.
+
+    Raises ``ConfigInvalid`` where it holds several and *symbol* is none of them.
+    """
+    held = own_symbols(table)
+    if len(held) < 2:  # one, or none that is named
+        return table
+    if symbol not in held:
+        shown = ", ".join(held[:SYMBOLS_SHOWN]) + (" and more" if len(held) > SYMBOLS_SHOWN else "")
+        raise ConfigInvalid(
+            f"{table.path} holds {shown}: choose one by SYMBOL={table.path}, such as "
+            f"{held[0]}={table.path}."
+        )
+    note = f"{len(held) - 1} other symbols of the file left out"
+    if any("@" in name for name in table.columns):
+        columns = {
+            name.partition("@")[0]: cells
+            for name, cells in table.columns.items()
+            if "@" not in name or name.partition("@")[2] == symbol
+        }
+        return _without_empty(replace(table, columns=columns, notes=(*table.notes, note)))
+    named = next(name for name in SYMBOL_COLUMNS if name in table.columns)
+    texts = [bytes(cell).decode("utf-8", "replace") for cell in table.columns[named].tolist()]
+    mine = np.array([symbol_text(text) == symbol for text in texts], dtype=np.bool_)
+    return _rows(replace(table, notes=(*table.notes, note)), mine)
+
+
+def _without_empty(table: RawTable) -> RawTable:
+    """Return *table* without the rows in which its symbol did not trade: all figures are empty."""
+    empty = [
+        cells == b""
+        for name, cells in table.columns.items()
+        if name in FIGURES and cells.dtype.kind == "S"
+    ]
+    return _rows(table, ~np.logical_and.reduce(empty)) if empty else table
+
+
+def _rows(table: RawTable, mine: npt.NDArray[np.bool_]) -> RawTable:
+    columns = {name: cells[mine] for name, cells in table.columns.items()}
+    return replace(table, columns=columns, lines=table.lines[mine])
+
+
+# ---------------------------------------------------------------- layouts
+
+
+def _without_header(
+    names: Sequence[str], fits: Callable[[Sequence[str]], bool]
+) -> Callable[[Rows], TableHead | None]:
+    """Return a head of rows that name nothing, where *fits* says so of the first row's cells."""
+
+    def head(rows: Rows) -> TableHead | None:
+        cells = rows[0]
+        return None if is_header(cells) or not fits(cells) else TableHead(names[: len(cells)])
+
+    return head
+
+
+def _is_metatrader(cells: Sequence[str]) -> bool:
+    return len(cells) in range(7, 10) and MOMENT_OF_DAY.fullmatch(cells[1].strip()) is not None
+
+
+def _yfinance_head(rows: Rows) -> TableHead | None:
+    """Return the head of yfinance's table of one ticker or several.
+
+    It has a row of fields and one of tickers, in either order, and mostly a third that names the
+    time. Several tickers give names such as ``close@AAPL``.
+    """
+    if len(rows) < 3:  # two rows of a header and one of data
+        return None
+    kinds = [[normalise(cell) for cell in row] for row in rows[:2]]
+    fields = [len(FIGURES.intersection(row[1:])) for row in kinds]
+    if max(fields) < 4 or min(fields) > 0 or len(set(map(len, rows[:3]))) > 1:
+        return None
+    place = fields.index(max(fields))
+    if kinds[1 - place][0] not in {"ticker", "tickers", ""}:
+        return None
+    time = kinds[0][0]
+    height = 2
+    if not any(cell.strip() for cell in rows[2][1:]):
+        time, height = normalise(rows[2][0]), 3
+    if time not in MEANINGS[TIME]:
+        return None
+    tickers = [symbol_text(cell) for cell in rows[1 - place][1:]]
+    if len(set(tickers)) == 1:
+        return TableHead([time, *kinds[place][1:]], height, tickers[0])
+    names = [f"{name}@{ticker}" for name, ticker in zip(kinds[place][1:], tickers, strict=True)]
+    return TableHead([time, *names], height)
+
+
+def _coinbase(table: RawTable) -> RawTable | None:
+    """Return *table* with Coinbase's rows ([time, low, high, open, close, volume]) named so.
+
+    They name no columns. Their times are in seconds, and more of their rows can be candles in that
+    order than in the usual one; where both orders fit a row, they mean the same candle.
+    """
+    if not table.bare or tuple(table.columns) != OHLCV:
+        return None
+    try:
+        times, first, second, third, fourth = (
+            table.columns[name].astype(np.float64) for name in OHLCV[:5]
+        )
+    except ValueError:  # no numbers: what follows says where
+        return None
+    usual = (second >= np.maximum(first, fourth)) & (third <= np.minimum(first, fourth))
+    theirs = (second >= np.maximum(third, fourth)) & (first <= np.minimum(third, fourth))
+    if np.any(times >= SECONDS_MOST) or theirs.sum() <= max(usual.sum(), times.size // 2):
+        return None
+    columns = dict(zip(COINBASE, table.columns.values(), strict=True))
+    note = "rows are low, high, open, close, as Coinbase orders them"
+    return replace(table, columns=columns, notes=(*table.notes, note))
+
+
+def _decimal_commas(table: RawTable) -> RawTable | None:
+    """Return *table* with the decimal commas of its figures written as points.
+
+    Raises ``DataInvalid`` where a cell has both in no known order, or the columns mix them.
+    """
+    if table.separator == ",":
+        return None
+    figures = {
+        name: cells.astype(np.bytes_)
+        for name, cells in table.columns.items()
+        if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
+    }
+    commas = {name: np.char.count(cells, b",") for name, cells in figures.items()}
+    if not any(count.any() for count in commas.values()):
+        return None
+    columns: dict[str, Column] = dict(table.columns)
+    for name, cells in figures.items():
+        points = np.char.count(cells, b".")
+        for row in np.flatnonzero((points > 0) | (commas[name] > 1)).tolist():
+            cell = bytes(cells[row])
+            if not GROUPED.fullmatch(cell):
+                what = f"is {cell.decode('utf-8', 'replace')[:40]!r} in a file of decimal commas"
+                raise table.refuse(CellInvalidError(row, what), name)
+        columns[name] = np.char.replace(np.char.replace(cells, b".", b""), b",", b".")
+    note = "figures have decimal commas, read as points"
+    return replace(table, columns=columns, notes=(*table.notes, note))
+
+
+def _date_and_time(table: RawTable) -> RawTable | None:
+    """Return *table* with the columns date and time of MetaTrader and Stooq made one.
+
+    Raises ``DataInvalid`` where a pair is no time.
+    """
+    date, clock = table.columns.get("date"), table.columns.get("time")
+    if date is None or clock is None or not date.dtype.kind == clock.dtype.kind == "S":
+        return None
+    first = bytes(clock[0]).decode("utf-8", "replace").strip()
+    if MOMENT_OF_DAY.fullmatch(first):
+        joined = join_date_and_time(date.astype(np.bytes_), clock.astype(np.bytes_))
+    elif DIGITS_OF_DAY.fullmatch(first):
+        try:
+            joined = join_digits(date.astype(np.bytes_), clock.astype(np.bytes_))
+        except CellInvalidError as error:
+            raise table.refuse(error, "the open time") from None
+    else:
+        return None
+    others = {name: cells for name, cells in table.columns.items() if name not in {"date", "time"}}
+    return replace(table, columns={TIME: joined, **others})
+
+
+def _tick_volume(table: RawTable) -> RawTable | None:
+    """Return *table* without its own volume, where that is zero and the ticks were counted."""
+    volume = meanings(list(table.columns), symbol=None).get("volume", "tickvol")
+    if "tickvol" not in table.columns or volume == "tickvol":
+        return None
+    try:
+        traded = parse(table.columns[volume]).mantissa.any()
+    except CellInvalidError as error:
+        raise table.refuse(error, "volume") from None
+    if traded:
+        return None
+    columns = {name: cells for name, cells in table.columns.items() if name != volume}
+    note = "volume is the number of ticks, as the file's own volume is zero throughout"
+    return replace(table, columns=columns, notes=(*table.notes, note))
+
+
+LAYOUTS: Final[dict[str, Layout]] = {
+    "metatrader": Layout(
+        "MetaTrader 4, without a header",
+        head=_without_header(
+            ("date", "time", "open", "high", "low", "close", "tickvol", "vol", "spread"),
+            _is_metatrader,
+        ),
+    ),
+    "binance": Layout(
+        "Binance Vision, without a header",
+        head=_without_header(
+            (*OHLCV, "close_time", "quote_volume", *(f"other_{place}" for place in range(4))),
+            lambda cells: len(cells) in {11, 12},
+        ),
+    ),
+    "ccxt": Layout(
+        "ccxt, Bybit and freqtrade, without a header",
+        head=_without_header((*OHLCV, "turnover"), lambda cells: len(cells) in {6, 7}),
+    ),
+    "funding": Layout(
+        "funding rates, without a header",
+        head=_without_header((TIME, "funding_rate"), lambda cells: len(cells) == 2),
+    ),
+    "yfinance": Layout("yfinance", head=_yfinance_head),
+    "decimal-commas": Layout("decimal commas, beside another delimiter", plain=_decimal_commas),
+    "coinbase": Layout("Coinbase, without a header", plain=_coinbase),
+    "date-and-time": Layout("MetaTrader and Stooq: date and time apart", plain=_date_and_time),
+    "tick-volume": Layout("MetaTrader: ticks where volume is zero", plain=_tick_volume),
+}
+"""Every layout, in the order in which they are tried; all that fit are applied."""

@@ -1,0 +1,281 @@
+"""Forecasts of known bars in one batched pass, and when two such numbers agree.
+
+Only for networks declared causal. Each bar is handed its own row, and some bars of every run are
+computed anew from a truncated prefix: a network that peeks at later bars would differ there,
+and comparing rows with one another would not show it.
+
+The rule is docs/identity.md, I8.
+
+``verify`` of a run made elsewhere, ``parity``, ``recursive``, ``lookahead`` and the probes of a
+scan all go by these bounds. All else is equal everywhere, or differs.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from tracepaper.daemon.session.loop import BarHistory, warm
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Prediction, Run
+from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange
+
+
+class Environment(NamedTuple):
+    """All on which the last bits of a forecast depend."""
+
+    mode: str
+    device: str
+    dtype: str
+    threads: int
+    backend: str
+    torch_version: str
+    instruction_set: str
+    libraries: str
+
+    @classmethod
+    def recorded(cls, at: Run | ModelChange) -> Environment:
+        """Return where a run, or one of its starts, says that it was."""
+        return cls(
+            at.mode,
+            at.device,
+            at.dtype,
+            at.threads,
+            at.backend,
+            at.torch_version,
+            at.instruction_set,
+            at.libraries,
+        )
+
+    def differs(self, here: Environment) -> str:
+        """Say what is another *here*; empty where nothing is, and every bit must be equal."""
+        return ", ".join(
+            f"{name} was {was} and is {now} here"
+            for name, was, now in zip(self._fields, self, here, strict=True)
+            if was != now
+        )
+
+
+RETURNS: Final = 1e-4
+"""Of the forecast's standard deviation at that horizon."""
+SHARES: Final = 1e-4
+"""Of 1: probabilities, masses, confidences, strengths."""
+MEASURES: Final = 1e-4
+"""Of the measure or its threshold, or of 1 where that is smaller."""
+
+RETURN_FIELDS: Final = ("mean_return", "stdev_return", "volatility")
+"""Fields of a forecast that are held to ``RETURNS``."""
+SHARE_FIELDS: Final = ("p_down", "p_flat", "p_up")
+"""Fields of a forecast that are held to ``SHARES``."""
+EXPLANATION_FIELDS: Final = (
+    *("confidence", "content_free", "recent_mass", "older_mass", "shift", "l1_error"),
+    *("entropy", "buckets"),
+)
+"""Fields of an explanation that are held to ``SHARES``; the last two are arrays of float32."""
+
+
+def near(first: float | None, second: float | None, bound: float) -> bool:
+    """Return whether two numbers differ by *bound* at most; None agrees with None alone.
+
+    So does NaN with NaN: a bar of which both times nothing could be said.
+    """
+    if first is None or second is None:
+        return first is second
+    if math.isnan(first) or math.isnan(second):
+        return math.isnan(first) and math.isnan(second)
+    return math.isfinite(first) and math.isfinite(second) and abs(first - second) <= bound
+
+
+def near_measure(first: float | None, second: float | None) -> bool:
+    """Return whether two measures, or a measure and its threshold, agree."""
+    size = 0.0 if first is None or second is None else max(abs(first), abs(second))
+    return near(first, second, MEASURES * max(size, 1.0))
+
+
+def near_arrays(first: bytes, second: bytes) -> bool:
+    """Return whether two arrays of shares (float32) agree as far as both reach."""
+    count = min(len(first), len(second)) // 4
+    pairs = zip(
+        struct.unpack_from(f"<{count}f", first),
+        struct.unpack_from(f"<{count}f", second),
+        strict=True,
+    )
+    return all(near(one, two, SHARES) for one, two in pairs)
+
+
+def measures_agree(first: Decision, second: Decision) -> bool:
+    """Return whether every gate's measure agrees."""
+    same = first.gate_set.gates == second.gate_set.gates
+    return same and all(map(near_measure, first.measures, second.measures))
+
+
+def predictions_agree(first: Prediction, second: Prediction) -> bool:
+    """Return whether two answers of a model agree in every field, within the tolerances."""
+    if not isinstance(first, Forecast) or not isinstance(second, Forecast):
+        return type(first) is type(second)
+    if first.horizons != second.horizons:
+        return False
+    for name in (*RETURN_FIELDS, *SHARE_FIELDS):
+        one, two = getattr(first, name), getattr(second, name)
+        if len(one) != len(two):
+            return False
+        bounds = [SHARES] * len(one)
+        if name in RETURN_FIELDS:
+            # A model that gives no deviation is held to its own numbers.
+            bounds = [RETURNS * size for size in first.stdev_return or map(abs, one)]
+        if not all(map(near, one, two, bounds)):
+            return False
+    explained, other = first.explanation, second.explanation
+    return explained is None or other is None or _explanations_agree(explained, other)
+
+
+def _explanations_agree(first: Explanation, second: Explanation) -> bool:
+    for name in EXPLANATION_FIELDS:
+        one, two = getattr(first, name), getattr(second, name)
+        agree = near_arrays(one, two) if isinstance(one, bytes) else near(one, two, SHARES)
+        if not agree:
+            return False
+    return True
+
+
+CHUNK_EVENTS: Final = 8_192
+"""Events read ahead: enough for the batched pass to pay, a few megabytes of forecasts."""
+CHUNK_INSTRUMENTS: Final = 16
+"""Of more instruments more is read ahead, 512 bars of each: a shorter scan costs as much."""
+PROBE_EVERY_CHUNKS: Final = 16
+"""Chunks from one probe to the next; each probe takes another instrument."""
+
+
+class ScanPredictor:
+    """Reads ahead in a feed of known bars, and answers each with the row computed for it.
+
+    *prober* is a second forecaster of the same checkpoint: it re-derives sampled bars from
+    nothing but the bars up to them, and the run stops if one differs.
+    """
+
+    def __init__(
+        self,
+        forecaster: Forecaster,
+        prober: Forecaster,
+        instruments: Iterable[str],
+        *,
+        period_start_ms: int,
+    ) -> None:
+        if not forecaster.causal:
+            raise InvariantBroken("only a causal network may see a batch of known bars")
+        self._forecaster = forecaster
+        self._prober = prober
+        self._period_start_ms = period_start_ms
+        self.history = BarHistory(instruments, context=forecaster.context)
+        self._waiting: dict[str, deque[tuple[Bar, Forecast | None]]] = {
+            key: deque() for key in instruments
+        }
+        at_once = min(CHUNK_EVENTS, forecaster.scanned_at_once)
+        self._chunk_events = at_once * -(-len(self._waiting) // CHUNK_INSTRUMENTS)
+        self._chunks = 0
+        self._next_probe = 1
+        self.probed = 0
+
+    def read_ahead(self, events: Iterable[Event]) -> Iterator[Event]:
+        """Yield *events* unchanged, computing the forecasts of each chunk before its first.
+
+        A recorded start cuts the chunk: the model is warmed there as it was then.
+        """
+        chunk: list[Event] = []
+        due = 0  # bars of a close that is not cut in two: a probe of the later part lacks the first
+        for event in events:
+            if isinstance(event, ModelChange):
+                yield from self._computed(chunk)
+                chunk = []
+                warm(self._forecaster, self.history, event)
+                yield event
+                continue
+            chunk.append(event)
+            due = event.bars if isinstance(event, Closed) else max(due - 1, 0)
+            if len(chunk) >= self._chunk_events and not due:
+                yield from self._computed(chunk)
+                chunk = []
+        yield from self._computed(chunk)
+
+    def _computed(self, chunk: list[Event]) -> list[Event]:
+        """Return *chunk* with the forecasts of its bars waiting to be asked for."""
+        fresh: dict[str, list[Bar]] = {}
+        for event in chunk:
+            if isinstance(event, Bar) and self._is_newest(event, fresh):
+                fresh.setdefault(event.instrument, []).append(event)
+        for key, bars in fresh.items():
+            self._waiting[key].extend(zip(bars, self._forecaster.scan(bars), strict=True))
+        if fresh:
+            self._probe(fresh)
+        return chunk
+
+    def _is_newest(self, bar: Bar, fresh: dict[str, list[Bar]]) -> bool:
+        """Return whether *bar* is newer than all that was read: a revision gets no forecast."""
+        if known := fresh.get(bar.instrument):
+            return bar.open_time_ms > known[-1].open_time_ms
+        last = self.history.last(bar.instrument)
+        return last is None or bar.open_time_ms > last.open_time_ms
+
+    def predict(self, event: Event) -> Prediction:
+        """Return the forecast that was computed for *event*, and for no other bar."""
+        if not isinstance(event, Bar) or not self.history.push(event):
+            return None
+        bar, forecast = self._waiting[event.instrument].popleft()
+        if bar is not event:
+            raise InvariantBroken(f"the scan computed {bar.open_time_ms}, not this bar's row")
+        return forecast if event.open_time_ms >= self._period_start_ms else None
+
+    def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
+        """Return the forecast that was computed for each of *bars*."""
+        return [self.predict(bar) for bar in bars]
+
+    def _probe(self, fresh: Mapping[str, Sequence[Bar]]) -> None:
+        """Compute one bar of this chunk again where a probe is due, from the bars up to it alone.
+
+        The network is the same for all instruments, so one of them is enough; each in its turn.
+        """
+        self._chunks += 1
+        if self._chunks < self._next_probe:
+            return
+        keys = sorted(fresh)
+        for turn in range(len(keys)):
+            key = keys[(self.probed + turn) % len(keys)]
+            past = [*self.history.since(key, 0), *fresh[key]]
+            place = self._place(len(past), len(fresh[key]))
+            if place is not None:
+                self._compare(key, past, place)
+                self._next_probe = self._chunks + PROBE_EVERY_CHUNKS
+                return
+
+    def _place(self, known: int, fresh: int) -> int | None:
+        """Return the bar to probe of *known* ones, the last *fresh* new; None without a context."""
+        # A different place in every chunk, and never the last bar: the future must exist.
+        place = known - 2 - (self._chunks * 7_919) % max(fresh - 1, 1)
+        context = self._forecaster.context
+        if place + 1 < context:
+            place = min(context - 1, known - 2)
+        return place if place + 1 >= context else None
+
+    def _compare(self, key: str, past: Sequence[Bar], place: int) -> None:
+        """Raise ``InvariantBroken`` unless the forecast at *place* is that of the bars up to it."""
+        waiting = {bar.open_time_ms: said for bar, said in self._waiting[key]}
+        expected = waiting.get(past[place].open_time_ms)
+        # Its context, and the bar before: the shift is held against the answer to that one.
+        first = max(place - self._forecaster.context, 0)
+        derived = _derived(self._prober, past[first : place + 1])
+        self.probed += 1
+        if not predictions_agree(expected, derived):
+            raise InvariantBroken(
+                f"the network saw later bars: its forecast of {key} at "
+                f"{past[place].open_time_ms} differs without them"
+            )
+
+
+def _derived(prober: Forecaster, bars: Sequence[Bar]) -> Forecast | None:
+    """Return the forecast of the last of *bars* by a model that has seen only these."""
+    prober.warm(bars[-1].instrument, bars[:-1])
+    return prober.step(bars[-1])

@@ -1,0 +1,353 @@
+"""Why a run does not follow from its record: code, configuration, model, strategy or record."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
+from hashlib import sha256
+from itertools import chain, islice
+from multiprocessing.connection import Connection
+from operator import attrgetter
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tracepaper.daemon.config.loading import own_classes, restore
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.loop import gathered, predictions_of, steps_of
+from tracepaper.daemon.session.run_row import code_version
+from tracepaper.replay.backtest.recorded import (
+    Recorded,
+    RecordedPredictor,
+    engine_of,
+    open_recorded,
+    prober_of,
+    run_in,
+)
+from tracepaper.replay.checks.compare import Difference, RowCheck
+from tracepaper.replay.checks.isolation import FreshProcesses, packed
+from tracepaper.replay.checks.perturbations import HASH_SEEDS
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Event,
+    FrameBar,
+    Instrument,
+    InstrumentChange,
+    ModelChange,
+    Reading,
+)
+
+KEEPS_STATE: Final = (
+    "the strategy keeps state that its warm-up bars do not rebuild; run `tracepaper recursive`"
+)
+DRAWS: Final = "the strategy decides otherwise each time it is asked; run `tracepaper lookahead`"
+HASHES: Final = (
+    "the strategy decides by the hash of a text, or by the order of a set of texts, which Python "
+    "draws anew in each process; sort them, and run `tracepaper lookahead`"
+)
+
+_OF_FORECAST: Final = (
+    "mean_return",
+    "stdev_return",
+    "p_",
+    "volatility",
+    "explanation",
+    "model_id",
+)
+_CAUSES: Final = (
+    ("a stored event was changed", ("event", "accepted")),
+    (
+        "the weights, or a bar in the model's window, were changed",
+        _OF_FORECAST,
+    ),
+    ("a stored bar was changed", ("window_sha256",)),
+    (
+        "a stored fill, order or account value was changed",
+        ("account", "position", "fills", "orders", "ledger", "twins", "state"),
+    ),
+)
+"""What the fields of the first differing step tell, the most telling first."""
+
+_DECIDED: Final = ("action", "target_quantity", "reason", "allowed", "refused_by")
+_GIVEN: Final = ("event", "accepted", "window_sha256", "bars.", "events.")
+_OF_MODEL: Final = ("runs.model_id", "runs.model_sha256")
+_OF_CONFIG: Final = ("runs.config", "runs.config_sha256", "runs.strategy", "runs.interval_ms")
+
+
+class Culprit(StrEnum):
+    """What is to blame."""
+
+    CODE = "code"
+    CONFIGURATION = "configuration"
+    MODEL = "model"
+    STRATEGY = "strategy"
+    ENVIRONMENT = "environment"
+    RECORD = "record"
+
+
+class Blame(NamedTuple):
+    """Who is to blame, a sentence about it, and whether it can be nobody else."""
+
+    culprit: Culprit
+    sentence: str
+    sure: bool = True  # else the record may have been changed as well
+
+    @property
+    def named(self) -> str:
+        """The words for it."""
+        return f"the {self.culprit}" if self.sure else f"the {self.culprit}, or the record,"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run that was derived again, and what differed."""
+
+    reader: Reader
+    database: Path
+    stored: StoredRun
+    differences: Sequence[Difference]
+    first_compared: int  # steps before it were derived and not compared
+    exact: bool
+    from_ms: int | None = None  # where the derivation was asked to begin
+
+    @property
+    def of_run(self) -> dict[str, Difference]:
+        """The differences of the run's own row, by column."""
+        return {one.field: one for one in self.differences if one.field.startswith("runs.")}
+
+    @property
+    def of_steps(self) -> list[Difference]:
+        """The differences of the first step that differs."""
+        steps = [one for one in self.differences if not one.field.startswith("runs.")]
+        return [one for one in steps if one.open_time_ms == steps[0].open_time_ms]
+
+
+def blame(case: Case) -> Blame:
+    """Return what most likely made the run differ.
+
+    One culprit alone is named only where all else is equal: code, environment, and the chain.
+    """
+    run = case.stored.run
+    if (count := case.of_run.get("runs.step_count")) is not None:
+        sentence = f"its row counts {count.first} steps, and {count.second} are stored"
+        sentence += ": steps were removed or added, or the row was changed"
+        return Blame(Culprit.RECORD, sentence)
+    if run.code_version != code_version():
+        made = f"the run was made by code {run.code_version}, and this is {code_version()}"
+        return Blame(Culprit.CODE, f"{made}, so that a changed record looks alike", sure=False)
+    culprit, sentence = _with_equal_code(case)
+    sure = culprit is Culprit.RECORD or (
+        case.exact and verify_chain(case.reader.connection, run.run_id).holds
+    )
+    return Blame(culprit, sentence, sure)
+
+
+def _with_equal_code(case: Case) -> tuple[Culprit, str]:
+    run, row = case.stored.run, case.of_run
+    if row:
+        return _by_row(case, row)
+    if own_classes(restore(run.config)) and (cause := _by_strategy(case)):
+        if ":" in run.strategy:
+            return Culprit.STRATEGY, cause
+        return Culprit.MODEL, cause.replace("the strategy", "the model", 1)
+    names = " ".join(one.field for one in case.of_steps).split()
+    if not case.exact and _are_judged(names):
+        return Culprit.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
+    return Culprit.RECORD, _by_fields(names)
+
+
+def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Culprit, str]:
+    """Blame what the run's own row names otherwise than it is loaded here."""
+    run = case.stored.run
+    if any(name in row for name in _OF_CONFIG):
+        return Culprit.CONFIGURATION, "its configuration is not the one that its hash names"
+    if any(name in row for name in _OF_MODEL):
+        return Culprit.MODEL, f"the model is not {run.model_id}, which the run names"
+    if (strategy := row.get("runs.strategy_sha256")) is None:
+        return Culprit.RECORD, "the run's row was changed"
+    hashes = f"its source hashes to {strategy.second[:12]}, the run's to {strategy.first[:12]}"
+    who = f"the strategy {run.strategy} was changed since"
+    if not case.of_steps:
+        who = f"every step follows, but the strategy {run.strategy} or the run's row was changed"
+    return Culprit.STRATEGY, f"{who}: {hashes}"
+
+
+def _are_judged(names: Sequence[str]) -> bool:
+    """Return whether the fields are those that follow from how floats are rounded."""
+    judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
+    return judged and not any(name.startswith(_GIVEN) for name in names)
+
+
+def _by_fields(names: Sequence[str]) -> str:
+    for cause, fields in _CAUSES:
+        if any(name.startswith(fields) for name in names):
+            return cause
+    return "a stored decision or gate was changed"
+
+
+def _by_strategy(case: Case) -> str:
+    """Return what a user's own class did that makes its decisions differ; empty where nothing."""
+    again = partial(_derived, case)
+    if _draws(again, case.stored.step_count):
+        return DRAWS
+    whole = replace(case, from_ms=None)
+    if _follows(case, again(remade=True)) or (
+        case.from_ms is not None and _follows(whole, _derived(whole, remade=False))
+    ):
+        return KEEPS_STATE
+    names = [one.field for one in case.of_steps]
+    if any(name.startswith(_GIVEN) for name in names):
+        return ""  # what a strategy is given is no work of its own
+    if _hashes(case, again(remade=False)):
+        return HASHES
+    opened = [event.name for event in _events(case) if isinstance(event, Reading)]
+    decided = any(name.startswith(_DECIDED) for name in names)
+    if not decided or any(name.startswith(_GIVEN) for name in names):
+        return ""
+    did = f"opened {', '.join(opened[:3])}, which may have changed since" if opened else ""
+    if not did and case.reader.pruned(case.stored.run_key) is not None:
+        did = "may keep state that its warm-up bars do not rebuild (`tracepaper recursive` tells)"
+    return f"the strategy {did}, or a stored decision was changed" if did else ""
+
+
+def _draws(again: Callable[..., Iterator[Step]], count: int) -> bool:
+    """Return whether two derivations differ from each other."""
+    pairs = zip(again(remade=False), again(remade=False), strict=True)
+    return any(one != two for one, two in islice(pairs, count))
+
+
+def _hashes(case: Case, steps: Iterator[Step]) -> bool:
+    """Return whether *steps* come out otherwise where texts have other hashes."""
+    (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
+    given = Path(file), case.database, case.stored.run.run_id, case.from_ms
+    ours = [sha256(packed(step)).digest() for step in steps]
+    for seed in HASH_SEEDS:
+        with (
+            suppress(TracepaperError),
+            FreshProcesses(hash_seed=seed) as fresh,
+            fresh.child(derive_hashes, *given, len(ours)) as child,
+        ):
+            if child.receive() != ours:
+                return True
+    return False  # or a class that no other process finds, which was typed
+
+
+def derive_hashes(
+    connection: Connection,
+    file: Path,
+    database: Path,
+    run_id: str,
+    from_ms: int | None,
+    count: int,
+) -> None:
+    """Send the hashes of the first *count* steps of a run, derived in this process."""
+    with Reader.open(file) as reader:
+        predictor, recorded, known = _opened(reader, database, run_id, from_ms)
+        events = islice(known, count)
+        connection.send(
+            [
+                sha256(packed(step)).digest()
+                for unit in gathered(events)
+                for step in steps_of(recorded.engine, unit, predictions_of(predictor, unit))
+            ]
+        )
+
+
+def _opened(
+    reader: Reader, database: Path, run_id: str, from_ms: int | None
+) -> tuple[RecordedPredictor, Recorded, Iterator[Event]]:
+    """Return the run, what answers it, and the events that are to be derived."""
+    recorded = open_recorded(reader, database, run_id, from_ms=from_ms)
+    predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
+    events = predictor.events(reader, run_id)
+    return predictor, recorded, run_in(reader, recorded, predictor, events)
+
+
+def _follows(case: Case, steps: Iterator[Step]) -> bool:
+    """Return whether all of *steps* are as they are stored."""
+    check = RowCheck(case.reader, case.stored)
+    first = next(steps, None)
+    if first is None:
+        return True
+    steps = chain((first,), steps)
+    until = case.stored.step_count - 1
+    rows = case.reader.rows(case.stored.run.run_id, after=first.sequence - 1, until=until)
+    return not any(
+        check.compare(step, kept, exact=case.exact).unequal
+        for step, (kept, _) in zip(steps, rows, strict=True)
+        if step.sequence >= case.first_compared
+    )
+
+
+def _events(case: Case) -> Iterator[object]:
+    for _, _, event, _ in case.reader.events(case.stored.run.run_id):
+        yield event
+
+
+def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
+    """Derive the run anew; *remade* makes its strategies anew at every restart, as a start does."""
+    run_id = case.stored.run.run_id
+    predictor, recorded, known = _opened(case.reader, case.database, run_id, case.from_ms)
+    engine = recorded.engine
+    bars: dict[str, deque[Bar]] = {
+        item.id: deque(maxlen=max(engine.warmup_of(item.id), engine.range_bars_of(item.id)))
+        for item in recorded.run.instruments
+    }
+    filters = {item.id: item for item in recorded.run.instruments}
+    starts = 0 if recorded.beginning is None else 1
+    frame_bars: list[FrameBar] = []
+    events = islice(known, case.stored.step_count - recorded.first)
+    for unit in gathered(events):
+        if isinstance(unit, InstrumentChange):
+            filters[unit.instrument.id] = unit.instrument
+        elif isinstance(unit, ModelChange):
+            starts += 1
+            if remade and starts > 1 and not predictor.is_promotion(unit):
+                engine = _restarted(
+                    recorded, predictor.forecaster, engine, filters, bars, frame_bars
+                )
+                predictor.prepare(engine)
+        for step in steps_of(engine, unit, predictions_of(predictor, unit)):
+            if isinstance(step.event, Bar) and step.accepted:
+                bars[step.event.instrument].append(step.event)
+            elif isinstance(step.event, FrameBar) and step.accepted:
+                frame_bars.append(step.event)
+            yield step
+
+
+def _restarted(
+    recorded: Recorded,
+    forecaster: Forecaster | None,
+    before: Engine,
+    filters: dict[str, Instrument],
+    bars: dict[str, deque[Bar]],
+    frame_bars: Sequence[FrameBar],
+) -> Engine:
+    """Return the engine that a start makes: the account goes on, the strategies see bars anew."""
+    instruments = tuple(filters.values())
+    engine = engine_of(recorded.run, recorded.config, forecaster, instruments)
+    state = decode_state(msgspec.msgpack.encode(before.state()))
+    engine.restore(state, next_sequence=before.sequence, since=before.since_decided)
+    for frame_bar in frame_bars:
+        engine.recall_frame(frame_bar)
+    observed = []
+    for key, known in bars.items():
+        early = max(len(known) - engine.warmup_of(key), 0)
+        for bar in islice(known, early):
+            engine.recall_range(bar)
+        observed.append(islice(known, early, None))
+    for bar in heapq.merge(*observed, key=attrgetter("open_time_ms")):
+        engine.recall(bar)
+    return engine

@@ -1,0 +1,575 @@
+"""The fresh processes of ``lookahead`` and their jobs: all bars, one by one, or without a future.
+
+Nothing of an earlier run, and no later bar, is in their memory: one server is started by ``exec``,
+so that it holds nothing of ours, and forks a child for each job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from multiprocessing.connection import Connection
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self
+
+import msgspec
+import numpy as np
+
+from tracepaper.daemon.clock import jump_clocks
+from tracepaper.daemon.config.loading import Config, own_classes
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session import external_inputs
+from tracepaper.daemon.session.build import build_engine, needs_forecaster
+from tracepaper.daemon.session.external_inputs import Outside
+from tracepaper.daemon.session.loop import (
+    BarHistory,
+    InlinePredictor,
+    Unit,
+    events_of,
+    gathered,
+    predictions_of,
+    steps_of,
+)
+from tracepaper.daemon.session.models import load_forecaster
+from tracepaper.daemon.session.run_row import code_version, libraries
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.order_book import RecordedDepth
+from tracepaper.replay.archive.series import recorded_instruments
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.run import predictor_over
+from tracepaper.replay.checks import perturbations
+from tracepaper.replay.checks.compare import Difference, step_differences
+from tracepaper.replay.checks.perturbations import (
+    DerivedStep,
+    FutureProbe,
+    corrupted,
+    later_taken,
+    other_vectors,
+    without_later,
+)
+from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.strategy import remembered
+from tracepaper.strategies.api.timeframes import Row
+from tracepaper.strategies.errors import StrategyFailed, TracepaperError
+from tracepaper.strategies.sessions import Sessions
+from tracepaper.strategies.types.decisions import FillModel, Prediction, Step
+from tracepaper.strategies.types.market import Bar, Instrument
+
+P = ParamSpec("P")
+Job = Callable[Concatenate[Connection, P], None]
+"""A function of a module: its first argument is the child's end of the connection."""
+
+_SERVE: Final = "from tracepaper.replay.checks.isolation import serve; serve({}, {!r})"
+
+
+class Overdue(Exception):
+    """A child did not answer in time."""
+
+
+class FreshProcesses:
+    """The server; ``with fresh.child(job, …) as child`` runs *job* in a new process of its own.
+
+    *preload* are modules to import before any child is forked: slow ones that a job needs.
+    Answers are waited for without end, unless :meth:`limit_waits` says how long. Its children
+    share the hashes of texts, which Python draws unless *hash_seed* says them.
+    """
+
+    def __init__(self, *preload: str, hash_seed: int | None = None) -> None:
+        self._preload, self._hash_seed = preload, hash_seed
+        self._patience_s: Callable[[], float] | None = None
+        self._others: dict[int, FreshProcesses] = {}
+        self._folder, self._environment = os.getcwd(), dict(os.environ)  # noqa: PTH109 - as text
+
+    def __enter__(self) -> Self:
+        """Start the server."""
+        self._requests, theirs = socket.socketpair()
+        seeded = {} if self._hash_seed is None else {"PYTHONHASHSEED": str(self._hash_seed)}
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
+                [sys.executable, "-c", _SERVE.format(theirs.fileno(), self._preload)],
+                pass_fds=[theirs.fileno()],
+                cwd=self._folder,
+                env={**self._environment, **seeded},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                process_group=0,  # so that children that hang end with it
+            )
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """End the server and its children, also one that hangs."""
+        for other in self._others.values():
+            other.__exit__()
+        self._requests.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def limit_waits(self, patience_s: Callable[[], float]) -> None:
+        """Wait for an answer of a later child as many seconds as *patience_s* then returns."""
+        self._patience_s = patience_s
+
+    def under(self, hash_seed: int) -> FreshProcesses:
+        """Return a server whose children hash texts by *hash_seed*; it ends with this one."""
+        if hash_seed not in self._others:
+            other = FreshProcesses(*self._preload, hash_seed=hash_seed)
+            other._folder, other._environment = self._folder, self._environment
+            self._others[hash_seed] = other.__enter__()
+        self._others[hash_seed]._patience_s = self._patience_s  # noqa: SLF001 - one of ours
+        return self._others[hash_seed]
+
+    @contextmanager
+    def child(self, job: Job[P], *given: P.args, **named: P.kwargs) -> Iterator[Child]:
+        """Run ``job(connection, *given, **named)`` in a new process; yield our end of it."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._requests, [b"."], [theirs.fileno()])
+        with Connection(ours.detach()) as connection:
+            connection.send((sys.path, job, given, named))
+            yield Child(connection, self._patience_s)
+
+
+class Child:
+    """Our end: what a child sends, its errors raised here."""
+
+    def __init__(
+        self, connection: Connection, patience_s: Callable[[], float] | None = None
+    ) -> None:
+        self._connection = connection
+        self._patience_s = patience_s
+
+    def fileno(self) -> int:
+        """Return our end, so that several children can be waited for at once."""
+        return self._connection.fileno()
+
+    def send(self, value: object) -> None:
+        """Send *value* to the child."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.send(value)
+
+    def receive(self) -> Any:  # noqa: ANN401 - whatever the job sends
+        """Return what the child sends next; raise its error, or ``StrategyFailed`` if it died.
+
+        Raises ``Overdue`` where nothing comes within the server's patience.
+        """
+        if self._patience_s is not None and not self._connection.poll(self._patience_s()):
+            raise Overdue
+        try:
+            value = self._connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise StrategyFailed(
+                "The strategy ended the process in which it was checked; let it raise instead."
+            ) from error
+        if isinstance(value, TracepaperError):
+            raise value
+        return value
+
+    def ask(self, value: object) -> Any:  # noqa: ANN401 - whatever the job sends
+        """Send *value* and return the answer."""
+        self.send(value)
+        return self.receive()
+
+
+def serve(descriptor: int, preload: tuple[str, ...]) -> None:
+    """Fork a child for every socket that arrives, until ours is closed: the server's body."""
+    __import__("tracepaper.replay.checks.isolation")
+    for name in preload:
+        with contextlib.suppress(ImportError):  # a class may do without it
+            __import__(name)
+    for kept in (code_version, libraries, recorded_instruments):
+        kept()  # so that no child reads it again
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with our socket
+    with socket.socket(fileno=descriptor) as requests:
+        while True:
+            _, handed, _, _ = socket.recv_fds(requests, 1, 1)
+            if not handed:
+                return
+            if os.fork() == 0:
+                requests.close()
+                _work(Connection(handed[0]))
+                os._exit(0)
+            os.close(handed[0])
+
+
+def _work(connection: Connection) -> None:
+    """Do one job; an error of ours is its answer."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    random.seed()  # no two children may draw alike
+    np.random.seed()  # noqa: NPY002 - what users draw from
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        path, job, given, named = connection.recv()
+        sys.path[:] = path
+        try:
+            job(connection, *given, **named)
+        except TracepaperError as error:
+            connection.send(error)
+
+
+PROGRESS_STEPS: Final = 500
+"""Steps after which a job says how far it is, and hears whether it shall stop."""
+
+BEYOND_BARS: Final = 512
+"""Corrupted bars that follow a probe: a batched pass sees them together with the bars before."""
+
+
+@dataclass(frozen=True)
+class Accesses:
+    """What a child knows of the class beside its decisions."""
+
+    opened: tuple[Outside, ...]
+    modules: tuple[str, ...]  # files of its own that Python imported
+    unset: tuple[str, ...]  # variables that were asked for in an empty environment
+    native: tuple[str, ...]
+    compiled: tuple[str, ...]  # installed modules that must be loaded before clocks jump
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A replay of all bars, as any process would make it."""
+
+    instruments: tuple[Instrument, ...]
+    period_start_ms: int
+    config: Config
+    warmup: int
+    steps: list[DerivedStep]
+    accesses: Accesses
+    is_portfolio: bool  # one object decides for all instruments
+    sessions: Sessions | None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """An engine, and a user's own model where there is one that can be asked again."""
+
+    engine: Engine
+    model: InlinePredictor | None
+
+    def derive(self, unit: Unit, predictions: Sequence[Prediction]) -> list[DerivedStep]:
+        """Return the steps of *unit*; *predictions* are what was said where no model is asked."""
+        if self.model is not None:
+            predictions = predictions_of(self.model, unit)
+        return derive_steps(self.engine, unit, predictions)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an engine without candles is made of."""
+
+    config: Config
+    instruments: tuple[Instrument, ...]
+    period_start_ms: int
+    mode: str
+    sessions: Sessions | None
+    jumping: bool = False  # whether this process's clocks jump
+    compiled: tuple[str, ...] = ()  # what is then imported before
+    around: perturbations.Surroundings | None = None
+
+    def machine(self) -> Machine:
+        """Return the engine of the whole replay, as it stood before its first event.
+
+        A user's own model comes with it: what it says is derived again as well.
+        """
+        if self.jumping:
+            # Compiled code measures the types of dates while it is loaded, and dies of ours.
+            for name in self.compiled:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
+            jump_clocks()
+        if self.around is not None:
+            self.around.enter()
+        forecaster = None
+        if needs_forecaster(self.config):
+            forecaster = load_forecaster(self.config, mode=self.mode)
+        engine = build_engine(
+            self.config,
+            self.instruments,
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=self.period_start_ms,
+            forecaster=forecaster,
+            sessions=self.sessions,
+        )
+        if not isinstance(forecaster, UserForecaster) or forecaster.is_outside:
+            return Machine(engine, None)
+        history = BarHistory([item.id for item in self.instruments], context=forecaster.context)
+        start_ms = self.period_start_ms
+        return Machine(engine, InlinePredictor(forecaster, history, period_start_ms=start_ms))
+
+
+class Files(NamedTuple):
+    """What a check replays."""
+
+    candles: Sequence[Candles]
+    frames: Sequence[Candles] = ()  # of higher time frames, from before *candles*
+    depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
+
+
+EngineInput = tuple[Unit, Sequence[Prediction]]
+"""What an engine takes in at once, and what it is told of each event of it."""
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def derive_whole(connection: Connection, config: Config, files: Files, mode: str) -> None:
+    """Derive all steps of *files*; then, where asked to, the same once more in this process."""
+    _begin(config)
+    replay = _replay(config, files, mode)
+    steps: list[DerivedStep] = []
+    said = 0
+    for together in derived(replay):
+        steps += together
+        if len(steps) >= said + PROGRESS_STEPS:
+            said = len(steps)
+            connection.send(said)
+            if connection.poll():
+                break
+    connection.send(
+        Whole(
+            replay.instruments,
+            replay.run.period_start_ms,
+            replay.config,
+            max(_warmup(replay.engine, item.id, files) for item in replay.instruments),
+            steps,
+            _accesses(config),
+            replay.engine.is_portfolio,
+            replay.feed.sessions,
+        )
+    )
+    start_ms = replay.run.period_start_ms
+    setup = Setup(replay.config, replay.instruments, start_ms, mode, replay.feed.sessions)
+    while (asked := connection.recv()) is not None:
+        if asked == "again":
+            _stepped(connection, setup.machine(), list(given_of(steps)))
+    connection.send(_accesses(config))
+
+
+def step_through(connection: Connection, setup: Setup, given: Sequence[EngineInput]) -> None:
+    """Step through *given*, in a process that has seen nothing else."""
+    _begin(setup.config)
+    _stepped(connection, setup.machine(), given)
+    connection.recv()
+    connection.send(_accesses(setup.config))
+
+
+def step_blindly(connection: Connection, setup: Setup) -> None:
+    """Step through events that come one at a time: none is in this process before its turn."""
+    _begin(setup.config)
+    machine = setup.machine()
+    last: list[DerivedStep] = []
+    while (asked := connection.recv()) is not None:
+        if asked == "show":
+            connection.send(last)
+        else:
+            last = machine.derive(*asked)
+            connection.send([packed(one.step) for one in last])
+    connection.send(_accesses(setup.config))
+
+
+def derive_probes(connection: Connection, config: Config, files: Files, mode: str) -> None:
+    """Compare steps with and without the future, at every probe that comes."""
+    _begin(config)
+    candles = files.candles
+    bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
+    while (probe := connection.recv()) is not None:
+        assert isinstance(probe, FutureProbe)
+        if probe.from_ms not in bases:
+            bases.clear()
+            until = None if _from(candles, probe.from_ms) is candles else probe.at_ms
+            window = files._replace(candles=_window(candles, probe.from_ms, until))
+            bases[probe.from_ms] = _steps(config, window, mode)
+        base = bases[probe.from_ms]
+        future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
+        close_ms = _decided_ms(candles, probe.at_ms)
+        books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
+        with other_vectors(config, without_later(close_ms, cut=probe.cut)) as changed:
+            steps = _steps(changed, files._replace(candles=future, depth=books), mode)
+        connection.send(_first_moved(base, steps, probe.at_ms))
+    connection.send(_accesses(config))
+
+
+# ---------------------------------------------------------------- parts
+
+
+def derived(replay: Replay) -> Iterator[list[DerivedStep]]:
+    """Yield the steps of *replay*, those of one close together; nothing is stored."""
+    way = predictor_over(replay)
+    for unit in gathered(way.events(replay)):
+        yield derive_steps(replay.engine, unit, predictions_of(way.predictor, unit))
+
+
+def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:
+    """Yield what the engine was given at *taken*."""
+    predictions = iter([one.prediction for one in taken])
+    for unit in gathered(one.step.event for one in taken):
+        yield unit, list(islice(predictions, len(events_of(unit))))
+
+
+def derive_steps(
+    engine: Engine, unit: Unit, predictions: Sequence[Prediction]
+) -> list[DerivedStep]:
+    """Return the steps of *unit*, with what was predicted and signalled at each."""
+    return [
+        DerivedStep(
+            step,
+            prediction,
+            _signal_at(engine, step),
+            _frames_at(engine, step),
+        )
+        for step, prediction in zip(steps_of(engine, unit, predictions), predictions, strict=True)
+    ]
+
+
+def _signal_at(engine: Engine, step: Step) -> Signal | Orders | None:
+    if isinstance(step.event, Bar) and step.decision is not None:
+        return engine.signal_of(step.event.instrument)
+    return None
+
+
+def _frames_at(engine: Engine, step: Step) -> tuple[tuple[int, int, Row | None], ...]:
+    if isinstance(step.event, Bar) and step.decision is not None:
+        return engine.frames_of(step.event.instrument)
+    return ()
+
+
+def packed(step: Step) -> bytes:
+    """Return *step* as bytes, equal where two steps are."""
+    return msgspec.msgpack.encode(step)
+
+
+def _begin(config: Config) -> None:
+    for owner in _owners(config):
+        external_inputs.claim_threads(owner)
+
+
+def _owners(config: Config) -> tuple[str, ...]:
+    """Return the names under which it is kept what the user's classes open."""
+    return own_classes(config) or (config.strategy.name,)
+
+
+def _accesses(config: Config) -> Accesses:
+    return Accesses(
+        tuple(
+            dict.fromkeys(item for name in _owners(config) for item in external_inputs.opened(name))
+        ),
+        tuple(
+            dict.fromkeys(
+                one for name in _owners(config) for one in external_inputs.own_modules(name)
+            )
+        ),
+        perturbations.unset(),
+        tuple(external_inputs.native_readers()),
+        tuple(external_inputs.compiled_modules()),
+    )
+
+
+def _stepped(connection: Connection, machine: Machine, given: Iterable[EngineInput]) -> None:
+    """Step through *given*; show the step that is asked for until None is."""
+    taken = [taken for one in given for taken in machine.derive(*one)]
+    connection.send([packed(one.step) for one in taken])
+    while (asked := connection.recv()) is not None:
+        connection.send(taken[asked])
+
+
+def _replay(config: Config, files: Files, mode: str) -> Replay:
+    """Return the replay of *files*, warmed by the candles of frames that begin before its bars.
+
+    Later ones say what the bars add up to, and would tell a bar of the future.
+    """
+    first_ms = {part.symbol: int(part.open_time_ms[0]) for part in files.candles}
+    frames = [
+        slice_candles(
+            part, slice(0, int(np.searchsorted(part.open_time_ms, first_ms[part.symbol])))
+        )
+        for part in files.frames
+        if part.symbol in first_ms
+    ]
+    kept = [part for part in frames if len(part)]
+    return build(config, files.candles, started_at_ms=0, mode=mode, frames=kept, depth=files.depth)
+
+
+def _warmup(engine: Engine, instrument: str, files: Files) -> int:
+    """Return how many bars are wanted before the first decision: frames may come of files."""
+    if files.frames:
+        return remembered(engine.strategy_of(instrument))
+    return engine.warmup_of(instrument)
+
+
+def _steps(config: Config, files: Files, mode: str) -> list[Step]:
+    steps = chain.from_iterable(derived(_replay(config, files, mode)))
+    return [one.step for one in steps if isinstance(one.step.event, Bar)]
+
+
+def _from(candles: Sequence[Candles], from_ms: int) -> Sequence[Candles]:
+    """Return *candles* themselves where all of them open at *from_ms* or later."""
+    if all(part.open_time_ms[0] >= from_ms for part in candles):
+        return candles
+    return _cut(candles, from_ms, None)
+
+
+def _cut(candles: Sequence[Candles], from_ms: int, until_ms: int | None) -> Sequence[Candles]:
+    kept = []
+    for part in candles:
+        first = int(np.searchsorted(part.open_time_ms, from_ms))
+        last = len(part)
+        if until_ms is not None:
+            last = int(np.searchsorted(part.open_time_ms, until_ms, side="right"))
+        kept.append(slice_candles(part, slice(first, last)))
+    return [part for part in kept if len(part)]
+
+
+def _window(candles: Sequence[Candles], from_ms: int, at_ms: int | None) -> Sequence[Candles]:
+    """Return the bars from *from_ms* until some after *at_ms*."""
+    until = None if at_ms is None else at_ms + BEYOND_BARS * candles[0].interval_ms
+    return _cut(candles, from_ms, until)
+
+
+def _decided_ms(candles: Sequence[Candles], at_ms: int) -> int:
+    """Return when the bars that open at *at_ms* close."""
+    opened = [part for part in candles if at_ms in part.open_time_ms]
+    return max(int(part.closes_ms[np.searchsorted(part.open_time_ms, at_ms)]) for part in opened)
+
+
+def _without_future(candles: Sequence[Candles], probe: FutureProbe) -> Sequence[Candles]:
+    if probe.cut:
+        return _cut(candles, probe.from_ms, probe.at_ms)
+    return [corrupted(part, part.open_time_ms > probe.at_ms) for part in candles]
+
+
+def _first_moved(
+    base: Sequence[Step], steps: Sequence[Step], at_ms: int
+) -> tuple[int, Difference | None]:
+    """Return how many steps until *at_ms* were compared, and the first that differs."""
+    first, second = _until(base, at_ms), _until(steps, at_ms)
+    for compared, (one, two) in enumerate(zip(first, second, strict=True), start=1):
+        if one != two:
+            return compared, first_difference(one, two)
+    return len(first), None
+
+
+def _until(steps: Sequence[Step], at_ms: int) -> list[Step]:
+    return [
+        step for step in steps if isinstance(step.event, Bar) and step.event.open_time_ms <= at_ms
+    ]
+
+
+def first_difference(one: Step, two: Step) -> Difference:
+    """Return the first field in which two steps differ."""
+    event = one.event
+    key = ("", 0)
+    if isinstance(event, Bar):
+        key = event.instrument, event.open_time_ms
+    for name, first, second in step_differences(one, two):
+        return Difference(*key, name, first, second)
+    return Difference(*key, "step", "", "")

@@ -1,0 +1,342 @@
+"""The world perturbed around a run: covariates, environment, and tables that a source holds.
+
+The rule is docs/strategies.md, U8.
+
+The rule is docs/strategies.md, U10.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.util import source_from_cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.session.covariates import vectors_path
+from tracepaper.daemon.session.user_code import parsed
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.order_book import RecordedDepth
+from tracepaper.storage.covariates import SYMBOL, TIME, VectorFile, read_vectors
+from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.timeframes import Row
+from tracepaper.strategies.covariates import ALL_SYMBOLS, VectorRows, rows_of
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.order_book import Books
+from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.types.decisions import Prediction, Step
+from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import WEEK_MS, interval_phase
+
+_NONSENSE: Final = -40.0
+"""Later numbers are multiplied by it, and stand so much lower."""
+
+Change = Callable[[VectorRows], VectorRows]
+
+
+@contextmanager
+def other_vectors(config: Config, change: Change) -> Iterator[Config]:
+    """Yield *config* with what *change* makes of its vectors; itself where it names none.
+
+    Raises ``DataInvalid`` for a file that cannot be believed.
+    """
+    if config.model.vectors is None:
+        yield config
+        return
+    file = read_vectors(vectors_path(config, config.model.vectors))
+    with tempfile.TemporaryDirectory(prefix="tracepaper-vectors-") as folder:
+        path = Path(folder) / "vectors.csv"
+        _write(path, file, change)
+        model = config.model.model_copy(update={"vectors": str(path)})
+        yield config.model_copy(update={"model": model})
+
+
+def without_later(at_ms: int, *, cut: bool) -> Change:
+    """Return what corrupts the rows after *at_ms*, or cuts them off where some are left."""
+
+    def change(rows: VectorRows) -> VectorRows:
+        later = rows.time_ms > at_ms
+        if cut and not later.all():
+            return rows_of(rows.time_ms[~later], rows.values[~later])
+        nonsense = (rows.values + 1.0) * _NONSENSE
+        return rows_of(rows.time_ms, np.where(later[:, None], nonsense, rows.values))
+
+    return change
+
+
+def moved_by(milliseconds: int) -> Change:
+    """Return what moves all rows in time."""
+    return lambda rows: rows_of(rows.time_ms + milliseconds, rows.values)
+
+
+def _write(path: Path, file: VectorFile, change: Change) -> None:
+    everyones = ALL_SYMBOLS in file.rows
+    with path.open("w", encoding="utf-8", newline="") as text:
+        writer = csv.writer(text)
+        writer.writerow([TIME, *([] if everyones else [SYMBOL]), *file.columns])
+        for symbol, rows in file.rows.items():
+            whose, other = [] if everyones else [symbol], change(rows)
+            for at, values in zip(other.time_ms.tolist(), other.values.tolist(), strict=True):
+                writer.writerow([at, *whose, *values])
+
+
+HASH_SEEDS: Final = (1, 2)
+"""Of the hashes of texts. A question with two answers falls alike under both in half of all cases:
+then these two servers and the first one, whose seed is drawn, agree by chance in a quarter."""
+
+_THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Variables that say how work is shared out: by another count of threads sums are rounded anew."""
+
+_unset: Final[set[str]] = set()
+
+
+def unset() -> tuple[str, ...]:
+    """Return the variables that were asked for in an emptied environment, and are missing."""
+    return tuple(sorted(_unset))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process finds around it: an environment, emptied but for *kept*, and a folder."""
+
+    kept: frozenset[str] | None = None  # None: the environment as it is
+    folder: str | None = None  # None: the working folder as it is
+
+    def enter(self) -> None:
+        """Empty the environment, and work in the folder."""
+        if self.folder is not None:
+            # The class is looked for where it was; an empty entry means the working folder.
+            here = os.path.abspath("")  # noqa: PTH100 - one more string of the path
+            sys.path[:] = [os.path.join(here, one) for one in sys.path]  # noqa: PTH118 - likewise
+            if here not in map(os.path.normpath, sys.path):
+                sys.path.append(here)
+            os.chdir(self.folder)
+        if self.kept is not None:
+            for name in set(os.environ) - self.kept - {*_THREADS}:
+                del os.environ[name]
+            known = vars(os.environ)["_data"]
+            setattr(os.environ, "_data", _Variables(known))  # noqa: B010 - no public way
+
+
+class _Variables(dict[bytes, bytes]):
+    """The variables of an environment; it keeps the names that are asked for and missing."""
+
+    def __missing__(self, name: bytes) -> bytes:
+        _unset.add(os.fsdecode(name))
+        raise KeyError(name)
+
+
+def link(names: Sequence[str], folder: Path) -> None:
+    """Let what *names* name in the working folder be found in *folder* by the same names."""
+    for name in names:
+        path = Path(name)
+        if name and not path.is_absolute() and ".." not in path.parts and path.exists():
+            linked = folder / path
+            linked.parent.mkdir(parents=True, exist_ok=True)
+            if not linked.exists():
+                linked.symlink_to(path.resolve())
+
+
+VALUES: Final = 64
+"""So many in one table, or one text or number as long, are named; fewer are not looked for."""
+_BYTES_OF_A_VALUE: Final = 8
+_DISPLAYS: Final = (ast.Dict, ast.List, ast.Set, ast.Tuple)
+
+
+def source_of(module: str) -> Path | None:
+    """Return the source that a loaded file *module* was made of; None where it is not there."""
+    path = Path(module)
+    if path.suffix == ".pyc":
+        try:
+            path = Path(source_from_cache(module))
+        except ValueError:
+            return None
+    return path if path.suffix == ".py" and path.is_file() else None
+
+
+def largest_table(source: Path) -> int:
+    """Return how many values the largest table of *source* holds; 0 of fewer than ``VALUES``."""
+    try:
+        tree = parsed(source)
+    except (SyntaxError, ValueError):
+        return 0  # Python ran something else, which is another file
+    spoken = _docstrings(tree) if not _asks_for_docstrings(tree) else frozenset[int]()
+    most = max((_size(node, spoken) for node in ast.walk(tree)), default=0)
+    return most if most >= VALUES else 0
+
+
+def _size(node: ast.AST, spoken: frozenset[int]) -> int:
+    """Return how many values a display or a constant holds."""
+    if isinstance(node, _DISPLAYS):
+        return sum(_size(part, spoken) for part in _constants(node))
+    if not isinstance(node, ast.Constant) or id(node) in spoken:
+        return 0
+    value = node.value
+    if isinstance(value, (str, bytes)):
+        return 1 + len(value) // _BYTES_OF_A_VALUE
+    if isinstance(value, int):
+        return 1 + value.bit_length() // (8 * _BYTES_OF_A_VALUE)  # 8 bits a byte
+    return 1
+
+
+def _constants(node: ast.AST) -> Iterator[ast.Constant]:
+    return (part for part in ast.walk(node) if isinstance(part, ast.Constant))
+
+
+def _docstrings(tree: ast.Module) -> frozenset[int]:
+    """Return which texts stand for themselves: nothing reads them but ``__doc__``."""
+    return frozenset(id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr))
+
+
+def _asks_for_docstrings(tree: ast.Module) -> bool:
+    names = (getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree))
+    return "__doc__" in names or any(one.value == "__doc__" for one in _constants(tree))
+
+
+@dataclass(frozen=True)
+class DerivedStep:
+    """A step, the prediction that it was given, and what the strategy signalled at it."""
+
+    step: Step
+    prediction: Prediction
+    signal: Signal | Orders | None
+    frames: tuple[tuple[int, int, Row | None], ...] = ()
+    """Of each higher frame its length, how many bars are wanted, and the newest handed on."""
+
+
+@dataclass(frozen=True)
+class FutureProbe:
+    """Everything after ``at_ms`` is cut off or corrupted; bars from ``from_ms`` on are derived."""
+
+    from_ms: int
+    at_ms: int
+    cut: bool
+
+
+def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:
+    """Return *candles* with nonsense where *later*: prices tenfold, volumes gone."""
+    factor = np.where(later, 10, 1)
+    return replace(
+        candles,
+        open=candles.open * factor,
+        high=candles.high * factor * np.where(later, 2, 1),
+        low=candles.low,
+        close=candles.close * factor,
+        volume=np.where(later, 0, candles.volume),
+    )
+
+
+def later_taken(recorded: RecordedDepth, close_ms: int, *, cut: bool) -> RecordedDepth:
+    """Return *recorded* without the books after *close_ms*, or with nonsense in their place.
+
+    Prices are tenfold then, and a thousand times as much is asked.
+    """
+    books = recorded.books
+    known = int(np.searchsorted(books.seen_ms, close_ms, side="right"))
+    if cut:
+        starts = recorded.starts[recorded.starts < known]
+        kept, causes = books.part(0, known), recorded.causes[: len(starts)]
+        return replace(recorded, books=kept, starts=starts, causes=causes)
+    price, size = books.price.copy(), books.size.copy()
+    price[known:] *= 10
+    size[known:, 1] *= 1_000
+    return replace(recorded, books=replace(books, price=price, size=size))
+
+
+WEEKS_LATER: Final = 64
+"""A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
+
+PRICE_FACTOR: Final = 10
+_PRICES: Final = ("open", "high", "low", "close")
+
+
+class _ClosedFrames:
+    """The whole bars of higher frames that one file of candles adds up to, and those before it."""
+
+    def __init__(self, candles: Candles, instrument: Instrument, frames: Sequence[Candles]) -> None:
+        self._candles, *self._before = [
+            part.rescaled(
+                price_decimals=instrument.price_decimals,
+                volume_decimals=instrument.volume_decimals,
+                turnover_decimals=instrument.turnover_decimals,
+            )
+            for part in (candles, *frames)
+        ]
+        self._made: dict[int, list[Row]] = {}
+        self._at: dict[int, int] = {}
+        self._calendars: dict[int, Calendar] = {}
+
+    def newest(self, length_ms: int, wanted: int, bar: Bar) -> Row | None:
+        """Return the newest bar of the last *wanted* intervals that had closed with *bar*.
+
+        Asked in the order of time.
+        """
+        if length_ms not in self._made:
+            self._made[length_ms], self._at[length_ms] = self._whole(length_ms), 0
+        rows, at = self._made[length_ms], self._at[length_ms]
+        while at < len(rows) and rows[at][2] <= bar.market_ms:
+            at += 1
+        self._at[length_ms] = at
+        place, closes_ms = self._grid(length_ms, bar.open_time_ms)
+        end = place + (closes_ms <= bar.market_ms)
+        return rows[at - 1] if at and rows[at - 1][0] >= end - wanted else None
+
+    def _grid(self, length_ms: int, open_ms: int) -> tuple[int, int]:
+        """Return place and close of the frame's bar in which a bar that opens then lies."""
+        if (calendar := self._candles.calendar) is not None:
+            if length_ms not in self._calendars:
+                self._calendars[length_ms] = Calendar(calendar.sessions, length_ms)
+            grid = self._calendars[length_ms]
+            return grid.place(open_ms), int(grid.closes[grid.place(open_ms)])
+        phase_ms = interval_phase(length_ms)
+        place = (open_ms - phase_ms) // length_ms
+        return place, (place + 1) * length_ms + phase_ms
+
+    def _whole(self, length_ms: int) -> list[Row]:
+        first_ms = int(self._candles.open_time_ms[0])
+        before = [part for part in self._before if part.interval_ms == length_ms]
+        known = [row for part in before for row in self._rows(part) if row[1] < first_ms]
+        with suppress(DataInvalid):  # not one is whole
+            known += self._rows(resample(self._candles, length_ms))
+        return sorted({row[0]: row for row in known}.values())
+
+    def _rows(self, made: Candles) -> list[Row]:
+        times = (made.open_time_ms, made.closes_ms)
+        columns = (*times, made.open, made.high, made.low, made.close, made.volume)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [(self._grid(made.interval_ms, row[0])[0], *row) for row in rows]
+
+
+def _dearer(part: Candles) -> Candles:
+    prices = {name: getattr(part, name) * PRICE_FACTOR for name in _PRICES}
+    turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
+    return replace(part, **prices, turnover=turnover)
+
+
+def _books_later(books: Books) -> Books:
+    later_ms = WEEKS_LATER * WEEK_MS
+    return replace(books, seen_ms=books.seen_ms + later_ms, market_ms=books.market_ms + later_ms)
+
+
+def _books_dearer(books: Books) -> Books:
+    return replace(books, price=books.price * PRICE_FACTOR)
+
+
+def _frame_shown(row: Row | None) -> str:
+    return "none" if row is None else f"that of {row[1]} with close {row[6]} and volume {row[7]}"
+
+
+def _bar_of(one: DerivedStep) -> tuple[str, int] | None:
+    """Return which bar a step decided, or took in: it happens once in a replay."""
+    event = one.step.event
+    return (event.instrument, event.open_time_ms) if isinstance(event, Bar) else None

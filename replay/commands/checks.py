@@ -1,0 +1,444 @@
+"""``tracepaper verify|parity|lookahead|recursive``: what a record and a strategy are held to."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    DatabaseOption,
+    DepthOption,
+    FromOption,
+    JsonOption,
+    database_path,
+    reads_record,
+    say,
+)
+from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracepaper.daemon.config.loading import Config
+    from tracepaper.replay.archive import Candles
+    from tracepaper.replay.archive.order_book import RecordedDepth
+    from tracepaper.replay.checks.lookahead import LookaheadFinding
+    from tracepaper.replay.checks.parity import FundingCheck, Parity
+    from tracepaper.replay.checks.verify import Verification
+
+SHOWN: Final = 10
+"""Differences of a kind that are said."""
+
+
+@reads_record
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
+    *,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Compare only the last so many steps.")
+    ] = None,
+    from_: FromOption = None,
+    funding: Annotated[
+        list[Path] | None,
+        typer.Option(help="A published history that the settlements must equal; repeat."),
+    ] = None,
+    db: DatabaseOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Step a run through again from its own events; exit 1 with the first difference if any."""
+    from dataclasses import asdict
+
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.archive import read_funding
+    from tracepaper.replay.archive.columns import instant
+    from tracepaper.replay.checks.parity import check_funding
+    from tracepaper.replay.checks.verify import verify_run
+    from tracepaper.storage.database.reader import Reader, resolve
+
+    database: Path | None = None if "#" in run else database_path(db)
+    located = resolve(database, run)
+    with Reader.open(located.path) as reader:
+        histories = [read_funding(path) for path in funding or ()]
+        settled = [check_funding(reader, located.run_id, rates) for rates in histories]
+        from_ms = None if from_ is None else instant(from_)
+        found = verify_run(reader, located.path, located.run_id, sample=sample, from_ms=from_ms)
+    holds = found.holds and all(one.holds for one in settled)
+    if json:
+        compared = [{**asdict(one), "holds": one.holds} for one in settled]
+        print_json({**asdict(found), "funding": compared, "holds": holds})
+    elif found.holds:
+        rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
+        say(
+            f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
+            f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
+        )
+        _say_beginning(found)
+        _say_rules(found)
+        if found.taken:
+            say(
+                f"{found.taken:,} answers of an outside service are taken from the record: nothing "
+                "here says what it would answer now."
+            )
+        if sys.stdout.isatty():
+            say("The links of its chain are another check: `tracepaper audit verify`.")
+        if found.elsewhere:
+            say(f"Floats were compared within tolerances, since {found.elsewhere}.")
+    else:
+        _say_why_not(found)
+    if not json:
+        for one in settled:
+            _say_funding(one)
+    if not holds:
+        raise typer.Exit(1)
+
+
+def _say_why_not(found: Verification) -> None:
+    """Say what does not follow, and who is to blame; or that there was nothing to verify."""
+    if not found.differing:
+        say(
+            f"No decision is among the {found.steps:,} steps of run {found.run_id} that were "
+            "compared, so nothing was verified; ask again once it has decided."
+        )
+        return
+    say(
+        f"Run {found.run_id} does not follow from its record ({found.to_blame} is to "
+        f"blame): {found.likely_cause}."
+    )
+    for difference in found.differences[:SHOWN]:
+        say(
+            f"  {difference.instrument} {difference.field}: stored {difference.first}, "
+            f"derived {difference.second}"
+        )
+
+
+def _say_beginning(found: Verification) -> None:
+    """Say of a run that was not compared whole from where it was, and what covers the rest."""
+    from tracepaper.replay.archive.columns import iso
+
+    if found.from_ms is None:
+        return
+    since = f"They are those from {iso(found.from_ms)} on"
+    if found.state_step is None:
+        say(f"{since}; the state before was derived from the run's start.")
+    else:
+        say(
+            f"{since}, step {found.from_step:,}; the state before is the record's, as step "
+            f"{found.state_step:,} stored it, and was held to its fills, orders and ledger."
+        )
+    if found.chained:
+        say(
+            f"{found.chained:,} decisions that are stored before were not compared: only the chain "
+            "covers them (`tracepaper audit verify`)."
+        )
+
+
+def _say_rules(found: Verification) -> None:
+    """Name the rules that changed since the run was made, and what they moved in it."""
+    if not found.changes:
+        return
+    say(f"Rules have changed since the run was made ({len(found.changes)}):")
+    for change in found.changes:
+        say(f"  {change.rule}: {change.sentence}.")
+    if not found.moved:
+        say("They moved nothing in what was compared: every column of it was held.")
+        return
+    say(
+        f"They may have moved {', '.join(found.moved_columns)} in {found.moved:,} steps, from step "
+        f"{found.moved_from:,} on: there these columns were not held. All else was."
+    )
+
+
+def _say_funding(one: FundingCheck) -> None:
+    """Say how the settlements of one instrument agree with what was published."""
+    from tracepaper.replay.archive.columns import iso
+
+    say(
+        f"{one.booked:,} of {one.published:,} published settlements of {one.instrument} were "
+        "booked at the published rate."
+    )
+    for at, booked, published in one.differing[:SHOWN]:
+        rates = (unscaled(rate, MONEY_DECIMALS) for rate in (booked, published))
+        say(f"  {iso(at)}: booked at {next(rates)}, published at {next(rates)}")
+    for what, times in (("not booked", one.missing), ("not published", one.unpublished)):
+        for at in times[:SHOWN]:
+            say(f"  {iso(at)}: {what}")
+
+
+@reads_record
+def parity(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run, or FILE#RUN.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
+    *,
+    db: DatabaseOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print how many decisions are identical; exit 1 with the first field that differs if any."""
+    from dataclasses import asdict
+
+    from tracepaper.daemon.commands.options import located, print_json
+    from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+    from tracepaper.storage.database.reader import Reader
+
+    one, two = (located(spec, _database(spec, db)) for spec in (first, second))
+    with Reader.open(one.path) as a, Reader.open(two.path) as b:
+        found = compare_runs(ComparedRun(a, one.run_id), ComparedRun(b, two.run_id))
+    if json:
+        print_json({**asdict(found), "holds": found.holds})
+    else:
+        _say(found)
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _say(found: Parity) -> None:
+    """Say what agrees, what differs, and where nothing was found out."""
+    say(f"{found.identical:,} of {found.compared:,} decisions identical.")
+    if found.within_tolerance:
+        say(f"{found.within_tolerance:,} more agree within 1e-4 and decide the same.")
+    for gate, count in found.timing.items():
+        say(f"{count:,} differ only in time ({gate}).")
+    if found.first_fill:
+        say(
+            f"{found.after_first_fill:,} more depend on fills and come after the first that "
+            f"differs: {found.first_fill}."
+        )
+    for name, count in (("first", found.only_in_first), ("second", found.only_in_second)):
+        if count:
+            say(f"{count:,} bars are only in the {name} run.")
+    if found.missing:
+        say(f"{found.missing:,} of them lie between bars that both runs decided.")
+    for difference in found.differences:
+        say(difference.sentence())
+    if unproved := _unproved(found):
+        say(unproved)
+
+
+def _unproved(found: Parity) -> str:
+    """Say why two runs without a difference do not agree; empty where they do, or differ."""
+    if found.holds or found.differences:
+        return ""
+    if not found.compared:
+        return "Nothing was compared: give two runs that decided the same bars."
+    return "All that was compared differs in time alone, so nothing shows that the runs agree."
+
+
+def _database(spec: str, db: Path | None) -> Path | None:
+    return None if "#" in spec else database_path(db)
+
+
+MOST_BARS = 100_000
+DataOption = Annotated[
+    list[str],
+    typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
+]
+FrameOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH", help="Candles of a higher time frame, from before the data; repeat."
+    ),
+]
+ModeOption = Annotated[str, typer.Option(help="How the model goes over the bars: scan or step.")]
+
+
+def lookahead(
+    data: DataOption,
+    *,
+    probes: Annotated[int, typer.Option(min=1, help="Futures to corrupt or cut off.")] = 12,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="Time after which what is left is not probed.")
+    ] = 300.0,
+    allow_reading: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="What the class may read: a file, folder, address or variable; repeat.",
+        ),
+    ] = None,
+    bars: Annotated[
+        int | None,
+        typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
+    ] = None,
+    frame_data: FrameOption = None,
+    depth: DepthOption = None,
+    mode: ModeOption = "scan",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Take away the future, and what else no decision may know; exit 1 unless none moves."""
+    from dataclasses import asdict
+
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.replay.checks.isolation import FreshProcesses
+    from tracepaper.replay.checks.lookahead import Limits
+    from tracepaper.replay.checks.lookahead import lookahead as check
+
+    given, candles = _given(data, config)
+    most = bars or MOST_BARS
+    left = sum(max(0, len(part) - most) for part in candles)
+    looked_at = _first(candles, most)
+    given, books = _with_books(given, looked_at, depth)
+    if not frame_data:
+        given = _fitted(given, looked_at)
+    with FreshProcesses(*_preloaded(given)) as fresh:
+        found = check(
+            given,
+            looked_at,
+            fresh,
+            Limits(probes, seconds),
+            mode=mode,
+            allow=allow_reading or (),
+            report=_report,
+            frames=_frames(frame_data),
+            depth=books,
+        )
+    if left:
+        found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
+    if json:
+        print_json({**asdict(found), "verdict": found.verdict, "holds": found.holds})
+    else:
+        _print(found)
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def recursive(
+    data: DataOption,
+    *,
+    probes: Annotated[int, typer.Option(min=1, help="How many later starts to try.")] = 4,
+    bars: Annotated[
+        int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
+    ] = None,
+    frame_data: FrameOption = None,
+    depth: DepthOption = None,
+    mode: ModeOption = "scan",
+    config: ConfigOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Start later: after the stated warm-up nothing may differ; exit 1 if something does."""
+    from dataclasses import asdict
+
+    from tracepaper.daemon.commands.options import print_json
+    from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
+    from tracepaper.daemon.session.models import load_forecaster
+    from tracepaper.replay.checks.isolation import FreshProcesses
+    from tracepaper.replay.checks.lookahead import MODEL
+    from tracepaper.replay.checks.recursive import recursive as check
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    given, candles = _given(data, config)
+    given, books = _with_books(given, candles, depth)
+    if not frame_data:
+        given = _fitted(given, candles)
+    forecaster = load_forecaster(given) if needs_forecaster(given) else None
+    strategies = make_strategies(given, forecaster)
+    frames = _frames(frame_data)
+    sessions = None if candles[0].calendar is None else candles[0].calendar.sessions
+    warmup = warmup_bars(strategies, given, sessions=sessions, makes_frames=not frames)
+    wanted = min(*map(len, candles), bars or 2 * warmup + 1_000)
+    if wanted <= warmup:
+        # Nothing would differ, for nothing would be decided.
+        raise ConfigInvalid(
+            f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
+        )
+    candles = _first(candles, wanted)
+    with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
+        found = check(
+            given,
+            candles,
+            fresh,
+            probes=probes,
+            warmup=warmup,
+            mode=mode,
+            report=_report,
+            frames=frames,
+            depth=books,
+        )
+    if json:
+        said = {"check": "recursive", **asdict(found), "holds": found.holds}
+        print_json({**said, "warmup": warmup, "bars": wanted})
+    elif found.holds:
+        typer.echo(
+            f"recursive: {found.probes} probes over {wanted:,} bars, {found.compared:,} steps "
+            "compared, nothing moved."
+        )
+    else:
+        typer.echo(f"recursive: {found.sentence()}")
+    if not found.holds:
+        raise typer.Exit(1)
+
+
+def _preloaded(given: Config) -> list[str]:
+    """Return the slow packages that the model needs, to be loaded once for all processes."""
+    from tracepaper.daemon.config.sections import ORDERBOOK
+    from tracepaper.daemon.session.build import needs_forecaster
+    from tracepaper.daemon.session.user_code import packages_of
+    from tracepaper.daemon.session.user_model import model_class
+    from tracepaper.replay.checks.lookahead import MODEL
+
+    if name := given.model.own_class:
+        return packages_of(model_class(name))
+    asks_torch = needs_forecaster(given) or given.strategy.name == ORDERBOOK
+    return [MODEL] if asks_torch else []
+
+
+def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:
+    """Return the configuration for *data*, and their candles aggregated to its interval."""
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.replay.archive.candles import resample
+    from tracepaper.replay.backtest.build import configuration, read_market
+
+    candles = read_market(load(file).market, data)
+    given = configuration(file, candles)
+    return given, [resample(part, given.market.interval_ms) for part in candles]
+
+
+def _fitted(given: Config, candles: Sequence[Candles]) -> Config:
+    """Return *given* with the windows that a replay of *candles* takes, and say which."""
+    from tracepaper.replay.backtest.build import fit_windows, span_of
+
+    fitted, said = fit_windows(given, span_of(candles))
+    for sentence in said:
+        _report(f"Warning: {sentence}.")
+    return fitted
+
+
+def _frames(paths: Sequence[str] | None) -> list[Candles]:
+    from tracepaper.replay.archive import read_candles
+
+    return [read_candles(path) for path in paths or ()]
+
+
+def _with_books(
+    given: Config, candles: Sequence[Candles], paths: Sequence[Path] | None
+) -> tuple[Config, list[RecordedDepth]]:
+    """Return *given* with the levels and the pace of the books of *paths*, and these."""
+    from tracepaper.replay.archive.order_book import read_depth
+    from tracepaper.replay.backtest.feed import refuse_elsewhere, with_depth
+
+    books = [read_depth(path) for path in paths or ()]
+    given = given.model_copy(update={"market": with_depth(given.market, books)})
+    refuse_elsewhere(books, candles)
+    return given, books
+
+
+def _first(candles: Sequence[Candles], most: int) -> list[Candles]:
+    from tracepaper.replay.archive import slice_candles
+
+    return [slice_candles(part, slice(0, most)) for part in candles]
+
+
+def _print(found: LookaheadFinding) -> None:
+    """Say the verdict with what was probed, then what it depends on, and what stays open."""
+    typer.echo(f"lookahead: {found.sentence()}")
+    for sentence in found.depends:
+        typer.echo(f"To know: {sentence}.")
+    for sentence in found.unproved:
+        typer.echo(f"Cannot be proved: {sentence}.")
+
+
+def _report(sentence: str) -> None:
+    typer.echo(sentence, err=True)

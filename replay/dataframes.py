@@ -1,0 +1,347 @@
+"""A run's record as frames for a notebook: ``from tracepaper.replay import open_run``.
+
+    run = open_run("last", "tracepaper.db")
+    run.decisions()                          # a polars frame; frames="pandas" or "numpy"
+    run.explanations(first=6_000, last=6_100)
+    run.report("refusals")                   # a table of the report, its figures as numbers
+    run.columns("decisions")                 # what every column means, with its unit
+
+Frames have the columns of the stable views, except that every ISO text ``x_iso`` is a moment in
+UTC, ``x_utc``. Units: ``_ms`` is UTC milliseconds of market time, prices and money are quote
+currency, quantities base currency, returns natural logarithms, shares and probabilities
+fractions; ``x_text`` holds ``x`` exactly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
+
+from tracepaper.storage.database.reader import Reader, resolve
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import missing_sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+
+    from tracepaper.replay.report.document import Table
+    from tracepaper.storage.database.view_columns import Shown
+
+Frame = TypeVar("Frame")
+Kind = Literal["text", "integer", "float", "boolean", "moment"]
+_KINDS: Final[dict[str, Kind]] = {"TEXT": "text", "INTEGER": "integer", "REAL": "float"}
+Build = Callable[[dict[str, tuple[Kind, list[Any]]]], Frame]
+
+
+class NumpyFrame(dict[str, Any]):
+    """Columns of one length as numpy arrays by their names: a frame without a library of frames.
+
+    What may be missing is NaN among numbers, NaT among moments and None among texts.
+    """
+
+    @property
+    def height(self) -> int:
+        """How many rows there are."""
+        return len(next(iter(self.values()), ()))
+
+    def __repr__(self) -> str:
+        return f"<{self.height:,} rows of {', '.join(self)}>"
+
+
+class RunFrames(Generic[Frame]):
+    """One run of one database; every method reads anew and leaves nothing open.
+
+    ``first`` and ``last`` bound the sequences that are read, both included: a long run has 70
+    explanations and a dozen gates a bar, so ask for a part of it.
+    """
+
+    def __init__(self, database: Path, run_id: str, build: Build[Frame]) -> None:
+        self.database = database
+        self.run_id = run_id
+        self._build = build
+
+    def __repr__(self) -> str:
+        return f"<run {self.run_id} of {self.database}>"
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The run's row: kind, instruments, interval, model, configuration, head digest."""
+        with Reader.open(self.database) as reader:
+            return RunViews(reader.connection, self.run_id).run()
+
+    def decisions(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a closed bar: action, verdict, forecast at the gate's horizon, hashes."""
+        return self._frame("v_decisions", first, last)
+
+    def gates(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a gate and decision: measure, threshold, passed."""
+        return self._frame("v_gates", first, last)
+
+    def explanations(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a 64-bar block and decision: the share of attention that flowed there."""
+        return self._frame("v_explanations", first, last)
+
+    def notes(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a number or text that the strategy noted at a decision."""
+        return self._frame("v_notes", first, last)
+
+    def bars(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the bars as the engine saw them, warm-up and revisions included."""
+        return self._frame("v_bars", first, last)
+
+    def orders(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the run's orders as they stood last."""
+        return self._frame("v_orders", first, last)
+
+    def fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the fills of the run's own account."""
+        return self._frame("v_fills", first, last)
+
+    def trades(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the closed round trips: entry, exit, gross, costs, funding, net, bars held."""
+        return self._frame("v_trades", first, last)
+
+    def positions(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the position of an instrument after each step that named it."""
+        return self._frame("v_positions", first, last)
+
+    def equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the run's own account after each step."""
+        return self._frame("v_equity", first, last)
+
+    def ledger(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return every movement of the account's cash, with the cash after it."""
+        return self._frame("v_ledger", first, last)
+
+    def twin_fills(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the fills of the run's shadow accounts, by ``twin``."""
+        return self._frame("v_twin_fills", first, last)
+
+    def twin_equity(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the run's shadow accounts after each step, by ``twin``."""
+        return self._frame("v_twin_equity", first, last)
+
+    def gaps(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the holes in the data, and what repaired them."""
+        return self._frame("v_gaps", first, last)
+
+    def events(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return every event that the engine consumed, its content as JSON."""
+        return self._frame("v_events", first, last)
+
+    def report(self, table: str = "accounts") -> Frame:
+        """Return a table of the run's report, such as ``refusals``, ``drawdowns`` or ``costs``.
+
+        Its columns have the keys of ``tracepaper report --json``; an estimate ``x`` has its
+        standard error beside it as ``x_error``.
+        """
+        from tracepaper.replay.report.figures import tables
+        from tracepaper.replay.report.report import build_report
+
+        made = tables(build_report(self.database, self.run_id))
+        if table not in made:
+            known = ", ".join(made)
+            raise ConfigInvalid(f"This run's report has no table {table}; choose from {known}.")
+        return self._build(_report_columns(made[table]))
+
+    def columns(self, name: str) -> Frame:
+        """Return what each column of frame *name*, such as ``decisions``, means."""
+        view = next((view for view in VIEWS if view.name == f"v_{name}"), None)
+        if view is None or not hasattr(self, name):
+            known = ", ".join(view.name.removeprefix("v_") for view in VIEWS[1:])
+            raise ConfigInvalid(f"There is no frame {name}; choose from {known}.")
+        shown = [(_renamed(column.name), column.doc) for column in view.columns]
+        return self._build(
+            {
+                "column": ("text", [column for column, _ in shown]),
+                "meaning": (
+                    "text",
+                    [doc.replace(" as ISO 8601 text", " as a moment in UTC") for _, doc in shown],
+                ),
+            }
+        )
+
+    def build(self, columns: dict[str, tuple[Kind, list[Any]]]) -> Frame:
+        """Return *columns*, each with the kind of its values, as a frame of this run's library."""
+        return self._build(columns)
+
+    def _frame(self, view: str, first: int | None, last: int | None) -> Frame:
+        """Return the rows of *view* between two sequences, in order."""
+        columns = next(known.columns for known in VIEWS if known.name == view)
+        found: list[list[Any]] = [[] for _ in columns]
+        with Reader.open(self.database) as reader:
+            views = RunViews(reader.connection, self.run_id)
+            for batch in views.batches(view, first=first, last=last):
+                for values, part in zip(found, batch, strict=True):
+                    values.extend(part)
+        given = {column.name: values for column, values in zip(columns, found, strict=True)}
+        return self._build({_renamed(column.name): _column(column, given) for column in columns})
+
+
+@overload
+def open_run(
+    run: str = ..., database: str | Path | None = ..., *, frames: Literal["polars"] = ...
+) -> RunFrames[pl.DataFrame]: ...
+
+
+@overload
+def open_run(
+    run: str = ..., database: str | Path | None = ..., *, frames: Literal["pandas"]
+) -> RunFrames[pd.DataFrame]: ...
+
+
+@overload
+def open_run(
+    run: str = ..., database: str | Path | None = ..., *, frames: Literal["numpy"]
+) -> RunFrames[NumpyFrame]: ...
+
+
+def open_run(
+    run: str = "last",
+    database: str | Path | None = None,
+    *,
+    frames: Literal["polars", "pandas", "numpy"] = "polars",
+) -> RunFrames[Any]:
+    """Open a run to ask it for frames: an id, a unique prefix, ``last``, or ``FILE#RUN``.
+
+    Without *database* or ``FILE#`` the configuration's database is meant. Raises ``DataInvalid``
+    where there is no such run, and ``ConfigInvalid`` where the library of *frames* is missing.
+    """
+    if frames not in _LIBRARIES:
+        raise ConfigInvalid(f"There are no {frames} frames; write polars, pandas or numpy.")
+    build = _LIBRARIES[frames]()
+    if database is None and "#" not in run:
+        from tracepaper.daemon.config.loading import load
+
+        database = load().storage.path
+    located = resolve(None if database is None else Path(database), run)
+    if located.damage:
+        warnings.warn(located.damage, stacklevel=2)
+    return RunFrames(located.path, located.run_id, build)
+
+
+def _renamed(name: str) -> str:
+    """Return the frame's name of a view's column: ``x_iso`` becomes ``x_utc``."""
+    return f"{name.removesuffix('_iso')}_utc" if name.endswith("_iso") else name
+
+
+def kind_of(column: Shown) -> Kind:
+    """Return what a view's *column* holds, so that a frame's schema never depends on its rows."""
+    if column.name.endswith("_iso"):
+        return "moment"
+    if column.is_flag:
+        return "boolean"
+    return _KINDS[column.kind]
+
+
+def _report_columns(table: Table) -> dict[str, tuple[Kind, list[Any]]]:
+    """Return the columns of a table of the report by their keys."""
+    found: dict[str, tuple[Kind, list[Any]]] = {}
+    for place, figure in enumerate(table.figures):
+        values = [row[place] for row in table.rows]
+        kind: Kind = "integer" if figure.form in ("count", "minute", "second") else "float"
+        if figure.form in ("text", "exact"):
+            kind = "text"
+        pairs = [value if isinstance(value, tuple) else (value, None) for value in values]
+        found[figure.key] = kind, [value for value, _ in pairs]
+        if any(isinstance(value, tuple) for value in values):
+            found[f"{figure.key}_error"] = "float", [error for _, error in pairs]
+    return found
+
+
+def _column(column: Shown, given: dict[str, list[Any]]) -> tuple[Kind, list[Any]]:
+    """Return one column; a moment is taken from the milliseconds beside its text."""
+    kind, values = kind_of(column), given[column.name]
+    if kind == "moment":
+        return kind, given[f"{column.name.removesuffix('_iso')}_ms"]
+    if kind == "boolean":
+        return kind, [None if value is None else bool(value) for value in values]
+    return kind, values
+
+
+def _polars() -> Build[pl.DataFrame]:
+    try:
+        import polars as pl
+    except ImportError as error:
+        raise ConfigInvalid(missing_sentence("polars", 'frames="polars"')) from error
+    types = {
+        "text": pl.String(),
+        "integer": pl.Int64(),
+        "float": pl.Float64(),
+        "boolean": pl.Boolean(),
+        "moment": pl.Datetime("ms", "UTC"),
+    }
+
+    def build(columns: dict[str, tuple[Kind, list[Any]]]) -> pl.DataFrame:
+        return pl.DataFrame(
+            [
+                pl.Series(name, values, dtype=pl.Int64()).cast(types[kind])
+                if kind == "moment"
+                else pl.Series(name, values, dtype=types[kind])
+                for name, (kind, values) in columns.items()
+            ]
+        )
+
+    return build
+
+
+def _pandas() -> Build[pd.DataFrame]:
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ConfigInvalid(
+            "Pandas frames need pandas; install it with pip install pandas."
+        ) from error
+    types = {"text": "string", "integer": "Int64", "float": "float64", "boolean": "boolean"}
+
+    def build(columns: dict[str, tuple[Kind, list[Any]]]) -> pd.DataFrame:
+        return pd.DataFrame(
+            {
+                name: pd.to_datetime(pd.Series(values, dtype="Int64"), unit="ms", utc=True)
+                if kind == "moment"
+                else pd.Series(values, dtype=types[kind])
+                for name, (kind, values) in columns.items()
+            }
+        )
+
+    return build
+
+
+def _numpy() -> Build[NumpyFrame]:
+    import numpy as np
+
+    def array(kind: Kind, values: list[Any]) -> Any:  # noqa: ANN401 - an array of any type
+        if kind == "moment":
+            return np.array(["NaT" if value is None else value for value in values], "M8[ms]")
+        if kind == "float":
+            return np.array(values, np.float64)
+        if kind == "text" or (kind == "boolean" and None in values):
+            return np.array(values, dtype=object)
+        if kind == "boolean":
+            return np.array(values, np.bool_)
+        return np.array(values, np.float64 if None in values else np.int64)
+
+    return lambda columns: NumpyFrame({name: array(*column) for name, column in columns.items()})
+
+
+def frame_of(columns: dict[str, tuple[Kind, list[Any]]]) -> Any:  # noqa: ANN401 - of either
+    """Return *columns*, each with the kind of its values, as a frame that is to be had."""
+    return _LIBRARIES[best_frames()]()(columns)
+
+
+def best_frames() -> Literal["polars", "numpy"]:
+    """Return the frames that are to be had without asking: polars where it is installed."""
+    return "polars" if importlib.util.find_spec("polars") else "numpy"
+
+
+_LIBRARIES: Final[dict[str, Callable[[], Build[Any]]]] = {
+    "polars": _polars,
+    "pandas": _pandas,
+    "numpy": _numpy,
+}

@@ -1,0 +1,469 @@
+"""Intervals, candles at each, and the seeded path of trades inside a bar.
+
+The first trade is at the open, the last at the close; one in between touches each extreme. Sizes
+are multiples of the quantity step, but for a remainder where the volume is finer, and sum to the
+volume exactly. A bar without volume has no trades. No trade falls into a bar's first second, so
+the new candle of a roll frame is still empty, as the exchange's is. The more volume a
+bar has beside the bars before it, the more trades.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b, shake_128
+from itertools import accumulate, pairwise, starmap
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.units import (
+    DAY_MS,
+    HOUR_MS,
+    INTERVALS,
+    MINUTE_MS,
+    interval_phase,
+    interval_start,
+)
+
+# ------------------------------------------------------------ seeded noise
+#
+# Everything that the embedded exchange invents (paths, sizes, delays, identifiers) is a function of
+# a key, never of a generator's state, so any moment can be computed without its past.
+
+_MASK: Final = (1 << 64) - 1
+_FIRST: Final = 0xBF58476D1CE4E5B9
+_SECOND: Final = 0x94D049BB133111EB
+
+
+def key(*parts: str | int) -> int:
+    """Return the 64-bit key of *parts*."""
+    text = "|".join(map(str, parts))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def draws(seed: int, count: int) -> tuple[int, ...]:
+    """Return *count* uniform 32-bit integers of the 64-bit key *seed*."""
+    digest = shake_128(seed.to_bytes(8, "little")).digest(4 * count)
+    return struct.unpack(f"<{count}I", digest)
+
+
+def mix(value: int) -> int:
+    """Return 64 well-mixed bits of *value* (the finaliser of SplitMix64, Steele et al. 2014)."""
+    value &= _MASK
+    value = (value ^ (value >> 30)) * _FIRST & _MASK
+    value = (value ^ (value >> 27)) * _SECOND & _MASK
+    return value ^ (value >> 31)
+
+
+def mix_array(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return ``mix`` of every element; 64-bit arithmetic wraps as the mask above does."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(_FIRST)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(_SECOND)
+    return values ^ (values >> np.uint64(31))
+
+
+FIRST_TRADE_MS: Final = 1_001
+TRADES_MIN: Final = 8
+TRADES_SPAN: Final = 17
+"""A minute of typical volume has 8 to 24 trades."""
+TRADES_MOST: Final = 400
+DRAWS_PER_TRADE: Final = 4
+
+
+class Candle(NamedTuple):
+    """One candle, in the market's integer scales."""
+
+    start_ms: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    turnover: int
+
+
+class PathTrade(NamedTuple):
+    """One trade inside a bar; ``size`` is in units of 10^-size_decimals of its path."""
+
+    time_ms: int
+    price: int
+    size: int
+    is_buy: bool
+
+
+class Path(NamedTuple):
+    """All trades of one bar in time order.
+
+    ``size_scale`` is 1 in all but a bar whose volume has fewer units than its prices need trades;
+    there a unit is a tenth, and ``size_scale`` is 10.
+    """
+
+    trades: tuple[PathTrade, ...]
+    size_scale: int
+
+
+EMPTY: Final = Path((), 1)
+
+
+def walk(
+    candle: Candle, *, interval_ms: int, tick: int, step: int, seed: int, typical: int
+) -> Path:
+    """Return the path of *candle*; *tick* and *step* are in its price and volume scales.
+
+    *typical* is the volume of a bar of its time, to which the number of trades is proportional.
+    """
+    if candle.volume == 0:
+        return EMPTY
+    first = draws(seed, 2)
+    corners = _corners(candle, high_first=first[0] % 2 == 0)
+    scale = 1 if candle.volume >= len(corners) else 10
+    units = candle.volume * scale
+    usual = (TRADES_MIN + first[1] % TRADES_SPAN) * max(1, interval_ms // MINUTE_MS)
+    wanted = min(TRADES_MOST, usual * candle.volume // max(1, typical))
+    count = max(len(corners), min(wanted, units))
+    numbers = iter(draws(seed, 2 + DRAWS_PER_TRADE * count)[2:])
+    prices = _prices(corners, count, candle, tick, [next(numbers) for _ in range(count)])
+    sizes = _sizes(units, step * scale, [next(numbers) for _ in range(count)])
+    times = _times(candle.start_ms, interval_ms, [next(numbers) for _ in range(count)])
+    sides = _sides(prices, [next(numbers) for _ in range(count)])
+    return Path(tuple(map(PathTrade, times, prices, sizes, sides)), scale)
+
+
+def _corners(candle: Candle, *, high_first: bool) -> list[int]:
+    """Return open, both extremes and close, less what another corner already touches."""
+    extremes = (candle.high, candle.low) if high_first else (candle.low, candle.high)
+    inner = [price for price in extremes if price not in (candle.open, candle.close)]
+    ends = [candle.open] if not inner and candle.open == candle.close else None
+    return ends or [candle.open, *inner, candle.close]
+
+
+def _prices(
+    corners: list[int], count: int, candle: Candle, tick: int, numbers: list[int]
+) -> list[int]:
+    """Return *count* prices through *corners*, noisy in between, never outside the candle."""
+    legs = max(1, len(corners) - 1)
+    extra = count - len(corners)
+    noise = max(1, (candle.high - candle.low) // (8 * tick))
+    prices = [corners[0]]
+    used = 0
+    for leg in range(legs):
+        start, end = corners[leg], corners[min(leg + 1, len(corners) - 1)]
+        # Differences of rounded partial sums, so that the legs share out exactly *extra*.
+        steps = extra * (leg + 1) // legs - extra * leg // legs
+        for place in range(1, steps + 1):
+            straight = (end - start) * place // ((steps + 1) * tick)
+            price = start + (straight + numbers[used] % (2 * noise + 1) - noise) * tick
+            # Noise makes no new extreme: the path must give this candle again.
+            prices.append(min(max(price, candle.low), candle.high))
+            used += 1
+        if len(corners) > 1:
+            prices.append(end)
+    prices[-1] = candle.close
+    return prices
+
+
+def _sizes(units: int, step: int, numbers: list[int]) -> list[int]:
+    """Return positive sizes that sum to *units*, in whole steps where there are enough."""
+    count = len(numbers)
+    grain = step if units // step >= count else 1
+    whole, remainder = divmod(units, grain)
+    weights = [1 + number % 15 for number in numbers]
+    spare, total = whole - count, sum(weights)
+    # One grain each first, so that no size is 0; rounded partial sums deal out all the rest.
+    marks = [0, *(spare * weight // total for weight in accumulate(weights))]
+    sizes = [(1 + after - before) * grain for before, after in pairwise(marks)]
+    sizes[-1] += remainder
+    return sizes
+
+
+def _times(start_ms: int, interval_ms: int, numbers: list[int]) -> list[int]:
+    """Return rising times inside the bar, none of them in its first second."""
+    room = interval_ms - FIRST_TRADE_MS
+    return sorted(start_ms + FIRST_TRADE_MS + number % room for number in numbers)
+
+
+def _sides(prices: list[int], numbers: list[int]) -> list[bool]:
+    """Return whether each trade's taker bought: up is a buy, down a sell, level is either."""
+    level = [number % 2 == 0 for number in numbers]
+    return [
+        level[0],
+        *(
+            after > before if after != before else level[place]
+            for place, (before, after) in enumerate(pairwise(prices), 1)
+        ),
+    ]
+
+
+# ------------------------------------------------------------ intervals
+#
+# Days begin at 00:00 UTC, weeks on Monday, months on their first day.
+
+IntArray = NDArray[np.int64]
+
+MONTH: Final = "M"
+"""The one interval without a fixed length."""
+
+
+def is_name(name: str) -> bool:
+    """Return whether the exchange knows an interval *name*."""
+    return name == MONTH or name in INTERVALS
+
+
+def is_coarser(name: str, base_ms: int) -> bool:
+    """Return whether candles of *base_ms* aggregate exactly to the interval *name*."""
+    length = DAY_MS if name == MONTH else INTERVALS[name]
+    return length % base_ms == 0
+
+
+def bucket_starts(times_ms: IntArray, name: str) -> IntArray:
+    """Return the start of the candle of interval *name* that covers each time."""
+    if name == MONTH:
+        months = times_ms.astype("datetime64[ms]").astype("datetime64[M]")
+        return months.astype("datetime64[ms]").astype(np.int64)
+    length = INTERVALS[name]
+    phase = interval_phase(length)
+    return (times_ms - phase) // length * length + phase
+
+
+def bucket_start(time_ms: int, name: str) -> int:
+    """Return the start of the candle of interval *name* that covers *time_ms*."""
+    if name == MONTH:
+        return int(bucket_starts(np.array([time_ms], dtype=np.int64), name)[0])
+    return interval_start(time_ms, INTERVALS[name])
+
+
+def bucket_end(start_ms: int, name: str) -> int:
+    """Return the first millisecond after the candle that starts at *start_ms*."""
+    if name == MONTH:
+        return bucket_start(start_ms + 32 * DAY_MS, name)
+    return start_ms + INTERVALS[name]
+
+
+TURNOVER_DECIMALS: Final = 4
+"""Decimals of a turnover that the data lacks, as tickers show it."""
+SLICE_ROWS: Final = 4_096
+
+
+@dataclass(frozen=True, eq=False)
+class CandleTable:
+    """Columns of one length, oldest first."""
+
+    start_ms: IntArray
+    open: IntArray
+    high: IntArray
+    low: IntArray
+    close: IntArray
+    volume: IntArray
+    turnover: IntArray
+
+    def __len__(self) -> int:
+        return int(self.start_ms.size)
+
+    def candle(self, row: int) -> Candle:
+        """Return the candle at *row*."""
+        return Candle(
+            int(self.start_ms[row]),
+            int(self.open[row]),
+            int(self.high[row]),
+            int(self.low[row]),
+            int(self.close[row]),
+            int(self.volume[row]),
+            int(self.turnover[row]),
+        )
+
+    def candles(self, first: int, last: int) -> list[Candle]:
+        """Return the candles of rows *first* to *last*, exclusive, oldest first."""
+        rows = slice(first, last)
+        return list(
+            starmap(
+                Candle,
+                zip(
+                    self.start_ms[rows].tolist(),
+                    self.open[rows].tolist(),
+                    self.high[rows].tolist(),
+                    self.low[rows].tolist(),
+                    self.close[rows].tolist(),
+                    self.volume[rows].tolist(),
+                    self.turnover[rows].tolist(),
+                    strict=True,
+                ),
+            )
+        )
+
+    def row_at(self, time_ms: int) -> int:
+        """Return the last row that starts at or before *time_ms*; -1 where there is none."""
+        return int(self.start_ms.searchsorted(time_ms, side="right")) - 1
+
+    def end_of(self, row: int, interval: str) -> int:
+        """Return the first millisecond after the candle at *row* of a table of *interval*."""
+        return bucket_end(int(self.start_ms[row]), interval)
+
+
+class CandleSeries:
+    """One measure of a market (trades, mark, index, premium) at every interval of the exchange.
+
+    ``running`` gives a bar of *base* as it stands at a moment, with nothing later in it.
+    """
+
+    def __init__(
+        self,
+        base: CandleTable,
+        interval: str,
+        interval_ms: int,
+        running: Callable[[int, int], Candle],
+    ) -> None:
+        self.base: Final = base
+        self._interval = interval
+        self._interval_ms = interval_ms
+        self._running = running
+        self._tables = {interval: base}
+
+    def table(self, interval: str) -> CandleTable | None:
+        """Return the candles at *interval*, or None where the data cannot make them."""
+        if interval not in self._tables:
+            if not is_name(interval) or not is_coarser(interval, self._interval_ms):
+                return None
+            self._tables[interval] = aggregate(self.base, interval)
+        return self._tables[interval]
+
+    def open_candle(self, interval: str, row: int, time_ms: int) -> Candle:
+        """Return the candle at *interval* around bar *row*, with nothing after *time_ms* in it."""
+        now = self._running(row, time_ms)
+        if interval == self._interval:
+            return now
+        start = bucket_start(int(self.base.start_ms[row]), interval)
+        first = self.base.row_at(start - 1) + 1
+        if first == row:
+            return now._replace(start_ms=start)
+        past = slice(first, row)
+        return Candle(
+            start,
+            int(self.base.open[first]),
+            max(int(self.base.high[past].max()), now.high),
+            min(int(self.base.low[past].min()), now.low),
+            now.close,
+            int(self.base.volume[past].sum()) + now.volume,
+            int(self.base.turnover[past].sum()) + now.turnover,
+        )
+
+
+def aggregate(base: CandleTable, interval: str) -> CandleTable:
+    """Return *base* at the coarser *interval*; a bucket holds what the data has of it."""
+    starts = bucket_starts(base.start_ms, interval)
+    first = np.flatnonzero(np.diff(starts, prepend=starts[0] - 1))
+    last = np.append(first[1:], len(base)) - 1
+    return CandleTable(
+        start_ms=starts[first],
+        open=base.open[first],
+        high=np.maximum.reduceat(base.high, first),
+        low=np.minimum.reduceat(base.low, first),
+        close=base.close[last],
+        volume=np.add.reduceat(base.volume, first),
+        turnover=np.add.reduceat(base.turnover, first),
+    )
+
+
+def typical_turnover(base: CandleTable, *, price_decimals: int, size_decimals: int) -> IntArray:
+    """Return volume x (open + high + low + close) / 4, in 10^-TURNOVER_DECIMALS.
+
+    It stands in for the turnover that an archive dropped. The product of two 64-bit scales needs
+    Python integers; they are made a slice at a time, since they are large.
+    """
+    shift = price_decimals + size_decimals - TURNOVER_DECIMALS
+    above, below = 10 ** max(0, -shift), 4 * 10 ** max(0, shift)
+    total = base.open + base.high + base.low + base.close
+    turnover = np.empty(len(base), dtype=np.int64)
+    for first in range(0, len(base), SLICE_ROWS):
+        rows = slice(first, first + SLICE_ROWS)
+        turnover[rows] = total[rows].astype(object) * base.volume[rows] * above // below
+    return turnover
+
+
+# ------------------------------------------------------------ mark, index, premium
+#
+# The data holds trades alone. The last trade stands above the index by the premium, which drifts
+# from hour to hour and shivers from bar to bar; the mark stands between the two, near the trade.
+
+INDEX: Final = "index"
+MARK: Final = "mark"
+PREMIUM: Final = "premium"
+PREMIUM_DECIMALS: Final = 6
+UNIT: Final = 10**PREMIUM_DECIMALS
+HOURLY_MOST: Final = 360
+BAR_MOST: Final = 40
+MARK_SHARE: Final = 4
+"""The mark keeps so small a part of the premium: a quarter."""
+
+
+class Marks:
+    """The premium of every bar of *base* in 10⁻⁶, and the prices and candles that follow."""
+
+    def __init__(self, base: CandleTable, seed: int) -> None:
+        self._base = base
+        self._seed = seed
+
+    @cached_property
+    def premiums(self) -> IntArray:
+        """The premium of each bar: never near nought, and no function of any price."""
+        times = self._base.start_ms
+        hours, into = times // HOUR_MS, times % HOUR_MS
+        drift = (self._knot(hours) * (HOUR_MS - into) + self._knot(hours + 1) * into) // HOUR_MS
+        premium = drift + self._noise(times, BAR_MOST)
+        least = np.where(premium < 0, -BAR_MOST, BAR_MOST)
+        return np.where(np.abs(premium) < BAR_MOST, least, premium)
+
+    def _knot(self, hours: IntArray) -> IntArray:
+        return self._noise(hours, HOURLY_MOST)
+
+    def _noise(self, places: IntArray, most: int) -> IntArray:
+        """Return a number from -*most* to *most* for each place."""
+        mixed = mix_array(np.uint64(self._seed) ^ places.astype(np.uint64))
+        return (mixed % np.uint64(2 * most + 1)).astype(np.int64) - most
+
+    def price(self, measure: str, row: int, last: int) -> int:
+        """Return the index or mark price in bar *row* while the last trade is at *last*."""
+        premium = int(self.premiums[row])
+        if measure == PREMIUM:
+            return premium
+        share = premium if measure == INDEX else premium // MARK_SHARE
+        return last - last * share // (UNIT + share)
+
+    def running(self, measure: str, row: int, candle: Candle) -> Candle:
+        """Return the candle of *measure* that belongs to bar *row*, which stands as *candle*.
+
+        It opens at the close of the bar before, as the exchange's do, and has no volume.
+        """
+        close = self.price(measure, row, candle.close)
+        if row > 0:
+            opened = self.price(measure, row - 1, int(self._base.close[row - 1]))
+        else:
+            opened = self.price(measure, row, candle.open)
+        high = self.price(measure, row, candle.high)
+        low = self.price(measure, row, candle.low)
+        return Candle(candle.start_ms, opened, max(opened, high), min(opened, low), close, 0, 0)
+
+    def table(self, measure: str) -> CandleTable:
+        """Return the candles of *measure* for all bars."""
+        base = self._base
+        columns = (base.close, base.high, base.low)
+        if measure == PREMIUM:
+            close = high = low = self.premiums
+        else:
+            share = self.premiums if measure == INDEX else self.premiums // MARK_SHARE
+            close, high, low = (each - each * share // (UNIT + share) for each in columns)
+        first = self.price(measure, 0, int(base.open[0]))
+        opened = np.concatenate((np.array([first], dtype=np.int64), close[:-1]))
+        nothing = np.zeros(len(base), dtype=np.int64)
+        return replace(
+            base,
+            open=opened,
+            high=np.maximum(opened, high),
+            low=np.minimum(opened, low),
+            close=close,
+            volume=nothing,
+            turnover=nothing,
+        )

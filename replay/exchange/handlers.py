@@ -1,0 +1,405 @@
+"""The HTTP calls and the public websocket: what a client says in, what it is answered out."""
+
+from __future__ import annotations
+
+import asyncio
+from ipaddress import ip_address
+from typing import Annotated, Any, Final
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.replay.exchange.answers import Answer, Flat, Query, instruments_page
+from tracepaper.replay.exchange.candles import key
+from tracepaper.replay.exchange.channels import encode
+from tracepaper.replay.exchange.false_prices import FUNDING_PATH, SettlementFault
+from tracepaper.replay.exchange.fault_kinds import (
+    FORBIDDEN,
+    KLINE_PATH,
+    AnswerFault,
+    BodyFault,
+    HandshakeFault,
+    HttpReply,
+    PageFault,
+    TimeFault,
+)
+from tracepaper.replay.exchange.faults import fault_from
+from tracepaper.replay.exchange.hub import Connection, Hub, Limiter
+from tracepaper.replay.exchange.market import Venue
+from tracepaper.replay.exchange.recorded import Recording, listing
+from tracepaper.replay.exchange.recorded import answer as routed_answer
+from tracepaper.strategies.errors import ConfigInvalid
+
+REQUESTS_PER_WINDOW: Final = 600
+REQUEST_WINDOW_S: Final = 5.0
+LOCAL_NAMES: Final = ("localhost",)
+SPEED_MAX: Final = 1_000_000.0
+"""As much as `exchange.time_scale` allows."""
+WALL_TIME: Final = "Market time is the wall clock here: leave out --now to set its pace."
+
+
+class RestHandler:
+    """The handler of every ``/v5`` request."""
+
+    def __init__(self, hub: Hub, venue: Venue, recording: Recording | None) -> None:
+        self._hub = hub
+        self._venue = venue
+        self._recording = recording
+        self._limiter = Limiter(REQUESTS_PER_WINDOW, REQUEST_WINDOW_S)
+
+    async def handle(self, request: web.Request) -> web.Response:
+        """Answer one request."""
+        now_ms, faults = self._hub.clock.now_ms(), self._hub.faults
+        if in_place := faults.hit(AnswerFault, now_ms, request.path):
+            kind, hit = in_place
+            given: HttpReply | Refused = kind.effect(hit)
+            if isinstance(given, HttpReply):
+                return await reply(given)
+            return _json_response(_envelope(given, now_ms))
+        if not self._limiter.admits(asyncio.get_running_loop().time()):
+            return await reply(FORBIDDEN)
+        answer = self.answer(request.path, request.query, now_ms)
+        if isinstance(answer, dict):
+            now_ms, answer = self._disturbed(request.path, answer, now_ms)
+        body = _envelope(answer, now_ms)
+        if broken := faults.hit(BodyFault, now_ms, request.path):
+            breaking, hit = broken
+            body = breaking.effect(body, hit)
+        return _json_response(body)
+
+    def _disturbed(
+        self, path: str, result: dict[str, Any], now_ms: int
+    ) -> tuple[int, dict[str, Any]]:
+        """Return the server's time and *result* as armed faults change them."""
+        faults = self._hub.faults
+        if path == KLINE_PATH and result["list"] and (page := faults.hit(PageFault, now_ms, path)):
+            kind, hit = page
+            result = dict(result)
+            result["list"] = kind.effect(result["list"], result, hit)
+        is_settled = path == FUNDING_PATH and result["list"]
+        if is_settled and (settled := faults.hit(SettlementFault, now_ms, path)):
+            settling, hit = settled
+            result |= {"list": settling.effect(result["list"], hit)}
+        if lie := faults.hit(TimeFault, now_ms, path):
+            lying, hit = lie
+            now_ms, result = lying.effect(now_ms, path, result, hit)
+        return now_ms, result
+
+    def answer(self, path: str, query: Query, now_ms: int) -> Answer:
+        """Return the result of *path*, or the refusal of a route that there is not."""
+        if self._recording and not self._venue.markets:
+            recorded = recorded_answer(self._recording, path, query, now_ms)
+            if recorded is not None:
+                return recorded
+        return routed_answer(self._venue, path, query, now_ms)
+
+
+async def reply(given: HttpReply) -> web.Response:
+    """Return *given* as a response, once its wait is over."""
+    await asyncio.sleep(given.wait_s)
+    return web.Response(
+        status=given.status,
+        text=given.text,
+        content_type=given.content_type,
+        headers={"Location": given.location} if given.location else None,
+    )
+
+
+def _json_response(body: bytes, status: int = 200) -> web.Response:
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _envelope(answer: Answer, now_ms: int) -> bytes:
+    """Return *answer* in the envelope of every body; an error is HTTP 200 too."""
+    body: dict[str, Any]
+    match answer:
+        case Flat(fields, result):
+            body = {"retCode": 0, **fields, "result": result}
+        case Refused(code, message):
+            body = _body(code, message, {}, now_ms)
+        case result:
+            body = _body(0, "OK", result, now_ms)
+    return encode(body)
+
+
+def _body(code: int, message: str, result: dict[str, Any], now_ms: int) -> dict[str, Any]:
+    return {
+        "retCode": code,
+        "retMsg": message,
+        "result": result,
+        "retExtInfo": {},
+        "time": now_ms,
+    }
+
+
+def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) -> Answer | None:
+    """Return what a recording without candle data knows: its instruments and its own candles."""
+    category = query.get("category", recording.category)
+    symbol = query.get("symbol", "")
+    if category != recording.category:
+        return None
+    if path == "/v5/market/instruments-info":
+        return instruments_page(category, recording.instruments(), query)
+    if path == "/v5/market/kline" and symbol in recording.symbols:
+        rows = recording.candles(symbol, query.get("interval", ""), now_ms)
+        return {"symbol": symbol, "category": category, "list": rows}
+    return None
+
+
+# ------------------------------------------------------------ control calls
+#
+# ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
+# ``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;
+# ``GET /control/surface`` lists routes, topics and faults; ``POST /control/release`` lets held time
+# run and ``POST /control/hold`` stops it; ``POST /control/speed`` (``{"speed": 60}``) sets how fast
+# it runs; ``GET /control/status`` tells time and counts.
+
+
+class _Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Market seconds a second."""
+
+    speed: Annotated[float, msgspec.Meta(gt=0, le=SPEED_MAX)]
+
+
+class Control:
+    """The handlers of ``/control``."""
+
+    def __init__(self, hub: Hub, *, keeps_wall_time: bool = False) -> None:
+        """Take the *hub* to control; its pace is fixed where market time is the wall clock's."""
+        self._hub = hub
+        self._keeps_wall_time = keeps_wall_time
+
+    def routes(self) -> list[web.RouteDef]:
+        """Return the routes of every control call."""
+        return [
+            web.post("/control/fault", self.fault),
+            web.get("/control/faults", self.faults),
+            web.post("/control/release", self.release),
+            web.post("/control/hold", self.hold),
+            web.post("/control/speed", self.speed),
+            web.get("/control/status", self.status),
+            web.get("/control/surface", self.surface),
+        ]
+
+    async def fault(self, request: web.Request) -> web.Response:
+        """Arm the fault of the body; 400 with a sentence where it is none."""
+        _refuse_foreign(request)
+        try:
+            described = msgspec.json.decode(await request.read(), type=dict[str, Any])
+            self._hub.arm(fault_from(described))
+        except (msgspec.DecodeError, RecursionError, ConfigInvalid) as error:
+            return _json({"error": str(error)}, status=400)
+        return _json({"armed": described})
+
+    async def faults(self, request: web.Request) -> web.Response:
+        """Answer the tally of each kind."""
+        _refuse_foreign(request)
+        return _json(self._hub.faults.report())
+
+    async def surface(self, request: web.Request) -> web.Response:
+        """Answer every route, form of topic and kind of fault, with what it is."""
+        _refuse_foreign(request)
+        return _json(listing())
+
+    async def release(self, request: web.Request) -> web.Response:
+        """Let held time run."""
+        _refuse_foreign(request)
+        self._hub.release()
+        return _json({"held": self._hub.clock.held})
+
+    async def hold(self, request: web.Request) -> web.Response:
+        """Let time stand still until it is released, or candles are subscribed anew."""
+        _refuse_foreign(request)
+        if self._keeps_wall_time:
+            return _json({"error": WALL_TIME}, status=400)
+        self._hub.hold()
+        return _json({"held": self._hub.clock.held})
+
+    async def speed(self, request: web.Request) -> web.Response:
+        """Set how fast time passes; 400 with a sentence where the body gives no such speed."""
+        _refuse_foreign(request)
+        if self._keeps_wall_time:
+            return _json({"error": WALL_TIME}, status=400)
+        try:
+            given = msgspec.json.decode(await request.read(), type=_Speed)
+        except (msgspec.DecodeError, RecursionError) as error:
+            sentence = f'This is no speed ({error}): give {{"speed": 60}}, up to {SPEED_MAX:,.0f}.'
+            return _json({"error": sentence}, status=400)
+        self._hub.set_speed(given.speed)
+        return _json({"speed": given.speed, "time": self._hub.clock.now_ms()})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Answer market time, whether it is held or ended, and what was sent."""
+        _refuse_foreign(request)
+        hub = self._hub
+        return _json(
+            {
+                "time": hub.clock.now_ms(),
+                "held": hub.clock.held,
+                "ended": hub.clock.ended,
+                "speed": hub.clock.speed,
+                "connections": len(hub.connections),
+                "frames_sent": hub.frames_sent,
+            }
+        )
+
+
+def _refuse_foreign(request: web.Request) -> None:
+    """Refuse a caller that is not on this machine, or a web page that made a browser call."""
+    name = request.url.host or ""
+    local = name in LOCAL_NAMES or (_is_address(name) and ip_address(name).is_loopback)
+    remote = request.remote or ""
+    if not local or not _is_address(remote) or not ip_address(remote).is_loopback:
+        raise web.HTTPForbidden(text="Control calls are answered on loopback only.")
+    if "Origin" in request.headers:
+        raise web.HTTPForbidden(text="Control calls are not for web pages.")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _json(body: dict[str, Any], status: int = 200) -> web.Response:
+    return _json_response(encode(body), status)
+
+
+CATEGORIES: Final = ("linear", "spot", "inverse", "option")
+SPOT_ARGS_MAX: Final = 10
+ARGS_CHARACTERS_MAX: Final = 21_000
+CONNECTIONS_PER_WINDOW: Final = 500
+CONNECTION_WINDOW_S: Final = 300.0
+CLOSE_TIMEOUT_S: Final = 1.0
+ANSWER_S: Final = 0.01
+"""No exchange answers within microseconds, and pybit registers its callback after it has sent."""
+
+Message = dict[str, Any]
+
+
+class StreamHandler:
+    """The handler of ``/v5/public/{category}``."""
+
+    def __init__(self, hub: Hub, seed: int) -> None:
+        self._hub = hub
+        self._seed = seed
+        self._opened = 0
+        self._limiter = Limiter(CONNECTIONS_PER_WINDOW, CONNECTION_WINDOW_S)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Serve one connection until either side ends it."""
+        category = request.match_info["category"]
+        hub = self._hub
+        if category not in CATEGORIES:
+            raise web.HTTPNotFound
+        if refused := hub.faults.hit(HandshakeFault, hub.clock.now_ms()):
+            kind, hit = refused
+            return await reply(kind.effect(hit))
+        if not self._limiter.admits(asyncio.get_running_loop().time()):
+            return web.Response(status=403, text="too many connections")
+        self._opened += 1
+        socket = web.WebSocketResponse(compress=False, timeout=CLOSE_TIMEOUT_S)
+        await socket.prepare(request)
+        connection = Connection(category, self._identity(category), request)
+        hub.connections.add(connection)
+        writer = asyncio.create_task(connection.write(socket))
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.TEXT:
+                    await asyncio.sleep(ANSWER_S)
+                    self._answer(connection, message.data)
+        finally:
+            hub.leave(connection)
+            writer.cancel()
+            await asyncio.wait([writer])
+        return socket
+
+    def _identity(self, category: str) -> str:
+        """Return a connection id in the category's form: a short one on linear, a uuid on spot."""
+        digits = f"{key(self._seed, category, self._opened):016x}"
+        if category == "spot":
+            return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[:3]}-{digits[4:16]}"
+        return f"d{digits}-{digits[:5]}"
+
+    def _answer(self, connection: Connection, text: str) -> None:
+        """Answer one request of the client."""
+        try:
+            decoded = msgspec.json.decode(text)
+        except (msgspec.DecodeError, RecursionError):
+            decoded = None
+        request: Message = decoded if isinstance(decoded, dict) else {}
+        match operation := request.get("op"):
+            case "ping":
+                _send(connection, pong(connection, request, self._hub.clock.now_ms()))
+            case "subscribe" | "unsubscribe":
+                self._change(connection, operation, request)
+            case _:
+                _send(connection, acknowledgement(connection, request, "error:unknown op"))
+
+    def _change(self, connection: Connection, operation: str, request: Message) -> None:
+        """Subscribe or unsubscribe the topics of *request*, all or none."""
+        topics = request.get("args")
+        if error := self._refusal(connection, topics):
+            _send(connection, acknowledgement(connection, request, error))
+            return
+        assert isinstance(topics, list)
+        opening: list[bytes] = []
+        for topic in topics:
+            if operation == "subscribe":
+                opening += self._hub.subscribe(connection, topic)
+            else:
+                self._hub.unsubscribe(connection, topic)
+        answer = encode(acknowledgement(connection, request, ""))
+        # Spot acknowledges first; linear sends what it has buffered before.
+        ordered = [answer, *opening] if connection.category == "spot" else [*opening, answer]
+        for body in ordered:
+            connection.send(body)
+
+    def _refusal(self, connection: Connection, topics: object) -> str:
+        """Return why *topics* cannot be subscribed by *connection*, or an empty text."""
+        if not isinstance(topics, list) or not all(isinstance(topic, str) for topic in topics):
+            return "error:args must be a list of topics"
+        if connection.category == "spot" and len(topics) > SPOT_ARGS_MAX:
+            return "args size >10"
+        characters = sum(map(len, topics)) + sum(map(len, connection.topics))
+        if characters > ARGS_CHARACTERS_MAX:
+            return f"error:args characters >{ARGS_CHARACTERS_MAX}"
+        for topic in topics:
+            if self._hub.channel(connection.category, topic) is None:
+                return f"error:handler not found,topic:{topic}"
+        return ""
+
+
+def _send(connection: Connection, message: Message) -> None:
+    connection.send(encode(message))
+
+
+def pong(connection: Connection, request: Message, now_ms: int) -> Message:
+    """Return the pong of the connection's category: on spot and linear its ``op`` is ``ping``."""
+    if connection.category == "option":
+        return {"op": "pong", "args": [str(now_ms)]}
+    return _reply(connection, request, success=True, text="pong", operation="ping")
+
+
+def acknowledgement(connection: Connection, request: Message, error: str) -> Message:
+    """Return the acknowledgement of *request*; it names no topic."""
+    operation = str(request.get("op", ""))
+    if error:
+        return _reply(connection, request, success=False, text=error, operation=operation)
+    text = operation if connection.category == "spot" else ""
+    return _reply(connection, request, success=True, text=text, operation=operation)
+
+
+def _reply(
+    connection: Connection, request: Message, *, success: bool, text: str, operation: str
+) -> Message:
+    """Return a reply in the key order of the category; spot has no req_id where none was sent."""
+    reply: Message = {"success": success, "ret_msg": text, "conn_id": connection.identity}
+    if "req_id" in request:
+        reply["req_id"] = str(request["req_id"])
+    elif connection.category != "spot":
+        reply["req_id"] = ""
+    return reply | {"op": operation}

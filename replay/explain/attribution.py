@@ -1,0 +1,483 @@
+"""Where one decision looked by feature, by method and by asset, and two decisions compared.
+
+The model that decided, as it is kept beside the database, is fed the stored bars of every symbol.
+The rule is docs/several.md, P28.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from msgspec.structs import replace
+
+from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
+from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.replay.explain.recompute import (
+    Explainable,
+    Floats,
+    FullAttribution,
+    Past,
+    PastOf,
+    attribute,
+    kept_forecaster,
+    rank_correlation,
+    stored_forecast,
+)
+from tracepaper.storage import checkpoints
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.attention.rollout import RolloutOptions, check_plain_options
+from tracepaper.strategies.builtin import SymbolAnswer
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.attribution import Probe
+from tracepaper.strategies.forecasters.cross_asset import USUAL, TogetherForecaster
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.tabular import (
+    EnsembleForecaster,
+    RowForecaster,
+    halves,
+    network_half,
+)
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.attribution import Way, head_weights
+from tracepaper.strategies.types.market import Bar
+
+
+@dataclass(frozen=True)
+class FeatureAdded:
+    """What one feature added: to the mean (log return), and as a factor of the volatility."""
+
+    feature: str
+    value: float  # of the decided bar
+    mean_return: float
+    volatility: float
+
+
+@dataclass(frozen=True)
+class ByFeature:
+    """Contributions at the gates' horizon, those that change the volatility most first.
+
+    ``mean_base`` and all means sum to ``mean_return``, ``volatility_base`` (in σ √h, as the labels
+    are) times all factors and σ √h is ``volatility``; ``gap`` is the largest difference from what
+    was stored.
+    """
+
+    horizon: int  # bars
+    mean_return: float
+    mean_base: float
+    volatility: float
+    volatility_base: float
+    gap: float
+    features: tuple[FeatureAdded, ...]
+    share: float | None = None  # of an ensemble's log variance: this model's, the network the rest
+
+
+def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
+    """Return *past* of the model of one row that decided, or that was one half; None for others.
+
+    Of an ensemble its forecast is what that half said.
+    """
+    forecaster, forecast = past.forecaster, past.forecast
+    if isinstance(forecaster, EnsembleForecaster):
+        forecaster = forecaster.rows
+        forecaster.warm(past.decided.instrument, past.bars)
+        mean, volatility = (tuple(column) for column in halves(forecast)[1].tolist())
+        forecast = replace(forecast, mean_return=mean, volatility=volatility)
+    if not isinstance(forecaster, RowForecaster):
+        return None
+    return PastOf(**{**vars(past), "forecaster": forecaster, "forecast": forecast})
+
+
+def share_of_rows(past: PastOf[Forecaster]) -> float | None:
+    """Return the row model's share of an ensemble's log variance; None for any other model."""
+    if not isinstance(past.forecaster, EnsembleForecaster):
+        return None
+    return 1.0 - past.forecaster.shares[past.horizon_index]
+
+
+def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> ByFeature:
+    """Return what each feature added to the forecast, computed from the stored bars.
+
+    *share* is that of an ensemble, where the model is a half.
+    """
+    found = past.forecaster.explain(past.decided.instrument)
+    at = past.horizon_index
+    horizon = past.forecast.horizons[at]
+    root = found.sigma * float(np.sqrt(horizon))
+    mean, log_variance = found.added.mean[at] * root, found.added.log_variance[at]
+    mean_base = float(found.added.mean_base[at]) * root
+    volatility_base = float(np.exp(0.5 * found.added.log_variance_base[at]))
+    whole_mean = mean_base + float(mean.sum())
+    volatility = volatility_base * float(np.exp(0.5 * log_variance.sum())) * root
+    names = past.forecaster.trained.schema.names
+    columns = (names, found.row.tolist(), mean.tolist(), np.exp(0.5 * log_variance).tolist())
+    features = [FeatureAdded(*column) for column in zip(*columns, strict=True)]
+    return ByFeature(
+        horizon=horizon,
+        mean_return=whole_mean,
+        mean_base=mean_base,
+        volatility=volatility,
+        volatility_base=volatility_base,
+        gap=max(
+            abs(whole_mean - past.forecast.mean_return[at]),
+            abs(volatility - past.forecast.volatility[at]),
+        ),
+        features=tuple(sorted(features, key=lambda one: -abs(np.log(one.volatility)))),
+        share=share,
+    )
+
+
+@dataclass(frozen=True)
+class TypedMethod:
+    """The method as it was typed; what is not given stays as it is stored."""
+
+    method: str | None = None
+    fusion: str | None = None
+    residual: float | None = None
+    start_layer: int | None = None
+    discard: float | None = None
+    head_weights: str | None = None  # as 1,0,0,0 or, a layer each, 1,0/0,1
+
+    def __bool__(self) -> bool:
+        """Return whether anything was given."""
+        return any(value is not None for value in asdict(self).values())
+
+
+@dataclass(frozen=True)
+class ComparedWith:
+    """What a decision is compared with: another decision, or another model on its bars."""
+
+    decision: str | None = None
+    model: str | None = None
+
+    def __bool__(self) -> bool:
+        """Return whether anything was given."""
+        return self.decision is not None or self.model is not None
+
+    def check(self) -> None:
+        """Raise ``ConfigInvalid`` where both were given."""
+        if self.decision is not None and self.model is not None:
+            raise ConfigInvalid(
+                "Compare with a decision or with a model; leave --with or --beside out."
+            )
+
+
+ALONE: Final = ComparedWith()
+"""Compared with nothing."""
+
+
+def way_of(asked: TypedMethod, stored: Way) -> Way:
+    """Return the method with its options; what was not given is as *stored* has it.
+
+    The options of another method than that which was stored begin with their defaults. Raises
+    ``DataInvalid`` for weights that are none.
+    """
+    method = asked.method or stored.method
+    given = {
+        "head_fusion": asked.fusion,
+        "residual_weight": asked.residual,
+        "start_layer": asked.start_layer,
+        "discard_ratio": asked.discard,
+        "head_weights": None if asked.head_weights is None else head_weights(asked.head_weights),
+    }
+    options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
+    base = stored.options if method == stored.method else RolloutOptions()
+    return Way(method, dataclasses.replace(base, **options))
+
+
+def check_asked(asked: TypedMethod) -> None:
+    """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
+    try:
+        way = way_of(asked, Way())
+        check_plain_options(way.options)
+        if asked.method is not None:
+            way.check()
+    except (AttentionInvalid, DataInvalid) as error:
+        raise ConfigInvalid(str(error)) from None
+
+
+@dataclass(frozen=True)
+class ByMethod:
+    """One decision by one method; the weights of its bars, oldest first, sum to 1.
+
+    ``rank_correlation`` is Spearman's with the stored explanation over the same past bars,
+    ``common`` the share of the weight that both give to the same bars, over all bars.
+    """
+
+    method: str
+    options: dict[str, Any]
+    attribution: FullAttribution
+    rank_correlation: float | None
+    common: float
+
+
+def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
+    """Return where the decision looked as *asked*; raise ``AttentionInvalid`` if that cannot be."""
+    horizon = past.forecast.horizons[past.horizon_index]
+    way = dataclasses.replace(way_of(asked, past.forecaster.way), horizon=horizon)
+    way.check()
+    found = Probe(past.forecaster, past.bars, horizon=horizon).looked(way)
+    usual = attribute(past)
+    weights = found.weights[0, 0].double().numpy()
+    same = np.array(usual.weights[-len(weights) :])
+    bars = past.bars[-len(weights) :]
+    return ByMethod(
+        way.method,
+        {name: value for name, value in asdict(way.options).items() if name != "scale"},
+        FullAttribution(
+            tuple(bar.open_time_ms for bar in bars),
+            tuple(bar.close / 10**past.price_decimals for bar in bars),
+            tuple(weights.tolist()),
+            float(found.l1_error[0, 0]),
+            None,
+        ),
+        rank_correlation(weights[:-1], same[:-1]),
+        float(np.minimum(weights, same).sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Sided:
+    """One of the two: what it said, where it looked bar by bar, and what each feature added."""
+
+    name: str
+    model_id: str
+    open_time_ms: int  # of the decided bar
+    horizon: int  # bars
+    mean_return: float  # log return
+    lean: float  # p_up - p_down
+    times_ms: tuple[int, ...]  # of the bars, oldest first
+    weights: tuple[float, ...]  # of the rollout, sum 1
+    features: dict[str, float]  # what each added to the mean return, over all bars
+    layers: tuple[Floats, ...]  # [head, age] of each layer, the newest bar first
+
+    def by_age(self, ages: int) -> Floats:
+        """Return the weights by age, the decided bar first, as many as *ages*."""
+        found = np.zeros(ages)
+        own = np.array(self.weights[::-1])[:ages]
+        found[: own.size] = own
+        return found
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What two explanations have in common: shares of the weight, from 0 to 1."""
+
+    first: Sided
+    second: Sided
+    common_ages: float  # that both give to the same ages
+    common_bars: float  # that both give to the same bars
+    rank_correlation: float | None  # Spearman's, of the past ages that both have
+    common_by_layer: tuple[float, ...]  # of the mean of a layer's heads, by age, the lowest first
+
+
+def compare(first: Sided, second: Sided) -> SideBySide:
+    """Return what *first* and *second* have in common."""
+    ages = max(len(first.weights), len(second.weights))
+    both = min(len(first.weights), len(second.weights))
+    one, other = first.by_age(ages), second.by_age(ages)
+    known = dict(zip(second.times_ms, second.weights, strict=True))
+    bars = sum(
+        min(weight, known.get(time, 0.0))
+        for time, weight in zip(first.times_ms, first.weights, strict=True)
+    )
+    return SideBySide(
+        first,
+        second,
+        float(np.minimum(one, other).sum()),
+        float(bars),
+        rank_correlation(one[1:both], other[1:both]),
+        tuple(
+            _common(of.mean(axis=0), beside.mean(axis=0))
+            for of, beside in zip(first.layers, second.layers, strict=False)
+        ),
+    )
+
+
+def _common(one: Floats, other: Floats) -> float:
+    both = min(one.size, other.size)
+    return float(np.minimum(one[:both], other[:both]).sum())
+
+
+def sided(past: Past, name: str) -> Sided:
+    """Return one side: the decision of *past* under the *name* that people are shown."""
+    found = attribute(past)
+    horizon = past.forecast.horizons[past.horizon_index]
+    probe = Probe(past.forecaster, past.bars, horizon=horizon)
+    again, added = probe.figures(), probe.contributions().mean_return.sum(axis=0)
+    looks = past.forecaster.look_by_layer(past.decided.instrument)
+    return Sided(
+        name,
+        past.forecaster.model_id,
+        past.decided.open_time_ms,
+        horizon,
+        again.mean_return,
+        again.lean,
+        found.open_time_ms,
+        found.weights,
+        dict(zip(probe.names, added.tolist(), strict=True)),
+        tuple(look.rows.flip(-1).double().cpu().numpy() for look in looks),
+    )
+
+
+def by_model(database: Path, past: Past, model: str) -> Past:
+    """Return the same decision as the checkpoint *model* would make it: a bundled name or a folder.
+
+    Raises ``DataInvalid`` for a model without attention, of other bars, or that needs more bars
+    than the run has.
+    """
+    folder = checkpoints.locate(model)
+    card = checkpoints.read_card(folder)
+    minutes = past.decided.interval_ms // 60_000
+    if str(card["market"].get("interval")) != str(minutes):
+        raise DataInvalid(
+            f"{model} is for bars of {card['market'].get('interval')} minutes and the decision is "
+            f"of {minutes}; choose another model."
+        )
+    vectors = recorded_vectors(database, kept_vectors_of(past.run.libraries), card)
+    found = network_half(
+        forecaster_of(folder, restore(past.run.config), mode="step", vectors=vectors)
+    )
+    if not isinstance(found, StreamingForecaster | WindowedForecaster):
+        raise DataInvalid(f"{model} has no attention to compare; choose a network's checkpoint.")
+    run_id, instrument = past.run.run_id, past.decided.instrument
+    with Reader.open(database) as reader:
+        bars = reader.bars(run_id, instrument, found.context, until=past.sequence)
+    if len(bars) < found.context:
+        raise DataInvalid(
+            f"Run {run_id} holds {len(bars):,} bars up to decision {past.sequence}, and {model} "
+            f"looks back on {found.context:,}; choose a later decision."
+        )
+    found.warm(instrument, bars[:-1])
+    forecast = found.step(bars[-1])
+    if forecast is None:
+        raise DataInvalid(f"{model} gives no forecast at that bar; choose another decision.")
+    made: PastOf[Explainable] = PastOf(
+        past.run, past.sequence, found, forecast, tuple(bars), past.price_decimals
+    )
+    return made
+
+
+def as_document(found: SideBySide) -> dict[str, Any]:
+    """Return the comparison as plain values; returns are log returns."""
+    return {
+        "sides": [
+            {
+                "name": side.name,
+                "model_id": side.model_id,
+                "open_time_ms": side.open_time_ms,
+                "horizon": side.horizon,
+                "mean_return": side.mean_return,
+                "lean": side.lean,
+                "weights": list(side.weights),
+                "features": side.features,
+            }
+            for side in (found.first, found.second)
+        ],
+        "common_ages": found.common_ages,
+        "common_bars": found.common_bars,
+        "rank_correlation": found.rank_correlation,
+        "common_by_layer": list(found.common_by_layer),
+    }
+
+
+HEAVIEST: Final = 12
+"""Past bars of any asset that are named."""
+
+
+@dataclass(frozen=True)
+class HeavyToken:
+    """One bar of one asset, and the weight that it holds."""
+
+    symbol: str
+    open_time_ms: int
+    weight: float
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Where the decided symbol looked, and how much of where each looked is of each other.
+
+    Each row of ``matrix``, of a decided asset over all, sums to 1. ``heaviest`` leaves the decided
+    bar out. ``largest_difference`` compares the decided symbol's row with the stored shares, which
+    are those of the usual rollout; ``residual_weight`` and ``start_layer`` are of this one.
+    """
+
+    symbol: str
+    symbols: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+    bars: int
+    heaviest: tuple[HeavyToken, ...]
+    largest_difference: float
+    residual_weight: float = USUAL.residual_weight
+    start_layer: int = USUAL.start_layer
+
+    @property
+    def row(self) -> tuple[float, ...]:
+        """The decided symbol's shares, by ``symbols``."""
+        return self.matrix[self.symbols.index(self.symbol)]
+
+
+def influence(
+    database: Path, run_id: str, sequence: int, asked: TypedMethod | None = None
+) -> Influence:
+    """Return where the decision looked, asked again of the model that decided.
+
+    *asked* is a rollout by another residual, or without the layers below a start. Raises
+    ``AttentionInvalid`` for another method or option, ``DataInvalid`` where it has no forecast, the
+    run no longer has the bars or the model is not over several symbols, and ``CheckpointMismatch``
+    where its checkpoint is gone.
+    """
+    with Reader.open(database) as reader:
+        run = reader.run(run_id)
+        step = reader.step(run_id, sequence).step
+        said, event = stored_forecast(run, step), step.event
+        assert isinstance(event, Bar)
+        _, forecaster = kept_forecaster(database, run, said.model_id)
+        if not isinstance(forecaster, TogetherForecaster):
+            raise DataInvalid(f"The model {said.model_id} sees one symbol; leave --full as it is.")
+        for item in run.instruments:
+            # The bars of a close are steps in a row, so others' may be stored after this one.
+            until = sequence + len(run.instruments)
+            bars = reader.bars(run_id, item.id, forecaster.context + 1, until=until)
+            known = [bar for bar in bars if bar.open_time_ms <= event.open_time_ms]
+            forecaster.warm(item.id, known)
+    if why := forecaster.lacking:
+        raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {why}.")
+    symbol, symbols = event.instrument.partition(":")[2], forecaster.symbols
+    way = Way() if asked is None else way_of(asked, Way())
+    if way.method != "rollout":
+        raise AttentionInvalid(
+            f"A network over several symbols is explained by its rollout, not by {way.method}; "
+            "leave --method out, or choose rollout."
+        )
+    close = forecaster.last_close(way.options)
+    look = close.look
+    at = symbols.index(symbol)
+    matrix = look.influence.double().numpy()
+    weights = look.weights[at].double().numpy().copy()  # [asset, time]
+    weights[at, -1] = 0.0
+    order = np.argsort(-weights.ravel(), kind="stable")[:HEAVIEST]
+    time = weights.shape[1]
+    return Influence(
+        symbol,
+        symbols,
+        tuple(tuple(row) for row in matrix.tolist()),
+        time,
+        tuple(
+            HeavyToken(
+                symbols[place // time],
+                int(close.positions[place % time]) * event.interval_ms,
+                float(weights.ravel()[place]),
+            )
+            for place in order.tolist()
+        ),
+        float(np.abs(matrix[at] - SymbolAnswer.of(said).shares).max()),
+        way.options.residual_weight,
+        way.options.start_layer,
+    )

@@ -1,0 +1,327 @@
+"""One decision as its run stored it, and what would have flipped it: no torch, no recomputation.
+
+A margin is positive where the gate passed: it says by how much, in the units of its measure, and
+as a share of its threshold (of ``direction``, which is never under one half, of what the
+threshold asks beyond that).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tracepaper.daemon.commands.options import located
+from tracepaper.daemon.config.sections import ORDERBOOK, TOGETHER
+from tracepaper.replay.report.trades import of_decision
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.api.strategy import SHARE_OF
+from tracepaper.strategies.builtin import TREND, WITHOUT_ANSWER
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.gates.gate import GATES, refusal, verdict, with_unit
+from tracepaper.strategies.types.decisions import Action
+
+_LAST: Final = "last"
+
+
+@dataclass(frozen=True)
+class StoredDecision:
+    """The rows that one decision left in the views, by column name."""
+
+    run: Row  # of ``v_runs``
+    decision: Row  # of ``v_decisions``
+    gates: tuple[Row, ...]  # of ``v_gates``, in the order in which they judge
+    buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without a forecast
+    notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
+    orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
+
+    @property
+    def has_forecast(self) -> bool:
+        """Whether a model answered for this bar."""
+        return self.decision["horizon"] is not None
+
+    @property
+    def trend(self) -> str | None:
+        """What the strategy trend decided by, in a sentence or two; None of other strategies."""
+        if self.run["strategy"] != TREND:
+            return None
+        noted = {row["name"]: row["number"] for row in self.notes}
+        if TREND not in noted:
+            return "The trend is decided where an hour closes; elsewhere the target stays."
+        sized = ""
+        if (expected := noted.get("volatility")) is not None:
+            sized = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
+        said = (
+            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each cut at 1 and at 0"
+        )
+        said += f"; of a full position it asks for that{sized}: {noted['size']:+.4f}."
+        return (
+            f"{said} The forecast's own direction decides nothing." if self.has_forecast else said
+        )
+
+    @property
+    def no_attribution(self) -> str | None:
+        """Why the decision has no attribution, in one sentence; None where it has one."""
+        if self.buckets:
+            return None
+        if self.run["strategy"] == ORDERBOOK:
+            return self._looked_at_books
+        if not self.run["model_id"]:
+            return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
+        if (deadline := self.decision["late_deadline_ms"]) is not None:
+            return (
+                f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
+            )
+        if self.has_forecast:
+            return "This model gives forecasts without an explanation of where it looked."
+        return self._no_forecast
+
+    @property
+    def _no_forecast(self) -> str:
+        """Why the model gave no forecast in time, in one sentence."""
+        for row in self.notes:
+            if row["name"] == WITHOUT_ANSWER and self.run["strategy"] in TOGETHER:
+                return f"The network has no answer for this close: {row['text']}."
+        for gate in self.gates:
+            if gate["gate"] == warm.name and not gate["passed"]:
+                return (
+                    f"The model was not yet warm: {gate['measure']:,.0f} of the "
+                    f"{gate['threshold']:,.0f} bars it looks back on were known."
+                )
+        return "The model gave no forecast for this bar, so nothing was attributed."
+
+    @property
+    def _looked_at_books(self) -> str:
+        """How a decision by order books shared what it looked at, in a sentence."""
+        noted = {row["name"]: row["number"] for row in self.notes}
+        if "looked_bid" not in noted:
+            return "The strategy orderbook asked no network at this close."
+        return (
+            f"It looked at bids {noted['looked_bid']:.1%} and asks {noted['looked_ask']:.1%}, the "
+            f"best levels {noted['looked_touch']:.1%}, the newest book "
+            f"{noted['looked_newest']:.1%}; --full draws the map of level and time."
+        )
+
+    @property
+    def looked_at(self) -> str:
+        """How a decision over several symbols shared what it looked at; empty of others."""
+        told = ", ".join(
+            f"{row['name'].removeprefix(SHARE_OF)} {row['number']:.1%}"
+            for row in self.notes
+            if row["name"].startswith(SHARE_OF) and row["number"] is not None
+        )
+        if not told or self.run["strategy"] not in TOGETHER:
+            return ""
+        return f"It looked at {told}; --full says at which of their bars."
+
+
+def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
+    """Return (database, run id, sequence) of ``RUN:SEQUENCE``, where RUN may be ``FILE#RUN``.
+
+    ``RUN`` alone and ``RUN:last`` are the run's last decision.
+    """
+    run, separator, sequence = decision.rpartition(":")
+    if not separator or sequence == _LAST:
+        named = located(run if separator else decision, database)
+        return named.path, named.run_id, last_decision(named.path, named.run_id)
+    if not re.fullmatch(r"[0-9]{1,18}", sequence):
+        raise ConfigInvalid(
+            f"{decision!r} is no decision; write RUN:SEQUENCE, say last:6000, or last for the "
+            "newest."
+        )
+    named = located(run, database)
+    return named.path, named.run_id, int(sequence)
+
+
+def last_decision(database: Path, run_id: str) -> int:
+    """Return the sequence of the run's last decision; raise ``DataInvalid`` without one."""
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        with views.snapshot():
+            newest = views.rows("v_decisions", newest=1)
+            if not newest:
+                raise DataInvalid(_missing(views, 0))
+            return int(newest[0]["sequence"])
+
+
+def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
+    """Return what *database* holds of one decision; raise ``DataInvalid`` where it holds none."""
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        with views.snapshot():  # a prune between two reads must not leave half a decision
+            decisions = views.rows("v_decisions", sequence=sequence)
+            if not decisions:
+                raise DataInvalid(_missing(views, sequence))
+            return StoredDecision(
+                views.run(),
+                decisions[0],
+                tuple(views.rows("v_gates", sequence=sequence)),
+                tuple(views.rows("v_explanations", sequence=sequence)),
+                tuple(views.rows("v_notes", sequence=sequence)),
+                of_decision(reader, views, sequence)
+                if decisions[0]["action"] == Action.ORDERS
+                else (),
+            )
+
+
+def _missing(views: RunViews, sequence: int) -> str:
+    """Return the sentence for a step that is no decision, with the nearest that is one."""
+    if (nearest := views.nearest("v_decisions", sequence)) is None:
+        return f"Run {views.run_id} holds no decision yet; choose another run."
+    return (
+        f"Run {views.run_id} has no decision {sequence}; the nearest is {views.run_id}:{nearest}."
+    )
+
+
+def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what the gates made of a row of ``v_decisions``, and its reason; "" if it is that."""
+    refused_by, reason = decision["refused_by"], decision["reason"]
+    words = verdict(Action(decision["action"]), refused_by, reason)
+    return words, "" if reason in (words, refusal(refused_by or "")) else reason
+
+
+@dataclass(frozen=True)
+class GateMargin:
+    """How far one gate was from turning; ``margin`` is null where its measure is."""
+
+    gate: str
+    measure: float | None
+    threshold: float
+    passed: bool
+    unit: str
+    words: str  # what it measures
+    margin: float | None  # by how much it passed; negative where it failed
+    share: float | None  # the margin over the threshold, less where the measure begins; null if 0
+
+    @property
+    def is_gradual(self) -> bool:
+        """Whether its distance can be held against another gate's.
+
+        The count of bars stops at the warm-up, so a warm model is never near to being cold.
+        """
+        gate = GATES[self.gate]
+        is_settled = gate.is_switch or (gate.is_capped and self.passed)
+        return self.share is not None and not is_settled
+
+
+@dataclass(frozen=True)
+class ForecastSide:
+    """Which way the forecast pointed at the gates' horizon, and how far it was from turning."""
+
+    horizon: int  # bars
+    side: str  # LONG, SHORT, or HOLD where the two disagree
+    mean_return: float  # log return; its sign would have to turn
+    mean_over_stdev: float
+    lean: float  # p_up - p_down; its sign would have to turn as well
+
+
+@dataclass(frozen=True)
+class Flips:
+    """What would have had to differ for the other verdict.
+
+    A refusal turns when every gate of ``must_pass`` passes; an allowed decision turns when any
+    one gate fails. ``nearest`` is the gradual gate that was closest to its threshold among them.
+    """
+
+    allowed: bool
+    must_pass: tuple[str, ...]
+    nearest: str | None
+    gates: tuple[GateMargin, ...]
+    side: ForecastSide | None
+    sentence: str
+
+
+def flips_of(stored: StoredDecision) -> Flips:
+    """Return how far one decision was from the other verdict and from the other side."""
+    gates = tuple(_margin(row) for row in stored.gates)
+    allowed = bool(stored.decision["allowed"])
+    failed = tuple(gate for gate in gates if not gate.passed)
+    near = [gate for gate in (gates if allowed else failed) if gate.is_gradual]
+    nearest = min(near, key=lambda gate: abs(gate.share or 0.0), default=None)
+    return Flips(
+        allowed,
+        tuple(gate.gate for gate in failed),
+        None if nearest is None else nearest.gate,
+        gates,
+        _side(stored.decision),
+        _allowed_sentence(nearest)
+        if allowed
+        else _refused_sentence(failed, nearest) + _went_on(stored.decision),
+    )
+
+
+def _margin(row: Mapping[str, Any]) -> GateMargin:
+    """Return the margin of one row of ``v_gates``."""
+    gate, measure, threshold = GATES[row["gate"]], row["measure"], float(row["threshold"])
+    margin = None
+    if measure is not None:
+        margin = measure - threshold if gate.at_least else threshold - measure
+    span = abs(threshold - gate.starts_at)
+    share = None if margin is None or span == 0 else margin / span
+    return GateMargin(
+        gate.name, measure, threshold, bool(row["passed"]), gate.unit, gate.words, margin, share
+    )
+
+
+def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
+    """Return the side on which mean return and class probabilities agree, None without them."""
+    mean, stdev = decision["mean_return"], decision["stdev_return"]
+    up, down = decision["p_up"], decision["p_down"]
+    if mean is None or stdev is None or up is None or down is None:
+        return None
+    lean = up - down
+    side = "HOLD"
+    if mean * lean > 0:
+        side = "LONG" if mean > 0 else "SHORT"
+    return ForecastSide(decision["horizon"], side, mean, mean / stdev if stdev > 0 else 0.0, lean)
+
+
+def _refused_sentence(failed: tuple[GateMargin, ...], nearest: GateMargin | None) -> str:
+    if len(failed) == 1:
+        return f"Only {failed[0].gate} refused, {_shortfall(failed[0])}."
+    names = ", ".join(gate.gate for gate in failed)
+    if nearest is None:
+        return f"All of {names} would have had to pass."
+    return (
+        f"All of {names} would have had to pass; the nearest was {nearest.gate}, "
+        f"{_shortfall(nearest)}."
+    )
+
+
+def _went_on(decision: Mapping[str, Any]) -> str:
+    """Return what to add of an exit that its refusal did not hold up."""
+    is_exit = decision["action"] == Action.FLAT and verdict_of(decision)[1]
+    return " The FLAT went on all the same." if is_exit else ""
+
+
+def _allowed_sentence(nearest: GateMargin | None) -> str:
+    if nearest is None:
+        return "Every gate passed, and none of them moves by degrees."
+    return (
+        f"Every gate passed; the nearest to refusing was {nearest.gate}, by {_distance(nearest)}."
+    )
+
+
+def _shortfall(gate: GateMargin) -> str:
+    if gate.margin is None:
+        return "whose measure could not be computed"
+    if GATES[gate.gate].is_switch:
+        return "which answers yes or no"
+    if GATES[gate.gate].is_capped and gate.margin == -1:
+        return "which lacks a bar, or candles of a higher time frame"
+    return f"short by {_distance(gate)}"
+
+
+def _distance(gate: GateMargin) -> str:
+    """Return a margin in its unit and, where there is one, as a share of the threshold."""
+    assert gate.margin is not None
+    distance = with_unit(gate.gate, abs(gate.margin))
+    if gate.share is None:
+        return distance
+    least = GATES[gate.gate].starts_at
+    above = f" above {least:g}" if least else ""
+    return f"{distance} ({abs(gate.share):.1%} of its threshold{above})"

@@ -1,0 +1,538 @@
+"""What the run's own model says of one decision, asked again with the stored bars.
+
+First where it looked, bar by bar; then what moved its forecast: contributions of features and
+bars, and a deletion test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
+from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahead
+from tracepaper.storage import checkpoints
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
+from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
+from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
+from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
+from tracepaper.strategies.forecasters.tabular import network_half
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.architecture import LookedAt
+from tracepaper.strategies.types.decisions import (
+    BLOCK_BARS,
+    Explanation,
+    Forecast,
+    PredictionTimeout,
+    Run,
+    Step,
+)
+from tracepaper.strategies.types.market import Bar
+
+HEAVIEST: Final = 16
+"""Past bars that a table shows, and whose contributions are summed apart."""
+
+FRAME_BARS: Final = 3
+"""Bars of each time frame, or modality, that a table names."""
+
+Explainable = StreamingForecaster | WindowedForecaster
+
+
+Kind = TypeVar("Kind", bound=Forecaster)
+
+
+@dataclass(frozen=True)
+class PastOf(Generic[Kind]):
+    """What one decision was made of: its own model, and the bars that the model looks back on."""
+
+    run: Run
+    sequence: int
+    forecaster: Kind
+    forecast: Forecast  # as it was stored
+    bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
+    price_decimals: int
+    levels: Mapping[str, Any] = field(default_factory=dict)
+    """``calibration.further`` of the network's card, where it has one."""
+    is_half: bool = False  # whether the forecaster is the network of the ensemble that decided
+
+    @property
+    def decided(self) -> Bar:
+        """The bar whose close was decided."""
+        return self.bars[-1]
+
+    @property
+    def horizon_index(self) -> int:
+        """The place of the gates' horizon in the forecast; the first one where it has none."""
+        wanted = self.run.gate_horizon
+        return self.forecast.horizons.index(wanted) if wanted in self.forecast.horizons else 0
+
+
+Past = PastOf[Explainable]
+"""A decision of a network that attends."""
+
+
+@dataclass(frozen=True)
+class HeavyBar:
+    """A closed bar of a time frame that the network saw as one, and the weight that it holds."""
+
+    open_time_ms: int  # of the first of its rows
+    weight: float
+
+
+@dataclass(frozen=True)
+class FrameShare:
+    """What one time frame holds of where a decision looked, and its heaviest bars."""
+
+    interval_ms: int
+    weight: float
+    bars: int
+    heaviest: tuple[HeavyBar, ...]
+
+
+@dataclass(frozen=True)
+class ModalityShare:
+    """What one modality of the bars holds of where a decision looked, and its heaviest bars."""
+
+    modality: str
+    weight: float
+    heaviest: tuple[HeavyBar, ...]
+
+
+@dataclass(frozen=True)
+class FullAttribution:
+    """Where one decision looked, bar by bar (oldest first); weights sum to 1 within ``l1_error``.
+
+    Where attention flowed, not why the price will move. ``largest_bucket_difference`` compares
+    the sums over 64-bar blocks with what was stored; None where another method was asked.
+    ``frames`` are those of a network that sees several, the bars themselves first; the weight of
+    such a frame's bar is shared by its rows. ``modalities`` are those of a network that tells the
+    columns of a bar apart.
+    """
+
+    open_time_ms: tuple[int, ...]
+    close: tuple[float, ...]
+    weights: tuple[float, ...]
+    l1_error: float
+    largest_bucket_difference: float | None
+    frames: tuple[FrameShare, ...] = ()
+    modalities: tuple[ModalityShare, ...] = ()
+
+    def heaviest(self, count: int) -> list[int]:
+        """Return the places of the *count* heaviest bars, heaviest first, the decided one not.
+
+        The decided bar is left out: the residual stream alone gives it a large share.
+        """
+        past = np.array(self.weights[:-1])
+        return [int(place) for place in np.argsort(-past, kind="stable")[:count]]
+
+
+def open_past(database: Path, run_id: str, sequence: int) -> Past:
+    """Return what the decision was made of, with its network warmed up to it.
+
+    Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
+    """
+    found = open_any(database, run_id, sequence)
+    forecaster = network_half(found.forecaster)
+    if isinstance(forecaster, TogetherForecaster):
+        raise DataInvalid(
+            f"The model {forecaster.model_id} looks at several symbols, of which `explain --full` "
+            "and `--method rollout` say what it looked at; leave comparisons and pages out."
+        )
+    if not isinstance(forecaster, StreamingForecaster | WindowedForecaster):
+        raise DataInvalid(
+            f"The model {forecaster.model_id} has no attention to look back through; leave --full "
+            "and --method out, and see its gates and its forecast."
+        )
+    half = forecaster is not found.forecaster
+    return PastOf(**{**vars(found), "forecaster": forecaster, "is_half": half})
+
+
+def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
+    """Return what the decision was made of, with its model warmed up to it.
+
+    Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars,
+    or the model's checkpoint is gone.
+    """
+    with Reader.open(database) as reader:
+        run = reader.run(run_id)
+        step = reader.step(run_id, sequence).step
+        forecast = stored_forecast(run, step)
+        assert isinstance(step.event, Bar)
+        instrument = step.event.instrument
+        folder, forecaster = kept_forecaster(database, run, forecast.model_id)
+        bars = reader.bars(run_id, instrument, forecaster.context, until=sequence)
+    if len(bars) < forecaster.context:
+        raise DataInvalid(
+            f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and its model looks "
+            f"back on {forecaster.context:,}; choose a later decision."
+        )
+    forecaster.warm(instrument, bars)
+    decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
+    levels = _levels(checkpoints.read_card(folder))
+    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals, levels)
+
+
+def _levels(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``calibration.further`` of a card, of an ensemble that of its network."""
+    own = part_of(card, HALVES[0]) if is_ensemble(card) else card
+    found: Mapping[str, Any] = own.get("calibration", {}).get("further", {})
+    return found
+
+
+def stored_forecast(run: Run, step: Step) -> Forecast:
+    """Return the stored forecast; raise ``DataInvalid`` where there is nothing to recompute."""
+    named = f"Decision {step.sequence} of run {run.run_id}"
+    if step.decision is None or not isinstance(step.event, Bar):
+        raise DataInvalid(f"Step {step.sequence} of run {run.run_id} is no decision; name one.")
+    if not run.model_id:
+        raise DataInvalid(
+            f"{named} asked no model, so there is nothing to recompute; choose a decision of an "
+            "attention run."
+        )
+    if not run.keeps_every_step:
+        raise DataInvalid(
+            f"{named} cannot be recomputed, for its run kept only the bars it traded on; replay "
+            "it with --log full."
+        )
+    if isinstance(step.prediction, PredictionTimeout):
+        raise DataInvalid(
+            f"{named} has no forecast to take apart, for the model missed its deadline of "
+            f"{step.prediction.deadline_ms:,} ms; choose another decision."
+        )
+    if step.prediction is None:
+        raise DataInvalid(
+            f"{named} came before its model was warm, so there is nothing to recompute; choose a "
+            "later decision."
+        )
+    return step.prediction
+
+
+def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Forecaster]:
+    """Return the model that decided, and its folder: beside the database, or a bundled one's.
+
+    Raises ``DataInvalid`` or ``CheckpointMismatch`` where it is not there any more.
+    """
+    config = restore(run.config)
+    if config.model.own_class:
+        raise DataInvalid(
+            f"The model {config.model.own_class} is a class of a user's own, which does not say "
+            "where it looked; leave --full out, and see its gates and its forecast."
+        )
+    folder = None
+    if not checkpoints.kept_folder(database, model_id).is_dir():
+        folder = checkpoints.find_bundled(model_id)
+    if folder is None:
+        folder = checkpoints.find_kept(database, model_id)
+    vectors = recorded_vectors(
+        database, kept_vectors_of(run.libraries), checkpoints.read_card(folder)
+    )
+    found: Forecaster = forecaster_of(folder, config, mode="step", vectors=vectors)
+    if found.model_id != model_id:
+        raise DataInvalid(
+            f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."
+        )
+    return folder, found
+
+
+def recompute(database: Path, run_id: str, sequence: int) -> FullAttribution:
+    """Return where the decision looked, bar by bar; raise ``DataInvalid`` as ``open_past``."""
+    return attribute(open_past(database, run_id, sequence))
+
+
+def attribute(past: Past) -> FullAttribution:
+    """Return the attribution at full resolution, compared with the buckets that were stored."""
+    found = _attribution(past)
+    closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
+    parts = _parts(past)
+    return FullAttribution(
+        found.open_time_ms,
+        tuple(closes[time] for time in found.open_time_ms),
+        found.weights,
+        found.l1_error,
+        _difference(past.forecast.explanation, found, past.decided),
+        _frames(past, parts, found.open_time_ms),
+        _modalities(parts, found.open_time_ms),
+    )
+
+
+def _parts(past: Past) -> tuple[LookedAt, ...]:
+    """Return what the network saw instead of single rows; empty where it saw these."""
+    if not isinstance(past.forecaster, WindowedForecaster):
+        return ()
+    return past.forecaster.look(past.decided.instrument).parts
+
+
+def _modalities(
+    parts: Sequence[LookedAt], open_time_ms: Sequence[int]
+) -> tuple[ModalityShare, ...]:
+    """Return what each modality holds; empty of a network that does not tell them apart."""
+    found = []
+    for name in dict.fromkeys(part.modality for part in parts if part.modality):
+        own = [part for part in parts if part.modality == name]
+        weight = sum(part.share for part in own)
+        found.append(ModalityShare(name, weight, _heaviest(own, open_time_ms)))
+    return tuple(found)
+
+
+def _heaviest(own: Sequence[LookedAt], open_time_ms: Sequence[int]) -> tuple[HeavyBar, ...]:
+    heaviest = sorted(own, key=lambda part: -part.share)[:FRAME_BARS]
+    return tuple(HeavyBar(open_time_ms[part.start], part.share) for part in heaviest)
+
+
+def _frames(
+    past: Past, parts: Sequence[LookedAt], open_time_ms: Sequence[int]
+) -> tuple[FrameShare, ...]:
+    """Return what each time frame holds; empty of a network that sees bars of one."""
+    found = []
+    for frame in sorted({part.frame for part in parts if not part.modality}):
+        own = [part for part in parts if part.frame == frame]
+        found.append(
+            FrameShare(
+                frame * past.decided.interval_ms,
+                sum(part.share for part in own),
+                len(own),
+                _heaviest(own, open_time_ms),
+            )
+        )
+    return tuple(found)
+
+
+def _attribution(past: Past) -> Attribution:
+    instrument = past.decided.instrument
+    if isinstance(past.forecaster, StreamingForecaster):
+        return past.forecaster.explain(instrument)
+    rollout = past.forecaster.explain(instrument)
+    weights = tuple(rollout.weights[0, 0].tolist())
+    times = tuple(bar.open_time_ms for bar in past.bars[-len(weights) :])
+    return Attribution(instrument, times, weights, float(rollout.l1_error[0, 0]))
+
+
+def _difference(stored: Explanation | None, found: Attribution, decided: Bar) -> float:
+    """Return the largest difference between a stored bucket and the sum of its bars' weights."""
+    if stored is None or stored.older_mass is None:
+        return 0.0
+    kept = np.append(np.frombuffer(stored.buckets, "<f4").astype(np.float64), stored.older_mass)
+    blocks = np.array(found.open_time_ms) // (decided.interval_ms * BLOCK_BARS)
+    at = np.minimum(blocks[-1] - blocks, len(kept) - 1)
+    sums = np.bincount(at, weights=found.weights, minlength=len(kept))
+    return float(np.abs(sums - kept).max())
+
+
+# ---------------------------------------------------------------- what moved the forecast
+
+DELETED_SHARE: Final = 0.05
+"""Share of the past bars whose rows the deletion test makes neutral."""
+SEEDS: Final = tuple(range(8))
+"""Seeds of the random bars that the deletion test is held against."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The forecast at the gates' horizon as it was stored, and as the model says it again."""
+
+    horizon: int  # bars
+    stored: Figures
+    recomputed: Figures
+
+
+@dataclass(frozen=True)
+class FeatureMove:
+    """What one feature adds to the mean return (log return), by integrated gradients."""
+
+    feature: str
+    value: float  # of the decided bar, as the network was given it
+    decided_bar: float
+    heaviest_bars: float  # of the heaviest past bars, together
+    all_bars: float
+
+
+@dataclass(frozen=True)
+class BarMove:
+    """What one bar adds to the mean return (log return), beside the weight of the rollout."""
+
+    open_time_ms: int
+    age: int  # bars before the decided one
+    added: float
+    weight: float
+    feature: str  # the one that adds most, up or down
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Integrated gradients of the mean return; they sum to ``forecast - neutral`` within ``gap``.
+
+    ``rank_correlation`` is Spearman's between the size of the past bars' contributions and the
+    rollout: how far "where it looked" and "what moved it" agree on this decision. It is None where
+    either is the same for every bar.
+    """
+
+    forecast: float
+    neutral: float  # the mean return of rows that say nothing
+    gap: float
+    rank_correlation: float | None
+    features: tuple[FeatureMove, ...]  # largest sum over all bars first
+    bars: tuple[BarMove, ...]  # largest first, the decided bar among them
+    by_bar: tuple[float, ...]  # oldest first, beside ``FullAttribution.weights``
+
+
+@dataclass(frozen=True)
+class Trial:
+    """How far the forecast moved when the rows of some bars became neutral (absolute values)."""
+
+    order: str  # heaviest, newest or random; decided: that bar alone; past: all but it
+    seed: int | None
+    bars: int
+    mean_return: float
+    lean: float
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The deletion test of this very decision: as many past bars by rollout, by age, by chance.
+
+    The decided bar itself stays in all three: both other orders would begin with it, and it
+    outweighs all the rest.
+    """
+
+    bars: int
+    trials: tuple[Trial, ...]
+
+    def of(self, order: str) -> tuple[Trial, ...]:
+        """Return the trials of one order; random has one a seed."""
+        return tuple(trial for trial in self.trials if trial.order == order)
+
+
+@dataclass(frozen=True)
+class Full:
+    """Everything about one decision that its own model must be asked again for."""
+
+    agreement: Agreement
+    attribution: FullAttribution
+    moves: Moves
+    deletion: Deletion
+    further: tuple[FurtherAhead, ...] = ()
+
+
+def explain_fully(past: Past) -> Full:
+    """Return all that can be recomputed of one decision; raise ``DataInvalid`` if it cannot be."""
+    attribution = attribute(past)
+    forecast = past.forecast
+    at = past.horizon_index
+    horizon = forecast.horizons[at]
+    probe = Probe(past.forecaster, past.bars, horizon=horizon)
+    if len(probe.rows) != len(attribution.weights):
+        raise InvariantBroken("The probe and the attribution cover different bars; report this.")
+    again = probe.figures()
+    stored = Figures(forecast.mean_return[at], forecast.p_up[at] - forecast.p_down[at])
+    return Full(
+        Agreement(horizon, stored, again),
+        attribution,
+        moves_of(probe.contributions(), probe.rows[-1].tolist(), probe.names, attribution),
+        delete(probe, again, attribution),
+        _further(past, probe.scale / horizon**0.5),
+    )
+
+
+def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
+    """Return what heads that only some networks have said; *sigma* is the volatility of a bar."""
+    network = past.forecaster.model.network
+    if not network.further_heads or not isinstance(past.forecaster, WindowedForecaster):
+        return ()
+    outputs = past.forecaster.look(past.decided.instrument).outputs
+    return further_ahead(network, outputs, sigma, past.levels)
+
+
+def moves_of(
+    found: Contributions,
+    decided: Sequence[float],
+    names: Sequence[str],
+    attribution: FullAttribution,
+) -> Moves:
+    """Sum contributions [bar, feature] over features and over bars.
+
+    *decided* is the decided bar's row, *names* the features in its order.
+    """
+    table = found.mean_return
+    heaviest = table[attribution.heaviest(HEAVIEST)].sum(axis=0)
+    features = [
+        FeatureMove(name, value, float(own), float(heavy), float(total))
+        for name, value, own, heavy, total in zip(
+            names, decided, table[-1], heaviest, table.sum(axis=0), strict=True
+        )
+    ]
+    by_bar: Floats = table.sum(axis=1)
+    newest = len(by_bar) - 1
+    largest = np.argsort(-np.abs(by_bar), kind="stable")[:HEAVIEST].tolist()
+    return Moves(
+        found.forecast,
+        found.neutral,
+        found.gap,
+        rank_correlation(np.abs(by_bar[:-1]), np.array(attribution.weights[:-1])),
+        tuple(sorted(features, key=lambda move: -abs(move.all_bars))),
+        tuple(
+            BarMove(
+                attribution.open_time_ms[place],
+                newest - place,
+                float(by_bar[place]),
+                attribution.weights[place],
+                names[int(np.abs(table[place]).argmax())],
+            )
+            for place in largest
+        ),
+        tuple(by_bar.tolist()),
+    )
+
+
+def rank_correlation(one: Floats, other: Floats) -> float | None:
+    """Return Spearman's correlation; None where either is the same everywhere."""
+    if len(one) == 0 or np.ptp(one) == 0 or np.ptp(other) == 0:
+        return None
+    correlation, _p_value = cast("tuple[float, float]", spearmanr(one, other))
+    return float(correlation)
+
+
+def delete(probe: Probe, whole: Figures, attribution: FullAttribution) -> Deletion:
+    """Make as many bars neutral by rollout, by age and by chance; return how far forecasts move.
+
+    *whole* is the forecast of the window without any neutral bar.
+    """
+    past = len(attribution.weights) - 1
+    count = max(1, round(DELETED_SHARE * past))
+
+    def trial(order: str, bars: Sequence[int], seed: int | None = None) -> Trial:
+        left = probe.without(bars)
+        return Trial(
+            order,
+            seed,
+            len(bars),
+            abs(left.mean_return - whole.mean_return),
+            abs(left.lean - whole.lean),
+        )
+
+    chance = [
+        trial("random", np.random.default_rng(seed).permutation(past)[:count].tolist(), seed)
+        for seed in SEEDS
+    ]
+    return Deletion(
+        count,
+        (
+            trial("heaviest", attribution.heaviest(count)),
+            trial("newest", range(past - count, past)),
+            *chance,
+            trial("decided", [past]),
+            trial("past", range(past)),
+        ),
+    )

@@ -1,0 +1,482 @@
+"""Buy and hold, randomized accounts on the same bars, and what each gate refused.
+
+Both trade at the opens of the run's own bars, at its configured fee, half spread and slippage,
+and pay the funding that the run recorded. They are computed here, not stored by the run.
+
+A random twin holds the run's own positions, each with its side, its sizes and its length, at
+times drawn by chance. What the run earned beyond its random twins is timing; what both earned is
+the side of the market and the costs.
+
+A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
+strategy asks; of the strategy trend it is the trend's. It is entered at the next bar's open and
+left at the open one horizon later: a forward return, each signal for itself. Refused and other
+signals pay the same costs, so the gross returns are compared: where every signal loses its fee, a
+gate that refuses at random would seem to save it. A gate sees only what the gates before it let
+pass, so what those refused is left out: else it would be credited with their choice.
+
+A gate is said to have saved, or to have cost, only where both hold at 95 %: the difference lies
+beyond its error, which counts UTC days and not signals, for those of one day share their market;
+and it lies beyond what random gates make, which refuse as many signals in the same pattern, moved
+along the run by chance.
+
+The rule is docs/decisions.md, G21.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints, Ledger, RunRecord
+from tracepaper.strategies.builtin import TREND
+from tracepaper.strategies.gates.gate import gate_order
+
+RANDOM_TWINS: Final = 200
+RANDOM_SEED: Final = 1
+BAND: Final = (0.05, 0.5, 0.95)
+"""The quantiles of the random twins' equity that are shown."""
+
+
+@dataclass(frozen=True)
+class RandomTwins:
+    """What ``count`` random twins of one account came to; money in quote currency.
+
+    ``low``, ``median`` and ``high`` are quantiles of their equity at the marked bars, and
+    ``beaten`` the share of them that ended with less than the account.
+    """
+
+    of: str
+    count: int
+    seed: int
+    positions: int
+    low: Floats
+    median: Floats
+    high: Floats
+    final_median: float
+    beaten: float
+
+
+def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
+    """Return what a position earns in each bar, in quote currency.
+
+    *held* [bar] is the position from each bar's open on and *traded* [bar] the quantity that
+    changed hands there, not negative; *cost_rate* is the cost of trading by notional.
+    """
+    before = np.concatenate(([0.0], held[:-1]))
+    last_close = np.concatenate((bars.open[:1], bars.close[:-1]))
+    earned: Floats = (
+        before * (bars.open - last_close)
+        + held * (bars.close - bars.open)
+        - traded * bars.open * cost_rate
+        - before * last_close * bars.funding
+    )
+    return earned
+
+
+def exposures(record: RunRecord, ledger: Ledger) -> tuple[Floats, Floats]:
+    """Return what *ledger* held at each of the record's times by its equity: net, and gross.
+
+    The second counts what is held long and what is held short alike, so it is not negative.
+    """
+    net, every = np.zeros((2, record.times_ms.size))
+    for name, held in ledger.held.items():
+        bars = record.bars[name]
+        closes_ms = record.closes_of(bars.open_time_ms)
+        at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
+        notional = np.where(at >= 0, (held * bars.close)[at.clip(min=0)], 0.0)
+        net += notional
+        every += np.abs(notional)
+    equity = np.where(ledger.equity[1:] > 0, ledger.equity[1:], np.nan)
+    return net / equity, every / equity
+
+
+def mean_exposure(record: RunRecord) -> float:
+    """Return the run's mean gross exposure over the bars that it could decide; NaN without any."""
+    every = exposures(record, record.account)[1][record.decidable_from :]
+    return float(np.mean(every)) if every.size else float("nan")
+
+
+def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
+    """Return the equity [times + 1] of *share* of the start's money held in equal parts, with fee.
+
+    Bought at the open after an instrument's first bar that was not warm-up, the earliest at which
+    the run could have bought. The rest of the money stays as it is; a share above 1 is bought on
+    credit that costs nothing.
+    """
+    start = float(record.account.equity[0])
+    equity = np.full(record.times_ms.size + 1, start)
+    for name in record.bars:
+        bars, bought = record.adjusted(name), record.warm_from[name] + 1
+        if bought < bars.open.size:
+            price = bars.open[bought] * (1.0 + record.cost_rate)
+            quantity = share * start / len(record.bars) / price
+            held, traded = np.zeros((2, bars.open.size))
+            held[bought:] = traded[bought] = quantity
+            equity += over_times(record, bars, gains(bars, held, traded, record.cost_rate))
+    return equity
+
+
+def over_times(record: RunRecord, bars: Bars, earned: Floats) -> Floats:
+    """Return the sum of *earned* up to the start and then to each of the record's times."""
+    known = np.searchsorted(record.closes_of(bars.open_time_ms), record.times_ms, side="right")
+    summed = np.concatenate(([0.0], earned.cumsum()))
+    return np.concatenate(([0.0], summed[known]))
+
+
+class Episodes(NamedTuple):
+    """The stretches of a position that keep one sign, as the changes that each is made of.
+
+    A stretch of *size* bars has its changes at *offset* bars after its start; the last of them,
+    at its size, closes it.
+    """
+
+    sizes: Ints  # [stretch], in bars
+    first: Ints  # [stretch], place of its first change
+    counts: Ints  # [stretch], how many changes it has
+    offset: Ints  # [change]
+    delta: Floats  # [change], signed
+
+
+def episodes(held: Floats) -> Episodes:
+    """Return the stretches of *held* [bar] in which it keeps one sign, in order."""
+    edges = np.flatnonzero(np.diff(np.sign(held))) + 1
+    parts = [part for part in np.split(held, edges) if part.size and part[0] != 0.0]
+    # The last step of each closes it, so that a stretch can be moved anywhere as a whole.
+    steps = [np.diff(part, prepend=0.0, append=0.0) for part in parts]
+    offsets = [np.flatnonzero(step) for step in steps]
+    counts = np.array([offset.size for offset in offsets], dtype=np.int64)
+    return Episodes(
+        np.array([part.size for part in parts], dtype=np.int64),
+        counts.cumsum() - counts,
+        counts,
+        np.concatenate([np.empty(0, dtype=np.int64), *offsets]),
+        np.concatenate([np.empty(0), *(step[at] for step, at in zip(steps, offsets, strict=True))]),
+    )
+
+
+def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints, Floats]:
+    """Return (bar, change) of *parts* at random places, in random order, none on another.
+
+    Every way to share out the free bars is as likely as any other. A part that reaches the last
+    bar stays open there, as the run's own last position may.
+    """
+    order = chance.permutation(parts.sizes.size)
+    sizes = parts.sizes[order]
+    free = bars - int(sizes.sum())
+    cuts = np.sort(chance.choice(free + sizes.size, sizes.size, replace=False))
+    # A cut leaves as many free bars before a part as places before it; the parts come on top.
+    starts = cuts - np.arange(sizes.size) + sizes.cumsum() - sizes
+    counts = parts.counts[order]
+    before = counts.cumsum() - counts
+    picked = np.repeat(parts.first[order] - before, counts) + np.arange(int(counts.sum()))
+    at = np.repeat(starts, counts) + parts.offset[picked]
+    within = at < bars
+    return at[within], parts.delta[picked][within]
+
+
+def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost_rate: float) -> Floats:
+    """Return what the changes *delta* of a position at the bars *at* earned by each of *known*.
+
+    *known* counts the bars that have closed. It equals the sum of ``gains`` over them, for the
+    cost of the changes instead of that of all bars.
+    """
+    position = np.concatenate(([0.0], delta.cumsum()))
+    turned = delta * bars.open[at]
+    cash = np.concatenate(([0.0], (-turned - np.abs(turned) * cost_rate).cumsum()))
+    settled = np.flatnonzero(bars.funding[1:]) + 1
+    paid = position[np.searchsorted(at, settled)] * bars.close[settled - 1] * bars.funding[settled]
+    paid = np.concatenate(([0.0], paid.cumsum()))
+    done = np.searchsorted(at, known)
+    close = bars.close[np.maximum(known - 1, 0)]
+    earned: Floats = cash[done] + position[done] * close - paid[np.searchsorted(settled, known)]
+    return earned
+
+
+def random_twins(
+    record: RunRecord, ledger: Ledger, marks: Ints, *, count: int = RANDOM_TWINS
+) -> RandomTwins | None:
+    """Return *count* random twins of *ledger*; None where it never held a position.
+
+    Nor are there any over a split that was not adjusted: its sizes are of other shares after it.
+    *marks* are places in the equity curve at which the quantiles are taken.
+    """
+    parts = {name: episodes(held) for name, held in ledger.held.items()}
+    positions = sum(of.sizes.size for of in parts.values())
+    if not positions or record.splits:
+        return None
+    chance = np.random.default_rng(RANDOM_SEED)
+    times = np.concatenate((record.times_ms[:1] - 1, record.times_ms))
+    wanted = times[np.append(marks, record.times_ms.size)]
+    known = {
+        name: np.searchsorted(record.closes_of(record.bars[name].open_time_ms), wanted, "right")
+        for name in parts
+    }
+    early = {
+        # Never so late that the stretches no longer fit behind it.
+        name: min(record.warm_from[name] + 1, record.bars[name].open.size - int(of.sizes.sum()))
+        for name, of in parts.items()
+    }
+    curves = np.full((count, wanted.size), float(ledger.equity[0]))
+    for twin in range(count):
+        for name, of in parts.items():
+            bars = record.bars[name]
+            at, delta = place(of, bars.open.size - early[name], chance)
+            curves[twin] += value_at(bars, at + early[name], delta, known[name], record.cost_rate)
+    low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
+    finals = curves[:, -1]
+    return RandomTwins(
+        of=ledger.name,
+        count=count,
+        seed=RANDOM_SEED,
+        positions=positions,
+        low=low,
+        median=median,
+        high=high,
+        final_median=float(np.median(finals)),
+        beaten=float(np.mean(finals < ledger.equity[-1])),
+    )
+
+
+ALLOWED: Final = "allowed"
+LEVEL: Final = 0.95
+LEAST_DAYS: Final = 10
+"""Days with refused signals, and days with others, below which nothing is judged."""
+SAVED: Final = "saved"
+COST: Final = "cost"
+BETTER: Final = "better"
+WORSE: Final = "worse"
+NO_EVIDENCE: Final = "no evidence"
+FEW_DAYS: Final = "too few days"
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How much more the other signals made than the chosen ones; returns as fractions."""
+
+    difference: float | None
+    error: float | None  # its standard error by day
+    days: int  # with chosen signals
+    low: float | None  # what random gates of equal coverage make, 95 % of them
+    high: float | None
+    sign: int  # 1 or -1 where the difference is credible, else 0
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The decisions of one gate, or the allowed ones; returns in basis points of the notional.
+
+    ``kept_better_bp`` is what the signals that it saw and let pass made more than these, gross; of
+    the allowed ones it is what all refused ones made more. ``said`` is
+    ``saved`` or ``cost`` of a gate, ``better`` or ``worse`` of what was allowed, where that is
+    credible; ``no evidence`` or ``too few days`` where it is not; empty without signals.
+    """
+
+    gate: str
+    decisions: int
+    signals: int  # with a side
+    measured: int  # whose horizon lies within the run, without a hole
+    days: int  # UTC days on which they lie
+    gross_bp: float | None
+    net_bp: float | None
+    passed_bp: float | None  # gross, of those that it let pass; of the allowed, all refused
+    kept_better_bp: float | None
+    error_bp: float | None  # of the difference, by day
+    random_low_bp: float | None
+    random_high_bp: float | None
+    said: str
+
+
+def refusals(record: RunRecord) -> list[Refusal]:
+    """Return a row a gate that refused, in the order of the gates, and one of what was allowed.
+
+    None of a run that kept only some of its decisions.
+    """
+    if not record.every_bar:
+        return []
+    refused = record.decisions.refused_by
+    side, gross, net = forward_returns(record)
+    seen = side != 0
+    signals = _Signals(seen, gross, net)
+    found = []
+    for name in gate_order():
+        if (refused == name).any():
+            found.append(_row(name, refused == name, seen, signals, record))
+            seen = seen & (refused != name)
+    return [*found, _row(ALLOWED, record.decisions.allowed, side != 0, signals, record)]
+
+
+def sides(record: RunRecord) -> Floats:
+    """Return the side of each decision's signal: 1 up, -1 down, 0 where there is none."""
+    if record.config.strategy.name == TREND:
+        return _trend_sides(record)
+    return _forecast_sides(record.decisions)
+
+
+def _trend_sides(record: RunRecord) -> Floats:
+    """Return the side of the trend, which the strategy noted wherever it decided."""
+    found = np.zeros(record.decisions.sequence.size)
+    for instrument, noted in record.notes.items():
+        own = record.decisions.places[instrument]
+        at = np.searchsorted(record.decisions.open_time_ms[own], noted[TREND].open_time_ms)
+        found[own[at]] = np.sign(noted[TREND].number)
+    return found
+
+
+def _forecast_sides(decisions: Decisions) -> Floats:
+    """Return the side of each decision's forecast.
+
+    A model that gives a mean return alone, or probabilities alone, has the side of that.
+    """
+    mean, lean = decisions.mean_return, decisions.p_up - decisions.p_down
+    mean, lean = np.where(np.isnan(mean), lean, mean), np.where(np.isnan(lean), mean, lean)
+    up, down = (mean > 0) & (lean > 0), (mean < 0) & (lean < 0)
+    found: Floats = up.astype(np.float64) - down
+    return found
+
+
+def forward_returns(record: RunRecord) -> tuple[Floats, Floats, Floats]:
+    """Return each decision's side (1, -1, 0), and its gross and net return to the horizon.
+
+    Returns are fractions of the notional, NaN where the run ends before the horizon or has a hole
+    within it: what came after a hole of months was not the signal's.
+    """
+    decisions, horizon = record.decisions, record.config.gate.horizon
+    side = sides(record)
+    ratio = np.full(side.size, np.nan)
+    for name, bars in record.bars.items():
+        own = decisions.places[name]
+        ahead = np.full(own.size, np.nan)
+        reached = max(own.size - horizon - 1, 0)
+        opens = bars.open_time_ms
+        whole = record.bars_between(opens[:reached], opens[1 + horizon :]) == 1 + horizon
+        made = bars.open[1 + horizon :] / bars.open[1 : 1 + reached]
+        ahead[:reached] = np.where(whole, made, np.nan)
+        ratio[own] = ahead
+    gross = side * (ratio - 1.0)
+    return side, gross, gross - record.cost_rate * (1.0 + ratio)
+
+
+class _Signals(NamedTuple):
+    """Every decision's forward return; ``sided`` are those that are signals."""
+
+    sided: Mask
+    gross: Floats
+    net: Floats
+
+
+def _row(name: str, chosen: Mask, seen: Mask, signals: _Signals, record: RunRecord) -> Refusal:
+    """Return the figures of the *chosen* decisions among the signals that their gate has *seen*."""
+    known = seen & np.isfinite(signals.gross)
+    own, gross, net = chosen[known], signals.gross[known], signals.net[known]
+    spans = record.spans_of(record.decisions.open_time_ms[known], record.config.gate.horizon)
+    judged = judge(gross, own, spans)
+    return Refusal(
+        gate=name,
+        decisions=int(np.count_nonzero(chosen)),
+        signals=int(np.count_nonzero(chosen & signals.sided)),
+        measured=int(np.count_nonzero(own)),
+        days=judged.days,
+        gross_bp=_mean_bp(gross[own]),
+        net_bp=_mean_bp(net[own]),
+        passed_bp=_mean_bp(gross[~own]),
+        kept_better_bp=_bp(judged.difference),
+        error_bp=_bp(judged.error),
+        random_low_bp=_bp(judged.low),
+        random_high_bp=_bp(judged.high),
+        said=said(judged, allowed=name == ALLOWED),
+    )
+
+
+def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
+    """Return how the *chosen* of some signals did against the others.
+
+    *gross* [signal] is in order of time, and *days* [signal] numbers the days, each of them long
+    enough that a signal ends on its own or on the next.
+    """
+    count = int(np.count_nonzero(chosen))
+    lengths = np.diff(np.append(_starts(days), days.size))
+    here, there = _sums(chosen, days), _sums(~chosen, days)
+    days_here, days_there = np.count_nonzero(here), np.count_nonzero(there)
+    if not count or count == chosen.size:
+        return Judgement(None, None, int(days_here), None, None, 0)
+    means = gross[chosen].mean(), gross[~chosen].mean()
+    difference = float(means[1] - means[0])
+    if min(days_here, days_there) < LEAST_DAYS:
+        return Judgement(difference, None, int(days_here), None, None, 0)
+    # Each signal's own part in the error of the difference of the two means.
+    pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
+    by_day = _sums(pull, days)
+    effective = min(_effective(here), _effective(there))
+    # Summed by day before it is squared: signals of one day share their market.
+    error = math.sqrt(by_day.size / (by_day.size - 1) * float((by_day**2).sum()))
+    low, high = _random(gross, chosen, int(lengths.max()))
+    outside = difference > high or difference < low
+    clear = abs(difference) > _student(effective) * error
+    sign = int(np.sign(difference)) if outside and clear else 0
+    return Judgement(difference, error, int(days_here), low, high, sign)
+
+
+def _starts(days: Ints) -> Ints:
+    return np.flatnonzero(np.diff(days, prepend=days[:1] - 1))
+
+
+def _sums(values: npt.NDArray[Any], days: Ints) -> Floats:
+    """Return the sum of *values* on each day."""
+    summed: Floats = np.add.reduceat(values.astype(np.float64), _starts(days))
+    return summed
+
+
+def _effective(counts: Floats) -> float:
+    """Return how many days of equal size these *counts* weigh, less one: a few hold the most."""
+    return max(1.0, float(counts.sum() ** 2 / (counts**2).sum()) - 1.0)
+
+
+def _student(freedom: float) -> float:
+    """Return how many errors a difference must have at ``LEVEL``, both sides."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.5 + LEVEL / 2))
+
+
+def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
+    """Return the range of differences that random gates of equal coverage make.
+
+    They are the gate's own pattern of refusals, moved along the signals in a circle by every step
+    that takes it further than the longest *day* from where it was: as many refused, as clustered.
+    """
+    size, count = gross.size, int(np.count_nonzero(chosen))
+    # A circular correlation: entry k is the gross sum under the pattern moved on by k signals.
+    moved = np.fft.irfft(
+        np.fft.rfft(gross) * np.conj(np.fft.rfft(chosen.astype(np.float64))), n=size
+    )
+    far = moved[day : size - day] if size > 2 * day else moved[1:]
+    differences = (gross.sum() - far) / (size - count) - far / count
+    low, high = np.quantile(differences, (0.5 - LEVEL / 2, 0.5 + LEVEL / 2))
+    return float(low), float(high)
+
+
+def said(judged: Judgement, *, allowed: bool) -> str:
+    """Return the word for a gate's refusals, or for what was *allowed*."""
+    if judged.difference is None:
+        return ""
+    if judged.error is None:
+        return FEW_DAYS
+    if not judged.sign:
+        return NO_EVIDENCE
+    if allowed:
+        return WORSE if judged.sign > 0 else BETTER
+    return SAVED if judged.sign > 0 else COST
+
+
+def _mean_bp(values: Floats) -> float | None:
+    return 1e4 * float(values.mean()) if values.size else None
+
+
+def _bp(value: float | None) -> float | None:
+    return None if value is None else 1e4 * value

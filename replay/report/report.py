@@ -1,0 +1,510 @@
+"""The report of one run as values, and the explanations of its trades."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.daemon.engine import state
+from tracepaper.replay.report import metrics
+from tracepaper.replay.report.attention import (
+    Group,
+    RunAttention,
+    read_attention,
+    winners_and_losers,
+)
+from tracepaper.replay.report.benchmarks import (
+    RandomTwins,
+    Refusal,
+    buy_and_hold,
+    exposures,
+    mean_exposure,
+    random_twins,
+    refusals,
+)
+from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
+from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
+from tracepaper.replay.report.trades import (
+    ClosedTrade,
+    Costs,
+    closed_trades,
+    costs,
+    of_decision,
+)
+from tracepaper.replay.report.trades import (
+    newest as newest_listed,
+)
+from tracepaper.replay.training.honesty import shown_sentences
+from tracepaper.storage.checkpoints import ID_DIGITS
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.types.decisions import BLOCK_BARS, Action
+from tracepaper.strategies.types.market import Retrained, RetrainOutcome
+
+EXPLAINED_MAX: Final = 60
+POINTS_MAX: Final = 160
+_BEFORE_BARS: Final = 200
+_AFTER_BARS: Final = 30
+
+
+@dataclass(frozen=True)
+class ExplainedTrade:
+    """A trade, the decision that opened it, its gates, the price around, and the rollout."""
+
+    trade: ClosedTrade
+    decision: Row
+    gates: tuple[Row, ...]
+    times_ms: Ints  # of the closes shown
+    closes: Floats
+    rollout: tuple[tuple[int, int, float], ...]  # (from_ms, until_ms, weight), oldest first
+    orders: tuple[Row, ...]  # of ``v_orders``: what a list of that decision sent or canceled
+
+
+def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[ClosedTrade]:
+    """Return the trades to explain, by time: all, or half the best and half the worst."""
+    if len(trades) <= most:
+        return list(trades)
+    by_profit = sorted(trades, key=lambda trade: trade.profit)
+    picked = [*by_profit[: most // 2], *by_profit[-(most - most // 2) :]]
+    return sorted(picked, key=lambda trade: trade.entered_ms)
+
+
+def explain_trades(
+    reader: Reader, record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention | None
+) -> list[ExplainedTrade]:
+    """Return what opened each of *trades*, from the views."""
+    views = RunViews(reader.connection, str(record.run["run_id"]))
+    found = []
+    for trade in trades:
+        # By equality: a range of sequences would go over the whole run.
+        if decided := views.rows("v_decisions", sequence=trade.entry_sequence):
+            by_age = (
+                None if attention is None else attention.rollout_by_age.get(trade.entry_sequence)
+            )
+            rollout = () if by_age is None else _rollout(by_age, decided[0], record.interval_ms)
+            times, closes = _price(record, trade, decided[0], rollout)
+            gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
+            by_list = decided[0]["action"] == Action.ORDERS
+            orders = of_decision(reader, views, trade.entry_sequence) if by_list else ()
+            found.append(ExplainedTrade(trade, decided[0], gates, times, closes, rollout, orders))
+    return found
+
+
+def _rollout(by_age: Floats, decision: Row, interval_ms: int) -> tuple[tuple[int, int, float], ...]:
+    """Return the cells of age as stretches of time, oldest first; "older" has no length."""
+    end = int(decision["open_time_ms"]) + interval_ms
+    cell_ms = BLOCK_BARS * interval_ms
+    return tuple(
+        (end - (cell + 1) * cell_ms, end - cell * cell_ms, float(by_age[cell]))
+        for cell in reversed(range(by_age.size - 1))
+    )
+
+
+def _price(
+    record: RunRecord,
+    trade: ClosedTrade,
+    decision: Row,
+    rollout: Sequence[tuple[int, int, float]],
+) -> tuple[Ints, Floats]:
+    """Return the closes from where the decision looked, or a little before it, to the exit.
+
+    None of a run that kept only some bars: a line between them would be no price.
+    """
+    if not record.every_bar:
+        return np.empty(0, dtype=np.int64), np.empty(0)
+    bars = record.bars[trade.instrument]
+    closes_ms = record.closes_of(bars.open_time_ms)
+    back_ms = (
+        rollout[0][0]
+        if rollout
+        else int(decision["open_time_ms"]) - _BEFORE_BARS * record.interval_ms
+    )
+    first = int(np.searchsorted(closes_ms, back_ms))
+    last = int(np.searchsorted(closes_ms, trade.left_ms)) + _AFTER_BARS
+    places = np.arange(first, min(last, closes_ms.size))
+    if places.size > POINTS_MAX:
+        places = places[np.linspace(0, places.size - 1, POINTS_MAX).round().astype(np.int64)]
+    return closes_ms[places], bars.close[places]
+
+
+Card = dict[str, Any]
+OPENED_SHOWN: Final = 3
+MARKS_MAX: Final = 800
+"""Points of a curve that are shown; figures are taken from all of them."""
+BUY_AND_HOLD: Final = "buy and hold"
+HELD: Final = frozenset({BUY_AND_HOLD, state.BUY_AND_HOLD})
+REGIMES_SENTENCE: Final = (
+    "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
+    "MEAN_REVERSION on distant ones; in trials they predicted no momentum in returns."
+)
+OPENS_SENTENCE: Final = (
+    "The candles are archived ones. Where they are Binance's, as the bundled ones are, an open "
+    "equals the close before in a third to a half of bars; on Bybit it always does."
+)
+ROLLOUT_SENTENCE: Final = "Rollout says where attention flowed, not why the price moved."
+PAPER_SENTENCE: Final = "Paper trading only: nothing here shows that money can be earned."
+SAMPLED_SENTENCE: Final = (
+    "The run kept only steps that traded and the ends of its days (--log acted): equity, returns, "
+    "Sharpe and buy and hold by day are exact; bars, refusals, drawdowns, exposure, random twins, "
+    "prices and attention need every bar and are left out. Replay with --log full to see them."
+)
+
+
+@dataclass(frozen=True)
+class MarginHeld:
+    """What an account's positions bind at its end, and where each is liquidated."""
+
+    used: float
+    leverage: float
+    liquidation: str  # a price, or one a symbol
+
+
+@dataclass(frozen=True)
+class AccountReport:
+    """One account's figures; ``source`` says where it comes from."""
+
+    name: str
+    source: str
+    start: float
+    end: float
+    performance: Performance
+    activity: Activity | None  # None where no fills are known
+    costs: Costs | None
+    margin: MarginHeld | None = None  # None where nothing is held on margin
+    bought: float | None = None  # the share of the start's money, of an account that is computed
+
+    @property
+    def mean_exposure(self) -> float | None:
+        """The mean of what it held, by its equity; of a computed account what it bought."""
+        return self.bought if self.activity is None else self.activity.mean_exposure
+
+    @property
+    def label(self) -> str:
+        """Its name in a legend; of buy and hold with how much was held."""
+        if self.name not in HELD or self.mean_exposure is None:
+            return self.name
+        return f"{self.name}, {self.mean_exposure * 100:.3g} % held"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An equity curve at the report's marks, and the worst drawdown of each stretch to a mark."""
+
+    name: str
+    equity: Floats
+    drawdown: Floats  # fraction of the peak, not negative
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that is shown of a run; money in quote currency, shares are fractions."""
+
+    record: RunRecord
+    warnings: tuple[str, ...]  # of the run, and what this report cannot say of it
+    sentences: tuple[str, ...]  # what a reader must know before believing any of it
+    accounts: tuple[AccountReport, ...]  # the run's own first, buy and hold last
+    marks_ms: Ints  # UTC ms of the curves' points
+    curves: tuple[Curve, ...]
+    random: tuple[RandomTwins, ...]
+    monthly: tuple[tuple[int, int, float], ...]  # (year, month, return) of the run's own account
+    drawdowns: tuple[Drawdown, ...]  # the worst of the run's own account
+    rolling: tuple[Ints, Floats]  # closes, and the Sharpe ratio of the 30 days before each
+    trades: dict[str, tuple[ClosedTrade, ...]]  # closed, by account
+    refusals: tuple[Refusal, ...]
+    regimes: dict[str, int]  # decisions
+    attention: RunAttention | None
+    shown: str  # the account whose trades are grouped and explained: the first that has any
+    groups: tuple[Group, ...]
+    explained: tuple[ExplainedTrade, ...]
+    listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
+    heads: int  # of a layer of the run's model; 0 where its card is not at hand
+
+    @property
+    def own_trades(self) -> tuple[ClosedTrade, ...]:
+        """The run's own closed trades."""
+        return self.trades[self.record.account.name]
+
+
+def build_report(
+    database: Path, run_id: str, *, progress: Callable[[str], None] = lambda _said: None
+) -> Report:
+    """Return the report of *run_id*, from the views and the reader alone.
+
+    *progress* is told what is done next. Raises ``DataInvalid`` where the run does not exist or
+    has decided nothing.
+    """
+    progress("reading the run")
+    with Reader.open(database) as reader:
+        record = read_record(reader, database, run_id)
+        ledgers = (record.account, *record.twins)
+        closed = {of.name: tuple(closed_trades(record, of)) for of in ledgers}
+        wanted = {trade.entry_sequence for of in closed.values() for trade in of}
+        progress("reading where attention lay")
+        attention = read_attention(reader, record, wanted) if record.every_bar else None
+        grouped = next((name for name, of in closed.items() if of), record.account.name)
+        explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
+        listed = newest_listed(RunViews(reader.connection, run_id))
+        retrained = reader.retrained(run_id)
+    progress("drawing random twins")
+    card = _card(record)
+    times, marks = _times(record), _marks(record)
+    held = held_alike(record)
+    names, counts = np.unique(record.decisions.regime, return_counts=True)
+    own, divided = record.account.equity, record.holds_over_split(record.account)
+    return Report(
+        record=record,
+        warnings=_warnings(record),
+        sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
+        accounts=(
+            *(account_report(record, of, closed[of.name]) for of in ledgers),
+            *(_held_account(record, of) for of in held),
+        ),
+        marks_ms=times[marks],
+        curves=(
+            *(_curve(of.name, of.equity, marks) for of in ledgers),
+            *(_curve(of.name, of.equity, marks) for of in held),
+        ),
+        random=tuple(_random(record, ledgers, marks)),
+        monthly=() if divided else tuple(metrics.monthly_returns(_within(record), own)),
+        drawdowns=tuple(metrics.worst_drawdowns(times, own))
+        if record.every_bar and not divided
+        else (),
+        rolling=metrics.rolling_sharpe(
+            record.times_ms[:0] if divided else record.times_ms,
+            own[:1] if divided else own,
+            record.interval_ms,
+            record.calendar,
+        ),
+        trades=closed,
+        refusals=tuple(refusals(record)),
+        regimes=dict(zip(names.tolist(), counts.tolist(), strict=True)),
+        attention=attention,
+        shown=grouped,
+        groups=winners_and_losers(record, closed[grouped], attention) if attention else (),
+        explained=tuple(explained),
+        listed=listed,
+        heads=int(card.get("architecture", {}).get("heads", 0)),
+    )
+
+
+def _random(record: RunRecord, ledgers: Sequence[Ledger], marks: Ints) -> Iterator[RandomTwins]:
+    """Yield the random twins of every account that held something; none without every bar."""
+    for of in ledgers if record.every_bar else ():
+        if (made := random_twins(record, of, marks)) is not None:
+            yield made
+
+
+def _times(record: RunRecord) -> Ints:
+    """Return the times of the equity curve: the first open, then every close."""
+    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms))
+
+
+def _within(record: RunRecord) -> Ints:
+    """Return the same with every close in the bar it ends: midnight belongs to the day before."""
+    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms - 1))
+
+
+def _marks(record: RunRecord) -> Ints:
+    """Return the places in an equity curve that are shown: evenly, ends included.
+
+    Of a run that kept only some bars, from the ends of its days.
+    """
+    size = record.times_ms.size + 1
+    places = np.arange(size)
+    if not record.every_bar:
+        places = np.concatenate(([0], metrics.day_ends(record.times_ms, record.calendar) + 1))
+    chosen = np.linspace(0, places.size - 1, min(places.size, MARKS_MAX)).round().astype(np.int64)
+    return places[np.unique(chosen)]
+
+
+def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
+    worst = np.maximum.reduceat(metrics.drawdowns(equity), np.concatenate(([0], marks[:-1] + 1)))
+    return Curve(name, equity[marks], worst)
+
+
+def account_report(
+    record: RunRecord, ledger: Ledger, closed: Sequence[ClosedTrade]
+) -> AccountReport:
+    """Return the figures of an account that the run stored."""
+    own = ledger is record.account
+    figures = metrics.performance(
+        record.times_ms,
+        ledger.equity,
+        record.interval_ms,
+        record.calendar,
+        every_bar=record.every_bar,
+    )
+    if record.holds_over_split(ledger):
+        figures = metrics.unknown(figures)
+    return AccountReport(
+        name=ledger.name,
+        source="stored" if own else f"stored: {state.TWINS[ledger.name]}",
+        start=float(ledger.equity[0]),
+        end=float(ledger.equity[-1]),
+        performance=figures,
+        activity=metrics.activity(
+            exposures=exposures(record, ledger)[1][record.decidable_from :]
+            if record.every_bar
+            else None,
+            notionals=[fill["notional"] for fill in ledger.fills],
+            equity=ledger.equity,
+            profits=[trade.profit for trade in closed],
+            days=figures.days,
+            year_days=metrics.year_days(record.calendar),
+        ),
+        costs=costs(ledger, record.terms),
+        margin=_margin(record) if own else None,
+    )
+
+
+def _margin(record: RunRecord) -> MarginHeld | None:
+    """Return what the run's own positions bind at its end."""
+    if not (held := record.margins):
+        return None
+    prices = [(row["instrument"], row["liquidation_price_text"]) for row in held]
+    return MarginHeld(
+        used=sum(row["margin"] for row in held),
+        leverage=float(record.config.account.leverage),
+        liquidation=prices[0][1]
+        if len(prices) == 1
+        else ", ".join(f"{record.instruments[name].symbol} {price}" for name, price in prices),
+    )
+
+
+class HoldBenchmark(NamedTuple):
+    """A benchmark that buys a share of the start's money and holds it."""
+
+    name: str
+    source: str
+    equity: Floats
+    share: float
+
+
+def held_alike(record: RunRecord) -> list[HoldBenchmark]:
+    """Return buy and hold at the run's own exposure, and in full.
+
+    Where the run has the twin that holds its exposure so far, that one alone stands for the first.
+    """
+    bought = "bought at the open after the first decidable bar at the run's costs, not sold"
+    found = []
+    if record.every_bar and record.held_twin is None:
+        share = mean_exposure(record)
+        if np.isfinite(share) and share > 0:
+            source = f"computed: the run's mean exposure, {share:.2%} of the start, {bought}"
+            found.append(
+                HoldBenchmark(f"held at {share:.2%}", source, buy_and_hold(record, share), share)
+            )
+    source = f"computed: all the money, {bought}"
+    return [*found, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
+
+
+def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
+    return AccountReport(
+        name=held.name,
+        source=held.source,
+        start=float(held.equity[0]),
+        end=float(held.equity[-1]),
+        bought=held.share,
+        performance=metrics.performance(
+            record.times_ms,
+            held.equity,
+            record.interval_ms,
+            record.calendar,
+            every_bar=record.every_bar,
+        ),
+        activity=None,
+        costs=None,
+    )
+
+
+def _warnings(record: RunRecord) -> tuple[str, ...]:
+    """Return what the run warns of, and what this report cannot say of it."""
+    found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
+    if opened := json.loads(record.run["opened"] or "[]"):
+        found.append(
+            f"The strategy opened {', '.join(opened[:OPENED_SHOWN])}"
+            f"{' and more' if len(opened) > OPENED_SHOWN else ''}; a decision that depends on it "
+            "cannot be re-derived."
+        )
+    if not record.every_bar:
+        found.append(SAMPLED_SENTENCE)
+    return tuple(found)
+
+
+def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
+    """Return what this report says of itself, and the honest sentences of the model's card."""
+    found = [PAPER_SENTENCE]
+    if record.gaps:
+        lost = sum(
+            int(record.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
+            for row in record.gaps
+            if not row["repaired_by"]
+        )
+        found.append(
+            f"The data have {len(record.gaps):,} gaps; {lost:,} bars never "
+            "came, and annual figures do not count them."
+        )
+    settled = record.settlements
+    if settled.missing:
+        found.append(
+            f"{len(settled.missing):,} settlements of funding never came, {settled.missing_held:,} "
+            "of them while a position was held: what they would have moved is in no account."
+        )
+    if settled.twice:
+        found.append(f"{settled.twice:,} settlements came twice and were booked once.")
+    if record.splits:
+        symbols = ", ".join(record.instruments[name].symbol for name in record.splits)
+        found.append(
+            f"Over the split of {symbols} that was not adjusted, an account that held it has no "
+            "returns (–) and its trade is left out; buy and hold is computed as if adjusted, and "
+            "random twins are not drawn."
+        )
+    if record.run["ended_at"] is None:
+        found.append("The run has not ended; this is how it stood when the report was made.")
+    if record.run["kind"] != "live":
+        found.append(OPENS_SENTENCE)
+    if record.run["model_id"] and not record.config.model.own_class:
+        found += [*_card_sentences(card), REGIMES_SENTENCE, ROLLOUT_SENTENCE]
+    return tuple(found)
+
+
+def _retrained_sentences(events: Sequence[Retrained]) -> Iterator[str]:
+    """Yield what became of the model in service, and whose the decisions are."""
+    if not events:
+        return
+    counts = Counter(event.outcome.value for event in events)
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    yield f"The model was retrained in service: {told}. Each is an event of the kind retrained."
+    for event in events:
+        if event.outcome is RetrainOutcome.PROMOTED:
+            at = datetime.fromtimestamp(event.market_ms / 1000, UTC)
+            yield (
+                f"From {at:%Y-%m-%d %H:%M} UTC on model {event.candidate_sha256[:ID_DIGITS]} "
+                f"decides, promoted by {event.reason}. The card is the first model's, the "
+                "thresholds are the last's."
+            )
+
+
+def _card(record: RunRecord) -> Card:
+    """Return the card of the run's model; empty without a model, or where it is not kept."""
+    if not record.run["model_id"]:
+        return {}
+    from tracepaper.storage import checkpoints
+
+    folder = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
+    return checkpoints.read_card(folder) if folder.is_dir() else {}
+
+
+def _card_sentences(card: Card) -> list[str]:
+    """Return what the card of the run's model says of itself."""
+    if not card:
+        return ["The checkpoint is no longer beside the database, so its card says nothing here."]
+    said = shown_sentences(card) or [card["model"].get("notice", "")]
+    return [f"The model's card: {text}" for text in said if text]

@@ -1,0 +1,522 @@
+"""One run of a sweep: a point of the space over a span of the data, and what it came to.
+
+Its log keeps what acted, in a temporary file that is then removed; what figures need of every
+other bar, the random twins and the drawdown above all, is taken as the run goes (docs/python.md,
+Y14).
+
+A record that is read back from such a log lacks bars, positions and equity between trades; with
+these it is the record of the full log, as far as the figures of an account go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config.loading import Sections, load
+from tracepaper.daemon.session.covariates import vectors_path
+from tracepaper.daemon.session.run_row import code_version
+from tracepaper.daemon.session.user_class import known_class, user_class
+from tracepaper.daemon.session.user_code import class_sha256
+from tracepaper.replay.api import configured, data_of, moment_of, plain_values, strategy_keys
+from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
+from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
+from tracepaper.replay.backtest.request import Request, Watch, carry_out
+from tracepaper.replay.report import metrics
+from tracepaper.replay.report.figures import Headline, headline
+from tracepaper.replay.report.record import (
+    Bars,
+    Decisions,
+    RunRecord,
+    funding_in_bars,
+    quantity_steps,
+    read_record,
+    without_dust,
+)
+from tracepaper.replay.report.trades import closed_trades
+from tracepaper.replay.sweep.space import (
+    OF_A_YEAR,
+    Axis,
+    Objective,
+    Point,
+    Span,
+    bounds,
+    objective_of,
+    sampler_of,
+    space_of,
+    walk,
+)
+from tracepaper.storage.covariates import file_bytes
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.sweeps import CellKey
+from tracepaper.strategies.builtin import TREND
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError, shown
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Bar, Funding
+from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
+
+
+class EveryBar:
+    """Takes in the steps of one run, in order."""
+
+    def __init__(self) -> None:
+        self._instruments: list[str] = []
+        self._rows: list[tuple[int, int, int, int, int, int, int]] = []
+        self._refused_by: list[str] = []
+        self._settled: dict[str, list[tuple[int, int]]] = {}
+        self._before: int | None = None  # the equity before the first decision
+
+    def observe(self, step: Step) -> None:
+        """Take in one step."""
+        event = step.event
+        if isinstance(event, Funding):
+            self._settled.setdefault(event.instrument, []).append((event.market_ms, event.rate))
+        if step.decision is None or step.position is None or not isinstance(event, Bar):
+            if not self._rows and step.position is not None:
+                self._before = step.account.equity
+            return
+        self._instruments.append(event.instrument)
+        self._rows.append(
+            (event.open_time_ms, event.open, event.high, event.low, event.close,
+             step.position.quantity, step.account.equity)
+        )  # fmt: skip
+        self._refused_by.append(step.decision.refused_by or "")
+
+    def whole(self, record: RunRecord) -> RunRecord:
+        """Return *record*, read from the log, with every bar of this run's account."""
+        columns = np.array(self._rows, dtype=np.int64).T
+        opened, *prices, quantity, equity = columns
+        decisions = self._decisions(opened)
+        times = record.closes_of(np.unique(opened))
+        curve = np.empty(times.size)
+        # Several instruments close at one time: the last of them has the whole account.
+        curve[np.searchsorted(times, opened, side="right")] = (
+            equity.astype(np.float64) / MONEY_SCALE
+        )
+        before = int(equity[0]) if self._before is None else self._before
+        steps = quantity_steps(record.instruments)
+        bars, held = {}, {}
+        for name, places in decisions.places.items():
+            known = record.instruments[name]
+            scale = 10.0**known.price_decimals
+            opens, highs, lows, ends = (part[places].astype(np.float64) / scale for part in prices)
+            times_of = opened[places]
+            settled = self._settled.get(name, [])
+            funding = funding_in_bars(record.closes_of(times_of), settled)
+            bars[name] = Bars(places, times_of, opens, highs, lows, ends, funding)
+            own = quantity[places].astype(np.float64) / 10.0**known.quantity_decimals
+            held[name] = without_dust(own, steps[name])
+        account = replace(
+            record.account,
+            equity=np.concatenate(([before / MONEY_SCALE], curve)),
+            held=held,
+        )
+        return replace(
+            record,
+            every_bar=True,
+            times_ms=times,
+            bars=bars,
+            decisions=decisions,
+            account=account,
+        )
+
+    def _decisions(self, opened: np.typing.NDArray[np.int64]) -> Decisions:
+        size = opened.size
+        nothing, unknown = np.full(size, ""), np.full(size, np.nan)
+        refused_by = np.array(self._refused_by)
+        return Decisions(
+            sequence=np.arange(size),
+            instrument=np.array(self._instruments),
+            open_time_ms=opened,
+            action=nothing,
+            allowed=refused_by == "",
+            refused_by=refused_by,
+            unfilled=nothing,
+            regime=nothing,
+            mean_return=unknown, p_up=unknown, p_down=unknown, confidence=unknown,
+            content_free=unknown, recent_mass=unknown, older_mass=unknown, shift=unknown,
+        )  # fmt: skip
+
+
+WHOLE: Final = "whole"
+TRAIN: Final = "train"
+TEST: Final = "test"
+CALLER: Final = "the point"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all runs of a sweep share; handed to each worker once."""
+
+    strategy: str | None  # None for the configured one
+    params: Mapping[str, Any]
+    config: Path | Sections | None
+    candles: tuple[Candles, ...]
+    funding: tuple[FundingRates, ...] = ()
+    frames: tuple[Candles, ...] = ()
+    depth: tuple[StoredDepth, ...] = ()
+    made_of: type | None = None  # a class that only this process knows
+    kept_in: Path | None = None  # where records wait for the objective that reads them
+
+
+class Cell(NamedTuple):
+    """One run to be made: the trial's number and point, and the span in UTC milliseconds."""
+
+    span: int
+    part: str
+    number: int
+    point: Point
+    from_ms: int | None
+    until_ms: int | None
+
+    @property
+    def key(self) -> CellKey:
+        """What names it in the sweep."""
+        return self.span, self.part, self.number
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one run came to; ``error`` is one sentence where it came to nothing."""
+
+    span: int
+    part: str
+    number: int
+    point: Point
+    value: float | None = None  # of the objective
+    error: str = ""
+    figures: Headline = field(default_factory=dict)
+    daily: tuple[float, ...] = ()  # simple returns of UTC days
+    config_sha256: str = ""
+    strategy_sha256: str = ""
+    model_sha256: str = ""
+    seconds: float = 0.0
+    run_id: str = ""  # of its record, while that is kept
+
+    @property
+    def key(self) -> CellKey:
+        """What names it in the sweep."""
+        return self.span, self.part, self.number
+
+    @property
+    def trial_sha256(self) -> str:
+        """The id of what was tried, wherever and however often it is tried."""
+        tried = f"{self.config_sha256}/{self.strategy_sha256}/{self.model_sha256}"
+        return hashlib.sha256(tried.encode()).hexdigest()
+
+
+class TookTooLong(TracepaperError):
+    """A run was stopped at its limit."""
+
+
+def too_long(limit_s: float) -> str:
+    """Return the sentence of a run that was stopped."""
+    return f"It took longer than {limit_s:g} s and was stopped; give a higher limit, or mend it."
+
+
+def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
+    """Return the keys of the configuration that *point* sets.
+
+    ``section.key`` is one of the configuration, a bare name one of the strategy's params.
+    """
+    params = dict(work.params)
+    own = ":" in (work.strategy or "")
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in point.items():
+        section, dot, key = name.partition(".")
+        if not dot and own:
+            params[name] = value
+            continue
+        # A key of money is written as text; the shortest is the number that was meant.
+        written = str(value) if isinstance(value, float) else value
+        if dot:
+            sections.setdefault(section, {})[key] = written
+        else:
+            params[name] = written
+    if work.strategy is not None:
+        sections["strategy"] = {
+            **sections.get("strategy", {}),
+            **strategy_keys(work.strategy, params, work.config),
+        }
+    elif params:
+        sections["strategy"] = {**sections.get("strategy", {}), **params}
+    return sections
+
+
+def make(work: Work, cell: Cell) -> CellResult:
+    """Make one run; what goes wrong in it is its outcome, in one sentence."""
+    began_s = SystemClock().network_s()
+    with tempfile.TemporaryDirectory(prefix="tracepaper-sweep-") as folder:
+        kept = work.kept_in is not None
+        database = Path(folder) / "run.db" if work.kept_in is None else kept_database(work, cell)
+        request = Request(
+            data=work.candles,
+            config=work.config,
+            funding=work.funding,
+            frames=work.frames,
+            depth=work.depth,
+            caller=CALLER,
+            from_text=None if cell.from_ms is None else str(cell.from_ms),
+            to_text=None if cell.until_ms is None else str(cell.until_ms),
+            database=database,
+            # An objective that is given the run is given all of it.
+            log="full" if kept else "acted",
+        )
+        try:
+            found = _made(work, cell, request)
+        except TracepaperError as error:
+            return CellResult(*cell[:4], error=str(error))
+    seconds = round(SystemClock().network_s() - began_s, 3)
+    return (
+        CellResult(*cell[:4], **found, seconds=seconds)
+        if kept
+        else CellResult(*cell[:4], **{**found, "run_id": ""}, seconds=seconds)
+    )
+
+
+def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
+    from dataclasses import replace
+
+    with known_class(work.made_of):
+        wanted = replace(request, overrides=overrides_of(work, cell.point))
+        every = EveryBar()
+        made = carry_out(wanted, Watch(observe=every.observe))
+    with Reader.open(made.database) as reader:
+        record = read_record(reader, made.database, made.run_id)
+        row = reader.run(made.run_id)
+    record = record if record.every_bar else every.whole(record)
+    equity = record.account.equity[: 1 if record.holds_over_split(record.account) else None]
+    return {
+        "figures": headline(record, closed_trades(record, record.account)),
+        "daily": tuple(metrics.daily_returns(record.times_ms[: equity.size - 1], equity).tolist()),
+        "config_sha256": row.config_sha256,
+        "strategy_sha256": row.strategy_sha256,
+        "model_sha256": row.model_sha256,
+        "run_id": made.run_id,
+    }
+
+
+def kept_database(work: Work, cell: Cell | CellResult) -> Path:
+    """Return where the record of one run waits for the objective."""
+    assert work.kept_in is not None
+    return work.kept_in / f"{cell.span}-{cell.part}-{cell.number}.db"
+
+
+@contextmanager
+def limited(limit_s: float | None) -> Iterator[None]:
+    """Raise ``TookTooLong`` after *limit_s* of Python code; only in the main thread of a process.
+
+    Elsewhere a thread cannot be stopped, and nothing is limited.
+    """
+    if limit_s is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise TookTooLong(too_long(limit_s))
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+LIMIT_S: Final = 600.0
+"""Seconds that one run may take unless another limit is given."""
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What one sweep is to try; the arguments of ``tracepaper.sweep``, read."""
+
+    work: Work
+    paths: tuple[str, ...] | None  # of the data, where all of them are paths
+    axes: tuple[Axis, ...]
+    objective: Objective
+    maximize: bool
+    sampler: str
+    trials: int | None
+    seed: int
+    spans: tuple[Span, ...]
+    days: float
+    limit_s: float | None
+    start: str | None = None
+    end: str | None = None
+    funding: tuple[Path, ...] = ()
+    depth: tuple[Path, ...] = ()
+    data_sha256: str = ""
+    warnings: tuple[str, ...] = ()  # what every run of it is told
+
+    @property
+    def objective_name(self) -> str:
+        """The figure's key, or the function's name."""
+        of = self.objective
+        return of if isinstance(of, str) else getattr(of, "__name__", type(of).__name__)
+
+    def header(self) -> dict[str, Any]:
+        """Return what decides every cell: a sweep goes on only with an equal one."""
+        of = self.work.strategy
+        own = of is not None and ":" in of
+        with known_class(self.work.made_of):
+            made_of = class_sha256(user_class(str(of))) if own else ""
+        return {
+            "strategy": of or "",
+            "source_of_the_class": made_of,
+            "data": self.data_sha256,
+            "space": {axis.name: axis.document() for axis in self.axes},
+            "params": dict(self.work.params),
+            "configuration": load(self.work.config).document(),
+            "objective": self.objective_name,
+            "direction": "maximize" if self.maximize else "minimize",
+            "sampler": self.sampler,
+            "seed": self.seed,
+            "spans": [list(span) for span in self.spans],
+            "code": code_version(),
+            "depth": [one.sha256 for one in self.work.depth],
+        }
+
+
+def read_request(  # noqa: PLR0913 - the options of a sweep
+    strategy: str | None,
+    data: Any,  # noqa: ANN401 - as backtest takes it
+    space: object,
+    objective: Objective,
+    *,
+    made_of: type | None = None,
+    params: Mapping[str, Any] | None = None,
+    config: str | Path | Sections | None = None,
+    sampler: str = "grid",
+    trials: int | None = None,
+    seed: int = 0,
+    windows: Any = None,  # noqa: ANN401 - two lengths
+    direction: str | None = None,
+    limit_s: float | None = LIMIT_S,
+    start: Any = None,  # noqa: ANN401 - a moment
+    end: Any = None,  # noqa: ANN401 - a moment
+    symbol: str | None = None,
+    funding: tuple[Path, ...] = (),
+    frame_data: Any = None,  # noqa: ANN401 - as data
+    depth: tuple[Path, ...] = (),
+) -> SweepRequest:
+    """Return the sweep that is meant; raise ``ConfigInvalid`` or ``DataInvalid``."""
+    axes = space_of(space)
+    objective, maximize = objective_of(objective, direction)
+    if type(seed) is not int:
+        raise ConfigInvalid(f"seed is {shown(seed)}; give a whole number.")
+    if limit_s is not None and not 0 < limit_s < math.inf:
+        raise ConfigInvalid(f"limit_s is {shown(limit_s)}; give seconds above 0, or None.")
+    sampler_of(sampler, axes, trials=trials, seed=seed, maximize=maximize)
+    given = configured(config)
+    market = load(given).market
+    items = data_of(data, given)
+    candles = tuple(read_market(market, items, symbol=symbol))
+    begin, until = (moment_of(value, said) for value, said in ((start, "start"), (end, "end")))
+    first, last = bounds(
+        candles,
+        None if begin is None else instant(begin),
+        None if until is None else instant(until),
+    )
+    spans = [Span(None if begin is None else first, None if until is None else last)]
+    days = (last - first) / DAY_MS
+    if windows is not None:
+        spans = walk(windows, first, last)
+        days = min((span.until_ms or 0) - (span.from_ms or 0) for span in spans) / DAY_MS
+    if isinstance(objective, str) and objective in OF_A_YEAR and not metrics.is_annual(days):
+        raise ConfigInvalid(
+            f"{objective} is a figure of a year, which takes {metrics.DAYS_TO_ANNUALISE} days; "
+            f"{'a window trains on' if windows is not None else 'the data have'} {days:.1f}: "
+            "choose return or mean_day as the objective."
+        )
+    return SweepRequest(
+        work=Work(
+            strategy=strategy,
+            params=plain_values(dict(params or {}), "params"),
+            config=given,
+            candles=candles,
+            funding=tuple(read_funding(path, symbol=symbol) for path in funding),
+            frames=()
+            if frame_data is None
+            else tuple(
+                read_candles(item, symbol=symbol) if isinstance(item, str) else item
+                for item in data_of(frame_data, given)
+            ),
+            depth=tuple(map(StoredDepth, depth)),
+            made_of=made_of,
+        ),
+        paths=tuple(map(str, items)) if all(isinstance(item, str) for item in items) else None,
+        axes=axes,
+        objective=objective,
+        maximize=maximize,
+        sampler=sampler,
+        trials=trials,
+        seed=seed,
+        spans=tuple(spans),
+        days=days,
+        limit_s=limit_s,
+        start=begin,
+        end=until,
+        funding=funding,
+        depth=depth,
+        data_sha256=data_sha256(candles, _vectors(given)),
+        warnings=()
+        if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)
+        else _fitted(strategy, given, candles),
+    )
+
+
+def _chooses_windows(axes: Iterable[str], params: Mapping[str, Any] | None) -> bool:
+    """Return whether the windows of a trend are among what is tried or given."""
+    return "trend_windows" in {*(name.rpartition(".")[2] for name in axes), *(params or {})}
+
+
+def _fitted(
+    strategy: str | None, given: Path | Sections | None, candles: Sequence[Candles]
+) -> tuple[str, ...]:
+    """Return what each run says of windows that it takes because the candles are few."""
+    named = {} if strategy is None else {"strategy": {"name": strategy}}
+    if (strategy or load(given).strategy.name) != TREND:
+        return ()
+    return fit_windows(configuration(given, candles, named), span_of(candles))[1]
+
+
+def _vectors(given: Path | Sections | None) -> bytes:
+    """Return what a user's file of vectors holds, where the configuration names one."""
+    config = load(given)
+    written = config.model.vectors
+    return b"" if written is None else file_bytes(vectors_path(config, written))
+
+
+def data_sha256(candles: tuple[Candles, ...], vectors: bytes = b"") -> str:
+    """Return the hash of what *candles* hold: instruments, times, prices and volumes.
+
+    A user's *vectors* are data as well.
+    """
+    digest = hashlib.sha256(vectors)
+    for part in sorted(candles, key=lambda one: (one.symbol, int(one.open_time_ms[0]))):
+        digest.update(f"{part.symbol} {part.interval_ms} {part.price_decimals}".encode())
+        for column in (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume):
+            digest.update(column.tobytes())
+    return digest.hexdigest()
+
+
+def state_beside(request: SweepRequest) -> Path:
+    """Return the file in which the command keeps this sweep: the same for the same sweep."""
+    named = hashlib.sha256(json.dumps(request.header(), sort_keys=True).encode()).hexdigest()
+    return Path(f"sweep-{named[:12]}.db")

@@ -1,0 +1,321 @@
+"""A sweep for a terminal and as a page: the best cells, the heat map, and how much is luck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tracepaper.replay.report.charts import ACCENT, MUTED, axis, layout
+from tracepaper.replay.report.document import Form, Markup, element, html_table, joined, written
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual
+from tracepaper.replay.report.page import Charts, whole_page, write_text
+from tracepaper.replay.sweep.result import Heat, SweepResult
+from tracepaper.replay.sweep.space import in_words
+from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
+from tracepaper.strategies.units import number
+
+CELLS_SHOWN: Final = 5
+HEAT_ROWS: Final = 16
+HEAT_COLUMNS: Final = 10
+ERRORS_SHOWN: Final = 3
+BESIDE: Final[dict[str, Form]] = {
+    "return": "gain percent",
+    "trades": "count",
+    "max_drawdown": "percent",
+    "random_beaten": "share",
+}
+"""Figures that stand beside the objective."""
+TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats twins"}
+
+
+def show_sweep(console: Console, sweep: SweepResult) -> None:
+    """Print *sweep*."""
+    request = sweep.request
+    strategy = request.work.strategy or "the configured strategy"
+    symbols = ", ".join(dict.fromkeys(part.symbol for part in request.work.candles))
+    console.print(
+        Text(f"sweep of {strategy} on {symbols}: {_counted(sweep)}, by {sweep.objective}"),
+    )
+    for sentence in request.warnings:
+        console.print(Text(f"Warning: {sentence}."))
+    if sweep.best is None:
+        console.print(Text(f"No run succeeded; the first says: {sweep.first_error}"))
+        return
+    if request.spans[0].test_ms is not None or len(request.spans) > 1:
+        console.print(_windows(sweep))
+    else:
+        console.print(_best_cells(sweep))
+    if (heat := sweep.heat()) is not None and len(heat.columns) > 1:
+        by = f"{heat.y} (down) and {heat.x} (across)" if heat.y else heat.x
+        said = f"{sweep.objective} by {by}: medians over all else, the best in brackets"
+        console.print(Text(said))
+        console.print(_heat(sweep, heat))
+    console.print(Text("How much of it is luck"))
+    for sentence in luck(sweep):
+        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+    for sentence in _errors(sweep):
+        console.print(Text(sentence))
+    if sweep.command is not None:
+        console.print(Text("The best point again, over all the data, with its whole record:"))
+        console.print(Text(sweep.command), soft_wrap=True)
+
+
+def _counted(sweep: SweepResult) -> str:
+    count = len(sweep.cells)
+    failed = sum(bool(cell.error) for cell in sweep.cells)
+    said = f"{count:,} runs" + (f", {failed:,} of them failed" if failed else "")
+    return said if sweep.made == count else f"{said} ({sweep.made:,} made now)"
+
+
+def _best_cells(sweep: SweepResult) -> Table:
+    names = [axis.name for axis in sweep.request.axes]
+    beside: dict[str, Form] = {key: form for key, form in BESIDE.items() if key != sweep.objective}
+    table = _table([*names, sweep.objective, *(TITLES.get(key, key) for key in beside)])
+    sign = -1.0 if sweep.maximize else 1.0
+    ranked = sorted(
+        (cell for cell in sweep.tried if cell.value is not None),
+        key=lambda cell: (sign * (cell.value or 0.0), cell.number),
+    )
+    for cell in ranked[:CELLS_SHOWN]:
+        figures = (written(cell.figures[key], form) for key, form in beside.items())
+        table.add_row(*_point(sweep, cell), in_words(cell.value, sweep.objective), *figures)
+    return table
+
+
+def _point(sweep: SweepResult, cell: CellResult) -> list[str]:
+    return [_value(cell.point[axis.name]) for axis in sweep.request.axes]
+
+
+def _value(value: object) -> str:
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _windows(sweep: SweepResult) -> Table:
+    """Return what each window chose, and what that came to in the time after it."""
+    names = [axis.name for axis in sweep.request.axes]
+    table = _table(["window", *names, f"{sweep.objective}: train", "test", "test return", "trades"])
+    for span in range(len(sweep.request.spans)):
+        tested = next((of for of in sweep.cells if of.key == (span, TEST, 0)), None)
+        if tested is None:
+            table.add_row(str(span + 1), *("–" for _ in names), "–", "–", "–", "–")
+            continue
+        train = next(of for of in sweep.tried if of.span == span and of.point == tested.point
+                     and of.value is not None)  # fmt: skip
+        table.add_row(
+            str(span + 1),
+            *_point(sweep, tested),
+            in_words(train.value, sweep.objective),
+            in_words(tested.value, sweep.objective),
+            written(tested.figures.get("return"), "gain percent"),
+            written(tested.figures.get("trades"), "count"),
+        )
+    return table
+
+
+def _table(names: list[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
+    for name in names:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _heat(sweep: SweepResult, heat: Heat) -> Table:
+    """Return the heat map; of a large one the part around the best."""
+    rows = _around(heat.best[0], len(heat.rows), HEAT_ROWS)
+    columns = _around(heat.best[1], len(heat.columns), HEAT_COLUMNS)
+    table = _table([heat.y, *(heat.columns[column] for column in columns)])
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = float(heat.values[row, column])
+            text = (
+                "·"
+                if np.isnan(value)
+                else in_words(value, sweep.objective).removesuffix(" %").removesuffix(" bp")
+            )
+            cells.append(f"[{text}]" if (row, column) == heat.best else text)
+        table.add_row(heat.rows[row], *map(Text, cells))
+    return table
+
+
+def _around(place: int, size: int, most: int) -> range:
+    first = max(0, min(place - most // 2, size - most))
+    return range(first, min(size, first + most))
+
+
+def luck(sweep: SweepResult) -> Iterator[str]:
+    """Yield the sentences that say how much of the best cell may be luck."""
+    best = sweep.best
+    assert best is not None
+    values = [
+        cell.value for cell in sweep.tried if cell.value is not None and cell.span == best.span
+    ]
+    top, middle = (in_words(of, sweep.objective) for of in (best.value, float(np.median(values))))
+    where = " of the last window" if best.part == TRAIN else ""
+    yield f"Of {len(values):,} points{where} the best reaches {top}, the median {middle}."
+    if len(values) > 1 and min(values) == max(values):
+        yield "All points came to the same: nothing in this space moved it."
+    elif (beside := sweep.neighbours) is not None:
+        if beside.median is None:
+            yield f"All {beside.failed} points one step beside it failed."
+        else:
+            failed = f" ({beside.failed} more failed)" if beside.failed else ""
+            yield (
+                f"The {len(beside.values)} points one step beside it{failed} have the median "
+                f"{in_words(beside.median, sweep.objective)}: a peak that its neighbours do not "
+                "share is chance."
+            )
+    mean, error = best.figures["mean_day"], best.figures["mean_day_error"]
+    if mean is not None and error:
+        yield (
+            f"It earns {mean * 1e4:+.1f} ± {error * 1e4:.1f} bp a day, before one counts how many "
+            "were tried."
+        )
+    beaten = best.figures["random_beaten"]
+    if beaten is not None:
+        count = len(values)
+        yield (
+            f"It beats {beaten * 100:.0f} % of its random twins; of {count:,} points without any "
+            f"timing the luckiest beats {count / (count + 1) * 100:.0f} % on average."
+        )
+    yield from _deflated(sweep, best)
+    yield from _out_of_sample(sweep)
+
+
+def _deflated(sweep: SweepResult, best: CellResult) -> Iterator[str]:
+    trials = sweep.trials.number
+    yield (
+        f"Over all sweeps {trials:,} configurations were tried on these data (counted in "
+        f"{sweep.registry})."
+    )
+    days = best.figures["days"] or 0.0
+    if not is_annual(days):
+        yield (
+            "Deflated Sharpe ratio and probability of overfitting: not said of "
+            f"{days:.1f} days; they take {DAYS_TO_ANNUALISE}."
+        )
+        return
+    if (over := sweep.overfitting) is not None:
+        left = f" ({over.left_out} left out: other days)" if over.left_out else ""
+        yield (
+            f"Probability of backtest overfitting: {over.probability * 100:.0f} %. So often the "
+            "point with the best Sharpe ratio on one half of the days is among the worse half of "
+            f"the {over.points} points{left} on the other; drawing a point by chance gives 50 %."
+        )
+    if sweep.best_by_chance is None:
+        yield "No two trials have a Sharpe ratio that differs, so nothing can be deflated."
+        return
+    deflated = sweep.deflated_sharpe
+    if deflated is None:
+        yield "Its Sharpe ratio has no error, so it cannot be deflated."
+        return
+    yield (
+        f"The best of so many without skill is expected to reach a Sharpe ratio of "
+        f"{sweep.best_by_chance:.3f} a day; the probability that this one's true ratio is above "
+        f"that (the deflated Sharpe ratio) is {deflated * 100:.1f} %."
+    )
+
+
+def _out_of_sample(sweep: SweepResult) -> Iterator[str]:
+    tests = [cell for cell in sweep.cells if cell.part == TEST and cell.daily]
+    if not tests:
+        return
+    daily = np.array([one for cell in tests for one in cell.daily])
+    grown = float(np.prod([1.0 + (cell.figures["return"] or 0.0) for cell in tests]) - 1.0)
+    error = "" if daily.size < 2 else f" ± {daily.std(ddof=1) / daily.size**0.5 * 1e4:.1f}"
+    yield (
+        f"Out of sample, in {len(tests)} tests after their windows: {grown * 100:+.2f} % in "
+        f"{daily.size} days, {daily.mean() * 1e4:+.1f}{error} bp a day. Believe this figure."
+    )
+
+
+def _errors(sweep: SweepResult) -> Iterator[str]:
+    failed = [cell for cell in sweep.cells if cell.error]
+    for cell in failed[:ERRORS_SHOWN]:
+        point = ", ".join(f"{name} = {_value(value)}" for name, value in cell.point.items())
+        yield f"Failed: {point}: {cell.error}"
+    if len(failed) > ERRORS_SHOWN:
+        yield f"and {len(failed) - ERRORS_SHOWN:,} more failed."
+
+
+CELL_PX = 34
+
+
+def write_sweep(sweep: SweepResult, path: Path) -> None:
+    """Write the page; raise ``ConfigInvalid`` where that cannot be."""
+    write_text(page_of_sweep(sweep), path)
+
+
+def page_of_sweep(sweep: SweepResult) -> str:
+    """Return the whole page as text."""
+    charts, name = Charts(), sweep.request.work.strategy or "the configured strategy"
+    button = element("button", "light / dark", class_="theme", type="button")
+    parts: list[Markup] = [element("header", element("h1", f"Sweep of {name}"), button)]
+    parts += [
+        element("p", f"Warning: {sentence}.", class_="warning")
+        for sentence in sweep.request.warnings
+    ]
+    if (heat := sweep.heat()) is not None:
+        caption = (
+            f"Medians of {sweep.objective} over all other options; the ring is the best point."
+        )
+        parts.append(charts.put(_heat_chart(sweep, heat), caption))
+    if sweep.best is not None:
+        parts.append(element("h2", "How much of it is luck"))
+        parts.append(element("ul", joined(element("li", sentence) for sentence in luck(sweep))))
+    parts.append(element("h2", "Every run"))
+    parts.append(_cells(sweep))
+    if sweep.command is not None:
+        parts.append(element("p", "The best point again, with its whole record:"))
+        parts.append(element("pre", sweep.command))
+    body = element("main", *parts)
+    return whole_page(f"tracepaper · sweep of {name}", body, charts.figures)
+
+
+def _cells(sweep: SweepResult) -> Markup:
+    names = [axis.name for axis in sweep.request.axes]
+    heads = ["window", "part", *names, sweep.objective, "return", "trades", "beats twins", "error"]
+    rows = [
+        [
+            str(cell.span + 1),
+            cell.part,
+            *(str(cell.point[name]) for name in names),
+            in_words(cell.value, sweep.objective),
+            in_words(cell.figures.get("return"), "return"),
+            in_words(cell.figures.get("trades"), "trades"),
+            in_words(cell.figures.get("random_beaten"), "hit_rate"),
+            cell.error,
+        ]
+        for cell in sweep.cells
+    ]
+    return html_table(heads, rows, texts=(1, len(heads) - 1))
+
+
+def _heat_chart(sweep: SweepResult, heat: Heat) -> dict[str, Any]:
+    values = [[None if np.isnan(one) else float(one) for one in row] for row in heat.values]
+    texts = [
+        ["" if one is None else in_words(one, sweep.objective) for one in row] for row in values
+    ]
+    ring = {
+        "type": "scatter", "mode": "markers", "x": [heat.columns[heat.best[1]]],
+        "y": [heat.rows[heat.best[0]]], "hoverinfo": "skip", "showlegend": False,
+        "marker": {"symbol": "circle-open", "size": 22, "line": {"width": 3, "color": ACCENT}},
+    }  # fmt: skip
+    map_ = {
+        "type": "heatmap", "x": list(heat.columns), "y": list(heat.rows), "z": values,
+        "text": texts, "texttemplate": "%{text}", "colorscale": "RdBu",
+        "reversescale": not sweep.maximize, "zmid": 0, "colorbar": {"outlinewidth": 0},
+        "hovertemplate": f"{heat.x} %{{x}}<br>{heat.y} %{{y}}<br>%{{text}}<extra></extra>",
+    }  # fmt: skip
+    made = layout(140 + CELL_PX * len(heat.rows), hovermode="closest")
+    made["xaxis"] = axis(heat.x, type="category", tickfont={"color": MUTED})
+    made["yaxis"] = axis(heat.y, type="category", tickfont={"color": MUTED})
+    return {"data": [map_, ring], "layout": made}

@@ -1,0 +1,312 @@
+"""The bar archive: read a range in order, report gaps, add bars without contradiction.
+
+An archive is a database of the usual schema, so it may also hold runs. Each series is one
+instrument at one interval, in the finest decimals that were ever written to it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import msgspec
+from msgspec.structs import replace
+
+from tracepaper.storage.database.connection import ReadOnly, advice, open_writer
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.strategies.types.market import Bar, Instrument, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+VALUES: Final = "open, high, low, close, volume, turnover"
+RANGE: Final = (
+    f"SELECT open_time_ms, {VALUES} FROM archive_bars "
+    "WHERE series = ? AND open_time_ms >= ? AND open_time_ms < ? ORDER BY open_time_ms"
+)
+_FOREVER: Final = 2**62
+
+Span = tuple[int, int]
+"""First open time, and the first after the last: [from, until)."""
+
+
+class Series(NamedTuple):
+    """What the archive holds of one instrument at one interval."""
+
+    instrument: Instrument
+    interval_ms: int
+    bars: int
+    first_open_ms: int
+    last_open_ms: int
+
+
+class _Found(NamedTuple):
+    key: int
+    instrument: Instrument
+
+
+class History(ReadOnly):
+    """An archive open for reading."""
+
+    def series(self) -> list[Series]:
+        """Return what the archive holds, by instrument and interval."""
+        rows = self._connection.execute(
+            "SELECT s.instrument, s.interval_ms, count(*), min(b.open_time_ms), "
+            "max(b.open_time_ms) FROM archive_series s JOIN archive_bars b USING (series) "
+            "GROUP BY s.series ORDER BY s.instrument_id, s.interval_ms"
+        )
+        return [Series(instrument_of_json(text), *rest) for text, *rest in rows]
+
+    def instrument(self, instrument_id: str, interval_ms: int) -> Instrument:
+        """Return the instrument in whose decimals its bars are read; raise where there is none."""
+        return self._series(instrument_id, interval_ms).instrument
+
+    def read(
+        self, instrument_id: str, interval_ms: int, *, from_ms: int = 0, until_ms: int = _FOREVER
+    ) -> Iterator[Bar]:
+        """Yield the bars that open in [*from_ms*, *until_ms*), oldest first."""
+        found = self._series(instrument_id, interval_ms)
+        for row in self._connection.execute(RANGE, (found.key, from_ms, until_ms)):
+            open_time_ms, open_, high, low, close, volume, turnover = row
+            end = open_time_ms + interval_ms
+            yield Bar(
+                instrument_id,
+                open_time_ms,
+                interval_ms,
+                open_,
+                high,
+                low,
+                close,
+                volume,
+                turnover,
+                end,
+                end,
+                Source.ARCHIVE,
+            )
+
+    def spans(self, instrument_id: str, interval_ms: int) -> list[Span]:
+        """Return the spans of time that the series covers without a hole, oldest first."""
+        found = self._series(instrument_id, interval_ms)
+        rows = self._connection.execute(
+            "SELECT open_time_ms, "
+            "lag(open_time_ms) OVER (ORDER BY open_time_ms), "
+            "lead(open_time_ms) OVER (ORDER BY open_time_ms) "
+            "FROM archive_bars WHERE series = ?",
+            (found.key,),
+        )
+        spans: list[Span] = []
+        start = 0
+        for open_ms, before, after in rows:
+            if before is None or before + interval_ms != open_ms:
+                start = open_ms
+            if after is None or open_ms + interval_ms != after:
+                spans.append((start, open_ms + interval_ms))
+        return spans
+
+    def gaps(self, instrument_id: str, interval_ms: int) -> list[Span]:
+        """Return the holes between the first bar of the series and its last, oldest first."""
+        spans = self.spans(instrument_id, interval_ms)
+        return [(one[1], other[0]) for one, other in pairwise(spans)]
+
+    def _series(self, instrument_id: str, interval_ms: int) -> _Found:
+        row = self._connection.execute(
+            "SELECT series, instrument FROM archive_series "
+            "WHERE instrument_id = ? AND interval_ms = ?",
+            (instrument_id, interval_ms),
+        ).fetchone()
+        if row is None:
+            raise DataInvalid(
+                f"The archive holds no {instrument_id} of {interval_ms} ms; "
+                "`tracepaper data list` shows what it holds."
+            )
+        return _Found(row[0], instrument_of_json(row[1]))
+
+
+def instrument_of_json(text: str) -> Instrument:
+    """Return the instrument that a series keeps."""
+    return msgspec.json.decode(text, type=Instrument)
+
+
+# ---------------------------------------------------------------- writing
+
+CHUNK_BARS: Final = 10_000
+_INSERT: Final = (
+    f"INSERT INTO archive_bars (series, open_time_ms, {VALUES}) VALUES (?,?,?,?,?,?,?,?)"
+)
+
+Values = tuple[int, int, int, int, int, int | None]
+
+
+class Written(NamedTuple):
+    """What a write did."""
+
+    added: int
+    known: int  # were there already, and equal
+
+
+class HistoryWriter:
+    """An archive open for writing; one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or make the archive *path*; see ``database.open_writer`` for what it raises."""
+        self._path = path
+        self._writer = open_writer(path)
+        raw = self._writer.connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        self._raw = raw
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and give its lock back."""
+        self._writer.close()
+
+    def write(self, instrument: Instrument, interval_ms: int, bars: Iterable[Bar]) -> Written:
+        """Add *bars* of *instrument*, all of them or none.
+
+        A bar that is there already must be equal. Raises ``DataInvalid`` where one differs or
+        is of another instrument or interval, ``AuditUnwritable`` where the file is full.
+        """
+        try:
+            self._raw.execute("BEGIN IMMEDIATE")
+            key, scale = self._series(instrument, interval_ms)
+            added = known = 0
+            remaining = iter(bars)
+            while chunk := list(islice(remaining, CHUNK_BARS)):
+                fresh = self._write_chunk(key, instrument.id, interval_ms, scale, chunk)
+                added += fresh
+                known += len(chunk) - fresh
+            self._raw.execute("COMMIT")
+        except (sqlite3.Error, OverflowError) as error:
+            self._raw.rollback()
+            raise AuditUnwritable(
+                f"{self._path} cannot take the bars ({error}), so nothing was written; "
+                f"{advice(error)}."
+            ) from error
+        except BaseException:
+            self._raw.rollback()
+            raise
+        if problem := self._writer.file.problem(self._raw):
+            raise AuditUnwritable(problem)
+        self._writer.file.settle()
+        return Written(added, known)
+
+    def _write_chunk(
+        self,
+        key: int,
+        instrument_id: str,
+        interval_ms: int,
+        scale: tuple[int, int, int],
+        bars: list[Bar],
+    ) -> int:
+        """Insert the bars of one chunk that are new; return how many there were."""
+        price, volume, turnover = scale
+        times = [bar.open_time_ms for bar in bars]
+        stored = self._raw.execute(RANGE, (key, min(times), max(times) + 1))
+        known: dict[int, Values] = {row[0]: row[1:] for row in stored}
+        fresh: list[tuple[int, ...] | tuple[int | None, ...]] = []
+        for bar in bars:
+            if bar.instrument != instrument_id or bar.interval_ms != interval_ms:
+                raise DataInvalid(
+                    f"A bar of {bar.instrument} ({bar.interval_ms} ms) was given for "
+                    f"{instrument_id} ({interval_ms} ms); write each series by itself."
+                )
+            values: Values = (
+                bar.open * price,
+                bar.high * price,
+                bar.low * price,
+                bar.close * price,
+                bar.volume * volume,
+                None if bar.turnover is None else bar.turnover * turnover,
+            )
+            before = known.get(bar.open_time_ms)
+            if before is None:
+                fresh.append((key, bar.open_time_ms, *values))
+                known[bar.open_time_ms] = values
+            else:
+                self._check_equal(key, bar, before, values)
+        self._raw.executemany(_INSERT, fresh)
+        return len(fresh)
+
+    def _check_equal(self, key: int, bar: Bar, before: Values, values: Values) -> None:
+        """Refuse a bar that contradicts the stored one; take its turnover where that lacks it."""
+        turnovers = {before[5], values[5]} - {None}
+        if before[:5] != values[:5] or len(turnovers) > 1:
+            raise DataInvalid(
+                f"Bar {bar.open_time_ms} of {bar.instrument} is in the archive with other values; "
+                "decide which source is right and import into another file."
+            )
+        if before[5] is None and values[5] is not None:
+            self._raw.execute(
+                "UPDATE archive_bars SET turnover = ? WHERE series = ? AND open_time_ms = ?",
+                (values[5], key, bar.open_time_ms),
+            )
+
+    def _series(self, instrument: Instrument, interval_ms: int) -> tuple[int, tuple[int, int, int]]:
+        """Return the series' key and the factors that bring the new bars to its decimals."""
+        row = self._raw.execute(
+            "SELECT series, instrument FROM archive_series "
+            "WHERE instrument_id = ? AND interval_ms = ?",
+            (instrument.id, interval_ms),
+        ).fetchone()
+        if row is None:
+            cursor = self._raw.execute(
+                "INSERT INTO archive_series (instrument_id, interval_ms, instrument) "
+                "VALUES (?, ?, ?)",
+                (instrument.id, interval_ms, msgspec.json.encode(instrument).decode()),
+            )
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid, (1, 1, 1)
+        key, stored = row[0], instrument_of_json(row[1])
+        finest = finest_of(stored, instrument)
+        price, volume, turnover = _factors(stored, finest)
+        if (price, volume, turnover) != (1, 1, 1):
+            self._raw.execute(
+                "UPDATE archive_bars SET open = open * ?1, high = high * ?1, low = low * ?1, "
+                "close = close * ?1, volume = volume * ?2, turnover = turnover * ?3 "
+                "WHERE series = ?4",
+                (price, volume, turnover, key),
+            )
+        self._raw.execute(
+            "UPDATE archive_series SET instrument = ? WHERE series = ?",
+            (msgspec.json.encode(finest).decode(), key),
+        )
+        return key, _factors(instrument, finest)
+
+
+def finest_of(one: Instrument, other: Instrument) -> Instrument:
+    """Return *other* in the finer decimals and steps of the two."""
+    price = max(one.price_decimals, other.price_decimals)
+    quantity = max(one.quantity_decimals, other.quantity_decimals)
+    coarse = 10 ** (quantity - other.quantity_decimals)
+    return replace(
+        other,
+        price_decimals=price,
+        quantity_decimals=quantity,
+        volume_decimals=max(one.volume_decimals, other.volume_decimals),
+        turnover_decimals=max(one.turnover_decimals, other.turnover_decimals),
+        tick_size=min(
+            known.tick_size * 10 ** (price - known.price_decimals) for known in (one, other)
+        ),
+        quantity_step=min(
+            known.quantity_step * 10 ** (quantity - known.quantity_decimals)
+            for known in (one, other)
+        ),
+        min_quantity=other.min_quantity * coarse,
+        max_quantity=other.max_quantity * coarse,
+    )
+
+
+def _factors(of: Instrument, finest: Instrument) -> tuple[int, int, int]:
+    """Return what brings prices, volume and turnover of *of* to the decimals of *finest*."""
+    return (
+        10 ** (finest.price_decimals - of.price_decimals),
+        10 ** (finest.volume_decimals - of.volume_decimals),
+        10 ** (finest.turnover_decimals - of.turnover_decimals),
+    )

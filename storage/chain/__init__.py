@@ -1,0 +1,1 @@
+"""The chain of a run: walked, diagnosed, judged with the whole file."""

@@ -1,0 +1,359 @@
+"""What a database must be besides its chains: whole pages, our schema, linked runs, true cards.
+
+``audit verify`` looks at all of it; nothing here needs torch, or reads a file but the database.
+
+The rules are docs/storage.md, S10 to S13.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import MsgspecError, Struct
+from sqlalchemy import StaticPool, create_engine
+
+from tracepaper.storage.chain.links import ChainProblem
+from tracepaper.storage.chain.trades import check_terms, check_trades
+from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.checkpoints import ID_DIGITS, Identity
+from tracepaper.storage.database.chunks import run_span, select
+from tracepaper.storage.database.connection import create, is_added, missing_columns
+from tracepaper.storage.database.schema import OF_A_STEP, SCHEMA_REVISION, added, made_with
+from tracepaper.storage.database.view_columns import shared_row
+from tracepaper.storage.record.columns import TABLES
+from tracepaper.storage.record.rows import sequence_of, step_key
+from tracepaper.strategies.types.decisions import LedgerKind
+from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+_OBJECTS: Final = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY rowid"
+_RUNS: Final = (
+    "SELECT run_key, run_id, opened_digest, previous_run_id, previous_step_count, previous_head "
+    "FROM runs ORDER BY run_key"
+)
+_DIGEST: Final = (
+    "SELECT digest FROM steps WHERE step = ?1 UNION ALL "
+    "SELECT digest FROM prunes WHERE run_key = ?2 AND until_sequence = ?3"
+)
+_PRUNED_BEYOND: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
+
+_MODELS: Final = "SELECT run_id, model_id, model_sha256 FROM runs ORDER BY run_key"
+_STARTED: Final = (
+    "SELECT json_extract(content, '$.model_sha256') FROM events WHERE kind = 'model_change'"
+)
+
+_MOVED: Final = (
+    "SELECT step, amount, balance, kind FROM ledger WHERE step BETWEEN ? AND ? "
+    "ORDER BY step, ordinal"
+)
+_OTHER_CASH: Final = (
+    "SELECT s.step, h.cash FROM steps s JOIN holdings h "
+    f"ON h.step = {shared_row('s.holding')} AND h.book = 0 "
+    "WHERE s.step BETWEEN ? AND ? AND h.cash <> ? ORDER BY s.step LIMIT 1"
+)
+_OPENINGS: Final = frozenset({LedgerKind.OPENED.value, LedgerKind.TAKEN_OVER.value})
+_RUN_KEY: Final = "SELECT run_key FROM runs WHERE run_id = ?"
+
+_ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.step = a.step)"
+
+_UNREADABLE: Final = (
+    sqlite3.Error,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    MsgspecError,
+)
+"""What a damaged file makes SQLite, or the reading of its values, raise."""
+
+NEVER_FOUND: Final = (
+    "Deleting the newest run, or deriving all of a run anew from a changed input, is found by a "
+    "head that was kept elsewhere, and by nothing else."
+)
+ADDED_SINCE: Final = "Steps or runs added after the head that was kept are not found even so."
+
+
+class Audited(Struct, frozen=True):
+    """What ``audit verify`` found: of the file, and of the chain of one run."""
+
+    chain: ChainReport
+    problem: ChainProblem | None  # the first, whichever it was
+    warnings: tuple[str, ...] = ()  # what is not ours, and harms nothing
+
+    @property
+    def holds(self) -> bool:
+        """Whether there are steps, and nothing was found."""
+        return self.problem is None and self.chain.steps > 0
+
+
+def audit(connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None) -> Audited:
+    """Check the file and the chain of *run_id*; see ``verify_chain`` for *head*."""
+    (audited,) = audit_runs(connection, [run_id], head=head)
+    return audited
+
+
+def audit_runs(
+    connection: sqlite3.Connection, run_ids: Iterable[str], *, head: bytes | None = None
+) -> list[Audited]:
+    """Check the file, once, and the chain of every run of *run_ids*.
+
+    Whatever SQLite itself cannot read is a problem like any other, and no exception.
+    """
+    try:
+        problem, warnings = check_database(connection)
+    except _UNREADABLE as error:
+        problem, warnings = _damaged(str(error)), ()
+    found = []
+    for run_id in run_ids:
+        chain = ChainReport(run_id, 0, b"", None, None, None)
+        of_run = problem
+        if problem is None:
+            try:
+                chain = verify_chain(connection, run_id, head=head)
+                of_run = (
+                    chain.problem
+                    or check_cash(connection, run_id)
+                    or check_terms(connection, run_id)
+                )
+                if of_run is None and chain.pruned_until is not None:
+                    of_run = check_trades(connection, run_id)
+            except _UNREADABLE as error:
+                of_run = _damaged(str(error))
+        found.append(Audited(chain, of_run, warnings))
+    return found
+
+
+def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None, tuple[str, ...]]:
+    """Return the first problem of the file itself, and what to warn of."""
+    warnings: list[str] = []
+    checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
+        lambda: check_pages(connection),
+        lambda: check_keys(connection),
+        lambda: _check_schema(connection, warnings),
+        lambda: _check_links(connection),
+        lambda: _check_models(connection),
+    )
+    problem = next((found for check in checks for found in check()), None)
+    return problem, tuple(warnings)
+
+
+def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
+    """Return the first step of *run_id* whose cash is not what its ledger adds up to.
+
+    Of a run that an older version recorded there is no ledger.
+    """
+    (run_key,) = connection.execute(_RUN_KEY, (run_id,)).fetchone()
+    first, last = run_span(run_key)
+    moved = connection.execute(_MOVED, (first, last)).fetchall()
+    added = 0
+    if moved and moved[0][3] not in _OPENINGS:  # an older version opened the run
+        added = moved[0][2] - moved[0][1]
+    entries: list[tuple[Any, ...]] = [*moved, (last + 1,)]
+    for (step, amount, balance, _), (following, *_) in pairwise(entries):
+        added += amount
+        if balance != added:
+            return _unbalanced(step, added, f"the entry there says {_money(balance)}", "ledger")
+        if step == following:
+            continue
+        other = connection.execute(_OTHER_CASH, (step, following - 1, added)).fetchone()
+        if other is not None:
+            said = f"the account's cash there is {_money(other[1])}"
+            return _unbalanced(other[0], added, said, "ledger", "holdings")
+    return None
+
+
+def _money(amount: int) -> str:
+    return unscaled(amount, MONEY_DECIMALS)
+
+
+def _unbalanced(step: int, added: int, said: str, *tables: str) -> ChainProblem:
+    at = sequence_of(step)
+    sentence = f"The ledger adds up to {_money(added)} at step {at}, and {said}: one of the two "
+    return ChainProblem(at, tables, "changed", sentence + "was changed.")
+
+
+def _damaged(verdict: str) -> ChainProblem:
+    where = " ".join(verdict.replace("*", "").split())
+    return ChainProblem(None, (), "damaged", f"The file is damaged ({where}); restore a backup.")
+
+
+def check_pages(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Let SQLite look at every page."""
+    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+    if verdict != "ok":
+        yield _damaged(str(verdict))
+
+
+def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Look for rows that name a row which is not there."""
+    keys = connection.execute("PRAGMA foreign_key_check").fetchall()
+    for table in (*(str(table) for table, *_ in keys), *_orphans(connection)):
+        sentence = f"A row of {table} belongs to a row that was removed."
+        yield ChainProblem(None, (table,), "missing", sentence)
+
+
+def _orphans(connection: sqlite3.Connection) -> Iterator[str]:
+    """Yield the tables with a row whose step is gone: SQLite checks no key as a step is written."""
+    for table in OF_A_STEP:
+        query = f"SELECT 1 FROM {table} a WHERE NOT EXISTS {_ITS_STEP} LIMIT 1"
+        if connection.execute(query).fetchone():
+            yield table
+
+
+@cache
+def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
+    """Return table and statement of everything a new database is made with, by type and name."""
+    engine = create_engine("sqlite://", poolclass=StaticPool)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        create(connection)
+        made = connection.exec_driver_sql(_OBJECTS).all()
+    engine.dispose()
+    return {(kind, name): (table, sql) for kind, name, table, sql in made}
+
+
+def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
+    """Compare tables, indexes and views with ours, to the letter."""
+    ours = dict(expected_schema())
+    missing = missing_columns(connection)
+    younger = [table for table, columns in missing.items() if is_added(table, columns)]
+    lacks = [
+        *younger,
+        *(
+            f"{table}.{column.name}"
+            for table, columns in missing.items()
+            for column in columns
+            if column.null and table not in younger
+        ),
+    ]
+    if lacks:
+        warnings.append(
+            f"An older version made the database, without {', '.join(lacks)}: they are added, and "
+            "its views made anew, when it is opened for writing."
+        )
+    for kind, name, table, sql in connection.execute(_OBJECTS):
+        known = ours.pop((kind, name), None)
+        if kind == "trigger":
+            sentence = f"The trigger {name} changes rows behind our back: drop it."
+            yield ChainProblem(None, (str(table),), "extra", sentence)
+        elif known is None:
+            warnings.append(f"The {kind} {name} is not ours.")
+        elif known == (table, sql) or (lacks and kind == "view"):
+            continue
+        elif kind != "table" or name not in TABLES or not _is_made_by_us(connection, name, sql):
+            yield _redefined(kind, name)
+    for (kind, name), (table, _) in ours.items():
+        if table in younger or (younger and kind == "view"):
+            continue
+        sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
+        yield ChainProblem(None, (name,), "missing", sentence)
+    revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    if revisions != [(SCHEMA_REVISION,)]:
+        sentence = f"The schema's version is not {SCHEMA_REVISION}: restore a backup."
+        yield ChainProblem(None, ("alembic_version",), "changed", sentence)
+
+
+def _is_made_by_us(connection: sqlite3.Connection, table: str, sql: str) -> bool:
+    """Return whether *sql* is what makes *table*: at once, or by adding its last columns later."""
+    query = "SELECT name FROM pragma_table_info(?, 'main')"
+    there = [str(name) for (name,) in connection.execute(query, (table,))]
+    columns = {column.name: column for column in TABLES[table]}
+    for first in range(len(there), 0, -1):
+        made, later = there[:first], there[first:]
+        if not all(name in columns for name in there) or not all(columns[n].null for n in later):
+            return False
+        if made == [name for name in columns if name in made] and _made(table, made, later) == sql:
+            return True
+    return False
+
+
+def _made(table: str, names: list[str], later: list[str]) -> str:
+    """Return SQLite's text for *table* made with the columns *names*, to which *later* came."""
+    with closing(sqlite3.connect(":memory:")) as raw:
+        raw.execute(made_with(table, names))
+        columns = {column.name: column for column in TABLES[table]}
+        for name in later:
+            raw.execute(added(table, columns[name]))
+        (sql,) = raw.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    return str(sql)
+
+
+_REMEDY: Final = {"view": "`tracepaper db upgrade` makes it anew"}
+
+
+def _redefined(kind: str, name: str) -> ChainProblem:
+    sentence = f"The {kind} {name} is not as this version makes it, so what it shows may mislead: "
+    sentence += f"{_REMEDY.get(kind, 'restore a backup')}."
+    return ChainProblem(None, (name,), "changed", sentence)
+
+
+def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Hold what each run said of the run opened before it to that run."""
+    before_key, before_id, before_opened = 0, None, None
+    for key, run_id, opened, previous, count, head in connection.execute(_RUNS).fetchall():
+        if previous != before_id:
+            gone = "none" if previous is None else previous
+            sentence = f"Run {run_id} was opened after {gone}, and {before_id or 'none'} stands "
+            sentence += "before it: a run was removed or added, or its row was changed."
+            yield ChainProblem(None, ("runs",), "missing", sentence)
+        elif before_id is None:
+            if (count, head) != (None, None):
+                yield _unlinked(run_id, "none")
+        elif not isinstance(count, int) or not isinstance(head, bytes):
+            yield _unlinked(run_id, before_id)
+        elif count == 0:
+            if head != before_opened:
+                yield _unlinked(run_id, before_id)
+        else:
+            at = (step_key(before_key, count - 1), before_key, count - 1)
+            found = connection.execute(_DIGEST, at).fetchone()
+            pruned = connection.execute(_PRUNED_BEYOND, at[1:]).fetchone()
+            if found != (head,) and (found is not None or pruned is None):
+                yield _unlinked(run_id, before_id)
+        before_key, before_id, before_opened = key, run_id, opened
+
+
+def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
+    """Hold each card to its id, and each run to a card."""
+    cards = connection.execute(select("models", "TRUE")).fetchall()
+    for row in cards:
+        if not Identity(*row).is_true:
+            sentence = (
+                f"The card of model {row[0][:ID_DIGITS]} was changed: it does not give its id."
+            )
+            yield ChainProblem(None, ("models",), "changed", sentence)
+    known = {row[0] for row in cards}
+    used = set()
+    for run_id, model_id, sha256 in connection.execute(_MODELS):
+        used.add(sha256)
+        if sha256 and sha256 not in known:
+            sentence = f"The card of model {model_id}, which run {run_id} used, is missing."
+            yield ChainProblem(None, ("models",), "missing", sentence)
+        elif model_id != sha256[:ID_DIGITS]:
+            sentence = f"Run {run_id} names model {model_id} by another's hash."
+            yield ChainProblem(None, ("runs",), "changed", sentence)
+    promoted = set(_promoted(connection)) - used - {"", None}
+    for sha256 in sorted(promoted - known):
+        sentence = (
+            f"The card of model {sha256[:ID_DIGITS]}, which a run was changed to, is missing."
+        )
+        yield ChainProblem(None, ("models",), "missing", sentence)
+    if known - used - promoted:
+        yield ChainProblem(None, ("models",), "extra", "A card was added: no run used its model.")
+
+
+def _promoted(connection: sqlite3.Connection) -> list[str]:
+    """Return the hashes of the models that starts inside the runs name."""
+    return [sha256 for (sha256,) in connection.execute(_STARTED)]
+
+
+def _unlinked(run_id: str, before: str) -> ChainProblem:
+    sentence = f"Run {run_id} does not hold the head that run {before} had when it was opened: "
+    sentence += "one of the two was changed."
+    return ChainProblem(None, ("runs",), "changed", sentence)

@@ -1,0 +1,354 @@
+"""Where in the midst of a run a derivation can begin: what a prune keeps, and ``verify`` starts at.
+
+At the end of any step the engine's state is the newest one that was stored, with what was confirmed
+and counted since; everything else follows from the events of a stretch before it, its *run-in*.
+Only queries; nothing here knows an engine.
+
+The rule is docs/storage.md, S17.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.storage.database.chunks import confirmed_since, run_span
+from tracepaper.storage.record.rows import sequence_of, step_key
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+_BAR: Final = "open_time_ms IS NOT NULL AND shape & 1"
+_BACK: Final = (
+    f"SELECT step FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_BAR} "
+    "ORDER BY step DESC LIMIT 1 OFFSET ?"
+)
+_ON: Final = (
+    f"SELECT step FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_BAR} "
+    "ORDER BY step LIMIT 1 OFFSET ?"
+)
+_OPENED: Final = (
+    f"SELECT step FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_BAR} "
+    "AND open_time_ms >= ? ORDER BY step LIMIT 1"
+)
+_CLOSED: Final = (
+    "SELECT step, json_extract(content, '$.bars') FROM events "
+    "WHERE step BETWEEN ? AND ? AND kind = 'closed' ORDER BY step DESC LIMIT 1"
+)
+_STARTED: Final = (
+    "SELECT step, content FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change' "
+    "ORDER BY step DESC"
+)
+_PROMOTED: Final = (
+    "SELECT step, json_extract(content, '$.candidate_sha256') FROM events "
+    "WHERE step BETWEEN ? AND ? AND kind = 'retrained' "
+    "AND json_extract(content, '$.outcome') = 'promoted' ORDER BY step DESC LIMIT 1"
+)
+_CHANGED: Final = (
+    "SELECT 1 FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change' "
+    "AND json_extract(content, '$.model_sha256') = ? LIMIT 1"
+)
+_BOOKS: Final = (
+    "SELECT step, json_extract(content, '$.count') FROM events "
+    "WHERE step BETWEEN ? AND ? AND kind = 'depth' AND instrument = ? ORDER BY step DESC"
+)
+_STORED: Final = "SELECT {} FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL"
+_STATE: Final = _STORED.format("min(step)")
+_CHANGE: Final = "SELECT min(step) FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change'"
+_NEXT_BAR: Final = f"SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND {_BAR}"
+_QUOTED: Final = (
+    "SELECT max(step) FROM events WHERE step BETWEEN ? AND ? AND kind = 'quote' AND instrument = ?"
+)
+_OPENS_AT: Final = "SELECT open_time_ms FROM steps WHERE step = ?"
+_INSTRUMENTS: Final = (
+    "SELECT instrument, instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
+)
+
+
+class Lookback(Struct, frozen=True):
+    """What the decisions of a run look back on."""
+
+    bars: dict[str, int]  # the newest ones of each instrument, by its id
+    books: dict[str, int] = {}  # order books of each instrument
+    context: int = 0  # bars of each instrument that the model's answer depends on; 0 without one
+    counts: bool = False  # whether a twin depends on every bar since the state was stored
+
+
+class _Said(Struct):
+    """What a start says of its model, and of the bars that this was warmed with."""
+
+    model_sha256: str = ""
+    warm_from: list[tuple[str, int]] = []
+
+
+class _Start(NamedTuple):
+    """What a model began with."""
+
+    step: int
+    warm_from: dict[str, int]  # by instrument: the first bar that it was warmed with
+    is_promotion: bool  # which warmed it aside, with a context of bars
+
+
+class Beginning(Struct, frozen=True):
+    """Where a derivation begins."""
+
+    after: int  # the last step that is taken from the record: the next one is derived
+    fed_from: int  # from this step on its events are fed again
+    is_started: bool = False  # whether the model is asked from there on, or warmed by a start
+
+
+class Beginnings:
+    """The places of one run at which a derivation can begin, for decisions of one *reach*."""
+
+    def __init__(self, connection: sqlite3.Connection, run_key: int, reach: Lookback) -> None:
+        self._connection = connection
+        self._reach = reach
+        self._run_key = run_key
+        self._first, self._last = run_span(run_key)
+        found = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
+        self._places = {str(name): int(place) for place, name in found}
+        # At least the newest, at whose close everything is valued.
+        self._bars = {key: max(count, 1) for key, count in reach.bars.items()}
+
+    # ------------------------------------------------------------ of a whole run
+
+    def before(self, sequence: int) -> Beginning | None:
+        """Return the last place at which step *sequence* or an earlier one can be derived next.
+
+        None where the bars before it are fewer than its decision looks back on.
+        """
+        step = self._settled(self._unit(step_key(self._run_key, sequence))[0] - 1)
+        return None if step < self._first else self._fed(step)
+
+    # ------------------------------------------------------------ of a run that was pruned
+
+    def first(self, until_sequence: int) -> Beginning | None:
+        """Return the first place behind step *until_sequence*, the last that was pruned.
+
+        None where too few bars are left.
+        """
+        since = step_key(self._run_key, until_sequence) + 1
+        context = self._modelled
+        known = self._reached(since, {key: max(n, context) for key, n in self._bars.items()})
+        while known is not None:
+            step = self._unit(known)[1]
+            if self._pending(step) is not None:
+                known = self._next(_CHANGE, step)
+                continue
+            found = self._fed(step, since=since)
+            if found is not None and self._stands(since, step):
+                return found
+            if found is not None:  # the next state does not depend on what was dropped
+                known = self._next(_STATE, step)
+                continue
+            known = self._next(_NEXT_BAR, step)
+            started = self._start_before(step) if context else None
+            if known is not None and started is not None and started.step >= since:
+                # Its bars are gone: a context later the model is known again.
+                later = self._reached(started.step + 1, dict.fromkeys(self._bars, context))
+                known = None if later is None else max(known, later)
+        return None
+
+    def _next(self, query: str, step: int) -> int | None:
+        """Return the step that *query* finds behind *step*."""
+        (found,) = self._connection.execute(query, (step + 1, self._last)).fetchone()
+        return None if found is None else int(found)
+
+    def _stands(self, since: int, step: int) -> bool:
+        """Return whether the state at *step* is known: bars that are counted go with a cut."""
+        query = _STORED.format("max(step)")
+        (stored,) = self._connection.execute(query, (since, step)).fetchone()
+        return stored is not None or not self._reach.counts
+
+    # ------------------------------------------------------------ what a prune may drop
+
+    def droppable(self, sequence: int) -> int:
+        """Return the last sequence that nothing needs which derives step *sequence* on; or -1."""
+        found = self.before(sequence)
+        if found is None:
+            return -1
+        until = step_key(self._run_key, found.fed_from) - 1
+        after = step_key(self._run_key, found.after)
+        query = _STORED.format("max(step)")
+        (stored,) = self._connection.execute(query, (self._first, after)).fetchone()
+        if stored is not None and stored <= until and not self._is_quiet(stored, after):
+            until = self._unit(stored)[0] - 1
+        return sequence_of(until) if until >= self._first else -1
+
+    def _is_quiet(self, stored: int, after: int) -> bool:
+        """Return whether the state of step *stored* is that at *after* without any step between."""
+        confirmed = confirmed_since(self._connection, stored + 1, after)
+        return not self._reach.counts and next(iter(confirmed), None) is None
+
+    # ------------------------------------------------------------ queries
+
+    def step_at(self, open_time_ms: int) -> int | None:
+        """Return the sequence of the first bar that opened then or later; None where none did."""
+        span = (self._first, self._last)
+        found = [
+            row[0]
+            for place in self._places.values()
+            if (row := self._connection.execute(_OPENED, (*span, place, open_time_ms)).fetchone())
+        ]
+        return sequence_of(min(found)) if found else None
+
+    @property
+    def _modelled(self) -> int:
+        # The answer to the bar before counts too: a shift is held against it.
+        return self._reach.context + 1 if self._reach.context else 0
+
+    def _unit(self, step: int) -> tuple[int, int]:
+        """Return the first and the last step of the close that *step* belongs to, or itself."""
+        span = (max(self._first, step - len(self._places)), step)
+        row = self._connection.execute(_CLOSED, span).fetchone()
+        if row is None or row[0] + row[1] < step:
+            return step, step
+        return int(row[0]), int(row[0] + row[1])
+
+    def _pending(self, step: int) -> int | None:
+        """Return the promotion whose change of model has not come at *step*."""
+        if not self._reach.context:
+            return None
+        row = self._connection.execute(_PROMOTED, (self._first, step)).fetchone()
+        if row is None:
+            return None
+        done = self._connection.execute(_CHANGED, (row[0], step, row[1])).fetchone()
+        return None if done else int(row[0])
+
+    def _settled(self, step: int) -> int:
+        """Return *step*, or the one before a promotion whose change has not come there."""
+        pending = self._pending(step)
+        return step if pending is None else pending - 1
+
+    def _reached(self, first: int, wanted: dict[str, int]) -> int | None:
+        """Return the step with which each instrument has as many bars as are *wanted*."""
+        steps: list[int] = []
+        for key, count in wanted.items():
+            if self._is_young(key, first) and len(wanted) > 1:
+                continue
+            span = (first, self._last, self._places[key], max(count, 1) - 1)
+            row = self._connection.execute(_ON, span).fetchone()
+            if row is None:
+                return None
+            steps.append(row[0])
+        return max(steps, default=None)
+
+    def _back(self, first: int, step: int, key: str, count: int) -> int | None:
+        """Return the oldest of the last *count* bars of an instrument at *step*."""
+        row = self._connection.execute(
+            _BACK, (first, step, self._places[key], count - 1)
+        ).fetchone()
+        return None if row is None else int(row[0])
+
+    def _oldest(self, first: int, step: int, key: str) -> int:
+        """Return the first bar of an instrument, or *step* where it has none."""
+        row = self._connection.execute(_ON, (first, step, self._places[key], 0)).fetchone()
+        return step if row is None else int(row[0])
+
+    def _is_young(self, key: str, first: int) -> bool:
+        """Return whether no bar of an instrument can have gone: nothing did, or none ever came."""
+        row = self._connection.execute(_ON, (first, self._last, self._places[key], 0)).fetchone()
+        return first == self._first or row is None
+
+    def _start_before(self, step: int) -> _Start | None:
+        """Return what the model that answers at *step* began with.
+
+        Of a promotion that is the event at which the promoted model was warmed aside.
+        """
+        return next(self._starts(step), None)
+
+    def _starts(self, step: int) -> Iterator[_Start]:
+        """Yield the starts and promotions up to *step*, newest first."""
+        for at, content in self._connection.execute(_STARTED, (self._first, step)).fetchall():
+            said = msgspec.json.decode(content, type=_Said)
+            if self._reach.context and not said.warm_from:
+                row = self._connection.execute(_PROMOTED, (self._first, at)).fetchone()
+                if row is not None and row[1] == said.model_sha256:
+                    yield _Start(int(row[0]), {}, is_promotion=True)
+                    continue
+            yield _Start(int(at), dict(said.warm_from), is_promotion=False)
+
+    def _fed(self, step: int, *, since: int | None = None) -> Beginning | None:
+        """Return the beginning after *step*; None where what it needs *since* then is not there."""
+        first = self._first if since is None else since
+        fed = [self._back(first, step, key, count) for key, count in self._bars.items()]
+        if any(one is not None for one in fed):
+            # What came late, or never, is known from its first bar on.
+            fed = [
+                self._oldest(first, step, key)
+                if one is None and self._is_young(key, first)
+                else one
+                for key, one in zip(self._bars, fed, strict=True)
+            ]
+        fed += [self._books(first, step, key, count) for key, count in self._reach.books.items()]
+        fed += [self._quote(first, step, key) for key in self._bars]
+        is_started = False
+        if self._reach.context:
+            of_model, is_started = self._model_fed(first, step)
+            fed += of_model
+        known = [one for one in fed if one is not None]
+        if len(known) < len(fed):
+            return None
+        begun = self._unit(min([step + 1, *known]))[0]
+        pending = self._pending(begun - 1)
+        if pending is not None:  # its change comes in the run-in: the model is made ready there
+            if pending < first:
+                return None
+            begun = pending
+        return Beginning(sequence_of(step), sequence_of(begun), is_started)
+
+    def _model_fed(self, first: int, step: int) -> tuple[list[int | None], bool]:
+        """Return the first steps that the model needs, and whether it is asked from there on.
+
+        A context of bars, asked one after the other, leaves nothing of what it was before. Where
+        its start is nearer, it is warmed by that, with the bars it was warmed with then.
+        """
+        keys = [key for key in self._bars if self._oldest(first, step, key) < step]
+        by_steps = [self._back(first, step, key, self._modelled) for key in keys]
+        started = self._start_before(step)
+        at = -1 if started is None else started.step
+        if started is None or all(one is not None and one > at for one in by_steps):
+            return [*by_steps], True
+        if at < first:
+            return [None], False
+        if not started.is_promotion:
+            named = started.warm_from.items()
+            return [at, *(self._bar_at(first, at, *one) for one in named)], False
+        before = [self._back(first, at, key, self._reach.context) for key in keys]
+        if first == self._first:  # fewer were known then
+            before = [first if one is None else one for one in before]
+        return [at, *before], True
+
+    def _bar_at(self, first: int, last: int, key: str, open_time_ms: int) -> int | None:
+        """Return the step of the bar of an instrument that opened at *open_time_ms*."""
+        span = (first, last, self._places[key], open_time_ms)
+        row = self._connection.execute(_OPENED, span).fetchone()
+        if row is None:
+            return None
+        found = self._connection.execute(_OPENS_AT, row).fetchone()
+        return int(row[0]) if found == (open_time_ms,) else None
+
+    def _since_start(self, first: int, step: int) -> int:
+        """Return from where on what passes is known at *step*: a start forgets it."""
+        starts = (one.step for one in self._starts(step) if not one.is_promotion)
+        return max(first, next(starts, first))
+
+    def _quote(self, first: int, step: int, key: str) -> int:
+        """Return the newest quote of an instrument at *step*, or *step* where there is none."""
+        span = (self._since_start(first, step), step, self._places[key])
+        (quoted,) = self._connection.execute(_QUOTED, span).fetchone()
+        return step if quoted is None else int(quoted)
+
+    def _books(self, first: int, step: int, key: str, count: int) -> int | None:
+        """Return the oldest event with one of the last *count* order books of an instrument."""
+        since = self._since_start(first, step)
+        oldest = step
+        for at, books in self._connection.execute(_BOOKS, (since, step, self._places[key])):
+            oldest, count = int(at), count - int(books)
+            if count <= 0:
+                return oldest
+        # Either there were no more since the start, or some went with a cut.
+        return oldest if since > first or first == self._first else None

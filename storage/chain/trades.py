@@ -1,0 +1,399 @@
+"""What fills, orders, positions and the ledger of a run say of one another.
+
+``audit verify`` asks it of runs that were pruned: all four are kept, and the steps from which they
+followed are gone. So what was taken out of one of them, or changed in it, with every digest
+computed anew, is found by the others. Of a whole run ``verify`` derives all of it. Of every run it
+asks what each order and fill says of itself.
+
+The rules are docs/storage.md, S10, and docs/money.md, M24.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.storage.chain.links import ChainProblem
+from tracepaper.storage.database.chunks import run_span
+from tracepaper.storage.record.rows import sequence_of
+from tracepaper.strategies.types.decisions import FillModel, LedgerKind, Liquidity
+from tracepaper.strategies.types.market import Category, Side
+from tracepaper.strategies.units import (
+    BASE_FEES,
+    MONEY_DECIMALS,
+    MONEY_SCALE,
+    Notional,
+    divide_half_even,
+    scaled,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator
+
+_RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
+_INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
+_FILLED: Final = (
+    "SELECT step, {}, instrument, side, quantity, notional, fee, fee_base, model, order_id "
+    "FROM {} WHERE step BETWEEN ? AND ? ORDER BY {}"
+)
+_FILLS: Final = _FILLED.format("NULL", "fills", "step, ordinal")
+_TWIN_FILLS: Final = _FILLED.format("twin", "twin_fills", "step, book, ordinal")
+_HOLDINGS: Final = (
+    "SELECT step, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
+    "FROM holdings WHERE step BETWEEN ? AND ? AND instrument IS NOT NULL AND quantity IS NOT NULL "
+    "ORDER BY step, book"
+)
+_MOVED: Final = (
+    "SELECT step, kind, instrument, amount, order_id FROM ledger WHERE step BETWEEN ? AND ? "
+    "AND kind IN ('realized', 'fee', 'liquidation_fee', 'bought', 'sold') ORDER BY step, ordinal"
+)
+_IS_KEPT: Final = "SELECT EXISTS (SELECT 1 FROM ledger WHERE step BETWEEN ? AND ?)"
+_ORDERED: Final = (
+    "SELECT order_id, max(step), filled FROM orders WHERE step BETWEEN ? AND ? GROUP BY order_id"
+)
+_SUMS: Final = (
+    "SELECT order_id, max(step), sum(quantity) FROM fills WHERE step BETWEEN ? AND ? "
+    "GROUP BY order_id"
+)
+
+
+_ORDER: Final = "SELECT step FROM orders WHERE step BETWEEN ? AND ? AND status <> 'REJECTED' AND "
+_CONTRADICTIONS: Final = (
+    (
+        _ORDER + "coalesce(kind, 'MARKET') <> CASE "
+        "WHEN price IS NULL THEN iif(trigger IS NULL, 'MARKET', 'STOP') "
+        "ELSE iif(trigger IS NULL, 'LIMIT', 'STOP_LIMIT') END ORDER BY step LIMIT 1",
+        "the kind of an order is not that of its prices",
+        "orders",
+    ),
+    (
+        _ORDER + "(status = 'FILLED') <> (filled = quantity) ORDER BY step LIMIT 1",
+        "the status of an order is not what was filled of it",
+        "orders",
+    ),
+    (
+        (
+            "SELECT step FROM fills f WHERE step BETWEEN ? AND ? AND NOT EXISTS "
+            "(SELECT 1 FROM orders o WHERE o.step = f.step AND o.order_id = f.order_id "
+            "AND o.side = f.side AND o.instrument = f.instrument) ORDER BY step LIMIT 1"
+        ),
+        "a fill is of no order of its side and instrument",
+        "fills",
+    ),
+)
+"""Where the rows of one step contradict each other: a query, what it finds, and in which table."""
+_PRICED: Final = (
+    "SELECT step, instrument, side, quantity, price, notional, fee, fee_base, liquidity "
+    "FROM {} WHERE step BETWEEN ? AND ? ORDER BY step"
+)
+_CONFIGURED: Final = "SELECT run_key, config FROM runs WHERE run_id = ?"
+_SCALES: Final = (
+    "SELECT instrument, symbol, category, price_decimals, quantity_decimals "
+    "FROM instruments WHERE run_key = ?"
+)
+
+
+class _SymbolFees(Struct, frozen=True):
+    """``[execution.fees]`` of one symbol."""
+
+    taker: Decimal | None = None
+    maker: Decimal | None = None
+
+
+class _Execution(Struct, frozen=True):
+    """What ``[execution]`` of a stored configuration says of fees."""
+
+    taker_fee: Decimal | None = None
+    maker_fee: Decimal | None = None
+    fee_per_share: Decimal | None = None
+    fee_minimum: Decimal = Decimal(0)
+    fees: dict[str, _SymbolFees] = {}
+
+
+class _Configured(Struct, frozen=True):
+    execution: _Execution = _Execution()
+
+
+class _Filled(NamedTuple):
+    """A fill, as its row says it."""
+
+    step: int
+    twin: str | None  # None is the run's own account
+    instrument: int
+    side: str
+    quantity: int
+    notional: int
+    fee: int
+    fee_base: int
+    model: str
+    order_id: str
+
+
+Entry = tuple[str, int, int, str]
+"""Kind, instrument, amount and order of a movement of cash."""
+
+
+class _Position(Struct):
+    """What one account holds of one instrument, by its fills alone."""
+
+    is_cash: bool
+    quantity: int = 0
+    entry_notional: int = 0
+    realized_pnl: int = 0
+    fees_paid: int = 0
+
+    @property
+    def held(self) -> tuple[int, int, int, int]:
+        """The columns of ``holdings`` that follow from fills."""
+        return self.quantity, self.entry_notional, self.realized_pnl, self.fees_paid
+
+    def book(self, fill: _Filled) -> list[Entry]:
+        """Take in *fill*; return what it moves in cash, as docs/money.md, M5 to M8, say."""
+        buys = fill.side == Side.BUY.value
+        moved: list[tuple[LedgerKind, int]]
+        if self.is_cash:
+            moved = self._paid(fill) if buys else self._sold(fill)
+        else:
+            moved = self._linear(fill, 1 if buys else -1)
+        self.fees_paid += fill.fee
+        fee = LedgerKind.FEE
+        if fill.model == FillModel.LIQUIDATION.value:
+            fee = LedgerKind.LIQUIDATION_FEE
+        return [
+            (kind.value, fill.instrument, amount, fill.order_id)
+            for kind, amount in (*moved, (fee, -fill.fee))
+            if amount
+        ]
+
+    def _linear(self, fill: _Filled, sign: int) -> list[tuple[LedgerKind, int]]:
+        opened, notional, realized = fill.quantity, fill.notional, 0
+        if self.quantity * sign < 0:
+            closed = min(fill.quantity, abs(self.quantity))
+            share = divide_half_even(fill.notional * closed, fill.quantity)
+            realized = self._close(closed, -sign * share)
+            opened, notional = fill.quantity - closed, fill.notional - share
+        self.quantity += sign * opened
+        self.entry_notional += sign * notional
+        self.realized_pnl += realized
+        return [(LedgerKind.REALIZED, realized)]
+
+    def _paid(self, fill: _Filled) -> list[tuple[LedgerKind, int]]:
+        fee = divide_half_even(fill.notional * fill.fee_base, fill.quantity)
+        self.quantity += fill.quantity - fill.fee_base
+        self.entry_notional += fill.notional - fee
+        self.fees_paid += fee
+        return [(LedgerKind.BOUGHT, -fill.notional)]
+
+    def _sold(self, fill: _Filled) -> list[tuple[LedgerKind, int]]:
+        if self.quantity > 0:
+            self.realized_pnl += self._close(fill.quantity, fill.notional)
+        return [(LedgerKind.SOLD, fill.notional)]
+
+    def _close(self, closed: int, proceeds: int) -> int:
+        entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
+        self.quantity -= closed if self.quantity > 0 else -closed
+        self.entry_notional -= entry
+        return proceeds - entry
+
+
+def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
+    """Return the first step of *run_id* at which an order or a fill contradicts itself.
+
+    An order has the prices of its kind, and is FILLED where nothing is left of it; one that was
+    refused may say anything. A fill has an order of its side; its notional is its price times its
+    quantity, and its fee what the run's configuration asks of that.
+    """
+    run_key, text = connection.execute(_CONFIGURED, (run_id,)).fetchone()
+    span = run_span(run_key)
+    for query, said, table in _CONTRADICTIONS:
+        for (step,) in connection.execute(query, span):
+            return _contradicts(step, said, table)
+    execution = msgspec.json.decode(text, type=_Configured).execution
+    terms = {
+        place: _Terms.of(execution, *item)
+        for place, *item in connection.execute(_SCALES, (run_key,))
+    }
+    for table in ("fills", "twin_fills"):
+        for step, place, *fill in connection.execute(_PRICED.format(table), span):
+            if said := terms[place].contradiction(*fill):
+                return _contradicts(step, said, table)
+    return None
+
+
+class _Terms(NamedTuple):
+    """What the fills of one instrument are worth, and cost."""
+
+    notional: Notional
+    quantity_decimals: int
+    pays_in_base: bool  # the fee of a buy
+    rates: dict[str, int]  # by liquidity, in 10⁻¹⁰ of the notional
+    per_share: int
+    minimum: int  # of the first fill of an order
+
+    @classmethod
+    def of(
+        cls, said: _Execution, symbol: str, category: str, price_decimals: int, decimals: int
+    ) -> _Terms:
+        """Return those of one instrument, by what is *said* of fees."""
+        own = said.fees.get(symbol, _SymbolFees())
+        usual = BASE_FEES[category] if said.fee_per_share is None else ("0", "0")
+        taker, maker = (
+            _money(next(one for one in given if one is not None))
+            for given in (
+                (own.taker, said.taker_fee, Decimal(usual[0])),
+                (own.maker, said.maker_fee, Decimal(usual[1])),
+            )
+        )
+        return cls(
+            Notional.of_decimals(price_decimals, decimals),
+            decimals,
+            Category(category) is Category.SPOT,
+            {Liquidity.TAKER.value: taker, Liquidity.MAKER.value: maker},
+            _money(said.fee_per_share or Decimal(0)),
+            _money(said.fee_minimum),
+        )
+
+    def contradiction(
+        self,
+        side: str,
+        quantity: int,
+        price: int,
+        notional: int,
+        fee: int,
+        fee_base: int,
+        liquidity: str,
+    ) -> str:
+        """Return what a fill says otherwise than follows from the rest of it; else nothing."""
+        if notional != self.notional(price, quantity):
+            return "the notional of a fill is not its price times its quantity"
+        rate = self.rates[liquidity]
+        if self.pays_in_base and side == Side.BUY.value:
+            due = {(0, divide_half_even(quantity * rate, MONEY_SCALE))}
+        else:
+            of_shares = divide_half_even(quantity * self.per_share, 10**self.quantity_decimals)
+            found = divide_half_even(notional * rate, MONEY_SCALE) + of_shares
+            due = {(found, 0), (max(found, self.minimum) if self.minimum else found, 0)}
+        if (fee, fee_base) not in due:
+            return "the fee of a fill is not what the configuration asks of it"
+        return ""
+
+
+def _money(amount: Decimal) -> int:
+    return scaled(amount, MONEY_DECIMALS, name="a fee")
+
+
+def _contradicts(step: int, said: str, table: str) -> ChainProblem:
+    at = sequence_of(step)
+    return ChainProblem(at, (table,), "changed", f"At step {at} {said}: its row was changed.")
+
+
+def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
+    """Return the first step of *run_id* at which fills, orders, positions and ledger disagree.
+
+    Of a run that took over an account its positions begin with the first that is stored.
+    """
+    run_key, parent = connection.execute(_RUN, (run_id,)).fetchone()
+    span = run_span(run_key)
+    kinds = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
+    is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
+    due: list[tuple[int, Entry]] = []
+    checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
+        lambda: _positions(connection, span, is_cash, due, is_taken=parent is not None),
+        lambda: _ledger(connection, span, due),
+        lambda: _orders(connection, span, is_taken=parent is not None),
+    )
+    return next((found for check in checks for found in check()), None)
+
+
+def _positions(
+    connection: sqlite3.Connection,
+    span: tuple[int, int],
+    is_cash: dict[int, bool],
+    due: list[tuple[int, Entry]],
+    *,
+    is_taken: bool,
+) -> Iterator[ChainProblem]:
+    """Hold every position to the fills before it; *due* takes what those move in the ledger."""
+    fills = [_Filled(*row) for row in connection.execute(_FILLS, span)]
+    of_twins = [_Filled(*row) for row in connection.execute(_TWIN_FILLS, span)]
+    waiting: dict[tuple[str | None, int], list[_Filled]] = {}
+    for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
+        waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
+    known: dict[tuple[str | None, int], _Position] = {}
+    booked: dict[int, list[Entry]] = {}
+    for step, twin, place, *held in connection.execute(_HOLDINGS, span):
+        book = twin, place
+        behind = waiting.get(book, [])
+        new = []
+        while behind and behind[-1].step <= step:
+            new.append(behind.pop())
+        if is_taken and book not in known:  # what was held before is another run's to tell
+            known[book] = _Position(is_cash[place], *held)
+            continue
+        position = known.setdefault(book, _Position(is_cash[place]))
+        booked.update((id(fill), position.book(fill)) for fill in new)
+        if position.held != tuple(held):
+            yield _disagree(step, "positions", "fills", *_tables(twin))
+            return
+    for (twin, _), left in waiting.items():
+        if left:
+            yield _disagree(left[-1].step, "positions", "fills", *_tables(twin))
+            return
+    due += [(fill.step, entry) for fill in fills for entry in booked.get(id(fill), [_UNKNOWN])]
+
+
+_UNKNOWN: Final[Entry] = ("", 0, 0, "")
+"""Stands for what a fill moved of a position that was taken over with it."""
+
+
+def _tables(twin: str | None) -> tuple[str, str]:
+    return ("holdings", "fills") if twin is None else ("holdings", "twin_fills")
+
+
+def _ledger(
+    connection: sqlite3.Connection, span: tuple[int, int], due: list[tuple[int, Entry]]
+) -> Iterator[ChainProblem]:
+    """Hold the ledger to what the fills are *due* to move; an older version kept none."""
+    if connection.execute(_IS_KEPT, span).fetchone() == (0,):
+        return
+    unknown = {entry for _, entry in due} & {_UNKNOWN}
+    moved: list[tuple[int, Entry]] = [
+        (step, (kind, place, amount, order_id))
+        for step, kind, place, amount, order_id in connection.execute(_MOVED, span)
+    ]
+    if unknown:
+        skipped = [at for at, (_, entry) in enumerate(due) if entry == _UNKNOWN]
+        del due[: skipped[-1] + 1]
+        moved = moved[len(moved) - len(due) :]
+    for said, follows in zip_longest(moved, due):
+        if said is None or follows is None or said[1] != follows[1]:
+            at = min(one[0] for one in (said, follows) if one is not None)
+            yield _disagree(at, "ledger", "fills", "ledger", "fills")
+            return
+
+
+def _orders(
+    connection: sqlite3.Connection, span: tuple[int, int], *, is_taken: bool
+) -> Iterator[ChainProblem]:
+    """Hold what each order says was filled of it to its fills."""
+    ordered = {row[0]: row[1:] for row in connection.execute(_ORDERED, span)}
+    sums = {row[0]: row[1:] for row in connection.execute(_SUMS, span)}
+    for order_id, (step, filled) in sorted(ordered.items(), key=lambda one: one[1][0]):
+        if filled != sums.get(order_id, (0, 0))[1] and not is_taken:
+            yield _disagree(step, f"order {order_id}", "fills", "orders", "fills")
+            return
+    for order_id, (step, _) in sums.items():
+        if order_id not in ordered:
+            yield _disagree(step, f"order {order_id}", "fills", "orders", "fills")
+            return
+
+
+def _disagree(step: int, what: str, other: str, *tables: str) -> ChainProblem:
+    at = sequence_of(step)
+    sentence = f"What the {what} and the {other} say of one another disagrees at step {at}: one of "
+    return ChainProblem(at, tables, "changed", sentence + "them was changed, removed or added.")

@@ -1,0 +1,545 @@
+"""``audit verify``: recompute every link of a run's chain, and name what does not hold.
+
+The check reads stored rows and nothing else. It finds rows that were changed, removed, added,
+exchanged or cut off. Who rewrites the whole chain is found only by a head kept elsewhere:
+``tracepaper audit head`` prints it, ``tracepaper audit verify --head`` looks for it.
+
+The rules are docs/storage.md, S5 to S8.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from hashlib import sha256
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct
+
+from tracepaper.storage.chain.links import (
+    _CUT,
+    _INSTRUMENTS,
+    _PRUNE,
+    _RUN,
+    CANDIDATES_MOST,
+    Broken,
+    ChainProblem,
+    check_prune,
+    covered_until,
+    diagnose,
+    laid_of,
+)
+from tracepaper.storage.database.chunks import (
+    CHUNK_STEPS,
+    Chunk,
+    StoredRow,
+    chunks,
+    gate_set_rows,
+    read_chunk,
+    run_span,
+    select,
+)
+from tracepaper.storage.database.schema import RUN_TABLES
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.decode import STATE, STEP, StoredRows
+from tracepaper.storage.record.digest import (
+    HASH_BYTES,
+    Covered,
+    chain_digest,
+    gates_digest,
+    kept_digest,
+    opened_digest,
+    pack,
+)
+from tracepaper.storage.record.rows import (
+    NO_GATES,
+    OPENED_AT,
+    SPARSE_TABLES,
+    canonical,
+    kept_rows,
+    laid_row,
+    layout_of,
+    layouts_sha256,
+    sequence_of,
+    shape_of,
+    step_key,
+)
+from tracepaper.strategies.errors import DataInvalid
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+    from tracepaper.storage.record.rows import RowLayout
+
+
+class ChainReport(Struct, frozen=True):
+    """What ``audit verify`` found."""
+
+    run_id: str
+    steps: int  # links that were recomputed and hold
+    head: bytes  # the last of them
+    pruned_until: int | None  # the last step whose rows were pruned; the chain holds from the next
+    head_sequence: int | None  # where the head kept elsewhere stands in the chain
+    problem: ChainProblem | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was found."""
+        return self.problem is None
+
+
+_NAMED: Final = (
+    "SELECT ' (' || i.instrument_id || ' ' || "
+    "strftime('%Y-%m-%dT%H:%MZ', s.open_time_ms / 1000, 'unixepoch') || ')' "
+    "FROM steps s JOIN instruments i ON i.run_key = ? AND i.instrument = s.instrument "
+    "WHERE s.step = ?"
+)
+_OUTCOME_SETS: Final = (
+    "SELECT step, gate_set, gate_set_sha256 FROM outcomes WHERE step BETWEEN ? AND ?"
+)
+
+
+def verify_chain(
+    connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None
+) -> ChainReport:
+    """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
+
+    The run may grow meanwhile: all of it is read from one snapshot. Raises ``DataInvalid`` only
+    where there is no such run; what is wrong is in the report.
+    """
+    connection.execute("BEGIN")
+    try:
+        return _verify(connection, run_id, head)
+    finally:
+        connection.rollback()
+
+
+def _verify(connection: sqlite3.Connection, run_id: str, head: bytes | None) -> ChainReport:
+    row = connection.execute(_RUN, (run_id,)).fetchone()
+    if row is None:
+        raise DataInvalid(f"There is no run {run_id} in the database.")
+    opened, step_count, head_digest = row[OPENED_AT:]
+    pruned = connection.execute(_PRUNE, (row[0],)).fetchone()
+    if pruned is None:
+        start = _Start(0, opened, Covered())
+    else:
+        first = pruned[_CUT.until_sequence] + 1
+        start = _Start(first, pruned[_CUT.digest], covered_until(connection, row[0], pruned))
+    walk = _Walk(connection, row[0], start, head)
+    problem = _check_opening(connection, row)
+    problem = problem or check_prune(connection, row[0], pruned)
+    problem = problem or walk.first_problem(step_count)
+    problem = problem or _check_end(walk, step_count, head_digest)
+    problem = problem or _check_gate_sets(connection, row, walk.gates)
+    if problem is None and head is not None and walk.head_at is None:
+        problem = _rewritten(head, pruned)
+    until = None if pruned is None else pruned[_CUT.until_sequence]
+    return ChainReport(run_id, walk.held, walk.previous, until, walk.head_at, problem)
+
+
+class _Start(NamedTuple):
+    """Where a walk begins."""
+
+    sequence: int  # of the first step
+    digest: bytes  # the link before it
+    covered: Covered  # what that link covers
+
+
+class _UnusualStep(Exception):
+    """A step does not hold, or not in the way of the usual ones."""
+
+
+SMALL_STEPS: Final = 256
+"""Steps that are looked at row by row where a quick walk over them does not succeed."""
+_HEAD: Final = "SELECT step FROM steps WHERE step BETWEEN ? AND ? AND digest = ?"
+_JOINED: Final = frozenset({"answers", "twin_steps"})
+"""Sparse tables that are read together with ``steps`` where nearly every step has rows there."""
+_REST: Final = tuple(table for table in SPARSE_TABLES if table not in _JOINED)
+_SPAN: Final = "step BETWEEN ?1 AND ?2"
+
+
+class _Usual:
+    """How the steps of one layout are read: all of their values in one row of one query."""
+
+    def __init__(self, layouts: tuple[RowLayout, ...], shape: int) -> None:
+        core, *others = layouts
+        self.layouts = layouts_sha256(layouts)
+        self.outcome_at = core.columns.index("outcome")
+        self._rows = Counter(one.table for one in others)  # rows of a step in each joined table
+        self._counts: dict[str, int] = {}  # rows of the range in hand in each of them
+        names = [f"s.{name}" for name in core.columns]
+        joins, tests = [], [f"s.shape >> 1 = {shape}", *_nulls("s", core)]
+        for number, one in enumerate(others):
+            alias = f"j{number}"
+            names += [f"{alias}.{name}" for name in one.columns[1:]]
+            on = f"{alias}.step = s.step"
+            if one.table == "twin_steps":
+                book = sum(before.table == one.table for before in others[:number]) + 1
+                on += f" AND {alias}.book = {book}"
+            joins.append(f"CROSS JOIN {one.table} {alias} ON {on}")
+            tests += _nulls(alias, one)
+        named = " ".join(joins)
+        where = f"s.{_SPAN} AND {' AND '.join(tests)}"
+        self.query = f"SELECT {', '.join(names)}, s.digest FROM steps s {named} WHERE {where}"
+        self.query += " ORDER BY s.step"
+        # A step that has unusual rows elsewhere is in neither: the walk misses it, and looks again.
+        own = " AND ".join((f"shape >> 1 = {shape}", *_nulls("steps", core)))
+        others_step = f"(SELECT step FROM steps WHERE {_SPAN} AND NOT ({own}))"
+        self._odd = {
+            table: select(table, f"{_SPAN} AND step IN {others_step}") for table in _JOINED
+        }
+        self._odd_steps = select("steps", f"{_SPAN} AND NOT ({own})")
+
+    def odd(self, connection: sqlite3.Connection, first: int, last: int) -> Chunk:
+        """Return the rows from step *first* to *last* that the query leaves out."""
+        span = (first, last)
+        self._counts = {
+            table: connection.execute(_COUNT[table], span).fetchone()[0] for table in _JOINED
+        }
+        sparse: dict[int, dict[str, list[StoredRow]]] = {}
+        for table in SPARSE_TABLES:
+            if table in _JOINED and not self._counts[table]:
+                continue
+            query = self._odd[table] if table in _JOINED else _WHOLE[table]
+            for row in connection.execute(query, span):
+                sparse.setdefault(row[0], {}).setdefault(table, []).append(row)
+        return Chunk(last, connection.execute(self._odd_steps, span).fetchall(), sparse)
+
+    def is_all(self, steps: int, odd: Chunk) -> bool:
+        """Return whether *steps* usual ones and the *odd* ones have every row that is there."""
+        if not odd.sparse.keys() <= {row[0] for row in odd.steps}:
+            return False
+        read = Counter(
+            {table: sum(len(of.get(table, ())) for of in odd.sparse.values()) for table in _JOINED}
+        )
+        return all(
+            count == steps * self._rows[table] + read[table]
+            for table, count in self._counts.items()
+        )
+
+
+_COUNT: Final = {table: f"SELECT count(*) FROM {table} WHERE {_SPAN}" for table in _JOINED}
+_WHOLE: Final = {table: select(table, _SPAN) for table in _REST}
+
+
+def _nulls(alias: str, layout: RowLayout) -> list[str]:
+    """Return the tests that the columns are null which *layout* does not fill."""
+    absent = [name for name in stored_columns(layout.table) if name not in layout.columns]
+    return [f"{alias}.{name} IS NULL" for name in absent if name != "digest"]
+
+
+@lru_cache(maxsize=64)
+def _usual_of(layouts: tuple[RowLayout, ...], shape: int) -> _Usual:
+    return _Usual(layouts, shape)
+
+
+class _Walk:
+    """A walk along the links of one run."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        run_key: int,
+        start: _Start,
+        head: bytes | None,
+    ) -> None:
+        self._connection = connection
+        self._run_key = run_key
+        self._head = head
+        self.first, self.previous, self._covered = start
+        self.held = 0  # links that hold
+        self.head_at = self.first - 1 if head == self.previous else None
+        sets = gate_set_rows(connection, run_key)
+        hashes = {key: gates_digest(rows) for key, rows in sets.items()}
+        query = "SELECT step, gate_set FROM outcomes WHERE step BETWEEN ? AND ?"
+        outcomes = connection.execute(query, run_span(run_key))
+        self.gates = {sequence_of(step): hashes.get(key) for step, key in outcomes}
+
+    def first_problem(self, step_count: int) -> ChainProblem | None:
+        """Walk until the first thing that does not hold."""
+        last = max(step_count - 1, *(self._newest(table.name) for table in RUN_TABLES))
+        for at in range(self.first, last + 1, CHUNK_STEPS):
+            first = step_key(self._run_key, at)
+            until = step_key(self._run_key, min(at + CHUNK_STEPS - 1, last))
+            if (problem := self._problem_in(first, until, step_count)) is not None:
+                return problem
+        return None
+
+    def _problem_in(self, first: int, last: int, step_count: int) -> ChainProblem | None:
+        """Walk from step *first* to *last*: quickly, else in halves, else row by row."""
+        if self._passes(first, last):
+            return None
+        if last - first < SMALL_STEPS:
+            return self._walk(read_chunk(self._connection, first, last), step_count)
+        middle = (first + last) // 2
+        problem = self._problem_in(first, middle, step_count)
+        return problem or self._problem_in(middle + 1, last, step_count)
+
+    def _walk(self, chunk: Chunk, step_count: int) -> ChainProblem | None:
+        """Walk along the links of *chunk*; return the first thing that does not hold."""
+        due = step_key(self._run_key, self.first + self.held)
+        previous, covered = self.previous, self._covered
+        for row in chunk.steps:
+            if row[0] != due:
+                return self._name(Broken(due, previous, covered))
+            before = covered.content
+            digest = self._link(chunk, row, previous, covered)
+            if digest != row[-1]:
+                at = Covered(before[:HASH_BYTES], before[HASH_BYTES:])
+                return self._name(self._broken(chunk, row, previous, at))
+            if digest == self._head:
+                self.head_at = sequence_of(due)
+            self.previous = previous = digest
+            self.held += 1
+            due += 1
+        if due <= chunk.last:
+            return self._ended(due, step_count)
+        return _stray_rows(chunk)
+
+    def _passes(self, first: int, last: int) -> bool:
+        """Walk along the links from step *first* to *last* by one query for the usual steps.
+
+        False, and nothing walked, where any of them does not hold or no step is usual.
+        """
+        usual = self._usual(first, last)
+        if usual is None:
+            return False
+        odd, covered = usual.odd(self._connection, first, last), self._covered.copy()
+        try:
+            previous = self._follow(usual, odd, range(first, last + 1), covered)
+        except _UnusualStep:
+            return False
+        if self._head is not None:
+            found = self._connection.execute(_HEAD, (first, last, self._head)).fetchone()
+            self.head_at = self.head_at if found is None else sequence_of(found[0])
+        self._covered, self.previous = covered, previous
+        self.held += last + 1 - first
+        return True
+
+    def _follow(self, usual: _Usual, odd: Chunk, steps: range, covered: Covered) -> bytes:
+        """Return the link of the last of *steps*; raise ``_UnusualStep`` where one does not hold.
+
+        *covered* moves on as the *odd* steps say: the usual ones leave it as it is.
+        """
+        unusual = {row[0]: row for row in odd.steps}
+        previous, due, outcome_at = self.previous, steps.start, usual.outcome_at
+        middles: dict[int, bytes] = {}
+        for row in self._connection.execute(usual.query, (steps.start, steps.stop - 1)):
+            if row[0] != due:
+                previous = self._follow_odd(odd, unusual, range(due, row[0]), previous, covered)
+                due = row[0]
+                middles.clear()
+            try:
+                middle = middles[row[outcome_at]]
+            except KeyError:
+                gates = self.gates.get(row[outcome_at]) or b""
+                middle = middles[row[outcome_at]] = covered.content + usual.layouts + gates
+            # ``chain_digest``, with what rarely changes put together before.
+            previous = sha256(previous + middle + pack(row[:-1])).digest()
+            if previous != row[-1]:
+                raise _UnusualStep
+            due += 1
+        previous = self._follow_odd(odd, unusual, range(due, steps.stop), previous, covered)
+        if not usual.is_all(len(steps) - len(odd.steps), odd):
+            raise _UnusualStep
+        return previous
+
+    def _follow_odd(
+        self,
+        odd: Chunk,
+        unusual: dict[int, StoredRow],
+        steps: range,
+        previous: bytes,
+        covered: Covered,
+    ) -> bytes:
+        """Return the link of the last of *steps*, which are all *unusual*, after *previous*."""
+        for step in steps:
+            row = unusual.get(step)
+            if row is None or self._link(odd, row, previous, covered) != row[-1]:
+                raise _UnusualStep
+            previous = row[-1]
+        return previous
+
+    def _usual(self, first: int, last: int) -> _Usual | None:
+        """Return how the usual steps of a range are read: like the one in its middle."""
+        middle = (first + last) // 2
+        chunk = read_chunk(self._connection, middle, middle)
+        if not chunk.steps:
+            return None
+        rows = chunk.rows(chunk.steps[0])
+        if rows.sparse.keys() - _JOINED or rows.core[STEP.outcome] is None:
+            return None
+        others = [layout for layout, _ in laid_of(rows)]
+        return _usual_of((layout_of("steps", rows.core), *others), rows.core[STEP.shape] >> 1)
+
+    def _link(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> bytes:
+        """Return the digest that the rows of the step of *row* give after *previous*.
+
+        *covered* moves on as the step's rows say. Empty where its row denies them.
+        """
+        rows = chunk.rows(row)
+        laid_rows = laid_of(rows)
+        leaves = kept_rows(laid_rows)
+        expected = kept_digest(covered.kept, leaves) if leaves else None
+        states = rows.row("states")
+        kept = None if states is None else states[STATE.kept_sha256]
+        if states is not None:
+            covered.follow(kept, states[STATE.state])
+        shape = shape_of([layout.table for layout, _ in laid_rows])
+        has_bar = row[STEP.open_time_ms] is not None
+        if (
+            kept != expected
+            or row[STEP.shape] >> 1 != shape >> 1
+            or has_bar == ("events" in rows.sparse)
+        ):
+            return b""
+        layouts, payload = canonical(laid_row("steps", rows.core), laid_rows)
+        prefix = layouts + (self._gate_set(row) or NO_GATES)
+        return chain_digest(previous, covered.content, prefix, payload)
+
+    def _gate_set(self, row: StoredRow) -> bytes | None:
+        """Return the hash of the gate set that judged the step of *row*, as that is stored."""
+        outcome = row[STEP.outcome]
+        return None if outcome is None else self.gates.get(outcome)
+
+    def _broken(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> Broken:
+        return Broken(
+            step=row[0],
+            previous=previous,
+            covered=covered,
+            core=row[:-1],
+            digest=row[-1],
+            gate_set_sha256=self._gate_set(row),
+            sparse=chunk.sparse.get(row[0], {}),
+        )
+
+    def _later_broken(self, broken: Broken) -> Iterator[Broken]:
+        """Yield the broken steps after *broken*, each judged by what is stored before it."""
+        previous, covered = broken.digest, broken.covered.copy()
+        rows = StoredRows(broken.core, broken.sparse)
+        covered.follow(rows.kept_sha256, rows.state)
+        first, last = sequence_of(broken.step) + 1, self._newest("steps")
+        for chunk in chunks(self._connection, self._run_key, first, last):
+            for row in chunk.steps:
+                before = covered.copy()
+                if self._link(chunk, row, previous, covered) != row[-1]:
+                    yield self._broken(chunk, row, previous, before)
+                previous = row[-1]
+
+    def _name(self, broken: Broken) -> ChainProblem:
+        """Say what was done to *broken*."""
+        others = list(islice(self._later_broken(broken), CANDIDATES_MOST)) if broken.core else []
+        named = self._connection.execute(_NAMED, (self._run_key, broken.step)).fetchone()
+        return diagnose(broken, others, named[0] if named else "")
+
+    def _ended(self, due: int, step_count: int) -> ChainProblem:
+        """Say why the stored steps do not reach *due*."""
+        at = sequence_of(due)
+        if self._newest("steps") > at:
+            return self._name(Broken(due, self.previous, self._covered))
+        if at < step_count:
+            return ChainProblem(
+                at,
+                ("steps",),
+                "cut",
+                f"The run's row counts {step_count} steps, and the last one stored is {at - 1}: "
+                "the tail was cut off.",
+            )
+        strays = [t.name for t in RUN_TABLES if self._newest(t.name) >= at]
+        return ChainProblem(
+            at, tuple(strays), "extra", f"Rows of {', '.join(strays)} belong to no step after {at}."
+        )
+
+    def _newest(self, table: str) -> int:
+        """Return the sequence of the last step with a row in *table*, or -1."""
+        query = f"SELECT max(step) FROM {table} WHERE step BETWEEN ? AND ?"
+        (step,) = self._connection.execute(query, run_span(self._run_key)).fetchone()
+        return -1 if step is None else sequence_of(step)
+
+
+def _stray_rows(chunk: Chunk) -> ChainProblem | None:
+    """Return the first row of *chunk* that belongs to no step."""
+    known = {row[0] for row in chunk.steps}
+    if known.issuperset(chunk.sparse):
+        return None
+    step = min(chunk.sparse.keys() - known)
+    table, at = next(iter(chunk.sparse[step])), sequence_of(step)
+    return ChainProblem(
+        at, (table,), "extra", f"A row was added to {table} at {at}: it belongs to no step."
+    )
+
+
+def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProblem | None:
+    """Check the first link: the run as opened, its instruments and the gate sets of its start."""
+    opened = row[:OPENED_AT]
+    instruments = connection.execute(_INSTRUMENTS, (row[0],)).fetchall()
+    sets = gate_set_rows(connection, row[0])
+    known = [line for key in sorted(sets) if key < opened[-1] for line in sets[key]]
+    if opened_digest(opened, instruments, known) == row[OPENED_AT]:
+        for place, instrument in enumerate(instruments):
+            if instrument[1:3] != (place, f"{instrument[3]}:{instrument[4]}"):
+                sentence = f"Instrument {place} of the run was changed: its row contradicts itself."
+                return ChainProblem(None, ("instruments",), "changed", sentence)
+        return None
+    tables = ("runs", "instruments", *(("gate_sets",) if opened[-1] else ()))
+    return ChainProblem(
+        None,
+        tables,
+        "changed",
+        f"The run was changed: its rows in {', '.join(tables)} do not give its first link.",
+    )
+
+
+def _check_gate_sets(
+    connection: sqlite3.Connection, row: StoredRow, gates: Mapping[int, bytes | None]
+) -> ChainProblem | None:
+    """Check that every gate set is one that the run began with or that an outcome names."""
+    run_key, opened_gate_sets = row[0], row[OPENED_AT - 1]
+    used = set()
+    for step, gate_set, stored in connection.execute(_OUTCOME_SETS, run_span(run_key)):
+        used.add(gate_set)
+        if gates[sequence_of(step)] != stored:
+            at = sequence_of(step)
+            sentence = f"Gate set {gate_set}, first used by step {at}, was changed."
+            return ChainProblem(at, ("gate_sets",), "changed", sentence)
+    for key in gate_set_rows(connection, run_key):
+        if key >= opened_gate_sets and key not in used:
+            sentence = f"Gate set {key} was added: no outcome names it."
+            return ChainProblem(None, ("gate_sets",), "extra", sentence)
+    return None
+
+
+def _rewritten(head: bytes, pruned: StoredRow | None) -> ChainProblem:
+    """Say that no link has the digest *head*."""
+    until = (
+        ""
+        if pruned is None
+        else f" (or the head is older than step {pruned[_CUT.until_sequence]}, pruned since)"
+    )
+    sentence = f"No step has the digest {head.hex()}: the chain was rewritten, or an older copy "
+    sentence += f"was put back{until}."
+    return ChainProblem(None, (), "rewritten", sentence)
+
+
+def _check_end(walk: _Walk, step_count: int, head_digest: bytes) -> ChainProblem | None:
+    """Check what the run's row says of the chain's end."""
+    found = walk.first + walk.held
+    if found > step_count:
+        return ChainProblem(
+            step_count,
+            ("steps",),
+            "extra",
+            f"The run's row counts {step_count} steps and {found} are stored: steps were added "
+            "or the row was changed.",
+        )
+    if walk.previous != head_digest:
+        return ChainProblem(
+            None,
+            ("runs",),
+            "changed",
+            "The head in the run's row is not the digest of its last step: the row was changed.",
+        )
+    return None

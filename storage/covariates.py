@@ -1,0 +1,425 @@
+"""A user's covariates: files that may grow, refused in one sentence, kept beside a database.
+
+A file is CSV or Parquet. ``time`` is when a row became known: a time with a zone, or milliseconds
+of the epoch; ``symbol`` is whose it is, where it is not everyone's; all others are numbers.
+
+The rule is docs/models.md, L63.
+
+A line without an end is left for the next reading. A file that is written anew, as Parquet always
+is, is read whole.
+
+The rule is docs/models.md, L65.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.covariates import (
+    AGE,
+    ALL_SYMBOLS,
+    StandingVectors,
+    VectorRows,
+    feature_name,
+    rows_of,
+)
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.extras import missing_sentence
+
+TIME: Final = "time"
+SYMBOL: Final = "symbol"
+COLUMNS_MAX: Final = 1_024
+_ARROW: Final = (".parquet", ".pq")
+_DELIMITED: Final = (".csv",)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_OLDEST_MS, _NEWEST_MS = 100_000_000_000, 10_000_000_000_000  # 1973 and 2286
+_DIGITS: Final = 18
+
+Table = dict[str, Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    """A file of vectors as it was read: rows by symbol, and the SHA-256 of its bytes."""
+
+    path: Path
+    sha256: str
+    columns: tuple[str, ...]
+    rows: dict[str, VectorRows]
+
+    def chosen(self, columns: Sequence[str]) -> dict[str, VectorRows]:
+        """Return the rows with *columns* alone, in this order; raise for one that it lacks."""
+        for name in columns:
+            if name not in self.columns:
+                raise DataInvalid(
+                    f"{self.path} lacks the column {shown(name)}, which the model was trained "
+                    "with; add it."
+                )
+        places = [self.columns.index(name) for name in columns]
+        return {
+            symbol: VectorRows(rows.time_ms, rows.from_ms, rows.values[:, places])
+            for symbol, rows in self.rows.items()
+        }
+
+    def standing(self, columns: Sequence[str]) -> StandingVectors:
+        """Return *columns* of it as what does not change."""
+        return StandingVectors(self.sha256, self.chosen(columns))
+
+
+def read_vectors(path: Path) -> VectorFile:
+    """Read a file of vectors.
+
+    Raises ``DataInvalid`` for a file that is not there or no table, a time without a zone, times
+    that do not ascend, a number that is not finite and a file without rows.
+    """
+    raw = file_bytes(path)
+    if is_text(path):
+        table = text_table(path, raw)
+    elif path.suffix in _ARROW:
+        table = _arrow(path, raw)
+    else:
+        raise DataInvalid(f"{path} is no file of vectors; give one that ends in .csv or .parquet.")
+    columns, rows = rows_in(path, table)
+    if not rows:
+        raise DataInvalid(f"{path} has no rows; give vectors.")
+    return VectorFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+
+
+def rows_in(
+    path: Path, table: Table, *, before: int = 0, newest: Mapping[str, int] = MappingProxyType({})
+) -> tuple[tuple[str, ...], dict[str, VectorRows]]:
+    """Return the columns of *table* and its rows by symbol; raise as ``read_vectors`` does.
+
+    *before* rows of the file stand before it, of which *newest* are the times by symbol.
+    """
+    if TIME not in table:
+        raise DataInvalid(f"{path} has no column {TIME}; name so when each row became known.")
+    columns = tuple(name for name in table if name not in {TIME, SYMBOL})
+    _require_names(path, columns)
+    times = _times(path, table[TIME], before)
+    values = np.stack([_numbers(path, name, table[name], before) for name in columns], axis=1)
+    return columns, _by_symbol(path, times, values, table.get(SYMBOL), before, newest)
+
+
+def is_text(path: Path) -> bool:
+    """Return whether *path* is a file of lines, to which more can be added."""
+    return path.suffix in _DELIMITED
+
+
+def file_bytes(path: Path) -> bytes:
+    """Return what *path* holds; raise ``DataInvalid`` where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataInvalid(
+            f"{path} cannot be read ({error.strerror}); name a file of vectors."
+        ) from None
+
+
+def text_table(path: Path, raw: bytes, *, before: int = 0) -> Table:
+    """Return the columns of lines of CSV; *before* rows of the file are not among them."""
+    try:
+        lines = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataInvalid(f"{path} is no CSV in UTF-8 ({error}); write it again.") from None
+    if not lines:
+        raise DataInvalid(f"{path} has no rows; give vectors.")
+    header, *rows = lines
+    for number, row in enumerate(rows, before + 2):
+        if len(row) != len(header):
+            raise DataInvalid(
+                f"{path}, line {number}: {len(row)} fields where the first line has {len(header)}; "
+                "write it again."
+            )
+    if len(set(header)) < len(header):
+        raise DataInvalid(f"{path} names a column twice; rename one of them.")
+    return {name: [row[at] for row in rows] for at, name in enumerate(header)}
+
+
+def _arrow(path: Path, raw: bytes) -> Table:
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise ConfigInvalid(missing_sentence("pyarrow", f"{path}")) from None
+    try:
+        found = parquet.read_table(pa.BufferReader(raw), page_checksum_verification=True)
+        found.validate(full=True)
+        table = {name: _arrow_column(pa, found.column(name)) for name in found.column_names}
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise DataInvalid(f"{path} is damaged ({reason}); write it again.") from None
+    return table
+
+
+def _arrow_column(pa: Any, column: Any) -> Sequence[Any]:  # noqa: ANN401 - pyarrow has no types
+    """Return a column's values; times with a zone as milliseconds, numbers as an array."""
+    is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+    if pa.types.is_timestamp(column.type):
+        if column.type.tz is None:
+            return ["a time without a zone"] * len(column)
+        nanoseconds = column.cast(pa.timestamp("ns", column.type.tz)).cast(pa.int64())
+        if not nanoseconds.null_count:
+            # Rounded up: a row is known at its time, never before.
+            milliseconds: Sequence[Any] = -(-nanoseconds.to_numpy() // 1_000_000)
+            return milliseconds
+    values: Sequence[Any] = (
+        column.to_numpy() if is_number and not column.null_count else column.to_pylist()
+    )
+    return values
+
+
+def _require_names(path: Path, columns: Sequence[str]) -> None:
+    if not 0 < len(columns) <= COLUMNS_MAX:
+        raise DataInvalid(
+            f"{path} has {len(columns)} columns of numbers beside {TIME}; give 1 to "
+            f"{COLUMNS_MAX:,}."
+        )
+    for name in columns:
+        if not name.isidentifier() or not name.isascii():
+            raise DataInvalid(
+                f"{path} has a column {shown(name)}; name columns by letters, digits and _ alone."
+            )
+    names = [feature_name(name) for name in columns]
+    if AGE in names or len(set(names)) < len(names):
+        raise DataInvalid(
+            f"{path} has a column {AGE}, which is made of {TIME}, or two of one feature's name; "
+            "rename it."
+        )
+
+
+def _times(path: Path, given: Sequence[Any], before: int) -> NDArray[np.int64]:
+    if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
+        found = given.astype(np.int64)
+    else:
+        found = np.array(
+            [_time_ms(path, at, one) for at, one in enumerate(given, before)], np.int64
+        )
+    wrong = np.flatnonzero((found < _OLDEST_MS) | (found >= _NEWEST_MS))
+    if len(wrong):
+        raise DataInvalid(
+            f"{path}, row {before + wrong[0] + 1}: the time {found[wrong[0]]} is no milliseconds "
+            "of the epoch; give these, or a time with a zone."
+        )
+    return found
+
+
+def _time_ms(path: Path, at: int, value: object) -> int:
+    """Return a time in milliseconds, rounded up; raise ``DataInvalid`` for what is none."""
+    text = str(value).strip()
+    if text.isdecimal() and len(text) <= _DIGITS:
+        return int(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise DataInvalid(
+            f"{path}, row {at + 1}: the time {shown(value)} cannot be read; give one with a zone, "
+            "such as 2024-06-01T12:00:00Z, or milliseconds of the epoch."
+        ) from None
+    if moment.tzinfo is None:
+        raise DataInvalid(
+            f"{path}, row {at + 1}: the time {shown(value)} has no zone; write it as UTC, such as "
+            "2024-06-01T12:00:00Z."
+        )
+    return -((_EPOCH - moment) // _MILLISECOND)
+
+
+def _numbers(path: Path, name: str, given: Sequence[Any], before: int) -> NDArray[np.float64]:
+    if isinstance(given, np.ndarray):
+        found = given.astype(np.float64)
+    else:
+        found = np.array([_number(path, name, at, one) for at, one in enumerate(given, before)])
+    wrong = np.flatnonzero(~np.isfinite(found))
+    if len(wrong):
+        at = int(wrong[0])
+        value = found[at].item() if isinstance(given, np.ndarray) else given[at]
+        raise DataInvalid(
+            f"{path}, row {before + at + 1}: {name} is {shown(value)}; every vector must be "
+            "finite, so leave such a row out."
+        )
+    return found.reshape(-1)
+
+
+def _number(path: Path, name: str, at: int, value: Any) -> float:  # noqa: ANN401 - of any table
+    try:
+        return math.nan if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        raise DataInvalid(
+            f"{path}, row {at + 1}: {name} is {shown(value)}, which is no number; write it again."
+        ) from None
+
+
+def _by_symbol(
+    path: Path,
+    times: NDArray[np.int64],
+    values: NDArray[np.float64],
+    symbols: Sequence[Any] | None,
+    before: int,
+    newest: Mapping[str, int],
+) -> dict[str, VectorRows]:
+    of = [ALL_SYMBOLS] * len(times) if symbols is None else [str(one or "") for one in symbols]
+    if symbols is not None and "" in of:
+        at = before + of.index("") + 1
+        raise DataInvalid(f"{path}, row {at}: the symbol is empty; name one.")
+    places: dict[str, list[int]] = {}
+    for at, symbol in enumerate(of):
+        places.setdefault(symbol, []).append(at)
+    found = {symbol: rows_of(times[own], values[own]) for symbol, own in places.items()}
+    for symbol, rows in found.items():
+        steps = np.diff(rows.time_ms, prepend=newest.get(symbol, 0))
+        wrong = np.flatnonzero(steps <= 0)
+        if len(wrong):
+            whose = f" of {symbol}" if symbol else ""
+            what = "the one before has too" if steps[wrong[0]] == 0 else "is before it"
+            raise DataInvalid(
+                f"{path}, row {before + places[symbol][wrong[0]] + 1}: the time "
+                f"{iso(int(rows.time_ms[wrong[0]]))}{whose} {what}; times must ascend, each once."
+            )
+    return found
+
+
+def iso(ms: int) -> str:
+    """Return UTC milliseconds as text."""
+    return (_EPOCH + ms * _MILLISECOND).isoformat(timespec="milliseconds")
+
+
+# ---------------------------------------------------------------- beside a database
+
+
+def kept_vectors(database: Path) -> Path:
+    """Return the folder in which the vectors that runs of *database* used are kept."""
+    return database.with_name(database.name + ".vectors")
+
+
+def keep_vectors(file: VectorFile, database: Path) -> Path:
+    """Copy *file* beside *database* under its hash, whole or not at all; return the copy."""
+    kept = kept_vectors(database) / f"{file.sha256}{file.path.suffix}"
+    if not kept.exists():
+        raw = file_bytes(file.path)
+        if hashlib.sha256(raw).hexdigest() != file.sha256:
+            raise DataInvalid(f"{file.path} changed while it was read; start again.")
+        write_whole(raw, kept)
+    return kept
+
+
+def write_whole(raw: bytes, kept: Path) -> None:
+    """Write the file *kept*, whole or not at all."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=kept.parent)
+    with os.fdopen(handle, "wb") as copy:
+        copy.write(raw)
+        copy.flush()
+        os.fsync(handle)
+    Path(part).replace(kept)
+
+
+def find_vectors(database: Path, sha256: str) -> VectorFile:
+    """Return the file that a run of *database* used; raise ``CheckpointMismatch`` if it is gone."""
+    folder = kept_vectors(database)
+    kept = next((folder / (sha256 + end) for end in (*_DELIMITED, *_ARROW)
+                 if (folder / (sha256 + end)).is_file()), None)  # fmt: skip
+    if kept is None:
+        raise CheckpointMismatch(
+            f"The vectors that the run used are not kept any more ({folder / sha256}.csv or "
+            ".parquet is missing); restore the file beside the database."
+        )
+    found = read_vectors(kept)
+    if found.sha256 != sha256:
+        raise CheckpointMismatch(
+            f"{kept} was changed since the run, which used a file of the SHA-256 in its name; "
+            "restore it."
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class ReadLines:
+    """The lines of a file that were read: bytes, rows, their hash, and by symbol the newest."""
+
+    header: bytes
+    size: int
+    rows: int
+    sha256: str
+    newest_ms: Mapping[str, int]
+
+
+class Growth(NamedTuple):
+    """What was read of a file: all of it, or what was *added* to the lines that were read."""
+
+    file: VectorFile
+    is_whole: bool
+    lines: ReadLines | None  # None of a file that has none
+
+
+class GrowingFile:
+    """A file of vectors that is read again and again."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin with nothing read."""
+        self.path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._lines: ReadLines | None = None
+
+    def has_changed(self) -> bool:
+        """Return whether it is not there, or another by its size or times, since this was asked."""
+        before = self._stamp
+        try:
+            found = self.path.stat()
+        except OSError:
+            self._stamp = None
+            return True
+        self._stamp = found.st_size, found.st_mtime_ns, found.st_ino
+        return self._stamp != before
+
+    def read(self) -> Growth:
+        """Return what is new since what was taken in; raise ``DataInvalid`` as a reading does."""
+        if not is_text(self.path):
+            return Growth(read_vectors(self.path), is_whole=True, lines=None)
+        found = file_bytes(self.path)
+        raw = memoryview(found)[: found.rfind(b"\n") + 1]
+        known = self._lines
+        if known is None or hashlib.sha256(raw[: known.size]).hexdigest() != known.sha256:
+            known = _header(self.path, found[: found.find(b"\n") + 1])
+        added = known.header + bytes(raw[known.size :])
+        table = text_table(self.path, added, before=known.rows)
+        columns, rows = rows_in(self.path, table, before=known.rows, newest=known.newest_ms)
+        count = known.rows + sum(map(len, rows.values()))
+        if not count:
+            raise DataInvalid(f"{self.path} has no rows; give vectors.")
+        sha256 = hashlib.sha256(raw).hexdigest()
+        newest = {symbol: int(own.time_ms[-1]) for symbol, own in rows.items()}
+        return Growth(
+            VectorFile(self.path, sha256, columns, rows),
+            is_whole=not known.rows,
+            lines=ReadLines(known.header, len(raw), count, sha256, {**known.newest_ms, **newest}),
+        )
+
+    def take(self, growth: Growth) -> None:
+        """Read no line of *growth* again, while it stands."""
+        self._lines = growth.lines
+
+    def forget(self) -> None:
+        """Read all of it the next time."""
+        self._stamp, self._lines = None, None
+
+
+def _header(path: Path, header: bytes) -> ReadLines:
+    """Return the first line as all that was read."""
+    if not header:
+        raise DataInvalid(f"{path} has no rows; give vectors.")
+    return ReadLines(header, len(header), 0, hashlib.sha256(header).hexdigest(), {})

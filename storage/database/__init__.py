@@ -1,0 +1,1 @@
+"""The database: opened, locked, read back, and asked through stable views."""

@@ -1,0 +1,205 @@
+"""Steps in ranges of keys with their interned rows: read by the reader and by the chain's walk."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from msgspec import Struct
+
+from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
+from tracepaper.storage.record.decode import Interned, StoredRows
+from tracepaper.storage.record.rows import (
+    SPARSE_TABLES,
+    At,
+    step_key,
+)
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.types.decisions import (
+    GateSet,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+
+
+# ---------------------------------------------------------------- stored rows, in chunks of steps
+
+CHUNK_STEPS: Final = 2048
+CACHED_ROWS: Final = 4096
+
+StoredRow = tuple[Any, ...]
+_Rows = TypeVar("_Rows", StoredRow, list[StoredRow])
+
+
+# The interned row of a step lies in its run, under the sequence that the step names.
+_OWN_CONFIRMED: Final = (
+    "SELECT NULL, s.instrument, max(s.open_time_ms) FROM steps s "
+    f"JOIN outcomes o ON o.step = (s.step & ~{SEQUENCE_LIMIT - 1}) | s.outcome "
+    "WHERE s.step BETWEEN ? AND ? AND s.outcome IS NOT NULL AND s.open_time_ms IS NOT NULL "
+    "AND o.allowed AND o.action IN ('LONG', 'SHORT') GROUP BY 2"
+)
+_TWINS_CONFIRMED: Final = (
+    "SELECT h.twin, s.instrument, max(s.open_time_ms) FROM twin_steps t "
+    f"JOIN holdings h ON h.step = (t.step & ~{SEQUENCE_LIMIT - 1}) | t.holding "
+    "AND h.book = t.book JOIN steps s ON s.step = t.step AND s.open_time_ms IS NOT NULL "
+    "WHERE t.step BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
+)
+
+_DECIDED: Final = (
+    "SELECT instrument, max(step) FROM steps "
+    "WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL GROUP BY 1"
+)
+
+
+def select(table: str, where: str) -> str:
+    """Return the query for all columns of *table* where *where*, in the order of its key."""
+    columns = ", ".join(stored_columns(table))
+    keys = ", ".join(column.name for column in metadata.tables[table].primary_key.columns)
+    return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
+
+
+def _range(table: str) -> str:
+    return select(table, "step BETWEEN ? AND ?")
+
+
+_STEPS: Final = _range("steps")
+_SPARSE: Final = tuple((table, _range(table)) for table in SPARSE_TABLES)
+_OUTCOME: Final = select("outcomes", "step = ?")
+_HOLDING: Final = select("holdings", "step = ? AND book = ?")
+_GATE: Final = At("gate_sets")
+_GATE_SETS: Final = select("gate_sets", "run_key = ?")
+_GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
+
+_EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
+_NAMING_MODELS: Final = (
+    "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
+)
+
+
+class _NamesModel(Struct):
+    """What an event of one of these kinds says of models."""
+
+    model_sha256: str = ""
+    candidate_sha256: str = ""
+    outcome: str = ""
+
+
+class Chunk(NamedTuple):
+    """All rows of a range of steps, found by step."""
+
+    last: int  # key of the range's last step
+    steps: list[StoredRow]
+    sparse: dict[int, dict[str, list[StoredRow]]]
+
+    def rows(self, row: StoredRow) -> StoredRows:
+        """Return the rows that belong to the ``steps`` row *row*."""
+        return StoredRows(row[:-1], self.sparse.get(row[0], {}))
+
+
+def run_span(run_key: int) -> tuple[int, int]:
+    """Return the first and the last key that a step of the run can have."""
+    return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
+
+
+def _span(run_key: int, until: int | None) -> tuple[int, int]:
+    """Return the first key of the run and that of step *until*, or the last it can have."""
+    first, last = run_span(run_key)
+    return first, last if until is None else step_key(run_key, until)
+
+
+def confirmed_since(
+    connection: sqlite3.Connection, first: int, last: int
+) -> Iterator[tuple[str | None, int, int]]:
+    """Yield (twin, instrument, open time) of each position's last confirmation in some steps.
+
+    The steps have the keys *first* to *last*; the run's own account has no twin's name.
+    """
+    for query in (_OWN_CONFIRMED, _TWINS_CONFIRMED):
+        yield from connection.execute(query, (first, last))
+
+
+def latest(
+    connection: sqlite3.Connection, run_key: int, column: str, until: int | None = None
+) -> bytes | None:
+    """Return the last value that a step of the run (up to *until*) has in *column* of states."""
+    first, last = run_span(run_key)
+    row = connection.execute(
+        f"SELECT {column} FROM states WHERE step BETWEEN ? AND ? AND {column} IS NOT NULL "
+        "ORDER BY step DESC LIMIT 1",
+        (first, last if until is None else step_key(run_key, until)),
+    ).fetchone()
+    return None if row is None else row[0]
+
+
+def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
+    """Return the rows of the steps with keys *first* to *last*."""
+    span = (first, last)
+    # Rows up to *last* never change while a run grows, so the selects need not be one snapshot.
+    sparse: dict[int, dict[str, list[StoredRow]]] = {}
+    for table, query in _SPARSE:
+        for row in connection.execute(query, span):
+            sparse.setdefault(row[0], {}).setdefault(table, []).append(row)
+    return Chunk(
+        last,
+        connection.execute(_STEPS, span).fetchall(),
+        sparse,
+    )
+
+
+def chunks(connection: sqlite3.Connection, run_key: int, first: int, last: int) -> Iterator[Chunk]:
+    """Yield the chunks of run *run_key* from sequence *first* to *last*, both included."""
+    for start in range(first, last + 1, CHUNK_STEPS):
+        end = min(start + CHUNK_STEPS - 1, last)
+        yield read_chunk(connection, step_key(run_key, start), step_key(run_key, end))
+
+
+def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, list[StoredRow]]:
+    """Return the rows of every gate set of the run, by the set's key."""
+    found: dict[int, list[StoredRow]] = {}
+    for row in connection.execute(_GATE_SETS, (run_key,)):
+        found.setdefault(row[1], []).append(row)
+    return found
+
+
+def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:
+    """Return the gate set of its rows."""
+    gates = tuple(row[_GATE.gate] for row in rows)
+    if unknown := [gate for gate in gates if gate not in GATES]:
+        raise DataInvalid(
+            f"A gate set names a gate that does not exist ({unknown[0]}); run `tracepaper audit "
+            "verify` and restore a backup."
+        )
+    return GateSet(gates, tuple(row[_GATE.threshold] for row in rows))
+
+
+def interned(connection: sqlite3.Connection, run_key: int) -> Interned:
+    """Return the look-ups of the rows that steps share; the latest answers are remembered."""
+
+    @lru_cache(maxsize=CACHED_ROWS)
+    def outcome(sequence: int) -> StoredRow:
+        key = (step_key(run_key, sequence),)
+        return _found(connection.execute(_OUTCOME, key).fetchone(), "outcomes", sequence)
+
+    @lru_cache(maxsize=CACHED_ROWS)
+    def holding(sequence: int, book: int) -> StoredRow:
+        key = (step_key(run_key, sequence), book)
+        return _found(connection.execute(_HOLDING, key).fetchone(), "holdings", sequence)
+
+    @lru_cache(maxsize=CACHED_ROWS)
+    def gate_set(key: int) -> GateSet:
+        rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
+        return gate_set_of(_found(rows, "gate_sets", key))
+
+    return Interned(outcome, holding, gate_set)
+
+
+def _found(row: _Rows | None, table: str, named: int) -> _Rows:
+    if not row:
+        raise DataInvalid(
+            f"Row {named} of {table} is missing; run `tracepaper audit verify` to see what is."
+        )
+    return row

@@ -1,0 +1,519 @@
+"""Questions in SQL, in a process that ends at its limit; every view of a run as a file.
+
+``audit export`` writes Parquet or CSV, streamed, and whole or not at all.
+
+One operation of SQLite can take minutes and gigabytes, and looks at no clock meanwhile: only from
+outside can it be ended.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from array import array
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.storage.database.chunks import run_span
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import missing_sentence
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from tracepaper.storage.database.reader import Reader, StoredRun
+    from tracepaper.storage.database.view_columns import View
+
+MEMORY_BYTES: Final = 2 * 2**30
+"""What a question may take beside what its process takes before it."""
+OPEN_S: Final = 120.0
+"""Until the process must have the database open, on a machine that does much else."""
+TOO_LONG: Final = "The question took too long and was given up; ask for less, or longer."
+
+
+class Answered(NamedTuple):
+    """The answer to a question; ``cut`` says why it is not whole, where it is not."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    cut: str = ""
+
+    def documents(self) -> list[dict[str, Any]]:
+        """Return a dictionary a row; blobs as lower-case hexadecimal text."""
+        return [
+            {
+                name: value.hex() if isinstance(value, bytes) else value
+                for name, value in zip(self.columns, row, strict=True)
+            }
+            for row in self.rows
+        ]
+
+    def oldest_first(self) -> Answered:
+        """Return the rows in the opposite order."""
+        return Answered(self.columns, self.rows[::-1])
+
+
+class _Asked(Struct):
+    """What the process is asked."""
+
+    path: str
+    sql: str
+    rows_most: int
+    seconds: float
+    memory_bytes: int
+
+
+class _Said(Struct):
+    """What it answers: rows, or why there are none."""
+
+    columns: tuple[str, ...] = ()
+    rows: list[tuple[Any, ...]] = []
+    cut: str = ""
+    error: str = ""  # the name of the exception, by which it is raised again
+    sentence: str = ""
+
+
+_ERRORS: Final[dict[str, type[Exception]]] = {
+    "ConfigInvalid": ConfigInvalid,
+    "DataInvalid": DataInvalid,
+}
+_READY: Final = b"+"
+
+
+def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answered:
+    """Return what *sql* answers over the database *path*, asked in a process of its own.
+
+    Raises what ``questions.ask`` does; ``DataInvalid`` too where the process was ended at its limit
+    of *seconds*, or took more than ``MEMORY_BYTES``. Ctrl-C ends it at once.
+    """
+    asked = msgspec.msgpack.encode(_Asked(str(path), sql, rows_most, seconds, MEMORY_BYTES))
+    words = [sys.executable, "-m", __name__]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(  # noqa: S603 - this very module
+        words, bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe
+    ) as process:
+        try:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError), process.stdin as given:
+                given.write(asked)
+            process.stdin = None
+            assert process.stdout is not None
+            begun = process.stdout.read(1)
+            is_asked = begun == _READY
+            rest, trouble = process.communicate(timeout=seconds if is_asked else OPEN_S)
+            # What cannot be opened is said without a beginning.
+            said = rest if is_asked else begun + rest
+        except subprocess.TimeoutExpired:
+            raise DataInvalid(TOO_LONG) from None
+        finally:
+            process.kill()
+            process.wait()
+    try:
+        found = msgspec.msgpack.decode(said, type=_Said)
+    except msgspec.DecodeError:
+        why = trouble.decode(errors="replace").strip().splitlines()[-1:] or [
+            f"signal {-process.returncode}"
+        ]
+        raise DataInvalid(
+            f"The question ended its process ({why[0]}), most likely for want of memory; ask for "
+            "less at once."
+        ) from None
+    if found.error:
+        raise _ERRORS.get(found.error, sqlite3.DatabaseError)(found.sentence)
+    return Answered(found.columns, found.rows, found.cut)
+
+
+def main() -> None:
+    """Answer the question that stands in the standard input; say when it begins."""
+    from tracepaper.storage.database.reader import Reader
+
+    asked = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=_Asked)
+    _limit(asked)
+    try:
+        with Reader.open(Path(asked.path)) as reader:
+            sys.stdout.buffer.write(_READY)
+            sys.stdout.buffer.flush()
+            found = ask(reader.connection, asked.sql, rows_most=asked.rows_most)
+        said = _Said(found.columns, found.rows, found.cut)
+    except KeyboardInterrupt:
+        return  # who asked has heard of it too
+    except (ConfigInvalid, DataInvalid, sqlite3.Error) as error:
+        said = _Said(error=type(error).__name__, sentence=str(error))
+    sys.stdout.buffer.write(msgspec.msgpack.encode(said))
+
+
+def _limit(asked: _Asked) -> None:
+    """Bound the memory of this process; the time too, should nobody be left to end it."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    _bound(resource.RLIMIT_AS, pages * resource.getpagesize() + asked.memory_bytes)
+    _bound(resource.RLIMIT_CPU, int(asked.seconds) + 10)
+
+
+def _bound(what: int, most: int) -> None:
+    _, hard = resource.getrlimit(what)
+    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+_DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
+
+# A question may read, compute and name itself; it may not attach, write or set anything.
+_ALLOWED: Final = frozenset(
+    {
+        sqlite3.SQLITE_SELECT,
+        sqlite3.SQLITE_READ,
+        sqlite3.SQLITE_FUNCTION,
+        sqlite3.SQLITE_RECURSIVE,
+    }
+)
+
+DECISIONS: Final = (
+    "SELECT sequence, open_time_iso, instrument, action, refused_by, reason, mean_return, "
+    "confidence, regime, target_quantity_text AS target_quantity, decision_sha256 "
+    "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
+)
+TRADES: Final = (
+    "SELECT sequence, filled_iso, instrument, order_id, side, quantity_text AS quantity, "
+    "price_text AS price, fee_text AS fee, fee_base_text AS fee_base, liquidity, model, reason, "
+    "status FROM v_fills WHERE run_id = :run ORDER BY sequence DESC, ordinal DESC LIMIT :limit"
+)
+EQUITY: Final = (
+    "SELECT sequence, market_iso, instrument, quantity_text AS quantity, cash_text AS cash, "
+    "equity_text AS equity, realized_pnl_text AS realized_pnl, "
+    "unrealized_pnl_text AS unrealized_pnl, fees_paid_text AS fees_paid, "
+    "funding_paid_text AS funding_paid "
+    "FROM v_equity WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
+)
+
+
+ROWS_MOST: Final = 100_000
+BYTES_MOST: Final = 256 * 2**20
+VALUE_BYTES_MOST: Final = 64 * 2**20
+"""An answer is held in memory: so much of it, and so much of one value."""
+_OPERATIONS: Final = 20_000
+"""SQLite's operations between two looks at the time and at Ctrl-C: some milliseconds."""
+_FETCHED: Final = 256
+
+_NAME: Final = re.compile(r"\w+")
+
+
+def ask(
+    connection: sqlite3.Connection,
+    sql: str,
+    parameters: dict[str, object] | Sequence[object] = (),
+    *,
+    rows_most: int = ROWS_MOST,
+    expired: Callable[[], bool] = lambda: False,
+) -> Answered:
+    """Return what *sql*, one SELECT, answers; raise ``ConfigInvalid`` for anything else.
+
+    The answer ends after *rows_most* rows or ``BYTES_MOST`` bytes and then says so. Raises
+    ``DataInvalid`` when *expired* becomes true before the answer is whole, or a value is larger
+    than ``VALUE_BYTES_MOST``; Ctrl-C ends the query at once.
+    """
+    # SQLite makes a table-valued function on first use, which the authorizer would refuse.
+    connection.execute("SELECT 1 FROM json_each('[]'), json_tree('[]')")
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MOST)
+    watch = _Watch(expired)
+    connection.set_progress_handler(watch, _OPERATIONS)
+    connection.set_authorizer(_authorize)
+    try:
+        cursor = connection.execute(sql, parameters)
+        rows, cut = _fetched(cursor, rows_most)
+    except MemoryError:
+        raise DataInvalid("The answer does not fit into memory; ask for less at once.") from None
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        connection.set_authorizer(None)
+        raise _refusal(connection, sql, error, watch) from error
+    finally:
+        connection.set_authorizer(None)
+        connection.set_progress_handler(None, 0)
+    if cursor.description is None:
+        raise ConfigInvalid("The question is empty; `SELECT * FROM v_runs` is a good start.")
+    return Answered(tuple(column[0] for column in cursor.description), rows, cut)
+
+
+class _Watch:
+    """Ends a query that SQLite is working on, when time is up or at Ctrl-C."""
+
+    def __init__(self, expired: Callable[[], bool]) -> None:
+        self._expired = expired
+        self.interrupted = False
+
+    def __call__(self) -> bool:
+        """Return whether the query must end; SQLite asks every few milliseconds."""
+        try:
+            return self._expired()
+        except KeyboardInterrupt:
+            # Whatever leaves this function is lost inside SQLite, so it is remembered.
+            self.interrupted = True
+            return True
+
+
+def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ...]], str]:
+    """Return the rows of *cursor* within the limits, and why they are not all, or ''."""
+    rows: list[tuple[Any, ...]] = []
+    held = 0
+    while some := cursor.fetchmany(_FETCHED):
+        for row in some:
+            if len(rows) == rows_most:
+                return rows, f"the first {rows_most:,} rows"
+            held += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+            if held > BYTES_MOST:
+                return rows, f"the first {len(rows):,} rows, {BYTES_MOST >> 20} MiB"
+            rows.append(row)
+    return rows, ""
+
+
+def _refusal(
+    connection: sqlite3.Connection, sql: str, error: sqlite3.Error | sqlite3.Warning, watch: _Watch
+) -> BaseException:
+    """Return what is to be raised where SQLite did not answer *sql*."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if watch.interrupted:
+        return KeyboardInterrupt()
+    if code in _DAMAGED:
+        return error  # the file is to blame, not the question
+    if code == sqlite3.SQLITE_INTERRUPT:
+        return DataInvalid("The question took too long and was given up; ask for less, or longer.")
+    if code == sqlite3.SQLITE_TOOBIG:
+        return DataInvalid(
+            f"A value of the answer is larger than {VALUE_BYTES_MOST >> 20} MiB; ask for less."
+        )
+    refused = "not authorized" in str(error) or "prohibited" in str(error)
+    reason = str(error).rstrip(".")
+    said = "only one SELECT that reads tables and views is taken" if refused else reason
+    known = _known_names(connection, sql, reason)
+    return ConfigInvalid(
+        f"The question cannot be asked: {said}; "
+        f"{known or '`SELECT * FROM v_runs` is a good start'}."
+    )
+
+
+def _known_names(connection: sqlite3.Connection, sql: str, reason: str) -> str:
+    """Return what could have been meant where *reason* is a column or table that is not there."""
+    if not reason.startswith(("no such column", "no such table")):
+        return ""
+    missing = reason.rpartition(": ")[2].rpartition(".")[2]
+    query = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name DESC"
+    places = [str(name) for (name,) in connection.execute(query)]
+    if reason.startswith("no such table"):
+        views = [name for name in places if name.startswith("v_")]
+        return f"the views are {', '.join(sorted(views))}{_nearest(missing, views)}"
+    asked = set(_NAME.findall(sql.lower()))
+    columns = {
+        place: [str(row[1]) for row in connection.execute(f"PRAGMA table_info({place})")]
+        for place in places
+        if place in asked
+    }
+    if not columns:
+        return ""
+    listed = "; ".join(f"{place} has {', '.join(names)}" for place, names in columns.items())
+    return listed + _nearest(missing, [name for names in columns.values() for name in names])
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" (the nearest is {near[0]})" if near else ""
+
+
+def _authorize(action: int, *_: str | None) -> int:
+    return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
+
+
+# ---------------------------------------------------------------- files of every view
+
+FORMATS: Final = ("parquet", "csv")
+BATCH_ROWS: Final = 20_000
+"""Rows that are held at once, a few more where one decision has many buckets."""
+
+Rows = list[tuple[Any, ...]]
+
+_WEIGHT: Final = "weight"
+_EXPLAINED: Final = (
+    f"SELECT step & {SEQUENCE_LIMIT - 1}, buckets, older_mass FROM answers "
+    "WHERE step BETWEEN ? AND ? AND buckets IS NOT NULL ORDER BY step"
+)
+
+
+def chosen(names: str) -> tuple[View, ...]:
+    """Return the views of the comma-separated *names*, all of them for an empty text."""
+    known = {view.name: view for view in VIEWS}
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
+    for name in wanted:
+        if name not in known:
+            raise ConfigInvalid(f"There is no view {name}; the views are {', '.join(known)}.")
+    return tuple(known[name] for name in dict.fromkeys(wanted))
+
+
+def export(
+    reader: Reader,
+    run_id: str,
+    folder: Path,
+    form: str,
+    views: Sequence[View] = VIEWS,
+    progress: Callable[[str, int], None] = lambda _view, _rows: None,
+) -> dict[str, int]:
+    """Write *views* of the run into *folder*, one file each; return the rows of each.
+
+    All files show one moment of the run. *progress* hears how many rows of a view are written.
+    The folder appears when it is whole. Raises ``ConfigInvalid`` where it is there already and
+    not empty, or where Parquet is wanted without pyarrow.
+    """
+    writing = _csv_file if form == "csv" else _parquet_file
+    counts: dict[str, int] = {}
+    with _whole(folder) as made, _one_moment(reader.connection):
+        stored = reader.stored_run(run_id)
+        for view in views:
+            counts[view.name] = 0
+            with writing(made / f"{view.name}.{form}", view) as write:
+                for rows in _batches(reader.connection, view, stored):
+                    write(rows)
+                    counts[view.name] += len(rows)
+                    progress(view.name, counts[view.name])
+    return counts
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Give a folder beside *folder*, which takes its place once all is written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigInvalid(f"{folder} is there already and not empty; name another folder.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
+        made.mkdir()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{folder} cannot be written ({error.strerror}); name another folder."
+        ) from error
+    try:
+        yield made
+        made.replace(folder)
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{folder} could not be written ({error.strerror}); make room or name another folder."
+        ) from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let every question see the database as it is at the first."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _batches(connection: sqlite3.Connection, view: View, stored: StoredRun) -> Iterator[Rows]:
+    """Yield the rows of *view* of the run, in the order of their steps."""
+    names = [column.name for column in view.columns]
+    order = "" if view.name == "v_runs" else " ORDER BY sequence"
+    explains = view.name == "v_explanations"
+    asked = ["NULL" if explains and name == _WEIGHT else name for name in names]
+    query = f"SELECT {', '.join(asked)} FROM {view.name} WHERE run_id = ?{order}"
+    cursor = connection.execute(query, (stored.run.run_id,))
+    weigh = _weights(connection, stored, names) if explains else None
+    while rows := cursor.fetchmany(BATCH_ROWS):
+        yield rows if weigh is None else [weigh(row) for row in rows]
+
+
+def _weights(
+    connection: sqlite3.Connection, stored: StoredRun, names: list[str]
+) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return what fills in the weight of a row of ``v_explanations``; rows come by sequence.
+
+    All else is the view's own: only a float32 takes SQL ten times as long as it takes here.
+    """
+    answers = connection.execute(_EXPLAINED, run_span(stored.run_key))
+    sequence_at, bucket_at, weight_at = (
+        names.index(name) for name in ("sequence", "bucket", _WEIGHT)
+    )
+    current: int | None = None
+    weights: dict[str, float | None] = {}
+
+    def weigh(row: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal current, weights
+        if row[sequence_at] != current:
+            current, blob, older = next(answers)
+            buckets = array("f", blob)
+            if sys.byteorder == "big":
+                buckets.byteswap()
+            weights = {str(place): weight for place, weight in enumerate(buckets)}
+            weights["older"] = older
+        return (*row[:weight_at], weights[row[bucket_at]], *row[weight_at + 1 :])
+
+    return weigh
+
+
+# ------------------------------------------------------------ files
+
+
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+"""An exact number as text, which a spreadsheet takes for just that."""
+
+
+@contextmanager
+def _csv_file(path: Path, view: View) -> Iterator[Callable[[Rows], object]]:
+    """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
+    with path.open("w", encoding="utf-8", newline="") as file:
+        file.write(",".join(column.name for column in view.columns) + "\n")
+
+        def write(rows: Rows) -> None:
+            file.writelines(",".join(map(_cell, row)) + "\n" for row in rows)
+
+        yield write
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+            value = f"'{value}"
+        return '"' + value.replace('"', '""') + '"'
+    return repr(value)
+
+
+@contextmanager
+def _parquet_file(path: Path, view: View) -> Iterator[Callable[[Rows], object]]:
+    """Write columns of the types that the view has."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise ConfigInvalid(missing_sentence("pyarrow", "Parquet")) from None
+    types = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
+    schema = pa.schema([(column.name, types[column.kind]) for column in view.columns])
+    with parquet.ParquetWriter(path, schema) as file:
+
+        def write(rows: Rows) -> None:
+            columns = [
+                pa.array(values, field.type)
+                for field, values in zip(schema, zip(*rows, strict=True), strict=True)
+            ]
+            file.write_table(pa.Table.from_arrays(columns, schema=schema))
+
+        yield write
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,619 @@
+"""Read runs back, by run and sequence, over a read-only connection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.storage.database.chunks import (
+    _DECIDED,
+    _EVENTS,
+    _NAMING_MODELS,
+    CHUNK_STEPS,
+    _NamesModel,
+    _span,
+    chunks,
+    confirmed_since,
+    gate_set_of,
+    gate_set_rows,
+    interned,
+    run_span,
+    select,
+)
+from tracepaper.storage.database.connection import ReadOnly
+from tracepaper.storage.database.schema import OF_A_RUN, RUN_TABLES
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
+from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
+from tracepaper.storage.record.rows import (
+    OPENED_AT,
+    run_of,
+    sequence_of,
+    step_key,
+)
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.decisions import (
+    Confirmation,
+    GateSet,
+    OrderStatus,
+    SinceDecided,
+    Step,
+)
+from tracepaper.strategies.types.market import (
+    Depths,
+    FrameBar,
+    Gap,
+    InstrumentChange,
+    ModelChange,
+    Reading,
+    Retrained,
+    RetrainOutcome,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection, Iterator
+
+    from tracepaper.strategies.types.decisions import DecisionOutcome, Fill, Order, Prediction, Run
+    from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
+
+
+class RunModels(NamedTuple):
+    """Which model decided last, and with which the run goes on, by their hashes.
+
+    They differ where the process ended between a promotion and the change to its model.
+    """
+
+    deciding: str
+    next: str
+
+
+_RUN_BY_ID: Final = select("runs", "run_id = ?")
+_INSTRUMENTS: Final = select("instruments", "run_key = ?")
+_PRUNE: Final = select("prunes", "run_key = ?")
+_COUNTED: Final = (
+    "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
+)
+_FOUND: Final = (
+    "SELECT count(*), max(step), (SELECT digest FROM steps WHERE step BETWEEN :first AND :last "
+    "ORDER BY step DESC LIMIT 1), (SELECT until_sequence FROM prunes WHERE run_key = :run_key), "
+    "(SELECT digest FROM prunes WHERE run_key = :run_key) "
+    "FROM steps WHERE step BETWEEN :first AND :last"
+)
+_BALANCE: Final = (
+    "SELECT balance FROM ledger WHERE step BETWEEN ? AND ? ORDER BY step DESC, ordinal DESC LIMIT 1"
+)
+_OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
+
+
+class Located(NamedTuple):
+    """A run and the database that holds it; ``damage`` says what its rows plainly lack, or ''."""
+
+    path: Path
+    run_id: str
+    damage: str = ""
+
+
+class StoredRun(NamedTuple):
+    """A run, and what its row says of it."""
+
+    run_key: int
+    run: Run
+    opened: tuple[Any, ...]  # the row as opened
+    opened_digest: bytes
+    step_count: int
+    head_digest: bytes
+
+
+class Pruned(NamedTuple):
+    """Up to where a run's rows were dropped, and what the chain needs to go on from there."""
+
+    until_sequence: int
+    pruned_at_ms: int
+    digest: bytes
+    kept_sha256: bytes
+    state: bytes | None
+
+
+class StoredStep(Struct, frozen=True, gc=False):
+    """A step as it was stored, with its link of the chain."""
+
+    step: Step
+    digest: bytes
+
+
+def resolve(path: Path | None, spec: str) -> Located:
+    """Find the run that *spec* names: an id, a unique prefix, ``last``, or ``FILE#`` and one.
+
+    *path* is the database where *spec* names none. Raises ``DataInvalid`` where no run, or more
+    than one, is meant.
+    """
+    file, separator, wanted = spec.rpartition("#")
+    database = Path(file) if separator else path
+    if database is None:
+        raise DataInvalid(f"{spec} names no database; write FILE#RUN or give --db.")
+    with Reader.open(database) as reader:
+        run_id = reader.find(wanted or "last")
+        return Located(database, run_id, reader.damage(run_id))
+
+
+class Reader(ReadOnly):
+    """A database open for reading; closes what it opened."""
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The read-only connection."""
+        return self._connection
+
+    # ------------------------------------------------------------ runs
+
+    def find(self, wanted: str) -> str:
+        """Return the id of the run *wanted*: an id, a unique prefix, or ``last``."""
+        ids = self.run_ids()
+        if not ids:
+            self._refuse_orphans()
+            raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")
+        if wanted == "last":
+            return ids[-1]
+        if wanted in ids:
+            return wanted
+        found = [run_id for run_id in ids if run_id.startswith(wanted)]
+        if len(found) == 1:
+            return found[0]
+        if not found:
+            raise DataInvalid(f"There is no run {wanted}; the last one is {ids[-1]}.")
+        raise DataInvalid(f"{wanted} could be {found[0]} or {found[1]}; write more of it.")
+
+    def _refuse_orphans(self) -> None:
+        """Raise where rows lie here without any run to which they could belong."""
+        for table in (*RUN_TABLES, *OF_A_RUN):
+            if self._connection.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone():
+                raise DataInvalid(
+                    f"Every run of the database was removed, and rows of {table.name} are left: "
+                    "restore a backup."
+                )
+
+    def run_ids(self) -> list[str]:
+        """Return the id of every run, in the order in which they were opened."""
+        query = "SELECT run_id FROM runs ORDER BY run_key"
+        return [str(run_id) for (run_id,) in self._connection.execute(query)]
+
+    def stored_run(self, run_id: str) -> StoredRun:
+        """Return *run_id* with the columns of its row that change; raise where it is missing."""
+        row = self._connection.execute(_RUN_BY_ID, (run_id,)).fetchone()
+        if row is None:
+            raise DataInvalid(f"There is no run {run_id} in the database.")
+        instruments = self._connection.execute(_INSTRUMENTS, (row[0],))
+        return StoredRun(
+            row[0], run_of(row[:OPENED_AT], instruments), row[:OPENED_AT], *row[OPENED_AT:]
+        )
+
+    def damage(self, run_id: str) -> str:
+        """Return one sentence where the run's row and its steps do not fit together, else ''.
+
+        What is counted costs a few milliseconds; only ``audit verify`` looks at every row.
+        """
+        self._connection.execute("BEGIN")  # one snapshot: a daemon may be writing
+        try:
+            run_key, count, head, opened = self._connection.execute(_COUNTED, (run_id,)).fetchone()
+            first, last = run_span(run_key)
+            found, newest, digest, until, cut = self._connection.execute(
+                _FOUND, {"first": first, "last": last, "run_key": run_key}
+            ).fetchone()
+        finally:
+            self._connection.rollback()
+        if not isinstance(count, int) or not isinstance(until, int | None):
+            return (
+                f"The row of run {run_id}, or of its prune, holds what no run writes: run "
+                "`tracepaper audit verify` and restore a backup."
+            )
+        wanted = count - (-1 if until is None else until) - 1
+        reached = -1 if newest is None else sequence_of(newest)
+        if until is not None and reached < until:
+            reached, digest = until, cut
+        if (found, reached, digest or opened) == (wanted, count - 1, head):
+            return ""
+        return (
+            f"The row of run {run_id} counts {wanted} steps and {found} are stored, or its head is "
+            "not that of its last step: run `tracepaper audit verify` before you believe this."
+        )
+
+    def balance(self, run_id: str, *, until: int | None = None) -> int | None:
+        """Return what the ledger of *run_id* leaves after step *until*; None where it has none."""
+        span = _span(self.stored_run(run_id).run_key, until)
+        row = self._connection.execute(_BALANCE, span).fetchone()
+        return None if row is None else int(row[0])
+
+    def ended_at_ms(self, run_id: str) -> int | None:
+        """Return when the run ended in good order; None where it went on or was killed since."""
+        query = "SELECT ended_at FROM v_runs WHERE run_id = ?"
+        row = self._connection.execute(query, (run_id,)).fetchone()
+        return None if row is None or row[0] is None else int(row[0])
+
+    def run(self, run_id: str) -> Run:
+        """Return the run as it was opened."""
+        return self.stored_run(run_id).run
+
+    def pruned(self, run_key: int) -> Pruned | None:
+        """Return up to where the run was pruned, if it was."""
+        row = self._connection.execute(_PRUNE, (run_key,)).fetchone()
+        return None if row is None else Pruned(*row[1:])
+
+    def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
+        """Return the gate sets of the run, in the order of their keys."""
+        found = gate_set_rows(self._connection, run_key)
+        return tuple(gate_set_of(found[key]) for key in sorted(found))
+
+    # ------------------------------------------------------------ steps
+
+    def step(self, run_id: str, sequence: int) -> StoredStep:
+        """Return one step; raise ``DataInvalid`` where it is missing."""
+        for stored in self.steps(run_id, after=sequence - 1, until=sequence):
+            return stored
+        raise DataInvalid(f"Run {run_id} holds no step {sequence}; it is pruned or not yet made.")
+
+    def steps(
+        self, run_id: str, *, after: int = -1, until: int | None = None
+    ) -> Iterator[StoredStep]:
+        """Yield the steps after sequence *after*, until *until* included, in order."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        for rows, digest in self.rows(run_id, after=after, until=until):
+            yield StoredStep(decoder.step(rows), digest)
+
+    def rows(
+        self, run_id: str, *, after: int = -1, until: int | None = None
+    ) -> Iterator[tuple[StoredRows, bytes]]:
+        """Yield rows and digest of the steps that ``steps`` would yield."""
+        run_key = self.stored_run(run_id).run_key
+        last = self._last_sequence(run_key)
+        end = last if until is None else min(until, last)
+        for chunk in chunks(self._connection, run_key, after + 1, end):
+            for row in chunk.steps:
+                yield chunk.rows(row), row[-1]
+
+    def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
+        """Yield (sequence, accepted, event, answer) in order, as the engine was given them.
+
+        Of a forecast that was refused for its numbers only that is stored: it is not finite here.
+        """
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        last = self._last_sequence(stored.run_key)
+        for chunk in chunks(self._connection, stored.run_key, after + 1, last):
+            for row in chunk.steps:
+                rows = chunk.rows(row)
+                answer, other = rows.row("answers"), rows.row("events")
+                prediction = None if answer is None else decoder.given(answer)
+                event = decoder.bar(row) if other is None else decoder.event(other)
+                yield sequence_of(row[0]), bool(row[STEP.shape] & 1), event, prediction
+
+    def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
+        """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
+
+        In lists of a few thousand: a report reads all of a run, and an object for each costs more
+        than the figures themselves.
+        """
+        cursor = self._connection.execute(
+            f"SELECT step & {SEQUENCE_LIMIT - 1}, buckets, older_mass, entropy FROM answers "
+            "WHERE step BETWEEN ? AND ? AND length(buckets) > 0 ORDER BY step",
+            run_span(self.stored_run(run_id).run_key),
+        )
+        while rows := cursor.fetchmany(CHUNK_STEPS):
+            yield rows
+
+    def bars(
+        self,
+        run_id: str,
+        instrument: str,
+        last_n: int | None = None,
+        *,
+        until: int | None = None,
+    ) -> list[Bar]:
+        """Return the accepted bars of *instrument*, up to step *until*, oldest first.
+
+        Only the *last_n* if given: what a decision could look back on; the bars of a long run
+        beyond it are not read.
+        """
+        stored = self.stored_run(run_id)
+        ids = [known.id for known in stored.run.instruments]
+        if instrument not in ids:
+            raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        first, last = run_span(stored.run_key)
+        rows = self._connection.execute(
+            f"SELECT {', '.join(stored_columns('steps'))} FROM steps "
+            "WHERE step BETWEEN ? AND ? AND instrument = ? AND open_time_ms IS NOT NULL "
+            "AND shape & 1 ORDER BY step DESC LIMIT ?",
+            (
+                first,
+                last if until is None else step_key(stored.run_key, until),
+                ids.index(instrument),
+                -1 if last_n is None else last_n,
+            ),
+        ).fetchall()
+        return [decoder.bar(row) for row in reversed(rows)]
+
+    def frame_bars(self, run_id: str, *, until: int | None = None) -> list[FrameBar]:
+        """Return the accepted candles of higher frames that did not come of the run's bars.
+
+        Only those up to step *until*, if given.
+        """
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"SELECT {', '.join(f'e.{name}' for name in stored_columns('events'))} FROM events e "
+            "LEFT JOIN steps s ON s.step = e.step WHERE e.step BETWEEN ? AND ? "
+            "AND e.kind = 'frame_bar' AND coalesce(s.shape & 1, 1) ORDER BY e.step",
+            _span(stored.run_key, until),
+        )
+        events = (decoder.event(row) for row in rows)
+        return [event for event in events if isinstance(event, FrameBar)]
+
+    def open_orders(self, run_id: str, *, until: int | None = None) -> tuple[Order, ...]:
+        """Return the orders that rest after step *until*, or the last, as they were born."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        latest: dict[str, Order] = {}
+        query = select("orders", "step BETWEEN ? AND ?")
+        for row in self._connection.execute(query, _span(stored.run_key, until)):
+            order = decoder.order(row)
+            latest[order.order_id] = order
+        return tuple(order for order in latest.values() if order.status in _OPEN)
+
+    def _last_sequence(self, run_key: int) -> int:
+        """Return the sequence of the run's last stored step, or -1."""
+        query = "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?"
+        (step,) = self._connection.execute(query, run_span(run_key)).fetchone()
+        return -1 if step is None else sequence_of(step)
+
+    def counted(self, run_id: str) -> tuple[int, int]:
+        """Return how many steps the run's row counts and how many there are, at one moment.
+
+        Pruned steps count as well; the daemon may write meanwhile.
+        """
+        run_key = self.stored_run(run_id).run_key
+        query = (
+            "SELECT step_count, (SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?) "
+            "FROM runs WHERE run_key = ?"
+        )
+        count, last = self._connection.execute(query, (*run_span(run_key), run_key)).fetchone()
+        if last is None:
+            pruned = self.pruned(run_key)
+            return int(count), 0 if pruned is None else pruned.until_sequence + 1
+        return int(count), sequence_of(last) + 1
+
+    def step_opened(self, run_key: int, open_time_ms: int) -> int:
+        """Return the sequence of the first step whose bar opened then or later."""
+        query = (
+            "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms >= ? "
+            "AND shape & 1"
+        )
+        (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
+        return 0 if step is None else sequence_of(step)
+
+    def decided_before(self, run_key: int, sequence: int) -> tuple[int | None, int]:
+        """Return when the first bar from step *sequence* on opened, and the decisions before it."""
+        first, last = run_span(run_key)
+        at = step_key(run_key, sequence)
+        (opened,) = self._connection.execute(
+            "SELECT open_time_ms FROM steps WHERE step BETWEEN ? AND ? "
+            "AND open_time_ms IS NOT NULL ORDER BY step LIMIT 1",
+            (at, last),
+        ).fetchone() or (None,)
+        (decisions,) = self._connection.execute(
+            "SELECT count(outcome) FROM steps WHERE step BETWEEN ? AND ?", (first, at - 1)
+        ).fetchone()
+        return opened, decisions
+
+    # ------------------------------------------------------------ going on
+
+    def newest(self, kind: RunKind) -> Run | None:
+        """Return the run of *kind* that was opened last, if there is one."""
+        query = "SELECT run_id FROM runs WHERE kind = ? ORDER BY run_key DESC LIMIT 1"
+        row = self._connection.execute(query, (kind.value,)).fetchone()
+        return None if row is None else self.run(row[0])
+
+    def models(self, run_id: str, *, until: int | None = None) -> RunModels:
+        """Return the hashes of the model that decided last in *run_id*, and of the next one.
+
+        As they were after step *until*, if that is given.
+        """
+        stored = self.stored_run(run_id)
+        query = f"{_NAMING_MODELS} AND step BETWEEN ? AND ? ORDER BY step DESC"
+        promoted = ""
+        for kind, content in self._connection.execute(query, _span(stored.run_key, until)):
+            named = msgspec.json.decode(content, type=_NamesModel)
+            if kind == "model_change":
+                return RunModels(named.model_sha256, promoted or named.model_sha256)
+            if named.outcome == RetrainOutcome.PROMOTED:
+                promoted = promoted or named.candidate_sha256
+        own = stored.run.model_sha256
+        return RunModels(own, promoted or own)
+
+    def promoted(self, run_id: str) -> list[str]:
+        """Return the hashes of the models that were promoted in *run_id*, oldest first."""
+        every = self.retrained(run_id)
+        return [one.candidate_sha256 for one in every if one.outcome is RetrainOutcome.PROMOTED]
+
+    def retrainings(self, kind: RunKind, symbols: Collection[str]) -> list[tuple[str, Retrained]]:
+        """Return (run, event) of each retraining in runs of *kind* on those *symbols*, in order."""
+        found: list[tuple[str, Retrained]] = []
+        for run_id in self.run_ids():
+            run = self.run(run_id)
+            if run.kind is kind and {item.symbol for item in run.instruments} == set(symbols):
+                found += [(run_id, event) for event in self.retrained(run_id)]
+        return found
+
+    def retrained(self, run_id: str) -> list[Retrained]:
+        """Return the retrainings of one run, oldest first."""
+        every = self._of_kind(run_id, "retrained")
+        return [event for event in every if isinstance(event, Retrained)]
+
+    def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
+        """Return the order books before step *until*, oldest first, back to the last start.
+
+        As few events as hold *books* of them, where there are so many.
+        """
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"{_EVENTS} WHERE step BETWEEN ? AND ? AND kind IN ('depth', 'model_change') "
+            "ORDER BY step DESC",
+            (step_key(stored.run_key, 0), step_key(stored.run_key, until)),
+        )
+        found: list[Depths] = []
+        for row in rows:
+            event = decoder.event(row)
+            if not isinstance(event, Depths) or books <= 0:
+                break
+            if event.instrument == instrument:
+                found.append(event)
+                books -= event.count
+        return found[::-1]
+
+    def starts(self, run_id: str) -> list[ModelChange]:
+        """Return the starts of one run and its changes of model, oldest first."""
+        every = self._of_kind(run_id, "model_change")
+        return [event for event in every if isinstance(event, ModelChange)]
+
+    def start_before(self, run_id: str, sequence: int) -> ModelChange | None:
+        """Return the newest start, or change of model, up to step *sequence*."""
+        every = self._of_kind(run_id, "model_change", until=sequence)
+        starts = [event for event in every if isinstance(event, ModelChange)]
+        return starts[-1] if starts else None
+
+    def instrument_changes(self, run_id: str, *, until: int) -> list[Instrument]:
+        """Return the filters that changed up to step *until*, oldest first."""
+        every = self._of_kind(run_id, "instrument_change", until=until)
+        return [event.instrument for event in every if isinstance(event, InstrumentChange)]
+
+    def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
+        """Return the gaps between the newest start before step *until* and that, oldest first."""
+        found: list[Gap] = []
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"{_EVENTS} WHERE kind IN ('gap', 'model_change') AND step BETWEEN ? AND ? "
+            "ORDER BY step DESC",
+            _span(stored.run_key, until),
+        )
+        for row in rows:
+            event = decoder.event(row)
+            if isinstance(event, Gap):
+                found.append(event)
+            elif isinstance(event, ModelChange) and (event.warm_from or not event.model_sha256):
+                break
+        return found[::-1]
+
+    def newest_reading(self, run_id: str, what: str) -> Reading | None:
+        """Return the last event of *run_id* that says which of *what* was read, if there is one."""
+        query = (
+            f"{_EVENTS} WHERE kind = 'reading' AND json_extract(content, '$.what') = ? "
+            "AND step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
+        )
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        row = self._connection.execute(query, (what, *run_span(stored.run_key))).fetchone()
+        event = None if row is None else decoder.event(row)
+        return event if isinstance(event, Reading) else None
+
+    def _of_kind(self, run_id: str, kind: str, *, until: int | None = None) -> Iterator[Event]:
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        rows = self._connection.execute(
+            f"{_EVENTS} WHERE kind = ? AND step BETWEEN ? AND ? ORDER BY step",
+            (kind, *_span(stored.run_key, until)),
+        )
+        return (decoder.event(row) for row in rows)
+
+    def configurations(self, kind: RunKind) -> list[str]:
+        """Return the configuration, as JSON, of every run of *kind*."""
+        query = "SELECT DISTINCT config FROM runs WHERE kind = ?"
+        return [text for (text,) in self._connection.execute(query, (kind.value,))]
+
+    def first_state(self, run_id: str) -> tuple[bytes, int] | None:
+        """Return the oldest state of the engine that is left, and the step after which it stood."""
+        run_key = self.stored_run(run_id).run_key
+        pruned = self.pruned(run_key)
+        if pruned is not None and pruned.state is not None:
+            return pruned.state, pruned.until_sequence
+        row = self._state(run_key, "ASC")
+        return None if row is None else (bytes(row[1]), sequence_of(row[0]))
+
+    def last_state(self, run_id: str) -> bytes | None:
+        """Return the newest state of the engine that the run stored."""
+        found = self.state_at(run_id)
+        return None if found is None else found[0]
+
+    def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
+        """Return the newest state of the engine up to step *until*, and the step that stored it.
+
+        One that a prune kept stood after the last step that was pruned.
+        """
+        run_key = self.stored_run(run_id).run_key
+        if (row := self._state(run_key, "DESC", until)) is not None:
+            return bytes(row[1]), sequence_of(row[0])
+        pruned = self.pruned(run_key)
+        if pruned is None or pruned.state is None:
+            return None
+        return pruned.state, pruned.until_sequence
+
+    def steps_since_state(self, run_id: str, *, until: int | None = None) -> Iterator[Step]:
+        """Yield the steps from the one that stored the newest state on, up to step *until*."""
+        row = self._state(self.stored_run(run_id).run_key, "DESC", until)
+        after = -1 if row is None else sequence_of(row[0]) - 1
+        return (one.step for one in self.steps(run_id, after=after, until=until))
+
+    def confirmations(self, run_id: str, *, until: int | None = None) -> list[Confirmation]:
+        """Return the last confirmation of each position since the newest state was stored."""
+        stored = self.stored_run(run_id)
+        row = self._state(stored.run_key, "DESC", until)
+        first, last = _span(stored.run_key, until)
+        since = confirmed_since(self._connection, first if row is None else row[0] + 1, last)
+        instruments = stored.run.instruments
+        return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
+
+    def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, SinceDecided]:
+        """Return what became of the last decision on each instrument, and its fills since.
+
+        As it was after step *until*, if that is given.
+        """
+        stored = self.stored_run(run_id)
+        span = _span(stored.run_key, until)
+        steps = dict(self._connection.execute(_DECIDED, span).fetchall())
+        found: dict[str, SinceDecided] = {}
+        for place, item in enumerate(stored.run.instruments):
+            decided = sequence_of(steps[place]) if place in steps else -1
+            outcome: DecisionOutcome | None = None
+            if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
+                outcome = decision.outcome
+            own = tuple(
+                fill
+                for fill in self.fills(run_id, after=decided, until=until)
+                if fill.instrument == item.id
+            )
+            found[item.id] = SinceDecided(outcome, own)
+        return found
+
+    def _state(
+        self, run_key: int, order: str, until: int | None = None
+    ) -> tuple[int, bytes] | None:
+        query = (
+            "SELECT step, state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+            f"ORDER BY step {order} LIMIT 1"
+        )
+        found: tuple[int, bytes] | None
+        found = self._connection.execute(query, _span(run_key, until)).fetchone()
+        return found
+
+    def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
+        """Yield the fills of the run's own account after step *after* until *until*, in order."""
+        stored = self.stored_run(run_id)
+        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        query = select("fills", "step BETWEEN ? AND ?")
+        first, last = step_key(stored.run_key, after + 1), _span(stored.run_key, until)[1]
+        for row in self._connection.execute(query, (first, last)):
+            yield decoder.fill(row)

@@ -1,0 +1,162 @@
+"""One run as the stable views give it: whole rows by name, or single columns in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+
+if TYPE_CHECKING:
+    import sqlite3
+
+Row = dict[str, Any]
+Condition = str | int | Sequence[str] | Sequence[int]
+"""What a column must be equal to; of several values, any."""
+Values = tuple[str | int, ...]
+ANY: Final[Mapping[str, Condition]] = MappingProxyType({})
+BATCH_ROWS: Final = 512
+"""Fewer rows than make Python look for garbage: with thousands alive, reading takes half longer."""
+_COLUMNS: Final = {view.name: tuple(column.name for column in view.columns) for view in VIEWS}
+_ORDER: Final = ("sequence", "ordinal")
+"""The columns that order a view, as far as it has them."""
+
+
+class RunViews:
+    """Reads the views of one run over a read-only connection."""
+
+    def __init__(self, connection: sqlite3.Connection, run_id: str) -> None:
+        self._connection = connection
+        self.run_id = run_id
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read everything within as it stood at the first read, though a daemon may be writing."""
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._connection.execute("COMMIT")
+
+    def run(self) -> Row:
+        """Return the run's own row; raise ``DataInvalid`` where the database has no such run."""
+        if not (found := self.rows("v_runs")):
+            raise DataInvalid(
+                f"The database holds no run {self.run_id}; `tracepaper audit` lists them."
+            )
+        return found[0]
+
+    def rows(self, view: str, *, newest: int | None = None, **equal: Condition) -> list[Row]:
+        """Return the rows of *view* where columns *equal* what is given, in the run's order.
+
+        With *newest* only the last rows, still oldest first.
+        """
+        where, values = self._where(view, equal)
+        names = _COLUMNS[view]
+        if newest is None:
+            query = f"SELECT * FROM {view} {where} {_order(view)}"
+            found = self._connection.execute(query, values).fetchall()
+        else:
+            query = f"SELECT * FROM {view} {where} {_order(view, downwards=True)} LIMIT ?"
+            found = self._connection.execute(query, (*values, newest)).fetchall()[::-1]
+        return [dict(zip(names, row, strict=True)) for row in found]
+
+    def batches(
+        self,
+        view: str,
+        names: Sequence[str] = (),
+        *,
+        first: int | None = None,
+        last: int | None = None,
+        equal: Mapping[str, Condition] = ANY,
+    ) -> Iterator[list[tuple[Any, ...]]]:
+        """Yield columns *names* of *view* (all if none), some hundred rows at a time, in order.
+
+        *first* and *last* bound the sequences, both included. A batch holds a tuple a column:
+        whole rows of a long run would take ten times the memory of arrays.
+        """
+        self._check(view, names)
+        where, values = self._where(view, equal)
+        for bound, sign in ((first, ">="), (last, "<=")):
+            if bound is not None:
+                where, values = f"{where} AND sequence {sign} ?", (*values, bound)
+        listed = ", ".join(names or _COLUMNS[view])
+        cursor = self._connection.execute(
+            f"SELECT {listed} FROM {view} {where} {_order(view)}", values
+        )
+        while rows := cursor.fetchmany(BATCH_ROWS):
+            yield list(zip(*rows, strict=True))
+
+    def count(self, view: str, **equal: Condition) -> int:
+        """Return how many rows *view* has."""
+        where, values = self._where(view, equal)
+        found = self._connection.execute(f"SELECT count(*) FROM {view} {where}", values)
+        return int(found.fetchone()[0])
+
+    def counts(self, view: str, by: str, **equal: Condition) -> list[tuple[str, int]]:
+        """Return how often each value of column *by* stands in *view*, the most frequent first.
+
+        Nulls are left out, and so are rows in which the columns *equal* are not what they say.
+        """
+        self._check(view, (by,))
+        where, values = self._where(view, equal)
+        query = (
+            f"SELECT {by}, count(*) FROM {view} {where} AND {by} IS NOT NULL "
+            f"GROUP BY {by} ORDER BY 2 DESC, 1"
+        )
+        found = self._connection.execute(query, values).fetchall()
+        return [(str(value), int(count)) for value, count in found]
+
+    def bounds(self, view: str, name: str) -> tuple[Any, Any]:
+        """Return the least and the greatest value of column *name*; nulls where there is no row."""
+        self._check(view, (name,))
+        where, values = self._where(view, {})
+        query = f"SELECT min({name}), max({name}) FROM {view} {where}"
+        least, most = self._connection.execute(query, values).fetchone()
+        return least, most
+
+    def last(self, view: str, *, known: Sequence[str] = (), **equal: Condition) -> int | None:
+        """Return the last sequence of *view* at which columns *known* are not null."""
+        self._check(view, known)
+        where, values = self._where(view, equal)
+        where += "".join(f" AND {name} IS NOT NULL" for name in known)
+        query = f"SELECT max(sequence) FROM {view} {where}"
+        found: int | None = self._connection.execute(query, values).fetchone()[0]
+        return found
+
+    def nearest(self, view: str, sequence: int) -> int | None:
+        """Return the sequence of *view* that lies nearest to *sequence*."""
+        where, values = self._where(view, {})
+        query = f"SELECT sequence FROM {view} {where} ORDER BY abs(sequence - ?), sequence LIMIT 1"
+        found = self._connection.execute(query, (*values, sequence)).fetchone()
+        return None if found is None else int(found[0])
+
+    def _where(
+        self, view: str, equal: Mapping[str, Condition]
+    ) -> tuple[str, tuple[str | int, ...]]:
+        """Return the condition and its values; names are the views' own, values are bound."""
+        self._check(view, tuple(equal))
+        parts = ["WHERE run_id = ?"]
+        bound: list[str | int] = [self.run_id]
+        for name, wanted in equal.items():
+            several: tuple[str | int, ...] = (
+                (wanted,) if isinstance(wanted, str | int) else tuple(wanted)
+            )
+            marks = ", ".join("?" * len(several))
+            parts.append(f"{name} = ?" if marks == "?" else f"{name} IN ({marks})")
+            bound += several
+        return " AND ".join(parts), tuple(bound)
+
+    @staticmethod
+    def _check(view: str, names: Sequence[str]) -> None:
+        if view not in _COLUMNS or not set(names) <= set(_COLUMNS[view]):
+            raise InvariantBroken(f"No view {view} has the columns {', '.join(names)}.")
+
+
+def _order(view: str, *, downwards: bool = False) -> str:
+    names = [name for name in _ORDER if name in _COLUMNS[view]]
+    way = " DESC" if downwards else ""
+    return f"ORDER BY {', '.join(f'{name}{way}' for name in names)}" if names else ""

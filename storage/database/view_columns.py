@@ -1,0 +1,361 @@
+"""How a column reads in a view: exact numbers, times, hashes; and closed trades in plain SQL.
+
+A trade is closed by a fill after which less than a quantity step is held, or the other side is;
+it was opened by the last fill before that which found the account flat or turned it. A fill that
+turns the position is shared between the two trades by quantity.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from tracepaper.storage.record.columns import (
+    FLAG,
+    HASH,
+    MONEY,
+    PRICE,
+    QUANTITY,
+    SEQUENCE_BITS,
+    SEQUENCE_LIMIT,
+    SOURCE_CODES,
+    TABLES,
+    TIME,
+)
+from tracepaper.strategies.types.decisions import ACTING_ONLY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tracepaper.storage.record.columns import Column
+
+# ---------------------------------------------------------------- numbers and times in SQL
+
+
+def power_of_ten(decimals: str) -> str:
+    """Return 10^decimals as an integer; text such as ``1e3`` is a number only by way of REAL."""
+    return f"CAST(CAST('1e' || ({decimals}) AS REAL) AS INTEGER)"
+
+
+def real(number: str, decimals: str) -> str:
+    """Return *number* (an integer of 10^-decimals) as REAL, correctly rounded."""
+    return f"({number}) / CAST('1e' || {decimals} AS REAL)"
+
+
+def text(number: str, decimals: str) -> str:
+    """Return *number* as exact decimal text with all its decimals."""
+    power = power_of_ten(decimals)
+    whole = f"abs({number}) / {power}"
+    sign = f"CASE WHEN ({number}) < 0 THEN '-' ELSE '' END"
+    rest = f"printf('.%0*d', {decimals}, abs({number}) % {power})"
+    return (
+        f"CASE WHEN ({number}) IS NULL THEN NULL ELSE {sign} || ({whole}) || "
+        f"CASE WHEN {decimals} = 0 THEN '' ELSE {rest} END END"
+    )
+
+
+def iso(number: str) -> str:
+    """Return *number*, UTC milliseconds, as ``2025-06-01T00:05:00.000Z``."""
+    seconds = f"strftime('%Y-%m-%dT%H:%M:%S', ({number}) / 1000, 'unixepoch')"
+    return f"{seconds} || printf('.%03dZ', ({number}) % 1000)"
+
+
+# ---------------------------------------------------------------- columns of views
+
+
+class Shown(NamedTuple):
+    """A column of a view: its name, its expression, and what it means."""
+
+    name: str
+    sql: str
+    doc: str
+    kind: str = "TEXT"  # of its values: `INTEGER`, `REAL` or `TEXT`
+    is_flag: bool = False  # 1 or 0, which say yes or no
+
+    @property
+    def typed(self) -> str:
+        """The expression, such that a view declares ``kind`` as its type.
+
+        SQLite declares what a column of a table has, and nothing for an expression; but a
+        question in parentheses has the type of the column that its last SELECT names.
+        """
+        if _CARRIED.match(self.sql):
+            return self.sql
+        return f"(SELECT {self.sql} UNION ALL {_NO_ROW[self.kind]})"
+
+
+_CARRIED: Final = re.compile(r"\w+\.\w+$|\(SELECT \w+\.\w+ FROM ")
+_NO_ROW: Final = {
+    "INTEGER": "SELECT z.interval_ms FROM runs z WHERE 0",
+    "REAL": "SELECT z.threshold FROM gate_sets z WHERE 0",
+    "TEXT": "SELECT z.run_id FROM runs z WHERE 0",
+}
+
+
+class View(NamedTuple):
+    """A stable view."""
+
+    name: str
+    row: str  # what one row is
+    columns: tuple[Shown, ...]
+    source: str  # FROM and what follows
+    others: str = ""  # a second SELECT of the same columns, with its UNION ALL
+
+    @property
+    def sql(self) -> str:
+        """The statement that makes the view."""
+        listed = ",\n  ".join(f"{column.typed} AS {column.name}" for column in self.columns)
+        return f"CREATE VIEW {self.name} AS SELECT\n  {listed}\n{self.source}{self.others}"
+
+
+def exact(name: str, sql: str, decimals: str, doc: str) -> tuple[Shown, Shown]:
+    """Return the two columns of a number: *name* as REAL and *name*_text exactly."""
+    return (
+        Shown(name, real(sql, decimals), doc, "REAL"),
+        Shown(f"{name}_text", text(sql, decimals), f"`{name}`, exactly"),
+    )
+
+
+def moment(name: str, sql: str, doc: str) -> tuple[Shown, Shown]:
+    """Return the two columns of a time: *name* in UTC ms, and as ISO text."""
+    stem = name.removesuffix("_ms")
+    return (
+        Shown(name, sql, f"{doc}, UTC ms", "INTEGER"),
+        Shown(f"{stem}_iso", iso(sql), f"`{name}` as ISO 8601 text"),
+    )
+
+
+def digest(name: str, sql: str, doc: str) -> Shown:
+    """Return a hash as lower-case hexadecimal text; it may be null."""
+    return Shown(name, f"CASE WHEN {sql} IS NOT NULL THEN lower(hex({sql})) END", doc)
+
+
+def source_name(code: str) -> str:
+    """Return the name of a bar's source."""
+    cases = " ".join(f"WHEN {number} THEN '{name}'" for name, number in SOURCE_CODES.items())
+    return f"CASE {code} {cases} END"
+
+
+def shared_row(place: str) -> str:
+    """Return the key of an interned row of step ``s``, named by the sequence *place*."""
+    return f"(s.step & ~{SEQUENCE_LIMIT - 1}) | {place}"
+
+
+def of_step(table: str) -> tuple[Shown, Shown]:
+    """Return the columns that name a step of *table*'s row."""
+    return (
+        Shown("run_id", "r.run_id", "the run"),
+        Shown("sequence", f"{table}.sequence", "place in the run, from 0", "INTEGER"),
+    )
+
+
+def caused(alias: str, table: str) -> Shown:
+    """Return the decision that caused the order of *table*'s row *alias*.
+
+    An order's id begins with the sequence of its birth, and its run has a row of it there, unless
+    it was taken over from another run. Where a command bore it, the event of that step is the
+    command, which a prune keeps; where a decision did, it is a bar.
+    """
+    born = f"(({alias}.step & ~{SEQUENCE_LIMIT - 1}) | {alias}.birth)"
+    return Shown(
+        "decision_sequence",
+        f"(SELECT c.birth FROM {table} c WHERE c.step = {alias}.step "
+        f"AND c.ordinal = {alias}.ordinal AND {born} <= {alias}.step "
+        f"AND EXISTS (SELECT 1 FROM orders y WHERE y.order_id = {alias}.order_id "
+        f"AND y.step = {born}) "
+        f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.step = {born}))",
+        "the decision that caused the order; null where a command (FLATTEN) did, or one of the run "
+        "from which the order was taken over",
+        "INTEGER",
+    )
+
+
+INSTRUMENT: Final = Shown("instrument", "i.instrument_id", "`category:SYMBOL`")
+MARKET_MS: Final = "coalesce(s.open_time_ms + r.interval_ms + s.market_delay_ms, e.market_ms)"
+
+
+def shown(alias: str, table: str, *names: str) -> tuple[Shown, ...]:
+    """Return how the columns *names* of *table* read, by their scales and with their texts."""
+    columns = {column.name: column for column in TABLES[table]}
+    return tuple(part for name in names for part in _shown(alias, columns[name]))
+
+
+def _shown(alias: str, column: Column) -> tuple[Shown, ...]:
+    sql = column.sql.format(t=alias) or f"{alias}.{column.name}"
+    name = column.shown or column.name
+    if column.scale == TIME:
+        return moment(name, sql, column.doc)
+    if column.scale == HASH:
+        return (digest(name, sql, column.doc),)
+    if column.scale == FLAG:
+        return (Shown(name, sql, column.doc, column.kind, is_flag=True),)
+    if column.scale:
+        return exact(name, sql, column.scale, column.doc)
+    return (Shown(name, sql, column.doc, column.kind),)
+
+
+def complete(listed: Iterable[Shown], *tables: tuple[str, Iterable[Column]]) -> tuple[Shown, ...]:
+    """Return *listed*, and behind it what else the columns of *tables* (by alias) have a text for.
+
+    So a view shows a new column of its tables without another line.
+    """
+    found = list(listed)
+    for alias, columns in tables:
+        for column in columns:
+            if column.doc and (column.shown or column.name) not in {one.name for one in found}:
+                found += _shown(alias, column)
+    return tuple(found)
+
+
+_BEGUN: Final = f"r.run_key << {SEQUENCE_BITS}"
+
+
+def _signed(of: str) -> str:
+    """Return what fill *of* moved the position by; a spot buy pays its fee in base."""
+    return f"CASE {of}.side WHEN 'BUY' THEN {of}.quantity - {of}.fee_base ELSE -{of}.quantity END"
+
+
+def _before(of: str) -> str:
+    """Return the position that fill *of* found."""
+    return (
+        f"(coalesce((SELECT h.quantity FROM holdings h WHERE h.step < {of}.step "
+        f"AND h.step >= {_BEGUN} AND h.book = 0 AND h.instrument = {of}.instrument "
+        "ORDER BY h.step DESC LIMIT 1), 0) "
+        f"+ coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step = {of}.step "
+        f"AND b.ordinal < {of}.ordinal AND b.instrument = {of}.instrument), 0))"
+    )
+
+
+def _after(of: str) -> str:
+    return f"({_before(of)} + {_signed(of)})"
+
+
+def _turned(of: str) -> str:
+    """Return whether fill *of* left the other side than it found."""
+    return (
+        f"(min({_before(of)}, {_after(of)}) <= -i.quantity_step "
+        f"AND max({_before(of)}, {_after(of)}) >= i.quantity_step)"
+    )
+
+
+_CLOSES: Final = (
+    f"abs({_before('f')}) >= i.quantity_step "
+    f"AND (abs({_after('f')}) < i.quantity_step OR {_turned('f')})"
+)
+
+
+def _opening(column: str) -> str:
+    """Return *column* of the fill that opened the trade which fill ``f`` closed."""
+    return (
+        f"(SELECT g.{column} FROM fills g WHERE g.step BETWEEN {_BEGUN} AND f.step "
+        "AND g.instrument = f.instrument AND (g.step < f.step OR g.ordinal < f.ordinal) "
+        f"AND (abs({_before('g')}) < i.quantity_step OR {_turned('g')}) "
+        "ORDER BY g.step DESC, g.ordinal DESC LIMIT 1)"
+    )
+
+
+_SIDE: Final = f"CASE WHEN {_before('f')} > 0 THEN 1 ELSE -1 END"
+_ENTERS: Final = "CASE x.side WHEN 'BUY' THEN 1 ELSE -1 END"
+# A fill that adds is counted as far as something is held after it, one that closes as far as
+# something was held before: of a fill that turns, each trade has its own part.
+_PART: Final = (
+    f"CASE WHEN x.step = e.step AND x.ordinal = e.ordinal "
+    f"THEN min(1.0, abs({_after('x')}) * 1.0 / abs({_signed('x')})) "
+    f"WHEN x.step = f.step AND x.ordinal = f.ordinal "
+    f"THEN min(1.0, abs({_before('x')}) * 1.0 / abs({_signed('x')})) ELSE 1.0 END"
+)
+
+
+def _over(aggregate: str, condition: str = "1") -> str:
+    """Return *aggregate* over the fills ``x`` of the trade that satisfy *condition*."""
+    return (
+        f"(SELECT {aggregate} FROM fills x WHERE x.step BETWEEN e.step AND f.step "
+        "AND x.instrument = f.instrument AND (x.step > e.step OR x.ordinal >= e.ordinal) "
+        f"AND (x.step < f.step OR x.ordinal <= f.ordinal) AND {condition})"
+    )
+
+
+def _mean_price(side: str) -> str:
+    """Return the mean price of the fills that go with the trade's side, or against it."""
+    weight = f"abs({_signed('x')}) * {_PART}"
+    mean = _over(f"sum(x.price * {weight}) / sum({weight})", f"{_ENTERS} = {side}")
+    return real(mean, PRICE)
+
+
+def _worth(price: str) -> str:
+    """Return what the trade's fills moved in money at *price*, positive where it came in."""
+    scale = f"CAST('1e' || ({PRICE} + {QUANTITY}) AS REAL)"
+    return _over(f"-sum({_ENTERS} * x.{price} * 1.0 * x.quantity * {_PART})") + f" / {scale}"
+
+
+_FEES: Final = real(_over(f"sum(x.fee * {_PART})"), MONEY)
+_GROSS: Final = _worth("reference_price")
+_COSTS: Final = f"({_FEES} + {_GROSS} - {_worth('price')})"
+_FUNDING: Final = (
+    "(SELECT coalesce(-sum(l.amount), 0) FROM ledger l WHERE l.step BETWEEN e.step AND f.step "
+    f"AND l.kind = 'funding' AND l.instrument = f.instrument) / CAST('1e' || {MONEY} AS REAL)"
+)
+_BARS: Final = (
+    f"CASE WHEN instr(r.warnings, '{ACTING_ONLY}') = 0 THEN (SELECT count(*) FROM steps s "
+    "WHERE s.step >= e.step AND s.step < f.step AND s.instrument = f.instrument "
+    "AND s.open_time_ms IS NOT NULL AND s.shape & 1) END"
+)
+
+V_TRADES: Final = View(
+    "v_trades",
+    "a closed round trip of the run's account; what was taken over from another run is none",
+    (
+        *of_step("f"),
+        Shown(
+            "ordinal", "f.ordinal", "place among the fills of the step that closed it", "INTEGER"
+        ),
+        INSTRUMENT,
+        Shown("side", f"CASE {_SIDE} WHEN 1 THEN 'LONG' ELSE 'SHORT' END", "`LONG` or `SHORT`"),
+        Shown(
+            "quantity",
+            real(
+                _over(
+                    f"max(abs(CASE WHEN x.step = f.step AND x.ordinal = f.ordinal THEN 0 "
+                    f"ELSE {_after('x')} END))"
+                ),
+                QUANTITY,
+            ),
+            "the most that it held, not negative",
+            "REAL",
+        ),
+        *moment("opened_ms", "e.filled_ms", "market time of the fill that opened it"),
+        *moment("closed_ms", "f.filled_ms", "market time of the fill that closed it"),
+        Shown("entry_price", _mean_price(_SIDE), "mean price of the fills that entered", "REAL"),
+        Shown("exit_price", _mean_price(f"-({_SIDE})"), "mean price of those that left", "REAL"),
+        Shown(
+            "gross",
+            _GROSS,
+            "profit at the reference prices of its fills, before costs and funding; a fee that was "
+            "paid in base is in it",
+            "REAL",
+        ),
+        Shown(
+            "costs",
+            _COSTS,
+            "fees, and what its fills were worse than their reference prices",
+            "REAL",
+        ),
+        Shown("fees", _FEES, "the fees among them", "REAL"),
+        Shown("funding", _FUNDING, "funding while it was held, positive where paid", "REAL"),
+        Shown("net", f"{_GROSS} - {_COSTS} - {_FUNDING}", "gross less costs and funding", "REAL"),
+        Shown(
+            "bars_held",
+            _BARS,
+            "closes at which it was held; null where the log kept only steps that acted",
+            "INTEGER",
+        ),
+        Shown("entry_reason", "e.reason", "why it was opened"),
+        Shown("exit_reason", "f.reason", "why it was closed"),
+        Shown("entry_sequence", "e.birth", "where the order that opened it was born", "INTEGER"),
+        Shown("exit_sequence", "f.birth", "where the order that closed it was born", "INTEGER"),
+    ),
+    "FROM runs r JOIN fills f ON f.run_key = r.run_key "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
+    f"JOIN fills e ON e.step = {_opening('step')} AND e.ordinal = {_opening('ordinal')} "
+    f"WHERE {_CLOSES}",
+)

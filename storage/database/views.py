@@ -1,0 +1,605 @@
+"""The stable views that other tools may read, documented column by column as data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tracepaper.storage.database.schema import INDEXED_KINDS
+from tracepaper.storage.database.view_columns import (
+    INSTRUMENT,
+    MARKET_MS,
+    V_TRADES,
+    Shown,
+    View,
+    caused,
+    complete,
+    exact,
+    iso,
+    moment,
+    of_step,
+    power_of_ten,
+    real,
+    shared_row,
+    shown,
+    source_name,
+    text,
+)
+from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
+    BAR_COLUMNS,
+    FORECAST_COLUMNS,
+    MONEY,
+    PRICE,
+    QUANTITY,
+    SEQUENCE_BITS,
+    STEP_GATES,
+    TABLES,
+    measure_name,
+)
+from tracepaper.storage.record.rows import EVENT_TYPES
+from tracepaper.strategies.types.decisions import BLOCK_BARS
+from tracepaper.strategies.types.market import GapCause, Source
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+# ---------------------------------------------------------------- runs, bars, gaps and events
+
+_LAST_BUT_PRUNES: Final = (
+    "SELECT s.step FROM steps s WHERE s.step BETWEEN r.run_key << 28 AND "
+    "(r.run_key + 1 << 28) - 1 AND NOT EXISTS (SELECT 1 FROM events p WHERE p.step = s.step "
+    "AND p.kind = 'prune') ORDER BY s.step DESC LIMIT 1"
+)
+
+
+_ENDED_AT: Final = (
+    "(SELECT json_extract(e.content, '$.ended_at_ms') FROM events e WHERE e.kind = 'end' "
+    f"AND e.step = ({_LAST_BUT_PRUNES}))"
+)
+
+_IN_RUN: Final = (
+    f"e.step BETWEEN r.run_key << {SEQUENCE_BITS} AND ((r.run_key + 1) << {SEQUENCE_BITS}) - 1"
+)
+
+V_RUNS: Final = View(
+    "v_runs",
+    "a run",
+    complete(
+        (
+            *shown("r", "runs", "run_id", "kind", "started_at_ms"),
+            *moment(
+                "ended_at",
+                _ENDED_AT,
+                "wall time of the end; null where it went on or was killed",
+            ),
+            *shown("r", "runs", "parent_run_id", "period_start_ms"),
+            Shown(
+                "instruments",
+                "(SELECT group_concat(instrument_id) FROM (SELECT i.instrument_id "
+                "FROM instruments i WHERE i.run_key = r.run_key ORDER BY i.instrument))",
+                "ids, separated by commas",
+            ),
+            Shown(
+                "interval",
+                f"CASE r.interval_ms WHEN {DAY_MS} THEN 'D' WHEN {WEEK_MS} THEN 'W' "
+                f"ELSE CAST(r.interval_ms / {MINUTE_MS} AS TEXT) END",
+                "minutes of a bar, `D` or `W`, as Bybit writes it",
+            ),
+            *shown("r", "runs", "interval_ms", "strategy", "strategy_sha256"),
+            *shown("r", "runs", "model_id", "model_sha256", "config_sha256", "config"),
+            *shown("r", "runs", "code_version", "mode", "device", "dtype", "threads", "backend"),
+            *shown("r", "runs", "torch_version", "instruction_set", "libraries", "warnings"),
+            Shown(
+                "opened",
+                "(SELECT json_group_array(json_extract(e.content, '$.name')) FROM events e "
+                "WHERE e.kind = 'reading' AND json_extract(e.content, '$.what') <> 'vectors' "
+                f"AND {_IN_RUN})",
+                "JSON array: files, addresses and programs that a user's class opened",
+            ),
+        ),
+        ("r", TABLES["runs"]),
+    ),
+    "FROM runs r",
+)
+
+_MARKET_AT: Final = "s.open_time_ms + r.interval_ms + s.market_delay_ms"
+V_BARS: Final = View(
+    "v_bars",
+    "a bar as the engine saw it",
+    complete(
+        (
+            *of_step("s"),
+            INSTRUMENT,
+            *moment("open_time_ms", "s.open_time_ms", "first millisecond of the bar"),
+            *shown("s", "steps", "open", "high", "low", "close", "volume", "turnover"),
+            Shown("source", source_name("s.source"), any_of(Source)),
+            *moment("market_ms", _MARKET_AT, "market time at which it was final"),
+            *moment(
+                "seen_ms",
+                f"{_MARKET_AT} + s.seen_delay_ms",
+                "market time at which the engine saw it",
+            ),
+            Shown(
+                "accepted",
+                "s.shape & 1",
+                "0 for a revision, which changed nothing",
+                "INTEGER",
+                is_flag=True,
+            ),
+        ),
+        ("s", (column for column in TABLES["steps"] if column.name in BAR_COLUMNS)),
+    ),
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument",
+)
+
+V_GAPS: Final = View(
+    "v_gaps",
+    "a hole in the data, and its repair",
+    (
+        *of_step("e"),
+        INSTRUMENT,
+        *moment("from_ms", "json_extract(e.content, '$.from_ms')", "first missing open time"),
+        *moment("until_ms", "json_extract(e.content, '$.until_ms')", "first open time after it"),
+        Shown(
+            "cause",
+            "json_extract(e.content, '$.cause')",
+            any_of(GapCause),
+        ),
+        Shown(
+            "repaired_by",
+            "json_extract(e.content, '$.repaired_by')",
+            "`rest` where the bars follow; empty where they never will; `clock` where market time "
+            "itself was set from one of the two times to the other",
+        ),
+        *moment("market_ms", "e.market_ms", "market time at which it was found"),
+    ),
+    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{INDEXED_KINDS} AND e.kind = 'gap' "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
+)
+
+_BAR_CONTENT: Final = (
+    "json_object('open_time_ms', s.open_time_ms, 'open', s.open, 'high', s.high, 'low', s.low, "
+    "'close', s.close, 'volume', s.volume, 'turnover', s.turnover, "
+    f"'source', {source_name('s.source')})"
+)
+
+_MARKET_MS: Final = f"CAST(coalesce(e.market_ms, {_MARKET_AT}) AS INTEGER)"
+_SEEN_MS: Final = f"CAST(coalesce(e.seen_ms, {_MARKET_AT} + s.seen_delay_ms) AS INTEGER)"
+# The casts give both halves the same affinity, without which SQLite sorts the union.
+_OF_STEPS: Final = ", ".join(
+    (
+        "r.run_id",
+        "s.sequence",
+        "CAST(coalesce(e.kind, 'bar') AS TEXT)",
+        "i.instrument_id",
+        _MARKET_MS,
+        f"CAST({iso(_MARKET_MS)} AS TEXT)",
+        _SEEN_MS,
+        f"CAST({iso(_SEEN_MS)} AS TEXT)",
+        f"CAST(coalesce(e.content, {_BAR_CONTENT}) AS TEXT)",
+        "CAST(e.belief AS TEXT)",
+    )
+)
+
+V_EVENTS: Final = View(
+    "v_events",
+    "an event that the engine consumed",
+    (
+        *of_step("e"),
+        Shown(
+            "kind",
+            "e.kind",
+            any_of(EVENT_TYPES),
+        ),
+        Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+        *shown("e", "events", "market_ms", "seen_ms", "content", "belief"),
+    ),
+    # What a prune has kept has no step any more; all else is found by its step.
+    "FROM runs r JOIN prunes p ON p.run_key = r.run_key JOIN events e "
+    f"ON e.step BETWEEN r.run_key << {SEQUENCE_BITS} "
+    f"AND (r.run_key << {SEQUENCE_BITS}) + p.until_sequence "
+    "AND NOT EXISTS (SELECT 1 FROM steps s WHERE s.step = e.step) "
+    "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
+    f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
+    "LEFT JOIN events e ON e.step = s.step LEFT JOIN instruments i "
+    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)",
+)
+
+RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)
+
+# ---------------------------------------------------------------- decisions, gates, explanations
+
+# Only a step that decided names a row of ``outcomes``, so the join leaves out all others.
+_DECIDED: Final = (
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
+    f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "
+)
+_SAID: Final = ("recent_mass", "older_mass", "shift", "l1_error")
+
+V_DECISIONS: Final = View(
+    "v_decisions",
+    "a decision: one for every closed bar of the run's period, refusals too",
+    complete(
+        (
+            *of_step("s"),
+            INSTRUMENT,
+            *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+            *shown("o", "outcomes", "action", "allowed", "refused_by"),
+            *shown("a", "answers", "horizon", *FORECAST_COLUMNS, "confidence", "content_free"),
+            *shown("o", "outcomes", "regime"),
+            *shown("a", "answers", *_SAID),
+            *shown("s", "steps", "target_quantity"),
+            *shown("o", "outcomes", "reason", "unfilled_reason"),
+            *shown("a", "answers", "late_deadline_ms", "model_id"),
+            *shown("s", "steps", "window_sha256", "decision_sha256", "digest"),
+        ),
+        ("s", (column for column in TABLES["steps"] if column.name not in BAR_COLUMNS)),
+        ("o", TABLES["outcomes"]),
+        ("a", TABLES["answers"]),
+    ),
+    _DECIDED + "LEFT JOIN answers a ON a.step = s.step",
+)
+
+_MEASURES: Final = " ".join(
+    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
+    for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
+    for gate in gates
+)
+
+V_GATES: Final = View(
+    "v_gates",
+    "one gate's verdict on a decision",
+    (
+        *of_step("s"),
+        Shown("ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"),
+        *shown("g", "gate_sets", "gate"),
+        Shown(
+            "measure", f"CASE g.gate {_MEASURES} END", "null where it could not be computed", "REAL"
+        ),
+        *shown("g", "gate_sets", "threshold"),
+        Shown("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
+    ),
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.outcome IS NOT NULL "
+    f"JOIN outcomes o ON o.step = {shared_row('s.outcome')} "
+    "JOIN gate_sets g ON g.run_key = r.run_key AND g.gate_set = o.gate_set "
+    "LEFT JOIN answers a ON a.step = s.step",
+)
+
+
+def _byte(place: int) -> str:
+    """Return byte *place* of bucket ``n`` as a number."""
+    byte = f"hex(substr(a.buckets, n.key * 4 + {place + 1}, 1))"
+    high, low = (f"instr('123456789ABCDEF', substr({byte}, {at}, 1))" for at in (1, 2))
+    return f"({high} * 16 + {low})"
+
+
+# A little-endian float32, read with integers alone: mantissa / 2^shift. Weights are not negative.
+# SQLite gives <<, >>, & and | one precedence, so every pair has its parentheses.
+_EXPONENT: Final = f"((({_byte(3)} & 127) << 1) | ({_byte(2)} >> 7))"
+_MANTISSA: Final = f"((({_byte(2)} & 127) << 16) | ({_byte(1)} << 8) | {_byte(0)})"
+_SHIFT: Final = f"(150 - max({_EXPONENT}, 1))"
+_WEIGHT: Final = (
+    f"({_MANTISSA} + CASE WHEN {_EXPONENT} > 0 THEN 8388608 ELSE 0 END) * 1.0 "
+    f"/ (1 << min({_SHIFT}, 60)) / (1 << max(min({_SHIFT} - 60, 60), 0)) "
+    f"/ (1 << max({_SHIFT} - 120, 0))"
+)
+# One row more than there are buckets: '00' x n becomes the JSON array '[0,0,…]'.
+_PLACES: Final = (
+    "json_each('[' || substr(replace(hex(zeroblob(length(a.buckets) / 4 + 1)), '00', ',0'), 2) "
+    "|| ']')"
+)
+_BLOCK_MS: Final = f"({BLOCK_BARS} * r.interval_ms)"
+_IS_BUCKET: Final = "n.key < length(a.buckets) / 4"
+_FROM_MS: Final = (
+    f"CASE WHEN {_IS_BUCKET} THEN (s.open_time_ms / {_BLOCK_MS} - n.key) * {_BLOCK_MS} END"
+)
+_UNTIL_MS: Final = (
+    f"CASE WHEN {_IS_BUCKET} AND n.key = 0 THEN s.open_time_ms + r.interval_ms "
+    f"ELSE (s.open_time_ms / {_BLOCK_MS} - n.key + 1) * {_BLOCK_MS} END"
+)
+
+V_EXPLANATIONS: Final = View(
+    "v_explanations",
+    "where a decision looked: one bucket of 64 bars of absolute time",
+    (
+        *of_step("s"),
+        Shown(
+            "bucket",
+            f"CASE WHEN {_IS_BUCKET} THEN CAST(n.key AS TEXT) ELSE 'older' END",
+            "0 is the newest; `older` is everything before the oldest",
+        ),
+        *moment("from_open_time_ms", _FROM_MS, "its first open time; null for `older`"),
+        *moment("until_open_time_ms", _UNTIL_MS, "the first open time after it"),
+        Shown(
+            "weight",
+            f"CASE WHEN {_IS_BUCKET} THEN {_WEIGHT} ELSE a.older_mass END",
+            "share of the rollout; a decision's weights sum to 1 within `l1_error`",
+            "REAL",
+        ),
+    ),
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
+    "AND s.open_time_ms IS NOT NULL "
+    f"JOIN answers a ON a.step = s.step AND a.buckets IS NOT NULL JOIN {_PLACES} n",
+)
+
+V_NOTES: Final = View(
+    "v_notes",
+    "a number or a text that the strategy noted at a decision",
+    (
+        *of_step("s"),
+        INSTRUMENT,
+        *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+        Shown("name", "CAST(n.key AS TEXT)", "the strategy's name for it"),
+        Shown(
+            "number",
+            "CASE WHEN n.type IN ('real', 'integer') THEN n.value END",
+            "null where it is a text, or was not finite",
+            "REAL",
+        ),
+        Shown("text", "CASE n.type WHEN 'text' THEN n.value END", "null where it is a number"),
+    ),
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
+    "AND s.open_time_ms IS NOT NULL JOIN answers a ON a.step = s.step AND a.note IS NOT NULL "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
+    "JOIN json_each(a.note) n",
+)
+
+DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES)
+
+# ---------------------------------------------------------------- orders, fills, positions, equity
+
+_STEP_TABLES: Final = (
+    "LEFT JOIN events e ON e.step = s.step LEFT JOIN instruments i "
+    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
+)
+
+# An average price is a decimal only where the division leaves no rest.
+_UNIT: Final = f"(h.quantity * {power_of_ten(f'10 - {PRICE} - {QUANTITY}')})"
+_AVERAGE: Final = f"CASE WHEN h.quantity <> 0 THEN {real('h.entry_notional', MONEY)} / "
+_AVERAGE_REAL: Final = f"{_AVERAGE}({real('h.quantity', QUANTITY)}) END"
+_AVERAGE_TEXT: Final = (
+    "CASE WHEN h.quantity <> 0 AND i.price_decimals + i.quantity_decimals <= 10 "
+    f"AND h.entry_notional % {_UNIT} = 0 "
+    f"THEN {text(f'h.entry_notional / {_UNIT}', PRICE)} END"
+)
+
+_UNREALIZED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
+_EQUITY: Final = f"coalesce({{}}, h.cash + {_UNREALIZED})"
+
+_POSITION_SUMS: Final = (
+    ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
+    ("unrealized_pnl", "m.unrealized_pnl", "profit of what is open, at the mark"),
+    ("fees_paid", "h.fees_paid", "fees"),
+    ("funding_paid", "h.funding_paid", "funding, positive where paid"),
+)
+_ACCOUNT_SUMS: Final = (
+    ("realized_pnl", "h.account_realized_pnl", "profit of what was closed, before fees"),
+    ("unrealized_pnl", _UNREALIZED, "profit of what is open, at the mark"),
+    ("fees_paid", "h.account_fees_paid", "fees"),
+    ("funding_paid", "h.account_funding_paid", "funding, positive where paid"),
+)
+
+
+def _holding_columns(
+    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str
+) -> tuple[Shown, ...]:
+    """Return the columns of a position and its account after a step; *sums* are *whose*.
+
+    *equity* is where it is stored, if it does not follow from the rest.
+    """
+    listed = (
+        *moment("market_ms", MARKET_MS, "market time of the step's event"),
+        Shown("instrument", "i.instrument_id", "the event's; null where it has none"),
+        *shown("h", "holdings", "quantity"),
+        Shown("average_price", _AVERAGE_REAL, "entry notional by quantity; null when flat", "REAL"),
+        Shown(
+            "average_price_text", _AVERAGE_TEXT, "exactly; null where it is no decimal of a price"
+        ),
+        *shown("h", "holdings", "entry_notional"),
+        *(
+            column
+            for name, sql, doc in sums
+            for column in exact(name, sql, MONEY, f"{doc}; the {whose}")
+        ),
+        *shown("h", "holdings", "cash"),
+        *exact("equity", _EQUITY.format(equity), MONEY, "cash and what is held, at the mark"),
+    )
+    return complete(listed, ("h", [one for one in TABLES["holdings"] if one.name != "twin"]))
+
+
+_OWN: Final = (
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON m.step = s.step "
+    "LEFT JOIN states q ON q.step = s.step "
+    f"JOIN holdings h ON h.step = {shared_row('s.holding')} AND h.book = 0 "
+) + _STEP_TABLES
+_TWIN: Final = (
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key "
+    "AND EXISTS (SELECT 1 FROM twin_steps) JOIN twin_steps m ON m.step = s.step "
+    f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book "
+) + _STEP_TABLES
+
+_LIQUIDATED_AT: Final = (
+    "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
+    "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
+    "AND o.role = 'LIQUIDATION' ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
+)
+
+V_POSITIONS: Final = View(
+    "v_positions",
+    "an instrument's position after a step that named it",
+    (
+        *of_step("s"),
+        *_holding_columns(_POSITION_SUMS, "position's", "q.equity"),
+        *exact(
+            "liquidation_price",
+            _LIQUIDATED_AT,
+            PRICE,
+            "mark price at which it is liquidated; null without margin",
+        ),
+    ),
+    f"{_OWN} WHERE h.quantity IS NOT NULL",
+)
+
+V_EQUITY: Final = View(
+    "v_equity",
+    "the account after a step",
+    (*of_step("s"), *_holding_columns(_ACCOUNT_SUMS, "account's", "q.equity")),
+    _OWN,
+)
+
+V_TWIN_EQUITY: Final = View(
+    "v_twin_equity",
+    "a shadow account after a step",
+    (
+        *of_step("s"),
+        *shown("h", "holdings", "twin"),
+        *_holding_columns(_ACCOUNT_SUMS, "account's", "m.equity"),
+    ),
+    _TWIN,
+)
+
+
+def _fill_columns(table: str) -> tuple[Shown, ...]:
+    return (
+        Shown("ordinal", "f.ordinal", "place among the fills of the step", "INTEGER"),
+        *shown("f", table, "order_id"),
+        INSTRUMENT,
+        *shown("f", table, "side", "quantity", "price", "reference_price", "notional", "fee"),
+        *shown("f", table, "fee_base", "liquidity", "model", "reason", "filled_ms"),
+    )
+
+
+_FILLED_BY: Final = "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument"
+
+V_FILLS: Final = View(
+    "v_fills",
+    "a fill of the run's account",
+    complete(
+        (
+            *of_step("f"),
+            *_fill_columns("fills"),
+            Shown("status", "o.status", "of its order after the step"),
+            caused("f", "fills"),
+        ),
+        ("f", TABLES["fills"]),
+    ),
+    f"FROM runs r JOIN fills f ON f.run_key = r.run_key {_FILLED_BY} "
+    "LEFT JOIN orders o ON o.step = f.step AND o.order_id = f.order_id",
+)
+
+V_TWIN_FILLS: Final = View(
+    "v_twin_fills",
+    "a fill of a shadow account",
+    complete(
+        (*of_step("f"), *shown("f", "twin_fills", "twin"), *_fill_columns("twin_fills")),
+        ("f", TABLES["twin_fills"]),
+    ),
+    f"FROM runs r JOIN twin_fills f ON f.run_key = r.run_key {_FILLED_BY}",
+)
+
+
+def _of_fills(sql: str) -> str:
+    """Return *sql*, an aggregate of the fills of order ``o`` in its run."""
+    return f"(SELECT {sql} FROM fills f WHERE f.order_id = o.order_id AND f.run_key = o.run_key)"
+
+
+_MEAN_PRICE: Final = _of_fills("sum(CAST(f.price AS REAL) * f.quantity) / sum(f.quantity)")
+_ONE_PRICE: Final = _of_fills("CASE WHEN min(f.price) = max(f.price) THEN min(f.price) END")
+_LATEST: Final = (
+    "NOT EXISTS (SELECT 1 FROM orders n WHERE n.order_id = o.order_id "
+    "AND n.run_key = o.run_key AND n.step > o.step)"
+)
+
+V_ORDERS: Final = View(
+    "v_orders",
+    "an order as it stood last",
+    complete(
+        (
+            *of_step("o"),
+            *shown("o", "orders", "order_id"),
+            INSTRUMENT,
+            *shown("o", "orders", "side", "quantity", "filled"),
+            Shown(
+                "price",
+                f"{_MEAN_PRICE} / CAST('1e' || {PRICE} AS REAL)",
+                "mean price of its fills; null where it has none",
+                "REAL",
+            ),
+            Shown(
+                "price_text",
+                text(_ONE_PRICE, PRICE),
+                "exactly; null where its fills have several prices",
+            ),
+            *exact("fee", _of_fills("sum(f.fee)"), MONEY, "fees of its fills in quote currency"),
+            Shown("liquidity", _of_fills("max(f.liquidity)"), "of its fills"),
+            *shown("o", "orders", "reason", "status", "created_ms", "eligible_ms"),
+            caused("o", "orders"),
+        ),
+        ("o", TABLES["orders"]),
+    ),
+    f"FROM runs r JOIN orders o ON o.run_key = r.run_key AND {_LATEST} "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = o.instrument",
+)
+
+V_LEDGER: Final = View(
+    "v_ledger",
+    "a movement of the account's cash; its rows add up to the cash at every step",
+    complete(
+        (
+            *of_step("l"),
+            Shown("ordinal", "l.ordinal", "place among the movements of the step", "INTEGER"),
+            *shown("l", "ledger", "market_ms"),
+            Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
+            *shown("l", "ledger", "kind", "amount", "balance", "order_id"),
+        ),
+        ("l", TABLES["ledger"]),
+    ),
+    "FROM runs r JOIN ledger l ON l.run_key = r.run_key "
+    "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = l.instrument",
+)
+
+ACCOUNT_VIEWS: Final = (
+    V_ORDERS,
+    V_FILLS,
+    V_TRADES,
+    V_LEDGER,
+    V_POSITIONS,
+    V_EQUITY,
+    V_TWIN_FILLS,
+    V_TWIN_EQUITY,
+)
+
+VIEWS: Final[tuple[View, ...]] = (*RUN_VIEWS, *DECISION_VIEWS, *ACCOUNT_VIEWS)
+"""Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
+
+
+def create_views(connection: Connection) -> None:
+    """Make every view anew; views are code, so they follow the version and need no migration."""
+    for view in VIEWS:
+        connection.exec_driver_sql(f"DROP VIEW IF EXISTS {view.name}")
+        connection.exec_driver_sql(view.sql)
+
+
+_TYPES: Final = """\
+Every column declares the type of its values, so SQLAlchemy reflects it, and pandas and connectorx
+(`polars.read_database_uri`) read it right. A Python cursor knows no declared types: with one,
+`polars.read_database(query, connection, infer_schema_length=None)` looks at every row.
+"""
+
+
+def documentation() -> str:
+    """Return the views as a Markdown document, a table each."""
+    parts = [_TYPES]
+    for view in VIEWS:
+        parts.append(
+            f"### `{view.name}`\n\nOne row is {view.row}.\n\n"
+            "| column | type | meaning |\n|---|---|---|"
+        )
+        parts.extend(
+            f"| `{column.name}` | {column.kind} | {column.doc} |" for column in view.columns
+        )
+        parts.append("")
+    return "\n".join(parts)

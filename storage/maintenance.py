@@ -1,0 +1,294 @@
+"""A consistent copy while a daemon writes, a prune that stays verifiable, and ``db upgrade``.
+
+The rules are docs/storage.md, S16 and S17.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from alembic import command
+from alembic.config import Config
+from msgspec import Struct
+from sqlalchemy.exc import DBAPIError
+
+from tracepaper.storage import migrations
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.links import DROPPED_TABLES
+from tracepaper.storage.chain.starting_point import Beginnings, Lookback
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.checkpoints import kept_checkpoints
+from tracepaper.storage.covariates import kept_vectors, write_whole
+from tracepaper.storage.database.chunks import latest, run_span
+from tracepaper.storage.database.connection import (
+    add_columns,
+    advice,
+    no_way_up,
+    open_reader,
+    open_writer,
+    open_writer_of_any_schema,
+)
+from tracepaper.storage.database.schema import SCHEMA_REVISION, UPGRADABLE
+from tracepaper.storage.database.views import create_views
+from tracepaper.storage.record.digest import NOTHING
+from tracepaper.storage.record.rows import KEPT_EVENTS, sequence_of, step_key
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.strategies.types.market import Prune
+from tracepaper.strategies.units import DAY_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+_OPENED: Final = (
+    "SELECT min(open_time_ms), max(open_time_ms) FROM steps "
+    "WHERE step BETWEEN ? AND ? AND shape & 1"
+)
+_FIRST_BAR: Final = (
+    "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL"
+)
+_INTERVAL: Final = "SELECT interval_ms FROM runs WHERE run_key = ?"
+_WARM: Final = "SELECT max(threshold) FROM gate_sets WHERE run_key = ? AND gate = 'warm'"
+_KEYS: Final = "SELECT instrument_id FROM instruments WHERE run_key = ? ORDER BY instrument"
+_ASKED: Final = (
+    "SELECT EXISTS (SELECT 1 FROM answers WHERE step BETWEEN ? AND ? AND horizon IS NOT NULL)"
+)
+KEPT_BESIDE: Final = (kept_checkpoints, kept_vectors)
+"""The folders beside a database without which its runs cannot be derived."""
+
+_LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
+_PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
+
+
+def backup(path: Path, target: Path) -> list[Path]:
+    """Copy the database *path* to the new file *target*, consistently, while it is written.
+
+    Reads one snapshot over a read-only connection, so the writer goes on. Return what was copied
+    from beside it, the models and vectors of its runs, without which nothing is verified. Raises
+    ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written.
+    """
+    if target.exists():
+        raise DataInvalid(f"{target} exists already; name a new file for the backup.")
+    partial = target.with_name(target.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        with closing(open_reader(path)) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            where = " ".join(verdict.replace("*", "").split())
+            raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
+        # What is kept beside a database is there before a run of it says so, and never changes but
+        # by growing: so after the snapshot all that it names is there.
+        beside = [one for kept in KEPT_BESIDE for one in _copy_beside(path, target, kept)]
+        # A rename can reach the disk before the content that it names.
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.rename(target)
+    except (sqlite3.Error, OSError) as error:
+        raise AuditUnwritable(
+            f"{target} cannot be written ({error}); free disk space or choose another place."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return beside
+
+
+def _copy_beside(path: Path, target: Path, kept: Callable[[Path], Path]) -> list[Path]:
+    """Copy every whole file in the folder *kept* of *path* to that of *target*; return those."""
+    source, copies = kept(path), kept(target)
+    copied = []
+    for place in sorted(source.rglob("*")) if source.is_dir() else ():
+        name = place.relative_to(source)
+        # What is still being written has another name, which begins with a dot or none knows.
+        if place.is_file() and not any(part.startswith((".", "tmp")) for part in name.parts):
+            (copies / name).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(place.read_bytes(), copies / name)
+            copied.append(copies / name)
+    return copied
+
+
+class Pruning(Struct, frozen=True):
+    """What a prune did to one run."""
+
+    run_id: str
+    until_sequence: int  # the last step dropped; -1 where nothing was old enough
+    steps: int  # dropped now
+
+
+def prune(
+    path: Path,
+    *,
+    keep_days: int,
+    pruned_at_ms: int,
+    reach: Callable[[str], Lookback | None] = lambda _run_id: None,
+) -> list[Pruning]:
+    """Drop what no decision of the last *keep_days* of market time of a run depends on.
+
+    Bars, forecasts, steps and twins' steps go; trades, settlements, gaps and commands stay,
+    covered by a hash. So do the bars that the first decision kept looks back on: *reach* says of a
+    run how many these are, None where it cannot be told but from the record. The chain is checked
+    before, and holds from the first step kept. Raises ``ConfigInvalid`` while a daemon has the
+    database open, ``DataInvalid`` where a chain is broken already.
+    """
+    if not path.is_file():
+        raise DataInvalid(f"There is no database {path}; name one with --db.")
+    if keep_days < 1:
+        raise DataInvalid("A prune must keep at least 1 day.")
+    writer = open_writer(path)
+    try:
+        raw = writer.connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        runs = raw.execute("SELECT run_key, run_id FROM runs ORDER BY run_key").fetchall()
+        log = SqlAuditLog(writer)
+        done = []
+        for run_key, run_id in runs:
+
+            def told(run_key: int = run_key, run_id: str = run_id) -> Lookback:
+                return reach(run_id) or recorded_reach(raw, run_key)
+
+            until = _prunable_until(raw, run_key, keep_days * DAY_MS, told)
+            done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
+        if any(pruning.steps for pruning in done):
+            raw.execute("VACUUM")
+    except (DBAPIError, sqlite3.Error) as error:
+        raise AuditUnwritable(
+            f"{path} could not be pruned ({error}); {advice(error)} and run it again."
+        ) from error
+    finally:
+        writer.close()
+    return done
+
+
+def _prune_run(
+    log: SqlAuditLog,
+    raw: sqlite3.Connection,
+    run: tuple[int, str],
+    until: int,
+    pruned_at_ms: int,
+) -> Pruning:
+    """Drop the steps *until* there, and say so in a step of the run's own chain."""
+    run_key, run_id = run
+    before = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1, None, NOTHING)
+    if until <= before[0]:
+        return Pruning(run_id, before[0], 0)
+    report = verify_chain(raw, run_id)
+    if report.problem is not None:
+        raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
+    log.resume(run_id)
+    first, last = step_key(run_key, 0), step_key(run_key, until)
+    span = (first, last)
+    (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", (last,)).fetchone()
+    state = latest(raw, run_key, "state", until) or before[1]
+    kept = latest(raw, run_key, "kept_sha256", until) or before[2]
+    said = Prune(
+        until,
+        pruned_at_ms,
+        digest.hex(),
+        kept.hex(),
+        "" if state is None else sha256(state).hexdigest(),
+        *_market_times(raw, run_key),
+    )
+
+    def drop() -> None:
+        for table in DROPPED_TABLES:
+            if table == "steps":
+                raw.execute(
+                    f"DELETE FROM events WHERE step BETWEEN ? AND ? AND kind NOT IN ({_LISTED})",
+                    span,
+                )
+            raw.execute(f"DELETE FROM {table} WHERE step BETWEEN ? AND ?", span)
+        row = (run_key, until, pruned_at_ms, digest, kept, state)
+        raw.execute("INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)", row)
+
+    steps = until - before[0]
+    log.note(said, drop)
+    return Pruning(run_id, until, steps)
+
+
+def _market_times(raw: sqlite3.Connection, run_key: int) -> tuple[int, int]:
+    """Return the close of the run's newest bar, twice: market time and time seen."""
+    query = (
+        "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
+        "WHERE s.step BETWEEN ? AND ? AND r.run_key = ?"
+    )
+    (market_ms,) = raw.execute(query, (*run_span(run_key), run_key)).fetchone()
+    return market_ms, market_ms
+
+
+def _prunable_until(
+    raw: sqlite3.Connection, run_key: int, keep_ms: int, reach: Callable[[], Lookback]
+) -> int:
+    """Return the last sequence that no decision on the bars that are kept depends on, or -1."""
+    span = run_span(run_key)
+    oldest, newest = raw.execute(_OPENED, span).fetchone()
+    if newest is None or oldest > newest - keep_ms:
+        return -1
+    beginnings = Beginnings(raw, run_key, reach())
+    first_kept = beginnings.step_at(newest - keep_ms + 1)
+    assert first_kept is not None, "the newest bar is younger than any day"
+    until = beginnings.droppable(first_kept)
+    # Where no bar would go, nothing goes.
+    (first_bar,) = raw.execute(_FIRST_BAR, span).fetchone()
+    return until if until >= sequence_of(first_bar) else -1
+
+
+def recorded_reach(raw: sqlite3.Connection, run_key: int) -> Lookback:
+    """Return what a run's own record says that its decisions look back on.
+
+    That is what its gate ``warm`` asked for, the range of a day, and what its starts warmed with;
+    an engine knows it exactly.
+    """
+    (interval_ms,) = raw.execute(_INTERVAL, (run_key,)).fetchone()
+    (warm,) = raw.execute(_WARM, (run_key,)).fetchone()
+    bars = max(int(warm or 0), DAY_MS // interval_ms + 1)
+    keys = [str(key) for (key,) in raw.execute(_KEYS, (run_key,))]
+    (is_modelled,) = raw.execute(_ASKED, run_span(run_key)).fetchone()
+    return Lookback(
+        dict.fromkeys(keys, bars), context=bars if is_modelled else 0, counts=bool(is_modelled)
+    )
+
+
+def upgrade(path: Path) -> tuple[str, str]:
+    """Upgrade the database *path*; return its schema before and after.
+
+    Raises ``DataInvalid`` where it is no database of ours or newer than this version,
+    ``ConfigInvalid`` where a daemon has it open, ``AuditUnwritable`` where it cannot be written.
+    """
+    if not path.is_file():
+        raise DataInvalid(f"There is no database {path}; name one with --db.")
+    writer, revision = open_writer_of_any_schema(path)
+    try:
+        if revision not in {SCHEMA_REVISION, *UPGRADABLE}:
+            raise DataInvalid(no_way_up(path, revision))
+        migrate(writer.connection)
+        add_columns(writer.connection, path)
+    except (DBAPIError, sqlite3.Error) as error:
+        raise AuditUnwritable(
+            f"{path} could not be upgraded and is as it was ({error}); {advice(error)} and retry."
+        ) from error
+    finally:
+        writer.close()
+    return revision, SCHEMA_REVISION
+
+
+def migrate(connection: Connection) -> None:
+    """Run the revisions that *connection*'s database lacks, then make its views anew."""
+    config = Config()
+    folder = str(Path(migrations.__file__).parent)
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    config.attributes["connection"] = connection
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    try:
+        command.upgrade(config, "head")
+        create_views(connection)
+    except BaseException:
+        connection.exec_driver_sql("ROLLBACK")
+        raise
+    connection.exec_driver_sql("COMMIT")

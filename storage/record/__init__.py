@@ -1,0 +1,1 @@
+"""Steps as rows and back: columns, layout, encoding and hashes; pure."""

@@ -1,0 +1,560 @@
+"""Every column, defined once: its type, its scale and what it means; pure.
+
+The tables of ``schema``, the rows of ``rows``, ``encode`` and ``decode``, what the chain covers,
+and the columns of ``views`` with their documentation follow from ``TABLES``. A new column may be
+null, and is added to a database when that is opened for writing.
+
+Keys. A step is one integer everywhere: ``run_key * 2**28 + sequence`` (``step_key``). It is the
+rowid, so a bar costs no second key and a run is one contiguous range of every table.
+
+Interning. What rarely changes is stored once, by the step that first used it, and named by that
+step's sequence: ``outcomes`` (action, reason, refusals, passed gates) and ``holdings`` (position
+and cash between two fills). ``gate_sets`` keeps names and thresholds.
+
+Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
+in ``instruments``, money is an integer of 10⁻¹⁰, times are UTC milliseconds. Enumerations whose
+text would cost bytes on every bar are stored as a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any, Final
+
+from msgspec import Struct, json
+
+from tracepaper.strategies.gates.gate import GATES, Gate, GateKind, gate_order
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Decision,
+    FillModel,
+    LedgerKind,
+    Liquidity,
+    OrderKind,
+    OrderRole,
+    OrderStatus,
+)
+from tracepaper.strategies.types.market import Category, RunKind, Side, Source
+from tracepaper.strategies.units import any_of
+
+Value = int | float | str | bytes | bytearray | None
+Row = tuple[Value, ...]
+
+SEQUENCE_BITS: Final = 28
+SEQUENCE_LIMIT: Final = 2**SEQUENCE_BITS
+"""Steps that one run can hold: 268 million."""
+
+INTEGER: Final = "INTEGER"
+REAL: Final = "REAL"
+TEXT: Final = "TEXT"
+BLOB: Final = "BLOB"
+
+# The scale of an integer, and how a column is shown: see ``views.shown``.
+MONEY: Final = "10"
+PRICE: Final = "i.price_decimals"
+QUANTITY: Final = "i.quantity_decimals"
+VOLUME: Final = "i.volume_decimals"
+TURNOVER: Final = "i.turnover_decimals"
+TIME: Final = "time"
+HASH: Final = "hash"
+FLAG: Final = "flag"
+"""1 or 0, which say yes or no."""
+
+SOURCE_CODES: Final = {Source.ARCHIVE: 0, Source.STREAM: 1, Source.REST: 2}
+"""A bar's source as it is stored: the first two cost SQLite no byte."""
+
+
+class Column(Struct, frozen=True, kw_only=True):
+    """A column of a table."""
+
+    name: str
+    kind: str = INTEGER  # what SQLite stores
+    doc: str = ""  # what it means; empty where no view shows it
+    scale: str = ""
+    words: type[StrEnum] | None = None  # of the enumeration whose text it holds
+    null: bool = False
+    is_key: bool = False
+    refers: str = ""  # ``table.column`` of a foreign key, which SQLite checks
+    read: Callable[[Any], Value] | None = None  # of the value stored; else its attribute ``name``
+    shown: str = ""  # its name in views, where that is another
+    sql: str = ""  # how a view reads it, with {t} for the table; else the column
+
+    def value(self, stored: object) -> Value:
+        """Return what the column holds for the value *stored*."""
+        if self.read is not None:
+            return self.read(stored)
+        value: Value = getattr(stored, self.name)
+        return value.value if isinstance(value, StrEnum) else value
+
+
+def _key(name: str, refers: str = "", kind: str = INTEGER) -> Column:
+    return Column(name=name, is_key=True, refers=refers, kind=kind)
+
+
+def _whole(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> Column:
+    return Column(name=name, doc=doc, scale=scale, null=null)
+
+
+def _real(name: str, doc: str = "", *, null: bool = True) -> Column:
+    return Column(name=name, kind=REAL, doc=doc, null=null)
+
+
+def _text(
+    name: str, doc: str = "", words: type[StrEnum] | None = None, *, null: bool = False
+) -> Column:
+    return Column(name=name, kind=TEXT, doc=doc, words=words, null=null)
+
+
+def _usual(name: str, doc: str, usual: StrEnum) -> Column:
+    """Return a column of text in which null stands for the word that is *usual*."""
+
+    def read(stored: object) -> Value:
+        value: StrEnum = getattr(stored, name)
+        return None if value is usual else value.value
+
+    return Column(
+        name=name,
+        kind=TEXT,
+        doc=doc,
+        words=type(usual),
+        null=True,
+        read=read,
+        sql=f"coalesce({{t}}.{name}, '{usual.value}')",
+    )
+
+
+def _claim(name: str, doc: str) -> Column:
+    """Return a column that says yes or no, and stores nothing for no."""
+    return Column(
+        name=name,
+        doc=doc,
+        scale=FLAG,
+        null=True,
+        read=lambda stored: 1 if getattr(stored, name) else None,
+        sql=f"coalesce({{t}}.{name}, 0)",
+    )
+
+
+def _blob(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> Column:
+    return Column(name=name, kind=BLOB, doc=doc, scale=scale, null=null)
+
+
+_to_json: Final = json.Encoder().encode
+
+
+def _note_text(decision: Decision | None) -> str | None:
+    """Return the JSON of what the strategy noted at *decision*, in its order."""
+    if decision is None or decision.note is None:
+        return None
+    return _to_json(decision.note).decode()
+
+
+def _is_usual(gate: Gate) -> bool:
+    """Return whether nearly every decision has *gate*: it judges neither forecast nor limits."""
+    return not gate.of_prediction and gate.kind is not GateKind.RISK
+
+
+STEP_GATES: Final = tuple(name for name in gate_order() if _is_usual(GATES[name]))
+"""Gates whose measures lie in ``steps``."""
+ANSWER_GATES: Final = tuple(name for name in gate_order() if not _is_usual(GATES[name]))
+"""Gates whose measures lie in ``answers``: a decision without them needs no row there."""
+
+
+def measure_name(gate: str) -> str:
+    """Return the column of one gate's measure: ``measure_risk_notional``."""
+    return f"measure_{gate.replace('.', '_')}"
+
+
+def _measures(gates: tuple[str, ...]) -> tuple[Column, ...]:
+    return tuple(_real(measure_name(gate)) for gate in gates)
+
+
+_RUNS = (
+    _key("run_key"),
+    _text("run_id", "the run"),
+    _text("kind", any_of(RunKind), RunKind),
+    Column(name="started_at_ms", doc="wall time of the start", scale=TIME, shown="started_at"),
+    _text("parent_run_id", "the run whose account it took over", null=True),
+    _whole("period_start_ms", "first open time with a decision", TIME),
+    _whole("interval_ms", "milliseconds of a bar"),
+    _text("config", "the whole configuration as JSON"),
+    _text("config_sha256", "SHA-256 of what decides a run"),
+    _text("code_version", "version of tracepaper"),
+    _text("strategy", "the strategy's name"),
+    _text(
+        "strategy_sha256",
+        "SHA-256 of a user's class and what it imports from its own folder; else empty",
+    ),
+    _text("model_id", "the model at the start; empty without one"),
+    _text("model_sha256", "SHA-256 of its weights and its card"),  # its row in ``models``
+    _text("mode", "`step`, `batched` or `scan`"),
+    _text("device", "where the model ran"),
+    _text("dtype", "the model's number type"),
+    _whole("threads", "threads of the model"),
+    _text("backend", "what attended; empty without a model"),
+    _text("torch_version", "version of torch; empty without a model"),
+    _text("instruction_set", "what torch computes with; else empty"),
+    _text("libraries", "JSON: versions of what else computes"),
+    _text("warnings", "JSON array of sentences"),
+    _whole("gate_horizon", "bars; of a forecast's horizons the one that gates judge by", null=True),
+    _text("calendar", "whose sessions are counted; null where every interval is", null=True),
+    _text("calendar_version", "of the package that computed the sessions", null=True),
+    _text("calendar_sha256", "SHA-256 of the sessions", null=True),
+    _blob("sessions", null=True),  # see ``strategies/sessions.py``
+    Column(
+        name="sees_account",
+        doc="1 where decisions depend on the run's fills",
+        null=True,
+        read=lambda run: 1 if run.sees_account else None,
+    ),
+    Column(
+        name="rules",
+        doc="number of the rules that made it; null for a run from before they were counted",
+        null=True,
+        read=lambda run: run.rules or None,
+    ),
+    _text("previous_run_id", null=True),  # the run opened before it in this database
+    _whole("previous_step_count", null=True),  # of that run, at this moment
+    _blob("previous_head", null=True),
+    _whole("opened_gate_sets"),  # how many gate sets were known then
+    _blob("opened_digest"),  # the chain's first link: the row so far, instruments, gate sets
+    _whole("step_count", "steps stored"),
+    _blob("head_digest", "digest of the last step; keep a copy elsewhere", HASH),
+)
+OPENED_UNTIL: Final = "opened_digest"
+"""The first column of ``runs`` that says more than how the run was opened."""
+
+_MODELS = (
+    _key("model_sha256", kind=TEXT),  # of the weights' hash and the card's text
+    _text("weights_sha256"),
+    _text("card"),  # JSON with sorted keys, without the ids that follow from it
+)
+
+_INSTRUMENTS = (
+    _key("run_key", "runs.run_key"),
+    _key("instrument"),  # place in the run
+    Column(name="instrument_id", kind=TEXT, read=lambda instrument: instrument.id),
+    _text("category", words=Category),
+    _text("symbol"),
+    _text("base_coin"),
+    _text("quote_coin"),
+    _whole("price_decimals"),
+    _whole("quantity_decimals"),
+    _whole("volume_decimals"),
+    _whole("turnover_decimals"),
+    _whole("tick_size"),
+    _whole("quantity_step"),
+    _whole("min_quantity"),
+    _whole("max_quantity"),
+    _whole("min_notional"),
+    _whole("funding_interval_minutes"),
+    _text("status"),
+    Column(name="max_leverage", null=True, read=lambda instrument: instrument.max_leverage or None),
+    Column(
+        name="risk_tiers",
+        kind=TEXT,
+        null=True,
+        read=lambda instrument: (
+            json.encode(instrument.risk_tiers).decode() if instrument.risk_tiers else None
+        ),
+    ),
+)
+
+_GATE_SETS = (
+    _key("run_key", "runs.run_key"),
+    _key("gate_set"),
+    _key("ordinal"),  # place in the set; the bit of ``outcomes.passed``
+    _text("gate", "its name"),
+    _real("threshold", "what the measure was held against", null=False),
+)
+
+# A step and, where its event is a bar, the bar: one row, since nearly every step is a bar's.
+_BAR = (
+    _whole("instrument", null=True),  # place in the run
+    _whole("open_time_ms", null=True),
+    Column(name="open", doc="first price", scale=PRICE, null=True),
+    Column(name="high", doc="highest price", scale=PRICE, null=True),
+    Column(name="low", doc="lowest price", scale=PRICE, null=True),
+    Column(name="close", doc="last price", scale=PRICE, null=True),
+    Column(name="volume", doc="volume in base", scale=VOLUME, null=True),
+    Column(name="turnover", doc="volume in quote; null where not known", scale=TURNOVER, null=True),
+    _whole("market_delay_ms", null=True),  # market_ms less the bar's close
+    _whole("seen_delay_ms", null=True),  # seen_ms less market_ms
+    _whole("source", null=True),  # of ``SOURCE_CODES``
+)
+_STEPS = (
+    _key("step"),
+    _whole("shape"),  # see ``rows.Shape``
+    _blob("window_sha256", "hash of the bars it saw", HASH, null=True),
+    _blob("decision_sha256", "what parity compares", HASH, null=True),
+    _whole("outcome", null=True),  # sequence of its row in ``outcomes``; null: no decision
+    _whole("target_quantity", "position wanted, signed", QUANTITY, null=True),
+    *_measures(STEP_GATES),
+    *_BAR,
+    _whole("holding"),  # sequence of its row in ``holdings``
+    _whole("unrealized_pnl", null=True),  # the position's
+    _whole("account_unrealized_pnl", null=True),  # null where it is the position's
+    _blob("digest", "link of the chain", HASH),
+)
+BAR_COLUMNS: Final = tuple(column.name for column in _BAR)
+BAR_COLUMNS_MADE: Final = ("instrument", "market_delay_ms", "seen_delay_ms", "source")
+"""Those that are not the bar's own fields: the first one, and the last three."""
+
+_STATES = (
+    _key("step"),
+    _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
+    _blob("state", null=True),  # the engine's, where it changed
+    _blob("kept_sha256", null=True),  # running hash of what a prune keeps, where it changed
+)
+
+_EVENTS = (
+    _key("step"),
+    _text("kind"),
+    _whole("instrument", null=True),
+    _whole("market_ms", "market time of the event", TIME),
+    _whole("seen_ms", "market time at which the engine saw it", TIME),
+    _text("content", "JSON of its other fields, numbers as they are stored"),
+    _blob("books", null=True),  # of a ``depth``, packed: see ``strategies/order_book.py``
+    _text(
+        "belief",
+        "on what a price or rate that jumped was believed, or why it was not; null where none did",
+        null=True,
+    ),
+)
+
+_ANSWERS = (
+    _key("step"),
+    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
+    Column(
+        name="model_id",
+        kind=TEXT,
+        doc="the model that decided",
+        null=True,  # where it is the run's
+        sql="coalesce({t}.model_id, r.model_id)",
+    ),
+    _whole("horizon", "bars; the horizon of the next six columns", null=True),
+    _real("mean_return", "expected log return, as the model gave it"),
+    _real("stdev_return", "its standard deviation"),
+    _real("p_down", "probability of a fall"),
+    _real("p_flat", "probability of neither"),
+    _real("p_up", "probability of a rise"),
+    _real("volatility", "expected volatility of the return"),
+    _blob("horizons", null=True),  # all horizons, and the columns at the other ones
+    _blob("halves", null=True),  # as ``Forecast.further``
+    _real("confidence", "1 less the mean normalised entropy of attention"),
+    _real("content_free", "what mask and encoding alone would give"),
+    _real("recent_mass", "rollout on the newest quarter of the context"),
+    _real("older_mass", "rollout before the oldest bucket"),
+    _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
+    _real("l1_error", "bound on what the weights miss of 1"),
+    _blob("entropy", null=True),  # little-endian float32, layer-major
+    _blob("buckets", null=True),  # little-endian float32, newest first
+    *_measures(ANSWER_GATES),
+    # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
+    # costs a decision without a note nothing.
+    Column(name="note", kind=TEXT, null=True, read=lambda step: _note_text(step.decision)),
+)
+FORECAST_COLUMNS: Final = (
+    "mean_return",
+    "stdev_return",
+    "p_down",
+    "p_flat",
+    "p_up",
+    "volatility",
+)
+"""Columns that a forecast has once a horizon, in the order of ``answers.horizons``."""
+EXPLANATION_COLUMNS: Final = (
+    "confidence",
+    "content_free",
+    "recent_mass",
+    "older_mass",
+    "shift",
+    "l1_error",
+    "entropy",
+    "buckets",
+)
+
+_OUTCOMES = (
+    _key("step"),
+    _text("action", any_of(Action)),
+    _text("reason", "the strategy's reason"),
+    _whole("allowed", "1 if every gate passed", FLAG),
+    _text("refused_by", "the first gate that failed; null if none", null=True),
+    _whole("gate_set"),
+    _blob("gate_set_sha256"),
+    _whole("passed"),  # bit i: gate i of the set
+    _text("regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
+    _text(
+        "unfilled_reason",
+        "why the target is neither reached nor ordered; null where it is",
+        null=True,
+    ),
+    _whole("regime_cell", "of the card's own regimes, from 1; null where it has none", null=True),
+    _real("size_factor", "of the size, by confidence in the volatility; null where not asked for"),
+)
+
+_HOLDINGS = (
+    _key("step"),
+    _key("book"),  # 0: the run's account; i: twin i of the step
+    _text("twin", "its name, such as `ungated`", null=True),
+    _whole("instrument", null=True),
+    _whole("quantity", "the instrument's position, signed", QUANTITY, null=True),
+    _whole("entry_notional", "what the position cost, signed", MONEY, null=True),
+    _whole("realized_pnl", null=True),
+    _whole("fees_paid", null=True),
+    _whole("funding_paid", null=True),
+    _whole("cash", "cash of the account", MONEY),
+    _whole("account_realized_pnl"),
+    _whole("account_fees_paid"),
+    _whole("account_funding_paid"),
+    _whole("margin", "what the position binds and can lose; null without margin", MONEY, null=True),
+)
+
+_ORDERS = (
+    _key("step"),
+    _key("ordinal"),
+    _text("order_id", "sequence and ordinal of its birth"),
+    _whole("instrument"),
+    _text("side", "`BUY` or `SELL`", Side),
+    _whole("quantity", "quantity ordered", QUANTITY),
+    _whole("filled", "quantity filled so far", QUANTITY),
+    _text("status", "where its life stands", OrderStatus),
+    _text("reason", "why it was wanted"),
+    _whole("created_ms", "market time of its birth", TIME),
+    _whole("eligible_ms", "market time from which a quote may fill it", TIME),
+    # From here on null is what a market order by signal has: it stores none of them.
+    _usual("kind", any_of(OrderKind), OrderKind.MARKET),
+    _usual("role", f"what it is for: {any_of(OrderRole)}", OrderRole.SIGNAL),
+    Column(
+        name="price",
+        doc="price of a limit; null without one",
+        scale=PRICE,
+        null=True,
+        shown="limit_price",
+    ),
+    Column(
+        name="trigger",
+        doc="price at whose touch a stop begins to work; null without one",
+        scale=PRICE,
+        null=True,
+        shown="trigger_price",
+    ),
+    _claim("post_only", "1 if it may add liquidity alone"),
+    _claim("reduce_only", "1 if it may close alone, and never open or turn"),
+    _whole("until_ms", "good till that market time; null: until it is canceled", TIME, null=True),
+    Column(
+        name="tag",
+        kind=TEXT,
+        doc="the strategy's own name for it; empty without one",
+        null=True,
+        read=lambda order: order.tag or None,
+        sql="coalesce({t}.tag, '')",
+    ),
+    _claim("triggered", "1 once its trigger was touched"),
+)
+
+_FILLED = (
+    _text("order_id", "the order: sequence and ordinal of its birth"),
+    _whole("instrument"),
+    _text("side", "`BUY` or `SELL`", Side),
+    _whole("quantity", "quantity filled", QUANTITY),
+    _whole("price", "price, with spread and slippage", PRICE),
+    _whole("reference_price", "mid or open before them", PRICE),
+    _whole("notional", "price times quantity", MONEY),
+    _whole("fee", "fee in quote currency", MONEY),
+    _whole("fee_base", "fee in base: a spot buy pays there", QUANTITY),
+    _text("liquidity", "`TAKER`, or `MAKER` where the order had rested", Liquidity),
+    _text("model", f"filled against: {any_of(FillModel)}", FillModel),
+    _text("reason", "why it was wanted"),
+    _whole("filled_ms", "market time of the fill", TIME),
+    _claim(
+        "while_down", "1 inside a bar whose quotes nobody heard, the daemon being down or cut off"
+    ),
+)
+
+_LEDGER = (
+    _key("step"),
+    _key("ordinal"),
+    _text("kind", any_of(LedgerKind), LedgerKind),
+    _whole("instrument", null=True),
+    _whole("amount", "what moved, positive where cash grew", MONEY),
+    _whole("balance", "cash after it", MONEY),
+    _text("order_id", "the order that moved it; null where none did", null=True),
+    _whole("market_ms", "market time of the step's event", TIME),
+)
+
+_TWIN_STEPS = (
+    _key("step"),
+    _key("book"),  # 1 for the first twin of the step
+    _whole("holding"),  # sequence of its row in ``holdings``, same book
+    _whole("unrealized_pnl", null=True),
+    _whole("account_unrealized_pnl", null=True),
+    _whole("equity", null=True),
+    _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
+)
+
+_PRUNES = (
+    _key("run_key", "runs.run_key"),
+    _whole("until_sequence"),  # the last step whose rows were dropped
+    _whole("pruned_at_ms"),
+    _blob("digest"),  # of that step: the chain goes on from here
+    _blob("kept_sha256"),  # the running hash there, of the rows that were kept
+    _blob("state", null=True),  # the engine's carried state there
+)
+
+_ARCHIVE_SERIES = (
+    _key("series"),
+    _text("instrument_id"),
+    _whole("interval_ms"),
+    _text("instrument"),  # JSON of types.Instrument, with the decimals of the rows below
+)
+
+_ARCHIVE_BARS = (
+    _key("series", "archive_series.series"),
+    _key("open_time_ms"),
+    _whole("open"),
+    _whole("high"),
+    _whole("low"),
+    _whole("close"),
+    _whole("volume"),
+    _whole("turnover", null=True),
+)
+
+TABLES: Final[dict[str, tuple[Column, ...]]] = {
+    "runs": _RUNS,
+    "models": _MODELS,
+    "instruments": _INSTRUMENTS,
+    "gate_sets": _GATE_SETS,
+    "steps": _STEPS,
+    "events": _EVENTS,
+    "states": _STATES,
+    "answers": _ANSWERS,
+    "outcomes": _OUTCOMES,
+    "holdings": _HOLDINGS,
+    "orders": _ORDERS,
+    "fills": (_key("step"), _key("ordinal"), *_FILLED),
+    "twin_steps": _TWIN_STEPS,
+    "twin_fills": (
+        _key("step"),
+        _key("book"),
+        _key("ordinal"),
+        _text("twin", "its name, such as `ungated`"),
+        *_FILLED,
+    ),
+    "ledger": _LEDGER,
+    "prunes": _PRUNES,
+    "archive_series": _ARCHIVE_SERIES,
+    "archive_bars": _ARCHIVE_BARS,
+}
+"""The columns of every table that hold something, in their order."""
+
+
+def stored_columns(table: str) -> tuple[str, ...]:
+    """Return the names of the columns of *table* that hold something, in their order."""
+    return tuple(column.name for column in TABLES[table])
+
+
+def place(table: str, name: str) -> int:
+    """Return where *name* stands in a row of *table*."""
+    return stored_columns(table).index(name)

@@ -1,0 +1,387 @@
+"""Rows to ``Step``, ``Run`` and ``Event``: the exact inverse of ``encode.py``; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from math import nan
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
+    BAR_COLUMNS,
+    BAR_COLUMNS_MADE,
+    EXPLANATION_COLUMNS,
+    FLAG,
+    FORECAST_COLUMNS,
+    SOURCE_CODES,
+    STEP_GATES,
+    TABLES,
+    measure_name,
+)
+from tracepaper.storage.record.rows import EVENT_TYPES, At, StepShape, sequence_of
+from tracepaper.strategies.errors import DataInvalid, shown
+from tracepaper.strategies.types.decisions import (
+    Account,
+    Action,
+    Decision,
+    DecisionOutcome,
+    Explanation,
+    Fill,
+    Forecast,
+    GateSet,
+    LedgerEntry,
+    LedgerKind,
+    Order,
+    Position,
+    PredictionTimeout,
+    Regime,
+    Run,
+    Step,
+    TwinStep,
+)
+from tracepaper.strategies.types.market import Bar
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.types.decisions import Prediction
+    from tracepaper.strategies.types.market import Event
+
+STEP: Final = At("steps")
+EVENT: Final = At("events")
+STATE: Final = At("states")
+ANSWER: Final = At("answers")
+OUTCOME: Final = At("outcomes")
+HOLDING: Final = At("holdings")
+TWIN_STEP: Final = At("twin_steps")
+TWIN_FILL: Final = At("twin_fills")
+LEDGER: Final = At("ledger")
+SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
+
+
+def _gather(table: str, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return what picks the columns *names* out of a row of *table*."""
+    at = At(table)
+    return itemgetter(*(getattr(at, name) for name in names))
+
+
+_FORECAST: Final = _gather("answers", FORECAST_COLUMNS)
+_EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
+_STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
+_ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
+_FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
+_BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
+_BAR: Final = _gather("steps", _BAR_FIELDS)
+
+
+_Field = tuple[str, int, type[StrEnum] | type[bool] | None]
+"""Name, place in the row, and the type of a value that is neither number nor plain text."""
+
+
+def _fields(table: str, made: type[Struct]) -> tuple[_Field, ...]:
+    """Return the fields of *made* that are columns of *table*."""
+    at = At(table)
+    return tuple(
+        (column.name, getattr(at, column.name), bool if column.scale == FLAG else column.words)
+        for column in TABLES[table]
+        if column.name in made.__struct_fields__
+    )
+
+
+_ORDER: Final = _fields("orders", Order)
+_FILLS: Final = {table: _fields(table, Fill) for table in ("fills", "twin_fills")}
+
+
+class StoredRows(NamedTuple):
+    """The rows of one step as read; the ``steps`` row still without its digest."""
+
+    core: Sequence[Any]
+    sparse: Mapping[str, Sequence[Sequence[Any]]]  # by table, in the order of ``SPARSE_TABLES``
+
+    def row(self, table: str) -> Sequence[Any] | None:
+        """Return the step's first row in *table*, if it has one."""
+        found = self.sparse.get(table, ())
+        return found[0] if found else None
+
+    @property
+    def state(self) -> bytes | None:
+        """The engine's state after the step, where it changed."""
+        row = self.row("states")
+        return None if row is None else row[STATE.state]
+
+    @property
+    def kept_sha256(self) -> bytes | None:
+        """The running hash of what a prune keeps, where it changed."""
+        row = self.row("states")
+        return None if row is None else row[STATE.kept_sha256]
+
+
+class Interned(NamedTuple):
+    """Where the rows that steps share are found, by the sequence (and book) that names them."""
+
+    outcome: Callable[[int], Sequence[Any]]
+    holding: Callable[[int, int], Sequence[Any]]
+    gate_set: Callable[[int], GateSet]
+
+
+_IMPOSSIBLE: Final = (ValueError, LookupError, TypeError, AttributeError, msgspec.MsgspecError)
+"""What decoding raises for values that no step has; ours are sentences already."""
+
+
+def _damaged(step: object, error: Exception) -> DataInvalid:
+    named = sequence_of(step) if isinstance(step, int) else shown(step)
+    return DataInvalid(
+        f"Step {named} holds what no step can hold ({error}); run `tracepaper audit "
+        "verify` and restore a backup."
+    )
+
+
+class StepDecoder:
+    """Turns the rows of one run back into steps."""
+
+    def __init__(self, run: Run, interned: Interned) -> None:
+        self._instruments = [instrument.id for instrument in run.instruments]
+        self._interval_ms = run.interval_ms
+        self._model_id = run.model_id
+        self._interned = interned
+
+    def step(self, rows: StoredRows) -> Step:
+        """Return the step that *rows* hold; raise ``DataInvalid`` where they hold none."""
+        try:
+            return self._step(rows)
+        except _IMPOSSIBLE as error:
+            raise _damaged(rows.core[0], error) from error
+
+    def _step(self, rows: StoredRows) -> Step:
+        core = rows.core
+        shape = StepShape.unpack(core[STEP.shape])
+        answer_row, state_row = rows.row("answers"), rows.row("states")
+        event_row = rows.row("events")
+        marks = (
+            core[STEP.unrealized_pnl],
+            core[STEP.account_unrealized_pnl],
+            None if state_row is None else state_row[STATE.equity],
+        )
+        position, account = self._book(0, core[STEP.holding], marks)
+        return Step(
+            sequence=sequence_of(core[STEP.step]),
+            event=self._event(rows) if shape.events else self.bar(core),
+            accepted=shape.accepted,
+            decision=self._decision(core, answer_row),
+            prediction=None if answer_row is None else self.prediction(answer_row),
+            orders=tuple(self.order(row) for row in rows.sparse.get("orders", ())),
+            fills=tuple(self.fill(row) for row in rows.sparse.get("fills", ())),
+            position=position,
+            account=account,
+            twins=tuple(
+                self._twin(row, rows.sparse.get("twin_fills", ()))
+                for row in rows.sparse.get("twin_steps", ())
+            ),
+            window_sha256=core[STEP.window_sha256],
+            decision_sha256=core[STEP.decision_sha256],
+            state=rows.state,
+            ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
+            belief=None if event_row is None else event_row[EVENT.belief],
+        )
+
+    def _event(self, rows: StoredRows) -> Event:
+        row = rows.row("events")
+        if row is None:
+            raise LookupError("its event is missing")
+        return self.event(row)
+
+    def event(self, row: Sequence[Any]) -> Event:
+        """Return the event of an ``events`` row; raise ``DataInvalid`` where it holds none."""
+        try:
+            fields = msgspec.json.decode(row[EVENT.content])
+            fields["market_ms"], fields["seen_ms"] = row[EVENT.market_ms], row[EVENT.seen_ms]
+            place = row[EVENT.instrument]
+            if place is not None:
+                fields.setdefault("instrument", self._instruments[place])
+            if (books := row[EVENT.books]) is not None:
+                fields["books"] = books
+            return msgspec.convert(fields, EVENT_TYPES[row[EVENT.kind]])
+        except _IMPOSSIBLE as error:
+            raise _damaged(row[EVENT.step], error) from error
+
+    def bar(self, row: Sequence[Any]) -> Bar:
+        """Return the bar of a ``steps`` row; raise ``DataInvalid`` where it holds none."""
+        try:
+            opened = row[STEP.open_time_ms]
+            market_ms = opened + self._interval_ms + row[STEP.market_delay_ms]
+            seen_ms = market_ms + row[STEP.seen_delay_ms]
+            instrument = self._instruments[row[STEP.instrument]]
+            source = SOURCES[row[STEP.source]]
+            values = _BAR(row)
+            if None in values[:-1]:  # the last is the turnover, which may be unknown
+                raise ValueError("a bar without a number")
+        except _IMPOSSIBLE as error:
+            raise _damaged(row[STEP.step], error) from error
+        return Bar(
+            instrument,
+            interval_ms=self._interval_ms,
+            market_ms=market_ms,
+            seen_ms=seen_ms,
+            source=source,
+            **dict(zip(_BAR_FIELDS, values, strict=True)),
+        )
+
+    def prediction(self, row: Sequence[Any]) -> Prediction:
+        """Return what the forecaster answered, from an ``answers`` row."""
+        try:
+            return self._prediction(row)
+        except _IMPOSSIBLE as error:
+            raise _damaged(row[0], error) from error
+
+    def given(self, row: Sequence[Any]) -> Prediction:
+        """Return what the engine was given: as :meth:`prediction`, but for numbers of no use.
+
+        A forecast that was not finite is stored without them; here it has none that are.
+        """
+        is_missing = row[ANSWER.horizon] is None and row[ANSWER.late_deadline_ms] is None
+        return _NOT_FINITE if is_missing and row[_FINITE] == 0 else self.prediction(row)
+
+    def _prediction(self, row: Sequence[Any]) -> Prediction:
+        if row[ANSWER.late_deadline_ms] is not None:
+            return PredictionTimeout(row[ANSWER.late_deadline_ms])
+        horizon = row[ANSWER.horizon]
+        if horizon is None:
+            return None
+        horizons, *others = msgspec.msgpack.decode(row[ANSWER.horizons])
+        at = horizons.index(horizon)
+        columns = [
+            ()
+            if rest is None
+            else tuple(_number(number) for number in (*rest[:at], number_there, *rest[at:]))
+            for number_there, rest in zip(_FORECAST(row), others, strict=True)
+        ]
+        model_id = row[ANSWER.model_id]
+        return Forecast(
+            tuple(horizons),
+            **dict(zip(FORECAST_COLUMNS, columns, strict=True)),
+            model_id=self._model_id if model_id is None else model_id,
+            explanation=_explanation(row),
+            further=row[ANSWER.halves] or b"",
+        )
+
+    def order(self, row: Sequence[Any]) -> Order:
+        """Return the order of an ``orders`` row."""
+        return Order(**self._named(_ORDER, row))
+
+    def fill(self, row: Sequence[Any], table: str = "fills") -> Fill:
+        """Return the fill of a row of ``fills`` or ``twin_fills``."""
+        return Fill(**self._named(_FILLS[table], row))
+
+    def _named(self, fields: Sequence[_Field], row: Sequence[Any]) -> dict[str, Any]:
+        """Return the fields of an order or fill by their names; null is a field's default."""
+        named: dict[str, Any] = {
+            name: row[at] if made is None else made(row[at])
+            for name, at, made in fields
+            if row[at] is not None
+        }
+        named["instrument"] = self._instruments[named["instrument"]]
+        return named
+
+    def _entry(self, row: Sequence[Any]) -> LedgerEntry:
+        place = row[LEDGER.instrument]
+        return LedgerEntry(
+            LedgerKind(row[LEDGER.kind]),
+            row[LEDGER.amount],
+            row[LEDGER.balance],
+            None if place is None else self._instruments[place],
+            row[LEDGER.order_id],
+        )
+
+    def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
+        if core[STEP.outcome] is None:
+            return None
+        outcome = self._interned.outcome(core[STEP.outcome])
+        measures = dict(zip(STEP_GATES, _STEP_MEASURES(core), strict=True))
+        note = None
+        if answer_row is not None:
+            if answer_row[ANSWER.note] is not None:
+                note = msgspec.json.decode(
+                    answer_row[ANSWER.note], type=dict[str, float | str | None]
+                )
+            measures.update(zip(ANSWER_GATES, _ANSWER_MEASURES(answer_row), strict=True))
+        gate_set = self._interned.gate_set(outcome[OUTCOME.gate_set])
+        return Decision(
+            DecisionOutcome(
+                Action(outcome[OUTCOME.action]),
+                outcome[OUTCOME.reason],
+                bool(outcome[OUTCOME.allowed]),
+                outcome[OUTCOME.refused_by],
+                gate_set,
+                outcome[OUTCOME.passed],
+                Regime(outcome[OUTCOME.regime]),
+                outcome[OUTCOME.unfilled_reason],
+                outcome[OUTCOME.regime_cell],
+                outcome[OUTCOME.size_factor],
+            ),
+            core[STEP.target_quantity],
+            tuple(measures.get(gate) for gate in gate_set.gates),
+            note,
+        )
+
+    def _book(
+        self, book: int, holding: int, marks: tuple[int | None, int | None, int | None]
+    ) -> tuple[Position | None, Account]:
+        """Return position and account of a holding, at *marks*: see ``encode.Marked``."""
+        row = self._interned.holding(holding, book)
+        unrealized, of_account, equity = marks
+        position = None
+        if row[HOLDING.quantity] is not None:
+            position = Position(
+                row[HOLDING.quantity],
+                row[HOLDING.entry_notional],
+                row[HOLDING.realized_pnl],
+                unrealized,  # type: ignore[arg-type]  # a row without it is damaged, and found
+                row[HOLDING.fees_paid],
+                row[HOLDING.funding_paid],
+                row[HOLDING.margin] or 0,
+            )
+        marked = unrealized if of_account is None else of_account
+        cash = row[HOLDING.cash]
+        return position, Account(
+            cash,
+            cash + marked if equity is None else equity,
+            row[HOLDING.account_realized_pnl],
+            marked,  # type: ignore[arg-type]
+            row[HOLDING.account_fees_paid],
+            row[HOLDING.account_funding_paid],
+        )
+
+    def _twin(self, row: Sequence[Any], fills: Sequence[Sequence[Any]]) -> TwinStep:
+        book, holding = row[TWIN_STEP.book], row[TWIN_STEP.holding]
+        marks = (
+            row[TWIN_STEP.unrealized_pnl],
+            row[TWIN_STEP.account_unrealized_pnl],
+            row[TWIN_STEP.equity],
+        )
+        position, account = self._book(book, holding, marks)
+        return TwinStep(
+            self._interned.holding(holding, book)[HOLDING.twin],
+            position or Position(),
+            account,
+            tuple(self.fill(fill, "twin_fills") for fill in fills if fill[TWIN_FILL.book] == book),
+            bool(row[TWIN_STEP.confirmed]),
+        )
+
+
+_NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
+
+
+def _number(stored: float | None) -> float:
+    """Return a number that was stored as null where it was not finite."""
+    return nan if stored is None else stored
+
+
+def _explanation(row: Sequence[Any]) -> Explanation | None:
+    """Return the explanation of an answer's row; None where there is no entropy blob."""
+    confidence, content_free, recent, older, shift, error, entropy, buckets = _EXPLANATION(row)
+    if entropy is None:
+        return None
+    return Explanation(confidence, content_free, recent, older, shift, error, entropy, buckets)

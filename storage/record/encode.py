@@ -1,0 +1,387 @@
+"""``Step`` to rows: interned, with normal numbers, and quickly for the plain bar; pure."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from tracepaper.storage.record.columns import (
+    BAR_COLUMNS,
+    BAR_COLUMNS_MADE,
+    EXPLANATION_COLUMNS,
+    FORECAST_COLUMNS,
+    SEQUENCE_LIMIT,
+    SOURCE_CODES,
+    TABLES,
+    Row,
+)
+from tracepaper.storage.record.digest import Covered, all_finite, finite
+from tracepaper.storage.record.interning import (
+    _EXTRA,
+    _NO_ANSWER,
+    _NO_ANSWER_MEASURES,
+    NO_MEASURES,
+    Holdings,
+    Judged,
+    Marked,
+    Outcomes,
+    _extra,
+)
+from tracepaper.storage.record.rows import (
+    EVENT_KINDS,
+    NO_GATES,
+    SPARSE_TABLES,
+    StepRows,
+    StepShape,
+    canonical,
+    kept_rows,
+    laid,
+    layout_of,
+    step_key,
+)
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.types.decisions import (
+    Explanation,
+    Fill,
+    Forecast,
+    LedgerEntry,
+    Order,
+    PredictionTimeout,
+)
+from tracepaper.strategies.types.market import Bar, Depths, Instrument, InstrumentChange
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracepaper.storage.record.rows import SparseRow
+    from tracepaper.strategies.types.decisions import (
+        GateSet,
+        Prediction,
+        Run,
+        Step,
+    )
+    from tracepaper.strategies.types.market import Event
+
+
+# ---------------------------------------------------------------- steps
+
+_TABLE_ORDER: Final = {table: place for place, table in enumerate(SPARSE_TABLES)}
+_NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
+_NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
+_NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
+_BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
+_OF_BAR: Final = attrgetter(*_BAR_FIELDS)
+_OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in _BAR_FIELDS if n != "turnover"))
+_OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
+_ABSENT: Final = {
+    (False, False): (),
+    (True, False): ("turnover",),
+    (False, True): ("account_unrealized_pnl",),
+    (True, True): ("turnover", "account_unrealized_pnl"),
+}
+
+
+class StepEncoder:
+    """Turns the steps of one run into rows; remembers only what interning needs.
+
+    A fresh one on an old run is correct as well: it stores what it meets once more.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        run_key: int,
+        gate_sets: Sequence[GateSet] = (),
+        covered: Covered | None = None,
+    ) -> None:
+        """Take the *gate_sets* that the run already holds, and what its last link covers."""
+        self._covered = covered or Covered()
+        self.outcomes = Outcomes(run_key, gate_sets)
+        self._first_step = step_key(run_key, 0)
+        self._interval_ms = run.interval_ms
+        self._model_id = run.model_id
+        self._horizon = run.gate_horizon
+        self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
+        self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
+        self._holdings = Holdings()
+
+    def forget(self) -> None:
+        """Forget the rows that steps share: the next step brings its own again."""
+        self.outcomes.forget()
+        self._holdings.forget()
+
+    def encode(self, step: Step) -> StepRows:
+        """Return the rows of *step*; raise ``InvariantBroken`` for what no row can hold."""
+        sequence = step.sequence
+        if not 0 <= sequence < SEQUENCE_LIMIT:
+            raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
+        key = self._first_step + sequence
+        event = step.event
+        place: int | None
+        sparse: list[SparseRow] = []
+        if type(event) is Bar:
+            place = self._place_of_bar(event)
+            plain = self._plain_bar(step, event, place)
+            if plain is not None:
+                return plain
+        else:
+            row, place = self._event_row(event, key, step.belief)
+            sparse.append(("events", row))
+        judged: Judged | None = None
+        if step.decision is not None:
+            judged = self.outcomes.judge(step.decision, key, sparse)
+        marked = self._holdings.hold((key, (0, place), None), step.position, step.account, sparse)
+        return self._rows(step, place, judged, marked, sparse)
+
+    def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
+        """Return the rows of a step that has one row, and its note; None where it may have more.
+
+        One tuple is hashed and inserted: nearly every step of a run without a model is such a bar.
+        """
+        decision, position = step.decision, step.position
+        if (
+            decision is None or position is None or step.prediction is not None
+            or step.state is not None or step.orders or step.fills or step.twins
+            or not step.accepted or step.ledger or _EXTRA["steps"]
+            or decision.target_quantity is None
+        ):  # fmt: skip
+            return None
+        noted = () if decision.note is None else _extra("answers", step)
+        judged = self.outcomes.judged_before(decision)
+        marked = self._holdings.unchanged((0, place), position, step.account)
+        window, decided = step.window_sha256, step.decision_sha256
+        if judged is None or marked is None or window is None or decided is None:
+            return None
+        plan, outcome, measures = judged
+        if marked.equity is not None or not plan.is_dense or None in measures or None in noted:
+            return None
+        turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
+        prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
+        absent = _ABSENT[turnover_absent, of_account is None]
+        of_row, prefix = plan.plain(absent, noted=bool(noted))
+        key, market_ms = self._first_step + step.sequence, bar.market_ms
+        # The driver binds a bytearray in a fraction of what bytes cost it.
+        values: Row = (
+            key, _NOTED if noted else _BARE, bytearray(window), bytearray(decided),
+            outcome, decision.target_quantity, *measures, place, *prices,
+            market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
+            SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
+        )  # fmt: skip
+        if of_account is not None:
+            values = (*values, of_account)
+        covered = self._covered.content
+        if not noted:
+            return StepRows(values, of_row, (), (), covered, prefix, values)
+        answer = ("answers", (key, *_NO_ANSWER, *noted))
+        return StepRows(values, of_row, (answer,), (), covered, prefix, (*values, *noted))
+
+    def _rows(
+        self,
+        step: Step,
+        place: int | None,
+        judged: Judged | None,
+        marked: Marked,
+        sparse: list[SparseRow],
+    ) -> StepRows:
+        """Return the rows of any step."""
+        key, event = self._first_step + step.sequence, step.event
+        measures = None if judged is None else judged.answer_measures
+        noted = step.decision is not None and step.decision.note is not None
+        if noted or step.prediction is not None or measures is not None:
+            sparse.append(("answers", self._answer_row(key, step, measures)))
+        if step.orders or step.fills or step.twins:
+            self._add_trades(step, key, place, sparse)
+        for ordinal, entry in enumerate(step.ledger):
+            sparse.append(("ledger", self._ledger_row(key, ordinal, entry, event.market_ms)))
+        sparse.sort(key=_in_order)
+        laid_rows = laid(sparse)
+        kept = self._covered.take(kept_rows(laid_rows), step.state)
+        if step.state is not None or kept is not None or marked.equity is not None:
+            state_row = (key, marked.equity, step.state, kept, *_extra("states", step))
+            sparse.append(("states", state_row))
+            sparse.sort(key=_in_order)
+            laid_rows = laid(sparse)
+        bar = _NO_BAR
+        if isinstance(event, Bar):
+            bar = (
+                place, *_OF_BAR(event), event.market_ms - event.open_time_ms - self._interval_ms,
+                event.seen_ms - event.market_ms, SOURCE_CODES[event.source],
+            )  # fmt: skip
+        decision = step.decision
+        shape = _shape(tuple([table for table, _ in sparse]), accepted=step.accepted)
+        core: Row = (
+            key, shape, step.window_sha256, step.decision_sha256,
+            None if judged is None else judged.outcome,
+            None if decision is None else decision.target_quantity,
+            *(NO_MEASURES if judged is None else judged.step_measures), *bar,
+            marked.holding, marked.unrealized, marked.account_unrealized, *_extra("steps", step),
+        )  # fmt: skip
+        of_core = layout_of("steps", core)
+        values = of_core.values(core)
+        layouts_hash, payload = canonical((of_core, values), laid_rows)
+        prefix = layouts_hash + (NO_GATES if judged is None else judged.plan.sha256)
+        return StepRows(
+            values, of_core, tuple(sparse), () if judged is None else judged.gate_set,
+            self._covered.content, prefix, payload,
+        )  # fmt: skip
+
+    # ------------------------------------------------------------ events
+
+    def _place(self, instrument: str) -> int:
+        place = self._places.get(instrument)
+        if place is None:
+            raise InvariantBroken(f"{instrument} is not an instrument of this run.")
+        return place
+
+    def _place_of_bar(self, bar: Bar) -> int:
+        if bar.interval_ms != self._interval_ms:
+            raise InvariantBroken(
+                f"A bar of {bar.interval_ms} ms came to a run of {self._interval_ms} ms."
+            )
+        return self._place(bar.instrument)
+
+    def _event_row(self, event: Event, key: int, belief: str | None) -> tuple[Row, int | None]:
+        """Return the row of *event*, with its *belief*, and the place of its instrument."""
+        content = msgspec.to_builtins(event)
+        named: int | None = None
+        if isinstance(event, InstrumentChange):
+            named = self._place(event.instrument.id)
+            self._check_scales(event.instrument)
+        elif "instrument" in content:
+            named = self._place(content.pop("instrument"))
+        market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
+        books = None
+        if isinstance(event, Depths):
+            del content["books"]
+            books = event.books
+        text = msgspec.json.encode(content).decode()
+        return (
+            key,
+            EVENT_KINDS[type(event)],
+            named,
+            market_ms,
+            seen_ms,
+            text,
+            books,
+            belief,
+        ), named
+
+    def _check_scales(self, instrument: Instrument) -> None:
+        """Refuse new decimals: every number of the run counts in the old ones."""
+        if scales(instrument) != self._scales[instrument.id]:
+            raise DataInvalid(
+                f"The exchange changed the decimals of {instrument.id}, and a run keeps the "
+                "ones it was opened with; restart to open a new run."
+            )
+
+    # ------------------------------------------------------------ predictions and trades
+
+    def _answer_row(self, key: int, step: Step, measures: Row | None) -> Row:
+        """Return the ``answers`` row: the forecast at the gates' horizon, the rest in one blob."""
+        prediction: Prediction = step.prediction
+        deadline = model_id = None
+        forecast, explained = _NO_FORECAST, _NO_EXPLANATION
+        match prediction:
+            case PredictionTimeout():
+                deadline = prediction.deadline_ms
+            case Forecast():
+                model_id = None if prediction.model_id == self._model_id else prediction.model_id
+                forecast = _forecast_columns(prediction, self._horizon)
+                explained = _explanation_columns(prediction.explanation)
+            case None:
+                pass
+        return (
+            key, deadline, model_id, *forecast, *explained, *(measures or _NO_ANSWER_MEASURES),
+            *_extra("answers", step),
+        )  # fmt: skip
+
+    def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
+        """Append the rows of orders, fills and twins to *sparse*."""
+        for ordinal, order in enumerate(step.orders):
+            sparse.append(("orders", (key, ordinal, *self._columns("orders", order, 2))))
+        for ordinal, fill in enumerate(step.fills):
+            sparse.append(("fills", (key, ordinal, *self._columns("fills", fill, 2))))
+        for book, twin in enumerate(step.twins, start=1):
+            held = (key, (book, place), twin.twin)
+            marked = self._holdings.hold(held, twin.position, twin.account, sparse)
+            row = (
+                key, book, marked.holding, marked.unrealized, marked.account_unrealized,
+                marked.equity, int(twin.confirmed), *_extra("twin_steps", twin),
+            )  # fmt: skip
+            sparse.append(("twin_steps", row))
+            for ordinal, fill in enumerate(twin.fills):
+                columns = self._columns("twin_fills", fill, 4)
+                sparse.append(("twin_fills", (key, book, ordinal, twin.twin, *columns)))
+
+    def _ledger_row(self, key: int, ordinal: int, entry: LedgerEntry, market_ms: int) -> Row:
+        place = None if entry.instrument is None else self._place(entry.instrument)
+        moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
+        return (key, ordinal, *moved, *_extra("ledger", entry))
+
+    def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
+        """Return the columns of *table* from place *first* on, of the order or fill *stored*."""
+        return tuple(
+            [
+                self._place(stored.instrument)
+                if column.name == "instrument"
+                else column.value(stored)
+                for column in TABLES[table][first:]
+            ]
+        )
+
+
+def _in_order(row: SparseRow) -> int:
+    return _TABLE_ORDER[row[0]]
+
+
+@lru_cache(maxsize=4096)
+def _shape(tables: tuple[str, ...], *, accepted: bool) -> int:
+    """Return the shape of a step that has one row in each of the sparse *tables*."""
+    counts = {table: tables.count(table) for table in SPARSE_TABLES}
+    return StepShape(accepted=accepted, **counts).pack()  # type: ignore[arg-type]
+
+
+_BARE: Final = _shape((), accepted=True)
+_NOTED: Final = _shape(("answers",), accepted=True)
+
+
+def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
+    """Return horizon, the six columns at it, the msgpack of all others, and what is further."""
+    horizons = forecast.horizons
+    columns = _OF_FORECAST(forecast)
+    if not horizons or any(column and len(column) != len(horizons) for column in columns):
+        raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
+    at = horizons.index(preferred) if preferred in horizons else 0
+    stored = [all_finite(column) for column in columns]
+    # A column that the model does not give is null in both places.
+    others = [column[:at] + column[at + 1 :] if column else None for column in stored]
+    content = msgspec.msgpack.encode((horizons, *others))
+    of_one = [column[at] if column else None for column in stored]
+    return (horizons[at], *of_one, content, forecast.further or None)
+
+
+def _explanation_columns(explanation: Explanation | None) -> Row:
+    if explanation is None:
+        return _NO_EXPLANATION
+    return tuple(
+        [
+            value if isinstance(value, bytes) else finite(value)
+            for value in _OF_EXPLANATION(explanation)
+        ]
+    )
+
+
+_OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
+
+
+def scales(instrument: Instrument) -> tuple[int, int, int, int]:
+    """Return the decimals in which the numbers of *instrument* are counted."""
+    return (
+        instrument.price_decimals,
+        instrument.quantity_decimals,
+        instrument.volume_decimals,
+        instrument.turnover_decimals,
+    )

@@ -1,0 +1,577 @@
+"""What a strategy sees at a close, and what it answers: signals and orders.
+
+The rule is docs/strategies.md, U2.
+
+The rule is docs/strategies.md, U4.
+
+Bars are kept in columns that only grow at their end. What is handed out is not that memory: each
+column that a strategy reads is copied, once a bar, into bytes that nobody can write. So an array
+that was kept shows for ever what it showed, and neither it, nor its ``base``, nor another stride
+over it reaches a bar that came later. Copying a thousand bars of a column takes under a
+microsecond.
+
+Prices and quantities are in the units that people write (a price in quote currency, a quantity in
+base), times are UTC milliseconds of market time. The engine turns them into exact integers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypedDict, Unpack
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from tracepaper.strategies.api.timeframes import FrameBars
+from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.order_book import BookRecord
+from tracepaper.strategies.types.decisions import (
+    Account,
+    Action,
+    DecisionOutcome,
+    Explanation,
+    Fill,
+    Forecast,
+    Order,
+    OrderKind,
+    OrderRole,
+    Position,
+    Regime,
+)
+from tracepaper.strategies.types.market import Bar, Instrument, Side
+from tracepaper.strategies.units import MONEY_SCALE
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.order_book import Books
+
+
+class PositionView(Struct, frozen=True, gc=False):
+    """What is held of the instrument; prices and money in quote currency, quantities in base."""
+
+    quantity: float  # negative where short, 0 where nothing is held
+    entry_price: float | None  # mean of the fills that it consists of; None where nothing is held
+    opened_at: int | None  # market time of the fill that opened it, UTC ms; None as above
+    bars_held: int  # closes since it was opened, this one included; 0 where nothing is held
+    unrealised: float  # profit at the newest mark, before fees
+    exact: Position
+
+
+class OrderView(Struct, frozen=True, gc=False):
+    """An order that rests."""
+
+    side: Side
+    kind: OrderKind
+    role: OrderRole
+    quantity: float  # not filled yet
+    price: float | None
+    trigger: float | None
+    tag: str
+    reason: str
+    exact: Order
+
+
+class FillView(Struct, frozen=True, gc=False):
+    """An execution since the last decision on the instrument."""
+
+    side: Side
+    quantity: float
+    price: float
+    fee: float  # in quote currency; a spot buy pays in base
+    time: int  # market time, UTC ms
+    reason: str
+    exact: Fill
+
+
+class AccountView(Struct, frozen=True, gc=False):
+    """The account at the close of the bar, before anything of this close is decided."""
+
+    position: PositionView
+    orders: tuple[OrderView, ...]  # of the instrument
+    fills: tuple[FillView, ...]  # of the instrument
+    equity: float  # of all instruments, at the newest marks
+    cash: float
+    exact: Account
+
+
+def account_view(
+    instrument: Instrument,
+    *,
+    position: Position,
+    opened_ms: int,
+    bars_held: int,
+    orders: Sequence[Order],
+    fills: Sequence[Fill],
+    account: Account,
+) -> AccountView:
+    """Return what is seen of *account*; *position*, *orders* and *fills* are *instrument*'s.
+
+    *opened_ms* is the market time of the fill that opened *position*, *bars_held* the closes since.
+    """
+    base, price = 10**instrument.quantity_decimals, 10**instrument.price_decimals
+    held = position.quantity
+    return AccountView(
+        PositionView(
+            held / base,
+            position.entry_notional * base / (held * MONEY_SCALE) if held else None,
+            opened_ms if held else None,
+            bars_held if held else 0,
+            position.unrealized_pnl / MONEY_SCALE,
+            position,
+        ),
+        tuple(_order_view(order, base, price) for order in orders),
+        tuple(_fill_view(fill, base, price) for fill in fills),
+        account.equity / MONEY_SCALE,
+        account.cash / MONEY_SCALE,
+        account,
+    )
+
+
+def _order_view(order: Order, base: int, price: int) -> OrderView:
+    return OrderView(
+        order.side,
+        order.kind,
+        order.role,
+        (order.quantity - order.filled) / base,
+        None if order.price is None else order.price / price,
+        None if order.trigger is None else order.trigger / price,
+        order.tag,
+        order.reason,
+        order,
+    )
+
+
+def _fill_view(fill: Fill, base: int, price: int) -> FillView:
+    return FillView(
+        fill.side,
+        fill.quantity / base,
+        fill.price / price,
+        fill.fee / MONEY_SCALE,
+        fill.filled_ms,
+        fill.reason,
+        fill,
+    )
+
+
+class Sight(Struct, frozen=True, gc=False):
+    """What the outlooks of one instrument have in common."""
+
+    instrument: Instrument
+    price_unit: int
+    volume_unit: int
+    histories: Mapping[Bar, BarArrays]
+
+    @classmethod
+    def of(cls, instrument: Instrument, record: BarRecord) -> Sight:
+        """Return what outlooks of *instrument* share, whose bars *record* keeps."""
+        # A proxy of a mapping has no attribute that leads to it: of the record a strategy reaches
+        # the history up to the bar that it is given, and nothing that could be written.
+        histories: Mapping[Bar, BarArrays] = MappingProxyType(record)  # type: ignore[arg-type]
+        return cls(
+            instrument, 10**instrument.price_decimals, 10**instrument.volume_decimals, histories
+        )
+
+
+class Outlook(Struct, frozen=True, gc=False):
+    """What a strategy may know when it decides, at the close of a bar.
+
+    Prices and volume are floats in units of the market: the nearest to the exact decimals, which
+    ``exact`` holds as integers.
+    """
+
+    exact: Bar
+    """The closed bar in integers of 10⁻ᵏ, as the record keeps it."""
+    forecast: Forecast | None
+    """What the model says; None where the strategy needs none, and where none was in time."""
+    regime: Regime
+    """Where the model's attention lies; UNKNOWN without a model."""
+    verdict: DecisionOutcome | None
+    """What became of the last decision on this instrument in this run; None before the first."""
+    account: AccountView | None
+    """The account before anything of this close is decided; None unless ``sees_account``."""
+    _sight: Sight
+    _frames: Mapping[str, FrameBars] = MappingProxyType({})
+    _books: BookRecord | None = None
+
+    @classmethod
+    def of(
+        cls,
+        bars: Sequence[Bar],
+        instrument: Instrument,
+        *,
+        forecast: Forecast | None = None,
+        regime: Regime = Regime.UNKNOWN,
+        verdict: DecisionOutcome | None = None,
+        account: AccountView | None = None,
+        books: BookRecord | None = None,
+    ) -> Outlook:
+        """Return the outlook at the last of *bars*, all of which its history holds."""
+        record = BarRecord(instrument, len(bars))
+        for bar in bars:
+            record.append(bar)
+        sight = Sight.of(instrument, record)
+        return cls(bars[-1], forecast, regime, verdict, account, sight, _books=books)
+
+    @property
+    def instrument(self) -> Instrument:
+        """The instrument with its scales and filters, as the exchange publishes them."""
+        return self._sight.instrument
+
+    @property
+    def symbol(self) -> str:
+        """The instrument's symbol."""
+        return self._sight.instrument.symbol
+
+    @property
+    def time(self) -> int:
+        """The time at which the bar closed, UTC milliseconds."""
+        return self.exact.open_time_ms + self.exact.interval_ms
+
+    @property
+    def open(self) -> float:
+        """Opening price."""
+        return self.exact.open / self._sight.price_unit
+
+    @property
+    def high(self) -> float:
+        """Highest price."""
+        return self.exact.high / self._sight.price_unit
+
+    @property
+    def low(self) -> float:
+        """Lowest price."""
+        return self.exact.low / self._sight.price_unit
+
+    @property
+    def close(self) -> float:
+        """Closing price."""
+        return self.exact.close / self._sight.price_unit
+
+    @property
+    def volume(self) -> float:
+        """Volume, in base."""
+        return self.exact.volume / self._sight.volume_unit
+
+    @property
+    def explanation(self) -> Explanation | None:
+        """Where the model looked for its forecast."""
+        return None if self.forecast is None else self.forecast.explanation
+
+    @property
+    def history(self) -> BarArrays:
+        """The last ``warmup`` closed bars as read-only arrays, this one included."""
+        return self._sight.histories[self.exact]
+
+    @property
+    def depth(self) -> Books | None:
+        """The newest order books at the bar's close, as many as ``books`` says at most.
+
+        None from before the last gap or start, and none later than the close. None without any.
+        """
+        if self._books is None:
+            raise StrategyFailed(
+                "now.depth was read, and the class declares no books; set books = 100, say."
+            )
+        return self._books.until(self.time)
+
+    def frame(self, name: str) -> FrameBars:
+        """Return the closed bars of the higher time frame *name*, one of the declared ``frames``.
+
+        Those of its last intervals, as many as ``frames_warmup`` says: a bar appears with the bar
+        that closes it, and one with a hole in it never does.
+        """
+        if (bars := self._frames.get(name)) is None:
+            raise StrategyFailed(
+                f"now.frame({name!r}) was read, and frames declares "
+                f"{', '.join(map(repr, self._frames)) or 'none'}; add it there."
+            )
+        return bars
+
+
+class BarRecord:
+    """The last *length* bars of an instrument: they wait as they are until a strategy looks back.
+
+    Then they become the columns of ``now.history``, which need numpy; nobody else imports it.
+    """
+
+    __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
+
+    def __init__(self, instrument: Instrument, length: int) -> None:
+        self._instrument = instrument
+        self._length = length
+        self._waiting: deque[Bar] = deque(maxlen=length)
+        self._columns: BarColumns | None = None
+        self.append = self._waiting.append
+
+    def __getitem__(self, bar: Bar) -> BarArrays:
+        """Return the history up to *bar*, which has to be the newest."""
+        columns = self._columns
+        if columns is None:
+            columns = self._columns = BarColumns(self._instrument, self._length)
+        if self._waiting:
+            columns.extend(self._waiting)
+            self._waiting.clear()
+        return columns.at(bar)
+
+
+Floats = npt.NDArray[np.float64]
+Times = npt.NDArray[np.int64]
+Shelf = Mapping[tuple[Bar, int], Any]
+"""From a bar and the place of a column to the column's last rows, as they were at that bar."""
+
+_DTYPES: Final = (*(np.dtype(np.float64),) * 5, np.dtype(np.int64))
+_SPARE: Final = 1_024
+"""Rows beyond twice the window after which what lies before it is dropped."""
+_LATE: Final = (
+    "now.history of an earlier bar was first read at a later one; read its columns in the decide "
+    "that is given it, and keep the arrays."
+)
+
+
+class BarArrays:
+    """The last ``warmup`` closed bars, oldest first, the bar that is decided included.
+
+    Prices and volume are float64 in units of the market, times int64, UTC milliseconds at which
+    the bars closed. Every array has the shape (bars,) and is read-only. A column is copied when it
+    is first read, which has to be in the ``decide`` that was given it.
+    """
+
+    __slots__ = ("_bar", "_close", "_columns", "_high", "_low", "_open", "_time", "_volume")
+
+    def __init__(self, columns: Shelf, bar: Bar) -> None:
+        self._columns, self._bar = columns, bar
+        self._open: Floats | None = None
+        self._high: Floats | None = None
+        self._low: Floats | None = None
+        self._close: Floats | None = None
+        self._volume: Floats | None = None
+        self._time: Times | None = None
+
+    def __len__(self) -> int:
+        """Return the number of bars: ``warmup`` of them wherever a strategy is asked."""
+        return self.time.size
+
+    @property
+    def open(self) -> Floats:
+        """Opening prices."""
+        if (column := self._open) is None:
+            column = self._open = self._columns[self._bar, 0]
+        return column
+
+    @property
+    def high(self) -> Floats:
+        """Highest prices."""
+        if (column := self._high) is None:
+            column = self._high = self._columns[self._bar, 1]
+        return column
+
+    @property
+    def low(self) -> Floats:
+        """Lowest prices."""
+        if (column := self._low) is None:
+            column = self._low = self._columns[self._bar, 2]
+        return column
+
+    @property
+    def close(self) -> Floats:
+        """Closing prices."""
+        if (column := self._close) is None:
+            column = self._close = self._columns[self._bar, 3]
+        return column
+
+    @property
+    def volume(self) -> Floats:
+        """Volumes, in base."""
+        if (column := self._volume) is None:
+            column = self._volume = self._columns[self._bar, 4]
+        return column
+
+    @property
+    def time(self) -> Times:
+        """Times at which the bars closed, UTC milliseconds."""
+        if (column := self._time) is None:
+            column = self._time = self._columns[self._bar, 5]
+        return column
+
+
+class BarColumns:
+    """The columns of one instrument, of which the last *length* rows are handed out.
+
+    A history asks for them through a proxy, which has no attribute that leads here: the
+    memory that can be written stays out of a strategy's reach.
+    """
+
+    __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
+
+    def __init__(self, instrument: Instrument, length: int) -> None:
+        self._length = length
+        self._most = 2 * length + _SPARE
+        self._price_unit = 10**instrument.price_decimals
+        self._volume_unit = 10**instrument.volume_decimals
+        self._open, self._high, self._low, self._close, self._volume = _empty("ddddd")
+        (self._time,) = _empty("q")
+        self._all = (self._open, self._high, self._low, self._close, self._volume, self._time)
+        self._newest: Bar | None = None
+        self._history: BarArrays | None = None
+        self._shelf: Shelf = MappingProxyType(self)  # type: ignore[arg-type]
+
+    def extend(self, bars: Iterable[Bar]) -> None:
+        """Append *bars*, in order."""
+        price, volume = self._price_unit, self._volume_unit
+        for bar in bars:
+            self._open.append(bar.open / price)
+            self._high.append(bar.high / price)
+            self._low.append(bar.low / price)
+            self._close.append(bar.close / price)
+            self._volume.append(bar.volume / volume)
+            self._time.append(bar.open_time_ms + bar.interval_ms)
+            self._newest = bar
+        self._history = None
+        if len(self._time) > self._most:
+            for column in self._all:
+                del column[: -self._length]
+
+    def at(self, bar: Bar) -> BarArrays:
+        """Return the history up to *bar*, which has to be the newest."""
+        if bar is not self._newest:
+            raise StrategyFailed(_LATE)
+        history = self._history
+        if history is None:
+            history = self._history = BarArrays(self._shelf, bar)
+        return history
+
+    def __getitem__(self, asked: tuple[Bar, int]) -> npt.NDArray[Any]:
+        """Return a copy of a column's last rows, where the bar in question is the newest."""
+        bar, place = asked
+        if bar is not self._newest:
+            raise StrategyFailed(_LATE)
+        column = memoryview(self._all[place])
+        return np.frombuffer(column[-self._length :].tobytes(), _DTYPES[place])
+
+
+def _empty(types: str) -> list[array]:  # type: ignore[type-arg]
+    return [array(kind) for kind in types]
+
+
+class Percent(Struct, frozen=True):
+    """A distance as a share of the entry price: ``Percent(2)`` is 2 % of it."""
+
+    value: float
+
+
+class Volatility(Struct, frozen=True):
+    """A distance in multiples of the engine's average true range over a day."""
+
+    multiple: float
+
+
+Distance = float | Percent | Volatility
+"""Of a stop or a target a price; of a trailing stop a distance in price."""
+Note = Mapping[str, float | str | None]
+"""Named numbers and texts kept with a decision, at most 16; None is a number that was none."""
+
+
+class Signal(Struct, frozen=True, gc=False):
+    """What a strategy asks for, before gates and sizing; ``strength`` in [0, 1] scales the size."""
+
+    action: Action
+    reason: str
+    strength: float = 1.0
+    stop: Distance | None = None
+    target: Distance | None = None
+    trailing: Distance | None = None
+    until: int | None = None  # market time at which the position is closed
+    reenter: bool = False  # after an exit by protection the same signal may enter again
+    note: Note | None = None
+
+
+def is_protected(signal: Signal) -> bool:
+    """Return whether *signal* asks for any protection."""
+    return not (
+        signal.stop is None
+        and signal.target is None
+        and signal.trailing is None
+        and signal.until is None
+    )
+
+
+class OrderRequest(Struct, frozen=True, kw_only=True):
+    """One order of a list, as the strategy writes it."""
+
+    side: Side
+    quantity: float | Decimal
+    kind: OrderKind = OrderKind.MARKET
+    price: float | None = None  # of LIMIT and STOP_LIMIT
+    trigger: float | None = None  # of STOP and STOP_LIMIT
+    post_only: bool = False
+    reduce_only: bool = False
+    until: int | None = None  # good till that market time; None: until it is canceled
+    tag: str = ""  # a request with the tag of a resting order replaces it
+    reason: str = ""
+
+
+class Cancel(Struct, frozen=True):
+    """Take back the resting order with this tag; an empty tag takes back all orders by list."""
+
+    tag: str = ""
+
+
+class Orders(Struct, frozen=True):
+    """A list of orders instead of a signal; what rests and is not named goes on resting."""
+
+    requests: tuple[OrderRequest | Cancel, ...]
+    reason: str
+    note: Note | None = None
+
+
+class OrderTerms(TypedDict, total=False):
+    """What else an order may say than its quantity and its prices; see ``OrderRequest``."""
+
+    post_only: bool
+    reduce_only: bool
+    until: int | None
+    tag: str
+    reason: str
+
+
+def buy(
+    quantity: float | Decimal,
+    limit: float | None = None,
+    stop: float | None = None,
+    **terms: Unpack[OrderTerms],
+) -> OrderRequest:
+    """Return the request to buy *quantity*: at the market, or as *limit* and *stop* say."""
+    return _requested(Side.BUY, quantity, limit, stop, terms)
+
+
+def sell(
+    quantity: float | Decimal,
+    limit: float | None = None,
+    stop: float | None = None,
+    **terms: Unpack[OrderTerms],
+) -> OrderRequest:
+    """Return the request to sell *quantity*: at the market, or as *limit* and *stop* say."""
+    return _requested(Side.SELL, quantity, limit, stop, terms)
+
+
+def _requested(
+    side: Side,
+    quantity: float | Decimal,
+    limit: float | None,
+    stop: float | None,
+    terms: OrderTerms,
+) -> OrderRequest:
+    return OrderRequest(
+        side=side, quantity=quantity, kind=_kind(limit, stop), price=limit, trigger=stop, **terms
+    )
+
+
+def _kind(limit: float | None, stop: float | None) -> OrderKind:
+    """Return which kind of order has that *limit* and that *stop*."""
+    if limit is None:
+        return OrderKind.MARKET if stop is None else OrderKind.STOP
+    return OrderKind.LIMIT if stop is None else OrderKind.STOP_LIMIT

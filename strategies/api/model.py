@@ -1,0 +1,257 @@
+"""``Model``: a forecaster of a user's own, in a few lines; what it is given, what it answers.
+
+A class says what it needs and gives, and answers one bar, or the rows of many. Where it runs, what
+it is warmed with and what its answers are held to is ``daemon/session/user_model.py``.
+
+The rules are docs/own_models.md, N1 to N7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import Explanation, Forecast
+
+Floats = NDArray[np.float64]
+Answer = Forecast | Mapping[str, Any] | None
+"""What a model says of a bar: a mapping of names to a number, or to one a horizon."""
+
+OF_MEASURE: Final[Mapping[str, tuple[str, ...]]] = {
+    "mean_return": ("mean_return",),
+    "stdev_return": ("stdev_return",),
+    "probabilities": ("p_up",),  # p_down and p_flat follow where they are not given
+    "volatility": ("volatility",),
+    "confidence": ("confidence",),
+    "content_free": ("content_free",),
+    "recent_mass": ("recent_mass",),
+    "shift": ("shift",),
+}
+"""The names in an answer that a declared measure asks for."""
+EXPLAINED: Final = ("confidence", "content_free", "recent_mass", "shift")
+"""Measures that are one number a bar, whatever the horizons."""
+_ANSWERED: Final = frozenset(
+    {*(n for names in OF_MEASURE.values() for n in names), "p_down", "p_flat"}
+)
+
+
+class PastBars(Struct, frozen=True):
+    """Closed bars of one instrument, oldest first: float64 and read-only, [bar] each."""
+
+    time: NDArray[np.int64]  # UTC ms of each bar's close
+    open: Floats
+    high: Floats
+    low: Floats
+    close: Floats
+    volume: Floats
+
+
+class ModelInput(Struct, frozen=True):
+    """All that a model may know when it answers: one instrument, up to the bar that closed."""
+
+    instrument: str
+    time: int  # UTC ms of the newest bar's close
+    interval_ms: int
+    past: PastBars  # the last ``context`` bars
+    features: NDArray[
+        np.float32
+    ]  # [context, feature], the newest last; no columns without a schema
+
+
+class Model:
+    """A forecaster of your own: declare what it needs and gives, and answer one bar.
+
+    Its answer must follow from what it is given and from its files alone. *options* are
+    ``[model.options]``, *files* the paths of ``[model] files`` by the names written there.
+    """
+
+    features: ClassVar[str | FeatureFunction | None] = None
+    """``"v1"``, ``"module:function"``, such a function itself, or None for bars alone."""
+    context: int = 1
+    """Bars, and rows of features, that one answer is given."""
+    horizons: tuple[int, ...] = (30,)
+    """Bars ahead of which it speaks; ``gate.horizon`` must be one of them."""
+    measures: Collection[str] = ("mean_return",)
+    """What its answers hold: of mean_return, stdev_return, probabilities, volatility, confidence,
+    content_free, recent_mass, shift. Gates of others are not declared."""
+    calibration: Calibration | None = None
+    """Quantiles of its measures and slopes of its means, where thresholds ``qX`` are wanted."""
+    is_outside: bool = False
+    """True where a service answers: its answers are taken from the record when a run is checked."""
+    trained_until: str | None = None
+    """ISO date before which it was fitted; ``tracepaper evaluate`` judges the bars after it."""
+    deadline_s: float = 1.0
+    """Seconds in which an answer must come, set from ``[model] deadline_ms``."""
+
+    def __init__(self, options: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+        self.options, self.files = options, files
+
+    def predict(self, seen: ModelInput) -> Answer:
+        """Return what is expected after the newest bar of *seen*; None for no forecast."""
+        rows = self.predict_rows(seen.features[-1:])
+        return {name: np.asarray(values)[0] for name, values in rows.items()}
+
+    def predict_rows(self, rows: NDArray[np.float32]) -> Mapping[str, Any]:
+        """Return the answers to many rows of features [bar, feature], one entry a bar in each.
+
+        Who implements this one instead of ``predict`` is given thousands of bars of a replay at
+        once; a row must be answered alike in any company.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FeatureFunction:
+    """Bars → one row of features: a pure function of exactly ``lookback`` bars."""
+
+    function: Callable[[PastBars], Sequence[float] | Floats]
+    lookback: int
+
+    def __call__(self, past: PastBars) -> Sequence[float] | Floats:
+        """Return the row of the newest bar of *past*."""
+        return self.function(past)
+
+
+def feature_row(
+    *, lookback: int
+) -> Callable[[Callable[[PastBars], Sequence[float] | Floats]], FeatureFunction]:
+    """Declare the decorated function as features: it is given exactly the last *lookback* bars."""
+    return lambda function: FeatureFunction(function, lookback)
+
+
+# ---------------------------------------------------------------- what becomes of an answer
+
+
+class AnswerMalformed(ValueError):
+    """An answer that is no forecast, in words that follow the model's name."""
+
+
+def forecast_of(
+    answer: object, *, horizons: tuple[int, ...], measures: Collection[str], model_id: str
+) -> Forecast | None:
+    """Return what a model answered as a ``Forecast``; numbers that are not finite stay so.
+
+    Raises ``AnswerMalformed`` for anything that its declarations do not announce.
+    """
+    if answer is None:
+        return None
+    if isinstance(answer, Forecast):
+        answer = _named(answer)
+    if not isinstance(answer, Mapping):
+        raise AnswerMalformed(f"answered {type(answer).__name__}; return a mapping or None")
+    if strange := sorted(set(answer) - _ANSWERED, key=str):
+        raise AnswerMalformed(
+            f"answered {str(strange[0])!r:.40}; what it may give is {', '.join(sorted(_ANSWERED))}"
+        )
+    wanted = {name for measure in measures for name in OF_MEASURE[measure]}
+    if missing := sorted(wanted - set(answer)):
+        raise AnswerMalformed(f"declares the measure of {missing[0]!r} and answered without it")
+    given = {name: _column(name, answer[name], horizons) for name in answer}
+    if further := sorted(set(given) - wanted - {"p_down", "p_flat"}):
+        raise AnswerMalformed(f"answered {further[0]!r}; declare its measure")
+    if "probabilities" in measures:
+        _complete(given)
+    elif {"p_down", "p_flat"} & set(given):
+        raise AnswerMalformed("answered p_down or p_flat; declare the measure probabilities")
+    return Forecast(
+        horizons,
+        given.get("mean_return", ()),
+        given.get("stdev_return", ()),
+        given.get("p_down", ()),
+        given.get("p_flat", ()),
+        given.get("p_up", ()),
+        given.get("volatility", ()),
+        model_id,
+        _explanation(given),
+    )
+
+
+def forecasts_of(
+    answers: object,
+    count: int,
+    *,
+    horizons: tuple[int, ...],
+    measures: Collection[str],
+    model_id: str,
+) -> list[Forecast | None]:
+    """Return the forecasts of *count* rows that were answered at once, in their order."""
+    if not isinstance(answers, Mapping):
+        raise AnswerMalformed(f"answered {type(answers).__name__}; return a mapping of arrays")
+    columns = {name: np.asarray(values) for name, values in answers.items()}
+    for name, column in columns.items():
+        if column.ndim not in (1, 2) or len(column) != count:
+            raise AnswerMalformed(
+                f"answered {str(name)!r:.40} of shape {column.shape} for {count} rows; give one "
+                "entry a row"
+            )
+    listed = {name: column.tolist() for name, column in columns.items()}
+    return [
+        forecast_of(
+            {name: column[row] for name, column in listed.items()},
+            horizons=horizons,
+            measures=measures,
+            model_id=model_id,
+        )
+        for row in range(count)
+    ]
+
+
+def _named(forecast: Forecast) -> dict[str, Any]:
+    """Return what a ``Forecast`` holds by the names of an answer."""
+    columns = ("mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility")
+    found = {name: value for name in columns if (value := getattr(forecast, name))}
+    if (explanation := forecast.explanation) is not None:
+        values = {name: getattr(explanation, name) for name in EXPLAINED}
+        found |= {name: value for name, value in values.items() if value is not None}
+    return found
+
+
+def _column(name: str, value: object, horizons: tuple[int, ...]) -> tuple[float, ...]:
+    """Return *value* as one number a horizon; a single number is the only horizon's."""
+    wanted = 1 if name in EXPLAINED else len(horizons)
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise AnswerMalformed(
+            f"answered {str(value)!r:.40} as {name}; give a number a horizon"
+        ) from None
+    if numbers.ndim > 1 or numbers.size != wanted:
+        raise AnswerMalformed(
+            f"answered {name} of shape {numbers.shape} for {wanted} horizons; give one number each"
+        )
+    return tuple(numbers.reshape(-1).tolist())
+
+
+def _complete(given: dict[str, tuple[float, ...]]) -> None:
+    """Fill in p_down and p_flat: what is left of 1 is a fall, unless a fall is given as well."""
+    up = given["p_up"]
+    down, flat = given.get("p_down"), given.get("p_flat")
+    if down is None:
+        flat = flat or (0.0,) * len(up)
+        given["p_down"] = tuple(1.0 - a - b for a, b in zip(up, flat, strict=True))
+    elif flat is None:
+        # What rounding leaves is no probability.
+        flat = tuple(
+            max(1.0 - a - b, 0.0) if a + b <= _WHOLE else -1.0
+            for a, b in zip(up, down, strict=True)
+        )
+    given["p_flat"] = flat or ()
+
+
+_WHOLE: Final = 1 + 1e-9
+
+
+def _explanation(given: Mapping[str, tuple[float, ...]]) -> Explanation | None:
+    if not any(name in given for name in EXPLAINED):
+        return None
+    confidence, content_free, recent, shift = (
+        given[name][0] if name in given else None for name in EXPLAINED
+    )
+    return Explanation(confidence, content_free, recent, None, shift, None, b"", b"")

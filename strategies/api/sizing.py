@@ -1,0 +1,333 @@
+"""How much: a signal becomes a target quantity in whole steps; volatility from closed bars.
+
+Modes that take a share of equity see the account, and so do portfolio caps: their targets follow
+from fills as well as from bars and forecasts. All others depend on bars and forecasts alone, so
+that two runs of the same bars agree on them whatever their fills were.
+
+The rules are docs/decisions.md, G19, G20 and G27 to G30.
+
+Endless smoothing would depend on bars that a restarted process no longer has. Both estimators look
+at a stated number of last bars, in integers: so equal bars give equal bits, however many were seen
+before them.
+
+Sources: J.P. Morgan/Reuters, RiskMetrics, 1996 (exponential weights); F. Corsi, A simple
+approximate long-memory model of realized volatility, 2009 (three horizons).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates.gate import size_factor
+from tracepaper.strategies.types.calibration import FittedConfidence
+from tracepaper.strategies.types.decisions import Action, Forecast
+from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import Notional, unscaled
+
+_RETURN_PARTS: Final = 10**9
+"""A return is counted in billionths, its square in billionths of billionths."""
+_HALF_LIVES: Final = 5
+"""Of the EWMA within its window: what lies before it would have had 3 % of the weight."""
+_HAR_PARTS: Final = (22, 22 / 5, 1)
+"""The window over each of HAR's three horizons: a day, a week and a month of trading, if a day is
+the shortest."""
+_WEIGHT_BITS: Final = 24
+
+
+class VolatilityKind(StrEnum):
+    """How the variance of one bar's return is estimated."""
+
+    EWMA = "ewma"  # exponentially weighted squared returns, within the window
+    HAR = "har"  # the mean of three mean squared returns: of 1/22, 5/22 and all of the window
+
+
+class WindowedVolatility:
+    """The standard deviation of one bar's simple return, from the last *window* returns."""
+
+    def __init__(self, kind: VolatilityKind, window: int) -> None:
+        self.bars = window + 1
+        """Bars that it depends on."""
+        self._window = window
+        self._last: int | None = None
+        self._squares: deque[int] = deque(maxlen=window)
+        self._spans = tuple(max(round(window / part), 1) for part in _HAR_PARTS)
+        self._sums = [0] * len(self._spans)
+        self._is_har = kind is VolatilityKind.HAR
+        halves = window / _HALF_LIVES
+        # Newest first, as integers: their sum of products is exact in any order.
+        ages = range(window if kind is VolatilityKind.EWMA else 0)
+        self._weights = [round(2 ** (_WEIGHT_BITS - age / halves)) for age in ages]
+        self._weight = sum(self._weights)
+
+    def add(self, close: int) -> None:
+        """Take in the close of the next bar, an integer of any one scale."""
+        last, self._last = self._last, close
+        if last is None:
+            return
+        moved = (close - last) * _RETURN_PARTS // last
+        square = moved * moved
+        squares = self._squares
+        if self._is_har:
+            for at, span in enumerate(self._spans):
+                if len(squares) >= span:
+                    self._sums[at] -= squares[-span]
+                self._sums[at] += square
+        squares.append(square)
+
+    def of_bars(self, bars: int) -> float | None:
+        """Return the deviation of the return over *bars* bars, as a fraction; None until full."""
+        if len(self._squares) < self._window:
+            return None
+        if self._is_har:
+            means = [total / span for total, span in zip(self._sums, self._spans, strict=True)]
+            variance = math.fsum(means) / len(means)
+        else:
+            weighted = zip(self._weights, reversed(self._squares), strict=True)
+            variance = sum(weight * square for weight, square in weighted) / self._weight
+        return math.sqrt(variance * bars) / _RETURN_PARTS
+
+
+_PARTS: Final = 1_000_000_000  # a float share becomes an integer of billionths, once
+
+
+class SizingMode(StrEnum):
+    """How a signal becomes a quantity; a full position is ``notional`` or a share of equity."""
+
+    FIXED = "fixed"  # a quantity
+    NOTIONAL = "notional"  # a quantity worth `notional` at the close
+    EQUITY = "equity"  # a quantity worth `fraction` of equity
+    ALLOCATION = "allocation"  # the symbol's weight of `fraction` of equity
+    TANH = "tanh"  # full x tanh(scale x calibrated return / its deviation)
+    VOLATILITY = "volatility"  # full x target volatility / expected volatility, at most whole
+    RISK = "risk"  # what loses `risk` of equity between the close and the stop
+    KELLY = "kelly"  # equity x `kelly` x calibrated return / variance, at most `fraction` of it
+
+
+class Sizing(Struct, frozen=True):
+    """The configured size; ``quantity`` in 10^-quantity_decimals, ``notional`` in money."""
+
+    mode: SizingMode
+    quantity: int = 0
+    notional: int = 0
+    scale: float = 1.0
+    target_volatility: float = 0.01
+    rebalance: float = 0.25  # a standing target of the same side moves only by more than this share
+    of_equity: bool = False  # tanh and volatility: a full position is ``fraction`` of equity
+    fraction: float = 1.0
+    weight: float = 1.0  # of the symbol, for allocation
+    kelly: float = 0.25
+    risk: float = 0.01  # share of equity between the close and the stop
+    slope: float = 1.0  # shrinks the model's mean return, as the card's calibration found
+    estimate: VolatilityKind | None = None  # None: the model's own forecast
+    lookback: int = 660  # bars of the estimate
+    horizon: int = 30  # bars that ``target_volatility`` speaks of
+    max_position: int = 0  # money, of this symbol; 0 where there is no cap
+    max_gross: float = 0.0  # of all symbols, in multiples of equity; 0 where there is no cap
+    confidence: FittedConfidence | None = None  # sizes are multiplied by what it says
+
+
+class SizingAccount(NamedTuple):
+    """What sizing may know of the account, in money."""
+
+    equity: int
+    others: int  # notional of all other symbols' positions or targets, without their signs
+    stop: int = 0  # from the close to the nearest stop, in units of the price; 0 without one
+
+
+NO_ACCOUNT: Final = SizingAccount(0, 0)
+_OF_EQUITY: Final = frozenset(
+    {SizingMode.EQUITY, SizingMode.ALLOCATION, SizingMode.KELLY, SizingMode.RISK}
+)
+NO_STOP: Final = (
+    "sizing.mode 'risk' needs a stop to size by, and this signal gives none; add stop= or "
+    "trailing= to it, or choose another mode"
+)
+
+
+class Sizer:
+    """Sizes the signals of one instrument."""
+
+    def __init__(self, sizing: Sizing, instrument: Instrument, *, horizon_index: int = 0) -> None:
+        step = instrument.quantity_step
+        if sizing.mode is SizingMode.FIXED and (sizing.quantity <= 0 or sizing.quantity % step):
+            decimals = instrument.quantity_decimals
+            raise ConfigInvalid(
+                f"sizing.quantity {unscaled(sizing.quantity, decimals)} is no positive multiple of "
+                f"the step {unscaled(step, decimals)} of {instrument.id}; change it."
+            )
+        of_equity = sizing.mode in _OF_EQUITY or sizing.of_equity
+        if sizing.mode is not SizingMode.FIXED and not of_equity and sizing.notional <= 0:
+            raise ConfigInvalid("sizing.notional must be above 0.")
+        self._sizing = sizing
+        self._step = step
+        self._notional = Notional.of(instrument)
+        self._index = horizon_index
+        self._of_equity = of_equity
+        self._estimate: WindowedVolatility | None = None
+        if sizing.mode is SizingMode.VOLATILITY and sizing.estimate is not None:
+            self._estimate = WindowedVolatility(sizing.estimate, sizing.lookback)
+        self._is_capped = sizing.max_position > 0 or sizing.max_gross > 0
+        self.sees_account = of_equity or sizing.max_gross > 0
+        """Whether targets depend on equity, and so on fills."""
+        self.follows_signal = (
+            sizing.mode is SizingMode.FIXED and not self._is_capped and sizing.confidence is None
+        )
+        """Whether the target follows from the signal alone."""
+        self.by_stop = sizing.mode is SizingMode.RISK
+        """Whether the distance to the stop decides."""
+
+    @property
+    def bars(self) -> int:
+        """Bars that a size depends on; 0 where it needs none but the newest."""
+        return 0 if self._estimate is None else self._estimate.bars
+
+    def change(self, instrument: Instrument) -> None:
+        """Take a new quantity step; a fixed quantity is rounded down to it from now on."""
+        self._step = instrument.quantity_step
+
+    def change_model(self, slope: float, confidence: FittedConfidence | None) -> None:
+        """Size by another model's calibration; *confidence* counts where sizes follow one."""
+        if self._sizing.confidence is None:
+            confidence = None
+        self._sizing = replace(self._sizing, slope=slope, confidence=confidence)
+
+    def observe(self, bar: Bar) -> None:
+        """Take in a closed bar, for an estimate of volatility."""
+        if self._estimate is not None:
+            self._estimate.add(bar.close)
+
+    def target(
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        *,
+        standing: int = 0,
+        account: SizingAccount = NO_ACCOUNT,
+    ) -> int:
+        """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold.
+
+        *standing* is the target last decided: one of the same side stays unless the new one
+        differs by more than ``rebalance``, or every move of the price would be traded after.
+        *account* is looked at where :attr:`sees_account` says so.
+        """
+        action, sizing = signal.action, self._sizing
+        if action is Action.FLAT:
+            return 0
+        if (factor := self.factor(forecast)) is not None:
+            signal = replace(signal, strength=signal.strength * factor)
+        if self.by_stop:
+            return self._by_stop(signal, bar, standing, account)
+        if sizing.mode is SizingMode.FIXED:
+            size = sizing.quantity
+            if signal.strength != 1.0:
+                size = size * int(signal.strength * _PARTS) // _PARTS
+            size = self._whole_steps(size)
+        else:
+            share = signal.strength * self._share(forecast)
+            money = self._full(account.equity) * int(share * _PARTS) // _PARTS
+            size = self._whole_steps(self._notional.quantity(money, bar.close))
+        if self._is_capped:
+            size = min(size, self._cap(bar.close, account))
+        return self._kept(size if action is Action.LONG else -size, standing)
+
+    def factor(self, forecast: Forecast | None) -> float | None:
+        """Return what confidence multiplies a size by, in (0, 1]; None where that is not asked."""
+        if (fitted := self._sizing.confidence) is None:
+            return None
+        return size_factor(fitted, forecast, self._index)
+
+    def refusal(self, signal: Signal) -> str | None:
+        """Return why an entry by *signal* has no size; None where it has one, or is no entry."""
+        if self.by_stop and signal.stop is None and signal.trailing is None:
+            return NO_STOP
+        return None
+
+    def _by_stop(self, signal: Signal, bar: Bar, standing: int, account: SizingAccount) -> int:
+        """Return the quantity that loses the configured share of equity at the stop.
+
+        The entry decides it: sized anew at each bar, a position would grow as the price comes near
+        its stop. Without a stop *standing* stays, and :meth:`refusal` says why.
+        """
+        side = 1 if signal.action is Action.LONG else -1
+        if standing * side > 0 or account.stop <= 0:
+            return standing
+        share = int(self._sizing.risk * signal.strength * _PARTS)
+        money = max(account.equity, 0) * share // _PARTS
+        size = self._whole_steps(self._notional.quantity(money, account.stop))
+        if self._is_capped:
+            size = min(size, self._cap(bar.close, account))
+        return side * size
+
+    def held(self, price: int, cash: int, exposure: float, *, standing: int) -> int:
+        """Return the quantity that *exposure*, a multiple of *cash*, buys at *price*."""
+        money = cash * int(exposure * _PARTS) // _PARTS
+        return self._kept(self._whole_steps(self._notional.quantity(money, price)), standing)
+
+    def _kept(self, target: int, standing: int) -> int:
+        """Return *standing* where *target* is of its side and near it, else *target*."""
+        if target * standing > 0:
+            band = abs(standing) * int(self._sizing.rebalance * _PARTS) // _PARTS
+            if abs(target - standing) <= band and standing % self._step == 0:
+                return standing
+        return target
+
+    def notional(self, price: int, quantity: int) -> int:
+        """Return the money of *quantity* at *price*."""
+        return self._notional(price, quantity)
+
+    def _whole_steps(self, quantity: int) -> int:
+        return quantity - quantity % self._step
+
+    def _full(self, equity: int) -> int:
+        """Return the money of a full position."""
+        sizing = self._sizing
+        if not self._of_equity:
+            return sizing.notional
+        share = sizing.fraction
+        if sizing.mode is SizingMode.ALLOCATION:
+            share *= sizing.weight
+        return max(equity, 0) * int(share * _PARTS) // _PARTS
+
+    def _cap(self, price: int, account: SizingAccount) -> int:
+        """Return the largest quantity that the caps allow."""
+        sizing = self._sizing
+        money = sizing.max_position
+        if sizing.max_gross > 0:
+            gross = max(account.equity, 0) * int(sizing.max_gross * _PARTS) // _PARTS
+            left = max(gross - account.others, 0)
+            money = min(money, left) if money else left
+        return self._whole_steps(self._notional.quantity(money, price))
+
+    def _share(self, forecast: Forecast | None) -> float:
+        """Return the share of a full position, in [0, 1]; 0 where nothing can be computed."""
+        sizing = self._sizing
+        mode = sizing.mode
+        if mode in {SizingMode.NOTIONAL, SizingMode.EQUITY, SizingMode.ALLOCATION}:
+            return 1.0
+        share = 0.0
+        if mode is SizingMode.VOLATILITY:
+            if expected := self._volatility(forecast):
+                share = sizing.target_volatility / expected
+        elif forecast is not None:
+            mean = abs(forecast.mean_return[self._index]) * sizing.slope
+            deviation = forecast.stdev_return[self._index]
+            if mode is SizingMode.TANH:
+                share = math.tanh(sizing.scale * mean / deviation)
+            elif sizing.fraction > 0:
+                share = sizing.kelly * mean / deviation**2 / sizing.fraction
+        return min(share, 1.0) if math.isfinite(share) and share > 0 else 0.0
+
+    def _volatility(self, forecast: Forecast | None) -> float | None:
+        """Return the expected deviation of the return to the horizon; None where none is known."""
+        if self._estimate is not None:
+            return self._estimate.of_bars(self._sizing.horizon)
+        return None if forecast is None else forecast.volatility[self._index]

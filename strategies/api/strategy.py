@@ -1,0 +1,466 @@
+"""``Strategy``, ``PortfolioStrategy``, ``Forecaster``, and the state a strategy declares.
+
+A user replaces ``Strategy``. ``Forecaster`` is defined here, without torch, so that the engine's
+side never imports it.
+
+The rules are docs/protection.md, E1 to E4.
+
+The rules are docs/several.md, P1 to P8.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct, inspect
+
+from tracepaper.strategies.api.context import Orders, Outlook, Signal
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.gates.declared import plausible
+from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
+from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, gate_order
+from tracepaper.strategies.types.calibration import ENTROPY, Calibration
+from tracepaper.strategies.types.decisions import Action, Forecast
+from tracepaper.strategies.types.market import Bar
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_ADVICE: Final = "declare a msgspec Struct of numbers, texts, lists and dictionaries with defaults"
+_NO_ORDER: Final = (inspect.SetType, inspect.FrozenSetType)
+
+
+class Declaring(Protocol):
+    """An object that may declare a state: a strategy of one instrument, or of all."""
+
+    State: type[Struct] | None
+    state: Struct
+
+
+class DeclaredState:
+    """The declared state of one strategy object: whether it has changed, and its encoding."""
+
+    def __init__(self, strategy: Declaring, declared: type[Struct]) -> None:
+        self._strategy = strategy
+        self._type = declared
+        self._decoder = msgspec.msgpack.Decoder(declared)
+        self.encoded = b""
+        self.encoded = self._encoding()
+
+    @classmethod
+    def of(cls, strategy: Declaring) -> DeclaredState | None:
+        """Return what *strategy* declares; None where it declares nothing."""
+        return None if strategy.State is None else cls(strategy, strategy.State)
+
+    def changed(self) -> bool:
+        """Return whether it is another than at the last question, or than was handed back.
+
+        Raises ``StrategyFailed`` where what it holds now could not be handed back.
+        """
+        encoded = self._encoding()
+        if encoded == self.encoded:
+            return False
+        self.encoded = encoded
+        return True
+
+    def hand_back(self, encoded: bytes) -> None:
+        """Give the strategy the state that a step stored; raise ``ConfigInvalid`` if it is none."""
+        try:
+            self._strategy.state = self._decoder.decode(encoded)
+        except msgspec.MsgspecError as error:
+            raise ConfigInvalid(
+                f"What a step stored is no {self._type.__qualname__} any more ({error}); open a "
+                "new run, in another database."
+            ) from error
+        self.encoded = encoded
+
+    def _encoding(self) -> bytes:
+        """Return the encoding of the state, which decodes to its equal."""
+        state = self._strategy.state
+        if type(state) is not self._type:
+            raise StrategyFailed(
+                f"self.state is a {type(state).__name__}; keep it a {self._type.__qualname__}."
+            )
+        try:
+            encoded = _encode(state)
+            if encoded == self.encoded:
+                return encoded
+            again = self._decoder.decode(encoded)
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+            raise self._unstorable(str(error)) from error
+        if again != state and repr(again) != repr(state):  # NaN is not NaN
+            raise self._unstorable(f"a restart would read {again!r:.80} from {state!r:.80}")
+        return encoded
+
+    def _unstorable(self, why: str) -> StrategyFailed:
+        return StrategyFailed(
+            f"{self._type.__qualname__} cannot be stored ({why}); let its fields hold what they "
+            "are declared as."
+        )
+
+
+def check_declared(name: str, declared: object) -> None:
+    """Refuse a ``State`` that could not be stored and handed back; None declares nothing."""
+    if declared is None:
+        return
+    if not (isinstance(declared, type) and issubclass(declared, Struct)):
+        raise ConfigInvalid(f"{name}.State is {declared!r:.80}; {_ADVICE}.")
+    try:
+        declared()
+    except TypeError as error:
+        raise ConfigInvalid(f"{name}.State cannot be made ({error}); {_ADVICE}.") from error
+    try:
+        kinds = list(_kinds(inspect.type_info(declared), set()))
+        msgspec.msgpack.Decoder(declared)
+    except TypeError as error:
+        raise ConfigInvalid(f"{name}.State cannot be stored ({error}); {_ADVICE}.") from error
+    if any(isinstance(kind, inspect.CustomType) for kind in kinds):
+        raise ConfigInvalid(f"{name}.State holds what msgpack cannot encode; {_ADVICE}.")
+    if any(isinstance(kind, _NO_ORDER) for kind in kinds):
+        raise ConfigInvalid(f"{name}.State holds a set, which has no order; {_ADVICE}.")
+
+
+def _kinds(of: inspect.Type, seen: set[type]) -> Iterator[inspect.Type]:
+    """Yield *of* and every type that it is made of."""
+    yield of
+    if isinstance(of, inspect.StructType):
+        if of.cls in seen:
+            return
+        seen.add(of.cls)
+        for field in of.fields:
+            yield from _kinds(field.type, seen)
+    for name in ("item_type", "key_type", "value_type", "type"):
+        inner = getattr(of, name, None)
+        if isinstance(inner, inspect.Type):
+            yield from _kinds(inner, seen)
+    for name in ("types", "item_types"):
+        for inner in getattr(of, name, ()):
+            yield from _kinds(inner, seen)
+
+
+SCANNED_AT_ONCE: Final = 8_192
+"""Known bars of one scan, where a pass costs little: a few megabytes of forecasts."""
+
+
+class Forecaster(Protocol):
+    """A model of one or more instruments, fed closed bars in order.
+
+    Its answer to a bar depends on the last ``context`` bars of that instrument alone, so a
+    forecaster warmed with exactly that many bars equals one that has run for a year.
+    """
+
+    model_id: str
+    model_sha256: str
+    context: int  # bars of one instrument that its answer depends on, features included
+    horizons: tuple[int, ...]
+    calibration: Calibration | None
+    mode: str  # "step": bar by bar; "batched": those of a close; "scan": known bars together
+    device: str
+    dtype: str
+    threads: int
+    backend: str  # what attends, chosen once when it was built: a stream by "tiles" or loops
+    causal: bool  # no later bar moves an answer that ``scan`` gives: it may serve
+    scanned_at_once: int  # known bars that one ``scan`` is handed at most
+    measures: frozenset[str]  # of ``gates.MEASURES``: what it gives; other gates are not declared
+    is_outside: bool  # True where a service answers, which cannot be asked again: see the record
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first) in fixed-size chunks."""
+        ...
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        ...
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments; return their forecasts in that order.
+
+        What it returns follows from the group's members and their order, and from nothing else:
+        a group is repeated bit for bit by the same group. Another group, or ``step`` on each,
+        agrees within 1e-4 of scale, since matrix products of another size round in another
+        order. Raises ``InvariantBroken`` for two bars of one instrument, and then takes in none.
+        """
+        ...
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in many known bars of one instrument at once; equal to ``step`` on each within 1e-4.
+
+        Only where ``causal``; raises ``InvariantBroken`` elsewhere.
+        """
+        ...
+
+
+MODEL_GATES: Final = frozenset(gate_order(GateKind.INTEGRITY, GateKind.JUDGEMENT))
+"""The gates of a strategy that trades forecasts; risk gates are declared by their limits."""
+CORE_GATES: Final = frozenset(name for name in MODEL_GATES if not GATES[name].of_prediction)
+"""The gates of a strategy without a model."""
+
+
+class FreshState:
+    """Gives an object the ``State`` that its class declares, as that begins, when it is read."""
+
+    def __get__(self, made: Declaring | None, of: type[Declaring]) -> object:
+        """Return the state of *made*, whose class is *of*: a new one, which it then has."""
+        if made is None:
+            return self
+        if of.State is None:
+            raise AttributeError(f"{of.__name__} declares no State")
+        made.state = of.State()
+        return made.state
+
+
+class Strategy(ABC):
+    """One instrument's strategy; the engine makes one object an instrument.
+
+    What it keeps must depend on the last ``warmup`` bars alone: after a restart it is rebuilt by
+    feeding it exactly those through :meth:`observe`. Whatever else it has to remember belongs into
+    ``self.state``, an instance of the class's ``State``, which the engine stores where it changed.
+    """
+
+    State: type[Struct] | None = None
+
+    gates: frozenset[str] = CORE_GATES
+    warmup: int = 1  # bars that are known wherever ``decide`` is asked; those of ``now.history``
+    sees_account: bool = False  # ``now.account`` is given: decisions then depend on fills
+    reads_history: bool = True  # False spares the engine keeping bars for ``now.history``
+    frames: tuple[str, ...] = ()  # higher time frames for ``now.frame``: ("60", "D")
+    frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
+    books: int = 0  # of ``now.depth``, the newest: [market] depth says of how many levels
+    horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
+    needs_forecast: bool = False
+    exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
+    twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    state: Any = FreshState()  # an instance of State
+
+    def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
+        """Take in a closed bar in integers; called once for every bar, warm-up included."""
+
+    @abstractmethod
+    def decide(self, now: Outlook) -> Signal | Orders:
+        """Return what to hold, or what to order; called after ``observe`` of the same bar."""
+
+
+class SmaCross(Strategy):
+    """Fast moving average of closes above the slow one: long; else flat or short.
+
+    The two averages are compared as exact integer sums, strictly.
+    """
+
+    reads_history = False
+
+    def __init__(self, *, fast: int, slow: int, long_only: bool) -> None:
+        if not 1 <= fast < slow:
+            raise ConfigInvalid(
+                f"strategy.fast ({fast}) must be at least 1 and under strategy.slow ({slow})."
+            )
+        self.warmup = slow
+        self._fast, self._slow = fast, slow
+        self._closes: deque[int] = deque(maxlen=slow)
+        self._fast_sum = self._slow_sum = 0
+        self._long = Signal(Action.LONG, "fast average above slow")
+        below = Action.FLAT if long_only else Action.SHORT
+        self._other = Signal(below, "fast average not above slow")
+        self._early = Signal(Action.HOLD, "fewer closes than the slow average needs")
+
+    def observe(self, bar: Bar) -> None:
+        """Move both sums on by one close."""
+        closes = self._closes
+        close = bar.close
+        if len(closes) >= self._fast:
+            self._fast_sum -= closes[-self._fast]
+        if len(closes) == self._slow:
+            self._slow_sum -= closes[0]
+        closes.append(close)
+        self._fast_sum += close
+        self._slow_sum += close
+
+    def decide(self, now: Outlook) -> Signal:  # noqa: ARG002 - the sums hold the bar already
+        """Compare fast_sum / fast with slow_sum / slow without dividing."""
+        if len(self._closes) < self._slow:
+            return self._early
+        above = self._fast_sum * self._slow > self._slow_sum * self._fast
+        return self._long if above else self._other
+
+
+class Persistence(Strategy):
+    """The last bar's direction goes on: the baseline that any forecast must beat."""
+
+    warmup = 2
+    reads_history = False
+
+    def __init__(self) -> None:
+        self._last: int | None = None
+        self._change = 0
+
+    def observe(self, bar: Bar) -> None:
+        """Remember the last close-to-close change."""
+        self._change = 0 if self._last is None else bar.close - self._last
+        self._last = bar.close
+
+    def decide(self, now: Outlook) -> Signal:  # noqa: ARG002 - the change holds the bar already
+        """Follow the sign of the last change."""
+        if self._change > 0:
+            return Signal(Action.LONG, "the last bar rose")
+        if self._change < 0:
+            return Signal(Action.SHORT, "the last bar fell")
+        return Signal(Action.HOLD, "the last bar did not move")
+
+
+class AttentionStrategy(Strategy):
+    """Trade the model's forecast at the gate's horizon; the gates decide whether to believe it."""
+
+    gates = MODEL_GATES
+    needs_forecast = True
+    reads_history = False
+    twins = ("ungated",)
+
+    def __init__(
+        self,
+        *,
+        context: int,
+        horizon: int,
+        horizon_index: int,
+        measures: Collection[str] = MEASURES,
+    ) -> None:
+        if not {"mean_return", "probabilities"} & set(measures):
+            raise ConfigInvalid(
+                "strategy.name 'attention' needs mean_return or probabilities of the model; let "
+                "its class give and declare one of them."
+            )
+        self.warmup = context
+        self.horizon = horizon
+        self._index = horizon_index
+        self._has_mean = "mean_return" in measures
+        self._has_lean = "probabilities" in measures
+
+    def decide(self, now: Outlook) -> Signal:
+        """Go with the sign on which the mean return and the class probabilities agree.
+
+        Of a model that gives only one of them, with the sign of that.
+        """
+        if (forecast := now.forecast) is None:
+            return Signal(Action.HOLD, "no forecast")
+        index = self._index
+        lean = forecast.p_up[index] - forecast.p_down[index] if self._has_lean else None
+        mean = forecast.mean_return[index] if self._has_mean else lean
+        assert mean is not None  # one of the two is given
+        lean = mean if lean is None else lean
+        if mean > 0 and lean > 0:
+            return Signal(Action.LONG, "forecast up")
+        if mean < 0 and lean < 0:
+            return Signal(Action.SHORT, "forecast down")
+        return Signal(Action.HOLD, "mean return and direction disagree")
+
+
+def declared_gates(
+    strategy: Strategy,
+    *,
+    by_quotes: bool,
+    risk: Mapping[str, float],
+    measures: frozenset[str] = MEASURES,
+    confidence_by: str = ENTROPY,
+) -> set[str]:
+    """Return the gates that have rows: the strategy's own and every configured risk limit.
+
+    Gates of *measures* that the model does not give are not declared. Who names one of the
+    confidences has the one that *confidence_by* chooses.
+    """
+    gates = set(strategy.gates) | set(risk)
+    if any(GATES[name].chosen_by for name in gates):
+        gates = {name for name in gates if not GATES[name].chosen_by}
+        gates |= {name for name, one in GATES.items() if one.chosen_by == confidence_by}
+    return {
+        name
+        for name in gates
+        if (by_quotes or not GATES[name].of_quotes) and GATES[name].needs <= measures
+    }
+
+
+def remembered(strategy: Strategy) -> int:
+    """Return how many of the last bars decide: the strategy's own, or the yardstick of a gate."""
+    if plausible.name in strategy.gates:
+        return max(strategy.warmup, YARDSTICK_BARS)
+    return strategy.warmup
+
+
+NOT_NAMED: Final = Signal(Action.HOLD, "not named by the portfolio")
+"""What an instrument does that an answer leaves out."""
+
+SHARE_OF: Final = "from_"
+"""How the note begins that says how much of where a decision looked is of one symbol."""
+
+
+class PortfolioStrategy(ABC):
+    """One strategy for all instruments of a run; a user derives from it.
+
+    What it remembers must follow from the last ``warmup`` bars of each instrument alone, in
+    whatever order the bars of one time come: after a restart it is fed exactly those. Whatever else
+    it has to remember belongs into ``self.state``, an instance of the class's ``State``.
+    """
+
+    State: type[Struct] | None = None
+
+    gates: frozenset[str] = CORE_GATES
+    warmup: int = 1  # bars of each instrument that are known wherever it is asked about it
+    sees_account: bool = False  # ``account`` is given: decisions then depend on fills
+    reads_history: bool = True  # False spares the engine keeping bars for ``history``
+    frames: tuple[str, ...] = ()  # higher time frames of each instrument, for ``frame``
+    frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
+    books: int = 0  # of each ``now.depth``, the newest
+    horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
+    needs_forecast: bool = False
+    exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
+    twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    symbols: tuple[str, ...] = ()  # the run's, in their order; set before the first bar
+    state: Any = FreshState()  # an instance of State
+
+    def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
+        """Take in a closed bar of any instrument; called once for every bar, warm-up included."""
+
+    @abstractmethod
+    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal | Orders]:
+        """Return what to hold, or what to order, by symbol; who is left out holds.
+
+        Asked once a close, after ``observe`` of all of its bars and before the first of its
+        decisions. *now* holds the symbols whose bars came together and whose warm-up is known, in
+        the order of the run: one alone where a bar came late. An answer for a symbol that is not
+        among them does nothing.
+        """
+
+
+class PortfolioMember(Strategy):
+    """One instrument of a portfolio strategy: it is gated, sized and recorded by itself."""
+
+    def __init__(self, portfolio: PortfolioStrategy) -> None:
+        self.portfolio = portfolio
+        self.gates = portfolio.gates
+        self.warmup = portfolio.warmup
+        self.sees_account = portfolio.sees_account
+        self.reads_history = portfolio.reads_history
+        self.frames = portfolio.frames
+        self.frames_warmup = portfolio.frames_warmup
+        self.books = portfolio.books
+        self.horizon = portfolio.horizon
+        self.needs_forecast = portfolio.needs_forecast
+        self.exits_freely = portfolio.exits_freely
+        self.twins = portfolio.twins
+        self.answer: Signal | Orders = NOT_NAMED
+
+    def observe(self, bar: Bar) -> None:
+        """Show *bar* to the portfolio."""
+        self.portfolio.observe(bar)
+
+    def decide(self, now: Outlook) -> Signal | Orders:  # noqa: ARG002 - the portfolio saw it
+        """Return what the portfolio answered for this instrument when it was last asked."""
+        return self.answer
+
+
+def portfolio_of(strategies: Iterable[Strategy]) -> PortfolioStrategy | None:
+    """Return the portfolio strategy that *strategies* are members of; None where they are not."""
+    for strategy in strategies:
+        if isinstance(strategy, PortfolioMember):
+            return strategy.portfolio
+    return None

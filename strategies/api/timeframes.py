@@ -1,0 +1,364 @@
+"""Higher time frames: closed bars of them, aggregated from an instrument's own bars, never early.
+
+The rules are docs/several.md, P9 to P15.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+import msgspec
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.sessions import Calendar, Sessions
+from tracepaper.strategies.types.market import Bar, FrameBar, Instrument
+from tracepaper.strategies.units import INTERVAL_NAMES, INTERVALS, interval_phase, interval_start
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Row = tuple[int, int, int, int, int, int, int, int]
+"""Place on its grid, open and close time; open, high, low, close and volume in 10⁻ᵏ."""
+
+_PLACE: Final = 0
+_CLOSES: Final = 2
+_VOLUME: Final = 7
+
+
+class Framed(Protocol):
+    """What a strategy declares of higher time frames."""
+
+    frames: tuple[str, ...]
+    frames_warmup: Mapping[str, int]
+    warmup: int
+
+
+def frame_bars(strategy: Framed) -> dict[str, int]:
+    """Return how many closed bars of each declared frame are handed on; by default ``warmup``."""
+    return {name: strategy.frames_warmup.get(name, strategy.warmup) for name in strategy.frames}
+
+
+def frames_reach(bars: Mapping[str, int], base_ms: int, sessions: Sessions | None = None) -> int:
+    """Return how many bars of *base_ms* the last *bars* of each frame are made of, at any time."""
+    grids = ((count, _grid_of(INTERVALS[name], base_ms, sessions)) for name, count in bars.items())
+    return max(((count + 1) * grid.most_parts for count, grid in grids), default=0)
+
+
+def open_frames_ms(frames: Iterable[str], start_ms: int) -> int:
+    """Return where the bars begin that open frames, and those before them, need at *start_ms*.
+
+    A candle that closed just now may not be final yet, so the last closed bar of each frame is
+    aggregated rather than asked for.
+    """
+    return min(
+        (interval_start(start_ms, INTERVALS[name]) - INTERVALS[name] for name in frames),
+        default=start_ms,
+    )
+
+
+def refuse_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
+    """Refuse frames that bars of *base_ms* cannot make; *name* is the strategy's."""
+    for frame in frames:
+        length_ms = INTERVALS.get(frame, 0)
+        if length_ms <= base_ms or length_ms % base_ms:
+            able = (one for one, ms in INTERVALS.items() if ms > base_ms and not ms % base_ms)
+            raise ConfigInvalid(
+                f"{name}.frames name {frame!r}, which bars of market.interval "
+                f"{INTERVAL_NAMES.get(base_ms, base_ms)} cannot make; name frames of: "
+                f"{', '.join(able)}."
+            )
+
+
+def frame_bar_of(bar: Bar, *, seen_ms: int) -> FrameBar:
+    """Return *bar*, a candle of a higher frame, as the event that hands it on."""
+    return FrameBar(
+        bar.instrument,
+        bar.open_time_ms,
+        bar.interval_ms,
+        bar.open,
+        bar.high,
+        bar.low,
+        bar.close,
+        bar.volume,
+        bar.source,
+        bar.close_time_ms,
+        seen_ms,
+    )
+
+
+class FrameBars:
+    """Closed bars of one higher frame, oldest first, as read-only columns of the shape (bars,).
+
+    Prices and volume are float64 in units of the market, times int64, UTC milliseconds at which
+    the bars closed. A bar with a hole in it is missing, so times may jump.
+    """
+
+    __slots__ = ("_columns", "_digest", "_instrument", "_rows")
+
+    def __init__(self, rows: tuple[Row, ...], instrument: Instrument) -> None:
+        self._rows = rows
+        self._instrument = instrument
+        self._columns: dict[int, npt.NDArray[Any]] = {}
+        self._digest = b""
+
+    def __len__(self) -> int:
+        """Return the number of bars: fewer than were asked for where there are none, or holes."""
+        return len(self._rows)
+
+    @property
+    def open(self) -> npt.NDArray[np.float64]:
+        """Opening prices."""
+        return self._column(3)
+
+    @property
+    def high(self) -> npt.NDArray[np.float64]:
+        """Highest prices."""
+        return self._column(4)
+
+    @property
+    def low(self) -> npt.NDArray[np.float64]:
+        """Lowest prices."""
+        return self._column(5)
+
+    @property
+    def close(self) -> npt.NDArray[np.float64]:
+        """Closing prices."""
+        return self._column(6)
+
+    @property
+    def volume(self) -> npt.NDArray[np.float64]:
+        """Volumes, in base."""
+        return self._column(_VOLUME)
+
+    @property
+    def time(self) -> npt.NDArray[np.int64]:
+        """Times at which the bars closed, UTC milliseconds."""
+        return self._column(_CLOSES)
+
+    @property
+    def newest(self) -> Row | None:
+        """The newest bar in exact integers; None without one."""
+        return self._rows[-1] if self._rows else None
+
+    @property
+    def sha256(self) -> bytes:
+        """The hash of all its bars."""
+        if not self._digest:
+            self._digest = sha256(msgspec.msgpack.encode(self._rows)).digest()
+        return self._digest
+
+    def _column(self, place: int) -> npt.NDArray[Any]:
+        """Return a column over bytes that nobody can write; made when it is first read."""
+        if (column := self._columns.get(place)) is None:
+            import numpy as np
+
+            values = np.array([row[place] for row in self._rows], dtype=np.int64)
+            if place == _CLOSES:
+                made: npt.NDArray[Any] = values
+            elif place == _VOLUME:
+                made = values / 10**self._instrument.volume_decimals
+            else:
+                made = values / 10**self._instrument.price_decimals
+            column = self._columns[place] = np.frombuffer(made.tobytes(), made.dtype)
+        return column
+
+
+class FrameRange(NamedTuple):
+    """Candles of a frame that a run's own bars cannot make: they open in [from_ms, until_ms)."""
+
+    instrument: str
+    interval_ms: int
+    from_ms: int
+    until_ms: int
+
+
+class _EveryInterval:
+    """The grid of a frame whose every interval counts."""
+
+    def __init__(self, length_ms: int, base_ms: int) -> None:
+        self._length_ms, self._phase_ms = length_ms, interval_phase(length_ms)
+        self.most_parts = length_ms // base_ms
+        self._base_ms = base_ms
+
+    def place(self, open_ms: int) -> int:
+        """Return the place of the frame's bar in which a bar that opens at *open_ms* lies."""
+        return (open_ms - self._phase_ms) // self._length_ms
+
+    def span(self, place: int) -> tuple[int, int]:
+        """Return when the frame's bar at *place* opens and closes."""
+        open_ms = place * self._length_ms + self._phase_ms
+        return open_ms, open_ms + self._length_ms
+
+    def parts(self, _place: int) -> int:
+        """Return how many bars the frame's bar at a place is made of."""
+        return self.most_parts
+
+    def is_last(self, open_ms: int, place: int) -> bool:
+        """Return whether the bar that opens at *open_ms* closes the frame's bar at *place*."""
+        return open_ms + self._base_ms == self.span(place)[1]
+
+
+class _OfSessions:
+    """The grid of a frame that counts session bars."""
+
+    def __init__(self, sessions: Sessions, length_ms: int, base_ms: int) -> None:
+        self._frame, self._base = Calendar(sessions, length_ms), Calendar(sessions, base_ms)
+        places = self._frame.places(self._base.opens)
+        self.most_parts = max(Counter(places.tolist()).values())
+
+    def place(self, open_ms: int) -> int:
+        """Return the place of the frame's bar in which a bar that opens at *open_ms* lies."""
+        return self._frame.place(open_ms)
+
+    def span(self, place: int) -> tuple[int, int]:
+        """Return when the frame's bar at *place* opens and closes."""
+        return int(self._frame.opens[place]), int(self._frame.closes[place])
+
+    def parts(self, place: int) -> int:
+        """Return how many session bars the frame's bar at *place* is made of."""
+        return self._first(place + 1) - self._first(place)
+
+    def is_last(self, open_ms: int, place: int) -> bool:
+        """Return whether the bar that opens at *open_ms* closes the frame's bar at *place*."""
+        return self._base.place(open_ms) + 1 == self._first(place + 1)
+
+    def _first(self, place: int) -> int:
+        """Return the place among session bars of the first part of the frame's bar at *place*."""
+        if place >= len(self._frame):
+            return len(self._base)
+        return self._base.place(int(self._frame.opens[place]))
+
+
+def _grid_of(
+    length_ms: int, base_ms: int, sessions: Sessions | None
+) -> _EveryInterval | _OfSessions:
+    """Return the grid of a frame: of session bars where *sessions* are counted."""
+    if sessions is None:
+        return _EveryInterval(length_ms, base_ms)
+    return _OfSessions(sessions, length_ms, base_ms)
+
+
+class HigherBars:
+    """The closed bars of one frame of one instrument: those of the last *wanted* intervals.
+
+    A bar of the frame appears with the bar that closes it, if none of its parts is missing. What
+    lies before the instrument's first bar comes by :meth:`take`; from there on the instrument's own
+    bars have the word. With *sessions* the intervals are those of an exchange's sessions.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        frame: str,
+        base_ms: int,
+        wanted: int,
+        sessions: Sessions | None = None,
+    ) -> None:
+        self.instrument = instrument
+        self.length_ms = INTERVALS[frame]
+        self.wanted = wanted
+        self._grid = _grid_of(self.length_ms, base_ms, sessions)
+        self._own_from: int | None = None  # the first bar of the frame that own bars make
+        self._known_from: int | None = None  # the first that is known, or lost to a hole
+        self._rows: tuple[Row, ...] = ()  # sorted by place
+        self._end: int | None = None  # the place of the bar of the frame that is still open
+        self._place: int | None = None  # of the bar that is being made
+        self._count = self._open = self._high = self._low = self._volume = 0
+        self.bars = FrameBars((), instrument)
+
+    @property
+    def reach(self) -> int:
+        """How many of the instrument's last bars all that is handed on is made of, at any time."""
+        return (self.wanted + 1) * self._grid.most_parts
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether what is known reaches back over all intervals that are handed on."""
+        end, known = self._end, self._known_from
+        return end is not None and known is not None and end - known >= self.wanted
+
+    def warm_at(self, now_ms: int) -> int:
+        """Return when what is known reaches back over all intervals, if no hole comes."""
+        known = self._known_from
+        first = self._grid.place(now_ms) + 1 if known is None else known
+        return self._grid.span(first + self.wanted)[0]
+
+    def add(self, bar: Bar) -> None:
+        """Take in the instrument's next bar."""
+        grid, open_ms = self._grid, bar.open_time_ms
+        place = grid.place(open_ms)
+        if place != self._place:
+            self._place, self._count = place, 1
+            self._open, self._high, self._low = bar.open, bar.high, bar.low
+            self._volume = bar.volume
+            if self._own_from is None:
+                self._own_from = place if grid.span(place)[0] == open_ms else place + 1
+                self._know_from(self._own_from)
+        else:
+            self._count += 1
+            self._high = max(self._high, bar.high)
+            self._low = min(self._low, bar.low)
+            self._volume += bar.volume
+        end = place
+        if grid.is_last(open_ms, place):
+            end = place + 1
+            if self._count == grid.parts(place):
+                values = (self._open, self._high, self._low, bar.close, self._volume)
+                # A start feeds candles from elsewhere first; own bars have the word all the same.
+                kept = (row for row in self._rows if row[_PLACE] != place)
+                self._rows = tuple(sorted((*kept, (place, *grid.span(place), *values))))
+        if end != self._end:
+            self._end = end
+            self._show()
+
+    def take(self, bar: FrameBar) -> bool:
+        """Take in a candle of the frame from elsewhere; return whether it is part of the frame.
+
+        It is not where the instrument's own bars say otherwise, or have a hole.
+        """
+        place = self._grid.place(bar.open_time_ms)
+        span = self._grid.span(place)
+        if span[0] != bar.open_time_ms:
+            return False
+        row = (place, *span, bar.open, bar.high, bar.low, bar.close, bar.volume)
+        if (known := self._at(place)) is not None:
+            return known == row
+        if self._own_from is not None and place >= self._own_from:
+            return False
+        self._rows = tuple(sorted((*self._rows, row)))
+        self._know_from(place)
+        self._show()
+        return True
+
+    def lacking(self, now_ms: int) -> FrameRange | None:
+        """Return which candles of the frame are missing before *now_ms*, if any.
+
+        From the first that own bars cannot make; up to now, so that those that they can are held
+        to what the exchange says.
+        """
+        end = self._grid.place(now_ms)
+        own = end if self._own_from is None else min(self._own_from, end)
+        for place in range(end - self.wanted, own):
+            if self._at(place) is None:
+                from_ms, _ = self._grid.span(place)
+                until_ms, _ = self._grid.span(end)
+                return FrameRange(self.instrument.id, self.length_ms, from_ms, until_ms)
+        return None
+
+    def _at(self, place: int) -> Row | None:
+        return next((row for row in self._rows if row[_PLACE] == place), None)
+
+    def _know_from(self, place: int) -> None:
+        self._known_from = place if self._known_from is None else min(place, self._known_from)
+
+    def _show(self) -> None:
+        """Hand on what has closed, and forget what is older than the last intervals."""
+        if (end := self._end) is None:
+            return
+        self._rows = tuple(row for row in self._rows if row[_PLACE] >= end - self.wanted)
+        closed = tuple(row for row in self._rows if row[_PLACE] < end)
+        self.bars = FrameBars(closed, self.instrument)

@@ -1,0 +1,294 @@
+"""A stream of anyone's attention over a causal window: rings of keys, one query a layer.
+
+What docs/attention.md, A14 says of a stream, for queries, keys and values that come from elsewhere:
+a step costs O(W·dim) a layer, and the rollout of the newest step is taken through all layers from
+what is kept, without another pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.checks import DTYPES
+from tracepaper.strategies.attention.kernels import Attention, attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import Rollout, RolloutOptions, rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+
+class TailRing:
+    """One buffer of ``TailRings``: [stream, …] with time among the further dimensions."""
+
+    def __init__(self, rows: Tensor, dim: int) -> None:
+        self.rows = rows
+        self.dim = dim  # of time, counted from the last dimension
+
+    def move(self, stream: int, count: int, *, start: int, to: int) -> None:
+        """Copy *count* rows of one stream from *start* on, which may overlap, to *to*."""
+        own = self.rows[stream]
+        own.narrow(self.dim, to, count).copy_(own.narrow(self.dim, start, count).clone())
+
+
+class TailRings:
+    """The newest rows of some streams in several buffers, each stream one stretch of time.
+
+    The buffers move on together: a stream has one end in all of them. Rows are written behind the
+    newest; where there is no room left, the *kept* newest move to the front. With a *slack* of
+    rows between two moves a row costs one write and, on average, ``kept / slack`` copies; reading
+    costs nothing. Before its first row a stream has *kept* rows of zeros, so that a view of fixed
+    shape exists from the start. Raises ``AttentionInvalid`` for sizes that hold nothing.
+    """
+
+    def __init__(
+        self, *, kept: int, slack: int, streams: int = 1, device: torch.device | str = "cpu"
+    ) -> None:
+        if kept < 0 or slack < 1:
+            raise AttentionInvalid(
+                f"A ring that keeps {kept} rows with room for {slack} holds nothing; enlarge it."
+            )
+        self.ends = [kept] * streams
+        """Where in the buffers the newest counted row of each stream ends."""
+        self._kept = kept
+        self._length = kept + slack
+        self._device = device
+        self._rings: list[TailRing] = []
+
+    def ring(
+        self, shape: tuple[int, ...], *, dim: int, dtype: torch.dtype = torch.float32
+    ) -> TailRing:
+        """Return a further buffer [stream, *shape], time inserted at *dim* of *shape*."""
+        full = (len(self.ends), *shape[:dim], self._length, *shape[dim:])
+        rows = torch.zeros(full, dtype=dtype, device=self._device)
+        self._rings.append(TailRing(rows, dim - len(shape) - 1))
+        return self._rings[-1]
+
+    def extend(self, streams: int) -> None:
+        """Make room for so many further *streams*: one copy of all rows."""
+        for ring in self._rings:
+            more = ring.rows.new_zeros(streams, *ring.rows.shape[1:])
+            ring.rows = torch.cat((ring.rows, more))
+        self.ends += [self._kept] * streams
+
+    def settle(self, streams: slice, count: int) -> int:
+        """Bring adjacent *streams* to one end with room for *count* rows behind it; return it.
+
+        Those that missed rows follow those that did not: in step with all, nothing moves.
+        """
+        ends = self.ends[streams]
+        end = ends[0]
+        if ends.count(end) < len(ends):
+            [(end, _)] = Counter(ends).most_common(1)
+        if end + count > self._length:
+            end = self._kept
+        for stream, own in enumerate(ends, streams.start):
+            if own != end:
+                for ring in self._rings:
+                    ring.move(stream, self._kept, start=own - self._kept, to=end - self._kept)
+                self.ends[stream] = end
+        return end
+
+    def advance(self, stream: int, count: int) -> None:
+        """Count the first *count* of the rows just written; those after them are padding."""
+        self.ends[stream] += count
+
+    def clear(self, stream: int) -> None:
+        """Forget every row of *stream*."""
+        for ring in self._rings:
+            ring.rows[stream].zero_()
+        self.ends[stream] = self._kept
+
+
+class WrapRing:
+    """The newest *capacity* rows, written in place; unrolled only when someone asks.
+
+    For history that every bar writes and few read: no moves, no spike.
+    """
+
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if capacity < 1:
+            raise AttentionInvalid(f"A ring of {capacity} rows holds nothing; enlarge it.")
+        self.rows = torch.zeros((capacity, *shape), dtype=dtype, device=device)
+        self._written = 0
+
+    def __len__(self) -> int:
+        """Return how many rows it holds."""
+        return min(self._written, self.rows.shape[0])
+
+    def push(self, rows: Tensor) -> None:
+        """Append *rows* [count, …]; the oldest leave."""
+        capacity = self.rows.shape[0]
+        # Rows that others of the same push would overwrite count, and are not written.
+        self._written += max(0, len(rows) - capacity)
+        rows = rows[-capacity:]
+        slot = self._written % capacity
+        first = min(len(rows), capacity - slot)
+        self.rows[slot : slot + first] = rows[:first]
+        if first < len(rows):
+            self.rows[: len(rows) - first] = rows[first:]
+        self._written += len(rows)
+
+    def unrolled(self) -> Tensor:
+        """Return a copy of the rows held, oldest first."""
+        capacity = self.rows.shape[0]
+        if self._written <= capacity:
+            return self.rows[: self._written].clone()
+        slot = self._written % capacity
+        return torch.cat((self.rows[slot:], self.rows[:slot]))
+
+    def clear(self) -> None:
+        """Forget every row."""
+        self._written = 0
+
+
+PLAIN: Final = RolloutOptions()
+
+
+class Stream:
+    """Layers of attention over the last *window* steps, their own included; one step at a time.
+
+    Each step asks the layers in their order, the lowest first, for a layer's query follows from
+    what the one below it gave. Kept are the keys and values of a window, and queries, keys and
+    logsumexps of the receptive field, ``layers · (window - 1) + 1`` steps: they settle the rollout.
+    Of half types scores and logsumexps are float32 all the same: rounded, rows would not sum to 1.
+    """
+
+    def __init__(
+        self,
+        window: int,
+        *,
+        layers: int = 1,
+        batch: int = 1,
+        heads: int,
+        dim: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Make room; raise ``AttentionInvalid`` for sizes that hold nothing and other types."""
+        if dtype not in DTYPES:
+            raise AttentionInvalid(
+                f"A stream of {dtype} cannot be; choose float32, float64, float16 or bfloat16."
+            )
+        self.mask = Mask.window(window)
+        if min(layers, batch, heads, dim) < 1:
+            raise AttentionInvalid(
+                "A stream needs at least one layer, sequence, head and dimension; enlarge it."
+            )
+        self.steps = 0
+        """Steps that every layer has taken."""
+        self._layers = layers
+        self._shape = (batch, heads, dim)
+        self._dtype, self._working = dtype, torch.promote_types(dtype, torch.float32)
+        self._next = 0  # the layer that is asked next
+        self._end = 0
+        self._rings = TailRings(kept=window - 1, slack=max(64, window // 2), device=device)
+        shape = self._shape
+        self._keys = [self._rings.ring(shape, dim=2, dtype=dtype) for _ in range(layers)]
+        self._values = [self._rings.ring(shape, dim=2, dtype=dtype) for _ in range(layers)]
+        self._history = [
+            tuple(
+                WrapRing(capacity=layers * (window - 1) + 1, shape=kept, dtype=kind, device=device)
+                for kept, kind in (
+                    ((batch, heads, 2 * dim), dtype),  # query and key
+                    ((batch, heads), self._working),  # logsumexp
+                )
+            )
+            for _ in range(layers)
+        ]
+
+    @torch.no_grad()
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Attention:
+        """Return what the step reads in *layer*: output [batch, head, dim], and its logsumexp.
+
+        *query*, *key* and *value* are those of the step, [batch, head, dim]; the scale is
+        ``dim ** -0.5``. The output is of the stream's type, the logsumexp at least float32. Raises
+        ``AttentionInvalid`` for another shape or type, a layer out of its turn and numbers that are
+        not finite.
+        """
+        if layer != self._next:
+            raise AttentionInvalid(
+                f"Layer {self._next} is next and {layer} was asked; go in order."
+            )
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            if tuple(tensor.shape) != self._shape:
+                raise AttentionInvalid(
+                    f"The {name} must be [batch, head, dim] {list(self._shape)}, not "
+                    f"{list(tensor.shape)}."
+                )
+            if tensor.dtype != self._dtype or tensor.device != self._keys[0].rows.device:
+                raise AttentionInvalid(
+                    f"The {name} is {tensor.dtype} on {tensor.device}, the stream {self._dtype} on "
+                    f"{self._keys[0].rows.device}; bring them together."
+                )
+            if not bool(torch.isfinite(tensor).all()):
+                raise AttentionInvalid(f"The {name} has a NaN or infinite number; find its source.")
+        if layer == 0:
+            self._end = self._rings.settle(slice(0, 1), 1)
+        end = self._end
+        first = end + 1 - self.mask.visible(self.steps, self.steps + 1)
+        keys, values = self._keys[layer].rows[0], self._values[layer].rows[0]
+        keys[:, :, end], values[:, :, end] = key, value
+        seen = keys[:, :, first : end + 1].to(self._working)
+        scores = (seen @ query[..., None].to(self._working))[..., 0] * query.shape[-1] ** -0.5
+        total = scores.logsumexp(dim=-1)
+        shares = (scores - total[..., None]).exp()
+        read = values[:, :, first : end + 1].to(self._working)
+        output = (shares[:, :, None] @ read)[:, :, 0].to(self._dtype)
+        pairs, sums = self._history[layer]
+        pairs.push(torch.cat((query, key), dim=-1)[None])
+        sums.push(total[None])
+        self._next = (layer + 1) % self._layers
+        if self._next == 0:
+            self._rings.advance(0, 1)
+            self.steps += 1
+        return Attention(output, total)
+
+    @torch.no_grad()
+    def rollout(self, options: RolloutOptions = PLAIN) -> Rollout:
+        """Return where the newest step looked: weights [batch, 1, step] over the receptive field.
+
+        The oldest step kept comes first. Raises ``AttentionInvalid`` between the layers of a step,
+        before the first, and as ``rollout_rows`` does.
+        """
+        if self._next or not self.steps:
+            raise AttentionInvalid(
+                f"Step {self.steps + 1} has asked {self._next} of {self._layers} layers; ask all, "
+                "then explain it."
+            )
+        queries, keys, sums = zip(*map(self._kept, self._history), strict=True)
+        return rollout_rows(
+            queries,
+            keys,
+            sums,
+            [queries[0].shape[2] - 1],
+            self.mask,
+            head_fusion=options.head_fusion,
+            head_weights=options.head_weights,
+            discard_ratio=options.discard_ratio,
+            residual_weight=options.residual_weight,
+            start_layer=options.start_layer,
+        )
+
+    def _kept(self, history: tuple[WrapRing, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and logsumexp of the steps kept: [batch, head, step, dim]."""
+        pairs, sums = history
+        kept, total = pairs.unrolled().permute(1, 2, 0, 3), sums.unrolled().permute(1, 2, 0)
+        dim, early = self._shape[2], self.mask.window_bars - 1
+        query, key = kept[..., :dim], kept[..., dim:]
+        if self.steps > kept.shape[2] and early > 0:
+            # The windows of the oldest steps kept began before the keys kept. Nothing asks for
+            # these rows, but their logsumexp has to be that of the keys that are here.
+            first = [x[:, :, :early].to(self._working) for x in (query, key)]
+            total = total.clone()
+            total[:, :, :early] = attend(first[0], first[1], first[1], Mask.causal()).logsumexp
+        return query, key, total

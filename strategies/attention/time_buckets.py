@@ -1,0 +1,151 @@
+"""A bucketed rollout row: its columns of absolute 64-bar blocks, and its figures by age.
+
+A row names the newest blocks of time and keeps the rest in "older". The newest block holds 1 to 64
+bars and a block's age moves on with every bar, so recent mass and shift are taken over cells of
+fixed age, each made of its share of the two blocks that it overlaps.
+
+The rules are docs/attention.md, A12 and A13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.types.decisions import BLOCK_BARS
+
+OLDER: Final = 0
+"""The column of everything before the oldest bucket."""
+_FREE: Final = np.iinfo(np.int64).min
+
+_LANES: Final = 16  # float32 of one vector register: a product of odd width takes twice as long
+
+Ids = NDArray[np.int64]
+
+
+def bucket_count(receptive_field: int) -> int:
+    """Return how many blocks an explanation names: all that the receptive field can touch."""
+    return -(-receptive_field // BLOCK_BARS) + 1
+
+
+class BlockColumns:
+    """Which column of a rollout row belongs to which block; only blocks that hold a bar have one.
+
+    There is room for a full span and at least *spare* further blocks.
+
+    A row reports the *buckets* newest contiguous blocks, empty ones over holes included. A
+    column whose block has left that span is folded into ``OLDER`` and used again.
+    """
+
+    def __init__(self, *, buckets: int, spare: int) -> None:
+        self.buckets = buckets
+        width = 1 + buckets + spare
+        # The block of each column; OLDER has none.
+        self.block_of = np.full(width + -width % _LANES, _FREE, dtype=np.int64)
+        self._newest: tuple[int, int] | None = None  # the block last taken, and its column
+        self._expired_at: int | None = None
+
+    @property
+    def width(self) -> int:
+        """The number of columns, ``OLDER`` included."""
+        return len(self.block_of)
+
+    def clear(self) -> None:
+        """Forget every block."""
+        self.block_of[:] = _FREE
+        self._newest = self._expired_at = None
+
+    def expired(self, block: int) -> list[int]:
+        """Return, and free, the columns of blocks that a bar in *block* no longer names."""
+        if block == self._expired_at:
+            return []
+        self._expired_at = block
+        gone = (self.block_of != _FREE) & (self.block_of <= block - self.buckets)
+        self.block_of[gone] = _FREE
+        return [int(column) for column in np.flatnonzero(gone)]
+
+    def take(self, blocks: Ids) -> Ids:
+        """Return the columns of the leading *blocks* (ascending) for which there is room."""
+        if self._newest is not None and blocks[0] == blocks[-1] == self._newest[0]:
+            return np.full(len(blocks), self._newest[1], dtype=np.int64)
+        columns = np.empty(len(blocks), dtype=np.int64)
+        starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
+        for start, stop in pairwise(starts):
+            held = np.flatnonzero(self.block_of == blocks[start])
+            if not len(held):
+                held = np.flatnonzero(self.block_of[OLDER + 1 :] == _FREE) + OLDER + 1
+                if not len(held):
+                    return columns[:start]
+                self.block_of[held[0]] = blocks[start]
+            columns[start:stop] = held[0]
+            self._newest = int(blocks[start]), int(held[0])
+        return columns
+
+
+def rows_by_age(
+    rows: NDArray[np.float32], blocks: Ids, columns: Sequence[BlockColumns]
+) -> NDArray[np.float32]:
+    """Return *rows* [stream, bar, width] as [stream, bar, buckets + 1]: newest first, older last.
+
+    *blocks* [stream, bar] is the block of each row's own bar; *columns* are each stream's, with as
+    many buckets.
+    """
+    buckets = columns[0].buckets
+    block_of = np.array([own.block_of for own in columns])[:, None]  # [stream, 1, width]
+    ages = blocks[..., None] - block_of
+    named = ages.view(np.uint64) < buckets  # below 0, as where a column is free, is beyond all
+    by_age = np.zeros((*blocks.shape, buckets + 1), dtype=np.float32)
+    first = np.arange(0, by_age.size, buckets + 1).reshape(*blocks.shape, 1)
+    by_age.reshape(-1)[first + np.where(named, ages, buckets)] = rows
+    by_age[..., -1] = np.where(named, 0.0, rows).sum(axis=-1)
+    return by_age
+
+
+# --- figures by age
+
+Floats = NDArray[np.float64]
+RECENT_SHARE: Final = 0.25
+
+
+def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> Floats:
+    """Return *rollout* [bar, buckets + 1] over cells of 64 bars of age, the last one "older".
+
+    *positions* [bar] is ``open_time_ms // interval_ms``. Cell i covers the ages 64 i … 64 i + 63.
+    """
+    held = ((positions % BLOCK_BARS + 1) / BLOCK_BARS)[:, None]  # share of the open block
+    buckets = rollout[:, :-1].astype(np.float64)
+    by_age = np.empty(rollout.shape)
+    by_age[:, :-2] = held * buckets[:, :-1] + (1.0 - held) * buckets[:, 1:]
+    by_age[:, 0] += (1.0 - held[:, 0]) * buckets[:, 0]  # the open block is young as a whole
+    by_age[:, -2] = held[:, 0] * buckets[:, -1]
+    by_age[:, -1] = rollout[:, -1]
+    return by_age
+
+
+def recent_mass(by_age: Floats, context: int) -> Floats:
+    """Return the mass [bar] of the newest quarter of *context* bars, in whole cells."""
+    cells = max(1, round(context * RECENT_SHARE / BLOCK_BARS))
+    mass: Floats = by_age[:, :cells].sum(axis=1)
+    return mass
+
+
+def shift(before: Floats, after: Floats) -> Floats:
+    """Return the Jensen–Shannon distance [bar] of the rows of two tables by age, in [0, 1].
+
+    The square root of the divergence to base 2 (Endres and Schindelin, 2003).
+    """
+    middle = 0.5 * (before + after)
+    divergence = 0.5 * (_relative_entropy(before, middle) + _relative_entropy(after, middle))
+    distance: Floats = np.sqrt(np.clip(divergence, 0.0, None))
+    return distance
+
+
+def _relative_entropy(row: Floats, other: Floats) -> Floats:
+    """Return the relative entropy [bar] in bits; 0 log 0 is 0."""
+    ratio = np.divide(row, other, out=np.ones_like(row), where=row > 0.0)
+    bits: Floats = (row * np.log2(ratio)).sum(axis=1)
+    return bits

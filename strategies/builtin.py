@@ -1,0 +1,394 @@
+"""The strategies that ship: hourly trend, and the weights of a network over several symbols.
+
+Each of several windows says how far the close stands from its mean, in standard deviations, cut at
+one; their mean is the trend. A sign in its place would turn at every crossing of a mean, hour by
+hour, and trade a whole position each time. The trend is multiplied by target volatility ÷ expected
+volatility, at most 1: less is held where the market moves more. Neither windows nor target were
+fitted to anything: windows that double, and 40 % a year for each instrument, are the literature's.
+
+Sources: T. Moskowitz, Y. Ooi, L. Pedersen, Time series momentum, 2012 (each instrument at 40 % a
+year); R. Carver, Systematic Trading, 2015 (windows that double, distances scaled and cut); J.P.
+Morgan/Reuters, RiskMetrics, 1996 (exponential weights).
+
+The rules are docs/strategies.md, U12 to U18.
+
+The network is the run's model: it answers within the deadline, its forecasts are gated symbol by
+symbol, and the weight that it gives a symbol is the size of that symbol's signal.
+
+The rules are docs/several.md, P26 to P28.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import numpy as np
+
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
+from tracepaper.strategies.api.strategy import (
+    CORE_GATES,
+    MODEL_GATES,
+    SHARE_OF,
+    PortfolioStrategy,
+    Strategy,
+)
+from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.types.decisions import Action, Forecast
+from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import HOUR_MS, INTERVAL_NAMES, YEAR_MS, interval_text
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Integers = npt.NDArray[np.int64]
+
+TREND: Final = "trend"
+"""The strategy's name, and that of the direction among its notes."""
+SIZE: Final = "size"
+"""Among its notes: the direction times the share that volatility leaves of it."""
+LEAST_CLOSES: Final = 2
+"""A mean of fewer is the close itself."""
+MOST_CLOSES: Final = 20_000
+"""Of the longest window: they are asked of the exchange at a start."""
+
+_HELD: Final = Signal(Action.HOLD, "no hour has closed")
+_NO_FORECAST: Final = Signal(Action.HOLD, "no forecast")
+_NO_VOLATILITY: Final = Signal(Action.HOLD, "no volatility is known")
+
+
+def windows_within(windows_ms: Sequence[int], span_ms: int, bar_ms: int) -> tuple[int, ...]:
+    """Return *windows_ms*, halved together until the longest is at most half of *span_ms*.
+
+    Those of fewer than two closes of *bar_ms* are left out, but for the longest, which is not
+    halved that far: a shorter span has no trend.
+    """
+    least_ms = LEAST_CLOSES * max(HOUR_MS, bar_ms)
+    found = sorted(windows_ms)
+    while found[-1] > span_ms / 2 and found[-1] >= 2 * least_ms:
+        found = [window_ms // 2 for window_ms in found]
+    return tuple(window_ms for window_ms in found if window_ms >= least_ms)
+
+
+class SizedBy(StrEnum):
+    """What the size of a trend follows."""
+
+    FORECAST = "forecast"  # the model's volatility at the gates' horizon
+    EWMA = "ewma"  # exponentially weighted squared returns of the longest window's closes
+    CONSTANT = "constant"  # nothing
+
+
+class Closes(Protocol):
+    """Closed bars as columns, oldest first: a history, or those of a higher frame."""
+
+    @property
+    def close(self) -> npt.NDArray[np.float64]:
+        """Closing prices."""
+        ...
+
+    @property
+    def time(self) -> Integers:
+        """Times at which the bars closed, UTC milliseconds."""
+        ...
+
+
+class ForecastVolatility(NamedTuple):
+    """Where a forecast speaks of volatility, and over how long."""
+
+    place: int  # of the horizon, in the forecast
+    span: float  # of the horizon, in closes
+
+    def of_close(self, forecast: Forecast) -> float:
+        """Return the volatility from one close to the next that *forecast* expects."""
+        return forecast.volatility[self.place] / math.sqrt(self.span)
+
+
+class ClosesVolatility:
+    """The volatility from one close to the next, from those of a window that come one by one.
+
+    What it says follows from the closes that it is shown alone: it adds the newest to what it
+    knows where only that one is new, and begins anew elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._known: WindowedVolatility | None = None
+        self._seen = self._newest_ms = 0
+
+    def of_close(self, closes: Integers, times: Integers) -> float:
+        """Return the volatility of *closes* [bar], two at least, as a fraction."""
+        seen = closes.size
+        known = self._known
+        if known is not None and seen == self._seen and int(times[-2]) == self._newest_ms:
+            known.add(int(closes[-1]))
+        else:
+            known = WindowedVolatility(VolatilityKind.EWMA, seen - 1)
+            for close in closes.tolist():
+                known.add(close)
+        self._known, self._seen, self._newest_ms = known, seen, int(times[-1])
+        found = known.of_bars(1)
+        assert found is not None  # its window is full
+        return found
+
+
+class TrendStrategy(Strategy):
+    """Long what stands above its means, by how far it does, under a volatility target.
+
+    It decides at the close of an hour, or of a bar where bars are longer, and holds in between.
+    """
+
+    exits_freely = True
+
+    def __init__(
+        self,
+        *,
+        windows_ms: Sequence[int],
+        interval_ms: int,
+        long_only: bool,
+        target_volatility: float,
+        sized_by: SizedBy,
+        volatility: ForecastVolatility | None = None,
+        context: int | None = None,
+    ) -> None:
+        """Take what a model gives of *volatility* and its *context*, where one is to gate."""
+        bar_ms = max(HOUR_MS, interval_ms)
+        for window_ms in windows_ms:
+            if not LEAST_CLOSES * bar_ms <= window_ms <= MOST_CLOSES * bar_ms:
+                raise ConfigInvalid(
+                    f"strategy.trend_windows has {interval_text(window_ms)}, and closes of "
+                    f"{interval_text(bar_ms)} make windows of "
+                    f"{interval_text(LEAST_CLOSES * bar_ms)} to "
+                    f"{interval_text(MOST_CLOSES * bar_ms)}; write others."
+                )
+        if sized_by is SizedBy.FORECAST and volatility is None:
+            raise ConfigInvalid(
+                "strategy.trend_sized_by 'forecast' needs a model that gives volatility; name one, "
+                "or write ewma."
+            )
+        bars = -(-max(windows_ms) // bar_ms)
+        if interval_ms < bar_ms:
+            frame = INTERVAL_NAMES[bar_ms]
+            self.frames, self.frames_warmup = (frame,), {frame: bars}
+            self.warmup, self.reads_history = context or 1, False
+        else:
+            self.warmup = max(bars, context or 1)
+        if context is not None:
+            self.needs_forecast = True
+            # Direction is not the model's, so nothing of the model's direction is asked of it.
+            self.gates = MODEL_GATES - {"direction", "edge"}
+            self.twins = ("ungated",)
+        else:
+            self.gates = CORE_GATES
+        self._windows = tuple(
+            (f"{TREND}_{interval_text(window_ms)}", window_ms) for window_ms in sorted(windows_ms)
+        )
+        self._long_only = long_only
+        self._target = target_volatility
+        self._sized_by, self._of_forecast = sized_by, volatility
+        self._of_closes = ClosesVolatility()
+
+    def decide(self, now: Outlook) -> Signal:
+        """Return the trend of the closed hours, sized; HOLD where none has closed just now."""
+        known: Closes = now.frame(self.frames[0]) if self.frames else now.history
+        times = known.time
+        if times.size < LEAST_CLOSES or times[-1] != now.time:
+            return _HELD
+        if self.needs_forecast and now.forecast is None:
+            return _NO_FORECAST
+        # In integers a sum is exact, in whatever order it is made.
+        closes = (known.close * 10**now.instrument.price_decimals).round().astype("int64")
+        moved = self._of_closes.of_close(closes, times)
+        expected = moved
+        if self._sized_by is SizedBy.FORECAST:
+            assert now.forecast is not None  # or it had held
+            assert self._of_forecast is not None  # or the constructor had refused
+            expected = self._of_forecast.of_close(now.forecast)
+        if not (moved > 0 and expected > 0):
+            return _NO_VOLATILITY
+        distances = dict(self._distances(closes, times, moved))
+        lowest = 0.0 if self._long_only else -1.0
+        votes = [min(max(distance, lowest), 1.0) for distance in distances.values()]
+        trend = math.fsum(votes) / len(votes)
+        note: dict[str, float | str | None] = {**distances, TREND: trend}
+        share = 1.0
+        if self._sized_by is not SizedBy.CONSTANT:
+            # A year has as many closes as their times say: with sessions or holes fewer.
+            a_year = (closes.size - 1) * YEAR_MS / int(times[-1] - times[0])
+            annual = expected * math.sqrt(a_year)
+            share = min(self._target / annual, 1.0)
+            note |= {"volatility": annual, "target_volatility": self._target}
+        note[SIZE] = trend * share
+        if trend > 0:
+            return Signal(Action.LONG, "trend up", trend * share, note=note)
+        if trend < 0:
+            return Signal(Action.SHORT, "trend down", -trend * share, note=note)
+        return Signal(Action.FLAT, "no trend up" if self._long_only else "no trend", note=note)
+
+    def _distances(
+        self, closes: Integers, times: Integers, moved: float
+    ) -> Iterator[tuple[str, float]]:
+        """Yield of each window how far the newest close is from its mean, in standard deviations.
+
+        They are those of a random walk that moves by *moved* from close to close: the newest of n
+        closes is from their mean by its square root of n / 3 on average.
+        """
+        newest, newest_ms = int(closes[-1]), int(times[-1])
+        for name, window_ms in self._windows:
+            first = int(times.searchsorted(newest_ms - window_ms, side="right"))
+            count, total = closes.size - first, int(closes[first:].sum())
+            distance = (newest * count - total) / total
+            yield name, distance / (moved * math.sqrt(count / 3))
+
+
+OPTIONS: Final = ("every", "long_only")
+SHARES_NOTED: Final = 8
+"""Symbols whose share of where a symbol looked is noted with its decision, the largest first."""
+WITHOUT_ANSWER: Final = "no_answer"
+"""The note that says why the network gave none."""
+_BASIS_POINTS: Final = 1e4
+_FLOATS: Final = np.dtype("<f8")
+_BETWEEN: Final = Signal(Action.HOLD, "between two decisions")
+_UNANSWERED: Final = Signal(Action.HOLD, "no forecast")
+CAME_LATE: Final = "a bar came after the others of its close"
+
+
+class SymbolAnswer(NamedTuple):
+    """What a network over several symbols says of one of them beside its forecast."""
+
+    weight: float  # in [-1, 1], before ``long_only``
+    relative: tuple[float, ...]  # expected log return less the mean over the symbols, a horizon
+    shares: tuple[float, ...]  # of where it looked, one a symbol of the run; they sum to 1
+
+    def encoded(self) -> bytes:
+        """Return it as ``Forecast.further`` holds it."""
+        return np.array((self.weight, *self.relative, *self.shares), _FLOATS).tobytes()
+
+    @classmethod
+    def of(cls, forecast: Forecast) -> SymbolAnswer:
+        """Read it back from a forecast of such a network."""
+        weight, *others = np.frombuffer(forecast.further, _FLOATS).tolist()
+        count = len(forecast.horizons)
+        return cls(weight, tuple(others[:count]), tuple(others[count:]))
+
+
+class CommonBars:
+    """Of several symbols, how many bars are known up to the newest without a hole.
+
+    It follows from the last *count* bars of each symbol.
+    """
+
+    def __init__(self, symbols: Sequence[str], count: int) -> None:
+        self.count = count
+        self.newest_ms: dict[str, int] = dict.fromkeys(symbols, -1)
+        self._known = dict.fromkeys(symbols, 0)
+        self._in_a_row = dict.fromkeys(symbols, 0)
+
+    def take(self, bar: Bar) -> None:
+        """Count a bar of any of the symbols."""
+        symbol = symbol_of(bar)
+        follows = bar.open_time_ms == self.newest_ms[symbol] + bar.interval_ms
+        self._known[symbol] = min(self._known[symbol] + 1, self.count)
+        self._in_a_row[symbol] = min(self._in_a_row[symbol] + 1, self.count) if follows else 1
+        self.newest_ms[symbol] = bar.open_time_ms
+
+    def forget(self, symbol: str) -> None:
+        """Count the bars of *symbol* anew."""
+        self.newest_ms[symbol], self._known[symbol], self._in_a_row[symbol] = -1, 0, 0
+
+    def lacking(self) -> str:
+        """Return in a sentence what is not known of which symbol; empty where all is."""
+        for symbol, known in self._known.items():
+            if known < self.count:
+                return f"{symbol} has {known:,} of the {self.count:,} bars that are looked back on"
+        for symbol, known in self._in_a_row.items():
+            if known < self.count:
+                return f"{symbol} lacks one of the last {self.count:,} bars"
+        return CAME_LATE if len(set(self.newest_ms.values())) > 1 else ""
+
+
+class TogetherStrategy(PortfolioStrategy):
+    """Hold every symbol by the weight that the run's network over all of them gives it.
+
+    With ``[sizing] mode = "equity"`` a weight is a share of equity. *every* is how many bars lie
+    between decisions. Where the network has no answer for a close, or none in time, all symbols
+    hold; a symbol that a gate refuses holds alone.
+    """
+
+    gates = MODEL_GATES - {"direction", "edge"}  # of the forecast's own sign, which decides nothing
+    needs_forecast = True
+    reads_history = False
+    twins = ("ungated",)
+
+    def __init__(
+        self,
+        symbols: Sequence[str],
+        options: Mapping[str, object],
+        *,
+        context: int,
+        every: int,
+        horizon_index: int,
+    ) -> None:
+        if unknown := sorted(set(options) - set(OPTIONS)):
+            raise ConfigInvalid(
+                f"strategy.options.{unknown[0]} is unknown; use {', '.join(OPTIONS)}."
+            )
+        self.symbols = tuple(symbols)
+        self.warmup = context
+        self._every = _every(options.get("every", every))
+        long_only = options.get("long_only", False)
+        if type(long_only) is not bool:
+            raise ConfigInvalid("strategy.options.long_only must be true or false.")
+        self._long_only = long_only
+        self._index = horizon_index
+        self._bars = CommonBars(self.symbols, context)
+
+    def observe(self, bar: Bar) -> None:
+        """Count a closed bar of any symbol."""
+        self._bars.take(bar)
+
+    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
+        """Answer for all symbols at a close of every so many bars; elsewhere all hold."""
+        bar = next(iter(now.values())).exact
+        if why := self._why_not(now, bar.open_time_ms):
+            return dict.fromkeys(now, Signal(Action.HOLD, why, note={WITHOUT_ANSWER: why}))
+        if (bar.open_time_ms // bar.interval_ms + 1) % self._every:
+            return dict.fromkeys(now, _BETWEEN)
+        return {
+            symbol: _UNANSWERED
+            if seen.forecast is None
+            else self._signal(SymbolAnswer.of(seen.forecast))
+            for symbol, seen in now.items()
+        }
+
+    def _why_not(self, now: Mapping[str, Outlook], open_ms: int) -> str:
+        """Return why the network could not be asked about this close; empty where it could."""
+        missing = [one for one, at_ms in self._bars.newest_ms.items() if at_ms < open_ms]
+        if missing:
+            return f"{missing[0]} has no bar at this close"
+        return self._bars.lacking() or (CAME_LATE if len(now) < len(self.symbols) else "")
+
+    def _signal(self, said: SymbolAnswer) -> Signal:
+        """Return the signal of one symbol, its size the weight, with what it follows from."""
+        weight = max(said.weight, 0.0) if self._long_only else said.weight
+        note = {"weight": weight, "relative_bp": said.relative[self._index] * _BASIS_POINTS}
+        order = np.argsort(-np.array(said.shares), kind="stable")[:SHARES_NOTED].tolist()
+        note |= {f"{SHARE_OF}{self.symbols[at]}": said.shares[at] for at in order}
+        if weight == 0.0:
+            return Signal(Action.FLAT, "no weight", note=note)
+        action = Action.LONG if weight > 0.0 else Action.SHORT
+        return Signal(action, "held by its weight", min(abs(weight), 1.0), note=note)
+
+
+def symbol_of(bar: Bar) -> str:
+    """Return the symbol of a bar's instrument."""
+    return bar.instrument.partition(":")[2]
+
+
+def _every(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigInvalid(
+            f"strategy.options.every is {shown(value)}; it must be a whole number of bars."
+        )
+    return value

@@ -1,0 +1,373 @@
+"""Bars to one row of features a bar; causal and of finite memory by construction.
+
+``compute`` takes a whole archive, ``FeatureStreams`` one bar of each of some instruments at once;
+both run the same code and agree in every bit. A row depends on the last ``lookback`` bars and on
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.covariates import VectorColumns
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.features import v1, v2
+from tracepaper.strategies.features.rolling import (
+    AnySet,
+    Array,
+    FeatureParts,
+    FeatureRecipe,
+    Ids,
+    Wanted,
+    Window,
+    Windows,
+    lagged,
+)
+from tracepaper.strategies.types.market import Bar
+
+_BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSchema:
+    """The features of a schema in their order, and the bars that one row depends on.
+
+    After those of bars stand those of *vectors*, where a user supplies some.
+    """
+
+    schema_id: str
+    names: tuple[str, ...]
+    lookback: int
+    recipe: FeatureRecipe = field(compare=False)
+    vectors: VectorColumns | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Bars as float64 columns [time]; prices and volumes in any unit, since only ratios count."""
+
+    open_time_ms: NDArray[np.int64]
+    open: Array
+    high: Array
+    low: Array
+    close: Array
+    volume: Array
+    interval_ms: int
+    symbol: str = ""  # whose vectors are joined
+    closed_ms: NDArray[np.int64] | None = None
+    """When each bar closed; None where all are of a whole interval."""
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.open_time_ms)
+
+    @property
+    def closes_ms(self) -> NDArray[np.int64]:
+        """The first millisecond after each bar."""
+        return self.open_time_ms + self.interval_ms if self.closed_ms is None else self.closed_ms
+
+    def first(self, count: int) -> Columns:
+        """Return the first *count* bars."""
+        return replace(
+            self,
+            open_time_ms=self.open_time_ms[:count],
+            open=self.open[:count],
+            high=self.high[:count],
+            low=self.low[:count],
+            close=self.close[:count],
+            volume=self.volume[:count],
+            closed_ms=None if self.closed_ms is None else self.closed_ms[:count],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBlock:
+    """Features of many bars: rows before *first* are NaN, for their lookback is not complete.
+
+    ``values`` is float32 [time, feature]; ``sigma`` is float64 [time], the volatility of one
+    bar that scales the targets and the forecasts.
+    """
+
+    values: NDArray[np.float32]
+    sigma: Array
+    first: int
+
+
+SETS: Final[dict[str, AnySet]] = {v1.V1.schema_id: v1.V1, **v2.SETS}
+"""Every set of features by the id of its schema."""
+
+
+def schema(schema_id: str = "v1") -> FeatureSchema:
+    """Return the schema of that name; raise ``ConfigInvalid`` for an unknown one."""
+    if (found := SETS.get(schema_id)) is None:
+        known = ", ".join(sorted(SETS))
+        raise ConfigInvalid(
+            f"No feature schema is called {shown(schema_id)}; choose one of: {known}."
+        )
+    recipe = found.recipe()
+    return FeatureSchema(schema_id, recipe.names, recipe.lookback, recipe)
+
+
+def with_vectors(schema: FeatureSchema, vectors: VectorColumns) -> FeatureSchema:
+    """Return *schema* with the features of *vectors* after its own."""
+    return replace(schema, names=(*schema.recipe.names, *vectors.names), vectors=vectors)
+
+
+def wider(one: FeatureSchema, other: FeatureSchema) -> FeatureSchema:
+    """Return the wider of two schemas, of which the other is the first columns, in every bit.
+
+    Raises ``ConfigInvalid`` where neither is a part of the other.
+    """
+    if one.schema_id == other.schema_id:
+        return one
+    narrow, wide = sorted((one, other), key=lambda schema: len(schema.names))
+    if not v2.is_part(narrow.recipe, wide.recipe):
+        raise ConfigInvalid(
+            f"The features {shown(narrow.schema_id)} are no part of {shown(wide.schema_id)}; "
+            "choose two of one interval, such as v2-1m and tree-1m, or the same for both."
+        )
+    return wide
+
+
+def columns(bars: Sequence[Bar]) -> Columns:
+    """Return the columns of *bars* (oldest first)."""
+    table = np.array(
+        [(bar.open, bar.high, bar.low, bar.close, bar.volume) for bar in bars], dtype=np.float64
+    ).reshape(-1, 5)
+    opens, highs, lows, closes, volumes = np.ascontiguousarray(table.T)
+    return Columns(
+        open_time_ms=np.array([bar.open_time_ms for bar in bars], dtype=np.int64),
+        open=opens,
+        high=highs,
+        low=lows,
+        close=closes,
+        volume=volumes,
+        interval_ms=bars[0].interval_ms if bars else 0,
+        symbol=_symbol(bars[0]) if bars else "",
+        closed_ms=np.array([_closed_ms(bar) for bar in bars], dtype=np.int64),
+    )
+
+
+def _symbol(bar: Bar) -> str:
+    return bar.instrument.rpartition(":")[2]
+
+
+def _closed_ms(bar: Bar) -> int:
+    """Return when *bar* closed: the last of a session may be shorter than its interval."""
+    return min(bar.close_time_ms, bar.market_ms)
+
+
+def compute(
+    schema: FeatureSchema,
+    columns: Columns,
+    *,
+    values: NDArray[np.float32] | None = None,
+    sigma: Array | None = None,
+) -> FeatureBlock:
+    """Return the features of every bar of *columns*; raise ``DataInvalid`` for a price <= 0.
+
+    Where *values* [time, feature] and *sigma* [time] are given, they are filled.
+    """
+    count = len(columns)
+    if count and not (columns.low > 0).all():
+        raise DataInvalid("A price is zero, negative or missing; repair the candles first.")
+    first = schema.lookback - 1
+    if values is None:
+        values = np.empty((count, len(schema.names)), dtype=np.float32)
+    if sigma is None:
+        sigma = np.empty(count)
+    values[:first], sigma[:first] = np.nan, np.nan
+    own = len(schema.recipe.names)
+    for start in range(first, count, _BLOCK_ROWS):
+        stop = min(start + _BLOCK_ROWS, count)
+        rows, scale = _block(schema, columns, start - first, stop)
+        values[start:stop, :own] = rows[:, first:].T
+        sigma[start:stop] = scale[first:]
+    if schema.vectors is not None:
+        closes = columns.closes_ms[first:]
+        values[first:, own:] = schema.vectors.at(columns.symbol, closes, columns.interval_ms)
+    return FeatureBlock(values, sigma, first)
+
+
+def compute_part(schema: FeatureSchema, part: FeatureSchema, columns: Columns) -> FeatureBlock:
+    """Return the features of *schema* from the first bar on of which those of *part* are known.
+
+    The columns of *part* are the first of *schema* (see ``wider``). Before the lookback of *schema*
+    is complete, further columns are NaN.
+    """
+    found = compute(schema, columns)
+    if part.lookback >= schema.lookback:
+        return found
+    early = compute(part, columns.first(found.first))
+    known = slice(early.first, found.first)
+    found.values[known, : len(part.names)] = early.values[known]
+    found.sigma[known] = early.sigma[known]
+    return FeatureBlock(found.values, found.sigma, early.first)
+
+
+class _Stages(NamedTuple):
+    """What features are made of, before their windows: [row, time] each."""
+
+    base: Array
+    extremes: Array  # highs and negative lows
+    inputs: Array  # what becomes z-scores
+    sums: dict[Window, Array]  # of the base rows
+    sigma: Array
+
+
+def _stages(recipe: FeatureRecipe, columns: Columns, span: slice) -> _Stages:
+    high, low, close = columns.high[span], columns.low[span], columns.close[span]
+    close_before = lagged(close, 1)
+    return_before = lagged(np.log(close / close_before), 1)
+    base = recipe.base_rows(
+        high, low, close, columns.volume[span], np.array([close_before, return_before])
+    )
+    sums = recipe.sums.of(base, np.add)
+    sigma = recipe.sigma_of(sums)
+    inputs = recipe.standardised_inputs(high, low, sums, sigma)
+    return _Stages(base, np.array([high, -low]), inputs, sums, sigma)
+
+
+def _block(
+    schema: FeatureSchema, columns: Columns, start: int, stop: int
+) -> tuple[NDArray[np.float32], Array]:
+    """Return [feature, time] float32 rows and σ of the bars from *start* until *stop*."""
+    span, recipe = slice(start, stop), schema.recipe
+    stages = _stages(recipe, columns, span)
+    made = FeatureParts(
+        past_closes=[lagged(columns.close[span], lag) for lag in recipe.close_lags],
+        sums=stages.sums,
+        far=recipe.far.of(stages.base[: recipe.far_rows], np.add),
+        extremes=recipe.channel.of(stages.extremes, np.maximum),
+        inputs=stages.inputs,
+        input_sums=recipe.z_scores.of(stages.inputs, np.add),
+        sigma=stages.sigma,
+        open_time_ms=columns.open_time_ms[span],
+    )
+    return recipe.rows(made), stages.sigma
+
+
+class FeatureRows(NamedTuple):
+    """The features of a group's bars; NaN where the lookback is not complete."""
+
+    values: NDArray[np.float32]  # [bar, feature]
+    sigma: Array  # [bar]
+    bars: Ids  # [bar]: how many are known up to it, itself one; at most the lookback
+
+    def complete(self, schema: FeatureSchema) -> NDArray[np.bool_]:
+        """Return [bar]: whether the row's columns of *schema* are known."""
+        return self.bars >= schema.lookback
+
+
+class FeatureStreams:
+    """The features of some instruments, bar by bar; equal to ``compute`` in every bit.
+
+    A group of bars, one of each of several streams, is computed at once: to an instrument it makes
+    no difference which others are in it. Where the first columns of a row are another schema's
+    (*part*), a row is given from the bar on of which those are known.
+    """
+
+    def __init__(
+        self, schema: FeatureSchema, *, streams: int = 1, part: FeatureSchema | None = None
+    ) -> None:
+        self.schema = schema
+        self._part = part or schema
+        recipe = schema.recipe
+        self._counts = np.zeros(streams, dtype=np.int64)
+        self._before = np.full((streams, 2), np.nan)  # close and return of the bar before
+        self._lags = np.array(recipe.close_lags)
+        reach = max(recipe.sums.rows, *(lag + 1 for lag in recipe.close_lags))
+        self._sums = _ring(recipe.base, recipe.sums, np.add, streams, rows=reach)
+        self._far = _ring(recipe.far_rows, recipe.far, np.add, streams)
+        self._extremes = _ring(2, recipe.channel, np.maximum, streams)
+        self._inputs = _ring(6, recipe.z_scores, np.add, streams)
+
+    def extend(self, streams: int) -> None:
+        """Make room for so many further *streams*."""
+        self._counts = np.concatenate([self._counts, np.zeros(streams, dtype=np.int64)])
+        self._before = np.concatenate([self._before, np.full((streams, 2), np.nan)])
+        for kept in (self._sums, self._far, self._extremes, self._inputs):
+            kept.extend(streams)
+
+    def warm(self, stream: int, bars: Sequence[Bar]) -> None:
+        """Forget *stream*, then take in *bars* (oldest first); only the last ones matter."""
+        known = bars[-self.schema.lookback :]
+        _require_prices(known)
+        table = columns(known)
+        stages = _stages(self.schema.recipe, table, slice(None))
+        self._sums.warm(stream, stages.base)
+        self._far.warm(stream, stages.base[: self.schema.recipe.far_rows])
+        self._extremes.warm(stream, stages.extremes)
+        self._inputs.warm(stream, stages.inputs)
+        self._counts[stream] = len(known)
+        self._before[stream] = np.nan
+        if known:
+            self._before[stream, 0] = table.close[-1]
+        if len(known) > 1:
+            self._before[stream, 1] = np.log(table.close[-1:] / table.close[-2:-1])[0]
+
+    def step(self, bars: Sequence[Bar], streams: Sequence[int] = (0,)) -> FeatureRows:
+        """Take in *bars*, one of each of *streams*, and return their features.
+
+        Raises ``DataInvalid`` for a price that is not positive; no bar is taken in then.
+        """
+        _require_prices(bars)
+        at = np.array(streams, dtype=np.int64)
+        table = columns(bars)
+        high, low, close = table.high, table.low, table.close
+        before = np.ascontiguousarray(self._before[at].T)  # [2, bar]
+        recipe = self.schema.recipe
+        base = recipe.base_rows(high, low, close, table.volume, before)
+        sums = self._sums.read(at, recipe.sums, self._sums.step(at, base))
+        sigma = recipe.sigma_of(sums)
+        inputs = recipe.standardised_inputs(high, low, sums, sigma)
+        self._before[at] = np.array([close, np.log(close / before[0])]).T
+        self._counts[at] += 1
+        made = FeatureParts(
+            past_closes=self._sums.past(at, self._lags, recipe.close),
+            sums=sums,
+            far=_step(self._far, at, recipe.far, base[: recipe.far_rows]),
+            extremes=_step(self._extremes, at, recipe.channel, np.array([high, -low])),
+            inputs=inputs,
+            input_sums=_step(self._inputs, at, recipe.z_scores, inputs),
+            sigma=sigma,
+            open_time_ms=table.open_time_ms,
+        )
+        values = np.ascontiguousarray(recipe.rows(made).T)
+        if (vectors := self.schema.vectors) is not None:
+            newest = [vectors.newest(_symbol(b), _closed_ms(b), b.interval_ms) for b in bars]
+            values = np.concatenate([values, np.array(newest)], axis=1)
+        found = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
+        is_known = found.complete(self._part)
+        if not is_known.all():
+            values[~is_known] = np.nan
+            return found._replace(sigma=np.where(is_known, sigma, np.nan))
+        return found
+
+
+def _ring(
+    quantities: int, wanted: Wanted, combine: np.ufunc, streams: int, *, rows: int = 1
+) -> Windows:
+    """Return the ring that holds what *wanted* windows are read from."""
+    most = max(wanted.rows, rows)
+    return Windows(quantities, combine, wanted.longest, streams=streams, rows=most)
+
+
+def _step(ring: Windows, at: Ids, wanted: Wanted, rows: Array) -> dict[Window, Array]:
+    """Take *rows* into *ring*, where anything is wanted of it; return that."""
+    return ring.read(at, wanted, ring.step(at, rows)) if wanted.windows else {}
+
+
+def _require_prices(bars: Sequence[Bar]) -> None:
+    """Raise ``DataInvalid`` where a price of *bars* is not positive."""
+    for bar in bars:
+        if bar.low <= 0:
+            raise DataInvalid(
+                f"{bar.instrument} has a price of zero or less at {bar.open_time_ms};"
+                " repair the candles first."
+            )

@@ -1,0 +1,317 @@
+"""What one forecast is made of: rows taken away, integrated gradients, and heads one by one.
+
+Unlike the rollout, which says where attention flowed, both ask the network itself: what it would
+have said without some rows, and how much of what it said each number contributes.
+
+The same for every network that attends: a stream reads the queries and keys that it keeps, a
+network over whole windows makes a pass a decision. Positions that distilling has joined are carried
+to the bars on which they rest.
+
+The rule is docs/attention.md, A28.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.attention.heads import (
+    HeadFigures,
+    HeadReading,
+    feature_attribution,
+    head_figures,
+    read_head,
+    rows_by_age,
+)
+from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.networks.architecture import LayerLook
+from tracepaper.strategies.networks.attribution import Way, look_by
+from tracepaper.strategies.types.market import Bar
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.float32]
+
+PATH_NODES: Final = 8
+"""Gauss-Legendre nodes of the path integral: exact where the answer along the path is a polynomial
+of degree 16, and within 1e-4 of the forecast for the default model."""
+
+
+class Figures(NamedTuple):
+    """What the network says at one horizon."""
+
+    mean_return: float  # log return, as in ``Forecast``
+    lean: float  # p_up - p_down
+
+
+@dataclass(frozen=True, slots=True)
+class Contributions:
+    """How much each number of each row adds to the mean return (integrated gradients)."""
+
+    mean_return: Floats  # [bar, feature], log return; oldest bar first
+    forecast: float  # the mean return of the rows as they are
+    neutral: float  # the mean return of neutral rows: where the path starts
+
+    @property
+    def gap(self) -> float:
+        """What the contributions miss of ``told - neutral``; 0 where the integral is exact."""
+        return float(self.mean_return.sum()) - (self.forecast - self.neutral)
+
+
+class Probe:
+    """The rows of one decision and the network that answers for them, ready to be varied.
+
+    A neutral row is zero: every feature is scaled so that 0 is its ordinary value (or, for the
+    hour and the weekday, no time at all), and it is what the network gets for a value that is not
+    finite. The scale of the forecast, σ of the decided bar, stays as it was.
+    """
+
+    def __init__(
+        self,
+        forecaster: StreamingForecaster | WindowedForecaster,
+        bars: Sequence[Bar],
+        *,
+        horizon: int,
+    ) -> None:
+        """Take those of *bars* that the network's rows depend on; the last is the decided bar.
+
+        Raises ``DataInvalid`` where they are too few or the decided bar's row is not finite.
+        """
+        model = forecaster.model
+        if len(bars) < forecaster.context:
+            raise DataInvalid(
+                f"The model looks back on {forecaster.context} bars, not {len(bars)}; give more."
+            )
+        known = bars[-(forecaster.receptive_field + model.schema.lookback - 1) :]
+        block = features.compute(model.schema, features.columns(known))
+        sigma = float(block.sigma[-1])
+        if not (math.isfinite(sigma) and bool(np.isfinite(block.values[-1]).all())):
+            raise DataInvalid(
+                f"The features of the bar at {known[-1].open_time_ms} are not finite, so it has "
+                "no forecast to take apart; choose another decision."
+            )
+        decided = known[block.first :]
+        self.names = model.schema.names
+        self.rows: Rows = np.nan_to_num(block.values[block.first :], nan=0.0, posinf=0, neginf=0)
+        self._network = model.network
+        device = next(model.network.parameters()).device
+        self._rows = torch.from_numpy(self.rows).to(device)
+        places = [bar.open_time_ms // bar.interval_ms for bar in decided]
+        self._positions = torch.tensor(places, device=device)
+        self._index = forecaster.horizons.index(horizon)
+        self.scale = sigma * math.sqrt(horizon)  # one standard deviation to the horizon
+        self._temperature = model.temperature[self._index]
+
+    def figures(self) -> Figures:
+        """Return what the network says of the rows as they are."""
+        return self.without([])
+
+    def without(self, bars: Sequence[int]) -> Figures:
+        """Return what the network says when the rows of *bars* (0 is the oldest) are neutral."""
+        rows = self._rows.clone()
+        rows[torch.tensor(list(bars), dtype=torch.int64, device=rows.device)] = 0.0
+        with torch.inference_mode():
+            outputs = self._network(rows[None], self._positions)
+        logits = outputs.direction_logits[0, -1, self._index].double() / self._temperature
+        down, _, up = torch.softmax(logits, dim=-1).tolist()
+        mean = float(outputs.mean[0, -1, self._index]) * self.scale
+        return Figures(mean, up - down)
+
+    def contributions(self, nodes: int = PATH_NODES) -> Contributions:
+        """Return the integrated gradients of the mean return over the path from neutral rows."""
+        moved = integrated_gradients(self._mean, self._rows, nodes=nodes)
+        neutral = self.without(range(len(self.rows))).mean_return
+        return Contributions(moved.cpu().numpy(), self.figures().mean_return, neutral)
+
+    def shares(self, rollout: Floats) -> dict[str, float]:
+        """Return each feature's share of |row × gradient| of the mean return; they sum to 1.
+
+        Bars are weighed by their *rollout* [bar], oldest first.
+        """
+        rows = self._rows.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(self._mean(rows), rows)
+        found = feature_attribution(
+            self._rows.double(), slope.double(), torch.from_numpy(rollout).to(slope.device)
+        )
+        return dict(zip(self.names, found.tolist(), strict=True))
+
+    def looked(self, way: Way) -> Rollout:
+        """Return where the decided bar looked, by *way*: weights [1, 1, bars], the newest ones.
+
+        Raises ``AttentionInvalid`` where the network cannot be asked so.
+        """
+        found = look_by(self._network, self._rows[None], self._positions, way)
+        return Rollout(found.weights.cpu(), found.l1_error.cpu())
+
+    def _mean(self, rows: Tensor) -> Tensor:
+        """Return the mean return [] of *rows* [bar, feature], differentiably."""
+        outputs = self._network(rows[None], self._positions)
+        mean: Tensor = outputs.mean[0, -1, self._index]
+        return mean * self.scale
+
+
+def integrated_gradients(
+    answer: Callable[[Tensor], Tensor], inputs: Tensor, *, nodes: int = PATH_NODES
+) -> Tensor:
+    """Return how much each of *inputs* adds to the scalar *answer*, from zero: float64, same shape.
+
+    Sundararajan, Taly and Yan (2017) with a baseline of zeros: ``x · ∫ ∇f(t x) dt`` over t in
+    [0, 1], by Gauss-Legendre quadrature. The sum is ``f(x) - f(0)`` up to the quadrature's error.
+    """
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    gradient = torch.zeros_like(inputs, dtype=torch.float64)
+    for point, weight in zip((0.5 * (points + 1)).tolist(), (0.5 * weights).tolist(), strict=True):
+        at = (inputs * point).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(answer(at), at)
+        gradient += weight * slope.double()
+    return inputs.double() * gradient
+
+
+DECISIONS: Final = 40
+"""The newest decisions that heads are read from."""
+ROWS_MAX: Final = 512
+"""Rows of a map; a longer window is sampled evenly."""
+_DECISIONS_MIN: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutMap:
+    """Where the newest positions looked, by the rollout of each: an exact row a position.
+
+    A row is what the same pass holds for an earlier position, so that under a causal mask it is
+    the rollout of the decision of that bar.
+    """
+
+    ages: NDArray[np.int64]  # [row] bars from the newest bar that the position stands for; falling
+    weights: Floats  # [row, bar] of the newest bars, oldest first
+    older: Floats  # [row] on what is older than these bars
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsSeen:
+    """What the heads do; layers from the lowest."""
+
+    readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
+    figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
+    by_age: Floats  # [layer, head, decision, age] the oldest decision first
+    flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
+    rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
+    map: RolloutMap
+
+
+def look_into(
+    forecaster: StreamingForecaster | WindowedForecaster,
+    bars: Sequence[Bar],
+    edges: Sequence[int],
+) -> HeadsSeen:
+    """Return what the heads do at the last decisions of *bars*, which are of one instrument.
+
+    *edges* are the first ages, in bars, of the groups between which the flow is summed. Raises
+    ``DataInvalid`` where *bars* are fewer than the model's context and one.
+    """
+    needed = forecaster.context + _DECISIONS_MIN - 1
+    if len(bars) < needed:
+        raise DataInvalid(
+            f"The run holds {len(bars):,} bars of {bars[-1].instrument} and its model's heads are "
+            f"read from {needed:,}; leave --heads out."
+        )
+    window = forecaster.model.network.config.window
+    count = min(DECISIONS, len(bars) - forecaster.context + 1)
+    instrument = bars[-1].instrument
+    forecaster.warm(instrument, bars[: 1 - count])
+    looks = [forecaster.look_by_layer(instrument)]
+    for bar in bars[1 - count :]:
+        forecaster.step(bar)
+        looks.append(forecaster.look_by_layer(instrument))
+    decided = range(window - 1, window + count - 1)
+    readings, figures, by_age = [], [], []
+    for layer in zip(*looks, strict=True):
+        # Each decision's window begins a bar later: [head, decision, bar].
+        laid = torch.zeros(len(layer[0].rows), count, window + count - 1)
+        for at, one in enumerate(layer):
+            laid[:, at, at : at + window] = one.rows[:, -window:].cpu()
+        readings.append(tuple(read_head(head, decided, window) for head in laid))
+        figures.append(tuple(head_figures(laid, decided, window)))
+        by_age.append(rows_by_age(laid, decided)[..., :window].double().numpy())
+    flow, rollout = flow_down(looks[-1], edges)
+    return HeadsSeen(
+        tuple(readings),
+        tuple(figures),
+        np.array(by_age),
+        flow,
+        rollout,
+        map_of(forecaster, looks[-1]),
+    )
+
+
+def map_of(
+    forecaster: StreamingForecaster | WindowedForecaster, layers: Sequence[LayerLook]
+) -> RolloutMap:
+    """Return the map of the newest bars, as many as a layer sees and each of which is exact."""
+    time, window = layers[0].rows.shape[-1], forecaster.model.network.config.window
+    streams = isinstance(forecaster, StreamingForecaster) or time > window
+    # The windows of a stream's oldest bars began before those that are kept.
+    whole = time - window + 1 if streams else time
+    return rollout_map(layers, min(time, window, max(whole, 1)))
+
+
+def rollout_map(layers: Sequence[LayerLook], bars: int) -> RolloutMap:
+    """Return the rollout of each of the newest positions, over the newest *bars* bars.
+
+    At most ``ROWS_MAX`` positions, evenly spread. Of several that end at one bar, the last is
+    taken: it stands for the fewest bars.
+    """
+    place_of = {age: place for place, age in enumerate(layers[-1].age.tolist()) if age < bars}
+    ages = np.array(sorted(place_of, reverse=True), dtype=np.int64)
+    if len(ages) > ROWS_MAX:
+        ages = ages[np.linspace(0, len(ages) - 1, ROWS_MAX).round().astype(np.int64)]
+    rows = layers[0].rows.new_zeros(len(ages), len(layers[-1].age))
+    rows[range(len(ages)), [place_of[age] for age in ages.tolist()]] = 1.0
+    for layer in reversed(layers):
+        rows = layer.carry(rows)
+    weights = rows.double().cpu().numpy()
+    weights /= weights.sum(axis=1, keepdims=True)
+    newest = weights[:, -bars:]
+    return RolloutMap(ages, newest, np.maximum(1.0 - newest.sum(axis=1), 0.0))
+
+
+def flow_down(layers: Sequence[LayerLook], edges: Sequence[int]) -> tuple[Floats, Floats]:
+    """Return the flow between groups of age, a layer from the top, and what reaches each bar.
+
+    What a position holds passes to itself by half (the residual stream) and by half to those that
+    the layer's mean head attends to, or as the stream stores where it looked; after all layers that
+    is the rollout of the newest bar.
+    """
+    bars = layers[0].rows.shape[-1]
+    count = group_count(bars, edges)
+    ages = [torch.arange(bars - 1, -1, -1), *(layer.age.cpu() for layer in layers)]
+    above, *below = [_groups(age, edges) for age in reversed(ages)]
+    holds = torch.zeros(len(above))
+    holds[-1] = 1.0
+    flow = torch.zeros(len(layers), count, count)
+    for place, (layer, under) in enumerate(zip(reversed(layers), below, strict=True)):
+        by_group = torch.nn.functional.one_hot(above, count).T * holds  # [group, position]
+        carried = layer.carry(by_group.to(layer.rows.device)).cpu()
+        flow[place].index_add_(1, under, carried)
+        above, holds = under, carried.sum(dim=0)
+    return flow.double().numpy(), holds.double().numpy()
+
+
+def group_count(bars: int, edges: Sequence[int]) -> int:
+    """Return into how many groups of age *bars* fall."""
+    return sum(edge < bars for edge in edges)
+
+
+def _groups(age: Tensor, edges: Sequence[int]) -> Tensor:
+    """Return the group that each *age* in bars belongs to."""
+    return torch.searchsorted(torch.tensor(list(edges)), age, right=True) - 1

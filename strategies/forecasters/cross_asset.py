@@ -1,0 +1,339 @@
+"""A checkpoint that answers for all symbols of a close, behind the ``Forecaster`` protocol.
+
+It is asked once a close, of the bars of all of its symbols, and answers each with the usual figures
+and an explanation by the usual measures: of where the last bar of a symbol looked, the weights of
+all symbols' bars summed by age. Beside them stand the symbol's weight, its expected relative return
+and how much of where it looked is of each symbol (``SymbolAnswer``).
+
+The rules are docs/several.md, P26 to P28.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.attention import kernels
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.time_buckets import RECENT_SHARE, shift
+from tracepaper.strategies.builtin import CommonBars, SymbolAnswer, symbol_of
+from tracepaper.strategies.errors import (
+    AttentionInvalid,
+    CheckpointMismatch,
+    ConfigInvalid,
+    InvariantBroken,
+    shown,
+)
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.forecasters.build import (
+    calibration_of,
+    filled,
+    known_schema,
+    per_horizon,
+    section_of,
+)
+from tracepaper.strategies.forecasters.outputs import forecasts, require_one_of_each
+from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, FeatureWindow, buckets_of
+from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.networks.cross_asset import (
+    KINDS,
+    CrossAssetConfig,
+    CrossAssetNetwork,
+    CrossLook,
+    weights_of,
+)
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import Explanation, Forecast
+from tracepaper.strategies.types.market import Bar
+
+Ids = NDArray[np.int64]
+USUAL: Final = RolloutOptions()
+DECIMALS: Final = 6
+"""Weights are rounded to so many."""
+
+
+def is_together(card: Mapping[str, Any]) -> bool:
+    """Return whether *card* is of a network that answers for all symbols of a close."""
+    return section_of(card, "model").get("kind") in KINDS
+
+
+@dataclass(frozen=True)
+class TogetherModel:
+    """What a checkpoint of several symbols says of itself, and its network."""
+
+    kind: str
+    network: CrossAssetNetwork
+    schema: FeatureSchema
+    model_id: str
+    sha256: str
+    horizon: int  # the one that a crossasset trades by
+    temperature: tuple[float, ...]  # of the direction, one a horizon
+    relative_slope: tuple[float, ...]  # of realised on predicted relative returns
+    calibration: Calibration | None
+
+    @classmethod
+    def read(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TogetherModel:
+        """Build from a card and its tensors, checked.
+
+        Raises ``ConfigInvalid`` for another kind, an architecture that cannot be built or an
+        unknown schema, ``CheckpointMismatch`` for tensors or a calibration that do not fit.
+        """
+        identity = section_of(card, "model")
+        kind = str(identity.get("kind"))
+        if kind not in KINDS:
+            raise ConfigInvalid(
+                f"The checkpoint is of the kind {shown(kind)}, and not {' or '.join(KINDS)}; name "
+                "another."
+            )
+        config = CrossAssetConfig.read(section_of(card, "architecture"))
+        schema, scales = known_schema(card), section_of(card, "calibration")
+        if len(schema.names) != config.features or config.allocation != (kind == "portfolio"):
+            raise CheckpointMismatch(
+                f"The card's features {schema.schema_id} or its kind {kind} are not those of its "
+                "architecture; use the card that was written."
+            )
+        horizon = scales.get("horizon", config.horizons[0])
+        if horizon not in config.horizons:
+            raise CheckpointMismatch(
+                f"The card's calibration.horizon {shown(horizon)} is none of its horizons "
+                f"{list(config.horizons)}; use the card that was written."
+            )
+        return cls(
+            kind,
+            filled(lambda: CrossAssetNetwork(config), tensors),
+            schema,
+            str(identity.get("id", "")),
+            str(identity.get("sha256", "")),
+            horizon,
+            per_horizon(scales.get("temperature", 1.0), config.horizons),
+            per_horizon(scales.get("relative_slope", 1.0), config.horizons),
+            calibration_of(scales, CONTENT_FREE, config.horizons),
+        )
+
+    @property
+    def config(self) -> CrossAssetConfig:
+        """The architecture."""
+        return self.network.config
+
+    @property
+    def context(self) -> int:
+        """Bars of each symbol that an answer depends on, features included."""
+        return self.config.receptive_field + self.schema.lookback - 1
+
+    def weights(self, relative: Tensor, allocation: Tensor | None) -> Array:
+        """Return the weights [asset, row] that answers [asset, row, horizon] and [asset, row] mean.
+
+        A portfolio's are its own. Those of a crossasset are its expected relative returns, in
+        units of each asset's volatility, less their mean; all 0 where the calibration slice gave
+        these returns no slope. Sizes sum to at most 1.
+        """
+        if allocation is not None:
+            found = weights_of(allocation[None])[0].double()
+        else:
+            at = self.config.horizons.index(self.horizon)
+            expected = relative[..., at].double() * self.relative_slope[at]
+            apart = expected - expected.mean(dim=0)
+            found = apart / apart.abs().sum(dim=0).clamp_min(1e-12)
+        return np.asarray(found.numpy().round(DECIMALS)) + 0.0  # no negative zero
+
+
+class LastClose(NamedTuple):
+    """What the network says of the newest close of all symbols, and where each looked."""
+
+    look: CrossLook
+    by_time: Array  # [symbol, time]: where each looked, over the bars of all symbols together
+    positions: Ids  # [time]: absolute numbers of the bars
+
+
+class TogetherForecaster:
+    """A network over several symbols, asked once a close.
+
+    Where a close lacks one of the symbols, or one of the bars that an answer looks back on, none
+    of them has an answer. Raises ``ConfigInvalid`` for a symbol that it was not trained on.
+    """
+
+    def __init__(self, model: TogetherModel, symbols: Sequence[str], *, threads: int) -> None:
+        self.model = model
+        self.symbols = tuple(symbols)
+        self.every = model.config.every
+        self.model_id = model.model_id
+        self.model_sha256 = model.sha256
+        self.context = model.context
+        self.horizons = model.config.horizons
+        self.calibration = model.calibration
+        self.mode = "batched"
+        self.device = "cpu"
+        self.dtype = "float32"
+        self.threads = threads
+        self.backend = kernels.resolve("auto", "cpu", torch.float32)
+        self.causal = False  # an answer needs others' bars, and none is given of bars of one
+        self.scanned_at_once = 1
+        self.measures = MEASURES
+        self.is_outside = False
+        self._places = model.config.places(self.symbols)
+        self._windows = {symbol: self._window() for symbol in self.symbols}
+        self._bars = CommonBars(self.symbols, self.context)
+        self._before: tuple[int, Array | None] = -1, None  # a close, and where each looked at it
+        torch.set_num_threads(threads)
+
+    def _window(self) -> FeatureWindow:
+        return FeatureWindow(self.model.config.receptive_field, self.model.schema)
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
+        symbol = instrument.partition(":")[2]
+        window = self._windows[symbol] = self._window()
+        self._bars.forget(symbol)
+        self._before = -1, None
+        for bar in bars[-self.context :]:
+            self._bars.take(bar)
+        for _ in window.take_all(bars[-self.context :]):
+            pass
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in a bar that came alone: it has no answer."""
+        return self.predict_many([bar])[0]
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in the *bars* of one close; return their forecasts where all symbols have one.
+
+        All are NaN where a feature of one of these bars is not finite. Raises ``InvariantBroken``
+        for two bars of one instrument.
+        """
+        require_one_of_each(bars)
+        before = self._looked_before()
+        sigmas = {symbol_of(bar): self._take(bar) for bar in bars}
+        if len(bars) < len(self.symbols) or self._bars.lacking():
+            return [None] * len(bars)
+        close = self.last_close()
+        sigma = np.array([sigmas[symbol] for symbol in self.symbols])
+        if not np.isfinite(sigma).all():
+            sigma = np.full(len(sigma), np.nan)
+        said = self._answers(close.look, sigma, self._explained(close, before))
+        self._before = self._newest_ms, close.by_time
+        answers = dict(zip(self.symbols, said, strict=True))
+        return [answers[symbol_of(bar)] for bar in bars]
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Raise ``InvariantBroken``: bars of one instrument alone have no answer."""
+        raise InvariantBroken(
+            f"{len(bars)} bars of one symbol were handed to a network over several; hand over "
+            "closes."
+        )
+
+    def last_close(self, options: RolloutOptions = USUAL) -> LastClose:
+        """Return what is said of the newest close, and where each symbol looked.
+
+        *options* are those of the rollout, of which it takes the residual and the start layer.
+        Raises ``InvariantBroken`` before all bars that are looked back on are known, and
+        ``AttentionInvalid`` for other options.
+        """
+        plain = RolloutOptions(
+            residual_weight=options.residual_weight, start_layer=options.start_layer
+        )
+        if options != plain:
+            raise AttentionInvalid(
+                "A network over several symbols is explained by its rollout over the heads' mean; "
+                "leave all but the residual and the start layer out."
+            )
+        if why := self._bars.lacking():
+            raise InvariantBroken(f"There is no close to look at: {why}.")
+        held = [self._windows[symbol].rows.view() for symbol in self.symbols]
+        x = torch.from_numpy(np.stack([rows[:, :-1] for rows in held]).astype(np.float32))[None]
+        positions = held[0][:, -1].astype(np.int64)
+        with torch.inference_mode():
+            look = self.model.network.look(
+                x,
+                self._places,
+                torch.from_numpy(positions),
+                residual_weight=options.residual_weight,
+                start_layer=options.start_layer,
+            )
+        return LastClose(look, look.weights.double().sum(dim=1).numpy(), positions)
+
+    @property
+    def lacking(self) -> str:
+        """What is not known of which symbol, in a sentence; empty where there is a close."""
+        return self._bars.lacking()
+
+    @property
+    def _field(self) -> int:
+        return self.model.config.receptive_field
+
+    @property
+    def _newest_ms(self) -> int:
+        """When the newest bar of the first symbol opened."""
+        return self._bars.newest_ms[self.symbols[0]]
+
+    def _take(self, bar: Bar) -> float:
+        """Take in a bar of any symbol; return its σ, NaN where its features cannot be used."""
+        symbol = symbol_of(bar)
+        self._bars.take(bar)
+        return self._windows[symbol].take(bar)
+
+    def _looked_before(self) -> Array | None:
+        """Return where each symbol looked at the newest close; None where it had no answer.
+
+        A start has not seen that close: it follows from the bars, and is the same.
+        """
+        if self._before[0] == self._newest_ms:
+            return self._before[1]
+        return None if self._bars.lacking() else self.last_close().by_time
+
+    def _explained(self, close: LastClose, before: Array | None) -> list[Explanation]:
+        """Return where each symbol looked: by the bar, of whichever symbol, and not by blocks.
+
+        *before* is that of the close before, at the same ages.
+        """
+        by_time = close.by_time
+        rows = [buckets_of(row, close.positions) for row in by_time]
+        shifts = [None] * len(rows) if before is None else shift(before, by_time).tolist()
+        recent = by_time[:, -max(round(self._field * RECENT_SHARE), 1) :].sum(axis=1).tolist()
+        heads = close.look.heads.float().numpy()
+        sure = heads.astype(np.float64).mean(axis=(1, 2)).tolist()
+        return [
+            Explanation(
+                confidence=sure[at],
+                content_free=CONTENT_FREE,
+                recent_mass=recent[at],
+                older_mass=float(row[-1]),
+                shift=shifts[at],
+                l1_error=abs(1.0 - float(by_time[at].sum())),
+                entropy=heads[at].astype("<f4").tobytes(),
+                buckets=row[:-1].astype("<f4").tobytes(),
+            )
+            for at, row in enumerate(rows)
+        ]
+
+    def _answers(
+        self, look: CrossLook, sigma: Array, found: Sequence[Explanation]
+    ) -> list[Forecast]:
+        """Return the forecast of each symbol, with what is said beside it."""
+        said, model = look.outputs, self.model
+        answers = forecasts(
+            said.each.map(lambda part: part[0]),
+            sigma,
+            found,
+            horizons=self.horizons,
+            temperature=model.temperature,
+            model_id=self.model_id,
+        )
+        allocation = None if said.allocation is None else said.allocation[0]
+        weights = model.weights(said.relative[0], allocation)[:, 0].tolist()
+        unit = sigma[:, None] * np.sqrt(self.horizons) * np.array(model.relative_slope)
+        relative = said.relative[0, :, 0].double().numpy() * unit
+        shares = look.influence.double().numpy()
+        return [
+            replace(one, further=SymbolAnswer(weight, tuple(apart), tuple(row)).encoded())
+            for one, weight, apart, row in zip(
+                answers, weights, relative.tolist(), shares.tolist(), strict=True
+            )
+        ]

@@ -1,0 +1,155 @@
+"""A checkpoint that reads order books, as the strategy that trades the direction of their mid.
+
+The network is run once a bar, over the newest books at its close. What it says, and how much of
+where it looked lies where, are notes on the decision. The rules are docs/orderbook.md, D16 to D18.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.forecasters.build import filled, section_of
+from tracepaper.strategies.networks.order_book import (
+    MOVES,
+    BookLook,
+    OrderBookConfig,
+    OrderBookNetwork,
+)
+from tracepaper.strategies.order_book import KIND, SIDES, Books, tokens_of
+from tracepaper.strategies.types.decisions import Action
+
+OPTIONS: Final = ("checkpoint", "horizon", "stale_ms")
+STALE_BOOKS: Final = 2
+"""A newest book that is older than so many steps of the grid is stale, unless told otherwise."""
+_FLAT: Final = MOVES.index("flat")
+_UP: Final = MOVES.index("up")
+
+
+@dataclass(frozen=True)
+class BookModel:
+    """What a checkpoint of order books says of itself, and its network."""
+
+    network: OrderBookNetwork
+    instrument: str
+    every_ms: int
+
+    @classmethod
+    def read(
+        cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor], *, threads: int | None = None
+    ) -> BookModel:
+        """Build from a card and its tensors, checked; set PyTorch's *threads* where given.
+
+        Raises ``ConfigInvalid`` for another kind or an architecture that cannot be built,
+        ``CheckpointMismatch`` for tensors that are not its weights.
+        """
+        if (kind := section_of(card, "model").get("kind")) != KIND:
+            raise ConfigInvalid(
+                f"The checkpoint is of the kind {shown(kind)}, and strategy.name '{KIND}' takes "
+                f"one that `tracepaper train --network {KIND}` wrote."
+            )
+        config = OrderBookConfig.read(section_of(card, "architecture"))
+        market = section_of(card, "market")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(
+            filled(lambda: OrderBookNetwork(config), tensors).eval(),
+            f"{market['category']}:{market['symbols'][0]}",
+            int(market["every_ms"]),
+        )
+
+    @property
+    def config(self) -> OrderBookConfig:
+        """The architecture."""
+        return self.network.config
+
+    def look(self, books: Books) -> BookLook:
+        """Return what the network says at the newest of *books*, and where it looked."""
+        return self.network.look(torch.from_numpy(tokens_of(books)))
+
+
+class OrderBookStrategy(Strategy):
+    """Go with the most probable move of the mid to ``horizon``; hold where the books are not fit.
+
+    ``horizon`` counts books and is one of the network's, the longest unless told otherwise.
+    ``stale_ms`` is how old the newest book may be at the close.
+    """
+
+    reads_history = False
+
+    def __init__(self, model: BookModel, options: Mapping[str, object]) -> None:
+        if unknown := sorted(set(options) - set(OPTIONS)):
+            raise ConfigInvalid(
+                f"strategy.options.{unknown[0]} is unknown; use {', '.join(OPTIONS)}."
+            )
+        config = self.config = model.config
+        self.model = model
+        self.books = config.window
+        horizon = options.get("horizon", config.horizons[-1])
+        if type(horizon) is not int or horizon not in config.horizons:
+            raise ConfigInvalid(
+                f"strategy.options.horizon is {shown(horizon)}; the network knows "
+                f"{', '.join(map(str, config.horizons))} books."
+            )
+        self.at = config.horizons.index(horizon)
+        stale_ms = options.get("stale_ms", STALE_BOOKS * model.every_ms)
+        if type(stale_ms) is not int or stale_ms < 0:
+            raise ConfigInvalid(
+                f"strategy.options.stale_ms is {shown(stale_ms)}; give milliseconds, 0 or more."
+            )
+        self._stale_ms = stale_ms
+
+    def decide(self, now: Outlook) -> Signal:
+        """Answer at the close of a bar by the newest books that stood so then."""
+        books = self.fit(now.depth, now.time)
+        if isinstance(books, str):
+            return Signal(Action.HOLD, books)
+        look = self.model.look(books)
+        odds = look.probabilities[self.at].double().tolist()
+        move = max(range(len(MOVES)), key=odds.__getitem__)
+        note = {f"p_{name}": one for name, one in zip(MOVES, odds, strict=True)}
+        note |= shares_of(look, self.config.levels)
+        if move == _FLAT:
+            return Signal(Action.HOLD, "the mid is expected to stay", note=note)
+        if move == _UP:
+            return Signal(Action.LONG, "the mid is expected to rise", note=note)
+        return Signal(Action.SHORT, "the mid is expected to fall", note=note)
+
+    def fit(self, books: Books | None, close_ms: int) -> Books | str:
+        """Return the window of *books* that is looked at at *close_ms*, or why there is none."""
+        window, levels = self.config.window, self.config.levels
+        if books is None:
+            return "no order book since the last gap or start"
+        if close_ms - int(books.seen_ms[-1]) > self._stale_ms:
+            return f"the newest order book is older than {self._stale_ms:,} ms"
+        if len(books) < window:
+            return f"fewer order books since the last gap than the {window:,} that are looked at"
+        seen = books.part(len(books) - window, len(books)).shallower(levels)
+        if seen.levels < levels or not bool((seen.size[-1] > 0).all()):
+            return f"a side of the newest order book has fewer than {levels:,} levels"
+        return seen
+
+
+def shares_of(look: BookLook, levels: int) -> dict[str, float]:
+    """Return how much of where an answer looked lies where; the first two sum to 1.
+
+    ``looked_touch`` is the best level of both sides, ``looked_newest`` the newest book and
+    ``looked_late`` the newer half of them.
+    """
+    weights: NDArray[np.float64] = look.weights.double().numpy()
+    by_side = weights.reshape(len(weights), len(SIDES), levels)
+    shares = {f"looked_{side}": float(by_side[:, place].sum()) for place, side in enumerate(SIDES)}
+    return shares | {
+        "looked_touch": float(by_side[:, :, 0].sum()),
+        "looked_newest": float(by_side[-1].sum()),
+        "looked_late": float(by_side[len(by_side) // 2 :].sum()),
+    }

@@ -1,0 +1,448 @@
+"""Models of one row of features, ``tree`` and ``glm``, alone and mixed with a network.
+
+It gives mean return, its spread and volatility, and nothing of attention: gates of other measures
+are not declared (docs/own_models.md, N3).
+
+A kind is one entry of ``ROW_KINDS``. Both speak in the units of the labels: the return to a
+horizon h of bars in σ √h, and its variance in σ² h. A row is answered alike, bit for bit, in any
+company.
+
+Mean, odds and explanation are the network's; the spread of the return is the mixed volatility times
+the factor of the calibration slice. A bar's features are computed once, by the wider of both
+halves' schemas; each half takes its own columns, which are the first. What each half said stands in
+every forecast (``Forecast.further``).
+
+The rules are docs/models.md, L36 to L37 and L49.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
+from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
+from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
+from tracepaper.strategies.forecasters.outputs import require_one_of_each
+from tracepaper.strategies.forecasters.streaming import (
+    Attribution,
+    InstrumentMemory,
+    StreamingForecaster,
+    take_rows,
+)
+from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
+from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
+from tracepaper.strategies.types.calibration import Calibration
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
+
+_BLOCK_ROWS: Final = 4_096  # rows answered at once; bounds memory
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Added(NamedTuple):
+    """What each feature of a row adds to its mean and to the logarithm of its variance.
+
+    ``mean`` and ``log_variance`` are [horizon, feature]; with the bases [horizon] they sum to what
+    the model says, to rounding.
+    """
+
+    mean: Floats
+    mean_base: Floats
+    log_variance: Floats
+    log_variance_base: Floats
+
+
+class RowModel(Protocol):
+    """What a kind reads from its arrays."""
+
+    def answer(self, rows: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Return mean and logarithm of the variance, [row, horizon] each, of many rows."""
+        ...
+
+    def added(self, row: NDArray[np.floating]) -> Added:
+        """Return what each feature of one [feature] *row* adds."""
+        ...
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """A kind of row model, by the name that a card gives as ``[model] kind``."""
+
+    name: str
+    read: Callable[[Arrays, int, int], RowModel]
+    """Arrays, features and horizons → the model; raises ``CheckpointMismatch``."""
+
+
+class TreeModel:
+    """Boosted trees: an ensemble a horizon for the log variance, then one for the mean."""
+
+    def __init__(self, arrays: Arrays, features: int, horizons: int) -> None:
+        """Raise ``CheckpointMismatch`` for trees of another number of features or horizons."""
+        self.trees = Trees.read(arrays, features=features)
+        if len(self.trees.trees) != 2 * horizons:
+            raise CheckpointMismatch(
+                f"The checkpoint holds {len(self.trees.trees)} ensembles of trees for {horizons} "
+                "horizons; it needs one for the variance and one for the mean of each."
+            )
+        self._scorer = Scorer(self.trees)
+        self._horizons = horizons
+
+    def answer(self, rows: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Return mean and log variance, [row, horizon] each."""
+        found = self._scorer.scores(rows)
+        return found[:, self._horizons :], found[:, : self._horizons]
+
+    def added(self, row: NDArray[np.floating]) -> Added:
+        """Return the exact Shapley values of the row: see ``contributions``."""
+        from tracepaper.strategies.forecasters.trees import contributions
+
+        by_feature, base = contributions(self.trees, row[None])
+        split = self._horizons
+        return Added(by_feature[0, split:], base[split:], by_feature[0, :split], base[:split])
+
+
+class GlmModel:
+    """A gamma regression with log link for the variance, beside a linear mean."""
+
+    NAMES: Final = ("log_variance_weights", "mean_weights", "log_variance_base", "mean_base")
+
+    def __init__(self, arrays: Arrays, features: int, horizons: int) -> None:
+        """Raise ``CheckpointMismatch`` for weights of another shape."""
+        for name in (*self.NAMES, "centre"):
+            shape = (horizons, features) if name.endswith("weights") else (horizons,)
+            shape = (features,) if name == "centre" else shape
+            given = arrays.get(name)
+            if given is None or given.dtype != np.float64 or given.shape != shape:
+                raise CheckpointMismatch(
+                    f"The weight {name} is no float64 of shape {list(shape)}; use the checkpoint "
+                    "that the card belongs to."
+                )
+        if unknown := sorted(set(arrays) - {*self.NAMES, "centre"}):
+            raise CheckpointMismatch(
+                f"The weight {unknown[0]} is no part of a glm; use the checkpoint that the card "
+                "belongs to."
+            )
+        self._log_variance, self._mean = (arrays[name] for name in self.NAMES[:2])
+        self._log_variance_base, self._mean_base = (arrays[name] for name in self.NAMES[2:])
+        self._centre = arrays["centre"]
+
+    def answer(self, rows: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Return mean and log variance, [row, horizon] each."""
+        return (
+            self._linear(rows, self._mean) + self._mean_base,
+            self._linear(rows, self._log_variance) + self._log_variance_base,
+        )
+
+    def added(self, row: NDArray[np.floating]) -> Added:
+        """Return weight times distance from the mean of the training rows, exact by definition."""
+        shifted: Floats = row.astype(np.float64) - self._centre
+        return Added(
+            self._mean * shifted,
+            self._mean_base,
+            self._log_variance * shifted,
+            self._log_variance_base,
+        )
+
+    def _linear(self, rows: NDArray[np.floating], weights: Floats) -> Floats:
+        found = np.empty((len(rows), len(weights)))
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            part = slice(start, start + _BLOCK_ROWS)
+            # A matrix product would round by the number of rows; a sum along the row does not.
+            found[part] = ((rows[part] - self._centre)[:, None, :] * weights).sum(axis=-1)
+        return found
+
+
+ROW_KINDS: Final[Mapping[str, RowKind]] = {
+    kind.name: kind for kind in (RowKind("tree", TreeModel), RowKind("glm", GlmModel))
+}
+"""Every kind of row model by its name."""
+
+
+ROW_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility"})
+"""What a row model gives, of ``gates.MEASURES``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRows:
+    """What a checkpoint says of a row model: arrays read, identity, features and calibration."""
+
+    kind: RowKind
+    model: RowModel
+    schema: FeatureSchema
+    horizons: tuple[int, ...]
+    model_id: str
+    sha256: str
+    spread: tuple[float, ...]  # standard deviation of the return ÷ root of the variance
+    calibration: Calibration | None
+
+
+class RowAdded(NamedTuple):
+    """One bar's features [feature], its σ, and what each feature added."""
+
+    row: NDArray[np.float32]
+    sigma: float
+    added: Added
+
+
+class RowForecaster:
+    """A row model behind the ``Forecaster`` protocol, for many instruments."""
+
+    def __init__(self, trained: TrainedRows, *, mode: str, threads: int) -> None:
+        """Answer by *trained*; *threads* is what a run records, one is used."""
+        self.trained = trained
+        self.model_id = trained.model_id
+        self.model_sha256 = trained.sha256
+        self.context = trained.schema.lookback
+        self.horizons = trained.horizons
+        self.calibration = trained.calibration
+        self.mode = mode
+        self.device = "cpu"
+        self.dtype = "float64"
+        self.threads = threads
+        self.backend = trained.kind.name
+        self.causal = True
+        self.scanned_at_once = SCANNED_AT_ONCE
+        self.measures = ROW_MEASURES
+        self.is_outside = False
+        self._roots = np.sqrt(trained.horizons)
+        self._spread = np.array(trained.spread)
+        self._features = FeatureStreams(trained.schema, streams=0)
+        self._instruments: dict[str, InstrumentMemory] = {}
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
+        known = self._of(instrument)
+        known.clear()
+        known.take_all(bars)
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        return self.predict_many([bar])[0]
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments; equal to ``step`` on each in every bit.
+
+        Raises ``InvariantBroken`` for two bars of one instrument, and for one that does not
+        follow; nothing is taken in then.
+        """
+        require_one_of_each(bars)
+        memories = [self._of(bar.instrument) for bar in bars]
+        for known, bar in zip(memories, bars, strict=True):
+            known.admit([bar])
+        taken = take_rows(self._features, memories, bars)
+        ready = np.flatnonzero(taken.complete(self.trained.schema)).tolist()
+        answers: list[Forecast | None] = [None] * len(bars)
+        if ready:
+            said = self.forecasts(taken.values[ready], taken.sigma[ready])
+            for at, forecast in zip(ready, said, strict=True):
+                answers[at] = forecast
+        return answers
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in known *bars* of one instrument; equal to ``step`` on each in every bit."""
+        if not bars:
+            return []
+        taken, _ = self._of(bars[0].instrument).take_all(bars)
+        found = len(taken.values)
+        answers: list[Forecast | None] = [None] * (len(bars) - found)
+        return [*answers, *self.forecasts(taken.values, taken.sigma)] if found else answers
+
+    def explain(self, instrument: str) -> RowAdded:
+        """Return what each feature of the last bar added to what was said of it.
+
+        Raises ``InvariantBroken`` before the first decision.
+        """
+        known = self._of(instrument)
+        if len(known.tail) < self.context:
+            raise InvariantBroken(
+                f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
+            )
+        fresh = InstrumentMemory(self.trained.schema, 0)
+        taken, _ = fresh.take_all(list(known.tail))
+        row = taken.values[-1]
+        return RowAdded(row, float(taken.sigma[-1]), self.trained.model.added(row))
+
+    def _of(self, instrument: str) -> InstrumentMemory:
+        if instrument not in self._instruments:
+            used = len(self._instruments)
+            self._features.extend(1)
+            self._instruments[instrument] = InstrumentMemory(self.trained.schema, used)
+        return self._instruments[instrument]
+
+    def figures(self, rows: NDArray[np.float32], sigmas: Floats) -> tuple[Floats, Floats]:
+        """Return mean return and volatility, [row, horizon] each; NaN as in ``forecasts``."""
+        mean, log_variance = self.trained.model.answer(rows)
+        root = sigmas[:, None] * self._roots
+        if not (finite := np.isfinite(rows)).all():
+            root[~finite.all(axis=1)] = np.nan
+        return mean * root, np.exp(0.5 * log_variance) * root
+
+    def forecasts(self, rows: NDArray[np.float32], sigmas: Floats) -> list[Forecast]:
+        """Return the forecast of each of *rows*; NaN where a feature is not finite."""
+        mean, volatility = self.figures(rows, sigmas)
+        every = (mean, volatility * self._spread, volatility)
+        columns = [map(tuple, figure.tolist()) for figure in every]
+        nothing = repeat(())
+        return list(
+            map(
+                Forecast,
+                repeat(self.horizons),
+                *columns[:2],
+                nothing,
+                nothing,
+                nothing,
+                columns[2],
+                repeat(self.model_id),
+            )
+        )
+
+
+NetworkForecaster = StreamingForecaster | WindowedForecaster | PlainForecaster
+"""What answers for the half that is a network."""
+
+
+class EnsembleForecaster:
+    """Both halves behind the ``Forecaster`` protocol, for many instruments."""
+
+    def __init__(
+        self,
+        network: NetworkForecaster,
+        rows: RowForecaster,
+        shares: Sequence[float],
+        *,
+        spread: Sequence[float],
+        calibration: Calibration | None,
+    ) -> None:
+        """Mix by *shares*, one a horizon: of the network in the logarithm of the variance.
+
+        *network* computes the wider of both halves' features. *spread* is, by horizon, the standard
+        deviation of the return ÷ the mixed volatility; *calibration* is that of the whole. Raises
+        ``ConfigInvalid`` for halves of other horizons, and for shares that are none.
+        """
+        if network.horizons != rows.horizons:
+            raise ConfigInvalid(
+                "The halves of an ensemble must speak of the same horizons; train both with the "
+                "same --horizons."
+            )
+        if len(shares) != len(network.horizons) or not all(0 <= one <= 1 for one in shares):
+            raise ConfigInvalid(
+                "An ensemble needs one share from 0 to 1 for each horizon; fit it again."
+            )
+        self.network, self.rows = network, rows
+        self.shares, self.spread = tuple(shares), tuple(spread)
+        self._shares, self._spread = np.array(self.shares), np.array(self.spread)
+        self.model_id = network.model_id
+        self.model_sha256 = network.model_sha256
+        self.context = network.context
+        self.horizons = network.horizons
+        self.calibration = calibration
+        self.mode = network.mode
+        self.device = network.device
+        self.dtype = network.dtype
+        self.threads = network.threads
+        self.backend = network.backend
+        self.causal = network.causal
+        self.scanned_at_once = network.scanned_at_once
+        self.measures = network.measures
+        self.is_outside = False
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
+        self.network.warm(instrument, bars)
+
+    def step(self, bar: Bar) -> Forecast | None:
+        """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
+        return self.predict_many([bar])[0]
+
+    def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in one bar of each of several instruments, as the network does."""
+        return self._mixed(self.network.predict_many(bars), self.network.newest)
+
+    def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
+        """Take in many known bars of one instrument, as the network does.
+
+        Raises ``InvariantBroken`` where the network is not causal.
+        """
+        said = self.network.scan(bars)
+        if not bars:
+            return said
+        found = self.network.newest
+        unknown = len(said) - len(found.values)
+        return [*said[:unknown], *self._mixed(said[unknown:], found)]
+
+    def explain(self, instrument: str) -> Attribution | Rollout:
+        """Return where the network looked at *instrument*'s last decision, bar by bar."""
+        if isinstance(self.network, PlainForecaster):
+            raise InvariantBroken(
+                f"The network of {self.model_id} has no attention, so there is nowhere it looked; "
+                "ask its features."
+            )
+        return self.network.explain(instrument)
+
+    def _mixed(self, said: Sequence[Forecast | None], seen: FeatureRows) -> list[Forecast | None]:
+        """Return each forecast of the network mixed with the row model's; *seen* are its rows.
+
+        None where a half lacks its history: the row model's is longer where its features are.
+        """
+        schema = self.rows.trained.schema
+        whole = seen.complete(schema).tolist()
+        ready = [at for at, one in enumerate(said) if one is not None and whole[at]]
+        found: list[Forecast | None] = [None] * len(said)
+        if not ready:
+            return found
+        own = seen.values[ready, : len(schema.names)]
+        network = [one for at in ready if (one := said[at]) is not None]
+        mixed = self._of_halves(network, *self.rows.figures(own, seen.sigma[ready]))
+        for at, one in zip(ready, mixed, strict=True):
+            found[at] = one
+        return found
+
+    def _of_halves(
+        self, network: Sequence[Forecast], mean: Floats, volatility: Floats
+    ) -> Iterator[Forecast]:
+        """Yield the forecasts of *network* with the row model's *mean* and *volatility* mixed in.
+
+        These are [row, horizon].
+        """
+        own = np.array([one.volatility for one in network])
+        logs = self._shares * np.log(own) + (1.0 - self._shares) * np.log(volatility)
+        mixed = np.exp(logs)
+        said = np.empty((len(network), 4, len(self.horizons)), dtype="<f4")
+        said[:, 0], said[:, 1] = [one.mean_return for one in network], own
+        said[:, 2], said[:, 3] = mean, volatility
+        columns = ((mixed * self._spread).tolist(), mixed.tolist(), said)
+        for one, stdev, both, halves_of in zip(network, *columns, strict=True):
+            yield Forecast(
+                one.horizons,
+                one.mean_return,
+                tuple(stdev),
+                one.p_down,
+                one.p_flat,
+                one.p_up,
+                tuple(both),
+                one.model_id,
+                one.explanation,
+                halves_of.tobytes(),
+            )
+
+
+def network_half(forecaster: Forecaster) -> Forecaster:
+    """Return the half of an ensemble that is a network; any other forecaster itself."""
+    return forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
+
+
+def halves(forecast: Forecast) -> Floats:
+    """Return [half, 2, horizon]: mean return and volatility of the network, and of the row model.
+
+    Empty where one model answered.
+    """
+    found = np.frombuffer(forecast.further, dtype="<f4").astype(np.float64)
+    return found.reshape(-1, 2, len(forecast.horizons))

@@ -1,0 +1,5 @@
+"""The gates: declared, measured and judged; importing the room declares them all."""
+
+from __future__ import annotations
+
+from tracepaper.strategies.gates import declared as declared

@@ -1,0 +1,434 @@
+"""The gates themselves, each declared once: what it measures, its threshold, unit and words.
+
+A gate is one function of :class:`GateInputs` under the decorator :func:`gate`; its docstring says
+what it measures. Elsewhere a gate goes by its name. Whatever lists gates is made from ``GATES``:
+the sections ``[gate]`` and ``[risk]`` of the configuration, the columns of the record, the views,
+``explain``, the report, the live view and the quantiles on a model's card.
+"""
+
+from __future__ import annotations
+
+from tracepaper.strategies.gates.gate import (
+    AUTO,
+    BASIS_POINTS,
+    MILLISECONDS,
+    QUOTE_CURRENCY,
+    SHARE_OF_PEAK,
+    YES_OR_NO,
+    GateInputs,
+    GateKind,
+    StrategyWarmup,
+    ThresholdForm,
+    ThresholdKey,
+    gate,
+    margin,
+    sign_confidence,
+)
+from tracepaper.strategies.types.calibration import CALIBRATED, ENTROPY, MARGIN
+from tracepaper.strategies.units import MONEY_SCALE
+
+# ---------------------------------------------------------------- every gate, in order
+
+
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0)
+def operator(seen: GateInputs) -> float | None:
+    """Whether the operator lets it run: no after HALT and FLATTEN, yes after RESUME."""
+    return 1.0 if seen.running else 0.0
+
+
+@gate(GateKind.INTEGRITY, "bars", at_least=StrategyWarmup(), is_capped=True)
+def warm(seen: GateInputs) -> float | None:
+    """Bars known, counted up to the strategy's warm-up."""
+    return float(seen.bars)
+
+
+@gate(
+    GateKind.INTEGRITY,
+    MILLISECONDS,
+    at_most=ThresholdKey(
+        "late_ms",
+        ThresholdForm.MILLISECONDS,
+        "Most market milliseconds from a bar's close to its decision; one interval if absent.",
+        example=60_000,
+    ),
+    is_timing=True,
+)
+def late(seen: GateInputs) -> float | None:
+    """Market time from the bar's close to its decision."""
+    return float(seen.late_ms)
+
+
+@gate(GateKind.INTEGRITY, "bars", at_most=0.0)
+def gap(seen: GateInputs) -> float | None:
+    """Bars missing directly before this bar."""
+    return float(seen.missing_bars)
+
+
+@gate(
+    GateKind.INTEGRITY,
+    "usual ranges",
+    at_most=ThresholdKey(
+        "plausible",
+        ThresholdForm.NUMBER,
+        "At most this many usual ranges (median of high - low) between a close and the last one.",
+        default="100",
+    ),
+)
+def plausible(seen: GateInputs) -> float | None:
+    """Distance of the close from the last one, in median ranges of the last 60 bars."""
+    return seen.plausible
+
+
+@gate(
+    GateKind.INTEGRITY,
+    MILLISECONDS,
+    at_most=ThresholdKey(
+        "stale_ms",
+        ThresholdForm.MILLISECONDS,
+        "Most market milliseconds of age of the newest quote; one interval if absent.",
+        example=60_000,
+    ),
+    is_timing=True,
+    of_quotes=True,
+)
+def stale(seen: GateInputs) -> float | None:
+    """Age of the newest quote at the decision; declared only where execution is by quotes."""
+    return None if seen.quote_age_ms is None else float(seen.quote_age_ms)
+
+
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, is_timing=True, of_quotes=True)
+def tradable(seen: GateInputs) -> float | None:
+    """Whether the exchange lets the symbol trade; declared only where execution is by quotes."""
+    return 1.0 if seen.is_tradable else 0.0
+
+
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, of_prediction=True, is_timing=True)
+def deadline(seen: GateInputs) -> float | None:
+    """Whether the forecaster answered within model.deadline_ms."""
+    return 1.0 if seen.answered else 0.0
+
+
+@gate(GateKind.INTEGRITY, YES_OR_NO, at_least=1.0, of_prediction=True)
+def finite(seen: GateInputs) -> float | None:
+    """Whether every number of the forecast is finite and in range."""
+    return None if seen.finite is None else float(seen.finite)
+
+
+def _confidence_key(measure: str) -> ThresholdKey:
+    """Return the one key of the three confidences, whose *measure* the card has quantiles of."""
+    return ThresholdKey(
+        "confidence",
+        ThresholdForm.QUANTILE,
+        "At least this confidence, of gate.confidence_by; auto is q0.5 where the card says that "
+        "it has earned that, else q0.01.",
+        default=AUTO,
+        uncalibrated="0",
+        calibrated_as=measure,
+        strict="q0.5",
+    )
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "of full entropy",
+    at_least=_confidence_key("confidence"),
+    of_prediction=True,
+    needs={"confidence"},
+    chosen_by=ENTROPY,
+)
+def confidence(seen: GateInputs) -> float | None:
+    """1 less the mean normalised entropy of the attention of the decided row."""
+    return None if seen.explanation is None else seen.explanation.confidence
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "probability",
+    at_least=_confidence_key("confidence_calibrated"),
+    of_prediction=True,
+    needs={"mean_return", "stdev_return", "probabilities"},
+    chosen_by=CALIBRATED,
+)
+def confidence_calibrated(seen: GateInputs) -> float | None:
+    """Probability, fitted on the calibration slice, that the sign at gate.horizon is right."""
+    if seen.forecast is None or seen.fitted is None:
+        return None
+    return sign_confidence(seen.fitted, seen.forecast, seen.horizon_index)
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "of both",
+    at_least=_confidence_key("confidence_margin"),
+    of_prediction=True,
+    needs={"probabilities"},
+    chosen_by=MARGIN,
+)
+def confidence_margin(seen: GateInputs) -> float | None:
+    """Distance of the two directions' probabilities over their sum, at gate.horizon."""
+    return None if seen.forecast is None else margin(seen.forecast, seen.horizon_index)
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "of full entropy",
+    at_least=ThresholdKey(
+        "collapse",
+        ThresholdForm.QUANTILE,
+        "At least this confidence above what mask and encoding alone give.",
+        default="q0.01",
+        uncalibrated="0",
+    ),
+    of_prediction=True,
+    needs={"confidence", "content_free"},
+)
+def collapsed(seen: GateInputs) -> float | None:
+    """Confidence less what mask and encoding alone give."""
+    explanation = seen.explanation
+    if explanation is None or explanation.confidence is None or explanation.content_free is None:
+        return None
+    return explanation.confidence - explanation.content_free
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "JS distance",
+    at_most=ThresholdKey(
+        "shift",
+        ThresholdForm.QUANTILE,
+        "At most this distance between this bar's rollout and the last one's.",
+        default="q0.99",
+        uncalibrated="1",
+        calibrated_as="shift",
+    ),
+    of_prediction=True,
+    needs={"shift"},
+)
+def shifted(seen: GateInputs) -> float | None:
+    """Jensen-Shannon distance of this bar's rollout from the last bar's, both by age."""
+    return None if seen.explanation is None else seen.explanation.shift
+
+
+@gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True, needs={"recent_mass"})
+def regime(seen: GateInputs) -> float | None:
+    """Whether the regime is one of gate.regimes."""
+    if seen.explanation is None or seen.explanation.recent_mass is None:
+        return None
+    return 1.0 if seen.regime in seen.regimes else 0.0
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "probability",
+    at_least=ThresholdKey(
+        "direction",
+        ThresholdForm.QUANTILE,
+        "At least this share of the likelier direction.",
+        default="q0.01",
+        uncalibrated="0.5",
+    ),
+    of_prediction=True,
+    starts_at=0.5,
+    needs={"probabilities"},
+)
+def direction(seen: GateInputs) -> float | None:
+    """Probability of the likelier direction over that of both, at gate.horizon."""
+    if (forecast := seen.forecast) is None:
+        return None
+    up, down = forecast.p_up[seen.horizon_index], forecast.p_down[seen.horizon_index]
+    return max(up, down) / (up + down) if up + down > 0 else None
+
+
+@gate(
+    GateKind.JUDGEMENT,
+    "round-trip costs",
+    at_least=ThresholdKey(
+        "edge",
+        ThresholdForm.QUANTILE,
+        "At least this many round-trip costs of expected return.",
+        default="1",
+    ),
+    of_prediction=True,
+    needs={"mean_return"},
+)
+def edge(seen: GateInputs) -> float | None:
+    """Calibrated mean return at gate.horizon, without its sign, in round-trip costs."""
+    if seen.forecast is None or seen.round_trip_cost <= 0:
+        return None
+    # Raw means are too sure: the slope fitted on the calibration slice shrinks them, and never
+    # stretches them.
+    mean = seen.forecast.mean_return[seen.horizon_index] * min(1.0, seen.slope)
+    return abs(mean) / seen.round_trip_cost
+
+
+@gate(
+    GateKind.RISK,
+    QUOTE_CURRENCY,
+    at_most=ThresholdKey(
+        "max_notional",
+        ThresholdForm.NUMBER,
+        "Largest position, in quote currency.",
+        example="50000",
+    ),
+)
+def risk_notional(seen: GateInputs) -> float | None:
+    """Notional of the target; 0 where it lowers the exposure, as for every limit."""
+    return seen.notional / MONEY_SCALE
+
+
+@gate(
+    GateKind.RISK,
+    SHARE_OF_PEAK,
+    at_most=ThresholdKey(
+        "max_drawdown",
+        ThresholdForm.SHARE,
+        "Largest fall of equity from its peak, as a fraction.",
+        example="0.2",
+    ),
+)
+def risk_drawdown(seen: GateInputs) -> float | None:
+    """Fall of equity from its peak."""
+    return seen.drawdown
+
+
+@gate(
+    GateKind.RISK,
+    QUOTE_CURRENCY,
+    at_most=ThresholdKey(
+        "max_daily_loss",
+        ThresholdForm.NUMBER,
+        "Largest loss in one day, in quote currency: a UTC day, or a session of market.calendar.",
+        example="2000",
+    ),
+)
+def risk_daily_loss(seen: GateInputs) -> float | None:
+    """Loss since the first bar of the day: of UTC, or the session with a calendar."""
+    return seen.daily_loss
+
+
+@gate(
+    GateKind.RISK,
+    "trades",
+    at_most=ThresholdKey(
+        "max_daily_trades",
+        ThresholdForm.COUNT,
+        "Most trades in one day (or session): orders of which at least a part was filled.",
+        example=50,
+    ),
+)
+def risk_daily_trades(seen: GateInputs) -> float | None:
+    """Trades of the day, or the session, the one being judged among them."""
+    return float(seen.daily_trades)
+
+
+@gate(GateKind.RISK, YES_OR_NO, at_most=0.0, only_with=("risk.drawdown", "risk.daily_loss"))
+def risk_halt(seen: GateInputs) -> float | None:
+    """Whether drawdown or daily loss went beyond its limit since the operator last said RESUME."""
+    return 1.0 if seen.is_breached else 0.0
+
+
+@gate(
+    GateKind.RISK,
+    QUOTE_CURRENCY,
+    at_most=ThresholdKey(
+        "max_exposure",
+        ThresholdForm.NUMBER,
+        "Largest sum of all positions without their signs, in quote currency.",
+        example="200000",
+    ),
+)
+def risk_exposure(seen: GateInputs) -> float | None:
+    """Notional of the target and of all other positions, without their signs."""
+    return seen.gross / MONEY_SCALE
+
+
+@gate(
+    GateKind.RISK,
+    "times equity",
+    at_most=ThresholdKey(
+        "max_leverage",
+        ThresholdForm.NUMBER,
+        "Largest sum of all positions without their signs, in multiples of equity.",
+        example="2",
+    ),
+)
+def risk_leverage(seen: GateInputs) -> float | None:
+    """Notional of the target and of all other positions over equity; none without equity."""
+    return seen.gross / seen.equity if seen.equity > 0 else None
+
+
+@gate(
+    GateKind.RISK,
+    "bars",
+    at_least=ThresholdKey(
+        "cooldown",
+        ThresholdForm.COUNT,
+        "Bars of a symbol without new exposure after one of its stops was filled.",
+        example=30,
+    ),
+    is_capped=True,
+)
+def risk_cooldown(seen: GateInputs) -> float | None:
+    """Bars since a stop of this symbol was filled, counted up to the limit."""
+    return float(seen.since_stop)
+
+
+@gate(
+    GateKind.RISK,
+    "losses",
+    at_most=ThresholdKey(
+        "max_losing_streak",
+        ThresholdForm.COUNT,
+        "So many losses in a row in one day (or session) end new exposure until the next.",
+        example=5,
+    ),
+)
+def risk_losing_streak(seen: GateInputs) -> float | None:
+    """Positions closed with a loss after costs in a row in the day, the next one counted."""
+    return float(seen.losing_streak + 1)
+
+
+@gate(
+    GateKind.RISK,
+    "orders",
+    at_most=ThresholdKey(
+        "max_hourly_orders",
+        ThresholdForm.COUNT,
+        "Most orders sent in one clock hour.",
+        example=20,
+    ),
+)
+def risk_hourly_orders(seen: GateInputs) -> float | None:
+    """Orders of the clock hour, the one being judged among them."""
+    return float(seen.hourly_orders)
+
+
+@gate(
+    GateKind.RISK,
+    BASIS_POINTS,
+    at_most=ThresholdKey(
+        "max_spread_bp",
+        ThresholdForm.NUMBER,
+        "Widest spread of the newest quote, in basis points of its middle.",
+        example="5",
+    ),
+    of_quotes=True,
+)
+def risk_spread(seen: GateInputs) -> float | None:
+    """Ask less bid of the newest quote over their middle."""
+    return seen.spread_bp
+
+
+@gate(
+    GateKind.RISK,
+    BASIS_POINTS,
+    at_most=ThresholdKey(
+        "max_range_bp",
+        ThresholdForm.NUMBER,
+        "Largest usual range of a bar (median of high - low over 60 bars), in basis points.",
+        example="50",
+    ),
+)
+def risk_volatility(seen: GateInputs) -> float | None:
+    """Median of high - low over the last 60 bars, in basis points of the close."""
+    return seen.range_bp

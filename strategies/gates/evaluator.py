@@ -1,0 +1,406 @@
+"""The thresholds of the gates that a strategy declared, their verdict, and the regime.
+
+The rules are docs/decisions.md, G7 to G11.
+
+The rule is docs/decisions.md, G12.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Collection, Mapping
+from enum import IntEnum
+from typing import Any, Final
+
+from msgspec import Struct
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates import declared
+from tracepaper.strategies.gates.gate import (
+    AUTO,
+    GATES,
+    MILDEST,
+    Gate,
+    GateInputs,
+    GateKind,
+    StrategyWarmup,
+    ThresholdKey,
+    gate_order,
+)
+from tracepaper.strategies.types.calibration import (
+    CALIBRATED,
+    ENTROPY,
+    MARGIN,
+    Calibration,
+    FittedConfidence,
+)
+from tracepaper.strategies.types.decisions import Forecast, GateSet, Regime
+from tracepaper.strategies.types.market import Bar
+
+Settings = Mapping[str, Mapping[str, object]]
+"""The configuration's sections as plain values: section, key, value."""
+
+
+def limits(settings: Settings) -> dict[str, float]:
+    """Return the thresholds of the risk gates that are configured; the others are not declared."""
+    asked = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
+    found = {name: float(value) for name, value in asked if value is not None}
+    latches = settings["risk"]["on_breach"] != "refuse"
+    return {
+        name: value
+        for name, value in found.items()
+        if not (causes := GATES[name].only_with) or (latches and found.keys() & causes)
+    }
+
+
+def thresholds_of(
+    names: Collection[str],
+    settings: Settings,
+    *,
+    warmup: int,
+    interval_ms: int,
+    calibration: Calibration | None,
+) -> dict[str, float]:
+    """Return the threshold of each gate of *names*; the card is asked only for these.
+
+    Raises ``ConfigInvalid`` for a quantile that the card does not have.
+    """
+    found: dict[str, float] = {}
+    for name in names:
+        asked = GATES[name]
+        if isinstance(asked.threshold, StrategyWarmup):
+            found[name] = float(warmup)
+        elif asked.calibrated_as:
+            text = _calibrated(asked, settings, calibration)
+            found[name] = threshold_of(text, asked.calibrated_as, calibration, key=key_of(asked))
+        else:
+            value = configured(asked, settings)
+            found[name] = float(interval_ms if value is None else value)
+    return found
+
+
+def _calibrated(asked: Gate, settings: Settings, calibration: Calibration | None) -> str:
+    """Return the threshold as configured, or what stands for a default: see ``ThresholdKey``.
+
+    What the card says it has earned holds for its chosen confidence, at its horizon.
+    """
+    key, text = asked.threshold, str(configured(asked, settings))
+    if not isinstance(key, ThresholdKey) or text not in (AUTO, key.default):
+        return text
+    if calibration is None:
+        return key.uncalibrated or text
+    if text != AUTO:
+        return text
+    fitted = fitted_for(settings, calibration)
+    earned = fitted is not None and fitted.strict and fitted.chosen == asked.chosen_by
+    return key.strict if earned else MILDEST
+
+
+def fitted_for(settings: Settings, calibration: Calibration | None) -> FittedConfidence | None:
+    """Return the card's fitted confidence; None where it has none at ``gate.horizon``."""
+    found = None if calibration is None else calibration.confidence
+    return found if found is not None and found.horizon == settings["gate"]["horizon"] else None
+
+
+def confidence_by(
+    settings: Settings, calibration: Calibration | None, measures: Collection[str]
+) -> str:
+    """Return which confidence gates are to compare: ``gate.confidence_by``, or the card's choice.
+
+    Raises ``ConfigInvalid`` where one is named that the model, giving *measures*, does not have.
+    """
+    asked, fitted = str(settings["gate"]["confidence_by"]), fitted_for(settings, calibration)
+    if asked == AUTO:
+        return ENTROPY if fitted is None else fitted.chosen
+    if asked == CALIBRATED and fitted is None:
+        raise ConfigInvalid(
+            "gate.confidence_by is 'calibrated', and the model's card has no fitted confidence at "
+            f"gate.horizon {settings['gate']['horizon']}; train it again, or choose entropy or "
+            "margin."
+        )
+    if asked == MARGIN and "probabilities" not in measures:
+        raise ConfigInvalid(
+            "gate.confidence_by is 'margin', and the model gives no probabilities; choose entropy "
+            "or auto."
+        )
+    return asked
+
+
+def configured(asked: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
+    """Return what stands in *settings* for the threshold of a gate; None where it is absent."""
+    key = asked.threshold
+    return settings[asked.section][key.name] if isinstance(key, ThresholdKey) else key
+
+
+def key_of(asked: Gate) -> str:
+    """Return the key of the threshold as people write it, ``gate.shift``; else the gate's name."""
+    key = asked.threshold
+    return f"{asked.section}.{key.name}" if isinstance(key, ThresholdKey) else asked.name
+
+
+def threshold_of(text: str, measure: str, calibration: Calibration | None, *, key: str) -> float:
+    """Return a threshold written as a number, or as ``qX``: a quantile of the calibration slice.
+
+    *measure* is its name on the card, *key* that of the configuration, for the messages.
+    Between the card's percentiles the quantile is interpolated; raises ``ConfigInvalid`` where
+    the text is neither, or the model's card has no such measure.
+    """
+    if not text.startswith("q"):
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ConfigInvalid(
+                f"{key} = '{text}' is no threshold; write a number such as 0.5, or q0.5."
+            )
+        return value
+    try:
+        share = float(text[1:])
+    except ValueError:
+        share = math.nan
+    if not 0.01 <= share <= 0.99:  # the card's range
+        raise ConfigInvalid(f"{key} = '{text}' is no quantile; write q0.01 to q0.99.")
+    quantiles = None if calibration is None else calibration.quantiles.get(measure)
+    if quantiles is None:
+        raise ConfigInvalid(
+            f"{key} = '{text}' is a quantile, and the model's card has no quantiles of {measure}; "
+            "write a number, or use a model whose card (of a class: its calibration) has them."
+        )
+    position = share * 100 - 1
+    index = min(int(position), len(quantiles) - 2)
+    rest = position - index
+    return quantiles[index] * (1 - rest) + quantiles[index + 1] * rest
+
+
+# ---------------------------------------------------------------- verdict
+
+_PLAIN: Final = frozenset(
+    {declared.operator.name, declared.warm.name, declared.late.name, declared.gap.name}
+)
+"""Gates that look at nothing but the command, the count of bars, the lateness and the hole."""
+_NOWHERE: Final = -1
+
+
+class GateEvaluator:
+    """The gates that a strategy declared, with their thresholds, ready to judge bars."""
+
+    def __init__(self, names: frozenset[str], thresholds: Mapping[str, float]) -> None:
+        ordered = tuple(name for name in gate_order() if name in names)
+        for name in ordered:
+            if not math.isfinite(thresholds[name]):
+                raise ConfigInvalid(f"gate.{name} needs a finite threshold.")
+        self.gate_set = GateSet(ordered, tuple(float(thresholds[name]) for name in ordered))
+        self._tests = tuple(
+            (GATES[name].measure, float(thresholds[name]), GATES[name].at_least, 1 << index)
+            for index, name in enumerate(ordered)
+        )
+        self.all_passed = (1 << len(ordered)) - 1
+        self._is_plain = (_PLAIN | {declared.plausible.name}).issuperset(ordered)
+        self._at = (
+            ordered.index(declared.plausible.name)
+            if declared.plausible.name in ordered
+            else _NOWHERE
+        )
+        self._last_key: tuple[bool, int, int, int] | None = None
+        self._last: tuple[tuple[float | None, ...], int] = ((), 0)
+        self._around: tuple[tuple[float | None, ...], tuple[float | None, ...]] = ((), ())
+
+    def judge(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
+        """Return every gate's measure, and a mask whose bit i says that gate i passed.
+
+        A measure that cannot be computed (or is not finite) is null and fails. Without a model,
+        quotes and limits most bars look alike: then only what each bar measures is judged anew.
+        """
+        if not self._is_plain:
+            return self._judged(seen)
+        key = (seen.running, seen.bars, seen.late_ms, seen.missing_bars)
+        at = self._at
+        if key != self._last_key:
+            self._last_key, self._last = key, self._judged(seen)
+            measures = self._last[0]
+            self._around = measures[:at], measures[at + 1 :]
+        elif at != _NOWHERE:
+            before, after = self._around
+            passed, bit = self._last[1], 1 << at
+            passed = passed | bit if seen.plausible <= self._tests[at][1] else passed & ~bit
+            return (*before, seen.plausible, *after), passed
+        return self._last
+
+    def _judged(self, seen: GateInputs) -> tuple[tuple[float | None, ...], int]:
+        measures: list[float | None] = []
+        passed = 0
+        for measure_of, threshold, at_least, bit in self._tests:
+            measure = measure_of(seen)
+            if measure is not None:
+                measure += 0.0  # -0.0 is 0.0, as it is stored and hashed
+                if not math.isfinite(measure):
+                    measure = None
+                elif measure >= threshold if at_least else measure <= threshold:
+                    passed |= bit
+            measures.append(measure)
+        return tuple(measures), passed
+
+    def first_failed(self, passed: int) -> str | None:
+        """Return the name of the first gate, in the fixed order, that *passed* does not hold."""
+        missing = self.all_passed & ~passed
+        if not missing:
+            return None
+        return self.gate_set.gates[(missing & -missing).bit_length() - 1]
+
+
+YARDSTICK_BARS: Final = 60
+"""Bars whose ranges are the yardstick, the one that is judged among them."""
+YARDSTICK_LEAST: Final = 10
+"""Under so many bars there is no yardstick, and every close counts as plausible."""
+
+
+class Plausibility:
+    """Measures each bar of one instrument against the bars before it.
+
+    The yardstick is the median of high - low over the last 60 bars, at least one tick. All of it
+    is integers until the one division, so that equal bars give equal bits on every path.
+    """
+
+    def __init__(self) -> None:
+        self._ranges: deque[int] = deque()
+        self._sorted: list[int] = []
+        self._last: int | None = None
+        self.doubled_median: int | None = None  # of the newest bars; None under ten
+
+    def copy(self) -> Plausibility:
+        """Return a second one that knows the same bars."""
+        other = Plausibility()
+        other._ranges, other._sorted, other._last = self._ranges.copy(), self._sorted[:], self._last
+        other.doubled_median = self.doubled_median
+        return other
+
+    def add(self, bar: Bar, tick: int) -> float:
+        """Take in *bar* and return abs(close - last close) in yardsticks; 0 under ten bars."""
+        ordered, ranges = self._sorted, self._ranges
+        if len(ranges) == YARDSTICK_BARS:
+            del ordered[bisect_left(ordered, ranges.popleft())]
+        spread = bar.high - bar.low
+        ranges.append(spread)
+        insort(ordered, spread)
+        last, self._last = self._last, bar.close
+        count = len(ordered)
+        if count < YARDSTICK_LEAST or last is None:
+            return 0.0
+        middle = count >> 1
+        doubled = ordered[middle] + ordered[middle if count & 1 else middle - 1]
+        self.doubled_median = doubled
+        return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
+
+    def range_bp(self) -> float | None:
+        """Return the median range in basis points of the newest close; None under ten bars."""
+        last = self._last
+        if self.doubled_median is None or not last:
+            return None
+        return 5_000 * self.doubled_median / last
+
+
+_WHOLE: Final = 1 + 1e-6
+"""The most that a probability may be, rounded in single precision."""
+
+
+def is_finite_forecast(forecast: Forecast) -> bool:
+    """Return whether every number of *forecast* is finite and every probability in range."""
+    numbers = (
+        *forecast.mean_return,
+        *forecast.stdev_return,
+        *forecast.volatility,
+        *forecast.p_down,
+        *forecast.p_flat,
+        *forecast.p_up,
+    )
+    if not all(map(math.isfinite, numbers)):
+        return False
+    shares = (*forecast.p_down, *forecast.p_flat, *forecast.p_up)
+    if shares and not 0 <= min(shares) <= max(shares) <= _WHOLE:
+        return False
+    spreads = (*forecast.stdev_return, *forecast.volatility)
+    if spreads and min(spreads) <= 0:
+        return False
+    if (explanation := forecast.explanation) is None:
+        return True
+    given = (
+        explanation.confidence, explanation.content_free, explanation.recent_mass,
+        explanation.shift,
+    )  # fmt: skip
+    return all(one is None or math.isfinite(one) for one in given)
+
+
+class Zone(IntEnum):
+    """Where the recent mass lies against the two thresholds and their margins."""
+
+    LOW = 0  # at or under the lower threshold
+    NEAR_LOW = 1  # above it, within the margin
+    MIDDLE = 2
+    NEAR_HIGH = 3  # under the upper threshold, within the margin
+    HIGH = 4  # at or above the upper threshold
+
+
+_M, _R, _X, _U = Regime.MOMENTUM, Regime.MEAN_REVERSION, Regime.MIXED, Regime.UNKNOWN
+
+# A regime is entered at its threshold and left only beyond the margin, so noise at the
+# threshold does not make it flicker.
+NEXT: Final = {
+    (_U, Zone.LOW): _R,
+    (_U, Zone.NEAR_LOW): _X,
+    (_U, Zone.MIDDLE): _X,
+    (_U, Zone.NEAR_HIGH): _X,
+    (_U, Zone.HIGH): _M,
+    (_X, Zone.LOW): _R,
+    (_X, Zone.NEAR_LOW): _X,
+    (_X, Zone.MIDDLE): _X,
+    (_X, Zone.NEAR_HIGH): _X,
+    (_X, Zone.HIGH): _M,
+    (_R, Zone.LOW): _R,
+    (_R, Zone.NEAR_LOW): _R,
+    (_R, Zone.MIDDLE): _X,
+    (_R, Zone.NEAR_HIGH): _X,
+    (_R, Zone.HIGH): _M,
+    (_M, Zone.LOW): _R,
+    (_M, Zone.NEAR_LOW): _X,
+    (_M, Zone.MIDDLE): _X,
+    (_M, Zone.NEAR_HIGH): _M,
+    (_M, Zone.HIGH): _M,
+}
+
+
+class RegimeBounds(Struct, frozen=True):
+    """The two thresholds of recent mass, and the margin by which a regime is left late."""
+
+    mean_reversion: float
+    momentum: float
+    margin: float
+
+    @classmethod
+    def between(cls, *, mean_reversion: float, momentum: float, hysteresis: float) -> RegimeBounds:
+        """Make bounds whose margin is *hysteresis* times the distance of the thresholds."""
+        if not mean_reversion < momentum or not 0 <= hysteresis < 1:
+            raise ConfigInvalid(
+                f"regime.mean_reversion ({mean_reversion}) must lie under regime.momentum "
+                f"({momentum}), with regime.hysteresis ({hysteresis}) from 0 to below 1."
+            )
+        return cls(mean_reversion, momentum, hysteresis * (momentum - mean_reversion))
+
+    def zone(self, recent_mass: float) -> Zone:
+        """Return the zone of *recent_mass*; a threshold belongs to its regime."""
+        if recent_mass >= self.momentum:
+            return Zone.HIGH
+        if recent_mass <= self.mean_reversion:
+            return Zone.LOW
+        if recent_mass >= self.momentum - self.margin:
+            return Zone.NEAR_HIGH
+        if recent_mass <= self.mean_reversion + self.margin:
+            return Zone.NEAR_LOW
+        return Zone.MIDDLE
+
+
+def next_regime(regime: Regime, recent_mass: float, bounds: RegimeBounds) -> Regime:
+    """Return the regime that follows *regime* at this bar's *recent_mass*."""
+    return NEXT[regime, bounds.zone(recent_mass)]

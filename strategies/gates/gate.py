@@ -1,0 +1,394 @@
+"""``Gate`` and ``@gate``: how a gate is declared, and what a confidence looks at.
+
+Entropies are those of every layer and head, which an explanation carries. An input that should rise
+with confidence is marked, and its weight is never below zero.
+
+The rules are docs/decisions.md, G32 and G33.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Collection, Sequence
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.calibration import FittedConfidence
+from tracepaper.strategies.types.decisions import Action, Explanation, Forecast, Regime
+from tracepaper.strategies.units import NOTHING, duration, number
+
+Reader = Callable[[Forecast, int], float | None]
+"""``(forecast, place of the horizon) -> value``; None where it is not known."""
+HEAD: Final = "entropy_"
+"""The name of a head's entropy confidence, before its number (layer-major)."""
+_FLOAT_BYTES: Final = 4
+
+
+class ConfidenceInput(Struct, frozen=True):
+    """One input of the fitted confidence."""
+
+    read: Reader
+    rises: bool  # more of it never means less confidence in the sign
+    of_attention: bool
+
+
+def mean_over_stdev(forecast: Forecast, at: int) -> float | None:
+    """Return abs(mean) ÷ standard deviation of the return to the horizon."""
+    return abs(forecast.mean_return[at]) / forecast.stdev_return[at]
+
+
+def margin(forecast: Forecast, at: int) -> float | None:
+    """Return the distance of the two directions' probabilities over their sum."""
+    up, down = forecast.p_up[at], forecast.p_down[at]
+    return abs(up - down) / (up + down) if up + down > 0 else None
+
+
+def _of_attention(read: Callable[[Explanation], float | None]) -> ConfidenceInput:
+    def known(forecast: Forecast, at: int) -> float | None:  # noqa: ARG001 - of every horizon
+        return None if forecast.explanation is None else read(forecast.explanation)
+
+    return ConfidenceInput(known, rises=False, of_attention=True)
+
+
+def _excess(explanation: Explanation) -> float | None:
+    if explanation.confidence is None or explanation.content_free is None:
+        return None
+    return explanation.confidence - explanation.content_free
+
+
+INPUTS: Final = {
+    "mean_over_stdev": ConfidenceInput(mean_over_stdev, rises=True, of_attention=False),
+    "margin": ConfidenceInput(margin, rises=True, of_attention=False),
+    "excess": _of_attention(_excess),
+    "shift": _of_attention(lambda explanation: explanation.shift),
+    "recent_mass": _of_attention(lambda explanation: explanation.recent_mass),
+}
+"""Every input but the heads' entropies, by its name."""
+
+
+def heads_of(explanation: Explanation | None) -> tuple[float, ...]:
+    """Return the entropy confidence of every layer and head, layer-major; none of other models."""
+    if explanation is None:
+        return ()
+    return struct.unpack(f"<{len(explanation.entropy) // _FLOAT_BYTES}f", explanation.entropy)
+
+
+def names_for(forecast: Forecast) -> tuple[str, ...]:
+    """Return the names of the inputs that forecasts like this one give."""
+    explained = forecast.explanation is not None
+    plain = [name for name, one in INPUTS.items() if explained or not one.of_attention]
+    return (*plain, *(f"{HEAD}{i}" for i in range(len(heads_of(forecast.explanation)))))
+
+
+def is_of_attention(name: str) -> bool:
+    """Return whether the input *name* comes from the attention."""
+    return name not in INPUTS or INPUTS[name].of_attention
+
+
+def rises(name: str) -> bool:
+    """Return whether more of the input *name* never means less confidence in the sign."""
+    return name in INPUTS and INPUTS[name].rises
+
+
+def is_known(name: str) -> bool:
+    """Return whether *name* is that of an input."""
+    return name in INPUTS or (name.startswith(HEAD) and name.removeprefix(HEAD).isdecimal())
+
+
+def values_of(names: Sequence[str], forecast: Forecast, at: int) -> list[float | None]:
+    """Return the inputs *names* at the horizon in place *at*; None for what is not known."""
+    heads = heads_of(forecast.explanation)
+    found: list[float | None] = []
+    for name in names:
+        if (one := INPUTS.get(name)) is not None:
+            found.append(one.read(forecast, at))
+        else:
+            number = int(name.removeprefix(HEAD))
+            found.append(heads[number] if number < len(heads) else None)
+    return found
+
+
+def sign_confidence(fitted: FittedConfidence, forecast: Forecast, at: int) -> float | None:
+    """Return the fitted probability that the sign of the mean is right."""
+    return fitted.sign.probability(values_of(fitted.sign.names, forecast, at))
+
+
+def volatility_confidence(fitted: FittedConfidence, forecast: Forecast, at: int) -> float | None:
+    """Return the fitted probability that the volatility's error is under its median."""
+    return fitted.volatility.probability(values_of(fitted.volatility.names, forecast, at))
+
+
+def size_factor(fitted: FittedConfidence, forecast: Forecast | None, at: int) -> float:
+    """Return what a size is multiplied by, in (0, 1]: 1 ÷ the widening of the interval.
+
+    It is 1 where the forecast is surer than usual, and where nothing is known.
+    """
+    if forecast is None:
+        return 1.0
+    sure = volatility_confidence(fitted, forecast, at)
+    return 1.0 if sure is None else min(1.0, 1.0 / fitted.spread_of(sure))
+
+
+YES_OR_NO: Final = "yes or no"
+MILLISECONDS: Final = "ms"
+QUOTE_CURRENCY: Final = "quote currency"
+SHARE_OF_PEAK: Final = "share of the peak"
+BASIS_POINTS: Final = "basis points"
+AUTO: Final = "auto"
+"""A threshold that the model's card decides: strict where it has earned it, else the mildest."""
+MILDEST: Final = "q0.01"
+
+
+class GateInputs(Struct, gc=False):
+    """What the gates judge at one bar; the engine fills one in and reuses it."""
+
+    running: bool = True
+    bars: int = 0
+    late_ms: int = 0
+    missing_bars: int = 0
+    plausible: float = 0.0
+    quote_age_ms: int | None = None
+    answered: bool = True  # False after ``PredictionTimeout``
+    finite: bool | None = None
+    forecast: Forecast | None = None
+    explanation: Explanation | None = None
+    horizon_index: int = 0
+    slope: float = 1.0
+    fitted: FittedConfidence | None = None
+    round_trip_cost: float = 0.0
+    regime: Regime = Regime.UNKNOWN
+    regimes: frozenset[Regime] = frozenset()
+    reduces: bool = False  # the target lowers the exposure: no risk limit stands in its way
+    notional: int = 0
+    drawdown: float = 0.0
+    daily_loss: float = 0.0
+    daily_trades: int = 0
+    is_tradable: bool = True
+    gross: int = 0
+    equity: int = 0
+    is_breached: bool = False
+    since_stop: int = 0
+    losing_streak: int = 0
+    hourly_orders: int = 0
+    spread_bp: float | None = None
+    range_bp: float | None = None
+
+
+class GateKind(StrEnum):
+    """What a gate asks; a refusal is named by the first gate that fails, in this order."""
+
+    INTEGRITY = "integrity"  # may the inputs be believed? Refused, the position stays as it is
+    JUDGEMENT = (
+        "judgement"  # is the forecast worth it? Refused, ``gate.on_refusal`` says what to do
+    )
+    RISK = "risk"  # does the account allow it? Declared only where its limit is configured
+
+
+class ThresholdForm(StrEnum):
+    """How a threshold is written in the configuration, and what it means where it is absent."""
+
+    MILLISECONDS = "milliseconds"  # a whole number from 0; one interval if absent
+    NUMBER = "number"  # an exact number above 0
+    QUANTILE = "quantile"  # a number, or qX: the quantile X of the model's calibration slice
+    SHARE = "share"  # an exact number above 0, at most 1
+    COUNT = "count"  # a whole number from 1
+
+
+class ThresholdKey(Struct, frozen=True):
+    """The configuration key of a threshold; its field, check and documentation follow from it."""
+
+    name: str
+    form: ThresholdForm
+    words: str  # the documentation of the key: one sentence
+    default: str | None = None
+    uncalibrated: str = ""  # stands for a default qX where the model has no calibration
+    example: int | str | None = None  # what a key that is absent by default could be set to
+    calibrated_as: str = ""  # its measure on a model's card, if that is not the gate's name
+    strict: str = ""  # of a default ``auto``: what the card must have earned
+
+
+class StrategyWarmup(Struct, frozen=True):
+    """The threshold is the strategy's own: its warm-up, in bars."""
+
+
+Threshold = float | ThresholdKey | StrategyWarmup
+Measure = Callable[[GateInputs], float | None]
+
+
+class Gate(Struct, frozen=True, eq=False, kw_only=True):
+    """One gate; made by :func:`gate` alone."""
+
+    name: str
+    kind: GateKind
+    words: str  # what it measures
+    unit: str  # of measure and threshold
+    measure: Measure  # None where it should exist and cannot be computed; that fails
+    threshold: Threshold
+    at_least: bool  # True: passes at or above its threshold; False: at or below it
+    of_prediction: bool  # measured on what the forecaster answered, and stored beside that
+    is_timing: bool  # what only time explains: decisions that differ in it alone are equal
+    starts_at: float  # the least value of its measure
+    of_quotes: bool  # measured on quotes, and declared only where they fill orders
+    is_capped: bool  # its measure stops at the threshold, so that it is never far above it
+    only_with: tuple[str, ...]  # a limit that exists only where one of these is configured
+    needs: frozenset[str]  # of ``MEASURES``: a model that does not give them has no such gate
+    chosen_by: str  # of ``CONFIDENCES`` (``fitted``): the ``gate.confidence_by`` that declares it
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it answers yes or no: it turns, but is never near to turning."""
+        return self.unit == YES_OR_NO
+
+    @property
+    def calibrated_as(self) -> str:
+        """Its measure's name on a model's card; empty where its threshold is no quantile."""
+        key = self.threshold
+        if not isinstance(key, ThresholdKey) or key.form is not ThresholdForm.QUANTILE:
+            return ""
+        return key.calibrated_as or self.name
+
+    @property
+    def section(self) -> str:
+        """The section of the configuration that holds its key."""
+        return "risk" if self.kind is GateKind.RISK else "gate"
+
+
+MEASURES: Final = frozenset({
+    "mean_return", "stdev_return", "probabilities", "volatility",
+    "confidence", "content_free", "recent_mass", "shift",
+})  # fmt: skip
+"""What a model can give beside the bare fact that it answered; one of ours gives all of it."""
+
+GATES: Final[dict[str, Gate]] = {}
+"""Every gate by its name."""
+
+
+def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
+    kind: GateKind,
+    unit: str,
+    *,
+    at_least: Threshold | None = None,
+    at_most: Threshold | None = None,
+    of_prediction: bool = False,
+    is_timing: bool = False,
+    of_quotes: bool = False,
+    starts_at: float = 0.0,
+    is_capped: bool = False,
+    only_with: tuple[str, ...] = (),
+    needs: Collection[str] = (),
+    chosen_by: str = "",
+) -> Callable[[Measure], Gate]:
+    """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
+
+    It bears the function's name, and its docstring says what it measures. A gate of risk with a
+    most measures 0 where the target lowers the exposure, whatever its function says. Configuration
+    and storage are made from what is declared when they are imported, so it must happen before.
+    """
+
+    def declare(measure: Measure) -> Gate:
+        threshold = at_most if at_least is None else at_least
+        name, measured_as = measure.__name__, measure
+        if kind is GateKind.RISK:
+            name = f"risk.{name.removeprefix('risk_')}"
+            measured_as = measure if at_most is None else _of_more_risk(measure)
+        if threshold is None or name in GATES:
+            raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
+        if not MEASURES.issuperset(needs):
+            raise InvariantBroken(f"Gate {name} needs {sorted(needs)}, not all of them measures.")
+        GATES[name] = Gate(
+            name=name,
+            kind=kind,
+            words=(measure.__doc__ or "").strip().rstrip("."),
+            unit=unit,
+            measure=measured_as,
+            threshold=threshold,
+            at_least=at_least is not None,
+            of_prediction=of_prediction,
+            is_timing=is_timing,
+            of_quotes=of_quotes,
+            starts_at=starts_at,
+            is_capped=is_capped,
+            only_with=only_with,
+            needs=frozenset(needs),
+            chosen_by=chosen_by,
+        )
+        return GATES[name]
+
+    return declare
+
+
+def _of_more_risk(measure: Measure) -> Measure:
+    """Return *measure* as a risk gate has it: 0 where the target lowers the exposure."""
+
+    def measured_as(seen: GateInputs) -> float | None:
+        return 0.0 if seen.reduces else measure(seen)
+
+    return measured_as
+
+
+def gate_order(*kinds: GateKind) -> tuple[str, ...]:
+    """Return the names of all gates, or of those of *kinds*, in the order in which they refuse."""
+    places = list(GateKind)
+    ordered = sorted(GATES.values(), key=lambda one: places.index(one.kind))
+    return tuple(one.name for one in ordered if not kinds or one.kind in kinds)
+
+
+# ---------------------------------------------------------------- words
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of gate *name*; empty where a record names a gate that is not known here."""
+    return GATES[name].unit if name in GATES else ""
+
+
+def measured(name: str, value: float | None, *, signed: bool = False) -> str:
+    """Return a measure, a threshold or a margin of gate *name* as people read it.
+
+    A duration has its unit and a share its per cent; other units are :func:`unit_beside` it.
+    """
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    sign, unit = "+" if signed else "", unit_of(name)
+    if unit == MILLISECONDS:
+        return duration(value, signed=signed)
+    if unit == YES_OR_NO:
+        return NOTHING if signed else {1.0: "yes", 0.0: "no"}.get(value, number(value))
+    if unit == SHARE_OF_PEAK:
+        return f"{100 * value:{sign}.1f} %"
+    return f"{value:{sign},.2f}" if unit == QUOTE_CURRENCY else number(value, signed=signed)
+
+
+def unit_beside(name: str) -> str:
+    """Return what stands beside a measure of gate *name* that :func:`measured` wrote."""
+    unit = unit_of(name)
+    return {MILLISECONDS: "", YES_OR_NO: "", SHARE_OF_PEAK: "of the peak"}.get(unit, unit)
+
+
+def with_unit(name: str, value: float) -> str:
+    """Return a measure of gate *name* with its unit, as it is written inside a sentence."""
+    return f"{measured(name, value)} {unit_beside(name)}".rstrip()
+
+
+def verdict(action: Action, refused_by: str | None, reason: str) -> str:
+    """Return in a few words what the gates made of a decision.
+
+    A FLAT that a gate refused went on where no judgement gate holds up an exit, and where its
+    horizon was over; with the refusal as its *reason* it is what ``gate.on_refusal`` asks for
+    (docs/decisions.md, G13 and G14).
+    """
+    if refused_by is None:
+        return "allowed"
+    if action is not Action.FLAT:
+        return refusal(refused_by)
+    if reason == refusal(refused_by):
+        return f"since {refused_by} refused"
+    return f"{refused_by} refused, which holds up no exit"
+
+
+def refusal(gate_name: str) -> str:
+    """Return the reason of a decision that gate *gate_name* refused."""
+    return f"refused by {gate_name}"

@@ -1,0 +1,393 @@
+"""Whether a network is in order: finite, attending, differentiable; exported with equal outputs.
+
+What is asked is plain: the network runs forward over some rows with every module's output watched,
+its heads are read at the last row of each, and one short backward pass from all outputs shows what
+the parameters of each part receive.
+
+An exported network takes windows of one length with their absolute positions, and says of the last
+bar what the network says. Its flash kernel is written out in plain
+operations for ONNX, whose own translation of it has no logsumexp, so the exported form stores
+scores: meant for short windows and other runtimes, not for long contexts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from tracepaper.strategies.attention.checks import finite_layers
+from tracepaper.strategies.attention.weighted import value_norms
+from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.extras import require
+from tracepaper.strategies.networks.attribution import watched
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.informer import InformerNetwork
+from tracepaper.strategies.networks.multi_timeframe import MultiscaleNetwork
+from tracepaper.strategies.networks.multimodal import TradingNetwork
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch.export import ExportedProgram
+
+    from tracepaper.strategies.networks.architecture import Network, Outputs
+
+ONE_BAR_ABOVE: Final = 0.98
+"""A head whose confidence is above it at every row looked at has collapsed onto one bar."""
+EVEN_BELOW: Final = 0.001
+"""A head never further than this above the content-free confidence attends evenly."""
+DEAD_BELOW: Final = 0.01
+"""A head that moves the residual stream by less than this share of an equal part is dead."""
+VANISHED_BELOW: Final = 1e-6
+"""A part whose gradient, relative to its weights, is this share of the largest gets none."""
+EXTREME: Final = 5.0
+"""Features are clipped there, so no row that a network is given holds more."""
+
+
+@dataclass(frozen=True)
+class HeadCondition:
+    """One head over the rows looked at; ``share`` is of its layer's output, None if unknown."""
+
+    layer: int
+    head: int
+    confidence: float  # the mean of 1 - H / ln n
+    lowest: float
+    highest: float
+    share: float | None
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class GradientOfPart:
+    """The gradient of the mean square of all outputs with respect to one part's parameters."""
+
+    part: str
+    parameters: int
+    weights: float  # their root mean square
+    gradient: float  # the same of their gradient
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What was found; ``faults`` are sentences, and without one the network is in order."""
+
+    rows: int
+    windows: int
+    heads: tuple[HeadCondition, ...]
+    gradients: tuple[GradientOfPart, ...]
+    faults: tuple[str, ...]
+
+
+def examine(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Condition:
+    """Return the condition of *network* over *windows*, each rows [1, time, features] at positions.
+
+    Positions are int64 [time]. The parameters keep their gradients as they were: the network is
+    run with copies of none, and what the backward pass wrote is returned and not kept.
+    """
+    network.eval()
+    found = list(_not_finite(network, windows))
+    if found:
+        return Condition(windows[0][0].shape[1], len(windows), (), (), tuple(found))
+    heads = tuple(_heads(network, windows)) if network.has_attention else ()
+    gradients = tuple(_gradients(network, *windows[-1]))
+    found += [f"Layer {one.layer}, head {one.head}: {one.fault}." for one in heads if one.fault]
+    found += [f"{one.part}: {one.fault}." for one in gradients if one.fault]
+    return Condition(windows[0][0].shape[1], len(windows), heads, gradients, tuple(found))
+
+
+def _not_finite(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[str]:
+    """Yield a sentence where a layer gives NaN or infinity: of the rows, or at their extremes."""
+    rows, positions = windows[-1]
+    signs = torch.ones_like(rows)
+    signs[:, ::2] = -1.0
+    extremes = {
+        "rows that are all zero": torch.zeros_like(rows),
+        f"rows at {EXTREME:g}": torch.full_like(rows, EXTREME),
+        f"rows at {EXTREME:g} and -{EXTREME:g} in turn": EXTREME * signs,
+    }
+    cases = [("the rows", x, at) for x, at in windows]
+    cases += [(name, x, positions) for name, x in extremes.items()]
+    for name, x, at in cases:
+        try:
+            with torch.inference_mode(), finite_layers(network):
+                network(x, at)
+        except AttentionInvalid as error:
+            yield f"Over {name}: {error}"
+            return
+
+
+@torch.no_grad()
+def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[HeadCondition]:
+    confidence = torch.stack([network.look(*window).confidence.double() for window in windows])
+    shares = _shares(network, windows)
+    even = network.content_free() + EVEN_BELOW
+    for layer in range(confidence.shape[1]):
+        for head in range(confidence.shape[2]):
+            seen = confidence[:, layer, head]
+            share = None if shares is None else float(shares[layer][head])
+            low, high = float(seen.min()), float(seen.max())
+            equal = 1.0 / confidence.shape[2]
+            fault = ""
+            if share is not None and share < DEAD_BELOW * equal:
+                fault = f"it is dead, and moves {share:.2%} of its layer's output"
+            elif low > ONE_BAR_ABOVE:
+                fault = "it has collapsed onto one bar"
+            elif high < even:
+                fault = "it attends evenly, whatever the rows are"
+            yield HeadCondition(layer, head, float(seen.mean()), low, high, share, fault)
+
+
+def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor] | None:
+    """Return each head's share of its layer's output by length, [head] a layer; None if unknown."""
+    is_around = isinstance(network, MultiscaleNetwork | TradingNetwork)
+    inner = network.trunk if is_around else network
+    if not isinstance(inner, FlashNetwork | InformerNetwork):
+        return None
+    lengths: list[Tensor] = []
+    for window in windows:
+        with watched(inner) as layers:
+            network(*window)
+        for number, (output, weight) in enumerate(zip(layers.outputs, layers.weights, strict=True)):
+            by_head = output.unflatten(-1, (inner.config.heads, -1)).transpose(1, 2)
+            moved = value_norms(by_head, weight).mean(dim=(0, 2)).double()  # [head]
+            if number == len(lengths):
+                lengths.append(torch.zeros_like(moved))
+            lengths[number] = lengths[number] + moved
+    tiny = torch.finfo(torch.float64).tiny
+    return [moved / moved.sum().clamp_min(tiny) for moved in lengths]
+
+
+def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[GradientOfPart]:
+    """Yield what each part gets from one backward pass, in the order of the network."""
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    with torch.enable_grad():
+        outputs = [one for one in network(rows, positions) if one is not None]
+        loss = torch.stack([one[:, -1].float().square().mean() for one in outputs]).sum()
+        slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for name, parameter, slope in zip(names, parameters, slopes, strict=True):
+        given = torch.zeros_like(parameter) if slope is None else slope
+        parts.setdefault(_part(name), []).append((parameter.detach(), given))
+    measured = {
+        part: (
+            sum(one.numel() for one, _ in pairs),
+            _root_mean_square([one for one, _ in pairs]),
+            _root_mean_square([slope for _, slope in pairs]),
+        )
+        for part, pairs in parts.items()
+    }
+    tiny = torch.finfo(torch.float64).tiny
+    relative = {part: found[2] / max(found[1], tiny) for part, found in measured.items()}
+    largest = max(relative.values())
+    for part, (count, weights, gradient) in measured.items():
+        fault = ""
+        if not gradient < float("inf"):
+            fault = "its gradient is not finite"
+        elif relative[part] <= VANISHED_BELOW * largest:
+            fault = "no gradient reaches it"
+        yield GradientOfPart(part, count, weights, gradient, fault)
+
+
+def _part(name: str) -> str:
+    """Return the part of a network that a parameter belongs to: its module, a layer by number."""
+    words = name.split(".")
+    numbers = [place for place, word in enumerate(words) if word.isdecimal()]
+    return ".".join(words[: numbers[0] + 1] if numbers else words[:-1][:2] or words)
+
+
+def _root_mean_square(tensors: Sequence[Tensor]) -> float:
+    count = sum(one.numel() for one in tensors)
+    total = sum(float(one.double().square().sum()) for one in tensors)
+    return math.sqrt(total / count)
+
+
+AGREEMENT_MAX: Final = 1e-4
+"""The largest difference of an output, relative to its own largest value, that is agreement."""
+OPSET: Final = 18
+
+
+Example = tuple[Tensor, Tensor]
+"""Rows [batch, time, features] and their positions int64 [time]: an exported network's inputs."""
+INPUTS: Final = ("rows", "positions")
+OUTPUT: Final = "output_"
+"""What an ONNX output's name begins with, before the head's: values within may be called so."""
+
+
+class LastBar(nn.Module):
+    """A network as another runtime runs it: what it says of the last bar, by name.
+
+    It maps rows [batch, time, features] and positions [time] to tensors [batch, horizon, ...].
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        """Return every head that the network has; returns are in units of ``sigma * sqrt(h)``."""
+        said: Outputs = self.network(rows, positions)
+        return {name: head[:, -1] for name, head in said._asdict().items() if head is not None}
+
+
+def export_program(network: nn.Module, example: Example) -> ExportedProgram:
+    """Return *network* traced on *example*, its last bar's outputs by name; they must agree.
+
+    Raises ``AttentionInvalid`` where the traced program answers differently on other bars of the
+    same shape.
+    """
+    # A program whose parameters want no gradient runs elsewhere as it stands.
+    whole = LastBar(deepcopy(network)).eval().requires_grad_(requires_grad=False)
+    with torch.no_grad():
+        program = torch.export.export(whole, example, strict=False)
+        probe = _probe(example)
+        _agreement_of(whole(*probe), program.module()(*probe), "torch.export")
+    return program
+
+
+def export_torch(network: nn.Module, example: Example, path: Path, *, card: str) -> float:
+    """Write *network* to *path* for ``torch.export.load``; return its largest difference from here.
+
+    The *card* lies in the file as ``card.toml``. Raises ``AttentionInvalid`` as ``export_program``.
+    """
+    torch.export.save(export_program(network, example), path, extra_files={"card.toml": card})
+    with torch.no_grad():
+        probe = _probe(example)
+        found = torch.export.load(path).module()(*probe)
+        return _agreement_of(LastBar(network).eval()(*probe), found, "torch.export")
+
+
+def export_onnx(network: nn.Module, example: Example, path: Path, *, card: str) -> float:
+    """Write *network* to *path* as ONNX; return its largest relative difference from here.
+
+    Its inputs are named ``INPUTS``, its outputs ``OUTPUT`` and the head; the *card* is in its
+    metadata. Needs the extra ``export`` (onnx and onnxscript); the check runs in onnxruntime where
+    that is installed, else in ONNX's own evaluator. Raises ``AttentionInvalid`` where a package is
+    missing, an operation has no translation, or outputs differ by more than ``AGREEMENT_MAX``.
+    """
+    for package in ("onnx", "onnxscript"):
+        require(package, "ONNX export")
+    program = export_program(network, example)
+    with torch.no_grad():
+        probe = _probe(example)
+        wanted = LastBar(network).eval()(*probe)
+        plain = program.run_decompositions({_FLASH: _plain_flash, _SORT: _sort_by_top})
+        try:
+            written = torch.onnx.export(
+                plain, example, dynamo=True, verbose=False, opset_version=OPSET,
+                input_names=INPUTS, output_names=[OUTPUT + name for name in wanted],
+            )  # fmt: skip
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise AttentionInvalid(
+                f"This network has an operation that ONNX lacks ({reason[:120]}); export it with "
+                "--to torch."
+            ) from None
+        if written is None:
+            raise AttentionInvalid("PyTorch's exporter wrote no ONNX program; update torch.")
+        written.model.metadata_props["card.toml"] = card
+        written.save(str(path))
+        return _agreement_of(wanted, run_onnx(path, probe), "ONNX")
+
+
+def run_onnx(path: Path, example: Example) -> dict[str, Tensor]:
+    """Return the outputs of an ONNX file for *example*, by the fastest evaluator installed."""
+    given = {name: one.numpy() for name, one in zip(INPUTS, example, strict=True)}
+    if find_spec("onnxruntime") is not None:
+        session = import_module("onnxruntime").InferenceSession(
+            str(path), providers=["CPUExecutionProvider"]
+        )
+        names = [one.name for one in session.get_outputs()]
+        found = session.run(None, {one.name: given[one.name] for one in session.get_inputs()})
+    else:
+        evaluator = import_module("onnx.reference").ReferenceEvaluator(str(path))
+        names = evaluator.output_names
+        found = evaluator.run(None, {name: given[name] for name in evaluator.input_names})
+    return {
+        name.removeprefix(OUTPUT): torch.from_numpy(one)
+        for name, one in zip(names, found, strict=True)
+    }
+
+
+def _agreement_of(wanted: dict[str, Tensor], found: dict[str, Tensor], route: str) -> float:
+    """Return the largest relative difference of outputs by name; raise as ``require_agreement``."""
+    return require_agreement(list(wanted.values()), [found.get(name) for name in wanted], route)
+
+
+def require_agreement(
+    wanted: Sequence[Tensor | None], found: Sequence[Tensor | None], route: str
+) -> float:
+    """Return the largest relative difference of two tuples of outputs; None entries are left out.
+
+    Raises ``AttentionInvalid`` beyond ``AGREEMENT_MAX`` or where their number or shapes differ.
+    """
+    here = [output for output in wanted if output is not None]
+    there = [output for output in found if output is not None]
+    if [tuple(one.shape) for one in here] != [tuple(other.shape) for other in there]:
+        raise AttentionInvalid(
+            f"The network exported by {route} has other outputs; export it from this version."
+        )
+    worst = 0.0
+    for one, other in zip(here, there, strict=True):
+        scale = max(float(one.detach().abs().max()), torch.finfo(one.dtype).tiny)
+        difference = float((one - other).detach().abs().max()) / scale
+        if not difference <= AGREEMENT_MAX:
+            raise AttentionInvalid(
+                f"The network exported by {route} differs by {difference:.2g} of an output's "
+                "scale; do not use the export."
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _probe(example: Example) -> Example:
+    """Return other bars of the same shape, so that a constant folded by mistake is found."""
+    generator = torch.Generator().manual_seed(1)
+    rows, positions = example
+    return torch.randn(rows.shape, generator=generator, dtype=rows.dtype), positions + 777
+
+
+_FLASH: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001
+_SORT: Final = torch.ops.aten.sort.stable
+
+
+def _plain_flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001, FBT002 - the operator's own signature
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return output and logsumexp of the flash operator in plain operations."""
+    if dropout_p or attn_mask is not None:
+        raise AttentionInvalid("Only attention without dropout and mask tensor can be exported.")
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query * factor) @ key.transpose(-1, -2)
+    if is_causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(ahead, -torch.inf)
+    top = scores.amax(dim=-1, keepdim=True)
+    weights = (scores - top).exp()
+    total = weights.sum(dim=-1, keepdim=True)
+    return (weights / total) @ value, (top + total.log())[..., 0]
+
+
+def _sort_by_top(
+    values: Tensor, *, stable: bool | None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return a stable sort as ONNX's TopK of everything, which gives ties to the lower index."""
+    if stable is False:
+        raise AttentionInvalid("Only a stable sort can be exported; ties would be left open.")
+    found = values.topk(values.shape[dim], dim=dim, largest=descending)
+    return found.values, found.indices

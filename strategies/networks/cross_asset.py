@@ -1,0 +1,481 @@
+"""Several assets at once: attention over time within each asset, then over the assets at each bar.
+
+Each layer is two blocks. The first lets a bar of an asset see itself and the bars before it of that
+asset; the second lets it see all assets at that bar, so that two layers reach any bar of any asset
+within the window. Neither is ever [asset x bar] squared. ``joint`` attention is one block a layer
+over all tokens of a window that ends now, of which only the last bar is answered.
+
+Assets are told apart by an embedding of the symbol alone, so their order means nothing. A rollout
+carries a row over (asset, bar) tokens down through both kinds of blocks, exactly; its sums over
+bars are the influence of each asset on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.strategies.attention.checks import check_share, check_start
+from tracepaper.strategies.attention.entropy import confidence
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import carry_rows
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, shown
+from tracepaper.strategies.networks.architecture import Heads, Outputs, checked_section
+from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes
+from tracepaper.strategies.networks.flash import Block, FlashConfig
+
+SYMBOLS_MAX: Final = 1_000
+FACTORISED: Final = "factorised"
+JOINT: Final = "joint"
+_RESIDUAL: Final = 0.5
+_BARS_AT_ONCE: Final = 128
+"""Bars whose matrices over the assets are rebuilt together; bounds memory."""
+_TOKENS_AT_ONCE: Final = 32_768
+"""Tokens that a block deals with together where no gradient is taken; bounds memory."""
+_ROWS_AT_ONCE: Final = 16
+"""Decided assets whose weights over the tokens are carried together; bounds memory."""
+_NOWHERE: Final = Phases(None, None, None)
+"""Assets stand in no order."""
+KINDS: Final[Mapping[str, str]] = {
+    "crossasset": "several symbols at once, with returns relative to each other",
+    "portfolio": "the same with weights, costs and turnover inside the loss",
+}
+"""Kinds of networks that answer for all symbols of a close, and what each is."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossAssetConfig:
+    """The architecture; it is stored in a model's card as ``[architecture]``.
+
+    ``symbols`` have an embedding each, in their order. ``every``, one of the horizons, is how many
+    bars weights are held. ``factors`` are those of the correlations to the horizons; 0 says none.
+    """
+
+    symbols: tuple[str, ...] = ()
+    features: int = 30
+    dim: int = 32
+    layers: int = 2
+    heads: int = 4
+    window: int = 64
+    horizons: tuple[int, ...] = (5, 30, 240)
+    attention: str = FACTORISED
+    interval_minutes: int = 1
+    mlp_ratio: float = 2.0
+    dropout: float = 0.0
+    allocation: bool = False
+    every: int = 30
+    factors: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, with one sentence each."""
+        if not 1 <= len(self.symbols) <= SYMBOLS_MAX or len(set(self.symbols)) < len(self.symbols):
+            raise ConfigInvalid(
+                f"architecture.symbols must name 1 to {SYMBOLS_MAX:,} different symbols, and holds "
+                f"{len(self.symbols):,}."
+            )
+        if self.attention not in (FACTORISED, JOINT):
+            raise ConfigInvalid(
+                f"architecture.attention is {shown(self.attention)}; choose {FACTORISED} or "
+                f"{JOINT}."
+            )
+        if self.every not in self.horizons:
+            raise ConfigInvalid(
+                f"architecture.every is {self.every}; weights are held for one of the horizons "
+                f"{list(self.horizons)}."
+            )
+        self.trunk()
+
+    @property
+    def receptive_field(self) -> int:
+        """How many bars of each asset one answer depends on."""
+        if self.attention == JOINT:
+            return self.window
+        return self.layers * (self.window - 1) + 1
+
+    def trunk(self) -> FlashConfig:
+        """Return what one block is made by."""
+        return FlashConfig(
+            features=self.features,
+            dim=self.dim,
+            layers=self.layers,
+            heads=self.heads,
+            window=self.window,
+            horizons=self.horizons,
+            interval_minutes=self.interval_minutes,
+            mlp_ratio=self.mlp_ratio,
+            dropout=self.dropout,
+        )
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> CrossAssetConfig:
+        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
+        others = dict(section)
+        symbols = others.pop("symbols", ())
+        if not isinstance(symbols, list | tuple) or not all(isinstance(s, str) for s in symbols):
+            raise ConfigInvalid("architecture.symbols must be a list of symbols.")
+        return cls(symbols=tuple(symbols), **checked_section(cls, others))
+
+    def listed(self) -> dict[str, Any]:
+        """Return every field, tuples as lists, as a card holds it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    def places(self, symbols: Sequence[str]) -> Tensor:
+        """Return the embedding's place of each of *symbols*: int64 [asset].
+
+        Raises ``ConfigInvalid`` for a symbol that the network was not trained on.
+        """
+        known = {symbol: place for place, symbol in enumerate(self.symbols)}
+        if unknown := [symbol for symbol in symbols if symbol not in known]:
+            raise ConfigInvalid(
+                f"The network knows {', '.join(self.symbols[:8])}"
+                f"{' and others' if len(self.symbols) > 8 else ''}, and not {unknown[0]}; train it "
+                "with its candles, or take the symbol out."
+            )
+        return torch.tensor([known[symbol] for symbol in symbols], dtype=torch.int64)
+
+
+class CrossOutputs(NamedTuple):
+    """What is said of each asset at each bar; returns are in units of ``sigma * sqrt(horizon)``."""
+
+    each: Outputs  # [batch, asset, time, ...]: of the asset by itself
+    relative: Tensor  # [batch, asset, time, horizon]: its return less the mean over the assets
+    allocation: Tensor | None  # [batch, asset, time] in (-1, 1), before ``weights_of``
+    loadings: Tensor | None = None  # [batch, asset, time, horizon, factor]: see ``correlations_of``
+
+
+def correlations_of(loadings: Tensor) -> Tensor:
+    """Return the correlation of each pair of assets: [batch, pair, time, horizon].
+
+    Pairs are (0, 1), (0, 2), … (1, 2), …. Rows of *loadings* at one bar and horizon are of one
+    length of at most 1, so with ones on the diagonal their products are a correlation matrix: what
+    the diagonal is raised by keeps it from being negative in any direction.
+    """
+    first, second = torch.triu_indices(loadings.shape[1], loadings.shape[1], offset=1)
+    return (loadings[:, first] * loadings[:, second]).sum(dim=-1)
+
+
+def weights_of(allocation: Tensor) -> Tensor:
+    """Return weights [batch, asset, time] whose sizes sum to at most 1 over the assets."""
+    return allocation / allocation.abs().sum(dim=1, keepdim=True).clamp_min(1.0)
+
+
+class _Over(Enum):
+    """What the rows of a block are, and what is a batch to it."""
+
+    TIME = "the bars of each asset"
+    ASSETS = "the assets at each bar"
+    TOKENS = "all tokens, asset by asset"
+
+
+class _Attended(NamedTuple):
+    """What one block attended with."""
+
+    query: Tensor  # [batch, head, row, dim]
+    key: Tensor
+    logsumexp: Tensor  # [batch, head, row]
+    mask: Mask
+    over: _Over
+
+
+class CrossLook(NamedTuple):
+    """What is said of the last bar of one window, and where each decided asset looked."""
+
+    outputs: CrossOutputs  # [1, asset, 1, ...]
+    weights: Tensor  # [decided asset, asset, time], each decided asset's sum to 1
+    heads: Tensor  # [decided asset, block, head]: one less the entropy by its largest
+
+    @property
+    def confidence(self) -> Tensor:
+        """The mean of each decided asset's heads: [decided asset]."""
+        return self.heads.mean(dim=(1, 2))
+
+    @property
+    def influence(self) -> Tensor:
+        """How much of where each decided asset looked is of each asset: [decided asset, asset]."""
+        return self.weights.sum(dim=-1)
+
+
+class CrossAssetNetwork(nn.Module):
+    """Rows of features of several assets in, the forecasts of each asset's bars out."""
+
+    def __init__(self, config: CrossAssetConfig) -> None:
+        super().__init__()
+        self.config = config
+        trunk = config.trunk()
+        self.embed = nn.Linear(config.features, config.dim)
+        self.asset = nn.Embedding(len(config.symbols), config.dim)
+        nn.init.normal_(self.asset.weight, std=0.02)
+        self.encoding = ENCODINGS["rope"](Sizes(config.dim, config.heads, config.window))
+        is_joint = config.attention == JOINT
+        self.over_time = nn.ModuleList(Block(trunk, depth) for depth in range(config.layers))
+        self.over_assets = nn.ModuleList(
+            Block(trunk, depth) for depth in range(0 if is_joint else config.layers)
+        )
+        self.norm = nn.LayerNorm(config.dim)
+        self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
+        self.relative = _from_nothing(config.dim, len(config.horizons))
+        self.allocate = _from_nothing(config.dim, 1) if config.allocation else None
+        self.load = self.share = None
+        if config.factors:
+            self.load = nn.Linear(config.dim, len(config.horizons) * config.factors)
+            self.share = _from_nothing(config.dim, len(config.horizons))
+
+    def forward(self, x: Tensor, assets: Tensor, positions: Tensor) -> CrossOutputs:
+        """Forecast each bar of *x* [batch, asset, time, feature].
+
+        *assets* int64 [asset] are places of the embedding, *positions* int64 [time] absolute bar
+        numbers that follow one another. With joint attention the last bar alone is answered.
+        """
+        return self._said(self._run(x, assets, positions, None))
+
+    def look(
+        self,
+        x: Tensor,
+        assets: Tensor,
+        positions: Tensor,
+        decided: Sequence[int] | None = None,
+        *,
+        residual_weight: float = _RESIDUAL,
+        start_layer: int = 0,
+    ) -> CrossLook:
+        """Forecast one window *x* [1, asset, time, feature] and explain its last bar.
+
+        *decided* are the places among *assets* that are explained; by default all of them. A row
+        of weights over the tokens is carried for each: [asset x time] squared is never stored.
+        *residual_weight* is ρ, *start_layer* the lowest layer that is taken in. Raises
+        ``AttentionInvalid`` for shares and layers that there are not.
+        """
+        check_share(residual_weight, "residual_weight")
+        check_start(start_layer, self.config.layers)
+        trace: list[_Attended] = []
+        state = self._run(x, assets, positions, trace)
+        rows = list(range(x.shape[1]) if decided is None else decided)
+        return CrossLook(
+            self._said(state[:, :, -1:]),
+            _carried(
+                # A layer is as many blocks as kinds of attention: one, or two in turn.
+                trace[start_layer * len(trace) // self.config.layers :],
+                rows,
+                assets=x.shape[1],
+                time=x.shape[2],
+                residual=residual_weight,
+            ),
+            _heads(trace, rows, time=x.shape[2]),
+        )
+
+    def _said(self, state: Tensor) -> CrossOutputs:
+        last = self.norm(state)
+        allocation = None
+        if self.allocate is not None:
+            allocation = torch.tanh(self.allocate(last).squeeze(-1))
+        return CrossOutputs(self.heads(last), self.relative(last), allocation, self._loadings(last))
+
+    def _loadings(self, last: Tensor) -> Tensor | None:
+        """Return unit rows of factors, each by the root of the share that is not the identity."""
+        if self.load is None or self.share is None:
+            return None
+        raw = self.load(last).unflatten(-1, (-1, self.config.factors))
+        unit = functional.normalize(raw, dim=-1)
+        share = torch.sigmoid(self.share(last.mean(dim=1, keepdim=True)))  # of all assets alike
+        found: Tensor = unit * share.sqrt()[..., None]
+        return found
+
+    def _run(
+        self, x: Tensor, assets: Tensor, positions: Tensor, trace: list[_Attended] | None
+    ) -> Tensor:
+        """Return the last layer's states [batch, asset, time, dim]; of the last bar, if joint."""
+        if x.shape[1] != len(assets) or x.shape[2] != len(positions):
+            raise AttentionInvalid(
+                f"Rows of {x.shape[1]} assets and {x.shape[2]} bars came with {len(assets)} assets "
+                f"and {len(positions)} positions; give one of each."
+            )
+        state: Tensor = self.embed(x) + self.asset(assets)[:, None]
+        phases = self.encoding.phases(positions)
+        if self.config.attention == JOINT:
+            return self._joint(state, phases, trace)
+        causal, full = Mask.window(self.config.window), Mask.full()
+        for in_time, across in zip(_each(self.over_time), _each(self.over_assets), strict=True):
+            batch = state.shape[0]
+            rows = _attended(in_time, state.flatten(0, 1), phases, causal, _Over.TIME, trace)
+            rows = rows.unflatten(0, (batch, -1)).transpose(1, 2)  # [batch, time, asset, dim]
+            rows = _attended(across, rows.flatten(0, 1), _NOWHERE, full, _Over.ASSETS, trace)
+            state = rows.unflatten(0, (batch, -1)).transpose(1, 2)
+        return state
+
+    def _joint(self, state: Tensor, phases: Phases, trace: list[_Attended] | None) -> Tensor:
+        """Let all tokens see all others: a window that ends now holds nothing that comes later."""
+        assets, time = state.shape[1:3]
+        if time != self.config.window:
+            raise AttentionInvalid(
+                f"Joint attention takes windows of {self.config.window} bars, not {time}; cut or "
+                "warm the window."
+            )
+        cosine, sine = (
+            None if part is None else part.repeat(assets, 1, 1, 1)
+            for part in (phases.cosine, phases.sine)
+        )
+        repeated = Phases(cosine, sine, None)
+        rows = state.flatten(1, 2)  # [batch, asset * time, dim]
+        for block in _each(self.over_time):
+            rows = _attended(block, rows, repeated, Mask.full(), _Over.TOKENS, trace)
+        whole: Tensor = rows.unflatten(1, (assets, time))
+        return whole[:, :, -1:]
+
+
+def _from_nothing(dim: int, width: int) -> nn.Linear:
+    """Return a projection that begins at next to nothing."""
+    made = nn.Linear(dim, width)
+    nn.init.normal_(made.weight, std=0.01)
+    nn.init.zeros_(made.bias)
+    return made
+
+
+def _each(blocks: nn.ModuleList) -> Iterator[Block]:
+    for block in blocks:
+        assert isinstance(block, Block)
+        yield block
+
+
+def _attended(
+    block: Block,
+    rows: Tensor,
+    phases: Phases,
+    mask: Mask,
+    over: _Over,
+    trace: list[_Attended] | None,
+) -> Tensor:
+    """Return what *block* makes of *rows* [batch, row, dim], and note what it attended with.
+
+    Without gradients some of the batch are dealt with at a time, so that little beside is kept.
+    """
+    count = len(rows)
+    if not torch.is_grad_enabled():
+        count = max(_TOKENS_AT_ONCE // rows.shape[1], 1)
+    found, noted = [], []
+    for part in rows.split(count):
+        query, key, value = block.project(part, phases)
+        mixed, logsumexp = attend(query, key, value, mask, checked=False)
+        found.append(block.finish(part, mixed))
+        if trace is not None:
+            noted.append((query, key, logsumexp))
+    if trace is not None:
+        query, key, logsumexp = (torch.cat(parts) for parts in zip(*noted, strict=True))
+        trace.append(_Attended(query, key, logsumexp, mask, over))
+    return found[0] if len(found) == 1 else torch.cat(found)
+
+
+# ---------------------------------------------------------------- where a decided asset looked
+
+
+def _carried(
+    trace: Sequence[_Attended], decided: Sequence[int], *, assets: int, time: int, residual: float
+) -> Tensor:
+    """Return the weights [decided, asset, time] of the tokens (decided asset, last bar).
+
+    ``w <- ρ·w + (1-ρ)·wA`` from the highest block down, A the mean over its heads, ρ *residual*.
+    """
+    found = trace[0].logsumexp.new_empty(len(decided), assets, time)
+    for first in range(0, len(decided), _ROWS_AT_ONCE):
+        rows = list(decided[first : first + _ROWS_AT_ONCE])
+        weights = found.new_zeros(assets, len(rows), time)
+        weights[rows, range(len(rows)), time - 1] = 1.0
+        for block in reversed(trace):
+            weights = _below(block, weights, residual)
+        found[first : first + len(rows)] = weights.transpose(0, 1)
+    return found.div_(found.sum(dim=(1, 2), keepdim=True))
+
+
+def _below(block: _Attended, weights: Tensor, residual: float) -> Tensor:
+    """Return *weights* [asset, row, time] above one block as those below it."""
+    match block.over:
+        case _Over.ASSETS:
+            return _below_assets(block, weights, residual)
+        case _Over.TIME:
+            return carry_rows(*block[:3], weights, block.mask, residual_weight=residual)
+        case _Over.TOKENS:
+            flat = weights.transpose(0, 1).flatten(1)[None]  # [1, row, asset * time]
+            flat = carry_rows(*block[:3], flat, block.mask, residual_weight=residual)
+            below: Tensor = flat[0].unflatten(1, (len(weights), -1))
+            return below.transpose(0, 1)
+
+
+def _below_assets(block: _Attended, weights: Tensor, residual: float) -> Tensor:
+    """Carry *weights* [asset, row, time] through the matrices [asset, asset] of each bar."""
+    found = weights * residual
+    scale = block.query.shape[-1] ** -0.5
+    weighed = weights.any(dim=1).any(dim=0)  # bars without any weight carry none
+    for bars in weighed.nonzero()[:, 0].split(_BARS_AT_ONCE):
+        scores = scale * block.query[bars] @ block.key[bars].transpose(-1, -2)
+        matrices = (scores - block.logsumexp[bars][..., None]).exp().mean(dim=1)
+        given = weights[:, :, bars].permute(2, 1, 0)  # [bar, row, asset]
+        found[:, :, bars] += (1.0 - residual) * (given @ matrices).permute(2, 1, 0)
+    return found
+
+
+def _heads(trace: Sequence[_Attended], decided: Sequence[int], *, time: int) -> Tensor:
+    """Return one less entropy by its largest, of each block and head: [decided, block, head]."""
+    rows = torch.tensor(list(decided))
+    found = []
+    for block in trace:
+        query, key, logsumexp = (part[-1:] for part in block[:3])
+        at = rows
+        match block.over:
+            case _Over.TIME:  # a batch of assets, of whose rows the last is decided
+                query, key, logsumexp = (part[rows] for part in block[:3])
+                at = torch.tensor([time - 1])
+            case _Over.TOKENS:
+                at = rows * time + time - 1
+            case _Over.ASSETS:  # a batch of bars, of which the last is decided
+                pass
+        seen = confidence([query], [key], [logsumexp], at, block.mask)
+        found.append(seen[:, 0, :, 0].T if block.over is _Over.TIME else seen[0, 0])
+    return torch.stack(found).permute(2, 0, 1)  # of [block, head, decided]
+
+
+# ---------------------------------------------------------------- what it is trained by
+
+
+def relative_loss(outputs: CrossOutputs, relative: Tensor) -> Tensor:
+    """Return Huber's loss of *relative* returns [batch, asset, time, horizon], elementwise."""
+    return functional.huber_loss(outputs.relative, relative, reduction="none")
+
+
+def correlation_loss(loadings: Tensor, came: Tensor) -> Tensor:
+    """Return the squared errors of the correlations by *loadings*: [batch, row, horizon, pair].
+
+    *came* [batch, pair, row, horizon] are the realised ones, NaN where there is none: their error
+    is 0, and so is its gradient.
+    """
+    said = correlations_of(loadings)
+    known = torch.where(came.isfinite(), came, said.detach())
+    return (said - known).square().permute(0, 2, 3, 1)
+
+
+class PortfolioCosts(NamedTuple):
+    """What a portfolio's loss knows of money."""
+
+    fee: float  # of what is traded, as a share
+    unit: float  # a usual return over the time that weights are held: what is scaled by
+    aversion: float  # price of variance, in these units
+
+
+def portfolio_loss(allocation: Tensor, gains: Tensor, costs: PortfolioCosts) -> Tensor:
+    """Return the negative mean utility of holding the weights of *allocation*, net of turnover.
+
+    *allocation* and *gains* are [batch, asset, decision]: the latter the simple returns until the
+    next decision, known or 0. The first decision of each row has none before it: it is where the
+    others come from, and earns nothing.
+    """
+    weights = weights_of(allocation)
+    turnover = (weights[..., 1:] - weights[..., :-1]).abs().sum(dim=1)
+    net = (weights[..., 1:] * gains[..., 1:]).sum(dim=1) - costs.fee * turnover
+    scaled = net / costs.unit
+    return (0.5 * costs.aversion * scaled**2 - scaled).mean()

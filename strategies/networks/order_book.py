@@ -1,0 +1,266 @@
+"""Attention over an order book's levels and its history, factorised, with an exact map of both.
+
+Each token is a level of a side in one book. A layer attends over the levels within each book, then
+over time causally at each level, then mixes columns: 2 levels x books squared products never stand
+together, so 100,000 tokens fit. Every book answers which way the mid moves. Read top to bottom:
+configuration, one attention, one layer, the network, its map.
+
+The rules are docs/orderbook.md, D6 to D9. The factorised form is that of Arnab et al., 2021
+(ViViT, model 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.strategies.attention.checks import is_finite
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import carry_rows
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.architecture import checked_section
+from tracepaper.strategies.networks.encodings import rotate, turns
+from tracepaper.strategies.order_book import COLUMNS, LEVELS_MAX, SIDES
+
+WORDS: Final = "levels of an order book and their history, from files of `data record`"
+MOVES: Final = ("down", "flat", "up")
+"""What the mid does to a horizon, in the order of every answer."""
+_TOKENS_AT_ONCE: Final = 8_192
+"""Of a pass without gradients: what stands beside the state is of so many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderBookConfig:
+    """The architecture; it is stored in a model's card as ``[architecture]``.
+
+    ``window`` and ``horizons`` count books, ``levels`` those of a side.
+    """
+
+    levels: int = 50
+    window: int = 256
+    dim: int = 32
+    layers: int = 2
+    heads: int = 4
+    horizons: tuple[int, ...] = (1, 10, 60)
+    mlp_ratio: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, with one sentence each."""
+        if not 1 <= self.levels <= LEVELS_MAX:
+            raise ConfigInvalid(f"architecture.levels is {self.levels}; give 1 to {LEVELS_MAX}.")
+        if self.dim % (2 * self.heads):
+            raise ConfigInvalid(
+                f"architecture.dim is {self.dim}; give a multiple of twice its {self.heads} heads."
+            )
+        if not self.horizons or list(self.horizons) != sorted(set(self.horizons)):
+            raise ConfigInvalid("architecture.horizons must rise, and name one or more.")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one book."""
+        return len(SIDES) * self.levels
+
+    @classmethod
+    def read(cls, section: dict[str, Any]) -> OrderBookConfig:
+        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
+        return cls(**checked_section(cls, section))
+
+
+class BookLook(NamedTuple):
+    """What the newest book of a window says, and where it looked."""
+
+    probabilities: Tensor  # [horizon, move]
+    weights: Tensor  # [book, side * level], oldest book first; they sum to 1
+    l1_error: float
+
+
+class _Heads(NamedTuple):
+    """Projections of one attention, each [batch, head, time, dim]."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+class AxisAttention(nn.Module):
+    """Attention along one axis of a book, with its norm: causal over time, full over levels."""
+
+    def __init__(self, config: OrderBookConfig, *, over_time: bool) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.over_time = over_time
+        self.mask = Mask.causal() if over_time else Mask.full()
+        self.norm = nn.LayerNorm(config.dim)
+        self.project_in = nn.Linear(config.dim, 3 * config.dim)
+        self.project_out = nn.Linear(config.dim, config.dim)
+        # Keep the residual stream's variance independent of depth (Radford et al., 2019).
+        std = config.dim**-0.5 / (2 * config.layers) ** 0.5
+        nn.init.normal_(self.project_out.weight, std=std)
+
+    def project(self, x: Tensor) -> _Heads:
+        """Return queries, keys and values of *x* [batch, time, dim]."""
+        mixed = self.project_in(self.norm(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = mixed.permute(2, 0, 3, 1, 4)  # [3, batch, head, time, dim]
+        if self.over_time:  # levels are told apart by what they are, books by when they were
+            tables = turns(torch.arange(x.shape[1], device=x.device), query.shape[-1])
+            query, key = rotate(query, *tables), rotate(key, *tables)
+        return _Heads(query, key, value)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is added to *x* [batch, time, dim], and the logsumexp [batch, head, time]."""
+        output, logsumexp = attend(*self.project(x), self.mask, checked=False)
+        added: Tensor = self.project_out(output.transpose(1, 2).flatten(2))
+        return added, logsumexp
+
+    def carry(self, x: Tensor, logsumexp: Tensor, weights: Tensor) -> Tensor:
+        """Return row weights [batch, time] above this attention as those on *x*, which it took."""
+        query, key, _ = self.project(x)
+        return carry_rows(query, key, logsumexp, weights[:, None], self.mask)[:, 0]
+
+
+class BookLayer(nn.Module):
+    """One layer: over levels, over time, and each token by itself."""
+
+    def __init__(self, config: OrderBookConfig) -> None:
+        super().__init__()
+        self.levels = AxisAttention(config, over_time=False)
+        self.time = AxisAttention(config, over_time=True)
+        hidden = int(config.dim * config.mlp_ratio)
+        self.mlp_norm = nn.LayerNorm(config.dim)
+        self.rise = nn.Linear(config.dim, hidden)
+        self.fall = nn.Linear(hidden, config.dim)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """Return what the token-wise part adds to *x* [..., dim]."""
+        mixed: Tensor = self.fall(functional.gelu(self.rise(self.mlp_norm(x))))
+        return mixed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output for *x* [batch, book, token, dim]."""
+        batch, books = x.shape[:2]
+        x = x + self.levels(x.flatten(0, 1))[0].unflatten(0, (batch, books))
+        by_level = x.transpose(1, 2)  # [batch, token, book, dim]
+        added = self.time(by_level.flatten(0, 1))[0].unflatten(0, by_level.shape[:2])
+        x = x + added.transpose(1, 2)
+        return x + self.mix(x)
+
+
+class _Passed(NamedTuple):
+    """What one attention took in and left, for its way back."""
+
+    attention: AxisAttention
+    x: Tensor  # [book, token, dim]
+    logsumexp: Tensor  # [book, head, token], or [token, head, book] over time
+
+
+class OrderBookNetwork(nn.Module):
+    """Tokens of books in, the direction of the mid out, at every book."""
+
+    def __init__(self, config: OrderBookConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(len(COLUMNS), config.dim)
+        self.place = nn.Parameter(torch.empty(config.tokens, config.dim))
+        nn.init.normal_(self.place, std=0.02)
+        self.layers = nn.ModuleList(BookLayer(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.direction = nn.Linear(config.dim, len(config.horizons) * len(MOVES))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits [batch, book, horizon, move] of *tokens* [batch, book, token, column].
+
+        The answer at a book depends on it and those before it alone. Raises ``AttentionInvalid``
+        for tokens of another shape, or that are not finite.
+        """
+        self._check(tokens)
+        x = self.embed(tokens) + self.place
+        for layer in self.layers:
+            x = layer(x)
+        return self._answer(x)
+
+    def _answer(self, x: Tensor) -> Tensor:
+        """Return logits [..., horizon, move] of states [..., token, dim]."""
+        pooled = self.norm(x).mean(dim=-2)
+        logits: Tensor = self.direction(pooled)
+        shape = (*logits.shape[:-1], len(self.config.horizons), len(MOVES))
+        return logits.view(shape)
+
+    def _check(self, tokens: Tensor) -> None:
+        wanted = (self.config.tokens, len(COLUMNS))
+        if tuple(tokens.shape[-2:]) != wanted or not 1 <= tokens.shape[-3] <= self.config.window:
+            raise AttentionInvalid(
+                f"This network takes up to {self.config.window} books of {wanted[0]} tokens by "
+                f"{wanted[1]} columns, not {list(tokens.shape)}; cut the window or the levels."
+            )
+        if not is_finite(tokens):
+            raise AttentionInvalid("A token is NaN or infinite; look for the book it is made of.")
+
+    @torch.no_grad()
+    def look(self, tokens: Tensor) -> BookLook:
+        """Forecast the newest book of *tokens* [book, token, column] and say where it looked.
+
+        The map is the rollout of docs/attention.md, A5, of the mean over its tokens, carried down
+        each attention in turn as row vectors. What is kept is one state an attention.
+        """
+        self._check(tokens)
+        x, passed = self._pass(tokens)
+        probabilities = self._answer(x[-1]).softmax(dim=-1)
+        weights = x.new_zeros(x.shape[:2])
+        weights[-1] = 1.0 / x.shape[1]
+        while passed:
+            weights = _carried(passed.pop(), weights)
+        total = weights.sum()
+        return BookLook(probabilities, weights / total, abs(1.0 - float(total)))
+
+    def _pass(self, tokens: Tensor) -> tuple[Tensor, list[_Passed]]:
+        """Return the states [book, token, dim] of *tokens*, and what each attention passed."""
+        books, count = tokens.shape[:2]
+        x = tokens.new_empty(books, count, self.config.dim)
+        for part in _parts(books, count):
+            x[part] = self.embed(tokens[part]) + self.place
+        passed: list[_Passed] = []
+        for layer in self.layers:
+            assert isinstance(layer, BookLayer)
+            passed += [_attended(layer.levels, x), _attended(layer.time, x)]
+            for part in _parts(books, count):
+                x[part] += layer.mix(x[part])
+        return x, passed
+
+
+def _parts(count: int, width: int) -> Iterator[slice]:
+    """Yield slices of *count* rows of *width* tokens that fit into one pass."""
+    step = max(1, _TOKENS_AT_ONCE // width)
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
+
+
+def _along(attention: AxisAttention, x: Tensor) -> Tensor:
+    """Return *x* [book, token, ...] with the axis that *attention* follows second; a view."""
+    return x.transpose(0, 1) if attention.over_time else x
+
+
+def _attended(attention: AxisAttention, x: Tensor) -> _Passed:
+    """Add to *x*, in place, what *attention* adds; return what it took."""
+    taken = x.clone()
+    along, given = _along(attention, x), _along(attention, taken)
+    logsumexp = x.new_empty(given.shape[0], attention.heads, given.shape[1])
+    for part in _parts(*given.shape[:2]):
+        added, logsumexp[part] = attention(given[part])
+        along[part] += added
+    return _Passed(attention, taken, logsumexp)
+
+
+def _carried(passed: _Passed, weights: Tensor) -> Tensor:
+    """Return the row weights [book, token] above an attention as those on what it took."""
+    below = torch.empty_like(weights)
+    attention = passed.attention
+    given, above, out = (_along(attention, one) for one in (passed.x, weights, below))
+    for part in _parts(*given.shape[:2]):
+        out[part] = attention.carry(given[part], passed.logsumexp[part], above[part])
+    return below

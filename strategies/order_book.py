@@ -1,0 +1,315 @@
+"""Order books of several levels as exact columns; the newest ones of an instrument.
+
+They wait as they came, packed, until a strategy looks at them: nobody else needs numpy.
+
+The rule is docs/orderbook.md, D14.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Depth, Depths
+
+LEVELS_MAX: Final = 1_000
+"""Of a side, the most that any depth of the exchange has."""
+BLOCK_BOOKS: Final = 64
+"""Books that are packed together at most."""
+EVERY_MS_MIN: Final = 10
+EVERY_MS_MAX: Final = 3_600_000
+LATER_BOOKS: Final = 128
+"""Kept beyond those that are wanted: a bar may come after books that are later than its close."""
+
+
+class BookRecord:
+    """The last *length* books before a close, none from before a gap or one that is false."""
+
+    def __init__(self, length: int) -> None:
+        self.length: Final = length
+        self._events: deque[Depths] = deque()
+        self._unpacked: dict[int, Books] = {}  # by the time of an event's first book
+        self._count = 0
+        self._false_ms = -1  # of the newest book that was not believed
+
+    def add(self, depths: Depths) -> None:
+        """Take in the next books; those before a gap are forgotten."""
+        if depths.cause or (self._events and depths.first_ms != self._events[-1].next_ms):
+            self.forget()
+        self._events.append(depths)
+        self._count += depths.count
+        while self._count - self._events[0].count >= self.length + LATER_BOOKS:
+            oldest = self._events.popleft()
+            self._count -= oldest.count
+            self._unpacked.pop(oldest.first_ms, None)
+
+    def hide(self, false_ms: int) -> None:
+        """Show no book up to the one of *false_ms*, which is not believed."""
+        self._false_ms = max(self._false_ms, false_ms)
+
+    def books_of(self, event: Depths) -> Books:
+        """Return the books of *event*, which is held, unpacked once."""
+        books = self._unpacked.get(event.first_ms)
+        if books is None:
+            books = self._unpacked[event.first_ms] = books_in(event)
+        return books
+
+    def forget(self) -> None:
+        """Drop all books, as a restarted process does."""
+        self._events.clear()
+        self._unpacked.clear()
+        self._count = 0
+
+    def until(self, close_ms: int) -> Books | None:
+        """Return the last books that stood so at *close_ms* or before; None without any."""
+        parts: list[Books] = []
+        held = 0
+        for event in reversed(self._events):
+            if event.first_ms > close_ms:
+                continue
+            if event.market_ms <= self._false_ms:
+                break
+            books = self.books_of(event)
+            if event.market_ms > close_ms:
+                books = books.part(0, (close_ms - event.first_ms) // event.every_ms + 1)
+            parts.append(books)
+            held += len(books)
+            if held >= self.length:
+                break
+        if not parts:
+            return None
+        found = joined(parts[::-1])
+        first = int((found.seen_ms <= self._false_ms).sum())
+        if first == held:
+            return None
+        return found.part(max(held - self.length, first), held)
+
+    def digest(self, close_ms: int) -> bytes:
+        """Return the hash of what :meth:`until` returns."""
+        books = self.until(close_ms)
+        if books is None:
+            return sha256(b"").digest()
+        arrays = (books.seen_ms, books.market_ms, books.price, books.size)
+        return sha256(b"".join(array.tobytes() for array in arrays)).digest()
+
+
+SIDES: Final = ("bid", "ask")
+"""In the order in which every array holds them."""
+KIND: Final = "orderbook"
+"""The kind of network that reads them, as a card names it; it reads no bars."""
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Books:
+    """Books of one instrument, oldest first; a level that a side lacks has the size 0.
+
+    ``price`` and ``size`` are int64 [book, side, level], from the touch outwards.
+    """
+
+    seen_ms: Integers  # [book]: when it stood so
+    market_ms: Integers  # [book]: of the newest frame that it is made of
+    price: Integers
+    size: Integers
+
+    def __len__(self) -> int:
+        """Return how many books."""
+        return len(self.seen_ms)
+
+    @property
+    def levels(self) -> int:
+        """Levels a side."""
+        return int(self.price.shape[2])
+
+    def part(self, start: int, stop: int) -> Books:
+        """Return the books from *start* until *stop*; no number is copied."""
+        cut = slice(start, stop)
+        return Books(self.seen_ms[cut], self.market_ms[cut], self.price[cut], self.size[cut])
+
+    def shallower(self, levels: int) -> Books:
+        """Return the same books with at most *levels* a side; no number is copied."""
+        return Books(
+            self.seen_ms, self.market_ms, self.price[..., :levels], self.size[..., :levels]
+        )
+
+    @property
+    def doubled_mid(self) -> Integers:
+        """Twice the mid price of each book, exactly."""
+        doubled: Integers = self.price[:, 0, 0] + self.price[:, 1, 0]
+        return doubled
+
+
+def books_of(depths: Sequence[Depth], levels: int) -> Books:
+    """Return *depths* as columns of *levels* a side."""
+    price = np.zeros((len(depths), 2, levels), dtype=np.int64)
+    size = np.zeros_like(price)
+    for row, depth in enumerate(depths):
+        for side, packed in enumerate((depth.bids, depth.asks)):
+            pairs = np.frombuffer(packed, dtype="<i8").reshape(-1, 2)[:levels]
+            price[row, side, : len(pairs)] = pairs[:, 0]
+            size[row, side, : len(pairs)] = pairs[:, 1]
+    return Books(
+        np.array([depth.seen_ms for depth in depths], dtype=np.int64),
+        np.array([depth.market_ms for depth in depths], dtype=np.int64),
+        price,
+        size,
+    )
+
+
+def joined(parts: Sequence[Books]) -> Books:
+    """Return the books of *parts* one after the other."""
+    return Books(
+        np.concatenate([part.seen_ms for part in parts]),
+        np.concatenate([part.market_ms for part in parts]),
+        np.concatenate([part.price for part in parts]),
+        np.concatenate([part.size for part in parts]),
+    )
+
+
+def check_books(books: Books, where: str) -> None:
+    """Raise ``DataInvalid``, which names *where*, for books that no exchange can show."""
+    there = books.size > 0
+    if bool((books.size < 0).any()) or bool((books.price < 0).any()):
+        raise _impossible(where, "holds a negative price or size")
+    if not bool(there[:, :, 0].all()):
+        raise _impossible(where, "holds a book with an empty side")
+    if bool((there[:, :, 1:] & ~there[:, :, :-1]).any()):
+        raise _impossible(where, "holds a book with a level behind a missing one")
+    if bool((books.price[:, 0, 0] >= books.price[:, 1, 0]).any()):
+        raise _impossible(where, "holds a crossed book")
+    steps = np.diff(books.price, axis=2) * np.array([-1, 1])[:, None]
+    if bool((there[:, :, 1:] & (steps <= 0)).any()) or bool((there & (books.price < 1)).any()):
+        raise _impossible(where, "holds levels that do not lead away from the touch")
+    if bool((books.market_ms > books.seen_ms).any()):
+        raise _impossible(where, "holds a book that was made of a later frame")
+
+
+def _impossible(where: str, what: str) -> DataInvalid:
+    return DataInvalid(f"{where} {what}, which no recording writes; restore it or record anew.")
+
+
+# ---------------------------------------------------------------- packed together
+
+_PLANES: Final = 8  # bytes of an int64
+
+
+def planes(numbers: Integers) -> bytes:
+    """Return int64 *numbers* with the bytes of each place together, which packs better."""
+    plain = np.ascontiguousarray(numbers, dtype="<i8").reshape(-1)
+    return plain.view(np.uint8).reshape(-1, _PLANES).T.tobytes()
+
+
+def from_planes(packed: bytes, shape: tuple[int, ...], where: str) -> Integers:
+    """Return the numbers of *packed* in *shape*; raise ``DataInvalid``, which names *where*."""
+    count = int(np.prod(shape))
+    if len(packed) != count * _PLANES:
+        raise DataInvalid(f"{where} holds other numbers than it says; restore the file.")
+    columns = np.frombuffer(packed, dtype=np.uint8).reshape(_PLANES, count)
+    return np.ascontiguousarray(columns.T).view("<i8").reshape(shape).astype(np.int64)
+
+
+def packed_books(
+    instrument: str, books: Books, *, every_ms: int, cause: str = "", seen_ms: int
+) -> Depths:
+    """Return *books*, *every_ms* apart, as the event that holds them, seen at *seen_ms*.
+
+    Prices are differences along the levels; all lie by byte planes, compressed.
+    """
+    price = np.diff(books.price, axis=2, prepend=0)
+    laid = (books.seen_ms - books.market_ms, price, books.size)
+    return Depths(
+        instrument,
+        cause,
+        int(books.seen_ms[0]),
+        every_ms,
+        len(books),
+        books.levels,
+        zlib.compress(b"".join(map(planes, laid)), 9),
+        market_ms=int(books.seen_ms[-1]),
+        seen_ms=seen_ms,
+    )
+
+
+def books_in(depths: Depths) -> Books:
+    """Return the books that *depths* holds; raise ``DataInvalid`` where it holds others."""
+    where = f"The event of books of {depths.instrument} at {depths.first_ms}"
+    count, levels = depths.count, depths.levels
+    if not (1 <= count <= BLOCK_BOOKS and 1 <= levels <= LEVELS_MAX and depths.every_ms > 0):
+        raise _impossible(where, f"holds {count} books of {levels} levels")
+    if depths.market_ms != depths.next_ms - depths.every_ms:
+        raise _impossible(where, "is of another time than its books")
+    cells = 2 * count * levels
+    expected = _PLANES * (count + 2 * cells)
+    unpacker = zlib.decompressobj()
+    try:
+        held = unpacker.decompress(depths.books, expected + 1)
+    except zlib.error:
+        held = b""
+    if len(held) != expected or not unpacker.eof or unpacker.unused_data:
+        raise _impossible(where, "is damaged")
+    ages, end = _PLANES * count, _PLANES * (count + cells)
+    shape = (count, 2, levels)
+    seen_ms = depths.first_ms + depths.every_ms * np.arange(count, dtype=np.int64)
+    books = Books(
+        seen_ms,
+        seen_ms - from_planes(held[:ages], (count,), where),
+        np.cumsum(from_planes(held[ages:end], shape, where), axis=2),
+        from_planes(held[end:], shape, where),
+    )
+    check_books(books, where)
+    return books
+
+
+# ---------------------------------------------------------------- what a network sees
+
+COLUMNS: Final = (
+    "distance",  # of the price from the mid, basis points over 10, bids below 0
+    "size",  # log of the size less the mean of the book's
+    "share",  # of its side's size that stands at it or nearer the touch
+    "grown",  # log of the size less that of the same level one book ago
+    "moved",  # of the mid since the book before, basis points
+    "age",  # of the newest frame, log of 1 + seconds
+    "absent",  # 1 where the side has no such level
+)
+"""What a token of a level holds; a window's first book knows none before it."""
+_CLIP: Final = 10.0
+
+
+def tokens_of(books: Books) -> NDArray[np.float32]:
+    """Return the tokens [book, side * level, column] of a window of *books*, by ``COLUMNS``.
+
+    Bids come first, each side from the touch outwards. Each row depends on its own book and the
+    one before it alone; scales cancel, so one network reads books of any instrument.
+    """
+    there = books.size > 0
+    price, mid = books.price.astype(np.float64), books.doubled_mid / 2.0
+    distance = np.where(there, (price / mid[:, None, None] - 1.0) * 1e3, 0.0)
+    log_size = np.log(np.maximum(books.size, 1).astype(np.float64))
+    count = there.sum(axis=(1, 2))
+    level = np.where(there, log_size, 0.0).sum(axis=(1, 2)) / count
+    nearer = np.cumsum(books.size, axis=2, dtype=np.float64)
+    grown = np.zeros_like(log_size)
+    grown[1:] = np.where(there[1:] & there[:-1], log_size[1:] - log_size[:-1], 0.0)
+    moved = np.zeros(len(books))
+    moved[1:] = (mid[1:] / mid[:-1] - 1.0) * 1e4
+    age = np.log1p((books.seen_ms - books.market_ms) / 1e3)
+    columns = (
+        distance,
+        np.where(there, log_size - level[:, None, None], 0.0),
+        nearer / nearer[:, :, -1:],
+        grown,
+        np.broadcast_to(moved[:, None, None], price.shape),
+        np.broadcast_to(age[:, None, None], price.shape),
+        (~there).astype(np.float64),
+    )
+    laid = np.stack(columns, axis=-1).reshape(len(books), -1, len(COLUMNS))
+    return laid.clip(-_CLIP, _CLIP).astype(np.float32)

@@ -1,0 +1,302 @@
+"""When an exchange trades, as numbers computed once; suspected splits between sessions.
+
+Nothing here knows a holiday: ``replay/archive/sessions.py`` asks the package, and what it answered
+is stored with the run, so that a restart and ``verify`` count by the same sessions.
+
+The rules are docs/stocks.md, K1 to K9.
+
+A share that is divided by seven opens at a seventh of the close before it, and seven times as many
+are traded: their money stays what it was. After a crash far more money changes hands, and the jump
+is no simple ratio.
+
+The rules are docs/stocks.md, K13 to K15.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zlib
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cached_property
+from statistics import median
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, interval_start
+
+Times = npt.NDArray[np.int64]
+
+
+class Anchor(StrEnum):
+    """Where the bars inside a session open."""
+
+    CLOCK = "clock"  # 9:30, 10:00, 11:00: on the exchange's own clock, the first one shorter
+    SESSION = "session"  # 9:30, 10:30, 11:30: counted from the session's open
+
+
+class Sessions(Struct, frozen=True):
+    """The sessions of an exchange over whole years, oldest first; all tuples have one length.
+
+    A session with a break is two rows of one day. Days are those of the exchange, counted from
+    1970-01-01; opens and closes are UTC minutes since then; offsets are the exchange's minutes
+    ahead of UTC at the open.
+    """
+
+    name: str
+    version: str  # of the package that computed them
+    anchor: Anchor
+    a_year: float  # sessions in a mean year of this span
+    days: tuple[int, ...]
+    opens: tuple[int, ...]
+    closes: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+    def packed(self) -> bytes:
+        """Return what :func:`unpacked` reads; one session takes a byte or two."""
+        before = (0, *self.days[:-1])
+        steps = [day - last for day, last in zip(self.days, before, strict=True)]
+        day_minutes = DAY_MS // MINUTE_MS
+        starts = [at - day * day_minutes for at, day in zip(self.opens, self.days, strict=True)]
+        lengths = [end - at for end, at in zip(self.closes, self.opens, strict=True)]
+        parts = (self.name, self.version, self.anchor, self.a_year)
+        return zlib.compress(
+            msgspec.msgpack.encode((*parts, steps, starts, lengths, self.offsets)), 9
+        )
+
+    def later(self, weeks: int) -> Sessions:
+        """Return the same sessions *weeks* weeks later."""
+        days, minutes = weeks * WEEK_MS // DAY_MS, weeks * WEEK_MS // MINUTE_MS
+        return msgspec.structs.replace(
+            self,
+            days=tuple(day + days for day in self.days),
+            opens=tuple(at + minutes for at in self.opens),
+            closes=tuple(at + minutes for at in self.closes),
+        )
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256, hexadecimal, of everything they say."""
+        return hashlib.sha256(msgspec.msgpack.encode(self)).hexdigest()
+
+
+_Packed = tuple[
+    str, str, Anchor, float, tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]
+]
+
+
+def unpacked(stored: bytes) -> Sessions:
+    """Return the sessions of :meth:`Sessions.packed`; raise ``DataInvalid`` for anything else."""
+    try:
+        name, version, anchor, a_year, steps, starts, lengths, offsets = msgspec.msgpack.decode(
+            zlib.decompress(stored), type=_Packed
+        )
+        days = np.cumsum(steps, dtype=np.int64).tolist()
+        day_minutes = DAY_MS // MINUTE_MS
+        opens = tuple(start + day * day_minutes for start, day in zip(starts, days, strict=True))
+        closes = tuple(at + length for at, length in zip(opens, lengths, strict=True))
+        return Sessions(name, version, anchor, a_year, tuple(days), opens, closes, offsets)
+    except (zlib.error, msgspec.MsgspecError, ValueError) as error:
+        raise DataInvalid(
+            f"The stored sessions cannot be read ({error}); restore a backup."
+        ) from None
+
+
+class Calendar:
+    """The session bars of one interval: when each opens and closes, and on which day.
+
+    A day is one bar from the session's open to its close, a week one from its first session's
+    open to its last one's close. Shorter bars start anew in each session and never reach beyond
+    its close, so the first and the last may be shorter than the interval.
+    """
+
+    def __init__(self, sessions: Sessions, interval_ms: int) -> None:
+        self.sessions = sessions
+        self.interval_ms = interval_ms
+        days = np.array(sessions.days, dtype=np.int64)
+        opens = np.array(sessions.opens, dtype=np.int64) * MINUTE_MS
+        closes = np.array(sessions.closes, dtype=np.int64) * MINUTE_MS
+        if interval_ms < DAY_MS:
+            offsets = np.array(sessions.offsets, dtype=np.int64) * MINUTE_MS
+            of_clock = sessions.anchor is Anchor.CLOCK
+            first = opens if not of_clock else _floor(opens + offsets, interval_ms) - offsets
+            counts = -(-(closes - first) // interval_ms)
+            part = np.repeat(np.arange(days.size), counts)
+            nth = np.arange(part.size) - np.repeat(counts.cumsum() - counts, counts)
+            start = first[part] + nth * interval_ms
+            self.days = days[part]
+            self.opens = np.maximum(start, opens[part])
+            self.closes = np.minimum(start + interval_ms, closes[part])
+        else:
+            step = interval_ms // DAY_MS
+            phase = interval_start(0, interval_ms) // DAY_MS  # weeks begin on a Monday
+            group = (days - phase) // step
+            at = np.flatnonzero(np.diff(group, prepend=group[:1] - 1))
+            self.days = days[at]
+            self.opens = opens[at]
+            self.closes = closes[np.append(at[1:], days.size) - 1]
+        self._last = (-1, 0)  # the open that was asked for last, and its place
+
+    def __len__(self) -> int:
+        return int(self.opens.size)
+
+    def place(self, open_ms: int) -> int:
+        """Return how many session bars open before *open_ms*, or with it less one.
+
+        That is the index of the bar that opens then, where one does.
+        """
+        last, at = self._last
+        if open_ms == last:
+            return at
+        if at + 1 < self.opens.size and self.opens[at + 1] == open_ms:
+            at += 1
+        else:
+            at = int(np.searchsorted(self.opens, open_ms, side="right")) - 1
+        self._last = open_ms, at
+        return at
+
+    def between(self, first_ms: int, second_ms: int) -> int:
+        """Return how many session bars the open *second_ms* is after the open *first_ms*."""
+        return self.place(second_ms) - self.place(first_ms)
+
+    def closes_of(self, opens_ms: Times) -> Times:
+        """Return when the bars that open at *opens_ms* close."""
+        closes: Times = self.closes[self.places(opens_ms)]
+        return closes
+
+    def places(self, opens_ms: Times) -> Times:
+        """Return the index of the bar that opens at, or last before, each of *opens_ms*."""
+        return np.searchsorted(self.opens, opens_ms, side="right") - 1
+
+    @cached_property
+    def bars_a_day(self) -> int:
+        """The most bars that a day has."""
+        return int(np.unique(self.days, return_counts=True)[1].max())
+
+    def day_of(self, open_ms: int) -> int:
+        """Return the exchange's day of the bar that opens at *open_ms*."""
+        return int(self.days[self.place(open_ms)])
+
+    def day_at(self, at_ms: int) -> int:
+        """Return the exchange's day of the session under way at *at_ms*, or else the last before.
+
+        A session ends where the next begins: its close belongs to it, the next one's open does not.
+        """
+        known = self.sessions
+        return known.days[max(bisect_right(known.opens, at_ms // MINUTE_MS) - 1, 0)]
+
+    def days_at(self, closes_ms: Times) -> Times:
+        """Return the exchange's day in which the bar lies that closes at each of *closes_ms*."""
+        days: Times = self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]
+        return days
+
+
+def _floor(times: Times, interval_ms: int) -> Times:
+    return times - times % interval_ms
+
+
+def is_whole_days(interval_ms: int) -> bool:
+    """Return whether a bar of *interval_ms* is a day or a week: named by its date, not its open."""
+    return interval_ms in (DAY_MS, WEEK_MS)
+
+
+RATIOS: Final = ((3, 2), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (10, 1), (20, 1))
+"""New shares for old ones; reverse splits are the other way round."""
+TOLERANCE: Final = 0.03
+"""How far the open may be from the ratio, as a fraction: a night moves prices as well."""
+CLOSE_TOLERANCE: Final = 0.2
+"""How far that bar, and the one before it, may move between open and close, as a fraction.
+
+A single false open or close is gone at the other end of its bar; a split stays.
+"""
+TURNOVER_FACTOR: Final = 2.0
+"""The money of the session's first bar is at least the usual one by this, and at most times it."""
+SESSIONS: Final = 5
+"""Sessions before, the median of whose first bars is the usual turnover."""
+SESSIONS_LEAST: Final = 3
+WATCHED_SESSIONS: Final = SESSIONS + 2
+"""So many sessions decide: of the oldest the beginning may be missing, the newest is judged."""
+
+
+class SuspectedSplit(NamedTuple):
+    """A split that was suspected: so many *new* shares for so many *old* ones."""
+
+    open_time_ms: int
+    new: int
+    old: int
+
+    def sentence(self, symbol: str) -> str:
+        """Name it, as the warnings of a run do; :func:`named_splits` reads it back."""
+        day = datetime.fromtimestamp(self.open_time_ms / 1000, UTC).date()
+        return (
+            f"{symbol}: a split of {self.new} for {self.old} on {day} is suspected that was not "
+            "adjusted; give adjusted candles"
+        )
+
+
+_NAMED: Final = re.compile(r"(\S+): a split of (\d+) for (\d+) on (\d{4}-\d\d-\d\d) is suspected")
+
+
+def named_splits(sentences: Iterable[str]) -> dict[str, list[SuspectedSplit]]:
+    """Read the splits that *sentences* name, by symbol; each from midnight UTC of its day on."""
+    found: dict[str, list[SuspectedSplit]] = {}
+    for sentence in sentences:
+        if named := _NAMED.match(sentence):
+            symbol, new, old, day = named.groups()
+            midnight = datetime.fromisoformat(day).replace(tzinfo=UTC)
+            split = SuspectedSplit(int(midnight.timestamp() * 1000), int(new), int(old))
+            found.setdefault(symbol, []).append(split)
+    return found
+
+
+class SplitWatch:
+    """Looks at the first bar of each session of one share; it depends on seven sessions alone."""
+
+    def __init__(self) -> None:
+        self._day: int | None = None
+        self._bar = (0, 0)  # open and close of the one before
+        self._usual: deque[int] = deque(maxlen=SESSIONS)
+
+    def add(
+        self, day: int, open_time_ms: int, prices: tuple[int, int], volume: int
+    ) -> SuspectedSplit | None:
+        """Take in a bar of *day* by its open and close; return the split that it shows, if any.
+
+        The first day is one of which the beginning may not be known: it says nothing.
+        """
+        before, self._bar = self._bar, prices
+        if day == self._day:
+            return None
+        is_first, self._day = self._day is None, day
+        if is_first:
+            return None
+        turnover = prices[1] * volume
+        found = self._found(open_time_ms, before, prices, turnover)
+        self._usual.append(turnover)
+        return found
+
+    def _found(
+        self, open_time_ms: int, before: tuple[int, int], prices: tuple[int, int], turnover: int
+    ) -> SuspectedSplit | None:
+        fall = before[1] / prices[0]
+        if 0.7 < fall < 1.4 or len(self._usual) < SESSIONS_LEAST:
+            return None
+        share = turnover / max(median(self._usual), 1)
+        if not 1 / TURNOVER_FACTOR <= share <= TURNOVER_FACTOR:
+            return None
+        if any(abs(close / open_ - 1) > CLOSE_TOLERANCE for open_, close in (before, prices)):
+            return None
+        for more, fewer in RATIOS:
+            for new, old in ((more, fewer), (fewer, more)):
+                if abs(fall * old / new - 1) <= TOLERANCE:
+                    return SuspectedSplit(open_time_ms, new, old)
+        return None

@@ -1,0 +1,416 @@
+"""From an explanation to a stored step, in flow order.
+
+Numbers. Prices, quantities, volume and turnover are integers of 10⁻ᵏ with k kept per
+instrument (``Instrument.price_decimals`` and so on); money (cash, fees, funding, notional,
+profit) is an integer of 10⁻¹⁰ (``MONEY_DECIMALS``). Forecasts and features are floats. Every
+time is an ``int`` of UTC milliseconds of *market time*.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.strategies.types.market import Event, Instrument, RunKind, Side
+
+BLOCK_BARS: Final = 64
+"""Bars in one absolute block of time: the unit of window hashes and of rollout buckets."""
+
+# ---------------------------------------------------------------- what the model says
+
+
+class Explanation(Struct, frozen=True, gc=False):
+    """Where one decision looked.
+
+    ``buckets`` is the rollout row summed over absolute 64-bar blocks of time, newest first, as
+    little-endian float32; bucket i covers block ``open_time_ms // (64 * interval_ms) - i``.
+    ``older_mass`` is everything before the oldest bucket; all of it sums to 1 within
+    ``l1_error``. ``entropy`` holds the confidence of each layer and head (layer-major,
+    little-endian float32). Where the attention went, not why the price will move.
+
+    A model of a user's own fills in the measures that it gives; the others are None, and empty.
+    """
+
+    confidence: float | None
+    content_free: float | None
+    recent_mass: float | None
+    older_mass: float | None
+    shift: float | None  # Jensen–Shannon distance from the last bar's row, by age
+    l1_error: float | None
+    entropy: bytes
+    buckets: bytes
+
+
+class Forecast(Struct, frozen=True, gc=False):
+    """What the model expects, one entry per horizon (in bars); returns are log returns.
+
+    A column that a model of a user's own does not give is empty.
+    """
+
+    horizons: tuple[int, ...]
+    mean_return: tuple[float, ...]  # raw; the card's slope calibrates it at the gate
+    stdev_return: tuple[float, ...]
+    p_down: tuple[float, ...]
+    p_flat: tuple[float, ...]
+    p_up: tuple[float, ...]
+    volatility: tuple[float, ...]  # expected standard deviation of the return to the horizon
+    model_id: str
+    explanation: Explanation | None = None
+    further: bytes = b""
+    """What only some models say, little-endian. Of an ensemble mean return and volatility at each
+    horizon of the network, and then of the row model (float32); of a network over several symbols
+    what ``strategies.together.SymbolAnswer`` holds (float64); of others nothing."""
+
+
+class PredictionTimeout(Struct, frozen=True, gc=False):
+    """The forecaster did not answer within its deadline; an input, stored and replayed."""
+
+    deadline_ms: int
+
+
+Prediction = Forecast | PredictionTimeout | None
+
+
+# ---------------------------------------------------------------- judgement
+
+
+class Regime(StrEnum):
+    """Where the attention lies: recent (MOMENTUM), distant (MEAN_REVERSION) or neither.
+
+    The names are the literature's; they predicted no momentum in returns in our trials.
+    """
+
+    MOMENTUM = "MOMENTUM"
+    MEAN_REVERSION = "MEAN_REVERSION"
+    MIXED = "MIXED"
+    UNKNOWN = "UNKNOWN"
+
+
+class GateSet(Struct, frozen=True):
+    """The gates a strategy declared, in order, with their thresholds; interned by the log."""
+
+    gates: tuple[str, ...]  # names, as ``gates/declared.py`` declares them
+    thresholds: tuple[float, ...]
+
+
+class Action(StrEnum):
+    """What a decision asks for."""
+
+    LONG = "LONG"
+    SHORT = "SHORT"
+    FLAT = "FLAT"
+    HOLD = "HOLD"
+    ORDERS = "ORDERS"  # a list of orders of the strategy's own, without a target
+
+
+class DecisionOutcome(Struct, frozen=True, gc=False):
+    """What decisions that were judged alike have in common; the log stores it once.
+
+    Bit i of ``passed`` belongs to gate i of ``gate_set``. ``unfilled_reason`` says why the target
+    is neither reached nor ordered; the account explains it, so parity does not compare it.
+    """
+
+    action: Action
+    reason: str
+    allowed: bool
+    refused_by: str | None  # the name of the first gate that failed
+    gate_set: GateSet
+    passed: int
+    regime: Regime
+    unfilled_reason: str | None = None
+    regime_cell: int | None = None  # of the card's own regimes, from 1; None where it has none
+    size_factor: float | None = None  # by confidence in the volatility; None where not asked for
+
+
+class Decision(Struct, frozen=True, gc=False, omit_defaults=True):
+    """What was decided at a bar's close, and why.
+
+    ``measures[i]`` belongs to gate i of the outcome's gate set; a null measure is one that should
+    exist and could not be computed. Decisions in a row that were judged alike share one outcome:
+    whoever encodes them need not look at it again.
+    """
+
+    outcome: DecisionOutcome
+    target_quantity: int | None  # signed, 10^-quantity_decimals; None for a list of orders
+    measures: tuple[float | None, ...]
+    note: dict[str, float | str | None] | None = None  # the strategy's; null: it was not finite
+
+    @property
+    def action(self) -> Action:
+        """What it asks for."""
+        return self.outcome.action
+
+    @property
+    def reason(self) -> str:
+        """Why it asks for that."""
+        return self.outcome.reason
+
+    @property
+    def allowed(self) -> bool:
+        """Whether every gate passed."""
+        return self.outcome.allowed
+
+    @property
+    def refused_by(self) -> str | None:
+        """The name of the first gate that failed."""
+        return self.outcome.refused_by
+
+    @property
+    def gate_set(self) -> GateSet:
+        """The gates that judged it, with their thresholds."""
+        return self.outcome.gate_set
+
+    @property
+    def passed(self) -> int:
+        """A mask whose bit i says that gate i passed."""
+        return self.outcome.passed
+
+    @property
+    def regime(self) -> Regime:
+        """Where the model's attention lay."""
+        return self.outcome.regime
+
+    @property
+    def unfilled_reason(self) -> str | None:
+        """Why the target is neither reached nor ordered, if so."""
+        return self.outcome.unfilled_reason
+
+
+# ---------------------------------------------------------------- orders and money
+
+
+class OrderStatus(StrEnum):
+    """The life of an order; the transitions are in ``daemon/broker/orders.py``."""
+
+    NEW = "NEW"
+    ACCEPTED = "ACCEPTED"
+    PARTIALLY_FILLED = "PARTIALLY_FILLED"
+    FILLED = "FILLED"
+    CANCELED = "CANCELED"
+    REJECTED = "REJECTED"
+
+
+class OrderKind(StrEnum):
+    """How an order is to be filled."""
+
+    MARKET = "MARKET"
+    LIMIT = "LIMIT"
+    STOP = "STOP"  # a market order once its trigger is touched
+    STOP_LIMIT = "STOP_LIMIT"  # a limit order once its trigger is touched
+
+
+class OrderRole(StrEnum):
+    """What an order is for."""
+
+    SIGNAL = "SIGNAL"
+    LIST = "LIST"
+    STOP = "STOP"
+    TARGET = "TARGET"
+    TRAILING = "TRAILING"
+    UNTIL = "UNTIL"
+    COMMAND = "COMMAND"
+    LIQUIDATION = "LIQUIDATION"
+
+
+class Liquidity(StrEnum):
+    """Who waited: paper market orders always take."""
+
+    MAKER = "MAKER"
+    TAKER = "TAKER"
+
+
+class FillModel(StrEnum):
+    """What an order was filled against."""
+
+    QUOTE = "quote"
+    NEXT_OPEN = "next_open"
+    BAR_PATH = "bar_path"
+    LIQUIDATION = "liquidation"
+
+
+class Order(Struct, frozen=True, gc=False, omit_defaults=True):
+    """An order as it stands after a step. Its id is ``sequence-ordinal`` of its birth.
+
+    What has a default is that of a market order by signal, which stores none of it.
+    """
+
+    order_id: str
+    instrument: str
+    side: Side
+    quantity: int
+    filled: int
+    status: OrderStatus
+    reason: str
+    created_ms: int
+    eligible_ms: int  # market time from which a quote may fill it
+    kind: OrderKind = OrderKind.MARKET
+    role: OrderRole = OrderRole.SIGNAL
+    price: int | None = None  # of LIMIT and STOP_LIMIT
+    trigger: int | None = None  # of STOP and STOP_LIMIT
+    post_only: bool = False
+    reduce_only: bool = False
+    until_ms: int | None = None  # good till that market time; None: until it is canceled
+    tag: str = ""
+    triggered: bool = False  # its trigger was touched
+
+
+class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
+    """An execution. ``reference_price`` is the mid or the bar's open before spread and slippage."""
+
+    order_id: str
+    instrument: str
+    side: Side
+    quantity: int
+    price: int
+    reference_price: int
+    notional: int  # money
+    fee: int  # money, in quote currency
+    fee_base: int  # 10^-quantity_decimals of base: a spot buy pays there, and then ``fee`` is 0
+    liquidity: Liquidity
+    model: FillModel
+    reason: str
+    filled_ms: int
+    while_down: bool = False  # inside a bar whose quotes nobody heard
+
+
+class Position(Struct, frozen=True, gc=False):
+    """One instrument of one account. The entry notional is exact; an average price is derived."""
+
+    quantity: int = 0
+    entry_notional: int = 0  # money, same sign as quantity
+    realized_pnl: int = 0
+    unrealized_pnl: int = 0
+    fees_paid: int = 0
+    funding_paid: int = 0
+    margin: int = 0  # what an isolated position binds, and can lose; 0 without margin
+
+
+class Account(Struct, frozen=True, gc=False):
+    """One account after a step: sums over all its instruments, in money."""
+
+    cash: int
+    equity: int
+    realized_pnl: int
+    unrealized_pnl: int
+    fees_paid: int
+    funding_paid: int
+
+
+class LedgerKind(StrEnum):
+    """Why cash moved."""
+
+    OPENED = "opened"  # the account's first cash
+    TAKEN_OVER = "taken_over"  # the cash of the run whose account it took over
+    REALIZED = "realized"  # profit of what was closed, before fees
+    FEE = "fee"
+    LIQUIDATION_FEE = "liquidation_fee"
+    FUNDING = "funding"
+    BOUGHT = "bought"  # on spot, and of shares
+    SOLD = "sold"  # on spot, and of shares
+
+
+class LedgerEntry(Struct, frozen=True, gc=False):
+    """One movement of the account's cash; all of them add up to it at every step."""
+
+    kind: LedgerKind
+    amount: int  # money, positive where cash grows
+    balance: int  # cash after it
+    instrument: str | None = None
+    order_id: str | None = None
+
+
+class Confirmation(Struct, frozen=True, gc=False):
+    """A bar confirmed an account's position for another horizon; ``twin`` None is the run's own."""
+
+    twin: str | None
+    instrument: str
+    open_time_ms: int
+
+
+class SinceDecided(Struct, frozen=True, gc=False):
+    """What a start must know of an instrument besides the carried state."""
+
+    verdict: DecisionOutcome | None  # what became of its last decision; None before the first
+    fills: tuple[Fill, ...]  # of the run's own account, after the step of that decision
+
+
+class TwinStep(Struct, frozen=True, gc=False):
+    """A shadow account after a step: the same forecasts without the judgement gates, say."""
+
+    twin: str
+    position: Position
+    account: Account
+    fills: tuple[Fill, ...]
+    confirmed: bool = False  # the step's bar confirmed its position for another horizon
+
+
+class Step(Struct, frozen=True, gc=False):
+    """Everything that one event caused; the unit of audit.
+
+    The chain's ``digest`` is added by the log when it stores the step (DECISIONS 5).
+    """
+
+    sequence: int
+    event: Event
+    accepted: bool  # False for a revision of a bar, or a settlement twice: evidence, no change
+    decision: Decision | None
+    prediction: Prediction
+    orders: tuple[Order, ...]  # orders born or changed in this step, as they stand after it
+    fills: tuple[Fill, ...]
+    position: Position | None  # of the event's instrument; None where the event has none
+    account: Account
+    twins: tuple[TwinStep, ...]
+    window_sha256: bytes | None
+    decision_sha256: bytes | None
+    state: bytes | None  # the engine's carried state (msgpack), None when unchanged
+    ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
+    belief: str | None = None  # on what a price that jumped was believed, or why it was not
+
+
+ACTING_ONLY: Final = (
+    "only steps that traded and the last bars of each day are kept, so this run cannot be "
+    "re-derived"
+)
+"""The warning on a run whose log was asked to be small."""
+
+
+class Run(Struct, frozen=True):
+    """A run as it was opened: everything that never changes while it goes on."""
+
+    run_id: str
+    kind: RunKind
+    started_at_ms: int  # wall time
+    parent_run_id: str | None
+    period_start_ms: int  # market time: bars that open earlier are warm-up and have no decision
+    instruments: tuple[Instrument, ...]
+    interval_ms: int
+    config: str  # canonical JSON of the whole configuration
+    config_sha256: str
+    code_version: str
+    strategy: str
+    strategy_sha256: str  # of a user's class and what it imports from its own folder; else ""
+    model_id: str  # "" without a model
+    model_sha256: str
+    mode: str  # "step", "batched" or "scan"
+    device: str
+    dtype: str
+    threads: int
+    backend: str = ""  # what attends: "tiles" for a stream; "" without a model
+    warnings: tuple[str, ...] = ()
+    torch_version: str = ""  # "" without a model, as the next
+    instruction_set: str = ""
+    libraries: str = ""  # JSON: the version of everything else that computes
+    gate_horizon: int | None = None  # bars; of a forecast's horizons the one that gates judge by
+    calendar: str | None = None  # whose sessions are traded; None where every interval is
+    calendar_version: str | None = None  # of what computed the sessions, once
+    calendar_sha256: str | None = None  # of the sessions
+    sessions: bytes | None = None  # the sessions themselves: see ``strategies/sessions.py``
+    sees_account: bool = False  # its decisions depend on its fills
+    rules: int = 0  # how many of the counted changes of the rules it knows: docs/identity.md, I18
+
+    @property
+    def keeps_every_step(self) -> bool:
+        """Whether every step is in the record, not only those that traded and the ends of days."""
+        return ACTING_ONLY not in self.warnings

@@ -1,0 +1,412 @@
+"""Instruments and every event that can enter the engine, in flow order."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from msgspec import Struct
+
+
+class Category(StrEnum):
+    """A Bybit product category, or stock; symbols are unique only within one."""
+
+    LINEAR = "linear"
+    SPOT = "spot"
+    STOCK = "stock"  # shares, from candle files alone
+
+    @property
+    def is_cash(self) -> bool:
+        """Whether what is bought is paid in full and owned, so that nothing is sold short."""
+        return self is not Category.LINEAR
+
+
+EXCHANGE_CATEGORIES: Final = (Category.LINEAR, Category.SPOT)
+"""The categories that Bybit serves, and that a daemon can trade."""
+
+
+class Source(StrEnum):
+    """Where a bar came from."""
+
+    STREAM = "stream"
+    REST = "rest"
+    ARCHIVE = "archive"
+
+
+class Side(StrEnum):
+    """The side of a trade, an order or a fill."""
+
+    BUY = "BUY"
+    SELL = "SELL"
+
+
+class RunKind(StrEnum):
+    """What drove a run."""
+
+    LIVE = "live"
+    DEMO = "demo"
+    REPLAY = "replay"
+
+
+LEVERAGE_DECIMALS: Final = 2
+
+
+class RiskTier(Struct, frozen=True, gc=False):
+    """What the exchange asks of a position up to a size: the larger, the less leverage."""
+
+    limit: int  # money: notional of the position; 0 where there is no limit
+    maintenance: int  # maintenance margin, 10⁻¹⁰ of the notional
+    max_leverage: int  # 10⁻²
+    deduction: int  # money, off the maintenance margin
+
+
+class Instrument(Struct, frozen=True, gc=False):
+    """One tradable symbol: its scales and its filters, as the exchange publishes them."""
+
+    category: Category
+    symbol: str
+    base_coin: str
+    quote_coin: str
+    price_decimals: int
+    quantity_decimals: int
+    volume_decimals: int
+    turnover_decimals: int
+    tick_size: int  # 10^-price_decimals
+    quantity_step: int  # 10^-quantity_decimals
+    min_quantity: int  # 10^-quantity_decimals; 0 where there is no limit
+    max_quantity: int  # of one market order; 0 where there is no limit
+    min_notional: int  # money; 0 where there is no limit
+    funding_interval_minutes: int = 0  # 0 where there is no funding
+    status: str = "Trading"
+    max_leverage: int = 0  # 10⁻²; 0 where it is not known
+    risk_tiers: tuple[RiskTier, ...] = ()  # smallest first; empty where they are not known
+
+    @property
+    def id(self) -> str:
+        """The key of this instrument everywhere: ``linear:BTCUSDT``."""
+        return f"{self.category.value}:{self.symbol}"
+
+
+# ---------------------------------------------------------------- events
+
+
+class Bar(Struct, frozen=True, gc=False):
+    """A closed candle. ``turnover`` is None where the archive lacks it."""
+
+    instrument: str
+    open_time_ms: int
+    interval_ms: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    turnover: int | None
+    market_ms: int  # ``ts`` of the closing frame; the bar's close for REST and archive
+    seen_ms: int  # market time at which the feed handed it on; the bar's close in an archive
+    source: Source
+
+    @property
+    def close_time_ms(self) -> int:
+        """The first millisecond after the bar."""
+        return self.open_time_ms + self.interval_ms
+
+
+class Quote(Struct, frozen=True, gc=False):
+    """Best bid and ask with their sizes."""
+
+    instrument: str
+    bid: int
+    bid_size: int  # 10^-quantity_decimals
+    ask: int
+    ask_size: int
+    market_ms: int
+    seen_ms: int
+
+
+class Depth(Struct, frozen=True, gc=False):
+    """The best levels of an order book as they stood at one time.
+
+    ``bids`` and ``asks`` hold little-endian int64 pairs of price and size, from the touch outwards:
+    10^-price_decimals and 10^-quantity_decimals of the instrument.
+    """
+
+    instrument: str
+    bids: bytes
+    asks: bytes
+    market_ms: int  # of the newest frame that it is made of
+    seen_ms: int  # when it stood so
+
+
+class Depths(Struct, frozen=True, gc=False):
+    """Order books of one instrument in a row, one each ``every_ms`` of market time, oldest first.
+
+    ``books`` holds them as ``strategies/order_book.py`` packs them. They go on from those before
+    unless ``cause`` says why not. Market time is that of the newest book.
+    """
+
+    instrument: str
+    cause: str  # of the gap before them; empty where there is none
+    first_ms: int
+    every_ms: int
+    count: int
+    levels: int  # a side
+    books: bytes
+    market_ms: int
+    seen_ms: int
+
+    @property
+    def next_ms(self) -> int:
+        """The time of the book that would go on from these."""
+        return self.first_ms + self.count * self.every_ms
+
+
+class Trade(Struct, frozen=True, gc=False):
+    """A public trade; ``side`` is the taker's."""
+
+    instrument: str
+    trade_id: str
+    side: Side
+    price: int
+    quantity: int
+    market_ms: int
+    seen_ms: int
+
+
+class Mark(Struct, frozen=True, gc=False, omit_defaults=True):
+    """A mark price, used to value positions where the exchange sends one.
+
+    What its ticker shows beside it says whether a price is believed that jumps: the index price,
+    the last trade, and the announced funding rate (10⁻¹⁰) where that is beyond all that is usual.
+    """
+
+    instrument: str
+    price: int
+    market_ms: int
+    seen_ms: int
+    index: int | None = None
+    last: int | None = None
+    funding_rate: int | None = None
+
+
+class Funding(Struct, frozen=True, gc=False):
+    """A funding settlement; ``rate`` is an integer of 10⁻¹⁰, paid by longs where positive."""
+
+    instrument: str
+    rate: int
+    market_ms: int
+    seen_ms: int
+
+
+class InstrumentChange(Struct, frozen=True, gc=False):
+    """The exchange's filters for an instrument, at the start of a run and when they change."""
+
+    instrument: Instrument
+    market_ms: int
+    seen_ms: int
+
+
+class ModelChange(Struct, frozen=True, gc=False):
+    """The process (re)started, and its model was warmed with bars that the run already holds.
+
+    A replay of the recorded run warms its own model at the same place with the same bars.
+    ``warm_from`` names the first bar per instrument; (instrument, open_time_ms) pairs. With another
+    model and no such bar it is a promotion: that model was warmed aside, from the ``Retrained``
+    event on.
+    """
+
+    model_id: str
+    model_sha256: str
+    code_version: str
+    mode: str  # "step", "batched" or "scan"
+    device: str
+    dtype: str
+    threads: int
+    warm_from: tuple[tuple[str, int], ...]
+    market_ms: int
+    seen_ms: int
+    backend: str = ""
+    torch_version: str = ""
+    instruction_set: str = ""
+    libraries: str = ""
+
+
+class RetrainOutcome(StrEnum):
+    """What became of a retraining."""
+
+    PROMOTED = "promoted"  # judged, and credibly better: it decides from the next change on
+    REFUSED = "refused"  # judged, and not credibly better
+    SKIPPED = "skipped"  # nothing was judged: too few bars, or a model that cannot stand in
+    FAILED = "failed"  # the training, or what a promotion needs, broke off
+
+
+class Retrained(Struct, frozen=True, gc=False):
+    """A model was trained in service and judged beside the running one, or could not be.
+
+    The slice is that of the bars on which both were judged. Where none was, its times and ``test``
+    are 0 and the figures None. The rules are docs/operations.md, O11 to O19.
+    """
+
+    outcome: RetrainOutcome
+    reason: str
+    configured_sha256: str  # of the model that ``[model] checkpoint`` names
+    running_sha256: str
+    candidate_sha256: str  # empty where none was made
+    recipe: str  # the hash of all that was chosen for it; empty where none was made
+    began_ms: int
+    from_ms: int
+    until_ms: int
+    horizon: int  # bars
+    bars: int
+    days: int
+    difference: float | None  # mean QLIKE of the candidate less that of the running model
+    error: float | None  # of it, over days
+    p: float | None  # that chance alone makes the candidate so much better
+    test: int  # which judgement of the market in this database it was, from 1 on
+    level: float | None  # the share of retrain.alpha that this test could spend
+    market_ms: int
+    seen_ms: int
+
+
+class GapCause(StrEnum):
+    """Why bars are missing."""
+
+    DISCONNECTED = "disconnected"
+    MISSED = "missed"  # connected, but the closing frame never came
+    DOWN = "down"  # the daemon was not running
+    OVERFLOW = "overflow"  # the queue was full
+    ARCHIVE = "archive"  # a hole in the data
+    STALE = "stale"  # silent stream
+    IMPLAUSIBLE = "implausible"  # a close too far from the last one, which REST was asked about
+    JUMPED = "jumped"  # the exchange's time jumped, or this machine slept
+    FUNDING = "funding"  # no bar: a settlement of funding that never came
+
+
+BY_REST: Final = "rest"
+"""How a gap is repaired whose bars follow it."""
+
+
+class Gap(Struct, frozen=True, gc=False):
+    """A hole ``from_ms`` (first missing open time) until ``until_ms`` (exclusive), and its repair.
+
+    A settlement that is missing was due at ``from_ms``, the next one at ``until_ms``.
+
+    ``repaired_by`` is ``rest`` where the bars follow, and empty where they never will. It is
+    ``clock`` where market time itself was set from one of the two times to the other.
+    """
+
+    instrument: str
+    from_ms: int
+    until_ms: int
+    cause: GapCause
+    repaired_by: str
+    market_ms: int
+    seen_ms: int
+
+
+class CommandKind(StrEnum):
+    """The operator's word."""
+
+    HALT = "HALT"
+    RESUME = "RESUME"
+    FLATTEN = "FLATTEN"
+
+
+class Command(Struct, frozen=True, gc=False):
+    """An operator's command: HALT holds everything, RESUME lifts it, FLATTEN halts and closes."""
+
+    kind: CommandKind
+    note: str
+    market_ms: int
+    seen_ms: int
+
+
+class Timer(Struct, frozen=True, gc=False):
+    """Market time moved on without any other event (an order may expire, a day may end)."""
+
+    market_ms: int
+    seen_ms: int
+
+
+class Closed(Struct, frozen=True, gc=False):
+    """Some instruments' bars of one close follow at once, and are dealt with together.
+
+    The next ``bars`` events are those bars, in the order of the run's instruments. All of them are
+    filled, marked and observed before the first is decided. Market and seen time are those at
+    which the last of them had come, or the wait for the ``absent`` was over.
+    """
+
+    open_time_ms: int  # of each of the bars
+    bars: int
+    absent: tuple[str, ...]  # the run's other instruments
+    market_ms: int
+    seen_ms: int
+
+
+class FrameBar(Struct, frozen=True, gc=False):
+    """A closed candle of a higher time frame, from where the run's own bars do not reach.
+
+    It is accepted where they say nothing of it, or the same; market time is its close.
+    """
+
+    instrument: str
+    open_time_ms: int
+    interval_ms: int
+    open: int
+    high: int
+    low: int
+    close: int
+    volume: int
+    source: Source
+    market_ms: int
+    seen_ms: int
+
+
+class RunEnd(Struct, frozen=True, gc=False):
+    """The run ended in good order; market time is that of its last event."""
+
+    ended_at_ms: int  # wall time
+    market_ms: int
+    seen_ms: int
+
+
+class Prune(Struct, frozen=True, gc=False):
+    """Old rows of the run were dropped; the hashes are hexadecimal text."""
+
+    until_sequence: int  # the last step whose rows were dropped
+    pruned_at_ms: int  # wall time
+    digest: str  # of that step
+    kept_sha256: str  # of the rows up to there that were kept
+    state_sha256: str  # of the engine's carried state there; "" where there is none
+    market_ms: int
+    seen_ms: int
+
+
+class Reading(Struct, frozen=True, gc=False):
+    """A user's class opened something beside its arguments: a decision may depend on it."""
+
+    what: str  # "file", "address" or "program"
+    name: str
+    market_ms: int
+    seen_ms: int
+
+
+Event = (
+    Bar
+    | Quote
+    | Depths
+    | Trade
+    | Mark
+    | Funding
+    | InstrumentChange
+    | ModelChange
+    | Gap
+    | Command
+    | Timer
+    | Closed
+    | FrameBar
+    | RunEnd
+    | Prune
+    | Reading
+    | Retrained
+)

@@ -1,0 +1,243 @@
+"""Intervals, fees, exact decimals as integers of 10⁻ᵏ; numbers as people read them.
+
+Days begin at 00:00 UTC, weeks on Monday. The names of intervals and the fees are Bybit's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
+from math import floor, isfinite, log10
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import Instrument
+
+MONEY_DECIMALS: Final = 10
+MONEY_SCALE: Final = 10**MONEY_DECIMALS
+MONEY_LIMIT: Final = 2**63 - 1
+
+MINUTE_MS: Final = 60_000
+HOUR_MS: Final = 60 * MINUTE_MS
+DAY_MS: Final = 24 * HOUR_MS
+WEEK_MS: Final = 7 * DAY_MS
+YEAR_MS: Final = 365 * DAY_MS
+_MONDAY_MS: Final = 4 * DAY_MS  # the epoch began on a Thursday
+
+INTERVALS: Final[dict[str, int]] = {
+    **{str(n): n * MINUTE_MS for n in (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)},
+    "D": DAY_MS,
+    "W": WEEK_MS,
+}
+"""Bybit's intervals in milliseconds; ``M`` is missing, for a month has no fixed length."""
+INTERVAL_NAMES: Final = {length_ms: name for name, length_ms in INTERVALS.items()}
+UNITS_MS: Final = {"m": MINUTE_MS, "min": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
+"""Units of an interval as people and files write it: ``5m``, ``4h``, ``1d``."""
+
+BASE_FEES: Final = {
+    "spot": ("0.001", "0.001"),
+    "linear": ("0.00055", "0.0002"),
+    "inverse": ("0.00055", "0.0002"),
+    "option": ("0.0003", "0.0002"),
+    "stock": ("0.0005", "0.0005"),
+}
+"""Fees by category: taker and maker, fractions of the notional; Bybit's base (VIP 0) ones.
+
+Of shares there is no common rate: five basis points stand for commission and fees of an exchange.
+"""
+
+
+_TIME: Final = re.compile(r"(?P<count>\d{1,5}) ?(?P<unit>min|m|h|d|w)", re.IGNORECASE)
+
+
+def time_of(text: str) -> int | None:
+    """Return the milliseconds of a time such as ``30m``, ``4h`` or ``1d``; None for no time."""
+    found = _TIME.fullmatch(text.strip())
+    return None if found is None else int(found["count"]) * UNITS_MS[found["unit"].lower()]
+
+
+def interval_text(interval_ms: int) -> str:
+    """Return *interval_ms* in the largest unit that divides it: ``5m``, ``4h``, ``1d``."""
+    for unit in ("w", "d", "h", "m"):
+        if interval_ms % UNITS_MS[unit] == 0:
+            return f"{interval_ms // UNITS_MS[unit]}{unit}"
+    return f"{interval_ms / 1000:g}s"
+
+
+def bars_in(text: str, interval_ms: int, *, name: str) -> int:
+    """Return how many bars of *interval_ms* the time or the number *text* is.
+
+    Raises ``ConfigInvalid``, which says *name*, for what is neither, or no whole number of bars.
+    """
+    if text.strip().isdecimal() and int(text) > 0:
+        return int(text)
+    length_ms = time_of(text)
+    if not length_ms:
+        raise ConfigInvalid(
+            f"{name} = {text!r} is neither a time nor bars; write one such as 30m, 4h, 1d or 30."
+        )
+    if length_ms % interval_ms:
+        a_bar = interval_text(interval_ms)
+        raise ConfigInvalid(
+            f"{name} = {text!r} is no whole number of bars of {a_bar}; write a multiple of "
+            f"{a_bar}, or bars."
+        )
+    return length_ms // interval_ms
+
+
+def interval_phase(interval_ms: int) -> int:
+    """Return the time of day, or of the week, at which candles of *interval_ms* open, in ms."""
+    return _MONDAY_MS if interval_ms % WEEK_MS == 0 else 0
+
+
+def interval_start(time_ms: int, interval_ms: int) -> int:
+    """Return the open time of the candle that is open at *time_ms*."""
+    return time_ms - (time_ms - interval_phase(interval_ms)) % interval_ms
+
+
+def divide_half_even(numerator: int, denominator: int) -> int:
+    """Return *numerator* / *denominator* (positive), rounded half to even."""
+    quotient, remainder = divmod(numerator, denominator)
+    doubled = 2 * remainder
+    if doubled > denominator or (doubled == denominator and quotient & 1):
+        quotient += 1
+    return quotient
+
+
+def scaled(value: Decimal, decimals: int, *, name: str) -> int:
+    """Return *value* as an integer of 10^-*decimals*; raise where it has more decimals."""
+    shifted = value.scaleb(decimals)
+    whole = int(shifted)
+    if whole != shifted:
+        raise ConfigInvalid(f"{name} {value} has more than {decimals} decimals; round it.")
+    return whole
+
+
+def unscaled(value: int, decimals: int) -> str:
+    """Return the exact decimal text of *value* x 10^-*decimals*, without trailing zeros."""
+    if decimals == 0:
+        return str(value)
+    sign = "-" if value < 0 else ""
+    whole, fraction = divmod(abs(value), 10**decimals)
+    text = f"{fraction:0{decimals}d}".rstrip("0")
+    return f"{sign}{whole}.{text}" if text else f"{sign}{whole}"
+
+
+def to_tick(price: float, instrument: Instrument) -> float:
+    """Return the nearest price to *price* that *instrument* can be ordered at."""
+    unit, tick = float(10**instrument.price_decimals), instrument.tick_size
+    return round(price * unit / tick) * tick / unit
+
+
+def to_step(quantity: float, instrument: Instrument) -> float:
+    """Return the nearest quantity to *quantity*, in base, that *instrument* can be ordered in."""
+    unit, step = float(10**instrument.quantity_decimals), instrument.quantity_step
+    return round(quantity * unit / step) * step / unit
+
+
+def rescaled(value: int, decimals: int, wanted: int) -> int:
+    """Return *value* x 10^-*decimals* as an integer of 10^-*wanted*, rounded half to even."""
+    if wanted >= decimals:
+        return value * int(10 ** (wanted - decimals))
+    return divide_half_even(value, int(10 ** (decimals - wanted)))
+
+
+class Notional(Struct, frozen=True, gc=False):
+    """Turns price x quantity of one instrument into money, exactly where the scales allow it."""
+
+    multiplier: int
+    divisor: int
+
+    @classmethod
+    def of(cls, instrument: Instrument) -> Notional:
+        """Return the converter of *instrument*'s scales."""
+        return cls.of_decimals(instrument.price_decimals, instrument.quantity_decimals)
+
+    @classmethod
+    def of_decimals(cls, price: int, quantity: int) -> Notional:
+        """Return the converter of prices and quantities of so many decimals."""
+        spare = MONEY_DECIMALS - price - quantity
+        return cls(10**spare, 1) if spare >= 0 else cls(1, 10**-spare)
+
+    def __call__(self, price: int, quantity: int) -> int:
+        """Return the money of *quantity* (signed) at *price*, rounded half to even if it must."""
+        if self.divisor == 1:
+            return price * quantity * self.multiplier
+        return divide_half_even(price * quantity, self.divisor)
+
+    def quantity(self, money: int, price: int) -> int:
+        """Return the largest quantity whose notional at *price* is at most *money* (positive)."""
+        return money * self.divisor // (price * self.multiplier)
+
+
+def check_money(money: int, *, name: str) -> int:
+    """Return *money* if 64 bits hold it; raise otherwise."""
+    if not -MONEY_LIMIT <= money <= MONEY_LIMIT:
+        raise ConfigInvalid(
+            f"{name} {unscaled(money, MONEY_DECIMALS)} is beyond 922,337,203; use a smaller one."
+        )
+    return money
+
+
+NOTHING: Final = "–"
+DECIMALS_MOST: Final = 8
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+_DURATIONS: Final = (
+    # below so many ms: written in units of so many ms, with decimals
+    (999.5, 1, 0, "ms"),
+    (119_950, 1_000, 1, "s"),
+    (7_197_000, 60_000, 1, "min"),
+    (172_620_000, HOUR_MS, 1, "h"),
+    (float("inf"), DAY_MS, 1, "days"),
+)
+
+
+def number(value: float | None, *, digits: int = 4, signed: bool = False) -> str:
+    """Return *value* with some *digits* that count and commas, never with an exponent."""
+    if value is None or not isfinite(value):
+        return NOTHING
+    sign = "+" if signed else ""
+    if value == 0:
+        return "0"
+    places = digits - 1 - floor(log10(abs(value)))
+    text = f"{value:{sign},.{max(0, min(places, DECIMALS_MOST))}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def duration(ms: float | None, *, signed: bool = False) -> str:
+    """Return milliseconds in the unit that people would choose: ``42.6 s``, ``1.5 h``."""
+    if ms is None or not isfinite(ms):
+        return NOTHING
+    for below, length, decimals, unit in _DURATIONS:
+        if abs(ms) < below:
+            return f"{ms / length:{'+' if signed else ''},.{decimals}f} {unit}"
+    raise AssertionError  # the last limit is infinite
+
+
+def minute_text(time_ms: int) -> str:
+    """Return a time, UTC milliseconds, to the minute: ``2025-05-26T07:32Z``."""
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")
+
+
+def any_of(names: Iterable[str]) -> str:
+    """Return two or more *names* as a choice in Markdown: ```a`, `b` or `c```."""
+    *first, last = [f"`{name}`" for name in names]
+    return f"{', '.join(first)} or {last}"
+
+
+def visible(text: str) -> str:
+    r"""Return *text* with control characters written out as ``\x1b``; only lines and tabs stay.
+
+    Those that turn the direction of writing are among them.
+    """
+    return _CONTROL.sub(_written_out, text)
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"  # a byte

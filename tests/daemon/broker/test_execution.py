@@ -1,0 +1,119 @@
+"""Execution models: at what price, how much, and what it costs."""
+
+from decimal import Decimal
+
+import pytest
+from builders import bar, bars, instrument, quote
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Executor, TrueRange
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import FillModel, Order, OrderKind, OrderStatus
+from tracepaper.strategies.types.market import Category, Side
+from tracepaper.strategies.units import MONEY_SCALE
+
+FEE = ExecutionCosts.of(taker_fee=Decimal("0.00055"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
+
+
+def order(side: Side = Side.BUY, quantity: int = 1_000, filled: int = 0) -> Order:
+    status = OrderStatus.PARTIALLY_FILLED if filled else OrderStatus.ACCEPTED
+    return Order("3-0", "linear:BTCUSDT", side, quantity, filled, status, "why", 0, 100)
+
+
+def test_next_open_fills_all_at_the_open_with_the_exact_fee() -> None:
+    fill = Executor(instrument(), FEE).at_open(order(), bar(close=10_500, open_=10_001))
+    assert (fill.price, fill.quantity, fill.model) == (10_001, 1_000, FillModel.NEXT_OPEN)
+    assert fill.notional == 1_000_100_000_000  # 100.01 x 1
+    assert fill.fee == 550_055_000  # 0.00055 of it
+    assert fill.filled_ms == bar().open_time_ms
+
+
+def test_spread_and_slippage_move_the_price_against_the_order_to_a_whole_tick() -> None:
+    terms = ExecutionCosts.of(taker_fee=Decimal(0), slippage_bp=Decimal(1), spread_bp=Decimal(2))
+    executor = Executor(instrument(tick_size=10), terms)
+    buy = executor.at_open(order(), bar(open_=1_000_000))
+    sell = executor.at_open(order(Side.SELL), bar(open_=1_000_000))
+    assert (buy.price, sell.price) == (1_000_200, 999_800)
+    assert buy.reference_price == 1_000_000
+
+
+@given(st.integers(1_000, 10**8), st.integers(0, 10**8), st.sampled_from(Side))
+def test_costs_never_favour_the_order(price: int, rate: int, side: Side) -> None:
+    executor = Executor(instrument(), ExecutionCosts(0, slippage=rate))
+    fill = executor.at_open(order(side), bar(open_=price))
+    assert fill.price >= price if side is Side.BUY else fill.price <= max(price, 10)
+
+
+def test_a_quote_fills_at_the_far_side_up_to_its_size() -> None:
+    executor = Executor(instrument(), FEE)
+    seen = quote(10_000, 10_020, size=400)
+    buy = executor.at_quote(order(), seen, 400)
+    sell = executor.at_quote(order(Side.SELL, filled=900), seen, 400)
+    assert buy is not None
+    assert sell is not None
+    assert (buy.price, buy.quantity, buy.reference_price) == (10_020, 400, 10_010)
+    assert (sell.price, sell.quantity) == (10_000, 100)
+
+
+def test_a_quote_without_size_fills_nothing() -> None:
+    assert Executor(instrument(), FEE).at_quote(order(), quote(size=0), 0) is None
+
+
+def test_a_spot_buy_pays_its_fee_in_base() -> None:
+    spot = instrument(category=Category.SPOT)
+    fill = Executor(spot, ExecutionCosts(10_000_000)).at_open(order(), bar())
+    assert (fill.fee, fill.fee_base) == (0, 1)
+    sold = Executor(spot, ExecutionCosts(10_000_000)).at_open(order(Side.SELL), bar())
+    assert sold.fee_base == 0 < sold.fee
+
+
+def test_round_trip_is_twice_what_one_side_costs() -> None:
+    terms = ExecutionCosts.of(
+        taker_fee=Decimal("0.00055"), slippage_bp=Decimal("0.5"), spread_bp=Decimal(1)
+    )
+    assert terms.round_trip == pytest.approx(2 * (0.00055 + 0.00005 + 0.00005))
+
+
+def test_a_fee_beyond_ten_decimals_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match=r"execution\.taker_fee"):
+        ExecutionCosts.of(taker_fee=Decimal("1e-11"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
+
+
+def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not() -> None:
+    """The formula of docs/money.md, M14: k times the mean true range over the last close."""
+    ranges = TrueRange()
+    costs = ExecutionCosts(0, ranges=MONEY_SCALE // 2)
+    executor = Executor(instrument(), costs, ranges)
+    assert executor.at_open(order(), bar(open_=10_000)).price == 10_000
+    ranges.push(bar(10_000, high=10_100, low=9_900))  # 200, without a close before it
+    ranges.push(bar(10_500, open_=10_500, high=10_600, low=10_400))  # 600: from the close before
+    assert ranges.rate == 400 * MONEY_SCALE // 10_500
+    assert executor.at_open(order(), bar(open_=10_500)).price == 10_700
+    assert executor.at_open(order(Side.SELL), bar(open_=10_500)).price == 10_300
+    limit = structs.replace(order(), price=10_000, kind=OrderKind.LIMIT)
+    assert executor.made(limit, 5, FillModel.QUOTE, 0).price == 10_000
+
+
+def test_the_true_range_is_that_of_the_last_sixty_bars() -> None:
+    whole, late = TrueRange(), TrueRange()
+    history = bars(200, seed=3)
+    for index, one in enumerate(history):
+        whole.push(one)
+        if index >= len(history) - RANGE_BARS - 1:
+            late.push(one)
+    assert whole.rate == late.rate > 0
+
+
+def test_impact_is_paid_on_the_whole_order_and_a_limit_pays_none() -> None:
+    executor = Executor(instrument(tick_size=1), ExecutionCosts(0, impact=10**7))  # 10 bp
+    seen = quote(99_990, 100_000, size=400)
+    fill = executor.at_quote(order(), seen, 400)
+    assert fill is not None
+    assert (fill.quantity, fill.price) == (1_000, 100_150)  # 1.5 multiples beyond the first
+    limit = structs.replace(order(), price=100_000, kind=OrderKind.LIMIT)
+    part = executor.at_quote(limit, seen, 400)
+    assert part is not None
+    assert (part.quantity, part.price) == (400, 100_000)
+    assert executor.at_quote(order(), seen, 0) is None

@@ -1,0 +1,310 @@
+"""Protection, held to a simulator of its own that is written from the sentences of docs/."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+from builders import START_MS, bar, instrument, quote
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from own_protection import Filled, OwnProtection
+
+from tracepaper.daemon.broker.execution import Executor
+from tracepaper.daemon.broker.exit_orders import Protector
+from tracepaper.daemon.broker.orders import PROTECTIVE, Broker
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.api.context import Outlook, Percent, Signal, Volatility
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order, Step
+from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Quote, Side
+
+KEY = "linear:BTCUSDT"
+WIDTH = 240 * 60_000  # bars of four hours: fourteen of them are a range
+QUANTITY = 1_000
+BARS = 40
+
+
+@cache
+def configured(execution: FillModel) -> Config:
+    """Return the configuration of a story: nothing costs anything, every quote is believed."""
+    costs = {"taker_fee": "0", "maker_fee": "0", "slippage_bp": "0", "spread_bp": "0"}
+    given: dict[str, dict[str, Any]] = {
+        "market": {"interval": "240"},
+        "sizing": {"mode": "fixed", "quantity": "1", "rebalance": "0"},
+        "account": {"cash": "1000000"},
+        "execution": {**costs, "model": execution.value, "latency_ms": 0, "plausible": 1e9},
+    }
+    return load(None, given)
+
+
+class Told(Strategy):
+    """Says what was said for a bar."""
+
+    gates = frozenset({"operator"})
+
+    def __init__(self, said: dict[int, Signal]) -> None:
+        self.said = said
+
+    def decide(self, outlook: Outlook) -> Signal:
+        return self.said[(outlook.exact.open_time_ms - START_MS) // WIDTH]
+
+
+class Story:
+    """What is said and what the market does, by chance; the same for the same seed."""
+
+    def __init__(self, seed: int, execution: FillModel) -> None:
+        self.rng = random.Random(f"{seed} {execution}")
+        self.execution = execution
+        self.said: dict[int, Signal] = {}
+        self.close = 10_000
+
+    def engine(self) -> Engine:
+        """Return the engine of this story at its start."""
+        return build_engine(
+            configured(self.execution),
+            [instrument()],
+            execution=self.execution,
+            period_start_ms=0,
+            forecaster=None,
+            strategies={"BTCUSDT": Told(self.said)},
+        )
+
+    def events(self) -> Iterator[Event]:
+        """Yield bars, and where quotes fill quotes between them; some bars are missed."""
+        rng = self.rng
+        for index in range(BARS):
+            opens_ms = START_MS + index * WIDTH
+            is_missed = self.execution is FillModel.QUOTE and rng.random() < 0.2
+            if is_missed:
+                at = opens_ms + WIDTH
+                yield Gap(KEY, opens_ms, at, GapCause.DOWN, "rest", at, at)
+            elif self.execution is FillModel.QUOTE:
+                yield from self._quotes(opens_ms)
+            one = self._bar(index)
+            self.said[index] = self._says(one)
+            yield one
+
+    def _moved(self, widest: int) -> int:
+        return max(self.close + 10 * self.rng.randint(-widest, widest), 5_000)
+
+    def _bar(self, index: int) -> Bar:
+        gap = self.rng.choice((0, 0, 8, 40))
+        opened = self._moved(gap)
+        prices = [opened, *(self._moved(self.rng.choice((3, 20, 45))) for _ in range(3))]
+        self.close = prices[-1]
+        return bar(
+            prices[-1], index=index, open_=opened, high=max(prices), low=min(prices),
+            interval_ms=WIDTH,
+        )  # fmt: skip
+
+    def _quotes(self, opens_ms: int) -> Iterator[Quote]:
+        at_ms = opens_ms + self.rng.choice((0, 500, 11_000))
+        for _ in range(self.rng.randint(0, 5)):
+            self.close = self._moved(self.rng.choice((2, 15, 40)))
+            size = self.rng.choice((0, 130, 700, 10**6))
+            shown = quote(self.close, self.close + self.rng.choice((10, 10, 50)), at_ms=at_ms)
+            other = self.rng.choice((0, size, 10**6))
+            yield replace(shown, bid_size=size, ask_size=other)
+            at_ms += self.rng.choice((10, 3_000, 60_000, 2_000_000))
+
+    def _says(self, one: Bar) -> Signal:
+        rng = self.rng
+        action = rng.choice((*[Action.HOLD] * 3, Action.LONG, Action.LONG, Action.SHORT,
+                             Action.SHORT, Action.FLAT))  # fmt: skip
+        if action in {Action.HOLD, Action.FLAT}:
+            return Signal(action, "told")
+        sign = 1 if action is Action.LONG else -1
+
+        def level(direction: int) -> Any:
+            away = 10 * rng.randint(-1, 50)
+            price = (one.close + direction * away) / 100
+            return rng.choice((None, price, Percent(rng.choice((0.5, 1.0, 3.0))), Volatility(0.5)))
+
+        trail = (None, None, rng.randint(1, 40) / 10, Percent(rng.choice((0.5, 1.0, 2.0))),
+                 Volatility(rng.choice((0.25, 1.0))))  # fmt: skip
+        return Signal(
+            action,
+            "told",
+            rng.choice((1.0, 0.5)),
+            stop=level(-sign),
+            target=level(sign),
+            trailing=rng.choice(trail),
+            until=one.close_time_ms + rng.randint(0, 3) * WIDTH // 2
+            if rng.random() < 0.2
+            else None,
+            reenter=rng.random() < 0.4,
+        )
+
+
+def told(steps: list[Step]) -> list[Filled]:
+    """Return the fills of the newest of *steps*, as the simulator tells of its own."""
+    roles = {order.order_id: order.role for step in steps for order in step.orders}
+    return [
+        Filled(
+            roles[fill.order_id].value,
+            fill.quantity if fill.side is Side.BUY else -fill.quantity,
+            fill.price,
+            fill.liquidity is Liquidity.MAKER,
+        )
+        for fill in steps[-1].fills
+    ]
+
+
+def stands(order: Order) -> tuple[Any, ...]:
+    """Return what the simulator knows of a protective *order*."""
+    signed = 1 if order.side is Side.BUY else -1
+    return (
+        order.role.value, signed * (order.quantity - order.filled),
+        order.trigger or order.price or 0, order.triggered,
+    )  # fmt: skip
+
+
+def restarted(story: Story, steps: list[Step]) -> Engine:
+    """Return an engine that was started from the record so far."""
+    engine = story.engine()
+    stored = next((step.state for step in reversed(steps) if step.state is not None), None)
+    if stored is not None:
+        engine.restore(decode_state(stored), next_sequence=len(steps))
+    else:
+        engine.sequence = len(steps)
+    for step in steps:
+        if isinstance(step.event, Bar):
+            engine.recall(step.event)
+    return engine
+
+
+def compared(seed: int, execution: FillModel) -> Counter[str]:
+    """Let engine and simulator live through one story; return what was met, by name."""
+    story, own, met = Story(seed, execution), OwnProtection(QUANTITY), Counter[str]()
+    engine, steps, missed_until = story.engine(), list[Step](), 0
+    cuts = random.Random(seed)
+    for event in story.events():
+        if cuts.random() < 0.1 and steps and not isinstance(steps[-1].event, Gap):
+            engine = restarted(story, steps)
+            met["a restart"] += 1
+        steps.append(engine.step(event, None))
+        own.fills = []
+        if isinstance(event, Gap):
+            missed_until = event.until_ms
+        elif isinstance(event, Quote):
+            own.quote(event)
+        elif isinstance(event, Bar):
+            is_missed = event.open_time_ms < missed_until
+            met["a missed bar"] += is_missed
+            if is_missed or execution is FillModel.NEXT_OPEN:
+                own.bar(event, is_missed=is_missed)
+            own.bars.append(event)
+            is_refused = own.decide(event, story.said[len(own.bars) - 1])
+            decision = steps[-1].decision
+            assert decision is not None
+            assert is_refused is (decision.unfilled_reason is not None), decision.unfilled_reason
+            met["refused"] += is_refused
+        assert told(steps) == own.fills
+        book = engine.state().account.books[KEY]
+        assert book.holding.quantity == own.held
+        assert book.orders.target == own.wanted
+        resting = [stands(one) for one in book.orders.others if one.role in PROTECTIVE]
+        assert sorted(resting) == sorted(
+            (one.role, -own.held, one.price, one.is_triggered) for one in own.orders
+        )
+        for fill in own.fills:
+            met[f"{fill.role} {'made' if fill.is_maker else 'took'}"] += 1
+    return met
+
+
+def all_compared(stories: int, execution: FillModel) -> None:
+    """Compare so many stories."""
+    for seed in range(stories):
+        compared(seed, execution)
+
+
+MODELS = pytest.mark.parametrize("execution", [FillModel.NEXT_OPEN, FillModel.QUOTE])
+
+
+@MODELS
+def test_protection_is_what_its_sentences_say(execution: FillModel) -> None:
+    met = Counter[str]()
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 2**32))
+    def lived(seed: int) -> None:
+        met.update(compared(seed, execution))
+
+    lived()
+    wanted = {"SIGNAL took", "STOP took", "TRAILING took", "UNTIL took", "TARGET took",
+              "TARGET made", "a restart", "refused"}  # fmt: skip
+    if execution is FillModel.QUOTE:
+        wanted |= {"a missed bar"}
+    assert wanted - met.keys() == set(), "the examples do not reach everything"
+
+
+# ---------------------------------------------------------------- the simulator says no
+
+
+def _loosest(_honest: Any) -> Any:
+    return lambda _self, _sign, trigger: trigger
+
+
+def _always(_honest: Any) -> Any:
+    return lambda *_given: True
+
+
+def _at_entry(honest: Any) -> Any:
+    def arm(self: Protector, *given: Any, is_nearer: bool | None = None, **named: Any) -> Any:
+        return honest(self, *given, is_nearer=None if is_nearer else is_nearer, **named)
+
+    return arm
+
+
+def _at_once(honest: Any) -> Any:
+    def leave(self: Protector, _held: int, reason: str) -> Any:
+        return self.release(reason)
+
+    del honest
+    return leave
+
+
+def _canceled(honest: Any) -> Any:
+    def closed_first(self: Broker, order: Order, held: int) -> Any:
+        self.target = held
+        return honest(self, order, held)
+
+    return closed_first
+
+
+def _at_the_open(honest: Any) -> Any:
+    def made(self: Any, order: Order, *given: Any) -> Any:
+        return replace(honest(self, order, *given), price=(order.price or 0) + 10)
+
+    return made
+
+
+PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
+    (Protector, "_tightest", _loosest, FillModel.NEXT_OPEN),
+    (Protector, "_is_nearer", _always, FillModel.NEXT_OPEN),
+    (Protector, "_arm", _at_entry, FillModel.NEXT_OPEN),
+    (Protector, "leave", _at_once, FillModel.NEXT_OPEN),
+    (Broker, "_closed_first", _canceled, FillModel.QUOTE),
+    (Executor, "made", _at_the_open, FillModel.QUOTE),
+]
+
+
+@pytest.mark.parametrize(("where", "name", "plant", "execution"), PLANTED, ids=[
+    f"{one[1]}{one[2].__name__}" for one in PLANTED
+])  # fmt: skip
+def test_the_simulator_refutes_an_engine_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, plant: Any, execution: FillModel
+) -> None:
+    monkeypatch.setattr(where, name, plant(getattr(where, name)))
+    with pytest.raises((AssertionError, InvariantBroken)):
+        all_compared(100, execution)

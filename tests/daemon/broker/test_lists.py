@@ -1,0 +1,539 @@
+"""Orders by list: what is refused and why, tags, what reduces, and what other fills do to them."""
+
+import math
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from builders import START_MS, bar, instrument, quote
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.orders import RESTING_MOST, Latency
+from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
+from tracepaper.strategies.types.decisions import (
+    FillModel,
+    Liquidity,
+    Order,
+    OrderKind,
+    OrderRole,
+    OrderStatus,
+)
+from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
+
+COSTS = ExecutionCosts(taker_fee=5_500_000, maker_fee=2_000_000)
+CLOSE = 10_000  # 100.00
+
+
+class Desk:
+    """One account of one instrument, whose orders are decided at a close of 100."""
+
+    def __init__(
+        self, costs: ExecutionCosts = COSTS, *, cash: int = 10**6, **of_instrument: Any
+    ) -> None:
+        self.item: Instrument = instrument(**of_instrument)
+        self.account = PaperAccount(
+            {self.item.id: self.item}, costs, cash=cash * 10**10, latency=Latency(100)
+        )
+        self.sequence = 0
+
+    @property
+    def held(self) -> int:
+        return self.account.portfolio.held(self.item.id)
+
+    @property
+    def resting(self) -> tuple[Order, ...]:
+        return self.account.brokers[self.item.id].orders
+
+    def send(self, *requests: OrderRequest | Cancel, close: int = CLOSE) -> tuple[Order, ...]:
+        self.sequence += 1
+        seen = bar(close, instrument_id=self.item.id)
+        orders = Orders(requests, "listed")
+        return self.account.send(orders, seen, sequence=self.sequence, at_ms=seen.close_time_ms)
+
+    def arm(self, role: OrderRole, **given: Any) -> Any:
+        held = self.account.portfolio.held(self.item.id)
+        return self.account.brokers[self.item.id].arm(role, held, **given)
+
+    def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:
+        at_ms = START_MS + 60_000 + after_ms
+        seen = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
+        return self.account.meet(seen, 2)
+
+    def bar(self, open_: int, high: int, low: int, close: int) -> Any:
+        return self.account.meet(self.next_bar(open_, high, low, close), 2)
+
+    def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
+        self.sequence += 1
+        return bar(
+            close, open_=open_, high=high, low=low,
+            index=self.sequence, instrument_id=self.item.id,
+        )  # fmt: skip
+
+
+def reasons(orders: tuple[Order, ...]) -> list[tuple[OrderStatus, str]]:
+    return [(order.status, order.reason) for order in orders]
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (buy(math.nan), "quantity NaN is no positive number"),
+        (buy(0), "quantity 0.0 is no positive number"),
+        (sell(-1), "quantity -1.0 is no positive number"),
+        (buy(math.inf), "quantity Infinity is no positive number"),
+        (buy(1e30), "quantity 1E+30 is beyond what an account can hold"),
+        (buy(10**400), "quantity is beyond what an account can hold"),
+        (buy(0.0015), "quantity 0.0015 is no multiple of the step 0.001"),
+        (buy(Decimal("1e-999")), "quantity 1E-999 is no multiple of the step 0.001"),
+        (buy(1, limit=math.nan), "price NaN is no positive number"),
+        (buy(1, limit=-5), "price -5.0 is no positive number"),
+        (buy(1, limit=99.93), "price 99.93 is no multiple of the tick 0.1"),
+        (sell(1, stop=0), "trigger 0.0 is no positive number"),
+        (buy(1, stop=99), "a buy stop must be above the market, which is at 100"),
+        (buy(1, stop=100), "a buy stop must be above the market, which is at 100"),
+        (sell(1, stop=101), "a sell stop must be below the market, which is at 100"),
+        (sell(1, stop=101, limit=102), "a sell stop must be below the market, which is at 100"),
+        (sell(1, reduce_only=True), "it may only reduce, and there is no position for it to close"),
+        (buy(1, limit=99, until=START_MS), "its time is over already"),
+        (buy(1, post_only=True), "only a LIMIT order can be post-only"),
+        (
+            OrderRequest(side=Side.BUY, quantity=1, kind=OrderKind.LIMIT),
+            "a LIMIT order has a limit price alone",
+        ),
+        (
+            OrderRequest(side=Side.BUY, quantity=1, price=1.0),
+            "a MARKET order has neither a limit nor a stop price",
+        ),
+        (
+            OrderRequest(side=Side.BUY, quantity=1, kind=OrderKind.STOP_LIMIT, price=1.0),
+            "a STOP_LIMIT order has a limit and a stop price alone",
+        ),
+    ],
+)
+def test_a_refused_request_is_a_rejected_order_with_its_reason(
+    request_: OrderRequest, reason: str
+) -> None:
+    desk = Desk()
+    (order,) = desk.send(request_)
+    assert (order.status, order.reason) == (OrderStatus.REJECTED, reason)
+    assert desk.resting == ()
+
+
+@pytest.mark.parametrize(
+    ("filters", "request_", "reason"),
+    [
+        ({"min_quantity": 10}, buy(0.005), "quantity below 0.01"),
+        ({"max_quantity": 10}, buy(0.011), "quantity above 0.01"),
+        ({"min_notional": 5 * 10**10}, buy(0.04), "notional below 5"),
+        ({"min_notional": 5 * 10**10}, buy(0.05, limit=99.9), "notional below 5"),
+        ({"category": Category.SPOT}, buy(10_000.001), "cash does not cover it"),
+        (
+            {"category": Category.SPOT},
+            sell(1),
+            "it may only reduce, and there is no position for it to close",
+        ),
+    ],
+)
+def test_the_filters_hold_for_orders_by_list(
+    filters: dict[str, Any], request_: OrderRequest, reason: str
+) -> None:
+    (order,) = Desk(**filters).send(request_)
+    assert (order.status, order.reason) == (OrderStatus.REJECTED, reason)
+
+
+def test_floats_that_are_nearly_a_tick_are_taken_for_it() -> None:
+    (order,) = Desk().send(buy(0.1 + 0.2, limit=99.1 + 0.2))
+    assert (order.status, order.quantity, order.price) == (OrderStatus.NEW, 300, 9_930)
+
+
+def test_resting_buys_on_spot_share_the_cash() -> None:
+    desk = Desk(category=Category.SPOT, cash=1_000)
+    first, second = desk.send(buy(6, limit=100), buy(6, limit=99))
+    assert first.status is OrderStatus.NEW
+    assert (second.status, second.reason) == (OrderStatus.REJECTED, "cash does not cover it")
+
+
+def test_no_more_orders_rest_than_the_state_is_made_for() -> None:
+    desk = Desk()
+    sent = desk.send(*[buy(1, limit=50) for _ in range(RESTING_MOST + 1)])
+    assert [order.status for order in sent].count(OrderStatus.NEW) == RESTING_MOST
+    assert sent[-1].reason == f"{RESTING_MOST} orders by list rest already"
+    assert len({order.order_id for order in sent}) == RESTING_MOST + 1
+
+
+# ---------------------------------------------------------------- tags
+
+
+def test_a_request_with_the_tag_of_a_resting_order_replaces_it() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, tag="a"), buy(1, limit=98, tag="b"))
+    changed = desk.send(buy(1, limit=97, tag="a"))
+    assert reasons(changed) == [(OrderStatus.CANCELED, "replaced"), (OrderStatus.NEW, "listed")]
+    assert [(order.tag, order.price) for order in desk.resting] == [("b", 9_800), ("a", 9_700)]
+
+
+def test_the_same_request_again_leaves_its_order_in_the_queue() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, tag="a"))
+    assert desk.send(buy(1, limit=99, tag="a")) == ()
+
+
+def test_a_refused_replacement_leaves_what_rests() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, tag="a"))
+    (refused,) = desk.send(buy(1, limit=99.99, tag="a"))
+    assert refused.status is OrderStatus.REJECTED
+    assert [order.price for order in desk.resting] == [9_900]
+
+
+def test_cancel_takes_back_one_tag_or_all() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, tag="a"), buy(1, limit=98, tag="b"), buy(1, limit=97))
+    assert reasons(desk.send(Cancel("b"))) == [(OrderStatus.CANCELED, "canceled by the strategy")]
+    assert len(desk.send(Cancel())) == 2
+    assert desk.resting == ()
+    assert desk.send(Cancel("b")) == ()
+
+
+# ---------------------------------------------------------------- quotes
+
+
+def test_a_limit_rests_and_is_filled_as_maker_only_through_its_price() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99))
+    assert desk.quote(9_950, 9_960, after_ms=99).orders == ()  # it is still on its way
+    assert reasons(desk.quote(9_950, 9_960).orders) == [(OrderStatus.ACCEPTED, "listed")]
+    assert desk.quote(9_890, 9_900).fills == []  # at its price others are served first
+    (fill,) = desk.quote(9_870, 9_880, size=400).fills
+    assert (fill.price, fill.quantity, fill.liquidity) == (9_900, 400, Liquidity.MAKER)
+    assert fill.fee == fill.notional * 2 // 10**4
+    (rest,) = desk.quote(9_870, 9_880).fills
+    assert rest.quantity == 600
+    assert desk.held == 1_000
+    assert desk.resting == ()
+
+
+def test_a_limit_that_is_reached_on_arrival_takes_but_never_worse_than_its_price() -> None:
+    desk = Desk(ExecutionCosts(0, slippage=10**8))  # 1 %
+    desk.send(buy(1, limit=99))
+    (fill,) = desk.quote(9_800, 9_850, size=300).fills
+    assert (fill.price, fill.quantity, fill.liquidity) == (9_900, 300, Liquidity.TAKER)
+    (order,) = desk.resting
+    assert (order.status, order.filled) == (OrderStatus.PARTIALLY_FILLED, 300)
+    assert desk.quote(9_890, 9_900).fills == []  # from then on it rests
+
+
+def test_post_only_is_rejected_where_it_would_take() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, post_only=True), sell(1, limit=101, post_only=True))
+    changed = desk.quote(9_890, 9_900).orders
+    assert reasons(changed) == [
+        (OrderStatus.REJECTED, "post-only, and it would have taken"),
+        (OrderStatus.ACCEPTED, "listed"),
+    ]
+
+
+def test_a_stop_is_touched_by_the_side_that_fills_it_and_takes_at_once() -> None:
+    desk = Desk()
+    desk.send(buy(1, stop=101))
+    assert desk.quote(10_090, 10_090).fills == []
+    (fill,) = desk.quote(10_090, 10_110, size=400).fills
+    assert (fill.price, fill.quantity, fill.liquidity) == (10_110, 400, Liquidity.TAKER)
+    (rest,) = desk.quote(9_990, 10_000).fills  # triggered once, it is a market order
+    assert (rest.price, rest.quantity) == (10_000, 600)
+
+
+def test_a_stop_limit_becomes_a_limit_where_it_is_touched() -> None:
+    desk = Desk()
+    desk.send(sell(1, stop=99, limit=98.5))
+    (touched,) = desk.quote(9_840, 9_860).orders
+    assert touched.triggered
+    assert touched.status is OrderStatus.ACCEPTED  # the bid is under its limit: it rests
+    assert desk.quote(9_850, 9_860).fills == []
+    (fill,) = desk.quote(9_860, 9_870).fills
+    assert (fill.price, fill.liquidity) == (9_850, Liquidity.MAKER)
+
+
+def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_before_that() -> None:
+    for is_missed, prices in ((True, [10_500]), (False, [10_550])):
+        desk = Desk()
+        desk.send(buy(1, stop=105, limit=105.5))
+        desk.quote(9_990, 10_000)
+        desk.quote(10_560, 10_570, after_ms=40_000)  # it is a limit now, and not reached
+        (resting,) = desk.resting
+        assert resting.triggered
+        # The bar of those quotes comes late: it opened at 100, before they did.
+        late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
+        met = desk.account.meet(replace(late, open_time_ms=START_MS + 60_000), is_missed=is_missed)
+        assert [fill.price for fill in met.fills] == prices
+
+
+def test_orders_of_one_side_share_the_size_of_a_quote() -> None:
+    desk = Desk()
+    desk.send(buy(1), buy(1))
+    first, second = desk.quote(9_990, 10_000, size=1_500).fills
+    assert (first.quantity, second.quantity) == (1_000, 500)
+
+
+def test_what_a_quote_does_not_show_waits_or_pays_an_impact() -> None:
+    desk = Desk(ExecutionCosts(0, impact=10**6))  # 1 bp a multiple
+    desk.send(buy(3))
+    (fill,) = desk.quote(9_999, 100_000, size=1_000).fills
+    assert (fill.quantity, fill.price) == (3_000, 100_020)  # two multiples beyond the first
+
+
+def test_an_order_is_over_at_its_time_and_a_market_order_when_no_quote_came() -> None:
+    desk = Desk()
+    end_ms = START_MS + 60_000 + 5_000
+    desk.send(buy(1, limit=99, until=end_ms), buy(1))
+    desk.quote(9_990, 10_000, size=0)
+    assert reasons(desk.quote(9_800, 9_810, size=0, after_ms=5_000).orders) == [
+        (OrderStatus.CANCELED, "its time is over")
+    ]
+    assert reasons(desk.quote(9_990, 10_000, after_ms=10_101).orders) == [
+        (OrderStatus.CANCELED, "no quote filled it within 10,000 ms")
+    ]
+
+
+def test_spot_cash_is_asked_again_at_the_fill() -> None:
+    desk = Desk(category=Category.SPOT, cash=1_000)
+    desk.send(buy(9, limit=100), buy(1))
+    desk.account.portfolio.cash = 500 * 10**10
+    assert (OrderStatus.CANCELED, "cash does not cover it") in reasons(
+        desk.quote(9_990, 10_000).orders
+    )
+
+
+# ---------------------------------------------------------------- bars
+
+
+def test_a_market_order_by_list_is_filled_at_the_next_open() -> None:
+    desk = Desk()
+    desk.send(buy(1))
+    (fill,) = desk.bar(10_020, 10_100, 9_900, 10_000).fills
+    assert (fill.price, fill.model) == (10_020, FillModel.NEXT_OPEN)
+
+
+def test_a_limit_needs_a_price_strictly_beyond_its_own() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99))
+    assert desk.bar(10_000, 10_050, 9_900, 10_000).fills == []
+    (fill,) = desk.bar(10_000, 10_050, 9_890, 10_000).fills
+    assert (fill.price, fill.model, fill.liquidity) == (
+        9_900, FillModel.BAR_PATH, Liquidity.MAKER,
+    )  # fmt: skip
+
+
+def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, tag="low"), buy(1, stop=101, tag="high"))
+    desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
+    opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
+    (through,) = desk.account.meet(opened, 2).fills
+    assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
+    assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
+    (stopped,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
+    assert (stopped.price, stopped.liquidity) == (10_200, Liquidity.TAKER)
+
+
+@pytest.mark.parametrize("is_amended", [False, True])
+def test_a_limit_that_arrives_at_an_open_beyond_it_takes_also_where_it_was_amended(
+    *, is_amended: bool
+) -> None:
+    desk = Desk()
+    desk.send(sell(1, limit=103, tag="it"))
+    if is_amended:
+        desk.bar(10_000, 10_010, 9_990, 10_000)
+        desk.send(sell(1, limit=101, tag="it"))
+    else:
+        desk.send(sell(1, limit=101, tag="it"))
+    (fill,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
+    assert (fill.price, fill.liquidity) == (10_200, Liquidity.TAKER)
+
+
+def test_of_a_limit_and_a_stop_at_one_price_the_stop_is_met_first() -> None:
+    for requests in (
+        (sell(1, limit=101), buy(2, stop=101)),
+        (buy(2, stop=101), sell(1, limit=101)),
+    ):
+        desk = Desk()
+        desk.send(*requests)
+        desk.bar(10_000, 10_010, 9_990, 10_000)
+        fills = desk.bar(10_000, 10_150, 9_990, 10_150).fills
+        assert [(fill.side, fill.price) for fill in fills] == [
+            (Side.BUY, 10_100), (Side.SELL, 10_100),
+        ]  # fmt: skip
+
+
+def test_a_stop_pays_spread_and_slippage_beyond_its_trigger() -> None:
+    desk = Desk(ExecutionCosts(0, slippage=10**7, half_spread=10**7))
+    desk.send(buy(1, stop=101))
+    (fill,) = desk.bar(10_000, 10_100, 9_990, 10_000).fills
+    assert (fill.price, fill.reference_price) == (10_130, 10_100)  # 20 bp, to a whole tick
+
+
+def test_the_path_that_is_worse_for_the_account_is_believed() -> None:
+    # Long from 100 with a stop at 99 and a target at 101: the stop is met first.
+    desk = Desk()
+    desk.send(buy(1))
+    desk.bar(10_000, 10_000, 10_000, 10_000)
+    desk.send(sell(1, stop=99, reduce_only=True), sell(1, limit=101, reduce_only=True))
+    met = desk.bar(10_000, 10_200, 9_800, 10_150)
+    (fill,) = met.fills
+    assert fill.price == 9_900
+    assert (OrderStatus.CANCELED, "the position that it was to close is gone") in reasons(
+        met.orders
+    )
+    # Two entries that a fall and a rise would fill: both paths fill both, and cost the same.
+    desk.send(buy(1, limit=99), sell(1, limit=101))
+    assert len(desk.bar(10_000, 10_200, 9_800, 10_000).fills) == 2
+
+
+def test_post_only_and_marketable_limits_meet_the_open_first() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=100.5), buy(1, limit=100.5, post_only=True))
+    met = desk.bar(10_000, 10_100, 9_900, 10_000)
+    (fill,) = met.fills
+    assert (fill.price, fill.liquidity) == (10_000, Liquidity.TAKER)
+    assert (OrderStatus.REJECTED, "post-only, and it would have taken") in reasons(met.orders)
+
+
+def test_an_order_whose_time_ends_inside_a_bar_meets_none_of_it() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, until=START_MS + 3 * 60_000))
+    assert desk.bar(10_000, 10_000, 10_000, 10_000).fills == []  # the bar from +2 to +3 minutes
+    met = desk.bar(9_800, 9_800, 9_800, 9_800)
+    assert reasons(met.orders) == [(OrderStatus.CANCELED, "its time is over")]
+    desk.send(buy(1, limit=99, until=START_MS + 5 * 60_000 + 30_000))
+    met = desk.bar(9_800, 9_800, 9_800, 9_800)  # the bar from +5 to +6 minutes
+    assert (met.fills, reasons(met.orders)) == ([], [(OrderStatus.CANCELED, "its time is over")])
+
+
+# ---------------------------------------------------------------- what fills do to other orders
+
+
+def test_an_order_that_may_only_reduce_is_shrunk_to_the_position_and_never_turns_it() -> None:
+    desk = Desk()
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000)
+    (exit_,) = desk.send(sell(5, limit=101, reduce_only=True))
+    assert exit_.quantity == 1_000
+    desk.quote(9_990, 10_000)
+    desk.send(sell(0.4))
+    changed = desk.quote(9_990, 10_000).orders
+    assert [(order.order_id, order.quantity) for order in changed][-1] == (exit_.order_id, 600)
+    desk.quote(10_120, 10_130)
+    assert desk.held == 0
+    assert desk.resting == ()
+
+
+def test_an_order_that_may_only_reduce_does_not_grow_with_the_position() -> None:
+    desk = Desk()
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000)
+    desk.send(sell(1, limit=101, reduce_only=True))
+    desk.quote(9_990, 10_000)
+    desk.quote(10_120, 10_130, size=400)
+    desk.send(buy(0.2))
+    desk.quote(9_990, 10_000)
+    (exit_,) = desk.resting
+    assert (desk.held, exit_.quantity, exit_.filled) == (800, 1_000, 400)
+
+
+def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_it() -> None:
+    desk = Desk()
+    broker = desk.account.brokers[desk.item.id]
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000)
+    desk.arm(OrderRole.STOP, trigger=9_900, sequence=5, at_ms=START_MS, reason="stop 1 %")
+    desk.account.submit(
+        desk.item.id, -1_000, order_id="9-0", price=CLOSE, reason="turn", at_ms=START_MS + 60_000
+    )
+    desk.quote(9_950, 9_960, size=400)
+    assert (desk.held, broker.others[0].quantity) == (600, 600)
+    desk.quote(9_890, 9_900, size=600)  # the stop closes all that is held
+    (rest,) = desk.resting
+    assert (desk.held, rest.role, rest.filled, rest.quantity) == (0, OrderRole.SIGNAL, 400, 1_400)
+    desk.quote(9_890, 9_900)
+    assert (desk.held, broker.target, desk.resting) == (-1_000, -1_000, ())
+
+
+def test_what_lists_fill_moves_the_target_that_a_signal_left() -> None:
+    desk = Desk()
+    broker = desk.account.brokers[desk.item.id]
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000)
+    assert (broker.target, desk.held) == (1_000, 1_000)
+    sent = desk.account.submit(
+        desk.item.id, broker.target, order_id="9-0", price=CLOSE, reason="hold", at_ms=0
+    )
+    assert sent.orders == ()
+
+
+def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_makes_wrong() -> (
+    None
+):
+    desk = Desk()
+    key = desk.item.id
+    broker = desk.account.brokers[key]
+    desk.account.submit(
+        desk.item.id, 2_000, order_id="1-0", price=CLOSE, reason="in", at_ms=START_MS + 60_000
+    )
+    desk.quote(9_990, 10_000, size=1_000)
+    stop: dict[str, Any] = {"sequence": 5, "at_ms": START_MS, "reason": "stop 1 %"}
+    (armed,) = desk.arm(OrderRole.STOP, trigger=9_900, **stop)
+    assert (armed.kind, armed.side, armed.quantity) == (OrderKind.STOP, Side.SELL, 1_000)
+    assert desk.arm(OrderRole.STOP, trigger=9_900, **stop) == ()
+    (amended,) = desk.arm(OrderRole.STOP, trigger=9_950, **stop)
+    assert (amended.order_id, amended.trigger) == (armed.order_id, 9_950)
+    (target,) = desk.arm(OrderRole.TARGET, price=10_500, **stop)
+    assert target.order_id == "5-1"
+    met = desk.quote(9_940, 9_960)
+    # The stop meets the quote before the rest of the entry does, which is then for nothing.
+    assert [(one.role, one.status) for one in met.orders] == [
+        (OrderRole.STOP, OrderStatus.FILLED),
+        (OrderRole.SIGNAL, OrderStatus.CANCELED),
+        (OrderRole.TARGET, OrderStatus.CANCELED),
+    ]
+    assert (desk.held, broker.target, desk.resting) == (0, 0, ())
+
+
+def test_disarming_cancels_the_named_roles() -> None:
+    desk = Desk()
+    key = desk.item.id
+    desk.send(sell(1))
+    desk.quote(9_990, 10_000)
+    given: dict[str, Any] = {"sequence": 5, "at_ms": START_MS, "reason": "why"}
+    desk.arm(OrderRole.TRAILING, trigger=10_100, **given)
+    desk.arm(OrderRole.UNTIL, **given)
+    assert reasons(desk.account.brokers[key].disarm("over", [OrderRole.UNTIL])) == [
+        (OrderStatus.CANCELED, "over")
+    ]
+    assert [order.role for order in desk.resting] == [OrderRole.TRAILING]
+    assert len(desk.account.brokers[key].disarm("all over")) == 1
+
+
+def test_state_with_resting_orders_survives_a_restart() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=99, tag="a", post_only=True, until=2 * START_MS), buy(1, stop=101))
+    desk.quote(9_990, 10_000)
+    again = Desk()
+    again.account.restore(desk.account.state())
+    assert again.resting == desk.resting
+    assert again.account.state() == desk.account.state()
+
+
+def test_latency_is_drawn_from_seed_instrument_bar_and_ordinal_alone() -> None:
+    latency = Latency(100, mean_jitter_ms=50, seed=7)
+    drawn = [latency.of("linear:BTCUSDT", START_MS, ordinal) for ordinal in range(2_000)]
+    assert drawn == [latency.of("linear:BTCUSDT", START_MS, ordinal) for ordinal in range(2_000)]
+    assert min(drawn) >= 100
+    assert sum(drawn) / len(drawn) == pytest.approx(150, abs=5)
+    assert latency.of("linear:ETHUSDT", START_MS, 0) != drawn[0]
+    assert Latency(100, 50, 8).of("linear:BTCUSDT", START_MS, 0) != drawn[0]
+    assert Latency(100).of("linear:BTCUSDT", START_MS, 0) == 100

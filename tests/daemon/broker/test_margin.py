@@ -1,0 +1,499 @@
+"""Isolated margin: what is bound, what is refused, where a position is taken away, what is lost."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from builders import START_MS, bar, instrument
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from own_ledger import OwnLedger
+
+from tracepaper.daemon.broker.account import (
+    AccountState,
+    BookState,
+    Holding,
+    PaperAccount,
+    Portfolio,
+)
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.orders import BrokerState, Latency
+from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.build import build_engine, margin_rules, margin_warnings
+from tracepaper.strategies.api.context import Orders, Outlook, Signal, buy, sell
+from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Fill,
+    FillModel,
+    Order,
+    OrderRole,
+    OrderStatus,
+    Step,
+)
+from tracepaper.strategies.types.market import Bar, Funding, Instrument, Mark, RiskTier, Side
+from tracepaper.strategies.units import MONEY_SCALE
+
+KEY = "linear:BTCUSDT"
+FEE = 5_500_000
+TIERS = (
+    RiskTier(20_000 * MONEY_SCALE, 50_000_000, 10_000, 0),
+    RiskTier(100_000 * MONEY_SCALE, 100_000_000, 5_000, 100 * MONEY_SCALE),
+)
+"""0.5 % to 20,000 at 100 times, 1 % less 100 to 100,000 at 50 times."""
+
+
+class Says(Strategy):
+    """Says each of what it was made with at a bar, in order, and then HOLD."""
+
+    gates = CORE_GATES
+
+    def __init__(self, *said: Signal | Orders) -> None:
+        self._said = list(said)
+
+    def decide(self, now: Outlook) -> Signal | Orders:
+        del now
+        return self._said.pop(0) if self._said else Signal(Action.HOLD, "said")
+
+
+LONG, FLAT, HOLD = (Signal(one, "now") for one in (Action.LONG, Action.FLAT, Action.HOLD))
+
+
+def item(**changed: Any) -> Instrument:
+    return replace(instrument(tick_size=1), **changed)
+
+
+def engine(
+    strategy: Strategy,
+    *,
+    of: Instrument | None = None,
+    quantity: str = "1",
+    cash: str = "1000",
+    leverage: str = "10",
+    **costs: Any,
+) -> Engine:
+    of = of or item()
+    config = load(
+        None,
+        {
+            "strategy": {"name": "sma_cross"},
+            "sizing": {"mode": "fixed", "quantity": quantity},
+            "execution": costs,
+            "account": {"cash": cash, "margin": "isolated", "leverage": leverage},
+        },
+    )
+    return build_engine(
+        config,
+        [of],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=None,
+        strategies={of.symbol: strategy},
+    )
+
+
+def entered(machine: Engine) -> Step:
+    """Return the step that fills the entry at 1,000.00."""
+    machine.step(bar(100_000), None)
+    return machine.step(bar(100_000, index=1), None)
+
+
+def bound(step: Step) -> Order:
+    (order,) = [one for one in step.orders if one.role is OrderRole.LIQUIDATION]
+    return order
+
+
+def margin_of(step: Step) -> int:
+    assert step.position is not None
+    return step.position.margin
+
+
+# ---------------------------------------------------------------- the numbers of one position
+
+
+def test_an_entry_binds_its_initial_margin_and_the_fee_of_closing() -> None:
+    step = entered(engine(Says(LONG)))
+    initial, closing = 100 * MONEY_SCALE, 900 * MONEY_SCALE * 55 // 100_000
+    assert margin_of(step) == initial + closing
+    assert step.account.cash == 1_000 * MONEY_SCALE - 1_000 * MONEY_SCALE * 55 // 100_000
+
+
+def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
+    order = bound(entered(engine(Says(LONG))))
+    # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 1,000.
+    assert (order.trigger, order.price, order.side) == (90_500, 90_000, Side.SELL)
+    assert "maintenance margin 5 of 100.495, risk tier 1 (0.5 %)" in order.reason
+
+
+def test_a_short_is_liquidated_above() -> None:
+    order = bound(entered(engine(Says(Signal(Action.SHORT, "now")))))
+    assert (order.trigger, order.price, order.side) == (109_500, 110_000, Side.BUY)
+
+
+def test_a_position_is_liquidated_where_the_path_reaches_it_and_loses_its_margin() -> None:
+    machine = engine(Says(LONG))
+    before = entered(machine)
+    step = machine.step(bar(95_000, index=2, open_=96_000, low=90_500), None)
+    (fill,) = step.fills
+    assert (fill.model, fill.price, fill.quantity) == (FillModel.LIQUIDATION, 90_000, 1_000)
+    assert before.account.cash - step.account.cash == margin_of(before)
+    assert [entry.kind for entry in step.ledger] == ["realized", "liquidation_fee"]
+    assert step.position is not None
+    assert (step.position.quantity, step.position.margin) == (0, 0)
+
+
+def test_one_tick_above_it_stands() -> None:
+    machine = engine(Says(LONG))
+    entered(machine)
+    assert machine.step(bar(95_000, index=2, open_=96_000, low=90_501), None).fills == ()
+
+
+def test_an_entry_at_the_open_can_be_liquidated_in_the_same_bar() -> None:
+    machine = engine(Says(LONG))
+    machine.step(bar(100_000), None)
+    step = machine.step(bar(95_000, index=1, open_=100_000, low=90_000), None)
+    assert [fill.model for fill in step.fills] == [FillModel.NEXT_OPEN, FillModel.LIQUIDATION]
+
+
+def test_a_gap_through_it_loses_the_margin_and_no_more() -> None:
+    """The market order that would close at the open comes too late."""
+    machine = engine(Says(LONG, HOLD, FLAT))
+    before = entered(machine)
+    machine.step(bar(100_000, index=2), None)  # asks to be flat at the next open
+    step = machine.step(bar(10_000, index=3, open_=10_000), None)
+    assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
+    assert before.account.cash - step.account.cash == margin_of(before)
+    asked = [one for one in step.orders if one.role is OrderRole.SIGNAL]
+    assert [one.status for one in asked] == [OrderStatus.CANCELED]
+
+
+def test_a_stop_that_lies_nearer_comes_first() -> None:
+    wanted = Orders((buy(1),), "in"), Orders((sell(1, stop=920.0, reduce_only=True),), "stop")
+    machine = engine(Says(*wanted))
+    entered(machine)
+    step = machine.step(bar(89_000, index=2, open_=96_000, low=88_000), None)
+    assert [(fill.model, fill.price) for fill in step.fills] == [(FillModel.BAR_PATH, 92_000)]
+    assert step.position is not None
+    assert step.position.quantity == 0
+
+
+def test_no_order_closes_beyond_the_bankruptcy_price() -> None:
+    machine = engine(Says(LONG, HOLD, FLAT), slippage_bp="700")
+    order = bound(entered(machine))
+    assert order.price is not None
+    assert order.trigger is not None
+    before = machine.step(bar(110_000, index=2), None)
+    near = order.trigger + 100
+    step = machine.step(bar(near, index=3, open_=near), None)  # less seven percent: beyond
+    assert [(fill.model, fill.price) for fill in step.fills] == [
+        (FillModel.LIQUIDATION, order.price)
+    ]
+    assert before.account.cash - step.account.cash <= margin_of(before)
+
+
+def test_a_mark_price_liquidates_where_there_is_one() -> None:
+    machine = engine(Says(LONG))
+    entered(machine)
+    at = START_MS + 3 * 60_000
+    assert not machine.liquidates(Mark(KEY, 90_501, at, at))
+    assert machine.step(Mark(KEY, 90_501, at, at), None).fills == ()
+    assert machine.liquidates(Mark(KEY, 90_400, at, at))
+    (fill,) = machine.step(Mark(KEY, 90_400, at, at), None).fills
+    assert (fill.price, fill.reference_price) == (90_000, 90_400)
+    assert not machine.liquidates(Mark(KEY, 80_000, at, at))
+
+
+def taken_over(*items: Instrument) -> PaperAccount:
+    """Return an account that bought a unit of each of *items* at 1,000 before it had margin."""
+    account = PaperAccount(
+        {one.id: one for one in items},
+        ExecutionCosts(FEE),
+        leverage=1_000,
+        cash=0,
+        latency=Latency(0),
+    )
+    held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), BrokerState())
+    books = {one.id: held for one in items}
+    account.restore(AccountState(1_000 * MONEY_SCALE, books), taken_over=True)
+    return account
+
+
+def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
+    account = taken_over(item())
+    assert account.at_mark(KEY, 90_501, 7, START_MS).fills == []
+    account = taken_over(item())
+    (fill,) = account.at_mark(KEY, 90_400, 7, START_MS).fills
+    assert (fill.price, account.portfolio.held(KEY)) == (90_000, 0)
+
+
+def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
+    items = item(), replace(instrument("ETHUSDT"), tick_size=1)
+    account = taken_over(*items)
+    orders = [order for one in items for order in account.secure(one.id, 7, START_MS)]
+    assert len({order.order_id for order in orders}) == len(items)
+
+
+def test_funding_beyond_the_available_balance_comes_from_the_margin() -> None:
+    machine = engine(Says(LONG), cash="102")
+    before = entered(machine)
+    at = START_MS + 3 * 60_000
+    step = machine.step(Funding(KEY, 100_000_000, at, at), None)  # 1 %
+    assert step.account.cash == before.account.cash - 10 * MONEY_SCALE
+    assert margin_of(step) == step.account.cash
+    nearer = bound(step).trigger
+    assert nearer is not None
+    assert nearer > 90_500
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("cash", "said"),
+    [("101.04", "the available balance does not cover its margin"), ("101.045", None)],
+)
+def test_an_order_beyond_the_available_balance_is_refused(cash: str, said: str | None) -> None:
+    step = engine(Says(LONG), cash=cash).step(bar(100_000), None)
+    assert step.decision is not None
+    assert step.decision.unfilled_reason == said
+    assert bool(step.orders) is (said is None)
+
+
+def test_an_order_by_list_beyond_it_is_kept_with_the_reason() -> None:
+    wanted = Orders((buy(1, limit=950.0), buy(1, limit=940.0)), "grid")
+    first, second = engine(Says(wanted), cash="120").step(bar(100_000), None).orders
+    assert (first.status, second.status) == (OrderStatus.NEW, OrderStatus.REJECTED)
+    assert second.reason == "the available balance does not cover its margin"
+
+
+def test_a_fill_that_slippage_takes_beyond_its_margin_is_not_booked() -> None:
+    machine = engine(Says(LONG), leverage="50", slippage_bp="300")
+    step = entered(machine)
+    assert (step.fills, step.account.equity) == ((), 1_000 * MONEY_SCALE)
+    order = step.orders[0]
+    assert order.status is OrderStatus.CANCELED
+    assert order.reason == "its price was worse than the market's by more than its margin"
+    assert entered(engine(Says(LONG), leverage="50", slippage_bp="150")).fills
+
+
+def test_a_fill_that_the_balance_no_longer_covers_is_not_booked() -> None:
+    machine = engine(Says(LONG), cash="101.05")
+    machine.step(bar(100_000), None)
+    step = machine.step(bar(120_000, index=1, open_=120_000), None)
+    assert step.fills == ()
+    assert step.orders[0].status is OrderStatus.CANCELED
+    assert "did not cover its margin" in step.orders[0].reason
+
+
+@pytest.mark.parametrize(
+    ("quantity", "leverage", "said"),
+    [
+        ("30", "60", "leverage 60 above 50, the most of risk tier 2"),
+        ("101", "50", "position above 100000, the last risk tier"),
+    ],
+)
+def test_leverage_above_the_tier_is_refused(quantity: str, leverage: str, said: str) -> None:
+    machine = engine(
+        Says(LONG), of=item(risk_tiers=TIERS), quantity=quantity, cash="10000", leverage=leverage
+    )
+    step = machine.step(bar(100_000), None)
+    assert step.decision is not None
+    assert step.decision.unfilled_reason == said
+
+
+def test_leverage_above_the_first_tier_or_the_instruments_most_is_refused_at_the_start() -> None:
+    for of in (item(risk_tiers=TIERS), item(), item(max_leverage=10_000)):
+        with pytest.raises(ConfigInvalid, match=r"account.leverage 101 is above 100"):
+            engine(Says(LONG), of=of, leverage="101")
+    with pytest.raises(ConfigInvalid, match=r"above 12\.5, the most"):
+        engine(Says(LONG), of=item(max_leverage=1_250), leverage="20")
+
+
+def test_the_tier_of_the_size_sets_the_maintenance_margin() -> None:
+    rules = MarginRules(item(risk_tiers=TIERS), 1_000, FEE)
+    small, large = 10_000 * MONEY_SCALE, 40_000 * MONEY_SCALE
+    near = rules.bounds(small, 10_000, rules.required(small))
+    far = rules.bounds(large, 40_000, rules.required(large))
+    assert (near.liquidation, near.bankruptcy) == (90_500, 90_000)
+    assert (far.liquidation, far.bankruptcy) == (90_750, 90_000)  # 400 less 100, on 40 units
+    assert "risk tier 2 (1 %)" in far.reason
+
+
+def test_a_position_of_exactly_a_tiers_limit_belongs_to_it() -> None:
+    limit = TIERS[0].limit
+    rules = MarginRules(item(risk_tiers=TIERS), 6_000, FEE)  # above the second tier's most
+    assert rules.refusal(limit) is None
+    assert rules.refusal(limit + 1) == "leverage 60 above 50, the most of risk tier 2"
+    assert rules.refusal(TIERS[1].limit) == "leverage 60 above 50, the most of risk tier 2"
+    assert rules.refusal(TIERS[1].limit + 1) == "position above 100000, the last risk tier"
+    for size, number in ((limit, 1), (limit + 1, 2), (TIERS[1].limit, 2)):
+        assert f"risk tier {number} (" in rules.bounds(size, 1_000, rules.required(size)).reason
+
+
+@pytest.mark.parametrize(
+    ("rate", "paid", "left"),
+    [(1, 1, 99), (12_000, 100, 0), (-1, -1, 100), (-3, -3, 100)],
+)
+def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
+    rate: int, paid: int, left: int
+) -> None:
+    """An account of before margin was taken over with less cash than its position needs."""
+    portfolio = Portfolio(
+        0, {KEY: item()}, margin={KEY: MarginRules(item(risk_tiers=TIERS), 1_000, FEE)}
+    )
+    unit = MONEY_SCALE
+    portfolio.restore(98 * unit, {KEY: Holding(1_000, 1_000 * unit, margin=100 * unit)})
+    portfolio.mark(KEY, 100_000)  # worth 1,000
+    assert portfolio.available == -2 * unit
+    assert portfolio.pay_funding(KEY, rate * MONEY_SCALE // 1_000) == paid * unit
+    assert portfolio.holding(KEY).margin == left * unit
+    assert portfolio.cash == (98 - paid) * unit
+
+
+def test_a_tier_that_is_assumed_is_said() -> None:
+    config = load(None, {"account": {"margin": "isolated"}, "strategy": {"name": "sma_cross"}})
+    (said,) = margin_warnings(config, [item(), item(risk_tiers=TIERS)])
+    assert said.startswith("one tier assumed: the risk tiers of linear:BTCUSDT are not known")
+    assert "0.5 %" in said
+    assert margin_warnings(load(None, {}), [item()]) == ()
+
+
+# ---------------------------------------------------------------- laws
+
+
+class Dice(Strategy):
+    """Signals by dice that follow from the bar, so that a restart throws the same."""
+
+    gates = CORE_GATES
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def decide(self, now: Outlook) -> Signal:
+        roll = random.Random(self._seed * 1_000_003 + now.exact.open_time_ms).random()
+        if roll < 0.6:
+            return HOLD
+        names = (Action.LONG, Action.SHORT, Action.FLAT)
+        return Signal(names[int(roll * 1_000) % 3], "dice", 1.0 if roll < 0.9 else 0.4)
+
+
+def market(rng: random.Random, wildness: int) -> list[Bar | Funding]:
+    """Return bars with jumps, and settlements, some of them twice and some of them huge."""
+    events: list[Bar | Funding] = []
+    price = 100_000
+    for index in range(rng.randint(5, 60)):
+        opened = max(price + rng.choice((0, 0, 1, -1)) * rng.randint(0, wildness), 2_000)
+        close = max(opened + rng.randint(-wildness, wildness), 2_000)
+        high = max(opened, close) + rng.randint(0, wildness)
+        low = max(min(opened, close) - rng.randint(0, wildness), 1_000)
+        events.append(bar(close, index=index, open_=opened, high=high, low=low))
+        price = close
+        if rng.random() < 0.1:
+            at = events[-1].market_ms
+            paid = Funding(KEY, rng.choice((-1, 1)) * rng.randint(0, 10**9), at, at)
+            events += [paid] * rng.choice((1, 1, 2))
+    return events
+
+
+def booked(own: OwnLedger, fill: Fill) -> None:
+    """Book *fill* in an account kept by itself; a liquidation loses the margin and no more."""
+    signed = Decimal(fill.quantity).scaleb(-3)
+    price, fee = Decimal(fill.price).scaleb(-2), Decimal(fill.fee).scaleb(-10)
+    taken = fill.model is FillModel.LIQUIDATION
+    cash, margin = own.cash, own.of(KEY).margin
+    own.linear(KEY, signed if fill.side is Side.BUY else -signed, price, fee, taken=taken)
+    if taken:
+        assert cash - own.cash <= margin, "more than the position's margin was lost"
+        assert own.of(KEY).quantity == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**9))
+def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(seed: int) -> None:
+    """The account equals one kept by itself, and a position loses no more than its margin."""
+    rng = random.Random(seed)
+    terms: dict[str, Any] = {
+        "leverage": rng.choice(("1", "3", "10", "50", "100")),
+        "quantity": rng.choice(("0.3", "1", "7.5")),
+        "cash": rng.choice(("120", "1000", "20000")),
+        "slippage_bp": rng.choice(("0", "5", "200")),
+    }
+    machine = engine(Dice(seed), **terms)
+    own = OwnLedger(Decimal(terms["cash"]), leverage=Decimal(terms["leverage"]))
+    mark, last = Decimal(1_000), bar(100_000)
+    moved: list[tuple[str, Decimal]] = []
+    settled = 0
+    for event in market(rng, rng.choice((50, 2_000, 20_000))):
+        step = machine.step(event, None)
+        moved += [(entry.kind.value, Decimal(entry.amount).scaleb(-10)) for entry in step.ledger]
+        if isinstance(event, Funding):
+            assert step.accepted is (event.market_ms != settled)
+            if event.market_ms != settled:
+                settled = event.market_ms
+                own.funding(KEY, mark, Decimal(event.rate).scaleb(-10))
+        else:
+            mark, last = Decimal(event.close).scaleb(-2), event
+        for fill in step.fills:
+            booked(own, fill)
+        held, position = own.of(KEY), step.position
+        assert position is not None
+        assert position.quantity == held.quantity.scaleb(3)
+        assert position.entry_notional == held.entry.scaleb(10)
+        assert position.margin == held.margin.scaleb(10)
+        assert step.account.cash == own.cash.scaleb(10)
+        assert step.account.equity == own.equity({KEY: mark}).scaleb(10)
+        assert moved == own.movements, "the ledger is not what moved"
+        assert own.available >= Decimal("-1e-9"), "more is bound than is there"
+        if isinstance(event, Bar):
+            assert step.account.equity >= 0, "equity below zero, and no liquidation"
+        if step.state is not None and rng.random() < 0.2:  # killed, and started anew
+            machine = engine(Dice(seed), **terms)
+            machine.restore(decode_state(step.state), next_sequence=step.sequence + 1)
+            machine.recall(last)
+
+
+# ---------------------------------------------------------------- as it is shown
+
+
+def test_what_is_shown_of_a_position_is_what_its_own_order_says() -> None:
+    short = Signal(Action.SHORT, "now")
+    machine = engine(Says(LONG, HOLD, HOLD, short, HOLD, FLAT), cash="100000", quantity="13.7")
+    rules = MarginRules(item(), 1_000, FEE)
+    triggers: list[int | None] = []
+    for at, close in enumerate((100_000, 100_010, 99_000, 98_777, 99_020, 98_900, 98_800, 98_700)):
+        step = machine.step(bar(close, index=at), None)
+        for one in step.orders:
+            if one.role is OrderRole.LIQUIDATION:
+                ended = one.status in {OrderStatus.FILLED, OrderStatus.CANCELED}
+                triggers.append(None if ended else one.trigger)
+        shown = rules.use_of(step.position)
+        assert (None if shown is None else shown.liquidation) == (triggers or [None])[-1]
+        if shown is not None:
+            assert (shown.margin, shown.leverage) == (margin_of(step), 1_000)
+        paid = machine.step(Funding(KEY, 10**6, *(bar(close, index=at).close_time_ms,) * 2), None)
+        moved = [one.trigger for one in paid.orders if one.role is OrderRole.LIQUIDATION]
+        triggers += moved
+    assert len({*triggers} - {None}) >= 2
+    assert triggers[-1] is None
+
+
+def test_rules_are_those_of_the_configured_fees_and_leverage() -> None:
+    config = load(
+        None,
+        {
+            "execution": {"fees": {"BTCUSDT": {"taker": "0.001"}}},
+            "account": {"margin": "isolated", "leverage": "5"},
+        },
+    )
+    position = entered(engine(Says(LONG))).position
+    found = margin_rules(config, [item()])[KEY].use_of(position)
+    assert found == MarginRules(item(), 500, 10**7).use_of(position)
+    assert margin_rules(load(None, {"account": {"margin": "none"}}), [item()]) == {}

@@ -1,0 +1,217 @@
+"""Orders: the state table, netting, and the exchange's filters."""
+
+import itertools
+from typing import Any
+
+import pytest
+from builders import bar, instrument
+
+from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
+from tracepaper.daemon.broker.orders import (
+    FLATTEN,
+    NEXT,
+    Broker,
+    Latency,
+    OrderEvent,
+    Sent,
+    advance,
+)
+from tracepaper.daemon.broker.rules import NOTIONAL_MOST
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.decisions import Order, OrderStatus
+from tracepaper.strategies.types.market import Category, Side
+
+TERMS = ExecutionCosts(taker_fee=5_500_000)
+
+
+def opened(**filters: Any) -> Broker:
+    return Broker(instrument(**filters), TERMS, latency=Latency(100))
+
+
+def sent(broker: Broker, target: int, held: int = 0, *, price: int = 10_000, **more: Any) -> Sent:
+    return broker.submit(
+        target, held, order_id="7-0", price=price, reason="why", at_ms=1_000, **more
+    )
+
+
+def submit(broker: Broker, target: int, held: int = 0, *, price: int = 10_000) -> tuple[Order, ...]:
+    return sent(broker, target, held, price=price).orders
+
+
+@pytest.mark.parametrize("pair", list(itertools.product(OrderStatus, OrderEvent)))
+def test_every_status_and_event_is_a_row_or_a_bug(pair: tuple[OrderStatus, OrderEvent]) -> None:
+    if pair in NEXT:
+        assert advance(*pair) is NEXT[pair]
+    else:
+        with pytest.raises(InvariantBroken):
+            advance(*pair)
+
+
+def test_an_ended_order_stays_ended() -> None:
+    ended = {OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED}
+    assert not ended & {status for status, _ in NEXT}
+
+
+def test_a_reversal_is_one_order() -> None:
+    (order,) = submit(opened(), -1_000, held=1_000)
+    assert (order.side, order.quantity, order.status) == (Side.SELL, 2_000, OrderStatus.ACCEPTED)
+    assert order.eligible_ms == 1_100
+
+
+def test_a_resting_order_that_already_leads_to_the_target_is_left_alone() -> None:
+    broker = opened()
+    submit(broker, 1_000)
+    assert submit(broker, 1_000) == ()
+
+
+def test_a_resting_order_that_differs_is_canceled_and_replaced_in_the_same_step() -> None:
+    broker = opened()
+    submit(broker, 1_000)
+    canceled, placed = submit(broker, -500)
+    assert (canceled.status, canceled.reason) == (OrderStatus.CANCELED, "another target")
+    assert (placed.side, placed.quantity) == (Side.SELL, 500)
+
+
+def test_a_target_of_what_is_held_cancels_and_places_nothing() -> None:
+    broker = opened()
+    submit(broker, 1_000)
+    (canceled,) = submit(broker, 0)
+    assert canceled.status is OrderStatus.CANCELED
+    assert broker.order is None
+
+
+@pytest.mark.parametrize(
+    ("filters", "target", "reason"),
+    [
+        ({"min_quantity": 10}, 5, "quantity below 0.01"),
+        ({"max_quantity": 10}, 11, "quantity above 0.01"),
+        ({"min_notional": 5 * 10**10}, 40, "notional below 5"),
+        ({"quantity_step": 5}, 4, "what is missing is less than the step 0.005"),
+    ],
+)
+def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
+    filters: dict[str, int], target: int, reason: str
+) -> None:
+    broker = opened(**filters)
+    assert sent(broker, target) == Sent((), reason)
+    assert sent(broker, target) == Sent((), reason)
+    broker.change(instrument())
+    (order,) = submit(broker, target)
+    assert (order.status, order.quantity) == (OrderStatus.ACCEPTED, target)
+
+
+@pytest.mark.parametrize(
+    ("filters", "target", "price"),
+    [
+        ({"min_quantity": 10}, 10, 10_000),
+        ({"max_quantity": 10}, 10, 10_000),
+        ({"min_notional": 5 * 10**10}, 50, 10_000),
+        ({"price_decimals": 0}, 1_000, NOTIONAL_MOST // 10**10),
+    ],
+)
+def test_an_order_at_a_limit_is_taken(filters: dict[str, int], target: int, price: int) -> None:
+    (order,) = submit(opened(**filters), target, price=price)
+    assert order.status is OrderStatus.ACCEPTED
+
+
+def test_a_command_that_is_refused_leaves_its_order_rejected() -> None:
+    broker = opened(min_quantity=10)
+    (order,) = sent(broker, 0, held=5, by_command=True).orders
+    assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 0.01")
+    assert broker.order is None
+
+
+def test_only_whole_steps_are_sent_and_the_rest_is_said() -> None:
+    broker = opened(quantity_step=10)
+    (order,) = submit(broker, 0, held=25)
+    assert (order.side, order.quantity) == (Side.SELL, 20)
+    broker.order = None
+    assert sent(broker, 0, held=5).refusal == "what is missing is less than the step 0.01"
+
+
+def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() -> None:
+    broker = Broker(instrument(), TERMS, latency=Latency(100), fill_within_ms=2_000)
+    submit(broker, 1_000)
+    assert broker.expire(1_000 + 100 + 2_000) == ()
+    (canceled,) = broker.expire(1_000 + 100 + 2_001)
+    assert (canceled.status, canceled.reason) == (
+        OrderStatus.CANCELED,
+        "no quote filled it within 2,000 ms",
+    )
+    assert broker.expire(10**9) == ()
+    (again,) = submit(broker, 1_000)
+    assert again.status is OrderStatus.ACCEPTED
+
+
+def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
+    broker = opened()
+    broker.submit(0, 500, order_id="7-0", price=1, reason=FLATTEN, at_ms=0, by_command=True)
+    assert broker.expire(10**9) == ()
+    assert broker.order is not None
+
+
+def test_closing_is_exempt_from_the_minimum_notional() -> None:
+    (order,) = submit(opened(min_notional=5 * 10**10), 0, held=40)
+    assert order.status is OrderStatus.ACCEPTED
+
+
+def test_a_fill_of_an_order_that_does_not_rest_is_a_bug() -> None:
+    broker = opened()
+    (order,) = submit(broker, 1_000)
+    fill = Executor(instrument(), TERMS).at_open(order, bar())
+    (filled,) = broker.book(fill, 1_000)
+    assert filled.status is OrderStatus.FILLED
+    with pytest.raises(InvariantBroken, match="does not rest"):
+        broker.book(fill, 2_000)
+
+
+def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() -> None:
+    item = instrument(category=Category.SPOT)
+    broker = Broker(item, ExecutionCosts(taker_fee=10_000_000), latency=Latency(0))
+    (order,) = submit(broker, 1_000)
+    fee = order.quantity * 10_000_000 // 10**10
+    assert abs(order.quantity - fee - 1_000) <= item.quantity_step
+    assert submit(broker, 1_000, held=0) == ()
+
+
+def test_on_spot_a_target_within_one_step_is_reached() -> None:
+    broker = opened(category=Category.SPOT, quantity_step=5)
+    for held in (995, 1_005):
+        assert sent(broker, 1_000, held=held) == Sent((), None)
+    (bought,) = submit(broker, 1_000, held=994)
+    (_, sold) = submit(broker, 999, held=1_006)
+    assert (bought.side, bought.quantity) == (Side.BUY, 10)
+    assert (sold.side, sold.quantity) == (Side.SELL, 5)
+    assert sent(opened(), 1_000, held=999).orders  # linear positions are exact
+
+
+def test_state_survives_a_restart() -> None:
+    broker = opened()
+    submit(broker, 1_000)
+    again = opened()
+    again.restore(broker.state())
+    assert again.state() == broker.state()
+    assert submit(again, 1_000) == ()
+
+
+def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
+    broker = opened()
+    huge = 10**9
+    assert sent(broker, huge, price=10**8) == Sent((), "notional above 230584300")
+    (close,) = submit(broker, 0, held=huge, price=10**8)
+    assert close.status is OrderStatus.ACCEPTED
+
+
+def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
+    item = instrument(category=Category.SPOT)
+    broker = Broker(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
+    order: dict[str, Any] = {"order_id": "1-0", "price": 10_000, "reason": "why", "at_ms": 0}
+    assert broker.submit(1_000, 0, cash=99 * 10**10, **order) == Sent((), "cash does not cover it")
+    (bought,) = broker.submit(1_000, 0, cash=100 * 10**10, **order).orders
+    (canceled,) = broker.submit(0, 0, cash=0, **order).orders
+    (sold,) = broker.submit(0, 900, cash=0, **order).orders
+    assert [o.status for o in (bought, canceled, sold)] == [
+        OrderStatus.ACCEPTED,
+        OrderStatus.CANCELED,
+        OrderStatus.ACCEPTED,
+    ]

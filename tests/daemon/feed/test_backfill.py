@@ -1,0 +1,167 @@
+"""Holes are filled window by window, merged over symbols, and what stays open is kept open."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from builders import instrument
+from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
+
+from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.feed.funding import FundingSchedule
+from tracepaper.daemon.feed.sequencer import Hole, fill
+from tracepaper.daemon.feed.state import BarSequence, FeedState
+from tracepaper.strategies.types.market import Bar, Gap, GapCause
+
+
+def at(index: int) -> int:
+    return START_MS + index * MINUTE
+
+
+def market(symbol: str = "BTCUSDT", *, first: int = 0) -> FeedState:
+    return FeedState(
+        instrument(symbol, price_decimals=1, tick_size=1),
+        sequence=BarSequence(interval_ms=MINUTE, next_open_ms=at(first)),
+        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
+    )
+
+
+@asynccontextmanager
+async def asking(server: ScriptedServer) -> AsyncIterator[tuple[RestClient, SteppedClock]]:
+    clock = SteppedClock(server.server_ms)
+    settings = exchange_section(rest_url=server.rest_url)
+    async with RestClient(settings, clock=clock, rng=random.Random(1)) as rest:
+        yield rest, clock
+
+
+async def filled(
+    server: ScriptedServer, *holes: Hole, waits_s: list[float] | None = None
+) -> list[Gap | Bar]:
+    """Fill *holes* in stepped time; *waits_s* gets how long that took."""
+
+    async def collect() -> list[Gap | Bar]:
+        return [event async for event in fill(holes, rest=rest, clock=clock, certain_s=30.0)]
+
+    async with asking(server) as (rest, clock):
+        begun_s = clock.network_s()
+        task = asyncio.ensure_future(collect())
+        await clock.run(task.done, step_s=0.25)
+        if waits_s is not None:
+            waits_s.append(clock.network_s() - begun_s)
+        return await task
+
+
+def told(events: list[Gap | Bar]) -> list[str]:
+    """Write events as ``+from-until`` and ``-from-until`` for gaps, and a number for a bar."""
+    return [
+        str((event.open_time_ms - START_MS) // MINUTE)
+        if isinstance(event, Bar)
+        else f"{'+' if event.repaired_by else '-'}{(event.from_ms - START_MS) // MINUTE}"
+        f"-{(event.until_ms - START_MS) // MINUTE}"
+        for event in events
+    ]
+
+
+async def serving(*indices: int, symbol: str = "BTCUSDT") -> ScriptedServer:
+    server = ScriptedServer()
+    for index in indices:
+        server.add_candle(at(index), symbol=symbol)
+    server.server_ms = at(10_000)
+    return server
+
+
+async def test_holes_are_closed_for_good_and_the_end_stays_the_next_bar() -> None:
+    async with await serving(1, 2, 4) as server:
+        one = market()
+        waits_s: list[float] = []
+        events = await filled(server, Hole(one, at(6), cause=GapCause.MISSED), waits_s=waits_s)
+        assert told(events) == ["-0-1", "+1-3", "1", "2", "-3-4", "+4-5", "4"]
+        assert one.sequence.next_open_ms == at(5)
+        assert 30 <= waits_s[0] < 32  # both holes at once
+        assert len(server.asked("kline")) >= 4
+
+
+async def test_a_hole_of_one_answer_is_none() -> None:
+    for missing in ([1], [3], [1, 3], [0], [0, 1, 2, 3]):
+        async with await serving(*range(5)) as server:
+            whole = server.rows["BTCUSDT"]
+            rows = [list(map(str, whole[at(4 - i)])) for i in range(5) if 4 - i not in missing]
+            page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+            server.answer_next("kline", server.reply(page))
+            events = await filled(server, Hole(market(), at(5), cause=GapCause.DOWN))
+            assert told(events) == ["+0-5", "0", "1", "2", "3", "4"], missing
+
+
+@pytest.mark.parametrize("cause", [None, GapCause.DOWN])
+async def test_a_row_that_cannot_be_read_once_is_asked_for_again(cause: GapCause | None) -> None:
+    async with await serving(*range(5)) as server:
+        rows = [list(map(str, server.rows["BTCUSDT"][at(4 - i)])) for i in range(5)]
+        rows[3][2] = "NaN"
+        page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+        server.answer_next("kline", server.reply(page))
+        events = await filled(server, Hole(market(), at(5), cause=cause))
+        assert told(events)[-5:] == ["0", "1", "2", "3", "4"]
+
+
+async def test_an_empty_answer_is_no_late_listing() -> None:
+    for wrong in ([], [4], [2, 3, 4]):
+        async with await serving(*range(5)) as server:
+            rows = [list(map(str, server.rows["BTCUSDT"][at(i)])) for i in reversed(wrong)]
+            page = {"category": "linear", "symbol": "BTCUSDT", "list": rows}
+            server.answer_next("kline", server.reply(page))
+            events = await filled(server, Hole(market(), at(5), cause=None))
+            assert told(events) == ["0", "1", "2", "3", "4"], wrong
+
+
+async def test_a_hole_across_windows_is_said_once_when_its_end_is_known() -> None:
+    async with await serving(0, 2_500) as server:
+        events = await filled(server, Hole(market(), at(2_501), cause=GapCause.DOWN))
+        assert told(events) == ["+0-1", "0", "-1-2500", "+2500-2501", "2500"]
+        assert len(server.asked("kline")) > 3
+
+
+async def test_symbols_are_merged_by_time_each_with_its_own_gaps() -> None:
+    async with await serving(0, 1, 2) as server:
+        for index in (1, 2):
+            server.add_candle(at(index), symbol="ETHUSDT")
+        bitcoin, ether = market(), market("ETHUSDT", first=1)
+        events = await filled(
+            server,
+            Hole(bitcoin, at(3), cause=GapCause.DOWN),
+            Hole(ether, at(3), cause=GapCause.DOWN),
+        )
+        assert told(events) == ["+0-3", "0", "1", "+1-3", "1", "2", "2"]
+        bars = [event for event in events if isinstance(event, Bar)]
+        assert [bar.instrument for bar in bars[1:3]] == ["linear:BTCUSDT", "linear:ETHUSDT"]
+
+
+async def test_a_warm_up_says_holes_but_not_its_own_bars() -> None:
+    async with await serving(3, 4, 6) as server:
+        events = await filled(server, Hole(market(), at(8), cause=None))
+        assert told(events) == ["3", "4", "-5-6", "6"]
+        assert {event.cause for event in events if isinstance(event, Gap)} == {GapCause.ARCHIVE}
+
+
+async def test_an_instrument_without_any_bar_has_no_hole() -> None:
+    async with await serving() as server:
+        one = market()
+        assert await filled(server, Hole(one, at(8), cause=None)) == []
+        assert one.sequence.next_open_ms == at(0)
+        assert len(server.asked("kline")) == 2
+
+
+async def test_nothing_missing_asks_nothing() -> None:
+    async with await serving(0) as server:
+        one = market(first=5)
+        assert await filled(server, Hole(one, at(5), cause=GapCause.DOWN)) == []
+        assert not server.requests
+
+
+async def test_bars_carry_the_market_time_at_which_they_are_handed_on() -> None:
+    async with await serving(0) as server:
+        (_, bar) = await filled(server, Hole(market(), at(1), cause=GapCause.DOWN))
+        assert (bar.market_ms, bar.seen_ms) == (at(1), server.server_ms)

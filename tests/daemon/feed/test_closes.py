@@ -1,0 +1,125 @@
+"""The bars of one close, gathered: in one group, in the order of the run, never held for ever."""
+
+from __future__ import annotations
+
+from builders import instrument
+from bybit_feed import BITCOIN, Live, live
+from bybit_server import MINUTE, START_MS, ScriptedServer, kline, until
+
+from tracepaper.daemon.feed.client import FeedStart
+from tracepaper.strategies.types.market import Bar, Closed, Event, Gap
+
+ETHER = instrument("ETHUSDT", price_decimals=1, tick_size=1)
+SOLANA = instrument("SOLUSDT", price_decimals=1, tick_size=1)
+ALL = (BITCOIN, ETHER, SOLANA)
+START = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0, gather_ms=250)
+
+
+async def close(run: Live, minute: int, *symbols: str) -> None:
+    """Let *minute* close for *symbols* by the stream, and for all by REST."""
+    open_ms = START_MS + minute * MINUTE
+    run.move_to(open_ms + MINUTE + 300)
+    for item in ALL:
+        run.server.add_candle(open_ms, symbol=item.symbol)
+    await run.server.send(*(kline(open_ms, symbol=symbol) for symbol in symbols))
+
+
+def told(events: list[Event]) -> list[object]:
+    """Return the closes and bars of *events*: a close's size and its absent, a bar's symbol."""
+    return [
+        (event.bars, [name[7:10] for name in event.absent])
+        if isinstance(event, Closed)
+        else event.instrument[7:10]
+        for event in events
+        if isinstance(event, Closed | Bar)
+    ]
+
+
+async def test_bars_of_one_close_go_on_together_in_the_order_of_the_run() -> None:
+    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
+        await close(run, 0, "SOLUSDT", "BTCUSDT")
+        await until(lambda: run.feed.counters["bars"] == 2)
+        assert not run.bars()  # one of them is still due
+        await close(run, 0, "ETHUSDT")
+        await until(lambda: len(run.bars()) == 3)
+        assert told(run.events) == [(3, []), "BTC", "ETH", "SOL"]
+        [closed] = [event for event in run.events if isinstance(event, Closed)]
+        assert closed.open_time_ms == START_MS
+        assert {bar.seen_ms for bar in run.bars()} == {closed.seen_ms}
+
+
+async def test_who_does_not_come_in_time_is_absent_and_goes_on_alone_later() -> None:
+    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
+        await close(run, 0, "ETHUSDT", "BTCUSDT")
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert 0.25 <= run.clock.network_s() - begun_s < 1
+        await server.send(kline(START_MS, symbol="SOLUSDT"))
+        await until(lambda: len(run.bars()) == 3)
+        assert told(run.events) == [(2, ["SOL"]), "BTC", "ETH", "SOL"]
+
+
+async def test_nobody_is_waited_for_longer_than_half_an_interval() -> None:
+    async with (
+        ScriptedServer() as server,
+        live(server, start=START, instruments=ALL, time_scale=1_200) as run,
+    ):
+        await close(run, 0, "ETHUSDT", "BTCUSDT")
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert 0.025 <= run.clock.network_s() - begun_s < 0.2  # an interval takes 0.05 s
+
+
+async def test_an_instrument_with_a_hole_is_not_waited_for() -> None:
+    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
+        await close(run, 0, "BTCUSDT", "ETHUSDT", "SOLUSDT")
+        await until(lambda: len(run.bars()) == 3)
+        await close(run, 1)
+        await close(run, 2, "SOLUSDT")  # the frame of minute 1 never came to anyone
+        await close(run, 2, "BTCUSDT", "ETHUSDT")
+        await run.expect(lambda: len(run.bars()) == 9)
+        assert sorted(bar.open_time_ms for bar in run.bars()) == [
+            START_MS + minute * MINUTE for minute in (0, 0, 0, 1, 1, 1, 2, 2, 2)
+        ]
+        for item in ALL:  # each instrument's own bars stay in order, its gap before them
+            own = [
+                event
+                for event in run.events
+                if isinstance(event, Bar | Gap) and event.instrument == item.id
+            ]
+            assert [type(event).__name__ for event in own] == ["Bar", "Gap", "Bar", "Bar"]
+
+
+async def test_the_next_close_ends_the_wait_for_this_one() -> None:
+    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
+        await close(run, 0, "BTCUSDT")
+        await until(lambda: run.feed.counters["bars"] == 1)
+        await close(run, 1, "BTCUSDT")
+        await until(run.bars)
+        assert told(run.events)[:2] == [(1, ["ETH", "SOL"]), "BTC"]
+
+
+async def test_a_revision_and_a_repeated_frame_are_never_gathered() -> None:
+    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
+        await close(run, 0, "BTCUSDT", "ETHUSDT", "SOLUSDT")
+        await until(lambda: len(run.bars()) == 3)
+        await server.send(kline(START_MS, "101.5", symbol="ETHUSDT"), kline(START_MS))
+        await until(lambda: len(run.bars()) == 4)
+        assert told(run.events) == [(3, []), "BTC", "ETH", "SOL", "ETH"]
+
+
+async def test_what_is_held_goes_on_when_the_feed_ends() -> None:
+    async with ScriptedServer() as server, live(server, start=START, instruments=ALL) as run:
+        await close(run, 0, "BTCUSDT")
+        await until(lambda: run.feed.counters["bars"] == 1)
+        run.feed.stop()
+        await until(lambda: run.is_ended)
+        assert told(run.events) == [(1, ["ETH", "SOL"]), "BTC"]
+
+
+async def test_without_gathering_each_bar_goes_on_by_itself() -> None:
+    alone = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=0)
+    async with ScriptedServer() as server, live(server, start=alone, instruments=ALL) as run:
+        await close(run, 0, "SOLUSDT", "BTCUSDT")
+        await until(lambda: len(run.bars()) == 2)
+        assert told(run.events) == ["SOL", "BTC"]

@@ -1,0 +1,983 @@
+"""The live feed against a scripted exchange: exactly once, in order, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from functools import partial
+
+import pytest
+from aiohttp import web
+from builders import bar, instrument
+from bybit_feed import BITCOIN, Live, live
+from bybit_server import (
+    DEADLINE_S,
+    FILTERS,
+    MINUTE,
+    START_MS,
+    ScriptedServer,
+    SteppedClock,
+    book,
+    exchange_section,
+    kline,
+    ticker,
+    until,
+)
+from msgspec import structs
+from structlog.testing import capture_logs
+
+from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.feed import feed
+from tracepaper.daemon.feed.client import EventQueue, FeedStart
+from tracepaper.daemon.feed.maintenance import POLL_S, FeedMaintenance
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    Funding,
+    Gap,
+    GapCause,
+    InstrumentChange,
+    Mark,
+    Quote,
+    Source,
+    Trade,
+)
+
+ID = BITCOIN.id
+HOUR = 3_600_000
+KINDS = ("kline", "orderbook")
+
+
+def known(minute: int) -> FeedStart:
+    """Return the start of a run that holds bars up to *minute*."""
+    return FeedStart(
+        interval_ms=MINUTE,
+        period_start_ms=START_MS - 10 * MINUTE,
+        warmup_bars=5,
+        known={ID: START_MS + minute * MINUTE},
+    )
+
+
+async def test_closing_frames_become_bars_in_order() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        for index in range(3):
+            await run.close_bar(index)
+        await until(lambda: len(run.bars()) == 3)
+        assert run.opens() == [0, 1, 2]
+        assert {bar.source for bar in run.bars()} == {Source.STREAM}
+        assert run.bars()[2].market_ms == START_MS + 3 * MINUTE + 300
+        assert not run.gaps()
+
+
+async def test_a_feed_says_whether_the_next_event_is_at_hand_and_keeps_its_word() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(lambda: len(run.bars()) == 1)
+        run.gate.clear()
+        run.is_asked = True
+        await run.close_bar(1)
+        await until(lambda: len(run.bars()) == 2)
+        await run.close_bar(2)
+        await server.send(book(server.server_ms))  # a quote that is no event before a bar
+        frames = run.feed.counters["frames"]
+        await until(lambda: run.feed.counters["frames"] > frames)
+        run.gate.set()
+        await until(lambda: len(run.behind) == 3)
+        assert run.opens() == [0, 1, 2]
+        assert run.behind == [True, True, False]
+
+
+async def test_of_an_answer_it_says_how_much_is_left() -> None:
+    async with ScriptedServer() as server:
+        for minute in range(5):
+            server.add_candle(START_MS + minute * MINUTE)
+        server.server_ms = START_MS + 5 * MINUTE + 3_000
+        async with live(server) as run:
+            assert run.opens() == [0, 1, 2, 3, 4]
+            run.is_asked = True
+            for minute in range(5, 9):
+                await run.close_bar(minute, stream=minute == 8)
+            await run.expect(lambda: len(run.bars()) == 9)
+            repaired = [event for event in run.events[-5:] if isinstance(event, Bar)]
+            assert [bar.source for bar in repaired] == [Source.REST] * 3 + [Source.STREAM]
+            assert run.behind[-5:] == [False, True, True, False, False]
+
+
+async def test_a_new_run_is_warmed_with_the_bars_before_its_period() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-30, 0):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS + 2_000, warmup_bars=20)
+        async with live(server, start=start) as run:
+            await until(lambda: len(run.bars()) == 20)
+            await run.close_bar(0)
+            await until(lambda: len(run.bars()) == 21)
+            assert run.opens() == list(range(-20, 1))
+            assert [bar.source for bar in run.bars()] == [Source.REST] * 20 + [Source.STREAM]
+            assert run.bars()[0].market_ms == START_MS - 19 * MINUTE
+            assert run.bars()[0].seen_ms == START_MS + 2_000
+            assert not run.gaps()
+
+
+async def test_an_instrument_listed_late_has_no_hole_before_its_listing() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-3, 0):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=2_500)
+        async with live(server, start=start) as run:
+            await run.close_bar(0)
+            await until(lambda: len(run.bars()) == 4)
+            assert run.opens() == [-3, -2, -1, 0]
+            assert not run.gaps()
+
+
+async def test_a_hole_in_the_warm_up_is_said() -> None:
+    async with ScriptedServer() as server:
+        for index in (-5, -4, -1):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=5)
+        async with live(server, start=start) as run:
+            await until(lambda: len(run.bars()) == 3)
+            assert run.gaps() == [(-3, -1, GapCause.ARCHIVE, "")]
+
+
+async def test_what_closed_while_the_daemon_was_down_is_filled_and_said() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-9, 3):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 3 * MINUTE + 5_000
+        async with live(server, start=known(-1)) as run:
+            await until(lambda: len(run.bars()) == 3)
+            assert run.opens() == [0, 1, 2]
+            assert run.gaps() == [(0, 3, GapCause.DOWN, "rest")]
+            assert isinstance(run.events[0], Gap)
+            assert {bar.seen_ms for bar in run.bars()} == {server.server_ms}
+
+
+async def test_a_restart_within_a_bar_misses_nothing_and_says_nothing() -> None:
+    async with ScriptedServer() as server:
+        server.add_candle(START_MS - MINUTE)
+        server.server_ms = START_MS + 30_000
+        async with live(server, start=known(-1)) as run:
+            await run.close_bar(0)
+            await until(run.bars)
+            assert run.opens() == [0]
+            assert not run.gaps()
+
+
+async def test_a_server_behind_the_database_is_refused() -> None:
+    async def misled() -> None:
+        async with ScriptedServer() as server, live(server, start=known(5)) as run:
+            await until(lambda: run.is_ended)
+
+    with pytest.raises(ExceptionGroup) as caught:  # the test's own group around the consumer
+        await misled()
+    assert caught.group_contains(ConfigInvalid, match="behind the last bar")
+
+
+async def test_a_server_behind_what_it_told_this_run_is_waited_for() -> None:
+    start = structs.replace(known(5), is_served=True)
+    async with ScriptedServer() as server, live(server, start=start) as run:
+        await run.expect(lambda: run.feed.counters["resyncs"] >= 3)
+        for index in range(6, 8):
+            server.add_candle(START_MS + index * MINUTE)
+        run.move_to(START_MS + 8 * MINUTE + 2_500)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.opens() == [6, 7]
+
+
+async def test_a_missed_bar_is_repaired_before_the_one_that_shows_it() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await run.close_bar(1, stream=False)
+        await run.close_bar(2, stream=False)
+        await run.close_bar(3)
+        await until(lambda: len(run.bars()) == 4)
+        assert run.opens() == [0, 1, 2, 3]
+        assert [bar.source for bar in run.bars()[1:]] == [Source.REST] * 2 + [Source.STREAM]
+        assert run.gaps() == [(1, 3, GapCause.MISSED, "rest")]
+        order = [type(event) for event in run.events]
+        assert order == [Bar, Gap, Bar, Bar, Bar]
+
+
+async def test_what_rest_lacks_twice_half_a_minute_apart_is_a_hole_for_good() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await run.close_bar(1, stream=False, rest=False)
+        await run.close_bar(2, stream=False)
+        await run.close_bar(3, stream=False, rest=False)
+        await run.close_bar(4)
+        run.move_to(START_MS + 5 * MINUTE + 2_000)
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() >= begun_s + 29)
+        assert run.opens() == [0]
+        assert not run.gaps()
+        await run.expect(lambda: len(run.bars()) == 3)
+        assert run.clock.network_s() < begun_s + 31.2
+        assert run.opens() == [0, 2, 4]
+        assert run.gaps() == [
+            (1, 2, GapCause.MISSED, ""),
+            (2, 3, GapCause.MISSED, "rest"),
+            (3, 4, GapCause.MISSED, ""),
+        ]
+        assert run.feed.counters["holes"] == 2
+
+
+async def test_an_overdue_closing_frame_is_replaced_by_rest() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await run.close_bar(1, stream=False)
+        run.move_to(START_MS + 2 * MINUTE + 5_000)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
+        await run.server.send(kline(START_MS + MINUTE))  # the frame comes at last
+        await run.close_bar(2)
+        await until(lambda: len(run.bars()) == 3)
+        assert run.opens() == [0, 1, 2]
+        assert run.feed.counters["repeated_bars"] == 1
+
+
+async def test_an_overdue_bar_that_rest_lacks_is_awaited_without_a_verdict() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        run.move_to(START_MS + 2 * MINUTE + 5_000)
+        asked = len(server.asked("kline"))
+        await run.expect(lambda: len(server.asked("kline")) >= asked + 3)
+        assert not run.gaps()
+        server.add_candle(START_MS + MINUTE)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
+
+
+async def test_a_repetition_is_dropped_and_a_revision_handed_on_once_per_value() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        frames = [kline(START_MS), kline(START_MS), *[kline(START_MS, "101.0")] * 2]
+        run.move_to(START_MS + MINUTE + 300)
+        await server.send(*frames, kline(START_MS, "102.0"))
+        await run.close_bar(1)
+        await until(lambda: len(run.bars()) == 4)
+        assert [bar.close for bar in run.bars()] == [1005, 1010, 1020, 1005]
+        assert run.opens() == [0, 0, 0, 1]
+        assert run.feed.counters["repeated_bars"] == 2
+        assert run.feed.counters["revised_bars"] == 2
+
+
+async def test_a_hole_of_a_lost_connection_is_said_to_be_one() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await server.drop()
+        await until(lambda: run.feed.counters["disconnects"])
+        await run.close_bar(1, stream=False)
+        await run.expect(lambda: server.connections == 2)
+        await until(lambda: len(server.subscribed()) == 6)
+        await run.close_bar(2)
+        await run.close_bar(3, stream=False)
+        await run.close_bar(4)
+        await until(lambda: len(run.bars()) == 5)
+        assert run.opens() == [0, 1, 2, 3, 4]
+        assert run.gaps() == [
+            (1, 2, GapCause.DISCONNECTED, "rest"),
+            (3, 4, GapCause.MISSED, "rest"),
+        ]
+
+
+async def test_a_silent_stream_is_left_and_its_hole_called_stale() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        await run.expect(lambda: run.feed.counters["stale"])
+        await run.close_bar(1, stream=False)
+        await run.expect(lambda: server.connections == 2)
+        await until(lambda: len(server.subscribed()) == 6)
+        await run.close_bar(2)
+        await until(lambda: len(run.bars()) == 3)
+        assert run.gaps() == [(1, 2, GapCause.STALE, "rest")]
+
+
+async def test_rest_goes_on_while_the_stream_is_refused() -> None:
+    async with ScriptedServer() as server:
+        server.refuse_status = 503
+        async with live(server, connect_timeout_s=0.05) as run:
+            for index in range(2):
+                await run.close_bar(index, stream=False)
+                run.move_to(START_MS + (index + 1) * MINUTE + 6_000)
+                await run.expect(partial(run.has_bars, index + 1))
+            assert {bar.source for bar in run.bars()} == {Source.REST}
+            assert run.feed.counters["connects"] == 0
+
+
+async def test_a_bar_is_preceded_by_the_newest_quote_and_mark_once() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        at_ms = START_MS + 59_000
+        run.move_to(at_ms)
+        await server.send(book(at_ms - 5), ticker(at_ms), book(at_ms, bid="100.3"))
+        await run.close_bar(0)
+        await run.close_bar(1)
+        await until(lambda: len(run.bars()) == 2)
+        assert [type(event) for event in run.events] == [Quote, Mark, Bar, Bar]
+        quote, mark = run.events[0], run.events[1]
+        assert isinstance(quote, Quote)
+        assert isinstance(mark, Mark)
+        assert (quote.bid, quote.market_ms, mark.price) == (1003, at_ms, 1004)
+
+
+async def test_changed_quotes_are_events_while_an_order_rests() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        run.quotes_from = START_MS + 100
+        run.move_to(START_MS + 200)
+        await server.send(
+            book(START_MS + 50),
+            book(START_MS + 100),
+            book(START_MS + 150),
+            book(START_MS + 160, size="2"),
+        )
+        await until(lambda: len(run.events) == 2)
+        times = [event.market_ms for event in run.events if isinstance(event, Quote)]
+        assert times == [START_MS + 100, START_MS + 160]
+
+
+async def test_a_full_line_drops_quotes_before_bars_and_no_bar_in_silence() -> None:
+    async with ScriptedServer() as server, live(server, queue_limit=4) as run:
+        run.gate.clear()
+        await run.close_bar(0)
+        await until(run.bars)
+        await server.send(*(book(START_MS + 2 * MINUTE + at) for at in range(5)))
+        for index in range(1, 6):
+            await run.close_bar(index)
+        await until(lambda: run.feed.counters["overflow_bars"] == 3)
+        assert run.feed.counters["overflow_quotes"] == 3
+        run.gate.set()
+        await run.close_bar(6)
+        await until(lambda: len(run.bars()) == 7)
+        assert run.opens() == [0, 1, 2, 3, 4, 5, 6]
+        assert run.gaps() == [(3, 6, GapCause.OVERFLOW, "rest")]
+
+
+async def test_market_time_follows_frames_and_is_read_anew_every_half_minute() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        assert run.clock.market_ms() == START_MS + MINUTE + 300
+        resyncs = run.feed.counters["resyncs"]
+        server.server_ms += 777
+        run.clock.advance(network_s=29)
+        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
+        assert run.clock.market_ms() == server.server_ms
+
+
+async def test_a_frame_far_from_our_time_has_the_clock_read_anew() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        resyncs = run.feed.counters["resyncs"]
+        run.clock.advance(market_ms=60_000)  # we ran ahead of a server that stood still
+        await server.send(book(server.server_ms))
+        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
+        assert run.clock.market_ms() == server.server_ms
+
+
+FUNDED = structs.replace(BITCOIN, funding_interval_minutes=480)
+EIGHT = START_MS - START_MS % (8 * HOUR) + 8 * HOUR  # the next settlement
+
+
+async def test_a_settlement_comes_once_and_after_the_bar_that_closed_before_it() -> None:
+    async with ScriptedServer() as server:
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=EIGHT - 2 * MINUTE, warmup_bars=0)
+        server.server_ms = EIGHT - 2 * MINUTE
+        async with live(server, start=start, instruments=(FUNDED,)) as run:
+            first = (EIGHT - START_MS) // MINUTE - 2
+            await run.close_bar(first)
+            await until(run.bars)
+            server.funding.append((EIGHT, "0.0001"))
+            await run.close_bar(first + 1)  # closes at the settlement
+            await run.close_bar(first + 2)
+            await until(lambda: len(run.bars()) == 3)
+            assert [type(event) for event in run.events] == [Bar, Funding, Bar, Bar]
+            funding = run.events[1]
+            assert isinstance(funding, Funding)
+            assert (funding.rate, funding.market_ms) == (1_000_000, EIGHT)
+
+
+async def test_a_settlement_published_late_is_asked_for_until_it_comes() -> None:
+    async with ScriptedServer() as server:
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=EIGHT - MINUTE, warmup_bars=0)
+        server.server_ms = EIGHT - MINUTE
+        async with live(server, start=start, instruments=(FUNDED,)) as run:
+            await run.close_bar((EIGHT - START_MS) // MINUTE - 1)
+            await until(run.bars)
+            await run.expect(lambda: len(server.asked("funding/history")) >= 3)
+            assert len(run.events) == 1
+            server.funding.append((EIGHT, "-0.0002"))
+            await run.expect(lambda: len(run.events) == 2)
+            asked = len(server.asked("funding/history"))
+            await run.expect(lambda: run.feed.counters["resyncs"] > 2)
+            assert len(server.asked("funding/history")) == asked
+
+
+async def test_settlements_missed_while_down_come_in_their_places() -> None:
+    async with ScriptedServer() as server:
+        first = (EIGHT - START_MS) // MINUTE - 2
+        for index in range(first, first + 4):
+            server.add_candle(START_MS + index * MINUTE)
+        server.funding = [(EIGHT - 8 * HOUR, "0.0003"), (EIGHT, "0.0001")]
+        server.server_ms = EIGHT + 2 * MINUTE + 5_000
+        start = FeedStart(
+            interval_ms=MINUTE,
+            period_start_ms=EIGHT - HOUR,
+            warmup_bars=0,
+            known={ID: EIGHT - 3 * MINUTE},
+            known_funding={ID: EIGHT - 8 * HOUR},
+        )
+        async with live(server, start=start, instruments=(FUNDED,)) as run:
+            await until(lambda: len(run.bars()) == 4)
+            kinds = [type(event).__name__ for event in run.events]
+            assert kinds == ["Gap", "Bar", "Funding", "Bar", "Bar", "Bar"]
+
+
+async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> None:
+    async with ScriptedServer() as server:
+        clock = SteppedClock()
+        async with RestClient(
+            exchange_section(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
+        ) as rest:
+            kept = await rest.instrument(Category.LINEAR, "BTCUSDT")
+        kept = structs.replace(kept, funding_interval_minutes=0)
+        server.filters[0]["fundingInterval"] = 0
+        async with live(server, instruments=(kept,)) as run:
+            await until(lambda: len(server.asked("instruments-info")) == 1)
+            await run.expect(lambda: run.feed.counters["resyncs"] > 1)
+            run.move_to(START_MS + 24 * HOUR + MINUTE)
+            await run.expect(lambda: len(server.asked("instruments-info")) == 2)
+            server.filters[0]["lotSizeFilter"]["maxMktOrderQty"] = "120"
+            run.move_to(START_MS + 48 * HOUR + 2 * MINUTE)
+            changes: list[InstrumentChange] = []
+
+            def found() -> bool:
+                changes[:] = [one for one in run.events if isinstance(one, InstrumentChange)]
+                return bool(changes)
+
+            await run.expect(found)
+            (change,) = changes
+            assert change.instrument == structs.replace(kept, max_quantity=120_000)
+    assert FILTERS["lotSizeFilter"]["maxMktOrderQty"] == "150.000"
+
+
+async def test_filters_that_the_run_cannot_express_are_refused_and_end_nothing() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        server.filters[0]["priceFilter"]["tickSize"] = "0.0001"
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() > begun_s + 1)
+        for days in (1, 2):
+            run.move_to(START_MS + days * 25 * HOUR)
+            await run.expect(partial(run.has_counted, "filters_refused", days))
+        assert not [one for one in run.events if isinstance(one, InstrumentChange)]
+
+
+async def test_a_command_takes_its_place_in_line_and_stop_ends_the_feed() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        halt = Command(CommandKind.HALT, "test", START_MS, START_MS)
+        await run.feed.submit(halt)
+        run.feed.stop()
+        await until(lambda: run.is_ended)
+        assert run.events[-1] is halt
+
+
+async def test_malformed_frames_are_counted_and_nothing_else_happens() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await server.send(b"{", b"[]", kline(START_MS, "NaN"), kline(START_MS, "1e5"))
+        await run.close_bar(0)
+        await until(run.bars)
+        assert run.opens() == [0]
+        assert run.feed.counters["malformed.kline"] == 2
+        assert run.feed.counters["malformed.frame"] == 2
+
+
+async def test_several_symbols_are_merged_in_open_time_order_from_rest() -> None:
+    ether = instrument("ETHUSDT", price_decimals=1, tick_size=1)
+    async with ScriptedServer() as server:
+        for index in range(-3, 0):
+            for symbol in ("BTCUSDT", "ETHUSDT"):
+                server.add_candle(START_MS + index * MINUTE, symbol=symbol)
+        server.server_ms = START_MS + 2_000
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=3)
+        async with live(server, start=start, instruments=(BITCOIN, ether)) as run:
+            await until(lambda: len(run.bars()) == 6)
+            assert run.opens() == [-3, -3, -2, -2, -1, -1]
+            assert [bar.instrument for bar in run.bars()[:2]] == [BITCOIN.id, ether.id]
+
+
+async def test_linear_and_spot_of_one_symbol_are_kept_apart() -> None:
+    spot = structs.replace(BITCOIN, category=Category.SPOT)
+    async with ScriptedServer() as server, live(server, instruments=(BITCOIN, spot)) as run:
+        await until(lambda: len(server.subscribed()) == 6)
+        assert server.connections == 2
+        assert sorted(server.subscribed()).count("tickers.BTCUSDT") == 1
+        await run.close_bar(0)  # both connections get the frame
+        await until(lambda: len(run.bars()) == 2)
+        assert {bar.instrument for bar in run.bars()} == {"linear:BTCUSDT", "spot:BTCUSDT"}
+
+
+async def test_a_mistake_found_in_the_background_ends_the_feed_with_its_sentence() -> None:
+    async def misled() -> None:
+        async with ScriptedServer() as server, live(server) as run:
+            server.answer_next("time", web.Response(status=404))
+            await run.expect(lambda: run.is_ended)
+
+    with pytest.raises(ConfigInvalid, match="HTTP 404"):
+        await misled()
+
+
+async def test_a_frame_far_ahead_of_the_exchange_is_dropped_and_moves_nothing() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        before_ms, asked = run.clock.market_ms(), len(server.asked("kline"))
+        await server.send(book(9_214_646_400_000, "1.0", "1.1"))
+        await until(lambda: run.feed.counters["ahead.orderbook"])
+        assert run.clock.market_ms() == before_ms
+        await server.send(book(before_ms + 200, "100.4", "100.5"))
+        await run.close_bar(1)
+        await until(lambda: len(run.bars()) == 2)
+        quotes = [event for event in run.events if isinstance(event, Quote)]
+        assert [quote.market_ms for quote in quotes] == [before_ms + 200]
+        assert len(server.asked("kline")) == asked
+
+
+async def test_a_time_that_the_exchange_confirms_is_believed_however_far() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await run.close_bar(0)
+        await until(run.bars)
+        server.server_ms += 5 * HOUR  # a machine that was asleep
+        await server.send(book(server.server_ms))
+        await run.expect(lambda: run.clock.market_ms() == server.server_ms)
+        await server.send(book(server.server_ms + 1))
+        assert run.feed.counters["ahead.orderbook"] == 1
+
+
+# ---------------------------------------------------------------- frames that cannot be true
+
+
+async def close_honestly(run: Live, first: int, count: int) -> None:
+    """Close *count* minutes as the exchange does, with a quote in each."""
+    for index in range(first, first + count):
+        await run.close_bar(index)
+        await run.server.send(book(run.clock.market_ms() + index % 7, size=str(index + 1)))
+    await run.expect(lambda: len(run.bars()) == first + count)
+
+
+async def test_a_confirmed_candle_dated_ahead_costs_no_bar() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        for ahead in (1, 30, 60):
+            open_ms = START_MS + ahead * MINUTE
+            await server.send(kline(open_ms, "9.5"))  # dated by its own close
+            await server.send(kline(open_ms, "9.5", ts=run.clock.market_ms()))
+        await run.expect(lambda: run.feed.counters["ahead.kline"] == 5)
+        await close_honestly(run, 1, 4)
+        assert run.opens() == [0, 1, 2, 3, 4]
+        assert {bar.close for bar in run.bars()} == {1005}
+        assert not run.gaps()
+        assert run.feed.counters["early.kline"] == 1  # the minute that is open just now
+
+
+async def test_a_close_confirmed_too_early_is_decided_when_it_closes_and_is_no_revision() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        run.move_to(START_MS + 2 * MINUTE - 28_000)
+        await server.send(kline(START_MS + MINUTE, "100.1", ts=run.clock.market_ms()))
+        await until(lambda: run.feed.counters["early.kline"])
+        await close_honestly(run, 1, 2)
+        assert [bar.close for bar in run.bars()] == [1005, 1005, 1005]
+        assert not run.feed.counters["revised_bars"]
+        assert not run.gaps()
+
+
+async def test_quotes_after_one_that_is_dated_ahead_are_taken() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        asked = len(server.asked("time"))
+        ahead_ms = run.clock.market_ms() + 50 * MINUTE
+        await server.send(book(ahead_ms, "50.0", "50.1"), ticker(ahead_ms, "50.0"))
+        await run.expect(lambda: run.feed.counters["ahead.orderbook"])
+        await run.expect(lambda: run.feed.counters["ahead.tickers"])
+        await run.expect(lambda: len(server.asked("time")) > asked)
+        await close_honestly(run, 1, 3)
+        quotes = [event for event in run.events if isinstance(event, Quote)]
+        assert [quote.bid for quote in quotes] == [1004] * len(quotes)
+        assert len(quotes) >= 2
+        newest = max(quote.market_ms for quote in quotes)
+        assert 0 <= run.bars()[-1].seen_ms - newest <= 2 * MINUTE
+
+
+async def test_many_small_lies_bring_the_clock_no_further_than_one() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        first_ms = run.clock.market_ms()
+        for step in range(1, 40):
+            await server.send(book(first_ms + step * 100))
+        await until(lambda: run.feed.counters["ahead.orderbook"] == 19)
+        assert run.clock.market_ms() == first_ms + 2_000
+        await run.expect(lambda: run.clock.market_ms() == first_ms)  # read anew
+        await server.send(book(first_ms + 1_900))
+        await until(lambda: run.clock.market_ms() == first_ms + 1_900)
+
+
+async def test_what_is_ahead_is_measured_in_network_time() -> None:
+    async with ScriptedServer() as server, live(server, time_scale=60) as run:
+        await close_honestly(run, 0, 1)
+        first_ms = run.clock.market_ms()
+        await server.send(book(first_ms + 120_000))
+        await until(lambda: run.clock.market_ms() == first_ms + 120_000)
+        run.clock.synchronise(first_ms)
+        await server.send(book(first_ms + 120_001))
+        await until(lambda: run.feed.counters["ahead.orderbook"])
+        assert run.feed.counters["ahead.orderbook"] == 1
+        assert run.clock.market_ms() == first_ms, "what is refused moves no clock"
+
+
+async def test_a_closing_frame_off_its_grid_is_replaced_by_rest() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await close_honestly(run, 0, 1)
+        await run.close_bar(1, stream=False)
+        await server.send(kline(START_MS + MINUTE + 7_000, "9.5", ts=run.clock.market_ms() + 10))
+        await until(lambda: run.feed.counters["off_grid.kline"])
+        run.move_to(START_MS + 2 * MINUTE + 6_000)
+        await run.expect(lambda: len(run.bars()) == 2)
+        assert run.opens() == [0, 1]
+        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
+
+
+async def test_a_book_that_lost_its_state_is_subscribed_anew() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        topic = "orderbook.1.BTCUSDT"
+        await until(lambda: topic in server.subscribed())
+        now_ms = run.clock.market_ms()
+        crossed = book(now_ms + 2, "7.0", "6.0")
+        await server.send(book(now_ms + 1), crossed, {**crossed, "type": "delta"})
+        await run.expect(lambda: server.subscribed().count(topic) == 2)
+        for later in range(3, 9):
+            await server.send(book(now_ms + later))
+        began_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() > began_s + 10)
+        assert server.subscribed().count(topic) == 2
+        left = [one["args"] for one in server.received if one["op"] == "unsubscribe"]
+        assert left == [[topic]]
+
+
+@pytest.mark.parametrize("planted", ["a book", "a candle in a frame of now"])
+async def test_whatever_is_dated_ahead_has_the_time_read_anew(planted: str) -> None:
+    async with ScriptedServer() as server, live(server, data_watchdog_s=1e9) as run:
+        await close_honestly(run, 0, 1)
+        now_ms, asked = run.clock.market_ms(), len(server.asked("time"))
+        later = kline(START_MS + 5 * MINUTE, ts=now_ms)
+        await server.send(book(now_ms + 4_900) if planted == "a book" else later)
+        await until(lambda: sum(run.feed.counters[f"ahead.{kind}"] for kind in KINDS))
+        began_s = run.clock.network_s()
+        await run.expect(lambda: len(server.asked("time")) > asked)
+        assert run.clock.network_s() - began_s <= 2  # and not after half a minute
+
+
+async def test_each_kind_of_refusal_is_said_once() -> None:
+    with capture_logs() as said:
+        async with ScriptedServer() as server, live(server) as run:
+            ahead_ms = run.clock.market_ms() + HOUR
+            for _ in range(3):
+                await server.send(book(ahead_ms), ticker(ahead_ms), b"[]")
+                await server.send(kline(START_MS + 7_000))
+            await until(lambda: run.feed.counters["off_grid.kline"] == 3)
+            assert run.feed.counters["ahead.orderbook"] == 3
+    refused = [line["kind"] for line in said if line["event"] == "refused"]
+    assert sorted(refused) == [
+        "ahead.orderbook",
+        "ahead.tickers",
+        "malformed.frame",
+        "off_grid.kline",
+    ]
+
+
+async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() -> None:
+    clock = SteppedClock(START_MS)
+    answers = [START_MS + 900, START_MS + 899, START_MS + 5_000]
+
+    class SlowRest(RestClient):
+        async def server_time_ms(self) -> int:
+            clock.advance(network_s=1.0)
+            return answers.pop(0)
+
+    maintenance = FeedMaintenance(
+        rest=SlowRest(exchange_section(), clock=clock, rng=random.Random(1)),
+        clock=clock,
+        exchange=exchange_section(),
+        states={},
+        queue=EventQueue(10),
+        counters=Counter(),
+        spawn=lambda work: work.close(),
+    )
+    clock.synchronise(START_MS + 1_900)  # as frames have shown
+    await maintenance.synchronise()
+    assert clock.market_ms() == START_MS + 1_900
+    await maintenance.synchronise()
+    assert clock.market_ms() == START_MS + 899  # a second on its way does not explain more
+    await maintenance.synchronise()
+    assert clock.market_ms() == START_MS + 5_000
+
+
+# ---------------------------------------------------------------- closes too far from the last
+
+
+HIGH = "100500"
+"""A thousand times the close of all other candles."""
+
+
+async def used_to_the_market(run: Live, count: int = 12) -> None:
+    """Close so many minutes that there is a yardstick."""
+    for index in range(count):
+        await run.close_bar(index)
+    await run.expect(lambda: len(run.bars()) == count)
+
+
+async def test_a_close_times_a_thousand_is_replaced_by_what_rest_has() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        for _ in range(3):  # to repeat it makes it no truer
+            await server.send(kline(START_MS + 12 * MINUTE, HIGH))
+        run.move_to(START_MS + 13 * MINUTE + 6_000)
+        await run.expect(lambda: len(run.bars()) == 13)
+        await run.close_bar(13)
+        await run.expect(lambda: len(run.bars()) == 14)
+        assert {bar.close for bar in run.bars()} == {1005}
+        assert run.gaps() == [(12, 13, GapCause.IMPLAUSIBLE, "rest")]
+        assert run.feed.counters["implausible_bars"] >= 1
+
+
+async def test_a_fall_that_rest_repeats_enters_the_record_once() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        run.move_to(START_MS + 13 * MINUTE + 3_000)
+        server.add_candle(START_MS + 12 * MINUTE, "50.5")
+        await server.send(kline(START_MS + 12 * MINUTE, "50.5"))
+        await run.expect(lambda: len(run.bars()) == 13)
+        await run.close_bar(13)
+        run.move_to(START_MS + 14 * MINUTE + 6_000)
+        await run.expect(lambda: len(run.bars()) == 14)
+        assert [bar.close for bar in run.bars()[11:]] == [1005, 505, 1005]
+        assert run.opens() == list(range(14))
+        assert [bar.source for bar in run.bars()[11:13]] == [Source.STREAM, Source.REST]
+
+
+async def test_an_implausible_close_waits_for_a_rest_that_fails_and_others_behind_it() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 13 * MINUTE + 3_000)
+        server.answer_next("kline", *(web.Response(status=500) for _ in range(4)))
+        await server.send(kline(START_MS + 12 * MINUTE, HIGH))
+        await until(lambda: run.feed.counters["implausible_bars"])
+        seen = run.feed.counters["frames"]
+        for index in (13, 14):
+            await run.close_bar(index, rest=False)
+        await until(lambda: run.feed.counters["frames"] == seen + 2)
+        assert len(run.bars()) == 12
+        await run.expect(lambda: len(run.bars()) == 15)
+        assert run.opens() == list(range(15))
+        assert {bar.close for bar in run.bars()} == {1005}
+        sources = [bar.source for bar in run.bars()[12:]]
+        assert sources == [Source.REST, Source.STREAM, Source.STREAM]
+
+
+def lying_page(server: ScriptedServer, *indices: int, close: str = HIGH) -> web.Response:
+    """Return a page of these minutes whose closes are a thousand times the true ones."""
+    rows = [
+        [str(START_MS + index * MINUTE), "100.5", close, "100.5", close, "1.5", "150.75"]
+        for index in sorted(indices, reverse=True)
+    ]
+    return server.reply({"category": "linear", "symbol": "BTCUSDT", "list": rows})
+
+
+@pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
+async def test_what_rest_alone_told_of_a_lost_bar_is_asked_again(lies: int, closes: int) -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 13 * MINUTE + 6_000)
+        server.answer_next("kline", *(lying_page(server, 12) for _ in range(lies)))
+        await run.expect(lambda: len(run.bars()) == 13)
+        assert run.bars()[12].close == closes
+        assert run.feed.counters["implausible_bars"] == 1
+        assert run.gaps() == [(12, 13, GapCause.MISSED, "rest")]
+
+
+@pytest.mark.parametrize(("lies", "closes"), [(1, 1005), (2, 1_005_000)])
+async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
+    lies: int, closes: int
+) -> None:
+    async with ScriptedServer() as server:
+        for index in range(-20, 1):
+            server.add_candle(START_MS + index * MINUTE)
+        recent = [bar(1005, index=index) for index in range(-20, 0)]
+        start = structs.replace(known(-1), recent={ID: recent})
+        server.server_ms = START_MS + MINUTE + 5_000
+        server.answer_next("kline", *(lying_page(server, 0) for _ in range(lies)))
+        async with live(server, start=start) as run:
+            await run.expect(run.bars)
+            assert [one.close for one in run.bars()] == [closes]
+
+
+async def test_without_a_yardstick_every_close_is_believed() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run, 8)
+        await run.close_bar(8, stream=False, rest=False)
+        await server.send(kline(START_MS + 8 * MINUTE, HIGH))
+        await run.expect(lambda: len(run.bars()) == 9)
+        assert run.bars()[8].close == 1_005_000
+
+
+async def test_what_rest_tells_otherwise_each_time_is_asked_until_two_answers_agree() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 13 * MINUTE + 6_000)
+        lies = (HIGH, "70000", HIGH, "80000")
+        server.answer_next("kline", *(lying_page(server, 12, close=lie) for lie in lies[1:]))
+        await server.send(kline(START_MS + 12 * MINUTE, HIGH))
+        await run.expect(lambda: len(run.bars()) == 13)
+        assert run.bars()[12].close == 1005
+        assert run.feed.counters["implausible_bars"] == 4
+
+
+async def test_bars_behind_a_lie_of_rest_wait_for_the_truth_and_are_the_streams() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        await run.close_bar(12, stream=False)
+        run.move_to(START_MS + 15 * MINUTE + 6_000)
+        server.answer_next("kline", lying_page(server, 12))
+        for index in (13, 14):
+            await server.send(kline(START_MS + index * MINUTE))
+        await run.expect(lambda: len(run.bars()) == 15)
+        assert {bar.close for bar in run.bars()} == {1005}
+        sources = [bar.source for bar in run.bars()[12:]]
+        assert sources == [Source.REST, Source.STREAM, Source.STREAM]
+        assert run.feed.counters["implausible_bars"] == 1
+
+
+async def test_a_fall_that_lasts_is_verified_in_one_answer() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await used_to_the_market(run)
+        run.move_to(START_MS + 32 * MINUTE + 6_000)
+        for index in range(12, 32):
+            server.add_candle(START_MS + index * MINUTE, "50.5")
+            await server.send(kline(START_MS + index * MINUTE, "50.5"))
+        await run.expect(lambda: len(run.bars()) == 32)
+        assert {bar.close for bar in run.bars()[12:]} == {505}
+        assert len(server.asked("kline")) <= 2
+
+
+async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -> None:
+    async with ScriptedServer() as server:
+        for index in range(-20, 0):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 5_000
+        lies = [lying_page(server, -1, close=close) for close in ("70000", "80000")]
+        truth = server.rows["BTCUSDT"]
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=20)
+        whole = [
+            [str(cell) for cell in truth[START_MS + index * MINUTE]] for index in range(-20, 0)
+        ]
+        whole[-1] = [whole[-1][0], "100.5", HIGH, "100.5", HIGH, "1.5", "150.75"]
+        page = {"category": "linear", "symbol": "BTCUSDT", "list": whole[::-1]}
+        server.answer_next("kline", server.reply(page), *lies)
+        async with live(server, start=start) as run:
+            await run.expect(lambda: len(run.bars()) == 20)
+            assert {bar.close for bar in run.bars()} == {1005}
+            await run.close_bar(0, stream=False)
+            await server.send(kline(START_MS, HIGH))
+            run.move_to(START_MS + MINUTE + 6_000)
+            await run.expect(lambda: len(run.bars()) == 21)
+            assert run.bars()[20].close == 1005
+
+
+class Wary:
+    """Doubts quotes below 50, and takes marks below 50 to show them."""
+
+    def doubts(self, price: Quote | Mark | Funding, /) -> bool:
+        return isinstance(price, Quote) and price.bid < 50 * SCALE
+
+    def is_evidence(self, price: Quote | Mark | Trade, /) -> bool:
+        return isinstance(price, Mark) and price.price < 50 * SCALE
+
+    def repeats(self, _price: Quote | Mark, /) -> bool:
+        return False
+
+    def settled_ms(self, _instrument: str, /) -> int:
+        return -1
+
+    def holds_quote(self, _instrument: str, /) -> bool:
+        return True
+
+
+SCALE = 10**BITCOIN.price_decimals
+
+
+async def test_a_doubted_quote_comes_behind_the_newest_mark_and_before_what_shows_it() -> None:
+    async with ScriptedServer() as server, live(server, judge=Wary()) as run:
+        await until(lambda: len(server.subscribed()) == 3)
+        run.quotes_from = START_MS
+        at = server.server_ms
+        await server.send(
+            ticker(at + 1, "100.4"),
+            book(at + 2, "100.4", "100.5"),
+            ticker(at + 3, "100.6"),  # nobody asks for it before the doubt
+            book(at + 4, "40.0", "40.1"),
+            book(at + 5, "40.0", "40.1"),  # the same again: it was not believed
+            ticker(at + 6, "100.5"),
+            ticker(at + 7, "41.0"),
+        )
+        await until(lambda: len(run.events) >= 5)
+        prices = [one for one in run.events if isinstance(one, Quote | Mark)]
+        seen = [(type(one), one.market_ms - at) for one in prices]
+        assert seen == [(Quote, 2), (Mark, 3), (Quote, 4), (Quote, 5), (Mark, 7)]
+        assert run.feed.counters["doubted_prices"] == 2
+
+
+class HalfDeafClock(SteppedClock):
+    """Lets what works behind a feed forget once that it was cancelled, as a connection may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgot: set[asyncio.Task[object] | None] = set()
+
+    async def sleep(self, seconds: float) -> None:
+        try:
+            await super().sleep(seconds)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) in self.forgot or seconds != POLL_S:
+                raise
+            self.forgot.add(task)
+
+
+async def test_what_forgets_that_it_was_cancelled_is_cancelled_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(feed, "CANCEL_AGAIN_S", 0.05)
+    clock = HalfDeafClock()
+    async with asyncio.timeout(DEADLINE_S), ScriptedServer() as server:
+        async with live(server, clock=clock) as run:
+            await run.close_bar(0)
+            await until(run.bars)
+        assert len(clock.forgot) >= 4  # time, bars, settlements and filters

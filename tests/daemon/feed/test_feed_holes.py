@@ -1,0 +1,395 @@
+"""A hole is asked for until it is certain; bars wait behind it, and other instruments go on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from functools import partial
+from typing import Any
+
+import pytest
+from aiohttp import web
+from bybit_feed import BITCOIN, Live, live
+from bybit_server import (
+    MINUTE,
+    START_MS,
+    ScriptedServer,
+    SteppedClock,
+    exchange_section,
+    kline,
+    until,
+)
+from exchange_client import FIRST_MS, candles, serving, walk_rows
+from msgspec import structs
+
+from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.feed.client import FeedStart
+from tracepaper.daemon.feed.feed import LiveFeed
+from tracepaper.daemon.feed.state import PENDING_MAX
+from tracepaper.strategies.types.market import (
+    Bar,
+    Event,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+    Source,
+)
+
+HOUR = 3_600_000
+ETHER = structs.replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
+FUNDED = structs.replace(BITCOIN, funding_interval_minutes=480)
+
+
+def page(server: ScriptedServer, *indices: int, **changes: Any) -> web.Response:
+    """Return an answer with the candles of these minutes alone."""
+    rows = server.rows["BTCUSDT"]
+    listed = [[str(cell) for cell in rows[START_MS + i * MINUTE]] for i in sorted(indices)[::-1]]
+    return server.reply({"category": "linear", "symbol": "BTCUSDT", "list": listed} | changes)
+
+
+def once_wrong(server: ScriptedServer, way: str) -> web.Response:
+    """Return what REST says once of a hole at minute 1, behind which 2 and 3 closed."""
+    listed = [[str(cell) for cell in server.rows["BTCUSDT"][START_MS + MINUTE]]]
+    listed[0][1] = "NaN"
+    answers = {
+        "empty": lambda: page(server),
+        "short": lambda: page(server, 2),
+        "a broken row": lambda: page(server, list=listed),
+        "wrong symbol": lambda: page(server, 1, 2, symbol="ETHUSDT"),
+        "wrong category": lambda: page(server, 1, 2, category="spot"),
+        "off the grid": lambda: page(server, list=[[str(START_MS + MINUTE + 1), *listed[0][1:]]]),
+        "oldest first": lambda: page(server, list=page_rows(server, 1, 2)),
+        "malformed": lambda: web.Response(text='{"retCode":0,"result":{"list":[["17'),
+        "HTML": lambda: web.Response(text="<html>maintenance</html>"),
+        "HTTP 404": lambda: web.Response(status=404),
+        "HTTP 500": lambda: web.Response(status=500),
+        "retCode 10001": lambda: server.reply({}, code=10001, message="no"),
+        "retCode 10006": lambda: server.reply({}, code=10006, message="slow down"),
+    }
+    return answers[way]()
+
+
+def page_rows(server: ScriptedServer, *indices: int) -> list[list[str]]:
+    rows = server.rows["BTCUSDT"]
+    return [[str(cell) for cell in rows[START_MS + index * MINUTE]] for index in indices]
+
+
+WAYS = (
+    *("empty", "short", "a broken row", "wrong symbol", "wrong category", "off the grid"),
+    *("oldest first", "malformed", "HTML", "HTTP 404", "HTTP 500", "retCode 10001"),
+    "retCode 10006",
+)
+
+
+async def begin(run: Live) -> None:
+    """Hand on minute 0, so that minute 1 can be missing."""
+    await run.close_bar(0)
+    await until(run.bars)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("times", [1, 3])
+async def test_a_lost_closing_frame_comes_although_rest_is_wrong_at_first(
+    way: str, times: int
+) -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        run.rest.prove()
+        await begin(run)
+        await run.close_bar(1, stream=False)
+        server.add_candle(START_MS + 2 * MINUTE)
+        server.answer_next("kline", *(once_wrong(server, way) for _ in range(times)))
+        await run.close_bar(2)
+        run.move_to(START_MS + 3 * MINUTE + 2_000)
+        await run.expect(lambda: len(run.bars()) == 3)
+        assert run.opens() == [0, 1, 2]
+        assert [bar.source for bar in run.bars()] == [Source.STREAM, Source.REST, Source.STREAM]
+        assert run.gaps() == [(1, 2, GapCause.MISSED, "rest")]
+        assert not server.answers["kline"]
+
+
+async def test_no_later_bar_shows_the_hole_and_rest_is_wrong_at_first() -> None:
+    for way in WAYS:
+        async with ScriptedServer() as server, live(server) as run:
+            run.rest.prove()
+            await begin(run)
+            await run.close_bar(1, stream=False)
+            server.add_candle(START_MS + 2 * MINUTE)
+            server.answer_next("kline", once_wrong(server, way))
+            run.move_to(START_MS + 2 * MINUTE + 6_000)
+            await run.expect(partial(run.has_bars, 2))
+            assert run.opens() == [0, 1], way
+
+
+async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
+    pair: tuple[Instrument, ...] = (BITCOIN, ETHER)
+    async with ScriptedServer() as server, live(server, instruments=pair) as run:
+        run.rest.prove()
+        server.answer_next("kline", *(web.Response(status=404) for _ in range(1_000)))
+        for index in range(6):
+            await run.close_bar(index, stream=index != 1)
+            await server.send(kline(START_MS + index * MINUTE, symbol="ETHUSDT"))
+        await until(lambda: len(run.bars()) == 7)
+        of_ether = [bar.open_time_ms for bar in run.bars() if bar.instrument == ETHER.id]
+        assert of_ether == [START_MS + index * MINUTE for index in range(6)]
+        assert not run.gaps()
+        server.answers["kline"].clear()
+        await run.expect(lambda: len(run.bars()) == 12)
+        bitcoins = [bar for bar in run.bars() if bar.instrument == BITCOIN.id]
+        assert [(bar.open_time_ms - START_MS) // MINUTE for bar in bitcoins] == [0, 1, 2, 3, 4, 5]
+        assert bitcoins[2].seen_ms > bitcoins[2].close_time_ms + 3 * MINUTE  # late, and said so
+
+
+async def test_what_waits_is_handed_on_when_the_frame_comes_after_all() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        run.rest.prove()
+        await begin(run)
+        server.answer_next("kline", *(web.Response(status=500) for _ in range(1_000)))
+        await run.close_bar(1, stream=False, rest=False)
+        await run.close_bar(2)
+        await server.send(kline(START_MS + 2 * MINUTE), kline(START_MS + 2 * MINUTE, "101.0"))
+        await run.close_bar(3)
+        await server.send(kline(START_MS + MINUTE))
+        await until(lambda: len(run.bars()) == 5)
+        assert run.opens() == [0, 1, 2, 2, 3]
+        assert [bar.close for bar in run.bars()] == [1005, 1005, 1005, 1010, 1005]
+        assert run.feed.counters["repeated_bars"] == 1
+        assert run.feed.counters["revised_bars"] == 1
+        assert not run.gaps()
+
+
+async def test_a_value_of_the_stream_that_waits_stands_over_that_of_rest() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        await run.close_bar(1, stream=False)
+        server.add_candle(START_MS + 2 * MINUTE, "999.0")
+        run.move_to(START_MS + 3 * MINUTE + 2_000)
+        await server.send(kline(START_MS + 2 * MINUTE))
+        await run.expect(lambda: len(run.bars()) == 3)
+        assert [bar.close for bar in run.bars()] == [1005, 1005, 1005]
+
+
+async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        await run.close_bar(1, stream=False, rest=False)
+        for index in range(2, 5):
+            await run.close_bar(index, rest=False)
+        begun_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() > begun_s + 300)
+        assert run.opens() == [0]
+        assert not run.gaps()
+        asked = len(server.asked("kline"))
+        await run.expect(lambda: run.clock.network_s() > begun_s + 600)
+        assert 5 <= len(server.asked("kline")) - asked <= 30  # with backoff
+        for index in range(1, 5):
+            server.add_candle(START_MS + index * MINUTE)
+        await run.expect(lambda: len(run.bars()) == 5)
+        assert run.opens() == [0, 1, 2, 3, 4]
+
+
+async def test_what_waits_behind_a_hole_is_bounded_and_none_of_it_is_lost() -> None:
+    async with ScriptedServer() as server, live(server, queue_limit=5_000) as run:
+        run.rest.prove()
+        await begin(run)
+        server.answer_next("kline", *(web.Response(status=404) for _ in range(10_000)))
+        last = PENDING_MAX + 50
+        run.move_to(START_MS + (last + 1) * MINUTE + 2_500)
+        for index in range(1, last + 1):
+            server.add_candle(START_MS + index * MINUTE)
+        await server.send(*(kline(START_MS + index * MINUTE) for index in range(2, last + 1)))
+        await until(lambda: run.feed.counters["overflow_bars"] == last - 1 - PENDING_MAX)
+        server.answers["kline"].clear()
+        await run.expect(lambda: len(run.bars()) == last + 1)
+        assert run.opens() == list(range(last + 1))
+        assert run.gaps()[0] == (1, 2, GapCause.MISSED, "rest")
+
+
+async def test_a_settlement_that_nobody_answers_holds_up_no_bar() -> None:
+    eight = START_MS - START_MS % (8 * HOUR) + 8 * HOUR
+    first = (eight - START_MS) // MINUTE - 1
+    async with ScriptedServer() as server:
+        server.server_ms = eight - MINUTE
+        start = FeedStart(interval_ms=MINUTE, period_start_ms=eight - MINUTE, warmup_bars=0)
+        async with live(server, start=start, instruments=(FUNDED,)) as run:
+            run.rest.prove()
+            server.answer_next(
+                "funding/history", *(web.Response(status=451) for _ in range(10_000))
+            )
+            for index in range(first, first + 3):
+                await run.close_bar(index)
+            await until(lambda: len(run.bars()) == 3)
+            server.answers["funding/history"].clear()
+            assert not any(isinstance(event, Funding) for event in run.events)
+            server.funding.append((eight, "0.0001"))
+            await run.expect(lambda: len(run.events) == 4)
+            last = run.events[-1]
+            assert isinstance(last, Funding)
+            assert (last.market_ms, last.rate) == (eight, 10**6)
+            assert run.opens() == [first, first + 1, first + 2]
+            assert run.gaps() == []
+
+
+# ---------------------------------------------------------------- the exchange's time
+
+
+async def test_a_machine_that_slept_goes_on_with_all_that_it_missed() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        for index in range(1, 120):
+            server.add_candle(START_MS + index * MINUTE)
+        server.server_ms = START_MS + 120 * MINUTE + 300  # ours stands where it stood
+        await server.send(kline(START_MS + 119 * MINUTE))
+        await run.expect(lambda: run.feed.counters["jumps"])
+        assert run.clock.market_ms() == server.server_ms
+        await run.expect(lambda: len(run.bars()) >= 119)
+        server.server_ms += 10_000
+        run.clock.synchronise(server.server_ms)
+        await run.expect(lambda: len(run.bars()) == 120)
+        await run.close_bar(120)
+        await until(lambda: len(run.bars()) == 121)
+        assert run.opens() == list(range(121))
+        clock, *holes = [event for event in run.events if isinstance(event, Gap)]
+        assert (clock.cause, clock.repaired_by) == (GapCause.JUMPED, "clock")
+        assert clock.from_ms == START_MS + MINUTE + 300
+        assert clock.until_ms == START_MS + 120 * MINUTE + 300
+        assert {(hole.cause, hole.repaired_by) for hole in holes} == {(GapCause.JUMPED, "rest")}
+
+
+async def test_one_wrong_time_moves_nothing() -> None:
+    year_ms = 365 * 24 * HOUR
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        index = 0
+        for off_ms in (year_ms, -year_ms, 61_000, -61_000):
+            for times in (1, 2):
+                index += 1
+                resyncs = run.feed.counters["resyncs"]
+                right_ms = server.server_ms
+                server.server_ms = right_ms + off_ms
+                server.answer_next("time", *(server.reply(TIME) for _ in range(times)))
+                server.server_ms = right_ms
+                await run.expect(partial(run.has_counted, "resyncs", resyncs + 1))
+                assert run.clock.market_ms() == right_ms
+                await run.close_bar(index)
+                await until(partial(run.has_bars, index + 1))
+        assert not run.feed.counters["jumps"]
+        assert not [event for event in run.events if isinstance(event, Gap)]
+
+
+TIME = {"timeSecond": "1", "timeNano": "2"}
+
+
+async def test_a_time_that_is_none_is_never_taken() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        right_ms = server.server_ms
+        for time in (2**62, 0, -1, 10**9, 2**70):
+            server.server_ms = time
+            server.answer_next("time", *(server.reply(TIME) for _ in range(3)))
+        server.server_ms = right_ms
+        resyncs = run.feed.counters["resyncs"]
+        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
+        assert run.clock.market_ms() == right_ms
+        assert not server.answers["time"]
+
+
+@pytest.mark.parametrize("years", [1, -1, 50])
+async def test_a_time_said_three_times_is_believed_and_what_follows_is_decided(years: int) -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        right_ms = server.server_ms
+        server.server_ms = right_ms + years * 365 * 24 * HOUR
+        await run.expect(lambda: run.feed.counters["jumps"] == 1)
+        assert run.clock.market_ms() == server.server_ms
+        server.server_ms = right_ms  # and it is right again
+        server.add_candle(START_MS + MINUTE)
+        server.server_ms = START_MS + 2 * MINUTE + 300
+        await server.send(kline(START_MS + MINUTE))
+        await run.expect(lambda: run.feed.counters["jumps"] == 2)
+        run.move_to(START_MS + 2 * MINUTE + 6_000)
+        await run.expect(lambda: len(run.bars()) == 2)
+        for index in range(2, 5):
+            await run.close_bar(index)
+            await until(partial(run.has_bars, index + 1))
+        assert run.opens() == [0, 1, 2, 3, 4]
+        jumps = [
+            event for event in run.events if isinstance(event, Gap) and event.repaired_by == "clock"
+        ]
+        assert len(jumps) == 2
+        assert all(one.from_ms < one.until_ms for one in jumps)
+        assert all(not isinstance(event, Bar) or event.close > 0 for event in run.events)
+
+
+async def test_tolerances_of_time_grow_with_its_scale() -> None:
+    async with ScriptedServer() as server, live(server, time_scale=1_000.0) as run:
+        await begin(run)
+        resyncs = run.feed.counters["resyncs"]
+        server.server_ms += HOUR  # 3.6 s of network time
+        await run.expect(lambda: run.feed.counters["resyncs"] > resyncs)
+        assert run.clock.market_ms() == server.server_ms
+        assert not run.feed.counters["jumps"]
+
+
+async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_handed_on() -> None:
+    before, after, hole = 8, 8, 180
+    times = [FIRST_MS + index * MINUTE for index in range(before)]
+    times += [FIRST_MS + (before + hole + index) * MINUTE for index in range(after)]
+    data = candles(walk_rows(before + after), times_ms=times)
+    async with serving(data, start=4) as (exchange, _):
+        now_ms = exchange.clock.now_ms()
+        clock = SteppedClock(now_ms)
+        rng = random.Random(1)
+        events: list[Event] = []
+        asked = exchange_section(rest_url=exchange.rest_url, stream_url=exchange.stream_url)
+        async with (
+            RestClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as rest,
+            LiveFeed(
+                rest=rest,
+                clock=clock,
+                rng=rng,
+                instruments=(await rest.instrument(BITCOIN.category, BITCOIN.symbol),),
+                exchange=asked,
+                start=FeedStart(interval_ms=MINUTE, period_start_ms=now_ms, warmup_bars=3),
+                quote_from_ms=lambda _: None,
+            ) as feed,
+            asyncio.TaskGroup() as group,
+        ):
+
+            async def consume() -> None:
+                async for event in feed:
+                    assert event is not None
+                    events.append(event)
+                    await asyncio.sleep(0)
+
+            task = group.create_task(consume())
+            await clock.run(lambda: feed.counters["resyncs"])
+            while exchange.clock.now_ms() < times[-1] + MINUTE + 500:
+                clock.advance(market_ms=500, network_s=0.5)
+                await exchange.advance(500)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+            await clock.run(lambda: sum(isinstance(one, Bar) for one in events) == 15)
+            task.cancel()
+    opens = [event.open_time_ms for event in events if isinstance(event, Bar)]
+    assert opens == times[1:]
+    gaps = [event for event in events if isinstance(event, Gap)]
+    assert [one.repaired_by for one in gaps][:1] == ["clock"]
+    assert [(one.from_ms, one.until_ms, one.cause) for one in gaps if not one.repaired_by] == [
+        (times[before - 1] + MINUTE, times[before], GapCause.JUMPED)
+    ]
+    assert events[-1] is not gaps[-1]
+    streamed = [one for one in events if isinstance(one, Bar) and one.source is Source.STREAM]
+    assert streamed[-1].open_time_ms == times[-1]
+    assert feed.counters["jumps"] == 1
+    assert feed.counters["connects"] == 1
+
+
+async def test_an_answer_dated_ahead_makes_no_open_candle_a_bar() -> None:
+    async with ScriptedServer() as server, live(server) as run:
+        await begin(run)
+        await run.close_bar(1)
+        server.add_candle(START_MS + 2 * MINUTE, "999.0")  # still open
+        server.server_ms += 24 * HOUR
+        found = await run.rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
+        assert [bar.open_time_ms for bar in found] == [START_MS]

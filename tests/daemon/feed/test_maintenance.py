@@ -1,0 +1,89 @@
+"""One wrong server time is asked again, and a far one believed once three answers agree."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from bybit_server import START_MS, exchange_section
+from fakes import ManualClock
+
+from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.feed.maintenance import ServerTimeReader, ServerTimeReading
+
+YEAR_MS = 365 * 86_400_000
+
+
+class TellingRest(RestClient):
+    """Answers with the true time and an error from a list, each after *under_way_s*."""
+
+    def __init__(
+        self, clock: ManualClock, errors_ms: Sequence[int], *, under_way_s: float = 0.0
+    ) -> None:
+        super().__init__(exchange_section(), clock=clock, rng=random.Random(1))
+        self._manual = clock
+        self._errors_ms = list(errors_ms)
+        self._under_way_s = under_way_s
+
+    async def server_time_ms(self) -> int:
+        self._manual.advance(network_s=self._under_way_s)
+        error_ms = self._errors_ms.pop(0) if self._errors_ms else 0
+        return START_MS + int(self._manual.network_s() * 1_000) + error_ms
+
+
+def asking(
+    errors_ms: Sequence[int], *, market_ms: int = START_MS, under_way_s: float = 0.0
+) -> tuple[ServerTimeReader, ManualClock]:
+    clock = ManualClock(market_ms)
+    return ServerTimeReader(TellingRest(clock, errors_ms, under_way_s=under_way_s), clock), clock
+
+
+@pytest.mark.parametrize(
+    "errors_ms", [[], [YEAR_MS], [0, YEAR_MS], [-YEAR_MS, YEAR_MS], [YEAR_MS, 2 * YEAR_MS]]
+)
+async def test_the_first_time_of_all_is_one_on_which_answers_agree(errors_ms: list[int]) -> None:
+    time, clock = asking(errors_ms, market_ms=0)  # the machine's own clock says nothing
+    assert await time.first() == START_MS + int(clock.network_s() * 1_000)
+
+
+async def test_the_first_time_costs_no_wait_where_two_answers_agree() -> None:
+    time, clock = asking([])
+    await time.first()
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize("error_ms", [64_000, -64_000, YEAR_MS, -YEAR_MS])
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_far_time_that_is_not_repeated_is_not_believed(error_ms: int, times: int) -> None:
+    time, clock = asking([error_ms] * times)
+    told = await time.read()
+    assert (told.is_jump, told.server_ms) == (False, START_MS + times * 1_000)
+    assert clock.slept == [1.0] * times
+
+
+@pytest.mark.parametrize("error_ms", [70_000, -70_000, YEAR_MS, -YEAR_MS])
+async def test_a_far_time_is_believed_when_it_is_said_three_times(error_ms: int) -> None:
+    time, clock = asking([error_ms] * 9)
+    assert await time.read() == ServerTimeReading(START_MS + 2_000 + error_ms, is_jump=True)
+    assert clock.slept == [1.0, 1.0]
+
+
+async def test_answers_that_contradict_each_other_are_not_believed() -> None:
+    years = [YEAR_MS * (1 + index % 4) for index in range(40)]
+    time, clock = asking(years)
+    told = await time.read()
+    assert not told.is_jump
+    assert len(clock.slept) == 40
+
+
+async def test_a_near_time_is_taken_at_once() -> None:
+    for error_ms in (0, 60_000, -60_000):
+        time, clock = asking([error_ms])
+        assert await time.read() == ServerTimeReading(START_MS + error_ms, is_jump=False)
+        assert clock.slept == []
+
+
+async def test_answers_that_were_long_on_their_way_agree_all_the_same() -> None:
+    time, _ = asking([YEAR_MS] * 9, under_way_s=9.0)
+    assert (await time.read()).is_jump

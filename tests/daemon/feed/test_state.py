@@ -1,0 +1,508 @@
+"""Which quotes are events, and when a closing frame is overdue."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from builders import MINUTE, START_MS, bar, bars, instrument
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
+
+from tracepaper.daemon.feed.funding import FundingSchedule
+from tracepaper.daemon.feed.state import (
+    PENDING_MAX,
+    REMEMBERED_BARS,
+    REQUEST_WAIT_MAX_S,
+    BarSequence,
+    FeedState,
+    MissingRanges,
+    PendingBars,
+    Place,
+    bar_ranges,
+)
+from tracepaper.strategies.types.market import Funding, Gap, GapCause, Mark, Quote, Side, Trade
+
+# ---------------------------------------------------------------- bars
+
+
+def sequence() -> BarSequence:
+    return BarSequence(interval_ms=MINUTE, next_open_ms=START_MS)
+
+
+def test_the_expected_bar_comes_next_and_a_later_one_is_ahead() -> None:
+    order = sequence()
+    assert order.place(bar(index=0)) is Place.NEXT
+    assert order.place(bar(index=1)) is Place.AHEAD
+    order.accept(bar(index=0))
+    assert order.place(bar(index=1)) is Place.NEXT
+
+
+def test_a_repetition_is_told_from_a_revision_once_per_value() -> None:
+    order = sequence()
+    order.accept(bar(close=10_100))
+    assert order.place(bar(close=10_100)) is Place.REPEATED
+    revised = bar(close=10_200)
+    assert order.place(revised) is Place.REVISED
+    order.accept(revised)
+    assert order.place(revised) is Place.REPEATED
+    assert order.place(bar(close=10_100)) is Place.REPEATED
+    assert order.next_open_ms == START_MS + MINUTE
+
+
+def test_a_bar_before_everything_known_is_old() -> None:
+    assert sequence().place(bar(index=-1)) is Place.OLD
+
+
+def test_memory_of_values_is_bounded() -> None:
+    order = sequence()
+    for one in bars(REMEMBERED_BARS + 2):
+        order.accept(one)
+    assert order.place(bar(index=0)) is Place.OLD
+    assert order.place(bars(REMEMBERED_BARS + 2)[2]) is Place.REPEATED
+
+
+def test_giving_up_never_goes_back() -> None:
+    order = sequence()
+    order.skip(START_MS + 3 * MINUTE)
+    order.skip(START_MS)
+    assert order.next_open_ms == START_MS + 3 * MINUTE
+
+
+@given(present=st.sets(st.integers(0, 30)), length=st.integers(31, 35))
+def test_runs_cover_the_window_in_order_without_overlap(present: set[int], length: int) -> None:
+    window = [bar(index=index) for index in sorted(present)]
+    end_ms = START_MS + length * MINUTE
+    found = bar_ranges(window, from_ms=START_MS, until_ms=end_ms, interval_ms=MINUTE)
+    assert [one for run in found for one in run.bars] == window
+    edges = [START_MS, *(run.until_ms for run in found)]
+    assert [run.from_ms for run in found] == edges[:-1]
+    assert edges[-1] == end_ms
+    for one, other in itertools.pairwise(found):
+        assert bool(one.bars) != bool(other.bars)
+
+
+def test_a_stretch_is_certain_once_it_was_lacked_twice_far_enough_apart() -> None:
+    missing = MissingRanges(30.0)
+    missing.update([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=100.0)
+    assert missing.certain_until(1) == 1
+    assert missing.due_s() == 130.0
+    missing.update([(1, 3)], from_ms=0, until_ms=9, now_s=129.9)
+    assert missing.certain_until(1) == 1
+    missing.update([(1, 3), (5, 6)], from_ms=0, until_ms=9, now_s=130.0)
+    assert missing.certain_until(1) == 3
+    assert missing.certain_until(2) == 3
+    assert missing.certain_until(5) == 5  # it came once in between
+    assert missing.due_s() == 160.0
+
+
+def test_a_stretch_is_certain_only_as_far_as_both_answers_lack_it() -> None:
+    missing = MissingRanges(30.0)
+    missing.update([(1, 5)], from_ms=0, until_ms=9, now_s=0.0)
+    missing.update([(3, 7)], from_ms=0, until_ms=9, now_s=30.0)
+    assert (missing.certain_until(1), missing.certain_until(3), missing.certain_until(5)) == (
+        1,
+        5,
+        5,
+    )
+    missing.update([(3, 7)], from_ms=0, until_ms=9, now_s=60.0)
+    assert missing.certain_until(3) == 7
+
+
+def test_an_answer_about_another_time_changes_nothing_of_it() -> None:
+    missing = MissingRanges(30.0)
+    missing.update([(1, 9)], from_ms=0, until_ms=10, now_s=0.0)
+    missing.update([], from_ms=4, until_ms=6, now_s=10.0)
+    missing.update([(1, 4), (6, 9)], from_ms=0, until_ms=10, now_s=30.0)
+    assert missing.certain_until(1) == 4
+    assert missing.certain_until(6) == 9
+    missing.forget(5)
+    assert missing.certain_until(1) == 1
+    assert missing.certain_until(6) == 9
+
+
+# ---------------------------------------------------------------- funding
+
+HOUR = 3_600_000
+
+
+def settlement(hour: int) -> Funding:
+    return Funding("linear:BTCUSDT", 1_000_000, hour * HOUR, hour * HOUR)
+
+
+def schedule() -> FundingSchedule:
+    return FundingSchedule(interval_minutes=480, settled_ms=8 * HOUR)
+
+
+def test_a_doubted_settlement_is_handed_on_once_and_asked_for_until_another_rate_comes() -> None:
+    funding = schedule()
+    absurd = structs.replace(settlement(16), rate=10**10)
+
+    def doubts(one: Funding) -> bool:
+        return one.rate > 10**9
+
+    assert funding.settle([absurd], doubts) == [absurd]
+    assert funding.is_overdue(16 * HOUR)
+    assert funding.settle([absurd], doubts) == []
+    other = structs.replace(absurd, rate=2 * 10**10)
+    assert funding.settle([other], doubts) == [other]
+    assert funding.settle([settlement(16)], doubts) == [settlement(16)]
+    assert not funding.is_overdue(17 * HOUR)
+
+
+def test_a_settlement_that_stays_doubted_holds_up_no_later_one() -> None:
+    funding = schedule()
+    absurd = structs.replace(settlement(16), rate=10**10)
+    found = funding.settle([absurd, settlement(24)], lambda one: one.rate > 10**9)
+    assert found == [
+        absurd,
+        Gap("linear:BTCUSDT", 16 * HOUR, 24 * HOUR, GapCause.FUNDING, "", 24 * HOUR, 24 * HOUR),
+        settlement(24),
+    ]
+
+
+def test_what_the_engine_made_of_a_settlement_counts_whatever_was_doubted() -> None:
+    funding = schedule()
+    assert funding.settle([settlement(16)]) == [settlement(16)]
+    assert not funding.is_overdue(17 * HOUR)
+    funding.learn(settlement(16), is_booked=False)
+    assert funding.is_overdue(17 * HOUR)
+    assert funding.settle([settlement(16)], lambda _one: True) == []  # it is known
+    assert funding.settle([settlement(16)]) == [settlement(16)]
+    assert funding.settle([settlement(24)], lambda _one: True) == [settlement(24)]
+    funding.learn(settlement(24), is_booked=True)
+    assert not funding.is_overdue(25 * HOUR)
+    assert funding.settle([settlement(24)]) == []
+
+
+def test_of_settlements_that_were_not_booked_none_is_forgotten() -> None:
+    funding = schedule()
+    two = [settlement(16), settlement(24)]
+    assert funding.settle(two) == two
+    for one in two:
+        funding.learn(one, is_booked=False)
+    assert funding.settle(two) == two
+    funding.learn(two[1], is_booked=True)
+    funding.learn(two[0], is_booked=False)  # a later one is booked: it never will be
+    assert not funding.is_overdue(25 * HOUR)
+
+
+def test_a_settlement_falls_due_on_the_grid_of_its_interval() -> None:
+    funding = schedule()
+    assert not funding.is_overdue(16 * HOUR - 1)
+    assert funding.is_overdue(16 * HOUR)
+    assert funding.is_due_by(16 * HOUR)
+
+
+def test_an_announced_time_off_the_grid_is_awaited_too() -> None:
+    funding = schedule()
+    funding.announce(12 * HOUR)
+    assert funding.is_overdue(12 * HOUR)
+    funding.announce(20 * HOUR)  # the next one; the first was not settled yet
+    assert funding.is_overdue(12 * HOUR)
+    funding.settle([settlement(12)])
+    assert not funding.is_overdue(13 * HOUR)
+
+
+def test_a_settlement_is_taken_once() -> None:
+    funding = schedule()
+    assert funding.settle([settlement(8), settlement(16)]) == [settlement(16)]
+    assert funding.settle([settlement(8), settlement(16)]) == []
+    assert not funding.is_overdue(24 * HOUR - 1)
+
+
+def test_asking_is_remembered_but_does_not_settle() -> None:
+    funding = schedule()
+    funding.asked(16 * HOUR)
+    assert not funding.is_due_by(23 * HOUR)
+    assert funding.is_overdue(16 * HOUR)
+
+
+def missed(hour: int, *, until: int, found: int) -> Gap:
+    times = (hour * HOUR, until * HOUR)
+    return Gap("linear:BTCUSDT", *times, GapCause.FUNDING, "", found * HOUR, found * HOUR)
+
+
+def test_a_settlement_that_never_came_is_a_gap_before_the_next_one() -> None:
+    funding = schedule()
+    assert funding.settle([settlement(32)]) == [
+        missed(16, until=24, found=32),
+        missed(24, until=32, found=32),
+        settlement(32),
+    ]
+    assert funding.settle([settlement(40)]) == [settlement(40)]
+
+
+def test_a_settlement_that_was_announced_later_is_not_missed() -> None:
+    funding = schedule()
+    funding.announce(24 * HOUR)  # the interval has become longer
+    assert funding.settle([settlement(24)]) == [settlement(24)]
+
+
+@pytest.mark.parametrize("hours", [1, 2, 4])
+def test_each_symbol_has_its_own_interval_also_after_a_change_of_it(hours: int) -> None:
+    one = market(funding_minutes=480)
+    one.funding.settle([settlement(8)])
+    assert not one.funding.is_overdue((8 + hours) * HOUR)
+    one.change_filters(structs.replace(one.instrument, funding_interval_minutes=60 * hours))
+    assert one.funding.is_overdue((8 + hours) * HOUR)
+    assert not one.funding.is_overdue((8 + hours) * HOUR - 1)
+    due = [settlement(8 + hours), settlement(8 + 2 * hours), settlement(8 + 4 * hours)]
+    assert one.funding.settle(due) == [
+        *due[:2],
+        missed(8 + 3 * hours, until=8 + 4 * hours, found=8 + 4 * hours),
+        due[2],
+    ]
+
+
+def test_an_instrument_without_funding_is_never_due() -> None:
+    funding = FundingSchedule(interval_minutes=0, settled_ms=0)
+    assert not funding.is_overdue(10**15)
+    assert not funding.is_due_by(10**15)
+
+
+CLOSE = START_MS + MINUTE
+
+
+def market(*, funding_minutes: int = 0) -> FeedState:
+    return FeedState(
+        instrument(),
+        sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
+        funding=FundingSchedule(interval_minutes=funding_minutes, settled_ms=0),
+    )
+
+
+def quote(market_ms: int, bid: int = 100) -> Quote:
+    return Quote("linear:BTCUSDT", bid, 1, bid + 1, 1, market_ms, market_ms)
+
+
+def test_quotes_wait_for_a_bar_while_no_order_rests() -> None:
+    one = market()
+    assert not one.update_quote(quote(1), None)
+    assert not one.update_quote(quote(2), None)
+    assert one.undelivered() == [quote(2)]
+    assert one.undelivered() == []
+
+
+def test_a_mark_price_that_liquidates_is_an_event_at_once_and_only_then() -> None:
+    one = market()
+    calm, deadly, late = (Mark("linear:BTCUSDT", price, price, price) for price in (5, 6, 4))
+    assert not one.update_mark(calm)
+    assert one.update_mark(deadly, matters=True)
+    assert not one.update_mark(late, matters=True)
+    assert one.undelivered() == []
+
+
+def test_quotes_are_events_from_the_time_an_order_may_fill() -> None:
+    one = market()
+    assert not one.update_quote(quote(9), 10)
+    assert one.update_quote(quote(10), 10)
+    assert not one.update_quote(quote(11), 10)
+    assert one.update_quote(quote(12, bid=101), 10)
+
+
+def test_a_quote_is_an_event_that_is_evidence_or_follows_one_that_was_not_believed() -> None:
+    one = market()
+    assert one.update_quote(quote(5), None, is_evidence=True)
+    assert not one.update_quote(quote(6), 5)
+    assert one.update_quote(quote(7), 5, again=True)
+    assert not one.update_quote(quote(8), None, again=True)
+
+
+def trade(market_ms: int) -> Trade:
+    return Trade("linear:BTCUSDT", "t", Side.SELL, 100, 1, market_ms, market_ms)
+
+
+def test_a_trade_is_an_event_where_it_is_evidence_and_beside_a_price_that_is_doubted() -> None:
+    one = market()
+    assert not one.update_trade(trade(5), is_evidence=False)
+    assert one.undelivered() == []
+    mark = Mark("linear:BTCUSDT", 7, 6, 6)
+    one.update_mark(mark)
+    assert one.beside(quote(7)) == [mark, trade(5)]
+    assert one.beside(quote(7)) == []
+    one.update_quote(quote(8), None)
+    assert one.update_trade(trade(9), is_evidence=True)
+    assert one.beside(mark) == [quote(8)]
+    assert not one.update_trade(trade(4), is_evidence=True)
+    one.update_trade(trade(3_000_000), is_evidence=False)
+    one.drop_ahead(2_000_000)
+    assert one.update_trade(trade(10), is_evidence=True)
+
+
+def test_the_first_quote_counts_for_a_new_order_even_if_unchanged() -> None:
+    one = market()
+    one.update_quote(quote(5), None)
+    one.undelivered()
+    assert one.update_quote(quote(20), 10)
+
+
+def test_an_older_quote_is_a_replay_and_changes_nothing() -> None:
+    one = market()
+    one.update_quote(quote(10), None)
+    assert not one.update_quote(quote(9, bid=50), 5)
+    assert one.undelivered() == [quote(10)]
+
+
+def test_of_two_quotes_in_one_millisecond_the_later_frame_counts() -> None:
+    one = market()
+    one.update_quote(quote(10), None)
+    one.update_quote(quote(10, bid=101), None)
+    assert one.undelivered() == [quote(10, bid=101)]
+    assert one.update_quote(quote(10, bid=102), 10)
+    assert one.update_quote(quote(10, bid=103), 10)
+
+
+def test_of_two_marks_in_one_millisecond_the_later_frame_counts() -> None:
+    one = market()
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.update_mark(Mark("linear:BTCUSDT", 8, 10, 10))
+    assert one.undelivered() == [Mark("linear:BTCUSDT", 8, 10, 10)]
+
+
+def test_a_quote_handed_on_in_time_for_the_order_is_not_handed_on_again() -> None:
+    one = market()
+    assert one.update_quote(quote(10), 10)
+    assert not one.update_quote(quote(10), 10)
+    assert one.update_quote(quote(11), 11)  # another order may fill from here
+
+
+def test_what_is_dated_at_the_latest_time_itself_is_kept() -> None:
+    one = market()
+    one.update_quote(quote(10), None)
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.drop_ahead(10)
+    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+
+
+def test_the_newest_mark_goes_before_a_bar_once() -> None:
+    one = market()
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    one.update_mark(Mark("linear:BTCUSDT", 6, 9, 9))
+    assert one.undelivered() == [Mark("linear:BTCUSDT", 7, 10, 10)]
+    assert one.undelivered() == []
+
+
+def overdue(one: FeedState, market_ms: int, network_s: float) -> bool:
+    return one.is_overdue(market_ms=market_ms, network_s=network_s, grace_ms=5_000)
+
+
+def test_grace_is_counted_in_market_and_in_network_time() -> None:
+    one = market()
+    assert not overdue(one, CLOSE + 60_000, 100.0)  # seen closed only now
+    assert not overdue(one, CLOSE + 60_000, 100.4)
+    assert overdue(one, CLOSE + 60_000, 100.5)
+    other = market()
+    assert not overdue(other, CLOSE, 100.0)
+    assert not overdue(other, CLOSE + 4_999, 200.0)
+    assert overdue(other, CLOSE + 5_000, 200.0)
+
+
+def test_questions_double_their_wait_up_to_a_bound() -> None:
+    one = market()
+    seconds = [tenth / 10 for tenth in range(3_000)]
+    asked = [at_s for at_s in seconds if overdue(one, CLOSE + 60_000, at_s)]
+    waits = [after - before for before, after in itertools.pairwise(asked)]
+    assert waits[:3] == [1.0, 2.0, 4.0]
+    assert max(waits) == REQUEST_WAIT_MAX_S
+    assert asked[0] == 0.5
+
+
+def test_a_bar_that_came_ends_the_waiting() -> None:
+    one = market()
+    overdue(one, CLOSE + 5_000, 1.0)
+    one.sequence.accept(structs.replace(bar(), open_time_ms=START_MS))
+    assert not overdue(one, CLOSE + 5_000, 9.0)
+
+
+def test_a_quote_dated_ahead_of_a_clock_that_was_set_back_is_forgotten() -> None:
+    one = market()
+    one.update_quote(quote(3_000_000), None)
+    one.update_mark(Mark("linear:BTCUSDT", 7, 3_000_000, 3_000_000))
+    one.undelivered()
+    one.drop_ahead(3_000_000)
+    one.update_quote(quote(10), None)
+    assert one.undelivered() == []
+    one.drop_ahead(2_999_999)
+    one.update_quote(quote(10), None)
+    one.update_mark(Mark("linear:BTCUSDT", 7, 10, 10))
+    assert one.undelivered() == [quote(10), Mark("linear:BTCUSDT", 7, 10, 10)]
+
+
+def test_bars_that_wait_are_bounded_and_the_oldest_stay() -> None:
+    pending = PendingBars()
+    for index in reversed(range(1, PENDING_MAX + 1)):
+        assert pending.add(structs.replace(bar(), open_time_ms=START_MS + index * MINUTE))
+    assert not pending.add(structs.replace(bar(), open_time_ms=START_MS + 5_000 * MINUTE))
+    assert not pending.add(structs.replace(bar(), open_time_ms=START_MS))
+    assert len(pending) == PENDING_MAX
+    taken = pending.pop_from(START_MS)
+    assert [versions[0].open_time_ms for versions in taken] == [
+        START_MS + index * MINUTE for index in range(PENDING_MAX)
+    ]
+    assert not len(pending)
+
+
+def test_revisions_of_a_bar_that_waits_are_bounded() -> None:
+    pending = PendingBars()
+    for close in range(1, 100):
+        pending.add(structs.replace(bar(), open_time_ms=START_MS, close=close))
+    ((first, *revisions),) = pending.pop_from(START_MS)
+    assert first.close == 1
+    assert len(revisions) < 10
+
+
+def test_a_cause_behind_bars_that_wait_is_of_the_next_hole() -> None:
+    one = market()
+    one.pending.add(bar())
+    one.set_gap_cause(GapCause.STALE)
+    causes = [one.cause]
+    one.pending.pop_from(bar().open_time_ms)
+    for _ in range(2):
+        one.clear_gap_cause()
+        causes.append(one.cause)
+    assert causes == [GapCause.MISSED, GapCause.STALE, GapCause.MISSED]
+
+
+def test_one_request_and_one_notice_of_a_cause_are_under_way_at_a_time() -> None:
+    one = market()
+    assert [one.claim_request(), one.claim_request()] == [True, False]
+    one.end_request()
+    assert one.claim_request()
+    assert [one.claim_gap_cause(), one.claim_gap_cause()] == [True, False]
+    one.set_gap_cause(GapCause.OVERFLOW)
+    assert one.claim_gap_cause()
+
+
+def test_an_overdue_settlement_is_asked_for_after_twice_the_wait_each_time() -> None:
+    one = market(funding_minutes=480)
+    due_ms = 480 * MINUTE
+    assert not one.is_settlement_due(market_ms=due_ms - 1, network_s=0.0)
+    asked = [
+        tenth / 10
+        for tenth in range(1_000)
+        if one.is_settlement_due(market_ms=due_ms, network_s=tenth / 10)
+    ]
+    assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
+    one.funding.settle([Funding("linear:BTCUSDT", 1, due_ms, due_ms)])
+    assert not one.is_settlement_due(market_ms=due_ms, network_s=200.0)
+    assert one.is_settlement_due(market_ms=2 * due_ms, network_s=200.0)
+
+
+def test_what_one_answer_adds_is_bounded_once_it_was_delivered() -> None:
+    pending = PendingBars()
+    opens = [START_MS + index * MINUTE for index in range(PENDING_MAX + 500)]
+    pending.add_missing(structs.replace(bar(), open_time_ms=open_ms) for open_ms in opens)
+    assert len(pending) == PENDING_MAX + 500
+    pending.trim()
+    assert len(pending) == PENDING_MAX
+    assert pending.first_open_ms() == START_MS
+
+
+def test_an_answer_adds_nothing_to_a_bar_that_waits() -> None:
+    pending = PendingBars()
+    pending.add(structs.replace(bar(), open_time_ms=START_MS))
+    pending.add_missing([structs.replace(bar(), open_time_ms=START_MS, close=9)])
+    ((only,),) = pending.pop_from(START_MS)
+    assert only.close != 9

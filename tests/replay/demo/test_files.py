@@ -1,0 +1,49 @@
+"""A demo's files are claimed before it begins: two never share one, and nothing is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tracepaper.replay.demo.playback import ShowFiles, claimed
+from tracepaper.replay.demo.show import configured
+from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+NOW_MS = 1_748_538_720_000
+
+
+def test_two_demos_of_one_second_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second = (claimed(None, wall_ms=NOW_MS) for _ in range(2))
+    assert first.database.name == "demo-20250529-171200.db"
+    assert second.database.name == "demo-20250529-171200-2.db"
+    assert {path.name for path in tmp_path.iterdir()} == {first.config.name, second.config.name}
+
+
+def test_what_exists_is_refused(tmp_path: Path) -> None:
+    database = tmp_path / "mine.db"
+    database.write_text("what I have")
+    with pytest.raises(DataInvalid, match="exists already"):
+        claimed(database, wall_ms=NOW_MS)
+    assert database.read_text() == "what I have"
+    with pytest.raises(DataInvalid, match="cannot be written"):
+        claimed(tmp_path / "nowhere" / "mine.db", wall_ms=NOW_MS)
+
+
+def test_the_changed_copy_goes_with_all_that_lies_beside_it(tmp_path: Path) -> None:
+    files = ShowFiles(tmp_path / "mine.db")
+    for end in ("", "-wal", "-shm"):
+        files.changed.with_name(files.changed.name + end).touch()
+    files.drop_changed()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_of_a_demo_is_a_checkpoint(tmp_path: Path) -> None:
+    assert 'checkpoint = "default"' in configured("default")
+    assert f'checkpoint = "{DEFAULT_CHECKPOINT}"' in configured(str(DEFAULT_CHECKPOINT))
+    with pytest.raises(ConfigInvalid, match="is no checkpoint"):
+        configured(str(tmp_path))

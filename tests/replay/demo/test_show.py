@@ -1,0 +1,140 @@
+"""A demo as its viewer has it: four incidents, one run, one screen; and Ctrl-C at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import BIN, Program, run
+
+from tracepaper.replay.demo.show import configured
+from tracepaper.replay.samples import DEMO_CANDLES
+
+pytestmark = pytest.mark.slow
+
+SHORT = ["demo", "--model", "none", "--days", "0.5", "--seconds", "3"]
+"""Without a model, so that nothing takes its time to start: what is tried is the demo."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("show")
+
+
+@pytest.fixture(scope="module")
+def said(folder: Path) -> dict[str, Any]:
+    """Return what a short demo says at its end."""
+    ended = run([*SHORT, "--db", "show.db", "--json"], folder)
+    assert ended.code == 0, ended.err[-2000:]
+    found: dict[str, Any] = json.loads(ended.out)
+    found["announced"] = ended.err
+    return found
+
+
+def test_every_incident_is_announced_and_ends_well(said: dict[str, Any]) -> None:
+    assert len(said["incidents"]) == 4
+    assert "none is missing" in said["incidents"][0]
+    assert "refused by `operator`" in said["incidents"][1]
+    assert "goes on with the same run" in said["incidents"][2]
+    assert "was changed: its rows in steps" in said["incidents"][3]
+    for number in range(1, 5):
+        assert f"Incident {number} of 4" in said["announced"]
+    assert said["processes"] == 2
+    assert said["chain"]["holds"]
+    assert said["decisions"] == 2 * 48
+
+
+def test_the_run_follows_from_its_record_and_the_changed_copy_is_gone(
+    said: dict[str, Any], folder: Path
+) -> None:
+    verified = run(["verify", "last", "--db", "show.db", "--json"], folder)
+    assert json.loads(verified.out)["agreed"] == said["decisions"]
+    assert {path.suffix for path in folder.glob("show*")} >= {".db", ".toml", ".log"}
+    assert list(folder.glob("*changed*")) == []
+    names = [account["account"] for account in said["accounts"]]
+    assert set(names) == {"this run", "random_gate", "buy_and_hold"}
+
+
+def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> None:
+    command = [str(BIN / "tracepaper"), "demo", "--model", "none", "--db", "show.db"]
+    program = Program(command, tmp_path, name="demo")
+    try:
+        program.wait_until(lambda: "2025-05-11: this run" in program.err)
+        ended = program.stop(signal.SIGINT)
+    finally:
+        program.kill()
+    assert ended.code == 0, ended.err[-2000:]
+    assert "What was earned or lost" in ended.out
+    assert "\x1b" not in ended.out + ended.err
+    log = (tmp_path / "show.log").read_text()
+    assert '"event": "view closed"' in log.splitlines()[-1]  # the daemon ended in good order
+
+
+def test_a_daemon_that_dies_in_an_incident_leaves_the_summary(tmp_path: Path) -> None:
+    command = [str(BIN / "tracepaper"), *SHORT, "--db", "show.db"]
+    program = Program(command, tmp_path, name="demo")
+    try:
+        program.wait_until(lambda: "Incident 1 of 4" in program.err)
+        (pid,) = re.findall(r"The daemon is process (\d+)", program.err)
+        os.kill(int(pid), signal.SIGKILL)
+        ended = program.end()
+    finally:
+        program.kill()
+    assert ended.code == 1, ended.err[-2000:]
+    assert "What was earned or lost" in ended.out
+    assert "The daemon's process was killed by signal 9; its log is show.log." in ended.err
+
+
+def killed_exchange(program: Program) -> None:
+    """Kill the exchange's process of *program*."""
+    pid = program.process.pid
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (exchange,) = (
+        int(child)
+        for child in children
+        if b"\0exchange\0" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    os.kill(exchange, signal.SIGKILL)
+
+
+def has_decided(database: Path) -> bool:
+    """Return whether a bar is decided in *database*."""
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as reader:
+            (count,) = reader.execute("SELECT count(*) FROM v_decisions").fetchone()
+    except sqlite3.OperationalError:
+        return False  # it is not made yet
+    return bool(count)
+
+
+OWN = ["demo", "--data", str(DEMO_CANDLES), "--speed", "600"]
+
+
+@pytest.mark.parametrize("demo", [["demo", "--model", "none"], OWN])
+def test_an_exchange_that_dies_leaves_the_summary_and_one_sentence(
+    demo: list[str], tmp_path: Path
+) -> None:
+    command = [str(BIN / "tracepaper"), *demo, "--db", "show.db"]
+    program = Program(command, tmp_path, name="demo")
+    try:
+        program.wait_until(lambda: has_decided(tmp_path / "show.db"))
+        killed_exchange(program)
+        ended = program.end()
+    finally:
+        program.kill()
+    assert ended.code == 1, ended.err[-2000:]
+    assert "Trace it" in ended.out
+    sentence = "The process of the embedded exchange was killed by signal 9; run the demo again."
+    assert ended.err.splitlines()[-1] == sentence
+    assert "Traceback" not in ended.err
+
+
+def test_no_model_is_a_model_to_ask_for() -> None:
+    assert 'checkpoint = "none"' in configured("none")

@@ -1,0 +1,475 @@
+"""Whatever is done to a stored row is found, and named by step and table."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import storage_cases as cases
+from forging import rechain
+from msgspec.structs import replace
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.schema import RUN_TABLES, metadata
+from tracepaper.storage.record.columns import TABLES, stored_columns
+from tracepaper.storage.record.rows import SPARSE_TABLES, step_key
+from tracepaper.strategies.types.decisions import Position, Step, TwinStep
+
+STEPS = cases.rich_steps()
+FIRST_BAR = len(cases.other_events())  # the bars come after one event of every other kind
+LAST = len(STEPS) - 1
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database of two equal runs."""
+    path = tmp_path_factory.mktemp("chain") / "run.db"
+    cases.write_run(path, STEPS, of=cases.run("untouched"))
+    cases.write_run(path, STEPS)
+    return path
+
+
+@pytest.fixture
+def path(original: Path, tmp_path: Path) -> Path:
+    """Return a copy of the database, whose second run is tampered with."""
+    return Path(shutil.copy(original, tmp_path / "run.db"))
+
+
+def key(sequence: int) -> int:
+    return step_key(2, sequence)
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """Run *statements* with foreign keys off, as a stranger with another tool would."""
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA foreign_keys = OFF")
+    for statement in statements:
+        assert connection.execute(statement).rowcount != 0, statement
+    connection.commit()
+    connection.close()
+
+
+def verify(path: Path, *, head: bytes | None = None, run_id: str = "r-1") -> ChainReport:
+    connection = sqlite3.connect(path)
+    try:
+        return verify_chain(connection, run_id, head=head)
+    finally:
+        connection.close()
+
+
+def test_an_untouched_chain_holds(path: Path) -> None:
+    report = verify(path)
+    assert report.holds
+    assert report.steps == len(STEPS)
+
+
+def test_the_recomputed_head_is_the_one_the_log_returned(tmp_path: Path) -> None:
+    head = cases.write_run(tmp_path / "a.db", cases.plain_steps(200))
+    assert verify(tmp_path / "a.db").head == head
+
+
+class Meanwhile(sqlite3.Connection):
+    """A connection on which something else happens once, amid a check."""
+
+    happens: Callable[[], None] | None = None
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        if "max(step)" in sql and (happens := self.happens) is not None:
+            self.happens = None
+            happens()
+        return super().execute(sql, parameters)
+
+
+def test_a_run_that_grows_while_it_is_checked_holds(tmp_path: Path) -> None:
+    steps = cases.plain_steps(60)
+    log = SqlAuditLog.open(tmp_path / "a.db", group_steps=10)
+    log.begin(cases.run())
+    for step in steps[:30]:
+        log.append_now(step)
+
+    def grow() -> None:
+        for step in steps[30:]:
+            log.append_now(step)
+
+    connection = sqlite3.connect(tmp_path / "a.db", factory=Meanwhile, isolation_level=None)
+    connection.happens = grow
+    report = verify_chain(connection, "r-1")
+    assert (report.holds, report.steps) == (True, 30)
+    assert verify_chain(connection, "r-1").steps == 60
+    connection.close()
+    log.close()
+
+
+def test_equal_runs_have_different_chains(path: Path) -> None:
+    assert verify(path).head != verify(path, run_id="untouched").head
+
+
+def test_damage_to_one_run_leaves_the_other_whole(path: Path) -> None:
+    tamper(path, f"UPDATE steps SET close = close + 1 WHERE step = {key(FIRST_BAR)}")
+    assert verify(path, run_id="untouched").holds
+    assert not verify(path).holds
+
+
+def columns_of_steps() -> list[tuple[str, str]]:
+    """Return every column of every table that the chain covers, apart from the keys."""
+    return [
+        (table.name, column.name)
+        for table in RUN_TABLES
+        for column in table.columns
+        if not column.primary_key and column.computed is None
+    ]
+
+
+def another(value: object) -> object:
+    """Return a value of the same type that is not *value*."""
+    match value:
+        case None:
+            return None
+        case bytes():
+            return bytes([value[0] ^ 1]) + value[1:] if value else b"x"
+        case str():
+            return value + "x"
+        case _:
+            return value + 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("table", "column"), columns_of_steps())
+def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str) -> None:
+    connection = sqlite3.connect(path)
+    step, value = connection.execute(
+        f"SELECT step, {column} FROM {table} WHERE step >= ? AND {column} IS NOT NULL "
+        "ORDER BY step LIMIT 1",
+        (key(0),),
+    ).fetchone() or (None, None)
+    if step is None:  # every row has null here: put something in its place
+        (step,) = connection.execute(
+            f"SELECT min(step) FROM {table} WHERE step >= ?", (key(0),)
+        ).fetchone()
+        (kind,) = connection.execute(
+            "SELECT type FROM pragma_table_info(?) WHERE name = ?", (table, column)
+        ).fetchone()
+        value = b"" if kind == "BLOB" else 0
+    changed = another(value)
+    connection.execute("PRAGMA foreign_keys = OFF")
+    connection.execute(f"UPDATE {table} SET {column} = ? WHERE step = ?", (changed, step))
+    connection.commit()
+    connection.close()
+    report = verify(path)
+    assert report.problem is not None
+    assert report.problem.sequence == step - key(0)
+    assert report.steps == step - key(0)
+    if (table, column) != ("steps", "shape"):  # then it says which row seems to be missing
+        assert table in report.problem.tables or report.problem.tables == ("gate_sets",)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        (table, column.name)
+        for table in ("runs", "instruments")
+        for column in metadata.tables[table].columns
+        if column.computed is None and column.name not in {"run_key", "run_id", "instrument"}
+    ],
+)
+def test_a_changed_run_is_found(path: Path, table: str, column: str) -> None:
+    connection = sqlite3.connect(path)
+    query = f"SELECT {column} FROM {table} WHERE run_key = 2"
+    (value,) = connection.execute(query).fetchone()
+    fresh = {int: 1, str: "r-0", bytes: b"r-0"}
+    kind = metadata.tables[table].columns[column].type.python_type
+    changed = fresh[kind] if value is None else another(value)
+    connection.execute(f"UPDATE {table} SET {column} = ? WHERE run_key = 2", (changed,))
+    connection.commit()
+    connection.close()
+    report = verify(path)
+    assert report.problem is not None
+    if column == "step_count":
+        assert report.problem.what == "cut"
+    else:
+        assert table in report.problem.tables
+        assert report.problem.sequence is None
+
+
+@pytest.mark.parametrize("column", ["gate", "threshold"])
+def test_a_changed_gate_set_is_found_and_named(path: Path, column: str) -> None:
+    value = "'edge'" if column == "gate" else "99.0"
+    tamper(
+        path,
+        f"UPDATE gate_sets SET {column} = {value} WHERE run_key = 2 AND ordinal = 3",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables, problem.sequence) == (
+        "changed",
+        ("gate_sets",),
+        FIRST_BAR,
+    )
+
+
+def test_a_removed_gate_is_found(path: Path) -> None:
+    tamper(path, "DELETE FROM gate_sets WHERE run_key = 2 AND ordinal = 16")
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.tables == ("gate_sets",)
+
+
+@pytest.mark.parametrize("table", ["steps", *SPARSE_TABLES])
+def test_a_removed_row_is_found_and_named(path: Path, table: str) -> None:
+    connection = sqlite3.connect(path)
+    (step,) = connection.execute(
+        f"SELECT min(step) FROM {table} WHERE step > ?", (key(0),)
+    ).fetchone()
+    connection.close()
+    tamper(path, f"DELETE FROM {table} WHERE step = {step}")
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables) == ("missing", (table,))
+    assert problem.sequence == step - key(0)
+    assert table in problem.sentence
+
+
+@pytest.mark.parametrize("table", SPARSE_TABLES)
+def test_an_added_row_is_found_and_named(path: Path, table: str) -> None:
+    """Copy a row to a step that has none in this table."""
+    if table == "states":  # every rich step has a state
+        cases.write_run(path.with_name("plain.db"), STEPS, of=cases.run("untouched"))
+        path = path.with_name("plain.db")
+        cases.write_run(path, cases.plain_steps(len(STEPS)))
+    connection = sqlite3.connect(path)
+    have = {step for (step,) in connection.execute(f"SELECT step FROM {table}")}
+    free = next(key(at) for at in range(1, len(STEPS)) if key(at) not in have)
+    names = [
+        column.name
+        for column in metadata.tables[table].columns
+        if column.computed is None and column.name != "step"
+    ]
+    listed = ", ".join(names)
+    source = min(step for step in have if step > key(0))
+    connection.execute(
+        f"INSERT INTO {table} (step, {listed}) "
+        f"SELECT {free}, {listed} FROM {table} WHERE step = {source}"
+    )
+    connection.commit()
+    connection.close()
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.sequence) == ("extra", free - key(0))
+    assert problem.tables == (table,)
+
+
+def exchange(table: str, one: int, other: int) -> list[str]:
+    """Return statements that exchange the rows of two steps."""
+    return [
+        f"UPDATE {table} SET step = -1 WHERE step = {key(one)}",
+        f"UPDATE {table} SET step = {key(one)} WHERE step = {key(other)}",
+        f"UPDATE {table} SET step = {key(other)} WHERE step = -1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "one", "other"),
+    [
+        ("events", 3, 4),
+        ("events", 1, 8),
+        ("steps", FIRST_BAR + 1, FIRST_BAR + 3),
+        ("steps", 5, 6),
+        ("answers", FIRST_BAR, FIRST_BAR + 1),
+        ("orders", FIRST_BAR + 1, FIRST_BAR + 2),
+        ("twin_steps", FIRST_BAR + 1, FIRST_BAR + 3),
+    ],
+)
+def test_exchanged_rows_are_found_and_named(path: Path, table: str, one: int, other: int) -> None:
+    tamper(path, *exchange(table, one, other))
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables, problem.sequence) == ("swapped", (table,), one)
+    assert f"{one}" in problem.sentence
+    assert f"{other}" in problem.sentence
+
+
+@pytest.mark.parametrize("cut", [1, 5, len(STEPS)])
+def test_a_cut_tail_is_found(path: Path, cut: int) -> None:
+    first = key(len(STEPS) - cut)
+    tamper(path, *(f"DELETE FROM {t.name} WHERE step >= {first}" for t in (RUN_TABLES[0],)))
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.sequence) == ("cut", len(STEPS) - cut)
+
+
+def test_a_tail_cut_in_every_table_is_found(path: Path) -> None:
+    first = key(len(STEPS) - 3)
+    connection = sqlite3.connect(path)
+    for table in RUN_TABLES:
+        connection.execute(f"DELETE FROM {table.name} WHERE step >= ?", (first,))
+    connection.commit()
+    connection.close()
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.what == "cut"
+
+
+def test_a_tail_cut_with_the_runs_row_made_to_fit_is_found_by_a_head_kept_elsewhere(
+    path: Path,
+) -> None:
+    kept = verify(path).head
+    last = len(STEPS) - 4
+    connection = sqlite3.connect(path)
+    for table in RUN_TABLES:
+        connection.execute(f"DELETE FROM {table.name} WHERE step > ?", (key(last),))
+    (head,) = connection.execute("SELECT digest FROM steps WHERE step = ?", (key(last),)).fetchone()
+    connection.execute(
+        "UPDATE runs SET step_count = ?, head_digest = ? WHERE run_key = 2", (last + 1, head)
+    )
+    connection.commit()
+    connection.close()
+    assert verify(path).holds
+    problem = verify(path, head=kept).problem
+    assert problem is not None
+    assert problem.what == "rewritten"
+
+
+def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) -> None:
+    kept = verify(path).head
+    tamper(path, f"UPDATE steps SET close = close + 1 WHERE step = {key(FIRST_BAR)}")
+    rechain(path)
+    assert verify(path).holds
+    problem = verify(path, head=kept).problem
+    assert problem is not None
+    assert problem.what == "rewritten"
+
+
+def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    (digest,) = connection.execute("SELECT digest FROM steps WHERE step = ?", (key(7),)).fetchone()
+    connection.close()
+    report = verify(path, head=digest)
+    assert report.holds
+    assert report.head_sequence == 7
+
+
+def test_steps_added_behind_the_end_are_found(path: Path) -> None:
+    names = ", ".join(
+        c.name for c in metadata.tables["steps"].columns if c.computed is None and c.name != "step"
+    )
+    tamper(
+        path,
+        f"INSERT INTO steps (step, {names}) SELECT step + 1, {names} FROM steps "
+        f"WHERE step = {key(LAST)}",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.sequence == LAST + 1
+
+
+@pytest.mark.parametrize("table", SPARSE_TABLES)
+def test_rows_behind_the_end_are_found(path: Path, table: str) -> None:
+    names = ", ".join(
+        c.name for c in metadata.tables[table].columns if c.computed is None and c.name != "step"
+    )
+    tamper(
+        path,
+        f"INSERT INTO {table} (step, {names}) SELECT {key(LAST + 3)}, {names} FROM {table} "
+        f"WHERE step = (SELECT min(step) FROM {table} WHERE step >= {key(0)})",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables) == ("extra", (table,))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: f"UPDATE steps SET digest = zeroblob(32) WHERE step = {key(LAST)}",
+        lambda: "UPDATE runs SET head_digest = zeroblob(32) WHERE run_key = 2",
+    ],
+)
+def test_a_changed_head_is_found(path: Path, change: Callable[[], str]) -> None:
+    tamper(path, change())
+    assert not verify(path).holds
+
+
+# ---------------------------------------------------------------- many steps that are alike
+
+
+def alike() -> list[Step]:
+    """Return bars with a forecast and a twin each, of which nearly all have the same columns."""
+    return [
+        replace(
+            step,
+            prediction=cases.model_forecast(step.sequence),
+            twins=(TwinStep("ungated", step.position or Position(), step.account, ()),),
+        )
+        for step in cases.plain_steps(300)
+    ]
+
+
+ALIKE_AT = 155  # between two trades
+JOINED = ("steps", "answers", "twin_steps")
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("many") / "run.db"
+    cases.write_run(path, alike(), of=cases.run())
+    return path
+
+
+def test_steps_that_are_alike_are_walked_by_one_query(many: Path) -> None:
+    with Reader.open(many) as reader:
+        asked: list[str] = []
+        reader.connection.set_trace_callback(asked.append)
+        assert verify_chain(reader.connection, "r-1").steps == 300
+    assert sum("CROSS JOIN answers" in question for question in asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [(table, column.name) for table in JOINED for column in TABLES[table] if not column.is_key],
+)
+def test_a_value_changed_in_one_of_them_is_found(
+    many: Path, tmp_path: Path, table: str, column: str
+) -> None:
+    path = Path(shutil.copy(many, tmp_path / "run.db"))
+    step = step_key(1, ALIKE_AT)
+    with closing(sqlite3.connect(path)) as raw:
+        query = f"SELECT {column} FROM {table} WHERE step = ?"
+        (value,) = raw.execute(query, (step,)).fetchone()
+        planted = another(value) if value is not None else planted_in(table, column)
+        raw.execute(f"UPDATE {table} SET {column} = ? WHERE step = ?", (planted, step))
+        raw.commit()
+    report = verify(path)
+    assert report.problem is not None
+    assert report.problem.sequence == ALIKE_AT
+
+
+def planted_in(table: str, column: str) -> object:
+    """Return a value for a column that is null."""
+    (kind,) = (one.kind for one in TABLES[table] if one.name == column)
+    return {"INTEGER": 1, "REAL": 1.0, "TEXT": "x", "BLOB": b"x"}[kind]
+
+
+@pytest.mark.parametrize("table", ["answers", "twin_steps"])
+def test_a_row_added_to_or_removed_from_one_of_them_is_found(
+    many: Path, tmp_path: Path, table: str
+) -> None:
+    step = step_key(1, ALIKE_AT)
+    statements = [f"DELETE FROM {table} WHERE step = {step}"]
+    if table == "twin_steps":
+        columns = ", ".join(name for name in stored_columns(table) if name not in ("step", "book"))
+        statements.append(
+            f"INSERT INTO twin_steps (step, book, {columns}) SELECT step, 9, {columns} "
+            f"FROM twin_steps WHERE step = {step}"
+        )
+    for number, statement in enumerate(statements):
+        path = Path(shutil.copy(many, tmp_path / f"run{number}.db"))
+        tamper(path, statement)
+        problem = verify(path).problem
+        assert problem is not None
+        assert (problem.sequence, problem.tables) == (ALIKE_AT, (table,))

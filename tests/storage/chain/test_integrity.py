@@ -1,0 +1,320 @@
+"""What a database must be besides its chains: no flip, no trigger, no missing run goes unseen."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+from forging import rechain
+from msgspec.structs import replace
+from storage_cases import prune
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.integrity import Audited, audit
+from tracepaper.storage.chain.walk import ChainReport
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.strategies.errors import TracepaperError
+
+FLIPS = 300
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database of three runs, of which the second ended and the third did not."""
+    path = tmp_path_factory.mktemp("integrity") / "run.db"
+    cases.write_run(path, cases.rich_steps(), of=cases.run("first"))
+    cases.write_run(path, cases.plain_steps(30), of=cases.run("second"), end=True)
+    cases.write_run(path, cases.plain_steps(10), of=cases.run("third"))
+    return path
+
+
+@pytest.fixture
+def path(original: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(original, tmp_path / "run.db"))
+
+
+def done(path: Path, *statements: str) -> None:
+    """Do *statements* with another tool, foreign keys off."""
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        for statement in statements:
+            raw.execute(statement)
+        raw.commit()
+
+
+def audited(path: Path, run_id: str = "last", head: bytes | None = None) -> Audited:
+    with Reader.open(path) as reader:
+        return audit(reader.connection, reader.find(run_id), head=head)
+
+
+def said(path: Path, run_id: str = "last", head: bytes | None = None) -> str:
+    """Return what is wrong, in one sentence; empty where nothing is."""
+    problem = audited(path, run_id, head).problem
+    return "" if problem is None else problem.sentence
+
+
+def test_an_untouched_database_is_whole(path: Path) -> None:
+    for run_id in ("first", "second", "third"):
+        found = audited(path, run_id)
+        assert found.holds
+        assert found.warnings == ()
+
+
+def test_a_run_without_a_step_is_not_called_whole() -> None:
+    assert not Audited(ChainReport("first", 0, b"", None, None, None), None).holds
+    assert Audited(ChainReport("first", 1, b"", None, None, None), None).holds
+
+
+# ---------------------------------------------------------------- the schema
+
+
+@pytest.mark.parametrize(
+    ("statement", "sentence"),
+    [
+        (
+            "CREATE TRIGGER t AFTER INSERT ON steps BEGIN DELETE FROM fills; END",
+            "trigger t changes rows",
+        ),
+        ("DROP VIEW v_fills", "view v_fills is missing"),
+        ("DROP INDEX steps_run_sequence", "index steps_run_sequence is missing"),
+        ("ALTER TABLE fills ADD COLUMN note TEXT", "table fills is not as this version"),
+        ("ALTER TABLE fills RENAME COLUMN fee TO cost", "table fills is not as this version"),
+    ],
+)
+def test_a_schema_that_is_not_ours_is_found(path: Path, statement: str, sentence: str) -> None:
+    done(path, statement)
+    assert sentence in said(path)
+
+
+def test_a_redefined_view_is_found(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as raw:
+        (sql,) = raw.execute("SELECT sql FROM sqlite_schema WHERE name = 'v_fills'").fetchone()
+    done(path, "DROP VIEW v_fills", sql.replace("f.fee", "0 * f.fee", 1))
+    assert "view v_fills is not as this version makes it" in said(path)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE notes (text TEXT)",
+        "CREATE VIEW v_mine AS SELECT * FROM v_fills",
+        "CREATE INDEX mine ON fills (price)",
+    ],
+)
+def test_what_others_added_is_a_warning(path: Path, statement: str) -> None:
+    done(path, statement)
+    found = audited(path)
+    assert found.holds
+    assert len(found.warnings) == 1
+    assert "is not ours" in found.warnings[0]
+
+
+def test_a_row_that_belongs_to_nothing_is_found(path: Path) -> None:
+    done(path, "DELETE FROM runs WHERE run_id = 'third'")
+    assert "belongs to a row that was removed" in said(path)
+
+
+@pytest.mark.parametrize("table", ["states", "answers", "twin_steps"])
+def test_a_row_without_its_step_is_found_in_every_run(path: Path, table: str) -> None:
+    """SQLite holds no key of a step's rows: a row of a run that is not the one checked, too."""
+    names = ", ".join(name for name in stored_columns(table) if name != "step")
+    with closing(sqlite3.connect(path)) as raw:
+        known = raw.execute(f"SELECT min(step) FROM {table}").fetchone()[0]
+        assert raw.execute(f"PRAGMA foreign_key_list({table})").fetchall() == []
+    far = (99 << 28) + 7
+    done(path, f"INSERT INTO {table} (step, {names}) SELECT {far}, {names} FROM {table} "
+               f"WHERE step = {known}")  # fmt: skip
+    assert said(path) == f"A row of {table} belongs to a row that was removed."
+
+
+# ---------------------------------------------------------------- the links between runs
+
+
+def removed(path: Path, run_key: int) -> None:
+    """Remove a run from every table."""
+    first, last = run_key << 28, (run_key + 1 << 28) - 1
+    steps = (
+        "twin_fills", "twin_steps", "fills", "orders", "holdings", "outcomes", "answers",
+        "events", "states", "steps",
+    )  # fmt: skip
+    done(
+        path,
+        *(f"DELETE FROM {table} WHERE step BETWEEN {first} AND {last}" for table in steps),
+        *(
+            f"DELETE FROM {t} WHERE run_key = {run_key}"
+            for t in ("gate_sets", "instruments", "runs")
+        ),
+    )
+
+
+@pytest.mark.parametrize("run_key", [1, 2])
+def test_a_deleted_run_is_found(path: Path, run_key: int) -> None:
+    removed(path, run_key)
+    assert "a run was removed" in said(path)
+
+
+def test_the_newest_run_can_be_deleted_unseen(path: Path) -> None:
+    removed(path, 3)
+    assert said(path) == ""
+
+
+def test_a_run_whose_tail_was_cut_since_is_found_by_the_run_after_it(path: Path) -> None:
+    last = (2 << 28) + 30
+    done(
+        path,
+        f"DELETE FROM events WHERE step = {last}",
+        f"DELETE FROM holdings WHERE step = {last}",
+        f"DELETE FROM states WHERE step = {last}",
+        f"DELETE FROM steps WHERE step = {last}",
+        "UPDATE runs SET step_count = 30, head_digest = "
+        f"(SELECT digest FROM steps WHERE step = {last - 1}) WHERE run_key = 2",
+    )
+    assert "does not hold the head that run second had" in said(path)
+
+
+def test_runs_stay_linked_when_the_earlier_one_goes_on_or_is_pruned(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    steps = cases.plain_steps(24 * 60 + 200)
+    cases.write_run(path, steps[:1500], of=cases.run("old"))
+    cases.write_run(path, steps[:5], of=cases.run("new"))
+    log = SqlAuditLog.open(path)
+    log.resume("old")
+    for step in steps[1500:]:
+        log.append_now(step)
+    log.close()
+    assert said(path, "new") == ""
+    prune(path, keep_days=1, pruned_at_ms=5)
+    assert said(path, "new") == said(path, "old") == ""
+
+
+# ---------------------------------------------------------------- prunes
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database with a run of one day and 305 minutes."""
+    path = tmp_path_factory.mktemp("prunes") / "run.db"
+    cases.write_run(path, cases.plain_steps(24 * 60 + 305))
+    return path
+
+
+def head_of(path: Path) -> bytes:
+    with Reader.open(path) as reader:
+        return reader.stored_run(reader.find("last")).head_digest
+
+
+def test_a_head_taken_before_a_prune_covers_what_the_prune_leaves(
+    long: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(long, tmp_path / "run.db"))
+    head = head_of(path)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    assert said(path, head=head) == ""
+    log = SqlAuditLog.open(path)
+    log.resume("r-1")
+    more = cases.plain_steps(24 * 60 + 500)[24 * 60 + 305 :]
+    for step in more:
+        log.append_now(replace(step, sequence=step.sequence + 1))
+    log.close()
+    later = head_of(path)
+    prune(path, keep_days=1, pruned_at_ms=6)
+    assert said(path, head=head) == said(path, head=later) == ""
+
+
+def test_a_run_that_ended_and_was_pruned_has_still_ended(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    cases.write_run(path, cases.plain_steps(24 * 60 + 305), end=True)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    with Reader.open(path) as reader:
+        (shown,) = reader.connection.execute("SELECT ended_at FROM v_runs").fetchone()
+        assert shown == reader.ended_at_ms("r-1") is not None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE fills SET reference_price = reference_price + 100 WHERE step & 4095 = 11",
+        "UPDATE orders SET quantity = 7 WHERE step & 4095 = 10",
+        "UPDATE holdings SET cash = cash + 1 WHERE step & 4095 = 11",
+        "UPDATE prunes SET state = x'00'",
+    ],
+)
+def test_a_forged_prune_is_found_under_a_head_kept_elsewhere(
+    long: Path, tmp_path: Path, statement: str
+) -> None:
+    """Prune, rewrite what was left, and make the whole chain fit: the prune's own story too."""
+    path = Path(shutil.copy(long, tmp_path / "run.db"))
+    head = head_of(path)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    done(path, statement)
+    assert said(path) != ""
+    rechain(path)
+    assert said(path) == ""
+    assert "No step has the digest" in said(path, head=head)
+
+
+def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) -> None:
+    """Drop the old steps and write the row in prunes by hand, with the true digests."""
+    path = Path(shutil.copy(long, tmp_path / "run.db"))
+    with closing(sqlite3.connect(path)) as raw:
+        digest = raw.execute("SELECT digest FROM steps WHERE step & 4095 = 304").fetchone()[0]
+        kept = raw.execute("SELECT kept_sha256 FROM states WHERE step & 4095 = 301").fetchone()[0]
+        for table in ("twin_steps", "answers", "states", "steps"):
+            raw.execute(f"DELETE FROM {table} WHERE step & 4095 < 305")
+        raw.execute("INSERT INTO prunes VALUES (1, 304, 5, ?, ?, NULL)", (digest, kept))
+        raw.commit()
+    assert "is not what the prune itself said" in said(path)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def dump(path: Path) -> list[str] | None:
+    """Return all that can be read of a database; None where something cannot."""
+    try:
+        with closing(sqlite3.connect(path)) as raw:
+            return list(raw.iterdump())
+    except (sqlite3.Error, UnicodeDecodeError, OverflowError, ValueError):
+        return None
+
+
+@pytest.mark.parametrize("kind", ["bit", "byte", "bytes"])
+def test_no_damage_that_changes_what_can_be_read_is_passed(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "run.db"
+    cases.write_run(path, [*cases.rich_steps()], end=True)
+    content, whole = path.read_bytes(), dump(path)
+    rng = random.Random(kind)
+    passed = 0
+    for _ in range(FLIPS // 3):
+        changed = bytearray(content)
+        for _ in range(rng.randint(2, 8) if kind == "bytes" else 1):
+            at = rng.randrange(len(changed))
+            changed[at] ^= 1 << rng.randrange(8) if kind == "bit" else rng.randrange(1, 256)
+        path.write_bytes(changed)
+        try:
+            holds = said(path) == ""
+        except (TracepaperError, sqlite3.DatabaseError):
+            holds = False  # one sentence, and exit 1, of which the commands take care
+        if holds:
+            assert dump(path) == whole
+            passed += 1
+    assert passed < FLIPS // 3
+
+
+def test_the_check_needs_no_torch(path: Path) -> None:
+    code = (
+        "import sys; from tracepaper.daemon.cli import main; "
+        f"sys.argv[1:] = ['audit', 'verify', '--db', {str(path)!r}]; code = main(); "
+        "assert not any(name.partition('.')[0] == 'torch' for name in sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "The chain of run third holds" in done.stdout

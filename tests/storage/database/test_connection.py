@@ -1,0 +1,240 @@
+"""Opening: one writer, readers that cannot write, schemas that are not ours, the library."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sqlite3
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.connection import open_reader, open_writer, sqlite_status
+from tracepaper.storage.database.lock import Holder, InstanceLock, holder_of, lock_file
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
+
+
+def test_a_new_database_has_the_promised_settings(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "new" / "a.db")
+    settings = {
+        name: writer.connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+        for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+    }
+    tables = writer.connection.exec_driver_sql(
+        "SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND schema = 'main'"
+    ).all()
+    writer.close()
+    full = 2
+    assert settings == {
+        "journal_mode": "wal",
+        "synchronous": full,
+        "foreign_keys": 1,
+        "busy_timeout": 1_000,
+    }
+    ours = {name for name, strict in tables if strict}
+    assert {name for name, _ in tables} - ours == {"alembic_version", "sqlite_schema"}
+
+
+def test_a_reader_can_neither_write_nor_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())
+    for step in cases.plain_steps(5):
+        log.append_now(step)
+    log.flush()
+    reader = open_reader(path)
+    for statement in ("DELETE FROM runs", "CREATE TABLE x (y)", "PRAGMA user_version = 5"):
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.execute(statement)
+    size = (tmp_path / "a.db-wal").stat().st_size
+    reader.close()
+    assert (tmp_path / "a.db-wal").stat().st_size == size > 0
+    log.close()
+
+
+def test_a_reader_sees_one_state_while_the_writer_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path, group_steps=5)
+    log.begin(cases.run())
+    steps = cases.plain_steps(40)
+    for step in steps[:10]:
+        log.append_now(step)
+    reader = open_reader(path)
+    reader.execute("BEGIN")
+    count = "SELECT count(*) FROM steps"
+    assert reader.execute(count).fetchone() == (10,)
+    for step in steps[10:]:
+        log.append_now(step)
+    assert reader.execute(count).fetchone() == (10,)
+    reader.execute("COMMIT")
+    assert reader.execute(count).fetchone() == (40,)
+    reader.close()
+    log.close()
+
+
+# ---------------------------------------------------------------- the lock
+
+
+def test_a_second_writer_is_refused_with_the_holders_pid(tmp_path: Path) -> None:
+    writer = open_writer(tmp_path / "a.db")
+    with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}"):
+        open_writer(tmp_path / "a.db")
+    writer.close()
+    open_writer(tmp_path / "a.db").close()
+
+
+def test_the_lock_file_names_the_daemons_address(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    writer = open_writer(path)
+    writer.lock.publish("http://127.0.0.1:8787")
+    assert json.loads(lock_file(path).read_text()) == {
+        "pid": os.getpid(),
+        "http": "http://127.0.0.1:8787",
+    }
+    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787")
+    writer.lock.publish("")
+    assert holder_of(path) == Holder(os.getpid(), "")
+    writer.close()
+    assert holder_of(path) is None
+
+
+def test_nobody_holds_a_database_that_was_never_opened(tmp_path: Path) -> None:
+    assert holder_of(tmp_path / "a.db") is None
+
+
+def _hold(path: Path, ready: Connection) -> None:
+    InstanceLock.acquire(path).publish("http://127.0.0.1:1")
+    ready.send(os.getpid())
+    ready.recv()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_hold, args=(path, theirs), daemon=True)
+    process.start()
+    assert ours.poll(60)
+    pid = ours.recv()
+    assert holder_of(path) == Holder(pid, "http://127.0.0.1:1")
+    with pytest.raises(ConfigInvalid, match=f"process {pid}"):
+        InstanceLock.acquire(path)
+    process.kill()
+    process.join(60)
+    assert json.loads(lock_file(path).read_text())["pid"] == pid
+    assert holder_of(path) is None
+    lock = InstanceLock.acquire(path)
+    assert holder_of(path) == Holder(os.getpid(), "")
+    lock.release()
+    lock.release()
+
+
+# ---------------------------------------------------------------- what is not ours
+
+
+def test_a_missing_database_is_not_made_by_a_reader(tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match="no database"):
+        open_reader(tmp_path / "a.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("opening", [open_reader, open_writer])
+@pytest.mark.parametrize("table", ["notes (text)", "alembic_version (version_num)"])
+def test_a_strange_database_is_refused_untouched(
+    tmp_path: Path, opening: Callable[[Path], object], table: str
+) -> None:
+    path = tmp_path / "a.db"
+    strange = sqlite3.connect(path)
+    strange.execute(f"CREATE TABLE {table}")
+    strange.commit()
+    strange.close()
+    before = path.read_bytes()
+    with pytest.raises(DataInvalid, match="not a tracepaper database"):
+        opening(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("opening", [open_reader, open_writer])
+def test_a_file_that_is_no_database_is_refused(
+    tmp_path: Path, opening: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a.db"
+    path.write_bytes(b"open_time,open,high,low,close\n" * 100)
+    with pytest.raises(DataInvalid, match="cannot be read as a database"):
+        opening(path)
+
+
+@pytest.mark.parametrize("opening", [open_reader, open_writer])
+@pytest.mark.parametrize(
+    ("revision", "sentence"),
+    [
+        ("0000", "keep the file for the version that made it"),
+        ("0001", "keep the file for the version that made it"),
+        ("9999", "install the tracepaper that made it"),
+        ("ae1027a6acf", "install the tracepaper that made it"),
+    ],
+)
+def test_another_schema_is_refused_with_what_to_do(
+    tmp_path: Path, opening: Callable[[Path], object], revision: str, sentence: str
+) -> None:
+    path = tmp_path / "a.db"
+    open_writer(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    connection.commit()
+    connection.close()
+    with pytest.raises(DataInvalid, match=sentence):
+        opening(path)
+    assert holder_of(path) is None
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AuditUnwritable, match="choose another --db"):
+        open_writer(tmp_path / "file" / "a.db")
+
+
+def test_a_folder_in_the_databases_place_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.db").mkdir()
+    with pytest.raises(AuditUnwritable, match=r"^.*a\.db is a folder; .* choose another --db\.$"):
+        open_writer(tmp_path / "a.db")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.db"]
+
+
+# ---------------------------------------------------------------- configuration, library
+
+
+@pytest.mark.parametrize(
+    ("version", "is_usable", "has_fault"),
+    [
+        ((3, 36, 0), False, False),
+        ((3, 37, 0), True, True),
+        ((3, 40, 1), True, True),
+        ((3, 44, 5), True, True),
+        ((3, 44, 6), True, False),
+        ((3, 45, 0), True, True),
+        ((3, 50, 6), True, True),
+        ((3, 50, 7), True, False),
+        ((3, 51, 2), True, True),
+        ((3, 51, 3), True, False),
+        ((3, 60, 0), True, False),
+    ],
+)
+def test_the_library_is_judged_by_its_version(
+    version: tuple[int, int, int], is_usable: bool, has_fault: bool
+) -> None:
+    status = sqlite_status(version)
+    assert status.version == ".".join(map(str, version))
+    assert status.is_usable is is_usable
+    assert ("WAL-reset fault" in status.verdict) is has_fault
+
+
+def test_the_library_in_use_can_be_used() -> None:
+    status = sqlite_status()
+    assert status.is_usable
+    assert status.version == sqlite3.sqlite_version

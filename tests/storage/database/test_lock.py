@@ -1,0 +1,469 @@
+"""What is done to the files under a writer: noticed before the next step is acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import builders
+import pytest
+import storage_cases as cases
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.candles import HistoryWriter
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.connection import open_writer
+from tracepaper.storage.database.lock import Holder, WatchedFile, holder_of, lock_file
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
+from tracepaper.strategies.types.decisions import Step
+
+STEPS = cases.plain_steps(120)
+
+
+def beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def stored(path: Path) -> list[Step]:
+    with Reader.open(path) as reader:
+        assert verify_chain(reader.connection, "r-1").holds
+        return [found.step for found in reader.steps("r-1")]
+
+
+def log_of(path: Path, *, checkpoint_pages: int = 1_000) -> SqlAuditLog:
+    writer = open_writer(path)
+    writer.connection.exec_driver_sql(f"PRAGMA wal_autocheckpoint = {checkpoint_pages}")
+    log = SqlAuditLog(writer, group_steps=1)
+    log.begin(cases.run())
+    return log
+
+
+def elsewhere(code: str, *arguments: Path) -> str:
+    """Run *code* in another process; SQLite's locks are a process's own."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return done.stdout
+
+
+# ---------------------------------------------------------------- what ends the run
+
+
+def replace_by_copy(path: Path) -> None:
+    shutil.copy(path, beside(path, ".copy"))
+    beside(path, ".copy").rename(path)
+
+
+def replace_by_shorter(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def halve(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def refill(path: Path) -> None:
+    """Cut the file and write it further back, as a writer does that does not look."""
+    size = path.stat().st_size
+    os.truncate(path, size // 2)
+    os.truncate(path, size)
+
+
+DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "file deleted": ("", Path.unlink, "deleted, moved or replaced"),
+    "file moved": ("", lambda file: file.rename(beside(file, ".old")), "deleted, moved"),
+    "file replaced by its copy": ("", replace_by_copy, "deleted, moved or replaced"),
+    "file emptied": ("", empty, r"was cut from \d+ to 0 bytes"),
+    "file halved": ("", halve, r"was cut from \d+ to \d+ bytes"),
+    "log deleted": ("-wal", Path.unlink, "saved into .*: start again"),
+    "log moved": ("-wal", lambda file: file.rename(beside(file, ".old")), "saved into"),
+    "log replaced by its copy": ("-wal", replace_by_copy, "saved into .*: start again"),
+    "log replaced by half of it": ("-wal", replace_by_shorter, "saved into .*: start again"),
+    "log emptied": ("-wal", empty, "was cut or overwritten"),
+    "log halved": ("-wal", halve, "was cut or overwritten"),
+    "log halved and grown again": ("-wal", refill, "was cut or overwritten"),
+    "index deleted": ("-shm", Path.unlink, "saved into .*: start again"),
+    "index replaced": ("-shm", replace_by_copy, "saved into .*: start again"),
+}
+
+
+BEYOND_USE = {"log halved", "log halved and grown again"}
+"""Where checkpoints come often, these cut what the database holds already."""
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint_pages"),
+    [
+        *((name, 1_000) for name in DAMAGES),
+        *((name, 10) for name in sorted(DAMAGES.keys() - BEYOND_USE)),
+    ],
+)
+def test_no_step_is_acknowledged_after_a_file_was_taken_away(
+    tmp_path: Path, name: str, checkpoint_pages: int
+) -> None:
+    ending, damage, words = DAMAGES[name]
+    path = tmp_path / "a.db"
+    log = log_of(path, checkpoint_pages=checkpoint_pages)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    damage(beside(path, ending))
+    for _ in range(2):
+        with pytest.raises(AuditUnwritable, match=words):
+            log.append_now(STEPS[40])
+    log.close()
+    if "saved" in words:
+        assert stored(path) == STEPS[:40]
+
+
+@pytest.mark.parametrize("name", [name for name in DAMAGES if name != "file halved"])
+def test_nor_where_it_happens_while_a_step_is_committed(tmp_path: Path, name: str) -> None:
+    ending, damage, words = DAMAGES[name]
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+
+    def at(statement: str) -> None:
+        if statement == "COMMIT":
+            damage(beside(path, ending))
+
+    raw = log._raw  # noqa: SLF001 - where a statement begins, only SQLite knows
+    raw.set_trace_callback(at)
+    with pytest.raises(AuditUnwritable, match=words):
+        log.append_now(STEPS[40])
+    raw.set_trace_callback(None)
+    with pytest.raises(AuditUnwritable, match=words):
+        log.append_now(STEPS[41])
+    log.close()
+    if "saved" in words:
+        assert stored(path) == STEPS[:41]  # the one in hand as well: it was committed
+
+
+def test_another_log_is_laid_aside_before_it_can_be_read_over_what_was_saved(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    with Reader.open(path) as reader:  # so that the close below is not the last one
+        replace_by_shorter(beside(path, "-wal"))
+        with pytest.raises(AuditUnwritable, match="saved into"):
+            log.append_now(STEPS[40])
+        log.close()
+        assert not beside(path, "-wal").exists()
+        assert beside(path, "-wal.replaced").exists()
+        assert reader.connection.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+    assert stored(path) == STEPS[:40]
+
+
+READER = """
+import sqlite3, sys
+db = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro", uri=True, isolation_level=None)
+db.execute("BEGIN")
+print(db.execute("SELECT count(*) FROM steps").fetchone(), flush=True)
+for statement in sys.stdin:
+    print(db.execute(statement).fetchone(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, replace_by_copy, replace_by_shorter])
+def test_a_restart_goes_on_beside_a_reader_of_the_log_that_was_deleted(
+    tmp_path: Path, damage: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    command = [sys.executable, "-c", READER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdin is not None
+        assert reader.stdout is not None
+        assert reader.stdout.readline()
+        damage(beside(path, "-wal"))
+        with pytest.raises(AuditUnwritable, match=r"saved into .*: start again"):
+            log.append_now(STEPS[40])
+        log.close()
+        # Its transaction needs the log that is gone, so no other may begin in its place.
+        with pytest.raises(AuditUnwritable, match=r"still reads .*every stored step is in"):
+            open_writer(path)
+        reader.stdin.write("COMMIT\n")
+        reader.stdin.flush()
+        assert reader.stdout.readline()
+        for first in (40, 60):
+            log = SqlAuditLog(open_writer(path), group_steps=1)
+            log.resume("r-1")
+            for step in STEPS[first : first + 20]:
+                log.append_now(step)
+            log.close()
+        reader.stdin.close()
+    assert stored(path) == STEPS[:80]
+
+
+def test_a_hole_in_a_log_that_another_process_began_anew_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    for step in STEPS[:40]:
+        log.append_now(step)
+    elsewhere(
+        "import sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchall()\n"
+        "db.execute('CREATE TABLE notes (text)')\n"
+        "for number in range(20):\n"
+        "    db.execute('INSERT INTO notes VALUES (?)', (str(number),))\n",
+        path,
+    )
+    refill(beside(path, "-wal"))
+    with pytest.raises(AuditUnwritable, match="was cut or overwritten"):
+        log.append_now(STEPS[40])
+    log.close()
+
+
+# ---------------------------------------------------------------- what does not
+
+
+def no_harm(_path: Path) -> None:
+    """Do nothing: our own checkpoints must not alarm."""
+
+
+def foreign_checkpoint(path: Path) -> None:
+    elsewhere(
+        "import sqlite3, sys\n"
+        "with sqlite3.connect(sys.argv[1]) as db:\n"
+        "    print(db.execute('PRAGMA wal_checkpoint(TRUNCATE)').fetchone())",
+        path,
+    )
+    assert beside(path, "-wal").stat().st_size == 0
+
+
+def foreign_visit(path: Path) -> None:
+    elsewhere(
+        "import sqlite3, sys\n"
+        "db = sqlite3.connect(sys.argv[1])\n"
+        "print(db.execute('SELECT count(*) FROM runs').fetchone())\n"
+        "db.close()",
+        path,
+    )
+
+
+def copy(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(":memory:")) as target:
+        source.backup(target)
+
+
+def forbid(path: Path) -> None:
+    path.chmod(0)
+    beside(path, "-wal").chmod(0o400)
+
+
+@pytest.mark.parametrize("checkpoint_pages", [1, 10, 1_000])
+@pytest.mark.parametrize(
+    "visit", [no_harm, foreign_checkpoint, foreign_visit, copy, forbid], ids=lambda f: f.__name__
+)
+def test_what_loses_nothing_ends_nothing(
+    tmp_path: Path, visit: Callable[[Path], None], checkpoint_pages: int
+) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path, checkpoint_pages=checkpoint_pages)
+    for number, step in enumerate(STEPS):
+        if number in {40, 41}:
+            visit(path)
+        log.append_now(step)
+    log.close()
+    path.chmod(0o600)
+    assert stored(path) == STEPS
+
+
+@pytest.mark.parametrize("name", sorted(BEYOND_USE))
+def test_a_cut_beyond_what_the_log_still_needs_loses_nothing(tmp_path: Path, name: str) -> None:
+    _, damage, _ = DAMAGES[name]
+    path = tmp_path / "a.db"
+    log = log_of(path, checkpoint_pages=10)
+    for number, step in enumerate(STEPS):
+        if number == 40:
+            damage(beside(path, "-wal"))
+        log.append_now(step)
+    log.close()
+    assert stored(path) == STEPS
+
+
+# ---------------------------------------------------------------- one writer, whatever the name
+
+
+def named(path: Path, way: str) -> Path:
+    """Return another name of the database *path*."""
+    other = path.parent / "elsewhere" / "b.db"
+    other.parent.mkdir()
+    if way == "hard link":
+        os.link(path, other)
+    elif way == "symbolic link":
+        other.symlink_to(path)
+    elif way == "link of its folder":
+        other = path.parent / "folder" / path.name
+        other.parent.symlink_to(path.parent)
+    else:
+        lock_file(path).unlink()
+        other = path
+    return other
+
+
+WAYS = ["hard link", "symbolic link", "link of its folder", "deleted lock file"]
+SECOND = """
+import sys
+from pathlib import Path
+from tracepaper.storage.database.connection import open_writer
+from tracepaper.strategies.errors import ConfigInvalid
+try:
+    open_writer(Path(sys.argv[1]))
+except ConfigInvalid as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_second_writer_is_refused_under_any_name(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    log.append_now(STEPS[0])
+    other = named(path, way)
+    assert f"in use by process {os.getpid()}; stop it" in elsewhere(SECOND, other)
+    with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}; stop it"):
+        open_writer(other)
+    foreign_visit(path)  # had our locks gone, its close would delete the log
+    log.append_now(STEPS[1])
+    log.close()
+    assert stored(path) == STEPS[:2]
+
+
+def test_a_lock_file_that_was_deleted_comes_back_with_the_next_step(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    log.lock.publish("http://127.0.0.1:8787")
+    lock_file(path).unlink()
+    assert holder_of(path) is None
+    log.append_now(STEPS[0])
+    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787")
+    lock_file(path).unlink()
+    lock_file(path).write_text("another's")
+    log.append_now(STEPS[1])
+    assert holder_of(path) == Holder(os.getpid(), "http://127.0.0.1:8787")
+    log.close()
+    assert holder_of(path) is None
+
+
+def test_the_lock_goes_with_the_writer(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    open_writer(path).close()
+    file = WatchedFile.open(path)
+    with pytest.raises(ConfigInvalid, match=f"in use by process {os.getpid()}"):
+        open_writer(path)
+    file.close()
+    file.close()
+    open_writer(path).close()
+
+
+# ---------------------------------------------------------------- a foreign write lock
+
+
+async def test_a_foreign_write_lock_is_waited_for_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    log.append_now(STEPS[0])
+    raw = log._raw  # noqa: SLF001 - a second is long for a test
+    raw.execute("PRAGMA busy_timeout = 1")
+    waits = 0
+    with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+
+        def waiting() -> None:
+            nonlocal waits
+            waits += 1
+            assert log.is_blocked
+            if waits == 20:
+                shell.execute("ROLLBACK")
+
+        log.report_waits(waiting)
+        await log.append(STEPS[1])
+    assert (waits, log.is_blocked) == (20, False)
+    log.close()
+    assert stored(path) == STEPS[:2]
+
+
+async def test_a_stop_under_a_foreign_write_lock_says_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    log.append_now(STEPS[0])
+    raw = log._raw  # noqa: SLF001 - a second is long for a test
+    raw.execute("PRAGMA busy_timeout = 1")
+    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        waits = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        log.report_waits(lambda: loop.call_soon_threadsafe(waits.set))
+        appending = asyncio.create_task(log.append(STEPS[1]))
+        await waits.wait()
+        with pytest.raises(AuditUnwritable, match=r"locked\); end the transaction of the other"):
+            log.end(7)
+        with pytest.raises(AuditUnwritable, match="end the transaction of the other process"):
+            await appending
+        log.close()
+    assert stored(path) == STEPS[:1]
+
+
+def blocked(path: Path, work: Callable[[], object]) -> str:
+    """Return what *work* says while another process has *path* locked."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(AuditUnwritable) as caught:
+            work()
+    return str(caught.value)
+
+
+def test_what_nobody_watches_does_not_wait_for_ever_nor_speak_of_a_full_disk(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    log = log_of(path)
+    log.append_now(STEPS[0])
+    log._raw.execute("PRAGMA busy_timeout = 1")  # noqa: SLF001 - a second is long for a test
+    said = blocked(path, lambda: log.append_now(STEPS[1]))
+    assert "locked); end the transaction of the other process" in said
+    log.close()
+    with HistoryWriter(tmp_path / "archive.db") as archive:
+        series = (builders.instrument(), builders.MINUTE, builders.bars(3))
+        with closing(sqlite3.connect(tmp_path / "archive.db", isolation_level=None)) as shell:
+            shell.execute("BEGIN IMMEDIATE")
+            with pytest.raises(AuditUnwritable, match="end the transaction of the other process"):
+                archive.write(*series)
+
+
+@pytest.mark.parametrize("ending", ["", "-wal"])
+def test_an_archive_that_is_taken_away_says_so(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / "archive.db"
+    bars = builders.bars(20)
+    with HistoryWriter(path) as archive:
+        archive.write(builders.instrument(), builders.MINUTE, bars[:10])
+        beside(path, ending).unlink()
+        with pytest.raises(AuditUnwritable, match="was deleted"):
+            archive.write(builders.instrument(), builders.MINUTE, bars[10:])

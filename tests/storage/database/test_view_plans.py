@@ -1,0 +1,123 @@
+"""The newest rows of every view are found by seeks: nothing run-sized is scanned or sorted."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+
+import pytest
+import storage_cases as cases
+
+from tracepaper.storage.database.queries import DECISIONS, EQUITY, TRADES
+from tracepaper.storage.database.views import VIEWS
+
+OF_RUN = "WHERE run_id = 'plain'"
+NEWEST = "ORDER BY sequence DESC LIMIT 100"
+SEQUENCED = [view.name for view in VIEWS if view.name != "v_runs"]
+TIMED = ("v_decisions", "v_bars")
+
+FEW = re.compile(
+    r"SCAN (n VIRTUAL TABLE.*|answers|twin_steps|z( .*)?|CONSTANT ROW)$|.* RIGHT PART OF ORDER BY$"
+)
+"""The buckets of a decision, a look for any row at all, no row, and the fills of a step."""
+WHOLE_RUN = re.compile(r"SEARCH (\w+) USING (?:COVERING )?INDEX \w+ \(run_key=\?\)")
+"""A walk over all of a run, which only the rows in their order may take: LIMIT ends it."""
+SORTED = "USE TEMP B-TREE FOR ORDER BY"
+COSTLY = re.compile(r"SCAN|TEMP B-TREE|MATERIALIZE|CO-ROUTINE|AUTOMATIC")
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sqlite3.Connection]:
+    """Return a database of two runs, that can be changed and rolled back."""
+    path = tmp_path_factory.mktemp("plans") / "a.db"
+    cases.write_run(path, cases.rich_steps(), of=cases.run("rich"))
+    cases.write_run(path, cases.plain_steps(120), of=cases.run("plain"))
+    connection = sqlite3.connect(path, isolation_level=None, cached_statements=0)
+    yield connection
+    connection.close()
+
+
+def costly(database: sqlite3.Connection, question: str) -> list[str]:
+    """Return the steps of the plan of *question* whose cost grows with a run."""
+    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {question}")]
+    assert plan
+    (view,) = (view for view in VIEWS if f" {view.name} " in question)
+    walked = re.findall(r"FROM runs r JOIN \w+ (\w)", view.sql)
+    # What a prune has kept of events is found by its steps and sorted: that arm alone may be.
+    kept = plan.index("RIGHT") if view.name == "v_events" and "RIGHT" in plan else 0
+    assert not kept or "SEARCH p USING PRIMARY KEY (run_key=?)" in plan[:kept]
+    found = []
+    for line in (one for at, one in enumerate(plan) if at >= kept or one != SORTED):
+        of = WHOLE_RUN.match(line)
+        is_walk = of is not None and of[1] not in walked
+        if (COSTLY.search(line) or is_walk) and not FEW.match(line):
+            found.append(line)
+    return found
+
+
+@pytest.mark.parametrize("view", SEQUENCED)
+def test_the_newest_rows_of_a_run_are_found_by_seeks(
+    view: str, database: sqlite3.Connection
+) -> None:
+    assert costly(database, f"SELECT * FROM {view} {OF_RUN} {NEWEST}") == []
+
+
+def test_a_run_that_is_sorted_is_found_beside_the_sorted_arm_of_a_prune(
+    database: sqlite3.Connection,
+) -> None:
+    database.execute("BEGIN")
+    try:
+        database.execute("DROP INDEX steps_run_sequence")
+        assert SORTED in costly(database, f"SELECT * FROM v_events {OF_RUN} {NEWEST}")
+    finally:
+        database.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("question", [DECISIONS, TRADES, EQUITY])
+def test_the_prepared_questions_are_answered_by_seeks(
+    question: str, database: sqlite3.Connection
+) -> None:
+    asked = question.replace(":run", "'plain'").replace(":limit", "20")
+    assert costly(database, asked) == []
+
+
+@pytest.mark.parametrize("view", SEQUENCED)
+def test_a_step_of_a_run_is_found_by_seeks(view: str, database: sqlite3.Connection) -> None:
+    question = f"SELECT * FROM {view} {OF_RUN} AND sequence = 7"
+    assert [line for line in costly(database, question) if "CO-ROUTINE" not in line] == []
+
+
+@pytest.mark.parametrize("view", TIMED)
+@pytest.mark.parametrize("run", ["run_id = 'plain' AND", ""])
+def test_what_was_decided_at_a_time_is_found_by_seeks(
+    view: str, run: str, database: sqlite3.Connection
+) -> None:
+    question = (
+        f"SELECT * FROM {view} WHERE {run} instrument = 'linear:BTCUSDT' AND open_time_ms = 5"
+    )
+    plan = [row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {question}")]
+    assert any("INDEX steps_time (open_time_ms=?" in line for line in plan)
+    assert not any(re.match(r"SCAN [sb]\b", line) for line in plan)
+
+
+@pytest.mark.parametrize(
+    ("index", "question"),
+    [
+        ("steps_run_sequence", f"SELECT * FROM v_equity {OF_RUN} {NEWEST}"),
+        ("steps_run_sequence", f"SELECT * FROM v_explanations {OF_RUN} {NEWEST}"),
+        ("fills_run_sequence", f"SELECT * FROM v_fills {OF_RUN} {NEWEST}"),
+        ("events_run_sequence", f"SELECT * FROM v_gaps {OF_RUN} {NEWEST}"),
+        ("orders_order", f"SELECT * FROM v_orders {OF_RUN} {NEWEST}"),
+        ("fills_order", f"SELECT price FROM v_orders {OF_RUN} {NEWEST}"),
+    ],
+)
+def test_without_its_index_a_plan_is_refused(
+    index: str, question: str, database: sqlite3.Connection
+) -> None:
+    assert costly(database, question) == []
+    database.execute("BEGIN")
+    database.execute(f"DROP INDEX {index}")
+    found = costly(database, question)
+    database.execute("ROLLBACK")
+    assert found

@@ -1,0 +1,231 @@
+"""Step → rows → Step is the identity, in memory and through a real file."""
+
+from __future__ import annotations
+
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+import storage_cases as cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.chunks import gate_set_of
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.columns import Row, stored_columns
+from tracepaper.storage.record.decode import Interned, StepDecoder, StoredRows
+from tracepaper.storage.record.encode import StepEncoder
+from tracepaper.storage.record.rows import (
+    SPARSE_TABLES,
+    StepRows,
+    StepShape,
+    instrument_of,
+    instrument_row,
+    run_of,
+    run_row,
+    sequence_of,
+    step_key,
+)
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.types.decisions import Action, DecisionOutcome, GateSet, Step
+from tracepaper.strategies.types.market import Bar, InstrumentChange
+
+
+def through_rows(steps: list[Step]) -> list[Step]:
+    """Encode *steps*, then decode them from the rows alone."""
+    encoder = StepEncoder(cases.run(), 3)
+    outcomes: dict[int, Row] = {}
+    holdings: dict[tuple[int, int], Row] = {}
+    sets: dict[int, list[Row]] = {}
+    decoder = StepDecoder(
+        cases.run(),
+        Interned(
+            outcomes.__getitem__,
+            lambda sequence, book: holdings[sequence, book],
+            lambda key: _gate_set(sets[key]),
+        ),
+    )
+    decoded = []
+    for step in steps:
+        rows = encoder.encode(step)
+        sparse: dict[str, list[Row]] = {}
+        for table, row in rows.sparse:
+            sparse.setdefault(table, []).append(row)
+            at = sequence_of(int(row[0] or 0))
+            if table == "outcomes":
+                outcomes[at] = row
+            elif table == "holdings":
+                holdings[at, int(row[1] or 0)] = row
+        for row in rows.gate_set:
+            sets.setdefault(int(row[1] or 0), []).append(row)
+        decoded.append(decoder.step(StoredRows(rows.core, sparse)))
+    return decoded
+
+
+def _gate_set(rows: list[Row]) -> GateSet:
+    return gate_set_of([tuple(row) for row in rows])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(cases.steps, min_size=1, max_size=4).map(cases.renumbered))
+def test_rows_give_back_the_very_step(steps: list[Step]) -> None:
+    assert through_rows(steps) == steps
+
+
+@settings(max_examples=25, deadline=None)
+@given(drawn=st.lists(cases.steps, min_size=1, max_size=5).map(cases.renumbered))
+def test_a_real_file_gives_back_the_very_steps(
+    drawn: list[Step], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("rows") / "steps.db"
+    cases.write_run(path, drawn)
+    with Reader.open(path) as reader:
+        assert [stored.step for stored in reader.steps("r-1")] == drawn
+
+
+@pytest.mark.parametrize("steps", [cases.rich_steps(), cases.plain_steps(300)])
+def test_whole_runs_come_back_from_a_file(steps: list[Step], tmp_path: Path) -> None:
+    cases.write_run(tmp_path / "run.db", steps)
+    with Reader.open(tmp_path / "run.db") as reader:
+        assert [stored.step for stored in reader.steps("r-1")] == steps
+        assert [stored.step for stored in reader.steps("r-1", after=3, until=9)] == steps[4:10]
+
+
+def test_a_run_comes_back_from_its_rows() -> None:
+    run = cases.run(parent_run_id="r-0")
+    rows = [instrument_row(known, 7, place) for place, known in enumerate(run.instruments)]
+    assert run_of(run_row(run, 7, 2), rows) == run
+    assert [instrument_of(row) for row in rows] == list(run.instruments)
+
+
+def test_columns_stand_in_the_order_of_the_schema() -> None:
+    encoder = StepEncoder(cases.run(), 1)
+    seen = set()
+    for step in cases.rich_steps():
+        rows = encoder.encode(step)
+        assert len(rows.core) == len(stored_columns("steps")) - 1
+        for table, row in rows.sparse:
+            seen.add(table)
+            assert len(row) == len(stored_columns(table)), table
+    assert seen == set(SPARSE_TABLES)
+
+
+def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
+    (step,) = (step for step in cases.rich_steps() if step.sequence == 9)
+    prediction = cases.model_forecast(0)
+    broken = replace(prediction, mean_return=(nan, -0.0), volatility=(inf, 1.0))
+    (back,) = through_rows([replace(step, sequence=0, prediction=broken)])
+    assert back.prediction is not None
+    assert repr(getattr(back.prediction, "mean_return")) == "(nan, 0.0)"  # noqa: B009
+    assert repr(getattr(back.prediction, "volatility")) == "(nan, 1.0)"  # noqa: B009
+
+
+@given(st.integers(0, 2**45 - 1))
+def test_a_shape_comes_back_from_its_number(number: int) -> None:
+    assert StepShape.unpack(number).pack() == number
+
+
+class Watched(StepEncoder):
+    """Counts the steps that go the short way, and lets none go where it is closed."""
+
+    noted = bare = 0
+    is_closed = False
+
+    def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
+        rows = None if self.is_closed else super()._plain_bar(step, bar, place)
+        if rows is not None:
+            self.noted += bool(rows.sparse)
+            self.bare += not rows.sparse
+        return rows
+
+
+def repeating(seed: int, notes: list[Any]) -> list[Step]:
+    """Return a replay whose decisions share their outcomes, as an engine's do, with *notes*."""
+    outcomes: dict[Action, DecisionOutcome] = {}
+    steps = []
+    for step, note in zip(cases.plain_steps(len(notes), seed=seed), notes, strict=True):
+        decision, bar = step.decision, step.event
+        assert decision is not None
+        assert isinstance(bar, Bar)
+        outcome = outcomes.setdefault(decision.outcome.action, decision.outcome)
+        turnover = None if step.sequence % 3 else bar.turnover
+        steps.append(
+            replace(
+                step,
+                decision=replace(decision, outcome=outcome, note=note),
+                event=replace(bar, turnover=turnover),
+            )
+        )
+    return steps
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 99), st.lists(cases.notes, min_size=24, max_size=24))
+def test_a_step_has_the_same_rows_on_the_short_way_and_on_the_long_one(
+    seed: int, notes: list[Any]
+) -> None:
+    short, long = Watched(cases.run(), 3), Watched(cases.run(), 3)
+    long.is_closed = True
+    for step in repeating(seed, notes):
+        assert short.encode(step) == long.encode(step)
+
+
+def test_most_plain_bars_go_the_short_way_with_and_without_a_note() -> None:
+    encoder = Watched(cases.run(), 3)
+    for step in repeating(1, [{"rsi": 27.3}, {}, None] * 20):
+        encoder.encode(step)
+    assert encoder.noted >= 30
+    assert encoder.bare >= 15
+
+
+def test_a_plain_bar_has_shape_one() -> None:
+    assert StepShape(True, False, False, False, False, 0, 0, 0, 0, 0, 0).pack() == 1
+
+
+def test_a_key_names_run_and_sequence() -> None:
+    assert sequence_of(step_key(5, 1234)) == 1234
+    assert step_key(5, 0) > step_key(4, 2**28 - 1)
+
+
+def test_new_decimals_within_a_run_are_refused() -> None:
+    finer = replace(cases.BTC, price_decimals=3)
+    step = replace(cases.rich_steps()[0], event=InstrumentChange(finer, 1, 1))
+    with pytest.raises(DataInvalid, match="restart to open a new run"):
+        StepEncoder(cases.run(), 1).encode(step)
+
+
+def test_a_new_tick_within_a_run_is_kept() -> None:
+    coarser = replace(cases.BTC, tick_size=50)
+    step = replace(cases.rich_steps()[0], event=InstrumentChange(coarser, 1, 1))
+    assert through_rows([step]) == [step]
+
+
+def test_a_bar_of_a_strange_instrument_is_refused() -> None:
+    step = cases.plain_steps(1)[0]
+    strange = replace(step, event=replace(step.event, instrument="linear:DOGEUSDT"))
+    with pytest.raises(InvariantBroken, match="linear:DOGEUSDT is not an instrument"):
+        StepEncoder(cases.run(), 1).encode(strange)
+
+
+def test_a_number_beyond_64_bits_is_refused_before_it_is_stored(tmp_path: Path) -> None:
+    step = cases.plain_steps(1)[0]
+    with_huge = replace(step, event=replace(step.event, volume=2**64))
+    log = SqlAuditLog.open(tmp_path / "x.db")
+    log.begin(cases.run())
+    log.append_now(with_huge)
+    with pytest.raises(InvariantBroken, match="step 0"):
+        log.flush()
+    log.close()
+
+
+def test_a_gate_without_a_column_is_refused() -> None:
+    step = cases.plain_steps(1)[0]
+    assert step.decision is not None
+    gates = replace(cases.CROSS_GATES, gates=(*cases.CROSS_GATES.gates[:-1], "undeclared"))
+    outcome = replace(step.decision.outcome, gate_set=gates)
+    strange = replace(step, decision=replace(step.decision, outcome=outcome))
+    with pytest.raises(InvariantBroken, match="undeclared has no column"):
+        StepEncoder(cases.run(), 1).encode(strange)

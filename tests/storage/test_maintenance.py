@@ -1,0 +1,259 @@
+"""Backups are consistent while a daemon writes; a prune keeps chain, trades and resume."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+from builders import MINUTE, altered
+from msgspec.structs import replace
+from storage_cases import prune
+
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.maintenance import Pruning, backup
+from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.decisions import Action, Step
+
+DAY = 24 * 60
+STEPS = cases.plain_steps(DAY + 500)
+
+
+def verify(path: Path) -> ChainReport:
+    with Reader.open(path) as reader:
+        return verify_chain(reader.connection, "r-1")
+
+
+def stored(path: Path) -> list[Step]:
+    with Reader.open(path) as reader:
+        return [found.step for found in reader.steps("r-1")]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("retention") / "a.db"
+    cases.write_run(path, STEPS)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(written: bytes, tmp_path: Path) -> Path:
+    """Return a database with a run of one day and 500 minutes."""
+    (tmp_path / "a.db").write_bytes(written)
+    return tmp_path / "a.db"
+
+
+# ---------------------------------------------------------------- backup
+
+
+def test_a_backup_is_the_database_while_it_is_being_written(tmp_path: Path) -> None:
+    path, copy = tmp_path / "a.db", tmp_path / "copy.db"
+    log = SqlAuditLog.open(path, group_steps=10)
+    log.begin(cases.run())
+    for step in STEPS[:100]:
+        log.append_now(step)
+    backup(path, copy)
+    for step in STEPS[100:120]:
+        log.append_now(step)
+    log.close()
+    assert stored(copy) == STEPS[:100]
+    assert verify(copy).holds
+    assert stored(path) == STEPS[:120]
+
+
+def test_a_run_can_be_resumed_from_its_backup(path: Path, tmp_path: Path) -> None:
+    backup(path, tmp_path / "copy.db")
+    log = SqlAuditLog.open(tmp_path / "copy.db")
+    assert log.resume("r-1").next_sequence == len(STEPS)
+    log.close()
+
+
+def test_a_backup_never_replaces_a_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "copy.db").write_text("mine")
+    with pytest.raises(DataInvalid, match="exists already"):
+        backup(path, tmp_path / "copy.db")
+    assert (tmp_path / "copy.db").read_text() == "mine"
+
+
+def test_a_backup_that_cannot_be_written_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(AuditUnwritable, match="choose another place"):
+        backup(path, tmp_path / "missing" / "copy.db")
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(
+    path: Path, tmp_path: Path
+) -> None:
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+    with pytest.raises((DataInvalid, AuditUnwritable)):
+        backup(path, tmp_path / "copy.db")
+    assert not (tmp_path / "copy.db").exists()
+
+
+# ---------------------------------------------------------------- prune
+
+
+def stored_at(steps: Sequence[Step], before: int) -> int:
+    """Return where a prune cuts: before the last step until *before* that stored a state."""
+    return max(step.sequence for step in steps[:before] if step.state is not None) - 1
+
+
+UNTIL = stored_at(STEPS, 500)
+
+
+def test_a_prune_cuts_where_no_confirmation_is_lost(tmp_path: Path) -> None:
+    # Without a confirmed position since the last state, any step will do.
+    path = tmp_path / "a.db"
+    quiet = [
+        replace(
+            step, twins=(),
+            decision=step.decision and altered(step.decision, action=Action.HOLD),
+            state=b"only" if step.sequence == 3 else None,
+        )
+        for step in STEPS
+    ]  # fmt: skip
+    cases.write_run(path, quiet)
+    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == 499
+
+
+def test_a_pruned_chain_holds_from_where_it_was_cut(path: Path) -> None:
+    size = path.stat().st_size
+    assert prune(path, keep_days=1, pruned_at_ms=5) == [Pruning("r-1", UNTIL, UNTIL + 1)]
+    report = verify(path)
+    assert report.holds
+    assert (report.pruned_until, report.steps) == (UNTIL, len(STEPS) - UNTIL)
+    assert stored(path)[:-1] == STEPS[UNTIL + 1 :]
+    assert path.stat().st_size < size * 0.87
+
+
+def test_trades_survive_a_prune(path: Path) -> None:
+    def trades() -> list[tuple[object, ...]]:
+        with Reader.open(path) as reader:
+            return (
+                reader.connection.execute("SELECT * FROM v_fills ORDER BY sequence").fetchall()
+                + reader.connection.execute("SELECT * FROM v_orders ORDER BY order_id").fetchall()
+            )
+
+    before = trades()
+    prune(path, keep_days=1, pruned_at_ms=5)
+    assert trades() == before
+
+
+def test_a_pruned_run_resumes_as_before(path: Path) -> None:
+    log = SqlAuditLog.open(path)
+    before = log.resume("r-1")
+    log.close()
+    prune(path, keep_days=1, pruned_at_ms=5)
+    log = SqlAuditLog.open(path)
+    resumed = log.resume("r-1")
+    log.close()
+    assert resumed.next_sequence == before.next_sequence + 1
+    assert resumed.account == before.account
+    for name in ("state", "last_open_ms", "last_funding_ms", "positions", "open_orders"):
+        assert getattr(resumed, name) == getattr(before, name), name
+
+
+def test_a_state_from_before_the_cut_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    quiet = [replace(step, state=b"only" if step.sequence == 3 else None) for step in STEPS]
+    cases.write_run(path, quiet)
+    prune(path, keep_days=1, pruned_at_ms=5)
+    log = SqlAuditLog.open(path)
+    assert log.resume("r-1").state == b"only"
+    log.close()
+
+
+def test_a_run_goes_on_after_a_prune_and_is_pruned_again(path: Path) -> None:
+    prune(path, keep_days=1, pruned_at_ms=5)
+    more = cases.plain_steps(len(STEPS) + 300)[len(STEPS) :]
+    log = SqlAuditLog.open(path)
+    log.resume("r-1")
+    for step in more:
+        log.append_now(replace(step, sequence=step.sequence + 1))
+    log.close()
+    assert verify(path).holds
+    (again,) = prune(path, keep_days=1, pruned_at_ms=6)
+    assert UNTIL + 250 < again.until_sequence < 800
+    report = verify(path)
+    assert report.holds
+    assert report.pruned_until == again.until_sequence
+    assert prune(path, keep_days=1, pruned_at_ms=7) == [Pruning("r-1", again.until_sequence, 0)]
+
+
+def test_nothing_is_pruned_that_is_young_enough(path: Path) -> None:
+    assert prune(path, keep_days=2, pruned_at_ms=5) == [Pruning("r-1", -1, 0)]
+    assert stored(path) == STEPS
+    assert verify(path).pruned_until is None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE fills SET fee = fee + 1 WHERE step & 4095 = 11",
+        "DELETE FROM orders WHERE step & 4095 = 11",
+        "UPDATE holdings SET cash = cash + 1 WHERE step & 4095 = 11",
+        "UPDATE outcomes SET reason = 'x'",
+        "UPDATE prunes SET digest = zeroblob(32)",
+        "UPDATE prunes SET until_sequence = 498",
+        "DELETE FROM prunes",
+        "UPDATE steps SET close = close + 1 WHERE step & 4095 = 700",
+        "DELETE FROM steps WHERE step & 4095 = 500",
+    ],
+)
+def test_what_is_done_to_a_pruned_run_is_found(path: Path, statement: str) -> None:
+    prune(path, keep_days=1, pruned_at_ms=5)
+    connection = sqlite3.connect(path)
+    assert connection.execute(statement).rowcount > 0
+    connection.commit()
+    connection.close()
+    assert not verify(path).holds
+
+
+def test_a_broken_chain_is_not_pruned(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE steps SET close = close + 1 WHERE step & 4095 = 7")
+    connection.commit()
+    connection.close()
+    with pytest.raises(DataInvalid, match="Step 7"):
+        prune(path, keep_days=1, pruned_at_ms=5)
+    assert len(stored(path)) == len(STEPS)
+
+
+def test_a_prune_is_refused_while_a_daemon_has_the_database(path: Path) -> None:
+    log = SqlAuditLog.open(path)
+    with pytest.raises(ConfigInvalid, match="in use by process"):
+        prune(path, keep_days=1, pruned_at_ms=5)
+    log.close()
+
+
+def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    early = [*cases.rich_steps()[:9], cases.undecided(9, cases.retrained())]
+    late = [replace(step, sequence=step.sequence + 10) for step in STEPS]
+    cases.write_run(path, [*early, *late])
+    until = stored_at([*early, *late], 510)
+    assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == until
+    with Reader.open(path) as reader:
+        kinds = {kind for (kind,) in reader.connection.execute("SELECT kind FROM v_events")}
+        resumed = reader.connection.execute("SELECT count(*) FROM v_gaps").fetchone()
+        assert reader.retrained("r-1") == [cases.retrained()]  # which counts in every later test
+    assert kinds == {
+        "instrument_change",
+        "model_change",
+        "gap",
+        "funding",
+        "command",
+        "retrained",
+        "bar",
+        "prune",
+    }
+    assert resumed == (1,)
+    assert verify(path).holds
+    assert MINUTE == 60_000

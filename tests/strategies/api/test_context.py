@@ -1,0 +1,186 @@
+"""What a strategy sees: prices as prices, and a past that nothing reaches beyond or writes into."""
+
+from __future__ import annotations
+
+import ctypes
+import pickle
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import bar, bars, explanation, forecast, instrument
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.strategies.api.context import BarRecord, Outlook, Sight
+from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.types.decisions import Regime
+from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import unscaled
+
+COLUMNS = ("open", "high", "low", "close", "volume", "time")
+
+
+class Engine:
+    """Hands out an outlook a bar, as the engine does."""
+
+    def __init__(self, length: int) -> None:
+        self.record = BarRecord(instrument(), length)
+        self._sight = Sight.of(instrument(), self.record)
+
+    def outlook(self, observed: Bar) -> Outlook:
+        self.record.append(observed)
+        return Outlook(observed, None, Regime.UNKNOWN, None, None, self._sight)
+
+
+def test_prices_are_the_nearest_floats_to_the_exact_decimals() -> None:
+    known = bars(50, seed=3)
+    now = Outlook.of(known, instrument())
+    exact = known[-1]
+    assert now.exact is exact
+    assert (now.symbol, now.instrument) == ("BTCUSDT", instrument())
+    assert now.time == exact.close_time_ms == now.history.time[-1]
+    for name in ("open", "high", "low", "close"):
+        price = float(unscaled(getattr(exact, name), 2))
+        assert getattr(now, name) == price == getattr(now.history, name)[-1]
+    assert now.volume == float(unscaled(exact.volume, 8)) == now.history.volume[-1]
+    assert now.history is now.history
+    assert (now.forecast, now.explanation, now.regime, now.verdict) == (None, None, "UNKNOWN", None)
+
+
+def test_an_outlook_shows_forecast_and_explanation() -> None:
+    said = forecast(0.01, explained=explanation())
+    now = Outlook.of([bar()], instrument(), forecast=said, regime=Regime.MIXED)
+    assert (now.forecast, now.explanation, now.regime) == (said, said.explanation, Regime.MIXED)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 90), st.sets(st.integers(0, 89)))
+def test_history_is_the_last_bars_however_often_it_is_read(
+    length: int, count: int, read_at: set[int]
+) -> None:
+    engine, known = Engine(length), bars(count, seed=count)
+    for at, observed in enumerate(known):
+        now = engine.outlook(observed)
+        if at not in read_at and at != count - 1:
+            continue
+        window = known[max(0, at + 1 - length) : at + 1]
+        assert len(now.history) == len(window)
+        assert now.history.close.tolist() == [one.close / 100 for one in window]
+        assert now.history.time.tolist() == [one.close_time_ms for one in window]
+
+
+def test_history_of_a_long_run_drops_what_lies_before_its_window() -> None:
+    engine, known = Engine(5), bars(3_000)
+    for observed in known:
+        closes = engine.outlook(observed).history.close
+    assert closes.tolist() == [one.close / 100 for one in known[-5:]]
+    assert engine.outlook(bar(index=3_000)).history.volume.size == 5
+
+
+# ---------------------------------------------------------------- plants of a leak
+
+
+def test_a_kept_array_and_its_base_show_for_ever_what_they_showed() -> None:
+    engine, known = Engine(10), bars(40, seed=1)
+    kept: list[tuple[np.ndarray[Any, Any], list[float]]] = []
+    for observed in known:
+        history = engine.outlook(observed).history
+        kept += [(getattr(history, name), getattr(history, name).tolist()) for name in COLUMNS]
+    for array, shown in kept:
+        assert array.tolist() == shown
+        owner: Any = array.base
+        assert type(owner) is bytes
+        assert np.frombuffer(owner, array.dtype).tolist() == shown
+
+
+def test_no_stride_over_a_kept_array_reaches_a_later_bar() -> None:
+    engine, known = Engine(100), bars(60, seed=2)
+    third = engine.outlook(known[0]), engine.outlook(known[1]), engine.outlook(known[2])
+    kept = third[-1].history.close
+    later = [engine.outlook(one).history.close for one in known[3:]]
+    beyond = np.lib.stride_tricks.as_strided(kept, (6,))
+    assert kept.size == 3
+    assert not set(beyond[3:].tolist()) & set(later[-1][3:].tolist())
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_history_cannot_be_written(name: str) -> None:
+    engine = Engine(10)
+    for observed in bars(20):
+        now = engine.outlook(observed)
+    column = getattr(now.history, name)
+    shown = column.tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        column[0] = 1
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        column.flags.writeable = True
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        column.view().setflags(write=True)
+    with pytest.raises(TypeError, match="read-only"):
+        memoryview(column)[0] = 1
+    with pytest.raises(TypeError):
+        ctypes.c_char.from_buffer(column)
+    with pytest.raises(AttributeError):
+        setattr(now.history, name, column)
+    with pytest.raises(AttributeError):
+        setattr(now, name, 1.0)
+    copied = pickle.loads(pickle.dumps(column))
+    copied[0] = 1
+    assert getattr(now.history, name).tolist() == shown
+
+
+def test_writing_by_address_spoils_one_bars_copy_alone() -> None:
+    engine, known = Engine(4), bars(20, seed=4)
+    closes = engine.outlook(known[0]).history.close
+    ctypes.memset(closes.ctypes.data, 0, 8)  # nothing in one process prevents that
+    assert closes[0] == 0
+    assert engine.outlook(known[1]).history.close.tolist() == [one.close / 100 for one in known[:2]]
+
+
+def test_no_attribute_leads_to_the_memory_that_grows() -> None:
+    engine = Engine(10)
+    for observed in bars(20):
+        now = engine.outlook(observed)
+    assert now.history.close.size == 10
+    types = {type(one).__name__ for one in _reachable(now)}
+    assert {"Outlook", "BarArrays", "ndarray", "bytes"} <= types
+    assert not types & {"BarRecord", "BarColumns", "array", "bytearray", "deque"}
+    arrays = [one for one in _reachable(now) if isinstance(one, np.ndarray)]
+    assert not any(array.flags.writeable for array in arrays)
+
+
+def _reachable(start: object) -> Iterator[object]:
+    """Yield all that attributes, items and the methods' owners lead to from *start*."""
+    seen: dict[int, object] = {}
+    waiting: deque[object] = deque([start])
+    while waiting:
+        one = waiting.popleft()
+        if id(one) in seen or isinstance(one, (type, ModuleType)):
+            continue
+        seen[id(one)] = one
+        yield one
+        if isinstance(one, (tuple, list)):
+            waiting += one
+        elif not isinstance(one, (str, bytes, int, float, np.generic)):
+            for name in [*(known for known in dir(one) if known[:2] != "__"), "__self__"]:
+                with suppress(Exception):  # such as the .mT of an array of one dimension
+                    waiting += [getattr(one, name)] if len(seen) < 5_000 else []
+
+
+def test_the_history_of_an_earlier_bar_does_not_move_on() -> None:
+    engine, known = Engine(10), bars(3)
+    first = engine.outlook(known[0])
+    kept = first.history
+    closes = kept.close
+    second = engine.outlook(known[1])
+    assert second.history.close.size == 2
+    assert kept.close is closes
+    for late in (lambda: kept.open, lambda: first.history):
+        with pytest.raises(StrategyFailed, match="read its columns in the decide"):
+            late()
+    assert second.history.close.size == 2

@@ -1,0 +1,124 @@
+"""What a user's model answers becomes a forecast, or one sentence about what is wrong with it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.strategies.api.model import (
+    EXPLAINED,
+    OF_MEASURE,
+    AnswerMalformed,
+    forecast_of,
+    forecasts_of,
+)
+from tracepaper.strategies.api.strategy import AttentionStrategy, SmaCross, declared_gates
+from tracepaper.strategies.gates.evaluator import is_finite_forecast
+from tracepaper.strategies.gates.gate import GATES, MEASURES
+from tracepaper.strategies.types.decisions import Forecast
+
+
+def said(answer: object, *measures: str, horizons: tuple[int, ...] = (30,)) -> Forecast | None:
+    return forecast_of(answer, horizons=horizons, measures=measures, model_id="m")
+
+
+def test_a_number_is_the_only_horizons_and_what_is_not_given_is_empty() -> None:
+    found = said({"mean_return": np.float32(0.5)}, "mean_return")
+    assert found == Forecast((30,), (0.5,), (), (), (), (), (), "m")
+
+
+def test_one_probability_completes_the_others() -> None:
+    found = said({"p_up": [0.6, 0.5], "p_flat": [0.1, 0.5]}, "probabilities", horizons=(5, 30))
+    assert found is not None
+    assert found.p_down == pytest.approx((0.3, 0.0))
+    both = said({"p_up": 0.6, "p_down": 0.3}, "probabilities")
+    assert both is not None
+    assert both.p_flat == pytest.approx((0.1,))
+
+
+@pytest.mark.parametrize("answer", [{"p_up": 0.7, "p_down": 0.7}, {"p_up": 1.2}, {"p_up": -0.1}])
+def test_probabilities_that_cannot_be_are_refused_by_the_gate(answer: dict[str, float]) -> None:
+    found = said(answer, "probabilities")
+    assert found is not None
+    assert not is_finite_forecast(found)
+
+
+@pytest.mark.parametrize("name", ["mean_return", "stdev_return", "volatility", "confidence"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_a_value_for_the_gate(name: str, value: float) -> None:
+    found = said({name: value}, name)
+    assert found is not None
+    assert not is_finite_forecast(found)
+
+
+def test_a_deviation_of_nothing_is_out_of_range() -> None:
+    found = said({"stdev_return": 0.0}, "stdev_return")
+    assert found is not None
+    assert not is_finite_forecast(found)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (3.0, "return a mapping"),
+        ({"mean": 1.0}, "what it may give is"),
+        ({}, "answered without it"),
+        ({"mean_return": [1.0, 2.0]}, "give one number each"),
+        ({"mean_return": [[1.0]]}, "give one number each"),
+        ({"mean_return": "high"}, "give a number a horizon"),
+        ({"mean_return": 10**400}, "give a number a horizon"),
+        ({"mean_return": 1.0, "volatility": 1.0}, "declare its measure"),
+        ({"mean_return": 1.0, "p_down": 1.0}, "declare the measure probabilities"),
+    ],
+)
+def test_an_answer_of_another_shape_is_named(answer: object, words: str) -> None:
+    with pytest.raises(AnswerMalformed, match=words):
+        said(answer, "mean_return")
+
+
+def test_rows_answered_at_once_are_as_answered_one_by_one() -> None:
+    answers = {"mean_return": np.array([0.1, 0.2]), "p_up": np.array([[0.6], [0.4]])}
+    measures = ("mean_return", "probabilities")
+    found = forecasts_of(answers, 2, horizons=(30,), measures=measures, model_id="m")
+    alone = [said({"mean_return": m, "p_up": p}, *measures) for m, p in [(0.1, 0.6), (0.2, 0.4)]]
+    assert found == alone
+    with pytest.raises(AnswerMalformed, match="one entry a row"):
+        forecasts_of(answers, 3, horizons=(30,), measures=measures, model_id="m")
+
+
+@given(
+    st.none() | st.floats() | st.text() | st.dictionaries(
+        st.sampled_from([*OF_MEASURE, "p_up", "p_down", "p_flat"]),
+        st.floats() | st.none() | st.text() | st.lists(st.floats(), max_size=3),
+    )
+)  # fmt: skip
+def test_any_answer_is_a_forecast_or_a_sentence(answer: Any) -> None:
+    try:
+        found = said(answer, "mean_return", "probabilities", "confidence")
+    except AnswerMalformed as error:
+        assert str(error).startswith(("answered", "declares"))  # noqa: PT017 - it may also pass
+        return
+    assert found is None or isinstance(is_finite_forecast(found), bool)
+
+
+def test_a_gate_is_declared_where_the_model_gives_what_it_needs() -> None:
+    model = AttentionStrategy(context=1, horizon=30, horizon_index=0, measures={"mean_return"})
+    given_alone = {"mean_return"}
+    names = declared_gates(model, by_quotes=False, risk={}, measures=frozenset(given_alone))
+    assert names >= {"operator", "deadline", "finite", "edge"}
+    assert not names & {"confidence", "collapsed", "shifted", "regime", "direction"}
+    every = declared_gates(model, by_quotes=True, risk={})
+    assert every == set(model.gates) - {"confidence_calibrated", "confidence_margin"}
+    plain = SmaCross(fast=1, slow=2, long_only=True)
+    assert declared_gates(plain, by_quotes=True, risk={}, measures=frozenset()) == plain.gates
+
+
+def test_every_measure_has_names_in_an_answer() -> None:
+    assert set(OF_MEASURE) == MEASURES
+    assert {need for gate in GATES.values() for need in gate.needs} <= MEASURES
+    assert MEASURES.issuperset(EXPLAINED)

@@ -1,0 +1,420 @@
+"""Compiled loops give what torch and stored matrices give, and are built where gcc is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import models
+import numpy as np
+import pytest
+import torch
+from attention_cases import Case, case, masks
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from native_objects import built, loops_of, made
+from torch import Tensor
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.diagnostics import diagnose
+from tracepaper.strategies.attention import compiled, reference, rollout_kernels
+from tracepaper.strategies.attention.checks import check_layers
+from tracepaper.strategies.attention.entropy import row_entropy
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import RolloutOptions, rollout_buckets, rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.forecasters.build import build, choose_backend
+from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.encodings import ENCODINGS
+from tracepaper.strategies.networks.flash import TILES
+from tracepaper.strategies.networks.stream import (
+    CHUNK_BARS,
+    Advance,
+    StreamingNetwork,
+    StreamState,
+    stream_backends,
+)
+
+NEAR: Final = 1e-6
+"""Sixteen roundings of a number of size 1; routes of float32 have differed by a third of it."""
+
+
+def has(instructions: str) -> bool:
+    return f" {instructions} " in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where ``make native`` has just built every object."""
+    return built(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(scope="module", params=compiled.NAMES)
+def name(request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
+    """Each object that runs here, alone, in the place of those beside the source."""
+    with loops_of(folder) as available, pytest.MonkeyPatch.context() as patch:
+        if request.param not in available:
+            pytest.skip(f"this processor lacks what {request.param} needs")
+        alone = {request.param: compiled.found()[request.param]}
+        patch.setattr(compiled, "found", lambda: alone)
+        yield request.param
+
+
+def test_it_is_built_where_a_compiler_is_and_runs_where_the_processor_does(folder: Path) -> None:
+    assert {path.name for path in folder.glob("*.so")} == {f"{one}.so" for one in compiled.NAMES}
+    for one, needs in zip(compiled.NAMES, ("avx512f", "avx2"), strict=True):
+        assert (compiled.opened(folder / f"{one}.so") is not None) == has(needs)
+
+
+def test_an_object_of_other_sources_is_left_alone(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "native_avx2.so", tmp_path)
+    assert compiled.opened(tmp_path / "native_avx2.so") is None  # no source beside it
+    source = (folder / "native.c").read_text(encoding="utf-8")
+    (tmp_path / "native.c").write_text(source + "\n", encoding="utf-8")
+    assert compiled.opened(tmp_path / "native_avx2.so") is None
+    (tmp_path / "native.c").write_text(source, encoding="utf-8")
+    assert (compiled.opened(tmp_path / "native_avx2.so") is not None) == has("avx2")
+    (tmp_path / "native_avx512.so").write_bytes(b"no object")
+    assert compiled.opened(tmp_path / "native_avx512.so") is None
+    # A library of Python's own has none of our symbols.
+    stranger = import_module("_ctypes").__file__
+    assert stranger is not None
+    shutil.copyfile(stranger, tmp_path / "native_avx512.so")
+    assert compiled.opened(tmp_path / "native_avx512.so") is None
+
+
+def test_doctor_says_which_of_them_computes(folder: Path, tmp_path: Path) -> None:
+    def said() -> str:
+        found = {one.check: one.detail for one in diagnose(load(None, {}), tmp_path / "none.db")}
+        return found["attention"]
+
+    with loops_of(folder) as available:
+        assert f"compiled loops: {', '.join(available)}" in said()
+        assert f"the model attends by {available[0]} " in said()
+    with loops_of(tmp_path):
+        assert "compiled loops: none (make native builds them)" in said()
+        assert "the model attends by tiles " in said()
+
+
+def test_without_a_compiler_it_says_so_and_goes_on(tmp_path: Path) -> None:
+    done = made(tmp_path, "NATIVE_CC=nowhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    assert list(tmp_path.glob("*.so")) == []
+
+
+def test_a_source_that_does_not_compile_fails(folder: Path, tmp_path: Path) -> None:
+    assert folder.is_dir()
+    done = made(tmp_path, "NATIVE_WIDTHS=avx2:-mnothing")
+    assert done.returncode != 0
+    assert list(tmp_path.glob("*.so")) == []
+
+
+class Drawn(NamedTuple):
+    """Layers of float32 with their matrices, and rows that are carried through them."""
+
+    case: Case
+    rows: list[int]
+    prune: float
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> Drawn:
+    time = draw(st.integers(1, 150))
+    made_case = case(
+        draw(masks(170)),
+        seed=draw(st.integers(0, 999)),
+        batch=draw(st.integers(1, 2)),
+        heads=draw(st.integers(1, 3)),
+        time=time,
+        dim=draw(st.sampled_from([1, 2, 7, 8, 15, 16, 17, 33])),
+        layers=draw(st.integers(1, 3)),
+        size=draw(st.sampled_from([0.0, 0.3, 1.0])),
+        dtype=torch.float32,
+    )
+    rows = draw(st.lists(st.integers(0, time - 1), min_size=1, max_size=9))
+    return Drawn(made_case, rows, draw(st.sampled_from([0.0, 0.05])))
+
+
+# The object is the same for every example.
+REPEATED = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None
+)
+
+
+@REPEATED
+@given(drawn())
+def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
+    made_case, rows, prune = drawn
+    queries, keys, sums, matrices, mask = made_case
+    own, torchs = (
+        rollout_rows(queries, keys, sums, rows, mask, prune=prune, backend=backend)
+        for backend in (name, "tiles")
+    )
+    # Pruning may leave out another of two weights that differ by a last digit.
+    torch.testing.assert_close(own.weights, torchs.weights, atol=NEAR, rtol=0.0)
+    torch.testing.assert_close(own.l1_error, torchs.l1_error, atol=NEAR, rtol=0.0)
+    if prune == 0.0:
+        dense = reference.rollout(matrices, mask)[:, rows]
+        for found in (own, torchs):
+            made_case.hold(found.weights, dense)
+
+
+@REPEATED
+@given(drawn())
+def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
+    made_case, *_ = drawn
+    queries, keys, sums, matrices, mask = made_case
+    own, torchs = (
+        row_entropy(queries[0], keys[0], sums[0], mask, backend=backend)
+        for backend in (name, "tiles")
+    )
+    dense = torch.special.entr(matrices[0]).sum(-1)
+    for found in (own, torchs):
+        limit = made_case.entropy_rounding(0)
+        torch.testing.assert_close(found.double(), dense, atol=limit, rtol=0.0)
+
+
+@REPEATED
+@given(drawn(), st.integers(1, 40), st.sampled_from([0.0, 0.5]))
+def test_buckets_are_those_of_torch_and_of_stored_matrices(
+    name: str, drawn: Drawn, bucket_bars: int, residual: float
+) -> None:
+    made_case, *_ = drawn
+    queries, keys, sums, matrices, mask = made_case
+    heads = queries[0].shape[1]
+    options = RolloutOptions(head_weights=list(range(1, heads + 1)), residual_weight=residual)
+    assert compiled.available() == (name,)
+    own, torchs = (
+        rollout_buckets(
+            queries, keys, sums, mask, options, bucket_bars=bucket_bars, backend=backend
+        ).weights
+        for backend in ("auto", "tiles")
+    )
+    weights = torch.arange(1.0, heads + 1, dtype=torch.float64)
+    shares = (weights / weights.sum()).expand(len(queries), -1)
+    dense = reference.rollout(matrices, mask, residual_weight=residual, shares=shares)
+    padded = torch.nn.functional.pad(dense, (0, -dense.shape[2] % bucket_bars))
+    summed = padded.unflatten(2, (-1, bucket_bars)).sum(-1)
+    for found in (own, torchs):
+        made_case.hold(found, summed)
+
+
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(333)])
+def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -> None:
+    made_case = case(mask, time=1_501, dim=16, dtype=torch.float32)
+    queries, keys, sums, matrices, _ = made_case
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in range(1, 5):
+            torch.set_num_threads(threads)
+            rolled = rollout_rows(queries, keys, sums, [700, 1_500], mask, backend=name).weights
+            spread = row_entropy(queries[1], keys[1], sums[1], mask, backend=name)
+            every = rollout_buckets(queries, keys, sums, mask).weights
+            found.append((rolled, spread, every))
+    finally:
+        torch.set_num_threads(before)
+    for made_by_more in found[1:]:
+        assert all(map(torch.equal, made_by_more, found[0]))
+    made_case.hold(found[0][0], reference.rollout(matrices, mask)[:, [700, 1_500]])
+    entropy = torch.special.entr(matrices[1]).sum(-1)
+    limit = made_case.entropy_rounding(1)
+    torch.testing.assert_close(found[0][1].double(), entropy, atol=limit, rtol=0.0)
+
+
+def test_a_wrong_logsumexp_is_refused(name: str) -> None:
+    queries, keys, sums, _, mask = case(Mask.causal(), time=90, dtype=torch.float32)
+    wrong = [one + 0.01 for one in sums]
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_rows(queries, keys, wrong, [89], mask, backend=name)
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        row_entropy(queries[0], keys[0], wrong[0], mask, backend=name)
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_buckets(queries, keys, wrong, mask)
+    far = [one - 300.0 for one in sums]  # each entry beyond float32
+    with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
+        rollout_rows(queries, keys, far, [89], mask, backend=name)
+
+
+def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: str) -> None:
+    assert rollout_kernels.BACKENDS[name].runs_on(torch.device("cpu"))
+    single, double = (
+        check_layers(*case(Mask.causal(), dtype=kind)[:3])[0]
+        for kind in (torch.float32, torch.float64)
+    )
+    assert rollout_kernels.choose(single, Mask.causal()) == name
+    assert rollout_kernels.choose(double, Mask.causal()) == "tiles"
+    learnt = single._replace(query=single.query.clone().requires_grad_())
+    assert (
+        rollout_kernels.choose(learnt, Mask.causal()) == "tiles"
+    )  # a gradient flows through torch alone
+    queries, keys, sums, matrices, mask = case(Mask.causal())
+    exact = rollout_rows(queries, keys, sums, [39], mask, backend=name).weights
+    torch.testing.assert_close(exact, reference.rollout(matrices, mask)[:, [39]])
+    entropy = row_entropy(queries[0], keys[0], sums[0], mask, backend=name)
+    torch.testing.assert_close(entropy, torch.special.entr(matrices[0]).sum(-1))
+    query = single.query.clone().requires_grad_()
+    spread = row_entropy(query, single.key, single.logsumexp, mask, backend=name)
+    assert spread.requires_grad
+    with pytest.raises(AttentionInvalid, match="no entropy backend 'nativ'; choose auto"):
+        row_entropy(queries[0], keys[0], sums[0], mask, backend="nativ")
+
+
+def test_an_object_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    queries, keys, sums, _, mask = case(Mask.causal(), dtype=torch.float32)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "found", dict)
+        with pytest.raises(AttentionInvalid, match="make native"):
+            rollout_rows(queries, keys, sums, [3], mask, backend="native_avx2")
+        with pytest.raises(AttentionInvalid, match="make native"):
+            row_entropy(queries[0], keys[0], sums[0], mask, backend="native_avx2")
+        with pytest.raises(ConfigInvalid, match="set it to auto or tiles"):
+            choose_backend(models.card(), "native_avx2", device="cpu")
+        assert choose_backend(models.card(), "auto", device="cpu") == "tiles"
+
+
+# --- streams
+
+
+class Rings(NamedTuple):
+    """What streams left behind, and the new rows that meet it."""
+
+    query: Tensor
+    keys: Tensor  # with the new rows in them, as the others
+    values: Tensor
+    rollout: Tensor
+    end: int
+    counts: tuple[int, ...]
+    window: int
+
+    def scanned(self, name: str) -> compiled.Scanned:
+        query, keys, values, rollout, end, counts, window = self
+        stop = end + query.shape[1]
+        new = compiled.StreamRows(*(x[:, end:stop] for x in (keys, values, rollout)))
+        rings = compiled.StreamRows(*(x.clone() for x in (keys, values, rollout)))
+        for ring in rings:
+            ring[:, end:stop] = torch.nan
+        scanned = compiled.scan_rows(
+            query, new, rings, end=end, counts=counts, window=window, scale=0.3, name=name
+        )
+        assert all(map(torch.equal, rings, (keys, values, rollout)))
+        return scanned
+
+    def dense(self) -> compiled.Scanned:
+        """Return the same in float64, from whole matrices."""
+        pairs, time, _ = self.query.shape
+        heads = pairs // len(self.counts)
+        at = torch.arange(self.keys.shape[1]) - self.end
+        rows = torch.arange(time)[:, None]
+        seen = (at <= rows) & (at > rows - self.window)
+        known = torch.tensor(self.counts).repeat_interleave(heads)
+        seen = seen & (at >= -known[:, None, None])
+        scores = 0.3 * self.query.double() @ self.keys.double().mT
+        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        figures = torch.stack(
+            [
+                shares.sum(-1),
+                scores.masked_fill(~seen, -torch.inf).amax(-1),
+                shares.amax(-1),
+                (shares * scores).sum(-1),
+            ],
+            dim=-1,
+        )
+        mean = shares.unflatten(0, (-1, heads)).mean(1)
+        return compiled.Scanned(
+            shares @ self.values.double(), figures, mean @ self.rollout.double()
+        )
+
+
+@st.composite
+def rings(draw: st.DrawFn) -> Rings:
+    window, time = draw(st.integers(1, 140)), draw(st.sampled_from([1, 2, 7, 63, 64, 65, 130]))
+    heads, streams = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    dim, width = draw(st.sampled_from([1, 6, 8, 16, 18, 32])), draw(st.sampled_from([3, 16, 48]))
+    end = window - 1 + draw(st.integers(0, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    pairs, length = heads * streams, end + time + 3
+    counts = tuple(draw(st.sampled_from([0, 1, window // 2, 5 * window])) for _ in range(streams))
+    query = normal(pairs, time, dim)
+    if draw(st.booleans()):
+        query = query.transpose(0, 1).contiguous().transpose(0, 1)  # as a projection leaves it
+    rollout = normal(streams, length, width).abs()
+    rollout[:, : length // 2, width // 2 :] = 0.0  # buckets that these bars cannot have reached
+    keys, values = normal(pairs, length, dim), normal(pairs, length, dim)
+    return Rings(query, keys, values, rollout, end, counts, window)
+
+
+@REPEATED
+@given(rings())
+def test_a_scan_is_that_of_whole_matrices(name: str, rings: Rings) -> None:
+    for own, dense in zip(rings.scanned(name), rings.dense(), strict=True):
+        torch.testing.assert_close(own, dense.float(), atol=3 * NEAR, rtol=NEAR)
+
+
+@pytest.mark.parametrize("encoding", [each for each in ENCODINGS if each != "alibi"])
+def test_a_stream_says_the_same_by_loops_and_by_tiles(name: str, encoding: str) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding))
+    told: dict[str, list[Advance]] = {}
+    for backend in (name, "tiles"):
+        stream, state = StreamingNetwork(net, backend=backend), StreamState(net, streams=2)
+        drawn = torch.Generator().manual_seed(1)
+        told[backend], at = [], 29_000_017
+        for bars in (150, 1, CHUNK_BARS, 1, 70):
+            x = torch.randn(2, bars, net.config.features, generator=drawn)
+            positions = np.arange(at, at + bars, dtype=np.int64)
+            given = (x, np.stack([positions, positions]))
+            told[backend].append(stream.advance(state, *given, streams=(0, 1), padded=bars > 1))
+            at += bars
+    for own, torchs in zip(told[name], told["tiles"], strict=True):
+        for one, other in zip(own.outputs, torchs.outputs, strict=True):
+            torch.testing.assert_close(one, other, atol=2 * NEAR, rtol=NEAR)
+        torch.testing.assert_close(own.confidence, torchs.confidence, atol=2 * NEAR, rtol=0.0)
+        np.testing.assert_allclose(own.rollout, torchs.rollout, atol=NEAR, rtol=0.0)
+
+
+@REPEATED
+@given(rings())
+def test_threads_change_no_bit_of_a_scan(name: str, rings: Rings) -> None:
+    """The loops alone: products around them are MKL's, whose bits follow the threads on AVX2."""
+    before, told = torch.get_num_threads(), []
+    try:
+        for threads in range(1, 5):
+            torch.set_num_threads(threads)
+            told.append(rings.scanned(name))
+    finally:
+        torch.set_num_threads(before)
+    assert all(all(map(torch.equal, one, told[0])) for one in told[1:])
+
+
+def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:
+    assert stream_backends(replace(models.SMALL, encoding="alibi"), "cpu") == ("tiles",)
+    assert stream_backends(models.SMALL, "cuda") == ("tiles",)
+    assert stream_backends(models.SMALL, "cpu") == (*compiled.available(), "tiles")
+    assert build(models.card(), models.network().state_dict(), backend=name).backend == name
+
+
+def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name: str) -> None:
+    card, tensors = models.card(), models.network().state_dict()
+    usual = Way("rollout", RolloutOptions(residual_weight=0.2, start_layer=1))
+    other = Way("rollout", RolloutOptions("max"))
+    assert build(card, tensors, way=other).backend == TILES
+    with pytest.raises(ConfigInvalid, match=f"{name} explains by the plain mean of the heads"):
+        build(card, tensors, backend=name, way=other)
+    assert build(card, tensors, backend=name, way=usual).backend == name
+    x = torch.randn(1, 200, 30, generator=torch.Generator().manual_seed(3))
+    positions = np.arange(29_000_017, 29_000_217)[None]
+    found = []
+    for backend in (name, TILES):
+        network = models.network()
+        stream = StreamingNetwork(network, usual, backend=backend)
+        found.append(stream.advance(StreamState(network), x, positions, padded=True).rollout)
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=NEAR)

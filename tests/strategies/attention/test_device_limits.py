@@ -1,0 +1,236 @@
+"""What devices cannot hold or multiply is left to what can; tried here without one, by reading."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from attention_cases import case
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tracepaper.strategies.attention import (
+    Mask,
+    attend,
+    backends,
+    cross_attend,
+    kernels,
+    rollout_kernels,
+    rollout_rows,
+    row_entropy,
+    triton_rollout,
+)
+from tracepaper.strategies.attention import (
+    kernels as cuts,
+)
+from tracepaper.strategies.attention.backends import CudaEfficient, kernel_for
+from tracepaper.strategies.attention.checks import Layer
+from tracepaper.strategies.attention.flash import CudaFlash
+from tracepaper.strategies.attention.kernels import choose, resolve
+from tracepaper.strategies.errors import AttentionInvalid
+
+TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
+HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("generation", "dtype", "dim", "chosen", "kernel"),
+    [
+        (HOPPER, HALF, 128, "flash_attn", None),
+        (AMPERE, BRAIN, 256, "flash_attn", None),
+        (AMPERE, BRAIN, 257, "sdpa", CudaEfficient),
+        (AMPERE, SINGLE, 512, "sdpa", CudaEfficient),
+        (TURING, HALF, 64, "sdpa", CudaEfficient),
+        (TURING, SINGLE, 64, "sdpa", CudaEfficient),
+        (TURING, BRAIN, 64, "chunked", None),
+    ],
+)
+def test_auto_falls_back_on_what_takes_the_head_and_the_device(
+    generation: tuple[int, int],
+    dtype: torch.dtype,
+    dim: int,
+    chosen: str,
+    kernel: type | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, "generation_of", lambda _: generation)
+    names = ("flash_attn", "sdpa", "cudnn", "flex", "chunked", "reference")
+    monkeypatch.setattr(kernels, "available", lambda _: names)
+    assert choose("cuda", dtype, dim=dim) == chosen
+    if kernel is not None:
+        assert type(kernel_for("sdpa", torch.device("cuda"), dtype, dim)) is kernel
+
+
+def test_a_named_backend_refuses_a_head_that_it_does_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "available", lambda _: ("flash_attn", "sdpa", "cudnn", "chunked"))
+    for name, most in (("flash_attn", 256), ("cudnn", 128)):
+        assert resolve(name, "cuda", HALF, dim=most) == name
+        with pytest.raises(AttentionInvalid, match=f"{name} takes no torch.float16 with heads of"):
+            resolve(name, "cuda", HALF, dim=most + 1)
+    monkeypatch.setattr(backends, "generation_of", lambda _: TURING)
+    with pytest.raises(AttentionInvalid, match="on this device; choose auto or chunked"):
+        resolve("cudnn", "cuda", HALF)
+    assert type(kernel_for("sdpa", torch.device("cuda"), HALF)) is CudaEfficient
+    monkeypatch.setattr(backends, "generation_of", lambda _: HOPPER)
+    assert type(kernel_for("sdpa", torch.device("cuda"), HALF, 256)) is CudaFlash
+
+
+@pytest.mark.parametrize(
+    ("generation", "dtype", "dim", "taken"),
+    [
+        (HOPPER, BRAIN, 256, True),
+        (HOPPER, BRAIN, 257, False),
+        (TURING, HALF, 64, True),
+        (TURING, BRAIN, 64, False),
+        ((7, 0), SINGLE, 64, False),
+    ],
+)
+def test_the_rollout_kernel_knows_its_devices(
+    generation: tuple[int, int],
+    dtype: torch.dtype,
+    dim: int,
+    taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triton_rollout, "generation_of", lambda _: generation)
+
+    class There:
+        """A query of a device that is not here."""
+
+        device = torch.device("cuda")
+        shape = (1, 1, 8, dim)
+
+    query: Any = There()
+    query.dtype = dtype
+    assert triton_rollout.takes(Layer(query, query, torch.ones(1), 1.0)) is taken
+
+
+def test_a_kernel_that_does_not_fit_fetches_less_ahead_and_then_gives_up() -> None:
+    exhausted = pytest.importorskip("triton.runtime.errors").OutOfResources
+    asked: list[int] = []
+
+    def holding(most: int) -> Callable[..., None]:
+        def kernel(*_: object, num_stages: int) -> None:
+            asked.append(num_stages)
+            if num_stages > most:
+                raise exhausted(131_072, 65_536, "shared memory")
+
+        return kernel
+
+    triton_rollout.launch(holding(1), (), {})
+    with pytest.raises(AttentionInvalid, match=r"Hardware limit: 65536.*choose the backend tiles"):
+        triton_rollout.launch(holding(0), (), {})
+    assert asked == [3, 1, 3, 1]
+
+
+def test_auto_goes_on_by_tiles_where_the_kernel_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = case(Mask.window(9), dtype=SINGLE)
+    layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
+    weights, shares = torch.rand(1, 1, 40), torch.full((2,), 0.5)
+
+    def refusing(*_: object) -> rollout_kernels.Product:
+        raise AttentionInvalid("The kernel does not fit; choose tiles.")
+
+    monkeypatch.setattr(rollout_kernels, "choose", lambda *_: "triton")
+    own = rollout_kernels.BACKENDS["triton"]._replace(push=refusing)
+    monkeypatch.setitem(rollout_kernels.BACKENDS, "triton", own)
+    found = rollout_kernels.push(layer, weights, made.mask, shares=shares, backend="auto")
+    wanted = rollout_kernels.push(layer, weights, made.mask, shares=shares, backend="tiles")
+    assert torch.equal(found.fused, wanted.fused)
+    with pytest.raises(AttentionInvalid, match="does not fit"):
+        rollout_kernels.push(layer, weights, made.mask, shares=shares, backend="triton")
+
+
+@pytest.mark.parametrize("mask", [Mask.window(1), Mask.window(4), Mask.sparse(4, last=1, stride=2)])
+@pytest.mark.parametrize("most", [1, 5, 7])
+def test_many_short_stretches_of_time_go_some_at_a_time(
+    mask: Mask, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = torch.randn(4, 3, 2, 30, 8, generator=torch.Generator().manual_seed(1))
+    found: list[Sequence[Tensor]] = []
+    for limit in (65_535, most):
+        monkeypatch.setattr(cuts, "_BATCH_MOST", limit)
+        leaves = [x.clone().requires_grad_() for x in made[:3]]
+        output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask)
+        found.append((output, logsumexp, *torch.autograd.grad(output, leaves, made[3])))
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("width", [3, 8, 21])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.window(7), Mask.sparse(4, stride=2)])
+@pytest.mark.parametrize("backend", ["sdpa", "chunked", "reference"])
+def test_values_have_a_dim_of_their_own(backend: str, mask: Mask, width: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key, value, told = (
+        torch.randn(2, 3, 20, dim, generator=generator, dtype=torch.float64)
+        for dim in (8, 8, width, width)
+    )
+    found = []
+    for name in (backend, None):
+        leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+        if name is not None:
+            output, sums = attend(leaves[0], leaves[1], leaves[2], mask, backend=name)
+        else:  # a column of the values at a time, at the width that kernels know
+            parts = [
+                attend(
+                    leaves[0], leaves[1], leaves[2][..., at : at + 1].expand(-1, -1, -1, 8), mask
+                )
+                for at in range(width)
+            ]
+            output, sums = torch.cat([part.output[..., :1] for part in parts], -1), parts[0][1]
+        found.append([output, sums, *torch.autograd.grad(output, leaves, told)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-13)
+
+
+def test_streams_read_values_of_a_dim_of_their_own() -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(1, 2, 9, dim, generator=generator) for dim in (8, 8, 3))
+    read = cross_attend(query, key, value, torch.full((9,), 9))
+    assert read.output.shape == (1, 2, 9, 3)
+    torch.testing.assert_close(read.output, cross_attend(query, key, value).output)
+
+
+class _Waits(TorchFunctionMode):
+    """Counts what makes the processor wait for a device."""
+
+    NAMES = frozenset(
+        {"item", "tolist", "__bool__", "__float__", "__int__", "__index__", "nonzero", "cpu"}
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.counts[getattr(func, "__name__", "")] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def waits(self) -> int:
+        """How often."""
+        return sum(count for name, count in self.counts.items() if name in self.NAMES)
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_a_device_is_asked_three_times_a_layer(layers: int) -> None:
+    made = case(Mask.causal(), layers=layers, time=60, dtype=SINGLE)
+    with _Waits() as rolled:
+        rollout_rows(made.queries, made.keys, made.sums, [59], made.mask, backend="reference")
+    assert rolled.waits == 3 * layers  # what holds of the layer, which rows count, and its mass
+    with _Waits() as attended:
+        attend(made.queries[0], made.keys[0], made.keys[0], made.mask)
+    assert attended.waits == 1
+    with _Waits() as told:
+        row_entropy(made.queries[0], made.keys[0], made.sums[0], made.mask, backend="tiles")
+    assert told.waits == 2

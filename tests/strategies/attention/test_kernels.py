@@ -1,0 +1,438 @@
+"""Every backend of ``attend`` equals the dense definition, with gradients and without N x N."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from typing import ClassVar
+
+import pytest
+import torch
+from attention_cases import LAYOUTS, largest_score, layouts, sparse_masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rounding import entry_roundings, gamma
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tracepaper.strategies.attention import backends, kernels
+from tracepaper.strategies.attention.backends import (
+    Chunked,
+    CudaCudnn,
+    CudaEfficient,
+    Kernel,
+    Reference,
+    kernel_for,
+)
+from tracepaper.strategies.attention.flash import CudaFlash, Pass
+from tracepaper.strategies.attention.kernels import (
+    attend,
+    available,
+    choose,
+    resolve,
+    window_attention,
+    window_backward,
+    window_forward,
+)
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.errors import AttentionInvalid
+
+BACKENDS = available("cpu")
+
+
+def inputs(
+    batch: int, heads: int, time: int, dim: int, *, seed: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values laid out time-major, as a network makes them."""
+    source = torch.Generator().manual_seed(seed)
+    made = [
+        torch.randn(batch, time, heads, dim, generator=source, dtype=torch.float64)
+        .to(dtype)
+        .transpose(1, 2)
+        for _ in range(3)
+    ]
+    return made[0], made[1], made[2]
+
+
+def dense(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the definition, written out over the whole matrix."""
+    rows, columns = torch.meshgrid(
+        torch.arange(query.shape[2]), torch.arange(key.shape[2]), indexing="ij"
+    )
+    hidden = torch.zeros(rows.shape, dtype=torch.bool)
+    if mask.kind is not MaskKind.FULL:
+        hidden = columns > rows
+    if mask.kind is MaskKind.WINDOW:
+        hidden |= rows - columns >= mask.window_bars
+    if mask.kind is MaskKind.BLOCKS:
+        bars, last, stride, first = mask.blocks
+        for row, column in zip(*torch.where(~hidden), strict=True):
+            age, number = row // bars - column // bars, column // bars
+            hidden[row, column] = not (
+                age <= last or number < first or (stride > 0 and age % stride == 0)
+            )
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (query @ key.mT * factor).masked_fill(hidden, -math.inf)
+    return scores.softmax(-1) @ value, scores.logsumexp(-1)
+
+
+def rounding(query: Tensor, key: Tensor, dtype: torch.dtype) -> float:
+    """Return the largest relative error of a weight's product with a value, in a sum over keys.
+
+    A logsumexp is the exponent of a weight in part, and off by less.
+    """
+    keys, score = key.shape[2], largest_score(query, key)
+    return gamma(entry_roundings(dim=query.shape[-1], keys=keys, score=score) + keys, dtype)
+
+
+def masks(time: int) -> st.SearchStrategy[Mask]:
+    return st.one_of(
+        st.just(Mask.full()),
+        st.just(Mask.causal()),
+        st.integers(1, time + 3).map(Mask.window),
+        sparse_masks(time + 3),
+    )
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[tuple[Tensor, Tensor, Tensor], Mask]:
+    batch, heads, time = (draw(st.integers(1, top)) for top in (3, 3, 40))
+    dim = draw(st.sampled_from([1, 2, 5, 8, 16]))
+    tensors = inputs(batch, heads, time, dim, seed=draw(st.integers(0, 2**31)), dtype=torch.float64)
+    factor = draw(st.sampled_from([0.0, 1.0, 1.0, 1e3]))
+    query, key, value = (
+        LAYOUTS[draw(layouts())](x) for x in (tensors[0] * factor, tensors[1], tensors[2])
+    )
+    return (query, key, value), draw(masks(time))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=60, deadline=None)
+@given(case=cases())
+def test_every_backend_equals_the_dense_definition(
+    backend: str, case: tuple[tuple[Tensor, Tensor, Tensor], Mask]
+) -> None:
+    tensors, mask = case
+    output, logsumexp = attend(*tensors, mask, backend=backend)
+    wanted, wanted_logsumexp = dense(*tensors, mask)
+    assert output.shape == wanted.shape
+    # Both round: what is asked and what is wanted.
+    bound = 2 * rounding(*tensors[:2], torch.float64)
+    sizes = dense(*tensors[:2], tensors[2].abs(), mask)[0]
+    assert bool(((output - wanted).abs() <= bound * sizes).all())
+    torch.testing.assert_close(logsumexp, wanted_logsumexp, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=30, deadline=None)
+@given(case=cases(), seed=st.integers(0, 2**31), layout=layouts())
+def test_every_backend_has_the_dense_gradient(
+    backend: str, case: tuple[tuple[Tensor, Tensor, Tensor], Mask], seed: int, layout: str
+) -> None:
+    tensors, mask = case
+    leaves = [x.detach().requires_grad_() for x in tensors]
+    output = attend(leaves[0], leaves[1], leaves[2], mask, backend=backend).output
+    source = torch.Generator().manual_seed(seed)
+    weights = LAYOUTS[layout](torch.randn(output.shape, generator=source, dtype=torch.float64))
+    found = torch.autograd.grad(output, leaves, weights)
+    wanted = torch.autograd.grad(dense(leaves[0], leaves[1], leaves[2], mask)[0], leaves, weights)
+    size = max(1.0, float(tensors[0].abs().max())) ** 2
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12 * size)
+
+
+def test_a_summed_output_has_a_gradient() -> None:
+    """A sum's gradient is an expanded scalar without strides, which kernels do not like."""
+    query, key, value = inputs(2, 2, 21, 4, seed=1, dtype=torch.float64)
+    value.requires_grad_()
+    (found,) = torch.autograd.grad(attend(query, key, value, Mask.window(6)).output.sum(), value)
+    (wanted,) = torch.autograd.grad(dense(query, key, value, Mask.window(6))[0].sum(), value)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float32_stays_within_rounding_of_float64(backend: str) -> None:
+    tensors = inputs(2, 4, 700, 16, seed=3, dtype=torch.float32)
+    found = attend(*tensors, Mask.window(200), backend=backend)
+    query, key, value = (x.double() for x in tensors)
+    output, logsumexp = dense(query, key, value, Mask.window(200))
+    assert found.logsumexp.dtype == torch.float32
+    bound = rounding(query, key[:, :, :200], torch.float32)  # no more keys than the window shows
+    sizes = dense(query, key, value.abs(), Mask.window(200))[0]
+    assert bool(((found.output.double() - output).abs() <= bound * sizes).all())
+    torch.testing.assert_close(found.logsumexp.double(), logsumexp, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_returns_a_float32_logsumexp(dtype: torch.dtype) -> None:
+    tensors = inputs(1, 2, 90, 16, seed=4, dtype=dtype)
+    found = attend(*tensors, Mask.window(33))
+    query, key, value = (x.double() for x in tensors)
+    output, logsumexp = dense(query, key, value, Mask.window(33))
+    assert found.output.dtype == dtype
+    assert found.logsumexp.dtype == torch.float32
+    # Where there is no product of half numbers that sums in float32, scores are rounded to them,
+    # and weights everywhere before they meet the values.
+    score = float((query @ key.mT).abs().max()) / 4
+    bound = gamma(score, dtype) + rounding(query, key[:, :, :33], torch.float32)
+    torch.testing.assert_close(found.logsumexp.double(), logsumexp, rtol=0, atol=bound)
+    sizes = dense(query, key, value.abs(), Mask.window(33))[0]
+    allowed = (2 * bound + gamma(2, dtype)) * sizes
+    assert bool(((found.output.double() - output).abs() <= allowed).all())
+
+
+def test_equal_inputs_share_their_window_evenly() -> None:
+    ones = torch.ones(1, 1, 9, 4)
+    value = torch.arange(9.0)[None, None, :, None].expand(1, 1, 9, 4)
+    output = attend(ones, ones, value, Mask.window(3)).output[0, 0, :, 0]
+    wanted = torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0])
+    torch.testing.assert_close(output, wanted)
+
+
+def test_a_full_mask_takes_more_keys_than_queries() -> None:
+    query, key, value = inputs(1, 2, 12, 4, seed=5, dtype=torch.float64)
+    found = attend(query[:, :, :5], key, value, Mask.full())
+    wanted, _ = dense(query[:, :, :5], key, value, Mask.full())
+    torch.testing.assert_close(found.output, wanted)
+
+
+def test_a_scale_is_taken_as_given() -> None:
+    tensors = inputs(1, 2, 30, 4, seed=6, dtype=torch.float64)
+    found = attend(*tensors, Mask.window(7), scale=0.125)
+    torch.testing.assert_close(found.output, dense(*tensors, Mask.window(7), 0.125)[0])
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operator returned."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: object, types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
+        assert callable(func)
+        result = func(*args, **(kwargs if isinstance(kwargs, dict) else {}))
+        for x in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(x, Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+@pytest.mark.parametrize("mask", [Mask.window(256), Mask.sparse(64, last=2, stride=4, first=1)])
+def test_no_operator_returns_more_than_a_few_copies_of_its_inputs(mask: Mask) -> None:
+    query, key, value = inputs(1, 2, 3_000, 4, seed=7, dtype=torch.float32)
+    for x in (query, key, value):
+        x.requires_grad_()
+    with _Largest() as largest:
+        attend(query, key, value, mask).output.sum().backward()
+    assert 0 < largest.elements <= 2 * query.numel()
+
+
+@pytest.mark.parametrize("mask", [Mask.causal(), Mask.full()])
+def test_no_operator_of_a_chunk_returns_more_than_it_may(
+    mask: Mask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value = (
+        x.requires_grad_() for x in inputs(1, 2, 700, 4, seed=7, dtype=torch.float64)
+    )
+    matrix, allowed = 2 * 700**2, 1 << 14
+    for entries, least, most in ((allowed, allowed // 2, allowed), (2 * matrix, matrix, matrix)):
+        monkeypatch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)
+        with _Largest() as largest:
+            attend(query, key, value, mask, backend="chunked").output.sum().backward()
+        assert least <= largest.elements <= most
+
+
+_PEAK = """
+from pathlib import Path
+import torch
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+torch.set_num_threads(1)
+query, key, value = (torch.randn(1, 1, {time}, 16).requires_grad_() for _ in range(3))
+def step(time):
+    cut = [x[:, :, :time] for x in (query, key, value)]
+    attend(*cut, Mask.window({window})).output.sum().backward()
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+step(1_024)
+before = peak()
+step({time})
+print(peak() - before)
+"""
+
+
+def test_a_window_over_sixteen_thousand_bars_takes_less_than_a_tenth_of_its_matrix() -> None:
+    time = 16_384
+    script = _PEAK.format(time=time, window=512)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert 0 < int(done.stdout) * 1024 < time * time * 4 / 10
+
+
+def test_auto_takes_the_flash_kernel_of_the_device() -> None:
+    assert choose("cpu", torch.float32) == "sdpa"
+    assert available("cpu") == ("sdpa", "chunked", "reference")
+
+
+def test_an_unknown_device_falls_back_on_plain_formulas() -> None:
+    assert choose("meta", torch.float32) == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "kernel"),
+    [
+        ("sdpa", torch.float32, CudaEfficient),
+        ("sdpa", torch.float16, CudaFlash),
+        ("sdpa", torch.bfloat16, CudaFlash),
+        ("cudnn", torch.bfloat16, CudaCudnn),
+        ("chunked", torch.float64, Chunked),
+        ("reference", torch.float64, Reference),
+    ],
+)
+def test_a_device_has_a_kernel_for_every_type(
+    backend: str, dtype: torch.dtype, kernel: type[Kernel]
+) -> None:
+    assert type(kernel_for(backend, torch.device("cuda"), dtype)) is kernel
+
+
+def test_float64_on_a_device_is_chunked_and_nothing_else() -> None:
+    assert choose("cuda", torch.float64) == "chunked"
+    assert resolve("chunked", "cuda", torch.float64) == "chunked"
+    for backend in ("sdpa", "flex"):
+        with pytest.raises(AttentionInvalid, match="no float64 on cuda"):
+            resolve(backend, "cuda", torch.float64)
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "flash_attn"])
+def test_half_kernels_refuse_other_types(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "available", lambda _: (backend,))
+    with pytest.raises(AttentionInvalid, match=f"{backend} takes float16 or bfloat16"):
+        resolve(backend, "cuda", torch.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 60), st.integers(1, 9), masks(60), st.integers(1, 4_000))
+def test_chunks_equal_the_reference_with_their_gradients(
+    heads: int, time: int, dim: int, mask: Mask, entries: int
+) -> None:
+    generator = torch.Generator().manual_seed(time)
+    made = torch.randn(3, 2, heads, time, dim, generator=generator, dtype=torch.float64)
+    told = torch.randn(2, heads, time, dim, generator=generator, dtype=torch.float64)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backends.CHUNK_ENTRIES, "cpu", entries)
+        for backend in ("chunked", "reference"):
+            query, key, value = (x.clone().requires_grad_() for x in made)
+            output, logsumexp = attend(query, key, value, mask, backend=backend)
+            grads = torch.autograd.grad(output, (query, key, value), told)
+            found.append([output.detach(), logsumexp, *grads])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7)])
+def test_zeros_beside_the_head_dim_change_nothing(mask: Mask) -> None:
+    # What a device does with a head dim that is no multiple of 8.
+    query, key, value = inputs(1, 2, 30, 18, seed=1, dtype=torch.float32)
+    wanted = attend(query, key, value, mask, scale=0.3)
+    query, key, value = (torch.nn.functional.pad(x, (0, 6)) for x in (query, key, value))
+    found = attend(query, key, value, mask, scale=0.3)
+    torch.testing.assert_close(found.output[..., :18], wanted.output)
+    torch.testing.assert_close(found.logsumexp, wanted.logsumexp)
+
+
+class WindowedKernel(Reference):
+    """A kernel that knows windows itself, as the device's flash kernel does."""
+
+    asked: ClassVar[list[int]] = []
+
+    def window_forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float
+    ) -> Pass:
+        self.asked.append(window)
+        return Pass(*window_forward(Reference(), query, key, value, window=window, scale=scale))
+
+    def window_backward(
+        self,
+        gradient: Tensor,
+        inputs: tuple[Tensor, Tensor, Tensor],
+        result: Pass,
+        *,
+        window: int,
+        scale: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        self.asked.append(-window)
+        return window_backward(
+            Reference(), gradient, inputs, (result[0], result[1]), window=window, scale=scale
+        )
+
+
+def test_a_kernel_with_windows_of_its_own_is_asked_for_them() -> None:
+    made = torch.randn(3, 1, 2, 30, 8, generator=torch.Generator().manual_seed(1))
+    grads = []
+    WindowedKernel.asked.clear()
+    for kernel in (WindowedKernel(), Reference()):
+        leaves = [x.clone().requires_grad_() for x in made]
+        output, _ = window_attention(*leaves, kernel, 7, 0.3)
+        grads.append(torch.autograd.grad(output.sum(), leaves))
+    assert WindowedKernel.asked == [7, -7]
+    for one, two in zip(*grads, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def _broken(**changes: object) -> dict[str, object]:
+    x = torch.ones(1, 2, 6, 4)
+    return {"query": x, "key": x, "value": x, "mask": Mask.causal(), **changes}
+
+
+NAN = torch.full((1, 2, 6, 4), float("nan"))
+INF = torch.ones(1, 2, 6, 4).index_fill(2, torch.tensor([5]), float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"query": torch.ones(2, 6, 4)}, r"query has shape \[2, 6, 4\]"),
+        ({"value": torch.ones(1, 2, 6, 4, dtype=torch.int32)}, "value is torch.int32"),
+        ({"key": torch.ones(1, 2, 6, 4, dtype=torch.float64)}, "key is torch.float64"),
+        ({"key": torch.ones(1, 2, 6, 4, device="meta")}, "key is torch.float32 on meta"),
+        ({"key": torch.ones(1, 3, 6, 4)}, "key has 3 heads but query has 2"),
+        ({"value": torch.ones(1, 2, 5, 4)}, "must agree in batch"),
+        ({"key": torch.ones(1, 2, 5, 4), "value": torch.ones(1, 2, 5, 4)}, "as many keys"),
+        ({"query": torch.ones(1, 2, 0, 4)}, "query is empty"),
+        ({"query": NAN}, "query holds a value that is not finite"),
+        ({"key": INF}, "key holds a value that is not finite"),
+        ({"value": NAN}, "value holds a value that is not finite"),
+        ({"backend": "flash_attn"}, "flash_attn is not available on cpu"),
+        ({"backend": "flex"}, "flex is not available on cpu"),
+        ({"backend": "magic"}, "no attention backend 'magic'"),
+    ],
+)
+def test_bad_input_is_refused_with_one_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(AttentionInvalid, match=sentence) as refused:
+        attend(**_broken(**changes))  # type: ignore[arg-type]
+    message = str(refused.value)
+    assert message.endswith(".")
+    assert not re.search(r"[.?!] [A-Z]", message)
+
+
+def test_huge_finite_inputs_are_not_called_infinite() -> None:
+    huge = torch.full((8, 4, 40, 2), 3e36)  # their sum overflows, no value does
+    assert torch.isinf(huge.sum())
+    small = torch.zeros(8, 4, 40, 2)
+    output = attend(small, small, huge, Mask.causal()).output
+    torch.testing.assert_close(output, huge)
+
+
+def test_a_window_of_no_bars_is_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="at least 1 bar"):
+        Mask.window(0)

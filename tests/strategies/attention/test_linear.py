@@ -1,0 +1,193 @@
+"""Linear attention held to the matrices that it never stores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.linear import (
+    LinearLayer,
+    attend_linearly,
+    distance_from_softmax,
+    draw_directions,
+    elu_features,
+    linear_confidence,
+    linear_rows,
+    push_linearly,
+    random_features,
+    rollout_linearly,
+)
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.attribution import Way, look_by
+from tracepaper.strategies.networks.linear import LinearConfig, LinearNetwork
+
+MASKS = {"full": Mask.full(), "causal": Mask.causal()}
+BATCH, HEADS, DIM = 2, 3, 8
+masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+
+
+def drawn(time: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    shape = (BATCH, HEADS, time, DIM)
+    return tuple(torch.randn(shape, generator=source, dtype=torch.float64) for _ in range(3))  # type: ignore[return-value]
+
+
+def features(name: str, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    if name == "elu":
+        return elu_features(query), elu_features(key)
+    return random_features(query, key, draw_directions(HEADS, DIM, 20, seed=4))
+
+
+def dense(query: Tensor, key: Tensor, mask: Mask) -> Tensor:
+    """Return the matrix that the features imply."""
+    products = query @ key.mT
+    products = products * reference.visible(query.shape[-2], mask)
+    return products / products.sum(-1, keepdim=True)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    time=st.sampled_from([1, 2, 127, 128, 129, 300]),
+    name=st.sampled_from(["elu", "random"]),
+    mask=st.sampled_from(list(MASKS.values())),
+    seed=st.integers(0, 99),
+)
+def test_every_figure_is_that_of_the_dense_matrix(
+    time: int, name: str, mask: Mask, seed: int
+) -> None:
+    query, key, value = drawn(time, seed)
+    query, key = features(name, query, key)
+    read, layer = attend_linearly(query, key, value, mask)
+    matrix = dense(query, key, mask)
+    assert torch.allclose(matrix.sum(-1), torch.ones(()).double())
+    assert torch.allclose(read, matrix @ value, atol=1e-11)
+    rows = sorted({0, time // 2, time - 1})
+    assert torch.allclose(linear_rows(layer, rows, mask), matrix[..., rows, :], atol=1e-12)
+    weights = torch.rand(BATCH, 2, time, dtype=torch.float64)
+    pushed = push_linearly(layer, weights, mask)
+    assert torch.allclose(pushed, weights @ matrix.mean(1), atol=1e-11)
+    entropy = reference.entropy(matrix)[..., rows]
+    seen = reference.visible(time, mask).sum(-1)[rows]
+    expected = torch.where(seen > 1, 1 - entropy / seen.clamp_min(2).double().log(), 0.0)
+    assert torch.allclose(linear_confidence(layer, rows, mask), expected, atol=1e-6)
+
+
+@masks
+def test_the_rollout_is_the_product_of_the_matrices(mask: Mask) -> None:
+    time, rows = 150, [3, 149]
+    layers, matrices = [], []
+    for seed in range(3):
+        query, key, value = drawn(time, seed)
+        query, key = features("elu", query, key)
+        layers.append(attend_linearly(query, key, value, mask).layer)
+        matrices.append(dense(query, key, mask))
+    found = rollout_linearly(layers, rows, mask, residual_weight=0.3)
+    whole = reference.rollout(matrices, mask, residual_weight=0.3)
+    assert torch.allclose(found.weights, whole[:, rows], atol=1e-12)
+    above = rollout_linearly(layers, rows, mask, start_layer=2)
+    assert torch.allclose(above.weights, reference.rollout(matrices[2:], mask)[:, rows], atol=1e-12)
+
+
+@masks
+def test_slopes_go_through_the_sums_as_through_the_matrix(mask: Mask) -> None:
+    query, key, value = (x[:1, :1, :140, :3] for x in drawn(140))
+    inputs = [x.clone().requires_grad_() for x in (query, key, value)]
+    read, _ = attend_linearly(elu_features(inputs[0]), elu_features(inputs[1]), inputs[2], mask)
+    found = torch.autograd.grad(read.square().sum(), inputs)
+    read = dense(elu_features(inputs[0]), elu_features(inputs[1]), mask) @ inputs[2]
+    expected = torch.autograd.grad(read.square().sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+
+
+def test_random_features_come_nearer_to_the_softmax_the_more_there_are() -> None:
+    time, rows, mask = 200, [50, 199], Mask.causal()
+    query, key, value = drawn(time)
+    query, key = 0.5 * query, 0.5 * key
+    far = []
+    for count in (8, 256, 16_384):
+        phi = random_features(query, key, draw_directions(HEADS, DIM, count, seed=1))
+        layer = attend_linearly(*phi, value, mask).layer
+        far.append(float(distance_from_softmax(layer, query, key, rows, mask).mean()))
+    assert far[0] > far[1] > far[2]
+    assert far[2] < 0.01
+    exact = reference.attention_matrix(query, key, mask)
+    layer = attend_linearly(elu_features(query), elu_features(key), value, mask).layer
+    distance = 0.5 * (linear_rows(layer, rows, mask) - exact[..., rows, :]).abs().sum(-1)
+    assert torch.allclose(distance_from_softmax(layer, query, key, rows, mask), distance)
+
+
+def test_directions_are_orthogonal_and_of_gaussian_length() -> None:
+    found = draw_directions(2, 16, 40, seed=9)
+    assert found.shape == (2, 40, 16)
+    block = found[0, :16].double()
+    products = block @ block.T
+    assert torch.allclose(
+        products - products.diag().diag(), torch.zeros(16, 16).double(), atol=1e-5
+    )
+    many = draw_directions(4, 16, 2_000, seed=2).square().sum(-1)
+    assert float(many.mean()) == pytest.approx(16, rel=0.03)
+    assert torch.equal(found, draw_directions(2, 16, 40, seed=9))
+    assert not torch.equal(found, draw_directions(2, 16, 40, seed=8))
+
+
+def test_what_cannot_be_is_refused_in_one_sentence() -> None:
+    query, key, value = drawn(5)
+    for broken, sentence in (
+        (lambda: attend_linearly(query, key, value, Mask.window(3)), "cannot forget a window's"),
+        (lambda: attend_linearly(query, key[:, :2], value, Mask.full()), "must both be"),
+        (lambda: attend_linearly(query, key, value[..., :3, :], Mask.full()), "give one a key"),
+        (lambda: draw_directions(1, 0, 4, seed=0), "at least one head"),
+    ):
+        with pytest.raises(AttentionInvalid, match=sentence):
+            broken()
+    layer = LinearLayer(query.exp(), key.exp(), query[..., 0].exp())
+    with pytest.raises(AttentionInvalid, match="none of 1"):
+        rollout_linearly([layer], [0], Mask.full(), start_layer=1)
+    for changes, words in (
+        ({"feature_map": "relu"}, "choose one of elu, random"),
+        ({"mask": "window"}, "takes full or causal"),
+        ({"encoding": "alibi"}, "linear attention has none"),
+        ({"dim": 9}, "an equal, even share"),
+    ):
+        with pytest.raises(ConfigInvalid, match=words):
+            replace(LinearConfig(), **changes)
+
+
+@pytest.mark.parametrize("feature_map", ["elu", "random"])
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_network_explains_what_its_layers_attended_with(mask: str, feature_map: str) -> None:
+    torch.manual_seed(1)
+    config = LinearConfig(
+        features=4, dim=16, layers=2, heads=2, window=40, mask=mask, feature_map=feature_map,
+        clock=("month",),
+    )  # fmt: skip
+    network = LinearNetwork(config).eval()
+    torch.nn.init.normal_(network.trunk.heads.project.weight)
+    x, positions = torch.randn(1, 40, 4), torch.arange(40) + 9
+    with torch.inference_mode():
+        seen, told = network.look(x, positions), network(x, positions)
+        _, layers = network.trace(x, positions)
+    assert torch.allclose(seen.outputs.mean, told.mean, atol=1e-6)
+    matrices = [dense(each.query.double(), each.key.double(), MASKS[mask]) for each in layers]
+    whole = reference.rollout(matrices, MASKS[mask])
+    assert torch.allclose(seen.rollout.weights.double(), whole[:, 39:], atol=1e-5)
+    assert seen.confidence.shape == (2, 2)
+    shares = look_by(network, x, positions, Way())
+    assert torch.allclose(shares.weights, seen.rollout.weights)
+    above = Way(options=RolloutOptions(start_layer=1, residual_weight=0.1))
+    whole = reference.rollout(matrices[1:], MASKS[mask], residual_weight=0.1)
+    found = look_by(network, x, positions, above).weights.double()
+    assert torch.allclose(found, whole[:, 39:], atol=1e-5)
+    for way in (Way("flow"), Way(options=RolloutOptions(head_fusion="max"))):
+        with pytest.raises(AttentionInvalid, match="by its rollout"):
+            look_by(network, x, positions, way)
+    assert [name for name, _ in network.named_states(x)][:3] == ["embed", "blocks.0", "blocks.1"]

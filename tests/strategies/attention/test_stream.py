@@ -1,0 +1,345 @@
+"""The ring equals the batch: outputs, entropies and rollouts against the materialised matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import models
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.attention.time_buckets import bucket_count
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.stream import (
+    CHUNK_BARS,
+    Advance,
+    StreamingNetwork,
+    StreamState,
+    stream_bytes,
+)
+
+START = 29_000_017  # a position in the middle of a block
+ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "none"]
+
+
+def rows(time: int, *, seed: int = 1) -> Tensor:
+    return torch.randn(time, 30, generator=torch.Generator().manual_seed(seed))
+
+
+def feed(
+    net: FlashNetwork,
+    x: Tensor,
+    positions: NDArray[np.int64],
+    portions: list[int],
+    state: StreamState | None = None,
+) -> tuple[Tensor, Tensor, NDArray[np.float32], StreamState]:
+    """Take in all rows by the given portions, again and again; a portion of 0 is a single step."""
+    stream = StreamingNetwork(net)
+    state = StreamState(net) if state is None else state
+    told: list[Advance] = []
+    done = turn = 0
+    while done < len(x):
+        portion = portions[turn % len(portions)]
+        part = slice(done, done + max(portion, 1))
+        told.append(stream.advance(state, x[None, part], positions[None, part], padded=portion > 0))
+        done += told[-1].rollout.shape[1]
+        turn += 1
+    return (
+        torch.cat([part.outputs.mean[0] for part in told]),
+        torch.cat([part.confidence[0] for part in told]),
+        np.concatenate([part.rollout[0] for part in told]),
+        state,
+    )
+
+
+def dense(
+    net: FlashNetwork, x: Tensor, positions: NDArray[np.int64]
+) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+    """Return outputs, confidences and bucketed rollout rows from whole float64 matrices."""
+    with torch.no_grad():
+        outputs, traces = net.trace(x[None], torch.from_numpy(positions))
+    time, window = len(x), net.config.window
+    age = torch.arange(time)[:, None] - torch.arange(time)
+    hidden = (age < 0) | (age >= window)
+    rollout = torch.eye(time, dtype=torch.float64)
+    confidences = []
+    for layer in traces:
+        query, key = layer.query[0].double(), layer.key[0].double()
+        shares = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf)
+        shares = shares.softmax(-1)
+        rollout = 0.5 * rollout + 0.5 * shares.mean(0) @ rollout
+        visible = torch.arange(1, time + 1).clamp(max=window)
+        confidence = 1.0 - torch.special.entr(shares).sum(-1) / visible.double().log()
+        confidence[:, 0] = 0.0
+        confidences.append(confidence)
+    buckets = bucket_count(net.config.receptive_field)
+    blocks = positions // 64
+    back = np.minimum(blocks[:, None] - blocks[None, :], buckets)
+    bucketed = np.zeros((time, buckets + 1))
+    for bucket in range(buckets + 1):
+        bucketed[:, bucket] = np.where(back == bucket, rollout.numpy(), 0.0).sum(1)
+    return outputs.mean[0], torch.stack(confidences).permute(2, 0, 1), bucketed
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize(
+    ("portions", "window"),  # shorter and longer than a tile
+    [([0], 50), ([CHUNK_BARS], 50), ([CHUNK_BARS], 190), ([0, 1, 37, 0, 200], 190)],
+)
+def test_ring_and_chunks_equal_the_matrices(
+    encoding: str, portions: list[int], window: int
+) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding, window=window))
+    x, positions = rows(700), np.arange(START, START + 700)
+    mean, confidence, rollout, _ = feed(net, x, positions, portions)
+    wanted, wanted_confidence, wanted_rollout = dense(net, x, positions)
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    torch.testing.assert_close(confidence, wanted_confidence, rtol=0, atol=2e-5, check_dtype=False)
+    np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("portions", [[0], [CHUNK_BARS]])
+def test_a_gated_network_and_its_clocks_stream_as_the_matrices_say(portions: list[int]) -> None:
+    config = replace(
+        models.SMALL, gated=True, clock=("sessions", "halving"), window=50,
+        volatility_gate="sigma_level", volatility_column=5,
+    )  # fmt: skip
+    net = models.network(config)
+    for block in net.layers():
+        assert block.gate is not None
+        assert block.key_gate is not None
+        torch.nn.init.normal_(block.gate.weight, generator=torch.Generator().manual_seed(5))
+    x, positions = rows(300), np.arange(START, START + 300)
+    mean, confidence, rollout, _ = feed(net, x, positions, portions)
+    wanted, wanted_confidence, wanted_rollout = dense(net, x, positions)
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    torch.testing.assert_close(confidence, wanted_confidence, rtol=0, atol=2e-5, check_dtype=False)
+    np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    holes=st.lists(st.sampled_from([1, 1, 1, 1, 2, 70, 400, 20_000]), min_size=160, max_size=160),
+    window=st.integers(1, 40),
+)
+def test_holes_in_time_leave_empty_buckets_and_older_mass(holes: list[int], window: int) -> None:
+    net = models.network(replace(models.SMALL, window=window))
+    positions = np.cumsum(np.array(holes, dtype=np.int64)) + START
+    x = rows(len(positions))
+    stepped = feed(net, x, positions, [0])
+    chunked = feed(net, x, positions, [CHUNK_BARS])
+    _, _, wanted = dense(net, x, positions)
+    np.testing.assert_allclose(stepped[2], wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(chunked[2], wanted, rtol=0, atol=1e-6)
+
+
+def test_the_ring_equals_one_batched_pass_over_five_thousand_bars() -> None:
+    """Far past every wrap-around of rings that hold some hundreds."""
+    net = models.network()
+    x, positions = rows(5_000), np.arange(START, START + 5_000)
+    mean, _, rollout, _ = feed(net, x, positions, [0])
+    with torch.no_grad():
+        wanted = net(x[None], torch.from_numpy(positions)).mean[0]
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    np.testing.assert_allclose(rollout.sum(1), 1.0, rtol=0, atol=1e-5)
+
+
+def test_the_shortest_network_and_window_work() -> None:
+    net = models.network(replace(models.SMALL, layers=1, window=1))
+    x, positions = rows(80), np.arange(START, START + 80)
+    _, confidence, rollout, _ = feed(net, x, positions, [0])
+    assert confidence.abs().max() == 0.0  # one visible key tells nothing
+    np.testing.assert_allclose(rollout[:, 0], 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_stream_warmed_with_the_receptive_field_equals_the_endless_one(encoding: str) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding))
+    x, positions = rows(900), np.arange(START, START + 900)
+    endless = feed(net, x, positions, [CHUNK_BARS])
+    start = 900 - net.config.receptive_field
+    warmed = feed(net, x[start:], positions[start:], [0])
+    assert (endless[0][-1] - warmed[0][-1]).abs().max() <= 1e-4 * endless[0].std()
+    np.testing.assert_allclose(endless[2][-1], warmed[2][-1], rtol=0, atol=1e-6)
+
+
+def test_one_bar_less_than_the_receptive_field_is_not_enough() -> None:
+    net = models.network(replace(models.SMALL, window=5))
+    x, positions = rows(100), np.arange(START, START + 100)
+    endless = feed(net, x, positions, [0])[0][-1]
+    start = 100 - net.config.receptive_field + 1
+    short = feed(net, x[start:], positions[start:], [0])[0][-1]
+    assert (endless - short).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("cut", [1, 2, 63, 64, 65, 300, CHUNK_BARS, CHUNK_BARS + 1, 650])
+def test_a_cut_or_corrupted_future_changes_no_bit(cut: int) -> None:
+    net = models.network()
+    x, positions = rows(700), np.arange(START, START + 700)
+    whole = feed(net, x, positions, [CHUNK_BARS])
+    prefix = feed(net, x[:cut], positions[:cut], [CHUNK_BARS])
+    corrupt = x.clone()
+    corrupt[cut:] = -1e4
+    other = feed(net, corrupt, positions, [CHUNK_BARS])
+    for found in (prefix, other):
+        assert torch.equal(found[0][:cut], whole[0][:cut])
+        assert torch.equal(found[1][:cut], whole[1][:cut])
+        np.testing.assert_array_equal(found[2][:cut], whole[2][:cut])
+
+
+def test_a_step_attends_its_window_and_never_runs_a_full_forward() -> None:
+    net = models.network()
+    x, positions = rows(300), np.arange(START, START + 300)
+    layers, window = net.config.layers, net.config.window
+    *_, state = feed(net, x[:200], positions[:200], [CHUNK_BARS])
+    assert state.attended_pairs == layers * sum(min(i + 1, window) for i in range(200))
+    before = state.attended_pairs
+    stream = StreamingNetwork(net)
+    with _Widest() as widest:
+        for i in range(200, 300):
+            stream.advance(state, x[None, i : i + 1], positions[None, i : i + 1])
+    assert state.attended_pairs - before == 100 * layers * window
+    # No scores but those of one query, at most: heads x window.
+    assert widest.scores == net.config.heads * window
+
+
+class _Widest(torch.overrides.TorchFunctionMode):
+    """Remembers the largest matrix of scores that was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is torch.softmax:
+            self.scores = max(self.scores, result.numel())
+        return result
+
+
+def test_a_cleared_state_starts_anew() -> None:
+    net = models.network()
+    x, positions = rows(250), np.arange(START, START + 250)
+    first = feed(net, x, positions, [CHUNK_BARS])
+    first[3].clear()
+    second = feed(net, x, positions, [CHUNK_BARS], state=first[3])
+    assert torch.equal(first[0], second[0])
+    np.testing.assert_array_equal(first[2], second[2])
+
+
+def test_a_row_that_loses_mass_stops_the_run() -> None:
+    net = models.network()
+    stream, state = StreamingNetwork(net), StreamState(net)
+    x, positions = rows(2), np.arange(START, START + 2)
+    stream.advance(state, x[None, :1], positions[None, :1])
+    state.layers[1].rollout.rows.mul_(0.5)
+    with pytest.raises(InvariantBroken, match="A row of the rollout sums to"):
+        stream.advance(state, x[None, 1:], positions[None, 1:])
+
+
+@pytest.mark.parametrize("broken", [(), (0,), (1,)])
+def test_a_nan_passes_and_hides_no_row_that_loses_mass(broken: tuple[int, ...]) -> None:
+    net = models.network()
+    stream, state = StreamingNetwork(net), StreamState(net, 2)
+    x, positions = rows(2), np.array([[START], [START]])
+    first = stream.advance(state, x[:, None], positions, streams=(0, 1))
+    assert np.isfinite(first.rollout).all()
+    for one in range(2):
+        state.layers[1].rollout.rows[one].mul_(0.5 if one in broken else np.nan)
+    if not broken:
+        passed = stream.advance(state, x[:, None], positions + 1, streams=(0, 1))
+        assert np.isnan(passed.rollout).any()
+        return
+    with pytest.raises(InvariantBroken, match="A row of the rollout sums to"):
+        stream.advance(state, x[:, None], positions + 1, streams=(0, 1))
+
+
+def test_a_network_that_looks_ahead_cannot_stream() -> None:
+    with pytest.raises(ConfigInvalid, match="Only a network with a causal window can stream"):
+        StreamingNetwork(models.network(replace(models.SMALL, mask="full")))
+
+
+def test_a_context_too_long_to_keep_is_said_so() -> None:
+    net = models.network(replace(models.SMALL, window=40_000, layers=2, dim=2, heads=1))
+    stream, state = StreamingNetwork(net), StreamState(net)
+    stream.advance(state, rows(1)[None], np.array([[START]]))
+    with pytest.raises(InvariantBroken, match="longer than the 65536 kept"):
+        stream.history(state)
+
+
+def held_bytes(state: StreamState) -> int:
+    """Return what the rings of *state* hold in memory."""
+    rings = [state.places, *(ring for layer in state.layers for ring in layer if ring)]
+    rows = [ring.rows for ring in rings]
+    history = [ring.rows for ring in (*state.history, *state.positions)]
+    return sum(part.numel() * part.element_size() for part in (*rows, *history))
+
+
+@pytest.mark.parametrize("window", [1, 50, 1_088, 5_000])
+def test_the_memory_of_a_stream_is_known_before_it_is_allocated(window: int) -> None:
+    config = replace(models.SMALL, window=window)
+    held = held_bytes(StreamState(models.network(config)))
+    one, two, three = (stream_bytes(config, instruments=count) for count in (1, 2, 3))
+    assert three - two == two - one == held
+    assert held_bytes(StreamState(models.network(config), streams=3)) == 3 * held
+    assert one > held
+
+
+@given(st.integers(1, 65_535), st.integers(1, 4))
+def test_the_memory_of_a_stream_never_falls_as_its_window_grows(window: int, layers: int) -> None:
+    config = replace(models.SMALL, window=window, layers=layers)
+    assert stream_bytes(config) <= stream_bytes(replace(config, window=window + 1))
+
+
+def test_the_longest_window_streams() -> None:
+    net = models.network(replace(models.SMALL, window=65_536, layers=1, dim=2, heads=1))
+    x, positions = rows(200), np.arange(START, START + 200)
+    mean, _, rollout, state = feed(net, x, positions, [0, 180])
+    wanted, _, wanted_rollout = dense(net, x, positions)
+    assert (mean - wanted).abs().max() <= 1e-4 * wanted.std()
+    np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
+    assert state.attended_pairs == 200 * 201 // 2
+
+
+@pytest.mark.parametrize("encoding", ["rope", "alibi"])
+@pytest.mark.parametrize("portions", [[CHUNK_BARS], [0, 5, 70, 0, 200]])
+def test_chunks_of_several_streams_equal_each_alone(encoding: str, portions: list[int]) -> None:
+    """Of different ages, out of order, and with a stream between them that has no part in it."""
+    net = models.network(replace(models.SMALL, encoding=encoding, window=190))
+    ages, chosen = [300, 0, 40], (3, 0, 1)
+    x = [rows(ages[i] + 600, seed=i) for i in range(3)]
+    positions = [np.arange(START + 1000 * i, START + 1000 * i + len(x[i])) for i in range(3)]
+    alone = [feed(net, x[i], positions[i], [CHUNK_BARS]) for i in range(3)]
+    stream, state = StreamingNetwork(net), StreamState(net, streams=4)
+    for i, place in enumerate(chosen):
+        if ages[i]:
+            part = slice(0, ages[i])
+            stream.advance(
+                state, x[i][None, part], positions[i][None, part], streams=[place], padded=True
+            )
+    done = turn = 0
+    while done < 600:
+        portion = portions[turn % len(portions)]
+        part = slice(done, min(done + max(portion, 1), 600))
+        told = stream.advance(
+            state,
+            torch.stack([x[i][ages[i] :][part] for i in range(3)]),
+            np.stack([positions[i][ages[i] :][part] for i in range(3)]),
+            streams=chosen,
+            padded=portion > 0,
+        )
+        for i in range(3):
+            at = slice(ages[i] + part.start, ages[i] + part.stop)
+            scale = alone[i][0].std()
+            assert (told.outputs.mean[i] - alone[i][0][at]).abs().max() <= 1e-4 * scale
+            torch.testing.assert_close(told.confidence[i], alone[i][1][at], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(told.rollout[i], alone[i][2][at], rtol=0, atol=1e-6)
+        done, turn = part.stop, turn + 1
+    assert state.counts == [600, 640, 0, 900]

@@ -1,0 +1,76 @@
+"""What torch's own loops compute is the same at any number of threads, within 1e-12 in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.entropy import row_entropy
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.linear import attend_linearly, elu_features, rollout_linearly
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import rollout_by_age, rollout_rows
+from tracepaper.strategies.attention.variants import closed_keys, cross_attend
+from tracepaper.strategies.attention.weighted import gradient_rollout_rows
+
+TIME = 600
+ROWS = [0, 299, 599]
+MASKS = {
+    "causal": Mask.causal(),
+    "window": Mask.window(100),
+    "blocks": Mask.sparse(48, last=1, stride=4, first=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Leave the number of threads as it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def computed(mask: Mask) -> list[Tensor]:
+    """Return what each operation gives over the same layers: values, gradients, explanations."""
+    generator = torch.Generator().manual_seed(4)
+    made = torch.randn(2, 3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
+    queries, keys, values = (list(part) for part in made.unbind(1))
+    found, sums = [], []
+    for query, key, value in zip(queries, keys, values, strict=True):
+        leaves = [x.clone().requires_grad_() for x in (query, key, value)]
+        output, logsumexp = attend(leaves[0], leaves[1], leaves[2], mask)
+        found += [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
+        sums.append(logsumexp)
+    found += sums
+    for options in ({}, {"head_fusion": "max"}, {"discard_ratio": 0.3}):
+        found.append(rollout_rows(queries, keys, sums, ROWS, mask, **options).weights)
+    many = list(range(0, TIME, 20))  # more rows than a product a head takes
+    found.append(rollout_rows(queries, keys, sums, many, mask).weights)
+    found.append(gradient_rollout_rows(queries, keys, sums, values, keys, ROWS, mask).weights)
+    found.append(rollout_by_age(queries, keys, sums, mask).weights)
+    found.append(row_entropy(queries[0], keys[0], sums[0], mask))
+    return found
+
+
+def read_across() -> list[Tensor]:
+    """Return the same of linear and of cross-attention."""
+    generator = torch.Generator().manual_seed(5)
+    query, key, value = torch.randn(3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
+    seen = closed_keys(torch.arange(TIME), 3 * torch.arange(200) + 2)
+    crossed = cross_attend(query, key[:, :, :200], value[:, :, :200], seen)
+    read = attend_linearly(elu_features(query), elu_features(key), value, Mask.causal())
+    return [*crossed[:1], read.output, rollout_linearly([read.layer], ROWS, Mask.causal()).weights]
+
+
+@pytest.mark.parametrize("name", [*MASKS, "linear and cross"])
+def test_results_do_not_depend_on_threads(name: str) -> None:
+    wanted: list[Tensor] = []
+    for count in (1, 2, 3, 8, 16):
+        torch.set_num_threads(count)
+        found = computed(MASKS[name]) if name in MASKS else read_across()
+        wanted = wanted or found
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

@@ -1,0 +1,82 @@
+"""The Triton rollout kernel: in Triton's interpreter everywhere, on a device where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import attention_cases
+import pytest
+import torch
+from attention_cases import case
+
+from tracepaper.strategies.attention import compiled, rollout_kernels, triton_rollout
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.errors import AttentionInvalid
+
+
+@pytest.mark.slow
+def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> None:
+    pytest.importorskip("triton")  # published for Linux alone
+    script = Path(__file__).with_name("interpreted_triton.py")
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ
+        | {
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(attention_cases.__file__).parent),
+        },
+        capture_output=True,
+        check=True,
+        timeout=120,
+    )
+    cases_run = json.loads(done.stdout)
+    assert len(cases_run) == 3 * (7 + len(attention_cases.LAYOUTS))
+    wrong = [one for one in cases_run if not one["repeats"] or one["error"] > 3e-7]
+    assert not wrong
+
+
+def test_the_triton_kernel_is_refused_where_it_cannot_run() -> None:
+    made = case(Mask.causal(), dtype=torch.float32)
+    with pytest.raises(AttentionInvalid, match="cannot run on cpu"):
+        rollout_rows(made.queries, made.keys, made.sums, [3], made.mask, backend="triton")
+
+
+@pytest.mark.gpu
+def test_the_triton_kernel_equals_the_tiles_on_a_device() -> None:
+    made = case(Mask.window(700), time=2_000, dim=64, heads=2, dtype=torch.float32)
+    queries, keys, sums = ([one.cuda() for one in part] for part in made[:3])
+    first, again = (
+        rollout_rows(queries, keys, sums, [5, 1_999], made.mask, backend="triton").weights
+        for _ in range(2)
+    )
+    plain = rollout_rows(made.queries, made.keys, made.sums, [5, 1_999], made.mask).weights
+    assert torch.equal(first, again)
+    assert float((first.cpu() - plain).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "device", "chosen"),
+    [
+        (torch.float32, 64, "cuda", "triton"),
+        (torch.float32, 256, "cuda", "triton"),
+        (torch.float32, 257, "cuda", "tiles"),
+        (torch.float64, 64, "cuda", "tiles"),
+        (torch.float32, 64, "cpu", "tiles"),
+    ],
+)
+def test_auto_takes_the_kernel_only_where_it_runs(
+    dtype: torch.dtype, dim: int, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_rollout, "is_available", lambda: True)
+    monkeypatch.setattr(compiled, "found", dict)  # these would take it before torch does
+    query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim), dtype=dtype)
+    layer: Any = SimpleNamespace(query=query, logsumexp=SimpleNamespace(dtype=dtype))
+    assert rollout_kernels.choose(layer, Mask.causal()) == chosen

@@ -1,0 +1,211 @@
+"""What heads do, read from any network that attends, against matrices that are stored whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import builders
+import models
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.probsparse import Taps, decided_rows, dense_rows
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.forecasters.attribution import (
+    DECISIONS,
+    flow_down,
+    look_into,
+    map_of,
+    rollout_map,
+)
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.networks.architecture import LayerLook
+from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
+
+torch.set_num_threads(1)
+EDGES = (0, 16, 64)
+WINDOWED = InformerConfig(features=5, dim=16, layers=3, heads=2, window=61, factor=2)
+
+
+def window(bars: int, features: int) -> Tensor:
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(1, bars, features, generator=generator)
+
+
+def dense(taps: Taps) -> Tensor:
+    """Return the whole matrix [position above, position below] of a map of time."""
+    above = taps.shares.shape[1]
+    matrix = torch.zeros(above, taps.time + 2)
+    for row in range(above):
+        for tap in range(3):
+            matrix[row, taps.step * row + tap] += taps.shares[0, row, tap]
+    return matrix[:, 1:-1]
+
+
+def test_an_informer_s_heads_are_the_last_rows_of_its_matrices_carried_to_bars() -> None:
+    network: InformerNetwork = models.informer(WINDOWED)
+    x = window(WINDOWED.window, WINDOWED.features)
+    looks = network.look_by_layer(x, torch.arange(WINDOWED.window))
+    assert [len(look.age) for look in looks] == [61, 31, 16]
+    to_bars = torch.eye(WINDOWED.window)
+    for layer in range(3):
+        attended, *maps = reversed(network.trace(x).stages[: 1 + 3 * layer])
+        for taps in reversed(maps[:2]):
+            assert isinstance(taps, Taps)
+            to_bars = dense(taps) @ to_bars
+        assert not isinstance(attended, Taps)
+        matrix = dense_rows(attended)[0]  # [head, position, position]
+        assert looks[layer].rows == pytest.approx(matrix[:, -1] @ to_bars, abs=1e-6)
+        mixed = 0.5 * torch.eye(len(looks[layer].age)) + 0.5 * matrix.mean(dim=0)
+        for taps in maps[:2]:
+            mixed = mixed @ dense(taps)  # type: ignore[arg-type]
+        every = torch.eye(len(looks[layer].age))
+        assert looks[layer].carry(every) == pytest.approx(mixed, abs=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", ["full", "causal"])
+def test_a_transformer_s_heads_are_the_last_rows_of_its_matrices(mask: str) -> None:
+    config = replace(models.SMALL, mask=mask, features=5)
+    network = models.network(config)
+    x = window(config.window, 5)
+    looks = network.look_by_layer(x, torch.arange(config.window))
+    _, traces = network.trace(x)
+    for look, trace in zip(looks, traces, strict=True):
+        matrix = reference.attention_matrix(trace.query, trace.key, network.mask)[0]
+        assert look.rows == pytest.approx(matrix[:, -1], abs=1e-5)
+        mixed = 0.5 * torch.eye(config.window) + 0.5 * matrix.mean(dim=0)
+        assert look.carry(torch.eye(config.window)) == pytest.approx(mixed, abs=1e-5)
+
+
+def test_a_row_that_was_lazy_attends_evenly() -> None:
+    network = models.informer(WINDOWED)
+    rows = network.trace(window(61, 5)).stages[0]
+    assert not isinstance(rows, Taps)
+    for row in (0, 30, 60):
+        assert decided_rows(rows, row) == pytest.approx(dense_rows(rows)[:, :, row], abs=1e-6)
+
+
+def moved(matrix: list[list[float]]) -> LayerLook:
+    """Return a layer that carries by *matrix* [position above, position below]."""
+    carried = torch.tensor(matrix)
+    age = torch.arange(len(matrix) - 1, -1, -1) * (64 // len(matrix))
+    return LayerLook(torch.zeros(1, 64), age, lambda weights: weights @ carried)
+
+
+def test_the_flow_goes_from_the_group_that_holds_to_the_group_that_is_given() -> None:
+    """Two positions over 64 bars: the newest keeps a quarter and gives the older the rest."""
+    above = moved([[1.0, 0.0], [0.75, 0.25]])
+    old, young = [0.0] * 64, [0.0] * 64
+    old[0], young[63], young[0] = 1.0, 0.5, 0.5
+    flow, rollout = flow_down([moved([old, young]), above], EDGES)
+    # The older of two positions is 32 bars old.
+    assert flow[0].tolist() == [[0.25, 0.75], [0.0, 0.0]]
+    assert flow[1].tolist() == [[0.125, 0.125], [0.0, 0.75]]
+    assert rollout[[0, 63]].tolist() == [0.875, 0.125]
+
+
+def test_heads_are_read_from_as_many_decisions_as_there_are_bars_for() -> None:
+    made = models.forecaster()
+    bars = builders.bars(made.context + DECISIONS + 5, seed=5)
+    whole = look_into(made, bars, EDGES)
+    assert whole.by_age.shape == (3, 2, DECISIONS, models.SMALL.window)
+    few = look_into(made, bars[-made.context - 1 :], EDGES)
+    assert few.by_age == pytest.approx(whole.by_age[:, :, -2:], abs=1e-5)
+    assert few.rollout == pytest.approx(whole.rollout, abs=1e-6)
+    assert np.abs(np.diff(whole.by_age, axis=2)).max() > 1e-3
+    with pytest.raises(DataInvalid, match=f"read from {made.context + 1}; leave --heads out"):
+        look_into(made, bars[: made.context], EDGES)
+
+
+def test_nothing_is_said_of_heads_before_the_first_decision() -> None:
+    made = models.forecaster()
+    with pytest.raises(InvariantBroken, match="no decision to explain yet"):
+        made.look_by_layer("linear:BTCUSDT")
+
+
+def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:
+    """What a stage keeps is of one pass: the next must not change it."""
+    network = models.informer(WINDOWED)
+    first = window(61, 5)
+    look = network.look_by_layer(first, torch.arange(61))[2]
+    before = look.carry(torch.eye(16))
+    network.look_by_layer(-first, torch.arange(61))
+    assert torch.equal(look.carry(torch.eye(16)), before)
+
+
+@torch.no_grad()
+def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() -> None:
+    config = MultiscaleConfig(features=5, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(5, 3))
+    network = MultiscaleNetwork(config).eval()
+    x, positions = window(config.window, 5), torch.arange(config.window) + 2
+    lowest, top = network.look_by_layer(x, positions)
+    spans = [(part.start, part.start + part.rows) for part in network.look(x, positions).parts]
+    assert top.age.tolist() == [config.window - stop for _, stop in spans]
+    tokens, _ = network.tokens(x, positions)
+    trunk = network.trunk.look_by_layer(tokens, torch.arange(8))[0]
+    spread = torch.zeros(8, config.window)
+    for token, (start, stop) in enumerate(spans):
+        spread[token, start:stop] = 1.0 / (stop - start)
+    assert lowest.rows == pytest.approx(trunk.rows @ spread, abs=1e-6)
+    assert lowest.carry(torch.eye(8)) == pytest.approx(trunk.carry(torch.eye(8)) @ spread, abs=1e-6)
+
+
+WAYS = (
+    Way(),
+    Way("norm", RolloutOptions(residual_weight=0.25)),
+    Way("rollout", RolloutOptions(head_fusion="max", start_layer=1)),
+    Way("rollout", RolloutOptions(head_weights=(0.75, 0.25))),
+)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(way: Way) -> None:
+    usual = models.forecaster()
+    made = StreamingForecaster(usual.model, mode="step", threads=1, way=way)
+    bars = builders.bars(made.context + 3, seed=5)
+    made.warm("linear:BTCUSDT", bars)
+    _, rollout = flow_down(made.look_by_layer("linear:BTCUSDT"), EDGES)
+    told = np.array(made.explain("linear:BTCUSDT").weights)
+    assert rollout == pytest.approx(told, abs=1e-5)
+    usual.warm("linear:BTCUSDT", bars)
+    other = np.array(usual.explain("linear:BTCUSDT").weights)
+    assert (np.abs(rollout - other).max() > 1e-3) == (way != Way())
+
+
+def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() -> None:
+    made = models.forecaster()
+    bars = builders.bars(made.context + 60, seed=5)
+    window = models.SMALL.window
+    made.warm("linear:BTCUSDT", bars)
+    found = map_of(made, made.look_by_layer("linear:BTCUSDT"))
+    assert found.ages.tolist() == list(range(window - 1, -1, -1))
+    assert found.weights.shape == (window, window)
+    assert found.weights.sum(axis=1) + found.older == pytest.approx(np.ones(window))
+    for age in (0, 1, 20, window - 1):
+        earlier = models.forecaster()
+        earlier.warm("linear:BTCUSDT", bars[: len(bars) - age])
+        told = np.array(earlier.explain("linear:BTCUSDT").weights)
+        row = found.weights[window - 1 - age]
+        assert row[: window - age] == pytest.approx(told[age - window :], abs=1e-6)
+        assert row[window - age :].tolist() == [0.0] * age
+
+
+def test_a_long_map_is_sampled_evenly_and_positions_that_end_alike_count_once() -> None:
+    layers = [LayerLook(torch.zeros(1, 2_000), torch.arange(1_999, -1, -1), lambda rows: rows)]
+    found = rollout_map(layers, 1_500)
+    assert (len(found.ages), found.ages[0], found.ages[-1]) == (512, 1_499, 0)
+    assert set(np.diff(found.ages)) == {-2, -3}
+    assert found.weights.shape == (512, 1_500)
+    assert found.weights[np.arange(512), 1_499 - found.ages].tolist() == [1.0] * 512
+    twice = LayerLook(
+        torch.zeros(1, 4), torch.tensor([2, 0, 0]), lambda rows: torch.eye(4)[:3][rows.argmax(1)]
+    )
+    assert rollout_map([twice], 4).ages.tolist() == [2, 0]
+    assert rollout_map([twice], 4).weights.argmax(axis=1).tolist() == [0, 2]

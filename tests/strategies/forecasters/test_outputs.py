@@ -1,0 +1,82 @@
+"""Outputs become figures of their horizon: the Student-t's deviation, the odds, the NaN."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tracepaper.strategies.forecasters.outputs import explanations, forecasts
+from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.networks.stream import Advance
+from tracepaper.strategies.types.decisions import Explanation
+
+HORIZONS = (4, 9)
+
+
+def outputs(bars: int = 1) -> Outputs:
+    def filled(*values: float) -> torch.Tensor:
+        return torch.tensor(values).expand(1, bars, 2)
+
+    return Outputs(
+        mean=filled(0.5, -0.25),
+        log_scale=filled(0.0, math.log(2.0)),
+        dof=filled(4.0, 10.0),
+        direction_logits=torch.tensor([[0.0, 1.0, 2.0], [3.0, 3.0, 3.0]]).expand(1, bars, 2, 3),
+        log_variance=filled(math.log(0.25), 0.0),
+        allocation=None,
+        quantiles=None,
+    )
+
+
+def told(bars: int = 1) -> Explanation:
+    rollout = np.full((bars, 4), 0.25, dtype=np.float32)
+    advance = Advance(outputs(bars), torch.full((bars, 2, 3), 0.5), rollout)
+    unknown = np.full(rollout.shape, np.nan)
+    return explanations(advance, rollout.astype(float), unknown, content_free=0.1, context=200)[0]
+
+
+def test_figures_are_scaled_by_sigma_and_the_root_of_the_horizon() -> None:
+    (found,) = forecasts(
+        outputs(),
+        np.array([0.01]),
+        [told()],
+        horizons=HORIZONS,
+        temperature=(1.0, 1.0),
+        model_id="m",
+    )
+    assert found.mean_return == pytest.approx((0.5 * 0.02, -0.25 * 0.03))
+    assert found.volatility == pytest.approx((0.5 * 0.02, 0.03))
+    wanted = (stats.t(4.0, scale=0.02).std(), stats.t(10.0, scale=2 * 0.03).std())
+    assert found.stdev_return == pytest.approx(wanted)
+    odds = np.exp([0.0, 1.0, 2.0]) / np.exp([0.0, 1.0, 2.0]).sum()
+    assert (found.p_down[0], found.p_flat[0], found.p_up[0]) == pytest.approx(tuple(odds))
+    assert found.p_down[1] == pytest.approx(1 / 3)
+
+
+def test_an_unknown_sigma_makes_every_return_unknown_and_no_odds() -> None:
+    (found,) = forecasts(
+        outputs(),
+        np.array([math.nan]),
+        [told()],
+        horizons=HORIZONS,
+        temperature=(1.0, 1.0),
+        model_id="m",
+    )
+    assert np.isnan(found.mean_return + found.stdev_return + found.volatility).all()
+    assert np.isfinite(found.p_up).all()
+
+
+def test_an_explanation_carries_the_rows_as_little_endian_floats() -> None:
+    found = told()
+    assert np.frombuffer(found.buckets, "<f4").tolist() == [0.25, 0.25, 0.25]
+    assert np.frombuffer(found.entropy, "<f4").tolist() == [0.5] * 6
+    assert found.older_mass == 0.25
+    assert found.confidence == 0.5
+    assert found.content_free == 0.1
+    assert found.recent_mass == 0.25  # a quarter of 200 bars is one cell
+    assert found.l1_error == 0.0
+    assert found.shift is None

@@ -1,0 +1,210 @@
+"""One bar of each of several instruments in one pass: equal to one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import builders
+import models
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rounding import gamma
+
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.networks.flash import FlashConfig
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
+
+torch.set_num_threads(1)
+NAMES = ("linear:BTCUSDT", "spot:ETHUSDT", "linear:SOLUSDT", "spot:XRPUSDT")
+BARS = {
+    name: builders.bars(1_700, seed=seed, instrument_id=name) for seed, name in enumerate(NAMES)
+}
+AGES = dict(zip(NAMES, (1_300, 1_000, 610, 0), strict=True))
+"""Bars known before the first step together: past a wrap, full, short of context, none."""
+ODDS = ("p_down", "p_flat", "p_up")
+MEASURES = ("confidence", "recent_mass", "older_mass", "shift")
+NEAR = gamma(3 * 2 * 16, torch.float32)
+"""In each of three layers a state takes in two sums of 16 products, in another order in a batch."""
+
+
+def numbers(answer: Forecast) -> NDArray[np.float64]:
+    """Return every number of *answer* in its own scale: of a return that is its deviation."""
+    told = answer.explanation
+    assert told is not None
+    deviation = np.array(answer.stdev_return)
+    return np.concatenate(
+        [
+            np.array(answer.mean_return) / deviation,
+            np.log(deviation),
+            np.log(answer.volatility),
+            [x for name in ODDS for x in getattr(answer, name)],
+            [getattr(told, name) for name in MEASURES],
+            np.frombuffer(told.entropy, "<f4"),
+            np.frombuffer(told.buckets, "<f4"),
+        ]
+    )
+
+
+def assert_equal(found: Sequence[Forecast | None], wanted: Sequence[Forecast | None]) -> None:
+    """Hold answers against each other to ``NEAR`` of scale."""
+    assert [x is None for x in found] == [x is None for x in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        if one is not None and other is not None:
+            np.testing.assert_allclose(numbers(one), numbers(other), rtol=NEAR, atol=NEAR)
+
+
+def warmed(ages: dict[str, int], config: FlashConfig = models.SMALL) -> StreamingForecaster:
+    made = models.forecaster(config)
+    for name, age in ages.items():
+        made.warm(name, BARS[name][:age])
+    return made
+
+
+def test_a_group_of_nobody_is_answered_with_nothing() -> None:
+    made: Forecaster = models.forecaster()
+    assert made.predict_many([]) == []
+
+
+@pytest.mark.parametrize("encoding", ["rope", "alibi", "sinusoidal", "learned"])
+def test_instruments_of_different_ages_are_stepped_as_if_alone(encoding: str) -> None:
+    config = replace(models.SMALL, encoding=encoding, window=40, time_of_week=True)
+    alone, together = warmed(AGES, config), warmed(AGES, config)
+    found: list[Forecast | None] = []
+    wanted: list[Forecast | None] = []
+    for turn in range(80):
+        bars = [BARS[name][AGES[name] + turn] for name in NAMES]
+        found += together.predict_many(bars)
+        wanted += [alone.step(bar) for bar in bars]
+    assert sum(x is not None for x in wanted) > 160
+    assert any(x is None for x in wanted)
+    assert_equal(found, wanted)
+    assert together.attended_pairs == alone.attended_pairs
+
+
+def test_rings_that_wrap_around_together_keep_their_windows() -> None:
+    """A ring moves its rows to its front after 512 bars; here each does so."""
+    ages = {name: 640 + 60 * seed for seed, name in enumerate(NAMES[:2])}
+    config = replace(models.SMALL, layers=1, window=20)
+    alone, together = warmed(ages, config), warmed(ages, config)
+    for turn in range(600):
+        bars = [BARS[name][age + turn] for name, age in ages.items()]
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+
+@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(
+    st.lists(
+        st.lists(st.sampled_from(NAMES), min_size=1, max_size=4, unique=True),
+        min_size=30,
+        max_size=30,
+    ),
+    st.sampled_from(["rope", "alibi"]),
+)
+def test_instruments_that_miss_bars_are_stepped_as_if_alone(
+    turns: list[list[str]], encoding: str
+) -> None:
+    """Time goes on for all; who has no bar at a turn has a hole there."""
+    ages = dict.fromkeys(NAMES, 700)
+    config = replace(models.SMALL, encoding=encoding, layers=2, window=30)
+    alone, together = warmed(ages, config), warmed(ages, config)
+    for turn, present in enumerate(turns):
+        bars = [BARS[name][700 + 30 * turn] for name in present]
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+
+def test_steps_scans_and_warms_of_one_go_between_steps_of_all() -> None:
+    ages = dict.fromkeys(NAMES, 800)
+    alone, together = warmed(ages), warmed(ages)
+    first, second = NAMES[:2]
+
+    def step_all(at: int) -> None:
+        bars = [BARS[name][at] for name in NAMES]
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+    step_all(800)
+    for made in (alone, together):
+        made.step(BARS[first][801])
+        made.scan(BARS[second][801:870])
+        made.warm(NAMES[2], BARS[NAMES[2]][100:850])
+    step_all(870)
+    step_all(871)
+    assert together.explain(second).weights == pytest.approx(
+        alone.explain(second).weights, abs=1e-6
+    )
+
+
+def test_the_answers_come_in_the_order_of_the_bars() -> None:
+    ages = dict.fromkeys(NAMES, 800)
+    alone, together = warmed(ages), warmed(ages)
+    for turn, names in enumerate((NAMES, NAMES[::-1], (NAMES[2], NAMES[0]))):
+        bars = [BARS[name][800 + turn] for name in names]
+        assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
+
+
+def test_the_bits_of_a_group_depend_on_its_members_and_their_order_alone() -> None:
+    """Not on which instruments are known beside them, nor on where these lie in memory."""
+    group = (NAMES[2], NAMES[0])
+    orders = (NAMES, group, NAMES[::-1], (NAMES[0], NAMES[1], NAMES[2]))
+    found = []
+    for order in orders:
+        made = warmed(dict.fromkeys(order, 800))
+        found.append(
+            [made.predict_many([BARS[name][at] for name in group]) for at in range(800, 840)]
+        )
+    assert found[1:] == found[:1] * 3
+
+
+def test_two_runs_have_equal_bits() -> None:
+    runs = []
+    for _ in range(2):
+        made = warmed(dict.fromkeys(NAMES, 800))
+        runs.append(
+            [made.predict_many([BARS[name][at] for name in NAMES]) for at in range(800, 830)]
+        )
+    assert runs[0] == runs[1]
+
+
+def test_a_row_that_is_not_finite_spoils_its_own_forecast_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ages = dict.fromkeys(NAMES, 800)
+    alone, together = warmed(ages), warmed(ages)
+    step = FeatureStreams.step
+
+    def broken(
+        self: FeatureStreams, bars: Sequence[Bar], streams: Sequence[int] = (0,)
+    ) -> FeatureRows:
+        rows = step(self, bars, streams)
+        rows.values[[bar is BARS[NAMES[0]][800] for bar in bars], 3] = np.inf
+        return rows
+
+    monkeypatch.setattr(FeatureStreams, "step", broken)
+    for at in (800, 801):
+        bars = [BARS[name][at] for name in NAMES]
+        found, wanted = together.predict_many(bars), [alone.step(bar) for bar in bars]
+        assert_equal(found[1:], wanted[1:])
+        spoiled = found[0]
+        assert spoiled is not None
+        assert np.isnan(spoiled.mean_return).all() == (at == 800)
+        assert spoiled.p_up == pytest.approx(wanted[0].p_up if wanted[0] else (), abs=1e-6)
+
+
+def test_two_bars_of_one_instrument_and_bars_out_of_order_change_nothing() -> None:
+    ages = dict.fromkeys(NAMES, 800)
+    alone, together = warmed(ages), warmed(ages)
+    mine, theirs = BARS[NAMES[0]], BARS[NAMES[1]]
+    with pytest.raises(InvariantBroken, match="Two bars of one instrument"):
+        together.predict_many([mine[800], theirs[800], mine[801]])
+    with pytest.raises(InvariantBroken, match="does not follow the one at"):
+        together.predict_many([mine[800], theirs[799]])
+    bars = [mine[800], theirs[800]]
+    assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])

@@ -1,0 +1,228 @@
+"""Gates: every one on both sides of its threshold."""
+
+import math
+
+import pytest
+from builders import explanation, forecast
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates.evaluator import (
+    GateEvaluator,
+    is_finite_forecast,
+    key_of,
+    threshold_of,
+)
+from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verdict
+from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, LinearScore
+from tracepaper.strategies.types.decisions import Action, Regime
+
+MIXED = frozenset({Regime.MIXED})
+CALIBRATION = Calibration(
+    {"confidence": tuple(index / 100 for index in range(1, 100))}, {30: 0.5}, 0.0
+)
+
+FITTED = FittedConfidence(
+    horizon=30,
+    chosen="calibrated",
+    strict=True,
+    sign=LinearScore(("mean_over_stdev",), (0.5,), (0.5,), (1.0,), 0.0),
+    volatility=LinearScore((), (), (), (), 0.0),
+    edges=(),
+    spread=(1.0,),
+)
+
+
+def judged(gate: str, threshold: float, seen: GateInputs) -> tuple[float | None, bool]:
+    evaluator = GateEvaluator(frozenset({gate}), {gate: threshold})
+    measures, passed = evaluator.judge(seen)
+    assert (evaluator.first_failed(passed) is None) is (passed == 1)
+    return measures[0], passed == 1
+
+
+PASSES = {
+    "operator": (1, GateInputs(running=True), GateInputs(running=False)),
+    "warm": (5, GateInputs(bars=5), GateInputs(bars=4)),
+    "late": (60_000, GateInputs(late_ms=60_000), GateInputs(late_ms=60_001)),
+    "gap": (0, GateInputs(missing_bars=0), GateInputs(missing_bars=1)),
+    "plausible": (100, GateInputs(plausible=100.0), GateInputs(plausible=100.1)),
+    "stale": (9, GateInputs(quote_age_ms=9), GateInputs(quote_age_ms=10)),
+    "deadline": (1, GateInputs(answered=True), GateInputs(answered=False)),
+    "finite": (1, GateInputs(finite=True), GateInputs(finite=False)),
+    "confidence": (
+        0.2,
+        GateInputs(explanation=explanation(confidence=0.2)),
+        GateInputs(explanation=explanation(confidence=0.19)),
+    ),
+    "confidence_calibrated": (
+        0.5,
+        GateInputs(forecast=forecast(0.004), fitted=FITTED),
+        GateInputs(forecast=forecast(0.001), fitted=FITTED),
+    ),
+    "confidence_margin": (
+        0.4,
+        GateInputs(forecast=forecast(p_up=0.6, p_down=0.2)),
+        GateInputs(forecast=forecast(p_up=0.4, p_down=0.3)),
+    ),
+    "collapsed": (
+        0.1,
+        GateInputs(explanation=explanation(confidence=0.5, content_free=0.25)),
+        GateInputs(explanation=explanation(confidence=0.3, content_free=0.25)),
+    ),
+    "shifted": (
+        0.1,
+        GateInputs(explanation=explanation(shift=0.1)),
+        GateInputs(explanation=explanation(shift=0.11)),
+    ),
+    "regime": (
+        1,
+        GateInputs(
+            explanation=explanation(), regime=Regime.MIXED, regimes=frozenset({Regime.MIXED})
+        ),
+        GateInputs(
+            explanation=explanation(), regime=Regime.MOMENTUM, regimes=frozenset({Regime.MIXED})
+        ),
+    ),
+    "direction": (
+        0.6,
+        GateInputs(forecast=forecast(p_up=0.6, p_down=0.2)),
+        GateInputs(forecast=forecast(p_up=0.4, p_down=0.39)),
+    ),
+    "edge": (
+        1,
+        GateInputs(forecast=forecast(0.004), slope=0.5, round_trip_cost=0.0011),
+        GateInputs(forecast=forecast(0.002), slope=0.5, round_trip_cost=0.0011),
+    ),
+    "risk.notional": (100, GateInputs(notional=100 * 10**10), GateInputs(notional=101 * 10**10)),
+    "risk.drawdown": (0.1, GateInputs(drawdown=0.1), GateInputs(drawdown=0.2)),
+    "risk.daily_loss": (0.1, GateInputs(daily_loss=0.1), GateInputs(daily_loss=0.2)),
+    "risk.daily_trades": (3, GateInputs(daily_trades=3), GateInputs(daily_trades=4)),
+    "tradable": (1, GateInputs(is_tradable=True), GateInputs(is_tradable=False)),
+    "risk.halt": (0, GateInputs(is_breached=False), GateInputs(is_breached=True)),
+    "risk.exposure": (100, GateInputs(gross=100 * 10**10), GateInputs(gross=101 * 10**10)),
+    "risk.leverage": (2, GateInputs(gross=20, equity=10), GateInputs(gross=21, equity=10)),
+    "risk.cooldown": (3, GateInputs(since_stop=3), GateInputs(since_stop=2)),
+    "risk.losing_streak": (3, GateInputs(losing_streak=2), GateInputs(losing_streak=3)),
+    "risk.hourly_orders": (3, GateInputs(hourly_orders=3), GateInputs(hourly_orders=4)),
+    "risk.spread": (5, GateInputs(spread_bp=5), GateInputs(spread_bp=5.1)),
+    "risk.volatility": (50, GateInputs(range_bp=50), GateInputs(range_bp=51)),
+}
+
+
+def is_of_what_may_be_absent(seen: GateInputs) -> bool:
+    """Return whether *seen* holds a forecast, its explanation, its check, a quote or a range."""
+    answered = (
+        seen.forecast,
+        seen.explanation,
+        seen.finite,
+        seen.quote_age_ms,
+        seen.spread_bp,
+        seen.range_bp,
+    )
+    return any(value is not None for value in answered)
+
+
+@pytest.mark.parametrize("gate", gate_order())
+def test_every_gate_says_what_it_measures_and_has_a_case_here(gate: str) -> None:
+    assert GATES[gate].words, f"give the function of {gate} a docstring: what it measures"
+    assert GATES[gate].unit, f"give {gate} a unit, or YES_OR_NO"
+    if gate not in PASSES:
+        pytest.fail(
+            "add to PASSES, in tests/strategies/gates/test_gates.py: "
+            f'"{gate}": (a threshold, GateInputs(that pass at it), GateInputs(that fail)),'
+        )
+
+
+def test_every_case_here_is_of_a_gate() -> None:
+    assert set(PASSES) - set(GATES) == set(), "remove the cases of gates that are gone from PASSES"
+
+
+@pytest.mark.parametrize("gate", PASSES)
+def test_gate_passes_at_its_threshold_and_fails_beyond(gate: str) -> None:
+    threshold, good, bad = PASSES[gate]
+    assert judged(gate, threshold, good)[1]
+    assert not judged(gate, threshold, bad)[1]
+
+
+@pytest.mark.parametrize(
+    "gate", [gate for gate, (_, good, _) in PASSES.items() if is_of_what_may_be_absent(good)]
+)
+def test_a_measure_that_cannot_be_computed_is_null_and_fails(gate: str) -> None:
+    assert judged(gate, 0.0, GateInputs()) == (None, False)
+
+
+@pytest.mark.parametrize(
+    "gate", [gate for gate in PASSES if gate.startswith("risk.") and not GATES[gate].at_least]
+)
+def test_a_risk_limit_never_stands_in_the_way_of_less_risk(gate: str) -> None:
+    threshold, _, bad = PASSES[gate]
+    assert not judged(gate, threshold, bad)[1]
+    assert judged(gate, threshold, replace(bad, reduces=True)) == (0.0, True)
+
+
+def test_all_gates_are_evaluated_and_the_first_in_order_names_the_refusal() -> None:
+    gates = frozenset({"gap", "operator", "late"})
+    evaluator = GateEvaluator(gates, {"operator": 1, "late": 10, "gap": 0})
+    measures, passed = evaluator.judge(GateInputs(running=True, late_ms=11, missing_bars=2))
+    assert evaluator.gate_set.gates == ("operator", "late", "gap")
+    assert measures == (1.0, 11.0, 2.0)
+    assert passed == 0b001
+    assert evaluator.first_failed(passed) == "late"
+
+
+@pytest.mark.parametrize("first", [1.0, 101.0])
+def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped(first: float) -> None:
+    gates = frozenset({"operator", "gap", "plausible"})
+    evaluator = GateEvaluator(gates, {"operator": 1, "gap": 0, "plausible": 100})
+    seen = GateInputs()
+    for jump in (first, 1.0, 101.0, 100.0, 101.0):
+        passed = 0b111 if jump <= 100 else 0b011
+        seen.plausible = jump
+        assert evaluator.judge(seen) == ((1.0, 0.0, jump), passed)
+
+
+def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
+    seen = GateInputs(explanation=explanation(confidence=math.nan))
+    assert judged("confidence", 0.1, seen) == (None, False)
+    endless = GateInputs(explanation=explanation(confidence=math.inf))
+    assert judged("confidence", 0.1, endless) == (None, False)
+
+
+def test_a_measure_of_minus_zero_is_zero() -> None:
+    seen = GateInputs(explanation=explanation(confidence=-0.0))
+    assert str(judged("confidence", 0.0, seen)[0]) == "0.0"
+
+
+@given(st.floats(0.01, 0.99))
+def test_a_quantile_is_interpolated_between_percentiles(share: float) -> None:
+    found = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
+    assert found == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["q", "q2", "q0", "nan", "high", "q0.5.1"])
+def test_a_threshold_that_is_neither_number_nor_quantile_is_refused(text: str) -> None:
+    with pytest.raises(ConfigInvalid, match=rf"gate\.collapse = '{text}' is no .*write"):
+        threshold_of(text, "collapsed", CALIBRATION, key=key_of(GATES["collapsed"]))
+
+
+def test_a_quantile_that_the_card_lacks_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match=r"gate\.shift = 'q0.5' .* no quantiles of shift"):
+        threshold_of("q0.5", "shift", CALIBRATION, key=key_of(GATES["shifted"]))
+
+
+def test_a_forecast_with_one_bad_number_is_not_finite() -> None:
+    assert is_finite_forecast(forecast())
+    assert not is_finite_forecast(forecast(math.nan))
+    assert not is_finite_forecast(forecast(math.inf))
+    assert not is_finite_forecast(forecast(p_up=1.4, p_down=-0.4))
+    assert not is_finite_forecast(forecast(explained=explanation(shift=math.nan)))
+
+
+def test_the_verdict_says_whether_a_refusal_held_anything_up() -> None:
+    assert verdict(Action.LONG, None, "trend up") == "allowed"
+    assert verdict(Action.HOLD, "edge", "refused by edge") == "refused by edge"
+    assert verdict(Action.FLAT, "edge", "refused by edge") == "since edge refused"
+    assert verdict(Action.FLAT, "edge", "no trend up") == "edge refused, which holds up no exit"
+    assert verdict(Action.FLAT, "edge", "horizon") == "edge refused, which holds up no exit"

@@ -1,0 +1,295 @@
+"""Every method of explanation of whole networks, against stored matrices in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_cases import largest_score, tie_slack
+from torch import Tensor, nn
+
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import SparseRows, Taps, dense_rows, push_taps
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.weighted import attention_flow, value_norms
+from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.networks.attribution import METHODS, Way, look_by
+from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
+
+torch.set_num_threads(1)
+
+TIME, HORIZON, PLACE = 44, 30, 1
+HEADS = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+OPTIONS = {
+    "as stored": RolloutOptions(),
+    "max": RolloutOptions("max"),
+    "min": RolloutOptions("min", residual_weight=0.2),
+    "heads": RolloutOptions(head_weights=HEADS.tolist()),
+    "upper layer": RolloutOptions(start_layer=1),
+    "discard": RolloutOptions(discard_ratio=0.6),
+    "max and discard": RolloutOptions("max", discard_ratio=0.3, start_layer=1),
+}
+
+
+def network(kind: str) -> FlashNetwork | InformerNetwork:
+    torch.manual_seed(5)
+    made: FlashNetwork | InformerNetwork
+    if kind in {"informer", "distilling"}:
+        made = InformerNetwork(
+            InformerConfig(
+                features=5, dim=8, layers=2, heads=2, window=TIME, factor=2,
+                distil=kind == "distilling",
+            )
+        )  # fmt: skip
+    else:
+        encoding = "alibi" if kind == "alibi" else "rope"
+        mask = "window" if kind == "alibi" else kind
+        made = FlashNetwork(
+            FlashConfig(
+                features=5, dim=8, layers=2, heads=2, mask=mask, encoding=encoding,
+                window=TIME if mask == "full" else 18, blocks=(4, 1, 3, 1),
+            )
+        )  # fmt: skip
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return made.double().eval()
+
+
+def window() -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(1, TIME, 5, generator=generator, dtype=torch.float64)
+
+
+def looked(made: nn.Module, way: Way) -> Tensor:
+    found = look_by(made, window(), torch.arange(TIME), replace(way, horizon=HORIZON))
+    assert float(found.l1_error.max()) < 1e-5
+    return found.weights[0, 0].double()
+
+
+def stored(made: FlashNetwork | InformerNetwork) -> list[Tensor | Taps]:
+    """Return each layer's matrix [1, head, time, time], and the maps of time between them."""
+    if isinstance(made, InformerNetwork):
+        stages = made.trace(window(), torch.arange(TIME)).stages
+        return [dense_rows(one) if isinstance(one, SparseRows) else one for one in stages]
+    _, traces = made.trace(window(), torch.arange(TIME))
+    return [reference.attention_matrix(one.query, one.key, made.mask) for one in traces]
+
+
+def walked(parts: list[Tensor | Taps], fused: list[Tensor], options: RolloutOptions) -> Tensor:
+    """Carry the last row down through dense fused matrices [time, time] and maps of time."""
+    layer = len(fused)
+    row: Tensor | None = None
+    for part in reversed(parts):
+        if isinstance(part, Taps):
+            assert row is not None
+            row = push_taps(part, row[None, None])[0, 0]
+            continue
+        layer -= 1
+        time = part.shape[-1]
+        if row is None:
+            row = torch.eye(time, dtype=torch.float64)[-1]
+        if layer < options.start_layer:
+            continue
+        mixed = options.residual_weight * torch.eye(time, dtype=torch.float64)
+        mixed = mixed + (1.0 - options.residual_weight) * fused[layer]
+        row = row @ (mixed / mixed.sum(dim=-1, keepdim=True))
+    assert row is not None
+    return row / row.sum()
+
+
+def slacks(made: FlashNetwork | InformerNetwork) -> list[float]:
+    """Return how far entries of each layer may lie apart and be ties to discarding."""
+    if isinstance(made, InformerNetwork):
+        return [1e-6, 1e-6]
+    _, traces = made.trace(window(), torch.arange(TIME))
+    return [tie_slack(largest_score(one.query, one.key)) for one in traces]
+
+
+def mask_of(made: FlashNetwork | InformerNetwork) -> Mask:
+    return made.mask if isinstance(made, FlashNetwork) else Mask.full()
+
+
+def normalised(weights: Tensor) -> Tensor:
+    totals = weights.sum(dim=-1, keepdim=True)
+    return torch.where(totals > 0, weights / totals, torch.eye(len(weights), dtype=weights.dtype))
+
+
+KINDS = ("window", "causal", "full", "blocks", "alibi", "informer", "distilling")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("named", OPTIONS)
+def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -> None:
+    made, options = network(kind), OPTIONS[named]
+    parts = stored(made)
+    matrices = [one for one in parts if isinstance(one, Tensor)]
+    shares = HEADS if named == "heads" else torch.full((2, 2), 0.5)
+    fused = [
+        reference.discard(
+            reference.fuse(
+                matrix,
+                options.head_fusion,
+                share.double(),
+            ),
+            mask_of(made),
+            options.discard_ratio,
+            slack=slack,
+        )[0]
+        for matrix, share, slack in zip(matrices, shares, slacks(made), strict=True)
+    ]
+    found = looked(made, Way("rollout", options))
+    torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [RolloutOptions(), RolloutOptions(residual_weight=0.3)])
+def test_norm_equals_stored_matrices(kind: str, options: RolloutOptions) -> None:
+    made = network(kind)
+    parts = stored(made)
+    matrices = [one for one in parts if isinstance(one, Tensor)]
+    values = values_of(made)
+    fused = []
+    for matrix, value, block in zip(matrices, values, made.blocks, strict=True):
+        weight = block.get_submodule("project_out").weight
+        assert isinstance(weight, Tensor)
+        lengths = value_norms(value, weight)
+        fused.append(normalised((matrix * lengths[:, :, None]).mean(dim=1)[0]))
+    found = looked(made, Way("norm", options))
+    torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
+
+
+def values_of(made: FlashNetwork | InformerNetwork) -> list[Tensor]:
+    """Return each layer's values [1, head, time, dim] by another road: states through norms."""
+    values = []
+    states = [state for name, state in made.named_states(window()) if not name.startswith("heads")]
+    for depth, block in enumerate(made.blocks):
+        state = states[depth]
+        if depth and isinstance(made, InformerNetwork) and made.config.distil:
+            state = made.distillings[depth - 1](state)
+        mixed = block.get_submodule("project_in")(block.get_submodule("attention_norm")(state))
+        values.append(mixed.unflatten(-1, (3, 2, -1))[..., 2, :, :].transpose(1, 2).detach())
+    return values
+
+
+@pytest.mark.parametrize("mask", ["window", "blocks"])
+def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix(mask: str) -> None:
+    """One layer: bend each entry of the stored matrix by hand and ask the heads again."""
+    torch.manual_seed(2)
+    config = FlashConfig(
+        features=5, dim=8, layers=1, heads=2, window=18, mask=mask, blocks=(4, 1, 3, 1)
+    )
+    made = FlashNetwork(config).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    made.eval()
+    _, (trace,) = made.trace(window(), torch.arange(TIME))
+    matrix = reference.attention_matrix(trace.query, trace.key, made.mask).detach()
+    leaf = matrix.requires_grad_()
+    state, _ = made.enter(window(), torch.arange(TIME))
+    (block,) = made.layers()
+    answer = made.read_out(block.finish(state, leaf @ trace.value)).mean[0, -1, PLACE]
+    (slope,) = torch.autograd.grad(answer, leaf)
+    row = (slope * matrix).clamp_min(0.0).mean(dim=1)[0, -1].detach()
+    wanted = 0.5 * row / row.sum()
+    wanted[-1] += 0.5
+    found = looked(made, Way("gradient"))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
+    made = network(kind)
+    one = look_by(made, window(), torch.arange(TIME), Way("gradient"))
+    found = looked(made, Way("gradient"))
+    assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
+    assert bool((found >= 0).all())
+    assert float((one.weights[0, 0] - found).abs().max()) > 1e-4
+
+
+@torch.no_grad()
+def attended(
+    made: FlashNetwork | InformerNetwork,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the queries, keys and logsumexps of a network over whole windows."""
+    assert isinstance(made, FlashNetwork)
+    _, traces = made.trace(window(), torch.arange(TIME))
+    return (
+        [one.query for one in traces],
+        [one.key for one in traces],
+        [one.logsumexp for one in traces],
+    )
+
+
+def test_the_flow_among_the_newest_bars_is_that_of_all() -> None:
+    made = network("window")
+    given = attended(made)
+    whole = attention_flow(*given, [TIME - 1], mask_of(made))[0, 0, -30:]
+    newest = attention_flow(*given, [29], mask_of(made), newest=30)[0, 0]
+    torch.testing.assert_close(newest, whole / whole.sum(), rtol=0, atol=1e-6)
+    with pytest.raises(AttentionInvalid, match="needs a mask that looks back"):
+        attention_flow(*given, [29], Mask.full(), newest=30)
+
+
+def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
+    made = network("window")
+    given = attended(made)
+    wanted = attention_flow(*given, [TIME - 1], mask_of(made), residual_weight=0.4)[0, 0]
+    found = looked(made, Way("flow", RolloutOptions(residual_weight=0.4)))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("way", "sentence"),
+    [
+        (Way("lime"), "There is no method 'lime'; choose one of rollout, norm, gradient, flow."),
+        (Way("norm", RolloutOptions("max")), "norm takes no head fusion; leave it out, or choose"),
+        (Way("flow", RolloutOptions(start_layer=1)), "flow takes no start layer"),
+        (Way("rollout", RolloutOptions(start_layer=2)), "leaves nothing to explain; choose 0 to 1"),
+        (Way("rollout", RolloutOptions(head_weights=(1.0, 1.0, 1.0))), "Give 2 head weights"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["window", "distilling"])
+def test_what_cannot_be_asked_is_said_in_one_sentence(kind: str, way: Way, sentence: str) -> None:
+    with pytest.raises(AttentionInvalid, match=sentence):
+        looked(network(kind), way)
+
+
+def test_networks_and_methods_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="choose rollout, norm or gradient"):
+        looked(network("informer"), Way("flow"))
+    with pytest.raises(AttentionInvalid, match="no attention to look back through"):
+        looked(LstmNetwork(LstmConfig(features=5)), Way())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_several_time_frames_share_what_their_tokens_got(method: str) -> None:
+    torch.manual_seed(6)
+    config = MultiscaleConfig(
+        features=5, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(8, 9), horizons=(2, 7)
+    )
+    made = MultiscaleNetwork(config).double().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x, positions = window()[:, -config.window :], torch.arange(3, 3 + config.window)
+    found = look_by(made, x, positions, Way(method, horizon=7)).weights[0, 0]
+    tokens, (bars, wide) = made.tokens(x, positions)
+    inner = look_by(made.trunk, tokens, torch.arange(17), Way(method, horizon=7))
+    by_token = inner.weights[0, 0]
+    wanted = torch.zeros_like(found)
+    wanted[bars.start[0]] += by_token[9:]
+    for start, rows, weight in zip(wide.start[0], wide.length[0], by_token[:9], strict=True):
+        wanted[start : start + rows] += weight / rows
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
+    if method == "rollout":
+        with torch.no_grad():
+            seen = made.look(x, positions)
+        torch.testing.assert_close(found, seen.rollout.weights[0, 0], rtol=0, atol=1e-12)

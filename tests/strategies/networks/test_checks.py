@@ -1,0 +1,141 @@
+"""What is planted in a network is found, and a network without a fault has none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
+from tracepaper.strategies.networks.checks import Condition, examine
+from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
+from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
+
+torch.set_num_threads(1)
+TIME, FEATURES = 40, 5
+
+
+def network(kind: str) -> Network:
+    torch.manual_seed(5)
+    made: Network
+    match kind:
+        case "informer":
+            made = InformerNetwork(
+                InformerConfig(features=FEATURES, dim=8, layers=2, heads=2, window=TIME)
+            )
+        case "multiscale":
+            made = MultiscaleNetwork(
+                MultiscaleConfig(
+                    features=FEATURES, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(8, 9)
+                )
+            )
+        case "trading":
+            made = TradingNetwork(
+                TradingConfig(
+                    features=FEATURES, dim=8, layers=2, heads=2, window=TIME,
+                    modalities=("price", "volume"), columns=(0, 0, 1, 0, 1),
+                )
+            )  # fmt: skip
+        case "lstm":
+            made = LstmNetwork(LstmConfig(features=FEATURES, dim=8, window=TIME))
+        case _:
+            made = FlashNetwork(FlashConfig(features=FEATURES, dim=8, layers=2, heads=2, window=16))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return made.eval()
+
+
+def windows() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randn(3, 1, TIME, FEATURES, generator=generator)
+    return [(one, torch.arange(100 * at, 100 * at + TIME)) for at, one in enumerate(rows)]
+
+
+def examined(made: Network) -> Condition:
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    found = examine(made, windows())
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
+    assert all(parameter.grad is None for parameter in made.parameters())
+    return found
+
+
+def block(made: Network, depth: int = 1) -> Block:
+    assert isinstance(made, FlashNetwork)
+    return list(made.layers())[depth]
+
+
+@pytest.mark.parametrize("kind", ["flash", "informer", "multiscale", "trading", "lstm"])
+def test_a_network_without_a_fault_has_none(kind: str) -> None:
+    found = examined(network(kind))
+    assert found.faults == ()
+    assert len(found.heads) == (0 if kind == "lstm" else 4)
+    assert all(one.gradient > 0 for one in found.gradients)
+    for layer in {one.layer for one in found.heads}:
+        shares = [one.share for one in found.heads if one.layer == layer]
+        assert sum(share for share in shares if share is not None) == pytest.approx(1.0)
+
+
+def test_the_layer_that_overflows_is_named() -> None:
+    made = network("flash")
+    with torch.no_grad():
+        block(made).mlp.rise.weight.fill_(3e38)
+    found = examined(made)
+    assert len(found.faults) == 1
+    assert "Over the rows: Layer blocks.1.mlp.rise (Linear) produced" in found.faults[0]
+
+
+def test_what_overflows_at_the_extremes_alone_is_found() -> None:
+    made = network("flash")
+    assert isinstance(made, FlashNetwork)
+    with torch.no_grad():
+        made.embed.weight.zero_()
+        made.embed.bias.zero_()
+        made.embed.weight[0] = 1.5e37  # five columns of 5 are more than a float holds
+    calm = [(torch.zeros_like(rows), at) for rows, at in windows()]
+    found = examine(made, calm)
+    assert any("rows at 5" in one for one in found.faults)
+
+
+def test_a_dead_head_is_found() -> None:
+    made = network("flash")
+    with torch.no_grad():
+        block(made).project_out.weight[:, :4] = 0.0  # the columns that read head 0
+    found = examined(made)
+    assert found.faults == ("Layer 1, head 0: it is dead, and moves 0.00% of its layer's output.",)
+
+
+def test_a_head_that_collapsed_onto_one_bar_is_found() -> None:
+    made = network("flash")
+    with torch.no_grad():
+        block(made).project_in.weight[4:8] *= 3_000.0  # the queries of head 1
+    assert examined(made).faults == ("Layer 1, head 1: it has collapsed onto one bar.",)
+
+
+def test_a_head_that_attends_evenly_whatever_it_sees_is_found() -> None:
+    made = network("flash")
+    with torch.no_grad():
+        block(made, 0).project_in.weight[:4] = 0.0  # the queries of head 0
+        block(made, 0).project_in.bias[:4] = 0.0
+    found = examined(made)
+    assert found.faults[0] == "Layer 0, head 0: it attends evenly, whatever the rows are."
+
+
+def test_parts_that_no_gradient_reaches_are_named() -> None:
+    made = network("flash")
+    with torch.no_grad():
+        for layer in (0, 1):
+            block(made, layer).project_out.weight.zero_()
+            block(made, layer).mlp.fall.weight.zero_()
+        block(made, 0).project_out.bias.zero_()
+    assert isinstance(made, FlashNetwork)
+    with torch.no_grad():
+        assert isinstance(made.norm, torch.nn.LayerNorm)
+        made.norm.weight.zero_()
+    found = examined(made)
+    lost = [one.part for one in found.gradients if one.fault]
+    assert lost == ["embed", "blocks.0", "blocks.1"]
+    assert "embed: no gradient reaches it." in found.faults

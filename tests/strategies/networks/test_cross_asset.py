@@ -1,0 +1,342 @@
+"""The network over several assets: exact explanations, causality, order, and what it refuses."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.reference import attention_matrix
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.cross_asset import (
+    JOINT,
+    CrossAssetConfig,
+    CrossAssetNetwork,
+    CrossLook,
+    CrossOutputs,
+    PortfolioCosts,
+    correlation_loss,
+    correlations_of,
+    portfolio_loss,
+    weights_of,
+)
+from tracepaper.strategies.networks.encodings import Phases
+from tracepaper.strategies.networks.flash import Block, Projected
+
+SYMBOLS = ("AUSDT", "BUSDT", "CUSDT", "DUSDT")
+FEATURES, TIME = 5, 11
+
+
+def made(
+    *,
+    attention: str = "factorised",
+    window: int = 4,
+    allocation: bool = False,
+    factors: int = 0,
+) -> CrossAssetNetwork:
+    torch.manual_seed(3)
+    network = CrossAssetNetwork(
+        CrossAssetConfig(
+            symbols=SYMBOLS,
+            features=FEATURES,
+            dim=16,
+            heads=2,
+            window=window,
+            horizons=(2, 6),
+            every=6,
+            attention=attention,
+            allocation=allocation,
+            factors=factors,
+        )
+    )
+    with torch.no_grad():  # so that heads and attention say something
+        for parameter in network.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return network.double().eval()
+
+
+def rows(time: int = TIME, *, assets: int = len(SYMBOLS)) -> Tensor:
+    return torch.randn(
+        1, assets, time, FEATURES, generator=torch.Generator().manual_seed(5)
+    ).double()
+
+
+def asked(
+    network: CrossAssetNetwork, x: Tensor, symbols: tuple[str, ...] = SYMBOLS
+) -> CrossOutputs:
+    with torch.inference_mode():
+        found: CrossOutputs = network(x, network.config.places(symbols), torch.arange(x.shape[2]))
+        return found
+
+
+def looked(
+    network: CrossAssetNetwork, x: Tensor, *, residual: float = 0.5, start: int = 0
+) -> CrossLook:
+    with torch.inference_mode():
+        places = network.config.places(SYMBOLS)
+        return network.look(
+            x, places, torch.arange(x.shape[2]), residual_weight=residual, start_layer=start
+        )
+
+
+def dense(
+    network: CrossAssetNetwork, x: Tensor, *, residual: float = 0.5, start: int = 0
+) -> Tensor:
+    """Return the rollout [asset, asset, time] of the last bar with every matrix stored."""
+    assets, time = x.shape[1:3]
+    count = assets * time
+    at = torch.arange(time)
+    phases = network.encoding.phases(at)
+    state = network.embed(x[0]) + network.asset(network.config.places(SYMBOLS))[:, None]
+    whole = torch.eye(count, dtype=torch.float64)
+    blocks: list[tuple[Block, str]] = []
+    joint = network.config.attention == JOINT
+    depths = [depth for depth in range(len(network.over_time)) for _ in range(1 if joint else 2)]
+    for depth, block in enumerate(network.over_time):
+        assert isinstance(block, Block)
+        blocks.append((block, "tokens" if joint else "time"))
+        if not joint:
+            across = network.over_assets[depth]
+            assert isinstance(across, Block)
+            blocks.append((across, "assets"))
+    for block, over in blocks:
+        matrix = torch.zeros(count, count, dtype=torch.float64)
+        places = torch.arange(count).view(assets, time)
+        match over:
+            case "time":
+                groups = [
+                    (places[i], phases, Mask.window(network.config.window)) for i in range(assets)
+                ]
+            case "assets":
+                groups = [
+                    (places[:, t], Phases(None, None, None), Mask.full()) for t in range(time)
+                ]
+            case _:
+                assert phases.cosine is not None
+                assert phases.sine is not None
+                every = Phases(
+                    torch.cat([phases.cosine] * assets), torch.cat([phases.sine] * assets), None
+                )
+                groups = [(places.flatten(), every, Mask.full())]
+        flat = state.reshape(count, -1)
+        after = torch.empty_like(flat)
+        for group, turned, mask in groups:
+            query, key, value = block.project(flat[group][None], turned)
+            probabilities = attention_matrix(query, key, mask)
+            after[group] = block.finish(flat[group][None], probabilities @ value)[0]
+            matrix[group[:, None], group[None, :]] = probabilities.mean(dim=1)[0]
+        depth, state = depths.pop(0), after.view(assets, time, -1)
+        if depth >= start:
+            own = torch.eye(count, dtype=torch.float64)
+            whole = (residual * own + (1 - residual) * matrix) @ whole
+    last = torch.arange(assets) * time + time - 1
+    return whole[last].view(assets, assets, time)
+
+
+@pytest.mark.parametrize(("residual", "start"), [(0.5, 0), (0.8, 0), (0.5, 1)])
+@pytest.mark.parametrize(
+    ("attention", "window"), [("factorised", 4), ("factorised", 16), (JOINT, TIME)]
+)
+def test_a_rollout_is_that_of_every_matrix_stored(
+    attention: str, window: int, residual: float, start: int
+) -> None:
+    network, x = made(attention=attention, window=window), rows()
+    with torch.inference_mode():
+        expected = dense(network, x, residual=residual, start=start)
+    found = looked(network, x, residual=residual, start=start)
+    assert (found.weights - expected).abs().max() < 1e-13
+    assert (found.weights.sum(dim=(1, 2)) - 1.0).abs().max() < 1e-13
+    assert (found.influence.sum(dim=1) - 1.0).abs().max() < 1e-13
+    assert found.influence.std() > 0.01  # it is not even, so the order of its axes shows
+
+
+def test_an_explanation_that_forgets_one_kind_of_block_is_found() -> None:
+    """The oracle says no where the blocks over the assets are left out."""
+    network, x = made(), rows()
+    right = looked(network, x).weights
+    for block in network.over_assets:
+        assert isinstance(block, Block)
+        torch.nn.init.zeros_(block.project_in.weight)  # attends evenly: another matrix
+        torch.nn.init.zeros_(block.project_in.bias)
+    with torch.inference_mode():
+        assert (dense(network, x) - right).abs().max() > 1e-3
+
+
+def test_one_decided_asset_is_explained_as_all_are() -> None:
+    network, x = made(), rows()
+    with torch.inference_mode():
+        one = network.look(x, network.config.places(SYMBOLS), torch.arange(TIME), [2])
+    every = looked(network, x)
+    assert torch.equal(one.weights[0], every.weights[2])
+    assert torch.allclose(one.confidence[0], every.confidence[2])
+
+
+def leaks(network: CrossAssetNetwork, *, changed: int, asset: int) -> bool:
+    """Return whether a bar of *asset* at *changed* moves any answer before it."""
+    x = rows()
+    before = asked(network, x).each.mean
+    x[:, asset, changed] += 10.0
+    after = asked(network, x).each.mean
+    assert not torch.equal(before[:, :, changed], after[:, :, changed])
+    return not torch.equal(before[:, :, :changed], after[:, :, :changed])
+
+
+def test_no_bar_of_another_asset_is_seen_before_it_closed() -> None:
+    assert not leaks(made(), changed=6, asset=1)
+
+
+class Early(Block):
+    """Lets every asset see the second one a bar ahead."""
+
+    def project(self, x: Tensor, phases: Phases) -> Projected:
+        ahead = x.clone()  # [bar, asset, dim]
+        ahead[:-1, 1] = x[1:, 1]
+        return super().project(ahead, phases)
+
+
+def test_a_leak_of_one_future_bar_of_another_asset_is_found() -> None:
+    network = made()
+    early = Early(network.config.trunk(), 0).double()
+    early.load_state_dict(network.over_assets[0].state_dict())
+    network.over_assets[0] = early.eval()
+    assert leaks(network, changed=6, asset=1)
+
+
+@pytest.mark.parametrize("attention", ["factorised", JOINT])
+def test_the_order_of_the_assets_means_nothing(attention: str) -> None:
+    network, x = made(attention=attention, window=TIME, allocation=True), rows()
+    order = (2, 0, 3, 1)
+    straight = asked(network, x)
+    turned = asked(network, x[:, order], tuple(SYMBOLS[i] for i in order))
+    for first, second in zip(straight.each, turned.each, strict=True):
+        if first is not None:
+            assert second is not None
+            assert torch.allclose(first[:, order], second, atol=1e-12)
+    assert torch.allclose(straight.relative[:, order], turned.relative, atol=1e-12)
+    assert straight.allocation is not None
+    assert turned.allocation is not None
+    assert torch.allclose(straight.allocation[:, order], turned.allocation, atol=1e-12)
+
+
+def test_two_assets_of_equal_bars_differ_by_their_embedding_alone() -> None:
+    network, x = made(), rows(assets=2)
+    x[:, 1] = x[:, 0]
+    apart = asked(network, x, SYMBOLS[:2]).each.mean
+    assert not torch.allclose(apart[:, 0], apart[:, 1])
+    with torch.no_grad():
+        network.asset.weight[1] = network.asset.weight[0]
+    together = asked(network, x, SYMBOLS[:2]).each.mean
+    assert torch.allclose(together[:, 0], together[:, 1], atol=1e-12)
+
+
+def test_a_window_alone_gives_the_answer_of_a_longer_stretch() -> None:
+    """An answer depends on the receptive field's bars, and on no bar before them."""
+    network, x = made(window=3), rows()
+    field = network.config.receptive_field
+    assert field == 5
+    whole = asked(network, x).each.mean[:, :, -1]
+    with torch.inference_mode():
+        positions = torch.arange(TIME - field, TIME)
+        cut = network(x[:, :, -field:], network.config.places(SYMBOLS), positions).each.mean
+    assert torch.allclose(whole, cut[:, :, -1], atol=1e-12)
+
+
+def test_a_thousand_symbols_have_an_embedding_and_one_more_is_refused() -> None:
+    symbols = tuple(f"S{number}USDT" for number in range(1_001))
+    config = CrossAssetConfig(symbols=symbols[:1_000], features=2, dim=8, heads=2)
+    assert CrossAssetNetwork(config).asset.weight.shape == (1_000, 8)
+    with pytest.raises(ConfigInvalid, match="1 to 1,000 different symbols, and holds 1,001"):
+        CrossAssetConfig(symbols=symbols)
+    with pytest.raises(ConfigInvalid, match="different symbols"):
+        CrossAssetConfig(symbols=("AUSDT", "AUSDT"))
+
+
+def test_a_symbol_without_an_embedding_is_named() -> None:
+    with pytest.raises(ConfigInvalid, match="and not DOGEUSDT; train it with its candles"):
+        made().config.places(("AUSDT", "DOGEUSDT"))
+
+
+def test_a_card_gives_the_architecture_back() -> None:
+    config = made(allocation=True).config
+    assert CrossAssetConfig.read(config.listed()) == config
+    with pytest.raises(ConfigInvalid, match="list of symbols"):
+        CrossAssetConfig.read({"symbols": "AUSDT"})
+    with pytest.raises(ConfigInvalid, match="choose factorised or joint"):
+        CrossAssetConfig(symbols=SYMBOLS, attention="both")
+    with pytest.raises(ConfigInvalid, match="every is 7; weights are held for one of"):
+        CrossAssetConfig(symbols=SYMBOLS, every=7)
+
+
+def test_rows_that_do_not_fit_are_refused() -> None:
+    network = made(attention=JOINT, window=TIME)
+    with pytest.raises(AttentionInvalid, match="windows of 11 bars, not 9"):
+        asked(network, rows(9))
+    with pytest.raises(AttentionInvalid, match="Rows of 4 assets and 11 bars came with 3 assets"):
+        asked(network, rows(), SYMBOLS[:3])
+
+
+def test_weights_are_within_one_and_costs_hold_a_portfolio_still() -> None:
+    generator = torch.Generator().manual_seed(1)
+    allocation = torch.rand(2, 4, 6, generator=generator, dtype=torch.float64) * 2 - 1
+    weights = weights_of(allocation)
+    assert float(weights.abs().sum(dim=1).max()) <= 1.0 + 1e-12
+    gains = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64) * 0.01
+    # By hand: what each decision earns, less what it costs to get there from the one before.
+    total = 0.0
+    for batch in range(2):
+        for before, at in pairwise(range(6)):
+            moved = (weights[batch, :, at] - weights[batch, :, before]).abs().sum()
+            net = (weights[batch, :, at] * gains[batch, :, at]).sum() - 0.001 * moved
+            total += float(0.5 * 0.2 * (net / 0.01) ** 2 - net / 0.01)
+    found = portfolio_loss(allocation, gains, PortfolioCosts(fee=0.001, unit=0.01, aversion=0.2))
+    assert float(found) == pytest.approx(total / 10, rel=1e-12)
+    dear = portfolio_loss(allocation, gains, PortfolioCosts(fee=0.01, unit=0.01, aversion=0.2))
+    still = portfolio_loss(
+        allocation[..., :1].expand(-1, -1, 6), gains, PortfolioCosts(0.01, 0.01, 0.2)
+    )
+    free = portfolio_loss(
+        allocation[..., :1].expand(-1, -1, 6), gains, PortfolioCosts(0.0, 0.01, 0.2)
+    )
+    assert float(dear) > float(found)
+    assert float(still) == pytest.approx(float(free), rel=1e-12)
+
+
+@pytest.mark.parametrize("factors", [1, 3])
+def test_what_is_said_of_correlations_is_a_correlation_matrix_whatever_the_weights(
+    factors: int,
+) -> None:
+    network = made(factors=factors)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(3.0)
+    loadings = asked(network, 5.0 * rows()).loadings
+    assert loadings is not None
+    assert loadings.shape == (1, 4, TIME, 2, factors)
+    pairs = correlations_of(loadings)[0]  # [pair, time, horizon]
+    whole = torch.eye(4, dtype=pairs.dtype).expand(TIME, 2, 4, 4).clone()
+    for place, (one, other) in enumerate(combinations(range(4), 2)):
+        whole[..., one, other] = whole[..., other, one] = pairs[place]
+    assert torch.linalg.eigvalsh(whole).min() > -1e-12
+    assert pairs.abs().max() <= 1.0
+    assert pairs.std() > 0.05  # else nothing is shown
+
+
+def test_correlations_do_not_depend_on_the_order_of_the_symbols() -> None:
+    network, x = made(factors=2), rows()
+    first = asked(network, x).loadings
+    turned = asked(network, x.flip(1), SYMBOLS[::-1]).loadings
+    assert first is not None
+    assert turned is not None
+    assert torch.allclose(first, turned.flip(1), atol=1e-12)
+
+
+def test_an_unknown_correlation_has_no_error_and_a_known_one_its_square() -> None:
+    loadings = torch.tensor([[0.6], [0.8], [-0.5]])[None, :, None, None]  # of one bar and horizon
+    came = torch.tensor([0.5, torch.nan, 0.1])[None, :, None, None]
+    found = correlation_loss(loadings, came)[0, 0, 0]
+    assert found[0] == pytest.approx((0.6 * 0.8 - 0.5) ** 2, abs=1e-6)
+    assert found[1] == 0.0
+    assert found[2] == pytest.approx((0.8 * -0.5 - 0.1) ** 2, abs=1e-6)

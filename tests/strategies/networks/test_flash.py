@@ -1,0 +1,315 @@
+"""The flash network: causal in every form, finite in memory, fair gradients, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.architecture import DOF_MIN, LOG_RANGE, Outputs
+from tracepaper.strategies.networks.flash import FeedForward, FlashConfig, FlashNetwork, by_names
+
+FORMS = [
+    {},
+    {"encoding": "alibi"},
+    {"encoding": "sinusoidal", "norm": "post"},
+    {"encoding": "learned", "mlp": "gated"},
+    {"encoding": "none", "time_of_week": True},
+    {"encoding": "mixture", "clock": ("sessions", "funding")},
+    {"encoding": "context", "gated": True},
+    {"volatility_gate": "sigma_level", "volatility_column": 5},
+    {"allocation": True, "quantiles": (0.1, 0.5, 0.9), "heads": 4},
+]
+
+
+def rows(time: int, *, batch: int = 1, seed: int = 1) -> Tensor:
+    source = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, time, 30, generator=source)
+
+
+def present(outputs: Outputs) -> list[Tensor]:
+    return [x for x in outputs if x is not None]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_answer_depends_on_its_receptive_field_and_on_nothing_else(form: dict[str, Any]) -> None:
+    config = replace(models.SMALL, window=8, **form)
+    net = models.network(config)
+    x = rows(60).requires_grad_()
+    assert config.receptive_field == 3 * 7 + 1
+    for output in present(net(x)):
+        (gradient,) = torch.autograd.grad(output[0, 40].square().sum(), x, retain_graph=True)
+        moved = gradient[0].abs().sum(-1).nonzero().squeeze(-1)
+        assert int(moved.min()) == 40 - config.receptive_field + 1
+        assert int(moved.max()) == 40
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_outputs_have_their_shapes_and_ranges(form: dict[str, Any]) -> None:
+    config = replace(models.SMALL, **form)
+    outputs = models.network(config)(100.0 * rows(70, batch=2))
+    shape = (2, 70, 3)
+    assert outputs.mean.shape == outputs.log_scale.shape == outputs.dof.shape == shape
+    assert outputs.log_variance.shape == shape
+    assert outputs.direction_logits.shape == (*shape, 3)
+    assert outputs.log_scale.abs().max() <= LOG_RANGE
+    assert outputs.log_variance.abs().max() <= LOG_RANGE
+    assert outputs.dof.min() >= DOF_MIN
+    if config.allocation:
+        assert outputs.allocation.shape == shape
+        assert outputs.allocation.abs().max() <= 1.0
+    else:
+        assert outputs.allocation is None
+    if config.quantiles:
+        assert outputs.quantiles.shape == (*shape, 3)
+        assert (outputs.quantiles.diff(dim=-1) >= 0).all()
+    else:
+        assert outputs.quantiles is None
+
+
+@pytest.mark.parametrize("encoding", ["rope", "alibi", "none"])
+def test_relative_encodings_do_not_care_where_in_time_they_stand(encoding: str) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding))
+    x = rows(120)
+    start = torch.arange(120)
+    for away in (0, 525_600, 29_000_000):
+        torch.testing.assert_close(net(x, start + away).mean, net(x).mean, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("encoding", ["sinusoidal", "learned"])
+def test_absolute_encodings_repeat_with_the_window(encoding: str) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding))
+    x, start = rows(120), torch.arange(120)
+    torch.testing.assert_close(net(x, start + 50 * 7_000).mean, net(x, start).mean)
+    assert (net(x, start + 3).mean - net(x, start).mean).abs().max() > 1e-3
+
+
+def test_the_time_of_week_repeats_after_a_week() -> None:
+    config = replace(models.SMALL, encoding="none", time_of_week=True, interval_minutes=5)
+    net = models.network(config)
+    x, start = rows(30), torch.arange(30)
+    torch.testing.assert_close(net(x, start + 2_016).mean, net(x, start).mean)
+    assert (net(x, start + 1_000).mean - net(x, start).mean).abs().max() > 1e-3
+
+
+def test_a_full_mask_looks_both_ways() -> None:
+    config = replace(models.SMALL, mask="full")
+    net = models.network(config)
+    x = rows(20).requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x).mean[0, 0].sum(), x)
+    assert (gradient[0].abs().sum(-1) > 0).all()
+    assert config.receptive_field == config.window
+
+
+def test_a_volatility_gate_scales_the_scores_of_a_bar_as_a_key() -> None:
+    gated: dict[str, Any] = {"volatility_gate": "sigma_level", "volatility_column": 5}
+    plain, net = (FlashNetwork(replace(models.SMALL, **form)).eval() for form in ({}, gated))
+    missing, extra = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not extra
+    assert {name.rpartition(".")[0] for name in missing} == {
+        f"blocks.{n}.key_gate" for n in range(3)
+    }
+    x = rows(90, batch=2)
+    torch.testing.assert_close(net(x).mean, plain(x).mean)  # untrained, every factor is 1
+    first = next(net.layers())
+    assert first.key_gate is not None
+    with torch.no_grad():
+        first.key_gate.weight.copy_(torch.tensor([[0.7], [-0.4]]))  # of two heads
+        first.key_gate.bias.fill_(0.1)
+    before, after = plain.trace(x)[1][0], net.trace(x)[1][0]
+    slopes = torch.tensor([0.7, -0.4])[:, None]
+    factors = 2.0 * torch.sigmoid(slopes * x[:, None, :, 5] + 0.1)  # [batch, head, bar]
+    scores = before.query @ before.key.mT
+    torch.testing.assert_close(after.query @ after.key.mT, scores * factors[:, :, None])
+    torch.testing.assert_close(after.value, before.value)
+    assert (net(x).mean - plain(x).mean).abs().max() > 1e-5
+
+
+def test_a_gates_column_follows_from_the_features_name() -> None:
+    names = ("log_return", "sigma_level", "volume")
+    found = by_names({"volatility_gate": "sigma_level"}, names)
+    assert found == {"volatility_column": 1}
+    assert by_names({"volatility_gate": ""}, names) == {}
+    with pytest.raises(ConfigInvalid, match="called 'sigma_lvl', the nearest is sigma_level"):
+        by_names({"volatility_gate": "sigma_lvl"}, names)
+    with pytest.raises(ConfigInvalid, match="volatility_column is missing for 'sigma_level'"):
+        FlashNetwork(replace(models.SMALL, volatility_gate="sigma_level"))
+    forms: list[dict[str, Any]] = [
+        {"volatility_column": 2},
+        {"volatility_gate": "x", "volatility_column": 30},
+    ]
+    for form in forms:
+        with pytest.raises(ConfigInvalid, match="name the feature: volatility_gate"):
+            replace(models.SMALL, **form)
+
+
+def test_a_trace_holds_what_each_layer_attended_with() -> None:
+    net = models.network()
+    x = rows(90)
+    outputs, layers = net.trace(x)
+    torch.testing.assert_close(outputs.mean, net(x).mean)
+    assert len(layers) == 3
+    age = torch.arange(90)[:, None] - torch.arange(90)
+    hidden = (age < 0) | (age >= 50)
+    for layer in layers:
+        scores = (layer.query @ layer.key.mT * layer.query.shape[-1] ** -0.5).masked_fill(
+            hidden, float("-inf")
+        )
+        torch.testing.assert_close(layer.logsumexp, scores.logsumexp(-1))
+
+
+def test_checkpointing_changes_memory_and_no_gradient() -> None:
+    plain = models.network().train()
+    thrifty = models.network(replace(models.SMALL, checkpointing=True)).train()
+    x = rows(110)
+    for net in (plain, thrifty):
+        net(x).mean.square().sum().backward()
+    for one, other in zip(plain.parameters(), thrifty.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None and other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_stochastic_depth_drops_branches_in_training_alone_and_keeps_their_mean() -> None:
+    config = replace(models.SMALL, layers=1, stochastic_depth=0.5)
+    net = models.network(config)
+    x = rows(10).expand(400, -1, -1)
+    with torch.no_grad():
+        state, phases = net.enter(x, torch.arange(10))
+        block = next(net.layers())
+        attended = block.project(state, phases).value
+        steady = block.finish(state, attended)
+        assert torch.equal(steady, block.finish(state, attended))
+        torch.manual_seed(5)
+        block.train()
+        varied = block.finish(state, attended)
+    kinds = len({tuple(row.tolist()) for row in varied[:, 0].round(decimals=4)})
+    assert kinds == 4  # either branch there, scaled, or not
+    # The attention branch is dropped half of the time and doubled otherwise.
+    untouched = (varied[:, 0] - state[:, 0]).abs().amax(-1) < 1e-6
+    assert 60 <= int(untouched.sum()) <= 140
+
+
+def test_dropout_is_active_in_training_alone() -> None:
+    net = models.network(replace(models.SMALL, dropout=0.5))
+    x = rows(10)
+    assert torch.equal(net(x).mean, net(x).mean)
+    net.train()
+    torch.manual_seed(1)
+    first = net(x).mean
+    assert not torch.equal(first, net(x).mean)
+
+
+def test_one_seed_gives_one_network() -> None:
+    made = []
+    for _ in range(2):
+        torch.manual_seed(11)
+        made.append(FlashNetwork(models.SMALL).state_dict())
+    assert all(torch.equal(made[0][name], made[1][name]) for name in made[0])
+
+
+def test_a_fresh_network_knows_nothing() -> None:
+    torch.manual_seed(3)
+    outputs = FlashNetwork(models.SMALL)(rows(60))
+    assert outputs.mean.abs().max() < 0.2
+    assert outputs.log_scale.abs().max() < 0.2
+    assert outputs.log_variance.abs().max() < 0.2
+
+
+def test_a_stage_that_overflows_can_be_named() -> None:
+    net = models.network()
+    with torch.no_grad():
+        net.get_parameter("blocks.1.mlp.fall.weight").fill_(3e38)
+        names = [n for n, x in net.named_states(rows(20)) if not bool(torch.isfinite(x).all())]
+    assert names[0] == "blocks.1"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "low", "high"), [("rope", 0.0, 0.0), ("none", 0.0, 0.0), ("alibi", 0.3, 0.5)]
+)
+def test_the_content_free_confidence_is_that_of_mask_and_encoding(
+    encoding: str, low: float, high: float
+) -> None:
+    net = FlashNetwork(FlashConfig(encoding=encoding))
+    assert low <= net.content_free() <= high
+
+
+def test_a_configuration_survives_its_card() -> None:
+    config = replace(models.SMALL, quantiles=(0.1, 0.9), encoding="alibi", stochastic_depth=0.1)
+    section = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(config).items()}
+    assert FlashConfig.read(section) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"encoding": "rotary"}, "architecture.encoding is 'rotary'"),
+        ({"mlp": "relu"}, "choose one of gelu, gated"),
+        ({"norm": "rms"}, "choose one of pre, post"),
+        ({"mask": "sparse"}, "choose one of window, causal, full"),
+        ({"layers": 0}, "architecture.layers is 0"),
+        ({"window": 0}, "architecture.window is 0"),
+        ({"window": 70_000}, "at most 65536"),
+        ({"dim": 18, "heads": 4}, "equal, even share"),
+        ({"dim": 12, "heads": 4}, "equal, even share"),
+        ({"horizons": ()}, "at least one number of bars"),
+        ({"horizons": (5, 0)}, "at least one number of bars"),
+        ({"encoding": "alibi", "mask": "full"}, "alibi looks back only"),
+        ({"dropout": 1.0}, "architecture.dropout is 1.0"),
+        ({"stochastic_depth": -0.1}, "architecture.stochastic_depth is -0.1"),
+        ({"quantiles": (0.9, 0.1)}, "must ascend between 0 and 1"),
+        ({"quantiles": (0.0, 0.5)}, "must ascend between 0 and 1"),
+    ],
+)
+def test_an_architecture_that_cannot_be_built_is_refused(
+    changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        replace(models.SMALL, **changes)
+
+
+def test_an_unknown_key_of_a_card_is_named() -> None:
+    with pytest.raises(ConfigInvalid, match=r"architecture\.wings is unknown"):
+        FlashConfig.read({"wings": 2})
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_gate_begins_open_and_sharpens_or_softens_a_bars_attention(norm: str) -> None:
+    config = replace(models.SMALL, mask="full", window=20, norm=norm)
+    net, gated = FlashNetwork(config).eval(), FlashNetwork(replace(config, gated=True)).eval()
+    gated.load_state_dict(net.state_dict(), strict=False)
+    x, positions = 3 * rows(20), torch.arange(20)
+
+    def confidence(lift: float) -> float:
+        for block in gated.layers():
+            assert block.gate is not None
+            torch.nn.init.constant_(block.gate.bias, lift)
+        with torch.inference_mode():
+            return float(gated.look(x, positions).confidence.mean())
+
+    with torch.inference_mode():
+        plain = float(net.look(x, positions).confidence.mean())
+    assert confidence(0.0) == pytest.approx(plain, abs=1e-7)
+    assert confidence(-3.0) < 0.5 * plain < plain < confidence(2.0)
+
+
+def test_a_row_alone_gets_the_gelu_and_the_gradient_that_it_gets_among_others() -> None:
+    torch.manual_seed(0)
+    layer = FeedForward(FlashConfig(dim=16, heads=2))
+    several = torch.randn(1, 5, 16)
+    wanted = layer(several)
+    for at in range(5):
+        one = several[:, at : at + 1]
+        with torch.inference_mode():
+            alone = layer(one)
+        torch.testing.assert_close(alone, wanted[:, at : at + 1])
+        slopes = [
+            torch.autograd.grad(x.sum(), layer.rise.weight)[0]
+            for x in (layer(one), layer(several)[:, at])
+        ]
+        torch.testing.assert_close(*slopes)

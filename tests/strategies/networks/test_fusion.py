@@ -1,0 +1,111 @@
+"""Discard thresholds are exact order statistics, found without sorting."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from attention_cases import case, masks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.strategies.attention import reference, rollout_kernels
+from tracepaper.strategies.attention.checks import Layer
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.rollout_kernels import (
+    Stripe,
+    discard_below,
+    discard_thresholds,
+    fuse_heads,
+    step_back,
+    step_forward,
+    stripes,
+)
+from tracepaper.strategies.attention.tiles import FADE, RowBlock
+from tracepaper.strategies.errors import AttentionInvalid
+
+torch.set_num_threads(1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    masks(60),
+    st.integers(1, 50),
+    st.integers(0, 99),
+    st.sampled_from([0.001, 0.25, 0.5, 0.9, 0.999]),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.sampled_from(["mean", "max", "min"]),
+)
+def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
+    mask: Mask, time: int, seed: int, ratio: float, dtype: torch.dtype, head_fusion: str
+) -> None:
+    made = case(mask, seed=seed, batch=2, time=time, layers=1, dtype=dtype)
+    layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
+    fuse = fuse_heads(head_fusion, torch.tensor([0.5, 0.5], dtype=dtype))
+    found = discard_thresholds(layer, mask, fuse, ratio)
+    fused = torch.zeros(2, time, time, dtype=dtype)
+    for stripe in stripes(layer, mask):
+        rows = slice(stripe.block.start, stripe.block.stop)
+        fused[stripe.element, rows, stripe.keys] = fuse(stripe)
+    seen = reference.visible(time, mask)
+    for element in range(2):
+        ordered = fused[element][seen].sort().values
+        wanted = float(ordered[int(ratio * len(ordered))])
+        assert float(found[element]) == wanted
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    threshold=st.floats(1e-30, 1.0),
+    slack=st.floats(2.0**-20, 0.3),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_no_last_digit_keeps_or_drops_an_entry(
+    threshold: float, slack: float, dtype: torch.dtype
+) -> None:
+    """What is kept of an entry follows it without a step, from the ties of the threshold down."""
+    below = torch.linspace(0.0, min(1.0, (FADE + 3) * slack), 5_001, dtype=dtype)
+    entries = threshold * (1.0 - below)[None, None]
+    fuse = discard_below(lambda of: of.entries[0].clone(), entries[0, 0, :1], slack=slack)
+    kept = fuse(Stripe(0, RowBlock(0, 1, 0, 5_001, None), entries))[0] / threshold
+    rounding = 4 * torch.finfo(dtype).eps
+    ties = below < 0.99 * slack
+    assert torch.equal(kept[ties], (entries[0, 0] / threshold)[ties])
+    assert not bool(kept[below > 1.01 * (FADE + 1) * slack].any())
+    step = float(below[1]) * (1.0 + 1.0 / (FADE * slack)) + rounding * (1.0 + 1.0 / slack)
+    assert 0.0 <= -float(kept.diff().min()) <= step
+    assert float(kept.diff().max()) <= rounding * (1.0 + 1.0 / slack)
+
+
+def test_many_small_stripes_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = case(Mask.causal(), time=60, layers=2)
+    arguments = (made.queries, made.keys, made.sums, [59, 7], made.mask)
+    once = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
+    monkeypatch.setattr(rollout_kernels, "STRIPE_ENTRIES", 500)
+    often = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
+    torch.testing.assert_close(often, once, rtol=0, atol=1e-14)
+
+
+def test_forward_and_backward_steps_are_one_matrix() -> None:
+    made = case(Mask.window(9), time=30, batch=2, layers=1)
+    layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
+    fuse = fuse_heads("max", torch.empty(0))
+    identity = torch.eye(30, dtype=torch.float64).expand(2, -1, -1).clone()
+    backward = step_back(layer, identity, made.mask, fuse, residual_weight=0.3)
+    forward = step_forward(layer, identity, made.mask, fuse, residual_weight=0.3)
+    torch.testing.assert_close(backward, forward, rtol=0, atol=1e-14)
+    torch.testing.assert_close(forward.sum(dim=-1), torch.ones(2, 30, dtype=torch.float64))
+
+
+def test_a_row_that_keeps_nothing_is_refused_where_no_residual_is_left() -> None:
+    made = case(Mask.full(), time=60, layers=1, size=4.0)
+    with pytest.raises(AttentionInvalid, match="raise residual_weight or lower discard_ratio"):
+        rollout_rows(
+            made.queries,
+            made.keys,
+            made.sums,
+            list(range(60)),
+            made.mask,
+            discard_ratio=0.999,
+            residual_weight=0.0,
+        )

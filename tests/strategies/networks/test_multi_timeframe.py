@@ -1,0 +1,189 @@
+"""Several time frames in one stream: what a token is made of, and what it explains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.multi_timeframe import (
+    MultiscaleConfig,
+    MultiscaleNetwork,
+    frame_of,
+)
+
+FEATURES = 3
+SMALL = MultiscaleConfig(
+    features=FEATURES,
+    dim=8,
+    layers=2,
+    heads=2,
+    frames=(1, 4, 12),
+    tokens=(5, 4, 3),
+    horizons=(2, 7),
+)
+
+
+def network(config: MultiscaleConfig = SMALL) -> MultiscaleNetwork:
+    torch.manual_seed(3)
+    made = MultiscaleNetwork(config).eval()
+    torch.nn.init.normal_(made.trunk.heads.project.weight)
+    return made
+
+
+def rows(time: int, seed: int = 0) -> Tensor:
+    return torch.randn(1, time, FEATURES, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wide=st.sampled_from([2, 3, 5, 12]),
+    count=st.integers(1, 6),
+    shift=st.integers(0, 40),
+    kept=st.sampled_from([1.0, 0.7, 0.2]),
+    seed=st.integers(0, 99),
+)
+def test_a_token_is_made_of_the_rows_of_its_closed_bar(
+    wide: int, count: int, shift: int, kept: float, seed: int
+) -> None:
+    time = wide * (count + 1) + 5
+    draw = np.random.default_rng(seed)
+    grid = np.sort(draw.choice(6 * time, round(6 * time * kept), replace=False))[:time] + shift
+    x = rows(time, seed)
+    found = frame_of(x, torch.from_numpy(grid)[None], wide=wide, count=count)
+    members: dict[int, list[int]] = {}
+    for place, position in enumerate(grid.tolist()):
+        members.setdefault(position // wide, []).append(place)
+    closed = [bar for bar in sorted(members) if (bar + 1) * wide - 1 <= grid[-1]][-count:]
+    assert len(closed) == count
+    for token, bar in enumerate(closed):
+        own = members[bar]
+        expected = torch.cat((x[0, own].double().mean(0), x[0, own[-1]].double()))
+        assert torch.allclose(found.rows[0, token].double(), expected, atol=1e-6)
+        assert found.close[0, token] == grid[own[-1]]
+        assert (int(found.start[0, token]), int(found.length[0, token])) == (own[0], len(own))
+
+
+def test_a_bar_that_is_not_over_is_no_token_and_one_that_just_closed_is() -> None:
+    x = rows(40)
+    before = frame_of(x, torch.arange(40)[None], wide=8, count=3)  # the last position is 39
+    assert before.close.tolist() == [[23, 31, 39]]
+    after = frame_of(x, torch.arange(1, 41)[None], wide=8, count=3)  # bar 40 has just begun
+    assert after.close.tolist() == [[23, 31, 39]]
+    assert after.start.tolist() == [[15, 23, 31]]
+
+
+def test_each_window_of_a_batch_lies_on_its_own_grid() -> None:
+    made, time = network(), SMALL.window
+    x = torch.cat((rows(time, 1), rows(time, 2)))
+    positions = torch.stack((torch.arange(time) + 7, torch.arange(time) + 10_001))
+    together = made(x, positions)
+    for at in range(2):
+        alone = made(x[at : at + 1], positions[at])
+        assert torch.allclose(together.mean[at], alone.mean[0], atol=1e-6)
+    moved = made(x[:1], positions[0] + 1)
+    assert not torch.allclose(moved.mean, made(x[:1], positions[0]).mean)
+
+
+def test_cycles_of_day_week_and_funding_reach_the_tokens_of_every_frame() -> None:
+    minutes = 5
+    config = replace(SMALL, clock=("week", "funding"), interval_minutes=minutes)
+    made = network(config)
+    x, start = rows(config.window), 1_000_003
+    positions = torch.arange(start, start + config.window)
+    tokens, frames = made.tokens(x, positions)
+    closes = torch.cat([frame.close[0] for frame in frames[::-1]]).tolist()
+    assert len(set(closes)) > 8  # frames close at times of their own
+    for token, close in zip(tokens[0], closes, strict=True):
+        day, shift = (close * minutes % length / length for length in (1_440, 480))
+        week = close * minutes % 10_080 / 10_080
+        turns = [*(2 * math.pi * week * n for n in (1, 2, 7, 14)), 2 * math.pi * shift]
+        found = token[2 * FEATURES : -len(frames)].tolist()
+        assert found[:4] == pytest.approx([math.sin(turn) for turn in turns[:4]], abs=1e-5)
+        assert found[2] == pytest.approx(math.sin(2 * math.pi * day), abs=1e-5)  # a day's turn
+        assert found[8] == pytest.approx(math.sin(turns[4]), abs=1e-5)
+        assert found[-1] == pytest.approx(shift, abs=1e-6)
+    forecast = made(x, positions).mean.detach()
+    week_on = made(x, positions + 7 * 1_440 // minutes).mean
+    torch.testing.assert_close(week_on, forecast)
+    hour_on = made(x, positions + 60 // minutes).mean
+    assert float((hour_on - forecast).abs().max()) > 1e-5
+
+
+def test_a_look_answers_as_the_forward_does_and_its_parts_are_its_bars() -> None:
+    made, time = network(), SMALL.window
+    x, positions = rows(time), torch.arange(time) + 5
+    with torch.inference_mode():
+        seen = made.look(x, positions)
+        told = made(x, positions)
+    assert torch.allclose(seen.outputs.mean, told.mean, atol=1e-6)
+    weights = seen.rollout.weights[0, 0]
+    assert float(weights.sum()) == pytest.approx(1.0, abs=1e-6)
+    assert seen.confidence.shape == (SMALL.layers, SMALL.heads)
+    by_bar = torch.zeros(time)
+    for part in seen.parts:
+        by_bar[part.start : part.start + part.rows] += part.share / part.rows
+    assert torch.allclose(by_bar, weights, atol=1e-6)
+    frames = [part.frame for part in seen.parts]
+    assert frames == [12] * 3 + [4] * 4 + [1] * 5
+    assert seen.parts[-1].start == time - 1
+
+
+def test_the_rollout_over_tokens_equals_the_dense_product() -> None:
+    made, time = network(), SMALL.window
+    x, positions = rows(time), torch.arange(time)
+    with torch.inference_mode():
+        tokens, _ = made.tokens(x, positions)
+        _, traces = made.trunk.trace(tokens)
+        shares = torch.tensor([part.share for part in made.look(x, positions).parts])
+    product = torch.eye(sum(SMALL.tokens), dtype=torch.float64)
+    for trace in traces:
+        scores = trace.query.double() @ trace.key.double().mT / trace.query.shape[-1] ** 0.5
+        mean = scores.softmax(-1)[0].mean(0)
+        product = (0.5 * torch.eye(len(mean)).double() + 0.5 * mean) @ product
+    assert torch.allclose(product[-1], shares.double(), atol=1e-6)
+
+
+def test_what_lies_in_no_token_moves_nothing_and_what_lies_in_one_does() -> None:
+    config = replace(SMALL, frames=(1, 12), tokens=(5, 2))
+    made, time = network(config), config.window
+    positions = torch.arange(time) + 12 - (time % 12)  # the window ends with a closed bar
+    x = rows(time)
+    slopes = x.clone().requires_grad_()
+    made(slopes, positions).mean.sum().backward()
+    assert slopes.grad is not None
+    seen = slopes.grad[0].abs().sum(-1) > 0
+    assert seen.tolist() == [False] * (time - 24) + [True] * 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"frames": (2, 4), "tokens": (3, 3)}, "must begin with 1"),
+        ({"frames": (1, 4, 6), "tokens": (3, 3, 3)}, "a multiple of the one before"),
+        ({"frames": (1, 4, 4), "tokens": (3, 3, 3)}, "a multiple of the one before"),
+        ({"frames": (0, 5), "tokens": (3, 3)}, "must begin with 1"),
+        ({"frames": (1, 4), "tokens": (3,)}, "a list of 2 numbers"),
+        ({"frames": (), "tokens": ()}, "must begin with 1"),
+        ({"frames": (1, 8_192), "tokens": (3, 4_000)}, "at most 65,536"),
+        ({"frames": (1,), "tokens": (9_000,)}, "at most 8,192"),
+        ({"dim": 9}, "give each an equal, even share"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
+    changes: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        replace(SMALL, **changes)  # type: ignore[arg-type]
+
+
+def test_a_window_of_another_length_is_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="cut or warm the window"):
+        network()(rows(SMALL.window - 1))

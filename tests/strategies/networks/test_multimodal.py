@@ -1,0 +1,216 @@
+"""Modalities in one network: what a bar's state is made of, and what of it was looked at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.replay.training.recipe import Recipe
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.networks.architecture import network_kinds
+from tracepaper.strategies.networks.attribution import METHODS, Way, look_by
+from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
+
+torch.set_num_threads(1)
+FEATURES = 6
+SMALL = TradingConfig(
+    features=FEATURES,
+    dim=8,
+    layers=3,
+    heads=2,
+    window=25,
+    modalities=("volume", "price", "time"),
+    columns=(1, 1, 0, 2, -1, 0),
+    horizons=(2, 7),
+)
+
+
+def network(config: TradingConfig = SMALL) -> TradingNetwork:
+    torch.manual_seed(4)
+    made = TradingNetwork(config).double().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.4 * torch.randn_like(parameter))
+    return made
+
+
+def rows(time: int, seed: int = 0) -> Tensor:
+    drawn = torch.Generator().manual_seed(seed)
+    return torch.randn(1, time, FEATURES, generator=drawn).double()
+
+
+def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
+    """Return [bar, modality] of the last bar by whole matrices, written without the product's."""
+    fusion, places = made.fusion, made.config.groups
+    states, shares = [], []
+    for row in x[0]:
+        encoded = []
+        for encoder, own in zip(fusion.encoders, places.values(), strict=True):
+            assert isinstance(encoder, nn.Sequential)
+            first, last = encoder[0], encoder[2]
+            encoded.append(last(functional.gelu(first(row[own]))))
+        mixed, parts = [], []
+        for head in range(made.config.heads):
+            span = slice(4 * head, 4 * head + 4)
+            scores = torch.stack(
+                [
+                    fusion.key(fusion.norm(each))[span] @ fusion.query[head] / 4**0.5
+                    for each in encoded
+                ]
+            )
+            own_shares = scores.exp() / scores.exp().sum()
+            parts.append(own_shares)
+            mixed.append(sum(s * each[span] for s, each in zip(own_shares, encoded, strict=True)))
+        states.append(torch.cat(mixed))
+        shares.append(torch.stack(parts).mean(0))
+    _, traces = made.trunk.trace(torch.stack(states)[None], positions)
+    time, window = x.shape[1], made.trunk.config.window
+    age = torch.arange(time)[:, None] - torch.arange(time)
+    product = torch.eye(time, dtype=torch.float64)
+    for trace in traces:
+        scores = trace.query @ trace.key.mT / trace.query.shape[-1] ** 0.5
+        seen = scores.masked_fill((age < 0) | (age >= window), -torch.inf).softmax(-1)
+        product = (0.5 * torch.eye(time) + 0.5 * seen[0].mean(0)) @ product
+    return product[-1][:, None] * torch.stack(shares)
+
+
+@torch.no_grad()
+def test_what_was_looked_at_equals_the_dense_product_by_bar_and_modality() -> None:
+    made, x, positions = network(), rows(25), torch.arange(25) + 9
+    wanted = dense_rollout(made, x, positions)
+    seen = made.look(x, positions)
+    found = torch.tensor([part.share for part in seen.parts], dtype=torch.float64).view(25, 3)
+    assert torch.allclose(found, wanted, atol=1e-12)
+    assert float(found.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert torch.allclose(found.sum(1), seen.rollout.weights[0, 0], atol=1e-12)
+    assert [part.start for part in seen.parts] == [bar for bar in range(25) for _ in range(3)]
+    assert [part.modality for part in seen.parts[:3]] == ["volume", "price", "time"]
+    assert torch.allclose(seen.outputs.mean, made(x, positions).mean[:, -1:], atol=1e-12)
+    shares = wanted / wanted.sum(1, keepdim=True)
+    assert float(shares.std(0).min()) > 0.01  # the shares are not the same at every bar
+
+
+@torch.no_grad()
+def test_every_row_is_answered_as_its_window_alone_and_no_later_row_moves_it() -> None:
+    made, x = network(), rows(60)
+    positions = torch.arange(60) + 100
+    every = made(x, positions)
+    for row in (24, 40, 59):
+        own = slice(row - SMALL.receptive_field + 1, row + 1)
+        alone = made(x[:, own], positions[own])
+        assert torch.allclose(every.mean[:, row], alone.mean[:, -1], atol=1e-12)
+    moved = x.clone()
+    moved[:, 41:] += 3.0
+    after = made(moved, positions)
+    assert torch.equal(after.mean[:, :41], every.mean[:, :41])
+    assert not torch.allclose(after.mean[:, 41], every.mean[:, 41])
+
+
+def test_a_row_depends_on_its_receptive_field_and_on_no_unused_column() -> None:
+    made, x = network(), rows(40).requires_grad_()
+    made(x, torch.arange(40)).log_variance[:, -1].sum().backward()
+    assert x.grad is not None
+    slopes = x.grad[0].abs()
+    assert (slopes.sum(1) > 0).tolist() == [False] * 15 + [True] * 25
+    assert (slopes.sum(0) > 0).tolist() == [True, True, True, True, False, True]
+
+
+@torch.no_grad()
+def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
+    made, x, positions = network(), rows(25), torch.arange(25)
+    # Volume encodes to the same whatever its columns, and the query asks for just that.
+    signs = torch.tensor([1.0, -1.0] * 4).double()
+    for at, encoder in enumerate(made.fusion.encoders):
+        assert isinstance(encoder, nn.Sequential)
+        last = encoder[2]
+        assert isinstance(last, nn.Linear)
+        last.weight.zero_()
+        last.bias.copy_(signs if at == 0 else torch.zeros(8))
+    made.fusion.key.weight.copy_(torch.eye(8))
+    made.fusion.key.bias.zero_()
+    made.fusion.norm.weight.fill_(1.0)
+    made.fusion.norm.bias.zero_()
+    made.fusion.query.copy_(4.0 * signs.view(2, 4))
+    by_name = dict.fromkeys(made.fusion.names, 0.0)
+    for part in made.look(x, positions).parts:
+        by_name[part.modality] += part.share
+    assert by_name["volume"] > 0.99
+    assert sum(by_name.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_parts_its_weights_by_modality(method: str) -> None:
+    made, x, positions = network(), rows(25), torch.arange(25)
+    found = look_by(made, x, positions, Way(method, horizon=7))
+    fused = made.fusion(x)
+    inner = look_by(made.trunk, fused.state.detach(), positions, Way(method, horizon=7))
+    wanted = inner.weights[0, 0][:, None] * fused.shares[0]
+    shares = torch.tensor([part.share for part in found.parts]).view(25, 3)
+    assert torch.allclose(shares.double(), wanted, atol=1e-6)
+    assert torch.allclose(found.weights, inner.weights)
+
+
+@pytest.mark.parametrize(
+    ("schema_id", "modalities"), [("v1", ["price", "volume", "time"]),
+                                  ("v2-1m", ["time", "price", "volume"])],
+)  # fmt: skip
+def test_features_are_parted_by_their_names(schema_id: str, modalities: list[str]) -> None:
+    names = schema(schema_id).names
+    found = by_names({}, names)
+    assert found["modalities"] == modalities
+    of = [modalities[at] for at in found["columns"]]
+    assert of[names.index("hour_sin")] == "time"
+    assert of[names.index("volume_z")] == of[names.index("flow_" + names_of(names, "flow_"))]
+    assert of[names.index("sigma_level")] == "price"
+    kind = network_kinds()["trading"]
+    assert kind.read({"features": len(names), **found}).groups.keys() == set(modalities)
+
+
+def names_of(names: tuple[str, ...], start: str) -> str:
+    return next(name for name in names if name.startswith(start)).removeprefix(start)
+
+
+def test_modalities_without_their_columns_are_a_recipe_and_no_network() -> None:
+    section = {"modalities": ["price", "time"], "columns": [0, 1, -1], "features": 3}
+    kind = network_kinds()["trading"]
+    recipe = Recipe.of({"model": {"kind": "trading"}, "architecture": section})
+    assert recipe.config == kind.read({**section, "columns": [], "dropout": 0.1})
+    with pytest.raises(ConfigInvalid, match="gives the modality time no feature"):
+        kind.make(recipe.config)
+    assert TradingNetwork(kind.read(section)).fusion.names == ("price", "time")
+
+
+def test_one_modality_alone_leaves_the_others_out() -> None:
+    names = ("return_1", "volume_z", "hour_sin", "bid_share")
+    assert by_names({"modalities": ["volume"]}, names)["columns"] == [-1, 0, -1, -1]
+    assert by_names({}, names)["modalities"] == ["price", "volume", "time", "book"]
+    with pytest.raises(ConfigInvalid, match="modality vectors; leave it out, give --vectors"):
+        by_names({"modalities": ["price", "vectors"]}, names)
+    with pytest.raises(ConfigInvalid, match="Vectors are given, and the modalities leave them out"):
+        by_names({"modalities": ["price"]}, (*names, "vector_mood"))
+    with pytest.raises(ConfigInvalid, match="names 'prices', the nearest is price"):
+        by_names({"modalities": ["prices"]}, names)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"columns": (0, 1)}, "has 2 entries for 6 features"),
+        ({"columns": (0, 0, 1, 1, 1, 1)}, "each of architecture.modalities a feature"),
+        ({"columns": (0, 1, 2, 3, 3, 3)}, "each of architecture.modalities a feature"),
+        ({"modalities": ("price", "price", "time")}, "names one twice"),
+        ({"modalities": ("price", "news", "time")}, "names 'news'"),
+        ({"window": 3}, "give each layer two bars"),
+        ({"dim": 9}, "give each an equal, even share"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
+    changes: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        replace(SMALL, **changes)  # type: ignore[arg-type]

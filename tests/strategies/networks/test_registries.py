@@ -1,0 +1,192 @@
+"""What is added to the networks is one function or class, registered: a fake of each kind is found.
+
+Each fake is registered here and taken out again; nothing else is told of it.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import builders
+import models
+import pytest
+import torch
+from fakes import registered
+from torch import Tensor, nn
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.diagnostics import diagnose
+from tracepaper.strategies.attention import backends, kernels, rollout_kernels
+from tracepaper.strategies.attention.backends import Backend, Chunked
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
+from tracepaper.strategies.attention.rollout_kernels import RolloutBackend
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.forecasters.build import build, choose_backend
+from tracepaper.strategies.networks import architecture, encodings
+from tracepaper.strategies.networks import architecture as heads
+from tracepaper.strategies.networks.architecture import (
+    HEADS,
+    Head,
+    Heads,
+    Look,
+    Network,
+    NetworkKind,
+    Outputs,
+)
+from tracepaper.strategies.networks.encodings import Encoding
+
+
+def tensors(time: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(3)
+    query, key, value = torch.randn(3, 1, 2, time, 8, generator=drawn)
+    return query, key, value
+
+
+def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
+    made = Backend("fast", runs_on=lambda _: True, kernel=lambda *_: Chunked(), is_aligned=False)
+    full = replace(models.SMALL, mask="full")
+    with registered(backends.BACKENDS, lambda: backends.register(made)):
+        assert "fast" in kernels.available("cpu")
+        for mask in (Mask.full(), Mask.causal(), Mask.window(9)):
+            found = kernels.attend(*tensors(), mask, backend="fast")
+            torch.testing.assert_close(found, kernels.attend(*tensors(), mask))
+        with pytest.raises(AttentionInvalid, match=r"choose auto or one of sdpa, .*fast"):
+            kernels.resolve("faster", "cpu", torch.float32)
+        with pytest.raises(AttentionInvalid, match="already"):
+            backends.register(made)
+        weights = models.network(full).state_dict()
+        assert build(models.card(full), weights, backend="fast").backend == "fast"
+        assert load(None, {"model": {"backend": "fast"}}).model.backend == "fast"
+        assert any(
+            "fast" in finding.detail for finding in diagnose(load(None, {}), Path("none.db"))
+        )
+    assert "fast" not in kernels.available("cpu")
+
+
+def test_a_rollout_backend_is_one_entry() -> None:
+    made = RolloutBackend("slow", rollout_kernels.BACKENDS["reference"].push)
+    query, key, _ = tensors()
+    sums = kernels.attend(query, key, key, Mask.causal()).logsumexp
+    given = ([query], [key], [sums], [39], Mask.causal())
+    with registered(rollout_kernels.BACKENDS, lambda: rollout_kernels.register(made)):
+        torch.testing.assert_close(rollout_rows(*given, backend="slow"), rollout_rows(*given))
+        with pytest.raises(AttentionInvalid, match=r"choose auto, tiles, .*slow"):
+            rollout_rows(*given, backend="slower")
+
+
+def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    class Recent(Encoding):
+        """Every head prefers the newest bars equally."""
+
+        looks_back_only = True
+        has_bias = True
+
+        def bias(self, distance: Tensor) -> Tensor:
+            return 0.1 * distance.float()[:, None]
+
+    config = replace(models.SMALL, encoding="none")
+    bars = builders.bars(900, seed=3)
+    plain = models.forecaster(config).scan(bars)[-1]
+    with registered(encodings.ENCODINGS, lambda: encodings.encoding("recent")(Recent)):
+        own = models.forecaster(replace(config, encoding="recent")).scan(bars)[-1]
+        assert own is not None
+        assert plain is not None
+        assert own.explanation is not None
+        assert plain.explanation is not None
+        assert own.explanation.recent_mass is not None
+        assert plain.explanation.recent_mass is not None
+        assert own.explanation.recent_mass > plain.explanation.recent_mass
+        with pytest.raises(ConfigInvalid, match=r"choose one of rope, .*recent"):
+            replace(config, encoding="?")
+        with pytest.raises(ConfigInvalid, match="encoding recent looks back only"):
+            replace(config, encoding="recent", mask="full")
+        words = ["train", "--data", "none.csv", "--out", str(tmp_path), "--encoding", "?"]
+        assert invoke(words) != 0
+        assert "none, recent" in capsys.readouterr().err
+
+
+def test_a_head_is_a_field_and_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tuple(HEADS) == Outputs._fields
+    wider: Any = namedtuple("wider", (*Outputs._fields, "skew"))  # type: ignore[misc]  # noqa: PYI024 - made of another
+    for name in ("map", "by_stream", "first", "cpu"):
+        setattr(wider, name, getattr(Outputs, name))
+    monkeypatch.setattr(heads, "Outputs", wider)
+    monkeypatch.setitem(HEADS, "skew", Head(lambda *_: 2, lambda raw: raw.sum(-1)))
+    torch.manual_seed(1)
+    network = models.network(replace(models.SMALL, allocation=False))
+    rows = torch.randn(1, 40, models.SMALL.features)
+    whole: Any = network(rows)
+    assert whole.skew.shape == whole.mean.shape
+    assert whole.allocation is None
+    assert network.heads.widths[-1] == 2
+    assert whole.map(torch.neg).first(3).skew.equal(-whole.skew[:, :3])
+
+
+@dataclass(frozen=True)
+class EchoConfig:
+    """The smallest architecture that there is."""
+
+    features: int = 30
+    dim: int = 8
+    layers: int = 1
+    window: int = 20
+    horizons: tuple[int, ...] = (5, 30)
+
+    @property
+    def receptive_field(self) -> int:
+        return self.window
+
+
+class Echo(Network):
+    """Says something of the last bar, and looked at nothing else."""
+
+    def __init__(self, config: EchoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Linear(config.features, config.dim)
+        self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
+
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+        weights = torch.zeros(1, 1, len(positions))
+        weights[..., -1] = 1.0
+        outputs = self.heads(self.embed(x[:, -1:]))
+        return Look(outputs, Rollout(weights, torch.zeros(1, 1)), torch.ones(1, 1))
+
+    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        yield "embed", self.embed(x)
+
+    def content_free(self) -> float:
+        return 0.0
+
+
+def echo_config(section: dict[str, Any]) -> EchoConfig:
+    return EchoConfig(**architecture.checked_section(EchoConfig, section))
+
+
+def test_a_network_is_one_module() -> None:
+    made = NetworkKind("echo", echo_config, Echo, backend=lambda _: "echoing")
+    card = models.card()
+    card["model"]["kind"], card["architecture"] = "echo", {"window": 30}
+    weights = Echo(EchoConfig(window=30)).state_dict()
+    with pytest.raises(ConfigInvalid, match=r"names the kind 'echo'; use .*informer"):
+        build(card, weights)
+    with registered(architecture.KINDS, lambda: architecture.register(made)):
+        with pytest.raises(ConfigInvalid, match=r"architecture\.depth is unknown"):
+            build(card | {"architecture": {"depth": 1}}, weights)
+        assert choose_backend(card, "auto", device="cpu") == "echoing"
+        forecaster = build(card, weights)
+        assert (forecaster.backend, forecaster.horizons) == ("echoing", (5, 30))
+        answers = [forecaster.step(bar) for bar in builders.bars(forecaster.context, seed=3)]
+        last = answers[-1]
+        assert answers[-2] is None
+        assert last is not None
+        assert last.explanation is not None
+        assert last.explanation.recent_mass == 1.0
+        with pytest.raises(ConfigInvalid, match=r"use .*informer.* or echo"):
+            architecture.kind_of("choir")

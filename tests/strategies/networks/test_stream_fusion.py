@@ -1,0 +1,179 @@
+"""A stream that explains by another way than the usual: against whole float64 matrices."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import builders
+import models
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.time_buckets import bucket_count
+from tracepaper.strategies.attention.weighted import value_norms
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.stream import (
+    CHUNK_BARS,
+    Advance,
+    StreamingNetwork,
+    StreamState,
+    stream_bytes,
+)
+
+torch.set_num_threads(1)
+
+START = 29_000_017  # a position in the middle of a block
+HEADS = ((1.0, 0.0), (0.25, 0.75), (0.5, 0.5))
+NAME = "linear:BTCUSDT"
+WAYS = {
+    "as usual": Way(),
+    "residual": Way("rollout", RolloutOptions(residual_weight=0.2)),
+    "max": Way("rollout", RolloutOptions("max", residual_weight=0.3)),
+    "min": Way("rollout", RolloutOptions("min")),
+    "heads": Way("rollout", RolloutOptions(head_weights=HEADS, start_layer=1)),
+    "upper layers": Way("rollout", RolloutOptions("max", start_layer=2)),
+    "norm": Way("norm"),
+    "norm above": Way("norm", RolloutOptions(residual_weight=0.1, start_layer=1)),
+}
+
+
+def rows(time: int, *, seed: int = 1) -> Tensor:
+    return torch.randn(time, 30, generator=torch.Generator().manual_seed(seed))
+
+
+def bucketed(net: FlashNetwork, x: Tensor, positions: NDArray[np.int64], way: Way) -> Tensor:
+    """Return every bar's rollout in 64-bar blocks, of whole float64 matrices."""
+    net = net.double()
+    with torch.no_grad():
+        _, traces = net.trace(x[None].double(), torch.from_numpy(positions))
+    time, rho = len(x), way.options.residual_weight
+    eye = torch.eye(time, dtype=torch.float64)
+    rollout = eye
+    for depth, (layer, block) in enumerate(zip(traces, net.layers(), strict=True)):
+        if depth < way.options.start_layer:
+            continue
+        matrix = reference.attention_matrix(layer.query, layer.key, net.mask)  # [1, head, N, N]
+        if way.method == "norm":
+            value = layer.value[..., : net.config.head_dim]
+            fused = (matrix * value_norms(value, block.project_out.weight)[:, :, None]).mean(1)[0]
+            fused = fused / fused.sum(-1, keepdim=True)
+        else:
+            given = way.options.head_weights
+            share = torch.tensor([0.5, 0.5] if given is None else HEADS[depth]).double()
+            fused = reference.fuse(matrix, way.options.head_fusion, share)[0]
+        mixed = rho * eye + (1.0 - rho) * fused
+        rollout = (mixed / mixed.sum(-1, keepdim=True)) @ rollout
+    buckets = bucket_count(net.config.receptive_field)
+    back = np.minimum(positions[:, None] // 64 - positions[None, :] // 64, buckets)
+    columns = torch.zeros(time, buckets + 1, dtype=torch.float64)
+    return columns.scatter_add_(1, torch.from_numpy(back).clamp_min(0), rollout.detach())
+
+
+def feed(
+    net: FlashNetwork, way: Way, x: Tensor, positions: NDArray[np.int64], portions: list[int]
+) -> NDArray[np.float32]:
+    """Take in all rows by the given portions, again and again; a portion of 0 is a single step."""
+    stream = StreamingNetwork(net, way)
+    state = StreamState(net, by_norm=way.method == "norm")
+    told: list[Advance] = []
+    done = turn = 0
+    while done < len(x):
+        portion = portions[turn % len(portions)]
+        part = slice(done, done + max(portion, 1))
+        told.append(stream.advance(state, x[None, part], positions[None, part], padded=portion > 0))
+        done += told[-1].rollout.shape[1]
+        turn += 1
+    return np.concatenate([part.rollout[0] for part in told])
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("encoding", ["rope", "alibi"])
+def test_every_bar_in_a_stream_equals_the_matrices(way: Way, encoding: str) -> None:
+    net = models.network(replace(models.SMALL, encoding=encoding, window=30))
+    x, positions = rows(260), np.arange(START, START + 260)
+    found = feed(net, way, x, positions, [0, 1, 37, 0, 150])
+    wanted = bucketed(net, x, positions, way)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=2e-6)
+
+
+def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
+    net, way = models.network(replace(models.SMALL, window=30)), WAYS["norm"]
+    positions = np.arange(START, START + 100)
+    x = torch.stack([rows(100, seed=seed) for seed in range(3)])
+    state = StreamState(net, 3, by_norm=True)
+    stream = StreamingNetwork(net, way)
+    for at in range(100):
+        part = np.tile(positions[at : at + 1], (3, 1))
+        last = stream.advance(state, x[:, at : at + 1], part, streams=range(3)).rollout
+    alone = [feed(net, way, one, positions, [CHUNK_BARS])[-1] for one in x]
+    np.testing.assert_allclose(last[:, 0], np.stack(alone), rtol=0, atol=1e-6)
+
+
+def made_forecaster(way: Way) -> StreamingForecaster:
+    made = build(models.card(), models.network().state_dict(), way=way, backend="tiles")
+    assert isinstance(made, StreamingForecaster)
+    return made
+
+
+@pytest.mark.parametrize("named", ["max", "heads", "norm above"])
+def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> None:
+    made = made_forecaster(WAYS[named])
+    bars = builders.bars(made.context + 30, seed=5)
+    made.warm(NAME, bars[:-1])
+    answer = made.step(bars[-1])
+    assert answer is not None
+    assert answer.explanation is not None
+    found = made.explain(NAME)
+    assert sum(found.weights) == pytest.approx(1.0, abs=1e-6)
+    blocks = np.array(found.open_time_ms) // (60_000 * 64)
+    sums = np.bincount(blocks[-1] - blocks, weights=found.weights)
+    kept = np.frombuffer(answer.explanation.buckets, "<f4")[: len(sums)]
+    np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
+    usual = made_forecaster(Way())
+    usual.warm(NAME, bars[:-1])
+    other = usual.step(bars[-1])
+    assert other is not None
+    assert other.explanation is not None
+    assert other.mean_return == answer.mean_return  # explained otherwise, and no other forecast
+    assert other.explanation.entropy == answer.explanation.entropy
+    assert other.explanation.buckets != answer.explanation.buckets
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "sentence"),
+    [
+        (Way("gradient"), ConfigInvalid, "cannot store where every bar looked by gradient"),
+        (Way("flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
+        (Way("rollout", RolloutOptions(discard_ratio=0.1)), ConfigInvalid, "set discard to 0"),
+        (Way("rollout", RolloutOptions(start_layer=3)), AttentionInvalid, "choose 0 to 2"),
+        (Way("norm", RolloutOptions("max")), AttentionInvalid, "norm takes no head fusion"),
+        (
+            Way("rollout", RolloutOptions(head_weights=(1.0,))),
+            AttentionInvalid,
+            "Give 2 head weights",
+        ),
+    ],
+)
+def test_what_no_stream_can_store_is_refused(
+    way: Way, error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=sentence):
+        made_forecaster(way)
+
+
+def test_the_norms_that_are_kept_are_counted() -> None:
+    usual, more = stream_bytes(models.SMALL), stream_bytes(models.SMALL, by_norm=True)
+    state = StreamState(models.network(), by_norm=True)
+    norms = [layer.lengths for layer in state.layers]
+    kept = sum(ring.rows.nbytes for ring in norms if ring is not None)
+    kept += state.history[0].rows[..., -1].nelement() * 4
+    assert more - usual == kept

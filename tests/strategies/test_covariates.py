@@ -1,0 +1,124 @@
+"""Vectors by time: what a bar has is the newest row that was known when it closed, by any count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from builders import bar
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.strategies.covariates import (
+    AGE,
+    StandingVectors,
+    VectorColumns,
+    VectorRows,
+    VectorScale,
+    rows_of,
+)
+from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.features.rows import (
+    FeatureStreams,
+    columns,
+    compute,
+    schema,
+    with_vectors,
+)
+
+MINUTE_MS = 60_000
+SCALE = VectorScale(("mood", "heat"), (0.0, 1.0), (1.0, 2.0))
+
+
+def naive(rows: VectorRows, close_ms: int) -> int:
+    """Return the place of the row that a bar has by looking at each of them."""
+    found = -1
+    for place in range(len(rows)):
+        if rows.from_ms[place] <= close_ms:
+            found = place
+    return found
+
+
+times = st.lists(st.integers(0, 500), min_size=1, max_size=30, unique=True).map(sorted)
+
+
+@given(
+    times, st.lists(st.integers(0, 40), min_size=30, max_size=30), st.lists(st.integers(-5, 600))
+)
+def test_the_join_is_that_of_a_naive_loop(
+    at: list[int], late: list[int], closes: list[int]
+) -> None:
+    known = np.maximum.accumulate(np.array(at) + np.array(late[: len(at)]))
+    rows = VectorRows(np.array(at), known, np.zeros((len(at), 1)))
+    found = rows.places(np.array(closes, dtype=np.int64))
+    assert found.tolist() == [naive(rows, close) for close in closes]
+
+
+@given(times, st.integers(0, 600))
+def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> None:
+    generator = np.random.default_rng(len(at))
+    every = rows_of(np.array(at), generator.normal(size=(len(at), 2)))
+    count = sum(one <= close_ms for one in at)
+    known = rows_of(every.time_ms[:count], every.values[:count])
+    both = [
+        VectorColumns(SCALE, StandingVectors("", {"": rows})).at("", np.array([close_ms]), 1)
+        for rows in (every, known)
+    ]
+    assert np.array_equal(both[0], both[1], equal_nan=True)
+
+
+def test_a_row_counts_from_the_bar_that_closes_at_its_time_and_is_held() -> None:
+    rows = rows_of(np.array([100, 250]), np.array([[1.0, 1.0], [2.0, 5.0]]))
+    joined = VectorColumns(SCALE, StandingVectors("", {"": rows}))
+    found = joined.at("ANY", np.array([99, 100, 200, 249, 250]), 100)
+    assert np.isnan(found[0]).all()
+    assert found[1].tolist() == [1.0, 0.0, 0.0]
+    assert found[2].tolist() == pytest.approx([1.0, 0.0, np.log(2.0) / 2])
+    assert found[3, 0] == 1.0
+    assert found[4].tolist() == [2.0, 2.0, 0.0]
+
+
+def test_each_symbol_has_its_own_rows_and_one_without_has_none() -> None:
+    own = {"BTC": rows_of(np.array([5]), np.array([[3.0, 1.0]]))}
+    joined = VectorColumns(SCALE, StandingVectors("", own))
+    assert joined.at("BTC", np.array([9]), 1)[0, 0] == 3.0
+    assert np.isnan(joined.at("ETH", np.array([9]), 1)).all()
+
+
+def test_features_of_an_archive_and_bar_by_bar_are_equal_with_vectors() -> None:
+    bars = [
+        bar(100_000 + (at * 7) % 50, open_=100_000, open_time_ms=at * MINUTE_MS)
+        for at in range(560)
+    ]
+    at = np.arange(3, 560, 11) * MINUTE_MS + 17
+    rows = rows_of(at, np.random.default_rng(1).normal(size=(len(at), 2)))
+    wide = with_vectors(schema("v1"), VectorColumns(SCALE, StandingVectors("", {"": rows})))
+    assert wide.names[-3:] == ("vector_mood", "vector_heat", AGE)
+    whole = compute(wide, columns(bars))
+    plain = compute(schema("v1"), columns(bars))
+    assert np.array_equal(whole.values[:, :30], plain.values, equal_nan=True)
+    streams = FeatureStreams(wide)
+    stepped = np.concatenate([streams.step([one]).values for one in bars])
+    assert np.array_equal(stepped[whole.first :], whole.values[whole.first :])
+
+
+def test_the_scale_is_that_of_the_rows_before_a_time() -> None:
+    rows = rows_of(np.array([1, 2, 3]), np.array([[1.0, 4.0], [3.0, 4.0], [900.0, 9.0]]))
+    found = VectorScale.fitted(("mood", "heat"), [rows], until_ms=3)
+    assert found.centre == (2.0, 4.0)
+    assert found.scale == (1.0, 1.0)
+    assert VectorScale.of(found.section()) == found
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {},
+        {"columns": ["a"], "centre": [0.0], "scale": [0.0]},
+        {"columns": ["a"], "centre": [float("nan")], "scale": [1.0]},
+        {"columns": ["a", "b"], "centre": [0.0], "scale": [1.0]},
+        {"columns": [1], "centre": [0.0], "scale": [1.0]},
+    ],
+)
+def test_a_card_that_says_it_wrongly_is_refused(section: dict[str, object]) -> None:
+    with pytest.raises(CheckpointMismatch, match=r"features\.vectors"):
+        VectorScale.of(section)

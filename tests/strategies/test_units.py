@@ -1,0 +1,113 @@
+"""Intervals, fees and exact decimals: each in one place."""
+
+import re
+from decimal import ROUND_HALF_EVEN, Decimal
+
+import pytest
+from builders import instrument
+from hypothesis import given
+from hypothesis import strategies as st
+from programs import ROOT
+
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import (
+    DAY_MS,
+    INTERVAL_NAMES,
+    INTERVALS,
+    Notional,
+    check_money,
+    divide_half_even,
+    interval_start,
+    rescaled,
+    scaled,
+    to_step,
+    to_tick,
+    unscaled,
+)
+
+WIDE = st.integers(-(10**24), 10**24)
+
+
+@given(WIDE, st.integers(1, 10**12))
+def test_division_rounds_half_to_even(numerator: int, denominator: int) -> None:
+    exact = Decimal(numerator) / Decimal(denominator)
+    context = Decimal(1)
+    expected = exact.quantize(context, rounding=ROUND_HALF_EVEN)
+    if abs(exact) < Decimal(10) ** 15:
+        assert divide_half_even(numerator, denominator) == expected
+
+
+@given(WIDE, st.integers(0, 18))
+def test_text_of_an_integer_reads_back(value: int, decimals: int) -> None:
+    assert scaled(Decimal(unscaled(value, decimals)), decimals, name="x") == value
+
+
+def test_text_has_no_trailing_zeros() -> None:
+    assert unscaled(6511420, 2) == "65114.2"
+    assert unscaled(-100, 2) == "-1"
+    assert unscaled(5, 0) == "5"
+
+
+def test_excess_decimals_are_refused() -> None:
+    with pytest.raises(ConfigInvalid, match=r"0\.123 has more than 2 decimals"):
+        scaled(Decimal("0.123"), 2, name="sizing.quantity")
+
+
+def test_money_beyond_64_bits_is_refused() -> None:
+    assert check_money(922_337_203 * 10**10, name="cash") == 922_337_203 * 10**10
+    with pytest.raises(ConfigInvalid, match="beyond"):
+        check_money(922_337_204 * 10**10, name="cash")
+
+
+@given(st.integers(1, 10**9), st.integers(-(10**9), 10**9))
+def test_notional_is_the_product(price: int, quantity: int) -> None:
+    notional = Notional.of(instrument(price_decimals=2, quantity_decimals=3))
+    money = Decimal(notional(price, quantity)).scaleb(-10)
+    assert money == Decimal(price).scaleb(-2) * Decimal(quantity).scaleb(-3)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**14))
+def test_quantity_of_money_is_the_largest_that_fits(price: int, money: int) -> None:
+    notional = Notional.of(instrument(price_decimals=2, quantity_decimals=3))
+    quantity = notional.quantity(money, price)
+    assert notional(price, quantity) <= money < notional(price, quantity + 1)
+
+
+@given(st.integers(-(10**12), 10**12), st.integers(0, 8), st.integers(0, 8))
+def test_rescaling_rounds_half_to_even(value: int, decimals: int, wanted: int) -> None:
+    step = Decimal(1).scaleb(-wanted)
+    exact = Decimal(value).scaleb(-decimals).quantize(step, rounding=ROUND_HALF_EVEN)
+    assert Decimal(rescaled(value, decimals, wanted)).scaleb(-wanted) == exact
+
+
+def test_every_interval_has_one_name_and_weeks_open_on_mondays() -> None:
+    assert {INTERVAL_NAMES[length] for length in INTERVALS.values()} == set(INTERVALS)
+    monday_ms = 1_748_217_600_000  # 2025-05-26
+    for name, length_ms in INTERVALS.items():
+        assert interval_start(monday_ms + length_ms - 1, length_ms) == monday_ms, name
+    assert interval_start(monday_ms - 1, INTERVALS["W"]) == monday_ms - 7 * DAY_MS
+
+
+def test_lengths_of_time_and_fees_stand_in_one_place() -> None:
+    again = re.compile(r"86_400_000|604_800_000|\"0\.00055\"")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for folder in ("daemon", "replay", "storage", "strategies")
+        for path in (ROOT / folder).rglob("*.py")
+        if again.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"strategies/units.py"}
+
+
+@given(st.floats(0.001, 1e7), st.sampled_from([(2, 10), (1, 1), (4, 25), (0, 5)]))
+def test_a_price_or_quantity_goes_to_the_nearest_that_can_be_ordered(
+    wanted: float, scale: tuple[int, int]
+) -> None:
+    decimals, unit = scale
+    item = instrument(
+        price_decimals=decimals, tick_size=unit, quantity_decimals=decimals, quantity_step=unit
+    )
+    size = unit / 10**decimals
+    for made in (to_tick(wanted, item), to_step(wanted, item)):
+        assert abs(made - wanted) <= size / 2 * (1 + 1e-6)
+        assert Decimal(repr(made)).scaleb(decimals) % unit == 0
