@@ -66,7 +66,7 @@ def test_a_change_moves_no_column_that_does_not_exist() -> None:
     assert len({change.sentence for change in CHANGES}) == len(CHANGES)
 
 
-@pytest.mark.parametrize(("discards", "sees_books"), product((True, False), repeat=2))
+@pytest.mark.parametrize(("discards", "sees_books"), [*product((True, False), repeat=2)])
 def test_changes_of_discarding_and_of_books_concern_only_runs_that_do_so(
     discards: bool, sees_books: bool
 ) -> None:
