@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,6 +99,18 @@ def test_what_is_no_sessions_is_refused() -> None:
     ):
         with pytest.raises(DataInvalid, match="stored sessions cannot be read"):
             unpacked(stored)
+
+
+def test_a_close_is_of_its_own_day_where_the_next_session_opens_with_it() -> None:
+    days, opens = (5, 6), (5 * 1_440, 6 * 1_440)
+    sessions = Sessions(
+        "MADE", "1.0", Anchor.CLOCK, 250.0, days, opens, (opens[1], 7 * 1_440), (0, 0)
+    )
+    calendar = Calendar(sessions, HOUR_MS)
+    midnight = opens[1] * MINUTE_MS
+    assert calendar.days_at(np.array([midnight, midnight + HOUR_MS])).tolist() == [5, 6]
+    assert [calendar.day_at(at) for at in (midnight - 1, midnight)] == [5, 6]
+    assert calendar.day_at(0) == 5  # before the first there is no other
 
 
 def test_days_and_weeks_go_from_the_first_open_to_the_last_close() -> None:

@@ -370,6 +370,17 @@ def test_of_a_limit_and_a_stop_at_one_price_the_stop_is_met_first() -> None:
         ]  # fmt: skip
 
 
+def test_of_two_stops_at_one_price_the_older_is_met_first() -> None:
+    desk = Desk()
+    desk.send(buy(1))
+    desk.bar(10_000, 10_000, 10_000, 10_000)
+    old, new = desk.send(*(sell(1, stop=99, reduce_only=True, tag=tag) for tag in "ab"))
+    met = desk.bar(10_000, 10_000, 9_890, 9_900)
+    assert [(one.order_id, one.status) for one in met.orders] == [
+        (old.order_id, OrderStatus.FILLED), (new.order_id, OrderStatus.CANCELED),
+    ]  # fmt: skip
+
+
 def test_a_stop_pays_spread_and_slippage_beyond_its_trigger() -> None:
     desk = Desk(ExecutionCosts(0, slippage=10**7, half_spread=10**7))
     desk.send(buy(1, stop=101))

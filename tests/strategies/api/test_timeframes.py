@@ -97,6 +97,14 @@ def candle(row: Row) -> FrameBar:
     return frame_bar_of(bar, seen_ms=at + FIVE)
 
 
+def test_no_candle_comes_before_own_bars_have_made_theirs() -> None:
+    frame = higher()
+    known = minutes(5)
+    frame.add(known[0])
+    assert frame.take(candle((START_MS - FIVE, 10, 12, 9, 11, 5)))
+    assert not frame.take(candle(whole(known)[0]))
+
+
 @given(
     missing=st.sets(st.integers(0, 59), max_size=12),
     first=st.integers(0, 9),

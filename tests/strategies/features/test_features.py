@@ -19,9 +19,18 @@ from tracepaper.strategies.features.rows import (
     compute,
     schema,
 )
+from tracepaper.strategies.features.rolling import Windows
 from tracepaper.strategies.features.v1 import SIGMA_FLOOR, V1, FeatureInputs, FeatureSet
 
 SCHEMA = schema("v1")
+
+
+def test_a_stream_that_is_warmed_anew_forgets_what_it_held() -> None:
+    held, stream = Windows(1, np.add, 4), np.array([0])
+    held.warm(0, np.arange(300.0)[None])
+    held.warm(0, np.arange(3.0)[None])
+    past = held.past(stream, np.arange(6), 0)[:, 0]
+    np.testing.assert_equal(past, [2, 1, 0, np.nan, np.nan, np.nan])
 
 
 def test_the_schema_has_thirty_names_and_a_short_lookback() -> None:

@@ -183,6 +183,16 @@ def test_bars_that_look_alike_are_still_judged_by_how_far_each_close_jumped(firs
         assert evaluator.judge(seen) == ((1.0, 0.0, jump), passed)
 
 
+def test_bars_that_look_alike_but_for_one_measure_are_judged_by_it() -> None:
+    names = ("operator", "warm", "late", "gap")
+    evaluator = GateEvaluator(frozenset(names), {"operator": 1, "warm": 5, "late": 10, "gap": 0})
+    for changed in ({}, {"missing_bars": 1}, {"late_ms": 11}, {"bars": 4}, {"running": False}):
+        seen = replace(GateInputs(bars=5), **changed)
+        evaluator.judge(GateInputs(bars=5))
+        anew = GateEvaluator(frozenset(names), {"operator": 1, "warm": 5, "late": 10, "gap": 0})
+        assert evaluator.judge(seen) == anew.judge(seen), changed
+
+
 def test_a_measure_that_is_not_finite_is_null_and_fails() -> None:
     seen = GateInputs(explanation=explanation(confidence=math.nan))
     assert judged("confidence", 0.1, seen) == (None, False)
@@ -199,6 +209,17 @@ def test_a_measure_of_minus_zero_is_zero() -> None:
 def test_a_quantile_is_interpolated_between_percentiles(share: float) -> None:
     found = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
     assert found == pytest.approx(share)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.99])
+def test_the_first_and_the_last_percentile_are_quantiles(share: float) -> None:
+    found = threshold_of(f"q{share}", "confidence", CALIBRATION, key="gate.confidence")
+    assert found == pytest.approx(share)
+
+
+def test_without_equity_no_leverage_is_known() -> None:
+    for equity in (0, -10):
+        assert judged("risk.leverage", 2, GateInputs(gross=20, equity=equity)) == (None, False)
 
 
 @pytest.mark.parametrize("text", ["q", "q2", "q0", "nan", "high", "q0.5.1"])
@@ -218,6 +239,9 @@ def test_a_forecast_with_one_bad_number_is_not_finite() -> None:
     assert not is_finite_forecast(forecast(math.inf))
     assert not is_finite_forecast(forecast(p_up=1.4, p_down=-0.4))
     assert not is_finite_forecast(forecast(explained=explanation(shift=math.nan)))
+    for name in ("stdev_return", "volatility"):
+        spread = getattr(forecast(), name)
+        assert not is_finite_forecast(replace(forecast(), **{name: (0.0, *spread[1:])})), name
 
 
 def test_the_verdict_says_whether_a_refusal_held_anything_up() -> None:

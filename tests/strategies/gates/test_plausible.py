@@ -32,6 +32,17 @@ def test_the_yardstick_is_the_median_range_of_the_last_sixty_bars(seed: int) -> 
         assert found == abs(history[place].close - history[place - 1].close) / max(usual, TICK)
 
 
+def test_what_a_copy_is_shown_the_original_does_not_know() -> None:
+    history = bars(100, seed=2)
+    seen = Plausibility()
+    for one in history[:80]:
+        seen.add(one, TICK)
+    tried = seen.copy()
+    for place, one in enumerate(history[80:], 80):
+        tried.add(history[place - 20], TICK)
+        assert seen.add(one, TICK) == measured(history[: place + 1])[-1]
+
+
 def test_sixty_bars_are_remembered_and_no_more() -> None:
     history = bars(200, seed=5)
     assert measured(history)[-1] == measured(history[-YARDSTICK_BARS:])[-1]

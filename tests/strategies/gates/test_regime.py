@@ -38,6 +38,21 @@ def test_noise_at_the_threshold_does_not_flicker() -> None:
     assert seen == [Regime.MOMENTUM] * 4 + [Regime.MIXED] * 2
 
 
+@pytest.mark.parametrize(
+    ("mass", "zone"),
+    [
+        (0.25, Zone.LOW),
+        (0.375, Zone.NEAR_LOW),
+        (0.5, Zone.MIDDLE),
+        (0.625, Zone.NEAR_HIGH),
+        (0.75, Zone.HIGH),
+    ],
+)
+def test_a_bound_belongs_to_the_zone_beyond_it(mass: float, zone: Zone) -> None:
+    bounds = RegimeBounds.between(mean_reversion=0.25, momentum=0.75, hysteresis=0.25)
+    assert bounds.zone(mass) is zone
+
+
 def test_bounds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(ConfigInvalid, match="must lie under"):
         RegimeBounds.between(mean_reversion=0.6, momentum=0.5, hysteresis=0.1)
