@@ -171,19 +171,31 @@ def swap(path: Path, mutated: str | ast.Module, root: Path) -> None:
         codes(compile(source, name, "exec", dont_inherit=True))
         for source in (sources(root)[path], mutated)
     )
-    changed = {old: new for old, new in zip(before, after, strict=True) if old != new}
+    changed = {old: after[place] for place, old in before.items() if place in after}
     for one in gc.get_objects():
         # Some objects warn where they are asked for their class.
         if type(one) is FunctionType and one.__code__.co_filename == name:
-            one.__code__ = changed.get(one.__code__, one.__code__)
+            try:
+                one.__code__ = changed.get(one.__code__, one.__code__)
+            except ValueError as error:
+                raise MutationLost(
+                    f"{path}: {one.__qualname__} cannot be mutated: {error}."
+                ) from None
 
 
-def codes(code: CodeType) -> Iterator[CodeType]:
-    """Yield *code* and all that is defined in it."""
-    yield code
-    for one in code.co_consts:
-        if isinstance(one, CodeType):
-            yield from codes(one)
+def codes(code: CodeType) -> dict[tuple[str, int], CodeType]:
+    """Return all that *code* defines by its dotted name and how many of that name come before."""
+    found: dict[tuple[str, int], CodeType] = {}
+
+    def add(one: CodeType) -> None:
+        nth = sum(name == one.co_qualname for name, _ in found)
+        found[one.co_qualname, nth] = one
+        for inner in one.co_consts:
+            if isinstance(inner, CodeType):
+                add(inner)
+
+    add(code)
+    return found
 
 
 # ---------------------------------------------------------------- what a fork does
@@ -316,10 +328,14 @@ class Budget:
         self.found: dict[Mutation, str] = {}
         self.problem = ""
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Say what cannot be collected."""
+        if report.failed:
+            self.problem = f"{report.nodeid} cannot be collected; mend it first: {report.longrepr}"
+
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Judge all mutations."""
-        if session.testsfailed:
-            self.problem = "Not all test modules can be collected; mend them first."
+        if self.problem:
             return True
         try:
             self._judge(session.items)

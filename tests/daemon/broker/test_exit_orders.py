@@ -145,6 +145,14 @@ def test_a_stop_arms_in_the_step_of_its_entry_s_fill_and_fills_at_its_price() ->
     assert held(steps[2]) == 0
 
 
+def test_a_trailing_stop_is_looked_at_from_the_close_wherever_the_position_was_entered() -> None:
+    said = {0: long(trailing=9.0), 2: long(trailing=1.0)}
+    *_, step = taken(machine(said), [*flat_bars(2), path(2, 10_000, 10_000, 9_850, 9_850)])
+    assert step.decision is not None
+    assert step.decision.unfilled_reason is None
+    assert [order.trigger for order in of_role([step], OrderRole.TRAILING)] == [9_750]
+
+
 def test_a_gap_through_the_stop_fills_at_the_open() -> None:
     steps = entered(long(stop=98.0), path(2, 9_600, 9_700, 9_500, 9_650))
     assert [fill.price for fill in steps[2].fills] == [9_600]
@@ -334,7 +342,7 @@ def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:
         (long(trailing=Percent(float("nan"))), "trailing stop is not a finite number"),
         (long(stop=Volatility(float("inf"))), "stop is not a finite number"),
         (long(target=1e300), "target at"),
-        (long(until=START_MS), "until is over already"),
+        (long(until=START_MS + MINUTE), "until is over already"),
     ],
 )
 def test_a_level_on_the_wrong_side_refuses_the_entry_with_its_reason(

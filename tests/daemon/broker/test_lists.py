@@ -8,6 +8,7 @@ import pytest
 from builders import START_MS, bar, instrument, quote
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import RESTING_MOST, Latency
@@ -181,6 +182,7 @@ def test_the_same_request_again_leaves_its_order_in_the_queue() -> None:
     desk = Desk()
     desk.send(buy(1, limit=99, tag="a"))
     assert desk.send(buy(1, limit=99, tag="a")) == ()
+    assert len(desk.send(buy(1, limit=99, until=2 * START_MS, tag="a"))) == 2
 
 
 def test_a_refused_replacement_leaves_what_rests() -> None:
@@ -307,6 +309,25 @@ def test_spot_cash_is_asked_again_at_the_fill() -> None:
     assert (OrderStatus.CANCELED, "cash does not cover it") in reasons(
         desk.quote(9_990, 10_000).orders
     )
+
+
+def test_cash_that_is_exactly_the_cost_covers_it() -> None:
+    desk = Desk(category=Category.SPOT, cash=100)
+    desk.send(buy(1))
+    met = desk.quote(9_990, 10_000)
+    assert [fill.quantity for fill in met.fills] == [1_000]
+    assert reasons(met.orders) == [(OrderStatus.FILLED, "listed")]
+
+
+def test_a_quote_at_the_time_of_an_order_ends_it() -> None:
+    desk = Desk()
+    end_ms = START_MS + 70_000
+    desk.send(buy(1, limit=99, until=end_ms))
+    desk.quote(9_990, 10_000)
+    (order,) = desk.resting
+    for at_ms, from_ms in ((end_ms - 1, None), (end_ms, end_ms)):
+        seen = quote(9_990, 10_000, size=1_000, at_ms=at_ms, instrument_id=desk.item.id)
+        assert matching.matters_from(order, seen) == from_ms
 
 
 # ---------------------------------------------------------------- bars
@@ -512,6 +533,19 @@ def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_m
         (OrderRole.TARGET, OrderStatus.CANCELED),
     ]
     assert (desk.held, broker.target, desk.resting) == (0, 0, ())
+
+
+@pytest.mark.parametrize(("market", "status"), [(9_990, "ACCEPTED"), (10_000, "NEW")])
+def test_a_target_rests_at_once_where_the_market_has_not_reached_it(
+    market: int, status: str
+) -> None:
+    desk = Desk()
+    desk.send(buy(1))
+    desk.quote(9_990, 10_000)
+    (target,) = desk.arm(
+        OrderRole.TARGET, price=10_000, market=market, sequence=5, at_ms=START_MS, reason="why"
+    )
+    assert target.status is OrderStatus[status]
 
 
 def test_disarming_cancels_the_named_roles() -> None:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from builders import START_MS, bar, instrument
+from builders import START_MS, bar, instrument, quote
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -211,7 +211,7 @@ def test_a_mark_price_liquidates_where_there_is_one() -> None:
     assert not machine.liquidates(Mark(KEY, 80_000, at, at))
 
 
-def taken_over(*items: Instrument) -> PaperAccount:
+def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
     """Return an account that bought a unit of each of *items* at 1,000 before it had margin."""
     account = PaperAccount(
         {one.id: one for one in items},
@@ -222,7 +222,7 @@ def taken_over(*items: Instrument) -> PaperAccount:
     )
     held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), BrokerState())
     books = {one.id: held for one in items}
-    account.restore(AccountState(1_000 * MONEY_SCALE, books), taken_over=True)
+    account.restore(AccountState(cash * MONEY_SCALE, books), taken_over=True)
     return account
 
 
@@ -232,6 +232,31 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
     (fill,) = account.at_mark(KEY, 90_400, 7, START_MS).fills
     assert (fill.price, account.portfolio.held(KEY)) == (90_000, 0)
+
+
+def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
+    account = taken_over(item())
+    account.secure(KEY, 7, START_MS)
+    account.submit(KEY, 0, order_id="8-0", price=95_000, reason="out", at_ms=START_MS)
+    (fill,) = account.meet(quote(90_000, 90_010, at_ms=START_MS + 1), 9).fills
+    assert (fill.price, fill.model, account.portfolio.held(KEY)) == (90_000, FillModel.QUOTE, 0)
+
+
+def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
+    account = taken_over(item(), cash=105)
+    account.portfolio.mark(KEY, 100_000)
+    given: dict[str, Any] = {"order_id": "8-0", "price": 100_000, "reason": "go", "at_ms": START_MS}
+    assert account.submit(KEY, 2_000, **given).refusal is not None
+    assert account.submit(KEY, -1_000, **given).refusal is None
+
+
+def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
+    first, second = item(), replace(instrument("ETHUSDT"), tick_size=1)
+    account = taken_over(first, second)
+    account.portfolio.mark(second.id, 100_000)
+    assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
+    account.submit(second.id, 2_000, order_id="8-0", price=100_000, reason="more", at_ms=START_MS)
+    assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
 
 def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
