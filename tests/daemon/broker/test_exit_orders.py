@@ -840,6 +840,17 @@ def test_a_later_time_limit_replaces_one_that_waits_for_a_quote() -> None:
     assert [len(step.fills) for step in steps] == [0, 0, 1]
 
 
+def test_an_entry_that_rests_beyond_its_time_and_is_filled_is_closed() -> None:
+    until = START_MS + MINUTE + 1_000
+    quotes = [
+        Quote(KEY, 10_000, 2_000, 10_010, size, until + after_ms, until + after_ms)
+        for after_ms, size in ((0, 0), (1_000, 2_000), (2_000, 2_000))
+    ]
+    _, steps = at_quotes({0: long(until=until)}, [*flat_bars(1), *quotes])
+    assert [one.side for one in fills(steps)] == [Side.BUY, Side.SELL]
+    assert held(steps[-1]) == 0
+
+
 def test_what_closes_at_its_time_grows_with_what_its_entry_still_fills() -> None:
     until = START_MS + MINUTE + 5_000
     thin = Quote(KEY, 10_000, 0, 10_010, 600, until, until)

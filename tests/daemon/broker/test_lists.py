@@ -548,6 +548,18 @@ def test_a_target_rests_at_once_where_the_market_has_not_reached_it(
     assert target.status is OrderStatus[status]
 
 
+def test_a_trailing_stop_follows_at_whole_ticks_and_no_nearer_than_asked() -> None:
+    for signed, bid, ask, trigger in ((1, 10_105, 10_106, 10_000), (-1, 9_894, 9_895, 10_000)):
+        desk = Desk()
+        desk.send(buy(1) if signed > 0 else sell(1))
+        desk.quote(9_990, 10_000)
+        first = 9_900 if signed > 0 else 10_100
+        desk.arm(OrderRole.TRAILING, trigger=first, sequence=5, at_ms=START_MS, reason="why")
+        desk.account.brokers[desk.item.id].trail = 100
+        desk.quote(bid, ask)  # of a tick that the exchange no longer has
+        assert [order.trigger for order in desk.resting] == [trigger]
+
+
 def test_disarming_cancels_the_named_roles() -> None:
     desk = Desk()
     key = desk.item.id
