@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from walks import MINUTE_MS, START_MS, walk
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rolling import Windows
 from tracepaper.strategies.features.rows import (
     SETS,
     Columns,
@@ -19,7 +20,6 @@ from tracepaper.strategies.features.rows import (
     compute,
     schema,
 )
-from tracepaper.strategies.features.rolling import Windows
 from tracepaper.strategies.features.v1 import SIGMA_FLOOR, V1, FeatureInputs, FeatureSet
 
 SCHEMA = schema("v1")
