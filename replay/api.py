@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tracepaper.daemon.config.loading import Sections, load, load_with_origins
-from tracepaper.daemon.config.sections import BUILT_IN, ORDERBOOK, STOCK, TOGETHER
+from tracepaper.daemon.config.values import BUILT_IN, ORDERBOOK, STOCK, TOGETHER
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay.archive import Candles

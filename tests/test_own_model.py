@@ -21,8 +21,9 @@ from programs import ROOT, run
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.replay.checks.finding import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from tracepaper.storage.database.reader import Located
+    from tracepaper.storage.database.chunks import Located
 
 DatabaseOption = Annotated[
     Path | None,

@@ -21,8 +21,8 @@ from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 if TYPE_CHECKING:
     from tracepaper.storage.chain.integrity import Audited
     from tracepaper.storage.chain.starting_point import Lookback
+    from tracepaper.storage.database.chunks import Located
     from tracepaper.storage.database.queries import Answered
-    from tracepaper.storage.database.reader import Located
 
 audit_app = typer.Typer(help="Check the log's chain, and ask it read-only questions.")
 

@@ -8,33 +8,42 @@ environment, ``config check``, ``config init`` and ``deploy/config.example.toml`
 from __future__ import annotations
 
 import ipaddress
-import re
-import warnings
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import (
     BeforeValidator,
     Field,
     ValidationInfo,
-    create_model,
     field_validator,
     model_validator,
 )
 
 from tracepaper.daemon.config.values import (
+    _SHARE,
+    _SYMBOL,
+    BUILT_IN,
     CASH_MAX,
+    MODULE_CLASS,
+    NO_MODEL,
     NOTIONAL_MAX,
+    SQLITE,
+    STOCK,
     SYMBOLS_MAX,
+    TREND_WINDOWS,
+    WINDOWS_MAX,
     Duration,
     Exact,
     Fraction,
     GateThresholds,
     Positive,
+    RegimeName,
     RiskThresholds,
     Section,
+    SymbolFees,
     Threshold,
+    _with_key,
     address,
     interval_name,
     json_object,
@@ -42,33 +51,7 @@ from tracepaper.daemon.config.values import (
     symbol_names,
 )
 from tracepaper.strategies.builtin import TREND
-from tracepaper.strategies.units import (
-    BASE_FEES,
-    DAY_MS,
-    INTERVALS,
-    interval_text,
-    time_of,
-)
-
-MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
-SQLITE: Final = "sqlite:///"
-STOCK: Final = "stock"
-TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
-"""Of a trend, where nobody chose others."""
-TOGETHER: Final = ("crossasset", "portfolio")
-"""Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
-ORDERBOOK: Final = "orderbook"
-"""The strategy that trades one symbol by order books, with a checkpoint of its own options."""
-BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")
-"""Strategies by name; any other is a class of the user's."""
-WINDOWS_MAX: Final = 8
-"""Of a trend: each is a note of every decision."""
-NO_MODEL: Final = "none"
-"""The checkpoint of a run without a model."""
-_SYMBOL: Final = re.compile(r"^[A-Z0-9][A-Z0-9-]{1,39}$")
-_SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
-
-RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
+from tracepaper.strategies.units import BASE_FEES, DAY_MS, INTERVALS, interval_text, time_of
 
 
 class MarketSection(Section):
@@ -246,17 +229,6 @@ class StrategySection(Section):
         if self.fast >= self.slow:
             raise ValueError(f"[strategy] fast = {self.fast} must be below slow = {self.slow}")
         return self
-
-
-def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> type[Section]:
-    """Return the base of a section with a *key* that is a word of Python's, or of pydantic's."""
-    field = Field(None, pattern=pattern, examples=[example], description=words)
-    fields: dict[str, Any] = {key: (str | None, field)}
-    with warnings.catch_warnings():
-        # A field of this name hides a deprecated method of the library's, which nothing calls.
-        warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
-        made: type[Section] = create_model(name, __base__=Section, **fields)
-    return made
 
 
 if TYPE_CHECKING:  # a checker reads no fields that are made
@@ -475,15 +447,6 @@ class SizingSection(Section):
     """Whether a size shrinks where the model's card expects its volatility to be far off."""
     rebalance: Fraction = Decimal("0.25")
     """A standing target of the same side is kept unless the new one differs by more than this."""
-
-
-class SymbolFees(Section):
-    """The fees of one symbol; what is absent is that of all."""
-
-    taker: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = None
-    """Fraction of notional where an order takes."""
-    maker: Annotated[Exact, Field(ge=Decimal("-0.01"), le=Decimal("0.1"))] | None = None
-    """The same where a limit had rested."""
 
 
 class ExecutionSection(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from decimal import Decimal, InvalidOperation
 from types import NoneType, UnionType
@@ -33,6 +34,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import AUTO, GATES, ThresholdForm, ThresholdKey, gate_order
 from tracepaper.strategies.units import (
     INTERVAL_NAMES,
@@ -301,3 +303,43 @@ if TYPE_CHECKING:  # a checker reads no fields that are made
     RiskThresholds = Section
 else:
     GateThresholds, RiskThresholds = _thresholds("gate"), _thresholds("risk")
+
+MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+SQLITE: Final = "sqlite:///"
+STOCK: Final = "stock"
+TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
+"""Of a trend, where nobody chose others."""
+TOGETHER: Final = ("crossasset", "portfolio")
+"""Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
+ORDERBOOK: Final = "orderbook"
+"""The strategy that trades one symbol by order books, with a checkpoint of its own options."""
+BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")
+"""Strategies by name; any other is a class of the user's."""
+WINDOWS_MAX: Final = 8
+"""Of a trend: each is a note of every decision."""
+NO_MODEL: Final = "none"
+"""The checkpoint of a run without a model."""
+_SYMBOL: Final = re.compile(r"^[A-Z0-9][A-Z0-9-]{1,39}$")
+_SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
+
+RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
+
+
+def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> type[Section]:
+    """Return the base of a section with a *key* that is a word of Python's, or of pydantic's."""
+    field = Field(None, pattern=pattern, examples=[example], description=words)
+    fields: dict[str, Any] = {key: (str | None, field)}
+    with warnings.catch_warnings():
+        # A field of this name hides a deprecated method of the library's, which nothing calls.
+        warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
+        made: type[Section] = create_model(name, __base__=Section, **fields)
+    return made
+
+
+class SymbolFees(Section):
+    """The fees of one symbol; what is absent is that of all."""
+
+    taker: Annotated[Exact, Field(ge=0, le=Decimal("0.1"))] | None = None
+    """Fraction of notional where an order takes."""
+    maker: Annotated[Exact, Field(ge=Decimal("-0.01"), le=Decimal("0.1"))] | None = None
+    """The same where a limit had rested."""

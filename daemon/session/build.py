@@ -11,13 +11,8 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import (
-    ORDERBOOK,
-    STOCK,
-    TOGETHER,
-    ExecutionSection,
-    RegimeSection,
-)
+from tracepaper.daemon.config.sections import ExecutionSection, RegimeSection
+from tracepaper.daemon.config.values import ORDERBOOK, STOCK, TOGETHER
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 from tracepaper.daemon.session.models import make_orderbook, make_together

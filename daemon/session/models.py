@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import BUILT_IN, TOGETHER, ExplanationSection
+from tracepaper.daemon.config.sections import ExplanationSection
+from tracepaper.daemon.config.values import BUILT_IN, TOGETHER
 from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_vectors,

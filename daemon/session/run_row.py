@@ -24,8 +24,7 @@ import msgspec
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import ORDERBOOK, STOCK, TOGETHER
-from tracepaper.daemon.config.values import plain
+from tracepaper.daemon.config.values import ORDERBOOK, STOCK, TOGETHER, plain
 from tracepaper.daemon.engine.versions import CHANGES
 from tracepaper.daemon.session.build import (
     Strategies,

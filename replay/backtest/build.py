@@ -18,7 +18,8 @@ from tracepaper.daemon.config.loading import (
     Sections,
     load_with_origins,
 )
-from tracepaper.daemon.config.sections import STOCK, MarketSection
+from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
     Strategies,

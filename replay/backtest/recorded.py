@@ -40,7 +40,8 @@ from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Beginning, Beginnings, Lookback
-from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.storage.database.chunks import StoredRun
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import (

@@ -24,8 +24,8 @@ from tracepaper.replay.backtest.predictors import (
     near,
     near_arrays,
 )
-from tracepaper.storage.database.chunks import interned
-from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.storage.database.chunks import StoredRun, interned
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
 from tracepaper.storage.record.decode import (
     ANSWER,

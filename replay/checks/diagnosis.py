@@ -35,7 +35,8 @@ from tracepaper.replay.checks.compare import Difference, RowCheck
 from tracepaper.replay.checks.isolation import FreshProcesses, packed
 from tracepaper.replay.checks.perturbations import HASH_SEEDS
 from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.storage.database.chunks import StoredRun
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import Step

@@ -13,7 +13,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -27,6 +27,14 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.backtest.build import fit_windows, span_of
 from tracepaper.replay.checks.compare import Difference
+from tracepaper.replay.checks.finding import (
+    _ON_CLOCK,
+    _UNEQUAL,
+    ON_HASHES,
+    SURROUNDED,
+    LookaheadFinding,
+    _first_unequal,
+)
 from tracepaper.replay.checks.isolation import (
     Accesses,
     Child,
@@ -78,62 +86,6 @@ GRACE_S: Final = 10.0
 """An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
 """What a check of a model loads once rather than in every fresh process."""
-
-
-@dataclass
-class LookaheadFinding:
-    """What a check found: how much was probed of how much, and the first difference."""
-
-    check: str
-    planned: int = 0  # futures to corrupt or cut off
-    probes: int = 0  # of them done
-    compared: int = 0  # steps
-    differences: list[Difference] = field(default_factory=list)
-    because: str = ""  # what the first difference shows
-    given: int = 0  # bars of all instruments
-    bars: int = 0  # of them replayed
-    without_later: int = 0  # of them decided while no later bar existed in the process
-    warmup: int = 0
-    opened: list[Outside] = field(default_factory=list)  # and not allowed
-    allowed: list[Outside] = field(default_factory=list)
-    depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
-    unproved: list[str] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)  # parts for which the time did not suffice
-
-    @property
-    def holds(self) -> bool:
-        """Whether all was probed, nothing moved, and nothing was opened that is not allowed."""
-        return self.verdict == "nothing moved"
-
-    @property
-    def verdict(self) -> str:
-        """``moved``, ``read``, ``nothing moved``, or without an end ``nothing moved so far``."""
-        if self.differences:
-            return "moved"
-        if self.opened:
-            return "read"
-        probed = self.without_later and self.probes and self.compared
-        return "nothing moved" if probed and not self.unfinished else "nothing moved so far"
-
-    def sentence(self) -> str:
-        """Say the verdict in one sentence, with how much was probed of how much."""
-        if self.differences:
-            return f"moved: {self.differences[0].sentence()}: {self.because}."
-        if self.opened:
-            names = ", ".join(f"{_KINDS.get(one.what, one.what)} {one.name}" for one in self.opened)
-            return (
-                f"read: the strategy opened {names}; pass each that cannot tell the future with "
-                "--allow-reading."
-            )
-        futures = f"{self.probes}" if self.holds else f"{self.probes} of {self.planned}"
-        counted = (
-            f"{self.without_later:,} of {self.given:,} bars decided without a later one, "
-            f"{futures} futures corrupted or cut off, {self.compared:,} steps compared, "
-            f"{self.verdict}"
-        )
-        if self.holds:
-            return f"{counted}."
-        return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
 
 
 @dataclass(frozen=True)
@@ -604,25 +556,6 @@ class _Check:
             elif (values := largest_table(source)) > 0:
                 self._opened[Outside("table", str(source))] = None
                 self._report(f"lookahead: a table of {values:,} values in {source}")
-
-
-SURROUNDED: Final = "the environment, the working folder and the hashes of texts"
-ON_HASHES: Final = (
-    "it depends on the hash of a text, or on the order of a set of texts, which Python draws anew "
-    "in each process; sort them"
-)
-_KINDS: Final = {"table": "a table in"}
-_ON_CLOCK: Final = "it depends on the machine's clock"
-_UNEQUAL: Final = (
-    "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
-    "it reads changes"
-)
-
-
-def _first_unequal(mine: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
-    """Return the place of the first of *steps* that is not what it was; None without one."""
-    pairs = enumerate(zip(mine, steps, strict=True))
-    return next((place for place, (one, other) in pairs if packed(one.step) != other), None)
 
 
 def _only_holds(signal: Signal | Orders) -> bool:

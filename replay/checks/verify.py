@@ -42,7 +42,8 @@ from tracepaper.replay.backtest.recorded import (
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.consistency import GivenEvents, Unlike, of_start
 from tracepaper.replay.checks.diagnosis import Case, Culprit, blame
-from tracepaper.storage.database.reader import Reader, StoredRun
+from tracepaper.storage.database.chunks import StoredRun
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import measure_name
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import GATES, GateKind

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
     from tracepaper.replay.archive import Candles
     from tracepaper.replay.archive.order_book import RecordedDepth
-    from tracepaper.replay.checks.lookahead import LookaheadFinding
+    from tracepaper.replay.checks.finding import LookaheadFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.verify import Verification
 
@@ -373,7 +373,7 @@ def recursive(
 
 def _preloaded(given: Config) -> list[str]:
     """Return the slow packages that the model needs, to be loaded once for all processes."""
-    from tracepaper.daemon.config.sections import ORDERBOOK
+    from tracepaper.daemon.config.values import ORDERBOOK
     from tracepaper.daemon.session.build import needs_forecaster
     from tracepaper.daemon.session.user_code import packages_of
     from tracepaper.daemon.session.user_model import model_class

@@ -93,7 +93,7 @@ def evaluate(
     the configuration. What is asked for with a number is examined on so many decisions, evenly
     spread; 0 leaves it out.
     """
-    from tracepaper.daemon.config.sections import MODULE_CLASS
+    from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.commands.books import BooksAsked, evaluate_books, refuse_for_books
     from tracepaper.replay.judging.spans import read_spans
     from tracepaper.replay.training.book_map import is_of_books
@@ -371,7 +371,7 @@ def _with_rival(
     from dataclasses import replace
     from functools import partial
 
-    from tracepaper.daemon.config.sections import MODULE_CLASS
+    from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.judging.beside import require_interval, rival_checkpoint, rival_class
     from tracepaper.replay.judging.spans import openings_path, recipe_hash
     from tracepaper.replay.training.fitted import unfitted

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
-from tracepaper.daemon.config.sections import ORDERBOOK, TOGETHER
+from tracepaper.daemon.config.values import ORDERBOOK, TOGETHER
 from tracepaper.replay.report.trades import of_decision
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
-from tracepaper.daemon.config.sections import ORDERBOOK, TOGETHER
+from tracepaper.daemon.config.values import ORDERBOOK, TOGETHER
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.explain.attribution import (

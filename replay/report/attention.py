@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.config.sections import TOGETHER
+from tracepaper.daemon.config.values import TOGETHER
 from tracepaper.replay.report.document import Estimate, Figure, Form, Table, Value, table
 from tracepaper.replay.report.record import Bars, Floats, Ints, Noted, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade

@@ -172,7 +172,7 @@ def candles_key(candles: Candles) -> bytes:
 
 @cache_once
 def _code_of_features() -> bytes:
-    return code_key((rows, rolling, rolling, v1, v2))
+    return code_key((rows, rolling, v1, v2))
 
 
 # --- the split

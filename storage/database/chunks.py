@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from msgspec import Struct
@@ -19,11 +20,14 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import (
     GateSet,
+    Step,
 )
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Sequence
+
+    from tracepaper.strategies.types.decisions import Run
 
 
 # ---------------------------------------------------------------- stored rows, in chunks of steps
@@ -203,3 +207,39 @@ def _found(row: _Rows | None, table: str, named: int) -> _Rows:
             f"Row {named} of {table} is missing; run `tracepaper audit verify` to see what is."
         )
     return row
+
+
+class Located(NamedTuple):
+    """A run and the database that holds it; ``damage`` says what its rows plainly lack, or ''."""
+
+    path: Path
+    run_id: str
+    damage: str = ""
+
+
+class StoredRun(NamedTuple):
+    """A run, and what its row says of it."""
+
+    run_key: int
+    run: Run
+    opened: tuple[Any, ...]  # the row as opened
+    opened_digest: bytes
+    step_count: int
+    head_digest: bytes
+
+
+class Pruned(NamedTuple):
+    """Up to where a run's rows were dropped, and what the chain needs to go on from there."""
+
+    until_sequence: int
+    pruned_at_ms: int
+    digest: bytes
+    kept_sha256: bytes
+    state: bytes | None
+
+
+class StoredStep(Struct, frozen=True, gc=False):
+    """A step as it was stored, with its link of the chain."""
+
+    step: Step
+    digest: bytes

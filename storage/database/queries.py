@@ -33,7 +33,8 @@ from tracepaper.strategies.extras import missing_sentence
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from tracepaper.storage.database.reader import Reader, StoredRun
+    from tracepaper.storage.database.chunks import StoredRun
+    from tracepaper.storage.database.reader import Reader
     from tracepaper.storage.database.view_columns import View
 
 MEMORY_BYTES: Final = 2 * 2**30

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from tracepaper.storage.database.chunks import (
     _DECIDED,
     _EVENTS,
     _NAMING_MODELS,
     CHUNK_STEPS,
+    Located,
+    Pruned,
+    StoredRun,
+    StoredStep,
     _NamesModel,
     _span,
     chunks,
@@ -27,12 +30,7 @@ from tracepaper.storage.database.connection import ReadOnly
 from tracepaper.storage.database.schema import OF_A_RUN, RUN_TABLES
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
-from tracepaper.storage.record.rows import (
-    OPENED_AT,
-    run_of,
-    sequence_of,
-    step_key,
-)
+from tracepaper.storage.record.rows import OPENED_AT, run_of, sequence_of, step_key
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
@@ -86,42 +84,6 @@ _BALANCE: Final = (
     "SELECT balance FROM ledger WHERE step BETWEEN ? AND ? ORDER BY step DESC, ordinal DESC LIMIT 1"
 )
 _OPEN: Final = (OrderStatus.NEW, OrderStatus.ACCEPTED, OrderStatus.PARTIALLY_FILLED)
-
-
-class Located(NamedTuple):
-    """A run and the database that holds it; ``damage`` says what its rows plainly lack, or ''."""
-
-    path: Path
-    run_id: str
-    damage: str = ""
-
-
-class StoredRun(NamedTuple):
-    """A run, and what its row says of it."""
-
-    run_key: int
-    run: Run
-    opened: tuple[Any, ...]  # the row as opened
-    opened_digest: bytes
-    step_count: int
-    head_digest: bytes
-
-
-class Pruned(NamedTuple):
-    """Up to where a run's rows were dropped, and what the chain needs to go on from there."""
-
-    until_sequence: int
-    pruned_at_ms: int
-    digest: bytes
-    kept_sha256: bytes
-    state: bytes | None
-
-
-class StoredStep(Struct, frozen=True, gc=False):
-    """A step as it was stored, with its link of the chain."""
-
-    step: Step
-    digest: bytes
 
 
 def resolve(path: Path | None, spec: str) -> Located:

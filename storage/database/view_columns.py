@@ -359,3 +359,22 @@ V_TRADES: Final = View(
     f"JOIN fills e ON e.step = {_opening('step')} AND e.ordinal = {_opening('ordinal')} "
     f"WHERE {_CLOSES}",
 )
+
+
+def _byte(place: int) -> str:
+    """Return byte *place* of bucket ``n`` as a number."""
+    byte = f"hex(substr(a.buckets, n.key * 4 + {place + 1}, 1))"
+    high, low = (f"instr('123456789ABCDEF', substr({byte}, {at}, 1))" for at in (1, 2))
+    return f"({high} * 16 + {low})"
+
+
+# A little-endian float32, read with integers alone: mantissa / 2^shift. Weights are not negative.
+# SQLite gives <<, >>, & and | one precedence, so every pair has its parentheses.
+_EXPONENT: Final = f"((({_byte(3)} & 127) << 1) | ({_byte(2)} >> 7))"
+_MANTISSA: Final = f"((({_byte(2)} & 127) << 16) | ({_byte(1)} << 8) | {_byte(0)})"
+_SHIFT: Final = f"(150 - max({_EXPONENT}, 1))"
+_WEIGHT: Final = (
+    f"({_MANTISSA} + CASE WHEN {_EXPONENT} > 0 THEN 8388608 ELSE 0 END) * 1.0 "
+    f"/ (1 << min({_SHIFT}, 60)) / (1 << max(min({_SHIFT} - 60, 60), 0)) "
+    f"/ (1 << max({_SHIFT} - 120, 0))"
+)

@@ -13,7 +13,7 @@ from fakes import FixedForecaster
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.config.sections import RegimeName
+from tracepaper.daemon.config.values import RegimeName
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import TwinBasis, decode_state
 from tracepaper.daemon.session.build import build_engine, coverage_warnings

@@ -20,8 +20,9 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.feed import depth_track
+from tracepaper.replay.checks.finding import LookaheadFinding
 from tracepaper.replay.checks.isolation import Files, FreshProcesses, derive_probes
-from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import FutureProbe, later_taken
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.order_book import check_books

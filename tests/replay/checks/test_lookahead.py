@@ -20,8 +20,9 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.checks import lookahead as lookahead_module
+from tracepaper.replay.checks.finding import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.lookahead import Limits, LookaheadFinding, lookahead
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
 _NUMBERS = count()

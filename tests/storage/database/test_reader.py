@@ -12,8 +12,9 @@ from storage_cases import prune
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.chunks import Located
 from tracepaper.storage.database.queries import ask
-from tracepaper.storage.database.reader import Located, Reader, resolve
+from tracepaper.storage.database.reader import Reader, resolve
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
