@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from builders import instrument
+from builders import bar, instrument
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, kline, until
+from fakes import ManualClock
 
 from tracepaper.daemon.feed.client import FeedStart
-from tracepaper.strategies.types.market import Bar, Closed, Event, Gap
+from tracepaper.daemon.feed.funding import FundingSchedule
+from tracepaper.daemon.feed.sequencer import CloseGatherer
+from tracepaper.daemon.feed.state import BarSequence, FeedState
+from tracepaper.strategies.types.market import Bar, Closed, Event, Gap, Instrument
 
 ETHER = instrument("ETHUSDT", price_decimals=1, tick_size=1)
 SOLANA = instrument("SOLUSDT", price_decimals=1, tick_size=1)
@@ -88,6 +92,40 @@ async def test_an_instrument_with_a_hole_is_not_waited_for() -> None:
                 if isinstance(event, Bar | Gap) and event.instrument == item.id
             ]
             assert [type(event).__name__ for event in own] == ["Bar", "Gap", "Bar", "Bar"]
+
+
+def gatherer(*states: FeedState) -> CloseGatherer:
+    return CloseGatherer(
+        {one.instrument.id: one for one in states},
+        clock=ManualClock(),
+        is_up=lambda _: True,
+        remind=lambda _: None,
+    )
+
+
+def waiting(item: Instrument, next_ms: int = START_MS) -> FeedState:
+    return FeedState(
+        item,
+        sequence=BarSequence(interval_ms=MINUTE, next_open_ms=next_ms),
+        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
+    )
+
+
+def test_the_end_of_an_earlier_wait_ends_no_later_one() -> None:
+    states = waiting(BITCOIN), waiting(ETHER)
+    gathered = gatherer(*states)
+    for one in states:
+        one.sequence.skip(START_MS + MINUTE)
+    assert list(gathered.push(bar(index=1, instrument_id=BITCOIN.id))) == []
+    assert list(gathered.expire(START_MS)) == []
+    assert told(list(gathered.expire(START_MS + MINUTE))) == [(1, ["ETH"]), "BTC"]
+
+
+def test_an_instrument_whose_bars_wait_behind_a_hole_is_not_waited_for() -> None:
+    states = waiting(BITCOIN), waiting(ETHER)
+    states[1].pending.add(bar(index=1, instrument_id=ETHER.id))
+    events = list(gatherer(*states).push(bar(index=0, instrument_id=BITCOIN.id)))
+    assert told(events) == [(1, ["ETH"]), "BTC"]
 
 
 async def test_the_next_close_ends_the_wait_for_this_one() -> None:

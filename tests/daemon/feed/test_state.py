@@ -16,13 +16,24 @@ from tracepaper.daemon.feed.state import (
     REMEMBERED_BARS,
     REQUEST_WAIT_MAX_S,
     BarSequence,
+    CloseFilter,
     FeedState,
     MissingRanges,
     PendingBars,
     Place,
     bar_ranges,
 )
-from tracepaper.strategies.types.market import Funding, Gap, GapCause, Mark, Quote, Side, Trade
+from tracepaper.strategies.types.market import (
+    Bar,
+    Funding,
+    Gap,
+    GapCause,
+    Mark,
+    Quote,
+    Side,
+    Source,
+    Trade,
+)
 
 # ---------------------------------------------------------------- bars
 
@@ -53,6 +64,22 @@ def test_a_repetition_is_told_from_a_revision_once_per_value() -> None:
 
 def test_a_bar_before_everything_known_is_old() -> None:
     assert sequence().place(bar(index=-1)) is Place.OLD
+
+
+def test_a_stream_that_repeats_an_implausible_close_does_not_verify_it() -> None:
+    known = bars(80)
+    far = replace_close(known[-1], 10 * known[-1].close)
+    closes = CloseFilter(100.0, known[:-1])
+    for said, doubted in (
+        (far, [far]),
+        (far, [far]),
+        (structs.replace(far, source=Source.REST), []),
+    ):
+        assert closes.unverified([said], 10) == doubted
+
+
+def replace_close(one: Bar, price: int) -> Bar:
+    return structs.replace(one, close=price, high=max(one.high, price))
 
 
 def test_memory_of_values_is_bounded() -> None:
@@ -203,6 +230,8 @@ def test_an_announced_time_off_the_grid_is_awaited_too() -> None:
     assert funding.is_overdue(12 * HOUR)
     funding.settle([settlement(12)])
     assert not funding.is_overdue(13 * HOUR)
+    funding.announce(14 * HOUR)  # as soon as the one before it was settled
+    assert funding.is_overdue(14 * HOUR)
 
 
 def test_a_settlement_is_taken_once() -> None:
@@ -215,6 +244,7 @@ def test_a_settlement_is_taken_once() -> None:
 def test_asking_is_remembered_but_does_not_settle() -> None:
     funding = schedule()
     funding.asked(16 * HOUR)
+    funding.asked(8 * HOUR)
     assert not funding.is_due_by(23 * HOUR)
     assert funding.is_overdue(16 * HOUR)
 
@@ -487,7 +517,10 @@ def test_an_overdue_settlement_is_asked_for_after_twice_the_wait_each_time() -> 
     assert asked == [0, 1, 3, 7, 15, 31, 61, 91]
     one.funding.settle([Funding("linear:BTCUSDT", 1, due_ms, due_ms)])
     assert not one.is_settlement_due(market_ms=due_ms, network_s=200.0)
-    assert one.is_settlement_due(market_ms=2 * due_ms, network_s=200.0)
+    assert [one.is_settlement_due(market_ms=2 * due_ms, network_s=at) for at in (200, 201)] == [
+        True,
+        True,
+    ]
 
 
 def test_what_one_answer_adds_is_bounded_once_it_was_delivered() -> None:
