@@ -56,7 +56,7 @@ check: $(STAMP)
 
 # The pages of docs/ and the reference of every module, into build/docs/site.
 docs: $(STAMP)
-	$(BIN)/python tests/documentation.py
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/documentation.py
 
 bench: $(STAMP)
 	$(BIN)/tracepaper bench ingest
@@ -67,16 +67,16 @@ bench: $(STAMP)
 campaign: $(STAMP)
 	@command -v promtool >/dev/null || { echo "promtool is not installed; it comes with Prometheus (Debian: apt install prometheus)."; exit 1; }
 	promtool test rules deploy/tracepaper.rules.test.yml
-	$(BIN)/python tests/campaign_processors.py
-	$(BIN)/python tests/campaign_engine.py
-	$(BIN)/python tests/campaign_parity.py
-	$(BIN)/python tests/campaign_live.py
-	$(BIN)/python tests/campaign_flood.py
-	$(BIN)/python tests/campaign.py --rounds 100 --jobs 2
+	$(BIN)/python tests/campaigns/campaign_processors.py
+	PYTHONPATH=tests/support $(BIN)/python tests/campaigns/campaign_engine.py
+	$(BIN)/python tests/campaigns/campaign_parity.py
+	$(BIN)/python tests/campaigns/campaign_live.py
+	$(BIN)/python tests/campaigns/campaign_flood.py
+	$(BIN)/python tests/campaigns/campaign.py --rounds 100 --jobs 2
 
 # Mutations of which a test must find each; ONLY names a group, or a part of a mutation.
 mutants: $(STAMP)
-	@$(BIN)/python tests/campaign_mutants.py --only "$(ONLY)"
+	@$(BIN)/python tests/campaigns/campaign_mutants.py --only "$(ONLY)"
 
 # Each client gets an environment of its own under $(VENV)/clients; this needs the network once.
 clients: $(STAMP)
@@ -101,13 +101,13 @@ wheel: $(STAMP)
 
 # What follows from the code: golden steps, the documented configuration, the page of the views.
 golden: $(STAMP)
-	$(BIN)/python -m pytest -q tests/test_line.py --rewrite-golden
-	$(BIN)/python tests/generated.py
+	$(BIN)/python -m pytest -q tests/product/test_line.py --rewrite-golden
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/generated.py
 	git --no-pager diff --stat -- tests/data deploy docs
 
 readme: $(STAMP)
-	$(BIN)/python tests/readme.py
-	$(BIN)/python tests/pictures.py
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/pictures.py
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

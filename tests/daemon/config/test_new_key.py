@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def said(folder: Path) -> dict[str, Any]:
     """Return what every place says of two new keys, by its name."""
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "new_key_program.py"), str(folder)],
+        [sys.executable, str(ROOT / "tests" / "support" / "new_key_program.py"), str(folder)],
         env=environment(),
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ import pytest
 import storage_cases as cases
 from programs import ROOT, environment
 
-PROGRAM = ROOT / "tests" / "new_columns_program.py"
+PROGRAM = ROOT / "tests" / "support" / "new_columns_program.py"
 TABLES = ("steps", "answers", "outcomes", "holdings", "orders", "fills", "twin_fills")
 
 

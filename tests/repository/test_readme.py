@@ -93,7 +93,7 @@ def unrun(text: str, *run: str) -> list[str]:
 
 @pytest.mark.parametrize("page", TEXTS, ids=named)
 def test_every_block_of_commands_is_run(page: Path) -> None:
-    of_library = ("bash",) if page.name == "library.md" else ()  # by tests/test_library.py
+    of_library = ("bash",) if page.name == "library.md" else ()  # by tests/product/test_library.py
     assert unrun(TEXTS[page], "sh", *of_library) == []
     assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
 

@@ -1,6 +1,6 @@
 """Parity over many real bars: bar by bar twice, and bar by bar against one pass.
 
-    python tests/campaign_parity.py [CANDLES] [--bars 20000]
+    python tests/campaigns/campaign_parity.py [CANDLES] [--bars 20000]
 
 Runs the program as a user would and prints what ``tracepaper parity`` says; imports nothing of
 ours. The first comparison must be identical, the second must have no decision that differs.
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
 SHARED = ROOT.parent / "shared" / "data" / "klines" / "bybit_linear_WIFUSDT_1m_2025.csv.gz"
 BUNDLED = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"

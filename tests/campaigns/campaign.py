@@ -1,6 +1,6 @@
 """The campaign: daemons under every fault and SIGKILL, judged by a checker of its own.
 
-    python tests/campaign.py --rounds 100
+    python tests/campaigns/campaign.py --rounds 100
 
 A round starts one embedded exchange with a seeded schedule of all faults, and three daemons: one
 trades ``sma_cross`` 3/7, one a strategy with declared state, notes and a stop, the last the default
@@ -33,7 +33,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 MINUTE_MS = 60_000
 WARM_BARS = 7_250

@@ -1,4 +1,4 @@
-"""Draws the README's pictures from what the program really shows: `python tests/pictures.py`.
+"""Draws the README's pictures from what the program really shows: `make readme`.
 
 Demos run on a pseudo-terminal. `deploy/live.svg` is a frame of the live view of one with candles of
 its own, `deploy/demo.svg` what the demo prints at its end. `deploy/chart.svg` is what

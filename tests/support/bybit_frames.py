@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-HERE = Path(__file__).parent / "data" / "bybit"
-CAMPAIGN = Path(__file__).parents[2] / "shared" / "data"
+HERE = Path(__file__).parents[1] / "data" / "bybit"
+CAMPAIGN = Path(__file__).parents[3] / "shared" / "data"
 
 
 def lines(path: Path) -> list[bytes]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from tracepaper.daemon.clock import SystemClock
 
-ROOT: Final = Path(__file__).resolve().parent.parent
+ROOT: Final = Path(__file__).resolve().parents[2]
 BIN: Final = Path(sys.executable).parent
 READY_WITHIN_S: Final = 120.0
 ENDS_WITHIN_S: Final = 240.0

@@ -11,9 +11,9 @@ import pytest
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.report.report import Report, build_report
 
-CANDLES = Path(__file__).parent / "data" / "candles"
+CANDLES = Path(__file__).parents[1] / "data" / "candles"
 SAMPLE = (
-    Path(__file__).parent.parent / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+    Path(__file__).parents[2] / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 )
 BTC = CANDLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 SOL = CANDLES / "binance_um_SOLUSDT_1m_2025-05.csv.gz"

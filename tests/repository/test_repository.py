@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vulture import Vulture
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("daemon", "replay", "storage", "strategies")
 POINTER = re.compile(
     r"\b([A-Z]{4,})\.md\b"  # a document by its file name

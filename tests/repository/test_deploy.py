@@ -25,7 +25,7 @@ from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Position
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
 

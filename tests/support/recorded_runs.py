@@ -13,7 +13,7 @@ from own_strategies import importable
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.database.reader import Reader
 
-FOLDER = Path(__file__).parent / "data" / "runs"
+FOLDER = Path(__file__).parents[1] / "data" / "runs"
 NAMES = tuple(sorted(path.name.removesuffix(".db.gz") for path in FOLDER.glob("*.db.gz")))
 
 

@@ -18,7 +18,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import backup
 from tracepaper.strategies.errors import CheckpointMismatch
 
-RUNBOOK = Path(__file__).parents[1] / "deploy" / "RUNBOOK.md"
+RUNBOOK = Path(__file__).parents[2] / "deploy" / "RUNBOOK.md"
 PROGRAM = Path(sys.executable).with_name("tracepaper")
 MACHINE = """set -e
 sudo() { if test "$1" = chown; then return; elif test "$1" = systemctl; then echo "$3 $2"; else "$@"; fi; }

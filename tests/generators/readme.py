@@ -1,4 +1,4 @@
-"""Runs README.md and docs/ as a newcomer would: `python tests/readme.py` rewrites their answers.
+"""Runs README.md and docs/ as a newcomer would: `make readme` rewrites their answers.
 
 The README comes first, then each page of ``docs/`` that has commands; all of them use one folder.
 A ``sh`` block is run line by line in that folder, which is empty but for the files that earlier

@@ -1,4 +1,4 @@
-"""Builds the documentation: `python tests/documentation.py` writes it into ``build/docs/site``.
+"""Builds the documentation: `make docs` writes it into ``build/docs/site``.
 
 The pages of the repository keep their places, so that their links hold; beside them lies one page
 for each module under ``reference/``, made from its docstrings. Anything that the builder warns of

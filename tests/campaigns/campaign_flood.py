@@ -1,6 +1,6 @@
 """A hundred daemons stopped while bars, quotes and books come faster than they can be taken in.
 
-    python tests/campaign_flood.py [--rounds 100]
+    python tests/campaigns/campaign_flood.py [--rounds 100]
 
 Fifty symbols with books of fifty levels, or the default model on one symbol, at a market speed that
 no machine keeps up with. SIGTERM comes at a random moment between the start and some seconds of the

@@ -17,7 +17,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return what every place says, by its name, after a replay with two new gates."""
     folder = tmp_path_factory.mktemp("new_gate")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "new_gate_program.py"), str(folder)],
+        [sys.executable, str(ROOT / "tests" / "support" / "new_gate_program.py"), str(folder)],
         env=environment({"COLUMNS": "200"}),
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """The detection budget: fixed mutations of the product, each of which a test must find.
 
-    python tests/campaign_mutants.py [--only broker] [--jobs 2]
+    python tests/campaigns/campaign_mutants.py [--only broker] [--jobs 2]
 
 ``mutations.toml`` lists them by group. The tests of the groups are collected once and run once as
 they are, which says which functions each test runs and how long it takes. Then each mutation is
@@ -33,8 +33,8 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-TABLE: Final = "tests/mutations.toml"
+ROOT: Final = Path(__file__).resolve().parents[2]
+TABLE: Final = "tests/campaigns/mutations.toml"
 PACKAGES: Final = ("daemon", "replay", "storage", "strategies")
 FORK: Final = multiprocessing.get_context("fork")
 PROBE: Final = "__mutant_is_run__"

@@ -1,4 +1,4 @@
-"""Texts that follow from the code alone: `python tests/generated.py` writes them anew."""
+"""Texts that follow from the code alone: `make golden` writes them anew."""
 
 from __future__ import annotations
 

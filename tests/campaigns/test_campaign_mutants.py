@@ -112,7 +112,7 @@ def test_a_mutation_that_is_lost_or_ambiguous_is_named(
     with pytest.raises(MutationLost) as raised:
         campaign_mutants.find(lost, root)
     assert str(raised.value) == (
-        f"{lost} (purse) is found {times}: rewrite or remove it in tests/mutations.toml."
+        f"{lost} (purse) is found {times}: rewrite or remove it in tests/campaigns/mutations.toml."
     )
 
 
@@ -120,7 +120,8 @@ def judged(root: Path, *mutations: Mutation, tests: str = TESTS) -> tuple[int, s
     """Judge *mutations* of the planted program; return the exit code and what was printed."""
     rows = ", ".join(str([str(part) for part in one[1:]]) for one in mutations)
     table = f'[purse]\ntests = ["test_purse"]\nmutations = [{rows}]\n'
-    (root / "tests" / "mutations.toml").write_text(table)
+    (root / "tests" / "campaigns").mkdir(exist_ok=True)
+    (root / "tests" / "campaigns" / "mutations.toml").write_text(table)
     (root / "tests" / "test_purse.py").write_text(tests)
     done = subprocess.run(
         [sys.executable, campaign_mutants.__file__, "--root", root, "--least-limit", "2"],

@@ -1,6 +1,6 @@
 """The engine alone, over drawn configurations, markets and sizes: no bar without its reason.
 
-    python tests/campaign_engine.py --examples 1000000 --laws 300
+    python tests/campaigns/campaign_engine.py --examples 1000000 --laws 300
 
 An example is one seed: an instrument, an account, a strategy that signals by dice, and up to 64
 bars with whatever comes between them. A book of its own is kept beside the engine, from the

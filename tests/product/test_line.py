@@ -41,7 +41,7 @@ from tracepaper.strategies.types.market import (
     RunKind,
 )
 
-GOLDEN = Path(__file__).parent / "data" / "golden_line.jsonl"
+GOLDEN = Path(__file__).parents[1] / "data" / "golden_line.jsonl"
 BARS: Final = 50
 WARM: Final = 8
 LATE_AT, HALT_AT, REVISED_AT, HOLE_AT = 20, 26, 33, 40

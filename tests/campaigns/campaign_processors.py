@@ -1,6 +1,6 @@
 """The tests of numbers as other processors would run them: narrower vectors, with and without bf16.
 
-    python tests/campaign_processors.py
+    python tests/campaigns/campaign_processors.py
 
 PyTorch, oneDNN, MKL and OpenBLAS choose their instructions by the processor, and sums of other
 widths round otherwise; each takes less than there is where the environment says so. A tolerance
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-TESTS: Final = Path(__file__).parent
+TESTS: Final = Path(__file__).parents[1]
 
 
 def _takes(torch: str, onednn: str, mkl: str, openblas: str) -> dict[str, str]:
