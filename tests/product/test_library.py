@@ -50,11 +50,8 @@ BARS_BEFORE_CALIBRATION: Final = 2_159
 """Of the 2,879 bars of the page, by the shares of a split."""
 CHARTS: Final = (
     "report/attention_charts.py",
-    "report/head_charts.py",
-    "report/attention_map.py",
-    "report/edges.py",
-    "report/influence_charts.py",
-    "explain/page_charts.py",
+    "report/heads.py",
+    "explain/document.py",
 )
 
 
