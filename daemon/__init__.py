@@ -1,1 +1,1 @@
-"""The engine, and the process around it."""
+"""The engine, the paper broker, the feed, and the process around them."""

@@ -1,4 +1,4 @@
-"""``tracepaper``: commands found through entry points, each imported when it is called.
+"""``tracepaper``: finds commands by entry points and imports each when it is called.
 
 An entry point of the group ``tracepaper.commands`` names a function, which becomes a command, or
 a ``typer.Typer``, which becomes a group. A command that is called is the only one imported; the

@@ -1,4 +1,4 @@
-"""The system clock, the only file that reads the machine's time, and the engine's ports.
+"""The system clock, the only reader of the machine's time; the ports between engine and world.
 
 The rules are docs/time.md, T7 to T9.
 """

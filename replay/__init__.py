@@ -1,1 +1,1 @@
-"""The same engine over the past."""
+"""Backtests, training, evaluation, reports, checks, and the embedded exchange."""

@@ -1,4 +1,4 @@
-"""``tracepaper.backtest``: a replay from Python, and the run that it returns.
+"""``tracepaper.backtest``: a backtest from Python.
 
     import tracepaper
 

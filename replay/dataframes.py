@@ -1,4 +1,4 @@
-"""A run's record as frames for a notebook: ``from tracepaper.replay import open_run``.
+"""A run's record as data frames: ``tracepaper.open_run``.
 
     run = open_run("last", "tracepaper.db")
     run.decisions()                          # a polars frame; frames="pandas" or "numpy"

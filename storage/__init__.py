@@ -1,1 +1,1 @@
-"""The record: the audit log, the archive of bars, checkpoints."""
+"""The record of runs, the archive of candles, and checkpoints."""

@@ -1,4 +1,4 @@
-"""``SqlAuditLog``: whole steps, one transaction; what could not be kept must not be acted on.
+"""``SqlAuditLog``: writes whole steps in one transaction, before anything acts on them.
 
 Live, ``await append(step)`` commits each step in the one writer thread before the step is acted
 on. In replay ``append_now(step)`` runs inline and commits a thousand steps at a time.

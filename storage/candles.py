@@ -1,4 +1,4 @@
-"""The bar archive: read a range in order, report gaps, add bars without contradiction.
+"""The candle archive: ranges in order, gaps reported, contradictions refused.
 
 An archive is a database of the usual schema, so it may also hold runs. Each series is one
 instrument at one interval, in the finest decimals that were ever written to it.

@@ -1,4 +1,4 @@
-"""Weights (safetensors) with their SHA-256 and card; refuses a mismatch.
+"""Checkpoints: weights as safetensors with their SHA-256, and the model card.
 
 A checkpoint is a folder with ``weights.safetensors`` and ``card.toml``. The card names the
 SHA-256 of the weights and the hash of weights and card, whose first twelve hex digits are the

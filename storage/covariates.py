@@ -1,4 +1,4 @@
-"""A user's covariates: files that may grow, refused in one sentence, kept beside a database.
+"""Files of a user's covariates: read, checked, and kept beside a database; they may grow.
 
 A file is CSV or Parquet. ``time`` is when a row became known: a time with a zone, or milliseconds
 of the epoch; ``symbol`` is whose it is, where it is not everyone's; all others are numbers.

@@ -1,4 +1,4 @@
-"""A consistent copy while a daemon writes, a prune that stays verifiable, and ``db upgrade``.
+"""``db backup``, ``db prune`` and ``db upgrade``.
 
 The rules are docs/storage.md, S16 and S17.
 """

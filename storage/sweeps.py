@@ -1,4 +1,4 @@
-"""What sweeps keep: the cells of one, so that it can go on, and the registry of all trials.
+"""What sweeps store: their cells, so that they can resume, and the registry of all trials.
 
 Both are SQLite files of their own, apart from any run's record: nothing is traded by them.
 """

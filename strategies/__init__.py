@@ -1,1 +1,1 @@
-"""Forecasts and judgements: pure, no I/O, no clock."""
+"""Features, networks, attention, gates and strategies: pure, no I/O, no clock."""

@@ -1,4 +1,4 @@
-"""How much of each of several assets to hold: covariance with shrinkage, and weights by a rule.
+"""Portfolio weights: shrunk covariance, and rules such as inverse volatility and mean-variance.
 
 ``equal``, ``inverse`` (by volatility), ``minimum`` (least variance) and ``mean_variance`` (expected
 return less a price of risk and of turnover). The last two are convex programs that cvxpy solves

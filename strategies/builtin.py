@@ -1,4 +1,4 @@
-"""The strategies that ship: hourly trend, and the weights of a network over several symbols.
+"""The built-in strategies: trend following, and the portfolio weights of a cross-asset network.
 
 Each of several windows says how far the close stands from its mean, in standard deviations, cut at
 one; their mean is the trend. A sign in its place would turn at every crossing of a mean, hour by

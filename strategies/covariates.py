@@ -1,4 +1,4 @@
-"""Vectors that a user supplies, joined by time to the bars that could know them.
+"""A user's covariates, joined by time to the bars at which they were known.
 
 A row counts from its time on: the first bar that closes at or after it has it, and every later one
 until the next row. So nothing of a row reaches a bar that closed before it. A network gets the

@@ -1,4 +1,4 @@
-"""The whole error tree; its branch says what to do.
+"""The error tree; its branches say who can mend an error.
 
 ::
 

@@ -1,4 +1,4 @@
-"""Optional packages: the extra of each, and the one sentence where it is not installed.
+"""Optional packages, the extra that installs each, and the sentence where one is missing.
 
 A command asks before it computes anything, under the option as it was typed.
 """

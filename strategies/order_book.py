@@ -1,4 +1,4 @@
-"""Order books of several levels as exact columns; the newest ones of an instrument.
+"""Order books of several levels as exact columns, packed and checked.
 
 They wait as they came, packed, until a strategy looks at them: nobody else needs numpy.
 

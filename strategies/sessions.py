@@ -1,4 +1,4 @@
-"""When an exchange trades, as numbers computed once; suspected splits between sessions.
+"""Exchange sessions as plain numbers, and suspected stock splits between them.
 
 Nothing here knows a holiday: ``replay/archive/sessions.py`` asks the package, and what it answered
 is stored with the run, so that a restart and ``verify`` count by the same sessions.

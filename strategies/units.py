@@ -1,4 +1,4 @@
-"""Intervals, fees, exact decimals as integers of 10⁻ᵏ; numbers as people read them.
+"""Intervals, fees, exact decimals as integers of 10⁻ᵏ, and their text.
 
 Days begin at 00:00 UTC, weeks on Monday. The names of intervals and the fees are Bybit's.
 """

@@ -1,4 +1,4 @@
-"""Execution models: what an order is filled for, once it meets a quote or a bar.
+"""Execution models: the price of a fill at a quote or within a bar.
 
 When it does is decided in ``matching``. The rules are docs/money.md, M10 to M15.
 """

@@ -1,4 +1,4 @@
-"""When resting orders are filled: at a quote, at a bar's open, and along the path inside a bar.
+"""When resting orders fill: at a quote, at a bar's open, along the path within a bar.
 
 Quotes. An order meets the first quote after its latency. A limit that the far side already
 reaches takes there; else it rests, and is filled as maker once the far side stands strictly

@@ -1,4 +1,4 @@
-"""What the exchange would refuse, in one sentence each: its filters, its margin and risk tiers.
+"""Exchange rules: order filters, isolated margin and its risk tiers.
 
 The rules are docs/money.md, M8, and docs/orders.md, B1.
 

@@ -1,1 +1,1 @@
-"""Bybit v5: typed frames, a sans-I/O wire, the stream, REST and the live feed."""
+"""Bybit v5: typed messages, a sans-I/O reader, websocket and REST."""

@@ -1,4 +1,4 @@
-"""Decimal text, intervals, filters and candles as the exchange writes them, to exact integers.
+"""Instruments and candles from Bybit's decimal text to exact integers.
 
 The hot path turns six number texts into integers with one call of a C parser. It pads each text
 to the decimals that the instrument's filters promise, takes the six dots out, and reads the rest

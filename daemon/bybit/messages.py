@@ -1,4 +1,4 @@
-"""Typed frames and bodies of Bybit v5's public streams and public REST calls.
+"""Typed frames and bodies of Bybit v5's public streams and REST calls.
 
 Sources: the exchange's own documentation (docs/v5/websocket/public, docs/v5/market) and recorded
 sessions. Numbers stay text here, as sent; unknown fields are ignored, so a new field breaks

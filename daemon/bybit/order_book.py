@@ -1,4 +1,4 @@
-"""Order books at a grid of market times out of an exchange's frames, and as events of a run.
+"""Order books sampled on a grid of market times.
 
 The rules are docs/orderbook.md, D1 to D3 and D13.
 """

@@ -1,4 +1,4 @@
-"""Bybit's public REST calls: paced, retried without end, with a cooldown after a ban.
+"""Bybit's public REST calls: rate-limited, retried, with a cooldown after a ban.
 
 Source: docs/v5/market, docs/v5/error, docs/v5/rate-limit. An error is usually HTTP 200 with
 another ``retCode``; the rate-limit headers may be absent or senseless, so full jitter decides the

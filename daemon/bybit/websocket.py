@@ -1,4 +1,4 @@
-"""One websocket connection to a category's public stream, kept alive without end.
+"""One websocket connection to a public stream, reconnected for ever.
 
 Source: docs/v5/websocket. The heartbeat is a JSON text frame every ``ping_s``; whether the stream
 lives is judged by data, never by pongs. Acknowledgements name no topics, so each request carries

@@ -1,4 +1,4 @@
-"""Sans-I/O reader of one websocket connection: bytes in, typed results out.
+"""Sans-I/O reader of a websocket connection: bytes in, typed messages out.
 
 On any bytes whatever ``Wire.receive`` returns a result or raises ``MessageMalformed``, nothing
 else. What it does not know is an ``Unknown``, never an error: the exchange may add topics. A frame

@@ -1,1 +1,1 @@
-"""The commands of the daemon and its record, one module each, imported when called."""
+"""The commands of the daemon and its record."""

@@ -1,4 +1,4 @@
-"""``tracepaper run|status|command|config|doctor``: the daemon, at a glance and by command."""
+"""``tracepaper run|status|command|config|doctor``."""
 
 from __future__ import annotations
 

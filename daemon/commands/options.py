@@ -1,4 +1,4 @@
-"""Options that several commands share, and the few things they do alike."""
+"""Command-line options that several commands share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tracepaper audit`` and ``tracepaper db``: questions to the record, and its care."""
+"""``tracepaper audit`` and ``tracepaper db``."""
 
 from __future__ import annotations
 

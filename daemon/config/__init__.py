@@ -1,1 +1,1 @@
-"""The configuration: its sections and keys, how they are read, and the documented file."""
+"""The configuration: sections, keys, loading, and the documented file."""

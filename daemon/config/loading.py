@@ -1,4 +1,4 @@
-"""One frozen, checked ``Config`` of a TOML file, the environment and overrides; and its text.
+"""``Config``: frozen and checked, from TOML, environment and overrides; its documented text.
 
 Later wins: defaults, what the data say, the file, ``TRACEPAPER_SECTION__KEY``, the command
 line. Whatever cannot be used is refused by ``ConfigInvalid`` with one sentence that names where

@@ -1,4 +1,4 @@
-"""The sections of the configuration: every key with its type, range, default and meaning.
+"""The sections of the configuration: every key with type, range, default and meaning.
 
 A field is all that a key takes: its name in the file, its type and range, its default (and an
 example where it is absent by default), and below it the docstring that documents it. The

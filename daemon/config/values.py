@@ -1,4 +1,4 @@
-"""The kinds of values that a configuration holds: exact numbers, thresholds, names, addresses."""
+"""The value types of a configuration: exact numbers, thresholds, names, addresses."""
 
 from __future__ import annotations
 

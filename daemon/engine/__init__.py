@@ -1,1 +1,1 @@
-"""The engine: pure, from one event to the step that holds all that it caused."""
+"""The engine: pure, from one event to one step."""

@@ -1,4 +1,4 @@
-"""``Engine.step(event, prediction) -> Step``: from an event to all that it caused.
+"""``Engine.step(event, prediction) -> Step``: all that an event causes.
 
 The order inside a step is fixed: fill, mark, observe, judge, decide, submit. An order is filled at
 the earliest by the event after its cause.

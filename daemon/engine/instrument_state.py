@@ -1,4 +1,4 @@
-"""``InstrumentState``: what the engine knows of one instrument, and how it decides at a close."""
+"""``InstrumentState``: the engine's state of one instrument, and its decision at a close."""
 
 from __future__ import annotations
 

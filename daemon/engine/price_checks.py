@@ -1,4 +1,4 @@
-"""Whether a price that came alone is believed: quotes, marks and funding rates that cannot be.
+"""Plausibility of quotes, marks and funding rates, judged across sources.
 
 Pure: it judges by the bars, quotes, marks and trades that the engine was given, so that a record
 shows again what was believed. A price within the usual ranges of the last believed one costs one

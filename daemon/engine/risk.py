@@ -1,4 +1,4 @@
-"""Limits on the account: what each risk gate measures, kept from step to step.
+"""Risk limits on the account, and what each risk gate measures.
 
 The rules are docs/decisions.md, G15 and G22 to G26, and docs/money.md, M22.
 """

@@ -1,4 +1,4 @@
-"""What the engine is given once, what it carries from step to step, and its shadow accounts.
+"""Settings and state of the engine, and its shadow accounts.
 
 ``ungated`` follows every signal. ``random_gate`` follows as many as the judgement gates let through
 on the card's calibration slice, or in the run so far, drawn by chance. ``buy_and_hold`` holds as

@@ -1,4 +1,4 @@
-"""The rules by which a run is made, numbered: each change of one, and the columns it can move.
+"""The numbered rules of a run: each change, and the columns that it can move.
 
 A run stores the number of changes that it was made by. ``verify`` of an older run names the
 changes since, holds every other column bit for bit, and counts the steps in which these moved.

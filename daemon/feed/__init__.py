@@ -1,1 +1,1 @@
-"""What a feed of any exchange needs: bars in order, holes filled, a bounded queue, retries."""
+"""The feed of any exchange: bars in order, holes filled, a bounded queue, retries."""

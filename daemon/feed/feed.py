@@ -1,4 +1,4 @@
-"""The live feed: streams and REST joined into one sequence of events, each bar exactly once."""
+"""The live feed: streams and REST as one sequence of events, each bar exactly once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a perpetual settles funding, and at which rates; a doubted one is asked for again."""
+"""Funding settlements: their times, their rates, and which have to be asked for again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Background work of a live feed: time, questions to REST, settlements, filters."""
+"""Background tasks of a feed: server time, REST questions, settlements, filters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bars exactly once and in order: holes filled by REST, the bars of one close gathered.
+"""Bars exactly once and in order: holes filled by REST, bars of one close gathered.
 
 The rules are docs/time.md, T3 and T16 to T18.
 """

@@ -1,4 +1,4 @@
-"""What the feed knows of one instrument: bars in order, funding, newest quote and mark. Pure."""
+"""The feed's state of one instrument: bars in order, newest quote and mark; pure."""
 
 from __future__ import annotations
 

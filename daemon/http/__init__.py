@@ -1,1 +1,1 @@
-"""Health, metrics, status and commands on loopback."""
+"""The HTTP interface: health, metrics, status, commands."""

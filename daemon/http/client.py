@@ -1,4 +1,4 @@
-"""Ask the daemon that runs on a database: its address is in the lock file, its token beside it."""
+"""Asks the running daemon: its address from the lock file, its token beside the database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a running daemon says of itself: counted from its steps, for people and for Prometheus."""
+"""Counters of a running daemon, for status and Prometheus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Health, metrics, status and commands over HTTP on loopback, within limits on its connections.
+"""The HTTP server on loopback, with limits on connections.
 
 The rule is docs/operations.md, O6.
 

@@ -1,1 +1,1 @@
-"""A run from its configuration to its end: built, opened, predicted, supervised."""
+"""A run from configuration to end: built, resumed, predicted, supervised."""

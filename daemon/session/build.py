@@ -1,4 +1,4 @@
-"""From a configuration to an engine: the same for a live run and for a replay."""
+"""Builds the engine from a configuration, for live runs and replays alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's covariates for the model of a run: as configured, as they grow, as a run kept them.
+"""A run's covariates: the configured file, its growth, and the journal of what was known when.
 
 Live the file is read again as it grows; what became known at which close is kept as lines beside
 the database, whose hash is an event of the run. A file that is no use leaves the bar without

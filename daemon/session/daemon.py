@@ -1,4 +1,4 @@
-"""``Daemon`` puts a run together and keeps it: the only live module that names concrete classes.
+"""``Daemon``: puts a live run together; the only live module that names concrete classes.
 
 One start is: lock the database, ask the exchange for its time and filters, build the engine, go on
 with the run that belongs to this configuration or open a new one, then drive the feed.

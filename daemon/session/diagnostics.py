@@ -1,4 +1,4 @@
-"""What ``tracepaper doctor`` looks at: each check one function, one verdict, one sentence."""
+"""The checks of ``tracepaper doctor``."""
 
 from __future__ import annotations
 

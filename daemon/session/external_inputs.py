@@ -1,4 +1,4 @@
-"""What a user's class opens beside its arguments: files, addresses, programs, by an audit hook.
+"""What a user's class reads besides its arguments: files, addresses, programs; by an audit hook.
 
 Python raises an audit event for each of them; what reads in native code (polars, say) raises none.
 

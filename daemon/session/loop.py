@@ -1,4 +1,4 @@
-"""An event, or the bars of one close, through model and engine into the log.
+"""The loop of a run: an event, or the bars of one close, through model and engine into the log.
 
 ``drive`` does it for a live feed, ``replay/backtest/run.py`` for known events.
 

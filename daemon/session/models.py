@@ -1,4 +1,4 @@
-"""From ``[model]`` to a forecaster, over one symbol, several, or order books.
+"""Loads the forecaster that ``[model]`` names.
 
 torch is imported here only when such a strategy is wanted.
 

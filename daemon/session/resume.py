@@ -1,4 +1,4 @@
-"""Open a run: the one of the same configuration, code and model goes on, else a new one begins."""
+"""Resumes the newest run of equal configuration, code and model, or opens a new one."""
 
 from __future__ import annotations
 

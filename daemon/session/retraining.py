@@ -1,4 +1,4 @@
-"""``Retrainer`` trains in a process of its own when it is due, and promotes what is better.
+"""``Retrainer``: trains in a process of its own and promotes the better model.
 
 No decision waits for it. The process that trains answers with a judgement; what becomes of that is
 an event of the run, and so is the change to a promoted model, which is warmed aside before.

@@ -1,4 +1,4 @@
-"""The row that a run is opened with, what is checked before it, and which run a start continues."""
+"""The row of a run, and the checks before it opens."""
 
 from __future__ import annotations
 

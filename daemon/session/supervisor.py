@@ -1,4 +1,4 @@
-"""Services side by side under signals and systemd's watchdog, until an orderly stop.
+"""Runs services under signals and systemd's watchdog until an orderly stop.
 
 The rules are docs/operations.md, O3 and O4.
 

@@ -1,4 +1,4 @@
-"""A user's own strategy class: found, made and called under guard, and hashed by its sources.
+"""A user's strategy class: imported, checked, and called under guard.
 
 The rules are docs/strategies.md, U1 to U6, and of the hash docs/identity.md, I15.
 """

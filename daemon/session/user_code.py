@@ -1,4 +1,4 @@
-"""What a user's class is made of: its source files, their hash, and what it may not touch.
+"""The source files of a user's class, and their hash.
 
 The rule is docs/identity.md, I15.
 """

@@ -1,4 +1,4 @@
-"""A user's own model behind the ``Forecaster`` protocol: made, fed and asked under guard, hashed.
+"""A user's model class behind the ``Forecaster`` protocol.
 
 The rules are docs/own_models.md, N1 to N10, and of its id docs/identity.md, I14.
 """

@@ -1,1 +1,1 @@
-"""What people see while a run goes on: a live view on a terminal, log lines elsewhere."""
+"""The terminal of a run: a live view, or log lines."""

@@ -1,4 +1,4 @@
-"""A console that executes no control characters of stored text; structured logging on stderr."""
+"""A console that shows control characters of stored text as text; structured logging."""
 
 from __future__ import annotations
 

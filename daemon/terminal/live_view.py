@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: a live view on a terminal, log lines elsewhere."""
+"""The live view of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the live view, each a pure function of what was last seen."""
+"""The panels of the live view, each a pure function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candle files of the usual makers, read exactly: CSV, JSON, Parquet, Feather, zip and gzip."""
+"""Candle files of the usual vendors: CSV, JSON, Parquet, Feather, zip, gzip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Candles``: one symbol's closed candles as exact columns, also made of public trades."""
+"""``Candles``: one symbol's candles as exact columns; built from trades too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text columns to exact integers of 10⁻ᵏ and to UTC milliseconds, vectorised."""
+"""Text columns to exact integers of 10⁻ᵏ and UTC milliseconds, vectorised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candles and order books from the exchange, page by page or as they come; resumable.
+"""Downloads candles and records order books; resumable.
 
 The rules are docs/orderbook.md, D1 to D3.
 """

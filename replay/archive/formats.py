@@ -1,4 +1,4 @@
-"""A path to a ``RawTable``: the kinds of candle files, one entry of ``FORMATS`` or ``PACKINGS``.
+"""File formats: CSV, JSON, Parquet and others to a ``RawTable``.
 
 A format that is added to ``FORMATS`` is read by every command, offered by ``data import --format``
 and listed where a file of no known kind is refused.

@@ -1,4 +1,4 @@
-"""``RawTable`` and ``LAYOUTS``: a file's columns by name, and how its maker wrote them.
+"""Vendors' layouts: which column of a ``RawTable`` is what.
 
 A layout is one entry of ``LAYOUTS``: what its first rows name, or what becomes of its columns.
 """

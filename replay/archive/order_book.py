@@ -1,4 +1,4 @@
-"""Files of order books: blocks that are whole or not there, gaps that are marked, exact levels.
+"""Files of recorded order books: whole blocks, marked gaps, exact levels.
 
 A file is a gzip file of many members. The first holds a header as one JSON line. Each other one
 holds a block: up to ``BLOCK_BOOKS`` books, ``every_ms`` apart without a hole, and the cause of the

@@ -1,4 +1,4 @@
-"""``read_candles``: a file of any usual maker, or a frame, to ``Candles``, or why not."""
+"""``read_candles``: a file or a data frame to ``Candles``."""
 
 from __future__ import annotations
 

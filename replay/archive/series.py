@@ -1,4 +1,4 @@
-"""The archive's series: imported, read back, listed; with instrument, quality and funding."""
+"""The series of the archive: import, read, list; instruments, data quality, funding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sessions of an exchange from ``exchange_calendars``, and candles laid upon them.
+"""Exchange calendars, and candles aligned to their sessions.
 
 The package is asked here alone, once for a file or a run; the engine is handed numbers.
 

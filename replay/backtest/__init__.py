@@ -1,1 +1,1 @@
-"""Known events through the daemon's own engine: candle files, or a run's own record."""
+"""Backtests and replays through the daemon's engine."""

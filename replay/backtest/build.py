@@ -1,4 +1,4 @@
-"""``build`` for replay: the same engine as live, another feed, no clock."""
+"""Builds a replay: the live engine with another feed and no clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``ArchiveFeed``: candle files and recorded order books as events in the exchange's time order.
+"""``ArchiveFeed``: candle files and recorded order books as events.
 
 The rule is docs/orderbook.md, D15.
 """

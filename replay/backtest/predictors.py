@@ -1,4 +1,4 @@
-"""Forecasts of known bars in one batched pass, and when two such numbers agree.
+"""Batched forecasts of known bars, and the tolerances of their agreement.
 
 Only for networks declared causal. Each bar is handed its own row, and some bars of every run are
 computed anew from a truncated prefix: a network that peeks at later bars would differ there,

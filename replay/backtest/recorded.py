@@ -1,4 +1,4 @@
-"""A recorded run as a feed: its own events, its own start, its own checkpoint.
+"""A recorded run as a feed: its events, its start, its checkpoint.
 
 ``verify`` re-derives a run from here, and ``replay --data FILE.db#RUN`` feeds it into a new one.
 The model goes the way it went then: warmed at every recorded start with the bars that the start

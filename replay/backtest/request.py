@@ -1,4 +1,4 @@
-"""What ``tracepaper replay`` and ``tracepaper.backtest`` do: choose data and configuration, run.
+"""A backtest as requested: data, configuration, span.
 
 ``carry_out`` is the one way in which both make a run; ``perform`` is the command around it.
 """

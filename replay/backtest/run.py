@@ -1,4 +1,4 @@
-"""Known events through the engine into the database: a new replay, or an interrupted one."""
+"""Runs known events through the engine into a database; resumes interrupted replays."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The figures of the product, as ratios in one run."""
+"""``tracepaper bench``: the product's figures, as ratios in one run."""

@@ -1,4 +1,4 @@
-"""``bench attention``: what an explanation costs beside the forward it explains, in one run.
+"""``bench attention``: the cost of explanations relative to the forward pass.
 
 Routes are measured interleaved, medians are of process CPU time (of wall time around a
 synchronised device on CUDA), and each peak of memory comes from a process of its own.

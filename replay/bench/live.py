@@ -1,4 +1,4 @@
-"""``bench live``, ``close`` and ``ingest``: from a frame or a bar to what is committed.
+"""``bench live``, ``close`` and ``ingest``: latency from frame to commit.
 
 Every frame carries one closed candle, the dearest kind: real minutes of the bundled candles,
 written as the exchange writes them (numbers as text, trailing zeros left out). Frames at the roll,

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how much memory a process holds."""
+"""The machine that a figure was measured on; memory of a process."""
 
 from __future__ import annotations
 

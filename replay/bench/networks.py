@@ -1,4 +1,4 @@
-"""``bench assets|orderbook|train|ett``: networks on generated and on published data.
+"""``bench assets|orderbook|train|ett``: networks on generated and published data.
 
 It is a test of size: the weights are untrained and the prices drawn, so that nothing of what is
 said is worth anything. The measuring is done in a process of its own, whose peak is that of this

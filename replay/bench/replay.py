@@ -1,4 +1,4 @@
-"""``bench replay``, ``audit`` and ``sweep``: a CPU second of runs that keep everything.
+"""``bench replay``, ``audit`` and ``sweep``: bars a CPU second.
 
 The bare loop reads every row of the run's tables in the order of its key, packs it and hashes it,
 and checks nothing. Both are measured in CPU time, in turns; a figure is the median of the rounds.

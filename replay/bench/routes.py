@@ -1,4 +1,4 @@
-"""Routes from one attention's inputs to an explanation, and attention of other kinds.
+"""The implementations that ``bench attention`` compares.
 
 Beside the product's own there are other forms of explanation and a user's implementations: a
 function ``module:function`` of the inputs (their ``queries``, ``keys`` and ``values`` are lists

@@ -1,4 +1,4 @@
-"""What the benches compare: seeded inputs, and each route from them to an explanation."""
+"""Seeded inputs of the benches."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a record and a strategy are held to: verify, parity, lookahead, recursive."""
+"""Checks of records and strategies: verify, parity, lookahead, recursive."""

@@ -1,4 +1,4 @@
-"""What differs: two steps field by field, and a derived step against the rows that were stored.
+"""Differences of two steps, field by field, and of a step and its stored rows.
 
 Rows are compared, not what they decode to, so that nothing which a row holds is left out: every
 column, bit for bit or within its tolerance. Only the running hash and the digest of a step stay

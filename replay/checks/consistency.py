@@ -1,4 +1,4 @@
-"""What an event says of itself, held to what else the record says: the rest of it is told.
+"""Consistency of recorded events with the rest of the record.
 
 The rules are docs/identity.md, I12, and docs/storage.md, S12.
 """

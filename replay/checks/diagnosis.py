@@ -1,4 +1,4 @@
-"""Why a run does not follow from its record: code, configuration, model, strategy or record."""
+"""Diagnosis of a failed ``verify``: code, configuration, model, strategy or record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``lookahead`` found, and the sentence that says it."""
+"""What ``lookahead`` found, in a sentence."""
 
 from __future__ import annotations
 

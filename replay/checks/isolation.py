@@ -1,4 +1,4 @@
-"""The fresh processes of ``lookahead`` and their jobs: all bars, one by one, or without a future.
+"""Fresh processes in which ``lookahead`` and ``verify`` derive steps.
 
 Nothing of an earlier run, and no later bar, is in their memory: one server is started by ``exec``,
 so that it holds nothing of ours, and forks a child for each job.

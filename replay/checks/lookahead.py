@@ -1,4 +1,4 @@
-"""The future perturbed: what a decision may not depend on.
+"""``lookahead``: changes the future and looks for decisions that move.
 
 No decision may move where later bars are absent or other, where the process has seen
 nothing before, where its clocks jump or where an instrument is alone; and a user's class may open

@@ -1,4 +1,4 @@
-"""Parity as a number: two runs compared, and settlements held to published funding rates.
+"""``parity``: agreement of two runs; settlements against published funding rates.
 
 Decisions are aligned by instrument and open time and compared by ``decision_sha256`` where both
 runs went the same way over the same kind of device; elsewhere, and where bars were batched, whose

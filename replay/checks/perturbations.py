@@ -1,4 +1,4 @@
-"""The world perturbed around a run: covariates, environment, and tables that a source holds.
+"""The perturbations of ``lookahead``: later bars, covariates, environment, source tables.
 
 The rule is docs/strategies.md, U8.
 

@@ -1,4 +1,4 @@
-"""The past cut off: a later start must signal the same; what a strategy's object remembers.
+"""``recursive``: cuts the past off and looks for signals that move; state of a strategy object.
 
 The rule is docs/strategies.md, U3.
 

@@ -1,4 +1,4 @@
-"""A run re-derived from its own record: events, configuration and checkpoint → every step again.
+"""``verify``: derives every step of a run again from its record.
 
 A stored value that was changed, with the chain's digests recomputed to hide it, is still found: it
 no longer follows from the rest. What follows from nothing is listed in ``TAKEN_AS_TOLD``.

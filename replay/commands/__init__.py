@@ -1,1 +1,1 @@
-"""The commands over recorded and imported data, one module each."""
+"""The commands over data and recorded runs."""

@@ -1,4 +1,4 @@
-"""``tracepaper bench``: the figures of the product, each beside its reference in one run."""
+"""``tracepaper bench``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``train``, ``evaluate`` and ``explain`` do with order books."""
+"""``train``, ``evaluate`` and ``explain`` of order book networks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tracepaper verify|parity|lookahead|recursive``: what a record and a strategy are held to."""
+"""``tracepaper verify|parity|lookahead|recursive``."""
 
 from __future__ import annotations
 

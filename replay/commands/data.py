@@ -1,4 +1,4 @@
-"""``tracepaper data import|check|list|fetch|describe|record|samples``: candles, order books."""
+"""``tracepaper data import|check|list|fetch|describe|record|samples``."""
 
 from __future__ import annotations
 

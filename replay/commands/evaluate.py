@@ -1,4 +1,4 @@
-"""``tracepaper evaluate``: judge a model on untouched time, beside every baseline."""
+"""``tracepaper evaluate``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tracepaper models`` and ``retrain``: checkpoints examined, exported, trained anew."""
+"""``tracepaper models`` and ``tracepaper retrain``."""
 
 from __future__ import annotations
 

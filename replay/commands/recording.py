@@ -1,4 +1,4 @@
-"""What ``tracepaper data record`` does, and what ``data check`` says of the files that it wrote."""
+"""``tracepaper data record``, and ``data check`` of recorded files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tracepaper replay|sweep|demo|exchange``: the past, many pasts, the show, the exchange."""
+"""``tracepaper replay|sweep|demo|exchange``."""
 
 from __future__ import annotations
 

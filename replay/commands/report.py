@@ -1,4 +1,4 @@
-"""``tracepaper report`` and ``explain``: performance and attention of a run, and one decision."""
+"""``tracepaper report`` and ``tracepaper explain``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tracepaper train``: fit a network on candles, and write a checkpoint with its card."""
+"""``tracepaper train``."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What ``tracepaper demo`` does: a month of candles as a race, or candles of the user's own."""
+"""``tracepaper demo``: a month of candles at speed, or a user's own candles."""

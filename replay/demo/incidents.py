@@ -1,4 +1,4 @@
-"""What happens to the daemon meanwhile: announced, carried out, and accounted for."""
+"""Incidents of the demo: announced, carried out, accounted for."""
 
 from __future__ import annotations
 

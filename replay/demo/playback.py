@@ -1,4 +1,4 @@
-"""What is known of the show so far, how fast market time passes, and the files that it uses."""
+"""Progress, speed and files of the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The show's processes: the exchange, the daemon that is killed and goes on, and their control.
+"""Processes of the demo: the exchange, the daemon that is killed, their control.
 
 The show starts it by ``python -m``, writes one ``Assignment`` on its standard input, and after
 that a line with each new pace of market time. It tells every stored step on its standard output,

@@ -1,4 +1,4 @@
-"""Where the show is seen: a screen that is redrawn on a terminal, plain lines elsewhere."""
+"""The demo's screen, redrawn on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The show from start to summary: of the bundled month, or of candles of the user's own."""
+"""The demo from start to summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One screen at the end of the show: money, gates, one decision, and what to do next."""
+"""The demo's last screen: money, gates, one decision, next commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The REST answers as pure functions: a venue, a query and server time in, a result out.
+"""REST answers as pure functions of venue, query and server time.
 
 An answer is the ``result`` object in the exchange's key order, or a ``Refused`` with the retCode
 that HTTP 200 carries. Names that an endpoint does not know are ignored, as the exchange seems to.

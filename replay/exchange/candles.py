@@ -1,4 +1,4 @@
-"""Intervals, candles at each, and the seeded path of trades inside a bar.
+"""Candles at every interval, and the seeded path of trades within a bar.
 
 The first trade is at the open, the last at the close; one in between touches each extreme. Sizes
 are multiples of the quantity step, but for a remainder where the volume is finer, and sum to the

@@ -1,4 +1,4 @@
-"""A topic as a stream of due frames, its pace, and the channels of candles and trades."""
+"""Topics as streams of due frames: candles and trades."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kinds of faults whose prices, rates and candles look true and are not: declared as all others.
+"""Faults whose prices, rates and candles look plausible.
 
 They stand behind those of ``fault_kinds`` in the order of the schedule.
 """

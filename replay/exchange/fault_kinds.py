@@ -1,4 +1,4 @@
-"""Every kind of fault, declared once: its name, what it does, what it hits, and its effect. Pure.
+"""Every kind of fault: name, target, effect; pure.
 
 A kind belongs to the stage at which it acts (``FrameFault``, ``CloseFault``, ``AnswerFault``, ...),
 which says what its effect is given and returns. A new kind is one decorated function here: the

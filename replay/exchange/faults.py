@@ -1,4 +1,4 @@
-"""Faults on request: armed by a control call or a seeded schedule, counted when they hit.
+"""Faults on request or by a seeded schedule, counted when they hit.
 
 A fault is *scheduled* when it is armed and *fired* when it hit something: a frame, a connection
 or a request. An armed fault waits until then. ``fault_kinds`` and ``false_prices`` declare every

@@ -1,4 +1,4 @@
-"""The HTTP calls and the public websocket: what a client says in, what it is answered out."""
+"""HTTP and websocket handlers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Market time, connections and their topics, and the one loop that sends what is due."""
+"""Market time, connections, topics, and the loop that sends due frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What instruments-info says of each symbol: recorded filters, or plausible ones from the data.
+"""Instrument filters, recorded or inferred from the data.
 
 The recorded linear filters are the exchange's own answer of 2026-08-09, every field verbatim, from
 the sample data of github.com/bmoscon/cryptofeed (branch v3), whose licence allows redistribution

@@ -1,4 +1,4 @@
-"""One symbol's market at any moment: the bar, its trades so far, and the state that follows.
+"""One symbol's market at a moment: the bar, its trades so far, its state.
 
 Every method is a function of market time and the seed; nothing remembers the moment before.
 """

@@ -1,4 +1,4 @@
-"""Order book and ticker at any moment, and their topics."""
+"""Order book and ticker at a moment, and their topics."""
 
 from __future__ import annotations
 

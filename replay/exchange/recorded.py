@@ -1,4 +1,4 @@
-"""Recorded frames as channels, and every route and topic that the exchange serves.
+"""Recorded sessions played back; the registry of routes and topics.
 
 A file is JSON lines, also gzipped: ``{"t": "recv", "ts": seconds, "data": "the frame"}``, or the
 frames as they came, whose own ``ts`` counts; or the text that cryptofeed writes:

@@ -1,4 +1,4 @@
-"""Risk: tiers, price limits, insurance pools, deleveraging and liquidations, as REST and topics.
+"""Risk tiers, price limits, insurance pools, deleveraging, liquidations.
 
 What follows from prices and volumes is derived from them; accounts, of which candles know nothing,
 are seeded noise in a plausible range.

@@ -1,4 +1,4 @@
-"""``EmbeddedExchange``: one exchange on one loopback port, as an async context manager.
+"""``EmbeddedExchange``: one exchange on one loopback port.
 
 Live use::
 

@@ -1,4 +1,4 @@
-"""Statistics and reference data: interest, ratios, volatility, deliveries, components, fees, coins.
+"""Statistics and reference data: interest, ratios, volatility, deliveries, fees, coins.
 
 What follows from prices and volumes is derived from them; accounts, of which candles know nothing,
 are seeded noise in a plausible range. Options and dated futures that nobody serves are empty lists.

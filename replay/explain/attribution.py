@@ -1,4 +1,4 @@
-"""Where one decision looked by feature, by method and by asset, and two decisions compared.
+"""Attribution of one decision by feature, method and asset; two decisions compared.
 
 The model that decided, as it is kept beside the database, is fed the stored bars of every symbol.
 The rule is docs/several.md, P28.

@@ -1,4 +1,4 @@
-"""What auxiliary heads forecast of one decision, and the depth map of an order book's.
+"""Auxiliary heads of one decision, and the depth map of an order book decision.
 
 Tails, drawdown, regimes and path stand in no record; the network is asked anew with the stored
 bars, and takes the factors of its calibration slice from the card, as ``evaluate`` does.

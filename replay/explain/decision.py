@@ -1,4 +1,4 @@
-"""One decision as its run stored it, and what would have flipped it: no torch, no recomputation.
+"""One decision as stored, and what would have flipped it; needs no torch.
 
 A margin is positive where the gate passed: it says by how much, in the units of its measure, and
 as a share of its threshold (of ``direction``, which is never under one half, of what the

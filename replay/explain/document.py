@@ -1,4 +1,4 @@
-"""What ``explain`` does: read, recompute where asked; print, encode, or draw as a page."""
+"""``explain`` as text, JSON or page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One decision as a picture: the price, where attention flowed, and the map of an order book."""
+"""One decision as a picture: price, rollout, order book map."""
 
 from __future__ import annotations
 

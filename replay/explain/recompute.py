@@ -1,4 +1,4 @@
-"""What the run's own model says of one decision, asked again with the stored bars.
+"""One decision recomputed by the run's own model.
 
 First where it looked, bar by bar; then what moved its forecast: contributions of features and
 bars, and a deletion test.

@@ -1,4 +1,4 @@
-"""One decision for a terminal: as it was stored, and what was recomputed of it."""
+"""One decision for a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Performance and attention figures of a run."""
+"""``report``: performance and attention of a run."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Where a run's attention lay: over time, by regime, by head, and between symbols.
+"""Attention of a run: over time, by regime, by head, between symbols.
 
 Read from what every decision noted of its exact rollout; nothing is asked again. A decision notes
 its eight largest shares: what is left of it is counted as that of others.

@@ -1,4 +1,4 @@
-"""The charts of attention: over time, by age, by head, and between symbols."""
+"""Charts of attention."""
 
 from __future__ import annotations
 

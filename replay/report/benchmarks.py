@@ -1,4 +1,4 @@
-"""Buy and hold, randomized accounts on the same bars, and what each gate refused.
+"""Benchmarks of a run: buy and hold, randomized accounts; what gates refused.
 
 Both trade at the opens of the run's own bars, at its configured fee, half spread and slippage,
 and pay the funding that the run recorded. They are computed here, not stored by the run.

@@ -1,4 +1,4 @@
-"""The charts of money and of prices, as plain Plotly documents.
+"""Charts of money and prices, as plain Plotly documents.
 
 Colours are names of the page's own, ``var(--accent)``: its script puts in what they are in the
 light or the dark. Times are UTC milliseconds.

@@ -1,4 +1,4 @@
-"""A table as a value, for terminal, page and JSON; HTML out of values, escaped here alone.
+"""``Table`` as a value, and its HTML; all escaping is here.
 
 A ``Figure`` says what a column is called, how it is written, and how it is taken from a row's
 subject. Estimates are pairs (value, standard error). Signed forms write their sign always, and are

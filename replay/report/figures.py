@@ -1,4 +1,4 @@
-"""Every table of the report, declared once, and a run's figures in one flat dictionary."""
+"""The tables of the report, each declared once; headline figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each head of a run's model does at one decision, and the edges that a page draws of it.
+"""Head analysis at one decision, and the attention edges of the page.
 
 Recomputed: the run's own checkpoint is asked again, with the stored bars up to the last decision
 that was explained, where each head looked.

@@ -1,4 +1,4 @@
-"""Performance figures from arrays alone: equity, positions, traded notional, trade profits.
+"""Performance metrics of plain arrays.
 
 What is said of returns is said by UTC day: the mean day with its standard error, and, from thirty
 days on, annual figures that take a year of 365 days, as these markets never close. Where the run

@@ -1,4 +1,4 @@
-"""One run as arrays, read through the stable views in one snapshot of its database."""
+"""One run as arrays, read in one snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of one run as values, and the explanations of its trades."""
+"""The report of a run as values, and explanations of its trades."""
 
 from __future__ import annotations
 

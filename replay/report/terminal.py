@@ -1,4 +1,4 @@
-"""The report for a terminal, as one JSON document, and as the summary of a run."""
+"""The report for a terminal and as JSON; the summary of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The closed trades on the page, and the price of a run as a picture."""
+"""Closed trades as small pictures; a run's price as a picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Closed trades out of fills, what trading cost, markouts, and the outcomes of listed orders."""
+"""Closed trades, trading costs, markouts, outcomes of listed orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundled candles and frames, which `tracepaper data samples` copies; SOURCES.md says whose."""
+"""Bundled candles and frames; ``tracepaper data samples`` copies them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Many replays at once, and how much of the best of them is luck."""
+"""``sweep``: many backtests, and how much of the best result is luck."""

@@ -1,4 +1,4 @@
-"""What a sweep came to: its cells, the best of them, its neighbours, and how much of it is luck."""
+"""The result of a sweep: cells, best, neighbours, deflated Sharpe, PBO."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``tracepaper.sweep``: points of a space over the same data, in processes.
+"""``tracepaper.sweep``: runs the trials, in processes or here.
 
 The rules are docs/python.md, Y10 to Y20.
 

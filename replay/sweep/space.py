@@ -1,4 +1,4 @@
-"""What a sweep tries: points, how they are drawn, spans of the data, and its objective.
+"""The search space: axes, samplers, walk-forward spans, objective.
 
 The rules are docs/python.md, Y10 and Y11.
 

@@ -1,4 +1,4 @@
-"""One run of a sweep: a point of the space over a span of the data, and what it came to.
+"""One trial: its request, its run, its figures.
 
 Its log keeps what acted, in a temporary file that is then removed; what figures need of every
 other bar, the random twins and the drawdown above all, is taken as the run goes (docs/python.md,

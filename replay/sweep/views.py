@@ -1,4 +1,4 @@
-"""A sweep for a terminal and as a page: the best cells, the heat map, and how much is luck."""
+"""A sweep for a terminal and as a page."""
 
 from __future__ import annotations
 

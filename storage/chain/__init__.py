@@ -1,1 +1,1 @@
-"""The chain of a run: walked, diagnosed, judged with the whole file."""
+"""The hash chain of a run: its walk, the diagnosis of a break, the judgement of the whole file."""

@@ -1,4 +1,4 @@
-"""What a database must be besides its chains: whole pages, our schema, linked runs, true cards.
+"""Integrity of a database beyond its chains: pages, schema, linked runs, cards.
 
 ``audit verify`` looks at all of it; nothing here needs torch, or reads a file but the database.
 

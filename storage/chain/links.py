@@ -1,4 +1,4 @@
-"""A chain's links: its opening, a prune, its end; and the diagnosis of a broken one."""
+"""Opening, prune and end of a chain, and the diagnosis of a broken link."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in the midst of a run a derivation can begin: what a prune keeps, and ``verify`` starts at.
+"""Where a derivation can begin within a run: after a prune, or at ``verify --from``.
 
 At the end of any step the engine's state is the newest one that was stored, with what was confirmed
 and counted since; everything else follows from the events of a stretch before it, its *run-in*.

@@ -1,4 +1,4 @@
-"""What fills, orders, positions and the ledger of a run say of one another.
+"""Consistency of a run's fills, orders, positions and ledger.
 
 ``audit verify`` asks it of runs that were pruned: all four are kept, and the steps from which they
 followed are gone. So what was taken out of one of them, or changed in it, with every digest

@@ -1,4 +1,4 @@
-"""``audit verify``: recompute every link of a run's chain, and name what does not hold.
+"""``audit verify``: recomputes every link of a chain and names what does not hold.
 
 The check reads stored rows and nothing else. It finds rows that were changed, removed, added,
 exchanged or cut off. Who rewrites the whole chain is found only by a head kept elsewhere:

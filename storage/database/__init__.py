@@ -1,1 +1,1 @@
-"""The database: opened, locked, read back, and asked through stable views."""
+"""The SQLite file: connection, schema, lock, reader, stable views."""

@@ -1,4 +1,4 @@
-"""Steps in ranges of keys with their interned rows: read by the reader and by the chain's walk."""
+"""Ranges of steps with their interned rows, for the reader and the chain's walk."""
 
 from __future__ import annotations
 

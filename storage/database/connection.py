@@ -1,4 +1,4 @@
-"""Open a database: WAL, synchronous FULL, foreign keys, busy timeout, one writer, the lock.
+"""Opens a database: WAL, synchronous FULL, foreign keys, busy timeout, one writer.
 
 One writing connection and any number of read-only ones. SQLite 3.7.0 to 3.51.2 (but for 3.44.6
 and 3.50.7) can corrupt a WAL file when two connections write or checkpoint it at the same

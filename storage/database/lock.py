@@ -1,4 +1,4 @@
-"""One process writes a database: the instance lock, and a watch over the file under the writer.
+"""The instance lock: one process writes a database, and notices when its file is replaced.
 
 A file system takes every write to a file that was deleted, replaced or cut short, and nobody could
 read it back. So the writer looks before a commit, and again before it is acknowledged.

@@ -1,4 +1,4 @@
-"""Questions in SQL, in a process that ends at its limit; every view of a run as a file.
+"""``audit sql`` in a process with limits, and ``audit export``.
 
 ``audit export`` writes Parquet or CSV, streamed, and whole or not at all.
 

@@ -1,4 +1,4 @@
-"""Read runs back, by run and sequence, over a read-only connection."""
+"""Reads runs back, by run and sequence, over a read-only connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run as the stable views give it: whole rows by name, or single columns in batches."""
+"""One run through the stable views: rows by name, or columns in batches."""
 
 from __future__ import annotations
 

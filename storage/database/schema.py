@@ -1,4 +1,4 @@
-"""The SQLAlchemy Core tables, made of the columns that ``columns`` defines.
+"""The SQLAlchemy Core tables, built from the columns.
 
 Virtual columns. The run and the sequence that a key names are generated columns: nothing is
 stored, the chain does not cover them, and a view passes their index on. They follow the stored

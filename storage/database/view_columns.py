@@ -1,4 +1,4 @@
-"""How a column reads in a view: exact numbers, times, hashes; and closed trades in plain SQL.
+"""SQL of view columns: exact numbers, times, hashes; closed trades.
 
 A trade is closed by a fill after which less than a quantity step is held, or the other side is;
 it was opened by the last fill before that which found the account flat or turned it. A fill that

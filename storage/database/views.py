@@ -1,4 +1,4 @@
-"""The stable views that other tools may read, documented column by column as data."""
+"""The stable views that other tools may read, with their documentation."""
 
 from __future__ import annotations
 

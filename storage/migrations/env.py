@@ -1,4 +1,4 @@
-"""Alembic's door: run the revisions on the connection that ``upgrade.py`` hands over."""
+"""Runs Alembic's revisions on the connection that ``db upgrade`` opened."""
 
 from alembic import context
 

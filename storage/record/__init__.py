@@ -1,1 +1,1 @@
-"""Steps as rows and back: columns, layout, encoding and hashes; pure."""
+"""Steps as rows and back: columns, layout, encoding, hashes; pure."""

@@ -1,4 +1,4 @@
-"""Every column, defined once: its type, its scale and what it means; pure.
+"""Every column: its type, scale and meaning; pure.
 
 The tables of ``schema``, the rows of ``rows``, ``encode`` and ``decode``, what the chain covers,
 and the columns of ``views`` with their documentation follow from ``TABLES``. A new column may be

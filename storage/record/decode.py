@@ -1,4 +1,4 @@
-"""Rows to ``Step``, ``Run`` and ``Event``: the exact inverse of ``encode.py``; pure."""
+"""Rows to ``Step``, ``Run`` and ``Event``, the inverse of ``encode``; pure."""
 
 from __future__ import annotations
 

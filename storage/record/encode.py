@@ -1,4 +1,4 @@
-"""``Step`` to rows: interned, with normal numbers, and quickly for the plain bar; pure."""
+"""``Step`` to rows; pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layout of a step's rows, shared by everything that writes or reads them; pure.
+"""The layout of a step's rows; pure.
 
 A row is a tuple in the column order of its table in ``columns.TABLES``, so that it can be inserted,
 hashed and compared as it stands. ``steps`` rows leave out their last column, the digest.

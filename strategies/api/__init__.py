@@ -1,1 +1,1 @@
-"""What a strategy is written against: its context, its answers, its sizes, its model."""
+"""What users write against: strategies, models, their context, signals and orders."""

@@ -1,4 +1,4 @@
-"""What a strategy sees at a close, and what it answers: signals and orders.
+"""What a strategy sees at a bar's close, and the signals and orders that it returns.
 
 The rule is docs/strategies.md, U2.
 

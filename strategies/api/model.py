@@ -1,4 +1,4 @@
-"""``Model``: a forecaster of a user's own, in a few lines; what it is given, what it answers.
+"""``Model``: a user's own forecaster.
 
 A class says what it needs and gives, and answers one bar, or the rows of many. Where it runs, what
 it is warmed with and what its answers are held to is ``daemon/session/user_model.py``.

@@ -1,4 +1,4 @@
-"""Higher time frames: closed bars of them, aggregated from an instrument's own bars, never early.
+"""Bars of higher timeframes, aggregated from an instrument's own bars, closed ones only.
 
 The rules are docs/several.md, P9 to P15.
 """

@@ -1,4 +1,4 @@
-"""What the explanations demand of their tensors: one sentence for each way to be wrong.
+"""Input checks of the explanations: one sentence for each invalid tensor.
 
 ``finite_layers`` is the guard against NaN and infinity: it names the layer in which they appear.
 """

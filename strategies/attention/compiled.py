@@ -1,4 +1,4 @@
-"""Rollout, entropy and the scan of a stream by compiled loops, where ``make native`` built them.
+"""Compiled C loops for rollout, entropy and streaming, where ``make native`` built them.
 
 ``native.c`` is one text for every width of vectors; an object for AVX-512 and one for AVX2 lie
 beside it once they are built, and each says whether this processor has its instructions. Nothing

@@ -1,4 +1,4 @@
-"""Entropy of attention rows from one more flash pass, and the confidence made of it.
+"""Entropy of attention rows by one more flash pass, and the confidence derived from it.
 
 ``H_i = lse_i - scale·q_i·(A·K)_i``: the mean score under the attention itself, which a flash kernel
 returns when the keys take the values' place. No matrix is stored.

@@ -1,4 +1,4 @@
-"""What rows of attention and rollout show: locality, events, stability, collapse, kinds of heads.
+"""Head analysis of attention and rollout rows: locality, stability, collapse, kinds of heads.
 
 Pure functions of rows with one weight a bar. Recent mass and shift, which gates judge at every bar,
 are taken by age over blocks in ``blocks``.

@@ -1,4 +1,4 @@
-"""How much memory a context needs, and which would fit, before anything is allocated.
+"""Memory estimates: what a context needs, checked before anything is allocated.
 
 The rule is docs/attention.md, A24.
 """

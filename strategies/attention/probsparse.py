@@ -1,4 +1,4 @@
-"""ProbSparse attention: the queries that choose attend, the others take the mean value.
+"""ProbSparse attention: selected queries attend, the others take the mean value.
 
 Zhou et al. (2021), Informer, arXiv:2012.07436. Each query samples some keys; the spread
 ``max_j - mean_j`` of its products measures how much it would choose, and the top

@@ -1,4 +1,4 @@
-"""Exact attention rollout, of chosen rows and of all rows in buckets of time: O(N·d) memory.
+"""Exact attention rollout of chosen rows, or of all rows in time buckets, in O(N·d) memory.
 
 ``Ã_l = ρ·I + (1-ρ)·fuse_h A_l,h`` and ``R = Ã_L ··· Ã_1`` (Abnar and Zuidema, 2020,
 arXiv:2005.00928). A row of R is a row vector carried down through the layers, and each step is a

@@ -1,4 +1,4 @@
-"""One layer's step of a rollout without its matrix A: the product ``w ← wᵀA``, and whole rows.
+"""One layer's rollout step without its matrix A: the product ``w ← wᵀA``.
 
 ``(wᵀA)_j = Σ_i w_i exp(scale·q_i·k_j - lse_i)``. Every backend returns the heads' weighted mean and
 each head's mass, which must be the mass that went in. Max and min fusion, discarding and row-wise

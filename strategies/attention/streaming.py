@@ -1,4 +1,4 @@
-"""A stream of anyone's attention over a causal window: rings of keys, one query a layer.
+"""Attention over an endless stream with a causal window: ring buffers, one query a layer.
 
 What docs/attention.md, A14 says of a stream, for queries, keys and values that come from elsewhere:
 a step costs O(W·dim) a layer, and the rollout of the newest step is taken through all layers from

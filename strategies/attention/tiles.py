@@ -1,4 +1,4 @@
-"""Tiles of an attention matrix, rebuilt from query, key and logsumexp and thrown away again.
+"""Tiles of an attention matrix, recomputed from query, key and logsumexp and then discarded.
 
 ``A_ij = exp(scale·q_i·k_j - lse_i)`` on the pairs that the mask shows. A window's tiles cover its
 band alone, so nothing here grows with time squared. Scores are kept to base 2, since PyTorch's

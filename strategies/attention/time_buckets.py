@@ -1,4 +1,4 @@
-"""A bucketed rollout row: its columns of absolute 64-bar blocks, and its figures by age.
+"""A rollout row summed into 64-bar buckets of absolute time, and its statistics by age.
 
 A row names the newest blocks of time and keeps the rest in "older". The newest block holds 1 to 64
 bars and a block's age moves on with every bar, so recent mass and shift are taken over cells of

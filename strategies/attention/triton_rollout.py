@@ -1,4 +1,4 @@
-"""Calls the Triton rollout kernel; answers whether it can run without importing triton early."""
+"""The launcher of the Triton rollout kernel; imports triton only where it can run."""
 
 from __future__ import annotations
 

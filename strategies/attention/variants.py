@@ -1,4 +1,4 @@
-"""Anyone's attention explained: any query, key and logsumexp; cross-attention.
+"""Explanations of other attention: grouped queries, caches, soft caps, sinks, cross-attention.
 
 Beside what ``attend`` knows: grouped queries (several query heads share a key head), queries that
 are fewer than the keys (a step of decoding over a cache), padded batches of sequences of several

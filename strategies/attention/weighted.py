@@ -1,4 +1,4 @@
-"""Other attributions: rollout weighted by gradient or by value norm, and attention flow.
+"""Rollout weighted by gradient or value norm, and attention flow.
 
 Bare attention weights say how much was asked of a bar, not how much came of it. Both weighted forms
 weigh each entry of the attention matrix, fuse the heads by their mean and normalise each row; a row

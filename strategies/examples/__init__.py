@@ -1,1 +1,1 @@
-"""Strategies to read, to run and to start from; each is a user's class like any other."""
+"""Example strategies, each an ordinary user class."""

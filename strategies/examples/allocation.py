@@ -1,4 +1,4 @@
-"""``Allocation``: all symbols of a close held together, by weights found every so many bars."""
+"""``Allocation``: a portfolio of all symbols, rebalanced every few bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A gradient-boosted tree of LightGBM as the model; docs/own_models.md shows how it was fitted."""
+"""A LightGBM model as a strategy's forecaster; docs/own_models.md shows how it was fitted."""
 
 from __future__ import annotations
 

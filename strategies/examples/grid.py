@@ -1,4 +1,4 @@
-"""``Grid``: limits on both sides of a price, which earn where it swings and lose where it leaves.
+"""``Grid``: limit orders on both sides of a price.
 
 All of them are post-only, so each fill pays the maker's fee. The report shows what followed them.
 """

@@ -1,4 +1,4 @@
-"""``Pair``: two prices that belong together, one bought and the other sold when they part."""
+"""``Pair``: a spread of two symbols, traded back to its mean."""
 
 from __future__ import annotations
 

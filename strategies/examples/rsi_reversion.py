@@ -1,4 +1,4 @@
-"""``RsiReversion``: buys what fell too fast, under a stop, and pauses after losses in a row.
+"""``RsiReversion``: buys oversold bars under a stop, and pauses after losses in a row.
 
 An example of declared state, notes and protection (docs/protection.md).
 """

@@ -1,4 +1,4 @@
-"""``Trend``: hold what stands above its average, with a size that keeps the risk even.
+"""``Trend``: long above a moving average, sized to constant risk.
 
 The size is the configuration's: ``strategies/examples/trend.toml`` asks for a target volatility
 from closed bars. Neither was fitted to anything.

@@ -1,4 +1,4 @@
-"""The feature schema ``v1``: scale-free rows from high, low, close and volume, a function each.
+"""The feature schema ``v1``: scale-free features of high, low, close and volume.
 
 Neither turnover nor funding, which many archives lack; no open, which on some exchanges is a
 price and on others the last close. Three stages, each of finite memory:

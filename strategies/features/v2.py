@@ -1,4 +1,4 @@
-"""The feature schemas ``v2-5m``, ``tree-5m`` and so on: windows are times, columns the same at all.
+"""The feature schemas ``v2-5m``, ``tree-5m`` and others: windows are times, not bars.
 
 A window of four hours is 240 bars of a minute and 16 of a quarter of an hour; what is shorter than
 a bar, or longer than the interval's rows may look back, is a column of zeros at that interval. So a

@@ -1,1 +1,1 @@
-"""Networks behind the Forecaster protocol; tensors stop here."""
+"""Forecasters: networks behind the ``Forecaster`` protocol; no tensor leaves this room."""

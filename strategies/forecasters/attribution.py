@@ -1,4 +1,4 @@
-"""What one forecast is made of: rows taken away, integrated gradients, and heads one by one.
+"""Attribution of one forecast: occluded rows, integrated gradients, and single heads.
 
 Unlike the rollout, which says where attention flowed, both ask the network itself: what it would
 have said without some rows, and how much of what it said each number contributes.

@@ -1,4 +1,4 @@
-"""A checkpoint's card and tensors → the forecaster that they describe."""
+"""Builds the forecaster that a checkpoint's card describes."""
 
 from __future__ import annotations
 

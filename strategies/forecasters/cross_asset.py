@@ -1,4 +1,4 @@
-"""A checkpoint that answers for all symbols of a close, behind the ``Forecaster`` protocol.
+"""The forecaster of a network over several symbols.
 
 It is asked once a close, of the bars of all of its symbols, and answers each with the usual figures
 and an explanation by the usual measures: of where the last bar of a symbol looked, the weights of

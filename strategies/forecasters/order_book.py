@@ -1,4 +1,4 @@
-"""A checkpoint that reads order books, as the strategy that trades the direction of their mid.
+"""The strategy that trades a network over order books.
 
 The network is run once a bar, over the newest books at its close. What it says, and how much of
 where it looked lies where, are notes on the decision. The rules are docs/orderbook.md, D16 to D18.

@@ -1,4 +1,4 @@
-"""What the network said of some bars → ``Forecast`` and ``Explanation``; tensors stop here."""
+"""Network outputs to ``Forecast`` and ``Explanation``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The streaming forecaster: one ring step a live bar, one padded pass for many known bars."""
+"""The streaming forecaster: one ring-buffer step a live bar, one padded pass over known bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of one row of features, ``tree`` and ``glm``, alone and mixed with a network.
+"""Forecasters of one feature row: ``tree`` and ``glm``, alone or mixed with a network.
 
 It gives mean return, its spread and volatility, and nothing of attention: gates of other measures
 are not declared (docs/own_models.md, N3).

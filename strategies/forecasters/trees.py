@@ -1,4 +1,4 @@
-"""Boosted trees as plain arrays: exact scores, and the exact Shapley value of each feature.
+"""Boosted trees as plain arrays: exact scores and exact Shapley values.
 
 A tree is not walked. Each of its at most 64 leaves is a bit; a node whose row goes right clears
 the leaves on its left, and the lowest bit that is left is the leaf (QuickScorer, Lucchese et al.,

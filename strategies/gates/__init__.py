@@ -1,4 +1,4 @@
-"""The gates: declared, measured and judged; importing the room declares them all."""
+"""The gates; importing this room declares them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gates themselves, each declared once: what it measures, its threshold, unit and words.
+"""Every gate: what it measures, its threshold, unit and words.
 
 A gate is one function of :class:`GateInputs` under the decorator :func:`gate`; its docstring says
 what it measures. Elsewhere a gate goes by its name. Whatever lists gates is made from ``GATES``:

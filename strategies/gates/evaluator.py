@@ -1,4 +1,4 @@
-"""The thresholds of the gates that a strategy declared, their verdict, and the regime.
+"""The gates' verdict on a bar, by the strategy's thresholds; the regime.
 
 The rules are docs/decisions.md, G7 to G11.
 

@@ -1,4 +1,4 @@
-"""``Gate`` and ``@gate``: how a gate is declared, and what a confidence looks at.
+"""``Gate`` and the ``@gate`` decorator; the inputs of a calibrated confidence.
 
 Entropies are those of every layer and head, which an explanation carries. An input that should rise
 with confidence is marked, and its weight is never below zero.

@@ -1,1 +1,1 @@
-"""One readable file a network."""
+"""The networks, one readable module each."""

@@ -1,4 +1,4 @@
-"""What every kind of network offers: its ``[architecture]``, and the heads of its outputs.
+"""What all networks share: the ``[architecture]`` of a card, and output heads.
 
 A kind is registered in its own module, which need not be named anywhere else: cards, forecasters,
 ``doctor`` and error messages find it here.

@@ -1,4 +1,4 @@
-"""Where the last bar of a window looked, by the method of one's choice.
+"""Attention attribution of a window's last bar, by a chosen method.
 
 ``rollout`` with any of its options, rollout weighted by value norms or by gradients, and attention
 flow: of every network that attends, over whole windows or by ProbSparse. What a layer's values and

@@ -1,4 +1,4 @@
-"""Networks to compare with: the published Informer, direct forecasts of many steps, an LSTM.
+"""Networks to compare with: the published Informer, direct multi-step networks, an LSTM.
 
 Read top to bottom: configuration, embedding, attention, encoder, decoder, the network. It is here
 to be held against published tables (``tracepaper bench ett``), beside ``informer``, which differs

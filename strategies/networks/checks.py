@@ -1,4 +1,4 @@
-"""Whether a network is in order: finite, attending, differentiable; exported with equal outputs.
+"""Network checks: finite, attending, differentiable, and exported with equal outputs.
 
 What is asked is plain: the network runs forward over some rows with every module's output watched,
 its heads are read at the last row of each, and one short backward pass from all outputs shows what

@@ -1,4 +1,4 @@
-"""Several assets at once: attention over time within each asset, then over the assets at each bar.
+"""A factorised network over several assets: attention over time, then over assets.
 
 Each layer is two blocks. The first lets a bar of an asset see itself and the bars before it of that
 asset; the second lets it see all assets at that bar, so that two layers reach any bar of any asset

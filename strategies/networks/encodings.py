@@ -1,4 +1,4 @@
-"""Where a bar stands among others, and what its open time says: RoPE, ALiBi, clocks, mixtures.
+"""Positional and calendar encodings: RoPE, ALiBi, sinusoidal, learned, clocks, and mixtures.
 
 A position is the absolute index of a bar, ``open_time_ms // interval_ms``, so that a network
 restarted today sees the same positions as one that has run for a year. RoPE and ALiBi depend

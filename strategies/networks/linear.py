@@ -1,4 +1,4 @@
-"""A transformer of linear attention over whole windows, explained as exactly as the default one.
+"""A transformer of linear attention, with exact explanations.
 
 The matrices that its layers imply are row-stochastic, so the rollout says where the decided bar
 looked in O(window). Which features stand for the softmax is ``feature_map``: ``elu``, or ``random``

@@ -1,4 +1,4 @@
-"""Several time frames in one stream: the last bars of each, closed ones alone, in full attention.
+"""A transformer over the closed bars of several timeframes in one sequence.
 
 Each frame's bar is one token, made of the rows that it covers: their mean, the last of them and
 where its close stands in time. Frames lie on the grid of absolute time, so an hour's token

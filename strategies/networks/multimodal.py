@@ -1,4 +1,4 @@
-"""Modalities in one network: what bars say of price, of volume and of time, each encoded by itself.
+"""A network that encodes price, volume, time and covariates separately.
 
 The columns of a row are parted by their names into modalities, and each has an encoder of its own.
 A learnt attention over the modalities of one bar makes a single state of them, and a transformer

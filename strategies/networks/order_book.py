@@ -1,4 +1,4 @@
-"""Attention over an order book's levels and its history, factorised, with an exact map of both.
+"""A factorised network over order book levels and history, with an exact attention map.
 
 Each token is a level of a side in one book. A layer attends over the levels within each book, then
 over time causally at each level, then mixes columns: 2 levels x books squared products never stand

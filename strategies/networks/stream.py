@@ -1,4 +1,4 @@
-"""The flash network over endless streams: cached keys and values, entropies, exact rollout.
+"""The flash network over endless streams: cached keys and values, entropy, exact rollout.
 
 Read top to bottom: what streams leave behind, then the network that takes in their bars. All
 tensors have the streams in front. One pass takes in a chunk of one stream, one bar of each of

@@ -1,4 +1,4 @@
-"""How the heads of a tile are fused into a stream's rollout, and joined with the residual stream.
+"""Head fusion and the residual stream in a streaming rollout.
 
 A stream computes the rollout of every bar as it goes, so it takes what one row of a layer settles:
 the heads' mean, weighted or not, their largest or smallest entry, the norms of the values, the

@@ -1,4 +1,4 @@
-"""The vocabulary, top to bottom in flow order: instruments and events, then decisions and steps."""
+"""The vocabulary in flow order: instruments and events, then decisions and steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a card's calibration slice fitted, as plain numbers: scores, cells of regimes, coverage.
+"""What the calibration slice of a model fitted, as plain numbers.
 
 Each is read from a card and evaluated in Python's own arithmetic, in a fixed order, so that equal
 numbers give equal bits. How they are fitted is ``replay/training/confidence.py``.

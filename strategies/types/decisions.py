@@ -1,4 +1,4 @@
-"""From an explanation to a stored step, in flow order.
+"""Explanations, forecasts, decisions, orders, fills and steps, in flow order.
 
 Numbers. Prices, quantities, volume and turnover are integers of 10⁻ᵏ with k kept per
 instrument (``Instrument.price_decimals`` and so on); money (cash, fees, funding, notional,

@@ -1,4 +1,4 @@
-"""Instruments and every event that can enter the engine, in flow order."""
+"""Instruments, and every event that can enter the engine."""
 
 from __future__ import annotations
 

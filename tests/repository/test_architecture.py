@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
@@ -41,6 +42,27 @@ def test_every_module_has_one_row_and_every_row_a_module() -> None:
     assert modules() - set(named) == set(), "give these modules a row in ARCHITECTURE.md"
     assert set(named) - modules() == set(), "these rows name modules that are gone"
     assert [name for name, count in named.items() if count > 1] == []
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a module's docstring as its row shows it."""
+    told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return told.partition("\n")[0].removesuffix(".").replace("|", "\\|")
+
+
+def test_the_row_of_a_module_is_the_first_line_of_its_docstring() -> None:
+    rows_of: dict[str, str] = {}
+    package = folder = ""
+    for line in TEXT.splitlines():
+        if heading := re.fullmatch(r"#{2,3} (?:(\w+)/|.*)", line):
+            package = folder = heading.group(1) or ""
+        elif inner := re.match(r"\| \*\*`([\w/]+)/`\*\* \|", line):
+            folder = f"{package}/{inner.group(1)}"
+        elif package and (row := re.fullmatch(r"\| `(\w+)` \| (.*) \|", line)):
+            rows_of[f"{folder}/{row.group(1)}.py"] = row.group(2)
+    wrong = {name: row for name, row in rows_of.items() if row != first_line(ROOT / name)}
+    assert wrong == {}, "let these rows say what the docstring of the module says"
+    assert len(rows_of) == len(modules())
 
 
 def test_every_file_that_the_plan_names_exists() -> None:

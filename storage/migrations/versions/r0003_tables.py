@@ -1,4 +1,4 @@
-"""The first schema that is upgraded from: the tables as ``columns`` defines them.
+"""The oldest schema that can be upgraded.
 
 A column that is added later is no revision: ``database.add_columns`` adds it. Whatever else changes
 is one, and then the tables as they were are written down here.
