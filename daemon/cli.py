@@ -34,6 +34,13 @@ PANELS: Final = {
 """The order and the headings of the help; commands of other distributions come last."""
 ALIASES: Final = {"backtest": "replay"}
 """Other names of commands, for people who come from other programs."""
+RENAMED: Final = {
+    "--beside": "--compare",
+    "--instead": "--ablate",
+    "--spans": "--holdout",
+    "--vectors": "--covariates",
+}
+"""Older names of options; whoever types one is told the name that the command knows now."""
 OTHERS: Final = "Added by other packages"
 
 Command = Callable[..., object]
@@ -184,6 +191,10 @@ def _explain(error: BaseException) -> int:
             path = context.command_path if context is not None else "tracepaper"
             words = error.format_message().replace("Value error, ", "").split()
             message = " ".join(words).rstrip(".")
+            old = getattr(error, "option_name", "")
+            new = RENAMED.get(old)
+            if context is not None and any(new in one.opts for one in context.command.params):
+                message = f"{old} is called {new} now"
             sentence, code = f"{message}; see `{path} --help`.", error.exit_code
         case sqlite3.DatabaseError():
             sentence = (

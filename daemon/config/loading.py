@@ -63,6 +63,8 @@ Origins = dict[tuple[str, str], str]
 
 
 _OF_DEPTH: Final = ("depth", "depth_every_ms")
+STORED_AS: Final = {("model", "covariates"): "vectors"}
+"""The older names under which keys are stored and hashed; whoever types one is told the new one."""
 
 
 class Config(BaseModel):
@@ -100,10 +102,17 @@ class Config(BaseModel):
         return found
 
     def document(self) -> dict[str, dict[str, object]]:
+        """Return ``settings`` under the names by which a run stores and hashes them."""
+        return {
+            name: {STORED_AS.get((name, key), key): value for key, value in table.items()}
+            for name, table in self.settings().items()
+        }
+
+    def settings(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Where order books or vectors are not asked for nothing is said of them: a run has the hash
-        that it had before there were any.
+        Without order books or covariates their keys are left out: a run has the hash that it had
+        before these keys existed.
         """
         document = {
             name: {key: canonical(value) for key, value in table.items()}
@@ -112,8 +121,8 @@ class Config(BaseModel):
         if not self.market.depth:
             for key in _OF_DEPTH:
                 del document["market"][key]
-        if self.model.vectors is None:
-            del document["model"]["vectors"]
+        if self.model.covariates is None:
+            del document["model"]["covariates"]
         return document
 
     def canonical_json(self, stored: str = "") -> str:
@@ -223,7 +232,7 @@ def load_with_origins(
     _refuse_margin(config, origins)
     if isinstance(given, Path) and own_classes(config):
         _find_beside(given)
-    if isinstance(given, Path) and (config.model.files or config.model.vectors):
+    if isinstance(given, Path) and (config.model.files or config.model.covariates):
         config = config.beside(given.resolve().parent)
     return config, origins
 
@@ -268,6 +277,10 @@ def restore(text: str) -> Config:
         tables = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
+    for (section, key), old in STORED_AS.items():
+        table = tables.get(section) if isinstance(tables, dict) else None
+        if isinstance(table, dict) and old in table:
+            table[key] = table.pop(old)
     stored = "the stored configuration"
     return _merge([(stored, tables)], stored)[0]
 
@@ -391,6 +404,9 @@ def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
     else:
         known, suggested = SECTIONS[section].model_fields, _suggest(section, key)
     if first["type"] == "extra_forbidden":
+        for (home, new), old in STORED_AS.items():
+            if (section, key) == (home, old):
+                return f"{origin}: [{section}] {old} is called {new} now; write {new}."
         if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {where}."
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."
@@ -442,7 +458,7 @@ def render(config: Config) -> str:
     sections = (
         f"[{name}]\n"
         + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items() if value is not None)
-        for name, table in config.document().items()
+        for name, table in config.settings().items()
     )
     return "\n".join(sections)
 

@@ -288,9 +288,10 @@ class ModelSection(ModelClass):
     """Threads of the model; decisions are bit-equal only on an equal number."""
     backend: str = Field(default="auto", pattern=r"^[a-z][a-z0-9_]*$")
     """auto, or one of the attention backends that `tracepaper doctor` lists."""
-    vectors: str | None = Field(default=None, min_length=1, examples=["news.csv"])
-    """CSV or Parquet with the columns by time that a network was trained with by --vectors, beside
-    this file or in the working folder; absent for none. Live it is read again as it grows."""
+    covariates: str | None = Field(default=None, min_length=1, examples=["news.csv"])
+    """CSV or Parquet with the columns by time that a network was trained with (--covariates). The
+    path is looked up beside this file, then in the working folder. A live run reads the file again
+    as it grows."""
     retrain: Duration | None = Field(default=None, examples=["7d"])
     """Market time from one retraining in service to the next, by [retrain]; never if absent."""
     explanation: Annotated[ExplanationSection, BeforeValidator(json_object)] = Field(

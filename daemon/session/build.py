@@ -76,9 +76,9 @@ def needs_forecaster(config: Config) -> bool:
         )
     # Without a model ``trend`` sizes by what has closed, and nothing is judged.
     needed = needed or (name == TREND and has_model)
-    if config.model.vectors is not None and not needed:
+    if config.model.covariates is not None and not needed:
         raise ConfigInvalid(
-            f"[model] vectors are for a model, and strategy.name '{name}' asks none here; take "
+            f"[model] covariates are for a model, and strategy.name '{name}' asks none here; take "
             "them out."
         )
     return needed

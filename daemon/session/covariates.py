@@ -410,17 +410,17 @@ class GrowingVectors:
 
 
 def refuse_vectors(config: Config) -> None:
-    """Raise ``ConfigInvalid`` where ``[model] vectors`` stands beside what cannot use them."""
-    if config.model.vectors is None:
+    """Raise ``ConfigInvalid`` where ``[model] covariates`` stands beside what cannot use them."""
+    if config.model.covariates is None:
         return
     if config.model.own_class:
         raise ConfigInvalid(
-            "[model] vectors are a checkpoint's; take them out, and name the file of a class by "
+            "[model] covariates are a checkpoint's; take them out, and name the file of a class by "
             "[model] files."
         )
     if config.model.retrain is not None:
         raise ConfigInvalid(
-            "A model with [model] vectors is not retrained in service; take out [model] retrain."
+            "A model with [model] covariates is not retrained in service; take out [model] retrain."
         )
 
 
@@ -433,18 +433,18 @@ def vectors_path(config: Config, written: str) -> Path:
 def configured_vectors(
     config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
 ) -> VectorSource | None:
-    """Return the vectors that ``[model] vectors`` names, of the columns that *card* says.
+    """Return the vectors that ``[model] covariates`` names, of the columns that *card* says.
 
     They are kept beside the database *beside*, as a journal where they are *growing*. Raises
     ``DataInvalid`` for a file that cannot be believed, or lacks a column, or, where it stands, a
     symbol.
     """
-    if config.model.vectors is None:
+    if config.model.covariates is None:
         return None
-    path, columns = vectors_path(config, config.model.vectors), _columns(card)
+    path, columns = vectors_path(config, config.model.covariates), _columns(card)
     symbols = config.market.symbols
     if growing and beside is not None and columns:
-        name = journal_name(config.model.vectors, columns)
+        name = journal_name(config.model.covariates, columns)
         grown = GrowingVectors(path, open_journal(beside, name, columns))
         _require_symbols(path, grown, symbols, growing=True)
         return grown

@@ -437,7 +437,7 @@ class _Check:
                     found.differences.append(difference)
                     found.because = (
                         "it depends on bars that are still to come"
-                        if self._config.model.vectors is None
+                        if self._config.model.covariates is None
                         else "it depends on bars, or rows of vectors, that are still to come"
                     )
                     return

@@ -50,14 +50,14 @@ def other_vectors(config: Config, change: Change) -> Iterator[Config]:
 
     Raises ``DataInvalid`` for a file that cannot be believed.
     """
-    if config.model.vectors is None:
+    if config.model.covariates is None:
         yield config
         return
-    file = read_vectors(vectors_path(config, config.model.vectors))
+    file = read_vectors(vectors_path(config, config.model.covariates))
     with tempfile.TemporaryDirectory(prefix="tracepaper-vectors-") as folder:
         path = Path(folder) / "vectors.csv"
         _write(path, file, change)
-        model = config.model.model_copy(update={"vectors": str(path)})
+        model = config.model.model_copy(update={"covariates": str(path)})
         yield config.model_copy(update={"model": model})
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_json
-from tracepaper.replay.commands.train import DataOption, ThreadsOption, VectorsOption
+from tracepaper.replay.commands.train import CovariatesOption, DataOption, ThreadsOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,11 +36,11 @@ def evaluate(
     end: Annotated[
         str | None, typer.Option("--to", metavar="DATE", help="Judge bars before this date.")
     ] = None,
-    spans: Annotated[
+    holdout: Annotated[
         str | None,
         typer.Option(metavar="A=DATE:DATE,B=…", help="Untouched spans, each judged by itself."),
     ] = None,
-    beside: Annotated[
+    compare: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL", help="Another model on the same bars; repeat for more."),
     ] = None,
@@ -48,7 +48,7 @@ def evaluate(
         str | None,
         typer.Option(help="Fit anew on walk:3, rolling:3 or combinatorial:6/2; opens no span."),
     ] = None,
-    instead: Annotated[
+    ablate: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KEY=VALUE", help="With --folds: what a change of the recipe is worth; repeat."
@@ -59,7 +59,7 @@ def evaluate(
         typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
     ] = None,
     config: ConfigOption = None,
-    vectors: VectorsOption = None,
+    covariates: CovariatesOption = None,
     explained_bars: Annotated[
         int | None,
         typer.Option(min=500, help="Bars to explain, for the gates; what takes minutes."),
@@ -87,7 +87,7 @@ def evaluate(
     The baselines are those beside the checkpoint; where an older one has none, they are fitted on
     the bars before its training end, if --data has candles of both. Errors come from resampling
     whole calendar days. Each recipe that is judged on a span is counted as one opening of it. With
-    --folds the recipe is fitted anew before the untouched time instead. With --beside each other
+    --folds the recipe is fitted anew before the untouched time instead. With --compare each other
     model, which may be a class, is asked about the same bars, and the differences are told by day.
     A class of one's own is judged after its trained_until, with the options, files and features of
     the configuration. What is asked for with a number is examined on so many decisions, evenly
@@ -114,21 +114,22 @@ def evaluate(
     examined = asked | {"explained-bars": explained_bars or 0}
     if of_books:
         refuse_for_books(
-            checkpoint, {**examined, "config": config is not None, "vectors": vectors is not None}
+            checkpoint,
+            {**examined, "config": config is not None, "covariates": covariates is not None},
         )
     elif _is_together(checkpoint):
         _refuse_for_several(checkpoint, examined)
-    chosen = read_spans(spans, start, end)
+    chosen = read_spans(holdout, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
-    if folds is not None and (is_class or spans or start or end or beside):
+    if folds is not None and (is_class or holdout or start or end or compare):
         raise ConfigInvalid(
             "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
-            "it a checkpoint, and no span nor --beside."
+            "it a checkpoint, and no span nor --compare."
         )
-    if instead and folds is None:
-        raise ConfigInvalid("--instead is fitted anew on folds; give --folds walk:1 as well.")
+    if ablate and folds is None:
+        raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
     if of_books:
-        question = BooksAsked(chosen, beside or (), folds, instead or (), html)
+        question = BooksAsked(chosen, compare or (), folds, ablate or (), html)
         evaluate_books(checkpoint, data, question, threads=threads, as_json=json)
         return
     if folds is not None:
@@ -136,23 +137,29 @@ def evaluate(
             checkpoint,
             data,
             folds,
-            instead or [],
+            ablate or [],
             html,
-            vectors=vectors,
+            vectors=covariates,
             threads=threads,
             as_json=json,
         )
         return
-    _refuse_books_beside(checkpoint, beside or ())
+    _refuse_books_beside(checkpoint, compare or ())
     if is_class:
-        _refuse_for_class(asked | {"vectors": int(vectors is not None)})
+        _refuse_for_class(asked | {"covariates": int(covariates is not None)})
         judged = _of_class(checkpoint, data, config, chosen)
     else:
         judged = _of_checkpoint(
-            checkpoint, data, chosen, asked, vectors=vectors, threads=threads, bars=explained_bars
+            checkpoint,
+            data,
+            chosen,
+            asked,
+            vectors=covariates,
+            threads=threads,
+            bars=explained_bars,
         )
-    for name in beside or ():
-        judged = _with_rival(judged, name, data, config, vectors=vectors, threads=threads)
+    for name in compare or ():
+        judged = _with_rival(judged, name, data, config, vectors=covariates, threads=threads)
     _print(judged, html, as_json=json)
 
 
@@ -165,7 +172,7 @@ def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
     for other in beside:
         if is_of_books(locate(other)):
             raise ConfigInvalid(
-                f"--beside {other}: it forecasts the mid of an order book, which {name} does not; "
+                f"--compare {other}: it forecasts the mid of an order book, which {name} does not; "
                 "name a model of bars."
             )
 
@@ -238,7 +245,7 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     found = load(folder)
     if is_together(found.card):
         if vectors is not None:
-            raise ConfigInvalid(f"{name} was trained without vectors; leave --vectors out.")
+            raise ConfigInvalid(f"{name} was trained without vectors; leave --covariates out.")
         TogetherModel.read(found.card, found.tensors)
         return folder, found
     source = None
@@ -388,7 +395,7 @@ def _with_rival(
         material = _material(found.card, data, stored=unfitted(), vectors=supplied)
         ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
-        raise ConfigInvalid(f"--beside {name} is a model that is judged already; leave it out.")
+        raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
     require_interval(name, material, judged.interval_ms)
     rivals = [ask(one) for one in judged.every]
     every = [

@@ -99,7 +99,7 @@ def check(
         typer.Option("--data", metavar="PATH", help="Candle files; by default bundled ones."),
     ] = None,
     *,
-    vectors: Annotated[
+    covariates: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Your own columns by time, where it was trained so."),
     ] = None,
@@ -113,7 +113,7 @@ def check(
 
     from tracepaper.replay.training.stored_network import StoredNetwork
 
-    stored = StoredNetwork.open(model, vectors)
+    stored = StoredNetwork.open(model, covariates)
     found = stored.examined(tuple(data or ()))
     if json:
         print_json({"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)})

@@ -190,9 +190,9 @@ def explain(
             help="Compare with another decision, layer by layer.",
         ),
     ] = None,
-    beside: Annotated[
+    compare: Annotated[
         str | None,
-        typer.Option("--beside", metavar="MODEL", help="Compare with another model on its bars."),
+        typer.Option("--compare", metavar="MODEL", help="Compare with another model on its bars."),
     ] = None,
     depth: Annotated[
         Path | None,
@@ -217,7 +217,7 @@ def explain(
     """
     if decision is None or depth is not None or checkpoint is not None or at is not None:
         others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)
-        given = any(one not in (None, False) for one in (*others, png, page, other, beside, db))
+        given = any(one not in (None, False) for one in (*others, png, page, other, compare, db))
         _explain_book(None if given else depth, checkpoint, at, as_json=json)
         return
     from tracepaper.replay.explain.attribution import ComparedWith, TypedMethod
@@ -227,7 +227,7 @@ def explain(
     database = None if "#" in decision else database_path(db)
     explain_decision(
         decision, database, full=full, png=png, page=page, as_json=json, asked=asked,
-        beside=ComparedWith(other, beside),
+        beside=ComparedWith(other, compare),
     )  # fmt: skip
 
 

@@ -33,10 +33,10 @@ DataOption = Annotated[
         help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
     ),
 ]
-VectorsOption = Annotated[
+CovariatesOption = Annotated[
     Path | None,
     typer.Option(
-        "--vectors", metavar="FILE", help="trading: your own columns by time, CSV or Parquet."
+        "--covariates", metavar="FILE", help="trading: your own columns by time, CSV or Parquet."
     ),
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
@@ -152,7 +152,7 @@ def train(
     modalities: Annotated[
         str | None, typer.Option(help="trading: of price, volume, time and others, by commas.")
     ] = None,
-    vectors: VectorsOption = None,
+    covariates: CovariatesOption = None,
     regimes: Annotated[
         int | None, typer.Option(help="trading: of the coming variance, 2 to 7; 0 for none.")
     ] = None,
@@ -268,14 +268,14 @@ def train(
 
     if network == KIND:
         said = {"--recipe": recipe, "--print-recipe": print_recipe, "--resume": resume}
-        said |= {"--cache": cache, "--vectors": vectors}
+        said |= {"--cache": cache, "--covariates": covariates}
         others = [option for option, value in said.items() if value]
         files, folder = _required(data, out)
         train_books(given, files, folder, seeds=seed or (), others=others, as_json=json)
         return
     trained = [_is_checkpoint(one) for one in (network, beside)]
     if any(trained):
-        if not all(trained) or recipe is not None or print_recipe or seed or vectors:
+        if not all(trained) or recipe is not None or print_recipe or seed or covariates:
             raise _half_trained()
         made = [_combine(given, *_required(data, out), cache, threads=threads)]
     else:
@@ -286,7 +286,7 @@ def train(
             data,
             out,
             cache,
-            vectors=vectors,
+            vectors=covariates,
             print_recipe=print_recipe,
             resume=resume,
         )
@@ -345,7 +345,7 @@ def _require_modalities(chosen: Sequence[AnyRecipe]) -> None:
 
     if not all(isinstance(one, Recipe) and one.kind.name == "trading" for one in chosen):
         raise ConfigInvalid(
-            "--vectors are a modality of --network trading alone; name that, without --with, or "
+            "--covariates are a modality of --network trading alone; name that, without --with, or "
             "leave them out."
         )
 

@@ -163,7 +163,7 @@ class ComparedWith:
         """Raise ``ConfigInvalid`` where both were given."""
         if self.decision is not None and self.model is not None:
             raise ConfigInvalid(
-                "Compare with a decision or with a model; leave --with or --beside out."
+                "Compare with a decision or with a model; leave --with or --compare out."
             )
 
 

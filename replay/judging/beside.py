@@ -101,15 +101,15 @@ def rival_class(
 
 
 def _refused(name: str, error: Exception) -> ConfigInvalid:
-    return ConfigInvalid(f"--beside {name}: {str(error).rstrip('.')}.")
+    return ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.")
 
 
 def require_interval(name: str, material: Material, interval_ms: int) -> None:
     """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
     if material.interval_ms != interval_ms:
         raise ConfigInvalid(
-            f"--beside {name}: it forecasts bars of {interval_text(material.interval_ms)}, and the "
-            f"judged model bars of {interval_text(interval_ms)}; name models of one interval."
+            f"--compare {name}: it forecasts bars of {interval_text(material.interval_ms)}, and "
+            f"the judged model bars of {interval_text(interval_ms)}; name models of one interval."
         )
 
 

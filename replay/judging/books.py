@@ -180,24 +180,24 @@ def with_rival(
     """
     if not is_of_books(locate(name)):
         raise ConfigInvalid(
-            f"--beside {name}: {of.name} forecasts the mid of an order book, which no model of "
+            f"--compare {name}: {of.name} forecasts the mid of an order book, which no model of "
             "bars does; name a network of order books."
         )
     rival = BookCheckpoint.read(name)
     if rival.model_id == of.model_id or name in every[0].beside:
-        raise ConfigInvalid(f"--beside {name} is a model that is judged already; leave it out.")
+        raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
     if rival.untrained:
-        raise ConfigInvalid(f"--beside {name}: {rival.untrained[0]}")
+        raise ConfigInvalid(f"--compare {name}: {rival.untrained[0]}")
     try:
         material = rival.material(data)
         found = [_scores(rival, material, one.span) for one in every]
     except (ConfigInvalid, DataInvalid) as error:
-        raise ConfigInvalid(f"--beside {name}: {str(error).rstrip('.')}.") from None
+        raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
     for one, other in zip(every, found, strict=True):
         if not any(_on_same(one.scores[h], other[h]) for h in set(one.scores) & set(other)):
             raise ConfigInvalid(
-                f"--beside {name}: it answers no book to a horizon of the judged network; name one "
-                "of a common horizon and time."
+                f"--compare {name}: it answers no book to a horizon of the judged network; name "
+                "one of a common horizon and time."
             )
     added = [
         replace(one, beside={**one.beside, name: other})

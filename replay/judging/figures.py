@@ -475,7 +475,7 @@ def _trades(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     if len(traded) < 2:
         said = (
             "No figure of trading is shown of one span: give a second untouched one to repeat it, "
-            "--spans A=…,B=…."
+            "--holdout A=…,B=…."
         )
         yield Table("trades", title, (), (), (said,))
         return

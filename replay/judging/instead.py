@@ -66,25 +66,25 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
         section, key = _SECTION, section
     if not equals or section not in _SECTIONS or not key:
         raise ConfigInvalid(
-            f"--instead {text} is no change; write one such as encoding=alibi, clock=week,funding "
+            f"--ablate {text} is no change; write one such as encoding=alibi, clock=week,funding "
             "or training.steps=500."
         )
     if (name := f"{section}.{key}") in _KEPT:
         raise ConfigInvalid(
-            f"--instead {text} is no change that folds are fitted by: they keep {name} as it is; "
+            f"--ablate {text} is no change that folds are fitted by: they keep {name} as it is; "
             "change another key."
         )
     if row_kind(card) is not None:
-        raise ConfigInvalid("--instead changes a network; give it a checkpoint that has one.")
+        raise ConfigInvalid("--ablate changes a network; give it a checkpoint that has one.")
     own = half_as_card(card, HALVES[0]) if is_ensemble(card) else card
     document = _document_of(card)
     before = document(own)[section].get(key)
     other = {**own, section: {**own[section], key: _value(value.strip(), before)}}
     now = document(other)[section].get(key)
     if now is None:
-        raise ConfigInvalid(f"--instead {text}: {section}.{key} is no key of the recipe.")
+        raise ConfigInvalid(f"--ablate {text}: {section}.{key} is no key of the recipe.")
     if now == before:
-        raise ConfigInvalid(f"--instead {text} changes nothing; {section}.{key} is so already.")
+        raise ConfigInvalid(f"--ablate {text} changes nothing; {section}.{key} is so already.")
     if own is card:
         return other
     return {**card, "parts": {**card["parts"], HALVES[0]: other}}

@@ -81,14 +81,15 @@ def read_spans(
         )
         return _ordered([whole])
     if start or end:
-        raise ConfigInvalid("--spans says from when until when; leave --from and --to out.")
+        raise ConfigInvalid("--holdout says from when until when; leave --from and --to out.")
     found = []
     for part in text.split(","):
         name, _, dates = part.strip().partition("=")
         first, _, last = dates.partition(":")
         if not (name and first and last):
             raise ConfigInvalid(
-                f"--spans is {shown(text)}; write A=2024-10-01:2024-12-01,B=2025-04-23:2025-06-03."
+                f"--holdout is {shown(text)}; write "
+                "A=2024-10-01:2024-12-01,B=2025-04-23:2025-06-03."
             )
         found.append(NamedSpan(name, date_ms(first), date_ms(last)))
     return _ordered(found)

@@ -382,7 +382,7 @@ def _laid_over(config: Any, over: Mapping[str, Mapping[str, Any]]) -> Any:  # no
         from tracepaper.daemon.config.loading import load_with_origins
 
         loaded, origins = load_with_origins(config)
-        document = loaded.document()
+        document = loaded.settings()
         under = {}
         for section, key in origins:
             under.setdefault(section, {})[key] = document[section][key]

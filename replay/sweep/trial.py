@@ -499,7 +499,7 @@ def _fitted(
 def _vectors(given: Path | Sections | None) -> bytes:
     """Return what a user's file of vectors holds, where the configuration names one."""
     config = load(given)
-    written = config.model.vectors
+    written = config.model.covariates
     return b"" if written is None else file_bytes(vectors_path(config, written))
 
 

@@ -258,7 +258,7 @@ def _edge(passed: Mapping[str, Any]) -> str:
         return f"{passing}, and none was traded."
     return (
         f"{passing}: {passed['trades']} separate trades on {passed['days']} days. What they made is"
-        " said beside a second untouched span alone: tracepaper evaluate --spans."
+        " said beside a second untouched span alone: tracepaper evaluate --holdout."
     )
 
 

@@ -37,7 +37,8 @@ def shown_sentences(card: Mapping[str, Any]) -> list[str]:
         elif known := _SIGN.match(sentence):
             found.append(_sign(figures, *known.groups()))
         else:
-            found.append(sentence)
+            # Older cards name the option as it was called then.
+            found.append(sentence.replace("evaluate --spans", "evaluate --holdout"))
     return found
 
 

@@ -224,7 +224,7 @@ def command(sources: Sequence[TrainingFile], vectors: str | None = None) -> str:
         for source in sources
     ]
     words = [word for name in names for word in ("--data", name)]
-    words += [] if vectors is None else ["--vectors", vectors]
+    words += [] if vectors is None else ["--covariates", vectors]
     return shlex.join(["tracepaper", "train", "--recipe", "card.toml", *words, "--out", "FOLDER"])
 
 

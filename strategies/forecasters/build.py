@@ -107,7 +107,7 @@ def build(  # noqa: PLR0913
     if vectors is not None and not takes_vectors(card):
         raise ConfigInvalid(
             "The checkpoint was trained without vectors; leave them out, or train one with "
-            "--vectors."
+            "--covariates."
         )
     if is_ensemble(card):
         return _ensemble(
@@ -478,7 +478,7 @@ def known_schema(card: Mapping[str, Any], vectors: VectorSource | None = None) -
     if vectors is None:
         raise ConfigInvalid(
             f"The model was trained with the vectors {', '.join(vector_scale(card).columns)}; name "
-            'a file of them by [model] vectors = "FILE", or --vectors FILE.'
+            'a file of them by [model] covariates = "FILE", or --covariates FILE.'
         )
     return features.with_vectors(found, VectorColumns(vector_scale(card), vectors))
 

@@ -157,7 +157,7 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
     for name in chosen:
         _require_known(name)
         if name not in of:
-            given = ", give --vectors FILE" if name == _VECTORS else ""
+            given = ", give --covariates FILE" if name == _VECTORS else ""
             raise ConfigInvalid(
                 f"No feature is of the modality {name}; leave it out{given}, or choose of "
                 f"{', '.join(dict.fromkeys(of))}."

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.daemon.cli import PANELS, invoke
+from tracepaper.daemon.cli import PANELS, RENAMED, invoke
 from tracepaper.daemon.commands.options import database_path, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -301,3 +301,29 @@ def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
         "print(codes, sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []"
+
+
+@pytest.mark.parametrize(
+    ("command", "old"),
+    [
+        *(("evaluate", old) for old in RENAMED),
+        ("explain", "--beside"),
+        ("models check", "--vectors"),
+        ("train", "--vectors"),
+    ],
+)
+def test_an_older_name_of_an_option_is_refused_with_the_new_one(
+    command: str, old: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ([old, "value"], [f"{old}=value"]):
+        assert invoke([*command.split(), *words]) == 2
+        assert capsys.readouterr().err == (
+            f"{old} is called {RENAMED[old]} now; see `tracepaper {command} --help`.\n"
+        )
+
+
+def test_a_command_that_never_had_an_option_knows_no_other_name_of_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert invoke(["replay", "--vectors", "own.csv"]) == 2
+    assert "No such option: --vectors" in capsys.readouterr().err

@@ -204,12 +204,12 @@ def test_what_needs_a_model_is_refused_without_one() -> None:
 @pytest.mark.parametrize("checkpoint", ["none", "default"])
 @pytest.mark.parametrize("name", ["sma_cross", "trend", "attention"])
 def test_vectors_are_refused_where_no_model_is_asked(name: str, checkpoint: str) -> None:
-    given = {"checkpoint": checkpoint, "vectors": "own.csv"}
+    given = {"checkpoint": checkpoint, "covariates": "own.csv"}
     config = load(None, {"strategy": {"name": name}, "model": given})
     if checkpoint == "default" and name != "sma_cross":
         assert needs_forecaster(config)
         return
-    with pytest.raises(ConfigInvalid, match=r"vectors are for a model|needs a model"):
+    with pytest.raises(ConfigInvalid, match=r"covariates are for a model|needs a model"):
         needs_forecaster(config)
 
 

@@ -43,7 +43,7 @@ def sections(folder: Path, file: Path) -> dict[str, Mapping[str, Any]]:
         "strategy": {"name": "attention"},
         "model": {
             "checkpoint": str(checkpoint(folder)),
-            "vectors": str(file),
+            "covariates": str(file),
             "threads": 1,
             "deadline_ms": 60_000,
         },

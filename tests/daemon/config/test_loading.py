@@ -375,7 +375,7 @@ def test_order_books_and_vectors_that_are_not_asked_for_leave_a_run_its_hash() -
     plain = Config().document()
     assert not {"depth", "depth_every_ms"} & plain["market"].keys()
     assert "vectors" not in plain["model"]
-    asked = ({"market": {"depth": 50}}, {"model": {"vectors": "own.csv"}})
+    asked = ({"market": {"depth": 50}}, {"model": {"covariates": "own.csv"}})
     hashes = {load(None, keys).sha256() for keys in asked}
     assert len(hashes | {Config().sha256()}) == len(asked) + 1
     for keys in asked:
@@ -402,3 +402,31 @@ def test_metrics_can_be_served_on_another_address(written: str, address: tuple[s
 def test_an_address_of_metrics_that_is_none_is_refused(written: str) -> None:
     with pytest.raises(ConfigInvalid, match="write an address and a port"):
         load(None, {"http": {"metrics": written}})
+
+
+def test_a_key_that_was_renamed_is_stored_and_hashed_under_its_older_name(tmp_path: Path) -> None:
+    config = load(None, {"model": {"covariates": "own.csv"}})
+    stored = config.canonical_json()
+    assert json.loads(stored)["model"]["vectors"] == "own.csv"
+    assert "covariates" not in stored
+    # As the version before the new name hashed it.
+    assert config.sha256() == "57ec254f816bd1da00bf663eb69c31808e3f276ff11f52bb6382b5b4bed0ff3c"
+    assert restore(stored).model.covariates == "own.csv"
+    assert restore(stored).canonical_json(stored) == stored
+    assert load(written(tmp_path, render(config))).sha256() == config.sha256()
+
+
+def test_the_older_name_of_a_key_is_refused_with_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "[model] vectors is called covariates now; write covariates."
+    assert refusal(tmp_path, '[model]\nvectors = "own.csv"').endswith(f"paper.toml: {said}")
+    old = {"model": {"vectors": "own.csv"}}
+    for sections, overrides in ((old, {}), (None, old)):
+        with pytest.raises(ConfigInvalid) as caught:
+            load(sections, overrides)
+        assert str(caught.value).endswith(said)
+    monkeypatch.setenv("TRACEPAPER_MODEL__VECTORS", "own.csv")
+    with pytest.raises(ConfigInvalid) as caught:
+        load()
+    assert str(caught.value) == f"TRACEPAPER_MODEL__VECTORS: {said}"

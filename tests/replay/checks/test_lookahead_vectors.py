@@ -127,13 +127,13 @@ def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk:
     at = int(walk.open_time_ms[9]) + 1_000  # that of the fourth row
     for cut, count in ((True, 4), (False, len(range(0, BARS, 3)))):
         with other_vectors(given, without_later(at, cut=cut)) as other:
-            assert other.model.vectors is not None
-            rows = read_vectors(Path(other.model.vectors)).rows[""]
+            assert other.model.covariates is not None
+            rows = read_vectors(Path(other.model.covariates)).rows[""]
         assert len(rows) == count
         kept = read_vectors(tmp_path / "news.csv").rows[""]
         assert (rows.values[:4] == kept.values[:4]).all()
         assert (rows.values[4:] != kept.values[4 : len(rows)]).all()
-        assert not Path(other.model.vectors).exists()
+        assert not Path(other.model.covariates).exists()
     rows = rows_of(np.array([5, 9]), np.ones((2, 1)))
     assert moved_by(-2)(rows).time_ms.tolist() == [3, 7]
     assert len(without_later(1, cut=True)(rows)) == 2  # of none nothing could be asked

@@ -100,10 +100,10 @@ def test_explain_compares_on_the_terminal_and_as_json(
     told = json.loads(said(capsys, 0, *words, "--with", f"last:{LAST}", "--json")[0])["compared"]
     assert told["common_bars"] == pytest.approx(1.0)
     own = database.parent / "small"
-    told = json.loads(said(capsys, 0, *words, "--beside", own, "--json")[0])["compared"]
+    told = json.loads(said(capsys, 0, *words, "--compare", own, "--json")[0])["compared"]
     assert told["common_by_layer"] == pytest.approx([1.0, 1.0])
-    _, err = said(capsys, 2, *words, "--beside", own, "--with", "last")
-    assert "leave --with or --beside out" in err
+    _, err = said(capsys, 2, *words, "--compare", own, "--with", "last")
+    assert "leave --with or --compare out" in err
     _, err = said(capsys, 1, *words, "--with", "last:1")
     assert "came before its model was warm" in err
 

@@ -1,4 +1,4 @@
-"""``evaluate --beside``: other models on the same bars, by the units and labels of the first."""
+"""``evaluate --compare``: other models on the same bars, by the units and labels of the first."""
 
 from __future__ import annotations
 
@@ -138,11 +138,11 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = tmp_path / "page.html"
-    words = ["evaluate", str(network), "--data", candles, "--spans", AS_TEXT, "--json"]
+    words = ["evaluate", str(network), "--data", candles, "--holdout", AS_TEXT, "--json"]
     words += ["--threads", "1", "--explained-bars", "600", "--html", str(page)]
     others = [str(first), str(wide), "beside_mine:Mine"]
     for name in others:
-        words += ["--beside", name]
+        words += ["--compare", name]
     assert invoke(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in found["beside"]] == others
@@ -167,7 +167,7 @@ def test_the_difference_is_that_of_losses_in_log_returns(
     first: Path, wide: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the definition, from each model judged alone."""
-    words = ["evaluate", str(first), "--data", candles, "--beside", str(wide), "--json"]
+    words = ["evaluate", str(first), "--data", candles, "--compare", str(wide), "--json"]
     dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
     assert invoke([*words, *dates]) == 0
     tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
@@ -247,12 +247,12 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     slow = glm(folder / "slow", candles, "v2-15m", horizons=(2,))
     whole = ["--from", iso(SPANS[0].from_ms or 0)]
     cases = [
-        (["--beside", str(first)], "is a model that is judged already"),
-        (["--beside", str(later), *whole], f"--beside {later}: The span untouched"),
-        (["--beside", str(far)], "it forecasts 7 bars ahead, and the judged model 5, 30"),
-        (["--beside", str(slow)], "it forecasts bars of 15m, and the judged model bars of 1m"),
-        (["--beside", str(later), "--folds", "walk:2"], "and no span nor --beside"),
-        (["--beside", str(tmp_path / "none")], "none"),
+        (["--compare", str(first)], "is a model that is judged already"),
+        (["--compare", str(later), *whole], f"--compare {later}: The span untouched"),
+        (["--compare", str(far)], "it forecasts 7 bars ahead, and the judged model 5, 30"),
+        (["--compare", str(slow)], "it forecasts bars of 15m, and the judged model bars of 1m"),
+        (["--compare", str(later), "--folds", "walk:2"], "and no span nor --compare"),
+        (["--compare", str(tmp_path / "none")], "none"),
     ]
     for words, said in cases:
         assert invoke(["evaluate", str(first), "--data", candles, *words]) != 0, words
@@ -260,7 +260,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
         assert said in told
         assert told.count("\n") == 1
     # Without a date the later one is asked about the bars after both had learnt.
-    words = ["evaluate", str(first), "--data", candles, "--beside", str(later), "--json"]
+    words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]
     assert invoke(words) == 0
     (row,) = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike_5"]["rows"]
     assert row["days"] == 3

@@ -107,7 +107,7 @@ def test_spans_are_judged_each_by_itself_and_counted(
     glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    words = ["evaluate", str(glm), "--data", candles, "--spans", AS_TEXT]
+    words = ["evaluate", str(glm), "--data", candles, "--holdout", AS_TEXT]
     assert invoke([*words, "--json", "--html", str(page)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert [span["name"] for span in found["spans"]] == ["A", "B"]

@@ -66,7 +66,7 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
 ) -> None:
     words = ["evaluate", str(checkpoint), "--data", candles, "--folds", "walk:1", "--threads", "1"]
     changes = ["clock=week,sessions", "training.steps=1"]
-    given = [word for change in changes for word in ("--instead", change)]
+    given = [word for change in changes for word in ("--ablate", change)]
     assert invoke([*words, *given, "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]
     rows = tables["instead_qlike"]["rows"]
@@ -135,7 +135,7 @@ def test_what_is_no_change_is_refused_in_one_sentence(
 def test_a_change_needs_folds(
     checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["evaluate", str(checkpoint), "--data", candles, "--instead", "encoding=none"]
+    words = ["evaluate", str(checkpoint), "--data", candles, "--ablate", "encoding=none"]
     assert invoke(words) == 2
     assert "give --folds walk:1" in capsys.readouterr().err
 

@@ -123,8 +123,8 @@ def test_spans_are_judged_apart_and_beside_another_network(
     good: str, poor: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
-    words = ("--data", file, "--spans", AS_TEXT, "--html", page)
-    found = answered(capsys, good, *words, "--beside", poor)
+    words = ("--data", file, "--holdout", AS_TEXT, "--html", page)
+    found = answered(capsys, good, *words, "--compare", poor)
     assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 6), ("B", 6)]
     books = [one["figures"]["1"]["books"] for one in found["spans"]]
     assert books == [6 * (LATER - 1)] * 2  # no label reaches over a gap
@@ -138,7 +138,7 @@ def test_spans_are_judged_apart_and_beside_another_network(
     counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
     assert {found["id"], found["beside"][0]["id"]} <= counted
     assert "the model less each other model" in page.read_text(encoding="utf-8")
-    turned = answered(capsys, poor, *words, "--beside", good)["spans"][0]["tables"]
+    turned = answered(capsys, poor, *words, "--compare", good)["spans"][0]["tables"]
     [other] = turned["beside_log_loss"]["rows"]
     [same] = found["spans"][0]["tables"]["beside_log_loss"]["rows"]
     assert other["1_verdict"] == "worse"
@@ -183,7 +183,7 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
     good: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     changes = ("training.steps=1", "levels=1")
-    more = [word for change in changes for word in ("--instead", change)]
+    more = [word for change in changes for word in ("--ablate", change)]
     found = answered(capsys, good, "--data", file, "--folds", "walk:1", *more)["tables"]
     [own, *_] = found["folds_accuracy"]["rows"]
     assert own["1"]["value"] > 0.9
@@ -244,9 +244,9 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
     "more",
     [
         (),
-        ("--spans", AS_TEXT),
+        ("--holdout", AS_TEXT),
         ("--folds", "walk:1"),
-        ("--folds", "walk:1", "--instead", "layers=2"),
+        ("--folds", "walk:1", "--ablate", "layers=2"),
         ("--html", "page.html"),
     ],
 )
@@ -279,21 +279,21 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
     untrained = trained(tmp_path / "u", tmp_path / "loopback", "--steps", 1)
     walk_1 = ("--folds", "walk:1")
     wrong: list[tuple[tuple[object, ...], str]] = [
-        ((good, "--spans", "A=2025-01-05:2025-01-17"), "begins before 2025-01-11"),
+        ((good, "--holdout", "A=2025-01-05:2025-01-17"), "begins before 2025-01-11"),
         ((good, "--from", "2026-01-01"), "holds no book whose move to 1 books is known"),
         ((good, "--ablation", 5), "--ablation is for models of bars"),
         ((good, "--explained-bars", 600), "--explained-bars is for models of bars"),
         ((good, "--folds", "combinatorial:4/2"), "write --folds walk:3"),
-        ((good, *walk_1, "--from", "2025-01-17"), "and no span nor --beside"),
-        ((good, "--instead", "layers=2"), "give --folds walk:1 as well"),
-        ((good, *walk_1, "--instead", "horizons=3"), "they keep architecture.horizons"),
-        ((good, *walk_1, "--instead", "layers=1"), "changes nothing"),
-        ((good, *walk_1, "--instead", "levels=9"), "and the files hold 2"),
-        ((good, *walk_1, "--instead", "training.stepz=9"), "training.stepz is unknown"),
-        ((good, *walk_1, "--instead", "dim=7"), "give a multiple of twice"),
-        ((good, "--beside", good), "is a model that is judged already"),
-        ((good, "--beside", untrained), "--beside " + untrained + ": untrained: books from"),
-        ((good, "--beside", "flash-15m"), "which no model of bars does"),
+        ((good, *walk_1, "--from", "2025-01-17"), "and no span nor --compare"),
+        ((good, "--ablate", "layers=2"), "give --folds walk:1 as well"),
+        ((good, *walk_1, "--ablate", "horizons=3"), "they keep architecture.horizons"),
+        ((good, *walk_1, "--ablate", "layers=1"), "changes nothing"),
+        ((good, *walk_1, "--ablate", "levels=9"), "and the files hold 2"),
+        ((good, *walk_1, "--ablate", "training.stepz=9"), "training.stepz is unknown"),
+        ((good, *walk_1, "--ablate", "dim=7"), "give a multiple of twice"),
+        ((good, "--compare", good), "is a model that is judged already"),
+        ((good, "--compare", untrained), "--compare " + untrained + ": untrained: books from"),
+        ((good, "--compare", "flash-15m"), "which no model of bars does"),
     ]
     for (model, *more), sentence in wrong:
         assert sentence in refused(capsys, model, "--data", file, *more), sentence
@@ -306,5 +306,5 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
 def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
     good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("flash-15m", "--data", tmp_path / "candles.csv", "--beside", good)
+    words = ("flash-15m", "--data", tmp_path / "candles.csv", "--compare", good)
     assert "which flash-15m does not; name a model of bars" in refused(capsys, *words)

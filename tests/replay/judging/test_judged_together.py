@@ -160,9 +160,9 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     page = tmp_path / "page.html"
-    words = ["evaluate", models["portfolio"], *given(paths), "--spans", AS_TEXT, "--html", page]
+    words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]
     others = [str(models[kind]) for kind in ("crossasset", "flash")]
-    found = answered(capsys, *words, "--beside", others[0], "--beside", others[1])
+    found = answered(capsys, *words, "--compare", others[0], "--compare", others[1])
     assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 1), ("B", 1)]
     assert [one["symbols"] for one in found["spans"]] == [list(SYMBOLS)] * 2
     assert {one["openings"] for one in found["spans"]} == {1}
@@ -194,7 +194,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     pair = [models["flash"], models["crossasset"]]
     values = []
     for one, other in (pair, pair[::-1]):
-        words = ["evaluate", one, *given(paths), *dates, "--beside", other]
+        words = ["evaluate", one, *given(paths), *dates, "--compare", other]
         more = ["--explained-bars", 500] if one == models["flash"] else []
         tables = answered(capsys, *words, *more)["spans"][0]["tables"]
         values.append(
@@ -298,7 +298,7 @@ def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
 ) -> None:
     words = ["evaluate", models["portfolio"], *given(paths), "--folds", "walk:1"]
     changes = ["every=30", "layers=2"]
-    more = [word for change in changes for word in ("--instead", change)]
+    more = [word for change in changes for word in ("--ablate", change)]
     tables = answered(capsys, *words, *more)["tables"]
     for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
         rows = tables[key]["rows"]
@@ -360,12 +360,12 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
     [
         (["--folds", "combinatorial:4/2"], "write --folds walk:3"),
         (["--folds", "walk:9"], "fitted anew at most 3 times"),
-        (["--folds", "walk:1", "--instead", "symbols=9"], "architecture.symbols is no key"),
-        (["--folds", "walk:1", "--instead", "every=7"], "architecture.every is 7; weights are"),
-        (["--folds", "walk:1", "--instead", "every=5"], "changes nothing"),
-        (["--instead", "every=30"], "give --folds walk:1 as well"),
-        (["--folds", "walk:1", "--from", "2024-01-01"], "and no span nor --beside"),
-        (["--spans", "A=2023-11-15:2023-11-20"], "until when the model had seen all"),
+        (["--folds", "walk:1", "--ablate", "symbols=9"], "architecture.symbols is no key"),
+        (["--folds", "walk:1", "--ablate", "every=7"], "architecture.every is 7; weights are"),
+        (["--folds", "walk:1", "--ablate", "every=5"], "changes nothing"),
+        (["--ablate", "every=30"], "give --folds walk:1 as well"),
+        (["--folds", "walk:1", "--from", "2024-01-01"], "and no span nor --compare"),
+        (["--holdout", "A=2023-11-15:2023-11-20"], "until when the model had seen all"),
         (["--explained-bars", "600"], "--explained-bars examines what a model says of one"),
         (["--intervals"], "--intervals examines what a model says of one"),
     ],
@@ -390,6 +390,12 @@ def test_another_without_these_symbols_is_refused_beside(
     own = load(models["crossasset"])
     section = {**own.card["architecture"], "symbols": [*SYMBOLS[:2], "DDDUSDT"]}
     save(folder / "other", own.tensors, {**own.card, "architecture": section})
-    words = ["evaluate", str(models["portfolio"]), *given(paths), "--beside", str(folder / "other")]
+    words = [
+        "evaluate",
+        str(models["portfolio"]),
+        *given(paths),
+        "--compare",
+        str(folder / "other"),
+    ]
     assert invoke([*words, "--threads", "1"]) != 0
     assert "and not CCCUSDT; train it with its candles" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def test_a_file_of_vectors_is_of_the_data(candles: Path, tmp_path: Path) -> None
     file, hashes = tmp_path / "news.csv", []
     for mood in (1, 1, 2):
         file.write_text(f"time,mood\n1717243200000,{mood}\n", encoding="utf-8")
-        config = {**FIXED, "model": {"vectors": str(file)}}
+        config = {**FIXED, "model": {"covariates": str(file)}}
         space = {"sizing.quantity": ["0.1"]}
         asked = read_request("persistence", candles, space, "return", config=config)
         hashes.append(asked.data_sha256)

@@ -86,6 +86,11 @@ def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
     assert "is level with the best baseline's" in few
 
 
+def test_an_option_is_shown_by_its_name_of_now() -> None:
+    stored = {"figures": {}, "honesty": {"sentences": ["Untouched: tracepaper evaluate --spans."]}}
+    assert shown_sentences(stored) == ["Untouched: tracepaper evaluate --holdout."]
+
+
 def test_what_is_derived_when_shown_is_what_training_said() -> None:
     found = card(forecasts(better=0.6, rises=0.6), [])
     said = compared_sentences(found["figures"], 16, "model")

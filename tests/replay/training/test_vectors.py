@@ -97,7 +97,7 @@ def split_section() -> str:
 
 def trained(made: Path, out: str, *words: str) -> list[str]:
     recipe, candles = made / "recipe.toml", made / "bybit_linear_AAAUSDT_1m.csv.gz"
-    told = ["--recipe", recipe, "--data", candles, "--vectors", made / "news.csv"]
+    told = ["--recipe", recipe, "--data", candles, "--covariates", made / "news.csv"]
     return [str(word) for word in ("train", *told, "--out", made / out, *words)]
 
 
@@ -121,7 +121,7 @@ def test_the_card_names_columns_scale_and_file(folder: Path) -> None:
     assert of["scale"] == pytest.approx(before.std(axis=0).tolist())
     assert card["features"]["names"][-3:] == ["vector_mood", "vector_heat", "vector_age"]
     assert "vectors" in card["architecture"]["modalities"]
-    assert "--vectors news.csv" in card["training"]["command"]
+    assert "--covariates news.csv" in card["training"]["command"]
 
 
 def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(folder: Path) -> None:
@@ -143,7 +143,7 @@ def test_vectors_of_another_time_are_refused(folder: Path, tmp_path: Path, say: 
     late = tmp_path / "news.csv"
     late.write_text(f"time,mood\n{START_MS + MINUTE_MS * (COUNT + 9)},1\n", encoding="utf-8")
     words = trained(folder, "never")
-    words[words.index("--vectors") + 1] = str(late)
+    words[words.index("--covariates") + 1] = str(late)
     code, _, err = say(*words)
     assert code == 1
     assert "no row that a bar of the candles could know" in err
@@ -152,17 +152,17 @@ def test_vectors_of_another_time_are_refused(folder: Path, tmp_path: Path, say: 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--network", "flash"), "--vectors are a modality of --network trading alone"),
-        (("--network", "glm"), "--vectors are a modality of --network trading alone"),
+        (("--network", "flash"), "--covariates are a modality of --network trading alone"),
+        (("--network", "glm"), "--covariates are a modality of --network trading alone"),
     ],
 )
 def test_other_networks_refuse_them(words: tuple[str, ...], sentence: str, say: Say) -> None:
-    code, _, err = say("train", "--data", "x.csv", "--out", "y", "--vectors", "v.csv", *words)
+    code, _, err = say("train", "--data", "x.csv", "--out", "y", "--covariates", "v.csv", *words)
     assert code == 2
     assert sentence in err
 
 
-def config(folder: Path, path: Path, vectors: str = 'vectors = "news.csv"') -> Path:
+def config(folder: Path, path: Path, vectors: str = 'covariates = "news.csv"') -> Path:
     path.write_text(
         '[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
         f'[model]\ncheckpoint = "{folder / "out"}"\nthreads = 1\n{vectors}\n'
@@ -230,8 +230,8 @@ def test_the_full_explanation_has_the_share_of_the_vectors(replayed: Path, say: 
 def test_a_run_without_its_vectors_is_refused(folder: Path, tmp_path: Path, say: Say) -> None:
     candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
     cases = {
-        "": "was trained with the vectors mood, heat; name a file of them by [model] vectors",
-        'vectors = "none.csv"': "none.csv cannot be read",
+        "": "was trained with the vectors mood, heat; name a file of them by [model] covariates",
+        'covariates = "none.csv"': "none.csv cannot be read",
     }
     for given, sentence in cases.items():
         file = config(folder, tmp_path / "c.toml", given)
@@ -268,8 +268,8 @@ def test_what_cannot_use_them_is_refused(folder: Path, tmp_path: Path, say: Say)
     written(tmp_path / "news.csv")
     candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
     cases = {
-        'vectors = "news.csv"\nretrain = "7d"': "is not retrained in service",
-        'vectors = "news.csv"\nclass = "tree:Tree"': "[model] vectors are a checkpoint's",
+        'covariates = "news.csv"\nretrain = "7d"': "is not retrained in service",
+        'covariates = "news.csv"\nclass = "tree:Tree"': "[model] covariates are a checkpoint's",
     }
     for given, sentence in cases.items():
         file = config(folder, tmp_path / "c.toml", given)
@@ -280,13 +280,13 @@ def test_what_cannot_use_them_is_refused(folder: Path, tmp_path: Path, say: Say)
 
 def test_evaluate_takes_them_and_asks_for_them(folder: Path, say: Say) -> None:
     data = ("--data", folder / "bybit_linear_AAAUSDT_1m.csv.gz", "--explained-bars", 500)
-    vectors = ("--vectors", folder / "news.csv")
+    vectors = ("--covariates", folder / "news.csv")
     code, out, err = say("evaluate", folder / "out", *data, *vectors, "--threads", 1, "--json")
     assert code == 0, err
     assert json.loads(out)["id"] == load(folder / "out").id
     code, _, err = say("evaluate", folder / "out", *data)
     assert code == 2
-    assert "--vectors FILE" in err
+    assert "--covariates FILE" in err
     code, _, err = say("evaluate", "default", *data, *vectors)
     assert code == 2
     assert "was trained without vectors" in err
@@ -295,13 +295,13 @@ def test_evaluate_takes_them_and_asks_for_them(folder: Path, say: Say) -> None:
 def test_the_condition_of_the_network_is_checked_over_real_vectors(folder: Path, say: Say) -> None:
     data = ("--data", folder / "bybit_linear_AAAUSDT_1m.csv.gz")
     code, out, err = say(
-        "models", "check", folder / "out", *data, "--vectors", folder / "news.csv", "--json"
+        "models", "check", folder / "out", *data, "--covariates", folder / "news.csv", "--json"
     )
     assert code in {0, 1}, err
     assert json.loads(out)["model_id"] == load(folder / "out").id
     code, _, err = say("models", "check", folder / "out", *data)
     assert code == 2
-    assert "was trained with the vectors mood, heat; give a file of them by --vectors" in err
+    assert "was trained with the vectors mood, heat; give a file of them by --covariates" in err
 
 
 def test_rows_that_come_later_change_no_decision_before_them(

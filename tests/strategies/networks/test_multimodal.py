@@ -189,7 +189,7 @@ def test_one_modality_alone_leaves_the_others_out() -> None:
     names = ("return_1", "volume_z", "hour_sin", "bid_share")
     assert by_names({"modalities": ["volume"]}, names)["columns"] == [-1, 0, -1, -1]
     assert by_names({}, names)["modalities"] == ["price", "volume", "time", "book"]
-    with pytest.raises(ConfigInvalid, match="modality vectors; leave it out, give --vectors"):
+    with pytest.raises(ConfigInvalid, match="modality vectors; leave it out, give --covariates"):
         by_names({"modalities": ["price", "vectors"]}, names)
     with pytest.raises(ConfigInvalid, match="Vectors are given, and the modalities leave them out"):
         by_names({"modalities": ["price"]}, (*names, "vector_mood"))
