@@ -9,7 +9,7 @@ NATIVE_CC := gcc
 NATIVE_WIDTHS := avx512:-mavx512f:-mprefer-vector-width=512 avx2:-mavx2
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all dev check docs bench campaign mutants clients peers native wheel golden readme clean
+.PHONY: demo test test-all dev check docs bench campaign mutants clients peers native wheel golden ledger readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -104,6 +104,10 @@ golden: $(STAMP)
 	$(BIN)/python -m pytest -q tests/product/test_line.py --rewrite-golden
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/generated.py
 	git --no-pager diff --stat -- tests/data deploy docs
+
+# What the code costs its readers, by room and in all.
+ledger: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python tests/generators/ledger.py
 
 readme: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py
