@@ -49,7 +49,7 @@ Entries = dict[str, metadata.EntryPoint]
 
 def main() -> None:
     """Run the command line of this process and exit, whatever its threads wait for."""
-    from tracepaper.daemon.session.daemon import exit_without_waiting
+    from tracepaper.daemon.session.shutdown import exit_without_waiting
 
     try:
         code = invoke(sys.argv[1:])

@@ -33,7 +33,7 @@ def run(
     ] = None,
 ) -> None:
     """Trade the exchange's public streams on paper until Ctrl-C or SIGTERM."""
-    from tracepaper.daemon.session.daemon import exit_zero_on_signals, run_loop
+    from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
 
     exit_zero_on_signals()
     from tracepaper.daemon.config.loading import load
@@ -285,8 +285,8 @@ def doctor(
 ) -> None:
     """Look at python, packages, SQLite, disk, checkpoint and, if asked, the exchange."""
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.daemon import run_loop
     from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
+    from tracepaper.daemon.session.shutdown import run_loop
 
     loaded = load(config)
     findings = list(diagnose(loaded, db or loaded.storage.path))

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import random
-import signal
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Final
 
 import structlog
 from msgspec.structs import replace
@@ -58,6 +54,7 @@ from tracepaper.daemon.session.run_row import (
     refuse_size,
     usage_errors,
 )
+from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
@@ -78,48 +75,6 @@ from tracepaper.strategies.types.market import (
     RunKind,
 )
 from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-MODEL_THREAD: Final = "model"
-_UNENDING: Final = ("asyncio_", MODEL_THREAD)
-"""How threads are called that nobody can cancel: those of an event loop, and the model's."""
-
-T = TypeVar("T")
-
-
-def exit_zero_on_signals() -> None:
-    """Make SIGTERM and Ctrl-C end the process with 0 until a daemon takes over the signals.
-
-    Nothing is open yet, so nothing has to be closed.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: sys.exit(0))
-
-
-def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run *work* in an event loop that is left open: closing it waits for its threads.
-
-    One of them may be asking for the address of a name, which takes as long as the resolver likes;
-    and where the machine starts no more threads, not even the wait can begin.
-    """
-    import asyncio
-
-    return asyncio.Runner().run(work)
-
-
-def exit_without_waiting(code: int) -> None:
-    """End the process at once with *code* where threads are left, of the model or an event loop.
-
-    Whatever was open is closed. A thread cannot be cancelled, and an interpreter that is taken
-    down around the model may crash.
-    """
-    if any(thread.name.startswith(_UNENDING) for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
 
 BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_SAID_EVERY_S: Final = 60.0

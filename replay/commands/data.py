@@ -394,7 +394,7 @@ def fetch(
     from dataclasses import asdict
 
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.daemon import run_loop
+    from tracepaper.daemon.session.shutdown import run_loop
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.archive.download import FetchRequest, fetch_order
     from tracepaper.strategies.errors import ConfigInvalid

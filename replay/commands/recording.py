@@ -13,7 +13,7 @@ from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.session.daemon import run_loop
+from tracepaper.daemon.session.shutdown import run_loop
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.archive.download import ReceivedFrame, record_live, sample_frames
 from tracepaper.replay.archive.order_book import DepthQuality, depth_quality

@@ -297,7 +297,7 @@ def demo(
     With --data or -c your candles or your configuration are served and traded instead, without
     incidents, until the candles end, --bars are decided, or Ctrl-C.
     """
-    from tracepaper.daemon.session.daemon import exit_zero_on_signals
+    from tracepaper.daemon.session.shutdown import exit_zero_on_signals
     from tracepaper.strategies.errors import ConfigInvalid
 
     exit_zero_on_signals()

@@ -28,7 +28,8 @@ from msgspec import Struct
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load, restore
-from tracepaper.daemon.session.daemon import Daemon, exit_without_waiting, run_loop
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
 from tracepaper.daemon.terminal import console
 from tracepaper.daemon.terminal.live_view import live_view
 from tracepaper.replay.demo import playback

@@ -20,7 +20,8 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.config.values import NO_MODEL
-from tracepaper.daemon.session.daemon import Daemon, run_loop
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.shutdown import run_loop
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher, live_view

@@ -60,7 +60,7 @@ def unanswered(kind: str = "fine") -> None:
     """One command, while a thread of its loop waits for an answer that never comes."""
     import asyncio
     import socket
-    from tracepaper.daemon.session.daemon import run_loop
+    from tracepaper.daemon.session.shutdown import run_loop
 
     ours, theirs = socket.socketpair()
 
@@ -221,8 +221,10 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 def test_help_imports_nothing_heavy() -> None:
     done = python(
         "import sys\n"
-        "from tracepaper.daemon.cli import invoke\n"
-        "code = invoke(['--help'])\n"
+        "from tracepaper.daemon.cli import main\n"
+        "sys.argv = ['tracepaper', '--help']\n"
+        "code = 0\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\n"
         "heavy = {'torch', 'sqlalchemy', 'aiohttp', 'numpy', 'scipy', 'polars', 'alembic'}\n"
         "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )

@@ -332,7 +332,7 @@ asyncio.run(Supervisor(clock=clock).run({"main": main}, essential="main"))
 
 THREADLESS = """
 import asyncio, threading
-from tracepaper.daemon.session.daemon import exit_without_waiting, run_loop
+from tracepaper.daemon.session.shutdown import exit_without_waiting, run_loop
 from tracepaper.daemon.session.supervisor import Supervisor
 from tests_clock import clock
 

@@ -1,0 +1,49 @@
+"""Ends a process: exit code 0 at a signal, and no wait for what hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+MODEL_THREAD: Final = "model"
+_UNENDING: Final = ("asyncio_", MODEL_THREAD)
+"""How threads are called that nobody can cancel: those of an event loop, and the model's."""
+
+T = TypeVar("T")
+
+
+def exit_zero_on_signals() -> None:
+    """Make SIGTERM and Ctrl-C end the process with 0 until a daemon takes over the signals.
+
+    Nothing is open yet, so nothing has to be closed.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: sys.exit(0))
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run *work* in an event loop that is left open: closing it waits for its threads.
+
+    One of them may be asking for the address of a name, which takes as long as the resolver likes;
+    and where the machine starts no more threads, not even the wait can begin.
+    """
+    return asyncio.Runner().run(work)
+
+
+def exit_without_waiting(code: int) -> None:
+    """End the process at once with *code* where threads are left, of the model or an event loop.
+
+    Whatever was open is closed. A thread cannot be cancelled, and an interpreter that is taken
+    down around the model may crash.
+    """
+    if any(thread.name.startswith(_UNENDING) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
