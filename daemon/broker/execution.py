@@ -6,7 +6,9 @@ When it does is decided in ``matching``. The rules are docs/money.md, M10 to M15
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from decimal import Decimal
+from itertools import islice, pairwise
 from typing import Final
 
 from msgspec import Struct
@@ -14,6 +16,7 @@ from msgspec import Struct
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity, Order
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote, Side
 from tracepaper.strategies.units import (
+    DAY_MS,
     MONEY_DECIMALS,
     MONEY_SCALE,
     Notional,
@@ -23,6 +26,8 @@ from tracepaper.strategies.units import (
 
 RANGE_BARS: Final = 60
 """Closed bars whose mean true range ``execution.spread_slippage`` is a share of."""
+RANGE_BARS_LEAST: Final = 14
+"""Bars of the mean true range where a day holds fewer: the length that is usual for it."""
 
 
 class ExecutionCosts(Struct, frozen=True):
@@ -117,6 +122,55 @@ class TrueRange:
         self._sum += high - low
         self._close = bar.close
         self.rate = self._sum * MONEY_SCALE // (len(self._ranges) * bar.close)
+
+
+class DayRange:
+    """The mean true range of the bars of a day, which is what ``Volatility`` counts in.
+
+    A bar's true range is the largest of high less low and the distances of both from the close
+    before it. So the last bars of a day and the one before them decide it, and a start that is
+    shown those again comes to the same number. Nothing is added up before it is asked for.
+    """
+
+    def __init__(self, interval_ms: int) -> None:
+        self.bars = max(DAY_MS // interval_ms, RANGE_BARS_LEAST)
+        self._recent: deque[Bar] = deque(maxlen=self.bars + 1)
+        self._ranges: deque[int] | None = None  # once it was asked for
+        self._sum = 0
+        self.push: Callable[[Bar], None] = self._recent.append
+        """Take in the next closed bar."""
+
+    def _push(self, bar: Bar) -> None:
+        """Take in the next closed bar, and its range."""
+        recent = self._recent
+        assert self._ranges is not None
+        if recent:
+            if len(self._ranges) == self.bars:
+                self._sum -= self._ranges[0]
+            self._add(recent[-1], bar)
+        recent.append(bar)
+
+    def last(self, count: int) -> list[Bar]:
+        """Return the last *count* bars, newest first, or as many as a day has."""
+        return list(islice(reversed(self._recent), count))
+
+    def mean(self) -> int | None:
+        """Return it in units of the price; None while fewer bars are known."""
+        if len(self._recent) <= self.bars:
+            return None
+        if self._ranges is None:
+            self._ranges = deque(maxlen=self.bars)
+            self.push = self._push
+            bars = list(self._recent)
+            for before, bar in pairwise(bars):
+                self._add(before, bar)
+        return divide_half_even(self._sum, self.bars)
+
+    def _add(self, before: Bar, bar: Bar) -> None:
+        assert self._ranges is not None
+        width = max(bar.high, before.close) - min(bar.low, before.close)
+        self._ranges.append(width)
+        self._sum += width
 
 
 class Executor:

@@ -1,84 +1,39 @@
 """Stop, target, trailing stop and time limit of a position: from a signal to protective orders.
 
-A signal that passed its gates leaves a :class:`Plan` in each account that follows it. The plan is
-armed in the event of its entry's fill, and again with every later fill; the broker keeps its orders
+A signal that passed its gates leaves a :class:`Plan` in each account that follows it. The orders of
+the plan are placed in the event of its entry's fill, and again with every later fill; they stay
 sized to the position. Where a signal wants the position closed or turned around, the plan stays
 until that is filled: only then the next one takes its place. What is left when protection closes
 the position is the side that has to wait.
+
+``place_protection`` sets the one protective order of a role (STOP, TARGET, TRAILING or UNTIL) for
+the position as it is; placing the role again amends that order in place, and leaves it where
+nothing differs. All of them are reduce-only and sized to the position, and so one cancels the
+other: whatever fill shrinks the position shrinks them, and the fill that closes it cancels them.
 
 The rules are docs/protection.md, E8 to E17.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from itertools import islice, pairwise
+from collections.abc import Collection, Sequence
 from math import isfinite
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.orders import PROTECTIVE, Broker
+from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.rules import Bounds
 from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
-from tracepaper.strategies.types.decisions import Action, Order, OrderRole
-from tracepaper.strategies.types.market import Bar, Instrument, Quote
-from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, divide_half_even, unscaled
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.decisions import Action, Order, OrderKind, OrderRole, OrderStatus
+from tracepaper.strategies.types.market import Instrument, Quote, Side
+from tracepaper.strategies.units import MONEY_SCALE, divide_half_even, unscaled
 
-RANGE_BARS_LEAST: Final = 14
-"""Bars of the mean true range where a day holds fewer: the length that is usual for it."""
 NO_VOLATILITY: Final = "no volatility yet"
 _PRICE_MOST: Final = 2**53
-
-
-class DayRange:
-    """The mean true range of the bars of a day, which is what ``Volatility`` counts in.
-
-    A bar's true range is the largest of high less low and the distances of both from the close
-    before it. So the last bars of a day and the one before them decide it, and a start that is
-    shown those again comes to the same number. Nothing is added up before it is asked for.
-    """
-
-    def __init__(self, interval_ms: int) -> None:
-        self.bars = max(DAY_MS // interval_ms, RANGE_BARS_LEAST)
-        self._recent: deque[Bar] = deque(maxlen=self.bars + 1)
-        self._ranges: deque[int] | None = None  # once it was asked for
-        self._sum = 0
-        self.push: Callable[[Bar], None] = self._recent.append
-        """Take in the next closed bar."""
-
-    def _push(self, bar: Bar) -> None:
-        """Take in the next closed bar, and its range."""
-        recent = self._recent
-        assert self._ranges is not None
-        if recent:
-            if len(self._ranges) == self.bars:
-                self._sum -= self._ranges[0]
-            self._add(recent[-1], bar)
-        recent.append(bar)
-
-    def last(self, count: int) -> list[Bar]:
-        """Return the last *count* bars, newest first, or as many as a day has."""
-        return list(islice(reversed(self._recent), count))
-
-    def mean(self) -> int | None:
-        """Return it in units of the price; None while fewer bars are known."""
-        if len(self._recent) <= self.bars:
-            return None
-        if self._ranges is None:
-            self._ranges = deque(maxlen=self.bars)
-            self.push = self._push
-            bars = list(self._recent)
-            for before, bar in pairwise(bars):
-                self._add(before, bar)
-        return divide_half_even(self._sum, self.bars)
-
-    def _add(self, before: Bar, bar: Bar) -> None:
-        assert self._ranges is not None
-        width = max(bar.high, before.close) - min(bar.low, before.close)
-        self._ranges.append(width)
-        self._sum += width
 
 
 class Level(Struct, frozen=True, array_like=True):
@@ -216,8 +171,9 @@ class Planner:
 class Protector:
     """The protection of one instrument in one account."""
 
-    def __init__(self, broker: Broker, instrument: Instrument) -> None:
-        self._broker = broker
+    def __init__(self, resting: RestingOrders, instrument: Instrument) -> None:
+        self._resting = resting
+        self._instrument = instrument.id
         self.planner = Planner(instrument)
         self._state = ProtectionState()
 
@@ -233,8 +189,8 @@ class Protector:
     @state.setter
     def state(self, state: ProtectionState) -> None:
         self._state = state
-        self._broker.trail = state.trail
-        self._broker.is_guarded = state.plan is not None or state.closed != 0
+        self._resting.trail = state.trail
+        self._resting.is_guarded = state.plan is not None or state.closed != 0
 
     @property
     def is_active(self) -> bool:
@@ -255,7 +211,7 @@ class Protector:
 
     # ------------------------------------------------------------ the same signal waits
 
-    def saw(self, action: Action) -> bool:
+    def on_signal(self, action: Action) -> bool:
         """Learn what the strategy signals; return whether that ends a wait."""
         closed = self._state.closed
         if not closed or (action is not Action.FLAT and _sign(action) * closed >= 0):
@@ -268,6 +224,117 @@ class Protector:
         if not self._state.closed or signal.reenter or _sign(signal.action) != self._state.closed:
             return None
         return f"closed by its {self._state.closed_by}; it enters again after another signal"
+
+    # ------------------------------------------------------------ what rests
+
+    def place_protection(
+        self,
+        role: OrderRole,
+        held: int,
+        *,
+        sequence: int,
+        at_ms: int,
+        reason: str,
+        trigger: int | None = None,
+        price: int | None = None,
+        market: int | None = None,
+    ) -> tuple[Order, ...]:
+        """Protect the position *held* (signed, not zero) by one order of *role*.
+
+        With *trigger* alone it is a stop, with *price* alone a limit, with neither a market order;
+        both are in the instrument's integers and must be whole ticks. It is at the exchange
+        already: no latency counts, and a limit that the *market* has not reached rests at once.
+        One whose new price it has reached is sent anew, and takes. Returns what is new or changed.
+        """
+        quantity = self._resting.closable(held)
+        if not quantity or role not in PROTECTIVE:
+            raise InvariantBroken(f"{role} cannot protect a position of {held}")
+        kind = OrderKind.MARKET
+        if trigger is not None:
+            kind = OrderKind.STOP if price is None else OrderKind.STOP_LIMIT
+        elif price is not None:
+            kind = OrderKind.LIMIT
+        armed = self._resting.protective(role)
+        side = Side.SELL if held > 0 else Side.BUY
+        rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
+        if armed is not None and (armed.side, armed.kind) == (side, kind):
+            whole = armed.filled + quantity
+            if armed.triggered:
+                trigger, price, reason = armed.trigger, armed.price, armed.reason
+            if (armed.quantity, armed.trigger, armed.price) == (whole, trigger, price):
+                return ()
+            if rests or price == armed.price:
+                amended = after(
+                    armed,
+                    OrderEvent.REPLACE,
+                    quantity=whole,
+                    trigger=trigger,
+                    price=price,
+                    reason=reason,
+                )
+                if rests and amended.status is OrderStatus.NEW:
+                    amended = after(amended, OrderEvent.ACCEPT)
+                return (self._resting.note(amended),)
+        replaced = () if armed is None else (self._resting.end(armed, "replaced"),)
+        order = Order(
+            self._resting.next_id(sequence),
+            self._instrument,
+            side,
+            quantity,
+            0,
+            OrderStatus.NEW,
+            reason,
+            at_ms,
+            at_ms,
+            kind,
+            role,
+            price,
+            trigger,
+            reduce_only=True,
+        )
+        if rests:
+            order = after(order, OrderEvent.ACCEPT)
+        self._resting.others += (order,)
+        return (*replaced, order)
+
+    def set_liquidation_price(
+        self, bounds: Bounds | None, held: int, *, order_id: str, at_ms: int
+    ) -> tuple[Order, ...]:
+        """Let the exchange's own order stand where the position *held* is liquidated.
+
+        It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
+        the market is. None where nothing is held. Returns the order where it is new or amended.
+        """
+        armed = self._resting.liquidation
+        quantity = self._resting.closable(held)
+        if bounds is None or not quantity:
+            return () if armed is None else (self._resting.end(armed, "nothing is held"),)
+        terms = {
+            "trigger": bounds.liquidation, "price": bounds.bankruptcy, "reason": bounds.reason,
+        }  # fmt: skip
+        side = Side.SELL if held > 0 else Side.BUY
+        if armed is not None and armed.side is side:
+            amended = replace(armed, quantity=armed.filled + quantity, **terms)
+            if amended == armed:
+                return ()
+            return (self._resting.note(after(amended, OrderEvent.REPLACE)),)
+        ended = () if armed is None else (self._resting.end(armed, "the position has turned"),)
+        order = Order(
+            order_id, self._instrument, side, quantity, 0, OrderStatus.NEW,
+            bounds.reason, at_ms, at_ms, OrderKind.STOP_LIMIT, OrderRole.LIQUIDATION,
+            bounds.bankruptcy, bounds.liquidation, reduce_only=True,
+        )  # fmt: skip
+        order = after(order, OrderEvent.ACCEPT)
+        self._resting.others += (order,)
+        return (*ended, order)
+
+    def cancel_protection(
+        self, reason: str, roles: Collection[OrderRole] = PROTECTIVE
+    ) -> tuple[Order, ...]:
+        """Cancel the protective orders of *roles* for that *reason*."""
+        return tuple(
+            self._resting.end(one, reason) for one in self._resting.others if one.role in roles
+        )
 
     # ------------------------------------------------------------ arming
 
@@ -297,7 +364,7 @@ class Protector:
         )
         if held * plan.sign <= 0:
             return ()
-        return self._arm(
+        return self._place(
             plan, held, entry, price, sequence=sequence, at_ms=at_ms, is_nearer=is_nearer
         )
 
@@ -308,7 +375,7 @@ class Protector:
         """
         if named is None or before is None:
             return named is not None
-        is_armed = self._broker.armed(OrderRole.TRAILING) is not None
+        is_armed = self._resting.protective(OrderRole.TRAILING) is not None
         return not is_armed or self._whole(named.distance(entry)) < self._state.trail
 
     def after(
@@ -333,7 +400,7 @@ class Protector:
         if closing is not None and state.following is None:
             self.state = replace(state, closed=plan.sign, closed_by=closing.reason)
         is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
-        is_held = held * plan.sign > 0 and self._broker.closable(held) > 0
+        is_held = held * plan.sign > 0 and self._resting.closable(held) > 0
         if not is_held and (state.following is not None or not is_by_signal):
             # Nothing to cancel: the fill that closed the position ended what was to close it.
             plan = state.following
@@ -346,7 +413,7 @@ class Protector:
             return ()
         if held * plan.sign <= 0:
             return ()
-        return self._arm(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
+        return self._place(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
 
     def leave(self, held: int, reason: str) -> tuple[Order, ...]:
         """Protect what is *held* until it is closed, and nothing after that.
@@ -354,7 +421,7 @@ class Protector:
         Returns the orders that this cancels, for that *reason*: all where nothing is held.
         """
         plan = self._state.plan
-        if plan is None or plan.sign * held <= 0 or not self._broker.closable(held):
+        if plan is None or plan.sign * held <= 0 or not self._resting.closable(held):
             return self.release(reason)
         if self._state.following != NOTHING_FOLLOWS:
             self.state = replace(self._state, following=NOTHING_FOLLOWS)
@@ -365,27 +432,27 @@ class Protector:
         if self._state.plan is None:
             return ()
         self.state = replace(self._state, plan=None, trail=0, following=None)
-        return self._broker.disarm(reason)
+        return self.cancel_protection(reason)
 
     def close_if_due(self, market_ms: int, held: int, *, sequence: int) -> tuple[Order, ...]:
         """Return the order that closes what is *held* where its time is over."""
         plan = self._state.plan
         if plan is None or plan.until_ms is None or market_ms < plan.until_ms:
             return ()
-        if held * plan.sign <= 0 or not self._broker.closable(held):
-            if self._broker.order is None:  # it was never entered, and is wanted no more
-                self._broker.target = held
+        if held * plan.sign <= 0 or not self._resting.closable(held):
+            if self._resting.order is None:  # it was never entered, and is wanted no more
+                self._resting.target = held
                 self.state = replace(self._state, plan=None, following=None)
             return ()
         return self._close(held, sequence=sequence, at_ms=market_ms)
 
     def _close(self, held: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Arm the order that closes what is *held* because its time is over."""
-        return self._broker.arm(
+        return self.place_protection(
             OrderRole.UNTIL, held, sequence=sequence, at_ms=at_ms, reason="until"
         )
 
-    def _arm(
+    def _place(
         self,
         plan: Plan,
         held: int,
@@ -401,18 +468,18 @@ class Protector:
         A trailing stop that is armed goes on; one that *is_nearer* follows the market from here,
         and one that is armed with its entry (None) begins at that.
         """
-        if not self._broker.closable(held):
+        if not self._resting.closable(held):
             return ()
         changed: tuple[Order, ...] = ()
         unwanted = []
         if plan.until_ms is None or at_ms < plan.until_ms:
             unwanted.append(OrderRole.UNTIL)
-        elif self._broker.armed(OrderRole.UNTIL) is not None:
+        elif self._resting.protective(OrderRole.UNTIL) is not None:
             changed += self._close(held, sequence=sequence, at_ms=at_ms)
         if plan.stop is None:
             unwanted.append(OrderRole.STOP)
         else:
-            changed += self._broker.arm(
+            changed += self.place_protection(
                 OrderRole.STOP,
                 held,
                 sequence=sequence,
@@ -423,7 +490,7 @@ class Protector:
         if plan.target is None:
             unwanted.append(OrderRole.TARGET)
         else:
-            changed += self._broker.arm(
+            changed += self.place_protection(
                 OrderRole.TARGET,
                 held,
                 sequence=sequence,
@@ -433,14 +500,14 @@ class Protector:
                 market=market,
             )
         if plan.trailing is not None:
-            armed = self._broker.armed(OrderRole.TRAILING)
+            armed = self._resting.protective(OrderRole.TRAILING)
             trigger = None if armed is None else armed.trigger
             if trigger is None or is_nearer:
                 distance = self._whole(plan.trailing.distance(entry))
                 self._set_trail(distance)
                 basis = entry if is_nearer is None else market
                 trigger = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
-            changed += self._broker.arm(
+            changed += self.place_protection(
                 OrderRole.TRAILING,
                 held,
                 sequence=sequence,
@@ -449,12 +516,12 @@ class Protector:
                 trigger=trigger,
             )
         if unwanted:
-            changed += self._broker.disarm("the signal no longer asks for it", unwanted)
+            changed += self.cancel_protection("the signal no longer asks for it", unwanted)
         return changed
 
     def _tightest(self, sign: int, trigger: int) -> int:
         """Return *trigger*, or where the trailing stop stands already if that is tighter."""
-        armed = self._broker.armed(OrderRole.TRAILING)
+        armed = self._resting.protective(OrderRole.TRAILING)
         if armed is None or armed.trigger is None:
             return trigger
         return max(armed.trigger, trigger) if sign > 0 else min(armed.trigger, trigger)
@@ -465,6 +532,13 @@ class Protector:
     def _set_trail(self, distance: int) -> None:
         if self._state.trail != distance:
             self.state = replace(self._state, trail=distance)
+
+
+def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:
+    """Return whether the *market* has not reached a limit at *price* yet."""
+    if price is None or market is None:
+        return False
+    return price > market if side is Side.SELL else price < market
 
 
 def _number(asked: Distance) -> float:

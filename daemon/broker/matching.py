@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
 from tracepaper.daemon.broker.execution import Executor
-from tracepaper.daemon.broker.orders import Broker, OrderEvent, after
+from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
@@ -34,7 +34,7 @@ WOULD_TAKE: Final = "post-only, and it would have taken"
 NO_CASH: Final = "cash does not cover it"
 
 
-class Purse(Protocol):
+class Funds(Protocol):
     """What a fill moves."""
 
     @property
@@ -52,7 +52,7 @@ class Purse(Protocol):
         """Money, in quote currency."""
         ...
 
-    def apply(self, fill: Fill) -> None:
+    def apply_fill(self, fill: Fill) -> None:
         """Book *fill*."""
         ...
 
@@ -74,7 +74,7 @@ _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles of the orders that decisions send."""
 
 
-class Met:
+class Matched:
     """What an event did to the orders of one instrument in one account."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Met:
         for order in changed:
             self._orders[order.order_id] = order
 
-    def add(self, later: Met) -> None:
+    def add(self, later: Matched) -> None:
         """Learn what the same event did *later*."""
         self.fills += later.fills
         self.booked += later.booked
@@ -101,25 +101,27 @@ class Met:
 
 
 class _Market:
-    """The orders of a broker, while one event passes them."""
+    """The resting orders, while one event passes them."""
 
-    def __init__(self, broker: Broker, executor: Executor, purse: Purse, *, is_cash: bool) -> None:
-        self.trades = Met()
-        self._broker = broker
+    def __init__(
+        self, resting: RestingOrders, executor: Executor, funds: Funds, *, is_cash: bool
+    ) -> None:
+        self.trades = Matched()
+        self._resting = resting
         self._executor = executor
-        self._purse = purse
+        self._funds = funds
         self._is_cash = is_cash
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
         self._is_quote = False  # what passes
 
     # ------------------------------------------------------------ quotes
 
-    def at_quote(self, quote: Quote) -> None:
+    def match_quote(self, quote: Quote) -> None:
         """Let every order that has reached the exchange meet *quote*; its sizes are shared."""
         self._is_quote = True
         left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
-        for seen in self._broker.orders:
-            order = self._broker.resting(seen.order_id)  # a fill before it may have changed it
+        for seen in self._resting.orders:
+            order = self._resting.find(seen.order_id)  # a fill before it may have changed it
             if order is None or quote.market_ms < order.eligible_ms:
                 continue
             if order.role is OrderRole.LIQUIDATION:
@@ -140,7 +142,7 @@ class _Market:
                 fill = self._made_at_quote(order, quote, left[order.side])
             else:
                 continue
-            if fill is not None and self._book(order, fill):
+            if fill is not None and self._apply_fill(order, fill):
                 left[order.side] = max(left[order.side] - fill.quantity, 0)
         self._trail(quote.bid, quote.ask)
 
@@ -152,30 +154,30 @@ class _Market:
 
     # ------------------------------------------------------------ bars
 
-    def at_open(self, bar: Bar, *, is_missed: bool) -> None:
+    def match_open(self, bar: Bar, *, is_missed: bool) -> None:
         """Fill every market order at the open of *bar*; a position that it liquidates is gone.
 
         Where quotes fill orders and those of the bar were missed, what a decision sent waits on.
         """
-        self.at_mark(bar.open, bar.open_time_ms)
-        for seen in self._broker.orders:
+        self.match_mark(bar.open, bar.open_time_ms)
+        for seen in self._resting.orders:
             if is_missed and seen.role in _DECIDED:
                 continue
             if seen.kind is OrderKind.MARKET and not _is_younger(seen, bar):
-                order = self._broker.resting(seen.order_id)
+                order = self._resting.find(seen.order_id)
                 if order is not None:
                     order = self._accepted(order)
-                    self._book(order, self._executor.at_open(order, bar))
+                    self._apply_fill(order, self._executor.at_open(order, bar))
 
-    def at_mark(self, mark: int, at_ms: int) -> None:
+    def match_mark(self, mark: int, at_ms: int) -> None:
         """Liquidate the position where *mark* has reached its liquidation price."""
-        order = self._broker.liquidation
+        order = self._resting.liquidation
         if order is not None and touched(order, mark):
             self._liquidate(order, mark, at_ms)
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
         order = self._triggered(order)
-        self._book(order, self._executor.liquidated(order, mark, at_ms))
+        self._apply_fill(order, self._executor.liquidated(order, mark, at_ms))
 
     def walk(self, bar: Bar, path: Iterable[int]) -> None:
         """Let limits and stops meet the open of *bar*, then every price between those of *path*.
@@ -183,14 +185,14 @@ class _Market:
         What came to rest only after the bar had opened meets nothing: quotes bore it, and the bar
         is one that is missed and comes late.
         """
-        self._younger = {one.order_id for one in self._broker.orders if _is_younger(one, bar)}
+        self._younger = {one.order_id for one in self._resting.orders if _is_younger(one, bar)}
         self._open(bar)
         self._trail(bar.open, bar.open)
         for start, end in pairwise(path):
             at = start
-            while (met := self._next(at, end, bar.open_time_ms)) is not None:
-                order, at = met
-                self._meet(order, at, bar.close_time_ms - 1)
+            while (first := self._next(at, end, bar.open_time_ms)) is not None:
+                order, at = first
+                self._match(order, at, bar.close_time_ms - 1)
             self._trail(end, end)
 
     def _open(self, bar: Bar) -> None:
@@ -200,8 +202,8 @@ class _Market:
         through on its way to the open.
         """
         price, at_ms = bar.open, bar.open_time_ms
-        for seen in self._broker.orders:
-            order = self._broker.resting(seen.order_id)
+        for seen in self._resting.orders:
+            order = self._resting.find(seen.order_id)
             if order is None or order.kind is OrderKind.MARKET or _waits(order, at_ms):
                 continue
             if order.order_id in self._younger:
@@ -214,17 +216,17 @@ class _Market:
             order = self._accepted(order)
             if _is_waiting_stop(order):
                 if touched(order, price):
-                    self._meet(order, price, at_ms)
+                    self._match(order, price, at_ms)
             elif (arrives and _reaches(order, far)) or (order.triggered and not _is_limit(order)):
-                self._book(order, self._executor.on_path(order, price, at_ms))
+                self._apply_fill(order, self._executor.on_path(order, price, at_ms))
             elif not arrives and _is_through(order, price):
                 self._make(order, at_ms)
 
     def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
         """Return the order that is met first on the way from *start* to *end*, and where."""
         first: tuple[tuple[int, bool], Order, int] | None = None
-        for order in self._broker.orders:
-            at = _met(order, start, end)
+        for order in self._resting.orders:
+            at = _price_met(order, start, end)
             if at is None or _waits(order, opened_ms) or order.order_id in self._younger:
                 continue
             rank = (abs(at - start), _is_limit(order))
@@ -232,7 +234,7 @@ class _Market:
                 first = rank, order, at
         return None if first is None else (first[1], first[2])
 
-    def _meet(self, order: Order, price: int, at_ms: int) -> None:
+    def _match(self, order: Order, price: int, at_ms: int) -> None:
         """Fill the limit that the path went through, or let the stop that it touched fire."""
         if order.role is OrderRole.LIQUIDATION:
             self._liquidate(order, price, at_ms)
@@ -242,23 +244,23 @@ class _Market:
             return
         order = self._triggered(order)
         if not _is_limit(order) or _reaches(order, self._executor.far_side(price, order.side)):
-            self._book(order, self._executor.on_path(order, price, at_ms))
+            self._apply_fill(order, self._executor.on_path(order, price, at_ms))
 
     def _make(self, order: Order, at_ms: int) -> None:
         """Fill a limit that had rested."""
         quantity = order.quantity - order.filled
-        self._book(order, self._executor.made(order, quantity, FillModel.BAR_PATH, at_ms))
+        self._apply_fill(order, self._executor.made(order, quantity, FillModel.BAR_PATH, at_ms))
 
     # ------------------------------------------------------------ what both do
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let a trailing stop follow the market, which stands at *bid* and *ask*; never back."""
-        if not self._broker.trail:
+        if not self._resting.trail:
             return
-        order = self._broker.armed(OrderRole.TRAILING)
+        order = self._resting.protective(OrderRole.TRAILING)
         if order is None or order.order_id in self._younger:
             return
-        if moved := _trailed(order, bid, ask, self._broker.trail):
+        if moved := _trailed(order, bid, ask, self._resting.trail):
             tick = self._executor.tick
             trigger = moved // tick * tick if order.side is Side.SELL else -(-moved // tick) * tick
             if trigger != order.trigger:
@@ -277,22 +279,22 @@ class _Market:
         """Take *order* as it was *moved* or triggered; a quote may be newer than bars to come."""
         if not self._is_quote:
             return self._noted(moved)
-        self.trades.note(self._broker.move(order, moved))
+        self.trades.note(self._resting.move(order, moved))
         return moved
 
     def _noted(self, order: Order) -> Order:
-        self.trades.note(self._broker.note(order))
+        self.trades.note(self._resting.note(order))
         return order
 
     def _end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> None:
-        self.trades.note(self._broker.end(order, reason, event))
+        self.trades.note(self._resting.end(order, reason, event))
 
-    def _book(self, order: Order, fill: Fill) -> bool:
+    def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*; return False where the account could not bear it."""
         if self._is_beyond_bankruptcy(order, fill):
             return False
         is_short_of_cash = False
-        if self._is_cash and fill.side is Side.BUY and _cost(fill) > self._purse.cash:
+        if self._is_cash and fill.side is Side.BUY and _cost(fill) > self._funds.cash:
             affordable = None
             if order.role is not OrderRole.LIST:
                 affordable = self._affordable(order, fill)
@@ -300,14 +302,14 @@ class _Market:
                 self._end(order, NO_CASH)
                 return False
             fill, is_short_of_cash = affordable, True
-        if (refusal := self._purse.refusal(fill)) is not None:
+        if (refusal := self._funds.refusal(fill)) is not None:
             self._end(order, refusal)
             return False
-        before = self._purse.position
-        self._purse.apply(fill)
-        changed = self._broker.book(fill, self._purse.held)
+        before = self._funds.position
+        self._funds.apply_fill(fill)
+        changed = self._resting.apply_fill(fill, self._funds.held)
         self.trades.fills.append(fill)
-        self.trades.booked.append(Booked(fill, changed[0], before, self._purse.position))
+        self.trades.booked.append(Booked(fill, changed[0], before, self._funds.position))
         self.trades.note(*changed)
         if is_short_of_cash:
             self._end(changed[0], NO_CASH)
@@ -315,7 +317,7 @@ class _Market:
 
     def _affordable(self, order: Order, fill: Fill) -> Fill | None:
         """Return as much of *fill*, a buy of *order*, as cash covers in whole steps, if any."""
-        cash, step = max(self._purse.cash, 0), self._executor.step
+        cash, step = max(self._funds.cash, 0), self._executor.step
         less = fill
         while (cost := _cost(less)) > cash:
             quantity = less.quantity * cash // cost // step * step
@@ -329,7 +331,7 @@ class _Market:
 
         The exchange lets nobody close at a price beyond the bankruptcy price.
         """
-        bound = self._broker.liquidation
+        bound = self._resting.liquidation
         if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
             return False
         assert bound.price is not None
@@ -337,7 +339,7 @@ class _Market:
         if not (fill.price < bound.price if sells else fill.price > bound.price):
             return False
         self._liquidate(bound, fill.reference_price, fill.filled_ms)
-        if (left := self._broker.resting(order.order_id)) is not None:
+        if (left := self._resting.find(order.order_id)) is not None:
             self._end(left, "the position was liquidated first")
         return True
 
@@ -404,7 +406,7 @@ def _trailed(order: Order, bid: int, ask: int, trail: int) -> int | None:
     return ask + trail if ask + trail < order.trigger else None
 
 
-def _met(order: Order, start: int, end: int) -> int | None:
+def _price_met(order: Order, start: int, end: int) -> int | None:
     """Return where the way from *start* to *end* meets *order*; None where it does not.
 
     A stop is met where it is touched, a limit only where the way goes on beyond its price.
@@ -422,7 +424,7 @@ def _met(order: Order, start: int, end: int) -> int | None:
 # ---------------------------------------------------------------- which path was worse
 
 
-class _TrialPurse:
+class _TrialFunds:
     """What one path would do to an account."""
 
     position = Position()  # of which nobody asks
@@ -431,7 +433,7 @@ class _TrialPurse:
         self.held = held
         self.cash = cash
 
-    def apply(self, fill: Fill) -> None:
+    def apply_fill(self, fill: Fill) -> None:
         """Book *fill*."""
         if fill.side is Side.BUY:
             self.held += fill.quantity - fill.fee_base
@@ -444,63 +446,65 @@ class _TrialPurse:
         """Bear every *fill*: which path is worse does not depend on it."""
 
 
-def at_quote(
-    broker: Broker, executor: Executor, purse: Purse, quote: Quote, instrument: Instrument
-) -> Met:
+def match_quote(
+    resting: RestingOrders, executor: Executor, funds: Funds, quote: Quote, instrument: Instrument
+) -> Matched:
     """Return what *quote* did to the resting orders."""
-    market = _Market(broker, executor, purse, is_cash=instrument.category.is_cash)
-    market.at_quote(quote)
+    market = _Market(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market.match_quote(quote)
     return market.trades
 
 
-def at_open(
-    broker: Broker,
+def match_open(
+    resting: RestingOrders,
     executor: Executor,
-    purse: Purse,
+    funds: Funds,
     bar: Bar,
     instrument: Instrument,
     *,
     is_missed: bool = False,
-) -> Met:
+) -> Matched:
     """Return what the open of *bar* did to the market orders that rest.
 
     It *is_missed* where quotes fill orders and those of the bar did not come.
     """
-    market = _Market(broker, executor, purse, is_cash=instrument.category.is_cash)
-    market.at_open(bar, is_missed=is_missed)
+    market = _Market(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market.match_open(bar, is_missed=is_missed)
     return market.trades
 
 
-def on_path(
-    broker: Broker, executor: Executor, purse: Purse, bar: Bar, instrument: Instrument
-) -> Met:
+def match_path(
+    resting: RestingOrders, executor: Executor, funds: Funds, bar: Bar, instrument: Instrument
+) -> Matched:
     """Return what *bar* did to the limits and stops that rest.
 
     Of the two paths the one that leaves less at the bar's close is taken, and the first of them
     where both leave as much.
     """
-    if not any(_may_meet(order, bar, broker.trail) for order in broker.others):
-        return Met()
+    if not any(_may_meet(order, bar, resting.trail) for order in resting.others):
+        return Matched()
     is_cash = instrument.category.is_cash
     paths = (
         (bar.open, bar.high, bar.low, bar.close),
         (bar.open, bar.low, bar.high, bar.close),
     )
-    before, left = broker.state(), []
+    before, left = resting.state(), []
     for path in paths:
-        trial = _TrialPurse(purse.held, purse.cash)
-        _Market(broker, executor, trial, is_cash=is_cash).walk(bar, path)
+        trial = _TrialFunds(funds.held, funds.cash)
+        _Market(resting, executor, trial, is_cash=is_cash).walk(bar, path)
         left.append(trial.cash + executor.notional(bar.close, trial.held))
-        broker.restore(before)
-    market = _Market(broker, executor, purse, is_cash=is_cash)
+        resting.restore(before)
+    market = _Market(resting, executor, funds, is_cash=is_cash)
     market.walk(bar, paths[0] if left[0] <= left[1] else paths[1])
     return market.trades
 
 
-def at_mark(broker: Broker, executor: Executor, purse: Purse, mark: int, at_ms: int) -> Met:
-    """Return what a mark price did to the position of *purse*."""
-    market = _Market(broker, executor, purse, is_cash=False)
-    market.at_mark(mark, at_ms)
+def match_mark(
+    resting: RestingOrders, executor: Executor, funds: Funds, mark: int, at_ms: int
+) -> Matched:
+    """Return what a mark price did to the position of *funds*."""
+    market = _Market(resting, executor, funds, is_cash=False)
+    market.match_mark(mark, at_ms)
     return market.trades
 
 
@@ -523,17 +527,17 @@ def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:
     return order.eligible_ms if not _is_limit(order) or _is_through(order, far) else None
 
 
-def passes(broker: Broker, bar: Bar) -> bool:
+def passes(resting: RestingOrders, bar: Bar) -> bool:
     """Return whether *bar* leaves all that rests as it is, as at most bars under a stop.
 
     What has a time at which it ends may end inside any bar.
     """
-    if broker.order is not None:
+    if resting.order is not None:
         return False
-    for order in broker.others:
+    for order in resting.others:
         if order.kind is OrderKind.MARKET or order.until_ms is not None:
             return False
-        if _may_meet(order, bar, broker.trail):
+        if _may_meet(order, bar, resting.trail):
             return False
     return True
 

@@ -1,22 +1,15 @@
-"""Resting orders of one instrument in one account: the order state table, netting, lists, arming.
+"""Resting orders of one instrument in one account: the order state table, netting, lists.
 
-A broker holds the order by signal (at most one: a new target nets with it), the orders by list,
-and protective orders. Orders by list and protective ones are in ``others``, in order of birth.
-
-Protection. ``arm`` (of the account, which knows the position) sets the one protective order of a
-role (STOP, TARGET, TRAILING or UNTIL) for the position as it is; arming the role again amends that
-order in place, and leaves it where nothing differs. ``disarm`` cancels. All of them are reduce-only
-and sized to the position, and so one cancels the other: whatever fill shrinks the position shrinks
-them, and the fill that closes it cancels them. A fill of a reduce-only order makes what is then
-held the target, and cancels the order by signal, which was for another position. ``next_id`` names
-what is born.
+There is at most one order by signal, since a new target nets with it. Orders by list and exit
+orders are in ``others``, in order of birth. A fill of a reduce-only order makes what is then held
+the target, and cancels the order by signal, which was for another position.
 
 The rules are docs/money.md, M6 to M9, and docs/orders.md, B1 and B2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from hashlib import sha256
 from math import log
@@ -26,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.rules import Bounds, Filters, MarginRules
+from tracepaper.daemon.broker.rules import Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, Order, OrderKind, OrderRole, OrderStatus
@@ -107,8 +100,8 @@ class Latency(Struct, frozen=True):
         return self.fixed_ms + int(-log(1.0 - share) * self.mean_jitter_ms)
 
 
-class BrokerState(Struct, frozen=True, array_like=True):
-    """What a broker carries from step to step."""
+class OrdersState(Struct, frozen=True, array_like=True):
+    """What the resting orders of an instrument carry from step to step."""
 
     target: int = 0
     reason: str = ""
@@ -142,7 +135,7 @@ class Moment(NamedTuple):
     cash: int = MONEY_LIMIT  # what a spot buy can be paid from
 
 
-class Broker:
+class RestingOrders:
     """The resting orders of one instrument in one account."""
 
     def __init__(
@@ -192,13 +185,13 @@ class Broker:
         """Use the exchange's new filters; what rests was accepted under the old ones."""
         self._filters = Filters(instrument, self._costs, margin)
 
-    def state(self) -> BrokerState:
+    def state(self) -> OrdersState:
         """Return what must survive a restart."""
-        return BrokerState(
+        return OrdersState(
             self.target, self.reason, self.confirmed_ms, self.order, self.others, self.unmoved
         )
 
-    def restore(self, state: BrokerState) -> None:
+    def restore(self, state: OrdersState) -> None:
         """Take over what survived a restart."""
         self.target, self.reason = state.target, state.reason
         self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
@@ -214,7 +207,7 @@ class Broker:
         self._born = sequence, ordinal + 1
         return f"{sequence}-{first + ordinal}"
 
-    def resting(self, order_id: str) -> Order | None:
+    def find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, if there is one."""
         if (order := self.order) is not None and order.order_id == order_id:
             return order
@@ -272,9 +265,9 @@ class Broker:
         """Return *order* as it ends by *event*, for that *reason*."""
         return self.note(after(order, event, reason=reason))
 
-    def book(self, fill: Fill, held: int) -> tuple[Order, ...]:
+    def apply_fill(self, fill: Fill, held: int) -> tuple[Order, ...]:
         """Book *fill*, which left *held*; return every order that it changed, the filled first."""
-        order = self.resting(fill.order_id)
+        order = self.find(fill.order_id)
         if order is None:
             raise InvariantBroken(f"a fill of {fill.order_id}, which does not rest")
         filled = order.filled + fill.quantity
@@ -395,7 +388,10 @@ class Broker:
         """Return the new order for *needed* (signed), before the exchange has seen it."""
         quantity = abs(needed)
         if self._spot and needed > 0:
-            quantity = self._grossed_up(quantity)
+            # What is left after the fee, which is paid in base, has to be *needed*.
+            step = self._filters.instrument.quantity_step
+            gross = -(-quantity * MONEY_SCALE // (MONEY_SCALE - self._costs.taker_fee))
+            quantity = -(-gross // step) * step
         return Order(
             order_id,
             self._filters.instrument.id,
@@ -414,12 +410,6 @@ class Broker:
             return self._latency.fixed_ms
         ordinal = int(order_id.partition("-")[2])
         return self._latency.of(self._filters.instrument.id, opened_ms, ordinal)
-
-    def _grossed_up(self, quantity: int) -> int:
-        """Return what to buy so that *quantity* is left after the fee, which is paid in base."""
-        step = self._filters.instrument.quantity_step
-        gross = -(-quantity * MONEY_SCALE // (MONEY_SCALE - self._costs.taker_fee))
-        return -(-gross // step) * step
 
     # ------------------------------------------------------------ by list
 
@@ -559,106 +549,7 @@ class Broker:
             sides[request.side] += self._filters.terms(request).quantity
         return max(abs(held + sides[Side.BUY]), abs(held - sides[Side.SELL])), only_reduces
 
-    # ------------------------------------------------------------ protection
-
-    def arm(
-        self,
-        role: OrderRole,
-        held: int,
-        *,
-        sequence: int,
-        at_ms: int,
-        reason: str,
-        trigger: int | None = None,
-        price: int | None = None,
-        market: int | None = None,
-    ) -> tuple[Order, ...]:
-        """Protect the position *held* (signed, not zero) by one order of *role*.
-
-        With *trigger* alone it is a stop, with *price* alone a limit, with neither a market order;
-        both are in the instrument's integers and must be whole ticks. It is at the exchange
-        already: no latency counts, and a limit that the *market* has not reached rests at once.
-        One whose new price it has reached is sent anew, and takes. Returns what is new or changed.
-        """
-        quantity = self._filters.whole(abs(held))
-        if not quantity or role not in PROTECTIVE:
-            raise InvariantBroken(f"{role} cannot protect a position of {held}")
-        kind = OrderKind.MARKET
-        if trigger is not None:
-            kind = OrderKind.STOP if price is None else OrderKind.STOP_LIMIT
-        elif price is not None:
-            kind = OrderKind.LIMIT
-        armed = self.armed(role)
-        side = Side.SELL if held > 0 else Side.BUY
-        rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
-        if armed is not None and (armed.side, armed.kind) == (side, kind):
-            whole = armed.filled + quantity
-            if armed.triggered:
-                trigger, price, reason = armed.trigger, armed.price, armed.reason
-            if (armed.quantity, armed.trigger, armed.price) == (whole, trigger, price):
-                return ()
-            if rests or price == armed.price:
-                amended = after(
-                    armed,
-                    OrderEvent.REPLACE,
-                    quantity=whole,
-                    trigger=trigger,
-                    price=price,
-                    reason=reason,
-                )
-                if rests and amended.status is OrderStatus.NEW:
-                    amended = after(amended, OrderEvent.ACCEPT)
-                return (self.note(amended),)
-        replaced = () if armed is None else (self.end(armed, "replaced"),)
-        order = Order(
-            self.next_id(sequence),
-            self._filters.instrument.id,
-            side,
-            quantity,
-            0,
-            OrderStatus.NEW,
-            reason,
-            at_ms,
-            at_ms,
-            kind,
-            role,
-            price,
-            trigger,
-            reduce_only=True,
-        )
-        if rests:
-            order = after(order, OrderEvent.ACCEPT)
-        self.others += (order,)
-        return (*replaced, order)
-
-    def bound(
-        self, bounds: Bounds | None, held: int, *, order_id: str, at_ms: int
-    ) -> tuple[Order, ...]:
-        """Let the exchange's own order stand where the position *held* is liquidated.
-
-        It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
-        the market is. None where nothing is held. Returns the order where it is new or amended.
-        """
-        armed = self.liquidation
-        quantity = self._filters.whole(abs(held))
-        if bounds is None or not quantity:
-            return () if armed is None else (self.end(armed, "nothing is held"),)
-        terms = {
-            "trigger": bounds.liquidation, "price": bounds.bankruptcy, "reason": bounds.reason,
-        }  # fmt: skip
-        side = Side.SELL if held > 0 else Side.BUY
-        if armed is not None and armed.side is side:
-            amended = replace(armed, quantity=armed.filled + quantity, **terms)
-            return () if amended == armed else (self.note(after(amended, OrderEvent.REPLACE)),)
-        ended = () if armed is None else (self.end(armed, "the position has turned"),)
-        order = Order(
-            order_id, self._filters.instrument.id, side, quantity, 0, OrderStatus.NEW,
-            bounds.reason, at_ms, at_ms, OrderKind.STOP_LIMIT, OrderRole.LIQUIDATION,
-            bounds.bankruptcy, bounds.liquidation, reduce_only=True,
-        )  # fmt: skip
-        order = after(order, OrderEvent.ACCEPT)
-        self.others += (order,)
-        return (*ended, order)
+    # ------------------------------------------------------------ exit orders
 
     @property
     def liquidation(self) -> Order | None:
@@ -667,7 +558,7 @@ class Broker:
             return None
         return next((one for one in self.others if one.role is OrderRole.LIQUIDATION), None)
 
-    def armed(self, role: OrderRole) -> Order | None:
+    def protective(self, role: OrderRole) -> Order | None:
         """Return the protective order of *role*, if there is one."""
         return next((one for one in self.others if one.role is role), None)
 
@@ -675,21 +566,10 @@ class Broker:
         """Return how much of *held* can be closed, unsigned: dust cannot."""
         return self._filters.whole(abs(held))
 
-    def disarm(self, reason: str, roles: Collection[OrderRole] = PROTECTIVE) -> tuple[Order, ...]:
-        """Cancel the protective orders of *roles* for that *reason*."""
-        return tuple(self.end(one, reason) for one in self.others if one.role in roles)
-
 
 _ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})
 _OF_A_MOMENT: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles whose market orders are given up where no quote fills them in time."""
-
-
-def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:
-    """Return whether the *market* has not reached a limit at *price* yet."""
-    if price is None or market is None:
-        return False
-    return price > market if side is Side.SELL else price < market
 
 
 def _tighter(one: Order, other: Order) -> int | None:

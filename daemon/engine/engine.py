@@ -15,9 +15,9 @@ import msgspec
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import PaperAccount
-from tracepaper.daemon.broker.execution import TrueRange
-from tracepaper.daemon.broker.exit_orders import DayRange, Plan
-from tracepaper.daemon.broker.matching import Met, matters_from, touched
+from tracepaper.daemon.broker.execution import DayRange, TrueRange
+from tracepaper.daemon.broker.exit_orders import Plan
+from tracepaper.daemon.broker.matching import Matched, matters_from, touched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Latency, Sent
 from tracepaper.daemon.engine.instrument_state import (
     INTEGRITY,
@@ -173,7 +173,7 @@ class Engine:
         self._is_on_margin = settings.leverage is not None
         self._account = self._new_account(instruments, keeps_ledger=True)
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
-        self._account.portfolio.fills = {key: [] for key in seen}
+        self._account.ledger.fills = {key: [] for key in seen}
         self.sees_account = bool(seen) or any(sizer.sees_account for sizer in sizers.values())
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
         self.has_horizon = any(one.horizon is not None for one in strategies.values())
@@ -184,10 +184,10 @@ class Engine:
         if not COUNTED.isdisjoint(names):
             self._bases = {item.id: TwinBasis() for item in instruments}
         self._accounts = (self._account, *self._twins.values())
-        self._portfolios = tuple(account.portfolio for account in self._accounts)
+        self._ledgers = tuple(account.ledger for account in self._accounts)
         # Of each instrument that of every account: at most bars nothing rests in any of them.
-        self._brokers = {
-            item.id: tuple(account.brokers[item.id] for account in self._accounts)
+        self._resting = {
+            item.id: tuple(account.orders[item.id] for account in self._accounts)
             for item in instruments
         }
         self._by_quotes = settings.execution is FillModel.QUOTE
@@ -249,7 +249,7 @@ class Engine:
     @property
     def since_decided(self) -> dict[str, SinceDecided]:
         """What became of the last decision on each instrument, and the fills since."""
-        fills = self._account.portfolio.fills
+        fills = self._account.ledger.fills
         return {
             key: SinceDecided(state.verdict, tuple(fills.get(key, ())))
             for key, state in self._states.items()
@@ -301,8 +301,8 @@ class Engine:
         times = [
             from_ms
             for account in self._accounts
-            for order in account.brokers[key].orders
-            if (from_ms := matters_from(order, quote, account.brokers[key].trail)) is not None
+            for order in account.orders[key].orders
+            if (from_ms := matters_from(order, quote, account.orders[key].trail)) is not None
         ]
         due = [account.protectors[key].matters_from(quote) for account in self._accounts]
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
@@ -311,7 +311,7 @@ class Engine:
         """Return whether *mark* takes a position away, of the run's account or a twin's."""
         if not self._is_on_margin:
             return False
-        bounds = (account.brokers[mark.instrument].liquidation for account in self._accounts)
+        bounds = (account.orders[mark.instrument].liquidation for account in self._accounts)
         return any(order is not None and touched(order, mark.price) for order in bounds)
 
     def doubts(self, price: Quote | Mark | Funding) -> bool:
@@ -434,7 +434,7 @@ class Engine:
             account = self._account if one.twin is None else self._twins.get(one.twin)
             if account is not None and self._states[one.instrument].strategy.horizon is not None:
                 account.confirm(one.instrument, one.open_time_ms)
-        fills = self._account.portfolio.fills
+        fills = self._account.ledger.fills
         for key, known in since.items():
             self._states[key].restore(known.verdict)
             if key in fills:
@@ -577,8 +577,8 @@ class Engine:
         if self._by_quotes:
             filled = self._fill_missed(bar, sequence)
         else:
-            for broker in self._brokers[key]:
-                if broker.order is not None or broker.others or broker.is_guarded:
+            for resting in self._resting[key]:
+                if resting.order is not None or resting.others or resting.is_guarded:
                     filled = self._fill(bar, sequence)
                     break
         if state.marked:
@@ -652,8 +652,8 @@ class Engine:
         )
         if state.regime is not regime or state.cell != cell or self._risk.state is not risk:
             self._dirty = True
-        for broker in self._brokers[key]:
-            if broker.is_guarded:
+        for resting in self._resting[key]:
+            if resting.is_guarded:
                 self._tell_protectors(key, state.signal)
                 break
         sent, outcome = UNCHANGED, decision.outcome
@@ -683,7 +683,7 @@ class Engine:
         """Let whoever waits for another signal on instrument *key* learn the newest one."""
         if isinstance(signal, Signal):
             for account in self._accounts:
-                self._dirty |= account.saw(key, signal.action)
+                self._dirty |= account.on_signal(key, signal.action)
 
     def _follow(
         self,
@@ -735,7 +735,7 @@ class Engine:
         """
         action, target, reason = intent
         key = bar.instrument
-        orders = account.brokers[key]
+        orders = account.orders[key]
         plan: Plan | None = None
         if action is Action.LONG or action is Action.SHORT:
             state = self._states[key]
@@ -750,7 +750,7 @@ class Engine:
             if state.strategy.horizon is not None:
                 account.confirm(key, bar.open_time_ms)
         before = orders.target
-        if orders.order is None and target == before == account.portfolio.held(key):
+        if orders.order is None and target == before == account.ledger.held(key):
             sent = UNCHANGED  # as at most bars
         else:
             sent = account.submit(
@@ -786,15 +786,15 @@ class Engine:
         expired = Filled(orders=self._expire(key, bar.market_ms))
         if bar.open_time_ms >= self._states[key].missed_until_ms:
             for account in self._accounts:
-                self._dirty |= account.heard(key)
+                self._dirty |= account.on_quoted_bar(key)
             return expired
         filled = self._fill(bar, sequence, while_down=True)
         return filled._replace(orders=_as_they_stand(expired.orders, filled.orders))
 
     def _fill(self, event: Bar | Quote, sequence: int, *, while_down: bool = False) -> Filled:
         """Let the resting orders of every account meet *event*; *while_down* marks their fills."""
-        return self._met(
-            lambda account: account.meet(event, sequence, is_missed=while_down),
+        return self._match(
+            lambda account: account.match(event, sequence, is_missed=while_down),
             while_down=while_down,
         )
 
@@ -802,27 +802,29 @@ class Engine:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
         if not self._is_on_margin:
             return NOTHING_FILLED
-        return self._met(lambda account: account.at_mark(instrument, mark, sequence, at_ms))
+        return self._match(lambda account: account.match_mark(instrument, mark, sequence, at_ms))
 
-    def _met(self, meet: Callable[[PaperAccount], Met], *, while_down: bool = False) -> Filled:
+    def _match(
+        self, match: Callable[[PaperAccount], Matched], *, while_down: bool = False
+    ) -> Filled:
         """Return what one event did to every account."""
-        met = meet(self._account)
-        self._dirty |= met.ended_plan
-        if met.orders:
+        matched = match(self._account)
+        self._dirty |= matched.ended_plan
+        if matched.orders:
             self._dirty = True
             if self._risk.active:
-                for one in met.booked:
+                for one in matched.booked:
                     self._risk.count_fill(*one)
         twin_fills = {}
         for name, twin in self._twins.items():
-            of_twin = meet(twin)
+            of_twin = match(twin)
             if of_twin.orders or of_twin.ended_plan:
                 self._dirty = True
             if of_twin.fills:
                 twin_fills[name] = _marked(of_twin.fills, while_down=while_down)
-        if not met.orders and not twin_fills:
+        if not matched.orders and not twin_fills:
             return NOTHING_FILLED
-        return Filled(_marked(met.fills, while_down=while_down), met.orders, twin_fills)
+        return Filled(_marked(matched.fills, while_down=while_down), matched.orders, twin_fills)
 
     def _expire(self, instrument: str, market_ms: int) -> tuple[Order, ...]:
         """Cancel what no quote filled in time, in every account; return the run's own orders."""
@@ -881,7 +883,9 @@ class Engine:
         self._dirty = True
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
-        bounds = [a.secure(key, self.sequence, funding.market_ms) for a in self._accounts]
+        bounds = [
+            a.set_liquidation_price(key, self.sequence, funding.market_ms) for a in self._accounts
+        ]
         return self._finish(funding, key, sent=bounds[0], belief=words)
 
     def _command(self, command: Command) -> Step:
@@ -955,8 +959,8 @@ class Engine:
                 self._mark(key, state.last_bar.close)
 
     def _mark(self, instrument: str, price: int) -> None:
-        for portfolio in self._portfolios:
-            portfolio.mark(instrument, price)
+        for ledger in self._ledgers:
+            ledger.mark(instrument, price)
 
     # ------------------------------------------------------------ the record
 
@@ -976,11 +980,11 @@ class Engine:
         belief: str | None = None,
     ) -> Step:
         """Return the step of *event*; *confirmed* names the twins whose position it confirmed."""
-        portfolio = self._account.portfolio
+        account = self._account.ledger
         position: Position | None = None
         twins: tuple[TwinStep, ...] = ()
         if instrument is not None:
-            position = portfolio.position(instrument)
+            position = account.position(instrument)
             if self._twins and (decision is not None or filled.twins):
                 twins = self._twin_steps(instrument, filled.twins, confirmed)
         sequence = self.sequence
@@ -994,7 +998,7 @@ class Engine:
             self._dirty = self._unsaved = False
         self.sequence = sequence + 1
         ledger: tuple[LedgerEntry, ...] = ()
-        if moved := portfolio.ledger:
+        if moved := account.entries:
             ledger = tuple(moved)
             moved.clear()
         return Step(
@@ -1006,7 +1010,7 @@ class Engine:
             _as_they_stand(filled.orders, sent) if sent else filled.orders,
             filled.fills,
             position,
-            portfolio.account(),
+            account.account(),
             twins,
             window_sha256,
             decision_sha256,
@@ -1056,8 +1060,8 @@ class Engine:
         return tuple(
             TwinStep(
                 name,
-                twin.portfolio.position(instrument),
-                twin.portfolio.account(),
+                twin.ledger.position(instrument),
+                twin.ledger.account(),
                 fills.get(name, ()),
                 name in confirmed,
             )

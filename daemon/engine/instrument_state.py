@@ -10,9 +10,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import PaperAccount
-from tracepaper.daemon.broker.execution import RANGE_BARS
-from tracepaper.daemon.broker.exit_orders import DayRange
-from tracepaper.daemon.broker.orders import Broker
+from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange
+from tracepaper.daemon.broker.orders import RestingOrders
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import RANDOM_GATE, EngineSettings, ModelTerms
 from tracepaper.storage.record.digest import DecisionHash, WindowHash
@@ -419,7 +418,7 @@ class InstrumentState:
 
         *is_finite* says whether the model's numbers were, None where there are none.
         """
-        orders = account.brokers[bar.instrument]
+        orders = account.orders[bar.instrument]
         inputs = self._inputs
         inputs.running = is_running
         inputs.bars = self._bars
@@ -488,7 +487,7 @@ class InstrumentState:
 
         A standing quantity stays unless the new one differs by more than ``sizing.rebalance``.
         """
-        standing = account.brokers[bar.instrument].target
+        standing = account.orders[bar.instrument].target
         target = self._sizer.held(bar.close, self._cash, exposure, standing=standing)
         if target == 0:
             return Action.HOLD, standing, "nothing was held so far"
@@ -515,9 +514,9 @@ class InstrumentState:
 
         What a gate refuses that is not of integrity still lets through what can only reduce.
         """
-        broker, inputs = account.brokers[bar.instrument], self._inputs
+        resting, inputs = account.orders[bar.instrument], self._inputs
         if self._risk.active:
-            reach, reduces = broker.reach(orders.requests, account.portfolio.held(bar.instrument))
+            reach, reduces = resting.reach(orders.requests, account.ledger.held(bar.instrument))
             self._measure_risk(bar, reach, account, reduces=reduces)
         measures, passed = self.gates.judge(inputs)
         refused = self.gates.first_failed(passed)
@@ -591,19 +590,19 @@ class InstrumentState:
         *bar* has filled, marked and been observed. No other bar of its close is decided yet, or
         what was decided changed nothing that is shown here.
         """
-        key, portfolio = bar.instrument, account.portfolio
-        opened_ms = portfolio.holding(key).opened_ms
+        key, ledger = bar.instrument, account.ledger
+        opened_ms = ledger.holding(key).opened_ms
         if self._calendar is None:
             opened_ms = interval_start(opened_ms, bar.interval_ms)
-        fills, portfolio.fills[key] = portfolio.fills[key], []
+        fills, ledger.fills[key] = ledger.fills[key], []
         return account_view(
             self.instrument,
-            position=portfolio.position(key),
-            opened_ms=portfolio.holding(key).opened_ms,
+            position=ledger.position(key),
+            opened_ms=ledger.holding(key).opened_ms,
             bars_held=self._bars_between(opened_ms, bar) + 1,
-            orders=account.brokers[key].orders,
+            orders=account.orders[key].orders,
             fills=fills,
-            account=portfolio.account(),
+            account=ledger.account(),
         )
 
     def _signal(self, now: Outlook) -> Signal | Orders:
@@ -622,12 +621,12 @@ class InstrumentState:
         self, signal: Signal, bar: Bar, forecast: Forecast | None, account: PaperAccount
     ) -> int:
         """Return the quantity that *signal* asks for; HOLD asks for the standing target."""
-        standing = account.brokers[bar.instrument].target
+        standing = account.orders[bar.instrument].target
         if signal.action is Action.HOLD:
             return standing
         known = NO_ACCOUNT
         if self._sizer.sees_account:
-            equity = account.portfolio.account().equity
+            equity = account.ledger.account().equity
             known = SizingAccount(equity, account.gross_of_others(bar.instrument))
             if self._sizer.by_stop:
                 planner = account.protectors[bar.instrument].planner
@@ -638,8 +637,8 @@ class InstrumentState:
         self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None
     ) -> None:
         """Measure what the risk gates judge, now that the target is known."""
-        inputs, portfolio = self._inputs, account.portfolio
-        held = portfolio.held(bar.instrument)
+        inputs, ledger = self._inputs, account.ledger
+        held = ledger.held(bar.instrument)
         if reduces is None:
             reduces = abs(target) <= abs(held) and target * held >= 0
         inputs.reduces = reduces
@@ -652,7 +651,7 @@ class InstrumentState:
             inputs.range_bp = self._plausibility.range_bp()
         self._risk.measure(
             inputs,
-            account=portfolio.account(),
+            account=ledger.account(),
             market_ms=bar.market_ms,
             instrument=bar.instrument,
             interval_ms=bar.interval_ms,
@@ -673,7 +672,7 @@ class InstrumentState:
         closed wherever the inputs could be believed.
         """
         action, reason = signal.action, signal.reason
-        orders = account.brokers[bar.instrument]
+        orders = account.orders[bar.instrument]
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
             if is_judged and action is Action.FLAT and self.strategy.exits_freely:
@@ -688,7 +687,7 @@ class InstrumentState:
             return action, 0, reason
         return action, self._target(signal, bar, forecast, account), reason
 
-    def _expired(self, bar: Bar, orders: Broker) -> bool:
+    def _expired(self, bar: Bar, orders: RestingOrders) -> bool:
         """Return whether the standing target has outlived the horizon of its forecast."""
         horizon = self.strategy.horizon
         if horizon is None or orders.target == 0 or not orders.confirmed_ms:

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from tracepaper.daemon.broker.account import Holding, Portfolio
+from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.bybit.instruments import rescaled
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
@@ -414,13 +414,13 @@ def check_fills(
     until: int | None = None,
 ) -> None:
     """Add the fills behind step *after* to the account *opened* there; *state* must equal it."""
-    portfolio = Portfolio(opened[0], {item.id: item for item in run.instruments})
-    portfolio.restore(*opened)
+    ledger = Ledger(opened[0], {item.id: item for item in run.instruments})
+    ledger.restore(*opened)
     for fill in reader.fills(run.run_id, after=after, until=until):
-        portfolio.apply(fill)
+        ledger.apply_fill(fill)
     funding = 0
     for key, holding in state.account.holdings.items():
-        added = portfolio.holdings[key]
+        added = ledger.holdings[key]
         funding += holding.funding_paid - added.funding_paid
         same = (
             added.quantity == holding.quantity
@@ -433,9 +433,9 @@ def check_fills(
                 f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
                 f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"
             )
-    if portfolio.cash - funding != state.account.cash:
+    if ledger.cash - funding != state.account.cash:
         raise InvariantBroken(
-            f"the fills of run {run.run_id} leave cash {portfolio.cash - funding}, but its last "
+            f"the fills of run {run.run_id} leave cash {ledger.cash - funding}, but its last "
             f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
         )
     left = reader.balance(run.run_id, until=until)

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState, Holding, PaperAccount, Portfolio
+from tracepaper.daemon.broker.account import AccountState, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
+from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -28,9 +29,9 @@ def fill(signed: int, price: int, category: Category = Category.LINEAR) -> Fill:
     return Executor(item, TERMS).at_open(order, bar(open_=price, instrument_id=item.id))
 
 
-def account(category: Category = Category.LINEAR) -> tuple[str, Portfolio]:
+def account(category: Category = Category.LINEAR) -> tuple[str, Ledger]:
     item = instrument(category=category)
-    return item.id, Portfolio(START, {item.id: item})
+    return item.id, Ledger(START, {item.id: item})
 
 
 TRADES = st.lists(
@@ -42,12 +43,12 @@ TRADES = st.lists(
 def test_linear_cash_is_start_plus_realised_less_fees(
     trades: list[tuple[int, int]], mark: int
 ) -> None:
-    key, portfolio = account()
+    key, ledger = account()
     fills = [fill(signed, price) for signed, price in trades]
     for item in fills:
-        portfolio.apply(item)
-    portfolio.mark(key, mark)
-    position, total = portfolio.position(key), portfolio.account()
+        ledger.apply_fill(item)
+    ledger.mark(key, mark)
+    position, total = ledger.position(key), ledger.account()
     assert position.quantity == sum(signed for signed, _ in trades)
     assert total.cash == START + total.realized_pnl - total.fees_paid
     assert total.equity == total.cash + total.unrealized_pnl
@@ -61,14 +62,14 @@ def test_linear_cash_is_start_plus_realised_less_fees(
 def test_spot_equity_is_cash_plus_base_at_the_mark(
     trades: list[tuple[int, int]], mark: int
 ) -> None:
-    key, portfolio = account(Category.SPOT)
+    key, ledger = account(Category.SPOT)
     for signed, price in trades:
-        held = portfolio.holdings[key].quantity
+        held = ledger.holdings[key].quantity
         wanted = max(signed, -held)
         if wanted:
-            portfolio.apply(fill(wanted, price, Category.SPOT))
-    portfolio.mark(key, mark)
-    position, total = portfolio.position(key), portfolio.account()
+            ledger.apply_fill(fill(wanted, price, Category.SPOT))
+    ledger.mark(key, mark)
+    position, total = ledger.position(key), ledger.account()
     assert total.equity == total.cash + mark * position.quantity * 10**5
     assert total.cash == (START + total.realized_pnl - total.fees_paid - position.entry_notional)
 
@@ -92,27 +93,27 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
         instrument("BTCUSDT"), instrument("ETHUSDT"), instrument("BTCUSDT", Category.SPOT)
     ]  # fmt: skip
     instruments = {item.id: item for item in items}
-    portfolio = Portfolio(START, instruments)
+    ledger = Ledger(START, instruments)
     for kind, place, signed, price in changes:
         item = items[place]
         if kind == "mark":
-            portfolio.mark(item.id, price)
+            ledger.mark(item.id, price)
         elif kind == "fund":
-            portfolio.pay_funding(item.id, signed * 10**4)
+            ledger.pay_funding(item.id, signed * 10**4)
         elif kind == "restart":
             marks = dict.fromkeys(instruments, price)
-            portfolio, before = Portfolio(START, instruments), portfolio
-            portfolio.restore(before.cash, before.holdings)
+            ledger, before = Ledger(START, instruments), ledger
+            ledger.restore(before.cash, before.holdings)
             for key, mark in marks.items():
-                portfolio.mark(key, mark)
+                ledger.mark(key, mark)
         else:
             spot = item.category is Category.SPOT
-            wanted = max(signed, -portfolio.held(item.id)) if spot else signed
+            wanted = max(signed, -ledger.held(item.id)) if spot else signed
             if wanted:
                 made = fill(wanted, price, item.category)
-                portfolio.apply(replace(made, instrument=item.id))
-        total = portfolio.account()
-        positions = {key: portfolio.position(key) for key in instruments}
+                ledger.apply_fill(replace(made, instrument=item.id))
+        total = ledger.account()
+        positions = {key: ledger.position(key) for key in instruments}
         for name in ("realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"):
             assert getattr(total, name) == sum(getattr(one, name) for one in positions.values())
         on_spot = positions["spot:BTCUSDT"].entry_notional
@@ -147,25 +148,25 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
 ) -> None:
     item = instrument()
     rules = MarginRules(item, 1_000, 0)
-    portfolio = Portfolio(0, {item.id: item}, margin={item.id: rules})
-    portfolio.restore(cash, {item.id: Holding(1_000, 100 * 10**10)}, taken_over=True)
-    assert portfolio.holding(item.id).margin == bound * 10**10
-    assert portfolio.available == cash - bound * 10**10
+    ledger = Ledger(0, {item.id: item}, margin={item.id: rules})
+    ledger.restore(cash, {item.id: Holding(1_000, 100 * 10**10)}, taken_over=True)
+    assert ledger.holding(item.id).margin == bound * 10**10
+    assert ledger.available == cash - bound * 10**10
 
 
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:
-    key, portfolio = account()
-    portfolio.apply(fill(3, 10_000))
-    portfolio.apply(fill(-1, 10_000))
-    assert portfolio.position(key).entry_notional == 2 * 10_000 * 10**5
-    assert portfolio.position(key).realized_pnl == 0
+    key, ledger = account()
+    ledger.apply_fill(fill(3, 10_000))
+    ledger.apply_fill(fill(-1, 10_000))
+    assert ledger.position(key).entry_notional == 2 * 10_000 * 10**5
+    assert ledger.position(key).realized_pnl == 0
 
 
 def test_a_reversal_closes_all_and_opens_the_rest() -> None:
-    key, portfolio = account()
-    portfolio.apply(fill(1_000, 10_000))
-    portfolio.apply(fill(-3_000, 11_000))
-    position = portfolio.position(key)
+    key, ledger = account()
+    ledger.apply_fill(fill(1_000, 10_000))
+    ledger.apply_fill(fill(-3_000, 11_000))
+    position = ledger.position(key)
     assert position.quantity == -2_000
     assert Decimal(position.realized_pnl).scaleb(-10) == 10
     assert Decimal(position.entry_notional).scaleb(-10) == -220
@@ -173,20 +174,20 @@ def test_a_reversal_closes_all_and_opens_the_rest() -> None:
 
 def test_longs_pay_positive_funding_and_shorts_receive_it() -> None:
     for signed, expected in ((1_000, "0.01"), (-1_000, "-0.01")):
-        key, portfolio = account()
-        portfolio.apply(fill(signed, 10_000))
-        portfolio.mark(key, 10_000)
-        cash = portfolio.cash
-        paid = portfolio.pay_funding(key, 1_000_000)  # 0.0001
+        key, ledger = account()
+        ledger.apply_fill(fill(signed, 10_000))
+        ledger.mark(key, 10_000)
+        cash = ledger.cash
+        paid = ledger.pay_funding(key, 1_000_000)  # 0.0001
         assert Decimal(paid).scaleb(-10) == Decimal(expected)
-        assert portfolio.cash == cash - paid
-        assert portfolio.account().funding_paid == paid
+        assert ledger.cash == cash - paid
+        assert ledger.account().funding_paid == paid
 
 
 def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
-    _, portfolio = account(Category.SPOT)
+    _, ledger = account(Category.SPOT)
     with pytest.raises(InvariantBroken, match="sold 5 of 0"):
-        portfolio.apply(fill(-5, 10_000, Category.SPOT))
+        ledger.apply_fill(fill(-5, 10_000, Category.SPOT))
 
 
 @pytest.mark.parametrize(("missing", "said"), [(0, None), (1, "the available balance")])
@@ -196,13 +197,13 @@ def test_a_balance_that_is_exactly_the_margin_and_the_fee_bears_the_fill(
     item, entry = instrument(), fill(1_000, 10_000)
     rules = MarginRules(item, 1_000, TERMS.taker_fee)
     cash = rules.required(entry.notional) + entry.fee - missing
-    refusal = Portfolio(cash, {item.id: item}, margin={item.id: rules}).refusal(entry)
+    refusal = Ledger(cash, {item.id: item}, margin={item.id: rules}).refusal(entry)
     assert refusal is None if said is None else (refusal or "").startswith(said)
 
 
 def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
-    key, portfolio = account()
-    portfolio.apply(fill(10**6, 10**6))
-    portfolio.mark(key, 10**8)
+    key, ledger = account()
+    ledger.apply_fill(fill(10**6, 10**6))
+    ledger.mark(key, 10**8)
     with pytest.raises(ConfigInvalid, match=r"^The account came to \d+.*beyond 922,337,203; start"):
-        portfolio.account()
+        ledger.account()

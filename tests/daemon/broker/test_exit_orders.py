@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker import matching
-from tracepaper.daemon.broker.exit_orders import NO_VOLATILITY, DayRange
+from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.exit_orders import NO_VOLATILITY
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state

@@ -17,7 +17,7 @@ from own_protection import Filled, OwnProtection
 
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.exit_orders import Protector
-from tracepaper.daemon.broker.orders import PROTECTIVE, Broker
+from tracepaper.daemon.broker.orders import PROTECTIVE, RestingOrders
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
@@ -275,7 +275,7 @@ def _at_once(honest: Any) -> Any:
 
 
 def _canceled(honest: Any) -> Any:
-    def closed_first(self: Broker, order: Order, held: int) -> Any:
+    def closed_first(self: RestingOrders, order: Order, held: int) -> Any:
         self.target = held
         return honest(self, order, held)
 
@@ -292,9 +292,9 @@ def _at_the_open(honest: Any) -> Any:
 PLANTED: list[tuple[Any, str, Callable[[Any], Any], FillModel]] = [
     (Protector, "_tightest", _loosest, FillModel.NEXT_OPEN),
     (Protector, "_is_nearer", _always, FillModel.NEXT_OPEN),
-    (Protector, "_arm", _at_entry, FillModel.NEXT_OPEN),
+    (Protector, "_place", _at_entry, FillModel.NEXT_OPEN),
     (Protector, "leave", _at_once, FillModel.NEXT_OPEN),
-    (Broker, "_closed_first", _canceled, FillModel.QUOTE),
+    (RestingOrders, "_closed_first", _canceled, FillModel.QUOTE),
     (Executor, "made", _at_the_open, FillModel.QUOTE),
 ]
 

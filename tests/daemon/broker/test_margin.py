@@ -16,12 +16,11 @@ from own_ledger import OwnLedger
 from tracepaper.daemon.broker.account import (
     AccountState,
     BookState,
-    Holding,
     PaperAccount,
-    Portfolio,
 )
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import BrokerState, Latency
+from tracepaper.daemon.broker.ledger import Holding, Ledger
+from tracepaper.daemon.broker.orders import Latency, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -220,7 +219,7 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
         cash=0,
         latency=Latency(0),
     )
-    held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), BrokerState())
+    held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
     books = {one.id: held for one in items}
     account.restore(AccountState(cash * MONEY_SCALE, books), taken_over=True)
     return account
@@ -228,23 +227,23 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
 
 def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     account = taken_over(item())
-    assert account.at_mark(KEY, 90_501, 7, START_MS).fills == []
+    assert account.match_mark(KEY, 90_501, 7, START_MS).fills == []
     account = taken_over(item())
-    (fill,) = account.at_mark(KEY, 90_400, 7, START_MS).fills
-    assert (fill.price, account.portfolio.held(KEY)) == (90_000, 0)
+    (fill,) = account.match_mark(KEY, 90_400, 7, START_MS).fills
+    assert (fill.price, account.ledger.held(KEY)) == (90_000, 0)
 
 
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
-    account.secure(KEY, 7, START_MS)
+    account.set_liquidation_price(KEY, 7, START_MS)
     account.submit(KEY, 0, order_id="8-0", price=95_000, reason="out", at_ms=START_MS)
-    (fill,) = account.meet(quote(90_000, 90_010, at_ms=START_MS + 1), 9).fills
-    assert (fill.price, fill.model, account.portfolio.held(KEY)) == (90_000, FillModel.QUOTE, 0)
+    (fill,) = account.match(quote(90_000, 90_010, at_ms=START_MS + 1), 9).fills
+    assert (fill.price, fill.model, account.ledger.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 
 
 def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
-    account.portfolio.mark(KEY, 100_000)
+    account.ledger.mark(KEY, 100_000)
     given: dict[str, Any] = {"order_id": "8-0", "price": 100_000, "reason": "go", "at_ms": START_MS}
     assert account.submit(KEY, 2_000, **given).refusal is not None
     assert account.submit(KEY, -1_000, **given).refusal is None
@@ -253,7 +252,7 @@ def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
 def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
     first, second = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(first, second)
-    account.portfolio.mark(second.id, 100_000)
+    account.ledger.mark(second.id, 100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
     account.submit(second.id, 2_000, order_id="8-0", price=100_000, reason="more", at_ms=START_MS)
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
@@ -262,7 +261,9 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
 def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     items = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(*items)
-    orders = [order for one in items for order in account.secure(one.id, 7, START_MS)]
+    orders = [
+        order for one in items for order in account.set_liquidation_price(one.id, 7, START_MS)
+    ]
     assert len({order.order_id for order in orders}) == len(items)
 
 
@@ -371,16 +372,14 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     rate: int, paid: int, left: int
 ) -> None:
     """An account of before margin was taken over with less cash than its position needs."""
-    portfolio = Portfolio(
-        0, {KEY: item()}, margin={KEY: MarginRules(item(risk_tiers=TIERS), 1_000, FEE)}
-    )
+    ledger = Ledger(0, {KEY: item()}, margin={KEY: MarginRules(item(risk_tiers=TIERS), 1_000, FEE)})
     unit = MONEY_SCALE
-    portfolio.restore(98 * unit, {KEY: Holding(1_000, 1_000 * unit, margin=100 * unit)})
-    portfolio.mark(KEY, 100_000)  # worth 1,000
-    assert portfolio.available == -2 * unit
-    assert portfolio.pay_funding(KEY, rate * MONEY_SCALE // 1_000) == paid * unit
-    assert portfolio.holding(KEY).margin == left * unit
-    assert portfolio.cash == (98 - paid) * unit
+    ledger.restore(98 * unit, {KEY: Holding(1_000, 1_000 * unit, margin=100 * unit)})
+    ledger.mark(KEY, 100_000)  # worth 1,000
+    assert ledger.available == -2 * unit
+    assert ledger.pay_funding(KEY, rate * MONEY_SCALE // 1_000) == paid * unit
+    assert ledger.holding(KEY).margin == left * unit
+    assert ledger.cash == (98 - paid) * unit
 
 
 def test_a_tier_that_is_assumed_is_said() -> None:

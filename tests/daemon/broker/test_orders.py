@@ -10,9 +10,9 @@ from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.orders import (
     FLATTEN,
     NEXT,
-    Broker,
     Latency,
     OrderEvent,
+    RestingOrders,
     Sent,
     advance,
 )
@@ -24,17 +24,21 @@ from tracepaper.strategies.types.market import Category, Side
 TERMS = ExecutionCosts(taker_fee=5_500_000)
 
 
-def opened(**filters: Any) -> Broker:
-    return Broker(instrument(**filters), TERMS, latency=Latency(100))
+def opened(**filters: Any) -> RestingOrders:
+    return RestingOrders(instrument(**filters), TERMS, latency=Latency(100))
 
 
-def sent(broker: Broker, target: int, held: int = 0, *, price: int = 10_000, **more: Any) -> Sent:
+def sent(
+    broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000, **more: Any
+) -> Sent:
     return broker.submit(
         target, held, order_id="7-0", price=price, reason="why", at_ms=1_000, **more
     )
 
 
-def submit(broker: Broker, target: int, held: int = 0, *, price: int = 10_000) -> tuple[Order, ...]:
+def submit(
+    broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000
+) -> tuple[Order, ...]:
     return sent(broker, target, held, price=price).orders
 
 
@@ -130,7 +134,7 @@ def test_only_whole_steps_are_sent_and_the_rest_is_said() -> None:
 
 
 def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() -> None:
-    broker = Broker(instrument(), TERMS, latency=Latency(100), fill_within_ms=2_000)
+    broker = RestingOrders(instrument(), TERMS, latency=Latency(100), fill_within_ms=2_000)
     submit(broker, 1_000)
     assert broker.expire(1_000 + 100 + 2_000) == ()
     (canceled,) = broker.expire(1_000 + 100 + 2_001)
@@ -159,15 +163,15 @@ def test_a_fill_of_an_order_that_does_not_rest_is_a_bug() -> None:
     broker = opened()
     (order,) = submit(broker, 1_000)
     fill = Executor(instrument(), TERMS).at_open(order, bar())
-    (filled,) = broker.book(fill, 1_000)
+    (filled,) = broker.apply_fill(fill, 1_000)
     assert filled.status is OrderStatus.FILLED
     with pytest.raises(InvariantBroken, match="does not rest"):
-        broker.book(fill, 2_000)
+        broker.apply_fill(fill, 2_000)
 
 
 def test_a_spot_buy_is_grossed_up_so_that_the_fee_in_base_leaves_the_target() -> None:
     item = instrument(category=Category.SPOT)
-    broker = Broker(item, ExecutionCosts(taker_fee=10_000_000), latency=Latency(0))
+    broker = RestingOrders(item, ExecutionCosts(taker_fee=10_000_000), latency=Latency(0))
     (order,) = submit(broker, 1_000)
     fee = order.quantity * 10_000_000 // 10**10
     assert abs(order.quantity - fee - 1_000) <= item.quantity_step
@@ -204,7 +208,7 @@ def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() ->
 
 def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
-    broker = Broker(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
+    broker = RestingOrders(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
     order: dict[str, Any] = {"order_id": "1-0", "price": 10_000, "reason": "why", "at_ms": 0}
     assert broker.submit(1_000, 0, cash=99 * 10**10, **order) == Sent((), "cash does not cover it")
     (bought,) = broker.submit(1_000, 0, cash=100 * 10**10, **order).orders

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import AccountState, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import PROTECTIVE, Broker, BrokerState, Latency
+from tracepaper.daemon.broker.orders import PROTECTIVE, Latency, OrdersState, RestingOrders
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -75,8 +75,8 @@ class Machine:
         )
 
     @property
-    def broker(self) -> Broker:
-        return self.account.brokers[self.item.id]
+    def broker(self) -> RestingOrders:
+        return self.account.orders[self.item.id]
 
     # ------------------------------------------------------------ what is asked for
 
@@ -132,13 +132,13 @@ class Machine:
             given = {"price": better}
         elif role is OrderRole.UNTIL:
             given = {}
-        armed = self.account.arm(
+        armed = self.account.place_protection(
             self.item.id, role, sequence=self.sequence, at_ms=self.at_ms, reason="armed", **given
         )
         self._learn(armed, ())
 
     def disarm(self) -> None:
-        self._learn(self.account.disarm(self.item.id, "over"), ())
+        self._learn(self.account.cancel_protection(self.item.id, "over"), ())
 
     def kill(self) -> None:
         self.met["a kill with orders"] += self.broker.rests
@@ -161,7 +161,7 @@ class Machine:
             seen.instrument, at_bid, 2 * sizes[0], at_ask, 2 * sizes[1], self.at_ms, self.at_ms
         )
         self.close = at_bid
-        met = self.account.meet(seen, 1)
+        met = self.account.match(seen, 1)
         left = {Side.BUY: seen.ask_size, Side.SELL: seen.bid_size}
         for fill in met.fills:
             far = seen.ask if fill.side is Side.BUY else seen.bid
@@ -193,7 +193,7 @@ class Machine:
             index=self.index,
             instrument_id=self.item.id,
         )
-        met = self.account.meet(seen, 1)
+        met = self.account.match(seen, 1)
         for fill in met.fills:
             self._in_bar(fill, seen)
         self.close, self.at_ms = seen.close, seen.close_time_ms
@@ -259,12 +259,12 @@ class Machine:
             assert price is None or (price > 0 and price % item.tick_size == 0)
 
     def the_account_is_the_sum_of_its_fills(self) -> None:
-        portfolio = self.account.portfolio
-        assert portfolio.held(self.item.id) == self.held
+        ledger = self.account.ledger
+        assert ledger.held(self.item.id) == self.held
         assert self.category is not Category.SPOT or self.held >= 0, "spot went short"
-        entry = portfolio.holding(self.item.id).entry_notional
+        entry = ledger.holding(self.item.id).entry_notional
         own = self.cash if self.category is Category.SPOT else self.cash + entry
-        assert portfolio.cash == own, "cash"
+        assert ledger.cash == own, "cash"
 
     def what_rests_is_what_was_shown(self) -> None:
         resting = {order.order_id: order for order in self.broker.orders}
@@ -328,11 +328,11 @@ class Recorded(Machine):
         super()._learn(changed, fills)
 
 
-def compared(passes: Callable[[Broker, Bar], bool]) -> int:
+def compared(passes: Callable[[RestingOrders, Bar], bool]) -> int:
     """Play seeds with *passes* and in full; return how many bars passed orders that rest."""
     passed = 0
 
-    def counted(broker: Broker, seen: Bar) -> bool:
+    def counted(broker: RestingOrders, seen: Bar) -> bool:
         nonlocal passed
         is_passed = passes(broker, seen)
         passed += is_passed
@@ -368,8 +368,8 @@ UNSEEN: list[Callable[[Order], Order | None]] = [
 def test_a_bar_that_is_let_pass_wrongly_is_found(
     seen_as: Callable[[Order], Order | None],
 ) -> None:
-    def careless(broker: Broker, seen: Bar) -> bool:
-        told = Broker.__new__(Broker)
+    def careless(broker: RestingOrders, seen: Bar) -> bool:
+        told = RestingOrders.__new__(RestingOrders)
         told.order, told.trail = broker.order, broker.trail
         told.others = tuple(one for order in broker.others if (one := seen_as(order)) is not None)
         return PASSES(told, seen)
@@ -381,7 +381,7 @@ def test_a_bar_that_is_let_pass_wrongly_is_found(
 # ---------------------------------------------------------------- the machine says no
 
 
-def _looks_at_nothing(_self: Broker, _held: int) -> Iterator[Order]:
+def _looks_at_nothing(_self: RestingOrders, _held: int) -> Iterator[Order]:
     return iter(())
 
 
@@ -395,21 +395,21 @@ def _at_once(_self: Latency, *_named: object) -> int:
     return -1_000
 
 
-def _forgets(self: Broker, state: BrokerState) -> None:
+def _forgets(self: RestingOrders, state: OrdersState) -> None:
     self.target, self.order = state.target, state.order
 
 
-def _keeps_what_ended(self: Broker, order: Order) -> Order:
+def _keeps_what_ended(self: RestingOrders, order: Order) -> Order:
     self.others = tuple(order if one.order_id == order.order_id else one for one in self.others)
     return order
 
 
 PLANTED = [
-    (Broker, "_resized", _looks_at_nothing),
+    (RestingOrders, "_resized", _looks_at_nothing),
     (matching, "_is_through", _maker_at_its_price),
     (Latency, "of", _at_once),
-    (Broker, "restore", _forgets),
-    (Broker, "note", _keeps_what_ended),
+    (RestingOrders, "restore", _forgets),
+    (RestingOrders, "note", _keeps_what_ended),
 ]
 
 

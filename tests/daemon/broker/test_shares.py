@@ -68,7 +68,7 @@ def test_every_cent_equals_an_independent_decimal_ledger(
         price = Decimal(cents).scaleb(-2)
         if order(paper, target, cents, number) is not None:
             continue
-        filled = paper.meet(bar(open_=cents, instrument_id=KEY), 1)
+        filled = paper.match(bar(open_=cents, instrument_id=KEY), 1)
         wanted = Decimal(target).scaleb(-decimals)
         if not filled.fills:
             assert wanted == shares
@@ -89,14 +89,14 @@ def test_every_cent_equals_an_independent_decimal_ledger(
             realized += -traded * price - share
         cash -= traded * price + fee
         shares, paid = wanted, paid + fee
-        held = paper.portfolio.holding(KEY)
+        held = paper.ledger.holding(KEY)
         assert Decimal(held.quantity).scaleb(-decimals) == shares >= 0
         assert money(held.entry_notional) == entry
         assert money(held.realized_pnl) == realized
         assert money(held.fees_paid) == paid
-        assert money(paper.portfolio.cash) == cash >= 0
-    paper.portfolio.mark(KEY, mark)
-    total = paper.portfolio.account()
+        assert money(paper.ledger.cash) == cash >= 0
+    paper.ledger.mark(KEY, mark)
+    total = paper.ledger.account()
     assert money(total.equity) == cash + shares * Decimal(mark).scaleb(-2)
 
 
@@ -109,9 +109,9 @@ def test_a_buy_needs_cash_for_its_fee_as_well() -> None:
 def test_a_gap_leaves_a_buy_of_shares_with_what_cash_covers_with_its_fee() -> None:
     paper = account(costs(minimum="1"))
     assert order(paper, 999, 100_00, 1) is None
-    met = paper.meet(bar(125_00, open_=125_00, instrument_id=KEY), 1)
+    met = paper.match(bar(125_00, open_=125_00, instrument_id=KEY), 1)
     assert [fill.quantity for fill in met.fills] == [799]  # 800 leave nothing for the fee
-    assert money(paper.portfolio.cash) == 100_000 - 799 * 125 - 1
+    assert money(paper.ledger.cash) == 100_000 - 799 * 125 - 1
 
 
 def test_the_first_part_of_an_order_pays_the_least_fee() -> None:
@@ -129,5 +129,5 @@ def test_a_fee_by_the_share_is_a_price() -> None:
 def test_no_funding_is_settled_on_shares() -> None:
     paper = account(costs())
     assert order(paper, 10, 100_00, 1) is None
-    paper.meet(bar(open_=100_00, instrument_id=KEY), 1)
+    paper.match(bar(open_=100_00, instrument_id=KEY), 1)
     assert paper.pay_funding(KEY, 10**8) == 0

@@ -9,8 +9,9 @@ import pytest
 from engine_laws import WORLDS, World, examine
 
 from tracepaper.daemon.broker import matching
-from tracepaper.daemon.broker.account import PaperAccount, Portfolio
-from tracepaper.daemon.broker.orders import Broker, BrokerState, Latency
+from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.daemon.broker.orders import Latency, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.strategies.errors import InvariantBroken
@@ -28,11 +29,11 @@ def test_the_laws_hold_whatever_comes(world: World) -> None:
 
 
 def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
-    def apply(self: Portfolio, fill: Fill) -> None:
+    def apply_fill(self: Ledger, fill: Fill) -> None:
         honest(self, fill)
         self.cash -= 1
 
-    return apply
+    return apply_fill
 
 
 def _only_beyond(honest: Callable[..., bool]) -> Callable[..., bool]:
@@ -43,7 +44,7 @@ def _only_beyond(honest: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def _forgets(_honest: Callable[..., None]) -> Callable[..., None]:
-    def restore(self: Broker, state: BrokerState) -> None:
+    def restore(self: RestingOrders, state: OrdersState) -> None:
         self.target, self.order = state.target, state.order
 
     return restore
@@ -65,19 +66,19 @@ def _never(_honest: Callable[..., Any]) -> Callable[..., None]:
     return lambda *_given, **_named: None
 
 
-def _no_mark(_honest: Callable[..., Any]) -> Callable[..., matching.Met]:
-    return lambda *_given, **_named: matching.Met()
+def _no_mark(_honest: Callable[..., Any]) -> Callable[..., matching.Matched]:
+    return lambda *_given, **_named: matching.Matched()
 
 
 PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
-    (SPOT_BY_BARS, Portfolio, "apply", _loses_a_unit),
+    (SPOT_BY_BARS, Ledger, "apply_fill", _loses_a_unit),
     (MARGIN_BY_BARS, matching, "touched", _only_beyond),
-    (TWO_BY_QUOTES, Broker, "restore", _forgets),
+    (TWO_BY_QUOTES, RestingOrders, "restore", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
-    (MARGIN_BY_QUOTES, Broker, "_resized", _nothing),
+    (MARGIN_BY_QUOTES, RestingOrders, "_resized", _nothing),
     (SPOT_BY_BARS, matching, "_cost", _free),
     (SPOT_BY_BARS, Filters, "refusal", _never),
-    (TWO_BY_QUOTES, PaperAccount, "at_mark", _no_mark),
+    (TWO_BY_QUOTES, PaperAccount, "match_mark", _no_mark),
     (TWO_BY_QUOTES, Engine, "_forget_passing", _never),
 ]
 

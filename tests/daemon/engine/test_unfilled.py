@@ -13,8 +13,8 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from campaign_engine import Refuted, examined
 
-from tracepaper.daemon.broker.account import Portfolio
-from tracepaper.daemon.broker.orders import UNCHANGED, Broker, Sent
+from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.daemon.broker.orders import UNCHANGED, RestingOrders, Sent
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -46,7 +46,7 @@ def test_no_bar_of_ten_thousand_examples_is_without_its_reason() -> None:
 def _done_once_refused(honest: Callable[..., Sent]) -> Callable[..., Sent]:
     """Return the broker's submit as it once was: a target that was refused is not tried again."""
 
-    def submit(self: Broker, target: int, held: int, **given: Any) -> Sent:
+    def submit(self: RestingOrders, target: int, held: int, **given: Any) -> Sent:
         if getattr(self, "gave_up", None) == target:
             return UNCHANGED
         sent = honest(self, target, held, **given)
@@ -73,11 +73,11 @@ def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
 
 
 def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
-    def apply(self: Portfolio, fill: Any) -> None:
+    def apply_fill(self: Ledger, fill: Any) -> None:
         honest(self, fill)
         self.cash -= 1
 
-    return apply
+    return apply_fill
 
 
 def _only_signals(honest: Callable[..., Sent]) -> Callable[..., Sent]:
@@ -92,12 +92,12 @@ def _only_signals(honest: Callable[..., Sent]) -> Callable[..., Sent]:
 
 
 PLANTED = [
-    (Broker, "submit", _done_once_refused),
+    (RestingOrders, "submit", _done_once_refused),
     (Filters, "refusal", _refuses_all),
     (Filters, "refusal", _never),
-    (Broker, "expire", _nothing),
+    (RestingOrders, "expire", _nothing),
     (InstrumentState, "unfilled", _says_nothing),
-    (Portfolio, "apply", _loses_a_unit),
+    (Ledger, "apply_fill", _loses_a_unit),
     (Engine, "_submit", _only_signals),
 ]
 

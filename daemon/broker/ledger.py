@@ -1,0 +1,332 @@
+"""``Fill`` and ``Funding`` → position, cash and equity of one account, in exact integers.
+
+Linear: cash = start + realised - fees - funding; equity = cash + unrealised. Spot and shares: cash
+is the quote balance, start + realised - fees - entry notional of what is held; equity = cash + what
+is held at the mark. A position keeps its entry notional, since an average price is no decimal.
+
+The rules are docs/money.md, M16 to M21.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.types.decisions import (
+    Account,
+    Fill,
+    FillModel,
+    LedgerEntry,
+    LedgerKind,
+    Position,
+)
+from tracepaper.strategies.types.market import Instrument, Side
+from tracepaper.strategies.units import (
+    MONEY_DECIMALS,
+    MONEY_LIMIT,
+    MONEY_SCALE,
+    Notional,
+    divide_half_even,
+    unscaled,
+)
+
+
+class Holding(Struct, gc=False, array_like=True):
+    """What an account holds of one instrument; mutable, owned by its ledger."""
+
+    quantity: int = 0
+    entry_notional: int = 0
+    realized_pnl: int = 0
+    fees_paid: int = 0
+    funding_paid: int = 0
+    opened_ms: int = 0  # market time of the fill that opened the position; 0 where there is none
+    margin: int = 0  # what it binds of the cash, where it is isolated
+
+
+class _LedgerLine:
+    """What a ledger keeps of one instrument."""
+
+    __slots__ = ("holding", "is_cash", "margin", "mark", "notional", "position")
+
+    def __init__(self, instrument: Instrument, margin: MarginRules | None) -> None:
+        self.margin = margin
+        self.holding = Holding()
+        self.is_cash = instrument.category.is_cash
+        self.notional = Notional.of(instrument)
+        self.mark = 0
+        self.position = Position()  # the holding, valued at the mark
+
+
+class Ledger:
+    """One account: its cash, what it holds, and what that is worth at the newest marks.
+
+    Sums over all instruments are kept as they change, so that a step costs the same with one
+    instrument and with a hundred.
+    """
+
+    def __init__(
+        self,
+        cash: int,
+        instruments: Mapping[str, Instrument],
+        *,
+        margin: Mapping[str, MarginRules] | None = None,
+        keeps_entries: bool = False,
+    ) -> None:
+        self.cash = cash
+        rules = margin or {}
+        self._bound = 0  # by the margin of all positions
+        # What moved the cash and is in no step yet; a shadow account keeps none of it.
+        self.entries: list[LedgerEntry] | None = None
+        if keeps_entries:
+            self.entries = [LedgerEntry(LedgerKind.OPENED, cash, cash)]
+        self.fills: dict[str, list[Fill]] = {}
+        """Fills since the last decision, of each instrument whose strategy sees them."""
+        self._lines = {key: _LedgerLine(item, rules.get(key)) for key, item in instruments.items()}
+        self._realized = self._unrealized = self._fees = self._funding = 0
+        self._paid_entries = 0  # entry notional of what was paid in full and is held
+        self._account: Account | None = None
+
+    @property
+    def holdings(self) -> dict[str, Holding]:
+        """What is held of each instrument."""
+        return {key: line.holding for key, line in self._lines.items()}
+
+    def holding(self, instrument: str) -> Holding:
+        """Return what is held of *instrument*."""
+        return self._lines[instrument].holding
+
+    def held(self, instrument: str) -> int:
+        """Return the signed quantity that is held of *instrument*."""
+        return self._lines[instrument].holding.quantity
+
+    @property
+    def available(self) -> int:
+        """Cash that no position binds."""
+        return self.cash - self._bound
+
+    def require(self, instrument: str, margin: MarginRules) -> None:
+        """Use the exchange's new risk tiers for what is opened from now on."""
+        self._lines[instrument].margin = margin
+
+    def freed(self, instrument: str) -> int:
+        """Return what closing the whole position at its mark would make available, before fees."""
+        position = self._lines[instrument].position
+        return position.margin + position.unrealized_pnl
+
+    def refusal(self, fill: Fill) -> str | None:
+        """Return why the margin cannot bear *fill*, or None: what only closes is always borne."""
+        line = self._lines[fill.instrument]
+        if line.margin is None:
+            return None
+        held, sign = line.holding.quantity, 1 if fill.side is Side.BUY else -1
+        closed = min(abs(held), fill.quantity) if held * sign < 0 else 0
+        opened = fill.quantity - closed
+        if not opened:
+            return None
+        share = divide_half_even(fill.notional * opened, fill.quantity)
+        available = self.available - fill.fee
+        if closed:
+            proceeds = -sign * (fill.notional - share)
+            available += line.holding.margin + proceeds - line.holding.entry_notional
+        margin = line.margin.required(sign * share)
+        if margin > available:
+            return "the available balance did not cover its margin at that price"
+        lost = sign * (share - line.notional(fill.reference_price, opened))
+        return (
+            "its price was worse than the market's by more than its margin"
+            if lost > margin
+            else None
+        )
+
+    def notional(self, instrument: str, quantity: int) -> int:
+        """Return the money of *quantity* of *instrument* at its newest mark."""
+        line = self._lines[instrument]
+        return line.notional(line.mark, quantity)
+
+    def apply_fill(self, fill: Fill) -> None:
+        """Book a fill on the position, the cash and the fees."""
+        line = self._lines[fill.instrument]
+        holding = line.holding
+        signed = fill.quantity if fill.side is Side.BUY else -fill.quantity
+        before = holding.quantity
+        if line.is_cash:
+            self._apply_cash(holding, fill, signed)
+        else:
+            self._apply_linear(line, fill, signed)
+        if before * holding.quantity <= 0:
+            holding.opened_ms = fill.filled_ms if holding.quantity else 0
+        if fill.instrument in self.fills:
+            self.fills[fill.instrument].append(fill)
+        self._value(line)
+
+    def _apply_linear(self, line: _LedgerLine, fill: Fill, signed: int) -> None:
+        holding = line.holding
+        sign = 1 if signed > 0 else -1
+        realized = 0
+        opened, opened_notional = signed, sign * fill.notional
+        if holding.quantity * signed < 0:
+            closed = min(abs(signed), abs(holding.quantity))
+            share = divide_half_even(fill.notional * closed, abs(signed))
+            self._bind(holding, holding.margin * (abs(holding.quantity) - closed)
+                       // abs(holding.quantity))  # fmt: skip
+            realized = self._close(holding, closed, -sign * share)
+            opened = sign * (abs(signed) - closed)
+            opened_notional = sign * (fill.notional - share)
+        holding.quantity += opened
+        holding.entry_notional += opened_notional
+        holding.realized_pnl += realized
+        holding.fees_paid += fill.fee
+        if line.margin is not None and opened_notional:
+            self._bind(holding, holding.margin + line.margin.required(opened_notional))
+        fee = LedgerKind.FEE
+        if fill.model is FillModel.LIQUIDATION:
+            fee = LedgerKind.LIQUIDATION_FEE
+        self._move(LedgerKind.REALIZED, realized, fill.instrument, fill.order_id)
+        self._move(fee, -fill.fee, fill.instrument, fill.order_id)
+
+    def _bind(self, holding: Holding, margin: int) -> None:
+        self._bound += margin - holding.margin
+        holding.margin = margin
+
+    def _move(
+        self, kind: LedgerKind, amount: int, instrument: str, order_id: str | None = None
+    ) -> None:
+        """Move the cash by *amount*: the one place where a step changes it."""
+        if amount:
+            self.cash += amount
+            if self.entries is not None:
+                self.entries.append(LedgerEntry(kind, amount, self.cash, instrument, order_id))
+
+    def _close(self, holding: Holding, closed: int, proceeds: int) -> int:
+        """Take *closed* (unsigned) out of *holding*; return the profit on *proceeds* (signed)."""
+        entry = divide_half_even(holding.entry_notional * closed, abs(holding.quantity))
+        holding.quantity -= closed if holding.quantity > 0 else -closed
+        holding.entry_notional -= entry
+        return proceeds - entry
+
+    def _apply_cash(self, holding: Holding, fill: Fill, signed: int) -> None:
+        if signed > 0:
+            # The fee of a buy on spot is paid in base: that share of what was bought is a cost at
+            # once. Of shares it is paid in their currency.
+            fee = divide_half_even(fill.notional * fill.fee_base, fill.quantity)
+            holding.quantity += fill.quantity - fill.fee_base
+            holding.entry_notional += fill.notional - fee
+            holding.fees_paid += fee + fill.fee
+            self._move(LedgerKind.BOUGHT, -fill.notional, fill.instrument, fill.order_id)
+            self._move(LedgerKind.FEE, -fill.fee, fill.instrument, fill.order_id)
+        else:
+            if fill.quantity > holding.quantity:
+                raise InvariantBroken(f"sold {fill.quantity} of {holding.quantity} held")
+            holding.realized_pnl += self._close(holding, fill.quantity, fill.notional)
+            holding.fees_paid += fill.fee
+            self._move(LedgerKind.SOLD, fill.notional, fill.instrument, fill.order_id)
+            self._move(LedgerKind.FEE, -fill.fee, fill.instrument, fill.order_id)
+
+    def pay_funding(self, instrument: str, rate: int) -> int:
+        """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return what was paid.
+
+        What the available balance does not cover is taken from the position's margin, and no more
+        than that.
+        """
+        line = self._lines[instrument]
+        if not line.holding.quantity or line.is_cash:
+            return 0
+        paid = divide_half_even(line.notional(line.mark, line.holding.quantity) * rate, MONEY_SCALE)
+        if line.margin is not None:
+            holding = line.holding
+            paid = min(paid, max(self.available, 0) + holding.margin)
+            self._bind(holding, holding.margin - max(paid - max(self.available, 0), 0))
+        line.holding.funding_paid += paid
+        self._move(LedgerKind.FUNDING, -paid, instrument)
+        self._value(line)
+        return paid
+
+    def entry_price(self, instrument: str) -> int:
+        """Return the average price at which what is held was entered; 0 where nothing is."""
+        line = self._lines[instrument]
+        held = line.holding
+        if not held.quantity:
+            return 0
+        unit = abs(held.quantity) * line.notional.multiplier
+        return divide_half_even(abs(held.entry_notional) * line.notional.divisor, unit)
+
+    def mark(self, instrument: str, price: int) -> None:
+        """Value *instrument* at *price* from now on."""
+        line = self._lines[instrument]
+        if line.mark != price:
+            line.mark = price
+            if line.holding.quantity:
+                self._revalue(line)
+
+    def _revalue(self, line: _LedgerLine) -> None:
+        """Value what *line* holds at its mark."""
+        holding = line.holding
+        unrealized = 0
+        if holding.quantity:
+            unrealized = line.notional(line.mark, holding.quantity) - holding.entry_notional
+        self._unrealized += unrealized - line.position.unrealized_pnl
+        line.position = Position(
+            holding.quantity,
+            holding.entry_notional,
+            holding.realized_pnl,
+            unrealized,
+            holding.fees_paid,
+            holding.funding_paid,
+            holding.margin,
+        )
+        self._account = None
+
+    def _value(self, line: _LedgerLine) -> None:
+        """Value what *line* holds, now that this has changed, and add the change to the sums."""
+        holding, before = line.holding, line.position
+        self._revalue(line)
+        self._realized += holding.realized_pnl - before.realized_pnl
+        self._fees += holding.fees_paid - before.fees_paid
+        self._funding += holding.funding_paid - before.funding_paid
+        if line.is_cash:
+            self._paid_entries += holding.entry_notional - before.entry_notional
+
+    def position(self, instrument: str) -> Position:
+        """Return the position in *instrument* at the newest mark."""
+        return self._lines[instrument].position
+
+    def account(self) -> Account:
+        """Return the account at the newest marks; raise where 64 bits do not hold it."""
+        account = self._account
+        if account is None:
+            equity = self.cash + self._paid_entries + self._unrealized
+            if abs(equity) > MONEY_LIMIT or abs(self.cash) > MONEY_LIMIT:
+                raise ConfigInvalid(
+                    f"The account came to {unscaled(equity, MONEY_DECIMALS)}, beyond 922,337,203; "
+                    "start a new one with less account.cash or a smaller [sizing]."
+                )
+            account = self._account = Account(
+                self.cash, equity, self._realized, self._unrealized, self._fees, self._funding
+            )
+        return account
+
+    def restore(
+        self, cash: int, holdings: Mapping[str, Holding], *, taken_over: bool = False
+    ) -> None:
+        """Take over a stored account; marks follow with the bars that are fed again.
+
+        Another run's begins a ledger; that of this run goes on.
+        """
+        self.cash = cash
+        if self.entries is not None:
+            opened = LedgerEntry(LedgerKind.TAKEN_OVER, cash, cash)
+            self.entries = [opened] if taken_over else []
+        for key, holding in holdings.items():
+            line = self._lines[key]
+            line.holding = holding
+            self._bound += holding.margin
+            if line.margin is None:
+                self._bind(holding, 0)
+            elif holding.quantity and not holding.margin:  # taken over from a run without margin
+                needed = line.margin.required(holding.entry_notional)
+                self._bind(holding, max(min(needed, self.available), 0))
+            self._value(line)
+        self._account = None
