@@ -27,7 +27,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tracepaper.daemon.config.loading import Sections, load, load_with_origins
+from tracepaper.daemon.config.loading import Given, Sections, WithSettings, load, load_with_origins
 from tracepaper.daemon.config.values import BUILT_IN, ORDERBOOK, STOCK, TOGETHER
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import has_source
@@ -387,11 +387,11 @@ class Text:
 # ---------------------------------------------------------------- what is given
 
 
-def configured(config: str | Path | Sections | None) -> Path | Sections | None:
+def configured(config: str | Given) -> Given:
     """Return *config* as a path or sections; raise ``ConfigInvalid`` where it is neither."""
     if isinstance(config, str):
         return Path(config)
-    if config is None or isinstance(config, (Path, Mapping)):
+    if config is None or isinstance(config, (Path, Mapping, WithSettings)):
         return config
     raise ConfigInvalid(
         f"config is {shown(config)}; give a TOML file, or a dictionary of sections such as "
@@ -420,9 +420,7 @@ def paths_of(given: object, what: str) -> tuple[Path, ...]:
     return paths
 
 
-def strategy_keys(
-    name: str, params: Mapping[str, Any] | None, config: Path | Sections | None
-) -> dict[str, Any]:
+def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) -> dict[str, Any]:
     """Return the keys of ``[strategy]`` that mean *name* with *params* over the configured ones."""
     if params is not None and not isinstance(params, Mapping):
         raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
@@ -452,7 +450,7 @@ def plain_values(value: dict[str, Any], said_as: str) -> dict[str, Any]:
     return found
 
 
-def data_of(data: object, config: Path | Sections | None) -> tuple[str | Candles, ...]:
+def data_of(data: object, config: Given) -> tuple[str | Candles, ...]:
     """Return *data* as paths and candles; raise ``ConfigInvalid`` where it is none."""
     found = tuple(_data(data, None, config))
     if not found:
@@ -469,7 +467,7 @@ def data_of(data: object, config: Path | Sections | None) -> tuple[str | Candles
 def _data(
     data: Any,  # noqa: ANN401 - whatever users hand over
     symbol: str | None,
-    config: Path | Sections | None,
+    config: Given,
 ) -> Iterator[str | Candles]:
     if isinstance(data, (str, Path)):
         yield str(data) if symbol is None else f"{symbol}={data}"
@@ -495,7 +493,7 @@ def _data(
         )
 
 
-def _configured_symbol(config: Path | Sections | None) -> str | None:
+def _configured_symbol(config: Given) -> str | None:
     """Return the symbol that is configured, where it is one and somebody configured it."""
     found, origins = load_with_origins(config)
     symbols = found.market.symbols

@@ -12,6 +12,7 @@ from tracepaper.daemon.commands.options import (
     ConfigOption,
     DatabaseOption,
     JsonOption,
+    SetOption,
     database_path,
     print_json,
 )
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 def run(
     config: ConfigOption = None,
+    settings: SetOption = None,
     db: Annotated[
         Path | None,
         typer.Option("--db", metavar="FILE", help="The database; by default the configuration's."),
@@ -36,13 +38,13 @@ def run(
     from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
 
     exit_zero_on_signals()
-    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.daemon import Daemon
     from tracepaper.daemon.terminal import console
     from tracepaper.daemon.terminal.live_view import live_view
     from tracepaper.strategies.types.market import RunKind
 
-    loaded = load(config)
+    loaded = load(with_settings(config, settings))
     console.configure(level=loaded.log.level, output=loaded.log.format)
     database = db or loaded.storage.path
     with live_view(limit=bars) as watcher:
@@ -244,12 +246,14 @@ def init(
 
 
 @config_app.command()
-def check(config: ConfigOption = None, *, json: JsonOption = False) -> None:
+def check(
+    config: ConfigOption = None, settings: SetOption = None, *, json: JsonOption = False
+) -> None:
     """Build all that a run is built of, without the network, and say whether it can start."""
-    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.run_row import preflight, refuse_class_that_exits
 
-    loaded = load(config)
+    loaded = load(with_settings(config, settings))
     refuse_class_that_exits(loaded)
     preflight(loaded, loaded.storage.path)
     if json:
@@ -263,11 +267,13 @@ def check(config: ConfigOption = None, *, json: JsonOption = False) -> None:
 
 
 @config_app.command()
-def show(config: ConfigOption = None, *, json: JsonOption = False) -> None:
+def show(
+    config: ConfigOption = None, settings: SetOption = None, *, json: JsonOption = False
+) -> None:
     """Print the configuration as it will be used, defaults and environment included."""
-    from tracepaper.daemon.config.loading import load, render
+    from tracepaper.daemon.config.loading import load, render, with_settings
 
-    loaded = load(config)
+    loaded = load(with_settings(config, settings))
     if json:
         print_json({**loaded.document(), "config_sha256": loaded.sha256()})
     else:

@@ -26,6 +26,14 @@ ConfigOption = Annotated[
         help="The configuration; by default tracepaper.toml here, if there is one.",
     ),
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="A key of the configuration, over file and environment; repeat.",
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on stdout and nothing else."),

@@ -14,12 +14,12 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import wrap
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
@@ -56,6 +56,7 @@ CARD: Final = "the model's card"
 ENVIRONMENT: Final = "the environment"
 GIVEN: Final = "the configuration that was given"
 COMMAND_LINE: Final = "the command line"
+SET: Final = "--set"
 
 Tables = dict[str, dict[str, Any]]
 Origins = dict[tuple[str, str], str]
@@ -179,6 +180,36 @@ Sections = Mapping[str, Mapping[str, Any]]
 NOTHING: Final[Sections] = MappingProxyType({})
 
 
+class WithSettings(NamedTuple):
+    """A configuration file, else the default one, and what ``--set`` lays over it."""
+
+    file: Path | None
+    settings: Sections
+
+
+Given = Path | Sections | WithSettings | None
+
+
+def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
+    """Return *file* with each ``section.key=value`` of *texts* over it and over the environment.
+
+    A value is text, as in an environment variable: names with commas between, tables as JSON.
+    Raises ``ConfigInvalid`` for a text of another form, an unknown key, and a key given twice.
+    """
+    settings: Tables = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        section, _, key = name.strip().partition(".")
+        if not (equals and key):
+            raise ConfigInvalid(
+                f"{SET} {text} sets no key; write section.key=value, such as market.interval=15."
+            )
+        if key in settings.setdefault(section, {}):
+            raise ConfigInvalid(f"{SET} gives {section}.{key} twice; give it once.")
+        settings[section][key] = value
+    return WithSettings(file, settings) if settings else file
+
+
 _BY_SIGNAL: Final = (
     "stops, targets and trailing stops belong to the Signal of a strategy of your own, such as "
     "Signal(Action.LONG, 'why', stop=Percent(2)), as docs/protection.md says"
@@ -193,7 +224,7 @@ ELSEWHERE: Final = {
 
 
 def load(
-    given: Path | Sections | None = None,
+    given: Given = None,
     overrides: Sections = NOTHING,
     *,
     data: Sections = NOTHING,
@@ -202,7 +233,8 @@ def load(
     """Read the configuration; raise ``ConfigInvalid`` where it cannot be used.
 
     *given* is a file, by default ``tracepaper.toml`` in the working directory where there is
-    one, or sections and their keys: these stand in place of a file, and over the environment.
+    one, or sections and their keys: these stand in place of a file, and over the environment. It
+    may be a file ``with_settings``, which lie over the environment.
     *overrides* maps a section to its keys in the same way and wins over everything; *data* does
     so for what the data themselves say, and wins over the defaults alone. Who set *overrides* is
     named *caller* in an error.
@@ -211,13 +243,16 @@ def load(
 
 
 def load_with_origins(
-    given: Path | Sections | None = None,
+    given: Given = None,
     overrides: Sections = NOTHING,
     *,
     data: Sections = NOTHING,
     caller: str = COMMAND_LINE,
 ) -> tuple[Config, Origins]:
     """Read the configuration as ``load`` does; say as well which source set each key."""
+    settings = NOTHING
+    if isinstance(given, WithSettings):
+        given, settings = given
     if given is None and Path(DEFAULT_FILE).is_file():
         given = Path(DEFAULT_FILE)
     sources: list[tuple[str, Sections]] = []
@@ -226,7 +261,7 @@ def load_with_origins(
     sources.append((ENVIRONMENT, _environment()))
     if given is not None and not isinstance(given, Path):
         sources.append((GIVEN, given))
-    sources.append((caller, overrides))
+    sources += [(SET, settings), (caller, overrides)]
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     config = _of_the_model(config, origins)
     _refuse_margin(config, origins)

@@ -15,6 +15,7 @@ from tracepaper.daemon.config.loading import (
     DATA,
     NOTHING,
     Config,
+    Given,
     Sections,
     load_with_origins,
 )
@@ -110,7 +111,7 @@ def read_market(
 
 
 def configuration(
-    given: Path | Sections | None,
+    given: Given,
     candles: Sequence[Candles],
     overrides: Sections = NOTHING,
     *,

@@ -21,7 +21,7 @@ from rich.progress import Progress as Bars
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import reads_record
-from tracepaper.daemon.config.loading import COMMAND_LINE, Sections, load
+from tracepaper.daemon.config.loading import COMMAND_LINE, Given, Sections, WithSettings, load
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.columns import instant
@@ -57,7 +57,7 @@ class Request:
     """The options of one replay; *overrides* are keys of the configuration that win over all."""
 
     data: tuple[str | Candles, ...]
-    config: Path | Sections | None = None
+    config: Given = None
     overrides: Sections = field(default_factory=dict)
     caller: str = COMMAND_LINE  # who set them, in an error
     symbol: str | None = None
@@ -142,6 +142,7 @@ def carry_out(request: Request, watch: Watch | None = None) -> Made:
 def _check_recorded(run: str, request: Request) -> None:
     """Refuse what a recorded run, which is fed again as it was, could only ignore."""
     given = {
+        "--set": isinstance(request.config, WithSettings),
         "--config": request.config,
         "--symbol": request.symbol,
         "--category": request.category,
@@ -207,6 +208,10 @@ def _run(
         tally = Tally(stopped=watch.stopped)
         rerun = reads_record(rerun_recorded)
         return tally, rerun(recorded[0], audit, database, tally, started_at_ms=clock.wall_ms())
+    if request.resume is not None and isinstance(request.config, WithSettings):
+        raise ConfigInvalid(
+            f"Run {request.resume} goes on by its own configuration; leave --set out."
+        )
     asked = dict(request.overrides)
     if request.category is not None:
         asked["market"] = {**asked.get("market", {}), "category": request.category}

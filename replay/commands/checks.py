@@ -14,6 +14,7 @@ from tracepaper.daemon.commands.options import (
     DepthOption,
     FromOption,
     JsonOption,
+    SetOption,
     database_path,
     reads_record,
     say,
@@ -23,7 +24,7 @@ from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracepaper.daemon.config.loading import Config
+    from tracepaper.daemon.config.loading import Config, Given
     from tracepaper.replay.archive import Candles
     from tracepaper.replay.archive.order_book import RecordedDepth
     from tracepaper.replay.checks.finding import LookaheadFinding
@@ -266,17 +267,19 @@ def lookahead(
     depth: DepthOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
+    settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Take away the future, and what else no decision may know; exit 1 unless none moves."""
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
+    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
 
-    given, candles = _given(data, config)
+    given, candles = _given(data, with_settings(config, settings))
     most = bars or MOST_BARS
     left = sum(max(0, len(part) - most) for part in candles)
     looked_at = _first(candles, most)
@@ -316,12 +319,14 @@ def recursive(
     depth: DepthOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
+    settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Start later: after the stated warm-up nothing may differ; exit 1 if something does."""
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
+    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
     from tracepaper.replay.checks.isolation import FreshProcesses
@@ -329,7 +334,7 @@ def recursive(
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
-    given, candles = _given(data, config)
+    given, candles = _given(data, with_settings(config, settings))
     given, books = _with_books(given, candles, depth)
     if not frame_data:
         given = _fitted(given, candles)
@@ -385,7 +390,7 @@ def _preloaded(given: Config) -> list[str]:
     return [MODEL] if asks_torch else []
 
 
-def _given(data: Sequence[str], file: Path | None) -> tuple[Config, list[Candles]]:
+def _given(data: Sequence[str], file: Given) -> tuple[Config, list[Candles]]:
     """Return the configuration for *data*, and their candles aggregated to its interval."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.replay.archive.candles import resample

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import ConfigOption, JsonOption, SetOption, print_json
 from tracepaper.replay.commands.train import CovariatesOption, DataOption, ThreadsOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.judging.judgement import Rival, SpanJudgement
     from tracepaper.replay.judging.spans import NamedSpan
@@ -59,6 +60,7 @@ def evaluate(
         typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
     ] = None,
     config: ConfigOption = None,
+    settings: SetOption = None,
     covariates: CovariatesOption = None,
     explained_bars: Annotated[
         int | None,
@@ -93,6 +95,7 @@ def evaluate(
     the configuration. What is asked for with a number is examined on so many decisions, evenly
     spread; 0 leaves it out.
     """
+    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.commands.books import BooksAsked, evaluate_books, refuse_for_books
     from tracepaper.replay.judging.spans import read_spans
@@ -103,6 +106,7 @@ def evaluate(
 
     require("plotly", "--html", html)
     require("captum", "--attributions", attributions)
+    given = with_settings(config, settings)
     asked = {
         "explanations": explanations,
         "ablation": ablation,
@@ -115,12 +119,19 @@ def evaluate(
     if of_books:
         refuse_for_books(
             checkpoint,
-            {**examined, "config": config is not None, "covariates": covariates is not None},
+            {
+                **examined,
+                "config": config is not None,
+                "set": bool(settings),
+                "covariates": covariates is not None,
+            },
         )
     elif _is_together(checkpoint):
         _refuse_for_several(checkpoint, examined)
     chosen = read_spans(holdout, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
+    if settings and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
+        raise ConfigInvalid("--set configures a class of your own; leave it out, or name a class.")
     if folds is not None and (is_class or holdout or start or end or compare):
         raise ConfigInvalid(
             "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
@@ -147,7 +158,7 @@ def evaluate(
     _refuse_books_beside(checkpoint, compare or ())
     if is_class:
         _refuse_for_class(asked | {"covariates": int(covariates is not None)})
-        judged = _of_class(checkpoint, data, config, chosen)
+        judged = _of_class(checkpoint, data, given, chosen)
     else:
         judged = _of_checkpoint(
             checkpoint,
@@ -159,7 +170,7 @@ def evaluate(
             bars=explained_bars,
         )
     for name in compare or ():
-        judged = _with_rival(judged, name, data, config, vectors=covariates, threads=threads)
+        judged = _with_rival(judged, name, data, given, vectors=covariates, threads=threads)
     _print(judged, html, as_json=json)
 
 
@@ -333,7 +344,7 @@ def _refuse_for_class(asked: Mapping[str, int]) -> None:
             )
 
 
-def _of_class(name: str, data: list[str], file: Path | None, spans: Sequence[NamedSpan]) -> _Judged:
+def _of_class(name: str, data: list[str], file: Given, spans: Sequence[NamedSpan]) -> _Judged:
     """Judge the user's class *name*, as *file* configures it."""
     from tracepaper.replay.judging.judgement import judge_class
     from tracepaper.replay.judging.spans import openings_path
@@ -346,7 +357,7 @@ def _of_class(name: str, data: list[str], file: Path | None, spans: Sequence[Nam
 
 
 def _class(
-    name: str, data: list[str], file: Path | None, *, interval_ms: int | None = None
+    name: str, data: list[str], file: Given, *, interval_ms: int | None = None
 ) -> tuple[UserForecaster, Material, int]:
     """Return the user's class, its candles, and the horizon of the gates."""
     from tracepaper.daemon.config.loading import load
@@ -369,7 +380,7 @@ def _with_rival(
     judged: _Judged,
     name: str,
     data: list[str],
-    file: Path | None,
+    file: Given,
     *,
     vectors: Path | None,
     threads: int,

@@ -18,6 +18,7 @@ from tracepaper.daemon.commands.options import (
     FromOption,
     FundingOption,
     JsonOption,
+    SetOption,
     SymbolOption,
     ToOption,
 )
@@ -40,6 +41,7 @@ def replay(
         ),
     ] = None,
     config: ConfigOption = None,
+    settings: SetOption = None,
     symbol: SymbolOption = None,
     category: Annotated[
         str | None, typer.Option(help="linear or spot, where the file's name does not say it.")
@@ -69,6 +71,7 @@ def replay(
 
     The command is known as `backtest` as well.
     """
+    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.backtest.request import Request, perform
     from tracepaper.strategies.errors import ConfigInvalid
 
@@ -77,7 +80,7 @@ def replay(
         raise ConfigInvalid("Give candles: tracepaper replay PATH, or --data PATH for each file.")
     request = Request(
         data=given,
-        config=config,
+        config=with_settings(config, settings),
         symbol=symbol,
         category=category,
         from_text=from_,
@@ -149,6 +152,7 @@ def sweep(
         typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
     ] = None,
     config: ConfigOption = None,
+    settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Try many configurations on the same candles; say how much of the best one is luck.
@@ -156,6 +160,7 @@ def sweep(
     The same command goes on where an interrupted one stopped. Exit 1 where every run failed.
     """
     from tracepaper.daemon.commands.options import print_json
+    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.space import axis_of_text
@@ -177,7 +182,7 @@ def sweep(
         given,
         {axis.name: axis for axis in axes},
         _objective(objective),
-        config=config,
+        config=with_settings(config, settings),
         sampler=sampler,
         trials=trials,
         seed=seed,

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.daemon.config.loading import WithSettings
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.dataframes import Kind, frame_of
 from tracepaper.replay.report import metrics
@@ -145,8 +146,10 @@ class SweepResult:
             return None
         work = request.work
         given: dict[str, dict[str, Any]] = {}
-        if isinstance(work.config, Mapping):
-            given = {name: dict(table) for name, table in work.config.items()}
+        file = work.config.file if isinstance(work.config, WithSettings) else work.config
+        under = work.config.settings if isinstance(work.config, WithSettings) else work.config
+        if isinstance(under, Mapping):
+            given = {name: dict(table) for name, table in under.items()}
         for name, table in overrides_of(work, best.point).items():
             given.setdefault(name, {}).update(table)
         words = [
@@ -155,8 +158,8 @@ class SweepResult:
             for key, value in table.items()
         ]
         words += ["tracepaper", "replay", *map(shlex.quote, request.paths)]
-        if isinstance(work.config, Path):
-            words += ["-c", shlex.quote(str(work.config))]
+        if isinstance(file, Path):
+            words += ["-c", shlex.quote(str(file))]
         for option, moment in (("--from", request.start), ("--to", request.end)):
             words += [option, moment] if moment else []
         for path in request.funding:

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.config.loading import Sections, load
+from tracepaper.daemon.config.loading import Given, load
 from tracepaper.daemon.session.covariates import vectors_path
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.daemon.session.user_class import known_class, user_class
@@ -164,7 +164,7 @@ class Work:
 
     strategy: str | None  # None for the configured one
     params: Mapping[str, Any]
-    config: Path | Sections | None
+    config: Given
     candles: tuple[Candles, ...]
     funding: tuple[FundingRates, ...] = ()
     frames: tuple[Candles, ...] = ()
@@ -401,7 +401,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
     *,
     made_of: type | None = None,
     params: Mapping[str, Any] | None = None,
-    config: str | Path | Sections | None = None,
+    config: str | Given = None,
     sampler: str = "grid",
     trials: int | None = None,
     seed: int = 0,
@@ -486,9 +486,7 @@ def _chooses_windows(axes: Iterable[str], params: Mapping[str, Any] | None) -> b
     return "trend_windows" in {*(name.rpartition(".")[2] for name in axes), *(params or {})}
 
 
-def _fitted(
-    strategy: str | None, given: Path | Sections | None, candles: Sequence[Candles]
-) -> tuple[str, ...]:
+def _fitted(strategy: str | None, given: Given, candles: Sequence[Candles]) -> tuple[str, ...]:
     """Return what each run says of windows that it takes because the candles are few."""
     named = {} if strategy is None else {"strategy": {"name": strategy}}
     if (strategy or load(given).strategy.name) != TREND:
@@ -496,7 +494,7 @@ def _fitted(
     return fit_windows(configuration(given, candles, named), span_of(candles))[1]
 
 
-def _vectors(given: Path | Sections | None) -> bytes:
+def _vectors(given: Given) -> bytes:
     """Return what a user's file of vectors holds, where the configuration names one."""
     config = load(given)
     written = config.model.covariates

@@ -1,0 +1,117 @@
+"""``--set section.key=value``: one parser for every command that reads a configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from exchange_client import candles, walk_rows
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load, load_with_origins, restore, with_settings
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+
+
+def test_a_setting_wins_over_file_and_environment_and_loses_to_an_override(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "paper.toml"
+    file.write_text('[market]\ninterval = "5"\n[strategy]\nslow = 50\n', encoding="utf-8")
+    monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "15")
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__FAST", "7")
+    given = with_settings(file, ["market.interval=30", "strategy.name=sma_cross"])
+    config, origins = load_with_origins(given, {"strategy": {"name": "persistence"}})
+    assert (config.market.interval, config.strategy.name) == ("30", "persistence")
+    assert (config.strategy.fast, config.strategy.slow) == (7, 50)
+    assert origins["market", "interval"] == "--set"
+    assert origins["strategy", "slow"] == str(file)
+
+
+def test_settings_are_read_as_an_environment_variable_is() -> None:
+    texts = [
+        "market.symbols=btcusdt,ETHUSDT",
+        "strategy.long_only=false",
+        'strategy.options={"how": "a=b"}',
+        "account.cash=1000.50",
+    ]
+    config = load(with_settings(None, texts))
+    assert config.market.symbols == ("BTCUSDT", "ETHUSDT")
+    assert not config.strategy.long_only
+    assert config.strategy.options == {"how": "a=b"}
+    assert str(config.account.cash) == "1000.50"
+
+
+def test_without_a_setting_the_file_is_given_as_it_stands() -> None:
+    assert with_settings(None, None) is None
+    assert with_settings(Path("paper.toml"), []) == Path("paper.toml")
+
+
+def test_the_default_file_lies_under_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tracepaper.toml").write_text("[strategy]\nfast = 3\n", encoding="utf-8")
+    config = load(with_settings(None, ["strategy.slow=9"]))
+    assert (config.strategy.fast, config.strategy.slow) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("texts", "sentence"),
+    [
+        (["market.intervall=5"], "[market] has no key 'intervall'; the nearest is 'interval'"),
+        (["markt.interval=5"], "there is no section [markt]; the nearest is 'market'"),
+        (["interval=5"], "--set interval=5 sets no key; write section.key=value"),
+        (["market.interval"], "--set market.interval sets no key; write section.key=value"),
+        (["market.interval=7"], '[market] interval = "7" cannot be used'),
+        (["strategy.fast=1", "strategy.fast=2"], "--set gives strategy.fast twice; give it once."),
+        (["model.vectors=own.csv"], "[model] vectors is called covariates now"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    ["config show", "config check", "run", "replay x.csv", "sweep x.csv --space strategy.slow=1,2",
+     "evaluate odd:Odd --data x.csv", "lookahead --data x.csv", "recursive --data x.csv"],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_used_is_refused_alike_by_every_command(
+    command: str, texts: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        load(with_settings(None, texts))
+    assert str(caught.value).startswith("--set")
+    assert sentence in str(caught.value)
+    assert invoke([*command.split(), *(word for text in texts for word in ("--set", text))]) == 2
+    assert capsys.readouterr().err == f"{caught.value}\n"
+
+
+def test_config_show_prints_what_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["config", "show", "--json", "--set", "strategy.fast=4"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["strategy"]["fast"] == 4
+    assert shown["config_sha256"] == load(None, {"strategy": {"fast": 4}}).sha256()
+
+
+def test_a_replay_and_a_sweep_run_by_what_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    walk = candles(walk_rows(60))
+    rows = zip(walk.open_time_ms, walk.open, walk.high, walk.low, walk.close, strict=True)
+    lines = ["open_time,open,high,low,close,volume"]
+    lines += [",".join(str(int(cell)) for cell in row) + ",1" for row in rows]
+    Path("BTCUSDT.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    own = ["--set", "strategy.name=sma_cross", "--set", "strategy.fast=3"]
+    words = ["BTCUSDT.csv", *own, "--json"]
+    assert invoke(["replay", *words, "--set", "strategy.slow=9", "--db", "run.db"]) == 0
+    with Reader.open(Path("run.db")) as reader:
+        stored = reader.run(reader.find("last"))
+    assert restore(stored.config).strategy.slow == 9
+    capsys.readouterr()
+    sweep = ["sweep", *words, "--space", "strategy.slow=7,9", "--jobs", "1"]
+    assert invoke([*sweep, "--objective", "return", "--state", "cells.db"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "TRACEPAPER_STRATEGY__NAME=sma_cross TRACEPAPER_STRATEGY__FAST=3 " in found["command"]
+    # Only sma_cross, which is set, reads the key that is swept.
+    low, high = (cell["value"] for cell in found["cells"])
+    assert low != high
