@@ -55,7 +55,7 @@ Table = dict[str, Sequence[Any]]
 
 @dataclass(frozen=True)
 class VectorFile:
-    """A file of vectors as it was read: rows by symbol, and the SHA-256 of its bytes."""
+    """A file of covariates as it was read: rows by symbol, and the SHA-256 of its bytes."""
 
     path: Path
     sha256: str
@@ -82,7 +82,7 @@ class VectorFile:
 
 
 def read_vectors(path: Path) -> VectorFile:
-    """Read a file of vectors.
+    """Read a file of covariates.
 
     Raises ``DataInvalid`` for a file that is not there or no table, a time without a zone, times
     that do not ascend, a number that is not finite and a file without rows.
@@ -93,10 +93,12 @@ def read_vectors(path: Path) -> VectorFile:
     elif path.suffix in _ARROW:
         table = _arrow(path, raw)
     else:
-        raise DataInvalid(f"{path} is no file of vectors; give one that ends in .csv or .parquet.")
+        raise DataInvalid(
+            f"{path} is no file of covariates; give one that ends in .csv or .parquet."
+        )
     columns, rows = rows_in(path, table)
     if not rows:
-        raise DataInvalid(f"{path} has no rows; give vectors.")
+        raise DataInvalid(f"{path} has no rows; give covariates.")
     return VectorFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
 
 
@@ -127,7 +129,7 @@ def file_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataInvalid(
-            f"{path} cannot be read ({error.strerror}); name a file of vectors."
+            f"{path} cannot be read ({error.strerror}); name a file of covariates."
         ) from None
 
 
@@ -138,7 +140,7 @@ def text_table(path: Path, raw: bytes, *, before: int = 0) -> Table:
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataInvalid(f"{path} is no CSV in UTF-8 ({error}); write it again.") from None
     if not lines:
-        raise DataInvalid(f"{path} has no rows; give vectors.")
+        raise DataInvalid(f"{path} has no rows; give covariates.")
     header, *rows = lines
     for number, row in enumerate(rows, before + 2):
         if len(row) != len(header):
@@ -302,7 +304,7 @@ def iso(ms: int) -> str:
 
 
 def kept_vectors(database: Path) -> Path:
-    """Return the folder in which the vectors that runs of *database* used are kept."""
+    """Return the folder in which the covariates that runs of *database* used are kept."""
     return database.with_name(database.name + ".vectors")
 
 
@@ -335,7 +337,7 @@ def find_vectors(database: Path, sha256: str) -> VectorFile:
                  if (folder / (sha256 + end)).is_file()), None)  # fmt: skip
     if kept is None:
         raise CheckpointMismatch(
-            f"The vectors that the run used are not kept any more ({folder / sha256}.csv or "
+            f"The covariates that the run used are not kept any more ({folder / sha256}.csv or "
             ".parquet is missing); restore the file beside the database."
         )
     found = read_vectors(kept)
@@ -367,7 +369,7 @@ class Growth(NamedTuple):
 
 
 class GrowingFile:
-    """A file of vectors that is read again and again."""
+    """A file of covariates that is read again and again."""
 
     def __init__(self, path: Path) -> None:
         """Begin with nothing read."""
@@ -400,7 +402,7 @@ class GrowingFile:
         columns, rows = rows_in(self.path, table, before=known.rows, newest=known.newest_ms)
         count = known.rows + sum(map(len, rows.values()))
         if not count:
-            raise DataInvalid(f"{self.path} has no rows; give vectors.")
+            raise DataInvalid(f"{self.path} has no rows; give covariates.")
         sha256 = hashlib.sha256(raw).hexdigest()
         newest = {symbol: int(own.time_ms[-1]) for symbol, own in rows.items()}
         return Growth(
@@ -421,5 +423,5 @@ class GrowingFile:
 def _header(path: Path, header: bytes) -> ReadLines:
     """Return the first line as all that was read."""
     if not header:
-        raise DataInvalid(f"{path} has no rows; give vectors.")
+        raise DataInvalid(f"{path} has no rows; give covariates.")
     return ReadLines(header, len(header), 0, hashlib.sha256(header).hexdigest(), {})

@@ -343,7 +343,7 @@ def backup(
 ) -> None:
     """Copy the database consistently, also while a daemon writes it, and the models of its runs.
 
-    Checkpoints and vectors come to lie beside FILE, as they do beside the database.
+    Checkpoints and covariates are copied beside FILE, as they lie beside the database.
     """
     from tracepaper.storage.maintenance import backup as back_up
 

@@ -166,8 +166,8 @@ class VectorJournal:
         heads = self._heads
         if not 0 < head.lines <= len(heads) or heads[head.lines - 1].hex() != head.sha256:
             raise CheckpointMismatch(
-                f"{self.path} does not hold the {head.lines:,} lines of vectors that run {run_id} "
-                "knew; restore it beside the database."
+                f"{self.path} does not hold the {head.lines:,} lines of covariates that run "
+                f"{run_id} knew; restore it beside the database."
             )
 
     def _take(self, line: bytes) -> None:
@@ -230,8 +230,8 @@ def find_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJou
     path = kept_vectors(database) / (name + _SUFFIX)
     if not path.is_file():
         raise CheckpointMismatch(
-            f"The vectors that the run used are not kept any more ({path} is missing); restore the "
-            "file beside the database."
+            f"The covariates that the run used are not kept any more ({path} is missing); restore "
+            "the file beside the database."
         )
     raw = path.read_bytes()
     return _read(path, columns, raw[: raw.rfind(b"\n") + 1])
@@ -250,7 +250,7 @@ def keep_journal(journal: VectorJournal, database: Path) -> None:
         return
     if not given.startswith(there):
         raise CheckpointMismatch(
-            f"{kept} holds other vectors than those of the run that is replayed; give another "
+            f"{kept} holds other covariates than those of the run that is replayed; give another "
             "database."
         )
     write_whole(given, kept)
@@ -264,7 +264,7 @@ def _read(path: Path, columns: Sequence[str], whole: bytes) -> VectorJournal:
     except (ValueError, KeyError, TypeError):
         pass
     raise CheckpointMismatch(
-        f"{path} was changed: it is no journal of these vectors; restore it beside the database."
+        f"{path} was changed: it is no journal of these covariates; restore it beside the database."
     )
 
 
@@ -340,7 +340,7 @@ class GrowingVectors:
             growth, reason = None, str(error)
         if reason != self._journal.fault:
             entries.insert(0, VectorFault(close_ms, reason))
-            log.warning(reason or "vectors are of use again", file=str(self._file.path))
+            log.warning(reason or "covariates are of use again", file=str(self._file.path))
         self._keep(growth, entries)
 
     def _keep(self, growth: Growth | None, entries: Sequence[KnownRow | VectorFault]) -> None:
@@ -433,7 +433,7 @@ def vectors_path(config: Config, written: str) -> Path:
 def configured_vectors(
     config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
 ) -> VectorSource | None:
-    """Return the vectors that ``[model] covariates`` names, of the columns that *card* says.
+    """Return the covariates that ``[model] covariates`` names, of the columns that *card* says.
 
     They are kept beside the database *beside*, as a journal where they are *growing*. Raises
     ``DataInvalid`` for a file that cannot be believed, or lacks a column, or, where it stands, a
@@ -495,7 +495,7 @@ def require_known(source: VectorSource | None, reading: Reading | None, run_id: 
 def recorded_vectors(
     database: Path, kept_as: str, card: Mapping[str, Any], *, into: Path | None = None
 ) -> VectorSource | None:
-    """Return the vectors that a run of *database* kept, for the model of *card*; None for none.
+    """Return the covariates that a run of *database* kept, for the model of *card*; None for none.
 
     They are kept beside *into* as well. Raises ``CheckpointMismatch`` where they are gone or
     changed.

@@ -297,7 +297,7 @@ def computing(forecaster: Forecaster | None) -> tuple[str, str]:
 
 
 def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
-    """Return what else an answer follows from: libraries of a class, loops, a user's vectors."""
+    """Return what else an answer follows from: libraries of a class, loops, a user's covariates."""
     if forecaster is None:
         return {}
     if isinstance(forecaster, UserForecaster):

@@ -143,7 +143,7 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
     Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold,
-    and where the vectors that it knew are not kept any more.
+    and where the covariates that it knew are not kept any more.
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)

@@ -169,12 +169,12 @@ def names_a_run(item: str) -> bool:
 
 
 def folders_beside(database: Path) -> tuple[Path, Path]:
-    """Return the folders in which checkpoints and vectors that *database* used are kept."""
+    """Return the folders in which checkpoints and covariates that *database* used are kept."""
     return database.with_name(database.name + ".checkpoints"), kept_vectors(database)
 
 
 def _kept(database: Path) -> set[Path]:
-    """Return the checkpoints and files of vectors that lie beside *database*."""
+    """Return the checkpoints and files of covariates that lie beside *database*."""
     return {
         kept for folder in folders_beside(database) if folder.is_dir() for kept in folder.iterdir()
     }

@@ -321,7 +321,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
         raise ConfigInvalid(
             f"Run {run_id} was made by {run.code_version} with another configuration, strategy, "
-            "code, checkpoint or vectors; start a new replay."
+            "code, checkpoint or covariates; start a new replay."
         )
     _refuse_short(replay, database, run_id)
     resumed = audit.resume(run_id)

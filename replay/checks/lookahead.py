@@ -438,7 +438,7 @@ class _Check:
                     found.because = (
                         "it depends on bars that are still to come"
                         if self._config.model.covariates is None
-                        else "it depends on bars, or rows of vectors, that are still to come"
+                        else "it depends on bars, or rows of covariates, that are still to come"
                     )
                     return
             self._note_accesses(child.ask(None))

@@ -46,7 +46,7 @@ Change = Callable[[VectorRows], VectorRows]
 
 @contextmanager
 def other_vectors(config: Config, change: Change) -> Iterator[Config]:
-    """Yield *config* with what *change* makes of its vectors; itself where it names none.
+    """Yield *config* with what *change* makes of its covariates; itself where it names none.
 
     Raises ``DataInvalid`` for a file that cannot be believed.
     """

@@ -256,7 +256,7 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     found = load(folder)
     if is_together(found.card):
         if vectors is not None:
-            raise ConfigInvalid(f"{name} was trained without vectors; leave --covariates out.")
+            raise ConfigInvalid(f"{name} was trained without covariates; leave --covariates out.")
         TogetherModel.read(found.card, found.tensors)
         return folder, found
     source = None
@@ -424,7 +424,7 @@ def _with_rival(
 def _beside(
     name: str, threads: int, vectors: Path | None
 ) -> tuple[Path, Checkpoint, VectorFile | None]:
-    """Return a model to stand beside another, with the vectors where it was trained with some."""
+    """Return the compared model, with the covariates where it was trained with some."""
     from tracepaper.storage.checkpoints import locate, read_card
     from tracepaper.strategies.forecasters.build import takes_vectors
 

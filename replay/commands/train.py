@@ -339,7 +339,7 @@ def _require_lightgbm(chosen: AnyRecipe, file: Path | None) -> None:
 
 
 def _require_modalities(chosen: Sequence[AnyRecipe]) -> None:
-    """Raise ``ConfigInvalid`` where a network has no encoder for vectors."""
+    """Raise ``ConfigInvalid`` where a network has no encoder for covariates."""
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.strategies.errors import ConfigInvalid
 

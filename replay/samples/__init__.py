@@ -20,7 +20,7 @@ DEMO_CONFIG: Final = Path(__file__).with_name("demo.toml")
 
 
 def bundled() -> list[Path]:
-    """Return every file to copy: candles, frames and vectors, and the examples' configurations."""
+    """Return every file to copy: candles, frames, covariates, configurations of the examples."""
     own = Path(__file__).parent
     places = (own.iterdir(), Path(examples.__file__).parent.iterdir())
     files = (path for place in places for path in place if path.is_file())

@@ -495,7 +495,7 @@ def _fitted(strategy: str | None, given: Given, candles: Sequence[Candles]) -> t
 
 
 def _vectors(given: Given) -> bytes:
-    """Return what a user's file of vectors holds, where the configuration names one."""
+    """Return what a user's file of covariates holds, where the configuration names one."""
     config = load(given)
     written = config.model.covariates
     return b"" if written is None else file_bytes(vectors_path(config, written))

@@ -58,7 +58,7 @@ Horizons = tuple[int, ...] | str
 
 
 class Supplied(NamedTuple):
-    """Vectors that a user supplies, and how they are standardised; None before that is fitted."""
+    """A user's covariates, and how they are standardised; None before that is fitted."""
 
     file: VectorFile
     scale: VectorScale | None = None
@@ -154,7 +154,7 @@ class Material:
             if not main:
                 raise DataInvalid(
                     f"{vectors.file.path} has no row that a bar of the candles could know; give "
-                    "vectors of their symbols and time."
+                    "covariates of their symbols and time."
                 )
         return cls(files.sources, main, cut, learnt, bars, others, arrays, stored, vectors=vectors)
 

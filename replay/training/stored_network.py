@@ -130,8 +130,8 @@ class StoredNetwork:
             return plain
         if joined.source == NO_FILE:
             raise ConfigInvalid(
-                f"The network was trained with the vectors {', '.join(joined.scale.columns)}; give "
-                "a file of them by --covariates, and candles of the same time by --data."
+                f"The network was trained with the covariates {', '.join(joined.scale.columns)}; "
+                "give a file of them by --covariates, and candles of the same time by --data."
             )
         return joined_to(plain, joined)
 
@@ -204,7 +204,7 @@ def _schema(card: Mapping[str, Any], vectors: Path | None) -> FeatureSchema:
     if vectors is None:
         return known_schema(card, NO_FILE if takes_vectors(card) else None)
     if not takes_vectors(card):
-        raise ConfigInvalid("The network was trained without vectors; leave --covariates out.")
+        raise ConfigInvalid("The network was trained without covariates; leave --covariates out.")
     return known_schema(card, read_vectors(vectors).standing(vector_scale(card).columns))
 
 

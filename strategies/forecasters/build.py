@@ -106,7 +106,7 @@ def build(  # noqa: PLR0913
     torch.set_num_threads(threads)
     if vectors is not None and not takes_vectors(card):
         raise ConfigInvalid(
-            "The checkpoint was trained without vectors; leave them out, or train one with "
+            "The checkpoint was trained without covariates; leave them out, or train one with "
             "--covariates."
         )
     if is_ensemble(card):
@@ -470,26 +470,26 @@ def _schema(card: Mapping[str, Any], columns: int, vectors: VectorSource | None)
 def known_schema(card: Mapping[str, Any], vectors: VectorSource | None = None) -> FeatureSchema:
     """Return the feature schema of *card*, with a user's *vectors* where it was trained with some.
 
-    Raises ``ConfigInvalid`` for an unknown one, and where it needs vectors and has none.
+    Raises ``ConfigInvalid`` for an unknown one, and where it needs covariates and has none.
     """
     found = features.schema(str(section_of(card, "features").get("schema_id")))
     if not takes_vectors(card):
         return found
     if vectors is None:
         raise ConfigInvalid(
-            f"The model was trained with the vectors {', '.join(vector_scale(card).columns)}; name "
-            'a file of them by [model] covariates = "FILE", or --covariates FILE.'
+            f"The model was trained with the covariates {', '.join(vector_scale(card).columns)}; "
+            'name a file of them by [model] covariates = "FILE", or --covariates FILE.'
         )
     return features.with_vectors(found, VectorColumns(vector_scale(card), vectors))
 
 
 def takes_vectors(card: Mapping[str, Any]) -> bool:
-    """Return whether the model of *card* was trained with vectors that a user supplies."""
+    """Return whether the model of *card* was trained with covariates that a user supplies."""
     return "vectors" in section_of(card, "features", {})
 
 
 def vector_scale(card: Mapping[str, Any]) -> VectorScale:
-    """Return what *card* says of its vectors; raise ``CheckpointMismatch`` where it says none."""
+    """Return the scales of *card*'s covariates; raise ``CheckpointMismatch`` where it has none."""
     return VectorScale.of(section_of(section_of(card, "features"), "vectors"))
 
 

@@ -208,7 +208,7 @@ class WindowedForecaster:
 
     @property
     def vectors(self) -> VectorSource | None:
-        """The vectors that a user supplies; None where the network was trained without."""
+        """The covariates that a user supplies; None where the network was trained without."""
         joined = self.model.schema.vectors
         return None if joined is None else joined.source
 

@@ -164,8 +164,8 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
             )
     if _VECTORS in of and _VECTORS not in chosen:
         raise ConfigInvalid(
-            "Vectors are given, and the modalities leave them out; name vectors as well, or give "
-            "no file of them."
+            "Covariates are given, and the modalities leave them out; name vectors as well, or "
+            "give no file of them."
         )
     return {
         "modalities": chosen,

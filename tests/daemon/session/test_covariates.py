@@ -1,4 +1,4 @@
-"""A file of vectors that grows: each row counts from when it was read, and the record says so."""
+"""A file of covariates that grows: a row counts from when it was read, and the record says so."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_the_run_says_how_far_vectors_were_known_and_a_changed_line_is_found(
         kept.path.write_bytes(changed)
         found = find_journal(traded.database, NAME, COLUMNS)
         require_known(found, readings[0], "run")
-        with pytest.raises(CheckpointMismatch, match="lines of vectors that run run knew"):
+        with pytest.raises(CheckpointMismatch, match="lines of covariates that run run knew"):
             require_known(found, readings[1], "run")
     kept.path.write_bytes(whole.replace(b"mood", b"heat"))
     with pytest.raises(CheckpointMismatch, match="was changed"):
@@ -302,7 +302,7 @@ def test_a_journal_is_kept_beside_another_database_and_grows_there(
         assert find_journal(other, NAME, COLUMNS).head == second.head != first.head
     kept = find_journal(other, NAME, COLUMNS).path
     kept.write_bytes(kept.read_bytes().replace(b"2.0", b"2.5"))
-    with pytest.raises(CheckpointMismatch, match="holds other vectors than those of the run"):
+    with pytest.raises(CheckpointMismatch, match="holds other covariates than those of the run"):
         keep_journal(second, other)
 
 

@@ -1,4 +1,4 @@
-"""A daemon that trades by vectors of the user: the file grows, breaks and mends, and it goes on."""
+"""A daemon that trades by covariates: the file grows, breaks and mends, and the daemon goes on."""
 
 from __future__ import annotations
 
@@ -99,13 +99,13 @@ async def test_it_reads_on_holds_while_the_file_is_no_use_and_verifies(
         assert verify_chain(reader.connection, run_id).holds
         assert verify_run(reader, database, run_id).differences == []
         changed(database)
-        with pytest.raises(CheckpointMismatch, match="lines of vectors that run"):
+        with pytest.raises(CheckpointMismatch, match="lines of covariates that run"):
             verify_run(reader, database, run_id)
     async with ScriptedServer() as server:
         server.server_ms = START_MS + (before + 2) * MINUTE
         for minute in range(-CONTEXT - 10, before + 2):
             server.add_candle(START_MS + minute * MINUTE, price(minute))
-        with pytest.raises(ConfigInvalid, match="lines of vectors that run"):
+        with pytest.raises(ConfigInvalid, match="lines of covariates that run"):
             async with daemon(server, database, **given) as running:
                 await running.close_bars(1)
 

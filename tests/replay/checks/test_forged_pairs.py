@@ -1,4 +1,4 @@
-"""Forgeries of two columns at once, and in runs with books, vectors and several symbols."""
+"""Forgeries of two columns at once, and in runs with books, covariates and several symbols."""
 
 from __future__ import annotations
 

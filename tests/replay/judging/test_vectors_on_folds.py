@@ -1,4 +1,4 @@
-"""Folds with vectors of the user: what standardises them is known when the fold's fit ends."""
+"""Folds with covariates of the user: what standardises them is known when the fold's fit ends."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def on_fold(candles: str, path: Path, numbers: np.ndarray) -> FoldMaterial:
-    """Return what a fold learns from, where a file of vectors holds *numbers*."""
+    """Return what a fold learns from, where a file of covariates holds *numbers*."""
     pairs = zip(AT.tolist(), numbers.tolist(), strict=True)
     rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
     path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The trading network with vectors of the user: trained, judged, replayed, verified and explained.
+"""The trading network with a user's covariates: trained, judged, replayed, verified and explained.
 
 The vectors say the next half hour's volatility beforehand, which a network can see; what is tested
 is where they go, and what is said where they cannot.
@@ -174,7 +174,7 @@ def config(folder: Path, path: Path, vectors: str = 'covariates = "news.csv"') -
 
 @pytest.fixture(scope="module")
 def replayed(folder: Path) -> Path:
-    """Return a database with one replay, whose file of vectors has gone since."""
+    """Return a database with one replay, whose file of covariates has gone since."""
     place = folder / "replay"
     place.mkdir()
     written(place / "news.csv", ("heat", "mood"))  # found by their names
@@ -203,7 +203,7 @@ def test_verify_says_which_file_was_changed_and_which_is_missing(replayed: Path,
     code, _, err = say("verify", "last", "--db", replayed)
     kept.write_bytes(whole)
     assert code != 0
-    assert "vectors that the run used are not kept any more" in err
+    assert "covariates that the run used are not kept any more" in err
 
 
 def test_bars_before_the_first_vector_are_refused_as_not_finite(replayed: Path, say: Say) -> None:
@@ -230,7 +230,7 @@ def test_the_full_explanation_has_the_share_of_the_vectors(replayed: Path, say: 
 def test_a_run_without_its_vectors_is_refused(folder: Path, tmp_path: Path, say: Say) -> None:
     candles = folder / "few" / "bybit_linear_AAAUSDT_1m.csv.gz"
     cases = {
-        "": "was trained with the vectors mood, heat; name a file of them by [model] covariates",
+        "": "was trained with the covariates mood, heat; name a file of them by [model] covariates",
         'covariates = "none.csv"': "none.csv cannot be read",
     }
     for given, sentence in cases.items():
@@ -289,7 +289,7 @@ def test_evaluate_takes_them_and_asks_for_them(folder: Path, say: Say) -> None:
     assert "--covariates FILE" in err
     code, _, err = say("evaluate", "default", *data, *vectors)
     assert code == 2
-    assert "was trained without vectors" in err
+    assert "was trained without covariates" in err
 
 
 def test_the_condition_of_the_network_is_checked_over_real_vectors(folder: Path, say: Say) -> None:
@@ -301,7 +301,7 @@ def test_the_condition_of_the_network_is_checked_over_real_vectors(folder: Path,
     assert json.loads(out)["model_id"] == load(folder / "out").id
     code, _, err = say("models", "check", folder / "out", *data)
     assert code == 2
-    assert "was trained with the vectors mood, heat; give a file of them by --covariates" in err
+    assert "was trained with the covariates mood, heat; give a file of them by --covariates" in err
 
 
 def test_rows_that_come_later_change_no_decision_before_them(

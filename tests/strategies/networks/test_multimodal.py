@@ -191,7 +191,9 @@ def test_one_modality_alone_leaves_the_others_out() -> None:
     assert by_names({}, names)["modalities"] == ["price", "volume", "time", "book"]
     with pytest.raises(ConfigInvalid, match="modality vectors; leave it out, give --covariates"):
         by_names({"modalities": ["price", "vectors"]}, names)
-    with pytest.raises(ConfigInvalid, match="Vectors are given, and the modalities leave them out"):
+    with pytest.raises(
+        ConfigInvalid, match="Covariates are given, and the modalities leave them out"
+    ):
         by_names({"modalities": ["price"]}, (*names, "vector_mood"))
     with pytest.raises(ConfigInvalid, match="names 'prices', the nearest is price"):
         by_names({"modalities": ["prices"]}, names)
