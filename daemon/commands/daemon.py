@@ -64,7 +64,7 @@ def status(
     config: ConfigOption = None,
     json: JsonOption = False,
     ready: Annotated[
-        bool, typer.Option("--ready", help="Ask /readyz alone: ready, or the reasons.")
+        bool, typer.Option("--ready", help="Ask only /readyz: ready, or the reasons why not.")
     ] = False,
 ) -> None:
     """Show the running daemon: health, account, and the last decision with its gates.
@@ -196,7 +196,7 @@ def command(
         ),
     ],
     *,
-    note: Annotated[str, typer.Option(help="Why; stored with the event.")] = "",
+    note: Annotated[str, typer.Option(help="Reason, stored with the event.")] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -220,7 +220,7 @@ config_app = typer.Typer(help="Write, check and print the configuration.")
 @config_app.command()
 def init(
     file: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Where to; by default tracepaper.toml.")
+        Path | None, typer.Argument(metavar="FILE", help="Target file; by default tracepaper.toml.")
     ] = None,
     *,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -285,11 +285,11 @@ def doctor(
     config: ConfigOption = None,
     db: DatabaseOption = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Also ask the exchange, over the network.")
+        bool, typer.Option("--online", help="Also check the exchange, over the network.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Look at python, packages, SQLite, disk, checkpoint and, if asked, the exchange."""
+    """Check Python, packages, SQLite, disk, checkpoint and, with --online, the exchange."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
     from tracepaper.daemon.session.shutdown import run_loop

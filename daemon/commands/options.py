@@ -44,7 +44,7 @@ CandlesArgument = Annotated[
     typer.Argument(metavar="[PATH]...", help="Candles, as by --data."),
 ]
 SymbolOption = Annotated[
-    str | None, typer.Option("--symbol", help="The symbol of files whose name does not say it.")
+    str | None, typer.Option("--symbol", help="The symbol, where the file name lacks it.")
 ]
 FromOption = Annotated[
     str | None, typer.Option("--from", metavar="T", help="First bar: ISO time or UTC ms.")
@@ -61,7 +61,7 @@ DepthOption = Annotated[
     typer.Option(
         "--depth",
         metavar="FILE",
-        help="Order books that `data record` wrote, beside the candles; repeat.",
+        help="Order books recorded by `data record`; repeat.",
     ),
 ]
 
@@ -70,7 +70,7 @@ FrameDataOption = Annotated[
     typer.Option(
         "--frame-data",
         metavar="PATH",
-        help="Candles of a higher time frame, from before the data; repeat.",
+        help="Candles of a higher timeframe that begin before the data; repeat.",
     ),
 ]
 

@@ -41,7 +41,7 @@ def verify(
     *,
     head: Annotated[
         str | None,
-        typer.Option(metavar="HEX", help="A head kept elsewhere, which must be in the chain."),
+        typer.Option(metavar="HEX", help="A digest kept elsewhere, which must be in the chain."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every run of the database.")] = False,
     db: DatabaseOption = None,

@@ -75,8 +75,8 @@ class MarketSection(Section):
     ] = "1"
     """Candle interval by Bybit's names; 5m, 1h and 1d are read as 5, 60 and D."""
     gather_ms: Annotated[int, Field(ge=0, le=10_000)] = 250
-    """Most milliseconds that the first bar of a close waits for those of the other symbols, to be
-    predicted and stored with them; 0 takes each bar by itself."""
+    """How long to wait (ms) for the other symbols' bars of the same close, so that they are
+    predicted and stored together; 0: do not wait."""
     depth: Annotated[int, Field(ge=0, le=1_000)] = 0
     """Levels a side of the order books that are stored, and seen by a strategy that reads them;
     0: none."""
@@ -128,7 +128,7 @@ class MarketSection(Section):
 
 
 class ExchangeSection(Section):
-    """Where the market comes from, and how patient we are with it."""
+    """The exchange: addresses, timeouts and limits."""
 
     decides = False
 
@@ -139,17 +139,17 @@ class ExchangeSection(Section):
     time_scale: float = Field(default=1.0, gt=0, le=1_000_000)
     """Market seconds per wall second; above 1 only against the embedded exchange."""
     final_after_ms: int = Field(default=2_000, ge=0, le=600_000)
-    """A candle read by REST counts as closed this long, market time, after its close."""
+    """Market milliseconds after its close from which a candle read by REST counts as closed."""
     grace_ms: int = Field(default=5_000, ge=0, le=DAY_MS)
-    """A closing frame is awaited this long, market time, before REST is asked for the candle."""
+    """How long to wait (market ms) for a closing frame before REST is asked for the candle."""
     ahead_ms: int = Field(default=2_000, ge=100, le=600_000)
-    """What is dated further ahead than this, network time, is refused and moves no clock."""
+    """Messages dated further ahead than this (ms of network time) are refused and move no clock."""
     certain_s: float = Field(default=30.0, ge=0, le=3_600)
-    """A candle that REST lacks is asked for this long, wall seconds, before it is given up."""
+    """How long to ask (wall seconds) for a candle that REST lacks before giving it up."""
     ban_cooldown_s: float = Field(default=600.0, ge=0, le=86_400)
-    """No question for so long, wall seconds, after the exchange refused our address."""
+    """Wall seconds without a request after the exchange has refused our address."""
     data_watchdog_s: float = Field(default=30.0, gt=0, le=86_400)
-    """A stream without data for this many wall seconds is taken for dead."""
+    """Wall seconds without data after which a stream counts as dead."""
     ping_s: float = Field(default=20.0, gt=0, le=600)
     """Wall seconds between heartbeats."""
     requests_per_s: float = Field(default=5.0, gt=0, le=100)
@@ -166,7 +166,7 @@ class ExchangeSection(Section):
 
 
 class StrategySection(Section):
-    """Who decides."""
+    """The strategy that decides."""
 
     name: str = TREND
     """trend (direction from closed hours; the model's volatility sizes it), attention (direction
@@ -193,7 +193,7 @@ class StrategySection(Section):
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
-    """Handed to your own class as it stands. crossasset and portfolio: every (bars between
+    """Passed to your own class unchanged. crossasset and portfolio: every (bars between
     decisions) and long_only; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
     twins: Annotated[
         tuple[Literal["ungated", "random_gate", "buy_and_hold"], ...], BeforeValidator(several)
@@ -274,14 +274,14 @@ class ModelSection(ModelClass):
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
-    """Handed to your own class as it stands."""
+    """Passed to your own class unchanged."""
     files: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
     """Files that your own class reads, relative to this file; their content is part of its id."""
     checkpoint: str = Field(default="default", min_length=1)
     """default (flash-15m at 15 minutes, else flash-1m), another bundled one that `tracepaper
     models` lists, a folder, or none: without."""
     deadline_ms: int = Field(default=1_000, ge=1, le=600_000)
-    """Wall milliseconds for one forecast; later answers are dropped and the bar is held."""
+    """Time limit of one forecast (wall ms); a later forecast is dropped and the bar is held."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto, cpu, cuda or cuda:N."""
     threads: int = Field(default=1, ge=1, le=256)
@@ -348,15 +348,15 @@ class RetrainSection(Section):
     threads: int = Field(default=1, ge=1, le=256)
     """Threads of the training process."""
     nice: int = Field(default=19, ge=0, le=19)
-    """Its niceness; at 19 it runs only where the machine is idle (SCHED_IDLE)."""
+    """Niceness of that process; at 19 it runs only on an idle machine (SCHED_IDLE)."""
     time_limit: Duration = "6h"
-    """Wall time after which the training is ended, and has failed."""
+    """Wall time after which a training is stopped and counts as failed."""
     memory_mb: int | None = Field(default=None, ge=256, le=4_000_000, examples=[1_500])
-    """Memory that it may allocate; without a limit of its own if absent."""
+    """Memory limit of that process (MB); no limit if absent."""
     keep: int = Field(default=3, ge=0, le=1_000)
     """Refused candidates that are kept; promoted ones are kept beside the database for ever."""
     folder: str | None = Field(default=None, min_length=1, examples=["/var/lib/tracepaper/retrain"])
-    """Where it works; if absent beside the database, in its name with .retrain."""
+    """Working folder; if absent the database's name with .retrain, beside the database."""
 
 
 class FeaturesSection(FeatureSchemaName):

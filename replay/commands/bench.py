@@ -59,8 +59,10 @@ def replay(
 @app.command()
 def sweep(
     *,
-    bars: Annotated[int, typer.Option(min=2_000, help="Bars of each of its 100 runs.")] = 12_000,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one a core.")] = None,
+    bars: Annotated[int, typer.Option(min=2_000, help="Bars of each of the 100 runs.")] = 12_000,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes; by default one per core.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure a sweep of 100 runs beside the sum of its runs."""

@@ -40,17 +40,17 @@ def verify(
     run: Annotated[str, typer.Argument(metavar="RUN", help="An id, a prefix, last, or FILE#RUN.")],
     *,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Compare only the last so many steps.")
+        int | None, typer.Option(min=1, help="Compare only the last steps, so many.")
     ] = None,
     from_: FromOption = None,
     funding: Annotated[
         list[Path] | None,
-        typer.Option(help="A published history that the settlements must equal; repeat."),
+        typer.Option(help="Published funding rates to compare the settlements with; repeat."),
     ] = None,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Step a run through again from its own events; exit 1 with the first difference if any."""
+    """Derive a run again from its stored events; exit 1 with the first difference if any."""
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
@@ -177,7 +177,7 @@ def parity(
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print how many decisions are identical; exit 1 with the first field that differs if any."""
+    """Compare two runs decision by decision; exit 1 with the first field that differs if any."""
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import located, print_json
@@ -239,24 +239,28 @@ DataOption = Annotated[
 FrameOption = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="PATH", help="Candles of a higher time frame, from before the data; repeat."
+        metavar="PATH", help="Candles of a higher timeframe that begin before the data; repeat."
     ),
 ]
-ModeOption = Annotated[str, typer.Option(help="How the model goes over the bars: scan or step.")]
+ModeOption = Annotated[
+    str, typer.Option(help="How the model reads the bars: scan (one pass) or step.")
+]
 
 
 def lookahead(
     data: DataOption,
     *,
-    probes: Annotated[int, typer.Option(min=1, help="Futures to corrupt or cut off.")] = 12,
+    probes: Annotated[
+        int, typer.Option(min=1, help="Points at which the future is changed or cut off.")
+    ] = 12,
     seconds: Annotated[
-        float, typer.Option(min=1, help="Time after which what is left is not probed.")
+        float, typer.Option(min=1, help="Time limit; the probes that are left are skipped.")
     ] = 300.0,
     allow_reading: Annotated[
         list[str] | None,
         typer.Option(
             metavar="PATH",
-            help="What the class may read: a file, folder, address or variable; repeat.",
+            help="File, folder, address or variable that the class may read; repeat.",
         ),
     ] = None,
     bars: Annotated[
@@ -270,7 +274,7 @@ def lookahead(
     settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take away the future, and what else no decision may know; exit 1 unless none moves."""
+    """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json
@@ -322,7 +326,7 @@ def recursive(
     settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Start later: after the stated warm-up nothing may differ; exit 1 if something does."""
+    """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
     from dataclasses import asdict
 
     from tracepaper.daemon.commands.options import print_json

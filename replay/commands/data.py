@@ -30,27 +30,29 @@ GAPS_SHOWN: Final = 5
 
 PathsArgument = Annotated[
     list[str],
-    typer.Argument(metavar="PATH…", help="Candle files; SYMBOL=PATH where the name lacks it."),
+    typer.Argument(metavar="PATH…", help="Candle files; SYMBOL=PATH where the file name lacks it."),
 ]
 SymbolOption = Annotated[
-    str | None, typer.Option("--symbol", help="The symbol, where the file's name lacks it.")
+    str | None, typer.Option("--symbol", help="The symbol, where the file name lacks it.")
 ]
 CategoryOption = Annotated[
     Category | None, typer.Option("--category", help="The category; by default from the name.")
 ]
 StrictOption = Annotated[
-    bool, typer.Option("--strict", help="Refuse what would be dropped and said.")
+    bool, typer.Option("--strict", help="Refuse rows that would be dropped with a warning.")
 ]
 CalendarOption = Annotated[
     str | None,
-    typer.Option("--calendar", metavar="CODE", help="Shares: the exchange, such as XNAS."),
+    typer.Option(
+        "--calendar", metavar="CODE", help="Shares: the exchange's calendar, such as XNAS."
+    ),
 ]
 FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="NAME",
-        help="The kind of file, where its name does not end in it; ? lists all there are.",
+        help="File format, where the file name does not end in it; ? lists all.",
     ),
 ]
 ArchiveOption = Annotated[
@@ -74,7 +76,7 @@ def import_(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Read candle files into an archive: all of them, or none where one cannot be believed."""
+    """Import candle files into an archive: all of them, or none if one is invalid."""
     from dataclasses import asdict
 
     from tracepaper.replay.archive import read_many
@@ -111,7 +113,7 @@ def check(
     calendar: CalendarOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Read files of candles or books, and say what each holds or why it cannot be believed."""
+    """Check files of candles or order books: what each holds, or why it is refused."""
     from dataclasses import asdict
 
     from tracepaper.replay.archive import read_candles
@@ -208,13 +210,17 @@ def _import_lines(one: Imported, archive: Path) -> list[str]:
 def describe(
     paths: PathsArgument,
     *,
-    horizons: Annotated[str, typer.Option(help="Bars or times ahead, by commas.")] = "5,30,240",
+    horizons: Annotated[
+        str, typer.Option(help="Forecast horizons, in bars or times, by commas.")
+    ] = "5,30,240",
     features: Annotated[
         str, typer.Option(help="A schema, or v2 or tree for that of the interval.")
     ] = "v2",
     intervals: Annotated[
         str | None,
-        typer.Option("--interval", help="Of the model, then others to learn from: 15m,5m,1h."),
+        typer.Option(
+            "--interval", help="Interval of the model, then others to train on: 15m,5m,1h."
+        ),
     ] = None,
     calendar: CalendarOption = None,
     train_until: Annotated[str | None, typer.Option(help="Date; give all three or none.")] = None,
@@ -222,13 +228,15 @@ def describe(
     calibrate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where features and labels are kept; ~/.cache."),
+        typer.Option(
+            metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what a training would learn from: bars, parts of the calendar, independent labels.
+    """Describe the data of a training: bars, split, independent labels.
 
-    Features and labels are computed and kept, so that a training finds them; the most memory that
+    Features and labels are computed and cached for a training; the peak memory that
     this took is printed too.
     """
     from tracepaper.replay.bench.machine import most_resident_mb
@@ -277,27 +285,31 @@ def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: i
 def record(
     symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="Such as BTCUSDT.")],
     *,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Made, or gone on with.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="New file, or one to continue.")],
     depth: Annotated[int, typer.Option(help="Levels a side, 1 to 1,000.")] = 50,
     every: Annotated[
-        int, typer.Option(metavar="MS", help="Milliseconds of market time from book to book.")
+        int, typer.Option(metavar="MS", help="Market milliseconds between order books.")
     ] = 1_000,
     lasting: Annotated[
         str | None,
-        typer.Option("--for", metavar="TIME", help="Such as 30s, 10m or 8h; until stopped."),
+        typer.Option(
+            "--for",
+            metavar="TIME",
+            help="Duration, such as 30s, 10m or 8h; by default until stopped.",
+        ),
     ] = None,
     frames: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="FRAMES", help="Of a recorded session, not of the exchange."
+            "--from", metavar="FRAMES", help="Read a recorded session instead of the exchange."
         ),
     ] = None,
     url: Annotated[
         str | None,
-        typer.Option(help="Of another exchange, as `tracepaper exchange` prints its rest_url."),
+        typer.Option(help="Another exchange: the rest_url that `tracepaper exchange` prints."),
     ] = None,
     category: Annotated[
-        Category | None, typer.Option(help="linear or spot; linear, or that of the session.")
+        Category | None, typer.Option(help="linear or spot; by default linear, or the session's.")
     ] = None,
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -327,7 +339,7 @@ def record(
 @app.command()
 def samples(
     folder: Annotated[
-        Path, typer.Argument(metavar="[FOLDER]", help="Where to; made where it is missing.")
+        Path, typer.Argument(metavar="[FOLDER]", help="Target folder, created if missing.")
     ] = Path("samples"),
     *,
     json: JsonOption = False,
@@ -346,7 +358,7 @@ def samples(
 def list_(
     *, archive: ArchiveOption = None, config: ConfigOption = None, json: JsonOption = False
 ) -> None:
-    """List what an archive holds, with its holes."""
+    """List the contents of an archive and its gaps."""
     from dataclasses import asdict
 
     from tracepaper.replay.archive.series import held
@@ -389,7 +401,7 @@ def fetch(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Fetch what an archive lacks from the exchange; started again, it goes on where it ended."""
+    """Download what an archive lacks from the exchange; run it again to continue."""
     import sys
     from dataclasses import asdict
 

@@ -32,68 +32,68 @@ def evaluate(
     ] = "default",
     *,
     start: Annotated[
-        str | None, typer.Option("--from", metavar="DATE", help="Judge bars from this date on.")
+        str | None, typer.Option("--from", metavar="DATE", help="Evaluate bars from this date on.")
     ] = None,
     end: Annotated[
-        str | None, typer.Option("--to", metavar="DATE", help="Judge bars before this date.")
+        str | None, typer.Option("--to", metavar="DATE", help="Evaluate bars before this date.")
     ] = None,
     holdout: Annotated[
         str | None,
-        typer.Option(metavar="A=DATE:DATE,B=…", help="Untouched spans, each judged by itself."),
+        typer.Option(metavar="A=DATE:DATE,B=…", help="Untouched spans, each evaluated by itself."),
     ] = None,
     compare: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="Another model on the same bars; repeat for more."),
+        typer.Option(metavar="MODEL", help="Compare with another model on the same bars; repeat."),
     ] = None,
     folds: Annotated[
         str | None,
-        typer.Option(help="Fit anew on walk:3, rolling:3 or combinatorial:6/2; opens no span."),
+        typer.Option(help="Train again on walk:3, rolling:3 or combinatorial:6/2; opens no span."),
     ] = None,
     ablate: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="With --folds: what a change of the recipe is worth; repeat."
+            metavar="KEY=VALUE", help="With --folds: the effect of a change of the recipe; repeat."
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
+        typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
     ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     covariates: CovariatesOption = None,
     explained_bars: Annotated[
         int | None,
-        typer.Option(min=500, help="Bars to explain, for the gates; what takes minutes."),
+        typer.Option(min=500, help="Bars to explain for the gates; takes minutes."),
     ] = None,
     explanations: Annotated[
         int, typer.Option(min=0, help="Decisions for deletion and insertion curves of bars.")
     ] = 0,
     ablation: Annotated[
-        int, typer.Option(min=0, help="Decisions judged with 1/2 to 1/64 of the window.")
+        int, typer.Option(min=0, help="Decisions to repeat with 1/2 to 1/64 of the window.")
     ] = 0,
     permutation: Annotated[
-        int, typer.Option(min=0, help="Bars at most on which each feature is permuted.")
+        int, typer.Option(min=0, help="Bars for the permutation importance of features, at most.")
     ] = 0,
     attributions: Annotated[
         int, typer.Option(min=0, help="Decisions to compare with captum's attributions.")
     ] = 0,
     intervals: Annotated[
-        bool, typer.Option("--intervals", help="Intervals by day: own, conformal, MC dropout.")
+        bool,
+        typer.Option("--intervals", help="Evaluate intervals by day: own, conformal, MC dropout."),
     ] = False,
     threads: ThreadsOption = 2,
     json: JsonOption = False,
 ) -> None:
-    """Judge a checkpoint on the bars after its card's calibration, beside every baseline.
+    """Evaluate a model on the bars after its calibration, against every baseline.
 
-    The baselines are those beside the checkpoint; where an older one has none, they are fitted on
-    the bars before its training end, if --data has candles of both. Errors come from resampling
-    whole calendar days. Each recipe that is judged on a span is counted as one opening of it. With
-    --folds the recipe is fitted anew before the untouched time instead. With --compare each other
-    model, which may be a class, is asked about the same bars, and the differences are told by day.
-    A class of one's own is judged after its trained_until, with the options, files and features of
-    the configuration. What is asked for with a number is examined on so many decisions, evenly
-    spread; 0 leaves it out.
+    The baselines are stored with the checkpoint; for one without them they are fitted on the bars
+    before its training end, if --data has candles of both. Errors are bootstrapped by calendar day.
+    Each recipe that is evaluated on a span counts as one opening of it. --folds trains the recipe
+    again on the time before the untouched spans instead. --compare asks other models, or classes,
+    about the same bars, and tests the differences by day. A class of your own is evaluated after
+    its trained_until, with the options, files and features of the configuration. An option with a
+    number of decisions examines so many, evenly spread; 0 skips it.
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS

@@ -101,13 +101,15 @@ def check(
     *,
     covariates: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Your own columns by time, where it was trained so."),
+        typer.Option(
+            metavar="FILE", help="Your own covariates by time, where it was trained with some."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Run a network over real rows: layers that give NaN or infinity, heads, and the gradient.
+    """Check a network on real rows: NaN or infinite activations, heads, and the gradient.
 
-    An ensemble's half that is a network is taken. Exit code 1 where something is not in order.
+    Of an ensemble, the network is taken. Exit code 1 where something is not in order.
     """
     from dataclasses import asdict
 
@@ -132,16 +134,18 @@ def export(
     model: ModelArgument,
     *,
     to: Annotated[str, typer.Option("--to", metavar="RUNTIME", help="onnx, or torch (.pt2).")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where; no file yet.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="New file.")],
     bars: Annotated[
         int | None,
-        typer.Option("--bars", metavar="N", help="Length of a window; by default an answer's."),
+        typer.Option(
+            "--bars", metavar="N", help="Bars of the input window; by default the model's context."
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a network for another runtime, compared with the original before it is named so.
 
-    An ensemble's half that is a network is taken. Its inputs are the model's feature rows and
+    Of an ensemble, the network is taken. Its inputs are the model's feature rows and
     their absolute positions, its outputs the heads at the last bar.
     """
     from tracepaper.replay.training.stored_network import StoredNetwork
@@ -293,18 +297,21 @@ def _lookback(card: dict[str, Any]) -> str:
 
 def retrain(
     run: Annotated[
-        str, typer.Argument(metavar="RUN", help="Whose bars and model; the last by default.")
+        str,
+        typer.Argument(
+            metavar="RUN", help="Run whose bars and model are used; the last by default."
+        ),
     ] = "last",
     *,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     candidate: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Judge this checkpoint instead of training one."),
+        typer.Option(metavar="FOLDER", help="Evaluate this checkpoint instead of training one."),
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The model to beat; by default the run's own."),
+        typer.Option(metavar="FOLDER", help="Model to beat; by default the run's own."),
     ] = None,
     to: ToOption = None,
     folder: Annotated[
@@ -314,17 +321,17 @@ def retrain(
         ),
     ] = None,
     test: Annotated[
-        int | None, typer.Option(min=1, help="Number of the judgement; by default the next one.")
+        int | None, typer.Option(min=1, help="Number of the evaluation; by default the next one.")
     ] = None,
     service: Annotated[
         bool,
         typer.Option(
-            "--service", help="As the daemon starts it: low priority, ends when stdin is closed."
+            "--service", help="As the daemon starts it: low priority; ends when stdin closes."
         ),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Train on a database's bars as a daemon does, and say whether it would promote the model.
+    """Train on a database's bars as a daemon does; report whether it would promote the model.
 
     The keys of retrain say how. The newest time, retrain.judge, is kept from the training; both
     models are judged on it by QLIKE at gate.horizon, with errors by day. Nothing is promoted by

@@ -44,22 +44,22 @@ def replay(
     settings: SetOption = None,
     symbol: SymbolOption = None,
     category: Annotated[
-        str | None, typer.Option(help="linear or spot, where the file's name does not say it.")
+        str | None, typer.Option(help="linear or spot, where the file name lacks it.")
     ] = None,
     from_: FromOption = None,
     to: ToOption = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Go on with an interrupted replay.")
+        str | None, typer.Option(metavar="RUN", help="Continue an interrupted replay.")
     ] = None,
     funding: FundingOption = None,
     frame_data: FrameDataOption = None,
     depth: DepthOption = None,
     mode: Annotated[
-        str, typer.Option(help="How the model goes over the bars: scan (one pass) or step.")
+        str, typer.Option(help="How the model reads the bars: scan (one pass) or step.")
     ] = "scan",
     log: Annotated[
         str,
-        typer.Option(help="full, or acted: keep what traded and ends of days (no verify then)."),
+        typer.Option(help="full, or acted: store trades and day ends alone (no verify then)."),
     ] = "full",
     db: Annotated[
         Path | None,
@@ -67,9 +67,9 @@ def replay(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Backtest over candles, or feed a recorded run's events in again; every decision is stored.
+    """Backtest on candles, or replay a recorded run's events; every decision is stored.
 
-    The command is known as `backtest` as well.
+    `backtest` is another name of this command.
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.backtest.request import Request, perform
@@ -103,8 +103,8 @@ def sweep(
         list[str],
         typer.Option(
             metavar="OPTION=VALUES",
-            help="5,10,20 or 5..50 or 5..50:5 or 0.1..10:log; OPTION of the strategy, or "
-            "section.key; repeat.",
+            help="Values 5,10,20 or 5..50 or 5..50:5 or 0.1..10:log of an option of the strategy "
+            "or of a section.key; repeat.",
         ),
     ],
     data: Annotated[
@@ -112,28 +112,30 @@ def sweep(
         typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="A figure of the report by its key, or module:function of a run.")
+        str, typer.Option(help="What to optimise: a figure's key, or module:function of a run.")
     ] = "sharpe",
     strategy: Annotated[
         str | None, typer.Option(help="A name or module:Class; by default the configured one.")
     ] = None,
     sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Points that random and tpe draw; by default 100.")
+        int | None, typer.Option(min=1, help="Number of points for random and tpe; by default 100.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="What random and tpe draw by.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of random and tpe.")] = 0,
     walk: Annotated[
         str | None,
-        typer.Option(metavar="TRAIN/TEST", help="Windows such as 90d/30d; choose, then test."),
+        typer.Option(
+            metavar="TRAIN/TEST", help="Walk-forward windows such as 90d/30d: optimise, then test."
+        ),
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(help="maximize or minimize, where the figure does not say it.")
+        str | None, typer.Option(help="maximize or minimize, where the figure does not imply it.")
     ] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one a core.")
+        int | None, typer.Option(min=1, help="Processes; by default one per core.")
     ] = None,
     limit: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="What one run may take.")
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit of one run.")
     ] = 600.0,
     state: Annotated[
         Path | None,
@@ -149,15 +151,15 @@ def sweep(
     depth: DepthOption = None,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
+        typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
     ] = None,
     config: ConfigOption = None,
     settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Try many configurations on the same candles; say how much of the best one is luck.
+    """Try many configurations on the same candles; estimate how much of the best is luck.
 
-    The same command goes on where an interrupted one stopped. Exit 1 where every run failed.
+    The same command continues an interrupted sweep. Exit code 1 if every run failed.
     """
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.config.loading import with_settings
@@ -263,7 +265,7 @@ def demo(
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, max=3_600, help="How long they should take; 90 by default."),
+        typer.Option(min=1, max=3_600, help="Wall seconds for the whole demo; 90 by default."),
     ] = None,
     model: Annotated[
         str | None,
@@ -272,7 +274,8 @@ def demo(
     incidents: Annotated[
         bool | None,
         typer.Option(
-            "--incidents/--no-incidents", help="What happens to the daemon while it trades."
+            "--incidents/--no-incidents",
+            help="Inject crashes, outages and cut streams while it trades.",
         ),
     ] = None,
     data: Annotated[
@@ -297,7 +300,7 @@ def demo(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Race a month of real candles over the Bybit protocol on loopback, with incidents, and sum up.
+    """Trade a month of real candles at high speed on a local exchange, with incidents; sum up.
 
     With --data or -c your candles or your configuration are served and traded instead, without
     incidents, until the candles end, --bars are decided, or Ctrl-C.
@@ -360,9 +363,9 @@ def exchange(
             help="Bars into the data; by default 7,250, or three quarters of a shorter file."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the paths inside the bars.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the price paths inside bars.")] = 0,
     hold: Annotated[
-        bool, typer.Option("--hold", help="Stand still until a client subscribes candles.")
+        bool, typer.Option("--hold", help="Wait until a client subscribes to candles.")
     ] = False,
     until_eof: Annotated[
         bool, typer.Option("--until-eof", help="End when standard input ends.")
@@ -376,7 +379,7 @@ def exchange(
     faults: Annotated[
         Path | None, typer.Option(help="Faults to inject: a TOML or JSON file.")
     ] = None,
-    fault_seed: Annotated[int, typer.Option(help="Of the schedule of faults.")] = 0,
+    fault_seed: Annotated[int, typer.Option(help="Random seed of the schedule of faults.")] = 0,
     fault_every: Annotated[
         float, typer.Option(min=0, help="Seconds between scheduled faults; 0 is none.")
     ] = 0.0,

@@ -34,12 +34,12 @@ def report(
     *,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write one page that needs no network."),
+        typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
     ] = None,
     heads: Annotated[
         bool,
         typer.Option(
-            "--heads", help="Say what each head does; of several symbols, who sways whom."
+            "--heads", help="Analyse each attention head; with several symbols, their influence."
         ),
     ] = False,
     chart: Annotated[
@@ -49,16 +49,14 @@ def report(
         ),
     ] = None,
     last: Annotated[
-        int, typer.Option("--last", min=2, help="With --chart: how many bars, the newest.")
+        int, typer.Option("--last", min=2, help="With --chart: number of newest bars.")
     ] = BARS_DRAWN,
-    notes: Annotated[
-        bool, typer.Option("--notes", help="Unfold what to know before believing any of it.")
-    ] = False,
+    notes: Annotated[bool, typer.Option("--notes", help="Show caveats.")] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Report how a run did, what it cost, what its gates refused, and where it looked."""
+    """Report a run: performance, costs, refusals by gate, and attribution."""
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.report.report import build_report
@@ -134,8 +132,8 @@ def explain(
         bool,
         typer.Option(
             "--full",
-            help="Ask the run's own model again: attribution bar by bar, what each feature added, "
-            "and a deletion test.",
+            help="Ask the run's model again: attribution by bar, contribution of each feature, "
+            "deletion test.",
         ),
     ] = False,
     method: Annotated[
@@ -143,7 +141,7 @@ def explain(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="Ask where it looked by rollout, norm, gradient or flow, beside what was stored.",
+            help="Attribution method beside the stored one: rollout, norm, gradient or flow.",
         ),
     ] = None,
     fusion: Annotated[
@@ -163,7 +161,9 @@ def explain(
     discard: Annotated[
         float | None,
         typer.Option(
-            "--discard", metavar="SHARE", help="Drop that share of the smallest entries a layer."
+            "--discard",
+            metavar="SHARE",
+            help="Share of the smallest entries of each layer to drop.",
         ),
     ] = None,
     head_weights: Annotated[
@@ -171,7 +171,7 @@ def explain(
         typer.Option(
             "--head-weights",
             metavar="LIST",
-            help="Weigh the heads, as 1,0,0,0, or so for each layer: 1,0/0,1.",
+            help="Weights of the heads, such as 1,0,0,0; for each layer: 1,0/0,1.",
         ),
     ] = None,
     png: Annotated[
@@ -180,7 +180,7 @@ def explain(
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--page", metavar="FILE", help="Write one page that needs no network."),
+        typer.Option("--page", metavar="FILE", help="Write a self-contained page."),
     ] = None,
     other: Annotated[
         str | None,
@@ -192,28 +192,32 @@ def explain(
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option("--compare", metavar="MODEL", help="Compare with another model on its bars."),
+        typer.Option(
+            "--compare", metavar="MODEL", help="Compare with another model on the same bars."
+        ),
     ] = None,
     depth: Annotated[
         Path | None,
         typer.Option(
-            "--depth", metavar="FILE", help="No decision: a book of a file of `data record`."
+            "--depth", metavar="FILE", help="Explain an order book of this file, no decision."
         ),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="With --depth: a network of order books."),
+        typer.Option(metavar="FOLDER", help="With --depth: an order-book network."),
     ] = None,
     at: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="With --depth: its newest book, by default the last."),
+        typer.Option(
+            metavar="TIME", help="With --depth: the newest order book; by default the last."
+        ),
     ] = None,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show a decision: each gate's distance, what would have flipped it, and where it looked.
+    """Explain a decision: the margin of each gate, what would have changed it, attribution.
 
-    With --depth, show where a network of order books looked instead, level by level over time.
+    With --depth, show the attribution of an order-book network instead, by level and time.
     """
     if decision is None or depth is not None or checkpoint is not None or at is not None:
         others = (decision, full, method, fusion, residual, start_layer, discard, head_weights)

@@ -36,10 +36,10 @@ DataOption = Annotated[
 CovariatesOption = Annotated[
     Path | None,
     typer.Option(
-        "--covariates", metavar="FILE", help="trading: your own columns by time, CSV or Parquet."
+        "--covariates", metavar="FILE", help="trading: your own covariates by time, CSV or Parquet."
     ),
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of PyTorch.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="PyTorch threads.")]
 
 SHARES = (0.65, 0.1, 0.1)
 """Of all bars: training, validation and calibration; the rest stays untouched for the figures."""
@@ -55,13 +55,13 @@ def train(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where the checkpoint goes.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of the new checkpoint.")
     ] = None,
     *,
     network: Annotated[
         str | None,
         typer.Option(
-            help="Its kind; ? prints all. By default flash. Or a FOLDER, beside --with FOLDER."
+            help="Kind of network, by default flash; ? lists all. Beside --with FOLDER: a FOLDER."
         ),
     ] = None,
     beside: Annotated[
@@ -69,146 +69,154 @@ def train(
         typer.Option(
             "--with",
             metavar="KIND|FOLDER",
-            help="An ensemble: fit a tree or a glm as well, or take the one in FOLDER.",
+            help="Train an ensemble: with a tree or glm, or with the one in FOLDER.",
         ),
     ] = None,
     beside_schema: Annotated[
         str | None,
-        typer.Option("--with-schema", help="Features of --with, such as tree-1m beside v2-1m."),
+        typer.Option(
+            "--with-schema", help="Feature schema of --with, such as tree-1m beside v2-1m."
+        ),
     ] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="TOML of all that is chosen, or a checkpoint's card."),
+        typer.Option(metavar="FILE", help="TOML file with every choice, or a checkpoint's card."),
     ] = None,
     print_recipe: Annotated[
-        bool, typer.Option("--print-recipe", help="Print it, whole, and train nothing.")
+        bool, typer.Option("--print-recipe", help="Print the whole recipe; do not train.")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Its name on the card.")] = None,
-    train_until: Annotated[str | None, typer.Option(help="Date; see below.")] = None,
-    validate_until: Annotated[str | None, typer.Option(help="Date; see below.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name on the card.")] = None,
+    train_until: Annotated[str | None, typer.Option(help="End of training (date).")] = None,
+    validate_until: Annotated[str | None, typer.Option(help="End of validation (date).")] = None,
     calibrate_until: Annotated[
-        str | None, typer.Option(help="Date; all after it stays untouched for the figures.")
+        str | None, typer.Option(help="End of calibration (date); the rest is the test set.")
     ] = None,
     schema: Annotated[
-        str | None, typer.Option(help="Of the features: v1, or v2 or tree for the interval's.")
+        str | None, typer.Option(help="Feature schema: v1, or v2 or tree for the interval's.")
     ] = None,
     interval: Annotated[
-        str | None, typer.Option(help="The model's, then others to learn from: 15m,5m,1h.")
+        str | None, typer.Option(help="Interval of the model, then others to train on: 15m,5m,1h.")
     ] = None,
     calendar: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Shares: the exchange, such as XNAS.")
+        str | None,
+        typer.Option(metavar="CODE", help="Shares: the exchange's calendar, such as XNAS."),
     ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where features and labels are kept; ~/.cache."),
+        typer.Option(
+            metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."
+        ),
     ] = None,
     horizons: Annotated[
-        str | None, typer.Option(help="Bars or times ahead, by commas: 5m,30m,4h.")
+        str | None, typer.Option(help="Forecast horizons, in bars or times: 5m,30m,4h.")
     ] = None,
     gate_horizon: Annotated[
-        str | None, typer.Option(help="The one that the gates judge; the middle one.")
+        str | None, typer.Option(help="Horizon that the gates use; by default the middle one.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Bars that one layer sees.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers.")] = None,
-    dim: Annotated[int | None, typer.Option(help="Width.")] = None,
+    window: Annotated[int | None, typer.Option(help="Bars that one layer attends to.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of layers.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
-    encoding: Annotated[
-        str | None, typer.Option(help="Where a bar stands in time; ? prints the names.")
-    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Position encoding; ? lists all.")] = None,
     clock: Annotated[
-        str | None, typer.Option(help="What is added of the time, by commas; ? prints the names.")
+        str | None, typer.Option(help="Time features to add, by commas; ? lists all.")
     ] = None,
     mask: Annotated[
         str | None,
-        typer.Option(help="flash: window; or causal, full or blocks over whole windows."),
+        typer.Option(help="flash: mask: window; over whole windows causal, full or blocks."),
     ] = None,
     blocks: Annotated[
         str | None,
         typer.Option(help="flash: bars of a block, then the last, each n-th and the first seen."),
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="flash: pre or post.")] = None,
+    norm: Annotated[str | None, typer.Option(help="flash: layer norm, pre or post.")] = None,
     gated: Annotated[
         bool | None, typer.Option(help="flash: each bar's state sharpens or softens its attention.")
     ] = None,
     volatility_gate: Annotated[
         str | None,
         typer.Option(
-            metavar="FEATURE", help="flash: a bar's volatility scales how much it is looked at."
+            metavar="FEATURE", help="flash: scale the attention to a bar by its volatility."
         ),
     ] = None,
-    factor: Annotated[int | None, typer.Option(help="informer: queries and keys chosen.")] = None,
+    factor: Annotated[
+        int | None, typer.Option(help="informer: sampling factor of queries and keys.")
+    ] = None,
     distil: Annotated[
-        bool | None, typer.Option(help="informer: halve time between layers.")
+        bool | None, typer.Option(help="informer: halve the sequence between layers.")
     ] = None,
     feature_map: Annotated[
         str | None, typer.Option(help="linear: elu, or random features of the softmax.")
     ] = None,
     frames: Annotated[
-        str | None, typer.Option(help="multiscale: bars that make one of each frame, by commas.")
+        str | None, typer.Option(help="multiscale: bars per bar of each timeframe, by commas.")
     ] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="multiscale: closed bars of each frame, by commas.")
+        str | None, typer.Option(help="multiscale: closed bars of each timeframe, by commas.")
     ] = None,
     modalities: Annotated[
-        str | None, typer.Option(help="trading: of price, volume, time and others, by commas.")
+        str | None, typer.Option(help="trading: modalities such as price,volume,time.")
     ] = None,
     covariates: CovariatesOption = None,
     regimes: Annotated[
-        int | None, typer.Option(help="trading: of the coming variance, 2 to 7; 0 for none.")
+        int | None, typer.Option(help="trading: regimes of the coming variance, 2 to 7; 0: none.")
     ] = None,
     attention: Annotated[
         str | None, typer.Option(help="crossasset, portfolio: factorised, or joint over windows.")
     ] = None,
     every: Annotated[
-        int | None, typer.Option(help="crossasset, portfolio: bars, a horizon, that weights hold.")
+        int | None, typer.Option(help="crossasset, portfolio: bars between rebalances, a horizon.")
     ] = None,
     factors: Annotated[
         int | None,
-        typer.Option(help="crossasset, portfolio: of correlations; 0 leaves them out."),
+        typer.Option(help="crossasset, portfolio: factors of correlations; 0: none."),
     ] = None,
     dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
     checkpointing: Annotated[
-        bool | None, typer.Option(help="flash: compute activations twice, to save memory.")
+        bool | None, typer.Option(help="flash: recompute activations, to save memory.")
     ] = None,
     quantiles: Annotated[
-        str | None, typer.Option(help="Quantiles of the return to learn as well, by commas.")
+        str | None, typer.Option(help="Also forecast these quantiles of the return, by commas.")
     ] = None,
     allocation: Annotated[
-        bool | None, typer.Option(help="Learn a position from -1 to 1 as well.")
+        bool | None, typer.Option(help="Also learn a position from -1 to 1.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the optimiser.")] = None,
-    length: Annotated[int | None, typer.Option(min=64, help="Bars of a chunk.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Chunks of a batch.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    length: Annotated[int | None, typer.Option(min=64, help="Bars per chunk.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Chunks per batch.")] = None,
     windows: Annotated[
-        int | None, typer.Option(help="Windows of a batch, of a network of whole windows.")
+        int | None, typer.Option(help="Windows per batch, for networks over whole windows.")
     ] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches of a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Its peak.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Batches per step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     learned_weights: Annotated[
         bool | None, typer.Option(help="Learn the weights of the losses.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="Of products: auto, float32 or bfloat16.")
+        str | None, typer.Option(help="Precision of products: auto, float32 or bfloat16.")
     ] = None,
     seed: Annotated[
-        list[int] | None, typer.Option(help="Repeat for several checkpoints, FOLDER/seed-N.")
+        list[int] | None,
+        typer.Option(help="Random seed; repeat for several checkpoints, FOLDER/seed-N."),
     ] = None,
     explained_bars: Annotated[
-        int | None, typer.Option(min=500, help="Bars of calibration and test to explain.")
+        int | None, typer.Option(min=500, help="Calibration and test bars to explain.")
     ] = None,
     baselines: Annotated[
-        str | None, typer.Option(help="Fit as well, which takes minutes: lstm.")
+        str | None, typer.Option(help="Baselines to fit as well, which takes minutes: lstm.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch threads.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Take up an unfinished fit.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an unfinished training.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Fit a network on candles, judge it on untouched time, and write it with its card.
+    """Train a network on candles, evaluate it on untouched time, and write it with its card.
 
-    Options lie over the recipe, the recipe over the network's own defaults, which --print-recipe
-    shows. The calendar is cut once for all files: training, validation, calibration, untouched.
-    Give the three dates, or none for shares of 65, 10 and 10 % of the bars.
+    Options override the recipe, and the recipe the network's defaults; --print-recipe shows the
+    result. All files are split at the same dates. Give all three split dates, or none to split the
+    bars 65/10/10 % into training, validation and calibration; the rest is the test set.
     """
     given: dict[str, dict[str, Any]] = {
         "model": {"kind": network, "name": name},
