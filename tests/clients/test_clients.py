@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import storage_cases as cases
+from waiting import deadline_s
 
 from tracepaper.storage.database.views import VIEWS
 
@@ -61,7 +62,9 @@ def test_nautilus_fills_an_order_in_its_sandbox(play: Play, category: str) -> No
 def test_datasette_opens_every_view(client_python: Callable[[str], Path], tmp_path: Path) -> None:
     cases.write_run(tmp_path / "a.db", cases.rich_steps())
     command = [client_python("datasette"), PROGRAMS / "with_datasette.py", tmp_path / "a.db"]
-    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, capture_output=True, check=True, text=True, timeout=deadline_s(120)
+    )
     seen = json.loads(done.stdout.splitlines()[-1])
     assert set(seen) == {view.name for view in VIEWS}
     assert all(page == answer == 200 and rows > 0 for page, answer, rows in seen.values())

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import deadline_s
 
 from tracepaper.daemon.cli import PANELS, RENAMED, invoke
 from tracepaper.daemon.commands.options import database_path, print_json
@@ -157,7 +158,7 @@ def test_no_thread_of_a_loop_holds_up_the_end(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=deadline_s(120),
     )
     assert done.returncode == code
     assert done.stdout == ("fine\n" if kind == "fine" else "")
@@ -214,7 +215,11 @@ def test_help_lists_verbs_in_the_order_of_their_use(capsys: pytest.CaptureFixtur
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=deadline_s(),
     )
 
 

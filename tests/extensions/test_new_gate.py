@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from programs import ROOT, environment
+from waiting import deadline_s
 
 NEW = ("calm", "certain")
 
@@ -22,7 +23,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=deadline_s(300),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     files = [*folder.glob("*.txt"), folder / "written.toml", folder / "page.html"]

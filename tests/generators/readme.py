@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from programs import ROOT, Program, environment, pointing_at
+from waiting import deadline_s
 
 README: Final = ROOT / "README.md"
 DOCS: Final = ROOT / "docs"
@@ -145,7 +146,7 @@ class Walk:
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=COMMAND_WITHIN_S,
+                timeout=deadline_s(COMMAND_WITHIN_S),
             )
             codes.append((line, done.returncode, int(wanted or 0)))
             output.append(done.stdout)

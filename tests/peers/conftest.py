@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import deadline_s
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path(sys.prefix) / "peers"
@@ -34,7 +35,7 @@ def peer(tmp_path: Path) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
         given, answer = tmp_path / "task.json", tmp_path / "answer.json"
         given.write_text(json.dumps(task), encoding="utf-8")
         program = HERE / "programs" / f"with_{name}.py"
-        subprocess.run([_python(name), program, given, answer], check=True, timeout=600)
+        subprocess.run([_python(name), program, given, answer], check=True, timeout=deadline_s(600))
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return found
 

@@ -28,6 +28,7 @@ from daemon_under_test import (
     price,
     settings,
 )
+from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load, render
 from tracepaper.daemon.http.client import ask, token_file
@@ -303,7 +304,7 @@ async def test_a_stop_drops_what_waits_behind_the_step_in_hand(tmp_path: Path) -
         await running.close_bars(3)
         running.pass_bars(400)
         await server.send(*(kline(START_MS + at * MINUTE, price(at)) for at in range(3, 403)))
-        await asyncio.wait([running.task], timeout=60)
+        await asyncio.wait([running.task], timeout=deadline_s())
         assert running.task.done()
         running.task.result()
         assert Guarded.closes == [START_MS + at * MINUTE for at in range(running.decided())]

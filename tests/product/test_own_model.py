@@ -18,6 +18,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from own_strategies import importable
 from programs import ROOT, run
+from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -279,7 +280,7 @@ class Service:
                 service.asked += 1
                 mood = service.mood
                 if mood == "hangs":
-                    service.released.wait(30)
+                    service.released.wait(deadline_s())
                 if mood == "hangs up":
                     return
                 change = float(self.path[1:])
@@ -306,7 +307,7 @@ class Service:
         self.released.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(deadline_s())
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import pytest
 from programs import BIN, ROOT, Ended, Program, environment, pointing_at, run
+from waiting import deadline_s
 
 from tracepaper.replay.samples import DEMO_CANDLES
 
@@ -307,7 +308,7 @@ def on_a_terminal(arguments: list[str], extra: dict[str, str]) -> str:
         stdin=subprocess.DEVNULL,
         stdout=theirs,
         check=True,
-        timeout=60,
+        timeout=deadline_s(),
     )
     assert done.returncode == 0
     written = os.read(ours, 65_536).decode()

@@ -10,6 +10,7 @@ from typing import Any, Final
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from waiting import deadline_s
 
 import tracepaper
 from tracepaper.replay.api import Backtest
@@ -67,7 +68,9 @@ def cells(folder: Path) -> dict[str, list[Any]]:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(one) for one in sources])
     place = {"metadata": {"path": str(folder)}}
     # A busy kernel sends what is printed in parts.
-    client = NotebookClient(notebook, timeout=240, resources=place, coalesce_streams=True)
+    client = NotebookClient(
+        notebook, timeout=int(deadline_s(240)), resources=place, coalesce_streams=True
+    )
     return {cell.source: cell.outputs for cell in client.execute().cells}
 
 

@@ -20,6 +20,7 @@ import pytest
 from own_strategies import importable
 from programs import ROOT, environment, run
 from stock_files import HOUR_MS, opens, write
+from waiting import deadline_s
 
 import tracepaper
 from tracepaper import Action, ConfigInvalid, DataInvalid, Signal, Strategy, StrategyFailed
@@ -346,7 +347,7 @@ def test_a_typed_class_runs_here_and_is_refused_elsewhere(candles: Path, tmp_pat
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=deadline_s(),
     )
     first, said, second, _ = done.stdout.splitlines()
     assert first.startswith("__main__:Typed True")
@@ -458,6 +459,6 @@ def test_importing_the_names_of_a_strategy_imports_no_engine() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", asked],
-        capture_output=True, text=True, check=True, timeout=60, cwd=ROOT / "tests",
+        capture_output=True, text=True, check=True, timeout=deadline_s(), cwd=ROOT / "tests",
     )  # fmt: skip
     assert done.stdout.strip() == "[]"

@@ -17,6 +17,7 @@ from builders import START_MS, bar, decision, forecast, run, step
 from fakes import ManualClock
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import deadline_s
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load
@@ -310,7 +311,9 @@ def promtool(folder: Path) -> int:
     if program is None:
         return 0
     command = [program, "test", "rules", str(folder / "tracepaper.rules.test.yml")]
-    return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode
+    return subprocess.run(
+        command, check=False, capture_output=True, timeout=deadline_s()
+    ).returncode
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from importlib import metadata
 
 import pytest
 from programs import ROOT
+from waiting import deadline_s
 
 import tracepaper
 
@@ -45,7 +46,11 @@ def test_importing_it_imports_neither_its_parts_nor_a_library() -> None:
         "print([name for name in sys.modules if name.startswith('tracepaper.') or name in heavy])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", asked], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", asked],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=deadline_s(),
     )
     assert done.stdout.strip() == "[]"
 

@@ -16,10 +16,10 @@ from itertools import count
 from typing import Any, Self, TypeVar
 
 from aiohttp import WSMsgType, web
+from waiting import deadline
 
 from tracepaper.daemon.config.sections import ExchangeSection
 
-DEADLINE_S = 10.0
 MINUTE = 60_000
 START_MS = 1_700_000_040_000  # a whole minute
 
@@ -50,15 +50,6 @@ def exchange_section(**keys: str | float) -> ExchangeSection:
 def is_equal(read: Callable[[], object], wanted: object) -> Callable[[], bool]:
     """Return the condition that *read* returns *wanted*."""
     return lambda: read() == wanted
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the loop run until *condition* holds; fails after ``DEADLINE_S``."""
-    async with asyncio.timeout(DEADLINE_S):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0)
 
 
 class SteppedClock:
@@ -110,7 +101,7 @@ class SteppedClock:
 
     async def run(self, condition: Callable[[], object], *, step_s: float = 0.05) -> None:
         """Let network time pass in steps, the loop running in between, until *condition*."""
-        async with asyncio.timeout(DEADLINE_S):
+        async with deadline():
             while not condition():
                 self.advance(network_s=step_s)
                 for _ in range(20):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
+from waiting import deadline, until
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
@@ -20,8 +21,6 @@ from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import RunKind
-
-DEADLINE_S = 60.0
 
 
 class ServersClock(SystemClock):
@@ -46,6 +45,20 @@ class ServersClock(SystemClock):
         self._server.server_ms += sleep_ms
 
 
+async def until_daemon(task: asyncio.Task[None], condition: Callable[[], object]) -> None:
+    """Wait for *condition*; fail at the deadline, or with the error that ended the daemon."""
+
+    def holds() -> bool:
+        if condition():
+            return True
+        if task.done():
+            task.result()
+            raise AssertionError("the daemon ended by itself")
+        return False
+
+    await until(holds, poll_s=0.005)
+
+
 class Running:
     """A daemon at work: what it stored so far, and the exchange that it listens to."""
 
@@ -65,16 +78,9 @@ class Running:
         """Return how many bars are decided."""
         return len(self.decisions())
 
-    async def until(
-        self, condition: Callable[[], object], *, deadline_s: float = DEADLINE_S
-    ) -> None:
+    async def until(self, condition: Callable[[], object]) -> None:
         """Wait for *condition*; fail at the deadline, or with the error that ended the daemon."""
-        async with asyncio.timeout(deadline_s):
-            while not condition():
-                if self.task.done():
-                    self.task.result()
-                    raise AssertionError("the daemon ended by itself")
-                await asyncio.sleep(0.005)
+        await until_daemon(self.task, condition)
 
     def pass_bars(self, count: int) -> None:
         """Let *count* minutes close that only REST knows."""
@@ -173,7 +179,7 @@ async def daemon(
     try:
         yield running
         made.stop()
-        async with asyncio.timeout(DEADLINE_S):
+        async with deadline():
             await asyncio.wait([running.task])
     finally:
         running.task.cancel()

@@ -14,12 +14,12 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+from waiting import deadline_s
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.types.market import Category
 
-DEADLINE_S = 5.0
 MINUTE = 60_000
 FIRST_MS = 1_735_689_600_000  # 2025-01-01 00:00 UTC, a Wednesday
 
@@ -111,14 +111,14 @@ class StreamClient:
         return [message for text in texts if (message := parsed(text)) is not None]
 
     async def _receive(self) -> str:
-        message = await self.socket.receive(DEADLINE_S)
+        message = await self.socket.receive(deadline_s())
         if message.type is not aiohttp.WSMsgType.TEXT:
             raise ConnectionError(f"the stream ended: {message.type.name}")
         return str(message.data)
 
     async def until_cut(self) -> None:
         """Read until the server ends the connection."""
-        while (await self.socket.receive(DEADLINE_S)).type is aiohttp.WSMsgType.TEXT:
+        while (await self.socket.receive(deadline_s())).type is aiohttp.WSMsgType.TEXT:
             pass
 
 

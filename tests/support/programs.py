@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from waiting import deadline_s
+
 from tracepaper.daemon.clock import SystemClock
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BIN: Final = Path(sys.executable).parent
-READY_WITHIN_S: Final = 120.0
-ENDS_WITHIN_S: Final = 240.0
+PROGRAM_S: Final = 240.0
+"""What a program is given to be ready and to end, where nothing else runs."""
 POLL_S: Final = 0.1
 
 
@@ -48,7 +50,7 @@ def run(arguments: Sequence[str], folder: Path, extra: Mapping[str, str] | None 
         capture_output=True,
         text=True,
         check=False,
-        timeout=ENDS_WITHIN_S,
+        timeout=deadline_s(PROGRAM_S),
     )
     return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -89,9 +91,9 @@ class Program:
     def wait_until(self, is_so: Callable[[], bool]) -> None:
         """Wait for a condition; raise ``RuntimeError`` where it never comes."""
         clock = SystemClock()
-        deadline_s = clock.network_s() + READY_WITHIN_S
+        begun_s = clock.network_s()
         while not is_so():
-            if clock.network_s() > deadline_s or self._ended_within(POLL_S):
+            if clock.network_s() - begun_s > deadline_s(PROGRAM_S) or self._ended_within(POLL_S):
                 raise RuntimeError(f"{self.command} is not ready: {self.err[-2000:]}")
 
     def _ended_within(self, seconds: float) -> bool:
@@ -106,10 +108,10 @@ class Program:
         self.process.send_signal(by)
         return self.end(within_s=within_s)
 
-    def end(self, *, within_s: float = ENDS_WITHIN_S) -> Ended:
+    def end(self, *, within_s: float = PROGRAM_S) -> Ended:
         """Wait for the end that comes by itself."""
         try:
-            code = self.process.wait(within_s)
+            code = self.process.wait(deadline_s(within_s))
         finally:
             self.kill()
         return Ended(code, self.out, self.err)

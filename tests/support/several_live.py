@@ -8,6 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from daemon_under_test import until_daemon
+from waiting import deadline
+
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
@@ -19,7 +22,6 @@ from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Bar, RunKind
 
 MINUTE = 60_000
-DEADLINE_S = 60.0
 SPEED = 600.0
 """How quick the exchange says that it is: it sends few books a candle."""
 AFTER_MS = 3_000
@@ -65,12 +67,7 @@ class Live:
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait for *condition*; fail at the deadline, or with the error that ended the daemon."""
         assert self.task is not None
-        async with asyncio.timeout(DEADLINE_S):
-            while not condition():
-                if self.task.done():
-                    self.task.result()
-                    raise AssertionError("the daemon ended by itself")
-                await asyncio.sleep(0.002)
+        await until_daemon(self.task, condition)
 
     async def listening(self, topics: int) -> None:
         """Wait until *topics* are subscribed."""
@@ -122,7 +119,7 @@ async def trading(
     try:
         yield live
         made.stop()
-        async with asyncio.timeout(DEADLINE_S):
+        async with deadline():
             await asyncio.wait([live.task])
         live.task.result()
     finally:

@@ -16,6 +16,7 @@ from typing import Final
 
 from packaging.requirements import Requirement
 from programs import ROOT, environment
+from waiting import deadline_s
 
 PARTS: Final = ("__init__.py", "py.typed", "daemon", "replay", "storage", "strategies")
 
@@ -52,7 +53,7 @@ def built(folder: Path, *objects: str) -> Path:
         [sys.executable, *build, str(folder / "source")],
         check=True,
         capture_output=True,
-        timeout=240,
+        timeout=deadline_s(240),
     )
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -80,7 +81,7 @@ class Installed:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=deadline_s(240),
         )
 
 

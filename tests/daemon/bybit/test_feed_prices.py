@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from bybit_feed import BITCOIN, Live, live
-from bybit_server import ScriptedServer, book, ticker, until
+from bybit_server import ScriptedServer, book, ticker
 from msgspec.structs import replace
+from waiting import until
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine

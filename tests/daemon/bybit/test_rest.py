@@ -17,9 +17,9 @@ from bybit_server import (
     ScriptedServer,
     SteppedClock,
     exchange_section,
-    until,
 )
 from msgspec import structs
+from waiting import until
 
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.feed.client import RestartBudget

@@ -18,8 +18,8 @@ from bybit_server import (
     exchange_section,
     is_equal,
     kline,
-    until,
 )
+from waiting import until
 
 from tracepaper.daemon.bybit.websocket import (
     ARGUMENT_CHARACTERS_MAX,

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import storage_cases as cases
+from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.database.queries import ask
@@ -255,7 +256,7 @@ def test_ctrl_c_ends_one_operation_too(path: Path) -> None:
     ) as process:
         asked = children_of(process.pid)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(deadline_s()) == 130
     assert not any(Path(f"/proc/{one}").exists() for one in asked)
 
 

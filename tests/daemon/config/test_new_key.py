@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from programs import ROOT, environment
+from waiting import deadline_s
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def said(folder: Path) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=deadline_s(120),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

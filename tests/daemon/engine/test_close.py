@@ -11,6 +11,7 @@ import pytest
 from builders import START_MS, bars, forecast, instrument
 from fakes import FixedForecaster, MemoryAudit
 from msgspec.structs import replace
+from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -288,7 +289,7 @@ def test_a_recorded_timeout_of_a_close_is_given_again() -> None:
 async def test_a_close_that_is_late_is_late_for_all_of_it() -> None:
     class Stuck(Counting):
         def predict_many(self, given: Sequence[Bar]) -> list[Forecast | None]:
-            gate.wait(10)
+            gate.wait(deadline_s())
             return super().predict_many(given)
 
     gate = threading.Event()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from builders import bar, instrument
 from bybit_feed import BITCOIN, Live, live
-from bybit_server import MINUTE, START_MS, ScriptedServer, kline, until
+from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from fakes import ManualClock
+from waiting import until
 
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.funding import FundingSchedule

@@ -12,7 +12,6 @@ from aiohttp import web
 from builders import bar, instrument
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import (
-    DEADLINE_S,
     FILTERS,
     MINUTE,
     START_MS,
@@ -22,10 +21,10 @@ from bybit_server import (
     exchange_section,
     kline,
     ticker,
-    until,
 )
 from msgspec import structs
 from structlog.testing import capture_logs
+from waiting import deadline, until
 
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.feed import feed
@@ -976,7 +975,7 @@ async def test_what_forgets_that_it_was_cancelled_is_cancelled_again(
 ) -> None:
     monkeypatch.setattr(feed, "CANCEL_AGAIN_S", 0.05)
     clock = HalfDeafClock()
-    async with asyncio.timeout(DEADLINE_S), ScriptedServer() as server:
+    async with deadline(), ScriptedServer() as server:
         async with live(server, clock=clock) as run:
             await run.close_bar(0)
             await until(run.bars)

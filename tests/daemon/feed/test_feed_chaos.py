@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 from bybit_feed import Live, live
-from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker, until
+from bybit_server import MINUTE, START_MS, ScriptedServer, book, kline, ticker
+from waiting import until
 
 from tracepaper.strategies.types.market import Bar, Gap
 

@@ -17,10 +17,10 @@ from bybit_server import (
     SteppedClock,
     exchange_section,
     kline,
-    until,
 )
 from exchange_client import FIRST_MS, candles, serving, walk_rows
 from msgspec import structs
+from waiting import until
 
 from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.feed.client import FeedStart

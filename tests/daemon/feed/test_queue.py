@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from waiting import deadline
+
 from tracepaper.daemon.feed.client import EventQueue
 
 
@@ -34,5 +36,5 @@ async def test_a_waiting_reader_gets_what_comes_later() -> None:
     reader = asyncio.create_task(queue.get())
     await asyncio.sleep(0)
     queue.try_put("late")
-    async with asyncio.timeout(30):
+    async with deadline():
         assert await reader == "late"

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Gauge
+from waiting import deadline
 
 from tracepaper.daemon.http.server import (
     CONNECTIONS_MAX,
@@ -69,7 +70,7 @@ async def connect(server: HttpServer, sent: bytes = b"") -> Streams:
 
 async def ended(streams: Streams) -> bytes:
     """Return what was answered before the server ended the connection."""
-    async with asyncio.timeout(30):
+    async with deadline():
         try:
             return await streams[0].read()
         except ConnectionResetError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
+from waiting import deadline, deadline_s
 
 from tracepaper.daemon.http.server import NOTE_LIMIT, HttpServer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
@@ -57,7 +58,7 @@ async def url(daemon: Daemon) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def client() -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=10)
+    timeout = aiohttp.ClientTimeout(total=deadline_s())
     async with aiohttp.ClientSession(timeout=timeout, headers=KNOWN) as session:
         yield session
 
@@ -218,7 +219,7 @@ async def test_the_end_frees_the_port_though_a_client_holds_on(daemon: Daemon) -
         _, writer = await asyncio.open_connection(host, int(port))
         writer.write(b"GET /status HTTP/1.1\r\n")  # a request that never ends
         await writer.drain()
-    async with asyncio.timeout(30):
+    async with deadline():
         with pytest.raises(OSError, match="onnect"):
             await asyncio.open_connection(host, int(port))
     writer.close()

@@ -129,7 +129,7 @@ async def test_killed_while_rows_come_it_goes_on_by_the_same_rows(
             server.add_candle(START_MS + minute * MINUTE, price(minute))
         config.write_text(render(load(None, settings(server, **given))), encoding="utf-8")
         async with killed_daemon(server, config, database) as lived:
-            await lived.until(server.subscribed, deadline_s=120.0)  # it loads torch
+            await lived.until(server.subscribed)
             for minute in range(2):
                 text += row(minute + 1, minute + 1.25)
                 write(file, text)

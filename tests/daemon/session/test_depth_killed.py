@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sqlite3
-from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from itertools import pairwise
@@ -16,6 +14,7 @@ import own_strategies as own
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from programs import BIN, Program
+from waiting import until
 
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -57,15 +56,6 @@ def stored(path: Path, query: str) -> list[tuple[Any, ...]]:
             return database.execute(query).fetchall()
         except sqlite3.OperationalError:
             return []  # its tables are being made
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what another process does."""
-    async with asyncio.timeout(60.0):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.01)
 
 
 def decided(path: Path) -> int:

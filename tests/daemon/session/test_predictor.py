@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from builders import START_MS, bars, forecast, quote
 from fakes import FixedForecaster
+from waiting import deadline, deadline_s
 
 from tracepaper.daemon.session.loop import (
     BarHistory,
@@ -41,7 +42,7 @@ class Gated(FixedForecaster):
         self.order: list[int] = []
 
     def step(self, bar: Bar) -> Forecast | None:
-        self.gate.wait(10)
+        self.gate.wait(deadline_s())
         self.order.append(bar.open_time_ms)
         return super().step(bar)
 
@@ -53,7 +54,7 @@ async def test_a_forecast_in_time_is_the_answer() -> None:
         BarHistory([KEY], context=1),
         Worker("model"),
         period_start_ms=0,
-        deadline_ms=10_000,
+        deadline_ms=60_000,
     )
     await worker.predict(start())
     (item,) = bars(1)
@@ -72,7 +73,7 @@ async def test_a_late_forecast_is_dropped_but_its_bar_is_taken_in_before_the_nex
     assert await worker.predict(first) == PredictionTimeout(50)
     forecaster.gate.set()
     prediction: object = PredictionTimeout(50)
-    async with asyncio.timeout(30):
+    async with deadline():
         prediction = await worker.predict(second)
     assert forecaster.order == [first.open_time_ms, second.open_time_ms]
     assert prediction in (says([second]), PredictionTimeout(50))
@@ -100,7 +101,7 @@ async def test_a_stop_that_comes_with_the_answer_is_obeyed(turns: int) -> None:
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
-    await asyncio.wait([task], timeout=30)
+    await asyncio.wait([task], timeout=deadline_s())
     assert task.cancelled()
 
 
@@ -140,7 +141,7 @@ async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
     for _ in range(turns):
         await asyncio.sleep(0)
     task.cancel()
-    await asyncio.wait([task], timeout=30)
+    await asyncio.wait([task], timeout=deadline_s())
     with pytest.raises(StrategyFailed):
         task.result()
 
@@ -219,7 +220,7 @@ async def test_an_error_of_the_model_reaches_whoever_asked() -> None:
         BarHistory([KEY], context=1),
         Worker("model"),
         period_start_ms=0,
-        deadline_ms=10_000,
+        deadline_ms=60_000,
     )
     await worker.predict(start())
     with pytest.raises(ZeroDivisionError):

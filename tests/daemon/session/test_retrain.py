@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 from bybit_server import ScriptedServer
-from daemon_under_test import DEADLINE_S, Running, ServersClock, daemon, settings
+from daemon_under_test import Running, ServersClock, daemon, settings
 from programs import environment
 from retrain_cases import NOTHING, Planted, decide, has, made, until_has
+from waiting import deadline, deadline_s
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import retraining
@@ -96,7 +97,7 @@ async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
         running = Running(server, task, clock)
         running.steps = seen
         await decide(running, 0, 11)
-        async with asyncio.timeout(DEADLINE_S):
+        async with deadline():
             await task
         assert not has(seen, ModelChange, 2)
         async with daemon(server, planted.database, **planted.sections) as running:
@@ -236,7 +237,7 @@ def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
         assert process.stdout is not None
         assert process.stdout.readline().split() == ["19", "True", "512"]
         process.stdin.close()
-        assert process.wait(timeout=DEADLINE_S) == ENDED
+        assert process.wait(timeout=deadline_s()) == ENDED
 
 
 # ---------------------------------------------------------------- rules

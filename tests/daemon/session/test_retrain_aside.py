@@ -18,6 +18,7 @@ from daemon_under_test import daemon
 from exchange_client import candles, walk_rows
 from retrain_cases import CONTEXT, Planted, decide, full_disk, has, until_has
 from several_live import SPEED, Live, trading
+from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import loop, retraining
@@ -97,7 +98,7 @@ class Gate:
 
     def wait(self) -> None:
         self.reached.set()
-        assert self._open.wait(30.0)
+        assert self._open.wait(deadline_s())
 
     def open(self) -> None:
         self._open.set()

@@ -20,6 +20,7 @@ from daemon_under_test import daemon
 from fakes import JumpClock
 from own_strategies import importable, source
 from structlog.testing import capture_logs
+from waiting import deadline, deadline_s
 
 from tracepaper.daemon.session.supervisor import Notifier, Supervisor
 from tracepaper.strategies.errors import AuditUnwritable, FeedStale, StrategyFailed
@@ -79,7 +80,7 @@ async def signalled(spend: Callable[[], object], notifier: Notifier) -> list[str
         finally:
             ended.append("main")
 
-    async with asyncio.timeout(30):
+    async with deadline():
         await Supervisor(clock=JumpClock(), notifier=notifier).run({"main": main}, essential="main")
     return ended
 
@@ -205,7 +206,7 @@ async def test_a_service_that_hangs_is_ended_by_the_clock() -> None:
     async def inner() -> None:
         while not ended.is_set():
             try:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
             except asyncio.CancelledError:
                 continue
 
@@ -373,5 +374,5 @@ def test_a_process_ends_with_zero_on_a_signal(
     with process.stdout:
         assert process.stdout.readline() == "up\n"
         process.send_signal(number)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=deadline_s()) == 0
         assert process.stdout.read() == "closed\n"

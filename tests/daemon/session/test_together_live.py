@@ -13,6 +13,7 @@ import pytest
 import torch
 from learning import learnable
 from several_live import SPEED, check_record, trading
+from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.daemon.feed import maintenance
@@ -255,7 +256,7 @@ async def test_an_answer_that_comes_too_late_holds_all(
 
     def stuck(own: TogetherForecaster, bars: Sequence[Bar]) -> list[Forecast | None]:
         if len(bars) == len(SYMBOLS) and bars[0].open_time_ms == slow[0]:
-            released.wait(10)
+            released.wait(deadline_s())
         return answer(own, bars)
 
     slow = [-1]

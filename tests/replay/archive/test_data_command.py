@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from exchange_client import FIRST_MS, MINUTE, candles
 from typer.testing import CliRunner
+from waiting import deadline
 
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.columns import iso
@@ -95,7 +96,7 @@ async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
             cwd=tmp_path,
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        async with asyncio.timeout(60):
+        async with deadline():
             output, _ = await process.communicate()
     assert process.returncode == 0
     (one,) = json.loads(output)["series"]

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bybit_server import SteppedClock, exchange_section, until
+from bybit_server import SteppedClock, exchange_section
 from depth_cases import BTC, FIRST_MS, frame, packed, plain_books
 from exchange_client import candles, serving, walk_rows
 from programs import BIN, ROOT, Program
+from waiting import until
 
 from tracepaper.daemon.bybit.order_book import SILENT_MS, DepthRequest, DepthSampler
 from tracepaper.daemon.config.sections import ExchangeSection

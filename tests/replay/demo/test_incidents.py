@@ -13,6 +13,7 @@ import pytest
 from aiohttp import ClientSession
 from exchange_client import candles, walk_rows
 from rich.console import Console, ConsoleDimensions
+from waiting import deadline
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.replay.demo.incidents import INCIDENTS, cut_the_stream
@@ -34,7 +35,6 @@ from tracepaper.strategies.errors import FeedLost
 MINUTE = 60_000
 BARS = 600
 BEGUN = 20
-DEADLINE_S = 10.0
 NAMES = ("linear:BTCUSDT", "linear:SOLUSDT")
 
 
@@ -89,7 +89,7 @@ async def test_a_cut_that_missed_no_bar_is_made_again_for_longer(tmp_path: Path)
         await cast.until(lambda: refusals.scheduled == 1 + 2)
         for name in NAMES:
             cast.race.observe(GapTold(name, cut_ms, cut_ms + MINUTE, "disconnected", "rest"))
-        async with asyncio.timeout(DEADLINE_S):
+        async with deadline():
             await incident
         (said,) = cast.outcomes
         assert said.endswith("read the 2 bars that it had missed by REST; none is missing.")

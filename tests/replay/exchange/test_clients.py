@@ -16,6 +16,7 @@ import ccxt.pro
 import pybit.exceptions
 import pybit.unified_trading
 import pytest
+from waiting import deadline, deadline_s
 
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
@@ -23,7 +24,6 @@ from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 DATA = Path(__file__).parents[2] / "data" / "candles"
 FILE = f"BTCUSDT={DATA / 'binance_um_BTCUSDT_1m_2025-05.csv.gz'}"
 SPEED = 600.0
-DEADLINE_S = 15.0
 LIVES_OF_PYBIT = 3
 
 
@@ -108,7 +108,7 @@ def follow_by_pybit(category: Category) -> tuple[threading.Event, Counter[str]]:
         stream.ticker_stream("BTCUSDT", keep)
         stream.trade_stream("BTCUSDT", keep)
         stream.kline_stream(1, "BTCUSDT", keep)
-        enough.wait(DEADLINE_S)
+        enough.wait(deadline_s())
         stream.exit()
 
     threading.Thread(target=follow, daemon=True).start()
@@ -125,7 +125,7 @@ async def test_pybit_follows_every_topic(
         monkeypatch.setattr(pybit.unified_trading, "PUBLIC_WSS", url)
         for _ in range(LIVES_OF_PYBIT):
             enough, seen = follow_by_pybit(category)
-            if await asyncio.to_thread(enough.wait, DEADLINE_S / LIVES_OF_PYBIT):
+            if await asyncio.to_thread(enough.wait, deadline_s() / LIVES_OF_PYBIT):
                 return
         pytest.fail(f"pybit saw only {seen}")
 
@@ -173,7 +173,7 @@ async def test_ccxt_pro_watches_candles_trades_tickers_and_books(
     async with exchange_of(category) as exchange:
         client = redirected(ccxt.pro.bybit({"enableRateLimit": False}), exchange)
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with deadline():
                 await client.load_markets()
                 starts: set[int] = set()
                 while len(starts) < 3:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import pytest
 from exchange_client import candles, walk_rows
+from waiting import deadline
 
 from tracepaper.replay.exchange import server
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -20,7 +21,7 @@ async def test_half_a_request_is_cut_off(monkeypatch: pytest.MonkeyPatch, sent: 
         host, port = exchange.rest_url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(sent)
-        async with asyncio.timeout(30):
+        async with deadline():
             with suppress(ConnectionResetError):
                 assert await reader.read() == b""
         writer.close()

@@ -7,6 +7,7 @@ import json
 
 import pytest
 from exchange_client import FIRST_MS, MINUTE, StreamClient, candles, serving, walk_rows
+from waiting import deadline_s
 
 from tracepaper.strategies.types.market import Category
 
@@ -15,7 +16,7 @@ ROWS = walk_rows(40)
 
 async def raw_answer(client: StreamClient, request: str) -> str:
     await client.socket.send_str(request)
-    return str((await client.socket.receive(5)).data)
+    return str((await client.socket.receive(deadline_s())).data)
 
 
 async def test_linear_sends_data_before_the_acknowledgement_and_spot_after() -> None:
@@ -27,7 +28,8 @@ async def test_linear_sends_data_before_the_acknowledgement_and_spot_after() -> 
                     '{"op":"subscribe","args":["tickers.BTCUSDT"],"req_id":"1"}'
                 )
                 kinds = [
-                    "topic" in json.loads((await stream.socket.receive(5)).data) for _ in range(2)
+                    "topic" in json.loads((await stream.socket.receive(deadline_s())).data)
+                    for _ in range(2)
                 ]
                 assert kinds == [data_first, not data_first]
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from own_strategies import importable
 from programs import environment, run
+from waiting import deadline_s
 
 import tracepaper
 from tracepaper import (
@@ -83,7 +84,8 @@ def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
     assert nine.command is not None
     done = subprocess.run(
         ["bash", "-c", f"{nine.command} --json"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True, timeout=120,
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True,
+        timeout=deadline_s(120),
     )  # fmt: skip
     said = json.loads(done.stdout)
     assert said["equity"] == pytest.approx(best.figures["end"])
@@ -258,7 +260,7 @@ def test_after_a_kill_it_goes_on_and_ends_as_if_it_had_never_stopped(
     killed = subprocess.run(
         [sys.executable, "-c", text],
         cwd=tmp_path, env=environment({"TRACEPAPER_TRIALS": str(tmp_path / "killed.db")}),
-        check=False, timeout=120,
+        check=False, timeout=deadline_s(120),
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL
     told: list[tuple[int, int, float | None]] = []

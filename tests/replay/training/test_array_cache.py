@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from waiting import deadline_s
 
 from tracepaper.replay.training.array_cache import ArrayCache, Shaped, default_folder
 from tracepaper.strategies.errors import ConfigInvalid
@@ -76,7 +77,7 @@ def test_what_is_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_of_two_that_write_the_same_one_wins(tmp_path: Path) -> None:
-    both = threading.Barrier(2, timeout=60)
+    both = threading.Barrier(2, timeout=deadline_s())
 
     def fill(arrays: dict[str, NDArray[Any]]) -> None:
         both.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import storage_cases as cases
+from waiting import deadline_s
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.connection import open_reader, open_writer, sqlite_status
@@ -125,7 +126,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match=f"process {pid}"):
         InstanceLock.acquire(path)
     process.kill()
-    process.join(60)
+    process.join(deadline_s())
     assert json.loads(lock_file(path).read_text())["pid"] == pid
     assert holder_of(path) is None
     lock = InstanceLock.acquire(path)

@@ -15,6 +15,7 @@ from pathlib import Path
 import builders
 import pytest
 import storage_cases as cases
+from waiting import deadline_s
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.candles import HistoryWriter
@@ -53,7 +54,7 @@ def elsewhere(code: str, *arguments: Path) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=deadline_s(),
     )
     return done.stdout
 

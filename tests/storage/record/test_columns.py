@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import storage_cases as cases
 from programs import ROOT, environment
+from waiting import deadline_s
 
 PROGRAM = ROOT / "tests" / "support" / "new_columns_program.py"
 TABLES = ("steps", "answers", "outcomes", "holdings", "orders", "fills", "twin_fills")
@@ -26,7 +27,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=deadline_s(120),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import deadline_s
 
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.memory import (
@@ -90,7 +91,7 @@ def test_the_estimate_of_a_rollout_is_near_what_a_process_takes() -> None:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=deadline_s(120),
     )
     estimate = rollout_bytes(SHAPE, 65_536)
     assert 0.7 * estimate < int(done.stdout) < 1.1 * estimate

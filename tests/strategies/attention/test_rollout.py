@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import gamma
 from torch import Tensor
+from waiting import deadline_s
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.kernels import attend
@@ -392,7 +393,7 @@ def extra_kib(fusion: str, backend: str) -> int:
         env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 16)},
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=deadline_s(120),
     )
     return int(done.stdout)
 

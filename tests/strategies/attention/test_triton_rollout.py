@@ -14,6 +14,7 @@ import attention_cases
 import pytest
 import torch
 from attention_cases import case
+from waiting import deadline_s
 
 from tracepaper.strategies.attention import compiled, rollout_kernels, triton_rollout
 from tracepaper.strategies.attention.masks import Mask
@@ -35,7 +36,7 @@ def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> Non
         },
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=deadline_s(120),
     )
     cases_run = json.loads(done.stdout)
     assert len(cases_run) == 3 * (7 + len(attention_cases.LAYOUTS))
