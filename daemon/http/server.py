@@ -75,7 +75,9 @@ class ConnectionLimits:
         @web.middleware
         async def timed(request: web.Request, handler: Handler) -> web.StreamResponse:
             transport = request.transport
-            connection = None if transport is None else self._connections.get(transport)
+            if transport is None:
+                raise ConnectionResetError("The client has gone before its request was read.")
+            connection = self._connections.get(transport)
             try:
                 if request.body_exists:
                     await request.read()  # within the time of the request

@@ -253,6 +253,21 @@ async def test_a_client_that_goes_in_the_middle_leaves_no_traceback(
     assert "Traceback" not in capsys.readouterr().err
 
 
+async def test_a_client_cut_off_as_its_request_comes_leaves_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    loop = asyncio.get_running_loop()
+    async with served() as server:
+        reader, writer = await connect(server, POST[:1])
+        assert await answers(server)  # so the server has taken the first connection as well
+        writer.write(POST[1:] + JSON)
+        until_s = loop.time() + 2 * TIMEOUT_S
+        while loop.time() < until_s:
+            pass  # the loop stands still: the head and the end of its time are in one turn
+        await ended((reader, writer))
+    assert "Traceback" not in capsys.readouterr().err
+
+
 async def test_want_of_descriptors_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     async with served() as server:
         host, port = server.url.removeprefix("http://").split(":")
