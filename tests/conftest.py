@@ -34,16 +34,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is marked ``gpu`` unless CUDA is there; torch is asked only then."""
-    wanted = [item for item in items if item.get_closest_marker("gpu")]
-    if not wanted:
-        return
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, obj: object
+) -> list[pytest.Item] | None:
+    """Make no test of what is marked ``gpu`` unless CUDA is there; torch is asked only then."""
+    marks = [*collector.iter_markers(), *getattr(obj, "pytestmark", ())]
+    if "gpu" not in {mark.name for mark in marks}:
+        return None
     import torch
 
-    if not torch.cuda.is_available():
-        config.hook.pytest_deselected(items=wanted)
-        items[:] = [item for item in items if item not in wanted]
+    return None if torch.cuda.is_available() else []
 
 
 # The same examples on every machine and in every run; a campaign of chance is `--hypothesis-seed`.
