@@ -9,7 +9,7 @@ NATIVE_CC := gcc
 NATIVE_WIDTHS := avx512:-mavx512f:-mprefer-vector-width=512 avx2:-mavx2
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all dev check docs bench campaign mutants clients peers native wheel golden ledger readme clean
+.PHONY: demo test test-all dev check docs bench campaign mutants same-bits clients peers native wheel golden ledger readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -77,6 +77,10 @@ campaign: $(STAMP)
 # Mutations of which a test must find each; ONLY names a group, or a part of a mutation.
 mutants: $(STAMP)
 	@$(BIN)/python tests/campaigns/campaign_mutants.py --only "$(ONLY)"
+
+# Checkpoints trained by the code of the revision REV and by the tree at hand, compared byte by byte; ONLY names one.
+same-bits: $(STAMP)
+	@PYTHONPATH=tests/support $(BIN)/python tests/campaigns/same_bits.py $(REV) $(ONLY)
 
 # Each client gets an environment of its own under $(VENV)/clients; this needs the network once.
 clients: $(STAMP)

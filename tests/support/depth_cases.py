@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from builders import instrument
 from msgspec import structs
 
@@ -18,6 +19,7 @@ from tracepaper.replay.training.book_data import BookMaterial
 from tracepaper.replay.training.book_fit import BookFitOptions, train_books
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.types.market import Depth
+from tracepaper.strategies.units import DAY_MS
 
 BTC = structs.replace(instrument(), price_decimals=1, quantity_decimals=3, tick_size=1)
 FIRST_MS = 1_735_689_600_000
@@ -63,6 +65,26 @@ def walk(
                 sizes[price] = rng.randint(1, 50_000)
         bids, asks = ([(price, sizes[price]) for price, _ in side] for side in sides)
         yield depth(bids, asks, first_ms + row * every_ms, age_ms=rng.randint(0, 90))
+
+
+def long(
+    source: str, every_ms: int = 3_600_000, days: float = 8
+) -> tuple[list[Depth], DepthHeader]:
+    """Return books of so many days whose mid moves as the book before leans."""
+    rng = np.random.default_rng(4)
+    made, bid = [], 10_000
+    for row in range(int(days * DAY_MS / every_ms)):
+        lean = int(rng.integers(0, 2))
+        sizes = (50, 5) if lean else (5, 50)
+        made.append(
+            depth(
+                [(bid, sizes[0]), (bid - 1, 9)],
+                [(bid + 1, sizes[1]), (bid + 2, 9)],
+                FIRST_MS + row * every_ms,
+            )
+        )
+        bid += 1 if lean else -1
+    return made, header(levels=2, every_ms=every_ms, source=source)
 
 
 def write(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.training.series import Segment, Split, segments_of
+from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.series import Segment, Split, iso, segments_of
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
@@ -17,6 +20,22 @@ START_MS = 1_700_006_400_000  # a midnight
 MINUTE_MS = 60_000
 DAY_BARS = 1_440
 HORIZONS = (5, 30)
+WINDOW = 24
+FORMS: dict[str, dict[str, Any]] = {
+    "flash": {"kind": "flash", "layers": 2},
+    "volatile": {"kind": "flash", "layers": 2, "volatility_gate": "sigma_level"},
+    "classic": {"kind": "flash", "mask": "full", "time_of_week": True, "gated": True},
+    "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
+    "blocks": {"kind": "flash", "layers": 2, "mask": "blocks", "blocks": [4, 1, 3, 1]},
+    "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
+    "informer": {"kind": "informer", "layers": 2, "factor": 2},
+    "linear": {"kind": "linear", "layers": 2},
+    "performer": {"kind": "linear", "mask": "full", "feature_map": "random"},
+    "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
+    "trading": {"kind": "trading", "layers": 2, "modalities": ["price", "time"]},
+    "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
+}
+"""Small forms of the networks, by a name; every kind is among them."""
 
 
 def tiny() -> FlashConfig:
@@ -85,4 +104,34 @@ def write_csv(candles: Candles, folder: Path) -> Path:
         prices = ",".join(f"{price / 100:.2f}" for price in row[1:5])
         rows.append(f"{row[0]},{prices},{row[5] / 1000:.3f}")
     path.write_bytes(gzip.compress("\n".join(rows).encode(), mtime=0))
+    return path
+
+
+def recipe(form: dict[str, Any], folder: Path) -> Path:
+    """Write a recipe of few and small steps; return its path."""
+    network = {key: value for key, value in form.items() if key != "kind"}
+    days = [START_MS + day * 86_400_000 for day in (3, 4, 5)]
+    section = {"dim": 8, "horizons": [5, 30], "layers": 1} | network
+    if form["kind"] != "multiscale":
+        section["window"] = WINDOW
+    if form["kind"] != "lstm":
+        section["heads"] = 2
+    made = Recipe.of(
+        {
+            "model": {"kind": form["kind"]},
+            "architecture": section,
+            "training": {
+                "steps": 4, "validate_every": 2, "length": 256, "windows": 16, "threads": 1,
+                "explained_bars": 150,
+            },
+            "split": {
+                "train_until": iso(days[0]),
+                "validation_until": iso(days[1]),
+                "calibration_until": iso(days[2]),
+            },
+        }
+    )  # fmt: skip
+    path = folder / "recipe.toml"
+    path.write_text(made.text(), encoding="utf-8")
+    assert Recipe.of(tomllib.loads(made.text())) == made
     return path

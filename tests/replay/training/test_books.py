@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from depth_cases import FIRST_MS, depth, header, walk, write
+from depth_cases import FIRST_MS, depth, header, long, walk, write
 from msgspec import structs
 from typer.testing import CliRunner
 
@@ -30,7 +30,6 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, books_of
-from tracepaper.strategies.types.market import Depth
 from tracepaper.strategies.units import DAY_MS
 
 TINY = ("--window", "8", "--dim", "8", "--layers", "1", "--heads", "2", "--steps", "2",
@@ -128,24 +127,6 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
         said("evaluate", "--threads", "1", "--data", str(recorded), str(folder), "--json")
     )
     assert (found["figures"], len(found["says"])) == ({}, 2)
-
-
-def long(source: str, every_ms: int = 3_600_000, days: float = 8) -> tuple[list[Depth], Any]:
-    """Return books of so many days whose mid moves as the book before leans."""
-    rng = np.random.default_rng(4)
-    made, bid = [], 10_000
-    for row in range(int(days * DAY_MS / every_ms)):
-        lean = int(rng.integers(0, 2))
-        sizes = (50, 5) if lean else (5, 50)
-        made.append(
-            depth(
-                [(bid, sizes[0]), (bid - 1, 9)],
-                [(bid + 1, sizes[1]), (bid + 2, 9)],
-                FIRST_MS + row * every_ms,
-            )
-        )
-        bid += 1 if lean else -1
-    return made, header(levels=2, every_ms=every_ms, source=source)
 
 
 @pytest.mark.parametrize("source", ["loopback", "frames"])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import DAY_BARS, START_MS, learnable, write_csv
+from learning import DAY_BARS, FORMS, WINDOW, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -19,7 +18,6 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.judging.instead import changed
 from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.series import iso
 from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.database.reader import Reader
@@ -30,58 +28,12 @@ from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetw
 from tracepaper.strategies.types.decisions import Forecast
 
 DAYS = 6
-WINDOW = 24
 BARS = 2 * WINDOW + schema("v1").lookback + 20
-FORMS: dict[str, dict[str, Any]] = {
-    "flash": {"kind": "flash", "layers": 2},
-    "volatile": {"kind": "flash", "layers": 2, "volatility_gate": "sigma_level"},
-    "classic": {"kind": "flash", "mask": "full", "time_of_week": True, "gated": True},
-    "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
-    "blocks": {"kind": "flash", "layers": 2, "mask": "blocks", "blocks": [4, 1, 3, 1]},
-    "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
-    "informer": {"kind": "informer", "layers": 2, "factor": 2},
-    "linear": {"kind": "linear", "layers": 2},
-    "performer": {"kind": "linear", "mask": "full", "feature_map": "random"},
-    "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
-    "trading": {"kind": "trading", "layers": 2, "modalities": ["price", "time"]},
-    "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
-}
-"""Small forms of the networks, by a name; every kind is among them."""
 
 
 @pytest.fixture(scope="module")
 def candles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(learnable(DAYS * DAY_BARS), tmp_path_factory.mktemp("candles"))
-
-
-def recipe(form: dict[str, Any], folder: Path) -> Path:
-    """Write a recipe of few and small steps; return its path."""
-    network = {key: value for key, value in form.items() if key != "kind"}
-    days = [START_MS + day * 86_400_000 for day in (3, 4, 5)]
-    section = {"dim": 8, "horizons": [5, 30], "layers": 1} | network
-    if form["kind"] != "multiscale":
-        section["window"] = WINDOW
-    if form["kind"] != "lstm":
-        section["heads"] = 2
-    made = Recipe.of(
-        {
-            "model": {"kind": form["kind"]},
-            "architecture": section,
-            "training": {
-                "steps": 4, "validate_every": 2, "length": 256, "windows": 16, "threads": 1,
-                "explained_bars": 150,
-            },
-            "split": {
-                "train_until": iso(days[0]),
-                "validation_until": iso(days[1]),
-                "calibration_until": iso(days[2]),
-            },
-        }
-    )  # fmt: skip
-    path = folder / "recipe.toml"
-    path.write_text(made.text(), encoding="utf-8")
-    assert Recipe.of(tomllib.loads(made.text())) == made
-    return path
 
 
 def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:

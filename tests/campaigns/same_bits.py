@@ -1,0 +1,142 @@
+"""Train by the code of a revision and by the tree at hand; compare every byte that they write.
+
+    PYTHONPATH=tests/support python tests/campaigns/same_bits.py REVISION [NAME]
+
+Small forms of every kind, of one thread, on generated candles and books; NAME trains one of them.
+Bits depend on processor and library, so both are made here and now, and none is stored. The code of
+the revision is run by this environment: its commands must be where the installed names say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from depth_cases import long, write
+from learning import DAY_BARS, FORMS, START_MS, learnable, recipe, write_csv
+
+from tracepaper.replay.training.series import iso
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+CREATED_NS: Final = 1_700_000_000_000_000_000
+TRAIN: Final = f"""
+import json, pathlib, sys, time
+time.time_ns = lambda: {CREATED_NS}
+import tracepaper
+from tracepaper.daemon.cli import invoke
+wanted, words = json.load(sys.stdin)
+found = str(pathlib.Path(tracepaper.__file__).resolve().parent)
+sys.exit(f"{{found}} was trained by, not {{wanted}}." if found != wanted else invoke(words))
+"""
+"""Run one command at one time by the package that is found first, which must be the wanted one."""
+SYMBOLS: Final = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+ROWS: Final = ("tree", "glm")
+SMALL: Final = ("--threads", "1", "--explained-bars", "500", "--horizons", "5,30")
+NETWORK: Final = ("--layers", "1", "--dim", "8", "--heads", "2", "--steps", "4")
+
+
+def trainings(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield a name and the words of a training for everything that is fitted, data in *folder*."""
+    candles = write_csv(learnable(6 * DAY_BARS), folder)
+    several = [
+        write_csv(learnable(4 * DAY_BARS, seed=at, symbol=name), folder / "several")
+        for at, name in enumerate(SYMBOLS)
+    ]
+    depths, of = long("exchange")
+    write(folder / "books", depths, of=of)
+    for name, form in FORMS.items():
+        own = folder / name
+        own.mkdir()
+        yield name, ["--recipe", str(recipe(form, own)), "--data", str(candles)]
+    for kind in ("crossasset", "portfolio"):
+        data = [word for path in several for word in ("--data", str(path))]
+        words = (*split(2, 2.75, 3.25), *NETWORK, "--window", "16", "--length", "256")
+        factors = ("--factors", "2") if kind == "crossasset" else ("--attention", "joint")
+        yield kind, ["--network", kind, *SMALL, *words, *factors, *data]
+    for kind in ROWS:
+        yield kind, ["--network", kind, *SMALL, *split(3, 4, 5), "--data", str(candles)]
+    both = (*NETWORK, "--window", "24", "--length", "128", "--schema", "v2-1m", "--with", "tree")
+    more = ("--with-schema", "tree-1m", *split(3, 4, 5))
+    yield "ensemble", ["--network", "flash", *SMALL, *both, *more, "--data", str(candles)]
+    books = ("--threads", "1", "--horizons", "1,3", "--window", "24", "--windows", "2")
+    yield "books", ["--network", "orderbook", *NETWORK, *books, "--data", str(folder / "books")]
+
+
+def split(*days: float) -> tuple[str, ...]:
+    """Return the options that end the parts of the candles after so many days."""
+    names = ("--train-until", "--validate-until", "--calibrate-until")
+    dates = [iso(START_MS + round(day * 86_400_000)) for day in days]
+    return tuple(word for pair in zip(names, dates, strict=True) for word in pair)
+
+
+def train(code: Path, words: Sequence[str], out: Path) -> dict[str, bytes]:
+    """Train by the package in *code*; return all files beside and in the checkpoint by name."""
+    found = out.parent / "path"
+    found.mkdir(parents=True)
+    (found / "tracepaper").symlink_to(code)
+    cache = () if "orderbook" in words else ("--cache", str(out.parent / "cache"))
+    own = {"PYTHONPATH": str(found), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(out.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN],
+        input=json.dumps([str(code), ["train", *words, *cache, "--out", str(out)]]),
+        cwd=found,
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(words)}\n{done.stderr}")
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def checked_out(revision: str, folder: Path) -> Path:
+    """Return a folder with the code of *revision*, and the compiled loops of the tree at hand."""
+    folder.mkdir()
+    packed = subprocess.run(
+        ["git", "archive", revision], cwd=ROOT, capture_output=True, check=False
+    )
+    if packed.returncode:
+        sys.exit(f"git knows no revision {revision!r}; name one, such as REV=main.")
+    subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
+    for path in ROOT.glob("strategies/attention/native_*.so"):
+        (folder / path.relative_to(ROOT)).write_bytes(path.read_bytes())
+    return folder
+
+
+def main(revision: str = "", only: str = "") -> None:
+    """Print what differs and fail, or print how many trainings are the same."""
+    if not revision:
+        sys.exit("Name the revision to compare with: make same-bits REV=main")
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        (folder / "several").mkdir()
+        before = checked_out(revision, folder / "before")
+        count, differing = 0, 0
+        for name, words in trainings(folder):
+            if only and name != only:
+                continue
+            count += 1
+            old, new = (
+                train(code, words, folder / side / name / "model")
+                for side, code in (("old", before), ("new", ROOT))
+            )
+            other = sorted(file for file in {*old, *new} if old.get(file) != new.get(file))
+            differing += bool(other)
+            said = f"differ in {', '.join(other)}" if other else f"same {', '.join(old)}"
+            sys.stdout.write(f"{name}: {said}\n")
+            sys.stdout.flush()
+    if differing or not count:
+        sys.exit(f"{differing} of {count} trainings differ from {revision}.")
+    sys.stdout.write(f"{count} trainings are the same in every byte.\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
