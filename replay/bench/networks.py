@@ -33,7 +33,7 @@ from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.bench.workloads import BookWorkload, SeveralAssets
 from tracepaper.replay.training import direct_baselines as baselines
 from tracepaper.replay.training.direct_data import Fitted, Task, errors, prepare, read_table
-from tracepaper.replay.training.fit import Fit, FitOptions, Progress
+from tracepaper.replay.training.fit import FitOptions, HeadsFit, Progress
 from tracepaper.replay.training.pipeline import use_threads
 from tracepaper.replay.training.samples import Samples, samples_of
 from tracepaper.replay.training.series import Part, Split, segments_of
@@ -236,7 +236,7 @@ def _bars_a_second(
             raise _EnoughError  # before the validation, which is no training
 
     with tempfile.TemporaryDirectory() as folder:
-        fit = Fit(network, training, training, options, folder=Path(folder), about={})
+        fit = HeadsFit(network, training, training, options, folder=Path(folder), about={})
         with suppress(_EnoughError):
             fit.run(mark)
     (begun, before), (ended, after) = marks[0], marks[-1]

@@ -1,10 +1,8 @@
-"""Fit a network: AdamW, warm-up and cosine, clipping, early stop a head at a time, resumable.
+"""The one loop that fits a network, and what it learns of one symbol's bars, a head at a time.
 
-A head here is one (task, horizon) pair. Its validation gain over the best constant answer is
-measured in units of that loss's noise (``scores``), so that the longest horizon weighs no more
-than any other. A head that has stopped improving no longer pulls at the trunk. Judged and kept are
-weights averaged over the last steps, those of the best mean over heads. A network that answers
-every row learns from long chunks, any other from single windows.
+The loop is AdamW with clipping: an ``Objective`` is what is learnt and by what it is judged, a
+``Policy`` how fast, how long and by which average of the weights. A head is one (task, horizon)
+pair. A network that answers every row learns from long chunks, any other from single windows.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -134,11 +132,152 @@ def loss_shares(horizons: Sequence[int], options: FitOptions) -> Array:
 Observe = Callable[[Progress], None]
 
 
-class Fit:
-    """One fitting of *network*; ``run`` goes from the last saved state to the end.
+AnyBatch = TypeVar("AnyBatch")
 
-    ``best`` holds the weights of the best mean score so far. *about* says what is fitted to what: a
-    state of something else is not taken up.
+
+class Objective(Protocol[AnyBatch]):
+    """What a network learns, from what, and by what it is judged."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What learns."""
+        ...
+
+    def batches(self, done: int) -> Iterator[AnyBatch]:
+        """Yield batches without an end, those that come after so many."""
+        ...
+
+    def gradient(self, batch: AnyBatch, /) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its mean loss, and how many labelled bars it has."""
+        ...
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return a score of *network*, higher is better; write into *progress* what is shown."""
+        ...
+
+
+class Policy(NamedTuple):
+    """How an objective is fitted: all that moves bits and is none of what is learnt."""
+
+    steps: int
+    groups: Sequence[Mapping[str, Any]]  # of parameters, with their decay
+    rate: Callable[[int], float]  # of a step
+    clip: float
+    validate_every: int
+    accumulate: int = 1  # batches of a step
+    averaged: AveragedModel | None = None  # what is judged and kept; None: the network itself
+    seed: int | None = None  # of what is drawn in the fit; None draws on where the weights ended
+    keeps_later: bool = False  # of equal scores
+    patience: float = math.inf  # validations in a row that are not better before it ends
+
+
+class Fit:
+    """One fitting of an objective's network; ``run`` goes from the last saved state to the end.
+
+    ``best`` holds the weights of the best score so far.
+    """
+
+    def __init__(self, objective: Objective[Any], policy: Policy) -> None:
+        self.network = objective.network
+        self.progress = Progress(steps=policy.steps)
+        self.best: dict[str, Tensor] = {}
+        self._objective = objective
+        self._policy = policy
+        self._optimiser = torch.optim.AdamW([dict(group) for group in policy.groups])
+        self._random: dict[str, Tensor] = {}
+        self._waited = 0
+
+    def run(self, observe: Observe) -> None:
+        """Fit until the steps are done or nothing improves any more.
+
+        Where a loss or a gradient is not finite it stops and says so in ``progress.stopped``; the
+        weights of that step are thrown away. Raises ``InvariantBroken`` if none were good before.
+        """
+        progress, policy = self.progress, self._policy
+        self._draw_on()
+        batches = self._objective.batches(progress.step * policy.accumulate)
+        while progress.step < policy.steps and not self.finished():
+            loss = self._step(batches)
+            if not math.isfinite(loss):
+                self._stop(loss)
+                observe(progress)
+                return
+            progress.training_loss = loss
+            progress.step += 1
+            last = progress.step == policy.steps
+            progress.validated = last or progress.step % policy.validate_every == 0
+            if progress.validated:
+                self._validate()
+                self.save()
+            observe(progress)
+
+    def _draw_on(self) -> None:
+        """Draw dropout from where the saved state left off, or from the seed."""
+        if "cpu" not in self._random:
+            if self._policy.seed is not None:
+                torch.manual_seed(self._policy.seed)
+            return
+        torch.set_rng_state(self._random["cpu"])
+        device = _device(self.network)
+        if "cuda" in self._random and device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"], device)
+
+    def _stop(self, loss: float) -> None:
+        step, best = self.progress.step + 1, self.progress.best_step
+        reason = f"The training loss or its gradient was not finite ({loss}) at step {step}"
+        if not self.best:
+            raise InvariantBroken(f"{reason}, and no weights were good before; lower the rate.")
+        self.progress.stopped = f"{reason}; kept are the weights of step {best}."
+
+    def _step(self, batches: Iterator[Any]) -> float:
+        """Make one step of the optimiser; return its mean loss.
+
+        Where that or the gradient is not finite the weights stay as they were.
+        """
+        policy = self._policy
+        self.network.train()
+        for group in self._optimiser.param_groups:
+            group["lr"] = policy.rate(self.progress.step)
+        self._optimiser.zero_grad(set_to_none=True)
+        total, bars = 0.0, 0
+        for _ in range(policy.accumulate):
+            loss, count = self._objective.gradient(next(batches))
+            total, bars = total + loss, bars + count
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), policy.clip)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            return math.nan if math.isfinite(total) else total
+        self._optimiser.step()
+        if policy.averaged is not None:
+            policy.averaged.update_parameters(self.network)
+        self.progress.bars += bars
+        return total / policy.accumulate
+
+    def _validate(self) -> None:
+        """Score what is judged; keep its weights where they are the best."""
+        averaged, progress = self._policy.averaged, self.progress
+        judged = self.network if averaged is None else averaged.module
+        score = self._objective.validate(judged, progress)
+        is_equal = self._policy.keeps_later and score == progress.best_score
+        progress.improved = score > progress.best_score or is_equal
+        self._waited = 0 if progress.improved else self._waited + 1
+        if progress.improved:
+            progress.best_score, progress.best_step = score, progress.step
+            self.best = {
+                name: tensor.detach().cpu().clone() for name, tensor in judged.state_dict().items()
+            }
+
+    def finished(self) -> bool:
+        """Return whether it has waited long enough for a better score."""
+        return self._waited >= self._policy.patience
+
+    def save(self) -> None:
+        """Keep no state: such a fit is made in one go."""
+
+
+class HeadsFit(Fit):
+    """A fit of heads, whose state is kept in a folder.
+
+    *about* says what is fitted to what: a state of something else is not taken up.
     """
 
     def __init__(
@@ -152,198 +291,39 @@ class Fit:
         about: Mapping[str, Any],
         levels: tuple[float, ...] = (),
     ) -> None:
-        if options.entropy_weight:
-            traced(network)
-        self.options = options
-        self.progress = Progress(steps=options.steps)
-        self.best: dict[str, Tensor] = {}
-        self._network = network
-        self._validation = validation
+        self._heads = HeadLosses(network, training, validation, options, levels)
+        policy = policy_of(network, options, self._heads.weights)
+        assert policy.averaged is not None
+        self._averaged = policy.averaged
+        super().__init__(self._heads, policy)
         self._path = folder / states.STATE_NAME
         self._about = {"options": asdict(options), **about}
-        self._levels = levels
-        self._constant: Constants = constants(training, seed=options.seed)
-        self._batches = batches_for(network, training, options)
-        horizons = training[0].weights.shape[1]
-        self._weights = TaskWeights(horizons, learned=options.learned_weights)
-        self._shares = loss_shares(training[0].horizons, options)
-        # Buffers are copied: an average would truncate those that hold whole numbers.
-        self._averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average))
-        self._best_heads = np.full((len(LOSSES), horizons), -np.inf)
-        self._waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
-        self._optimiser = torch.optim.AdamW(_groups(network, self._weights, options))
-        self._device = network.device
-        self._weights.to(self._device)
-        self._random: dict[str, Tensor] = {}
 
-    def run(self, observe: Observe) -> None:
-        """Fit until the steps are done or every head has stopped.
-
-        Where a loss or a gradient is not finite it stops and says so in ``progress.stopped``; the
-        weights of that step are thrown away. Raises ``InvariantBroken`` if none were good before.
-        """
-        progress, options = self.progress, self.options
-        self._draw_on()
-        batches = self._batches.stream(progress.step * options.accumulate)
-        while progress.step < options.steps and self._active().any():
-            loss = self._step(batches)
-            if not math.isfinite(loss):
-                self._stop(loss)
-                observe(progress)
-                return
-            progress.training_loss = loss
-            progress.step += 1
-            last = progress.step == options.steps
-            progress.validated = last or progress.step % options.validate_every == 0
-            if progress.validated:
-                self._validate()
-                self.save()
-            observe(progress)
-
-    def _draw_on(self) -> None:
-        """Draw dropout from where the saved state left off, or from the seed."""
-        if "cpu" not in self._random:
-            torch.manual_seed(self.options.seed)
-            return
-        torch.set_rng_state(self._random["cpu"])
-        if "cuda" in self._random and self._device.type == "cuda":
-            torch.cuda.set_rng_state(self._random["cuda"], self._device)
-
-    def _stop(self, loss: float) -> None:
-        step, best = self.progress.step + 1, self.progress.best_step
-        reason = f"The training loss or its gradient was not finite ({loss}) at step {step}"
-        if not self.best:
-            raise InvariantBroken(f"{reason}, and no weights were good before; lower the rate.")
-        self.progress.stopped = f"{reason}; kept are the weights of step {best}."
-
-    def _step(self, batches: Iterator[Batch]) -> float:
-        """Make one step of the optimiser; return its mean loss over active heads.
-
-        Where that or the gradient is not finite the weights stay as they were.
-        """
-        self._network.train()
-        rate = learning_rate(self.progress.step, self.options)
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        active = torch.from_numpy(self._active() * self._shares).float().to(self._device)
-        self._optimiser.zero_grad(set_to_none=True)
-        total, bars = 0.0, 0
-        for _ in range(self.options.accumulate):
-            batch = next(batches)
-            bars += int((batch.weights > 0).any(-1).sum())
-            total += self._learn_from(batch, active)
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self.options.clip)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            return math.nan if math.isfinite(total) else total
-        self._optimiser.step()
-        self._averaged.update_parameters(self._network)
-        self.progress.bars += bars
-        return total / self.options.accumulate
-
-    def _learn_from(self, batch: Batch, active: Tensor) -> float:
-        """Add the gradient of one batch; return its mean loss over *active* heads.
-
-        A batch is learnt from in pieces where the network asks for that: their gradients add up
-        to the whole batch's.
-        """
-        pieces = self._pieces(batch)
-        whole = batch.weights.sum((0, 1)).to(self._device)  # [horizon]
-        total = 0.0
-        for piece in pieces:
-            each, wrong_where_sure = self._losses(piece, whole)
-            # A learnt weight adds a term of its own to each piece: a share of it is one piece's.
-            loss = self._weights(each * len(pieces), active) / len(pieces)
-            loss = loss + self.options.entropy_weight * wrong_where_sure / len(pieces)
-            (loss / self.options.accumulate).backward()
-            total += float((each.detach() * active).sum() / active.sum())
-        return total
-
-    def _pieces(self, batch: Batch) -> list[Batch]:
-        rows = self._network.rows_a_pass
-        if rows is None or self._device.type != "cpu":
-            return [batch]
-        return batch.pieces(max(rows // batch.values.shape[1], 1))
-
-    def _losses(self, batch: Batch, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Return [task, horizon] losses of one batch, a piece of one whose weights are *whole*.
-
-        Beside them the correlation of confidence with loss, zero where it has no weight. Weights
-        and losses are float32.
-        """
-        device, traces = self._device, None
-        weights = batch.weights.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
-            rows, positions = batch.values.to(device), batch.positions.to(device)
-            if self.options.entropy_weight:
-                outputs, traces = traced(self._network).trace(rows, positions)
-            else:
-                outputs = self._network(rows, positions)
-        outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
-        each = elementwise(
-            as_float32(outputs),
-            {name: label.to(device) for name, label in batch.labels.items()},
-            weights > 0,
-            self._levels,
-        )
-        averages = averaged(each, weights, whole)
-        if traces is None:
-            return averages, averages.new_zeros(())
-        sure = trained_confidence(traces, traced(self._network).mask)
-        return averages, confidence_loss(sure[:, -weights.shape[1] :], each, weights)
-
-    @property
-    def _is_half(self) -> bool:
-        """Whether products are taken in bfloat16."""
-        if self.options.precision == "auto":
-            return self._device.type == "cuda"
-        return self.options.precision == "bfloat16"
-
-    def _active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return np.asarray(self._waited < self.options.patience)
-
-    def _validate(self) -> None:
-        """Score every head, stop those that no longer improve, keep the best weights."""
-        judged = self._averaged.module
-        assert isinstance(judged, Network)
-        losses, scores = head_scores(judged, self._validation, self._constant)
-        self._learn(scores)
-        mean = float(scores.mean())
-        progress = self.progress
-        progress.losses, progress.scores = losses.tolist(), scores.tolist()
-        progress.improved = mean > progress.best_score
-        if progress.improved:
-            progress.best_score, progress.best_step = mean, progress.step
-            self.best = {
-                name: tensor.detach().cpu().clone() for name, tensor in judged.state_dict().items()
-            }
-
-    def _learn(self, scores: Array) -> None:
-        better = scores > self._best_heads
-        stopped = self._waited >= self.options.patience
-        self._best_heads = np.maximum(self._best_heads, scores)
-        # What has stopped stays so: its loss no longer counts, and a late gain would be luck.
-        self._waited = np.where(better & ~stopped, 0, self._waited + 1)
+    def finished(self) -> bool:
+        """Return whether every head has stopped."""
+        return not self._heads.active().any()
 
     def save(self) -> None:
         """Write the whole state beside the checkpoint; see ``state.write``."""
         optimiser = self._optimiser.state_dict()["state"]
         moments = {f"{at}/{name}": t for at, own in optimiser.items() for name, t in own.items()}
         random = {"cpu": torch.get_rng_state()}
-        if self._device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self._device)
+        device = _device(self.network)
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
         tensors = {
-            **states.under("network", self._network.state_dict()),
+            **states.under("network", self.network.state_dict()),
             **states.under("averaged", self._averaged.state_dict()),
             **states.under("best", self.best),
-            **states.under("weights", self._weights.state_dict()),
+            **states.under("weights", self._heads.weights.state_dict()),
             **states.under("optimiser", moments),
             **states.under("random", random),
         }
         facts = {
             "about": self._about,
             "progress": asdict(self.progress),
-            "best_heads": self._best_heads.tolist(),
-            "waited": self._waited.tolist(),
+            "best_heads": self._heads.best.tolist(),
+            "waited": self._heads.waited.tolist(),
         }
         states.write(self._path, tensors, facts)
 
@@ -361,19 +341,134 @@ class Fit:
                 )
         self.progress = Progress(**facts["progress"])
         self.best = states.of("best", tensors)
-        self._network.load_state_dict(states.of("network", tensors))
+        self.network.load_state_dict(states.of("network", tensors))
         self._averaged.load_state_dict(states.of("averaged", tensors))
-        self._weights.load_state_dict(states.of("weights", tensors))
+        self._heads.weights.load_state_dict(states.of("weights", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in states.of("optimiser", tensors).items():
             at, _, kind = name.partition("/")
             moments.setdefault(int(at), {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self._best_heads = np.array(facts["best_heads"])
-        self._waited = np.array(facts["waited"])
+        self._heads.best = np.array(facts["best_heads"])
+        self._heads.waited = np.array(facts["waited"])
         self._random = states.of("random", tensors)
         return True
+
+
+class HeadLosses:
+    """The heads of a network over one symbol's bars: each learns until it no longer improves.
+
+    A validation gain over the best constant answer is in units of that loss's noise (``scores``),
+    so that the longest horizon weighs no more than any other. A head that has stopped improving no
+    longer pulls at the trunk.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        training: Sequence[Samples],
+        validation: Sequence[Samples],
+        options: FitOptions,
+        levels: tuple[float, ...],
+    ) -> None:
+        if options.entropy_weight:
+            traced(network)
+        self.network: Network = network
+        self._options = options
+        self._validation = validation
+        self._levels = levels
+        self._constant: Constants = constants(training, seed=options.seed)
+        self._chunks = batches_for(network, training, options)
+        horizons = training[0].weights.shape[1]
+        self._shares = loss_shares(training[0].horizons, options)
+        self._device = network.device
+        self.weights = TaskWeights(horizons, learned=options.learned_weights).to(self._device)
+        self.best = np.full((len(LOSSES), horizons), -np.inf)
+        self.waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
+
+    def batches(self, done: int) -> Iterator[Batch]:
+        """Yield the batches after *done* others."""
+        return self._chunks.stream(done)
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Add the gradient of one batch; return its mean loss over active heads, and its bars.
+
+        A batch is learnt from in pieces where the network asks for that: their gradients add up
+        to the whole batch's.
+        """
+        options = self._options
+        active = torch.from_numpy(self.active() * self._shares).float().to(self._device)
+        pieces = self._pieces(batch)
+        whole = batch.weights.sum((0, 1)).to(self._device)  # [horizon]
+        total = 0.0
+        for piece in pieces:
+            each, wrong_where_sure = self._losses(piece, whole)
+            # A learnt weight adds a term of its own to each piece: a share of it is one piece's.
+            loss = self.weights(each * len(pieces), active) / len(pieces)
+            loss = loss + options.entropy_weight * wrong_where_sure / len(pieces)
+            (loss / options.accumulate).backward()
+            total += float((each.detach() * active).sum() / active.sum())
+        return total, int((batch.weights > 0).any(-1).sum())
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Score every head, and stop those that no longer improve; return the mean score."""
+        assert isinstance(network, Network)
+        losses, scores = head_scores(network, self._validation, self._constant)
+        self._learn(scores)
+        progress.losses, progress.scores = losses.tolist(), scores.tolist()
+        return float(scores.mean())
+
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        rows = self.network.rows_a_pass
+        if rows is None or self._device.type != "cpu":
+            return [batch]
+        return batch.pieces(max(rows // batch.values.shape[1], 1))
+
+    def _losses(self, batch: Batch, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [task, horizon] losses of one batch, a piece of one whose weights are *whole*.
+
+        Beside them the correlation of confidence with loss, zero where it has no weight. Weights
+        and losses are float32.
+        """
+        device, traces = self._device, None
+        weights = batch.weights.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
+            rows, positions = batch.values.to(device), batch.positions.to(device)
+            if self._options.entropy_weight:
+                outputs, traces = traced(self.network).trace(rows, positions)
+            else:
+                outputs = self.network(rows, positions)
+        outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
+        each = elementwise(
+            as_float32(outputs),
+            {name: label.to(device) for name, label in batch.labels.items()},
+            weights > 0,
+            self._levels,
+        )
+        averages = averaged(each, weights, whole)
+        if traces is None:
+            return averages, averages.new_zeros(())
+        sure = trained_confidence(traces, traced(self.network).mask)
+        return averages, confidence_loss(sure[:, -weights.shape[1] :], each, weights)
+
+    @property
+    def _is_half(self) -> bool:
+        """Whether products are taken in bfloat16."""
+        if self._options.precision == "auto":
+            return self._device.type == "cuda"
+        return self._options.precision == "bfloat16"
+
+    def active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which heads still learn: [task, horizon]."""
+        return np.asarray(self.waited < self._options.patience)
+
+    def _learn(self, scores: Array) -> None:
+        better = scores > self.best
+        stopped = self.waited >= self._options.patience
+        self.best = np.maximum(self.best, scores)
+        # What has stopped stays so: its loss no longer counts, and a late gain would be luck.
+        self.waited = np.where(better & ~stopped, 0, self.waited + 1)
 
 
 def batches_for(
@@ -386,12 +481,26 @@ def batches_for(
     return SingleWindows(training, window=window, batch=options.windows, seed=options.seed)
 
 
-def _groups(network: nn.Module, weights: TaskWeights, options: FitOptions) -> list[dict[str, Any]]:
-    """Return parameter groups: matrices decay; biases, norms and task weights do not."""
+def policy_of(network: nn.Module, options: FitOptions, *others: nn.Module) -> Policy:
+    """Return how *options* say to fit: matrices decay; biases, norms and *others* do not."""
     matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
-    others += [p for p in weights.parameters() if p.requires_grad]
-    return [
-        {"params": matrices, "weight_decay": options.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    rest += [p for other in others for p in other.parameters() if p.requires_grad]
+    return Policy(
+        options.steps,
+        [
+            {"params": matrices, "weight_decay": options.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lambda step: learning_rate(step, options),
+        clip=options.clip,
+        validate_every=options.validate_every,
+        accumulate=options.accumulate,
+        # Buffers are copied: an average would truncate those that hold whole numbers.
+        averaged=AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average)),
+        seed=options.seed,
+    )
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device

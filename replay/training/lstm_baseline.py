@@ -24,7 +24,7 @@ from tracepaper.replay.training.baselines import (
     Training,
 )
 from tracepaper.replay.training.evaluation import predict
-from tracepaper.replay.training.fit import Fit, FitOptions
+from tracepaper.replay.training.fit import FitOptions, HeadsFit
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
@@ -45,7 +45,7 @@ def fit_lstm(training: Training) -> Arrays:
     # A baseline leaves the generator as it was: the network's dropout draws from the same.
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(OPTIONS.seed)
-        fit = Fit(
+        fit = HeadsFit(
             LstmNetwork(config),
             training.samples,
             training.stopping,

@@ -40,7 +40,7 @@ from tracepaper.replay.training.explained import (
     selective,
     traded,
 )
-from tracepaper.replay.training.fit import Fit, Observe, Progress
+from tracepaper.replay.training.fit import HeadsFit, Observe, Progress
 from tracepaper.replay.training.fitted import FILE_NAME, save_judged
 from tracepaper.replay.training.further import (
     further_figures,
@@ -119,7 +119,7 @@ def train(
 
 def fit_network(
     material: Material, recipe: Recipe, folder: Path, *, observe: Observe, say: Say, resume: bool
-) -> Fit:
+) -> HeadsFit:
     """Fit the network of *recipe*, whose state lies in *folder*."""
     config = recipe.config
     torch.manual_seed(recipe.options.seed)
@@ -130,7 +130,7 @@ def fit_network(
             f"{recipe.kind.name}: {sum(p.numel() for p in network.parameters()):,} weights; an"
             f" answer depends on {config.receptive_field:,} rows of features."
         )
-    fit = Fit(
+    fit = HeadsFit(
         network,
         material.samples(Part.TRAIN),
         material.samples(Part.VALIDATION),

@@ -17,7 +17,7 @@ from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
 from tracepaper.replay.training import fit as fits
 from tracepaper.replay.training import state as states
-from tracepaper.replay.training.fit import Fit, FitOptions, Progress, learning_rate
+from tracepaper.replay.training.fit import FitOptions, HeadsFit, Progress, learning_rate
 from tracepaper.replay.training.losses import head_scores
 from tracepaper.replay.training.samples import Samples, samples_of
 from tracepaper.replay.training.series import Part
@@ -61,10 +61,10 @@ def fit(
     *,
     kind: str = "flash",
     dropout: float = 0.1,
-) -> Fit:
+) -> HeadsFit:
     torch.manual_seed(chosen.seed)
     torch.set_num_threads(1)
-    return Fit(
+    return HeadsFit(
         network(kind, dropout),
         training,
         VALIDATION,
@@ -207,7 +207,7 @@ def test_the_best_weights_outlive_a_loss_that_is_not_finite(tmp_path: Path) -> N
         seen.append(replace(progress))
         if progress.step == 5:
             with torch.no_grad():
-                next(made._network.parameters()).fill_(math.nan)  # noqa: SLF001 - as overflow would
+                next(made.network.parameters()).fill_(math.nan)  # as overflow would
 
     made.run(spoil)
     assert made.progress.step == 5

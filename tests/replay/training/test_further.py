@@ -15,7 +15,7 @@ from torch import Tensor
 from tracepaper.replay.explain.auxiliary_heads import further_ahead
 from tracepaper.replay.judging.risk import TAILS, TailSaid, held
 from tracepaper.replay.training import losses
-from tracepaper.replay.training.fit import Fit, FitOptions
+from tracepaper.replay.training.fit import FitOptions, HeadsFit
 from tracepaper.replay.training.further import (
     FurtherForecasts,
     coverage,
@@ -240,7 +240,7 @@ def trained(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Tra
     options = FitOptions(
         steps=60, batch=4, length=256, learning_rate=8e-3, validate_every=20, average=0.9
     )
-    fit = Fit(
+    fit = HeadsFit(
         network,
         own.samples(Part.TRAIN),
         own.samples(Part.VALIDATION),

@@ -25,7 +25,7 @@ from tracepaper.replay.training.baselines import Answer, Arrays, Training, basel
 from tracepaper.replay.training.card import training_section
 from tracepaper.replay.training.evaluation import answer, judged, report
 from tracepaper.replay.training.explained import JudgedPart
-from tracepaper.replay.training.fit import Fit, FitOptions, loss_shares
+from tracepaper.replay.training.fit import FitOptions, HeadsFit, loss_shares
 from tracepaper.replay.training.fitted import answers, fit_baselines
 from tracepaper.replay.training.losses import loss
 from tracepaper.replay.training.pipeline import ALL_MEASURES
@@ -72,7 +72,7 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
             loss_shares(learning.HORIZONS, options)[0].tolist()
         )
         torch.manual_seed(0)
-        fit = Fit(
+        fit = HeadsFit(
             FlashNetwork(learning.tiny()),
             training,
             validation,
