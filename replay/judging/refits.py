@@ -152,9 +152,9 @@ def _refit_together(card: Mapping[str, Any], material: Material, text: str, say:
     for place, fold in enumerate(folds, start=1):
         say(f"Fold {place} of {len(folds)}.")
         own = replace(aligned, material=FoldMaterial.of(common, fold))
-        fit = fit_aligned(own, AlignedRecipe.of(card), observe=lambda _: None, say=say)
-        made = {**card, "architecture": fit.network.config.listed()}
-        made["calibration"] = card["calibration"] | scales_together(fit.network, own)
+        network, fit = fit_aligned(own, AlignedRecipe.of(card), observe=lambda _: None, say=say)
+        made = {**card, "architecture": network.config.listed()}
+        made["calibration"] = card["calibration"] | scales_together(network, own)
         said, beside = forecasts_together(made, fit.best, own)
         forecasts.append(said)
         across.append(beside)

@@ -8,26 +8,22 @@ The rules are docs/several.md, P25 and P26.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tracepaper.replay.training.aligned import AlignedBatch, AlignedChunks, Labelled, answered
 from tracepaper.replay.training.card import ROUND_TRIP_COST
 from tracepaper.replay.training.fit import (
     FitOptions,
-    Observe,
     Progress,
-    learning_rate,
     loss_shares,
 )
 from tracepaper.replay.training.losses import as_float32, averaged, elementwise
-from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.networks.cross_asset import (
     CrossAssetNetwork,
     PortfolioCosts,
@@ -69,8 +65,8 @@ def usual_error(training: Sequence[Labelled], horizons: Sequence[int]) -> Tensor
     return torch.from_numpy(found).float()
 
 
-class AlignedFit:
-    """One fitting of *network*; ``best`` holds the averaged weights of the best validation loss."""
+class CrossSection:
+    """What a network over several assets learns; its score is the mean validation loss, below 0."""
 
     def __init__(
         self,
@@ -80,9 +76,7 @@ class AlignedFit:
         options: FitOptions,
     ) -> None:
         config = network.config
-        self.progress = Progress(steps=options.steps)
-        self.best: dict[str, Tensor] = {}
-        self.network = network
+        self.network: CrossAssetNetwork = network
         self._options = options
         self._assets = torch.arange(len(config.symbols))
         self._chunks = AlignedChunks(training, network, length=options.length, batch=options.batch)
@@ -96,78 +90,34 @@ class AlignedFit:
         self._usual = torch.ones(len(config.horizons))
         if config.factors:
             self._usual = usual_error(training, config.horizons)
-        self._averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average))
-        matrices = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]
-        self._optimiser = torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": options.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ]
-        )
 
-    def run(self, observe: Observe) -> None:
-        """Fit until the steps are done, or the validation loss has not fallen for some time.
+    def batches(self, done: int) -> Iterator[AlignedBatch]:
+        """Yield the batches after *done* others."""
+        generator = np.random.default_rng(self._options.seed)
+        return islice((self._chunks.drawn(generator) for _ in count()), done, None)
 
-        Raises ``InvariantBroken`` where a loss is not finite before any weights were good.
-        """
-        progress, options = self.progress, self._options
-        torch.manual_seed(options.seed)
-        generator = np.random.default_rng(options.seed)
-        least, waited = math.inf, 0
-        while progress.step < options.steps and waited < options.patience:
-            loss = self._step(self._chunks.drawn(generator))
-            if not math.isfinite(loss):
-                reason = f"The training loss was not finite at step {progress.step + 1}"
-                if not self.best:
-                    raise InvariantBroken(f"{reason}; lower the learning rate.")
-                progress.stopped = f"{reason}; kept are the weights of step {progress.best_step}."
-                return
-            progress.training_loss = loss
-            progress.step += 1
-            last = progress.step == options.steps
-            progress.validated = last or progress.step % options.validate_every == 0
-            if progress.validated:
-                found = self._validate()
-                progress.improved = found < least
-                waited = 0 if progress.improved else waited + 1
-                if progress.improved:
-                    least, progress.best_step = found, progress.step
-                    self.best = {
-                        name: tensor.detach().clone()
-                        for name, tensor in self._averaged.module.state_dict().items()
-                    }
-                progress.scores = [[-found]]
-            observe(progress)
-
-    def _step(self, batch: AlignedBatch) -> float:
-        self.network.train()
-        for group in self._optimiser.param_groups:
-            group["lr"] = learning_rate(self.progress.step, self._options)
-        self._optimiser.zero_grad(set_to_none=True)
+    def gradient(self, batch: AlignedBatch) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its loss, and the bars of all assets."""
         loss = self._loss(self.network, batch)
         torch.autograd.backward(loss)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._options.clip)
-        if not math.isfinite(norm):
-            return math.nan
-        self._optimiser.step()
-        self._averaged.update_parameters(self.network)
-        self.progress.bars += int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
-        return float(loss.detach())
+        bars = int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
+        return float(loss.detach()), bars
 
-    def _validate(self) -> float:
-        """Return the mean loss over the validation part, of the averaged weights."""
-        network = self._averaged.module.eval()
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean loss over the validation part, below 0."""
         assert isinstance(network, CrossAssetNetwork)
+        network.eval()
         with torch.inference_mode():
             found = [float(self._loss(network, b)) for b in self._validation.spread(_VALIDATED)]
-        return sum(found) / len(found)
+        score = -sum(found) / len(found)
+        progress.scores = [[score]]
+        return score
 
     def _loss(self, network: CrossAssetNetwork, batch: AlignedBatch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
         said = answered(network, self._assets, batch)
-        count = batch.relative.shape[1]
-        weights = batch.weights.repeat_interleave(count, dim=0)  # [batch * asset, row, horizon]
+        assets = batch.relative.shape[1]
+        weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
         each = elementwise(
             as_float32(said.each.map(lambda part: part.flatten(0, 1))),
             {name: label.flatten(0, 1) for name, label in batch.labels.items()},
@@ -182,7 +132,7 @@ class AlignedFit:
             return total
         held = said.allocation
         if batch.decided.shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
-            at = batch.decided[:, None].expand(-1, count, -1)
+            at = batch.decided[:, None].expand(-1, assets, -1)
             held = held.gather(2, at)
         return total + portfolio_loss(held, batch.gains, self._costs)
 

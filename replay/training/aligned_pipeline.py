@@ -14,11 +14,11 @@ import torch
 
 from tracepaper.replay.training import card as cards
 from tracepaper.replay.training.aligned import AlignedMaterial
-from tracepaper.replay.training.aligned_fit import AlignedFit
+from tracepaper.replay.training.aligned_fit import CrossSection
 from tracepaper.replay.training.aligned_gates import gates_calibrated
 from tracepaper.replay.training.aligned_judged import evaluated_together, scales_together
 from tracepaper.replay.training.correlation import learn_correlations
-from tracepaper.replay.training.fit import FitOptions, Observe, Progress
+from tracepaper.replay.training.fit import Fit, FitOptions, Observe, Progress, policy_of
 from tracepaper.replay.training.fitted import save_judged
 from tracepaper.replay.training.pipeline import Say, interval_name, no_context
 from tracepaper.replay.training.recipe import (
@@ -147,11 +147,11 @@ def train_aligned(
         field = recipe.config.receptive_field
         if not any(len(one.whole_rows(field)) for one in material.labelled(part)):
             raise no_context(part, field)
-    fit = fit_aligned(material, recipe, observe=observe, say=say)
-    config = fit.network.config
+    network, fit = fit_aligned(material, recipe, observe=observe, say=say)
+    config = network.config
     card = _card(material, replace(recipe, config=config), fit.progress, folder, at=created_ms)
     say("Calibrating.")
-    card = {**card, "calibration": card["calibration"] | scales_together(fit.network, material)}
+    card = {**card, "calibration": card["calibration"] | scales_together(network, material)}
     if config.factors:
         card["calibration"]["correlation"] = learn_correlations(material.material)
     card = {**card, "calibration": gates_calibrated(card, fit.best, material)}
@@ -162,8 +162,8 @@ def train_aligned(
 
 def fit_aligned(
     material: AlignedMaterial, recipe: AlignedRecipe, *, observe: Observe, say: Say
-) -> AlignedFit:
-    """Fit the network of *recipe* to the symbols of *material*; it holds its best weights then."""
+) -> tuple[CrossAssetNetwork, Fit]:
+    """Fit the network of *recipe* to *material*; the network holds its best weights."""
     own = material.material
     config = replace(
         recipe.config,
@@ -178,15 +178,17 @@ def fit_aligned(
         f"{recipe.kind}: {weights:,} weights; an answer depends on {config.receptive_field:,} rows "
         f"of features of each of {len(config.symbols)} symbols."
     )
-    fit = AlignedFit(
+    learnt = CrossSection(
         network,
         material.labelled(Part.TRAIN),
         material.labelled(Part.VALIDATION),
         recipe.options,
     )
+    policy = policy_of(network, recipe.options)
+    fit = Fit(learnt, policy._replace(accumulate=1, patience=recipe.options.patience))
     fit.run(observe)
     network.load_state_dict(fit.best)
-    return fit
+    return network, fit
 
 
 def _card(

@@ -334,7 +334,7 @@ def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
 
     def weights(of: AlignedMaterial, by: Fold) -> torch.Tensor:
         own = replace(of, material=FoldMaterial.of(of.material, by))
-        fit = fit_aligned(own, recipe("portfolio"), observe=quiet, say=quiet)
+        _, fit = fit_aligned(own, recipe("portfolio"), observe=quiet, say=quiet)
         return torch.cat([tensor.flatten() for tensor in fit.best.values()])
 
     assert torch.equal(weights(aligned, fold), weights(other, fold))

@@ -237,11 +237,11 @@ def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> No
             },
         }
     )  # fmt: skip
-    fit = fit_aligned(found, recipe, observe=lambda _: None, say=lambda _: None)
+    network, _ = fit_aligned(found, recipe, observe=lambda _: None, say=lambda _: None)
     stretch, came = found.stretches[0], found.stretches[0].correlations((5, 30))[..., 1]
     usual = came[:, found.labelled(Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
     rows = found.labelled(Part.TEST)[0].rows
-    loadings = predicted(fit.network, stretch, rows).loadings
+    loadings = predicted(network, stretch, rows).loadings
     assert loadings is not None
     said = correlations_of(torch.from_numpy(loadings)[None])[0, :, :, 1].numpy()
     own, mean = (np.nanmean((each - came[:, rows]) ** 2) for each in (said, usual))
