@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count, islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from tracepaper.replay.training.direct_data import Answer, Fitted, Rows, Task, Values, errors
+from tracepaper.replay.training.fit import Fit, Policy, Progress
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.baselines import (
     DirectConfig,
@@ -138,50 +139,79 @@ def _fit_one(
             f"{task.horizon}; give more rows or a shorter horizon."
         )
     torch.manual_seed(options.seed * recipe.members + member)
-    fitting = _Fitting(recipe.make(), options, steps)
-    best = _Kept(fitting.averaged.module, 0, math.inf)
-    for number in range(1, options.epochs + 1):
-        training = sum(fitting.step(feed(chosen)) for chosen in _batches(origins, options.batch))
-        answer = _answer(fitting.averaged.module, feed)
-        found = errors(task, task.origins(task.validation, recipe.window), answer).mse
-        if not math.isfinite(training + found):
-            raise DataInvalid(f"The loss of epoch {number} is not finite; check the file.")
-        observe(Epoch(member + 1, number, options.epochs, training / steps, found))
-        if found < best.validation_mse:
-            best = _Kept(deepcopy(fitting.averaged.module), number, found)
-        elif number - best.epoch >= options.patience:
-            break
-    return best
+    learnt = _Steps(recipe.make(), task, recipe, feed, origins)
+    made = Fit(learnt, _policy(learnt.network, options, steps))
+
+    def each_step(progress: Progress) -> None:
+        if progress.stopped:
+            raise DataInvalid(progress.stopped)
+        if progress.validated:
+            number, found = progress.step // steps, -progress.scores[0][0]
+            observe(Epoch(member + 1, number, options.epochs, learnt.training_mse, found))
+
+    made.run(each_step)
+    learnt.network.load_state_dict(made.best)
+    return _Kept(learnt.network, made.progress.best_step // steps, -made.progress.best_score)
 
 
-class _Fitting:
-    """A network on its way: optimiser, rate and averaged weights."""
-
-    def __init__(self, network: nn.Module, options: DirectOptions, epoch_steps: int) -> None:
-        self.averaged = AveragedModel(
+def _policy(network: nn.Module, options: DirectOptions, epoch_steps: int) -> Policy:
+    """Return how many steps are fitted at once: all decay, and buffers are averaged as weights."""
+    steps = epoch_steps * options.epochs
+    return Policy(
+        steps,
+        [{"params": list(network.parameters()), "weight_decay": options.weight_decay}],
+        lambda step: options.learning_rate * _share(step, options.warm_up, steps),
+        clip=options.clip,
+        validate_every=epoch_steps,
+        averaged=AveragedModel(
             network, avg_fn=partial(_averaged, decay=options.average), use_buffers=True
-        )
-        self._network = network
-        self._clip = options.clip
-        self._optimiser = torch.optim.AdamW(
-            network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
-        steps = epoch_steps * options.epochs
-        self._rate = torch.optim.lr_scheduler.LambdaLR(
-            self._optimiser, lambda step: _share(step, options.warm_up, steps)
-        )
+        ),
+        patience=options.patience,
+    )
 
-    def step(self, batch: _Batch) -> float:
-        """Take one step and return its loss."""
-        self._network.train()
-        loss = functional.mse_loss(self._network(batch.seen, batch.marks), batch.answers)
-        self._optimiser.zero_grad()
+
+class _Steps:
+    """What is learnt of a table: its next rows, by their mean squared error; judged by epochs."""
+
+    def __init__(
+        self, network: nn.Module, task: Task, recipe: DirectRecipe, feed: _Feed, origins: Tensor
+    ) -> None:
+        self.network = network
+        self.training_mse = math.nan
+        """Of the epoch that was judged last."""
+        self._task = task
+        self._options = recipe.options
+        self._judged = task.origins(task.validation, recipe.window)
+        self._feed = feed
+        self._origins = origins
+        self._losses: list[float] = []
+        self._epoch = 1
+
+    def batches(self, done: int) -> Iterator[_Batch]:
+        """Yield the batches after *done* others, epoch after epoch."""
+        epochs = (_batches(self._origins, self._options.batch) for _ in count())
+        return map(self._feed, islice(chain.from_iterable(epochs), done, None))
+
+    def gradient(self, batch: _Batch) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its loss, and its windows."""
+        loss = functional.mse_loss(self.network(batch.seen, batch.marks), batch.answers)
         loss.backward()
-        nn.utils.clip_grad_norm_(self._network.parameters(), self._clip)
-        self._optimiser.step()
-        self._rate.step()
-        self.averaged.update_parameters(self._network)
-        return float(loss.detach())
+        self._losses.append(self._finite(float(loss.detach())))
+        return self._losses[-1], len(batch.seen)
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean squared error over the validation part, below 0."""
+        self.training_mse = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        score = -self._finite(errors(self._task, self._judged, _answer(network, self._feed)).mse)
+        self._epoch += 1
+        progress.scores = [[score]]
+        return score
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise DataInvalid(f"The loss of epoch {self._epoch} is not finite; check the file.")
+        return loss
 
 
 class _Batch(NamedTuple):
