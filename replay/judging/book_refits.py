@@ -132,12 +132,16 @@ def refit_books(
     folds, found = read_book_folds(text, times), []
     for place, fold in enumerate(folds, start=1):
         say(f"Fold {place} of {len(folds)}.")
-        found.append(fold_scores(fold, material, config, options))
+        found.append(fold_scores(fold, material, config, options, say))
     return BookRefits(text, folds, found)
 
 
 def fold_scores(
-    fold: BookFold, material: BookMaterial, config: OrderBookConfig, options: BookFitOptions
+    fold: BookFold,
+    material: BookMaterial,
+    config: OrderBookConfig,
+    options: BookFitOptions,
+    say: Say,
 ) -> dict[int, BookScores]:
     """Fit on what *fold* learns from; return what that is worth on its test, by horizon."""
 
@@ -150,7 +154,9 @@ def fold_scores(
             f"A fold learns from at most {max(map(len, training))} books in a row, and the horizon "
             f"of {config.horizons[-1]} needs more; ask for fewer folds."
         )
-    network = fit(training, part(fold.validation), config, options)
+    network, stopped = fit(training, part(fold.validation), config, options)
+    if stopped:
+        say(stopped)
     found = scores(network, part(fold.test), frequencies_of(training, config.horizons))
     for horizon, one in found.items():
         if not len(one.seen_ms):

@@ -5,20 +5,22 @@ The rules are docs/orderbook.md, D10 to D12.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Final, Self
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.training.book_data import UNKNOWN, BookMaterial, labels_of
 from tracepaper.replay.training.book_figures import frequencies_of, judged, sentences_of
 from tracepaper.replay.training.card import model_section, versions_section
+from tracepaper.replay.training.fit import Fit, Policy, Progress
 from tracepaper.storage.checkpoints import Checkpoint, save
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
@@ -86,7 +88,7 @@ def train_books(
     untrained = material.untrained()
     for sentence in (*material.notes, *untrained):
         say(sentence)
-    network = fit(parts.training, parts.validation, config, options)
+    network, stopped = fit(parts.training, parts.validation, config, options)
     card = _card(material, config, options, name=name, created_ms=created_ms)
     if untrained:
         card["honesty"] = {"sentences": untrained}
@@ -99,6 +101,9 @@ def train_books(
         card["frequencies"] = frequencies
         card["figures"] = figures
         card["honesty"] = {"sentences": sentences_of(figures)}
+    if stopped:
+        say(stopped)
+        card["honesty"]["sentences"] = [*card["honesty"]["sentences"], stopped]
     return save(folder, network.state_dict(), card)
 
 
@@ -117,40 +122,76 @@ def fit(
     validation: list[Books],
     config: OrderBookConfig,
     options: BookFitOptions,
-) -> OrderBookNetwork:
+) -> tuple[OrderBookNetwork, str]:
     """Return a network fitted on windows of *training*, the best of its looks at *validation*.
 
     Every book of a window is a sample. The same options give the same network on one machine.
+    Beside it why it stopped before its time, in words; else an empty text.
     """
     torch.manual_seed(options.seed)
-    rng = np.random.default_rng(options.seed)
-    network = OrderBookNetwork(config)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=options.learning_rate, weight_decay=WEIGHT_DECAY
+    learnt = _Moves(OrderBookNetwork(config), training, validation, options)
+    made = Fit(learnt, _policy(learnt.network, options))
+    made.run(lambda _: None)
+    learnt.network.load_state_dict(made.best)
+    return learnt.network.eval(), made.progress.stopped
+
+
+def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
+    """Return how a fit of books goes: all decay, and none is averaged."""
+    steps = options.steps
+    warm = max(1, int(WARMUP * steps))
+
+    def rate(step: int) -> float:
+        share = min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * step / steps))
+        return options.learning_rate * float(share)
+
+    return Policy(
+        steps,
+        [{"params": list(network.parameters()), "weight_decay": WEIGHT_DECAY}],
+        rate,
+        clip=CLIP,
+        validate_every=max(1, steps // VALIDATIONS),
+        accumulate=options.windows,
+        keeps_later=True,
     )
-    warm = max(1, int(WARMUP * options.steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * step / options.steps)),
-    )
-    known = [books for books in training if len(books) > config.horizons[0]]
-    looks = [books for books in validation if len(books) > config.horizons[0]]
-    best, kept = float("inf"), copy.deepcopy(network.state_dict())
-    every = max(1, options.steps // VALIDATIONS)
-    for step in range(1, options.steps + 1):
-        optimizer.zero_grad()
-        for _ in range(options.windows):
-            loss = _loss(network, _window(known, config, rng)) / options.windows
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), CLIP)
-        optimizer.step()
-        schedule.step()
-        if step % every == 0 or step == options.steps:
-            score = _validated(network, looks, config)
-            if score <= best:
-                best, kept = score, copy.deepcopy(network.state_dict())
-    network.load_state_dict(kept)
-    return network.eval()
+
+
+class _Moves:
+    """What a network of order books learns: the next moves of the mid, at every book of a window.
+
+    Its score is the mean validation loss, below 0.
+    """
+
+    def __init__(
+        self,
+        network: OrderBookNetwork,
+        training: list[Books],
+        validation: list[Books],
+        options: BookFitOptions,
+    ) -> None:
+        least = network.config.horizons[0]
+        self.network: OrderBookNetwork = network
+        self._options = options
+        self._known = [books for books in training if len(books) > least]
+        self._looks = [books for books in validation if len(books) > least]
+
+    def batches(self, done: int) -> Iterator[Books]:
+        """Yield the windows after *done* others."""
+        rng, config = np.random.default_rng(self._options.seed), self.network.config
+        return islice((_window(self._known, config, rng) for _ in count()), done, None)
+
+    def gradient(self, batch: Books) -> tuple[float, int]:
+        """Add the gradient of a window; return its loss, and its books."""
+        loss = _loss(self.network, batch)
+        (loss / self._options.windows).backward()
+        return float(loss.detach()), min(len(batch), self.network.config.window)
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean validation loss, below 0."""
+        assert isinstance(network, OrderBookNetwork)
+        score = -_validated(network, self._looks, network.config)
+        progress.scores = [[score]]
+        return score
 
 
 def _window(stretches: list[Books], config: OrderBookConfig, rng: np.random.Generator) -> Books:

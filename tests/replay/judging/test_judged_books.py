@@ -229,7 +229,7 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
     assert fold.test[0] < FIRST_MS + middle * PACE_MS < fold.test[1]
 
     def before(material: BookMaterial, by: BookFold) -> np.ndarray:
-        found = fold_scores(by, material, config, options)[1]
+        found = fold_scores(by, material, config, options, lambda _: None)[1]
         return found.loss[found.seen_ms < FIRST_MS + (middle - 12) * PACE_MS]
 
     assert np.array_equal(before(own, fold), before(other, fold))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterator
@@ -17,16 +18,19 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.training import book_fit
 from tracepaper.replay.training.book_data import UNKNOWN, BookMaterial, labels_of
 from tracepaper.replay.training.book_figures import answers, frequencies_of, judged, sentences_of
 from tracepaper.replay.training.book_fit import BookFitOptions, fit
 from tracepaper.replay.training.book_map import book_map, load_books
+from tracepaper.replay.training.fit import Policy
 from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import CARD_NAME
 from tracepaper.strategies.errors import (
     CheckpointMismatch,
     ConfigInvalid,
     DataInvalid,
+    InvariantBroken,
 )
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, books_of
@@ -175,7 +179,7 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
     planted = books_of(long("exchange", days=12)[0], 2)
     config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
-    network = fit([planted.part(0, 120)], [], config, BookFitOptions(30, 1, 0.02))
+    network, _ = fit([planted.part(0, 120)], [], config, BookFitOptions(30, 1, 0.02))
     figures = judged(
         network, [planted.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,))
     )
@@ -245,12 +249,39 @@ def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
     parts = BookMaterial.read([recorded]).parts()
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
     made = [
-        fit(parts.training, parts.validation, config, BookFitOptions(3, 1, seed=seed))
+        fit(parts.training, parts.validation, config, BookFitOptions(3, 1, seed=seed))[0]
         for seed in (1, 1, 2)
     ]
     weights = [one.embed.weight for one in made]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def spoilt(at: int) -> Callable[..., Policy]:
+    """Return how a fit goes whose rate is too high from a step on: the next loss overflows."""
+    made = book_fit._policy  # noqa: SLF001 - no option is let through that overflows
+
+    def policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
+        own = made(network, options)
+        return own._replace(rate=lambda step: own.rate(step) if step < at else math.inf)
+
+    return policy
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "was not finite (nan) at step 4; kept are the weights of step 2."
+    monkeypatch.setattr(book_fit, "_policy", spoilt(2))
+    output = said("train", *_train(recorded, tmp_path / "m", "--steps", "6"))
+    assert sentence in " ".join(output.split())
+    card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
+    assert card["honesty"]["sentences"][-1].endswith(sentence)
+    network, _ = load_books(tmp_path / "m")
+    assert all(bool(torch.isfinite(weights).all()) for weights in network.parameters())
+    monkeypatch.setattr(book_fit, "_policy", spoilt(0))
+    with pytest.raises(InvariantBroken, match="no weights were good before"):
+        said("train", *_train(recorded, tmp_path / "n", "--steps", "6"))
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded: Path) -> None:
