@@ -156,7 +156,7 @@ def train_aligned(
         card["calibration"]["correlation"] = learn_correlations(material.material)
     card = {**card, "calibration": gates_calibrated(card, fit.best, material)}
     say("Judging on untouched time.")
-    card = evaluated_together(card, fit.best, material)
+    card = cards.with_stop(evaluated_together(card, fit.best, material), fit.progress)
     return save_judged(folder, fit.best, card, material.material.fitted)
 
 
@@ -187,6 +187,8 @@ def fit_aligned(
     policy = policy_of(network, recipe.options)
     fit = Fit(learnt, policy._replace(accumulate=1, patience=recipe.options.patience))
     fit.run(observe)
+    if fit.progress.stopped:
+        say(fit.progress.stopped)
     network.load_state_dict(fit.best)
     return network, fit
 

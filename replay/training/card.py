@@ -131,6 +131,14 @@ NO_ATTENTION: Final = "It has no attention: nothing is said of entropy, shift an
 _LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
 
 
+def with_stop(card: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Return *card*, which says last why its fit stopped before its time, where it did."""
+    if not progress.stopped:
+        return dict(card)
+    sentences = [*card["honesty"]["sentences"], progress.stopped]
+    return {**card, "honesty": {"sentences": sentences}}
+
+
 def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
     """Return ``[model]``; the store adds id and SHA-256."""
     return {"kind": kind, "name": name, "created": iso(created_ms), "notice": NOTICE}

@@ -174,10 +174,7 @@ def finish(
     bars = recipe.bars_explained(restore(card, weights))
     card = calibrated(card, weights, material, bars=bars)
     say("Judging on untouched time.")
-    card = evaluated(card, weights, material, bars=bars)
-    if progress.stopped:
-        sentences = [*card["honesty"]["sentences"], progress.stopped]
-        card = {**card, "honesty": {"sentences": sentences}}
+    card = cards.with_stop(evaluated(card, weights, material, bars=bars), progress)
     return save_judged(folder, weights, card, material.fitted)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +29,12 @@ from tracepaper.replay.judging.folds import Fold, walk_forward
 from tracepaper.replay.judging.judgement import Rival, SpanJudgement, judge_checkpoint
 from tracepaper.replay.judging.refits import FoldMaterial
 from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.training import aligned_pipeline
 from tracepaper.replay.training.across import AcrossAssets, close_ranks
 from tracepaper.replay.training.aligned import AlignedMaterial, predicted
 from tracepaper.replay.training.aligned_fit import usual_return
 from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned, train_aligned
-from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.fit import FitOptions, Policy, policy_of
 from tracepaper.replay.training.honesty import FEW_DAYS
 from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.paired import DayDifference, difference
@@ -321,6 +323,27 @@ class Leaking(Fold):
         if part is Part.TRAIN:
             found = found | super().labelled(segment, horizons, Part.TEST)
         return found
+
+
+def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
+    aligned: AlignedMaterial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(network: torch.nn.Module, options: FitOptions) -> Policy:
+        """Return how a fit goes whose third step overflows its weights."""
+        own = policy_of(network, options)
+        return own._replace(rate=lambda step: own.rate(step) if step < 2 else math.inf)
+
+    monkeypatch.setattr(aligned_pipeline, "policy_of", spoilt)
+    chosen = recipe("crossasset")
+    chosen = replace(chosen, options=replace(chosen.options, steps=6, validate_every=2))
+    said: list[str] = []
+    found = train_aligned(
+        aligned, chosen, tmp_path / "wild", created_ms=0, observe=quiet, say=said.append
+    )
+    (stopped,) = (sentence for sentence in said if "not finite" in sentence)
+    assert stopped.endswith("not finite (nan) at step 4; kept are the weights of step 2.")
+    assert found.card["training"]["last_step"] == 3
+    assert found.card["honesty"]["sentences"][-1] == stopped
 
 
 def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
