@@ -93,7 +93,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     folder's ``tracepaper.toml`` counts, as on the command line. *db* is where the run is kept; None
     is a file that lives as long as the result. *start* (included) and *end* (excluded) bound the
     period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
-    *frame_data* the candles of higher time frames that begin before the data, *depth* files of
+    *frame_data* the candles of higher timeframes that begin before the data, *depth* files of
     order books that ``tracepaper data record`` wrote. *log* is ``full`` or ``acted``.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.

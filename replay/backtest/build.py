@@ -237,7 +237,7 @@ def build(  # noqa: PLR0913 - the options of a replay
 
     *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
     is kept beside *database*. Candles are aggregated to the configured interval; *frames* are
-    candles of higher time frames from before them, *depth* the order books of some symbols.
+    candles of higher timeframes from before them, *depth* the order books of some symbols.
     A trend whose windows nobody chose is taken over windows that fit the candles, unless *frames*
     reach back further. Raises
     ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.

@@ -311,7 +311,7 @@ class Files(NamedTuple):
     """What a check replays."""
 
     candles: Sequence[Candles]
-    frames: Sequence[Candles] = ()  # of higher time frames, from before *candles*
+    frames: Sequence[Candles] = ()  # of higher timeframes, from before *candles*
     depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
 
 

@@ -111,7 +111,7 @@ def lookahead(  # noqa: PLR0913 - the options of a check
 ) -> LookaheadFinding:
     """Look for whatever a decision over *candles* depends on beside its own past bars.
 
-    *frames* are candles of higher time frames from before them, *depth* order books beside them.
+    *frames* are candles of higher timeframes from before them, *depth* order books beside them.
     *allow* names files, folders, addresses or programs that the class may open. Raises
     ``ConfigInvalid`` where *candles* are too few to decide anything.
     """

@@ -436,7 +436,7 @@ def recursive(  # noqa: PLR0913 - the options of a check
     """Start at *probes* later bars, each time in a process that has seen nothing.
 
     After *warmup* bars, and given what the full run's last step stored, its account and declared
-    state, nothing may differ. *frames* are candles of higher time frames from before *candles*;
+    state, nothing may differ. *frames* are candles of higher timeframes from before *candles*;
     a later start is handed those that the full run took in. Of several instruments all start at
     the time of a bar of the first.
     """

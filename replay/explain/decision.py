@@ -312,7 +312,7 @@ def _shortfall(gate: GateMargin) -> str:
     if GATES[gate.gate].is_switch:
         return "which answers yes or no"
     if GATES[gate.gate].is_capped and gate.margin == -1:
-        return "which lacks a bar, or candles of a higher time frame"
+        return "which lacks a bar, or candles of a higher timeframe"
     return f"short by {_distance(gate)}"
 
 

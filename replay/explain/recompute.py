@@ -44,7 +44,7 @@ HEAVIEST: Final = 16
 """Past bars that a table shows, and whose contributions are summed apart."""
 
 FRAME_BARS: Final = 3
-"""Bars of each time frame, or modality, that a table names."""
+"""Bars of each timeframe, or modality, that a table names."""
 
 Explainable = StreamingForecaster | WindowedForecaster
 
@@ -84,7 +84,7 @@ Past = PastOf[Explainable]
 
 @dataclass(frozen=True)
 class HeavyBar:
-    """A closed bar of a time frame that the network saw as one, and the weight that it holds."""
+    """A closed bar of a timeframe that the network saw as one, and the weight that it holds."""
 
     open_time_ms: int  # of the first of its rows
     weight: float
@@ -92,7 +92,7 @@ class HeavyBar:
 
 @dataclass(frozen=True)
 class FrameShare:
-    """What one time frame holds of where a decision looked, and its heaviest bars."""
+    """What one timeframe holds of where a decision looked, and its heaviest bars."""
 
     interval_ms: int
     weight: float
@@ -293,7 +293,7 @@ def _heaviest(own: Sequence[LookedAt], open_time_ms: Sequence[int]) -> tuple[Hea
 def _frames(
     past: Past, parts: Sequence[LookedAt], open_time_ms: Sequence[int]
 ) -> tuple[FrameShare, ...]:
-    """Return what each time frame holds; empty of a network that sees bars of one."""
+    """Return what each timeframe holds; empty of a network that sees bars of one."""
     found = []
     for frame in sorted({part.frame for part in parts if not part.modality}):
         own = [part for part in parts if part.frame == frame]

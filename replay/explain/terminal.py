@@ -334,7 +334,7 @@ def show_by_method(found: ByMethod) -> RenderableType:
 
 def _by_frame(frames: tuple[FrameShare, ...]) -> Table:
     table = table_of(
-        "By time frame, of closed bars",
+        "By timeframe, of closed bars",
         (("frame", False), ("bars", True), ("weight", True), ("heaviest of them", False)),
     )
     for frame in frames:

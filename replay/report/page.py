@@ -86,7 +86,7 @@ def write_page(
     heads: HeadReport | None = None,
     influence: InfluenceReport | None = None,
 ) -> None:
-    """Write the page, with what each head does and who sways whom where these are given.
+    """Write the page, with the analyses of heads and of influence where these are given.
 
     Raises ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
     """
@@ -314,7 +314,7 @@ def _head_section(found: HeadReport, charts: Charts) -> Markup:
 
 
 def _influence_section(found: InfluenceReport, charts: Charts) -> Markup:
-    """Return who sways whom, over the run and in each quarter of it."""
+    """Return the influence between symbols, over the run and in each quarter of it."""
     from tracepaper.replay.report.attention import influence_tables
     from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 

@@ -100,8 +100,8 @@ def as_document(
 ) -> dict[str, Any]:
     """Return the report as plain values: shares are fractions, times UTC ms, money in quote.
 
-    Every table is a list of its rows under its key. What *heads* do is under "heads", who sways
-    whom under "influence", where they were asked for.
+    Every table is a list of its rows under its key. The analysis of *heads* is under "heads", the
+    influence between symbols under "influence", where they were asked for.
     """
     record, attention = report.record, report.attention
     made = tables(report)
@@ -158,7 +158,7 @@ def _head_documents(heads: HeadReport | None) -> dict[str, Any]:
 
 
 def _influence_documents(influence: InfluenceReport | None) -> dict[str, Any]:
-    """Return who sways whom under its key; nothing where it was not asked for."""
+    """Return the influence between symbols under its key; nothing where it was not asked for."""
     if influence is None:
         return {}
     from tracepaper.replay.report.attention import as_document as influence_as_document

@@ -279,7 +279,7 @@ class Outlook(Struct, frozen=True, gc=False):
         return self._books.until(self.time)
 
     def frame(self, name: str) -> FrameBars:
-        """Return the closed bars of the higher time frame *name*, one of the declared ``frames``.
+        """Return the closed bars of the higher timeframe *name*, one of the declared ``frames``.
 
         Those of its last intervals, as many as ``frames_warmup`` says: a bar appears with the bar
         that closes it, and one with a hole in it never does.

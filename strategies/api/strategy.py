@@ -226,7 +226,7 @@ class Strategy(ABC):
     warmup: int = 1  # bars that are known wherever ``decide`` is asked; those of ``now.history``
     sees_account: bool = False  # ``now.account`` is given: decisions then depend on fills
     reads_history: bool = True  # False spares the engine keeping bars for ``now.history``
-    frames: tuple[str, ...] = ()  # higher time frames for ``now.frame``: ("60", "D")
+    frames: tuple[str, ...] = ()  # higher timeframes for ``now.frame``: ("60", "D")
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
     books: int = 0  # of ``now.depth``, the newest: [market] depth says of how many levels
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
@@ -407,7 +407,7 @@ class PortfolioStrategy(ABC):
     warmup: int = 1  # bars of each instrument that are known wherever it is asked about it
     sees_account: bool = False  # ``account`` is given: decisions then depend on fills
     reads_history: bool = True  # False spares the engine keeping bars for ``history``
-    frames: tuple[str, ...] = ()  # higher time frames of each instrument, for ``frame``
+    frames: tuple[str, ...] = ()  # higher timeframes of each instrument, for ``frame``
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
     books: int = 0  # of each ``now.depth``, the newest
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed

@@ -30,7 +30,7 @@ _VOLUME: Final = 7
 
 
 class Framed(Protocol):
-    """What a strategy declares of higher time frames."""
+    """What a strategy declares of higher timeframes."""
 
     frames: tuple[str, ...]
     frames_warmup: Mapping[str, int]

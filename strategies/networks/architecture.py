@@ -362,7 +362,7 @@ class Architecture(Protocol):
 class LookedAt(NamedTuple):
     """A share of where a bar looked: some rows that the network saw as one, or a part of a row."""
 
-    frame: int  # bars that make one of its time frame
+    frame: int  # bars that make one of its timeframe
     start: int  # its first row's place in the window
     rows: int
     share: float

@@ -40,7 +40,7 @@ _TOKENS_MAX: Final = 8_192
 class MultiscaleConfig:
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``frames`` says how many bars make one of each time frame, ``tokens`` how many closed ones of
+    ``frames`` says how many bars make one of each timeframe, ``tokens`` how many closed ones of
     each are seen: of one-minute bars the defaults are 1, 5, 15, 60 and 240 minutes.
     """
 
@@ -137,7 +137,7 @@ class MultiscaleConfig:
 
 
 class FrameTokens(NamedTuple):
-    """The tokens of one time frame, oldest first, and the rows that they are made of."""
+    """The tokens of one timeframe, oldest first, and the rows that they are made of."""
 
     rows: Tensor  # [batch, token, 2 * feature]: the mean of its rows, then the last of them
     close: Tensor  # [batch, token] int64, the position of its last row
@@ -246,7 +246,7 @@ class MultiscaleNetwork(Network):
     def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
         """Forecast one window *x* [1, window, features] and explain its last bar.
 
-        ``parts`` names each token by its time frame, widest frame first.
+        ``parts`` names each token by its timeframe, widest frame first.
         """
         tokens, frames = self.tokens(x, positions)
         seen = self.trunk.look(tokens, torch.arange(tokens.shape[1], device=x.device), half=half)
@@ -311,6 +311,6 @@ register(
         MultiscaleConfig.read,
         MultiscaleNetwork,
         backend=lambda _: None,
-        words="closed bars of several time frames, each a token, in full attention",
+        words="closed bars of several timeframes, each a token, in full attention",
     )
 )

@@ -344,7 +344,7 @@ class Closed(Struct, frozen=True, gc=False):
 
 
 class FrameBar(Struct, frozen=True, gc=False):
-    """A closed candle of a higher time frame, from where the run's own bars do not reach.
+    """A closed candle of a higher timeframe, from where the run's own bars do not reach.
 
     It is accepted where they say nothing of it, or the same; market time is its close.
     """

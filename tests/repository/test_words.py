@@ -41,6 +41,9 @@ GONE: Final = (
         "a vector is any row of numbers; a covariate is what a forecast is conditioned on",
         "it was trained without vectors",
     ),
+    Word("[Tt]ime frames?", "timeframe", "the field writes one word", "a higher time frame"),
+    Word("sways whom", "influence", "it is a share of attention", "says who sways whom."),
+    Word("Unfold what to know", "Show caveats", "it was a riddle", "Unfold what to know before"),
 )
 TRANSLATORS: Final = {"daemon/cli.py", "replay/training/honesty.py"}
 """Modules that must know an older name: they refuse it, or show an older card by the new one."""

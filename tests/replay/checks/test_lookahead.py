@@ -378,7 +378,7 @@ LEAKS: dict[str, tuple[str, dict[str, str]]] = {
         FUTURE,
         {"top": "import sys", "decide": WALK + "return by(candles.close[-1] > bar.close)"},
     ),
-    "a higher time frame joined too early": (
+    "a higher timeframe joined too early": (
         FUTURE,
         {
             "top": "import sys",

@@ -120,7 +120,7 @@ def test_a_decision_says_which_time_frame_and_which_of_its_bars(
         assert weights == sorted(weights, reverse=True)
         assert sum(weights) <= each["weight"] + 1e-9
     assert invoke([str(word) for word in asked]) == 0
-    assert "By time frame, of closed bars" in capsys.readouterr().out
+    assert "By timeframe, of closed bars" in capsys.readouterr().out
 
 
 def test_a_decision_says_which_modality_and_which_bars_of_it(

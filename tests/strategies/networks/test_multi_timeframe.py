@@ -1,4 +1,4 @@
-"""Several time frames in one stream: what a token is made of, and what it explains."""
+"""Several timeframes in one stream: what a token is made of, and what it explains."""
 
 from __future__ import annotations
 
