@@ -118,7 +118,7 @@ class TradeFrame(Struct, gc=False):
 # ---------------------------------------------------------------- websocket, outbound
 
 
-class StreamRequest(Struct, omit_defaults=True):
+class SocketRequest(Struct, omit_defaults=True):
     """``subscribe``, ``unsubscribe`` or ``ping``; acknowledgements repeat ``req_id`` alone."""
 
     op: str

@@ -6,18 +6,16 @@ The rules are docs/orderbook.md, D1 to D3 and D13.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from tracepaper.daemon.bybit.wire import Received, RefusedFrame, Wire
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
-from tracepaper.strategies.order_book import BLOCK_BOOKS, EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX
-from tracepaper.strategies.types.market import Category, Depth, Depths, Instrument
+from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX
+from tracepaper.strategies.types.market import Category, Depth, Instrument
 from tracepaper.strategies.units import MINUTE_MS
 
-OVERFLOW: Final = "overflow"
-"""Why books do not go on where the queue had no room for one."""
 STREAM_DEPTHS: Final = (1, 50, 200, 1000)
 """The depths that the exchange sends (docs/v5/websocket/public/orderbook)."""
 SILENT_MS: Final = MINUTE_MS
@@ -147,47 +145,3 @@ class DepthSampler:
             self._cause, self._taken_ms = "", self._next_ms
             self._next_ms += self._request.every_ms
         return True
-
-
-class DepthHolder:
-    """Holds the books of one instrument until they are an event: a block of them, or a bar comes.
-
-    Nothing is packed before: a book costs two short texts of bytes until then.
-    """
-
-    def __init__(self, instrument: str, levels: int, every_ms: int) -> None:
-        self._instrument = instrument
-        self._levels = levels
-        self._every_ms = every_ms
-        self._held: list[Depth] = []
-        self._cause = ""
-        self._next_ms: int | None = None
-
-    def add(self, depth: Depth, cause: str) -> Iterator[Depths]:
-        """Take the next book, and *cause* where it does not go on; yield what is whole now."""
-        if not cause and self._next_ms not in (None, depth.seen_ms):
-            cause = OVERFLOW
-        if cause:
-            yield from self.flush()
-            self._cause = cause
-        self._held.append(depth)
-        self._next_ms = depth.seen_ms + self._every_ms
-        if len(self._held) >= BLOCK_BOOKS:
-            yield from self.flush()
-
-    def flush(self) -> Iterator[Depths]:
-        """Yield what is held as one event, seen when its newest book stood so."""
-        if not self._held:
-            return
-        from tracepaper.strategies.order_book import books_of, packed_books
-
-        books = books_of(self._held, self._levels)
-        cause, self._cause = self._cause, ""
-        self._held = []
-        yield packed_books(
-            self._instrument,
-            books,
-            every_ms=self._every_ms,
-            cause=cause,
-            seen_ms=int(books.seen_ms[-1]),
-        )

@@ -210,6 +210,8 @@ class RestClient:
     that dates itself ahead must not make an open candle final.
     """
 
+    candles_max: Final = CANDLES_MAX
+
     def __init__(
         self,
         exchange: ExchangeSection,
@@ -256,7 +258,7 @@ class RestClient:
             "/v5/market/time", {}, messages.ServerTime, lambda _, server_ms: server_ms
         )
 
-    async def klines(
+    async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
         """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
@@ -352,9 +354,7 @@ class RestClient:
         query = {"category": instrument.category.value, "symbol": instrument.symbol}
         return await self._get("/v5/market/risk-limit", query, messages.RiskLimits, read)
 
-    async def funding_history(
-        self, instrument: Instrument, start_ms: int, end_ms: int
-    ) -> list[Funding]:
+    async def funding(self, instrument: Instrument, start_ms: int, end_ms: int) -> list[Funding]:
         """Return the settlements in [*start_ms*, *end_ms*], oldest first, each once."""
         found: dict[int, Funding] = {}
         until_ms = end_ms

@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 from msgspec import Struct
@@ -20,7 +20,7 @@ from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
 from tracepaper.daemon.bybit.instruments import interval_name
-from tracepaper.daemon.bybit.messages import StreamRequest, encode, topic_of
+from tracepaper.daemon.bybit.messages import SocketRequest, encode, topic_of
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
 from tracepaper.daemon.bybit.wire import (
     Ack,
@@ -36,25 +36,23 @@ from tracepaper.daemon.bybit.wire import (
 )
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.feed.client import Cooldown, is_loopback, retry
+from tracepaper.daemon.feed.client import (
+    Cooldown,
+    MarketDataListener,
+    OrderBookSample,
+    StreamRequest,
+    first_cause,
+    is_loopback,
+    retry,
+)
 from tracepaper.strategies.errors import (
     ConfigInvalid,
-    Fatal,
     FeedLost,
     FeedStale,
     MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types.market import (
-    Bar,
-    Category,
-    Depth,
-    GapCause,
-    Instrument,
-    Mark,
-    Quote,
-    Trade,
-)
+from tracepaper.strategies.types.market import Category, Depth, GapCause, Instrument
 
 TOPICS_PER_REQUEST: Final = 10
 """Spot refuses more; the other categories take them."""
@@ -66,6 +64,11 @@ FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
 RESUBSCRIBE_FIRST_S: Final = 1.0
 
 log = structlog.get_logger("bybit.stream")
+
+
+def stream_url(exchange: ExchangeSection, category: Category) -> str:
+    """Return the address of the public stream of *category*."""
+    return f"{exchange.stream_url.rstrip('/')}/v5/public/{category.value}"
 
 
 class StreamCallbacks(Struct, frozen=True):
@@ -105,7 +108,7 @@ class PublicStream:
         self.answered = asyncio.Event()
         self.is_connected = False
         self.refused: set[str] = set()
-        self._url = f"{exchange.stream_url.rstrip('/')}/v5/public/{category.value}"
+        self._url = stream_url(exchange, category)
         self._category = category
         self._topics = tuple(topics)
         self._exchange = exchange
@@ -223,9 +226,9 @@ class PublicStream:
         """Send a ping every ``ping_s``."""
         while True:
             await self._clock.sleep(self._exchange.ping_s)
-            await self._send(connection, StreamRequest("ping"))
+            await self._send(connection, SocketRequest("ping"))
 
-    async def _send(self, connection: ClientConnection, request: StreamRequest) -> None:
+    async def _send(self, connection: ClientConnection, request: SocketRequest) -> None:
         """Send *request*; raises ``FeedLost`` where the connection does not take it."""
         try:
             async with asyncio.timeout(self._exchange.connect_timeout_s):
@@ -303,7 +306,7 @@ class PublicStream:
         request_id = f"{self._category.value}-{self._requests}"
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         self._acks[request_id] = future
-        await self._send(connection, StreamRequest(operation, request_id, list(topics)))
+        await self._send(connection, SocketRequest(operation, request_id, list(topics)))
         try:
             async with asyncio.timeout(self._exchange.connect_timeout_s):
                 ack = await future
@@ -317,59 +320,11 @@ class PublicStream:
         return ack.message or "no reason given"
 
 
-def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what ended a session: a bug before a fatal error before a recoverable one."""
-    flat: list[BaseException] = []
-    stack: list[BaseException] = [failures]
-    while stack:
-        one = stack.pop()
-        if isinstance(one, BaseExceptionGroup):
-            stack.extend(one.exceptions)
-        else:
-            flat.append(one)
-    ranks = (Fatal, FeedStale, Recoverable)
-
-    def rank(one: BaseException) -> int:
-        return next((place for place, kind in enumerate(ranks, 1) if isinstance(one, kind)), 0)
-
-    return min(flat, key=rank)
-
-
 # ---------------------------------------------------------------- one category
 
 
 BEST: Final = "orderbook.1."
 """The topic of the best bid and ask, which are subscribed anyway."""
-
-
-class Owner(Protocol):
-    """What a connection tells of: the feed."""
-
-    counters: Counter[str]
-
-    def observe(self, server_ms: int) -> bool:
-        """Learn the time of a frame; False where it is not accepted."""
-        ...
-
-    def request_resync(self) -> None:
-        """Learn that something is dated ahead: the exchange's time is read anew."""
-        ...
-
-    def enqueue(self, item: Bar | Quote | Mark | Trade) -> None:
-        """Take what a stream brought."""
-        ...
-
-    def enqueue_book(self, depth: Depth, cause: str) -> None:
-        """Take a book of the grid, and why it does not go on; empty where it does."""
-        ...
-
-    def announce_funding(self, instrument: str, next_ms: int) -> None:
-        """Learn a ticker's next funding time."""
-        ...
-
-    def lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
-        """Learn that the connection of *instruments* was lost."""
-        ...
 
 
 def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> list[str]:
@@ -389,38 +344,38 @@ def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> l
 class CategoryStream:
     """Joins a ``PublicStream`` with a fresh ``Wire`` for each connection it makes."""
 
-    def __init__(  # noqa: PLR0913 - what a stream is joined of
+    def __init__(
         self,
-        *,
         category: Category,
-        instruments: Sequence[Instrument],
+        request: StreamRequest,
+        listener: MarketDataListener,
+        *,
         exchange: ExchangeSection,
-        interval_ms: int,
-        owner: Owner,
         clock: Clock,
         rng: random.Random,
         cooldown: Cooldown,
-        depth: int = 0,
-        depth_every_ms: int = 1_000,
+        counters: Counter[str],
     ) -> None:
-        self.category = category
-        self._instruments = tuple(instruments)
-        self._interval_ms = interval_ms
-        self._owner = owner
+        self._category = category
+        self._request = request
+        self._instruments = tuple(one for one in request.instruments if one.category is category)
+        self._ids = frozenset(one.id for one in self._instruments)
+        self._listener = listener
+        self._counters = counters
         self._logged: set[str] = set()
         self._wire = self._new_wire()
-        samplers = [self._sampler(one, depth, depth_every_ms) for one in instruments if depth]
+        samplers = [self._sampler(one) for one in self._instruments if request.depth]
         self._samplers = {one.topic: one for one in samplers}
-        name = interval_name(interval_ms)
-        self.stream = PublicStream(
+        name = interval_name(request.interval_ms)
+        self._stream = PublicStream(
             category=category,
             topics=list(
                 dict.fromkeys(
                     [
                         topic
-                        for one in instruments
+                        for one in self._instruments
                         for topic in topics(
-                            category, one.symbol, interval=name, trades=exchange.trades
+                            category, one.symbol, interval=name, trades=request.trades
                         )
                     ]
                     + [*self._samplers]
@@ -434,102 +389,116 @@ class CategoryStream:
         )
 
     @property
-    def is_connected(self) -> bool:
-        """Whether the connection stands."""
-        return self.stream.is_connected
+    def frame_s(self) -> float | None:
+        """The network time of the newest frame."""
+        return self._stream.frame_s
 
-    async def answered(self, within_s: float) -> bool:
+    async def run(self) -> None:
+        """Listen until cancelled; raises ``ConfigInvalid`` where no retry can help."""
+        await self._stream.run()
+
+    async def subscribed(self, within_s: float) -> bool:
         """Wait until every topic was acknowledged or refused; False if that took too long."""
         try:
             async with asyncio.timeout(within_s):
-                await self.stream.answered.wait()
+                await self._stream.answered.wait()
         except TimeoutError:
             return False
         return True
 
-    def _sampler(self, instrument: Instrument, depth: int, every_ms: int) -> DepthSampler:
-        """Return what takes books of *depth* levels out of the frames of *instrument*."""
+    def is_connected(self, instrument: str) -> bool:
+        """Return whether the connection stands and *instrument* is of its category."""
+        return self._stream.is_connected and instrument in self._ids
+
+    def _sampler(self, instrument: Instrument) -> DepthSampler:
+        """Return what takes the books that are asked for out of the frames of *instrument*."""
+        request = self._request
         return DepthSampler(
             instrument,
-            DepthRequest(self.category, instrument.symbol, depth, every_ms),
-            self._owner.enqueue_book,
-            accepts=self._owner.observe,
-            counters=self._owner.counters,
+            DepthRequest(self._category, instrument.symbol, request.depth, request.depth_every_ms),
+            self._take_book,
+            accepts=self._listener.on_server_time,
+            counters=self._counters,
             refused=self._refused,
         )
+
+    def _take_book(self, depth: Depth, cause: str) -> None:
+        self._listener.on_data(OrderBookSample(depth, cause))
 
     def _new_wire(self) -> Wire:
         """Return a reader without memory: merged state dies with its connection."""
         return Wire(
-            category=self.category,
+            category=self._category,
             instruments=self._instruments,
-            interval_ms=self._interval_ms,
-            counters=self._owner.counters,
-            observe=self._owner.observe,
+            interval_ms=self._request.interval_ms,
+            counters=self._counters,
+            observe=self._listener.on_server_time,
             refused=self._refused,
         )
 
     def _connected(self) -> None:
         """Begin a new connection."""
         self._wire = self._new_wire()
-        self._owner.counters["connects"] += 1
-        log.info("connected", category=self.category.value)
+        self._counters["connects"] += 1
+        log.info("connected", category=self._category.value)
 
     def _lost(self, cause: Recoverable) -> None:
         """Say why bars may be missing from now on."""
         is_stale = isinstance(cause, FeedStale)
-        self._owner.counters["stale" if is_stale else "disconnects"] += 1
+        self._counters["stale" if is_stale else "disconnects"] += 1
         for sampler in self._samplers.values():
             sampler.lost("stale" if is_stale else "disconnected")
-        self._owner.lost(self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED)
+        self._listener.on_lost(
+            self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED
+        )
 
     def _receive(self, frame: bytes) -> Received | None:
         """Read one frame and pass on what it holds; None where it was refused."""
         if self._samplers and (sampler := self._samplers.get(topic_of(frame))) is not None:
             received = sampler.receive(frame)
             if stale := sampler.pop_stale_topics():
-                self.stream.resubscribe(stale)
+                self._stream.resubscribe(stale)
             if not sampler.topic.startswith(BEST):  # whose frames are the quotes as well
-                self._owner.counters["frames"] += received is not None
+                self._counters["frames"] += received is not None
                 return received
         try:
             received = self._wire.receive(frame)
         except MessageMalformed:
             received = None
         if self._wire.stale_topics:
-            self.stream.resubscribe(self._wire.pop_stale_topics())
+            self._stream.resubscribe(self._wire.pop_stale_topics())
         if received is None or isinstance(received, RefusedFrame):
             return None
-        self._owner.counters["frames"] += 1
+        self._counters["frames"] += 1
         self._hand_on(received)
         return received
 
     def _hand_on(self, received: Received) -> None:
         """Give the feed what a message holds."""
-        owner = self._owner
+        listener = self._listener
         match received:
             case ClosedCandles():
                 for bar in received.bars:
-                    owner.enqueue(bar)
+                    listener.on_data(bar)
             case Book():
                 if received.quote is not None:
-                    owner.enqueue(received.quote)
+                    listener.on_data(received.quote)
             case Ticker():
                 if received.mark is not None:
-                    owner.enqueue(received.mark)
+                    listener.on_data(received.mark)
                 if received.next_funding_ms is not None:
-                    owner.announce_funding(received.instrument, received.next_funding_ms)
+                    listener.on_funding_time(received.instrument, received.next_funding_ms)
             case Trades():
-                owner.counters["trades"] += len(received.trades)
+                self._counters["trades"] += len(received.trades)
                 if received.trades:
-                    owner.enqueue(received.trades[-1])
+                    listener.on_data(received.trades[-1])
             case _:
                 pass  # an acknowledgement, a pong or an unknown frame carries no market time
 
     def _refused(self, kind: str, sentence: str) -> None:
         """Log the first refusal of each kind; the counters have the rest."""
         if kind.startswith("ahead."):
-            self._owner.request_resync()
+            self._listener.on_future_date()
         if kind not in self._logged:
             self._logged.add(kind)
-            log.warning("refused", kind=kind, category=self.category.value, reason=sentence)
+            log.warning("refused", kind=kind, category=self._category.value, reason=sentence)

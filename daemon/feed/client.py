@@ -1,5 +1,6 @@
-"""Between a feed and any exchange: the bounded queue and what stands in it, retries, cooldown.
+"""Between a feed and any exchange: the protocols that its client implements, queue, retries.
 
+Another exchange is one folder beside ``daemon.bybit``: its client implements ``MarketDataClient``.
 The one ``except Recoverable`` stands here.
 """
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from ipaddress import ip_address
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -18,8 +20,20 @@ from msgspec import Struct
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.api.timeframes import FrameRange
-from tracepaper.strategies.errors import Recoverable
-from tracepaper.strategies.types.market import Bar, Depth, Event, GapCause, Mark, Quote, Trade
+from tracepaper.strategies.errors import Fatal, FeedStale, Recoverable
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Depth,
+    Event,
+    Funding,
+    GapCause,
+    Instrument,
+    Mark,
+    Quote,
+    RiskTier,
+    Trade,
+)
 
 FIRST_WAIT_S: Final = 0.5
 """Ceiling of the first full-jitter wait; it doubles with every failure in a row."""
@@ -116,6 +130,24 @@ async def retry(
             await clock.sleep(wait_s)
 
 
+def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return what ended a session: a bug before a fatal error before a recoverable one."""
+    flat: list[BaseException] = []
+    stack: list[BaseException] = [failures]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, BaseExceptionGroup):
+            stack.extend(one.exceptions)
+        else:
+            flat.append(one)
+    ranks = (Fatal, FeedStale, Recoverable)
+
+    def rank(one: BaseException) -> int:
+        return next((place for place, kind in enumerate(ranks, 1) if isinstance(one, kind)), 0)
+
+    return min(flat, key=rank)
+
+
 class Cooldown:
     """The time after a ban in which nothing is sent: one for all requests of this address.
 
@@ -152,6 +184,151 @@ def is_loopback(url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+# ---------------------------------------------------------------- what an exchange implements
+
+
+class OrderBookSample(Struct, frozen=True):
+    """A book of the grid, and why it does not go on from the one before; empty where it does."""
+
+    depth: Depth
+    cause: str
+
+
+MarketData = Bar | Quote | Mark | Trade | OrderBookSample
+
+
+class StreamRequest(Struct, frozen=True):
+    """What a feed listens to: closed candles, quotes, marks and funding times of each instrument.
+
+    ``trades`` come as well where they are asked for, and of an instrument without marks; order
+    books of ``depth`` levels a side, where it is not 0, each ``depth_every_ms`` of market time.
+    """
+
+    instruments: tuple[Instrument, ...]
+    interval_ms: int
+    trades: bool = False
+    depth: int = 0
+    depth_every_ms: int = 1_000
+
+
+class MarketDataListener(Protocol):
+    """What a stream tells of: the feed."""
+
+    def on_server_time(self, server_ms: int) -> bool:
+        """Learn the date of a frame before it is applied; False where it is not believed."""
+        ...
+
+    def on_future_date(self) -> None:
+        """Learn that something is dated ahead: the exchange's time is read anew."""
+        ...
+
+    def on_data(self, item: MarketData) -> None:
+        """Take what a stream brought."""
+        ...
+
+    def on_funding_time(self, instrument: str, next_ms: int) -> None:
+        """Learn when the exchange settles the funding of *instrument* next."""
+        ...
+
+    def on_lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
+        """Learn that the connection of *instruments* was lost."""
+        ...
+
+
+class MarketDataStream(Protocol):
+    """One connection, which stands for some of the instruments that were asked for."""
+
+    @property
+    def frame_s(self) -> float | None:
+        """The network time of its newest frame, whatever that held; None before the first."""
+        ...
+
+    async def run(self) -> None:
+        """Listen until cancelled, connecting again without end.
+
+        Raises ``ConfigInvalid`` where no retry can help.
+        """
+        ...
+
+    async def subscribed(self, within_s: float) -> bool:
+        """Wait until every subscription was answered; False if that took longer."""
+        ...
+
+    def is_connected(self, instrument: str) -> bool:
+        """Return whether it brings *instrument*, and its connection stands."""
+        ...
+
+
+class MarketDataClient(Protocol):
+    """One exchange: its REST calls, or what answers as such, and its streams.
+
+    Every call is retried without end where its error passes; ``ConfigInvalid`` is what a wrong
+    symbol, category or address earns until ``prove`` was called. ``seen_ms`` of what it returns
+    and streams is the market time; the feed sets it on delivery.
+    """
+
+    counters: Counter[str]  # what happened, streams included, for /metrics
+    cooldown: Cooldown
+
+    @property
+    def candles_max(self) -> int:
+        """Candles of one request; longer windows are asked for in parts."""
+        ...
+
+    def prove(self) -> None:
+        """Learn that address, category and symbols are right: what fails now is the network."""
+        ...
+
+    async def server_time_ms(self) -> int:
+        """Return the exchange's time, UTC milliseconds."""
+        ...
+
+    async def instruments(self, category: Category, symbol: str = "") -> list[Instrument]:
+        """Return *category*'s tradable instruments, or the one called *symbol* (else none)."""
+        ...
+
+    async def instrument(self, category: Category, symbol: str) -> Instrument:
+        """Return one instrument; one that is not listed is refused, or awaited once proven."""
+        ...
+
+    async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
+        """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
+        ...
+
+    async def last_price(self, instrument: Instrument) -> Decimal:
+        """Return the price of the last trade; 0 where the exchange names none."""
+        ...
+
+    async def candles(
+        self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
+
+        Their source is ``Source.REST``. What is left out may exist: it is asked for again.
+        """
+        ...
+
+    async def funding(self, instrument: Instrument, start_ms: int, end_ms: int) -> list[Funding]:
+        """Return the settlements in [*start_ms*, *end_ms*], oldest first, each once."""
+        ...
+
+    def stream_url(self, category: Category) -> str:
+        """Return the address of the stream of *category*."""
+        ...
+
+    def streams(
+        self, request: StreamRequest, listener: MarketDataListener
+    ) -> Sequence[MarketDataStream]:
+        """Return the connections that bring what is asked for, not yet open.
+
+        Each is the feed's own task, which it can cancel again, so a client joins none of them.
+        """
+        ...
+
+
+# ---------------------------------------------------------------- what stands in the queue
 
 
 class EventQueue(Generic[T]):
@@ -227,13 +404,6 @@ class FeedStart(Struct, frozen=True):
     depth_every_ms: int = 1_000
 
 
-class SampledBook(Struct, frozen=True):
-    """A book of the grid, and why it does not go on from the one before; empty where it does."""
-
-    depth: Depth
-    cause: str
-
-
 class BackfillPage(Struct, frozen=True):
     """What REST answered about the bars of an instrument from ``from_ms`` on."""
 
@@ -266,15 +436,4 @@ class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = (
-    Bar
-    | Quote
-    | Mark
-    | Trade
-    | SampledBook
-    | BackfillPage
-    | GapCauseNotice
-    | Submitted
-    | CloseTimeout
-    | Stop
-)
+Item = MarketData | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import Final, Self, assert_never
@@ -11,9 +10,6 @@ from typing import Final, Self, assert_never
 import structlog
 from msgspec import structs
 
-from tracepaper.daemon.bybit.order_book import DepthHolder
-from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.bybit.websocket import CategoryStream, first_cause
 from tracepaper.daemon.clock import Clock, PriceJudge
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
@@ -23,19 +19,22 @@ from tracepaper.daemon.feed.client import (
     FeedStart,
     GapCauseNotice,
     Item,
-    SampledBook,
+    MarketData,
+    MarketDataClient,
+    OrderBookSample,
     Stop,
+    StreamRequest,
     Submitted,
+    first_cause,
 )
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer, CloseGatherer, Hole
-from tracepaper.daemon.feed.state import BarSequence, CloseFilter, FeedState
+from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
 from tracepaper.strategies.api.timeframes import frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
-    Depth,
     Event,
     FrameBar,
     Funding,
@@ -78,9 +77,8 @@ class LiveFeed:
     def __init__(  # noqa: PLR0913 - what a feed is joined of
         self,
         *,
-        rest: RestClient,
+        client: MarketDataClient,
         clock: Clock,
-        rng: random.Random,
         instruments: Sequence[Instrument],
         exchange: ExchangeSection,
         start: FeedStart,
@@ -89,10 +87,10 @@ class LiveFeed:
         judge: PriceJudge | None = None,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
-        self.counters = rest.counters  # of streams and REST together
+        self.counters = client.counters  # of streams and REST together
         self._clock = clock
-        self._rest = rest
-        self._cooldown = rest.cooldown
+        self._client = client
+        self._cooldown = client.cooldown
         self._exchange = exchange
         self._quote_from_ms = quote_from_ms
         self._liquidates = liquidates
@@ -103,7 +101,7 @@ class LiveFeed:
         self._unanswered: set[str] = set()
         self._resumed = {one for one, open_ms in start.known.items() if open_ms is not None}
         self._maintenance = FeedMaintenance(
-            rest=rest,
+            client=client,
             clock=clock,
             exchange=exchange,
             states=self._states,
@@ -113,7 +111,7 @@ class LiveFeed:
             doubts=(lambda _: False) if judge is None else judge.doubts,
         )
         self._sequencer = BarSequencer(
-            rest=rest,
+            client=client,
             clock=clock,
             states=self._states,
             maintenance=self._maintenance,
@@ -125,21 +123,16 @@ class LiveFeed:
         self._has_promised = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._connections = [
-            CategoryStream(
-                category=category,
-                instruments=[one for one in instruments if one.category is category],
-                exchange=exchange,
+        self._streams = client.streams(
+            StreamRequest(
+                instruments=tuple(instruments),
                 interval_ms=start.interval_ms,
-                owner=self,
-                clock=clock,
-                rng=rng,
-                cooldown=rest.cooldown,
+                trades=exchange.trades,
                 depth=start.depth,
                 depth_every_ms=start.depth_every_ms,
-            )
-            for category in dict.fromkeys(one.category for one in instruments)
-        ]
+            ),
+            self,
+        )
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -203,7 +196,7 @@ class LiveFeed:
 
     def frame_s(self) -> float | None:
         """Return the network time of the newest frame; None before the first."""
-        return max((s for one in self._connections if (s := one.stream.frame_s)), default=None)
+        return max((s for one in self._streams if (s := one.frame_s)), default=None)
 
     def quote_ms(self, instrument: str) -> int | None:
         """Return the market time of the newest quote of *instrument*."""
@@ -211,33 +204,33 @@ class LiveFeed:
 
     # ------------------------------------------------------------ what connections bring
 
-    def observe(self, server_ms: int) -> bool:
-        """Learn the time of a frame; False where it is not accepted."""
+    def on_server_time(self, server_ms: int) -> bool:
+        """Learn the date of a frame; False where it is not believed."""
         return self._maintenance.observe(server_ms)
 
-    def request_resync(self) -> None:
+    def on_future_date(self) -> None:
         """Have the exchange's time read anew."""
         self._maintenance.request_resync()
 
-    def enqueue(self, item: Bar | Quote | Mark | Trade) -> None:
-        """Queue what a stream brought; a bar that finds no place is repaired by REST."""
+    def on_data(self, item: MarketData) -> None:
+        """Queue what a stream brought.
+
+        A bar that finds no place is repaired by REST; after an order book that finds none, the
+        next one stands after a gap.
+        """
         if not isinstance(item, Bar):
             if not self._queue.try_put(item, share=0.5):
-                self.counters["overflow_quotes"] += 1
+                is_book = isinstance(item, OrderBookSample)
+                self.counters["overflow_books" if is_book else "overflow_quotes"] += 1
         elif not self._queue.try_put(item):
             self.counters["overflow_bars"] += 1
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
 
-    def enqueue_book(self, depth: Depth, cause: str) -> None:
-        """Queue a book of the grid; where there is no place the next one stands after a gap."""
-        if not self._queue.try_put(SampledBook(depth, cause), share=0.5):
-            self.counters["overflow_books"] += 1
-
-    def announce_funding(self, instrument: str, next_ms: int) -> None:
-        """Learn a ticker's ``nextFundingTime``."""
+    def on_funding_time(self, instrument: str, next_ms: int) -> None:
+        """Learn when the exchange settles the funding of *instrument* next."""
         self._states[instrument].funding.announce(next_ms)
 
-    def lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
+    def on_lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
         """Learn that the connection of *instruments* was lost: their next hole has this cause."""
         for one in instruments:
             self._queue_gap_cause(one.id, cause)
@@ -300,7 +293,7 @@ class LiveFeed:
 
     async def _on_item(  # noqa: C901 - one case an item
         self,
-        item: Bar | Quote | Mark | Trade | SampledBook | BackfillPage | GapCauseNotice | Submitted,
+        item: MarketData | BackfillPage | GapCauseNotice | Submitted,
     ) -> AsyncIterator[Event]:
         """Yield what one item of the queue causes."""
         match item:
@@ -311,7 +304,7 @@ class LiveFeed:
                 if self._is_event(item):
                     for price in self._with_others(item):
                         yield structs.replace(price, seen_ms=self._clock.market_ms())
-            case SampledBook():
+            case OrderBookSample():
                 for block in self._states[item.depth.instrument].take_book(item):
                     yield structs.replace(block, seen_ms=self._clock.market_ms())
             case BackfillPage():
@@ -402,7 +395,7 @@ class LiveFeed:
             if wanted.instrument in self._unanswered:
                 continue
             instrument = self._states[wanted.instrument].instrument
-            found = await self._rest.klines(
+            found = await self._client.candles(
                 instrument, wanted.interval_ms, wanted.from_ms, wanted.until_ms - 1
             )
             now_ms = self._clock.market_ms()
@@ -422,7 +415,7 @@ class LiveFeed:
     def _listen(self) -> None:
         """Begin to keep connections, time and filters up."""
         for work in (
-            *(connection.stream.run() for connection in self._connections),
+            *(stream.run() for stream in self._streams),
             self._maintenance.run_time(),
             self._maintenance.run_overdue(),
             # Each instrument has its own: one that the exchange does not answer holds up no other.
@@ -439,9 +432,9 @@ class LiveFeed:
 
     async def _catch_up(self) -> AsyncIterator[Event]:
         """Wait for the subscriptions, then fetch by REST what closed before them."""
-        for connection in self._connections:
+        for stream in self._streams:
             # Without a stream REST alone goes on, so this wait has an end.
-            await connection.answered(self._exchange.connect_timeout_s)
+            await stream.subscribed(self._exchange.connect_timeout_s)
         await self._maintenance.synchronise()
         while (behind := self._behind()) is not None:
             if not self._start.is_served:
@@ -475,8 +468,7 @@ class LiveFeed:
 
     def _is_up(self, state: FeedState) -> bool:
         """Return whether the connection of the instrument stands."""
-        category = state.instrument.category
-        return any(one.is_connected for one in self._connections if one.category is category)
+        return any(one.is_connected(state.instrument.id) for one in self._streams)
 
 
 def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedStart) -> FeedState:

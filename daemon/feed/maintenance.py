@@ -10,11 +10,17 @@ from typing import Final
 import structlog
 from msgspec import Struct, structs
 
-from tracepaper.daemon.bybit.instruments import closed, rescaled
-from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.feed.client import BackfillPage, EventQueue, GapCauseNotice, Item, Submitted
+from tracepaper.daemon.feed.client import (
+    BackfillPage,
+    EventQueue,
+    GapCauseNotice,
+    Item,
+    MarketDataClient,
+    Submitted,
+)
+from tracepaper.daemon.feed.filters import closed, rescaled
 from tracepaper.daemon.feed.state import FeedState
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Funding, Gap, GapCause, Instrument, InstrumentChange
@@ -57,13 +63,13 @@ class ServerTimeReader:
 
     def __init__(
         self,
-        rest: RestClient,
+        client: MarketDataClient,
         clock: Clock,
         *,
         time_scale: float = 1.0,
         resample_s: float = RESAMPLE_S,
     ) -> None:
-        self._rest = rest
+        self._client = client
         self._clock = clock
         self._scale_ms = 1_000 * time_scale
         self._resample_s = resample_s
@@ -92,7 +98,7 @@ class ServerTimeReader:
             expected_ms=self._clock.market_ms(),
         )
         while agreeing < SAMPLES:
-            await self._rest.cooldown.pause("server time", self._resample_s)
+            await self._client.cooldown.pause("server time", self._resample_s)
             again = await self._ask()
             if self._is_near(again):
                 return ServerTimeReading(again.server_ms, is_jump=False)
@@ -102,7 +108,7 @@ class ServerTimeReader:
 
     async def _ask(self) -> _TimeSample:
         asked_s = self._clock.network_s()
-        server_ms = await self._rest.server_time_ms()
+        server_ms = await self._client.server_time_ms()
         answered_s = self._clock.network_s()
         return _TimeSample(server_ms, max(asked_s, answered_s - UNDER_WAY_S_MAX), answered_s)
 
@@ -140,7 +146,7 @@ class FeedMaintenance:
     def __init__(
         self,
         *,
-        rest: RestClient,
+        client: MarketDataClient,
         clock: Clock,
         exchange: ExchangeSection,
         states: Mapping[str, FeedState],
@@ -152,8 +158,8 @@ class FeedMaintenance:
         self._is_live = False
         self._doubts = doubts
         self._spawn = spawn
-        self._time = ServerTimeReader(rest, clock, time_scale=exchange.time_scale)
-        self._rest = rest
+        self._time = ServerTimeReader(client, clock, time_scale=exchange.time_scale)
+        self._client = client
         self._clock = clock
         self._exchange = exchange
         self._states = states
@@ -196,9 +202,7 @@ class FeedMaintenance:
 
         They are due at each symbol's own interval.
         """
-        found = await self._rest.funding_history(
-            state.instrument, state.funding.settled_ms + 1, until_ms
-        )
+        found = await self._client.funding(state.instrument, state.funding.settled_ms + 1, until_ms)
         now_ms = self._clock.market_ms()
         new = state.funding.settle(found, self._doubts)
         missed = [one.from_ms for one in new if isinstance(one, Gap)]
@@ -273,7 +277,7 @@ class FeedMaintenance:
         sequence = state.sequence
         from_ms = sequence.next_open_ms
         until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
-        bars = await self._rest.klines(
+        bars = await self._client.candles(
             state.instrument,
             sequence.interval_ms,
             from_ms,
@@ -300,9 +304,9 @@ class FeedMaintenance:
         One empty answer proves nothing.
         """
         for _ in range(ANSWERS):
-            if found := await self._rest.instruments(kept.category, kept.symbol):
+            if found := await self._client.instruments(kept.category, kept.symbol):
                 return found
-            await self._rest.cooldown.pause("filters", self._exchange.certain_s)
+            await self._client.cooldown.pause("filters", self._exchange.certain_s)
         return [closed(kept)]
 
     async def run_filters(self, state: FeedState) -> None:

@@ -14,9 +14,8 @@ from typing import Final, NamedTuple, TypeVar, assert_never
 import structlog
 from msgspec import Struct, structs
 
-from tracepaper.daemon.bybit.rest import CANDLES_MAX, RestClient
 from tracepaper.daemon.clock import Clock
-from tracepaper.daemon.feed.client import BackfillPage
+from tracepaper.daemon.feed.client import BackfillPage, MarketDataClient
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.state import (
     REQUEST_WAIT_MAX_S,
@@ -147,15 +146,15 @@ class Hole(Struct, frozen=True):
         return self.cause is None and not self.state.sequence.is_begun
 
 
-async def _wait(seconds: float, rest: RestClient) -> None:
+async def _wait(seconds: float, client: MarketDataClient) -> None:
     """Wait for another answer."""
-    await rest.cooldown.pause("a hole in the candles", seconds)
+    await client.cooldown.pause("a hole in the candles", seconds)
 
 
 async def fill(
     holes: Sequence[Hole],
     *,
-    rest: RestClient,
+    client: MarketDataClient,
     clock: Clock,
     certain_s: float,
     patience_s: float | None = None,
@@ -172,14 +171,14 @@ async def fill(
     """
     holes = [one for one in holes if one.is_open]
     patience = Patience(patience_s, set() if unanswered is None else unanswered)
-    async for left, event in _filled(holes, rest, clock, certain_s, patience):
+    async for left, event in _filled(holes, client, clock, certain_s, patience):
         count_left(left)
         yield event
     holes = [one for one in holes if one.state.instrument.id not in patience.unanswered]
     # An instrument without any candle is as rare as an answer that wrongly says so.
     if unknown := [one for one in holes if one.is_new]:
-        await _wait(min(LISTING_WAIT_S_MAX, certain_s), rest)
-        async for left, event in _filled(unknown, rest, clock, certain_s, patience):
+        await _wait(min(LISTING_WAIT_S_MAX, certain_s), client)
+        async for left, event in _filled(unknown, client, clock, certain_s, patience):
             count_left(left)
             yield event
 
@@ -207,17 +206,21 @@ class Patience(NamedTuple):
 
 
 async def _filled(
-    holes: Sequence[Hole], rest: RestClient, clock: Clock, certain_s: float, patience: Patience
+    holes: Sequence[Hole],
+    client: MarketDataClient,
+    clock: Clock,
+    certain_s: float,
+    patience: Patience,
 ) -> AsyncIterator[tuple[int, Gap | Bar]]:
     """Yield each event with the number of those that follow it without another request."""
     if not holes:
         return
-    window_ms = CANDLES_MAX * holes[0].state.sequence.interval_ms
+    window_ms = client.candles_max * holes[0].state.sequence.interval_ms
     first_ms = min(one.state.sequence.next_open_ms for one in holes)
     last_ms = max(one.until_ms for one in holes)
     for start_ms in range(first_ms, last_ms, window_ms):
         windows = {
-            one.state.instrument.id: _HoleReader(one, rest, clock, certain_s).window(
+            one.state.instrument.id: _HoleReader(one, client, clock, certain_s).window(
                 start_ms, start_ms + window_ms
             )
             for one in holes
@@ -246,9 +249,11 @@ async def _filled(
 class _HoleReader:
     """Reads what REST has of one hole."""
 
-    def __init__(self, hole: Hole, rest: RestClient, clock: Clock, certain_s: float) -> None:
+    def __init__(
+        self, hole: Hole, client: MarketDataClient, clock: Clock, certain_s: float
+    ) -> None:
         self._hole = hole
-        self._rest = rest
+        self._client = client
         self._clock = clock
         self._certain_s = certain_s
 
@@ -277,12 +282,12 @@ class _HoleReader:
 
     async def _request(self, from_ms: int, until_ms: int) -> list[Bar]:
         state = self._hole.state
-        return await self._rest.klines(
+        return await self._client.candles(
             state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
         )
 
     async def _wait(self, seconds: float) -> None:
-        await _wait(seconds, self._rest)
+        await _wait(seconds, self._client)
 
     async def _from_listing(self, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* and those before them that a second answer has: from the listing on."""
@@ -379,7 +384,7 @@ class BarSequencer:
     def __init__(
         self,
         *,
-        rest: RestClient,
+        client: MarketDataClient,
         clock: Clock,
         states: Mapping[str, FeedState],
         maintenance: FeedMaintenance,
@@ -387,7 +392,7 @@ class BarSequencer:
         is_up: Callable[[FeedState], bool],
         certain_s: float,
     ) -> None:
-        self._rest = rest
+        self._client = client
         self._clock = clock
         self._states = states
         self._maintenance = maintenance
@@ -444,7 +449,7 @@ class BarSequencer:
         """
         events = fill(
             holes,
-            rest=self._rest,
+            client=self._client,
             clock=self._clock,
             certain_s=self._certain_s,
             patience_s=patience_s,

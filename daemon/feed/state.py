@@ -9,12 +9,13 @@ from typing import Final, Generic, TypeVar
 
 from msgspec import Struct, structs
 
-from tracepaper.daemon.bybit.order_book import DepthHolder
-from tracepaper.daemon.feed.client import SampledBook
+from tracepaper.daemon.feed.client import OrderBookSample
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.strategies.gates.evaluator import Plausibility
+from tracepaper.strategies.order_book import BLOCK_BOOKS, books_of, packed_books
 from tracepaper.strategies.types.market import (
     Bar,
+    Depth,
     Depths,
     GapCause,
     Instrument,
@@ -252,6 +253,54 @@ class MissingRanges:
         self._ranges = [one for one in self._ranges if one.until_ms > before_ms]
 
 
+# ---------------------------------------------------------------- order books
+
+OVERFLOW: Final = "overflow"
+"""Why books do not go on where the queue had no room for one."""
+
+
+class DepthHolder:
+    """Holds the books of one instrument until they are an event: a block of them, or a bar comes.
+
+    Nothing is packed before: a book costs two short texts of bytes until then.
+    """
+
+    def __init__(self, instrument: str, levels: int, every_ms: int) -> None:
+        self._instrument = instrument
+        self._levels = levels
+        self._every_ms = every_ms
+        self._held: list[Depth] = []
+        self._cause = ""
+        self._next_ms: int | None = None
+
+    def add(self, depth: Depth, cause: str) -> Iterator[Depths]:
+        """Take the next book, and *cause* where it does not go on; yield what is whole now."""
+        if not cause and self._next_ms not in (None, depth.seen_ms):
+            cause = OVERFLOW
+        if cause:
+            yield from self.flush()
+            self._cause = cause
+        self._held.append(depth)
+        self._next_ms = depth.seen_ms + self._every_ms
+        if len(self._held) >= BLOCK_BOOKS:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[Depths]:
+        """Yield what is held as one event, seen when its newest book stood so."""
+        if not self._held:
+            return
+        books = books_of(self._held, self._levels)
+        cause, self._cause = self._cause, ""
+        self._held = []
+        yield packed_books(
+            self._instrument,
+            books,
+            every_ms=self._every_ms,
+            cause=cause,
+            seen_ms=int(books.seen_ms[-1]),
+        )
+
+
 # ---------------------------------------------------------------- the instrument
 
 GRACE_S: Final = 0.5
@@ -407,7 +456,7 @@ class FeedState:
         self._mark.drop_ahead(latest_ms)
         self._trade.drop_ahead(latest_ms)
 
-    def take_book(self, sampled: SampledBook) -> Iterator[Depths]:
+    def take_book(self, sampled: OrderBookSample) -> Iterator[Depths]:
         """Hold a book of the grid; yield those that are enough for an event."""
         if self.books is not None:
             yield from self.books.add(sampled.depth, sampled.cause)

@@ -18,13 +18,13 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from tracepaper.daemon.bybit.instruments import closed
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, Predictor, SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.feed.client import Cooldown, FeedStart
+from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
+from tracepaper.daemon.feed.filters import closed
 from tracepaper.daemon.feed.maintenance import ServerTimeReader
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor, registry_of
@@ -76,6 +76,8 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
 
+ExchangeClient: Final = BybitClient
+"""The client of the exchange; ``replay.archive.download`` alone names it beside this module."""
 BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_SAID_EVERY_S: Final = 60.0
 BLOCKED_DECLARED_S: Final = 30.0
@@ -160,30 +162,30 @@ class Daemon:
             strategies = preflight_engine(config, forecaster)
         cooldown = Cooldown(clock=clock, observer=self._supervisor.declare)
         is_served = was_served(config, self._kind, self._database)
-        async with RestClient(
+        async with ExchangeClient(
             config.exchange,
             clock=clock,
             rng=self._rng,
             cooldown=cooldown,
             is_proven=is_served,
             latest_ms=clock.market_ms,
-        ) as rest:
-            time = ServerTimeReader(rest, clock, time_scale=config.exchange.time_scale)
+        ) as client:
+            time = ServerTimeReader(client, clock, time_scale=config.exchange.time_scale)
             server_ms = await time.first()
             clock.synchronise(server_ms)
             category = Category(config.market.category)
             instruments = [
                 filters_for(config, one)
-                for one in await self._listed(rest, category, is_served=is_served)
+                for one in await self._listed(client, category, is_served=is_served)
             ]
             if config.account.margin == "isolated" and category is Category.LINEAR:
                 instruments = [
-                    replace(item, risk_tiers=await rest.risk_tiers(item)) for item in instruments
+                    replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
                 ]
             # Address, category and symbols are right: from here on, what fails is the network.
-            rest.prove()
+            client.prove()
             if not is_served:
-                await self._refuse_sizes(instruments, rest)
+                await self._refuse_sizes(instruments, client)
             opened = open_run(
                 Opening(
                     config=config,
@@ -205,7 +207,7 @@ class Daemon:
                 audit,
             )
             try:
-                await self._drive(opened, forecaster, rest, audit)
+                await self._drive(opened, forecaster, client, audit)
             finally:
                 audit.end(clock.wall_ms())
 
@@ -223,7 +225,7 @@ class Daemon:
         return recorded_forecaster(config, self._database, model_id, mode=configured.mode)
 
     async def _listed(
-        self, rest: RestClient, category: Category, *, is_served: bool
+        self, client: MarketDataClient, category: Category, *, is_served: bool
     ) -> list[Instrument]:
         """Return the configured instruments as the exchange lists them.
 
@@ -231,9 +233,9 @@ class Daemon:
         """
         symbols = self._config.market.symbols
         if not is_served:
-            return [await rest.instrument(category, symbol) for symbol in symbols]
+            return [await client.instrument(category, symbol) for symbol in symbols]
         kept = last_instruments(self._database, self._kind)
-        listed = {one.symbol: one for one in await rest.instruments(category)}
+        listed = {one.symbol: one for one in await client.instruments(category)}
         found: list[Instrument] = []
         for symbol in symbols:
             one = listed.get(symbol)
@@ -244,20 +246,25 @@ class Daemon:
                     advice="the exchange lists it no more; other symbols go on",
                 )
                 one = closed(known)
-            found.append(await rest.instrument(category, symbol) if one is None else one)
+            found.append(await client.instrument(category, symbol) if one is None else one)
         return found
 
-    async def _refuse_sizes(self, instruments: Sequence[Instrument], rest: RestClient) -> None:
+    async def _refuse_sizes(
+        self, instruments: Sequence[Instrument], client: MarketDataClient
+    ) -> None:
         """Refuse, at the first start, a size that is no order; later it is a decision's reason."""
         for item in instruments:
             price = Decimal(0)
             if self._config.sizing.mode == "fixed":
-                last = (await rest.tickers(item.category, item.symbol)).last_price
-                price = Decimal(last or 0)
+                price = await client.last_price(item)
             refuse_size(self._config, item, price)
 
     async def _drive(
-        self, opened: Opened, forecaster: Forecaster | None, rest: RestClient, audit: SqlAuditLog
+        self,
+        opened: Opened,
+        forecaster: Forecaster | None,
+        client: MarketDataClient,
+        audit: SqlAuditLog,
     ) -> None:
         config, engine, run = self._config, opened.engine, opened.run
         self._opened(run)
@@ -269,7 +276,7 @@ class Daemon:
         event = "run goes on" if opened.resumed else "run opened"
         log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
         async with AsyncExitStack() as stack:
-            feed = await stack.enter_async_context(self._feed(opened, rest, engine))
+            feed = await stack.enter_async_context(self._feed(opened, client, engine))
             predictor, retrainer = self._answering(opened, forecaster, feed)
             monitor = Monitor(
                 run=run,
@@ -358,13 +365,12 @@ class Daemon:
         )
         return predictor, retrainer
 
-    def _feed(self, opened: Opened, rest: RestClient, engine: Engine) -> LiveFeed:
+    def _feed(self, opened: Opened, client: MarketDataClient, engine: Engine) -> LiveFeed:
         config, clock, run = self._config, self._clock, opened.run
         now_ms = clock.market_ms()
         return LiveFeed(
-            rest=rest,
+            client=client,
             clock=clock,
-            rng=self._rng,
             instruments=opened.instruments,
             exchange=config.exchange,
             start=FeedStart(

@@ -215,41 +215,42 @@ def _own_model(config: Config) -> Diagnosis:
 
 async def ask_exchange(config: Config) -> list[Diagnosis]:
     """Ask the configured exchange for its time and its symbols, once each."""
-    from tracepaper.daemon.bybit.rest import RestClient
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.feed.client import RestartBudget
+    from tracepaper.daemon.session.daemon import ExchangeClient
     from tracepaper.strategies.types.market import Category
 
     clock = SystemClock()
     exchange = config.exchange.model_copy(update={"ban_cooldown_s": 0.0, "backoff_max_s": 1.0})
     budget = RestartBudget(limit=1, window_s=60.0)
+    rng = random.Random(0)  # noqa: S311 - jitter
     findings = []
+    client = ExchangeClient(exchange, clock=clock, rng=rng, budget=budget)
+    category = Category(config.market.category)
     try:
-        async with RestClient(exchange, clock=clock, rng=random.Random(0), budget=budget) as rest:  # noqa: S311 - jitter
-            skew_ms = await rest.server_time_ms() - clock.wall_ms()
+        async with client:
+            skew_ms = await client.server_time_ms() - clock.wall_ms()
             verdict = Verdict.OK if abs(skew_ms) <= CLOCK_SKEW_MS else Verdict.WARN
             detail = f"{exchange.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"
             findings.append(Diagnosis("exchange", verdict, detail))
             for symbol in config.market.symbols:
-                one = await rest.instrument(Category(config.market.category), symbol)
+                one = await client.instrument(category, symbol)
                 findings.append(Diagnosis(one.id, Verdict.OK, f"status {one.status}"))
     except FeedLost as error:
         findings.append(Diagnosis("exchange", Verdict.FAIL, str(error)))
     except TracepaperError as error:
         findings.append(Diagnosis("market", Verdict.FAIL, str(error)))
-    findings.append(await _ask_stream(config))
+    address = client.stream_url(category)
+    findings.append(await _ask_stream(address, exchange.connect_timeout_s))
     return findings
 
 
-async def _ask_stream(config: Config) -> Diagnosis:
-    """Open a websocket to the configured stream and close it again."""
+async def _ask_stream(address: str, timeout_s: float) -> Diagnosis:
+    """Open a websocket to *address* and close it again."""
     import websockets
 
-    address = f"{config.exchange.stream_url}/v5/public/{config.market.category}"
     try:
-        async with websockets.connect(
-            address, open_timeout=config.exchange.connect_timeout_s, close_timeout=1.0
-        ):
+        async with websockets.connect(address, open_timeout=timeout_s, close_timeout=1.0):
             return Diagnosis("stream", Verdict.OK, f"{address} can be reached")
     except (OSError, websockets.WebSocketException) as error:
         return Diagnosis(

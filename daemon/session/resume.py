@@ -12,10 +12,10 @@ import msgspec
 import structlog
 
 from tracepaper.daemon.broker.ledger import Holding, Ledger
-from tracepaper.daemon.bybit.instruments import rescaled
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, decode_state
+from tracepaper.daemon.feed.filters import rescaled
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,

@@ -10,45 +10,28 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.bybit.instruments import instrument_from, interval_name
 from tracepaper.daemon.bybit.messages import InstrumentInfo
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
-from tracepaper.daemon.bybit.rest import RestClient
 from tracepaper.daemon.bybit.websocket import PublicStream, StreamCallbacks
 from tracepaper.daemon.bybit.wire import Received
 from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.feed.client import Cooldown, RestartBudget, is_loopback
+from tracepaper.daemon.feed.client import Cooldown, MarketDataClient, RestartBudget, is_loopback
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
 from tracepaper.storage.candles import History, HistoryWriter
 from tracepaper.strategies.errors import ConfigInvalid, FeedStale, Recoverable
 from tracepaper.strategies.types.market import Bar, Category, Instrument
 from tracepaper.strategies.units import interval_phase
-
-PAGE_BARS: Final = 1_000
-"""Candles a request, the exchange's limit."""
-
-
-class Klines(Protocol):
-    """What is needed of ``daemon.bybit.rest.RestClient``."""
-
-    async def instrument(self, category: Category, symbol: str) -> Instrument:
-        """Return the filters of *symbol*; raise ``ConfigInvalid`` where the exchange lacks it."""
-        ...
-
-    async def klines(
-        self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
-    ) -> list[Bar]:
-        """Return the final bars that open in [*start_ms*, *end_ms*], oldest first."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,7 +43,7 @@ class Fetched:
 
 
 async def fetch(
-    rest: Klines,
+    client: MarketDataClient,
     instrument: Instrument,
     interval_ms: int,
     spans: Sequence[Span],
@@ -71,13 +54,13 @@ async def fetch(
     """Ask for every candle of *spans* and hand each page to *keep* as it comes.
 
     *spans* are what the archive lacks, so a fetch that was broken off goes on where it ended.
-    *progress* hears how many candle times each page settled. Errors of *rest* pass.
+    *progress* hears how many candle times each page settled. Errors of *client* pass.
     """
     bars = 0
     absent: list[Span] = []
     for start, until in spans:
-        for first, last in pages(start, until, interval_ms):
-            page = await rest.klines(instrument, interval_ms, first, last)
+        for first, last in pages(start, until, interval_ms, client.candles_max):
+            page = await client.candles(instrument, interval_ms, first, last)
             if page:
                 keep(page)
             bars += len(page)
@@ -86,9 +69,9 @@ async def fetch(
     return Fetched(bars, tuple(joined(absent)))
 
 
-def pages(start: int, until: int, interval_ms: int) -> list[Span]:
+def pages(start: int, until: int, interval_ms: int, candles_max: int) -> list[Span]:
     """Return the first and last open time of each request for [*start*, *until*)."""
-    step = PAGE_BARS * interval_ms
+    step = candles_max * interval_ms
     return [(first, min(first + step, until) - interval_ms) for first in range(start, until, step)]
 
 
@@ -182,18 +165,24 @@ async def fetch_order(config: Config, order: FetchRequest, *, quiet: bool) -> li
     clock = SystemClock()
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
     jitter = random.Random(order.interval_ms)  # noqa: S311 (waits, not secrets)
-    async with RestClient(exchange, clock=clock, rng=jitter, budget=budget) as rest:
-        now_ms = await rest.server_time_ms()
+    async with BybitClient(exchange, clock=clock, rng=jitter, budget=budget) as client:
+        now_ms = await client.server_time_ms()
         until_ms = now_ms - exchange.final_after_ms
         if order.until_ms is not None:
             until_ms = min(until_ms, order.until_ms)
         return await fetch_symbols(
-            rest, clock, order, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
+            client, clock, order, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
         )
 
 
 async def fetch_symbols(
-    rest: Klines, clock: Clock, order: FetchRequest, *, until_ms: int, certain_s: float, quiet: bool
+    client: MarketDataClient,
+    clock: Clock,
+    order: FetchRequest,
+    *,
+    until_ms: int,
+    certain_s: float,
+    quiet: bool,
 ) -> list[Outcome]:
     """Fetch what the archive lacks of each symbol; what an answer lacks is asked for twice.
 
@@ -202,38 +191,50 @@ async def fetch_symbols(
     """
     first: list[tuple[Instrument, Fetched]] = []
     for symbol in order.symbols:
-        instrument = await rest.instrument(order.category, symbol)
+        instrument = await client.instrument(order.category, symbol)
         spans = wanted_spans(
             order.archive, instrument, order.interval_ms, from_ms=order.from_ms, until_ms=until_ms
         )
-        first.append((instrument, await _fetch_shown(rest, order, instrument, spans, quiet=quiet)))
+        first.append(
+            (instrument, await _fetch_shown(client, order, instrument, spans, quiet=quiet))
+        )
     if any(found.absent for _, found in first):
         await clock.sleep(certain_s)
     return [
-        await _asked_again(rest, order, instrument, found, quiet=quiet)
+        await _asked_again(client, order, instrument, found, quiet=quiet)
         for instrument, found in first
     ]
 
 
 async def _asked_again(
-    rest: Klines, order: FetchRequest, instrument: Instrument, found: Fetched, *, quiet: bool
+    client: MarketDataClient,
+    order: FetchRequest,
+    instrument: Instrument,
+    found: Fetched,
+    *,
+    quiet: bool,
 ) -> Outcome:
     """Return the outcome of a symbol once its absent spans have been asked for again."""
     if found.absent:
-        again = await _fetch_shown(rest, order, instrument, found.absent, quiet=quiet)
+        again = await _fetch_shown(client, order, instrument, found.absent, quiet=quiet)
         found = Fetched(found.bars + again.bars, again.absent)
     return Outcome(instrument.id, order.interval_ms, found.bars, found.absent)
 
 
 async def _fetch_shown(
-    rest: Klines, order: FetchRequest, instrument: Instrument, spans: Sequence[Span], *, quiet: bool
+    client: MarketDataClient,
+    order: FetchRequest,
+    instrument: Instrument,
+    spans: Sequence[Span],
+    *,
+    quiet: bool,
 ) -> Fetched:
     """Fetch *spans* into the archive and show how far it is."""
     with _progress(quiet=quiet) as bar:
         task = bar.add_task(instrument.id, total=_candles(spans, order.interval_ms))
         return await fetch_into(
             order.archive,
-            rest,
+            client,
             instrument,
             order.interval_ms,
             spans,
@@ -287,7 +288,7 @@ def wanted_spans(
 
 async def fetch_into(
     archive: Path,
-    rest: Klines,
+    client: MarketDataClient,
     instrument: Instrument,
     interval_ms: int,
     spans: Sequence[Span],
@@ -300,7 +301,7 @@ async def fetch_into(
         def keep(page: Sequence[Bar]) -> None:
             writer.write(instrument, interval_ms, page)
 
-        return await fetch(rest, instrument, interval_ms, spans, keep=keep, progress=progress)
+        return await fetch(client, instrument, interval_ms, spans, keep=keep, progress=progress)
 
 
 def header_of(request: DepthRequest, instrument: Instrument, source: str) -> DepthHeader:
@@ -378,9 +379,9 @@ async def record_live(
     """
     jitter = random.Random(request.every_ms)  # noqa: S311 (waits, not secrets)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
-    async with RestClient(exchange, clock=clock, rng=jitter, budget=budget) as rest:
-        clock.synchronise(await rest.server_time_ms())
-        instrument = await rest.instrument(request.category, request.symbol)
+    async with BybitClient(exchange, clock=clock, rng=jitter, budget=budget) as client:
+        clock.synchronise(await client.server_time_ms())
+        instrument = await client.instrument(request.category, request.symbol)
     source = source_of(exchange.stream_url)
 
     def accepts(server_ms: int) -> bool:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section, kline
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import PriceJudge
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.feed import LiveFeed
@@ -23,12 +23,12 @@ class Live:
     """A running feed, its exchange, its clock, and everything it handed on."""
 
     def __init__(
-        self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed, rest: RestClient
+        self, server: ScriptedServer, clock: SteppedClock, feed: LiveFeed, client: BybitClient
     ) -> None:
         self.server = server
         self.clock = clock
         self.feed = feed
-        self.rest = rest
+        self.client = client
         self.events: list[Event] = []
         self.quotes_from: int | None = None
         self.quote_from_ms: Callable[[Quote], int | None] = lambda _: self.quotes_from
@@ -128,11 +128,10 @@ async def live(
         return holder[0].quote_from_ms(quote)
 
     async with (
-        RestClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as rest,
+        BybitClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as client,
         LiveFeed(
-            rest=rest,
+            client=client,
             clock=clock,
-            rng=rng,
             instruments=instruments,
             exchange=asked,
             queue_limit=queue_limit,
@@ -142,7 +141,7 @@ async def live(
             liquidates=liquidates,
         ) as feed,
     ):
-        running = Live(server, clock, feed, rest)
+        running = Live(server, clock, feed, client)
         holder.append(running)
         async with asyncio.TaskGroup() as group:
             task = group.create_task(running.consume())

@@ -8,11 +8,9 @@ from decimal import Decimal
 
 import msgspec
 import pytest
-from builders import instrument
 from bybit_frames import HERE
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import structs
 
 from tracepaper.daemon.bybit.instruments import (
     ceiled,
@@ -23,7 +21,6 @@ from tracepaper.daemon.bybit.instruments import (
     instrument_from,
     interval_name,
     read_instruments,
-    rescaled,
     risk_tier,
     rounded,
 )
@@ -201,27 +198,6 @@ def test_a_list_that_is_none_is_refused() -> None:
         read_instruments(b'{"list":7}', Category.SPOT)
 
 
-def test_a_coarser_tick_keeps_the_scales_of_the_run() -> None:
-    kept = instrument(price_decimals=2, quantity_decimals=3)
-    fresh = structs.replace(
-        kept, price_decimals=1, tick_size=5, quantity_decimals=1, max_quantity=7, min_quantity=1
-    )
-    changed = rescaled(fresh, kept)
-    assert (changed.price_decimals, changed.tick_size) == (2, 50)
-    assert (changed.quantity_decimals, changed.max_quantity, changed.min_quantity) == (3, 700, 100)
-
-
-def test_filters_that_did_not_change_are_equal_after_rescaling() -> None:
-    one = instrument()
-    assert rescaled(one, one) == one
-
-
-def test_a_finer_tick_than_the_run_keeps_ends_it() -> None:
-    kept = instrument(price_decimals=1)
-    with pytest.raises(ConfigInvalid, match="finer steps"):
-        rescaled(structs.replace(kept, price_decimals=2), kept)
-
-
 # ---------------------------------------------------------------- risk tiers
 
 
@@ -265,8 +241,3 @@ def test_a_limit_beyond_every_position_is_no_limit_that_is_reached() -> None:
 def test_a_tier_that_is_none_is_refused(changed: dict[str, str]) -> None:
     with pytest.raises(MessageMalformed):
         risk_tier(limits(**changed))
-
-
-def test_new_filters_keep_the_tiers_that_were_read_at_the_start() -> None:
-    kept = structs.replace(instrument(), risk_tiers=(risk_tier(limits()),))
-    assert rescaled(instrument(), kept).risk_tiers == kept.risk_tiers

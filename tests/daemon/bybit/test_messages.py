@@ -81,8 +81,8 @@ def test_a_recorded_list_of_instruments_is_read_field_by_field() -> None:
 
 
 def test_requests_are_written_as_the_exchange_documents_them() -> None:
-    assert messages.encode(messages.StreamRequest("ping")) == b'{"op":"ping"}'
-    request = messages.StreamRequest("subscribe", "c1", ["kline.1.BTCUSDT", "publicTrade.BTCUSDT"])
+    assert messages.encode(messages.SocketRequest("ping")) == b'{"op":"ping"}'
+    request = messages.SocketRequest("subscribe", "c1", ["kline.1.BTCUSDT", "publicTrade.BTCUSDT"])
     assert json.loads(messages.encode(request)) == {
         "op": "subscribe",
         "req_id": "c1",

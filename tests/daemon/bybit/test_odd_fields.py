@@ -72,7 +72,7 @@ CALLS: dict[str, tuple[Callable[[RestClient], Awaitable[Any]], dict[str, Any]]] 
         answer({"timeSecond": str(NOW_MS // 1_000), "timeNano": f"{NOW_MS}000000"}),
     ),
     "kline": (
-        lambda rest: rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE),
+        lambda rest: rest.candles(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE),
         answer(page(*ROWS)),
     ),
     "instruments-info": (
@@ -81,7 +81,7 @@ CALLS: dict[str, tuple[Callable[[RestClient], Awaitable[Any]], dict[str, Any]]] 
     ),
     "risk-limit": (lambda rest: rest.risk_tiers(BITCOIN), answer(page(TIER))),
     "funding/history": (
-        lambda rest: rest.funding_history(BITCOIN, START_MS, START_MS + 8 * HOUR),
+        lambda rest: rest.funding(BITCOIN, START_MS, START_MS + 8 * HOUR),
         answer(page(SETTLED)),
     ),
     "tickers": (lambda rest: rest.tickers(Category.LINEAR, "BTCUSDT"), answer(page(TICKER))),

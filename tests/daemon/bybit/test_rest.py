@@ -53,7 +53,7 @@ async def test_candles_come_oldest_first_over_several_pages() -> None:
         for open_ms in opens:
             server.add_candle(open_ms)
         server.server_ms = opens[-1] + 2 * MINUTE
-        bars = await rest.klines(instrument(), MINUTE, opens[0], opens[-1])
+        bars = await rest.candles(instrument(), MINUTE, opens[0], opens[-1])
         assert [bar.open_time_ms for bar in bars] == opens
         assert len(server.asked("kline")) == 3
         assert {query["limit"] for query in server.asked("kline")} == {"1000"}
@@ -63,7 +63,7 @@ async def test_a_candle_of_rest_carries_its_own_close_as_time() -> None:
     async with ScriptedServer() as server, asking(server) as rest:
         server.add_candle(START_MS)
         server.server_ms = START_MS + 10 * MINUTE
-        (bar,) = await rest.klines(instrument(), MINUTE, START_MS, START_MS)
+        (bar,) = await rest.candles(instrument(), MINUTE, START_MS, START_MS)
         assert (bar.market_ms, bar.seen_ms, bar.source) == (START_MS + MINUTE,) * 2 + (Source.REST,)
 
 
@@ -71,9 +71,9 @@ async def test_a_candle_is_final_only_some_time_after_its_close() -> None:
     async with ScriptedServer() as server, asking(server) as rest:
         server.add_candle(START_MS)
         server.server_ms = START_MS + MINUTE + 1_999
-        assert await rest.klines(instrument(), MINUTE, START_MS, START_MS) == []
+        assert await rest.candles(instrument(), MINUTE, START_MS, START_MS) == []
         server.server_ms += 1
-        assert len(await rest.klines(instrument(), MINUTE, START_MS, START_MS)) == 1
+        assert len(await rest.candles(instrument(), MINUTE, START_MS, START_MS)) == 1
 
 
 async def test_rows_outside_the_window_are_dropped() -> None:
@@ -81,7 +81,9 @@ async def test_rows_outside_the_window_are_dropped() -> None:
         for index in range(5):
             server.add_candle(START_MS + index * MINUTE)
         server.server_ms = START_MS + 10 * MINUTE
-        bars = await rest.klines(instrument(), MINUTE, START_MS + MINUTE + 1, START_MS + 3 * MINUTE)
+        bars = await rest.candles(
+            instrument(), MINUTE, START_MS + MINUTE + 1, START_MS + 3 * MINUTE
+        )
         assert [bar.open_time_ms for bar in bars] == [START_MS + 2 * MINUTE, START_MS + 3 * MINUTE]
 
 
@@ -90,7 +92,7 @@ async def test_a_row_that_cannot_be_read_is_left_out_and_counted() -> None:
         server.add_candle(START_MS)
         server.add_candle(START_MS + MINUTE, close="NaN")
         server.server_ms = START_MS + 10 * MINUTE
-        bars = await rest.klines(instrument(), MINUTE, START_MS, START_MS + MINUTE)
+        bars = await rest.candles(instrument(), MINUTE, START_MS, START_MS + MINUTE)
         assert [bar.open_time_ms for bar in bars] == [START_MS]
         assert rest.counters["malformed_rows"] == 1
 
@@ -144,7 +146,7 @@ async def test_funding_history_is_paged_backwards_and_returned_oldest_first() ->
     async with ScriptedServer() as server, asking(server) as rest:
         times = [START_MS + index * HOUR for index in range(450)]
         server.funding = [(at, f"-0.000{index:03}") for index, at in enumerate(times)]
-        found = await rest.funding_history(instrument(), times[3], times[-1])
+        found = await rest.funding(instrument(), times[3], times[-1])
         assert [one.market_ms for one in found] == times[3:]
         assert found[0].rate == -30_000
         assert len(server.asked("funding/history")) == 3
@@ -220,7 +222,7 @@ async def test_a_ban_silences_every_request_for_its_whole_time() -> None:
         first = asyncio.create_task(rest.server_time_ms())
         await until(lambda: rest.cooldown.ends_s > 0)
         assert rest.cooldown.ends_s == clock.network_s() + 600
-        second = asyncio.create_task(rest.klines(instrument(), MINUTE, START_MS, START_MS))
+        second = asyncio.create_task(rest.candles(instrument(), MINUTE, START_MS, START_MS))
         banned_until_s = rest.cooldown.ends_s
         await clock.run(lambda: clock.network_s() >= banned_until_s - 1, step_s=1)
         assert len(server.requests) == 1
@@ -243,6 +245,6 @@ async def test_a_refused_connection_is_tried_again() -> None:
 async def test_an_interval_is_asked_for_by_its_name() -> None:
     async with ScriptedServer() as server, asking(server) as rest:
         one = structs.replace(instrument(), category=Category.SPOT)
-        await rest.klines(one, 240 * MINUTE, 0, 0)
+        await rest.candles(one, 240 * MINUTE, 0, 0)
         (query,) = server.asked("kline")
         assert (query["interval"], query["category"]) == ("240", "spot")

@@ -87,7 +87,7 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
     ),
     "klines": (
         "kline",
-        lambda rest: rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE),
+        lambda rest: rest.candles(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE),
         {
             "another symbol": pages([ROW], symbol="ETHUSDT"),
             "no symbol": {"category": "linear", "list": [ROW]},
@@ -141,7 +141,7 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
     ),
     "funding": (
         "funding/history",
-        lambda rest: rest.funding_history(BITCOIN, START_MS, START_MS + 8 * HOUR),
+        lambda rest: rest.funding(BITCOIN, START_MS, START_MS + 8 * HOUR),
         {
             "another symbol": pages([{**SETTLED, "symbol": "ETHUSDT"}]),
             "another category": pages([SETTLED], category="inverse"),
@@ -341,12 +341,12 @@ async def test_a_server_that_dates_itself_ahead_makes_no_open_candle_final() -> 
         asking(server, clock, is_proven=True, is_dated_by_server=False) as rest,
     ):
         server.server_ms = START_MS + 400 * 24 * HOUR
-        bars = await rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
+        bars = await rest.candles(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
         assert [bar.open_time_ms for bar in bars] == [START_MS]
 
 
 async def test_what_cannot_have_closed_is_not_asked_for() -> None:
     async with serving() as server, asking(server, SteppedClock(), is_proven=True) as rest:
-        bars = await rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 500_000 * MINUTE)
+        bars = await rest.candles(BITCOIN, MINUTE, START_MS, START_MS + 500_000 * MINUTE)
         assert len(bars) == 3
         assert len(server.asked("kline")) == 1

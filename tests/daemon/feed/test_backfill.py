@@ -11,7 +11,7 @@ import pytest
 from builders import instrument
 from bybit_server import MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.sequencer import Hole, fill
 from tracepaper.daemon.feed.state import BarSequence, FeedState
@@ -31,11 +31,11 @@ def market(symbol: str = "BTCUSDT", *, first: int = 0) -> FeedState:
 
 
 @asynccontextmanager
-async def asking(server: ScriptedServer) -> AsyncIterator[tuple[RestClient, SteppedClock]]:
+async def asking(server: ScriptedServer) -> AsyncIterator[tuple[BybitClient, SteppedClock]]:
     clock = SteppedClock(server.server_ms)
     settings = exchange_section(rest_url=server.rest_url)
-    async with RestClient(settings, clock=clock, rng=random.Random(1)) as rest:
-        yield rest, clock
+    async with BybitClient(settings, clock=clock, rng=random.Random(1)) as client:
+        yield client, clock
 
 
 async def filled(
@@ -44,9 +44,9 @@ async def filled(
     """Fill *holes* in stepped time; *waits_s* gets how long that took."""
 
     async def collect() -> list[Gap | Bar]:
-        return [event async for event in fill(holes, rest=rest, clock=clock, certain_s=30.0)]
+        return [event async for event in fill(holes, client=client, clock=clock, certain_s=30.0)]
 
-    async with asking(server) as (rest, clock):
+    async with asking(server) as (client, clock):
         begun_s = clock.network_s()
         task = asyncio.ensure_future(collect())
         await clock.run(task.done, step_s=0.25)

@@ -6,7 +6,7 @@ import depth_cases as cases
 import numpy as np
 import pytest
 
-from tracepaper.daemon.bybit.order_book import DepthHolder
+from tracepaper.daemon.feed.state import DepthHolder
 from tracepaper.strategies.order_book import BLOCK_BOOKS, books_in, books_of
 from tracepaper.strategies.types.market import Depth, Depths
 

@@ -26,7 +26,7 @@ from msgspec import structs
 from structlog.testing import capture_logs
 from waiting import deadline, until
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import feed
 from tracepaper.daemon.feed.client import EventQueue, FeedStart
 from tracepaper.daemon.feed.maintenance import POLL_S, FeedMaintenance
@@ -447,10 +447,10 @@ async def test_settlements_missed_while_down_come_in_their_places() -> None:
 async def test_filters_are_read_again_daily_and_handed_on_when_they_differ() -> None:
     async with ScriptedServer() as server:
         clock = SteppedClock()
-        async with RestClient(
+        async with BybitClient(
             exchange_section(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
-        ) as rest:
-            kept = await rest.instrument(Category.LINEAR, "BTCUSDT")
+        ) as client:
+            kept = await client.instrument(Category.LINEAR, "BTCUSDT")
         kept = structs.replace(kept, funding_interval_minutes=0)
         server.filters[0]["fundingInterval"] = 0
         async with live(server, instruments=(kept,)) as run:
@@ -713,13 +713,13 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
     clock = SteppedClock(START_MS)
     answers = [START_MS + 900, START_MS + 899, START_MS + 5_000]
 
-    class SlowRest(RestClient):
+    class SlowClient(BybitClient):
         async def server_time_ms(self) -> int:
             clock.advance(network_s=1.0)
             return answers.pop(0)
 
     maintenance = FeedMaintenance(
-        rest=SlowRest(exchange_section(), clock=clock, rng=random.Random(1)),
+        client=SlowClient(exchange_section(), clock=clock, rng=random.Random(1)),
         clock=clock,
         exchange=exchange_section(),
         states={},

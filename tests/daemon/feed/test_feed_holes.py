@@ -22,7 +22,7 @@ from exchange_client import FIRST_MS, candles, serving, walk_rows
 from msgspec import structs
 from waiting import until
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.state import PENDING_MAX
@@ -94,7 +94,7 @@ async def test_a_lost_closing_frame_comes_although_rest_is_wrong_at_first(
     way: str, times: int
 ) -> None:
     async with ScriptedServer() as server, live(server) as run:
-        run.rest.prove()
+        run.client.prove()
         await begin(run)
         await run.close_bar(1, stream=False)
         server.add_candle(START_MS + 2 * MINUTE)
@@ -111,7 +111,7 @@ async def test_a_lost_closing_frame_comes_although_rest_is_wrong_at_first(
 async def test_no_later_bar_shows_the_hole_and_rest_is_wrong_at_first() -> None:
     for way in WAYS:
         async with ScriptedServer() as server, live(server) as run:
-            run.rest.prove()
+            run.client.prove()
             await begin(run)
             await run.close_bar(1, stream=False)
             server.add_candle(START_MS + 2 * MINUTE)
@@ -124,7 +124,7 @@ async def test_no_later_bar_shows_the_hole_and_rest_is_wrong_at_first() -> None:
 async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
     pair: tuple[Instrument, ...] = (BITCOIN, ETHER)
     async with ScriptedServer() as server, live(server, instruments=pair) as run:
-        run.rest.prove()
+        run.client.prove()
         server.answer_next("kline", *(web.Response(status=404) for _ in range(1_000)))
         for index in range(6):
             await run.close_bar(index, stream=index != 1)
@@ -142,7 +142,7 @@ async def test_other_instruments_go_on_while_a_hole_is_asked_for() -> None:
 
 async def test_what_waits_is_handed_on_when_the_frame_comes_after_all() -> None:
     async with ScriptedServer() as server, live(server) as run:
-        run.rest.prove()
+        run.client.prove()
         await begin(run)
         server.answer_next("kline", *(web.Response(status=500) for _ in range(1_000)))
         await run.close_bar(1, stream=False, rest=False)
@@ -190,7 +190,7 @@ async def test_a_hole_is_not_given_up_while_no_answer_reaches_past_it() -> None:
 
 async def test_what_waits_behind_a_hole_is_bounded_and_none_of_it_is_lost() -> None:
     async with ScriptedServer() as server, live(server, queue_limit=5_000) as run:
-        run.rest.prove()
+        run.client.prove()
         await begin(run)
         server.answer_next("kline", *(web.Response(status=404) for _ in range(10_000)))
         last = PENDING_MAX + 50
@@ -212,7 +212,7 @@ async def test_a_settlement_that_nobody_answers_holds_up_no_bar() -> None:
         server.server_ms = eight - MINUTE
         start = FeedStart(interval_ms=MINUTE, period_start_ms=eight - MINUTE, warmup_bars=0)
         async with live(server, start=start, instruments=(FUNDED,)) as run:
-            run.rest.prove()
+            run.client.prove()
             server.answer_next(
                 "funding/history", *(web.Response(status=451) for _ in range(10_000))
             )
@@ -343,12 +343,11 @@ async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_hande
         events: list[Event] = []
         asked = exchange_section(rest_url=exchange.rest_url, stream_url=exchange.stream_url)
         async with (
-            RestClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as rest,
+            BybitClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as client,
             LiveFeed(
-                rest=rest,
+                client=client,
                 clock=clock,
-                rng=rng,
-                instruments=(await rest.instrument(BITCOIN.category, BITCOIN.symbol),),
+                instruments=(await client.instrument(BITCOIN.category, BITCOIN.symbol),),
                 exchange=asked,
                 start=FeedStart(interval_ms=MINUTE, period_start_ms=now_ms, warmup_bars=3),
                 quote_from_ms=lambda _: None,
@@ -391,5 +390,5 @@ async def test_an_answer_dated_ahead_makes_no_open_candle_a_bar() -> None:
         await run.close_bar(1)
         server.add_candle(START_MS + 2 * MINUTE, "999.0")  # still open
         server.server_ms += 24 * HOUR
-        found = await run.rest.klines(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
+        found = await run.client.candles(BITCOIN, MINUTE, START_MS, START_MS + 2 * MINUTE)
         assert [bar.open_time_ms for bar in found] == [START_MS]

@@ -9,13 +9,13 @@ import pytest
 from bybit_server import START_MS, exchange_section
 from fakes import ManualClock
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, ServerTimeReading
 
 YEAR_MS = 365 * 86_400_000
 
 
-class TellingRest(RestClient):
+class TellingClient(BybitClient):
     """Answers with the true time and an error from a list, each after *under_way_s*."""
 
     def __init__(
@@ -36,7 +36,7 @@ def asking(
     errors_ms: Sequence[int], *, market_ms: int = START_MS, under_way_s: float = 0.0
 ) -> tuple[ServerTimeReader, ManualClock]:
     clock = ManualClock(market_ms)
-    return ServerTimeReader(TellingRest(clock, errors_ms, under_way_s=under_way_s), clock), clock
+    return ServerTimeReader(TellingClient(clock, errors_ms, under_way_s=under_way_s), clock), clock
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from builders import MINUTE, START_MS, bar, instrument
 from bybit_server import SteppedClock, exchange_section
 from msgspec import structs
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import BackfillPage, EventQueue
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
@@ -20,7 +20,7 @@ from tracepaper.strategies.types.market import Bar, Source
 
 async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> None:
     clock = SteppedClock(START_MS)
-    rest = RestClient(exchange_section(), clock=clock, rng=random.Random(1))
+    client = BybitClient(exchange_section(), clock=clock, rng=random.Random(1))
     state = FeedState(
         instrument(),
         sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
@@ -28,11 +28,11 @@ async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> 
     )
     states = {state.instrument.id: state}
     sequencer = BarSequencer(
-        rest=rest,
+        client=client,
         clock=clock,
         states=states,
         maintenance=FeedMaintenance(
-            rest=rest,
+            client=client,
             clock=clock,
             exchange=exchange_section(),
             states=states,

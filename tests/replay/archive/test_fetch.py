@@ -12,7 +12,7 @@ from fakes import ManualClock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.download import (
@@ -28,7 +28,7 @@ from tracepaper.replay.archive.download import (
 )
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import Bar, Category, Instrument
+from tracepaper.strategies.types.market import Bar, Instrument
 
 spans = st.lists(st.integers(0, 80), max_size=12, unique=True).map(
     lambda cuts: [(a, b) for a, b in zip(sorted(cuts)[::2], sorted(cuts)[1::2], strict=False)]
@@ -53,7 +53,7 @@ def test_holes_are_the_times_that_did_not_come(times: set[int], first: int, last
 
 
 def test_pages_cover_a_span_once_and_hold_at_most_a_thousand() -> None:
-    cut = pages(5_000, 5_000 + 2_500 * 10, 10)
+    cut = pages(5_000, 5_000 + 2_500 * 10, 10, 1_000)
     times = [t for first, last in cut for t in range(first, last + 1, 10)]
     assert times == list(range(5_000, 30_000, 10))
     assert [(last - first) // 10 + 1 for first, last in cut] == [1_000, 1_000, 500]
@@ -85,23 +85,18 @@ class Shelf:
         return joined([(t, t + MINUTE) for t in sorted(self.bars)])
 
 
-class Breaking:
-    """A REST client whose connection ends after so many pages."""
+class Breaking(BybitClient):
+    """Its connection ends after so many pages."""
 
-    def __init__(self, rest: RestClient, pages_left: int) -> None:
-        self._rest = rest
-        self._left = pages_left
+    pages_left = 1
 
-    async def instrument(self, category: Category, symbol: str) -> Instrument:
-        return await self._rest.instrument(category, symbol)
-
-    async def klines(
+    async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
-        if not self._left:
+        if not self.pages_left:
             raise ConnectionError
-        self._left -= 1
-        return await self._rest.klines(instrument, interval_ms, start_ms, end_ms)
+        self.pages_left -= 1
+        return await super().candles(instrument, interval_ms, start_ms, end_ms)
 
 
 async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
@@ -115,19 +110,20 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
     shelf = Shelf()
     async with (
         EmbeddedExchange(settings) as exchange,
-        RestClient(
+        Breaking(
             exchange_section(rest_url=exchange.rest_url),
             clock=ManualClock(),
             rng=random.Random(1),
-        ) as rest,
+        ) as client,
     ):
-        instrument = await rest.instrument(served.category, served.symbol)
+        instrument = await client.instrument(served.category, served.symbol)
         with pytest.raises(ConnectionError):
-            await fetch(Breaking(rest, 1), instrument, MINUTE, lacking([], wanted), keep=shelf.keep)
+            await fetch(client, instrument, MINUTE, lacking([], wanted), keep=shelf.keep)
         assert len(shelf.bars) == 980
+        client.pages_left = 3
         settled: list[int] = []
         fetched = await fetch(
-            rest,
+            client,
             instrument,
             MINUTE,
             lacking(shelf.stored(), wanted),
@@ -147,24 +143,19 @@ async def test_a_fetch_that_broke_off_goes_on_where_it_ended() -> None:
 UNTIL_MS = FIRST_MS + 100 * MINUTE
 
 
-class Forgetful:
-    """A REST client that lacks the candles of *hidden* in its first answer about them."""
+class Forgetful(BybitClient):
+    """Lacks the candles of ``hidden`` in its first answer about them."""
 
-    def __init__(self, rest: RestClient, hidden: set[int]) -> None:
-        self._rest = rest
-        self._hidden = hidden
-        self.asked: list[Span] = []
+    hidden: set[int]
+    asked: list[Span]
 
-    async def instrument(self, category: Category, symbol: str) -> Instrument:
-        return await self._rest.instrument(category, symbol)
-
-    async def klines(
+    async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
         self.asked.append((start_ms, end_ms))
-        page = await self._rest.klines(instrument, interval_ms, start_ms, end_ms)
-        kept = [bar for bar in page if bar.open_time_ms not in self._hidden]
-        self._hidden -= {bar.open_time_ms for bar in page}
+        page = await super().candles(instrument, interval_ms, start_ms, end_ms)
+        kept = [bar for bar in page if bar.open_time_ms not in self.hidden]
+        self.hidden -= {bar.open_time_ms for bar in page}
         return kept
 
 
@@ -179,21 +170,21 @@ async def test_what_an_answer_lacks_is_asked_for_once_more_and_later(
     order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
     async with (
         EmbeddedExchange(settings) as exchange,
-        RestClient(
+        Forgetful(
             exchange_section(rest_url=exchange.rest_url),
             clock=clock,
             rng=random.Random(1),
-        ) as real,
+        ) as client,
     ):
-        rest = Forgetful(real, {FIRST_MS + i * MINUTE for i in hidden})
+        client.hidden, client.asked = {FIRST_MS + i * MINUTE for i in hidden}, []
         (outcome,) = await fetch_symbols(
-            rest, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
+            client, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
         )
     assert clock.slept == [30.0]
     hole = (FIRST_MS + 80 * MINUTE, FIRST_MS + 85 * MINUTE)
     assert (outcome.bars, outcome.absent) == (95, (hole,))
     assert read_candles(archive).open_time_ms.tolist() == [t for t in times if t < UNTIL_MS]
-    assert len(rest.asked) == (3 if hidden == set(range(40, 60)) else 2)
+    assert len(client.asked) == (3 if hidden == set(range(40, 60)) else 2)
 
 
 async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None:
@@ -203,13 +194,13 @@ async def test_a_whole_archive_is_fetched_without_a_wait(tmp_path: Path) -> None
     order = FetchRequest(archive, served.category, (served.symbol,), MINUTE, FIRST_MS, None)
     async with (
         EmbeddedExchange(settings) as exchange,
-        RestClient(
+        BybitClient(
             exchange_section(rest_url=exchange.rest_url),
             clock=clock,
             rng=random.Random(1),
-        ) as rest,
+        ) as client,
     ):
         (outcome,) = await fetch_symbols(
-            rest, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
+            client, clock, order, until_ms=UNTIL_MS, certain_s=30.0, quiet=True
         )
     assert (outcome.bars, outcome.absent, clock.slept) == (100, (), [])
