@@ -1,4 +1,4 @@
-"""``BybitClient``: Bybit as a feed needs it, REST calls and streams in one."""
+"""``BybitClient``: Bybit's market data, REST and streams, as the feed's protocols ask for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Between a feed and any exchange: the protocols that its client implements, queue, retries.
+"""What an exchange implements for a feed, as protocols; the bounded event queue and retries.
 
 Another exchange is one folder beside ``daemon.bybit``: its client implements ``MarketDataClient``.
 The one ``except Recoverable`` stands here.
@@ -214,7 +214,7 @@ class StreamRequest(Struct, frozen=True):
 
 
 class MarketDataListener(Protocol):
-    """What a stream tells of: the feed."""
+    """Receives what a stream brings: the feed."""
 
     def on_server_time(self, server_ms: int) -> bool:
         """Learn the date of a frame before it is applied; False where it is not believed."""
@@ -262,11 +262,11 @@ class MarketDataStream(Protocol):
 
 
 class MarketDataClient(Protocol):
-    """One exchange: its REST calls, or what answers as such, and its streams.
+    """The market data of one exchange: questions and streams.
 
     Every call is retried without end where its error passes; ``ConfigInvalid`` is what a wrong
-    symbol, category or address earns until ``prove`` was called. ``seen_ms`` of what it returns
-    and streams is the market time; the feed sets it on delivery.
+    symbol, category or address earns until ``prove`` was called. Bars have the source ``REST``
+    or ``STREAM``; ``seen_ms`` is their close until the feed sets it on delivery.
     """
 
     counters: Counter[str]  # what happened, streams included, for /metrics
@@ -274,7 +274,7 @@ class MarketDataClient(Protocol):
 
     @property
     def candles_max(self) -> int:
-        """Candles of one request; longer windows are asked for in parts."""
+        """Candles of one request: the feed fills holes by so many; the client divides the rest."""
         ...
 
     def prove(self) -> None:
@@ -306,7 +306,7 @@ class MarketDataClient(Protocol):
     ) -> list[Bar]:
         """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
 
-        Their source is ``Source.REST``. What is left out may exist: it is asked for again.
+        What is left out may exist: it is asked for again.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""An instrument's filters as a run keeps them: in its decimals, and once it is listed no more."""
+"""Changed filters of an instrument in the decimals of its run; delisted instruments."""
 
 from __future__ import annotations
 

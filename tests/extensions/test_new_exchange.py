@@ -1,4 +1,4 @@
-"""A second exchange is a client and its stream: here a market in memory, with no edit elsewhere."""
+"""A second exchange is a client with its streams: a market in memory, and no edit elsewhere."""
 
 from __future__ import annotations
 
