@@ -210,7 +210,7 @@ class RestClient:
     that dates itself ahead must not make an open candle final.
     """
 
-    candles_max: Final = CANDLES_MAX
+    candles_max: int = CANDLES_MAX
 
     def __init__(
         self,

@@ -96,11 +96,11 @@ class MemoryMarket:
             return one
         raise ConfigInvalid(f"The market in memory has no {symbol}; ask for {COIN.symbol}.")
 
-    async def risk_tiers(self, _instrument: Instrument) -> tuple[RiskTier, ...]:
-        return ()
+    async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
+        return instrument.risk_tiers
 
-    async def last_price(self, _instrument: Instrument) -> Decimal:
-        return Decimal(101)
+    async def last_price(self, instrument: Instrument) -> Decimal:
+        return Decimal(instrument.tick_size)
 
     async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
