@@ -9,6 +9,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import IntEnum
 from typing import Final, NamedTuple, assert_never
 
 import msgspec
@@ -98,6 +99,14 @@ _NOTED: Final = frozenset({RunEnd, Prune})
 
 OF_THE_RUN: Final = ""
 """Stands where an instrument does, for the state that a portfolio strategy declares."""
+
+
+class Save(IntEnum):
+    """Whether the state has to be stored."""
+
+    NO = 0
+    LATER = 1  # once in ``STATE_EVERY_STEPS``: only the steps say what has changed
+    NOW = 2  # by this step; within a close, by its last one
 
 
 class Filled(NamedTuple):
@@ -193,9 +202,7 @@ class Engine:
         self._by_quotes = settings.execution is FillModel.QUOTE
         self._settled: dict[str, int] = {}
         self._halted = False
-        self._dirty = True  # the state has to be stored
-        self._is_within = False  # a close, of which the last step stores it
-        self._unsaved = False  # a position was confirmed since it was
+        self._save = Save.NOW
         self.sequence = 0
 
     def _new_account(
@@ -382,7 +389,7 @@ class Engine:
             before.passed + (judged and decision.refused_by not in JUDGEMENT),
             before.exposure + (value / equity if equity > 0 else 0.0),
         )
-        self._unsaved = True
+        self._save = self._save or Save.LATER
 
     def declared(self) -> dict[str, bytes]:
         """Return what the strategies declared as their state, encoded, by instrument.
@@ -429,8 +436,9 @@ class Engine:
             if name in self._twins:  # another run may have had other ones
                 self._twins[name].restore(twin)
         self.hand_back(state.declared)
+        self._save = Save.NOW if taken_over else Save.NO
         for one in confirmed:
-            self._unsaved = True
+            self._save = self._save or Save.LATER
             account = self._account if one.twin is None else self._twins.get(one.twin)
             if account is not None and self._states[one.instrument].strategy.horizon is not None:
                 account.confirm(one.instrument, one.open_time_ms)
@@ -440,7 +448,6 @@ class Engine:
             if key in fills:
                 fills[key] = list(known.fills)
         self.sequence = next_sequence
-        self._dirty = taken_over
 
     def recall(self, bar: Bar) -> None:
         """Observe a bar that the run already holds: it causes nothing, and is not a step."""
@@ -547,16 +554,15 @@ class Engine:
         decision depends on the place of its instrument among them. The state is stored by the last
         step alone: before it, the account has fills that belong to later steps.
         """
-        self._is_within = bool(bars)
-        steps = [self._finish(closed, None)]
+        steps = [self._finish(closed, None, saves=not bars)]
         first = self.sequence
         observed = [self._observe(bar, first + place) for place, bar in enumerate(bars)]
         if self._portfolio is not None:
             self._ask_all(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
-            self._is_within = len(steps) < len(bars)
-            steps.append(self._decide(bar, filled, prediction, at_ms))
+            is_last = len(steps) == len(bars)
+            steps.append(self._decide(bar, filled, prediction, at_ms, saves=is_last))
         return steps
 
     def _observe(self, bar: Bar, sequence: int) -> Filled | None:
@@ -605,7 +611,7 @@ class Engine:
         """Ask the portfolio about *bars*, and learn whether its state changed since the last."""
         self._ask(bars, observed, predictions)
         if self._declared_by_all is not None and self._declared_by_all.changed():
-            self._dirty = True
+            self._save = Save.NOW
 
     def _ask(
         self,
@@ -623,7 +629,8 @@ class Engine:
             regime, cell = state.regime, state.cell
             said, is_finite = checked(prediction)
             seen = state.ask_with(bar, said, self._account, is_finite=is_finite)
-            self._dirty |= state.regime is not regime or state.cell != cell
+            if state.regime is not regime or state.cell != cell:
+                self._save = Save.NOW
             if state.is_warm:
                 asked[state.instrument.symbol] = state, seen
         if not asked:
@@ -634,14 +641,21 @@ class Engine:
             state.strategy.answer = answers.get(symbol, NOT_NAMED)
 
     def _decide(  # noqa: C901 - one line from top to bottom; a call costs what it would save
-        self, bar: Bar, filled: Filled | None, prediction: Prediction, at_ms: int
+        self,
+        bar: Bar,
+        filled: Filled | None,
+        prediction: Prediction,
+        at_ms: int,
+        *,
+        saves: bool = True,
     ) -> Step:
         """Return the step of *bar*, which was observed; orders are sent at market time *at_ms*."""
         key = bar.instrument
         if filled is None:
-            return self._finish(bar, key, accepted=False)  # a revision is evidence, nothing more
+            # A revision is evidence, nothing more.
+            return self._finish(bar, key, accepted=False, saves=saves)
         if bar.open_time_ms < self._period_start_ms:
-            return self._finish(bar, key, filled)  # it only warms up
+            return self._finish(bar, key, filled, saves=saves)  # it only warms up
         state = self._states[key]
         is_finite = None
         if prediction is not None:
@@ -651,7 +665,7 @@ class Engine:
             bar, prediction, self._account, is_running=not self._halted, is_finite=is_finite
         )
         if state.regime is not regime or state.cell != cell or self._risk.state is not risk:
-            self._dirty = True
+            self._save = Save.NOW
         for resting in self._resting[key]:
             if resting.is_guarded:
                 self._tell_protectors(key, state.signal)
@@ -673,8 +687,9 @@ class Engine:
             confirmed = self._follow(state, bar, prediction, decision, at_ms)
         window, decided = state.hashes(prediction, decision)
         step = self._finish(
-            bar, key, filled, sent.orders, decision, prediction, confirmed, window, decided
-        )
+            bar, key, filled, sent.orders, decision, prediction, confirmed, window, decided,
+            saves=saves,
+        )  # fmt: skip
         if self._bases:
             self.count(step)  # from the next bar on
         return step
@@ -683,7 +698,8 @@ class Engine:
         """Let whoever waits for another signal on instrument *key* learn the newest one."""
         if isinstance(signal, Signal):
             for account in self._accounts:
-                self._dirty |= account.on_signal(key, signal.action)
+                if account.on_signal(key, signal.action):
+                    self._save = Save.NOW
 
     def _follow(
         self,
@@ -746,7 +762,7 @@ class Engine:
                 if isinstance(planned, str):
                     return Sent((), planned)
                 plan = planned
-            self._unsaved = True
+            self._save = self._save or Save.LATER
             if state.strategy.horizon is not None:
                 account.confirm(key, bar.open_time_ms)
         before = orders.target
@@ -763,21 +779,21 @@ class Engine:
                 opened_ms=bar.open_time_ms,
             )
             if sent.orders or before != target:
-                self._dirty = True
+                self._save = Save.NOW
         changed: tuple[Order, ...] = ()
         if plan is not None and target:  # also where it was refused: HOLD asks for it again
             changed = account.protect(plan, bar, sequence=self.sequence, at_ms=at_ms)
-            self._dirty = True
+            self._save = Save.NOW
         elif orders.is_guarded and action is Action.FLAT and target == 0:
             changed = account.leave(key, f"the signal is {action.value}")
-            self._dirty = True
+            self._save = Save.NOW
         return sent._replace(orders=_as_they_stand(sent.orders, changed)) if changed else sent
 
     def _send(self, account: PaperAccount, bar: Bar, orders: Orders, at_ms: int) -> Sent:
         """Ask *account* for a list of orders; what it refuses is among them, REJECTED."""
         changed = account.send(orders, bar, sequence=self.sequence, at_ms=at_ms)
         if changed:
-            self._dirty = True
+            self._save = Save.NOW
         return Sent(changed, None)
 
     def _fill_missed(self, bar: Bar, sequence: int) -> Filled:
@@ -786,7 +802,8 @@ class Engine:
         expired = Filled(orders=self._expire(key, bar.market_ms))
         if bar.open_time_ms >= self._states[key].missed_until_ms:
             for account in self._accounts:
-                self._dirty |= account.on_quoted_bar(key)
+                if account.on_quoted_bar(key):
+                    self._save = Save.NOW
             return expired
         filled = self._fill(bar, sequence, while_down=True)
         return filled._replace(orders=_as_they_stand(expired.orders, filled.orders))
@@ -809,9 +826,10 @@ class Engine:
     ) -> Filled:
         """Return what one event did to every account."""
         matched = match(self._account)
-        self._dirty |= matched.ended_plan
+        if matched.ended_plan:
+            self._save = Save.NOW
         if matched.orders:
-            self._dirty = True
+            self._save = Save.NOW
             if self._risk.active:
                 for one in matched.booked:
                     self._risk.count_fill(*one)
@@ -819,7 +837,7 @@ class Engine:
         for name, twin in self._twins.items():
             of_twin = match(twin)
             if of_twin.orders or of_twin.ended_plan:
-                self._dirty = True
+                self._save = Save.NOW
             if of_twin.fills:
                 twin_fills[name] = _marked(of_twin.fills, while_down=while_down)
         if not matched.orders and not twin_fills:
@@ -830,7 +848,7 @@ class Engine:
         """Cancel what no quote filled in time, in every account; return the run's own orders."""
         expired = [account.expire(instrument, market_ms) for account in self._accounts]
         if any(expired):
-            self._dirty = True
+            self._save = Save.NOW
         return expired[0]
 
     def _price(self, price: Price) -> Step:
@@ -880,7 +898,7 @@ class Engine:
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self._settled[key] = funding.market_ms
-        self._dirty = True
+        self._save = Save.NOW
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
         bounds = [
@@ -896,20 +914,22 @@ class Engine:
         """
         halted = command.kind is not CommandKind.RESUME
         flattens = command.kind is CommandKind.FLATTEN
-        self._dirty |= halted is not self._halted
+        if halted is not self._halted:
+            self._save = Save.NOW
         self._halted = halted
         if command.kind is CommandKind.RESUME and self._risk.state.breach:
             self._risk.resume()
-            self._dirty = True
+            self._save = Save.NOW
         orders: tuple[Order, ...] = ()
         for key in self._states if halted else ():
             orders += self._account.withdraw(key, command.kind.value, opening_only=not flattens)
-            self._dirty |= bool(orders)
+            if orders:
+                self._save = Save.NOW
         if flattens:
             for ordinal, (key, state) in enumerate(self._states.items()):
                 if state.last_bar is None:
                     continue
-                self._dirty = True
+                self._save = Save.NOW
                 orders += self._account.leave(key, FLATTEN)
                 orders += self._account.submit(
                     key,
@@ -944,7 +964,7 @@ class Engine:
             for state in self._states.values():
                 state.change_model(terms)
             self._passing = terms.passing
-            self._dirty = True  # the regimes are others
+            self._save = Save.NOW  # the regimes are others
 
     def _forget_passing(self) -> None:
         """Drop what a restart drops, so that a replay of the record does the same here."""
@@ -978,8 +998,12 @@ class Engine:
         *,
         accepted: bool = True,
         belief: str | None = None,
+        saves: bool = True,
     ) -> Step:
-        """Return the step of *event*; *confirmed* names the twins whose position it confirmed."""
+        """Return the step of *event*; *confirmed* names the twins whose position it confirmed.
+
+        It *saves* the state where that is due; within a close only the last step does.
+        """
         account = self._account.ledger
         position: Position | None = None
         twins: tuple[TwinStep, ...] = ()
@@ -990,12 +1014,16 @@ class Engine:
         sequence = self.sequence
         state: bytes | None = None
         if self._declared and type(event) is Bar and self._has_changed(event.instrument):
-            self._dirty = True
-        if self._unsaved and sequence % STATE_EVERY_STEPS == 0 and type(event) not in _NOTED:
-            self._dirty = True
-        if self._dirty and not self._is_within:
+            self._save = Save.NOW
+        if (
+            self._save is Save.LATER
+            and sequence % STATE_EVERY_STEPS == 0
+            and type(event) not in _NOTED
+        ):
+            self._save = Save.NOW
+        if self._save is Save.NOW and saves:
             state = self._encoded_state()
-            self._dirty = self._unsaved = False
+            self._save = Save.NO
         self.sequence = sequence + 1
         ledger: tuple[LedgerEntry, ...] = ()
         if moved := account.entries:
