@@ -87,6 +87,12 @@ def test_each_bar_of_a_close_has_its_own_step_behind_that_of_the_close() -> None
     assert sum(len(step.fills) for step in steps) > 6
 
 
+def test_the_last_step_of_a_close_alone_stores_the_state() -> None:
+    stored = [step.state is not None for step in run(engine(), flat(40))]
+    assert stored[:4] == [False, False, False, True]
+    assert {place % 4 for place, one in enumerate(stored) if one} == {3}
+
+
 def test_no_decision_depends_on_the_place_of_its_instrument() -> None:
     def by_bar(steps: list[Step]) -> dict[tuple[str, int], object]:
         return {

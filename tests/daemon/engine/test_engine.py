@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
@@ -530,3 +531,17 @@ def test_edge_compares_the_calibrated_mean_with_the_round_trip_cost() -> None:
 def test_the_same_events_and_answers_always_cause_the_same_steps() -> None:
     answers: list[Forecast | None] = [None, None, *[forecast(0.001 * i) for i in range(-5, 5)]]
     assert answered(attention(), answers) == answered(attention(), answers)
+
+
+def test_what_only_the_steps_say_is_stored_now_and_then_and_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_module, "STATE_EVERY_STEPS", 4)
+    machine = engine()
+    steps = [machine.step(bar(10_000 + 10 * at, index=at), None) for at in range(40)]
+    settled = max(step.sequence for step in steps if step.orders) + 4
+    confirmed = [step for step in steps if step.sequence > settled]
+    stored = [step.sequence for step in confirmed if step.state is not None]
+    assert stored == [step.sequence for step in confirmed if not step.sequence % 4] != []
+    again = [machine.step(steps[-1].event, None) for _ in range(12)]  # bars that confirm nothing
+    assert sum(step.state is not None for step in again) == 1
