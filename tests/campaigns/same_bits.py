@@ -48,6 +48,7 @@ def trainings(folder: Path) -> Iterator[tuple[str, list[str]]]:
         write_csv(learnable(4 * DAY_BARS, seed=at, symbol=name), folder / "several")
         for at, name in enumerate(SYMBOLS)
     ]
+    quarters = write_csv(learnable(22 * DAY_BARS), folder / "quarters")
     depths, of = long("exchange")
     write(folder / "books", depths, of=of)
     for name, form in FORMS.items():
@@ -61,9 +62,9 @@ def trainings(folder: Path) -> Iterator[tuple[str, list[str]]]:
         yield kind, ["--network", kind, *SMALL, *words, *factors, *data]
     for kind in ROWS:
         yield kind, ["--network", kind, *SMALL, *split(3, 4, 5), "--data", str(candles)]
-    both = (*NETWORK, "--window", "24", "--length", "128", "--schema", "v2-1m", "--with", "tree")
-    more = ("--with-schema", "tree-1m", *split(3, 4, 5))
-    yield "ensemble", ["--network", "flash", *SMALL, *both, *more, "--data", str(candles)]
+    both = (*NETWORK, "--window", "16", "--length", "128", "--schema", "v2-15m", "--with", "tree")
+    more = ("--with-schema", "tree-15m", "--data", str(quarters))
+    yield "ensemble", ["--network", "flash", *SMALL, *both, *more]
     books = ("--threads", "1", "--horizons", "1,3", "--window", "24", "--windows", "2")
     yield "books", ["--network", "orderbook", *NETWORK, *books, "--data", str(folder / "books")]
 
@@ -117,7 +118,8 @@ def main(revision: str = "", only: str = "") -> None:
         sys.exit("Name the revision to compare with: make same-bits REV=main")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        (folder / "several").mkdir()
+        for name in ("several", "quarters"):
+            (folder / name).mkdir()
         before = checked_out(revision, folder / "before")
         count, differing = 0, 0
         for name, words in trainings(folder):
