@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.report.record import Bars, Decisions, Floats, Ints, Ledger, RunRecord
+from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
 
@@ -77,7 +77,7 @@ def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
     return earned
 
 
-def exposures(record: RunRecord, ledger: Ledger) -> tuple[Floats, Floats]:
+def exposures(record: RunRecord, ledger: AccountRecord) -> tuple[Floats, Floats]:
     """Return what *ledger* held at each of the record's times by its equity: net, and gross.
 
     The second counts what is held long and what is held short alike, so it is not negative.
@@ -197,7 +197,7 @@ def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost_rate: float)
 
 
 def random_twins(
-    record: RunRecord, ledger: Ledger, marks: Ints, *, count: int = RANDOM_TWINS
+    record: RunRecord, ledger: AccountRecord, marks: Ints, *, count: int = RANDOM_TWINS
 ) -> RandomTwins | None:
     """Return *count* random twins of *ledger*; None where it never held a position.
 

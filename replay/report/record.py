@@ -78,7 +78,7 @@ class Decisions:
 
 
 @dataclass(frozen=True)
-class Ledger:
+class AccountRecord:
     """One account of the run; money in quote currency.
 
     ``equity`` has a value before the first decided bar and then one at each of ``times_ms``,
@@ -136,8 +136,8 @@ class RunRecord:
     times_ms: Ints
     bars: dict[str, Bars]
     decisions: Decisions
-    account: Ledger
-    twins: tuple[Ledger, ...]
+    account: AccountRecord
+    twins: tuple[AccountRecord, ...]
     gaps: tuple[Row, ...]
     settlements: Settlements
     thresholds: dict[str, float]  # of every gate, as they were last
@@ -191,7 +191,7 @@ class RunRecord:
             found[name] = [one for one in places if 0 < one[0] < bars.open_time_ms.size]
         return {name: of for name, of in found.items() if of}
 
-    def holds_over_split(self, ledger: Ledger) -> bool:
+    def holds_over_split(self, ledger: AccountRecord) -> bool:
         """Whether *ledger* held what was divided, so that its equity is wrong from then on."""
         return any(
             ledger.held[name][place - 1] != 0
@@ -209,7 +209,7 @@ class RunRecord:
         return replace(bars, **prices)
 
     @property
-    def held_twin(self) -> Ledger | None:
+    def held_twin(self) -> AccountRecord | None:
         """The twin that bought and held the run's exposure so far, if the run has it."""
         return next((twin for twin in self.twins if twin.name == BUY_AND_HOLD), None)
 
@@ -374,7 +374,9 @@ def _decisions(views: RunViews, *, predicted: bool) -> Decisions:
     return Decisions(**columns)
 
 
-def _settlements(gaps: Sequence[Row], settled: Sequence[Row], account: Ledger) -> Settlements:
+def _settlements(
+    gaps: Sequence[Row], settled: Sequence[Row], account: AccountRecord
+) -> Settlements:
     """Return what is missing of the settlements, and how many came twice."""
     missing = tuple(row for row in gaps if row["cause"] == GapCause.FUNDING)
     held = sum(account.holds(row["instrument"], row["from_ms"]) for row in missing)
@@ -443,14 +445,14 @@ def without_dust(held: Floats, step: float) -> Floats:
     return np.where(np.abs(held) < (1.0 - 1e-9) * step, 0.0, held)
 
 
-def _account(views: RunViews, frame: _Frame) -> Ledger:
+def _account(views: RunViews, frame: _Frame) -> AccountRecord:
     """Return the run's own account."""
     curve = _arrays(views, "v_equity", _CURVE)
     (last,) = views.rows("v_equity", newest=1)
     return _ledger("this run", curve, views.rows("v_fills"), last, frame)
 
 
-def _twins(views: RunViews, frame: _Frame) -> list[Ledger]:
+def _twins(views: RunViews, frame: _Frame) -> list[AccountRecord]:
     """Return the shadow accounts of the run, by name."""
     found = []
     for name, _ in sorted(views.counts("v_twin_equity", "twin")):
@@ -466,7 +468,7 @@ def _ledger(
     fills: Sequence[Row],
     last: Row,
     frame: _Frame,
-) -> Ledger:
+) -> AccountRecord:
     """Return one account from its sequence, equity and position after each of its *steps*."""
     decisions, times_ms = frame.decisions, frame.times_ms
     sequences, equity = steps["sequence"], steps["equity"]
@@ -480,7 +482,7 @@ def _ledger(
     for instrument, places in decisions.places.items():
         own = quantity[at[places]]
         held[instrument] = without_dust(own, frame.steps[instrument])
-    return Ledger(
+    return AccountRecord(
         name=name,
         equity=np.concatenate((equity[before : before + 1], curve)),
         held=held,

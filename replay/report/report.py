@@ -30,7 +30,7 @@ from tracepaper.replay.report.benchmarks import (
     refusals,
 )
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
-from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord, read_record
+from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
 from tracepaper.replay.report.trades import (
     ClosedTrade,
     Costs,
@@ -294,7 +294,9 @@ def build_report(
     )
 
 
-def _random(record: RunRecord, ledgers: Sequence[Ledger], marks: Ints) -> Iterator[RandomTwins]:
+def _random(
+    record: RunRecord, ledgers: Sequence[AccountRecord], marks: Ints
+) -> Iterator[RandomTwins]:
     """Yield the random twins of every account that held something; none without every bar."""
     for of in ledgers if record.every_bar else ():
         if (made := random_twins(record, of, marks)) is not None:
@@ -330,7 +332,7 @@ def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
 
 
 def account_report(
-    record: RunRecord, ledger: Ledger, closed: Sequence[ClosedTrade]
+    record: RunRecord, ledger: AccountRecord, closed: Sequence[ClosedTrade]
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
     own = ledger is record.account

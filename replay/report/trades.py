@@ -13,7 +13,7 @@ import numpy as np
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.replay.report.document import Figure, Table, cause, of_view, table
-from tracepaper.replay.report.record import Floats, Ints, Ledger, RunRecord
+from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
@@ -173,7 +173,7 @@ class Costs:
     net: float
 
 
-def trades(ledger: Ledger, instruments: Mapping[str, Instrument]) -> list[ClosedTrade]:
+def trades(ledger: AccountRecord, instruments: Mapping[str, Instrument]) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* in the order in which they were left."""
     found = []
     for instrument in sorted({fill["instrument"] for fill in ledger.fills}):
@@ -190,7 +190,7 @@ def trades(ledger: Ledger, instruments: Mapping[str, Instrument]) -> list[Closed
     return sorted(found, key=lambda trade: (trade.left_ms, trade.instrument))
 
 
-def closed_trades(record: RunRecord, ledger: Ledger) -> list[ClosedTrade]:
+def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* but those over a split that was not adjusted."""
     split_ms = {
         name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
@@ -205,7 +205,7 @@ def closed_trades(record: RunRecord, ledger: Ledger) -> list[ClosedTrade]:
     ]
 
 
-def costs(ledger: Ledger, terms: ExecutionCosts) -> Costs:
+def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
     """Return what the fills of *ledger* cost under *terms*."""
     spread = slippage = 0.0
     for fill in ledger.fills:

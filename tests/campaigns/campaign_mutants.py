@@ -410,6 +410,9 @@ def judge(table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Pat
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         os.environ["TMPDIR"] = tempfile.tempdir = place  # of forks, which do not tidy up
         options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:terminal"]
+        sys.path.insert(
+            0, str(root)
+        )  # as `python -m pytest` has it: spawned processes import tests
         pytest.main([*options, *modules], plugins=[budget])
         tempfile.tempdir = None
     if budget.problem:

@@ -8,7 +8,7 @@ import pytest
 from builders import instrument
 from report_cases import BTC, CANDLES, cross, report_of
 
-from tracepaper.replay.report.record import Ledger
+from tracepaper.replay.report.record import AccountRecord
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.trades import trades
 from tracepaper.storage.database.run_views import Row
@@ -111,7 +111,7 @@ def fill(order_id: str, side: str, quantity: str, price: str, fee: str, fee_base
 
 def test_what_a_fee_leaves_below_a_step_does_not_keep_a_trade_open() -> None:
     coarse = instrument(category=Category.SPOT, quantity_decimals=4, quantity_step=10)
-    ledger = Ledger(
+    ledger = AccountRecord(
         "spot",
         np.array([1_000.0, 1_010.0]),
         {},
