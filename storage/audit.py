@@ -210,7 +210,7 @@ class SqlAuditLog:
 
     @classmethod
     def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
-        """Open or make the database *path* and take its lock; see ``database.open_writer``."""
+        """Open or make the database *path* and take its lock; raises what ``open_writer`` does."""
         return cls(open_writer(path), group_steps, path=path)
 
     def report_waits(self, hear: Callable[[], object]) -> None:

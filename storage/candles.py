@@ -150,7 +150,7 @@ class HistoryWriter:
     """An archive open for writing; one process at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open or make the archive *path*; see ``database.open_writer`` for what it raises."""
+        """Open or make the archive *path*; it raises what ``open_writer`` does."""
         self._path = path
         self._writer = open_writer(path)
         raw = self._writer.connection.connection.driver_connection

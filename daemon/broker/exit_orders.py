@@ -1,4 +1,4 @@
-"""Stop, target, trailing stop and time limit of a position: from a signal to protective orders.
+"""Exit orders: from a signal's stop, target, trailing stop and time limit to resting orders.
 
 A signal that passed its gates leaves a :class:`Plan` in each account that follows it. The orders of
 the plan are placed in the event of its entry's fill, and again with every later fill; they stay

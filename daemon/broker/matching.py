@@ -1,4 +1,4 @@
-"""When resting orders fill: at a quote, at a bar's open, along the path within a bar.
+"""When orders and stops are triggered and filled: at a quote, an open, along a bar's path.
 
 Quotes. An order meets the first quote after its latency. A limit that the far side already
 reaches takes there; else it rests, and is filled as maker once the far side stands strictly

@@ -1,1 +1,1 @@
-"""A run from configuration to end: built, resumed, predicted, supervised."""
+"""The process around the engine: a run built, resumed, predicted, supervised."""

@@ -64,7 +64,7 @@ def measure(
 
     ``long`` adds 65,536 bars and the dense route at 8,192; ``compiled`` measures the tile that
     torch.compile makes as well (its compilation is not counted); ``memory`` starts a process for
-    each peak; *compare* names a user's implementations (``attention_routes``), which are measured
+    each peak; *compare* names a user's implementations (``routes.implementation``), measured
     beside the other forms of explanation; *tell* hears what is being measured, *show* gets each
     row as soon as it is, with the kind of its table. Where compiled loops are built, torch is
     measured beside them.

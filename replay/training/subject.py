@@ -67,7 +67,7 @@ class DecidedBar(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """How an ensemble answers of its halves, [horizon] each: see ``forecasters.ensemble``."""
+    """How an ensemble mixes its members, [horizon] each: see ``EnsembleForecaster``."""
 
     shares: Array
     spread: Array

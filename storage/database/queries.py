@@ -96,7 +96,7 @@ _READY: Final = b"+"
 def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answered:
     """Return what *sql* answers over the database *path*, asked in a process of its own.
 
-    Raises what ``questions.ask`` does; ``DataInvalid`` too where the process was ended at its limit
+    Raises what ``ask`` does; ``DataInvalid`` too where the process was ended at its limit
     of *seconds*, or took more than ``MEMORY_BYTES``. Ctrl-C ends it at once.
     """
     asked = msgspec.msgpack.encode(_Asked(str(path), sql, rows_most, seconds, MEMORY_BYTES))

@@ -50,7 +50,7 @@ REAL: Final = "REAL"
 TEXT: Final = "TEXT"
 BLOB: Final = "BLOB"
 
-# The scale of an integer, and how a column is shown: see ``views.shown``.
+# The scale of an integer, and how a column is shown: see ``view_columns.shown``.
 MONEY: Final = "10"
 PRICE: Final = "i.price_decimals"
 QUANTITY: Final = "i.quantity_decimals"

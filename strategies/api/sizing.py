@@ -1,4 +1,4 @@
-"""Position sizing: from a signal to a target quantity in whole steps; volatility estimates.
+"""Position sizing: from a forecast's signal to a quantity in whole steps; volatility estimates.
 
 Modes that take a share of equity see the account, and so do portfolio caps: their targets follow
 from fills as well as from bars and forecasts. All others depend on bars and forecasts alone, so

@@ -164,7 +164,9 @@ class Forecaster(Protocol):
     backend: str  # what attends, chosen once when it was built: a stream by "tiles" or loops
     causal: bool  # no later bar moves an answer that ``scan`` gives: it may serve
     scanned_at_once: int  # known bars that one ``scan`` is handed at most
-    measures: frozenset[str]  # of ``gates.MEASURES``: what it gives; other gates are not declared
+    measures: frozenset[
+        str
+    ]  # of ``gates.gate.MEASURES``: what it gives; other gates are not declared
     is_outside: bool  # True where a service answers, which cannot be asked again: see the record
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:

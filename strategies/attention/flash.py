@@ -169,7 +169,7 @@ def flash_package() -> ModuleType | None:
 
 
 class FlashPackage:
-    """The ``flash-attn`` package of any version: 4, 3 or 2, see ``backends.FLASH_MODULES``."""
+    """The ``flash-attn`` package of any version: 4, 3 or 2, see ``FLASH_MODULES``."""
 
     @staticmethod
     def attend(

@@ -4,7 +4,7 @@ Neither turnover nor funding, which many archives lack; no open, which on some e
 price and on others the last close. Three stages, each of finite memory:
 
 1. ``base_rows``: what one bar (with the one before it) says by itself;
-2. window sums and extremes of those over 8 to 256 bars (``features_rolling``);
+2. window sums and extremes of those over 8 to 256 bars (``rolling``);
 3. the features, one function each, three of them as z-scores over 256 bars (``standardised``).
 
 A window of 256 returns needs 257 closes, and a z-score over 256 of its values 255 more:
@@ -162,7 +162,7 @@ class FeatureSet:
 
 
 class V1Recipe:
-    """*features* of the windows of ``v1``; a ``features_recipe.FeatureRecipe``."""
+    """*features* of the windows of ``v1``; a ``rolling.FeatureRecipe``."""
 
     lookback = LOOKBACK
     base = BASE_ROWS

@@ -7,7 +7,7 @@ ladder in bars stands beside the times, since nothing is shorter than a bar. The
 column too. ``tree-…`` has the columns of ``v2-…``, in every bit, and then realised variance and the
 same hour of earlier days over times that no network's context has room for.
 
-Stages as in ``features_v1``: what a bar says by itself, window sums, features, three of them as
+Stages as in ``v1``: what a bar says by itself, window sums, features, three of them as
 z-scores. The close before stands for the open, which on some exchanges is no traded price.
 
 Sources: Parkinson 1980 and Garman and Klass 1980 (range), Barndorff-Nielsen and Shephard 2004
@@ -141,7 +141,7 @@ FAR: Final = Kind(lambda reach: reach.bars(reach.far_ms), "far")
 
 
 class FeatureColumn(NamedTuple):
-    """One column: its name, a gain as in ``features_v1``, and what it is a function of."""
+    """One column: its name, a gain as in ``v1``, and what it is a function of."""
 
     name: str
     gain: float
@@ -455,7 +455,7 @@ def same_hour(of: Known, *windows: Window) -> Array:
 
 
 class IntervalSet:
-    """The features of one interval; a ``features_recipe.AnySet``."""
+    """The features of one interval; a ``rolling.AnySet``."""
 
     def __init__(self, schema_id: str, reach: Reach, columns: list[FeatureColumn]) -> None:
         self.schema_id = schema_id
@@ -468,7 +468,7 @@ class IntervalSet:
 
 
 class V2Recipe:
-    """*columns* over the windows that *reach* has room for; a ``features_recipe.FeatureRecipe``."""
+    """*columns* over the windows that *reach* has room for; a ``rolling.FeatureRecipe``."""
 
     base = BASE_ROWS
     close = CLOSE

@@ -167,7 +167,7 @@ ROW_KINDS: Final[Mapping[str, RowKind]] = {
 
 
 ROW_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility"})
-"""What a row model gives, of ``gates.MEASURES``."""
+"""What a row model gives, of ``gates.gate.MEASURES``."""
 
 
 @dataclass(frozen=True, slots=True)

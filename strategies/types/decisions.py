@@ -91,7 +91,7 @@ class Regime(StrEnum):
 class GateSet(Struct, frozen=True):
     """The gates a strategy declared, in order, with their thresholds; interned by the log."""
 
-    gates: tuple[str, ...]  # names, as ``gates/declared.py`` declares them
+    gates: tuple[str, ...]  # names, as ``strategies/gates/declared.py`` declares them
     thresholds: tuple[float, ...]
 
 

@@ -11,6 +11,7 @@ from decimal import Decimal
 from builders import START_MS, bar, instrument
 from bybit_server import MINUTE, SteppedClock, exchange_section
 from msgspec import structs
+from waiting import deadline
 
 from tracepaper.daemon.feed.client import (
     Cooldown,
@@ -61,7 +62,7 @@ class MemoryStream:
         await asyncio.Event().wait()
 
     async def subscribed(self, within_s: float) -> bool:
-        async with asyncio.timeout(within_s):
+        async with deadline(within_s):
             return await self._is_up.wait()
 
     def is_connected(self, instrument: str) -> bool:

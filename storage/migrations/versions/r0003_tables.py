@@ -1,7 +1,7 @@
 """The oldest schema that can be upgraded.
 
-A column that is added later is no revision: ``database.add_columns`` adds it. Whatever else changes
-is one, and then the tables as they were are written down here.
+A column that is added later is no revision: ``database.connection.add_columns`` adds it. Whatever
+else changes is one, and then the tables as they were are written down here.
 """
 
 from alembic import op
