@@ -10,6 +10,7 @@ import tokenize
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from kind_switches import find_switches
 from programs import ROOT
 
 PACKAGES = ("strategies", "storage", "daemon", "replay")
@@ -88,7 +89,8 @@ class Ledger:
 def main() -> None:
     """Print the lines by room, and the figures of all."""
     ledger = Ledger(ROOT)
-    for name, count in (*ledger.rooms().items(), *ledger.figures.items()):
+    switches = {"switches on a model's kind": len(find_switches(ledger.sources))}
+    for name, count in (ledger.rooms() | ledger.figures | switches).items():
         sys.stdout.write(f"{count:>9,}  {name}\n")
 
 
