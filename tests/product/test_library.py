@@ -96,7 +96,7 @@ def registered_names() -> dict[str, Iterable[str]]:
         "Networks": [*network_kinds(), *KINDS, *ROW_KINDS, KIND],
         "Mechanisms": [*MaskKind, *backends.BACKENDS],
         "Encodings": [*ENCODINGS, *CLOCKS],
-        "What a network says": HEADS,
+        "Heads": HEADS,
         "Explanations": [
             *METHODS,
             *(one.name for one in fields(RolloutOptions) if one.name != "scale"),
