@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
     from tracepaper.replay.dataframes import open_run as open_run
     from tracepaper.replay.sweep.run import sweep as sweep
+    from tracepaper.strategies.api.context import BarContext as BarContext
     from tracepaper.strategies.api.context import Cancel as Cancel
     from tracepaper.strategies.api.context import Orders as Orders
     from tracepaper.strategies.api.context import Outlook as Outlook
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Action": "strategies.types.decisions",
+    "BarContext": "strategies.api.context",
     "Cancel": "strategies.api.context",
     "ConfigInvalid": "strategies.errors",
     "DataInvalid": "strategies.errors",
@@ -56,6 +58,7 @@ _HOMES = {
 
 __all__ = [
     "Action",
+    "BarContext",
     "Cancel",
     "ConfigInvalid",
     "DataInvalid",

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
 from tracepaper.strategies.api.strategy import (
     CORE_GATES,
@@ -189,22 +189,22 @@ class TrendStrategy(Strategy):
         self._sized_by, self._of_forecast = sized_by, volatility
         self._of_closes = ClosesVolatility()
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         """Return the trend of the closed hours, sized; HOLD where none has closed just now."""
-        known: Closes = now.frame(self.frames[0]) if self.frames else now.history
+        known: Closes = context.timeframe(self.frames[0]) if self.frames else context.history
         times = known.time
-        if times.size < LEAST_CLOSES or times[-1] != now.time:
+        if times.size < LEAST_CLOSES or times[-1] != context.time:
             return _HELD
-        if self.needs_forecast and now.forecast is None:
+        if self.needs_forecast and context.forecast is None:
             return _NO_FORECAST
         # In integers a sum is exact, in whatever order it is made.
-        closes = (known.close * 10**now.instrument.price_decimals).round().astype("int64")
+        closes = (known.close * 10**context.instrument.price_decimals).round().astype("int64")
         moved = self._of_closes.of_close(closes, times)
         expected = moved
         if self._sized_by is SizedBy.FORECAST:
-            assert now.forecast is not None  # or it had held
+            assert context.forecast is not None  # or it had held
             assert self._of_forecast is not None  # or the constructor had refused
-            expected = self._of_forecast.of_close(now.forecast)
+            expected = self._of_forecast.of_close(context.forecast)
         if not (moved > 0 and expected > 0):
             return _NO_VOLATILITY
         distances = dict(self._distances(closes, times, moved))
@@ -348,26 +348,26 @@ class TogetherStrategy(PortfolioStrategy):
         """Count a closed bar of any symbol."""
         self._bars.take(bar)
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
         """Answer for all symbols at a close of every so many bars; elsewhere all hold."""
-        bar = next(iter(now.values())).exact
-        if why := self._why_not(now, bar.open_time_ms):
-            return dict.fromkeys(now, Signal(Action.HOLD, why, note={WITHOUT_ANSWER: why}))
+        bar = next(iter(contexts.values())).exact
+        if why := self._why_not(contexts, bar.open_time_ms):
+            return dict.fromkeys(contexts, Signal(Action.HOLD, why, note={WITHOUT_ANSWER: why}))
         if (bar.open_time_ms // bar.interval_ms + 1) % self._every:
-            return dict.fromkeys(now, _BETWEEN)
+            return dict.fromkeys(contexts, _BETWEEN)
         return {
             symbol: _UNANSWERED
             if seen.forecast is None
             else self._signal(SymbolAnswer.of(seen.forecast))
-            for symbol, seen in now.items()
+            for symbol, seen in contexts.items()
         }
 
-    def _why_not(self, now: Mapping[str, Outlook], open_ms: int) -> str:
+    def _why_not(self, contexts: Mapping[str, BarContext], open_ms: int) -> str:
         """Return why the network could not be asked about this close; empty where it could."""
         missing = [one for one, at_ms in self._bars.newest_ms.items() if at_ms < open_ms]
         if missing:
             return f"{missing[0]} has no bar at this close"
-        return self._bars.lacking() or (CAME_LATE if len(now) < len(self.symbols) else "")
+        return self._bars.lacking() or (CAME_LATE if len(contexts) < len(self.symbols) else "")
 
     def _signal(self, said: SymbolAnswer) -> Signal:
         """Return the signal of one symbol, its size the weight, with what it follows from."""

@@ -1,13 +1,13 @@
 """Indicators over arrays, with the names, defaults and values of TA-Lib.
 
-Each takes float64 arrays of one length, oldest first, such as the columns of ``now.history``, and
-returns an array of that length that begins with NaN where too few rows precede. Row i depends on
-rows up to i alone. Given the same array, values equal TA-Lib's within 1e-9 of their scale.
+Each takes float64 arrays of one length, oldest first, such as the columns of ``context.history``,
+and returns an array of that length that begins with NaN where too few rows precede. Row i depends
+on rows up to i alone. Given the same array, values equal TA-Lib's within 1e-9 of their scale.
 
 What is smoothed endlessly (``ema``, ``macd``, ``rsi``, ``atr``, ``natr``, ``adx``) follows from
-where the array begins. ``now.history`` always holds the last ``warmup`` bars, so its newest value
-is the same after a restart; but yesterday's value, read off today's array, is not the one that
-yesterday saw, and neither is what an endless smoothing gives, which no restart can repeat. With
+where the array begins. ``context.history`` always holds the last ``warmup`` bars, so its newest
+value is the same after a restart; but yesterday's value, read off today's array, is not the one
+that yesterday saw: an endless smoothing depends on bars that a restart no longer has. With
 ``window`` each value follows from the last so many rows alone, wherever the array begins. It
 differs from the endless one by at most (1 - a)^(window - period) of the spread of what is
 smoothed, where a is 2 / (period + 1) for ``ema`` and 1 / period for the others.

@@ -17,13 +17,13 @@ from tracepaper.daemon.engine.state import RANDOM_GATE, EngineSettings, ModelTer
 from tracepaper.storage.record.digest import DecisionHash, WindowHash
 from tracepaper.strategies.api.context import (
     AccountView,
+    BarContext,
     BarRecord,
     Cancel,
+    InstrumentContext,
     Note,
     OrderRequest,
     Orders,
-    Outlook,
-    Sight,
     Signal,
     account_view,
     is_protected,
@@ -106,19 +106,20 @@ class InstrumentState:
         "_canonical",
         "_cash",
         "_cells",
+        "_context",
         "_day_range",
         "_decision",
         "_decision_hash",
         "_flat_on_refusal",
         "_frames",
         "_inputs",
+        "_instrument_context",
         "_interval_ms",
         "_keeps_bars",
         "_knows_bars",
         "_looks_at_bar_alone",
         "_never_short",
         "_outcomes",
-        "_outlook",
         "_plausibility",
         "_reads_history",
         "_record",
@@ -128,7 +129,6 @@ class InstrumentState:
         "_round_trip",
         "_sees_account",
         "_share_fee",
-        "_sight",
         "_sizer",
         "_splits",
         "_standing",
@@ -192,9 +192,9 @@ class InstrumentState:
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
         self.wants_protection = False  # it asks for a stop, a target or a time limit
         self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
-        self._outlook: Outlook | None = None  # what a portfolio was asked about this close with
+        self._context: BarContext | None = None  # what a portfolio was asked about this close with
         self._record, self.books = BarRecord(instrument, strategy.warmup), books_seen_by(strategy)
-        self._sight = Sight.of(instrument, self._record)
+        self._instrument_context = InstrumentContext.of(instrument, self._record)
         self._reads_history, self._sees_account = strategy.reads_history, strategy.sees_account
         # The range of a day is for distances in volatility; the engine feeds it.
         self._sizer, self._day_range = sizer, day_range
@@ -279,7 +279,7 @@ class InstrumentState:
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters; decimals stay for as long as a run lasts."""
         self.instrument = instrument
-        self._sight = replace(self._sight, instrument=instrument)
+        self._instrument_context = replace(self._instrument_context, instrument=instrument)
         self._sizer.change(instrument)
         self._standing = None  # a repeated signal may have another size now
 
@@ -372,7 +372,7 @@ class InstrumentState:
             self._knows_bars = self._bars >= self.strategy.warmup
 
     def _keep(self, bar: Bar) -> None:
-        """Show *bar* to what sizes by bars, to ``now.history`` and to higher frames."""
+        """Show *bar* to what sizes by bars, to ``context.history`` and to higher frames."""
         if self._sizer.bars:
             self._sizer.observe(bar)
         if self._reads_history:
@@ -382,10 +382,10 @@ class InstrumentState:
 
     def ask_with(
         self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
-    ) -> Outlook:
+    ) -> BarContext:
         """Return what a portfolio is asked about the close of *bar* with, before :meth:`decide`."""
-        self._outlook = self._look(bar, prediction, account, is_finite=is_finite)
-        return self._outlook
+        self._context = self._look(bar, prediction, account, is_finite=is_finite)
+        return self._context
 
     def _is_split(self, splits: SplitWatch, bar: Bar) -> bool:
         """Return whether *bar* shows a split that was not adjusted."""
@@ -432,12 +432,14 @@ class InstrumentState:
             last = self._decision
             verdict = self._restored if last is None else last.outcome
             forecast = prediction if isinstance(prediction, Forecast) else None
-            outlook = Outlook(bar, forecast, self.regime, verdict, None, self._sight)
+            context = BarContext(
+                bar, forecast, self.regime, verdict, None, self._instrument_context
+            )
         else:
-            asked, self._outlook = self._outlook, None
-            outlook = asked or self._look(bar, prediction, account, is_finite=is_finite)
-            forecast = outlook.forecast
-        signal, before = self._signal(outlook), self.signal
+            asked, self._context = self._context, None
+            context = asked or self._look(bar, prediction, account, is_finite=is_finite)
+            forecast = context.forecast
+        signal, before = self._signal(context), self.signal
         standing, self._standing, self.signal = self._standing, orders.target, signal
         if not isinstance(signal, Signal):  # the usual class is quickly told
             return self._decide_list(signal, bar, account)
@@ -568,7 +570,7 @@ class InstrumentState:
 
     def _look(
         self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
-    ) -> Outlook:
+    ) -> BarContext:
         """Return what the strategy may know at the close of *bar*; the regime follows it."""
         forecast = prediction if isinstance(prediction, Forecast) else None
         if self.strategy.needs_forecast:
@@ -582,7 +584,9 @@ class InstrumentState:
         seen = self._seen_of(account, bar) if self._sees_account else None
         frames = {name: frame.bars for name, frame in self._frames.items()}
         books = self.books
-        return Outlook(bar, forecast, self.regime, verdict, seen, self._sight, frames, books)
+        return BarContext(
+            bar, forecast, self.regime, verdict, seen, self._instrument_context, frames, books
+        )
 
     def _seen_of(self, account: PaperAccount, bar: Bar) -> AccountView:
         """Return what the strategy sees of *account*; its fills are no news after that.
@@ -605,13 +609,13 @@ class InstrumentState:
             account=ledger.account(),
         )
 
-    def _signal(self, now: Outlook) -> Signal | Orders:
+    def _signal(self, context: BarContext) -> Signal | Orders:
         """Return the strategy's answer, HOLD while it is cold.
 
         What is paid in full is not sold short: that is FLAT, and its reason follows the category.
         """
         is_warm = self.is_warm if self._frames else self._knows_bars
-        signal = self.strategy.decide(now) if is_warm else _COLD
+        signal = self.strategy.decide(context) if is_warm else _COLD
         if self._never_short and isinstance(signal, Signal) and signal.action is Action.SHORT:
             reason = f"{self._never_short}: {signal.reason}"
             return Signal(Action.FLAT, reason, note=signal.note)

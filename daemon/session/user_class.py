@@ -26,10 +26,10 @@ from tracepaper.daemon.engine.state import TWINS
 from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.user_code import Code, ForeignCode, own_folder, short
 from tracepaper.strategies.api.context import (
+    BarContext,
     Cancel,
     OrderRequest,
     Orders,
-    Outlook,
     Percent,
     Signal,
     Volatility,
@@ -225,9 +225,9 @@ def _made(made_of: type[Own], options: dict[str, object], known_as: str) -> Own:
 
 
 def _check_decide(made_of: OwnClass) -> None:
-    """Refuse a class without a ``decide`` that can be called with an outlook."""
+    """Refuse a class without a ``decide`` that can be called with a bar's context."""
     if inspect.isabstract(made_of):
-        raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, now).")
+        raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, context).")
     try:
         asked = inspect.signature(made_of.decide)
     except ValueError:  # compiled code says nothing
@@ -236,7 +236,7 @@ def _check_decide(made_of: OwnClass) -> None:
         asked.bind(None, None)
     except TypeError as error:
         raise ConfigInvalid(
-            f"{made_of.__name__} has decide{asked}; let it be decide(self, now)."
+            f"{made_of.__name__} has decide{asked}; let it be decide(self, context)."
         ) from error
 
 
@@ -365,7 +365,7 @@ class _Checks:
         if until is not None and (type(until) is not int or until > MONEY_LIMIT):
             raise StrategyFailed(
                 f"{self._name} gave until {short(signal.until)}; give whole milliseconds of market "
-                "time, as now.time has them."
+                "time, as context.time has them."
             )
         if type(signal.reenter) is not bool:
             raise StrategyFailed(
@@ -432,9 +432,9 @@ class _Guarded(_Checks, Strategy):
             with self._observing:
                 self.guarded.observe(bar)
 
-    def decide(self, now: Outlook) -> Signal | Orders:
+    def decide(self, context: BarContext) -> Signal | Orders:
         with self._deciding:
-            signal = self.guarded.decide(now)
+            signal = self.guarded.decide(context)
         return self._checked(signal)
 
 
@@ -462,9 +462,9 @@ class _GuardedPortfolio(_Checks, PortfolioStrategy):
         with self._observing:
             self.guarded.observe(bar)
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal | Orders]:
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         with self._deciding:
-            answers = self.guarded.decide(now)
+            answers = self.guarded.decide(contexts)
             # What a user's mapping does is the user's code as well.
             given = dict(answers) if isinstance(answers, Mapping) else None
         if given is None:

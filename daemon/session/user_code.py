@@ -333,7 +333,7 @@ _GIVEN: Final = {
     "explanation": "it is None unless the class declares needs_forecast = True and the model says",
     "verdict": "it is None before the first decision of a run",
 }
-"""What may be None of an outlook, and when."""
+"""What may be None of a context, and when."""
 
 
 class ForeignCode:
@@ -379,7 +379,7 @@ def _not_given(error: Exception, line: str) -> str:
         return ""
     for given, when in _GIVEN.items():
         if re.search(rf"\b{given}\.{re.escape(error.name or '')}\b", line):
-            return f"; now.{given} was read: {when}."
+            return f"; context.{given} was read: {when}."
     return ""
 
 

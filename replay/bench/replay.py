@@ -39,7 +39,7 @@ from tracepaper.storage.database.chunks import run_span, select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import RUN_TABLES
 from tracepaper.storage.record.digest import pack
-from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi
@@ -68,16 +68,16 @@ Tell = Callable[[str], None]
 
 
 class Reversion(Strategy):
-    """What a user writes: an indicator of ``now.history``, a stop, and a note at every bar."""
+    """What a user writes: an indicator of ``context.history``, a stop, and a note at every bar."""
 
     warmup = 100
 
     def __init__(self, _options: dict[str, Any]) -> None:
         """Take no options."""
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         """Buy what has fallen, and sell it when it has risen."""
-        strength = float(rsi(now.history.close, 14, window=100)[-1])
+        strength = float(rsi(context.history.close, 14, window=100)[-1])
         note = {"rsi": strength}
         if strength < 30:
             return Signal(Action.LONG, "it has fallen", stop=Percent(2.0), note=note)

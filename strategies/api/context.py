@@ -157,8 +157,8 @@ def _fill_view(fill: Fill, base: int, price: int) -> FillView:
     )
 
 
-class Sight(Struct, frozen=True, gc=False):
-    """What the outlooks of one instrument have in common."""
+class InstrumentContext(Struct, frozen=True, gc=False):
+    """What every ``BarContext`` of one instrument shares."""
 
     instrument: Instrument
     price_unit: int
@@ -166,8 +166,8 @@ class Sight(Struct, frozen=True, gc=False):
     histories: Mapping[Bar, BarArrays]
 
     @classmethod
-    def of(cls, instrument: Instrument, record: BarRecord) -> Sight:
-        """Return what outlooks of *instrument* share, whose bars *record* keeps."""
+    def of(cls, instrument: Instrument, record: BarRecord) -> InstrumentContext:
+        """Build it for *instrument*, whose bars *record* keeps."""
         # A proxy of a mapping has no attribute that leads to it: of the record a strategy reaches
         # the history up to the bar that it is given, and nothing that could be written.
         histories: Mapping[Bar, BarArrays] = MappingProxyType(record)  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ class Sight(Struct, frozen=True, gc=False):
         )
 
 
-class Outlook(Struct, frozen=True, gc=False):
+class BarContext(Struct, frozen=True, gc=False):
     """What a strategy may know when it decides, at the close of a bar.
 
     Prices and volume are floats in units of the market: the nearest to the exact decimals, which
@@ -193,7 +193,7 @@ class Outlook(Struct, frozen=True, gc=False):
     """What became of the last decision on this instrument in this run; None before the first."""
     account: AccountView | None
     """The account before anything of this close is decided; None unless ``sees_account``."""
-    _sight: Sight
+    _shared: InstrumentContext
     _frames: Mapping[str, FrameBars] = MappingProxyType({})
     _books: BookRecord | None = None
 
@@ -208,23 +208,23 @@ class Outlook(Struct, frozen=True, gc=False):
         verdict: DecisionOutcome | None = None,
         account: AccountView | None = None,
         books: BookRecord | None = None,
-    ) -> Outlook:
-        """Return the outlook at the last of *bars*, all of which its history holds."""
+    ) -> BarContext:
+        """Build the context at the last of *bars*, all of which its history holds."""
         record = BarRecord(instrument, len(bars))
         for bar in bars:
             record.append(bar)
-        sight = Sight.of(instrument, record)
-        return cls(bars[-1], forecast, regime, verdict, account, sight, _books=books)
+        shared = InstrumentContext.of(instrument, record)
+        return cls(bars[-1], forecast, regime, verdict, account, shared, _books=books)
 
     @property
     def instrument(self) -> Instrument:
         """The instrument with its scales and filters, as the exchange publishes them."""
-        return self._sight.instrument
+        return self._shared.instrument
 
     @property
     def symbol(self) -> str:
         """The instrument's symbol."""
-        return self._sight.instrument.symbol
+        return self._shared.instrument.symbol
 
     @property
     def time(self) -> int:
@@ -234,27 +234,27 @@ class Outlook(Struct, frozen=True, gc=False):
     @property
     def open(self) -> float:
         """Opening price."""
-        return self.exact.open / self._sight.price_unit
+        return self.exact.open / self._shared.price_unit
 
     @property
     def high(self) -> float:
         """Highest price."""
-        return self.exact.high / self._sight.price_unit
+        return self.exact.high / self._shared.price_unit
 
     @property
     def low(self) -> float:
         """Lowest price."""
-        return self.exact.low / self._sight.price_unit
+        return self.exact.low / self._shared.price_unit
 
     @property
     def close(self) -> float:
         """Closing price."""
-        return self.exact.close / self._sight.price_unit
+        return self.exact.close / self._shared.price_unit
 
     @property
     def volume(self) -> float:
         """Volume, in base."""
-        return self.exact.volume / self._sight.volume_unit
+        return self.exact.volume / self._shared.volume_unit
 
     @property
     def explanation(self) -> Explanation | None:
@@ -264,7 +264,7 @@ class Outlook(Struct, frozen=True, gc=False):
     @property
     def history(self) -> BarArrays:
         """The last ``warmup`` closed bars as read-only arrays, this one included."""
-        return self._sight.histories[self.exact]
+        return self._shared.histories[self.exact]
 
     @property
     def depth(self) -> Books | None:
@@ -274,11 +274,11 @@ class Outlook(Struct, frozen=True, gc=False):
         """
         if self._books is None:
             raise StrategyFailed(
-                "now.depth was read, and the class declares no books; set books = 100, say."
+                "context.depth was read, and the class declares no books; set books = 100, say."
             )
         return self._books.until(self.time)
 
-    def frame(self, name: str) -> FrameBars:
+    def timeframe(self, name: str) -> FrameBars:
         """Return the closed bars of the higher timeframe *name*, one of the declared ``frames``.
 
         Those of its last intervals, as many as ``frames_warmup`` says: a bar appears with the bar
@@ -286,16 +286,23 @@ class Outlook(Struct, frozen=True, gc=False):
         """
         if (bars := self._frames.get(name)) is None:
             raise StrategyFailed(
-                f"now.frame({name!r}) was read, and frames declares "
+                f"context.timeframe({name!r}) was read, and frames declares "
                 f"{', '.join(map(repr, self._frames)) or 'none'}; add it there."
             )
         return bars
+
+    frame = timeframe
+    """The former name of :meth:`timeframe`, which users' classes call."""
+
+
+Outlook = BarContext
+"""The former name of :class:`BarContext`, which users' classes import."""
 
 
 class BarRecord:
     """The last *length* bars of an instrument: they wait as they are until a strategy looks back.
 
-    Then they become the columns of ``now.history``, which need numpy; nobody else imports it.
+    Then they become the columns of ``context.history``, which need numpy; nobody else imports it.
     """
 
     __iter__ = copy = get = items = keys = values = None  # a proxy would hand them, and this, on
@@ -327,8 +334,8 @@ _DTYPES: Final = (*(np.dtype(np.float64),) * 5, np.dtype(np.int64))
 _SPARE: Final = 1_024
 """Rows beyond twice the window after which what lies before it is dropped."""
 _LATE: Final = (
-    "now.history of an earlier bar was first read at a later one; read its columns in the decide "
-    "that is given it, and keep the arrays."
+    "context.history of an earlier bar was first read at a later one; read its columns in the "
+    "decide that is given it, and keep the arrays."
 )
 
 

@@ -19,7 +19,12 @@ from typing import Any, Final, Protocol
 import msgspec
 from msgspec import Struct, inspect
 
-from tracepaper.strategies.api.context import Orders, Outlook, Signal
+from tracepaper.strategies.api.context import (
+    BarContext,
+    Orders,
+    Outlook,  # noqa: F401 - users' classes import it from here
+    Signal,
+)
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
@@ -225,12 +230,12 @@ class Strategy(ABC):
     State: type[Struct] | None = None
 
     gates: frozenset[str] = CORE_GATES
-    warmup: int = 1  # bars that are known wherever ``decide`` is asked; those of ``now.history``
-    sees_account: bool = False  # ``now.account`` is given: decisions then depend on fills
-    reads_history: bool = True  # False spares the engine keeping bars for ``now.history``
-    frames: tuple[str, ...] = ()  # higher timeframes for ``now.frame``: ("60", "D")
+    warmup: int = 1  # bars known at every ``decide``: the length of ``context.history``
+    sees_account: bool = False  # ``context.account`` is given: decisions then depend on fills
+    reads_history: bool = True  # False spares the engine keeping bars for ``context.history``
+    frames: tuple[str, ...] = ()  # higher timeframes for ``context.timeframe``: ("60", "D")
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
-    books: int = 0  # of ``now.depth``, the newest: [market] depth says of how many levels
+    books: int = 0  # of ``context.depth``, the newest: [market] depth says of how many levels
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
@@ -241,7 +246,7 @@ class Strategy(ABC):
         """Take in a closed bar in integers; called once for every bar, warm-up included."""
 
     @abstractmethod
-    def decide(self, now: Outlook) -> Signal | Orders:
+    def decide(self, context: BarContext, /) -> Signal | Orders:
         """Return what to hold, or what to order; called after ``observe`` of the same bar."""
 
 
@@ -279,7 +284,7 @@ class SmaCross(Strategy):
         self._fast_sum += close
         self._slow_sum += close
 
-    def decide(self, now: Outlook) -> Signal:  # noqa: ARG002 - the sums hold the bar already
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the sums hold the bar already
         """Compare fast_sum / fast with slow_sum / slow without dividing."""
         if len(self._closes) < self._slow:
             return self._early
@@ -302,7 +307,7 @@ class Persistence(Strategy):
         self._change = 0 if self._last is None else bar.close - self._last
         self._last = bar.close
 
-    def decide(self, now: Outlook) -> Signal:  # noqa: ARG002 - the change holds the bar already
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the change holds the bar already
         """Follow the sign of the last change."""
         if self._change > 0:
             return Signal(Action.LONG, "the last bar rose")
@@ -338,12 +343,12 @@ class AttentionStrategy(Strategy):
         self._has_mean = "mean_return" in measures
         self._has_lean = "probabilities" in measures
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         """Go with the sign on which the mean return and the class probabilities agree.
 
         Of a model that gives only one of them, with the sign of that.
         """
-        if (forecast := now.forecast) is None:
+        if (forecast := context.forecast) is None:
             return Signal(Action.HOLD, "no forecast")
         index = self._index
         lean = forecast.p_up[index] - forecast.p_down[index] if self._has_lean else None
@@ -411,7 +416,7 @@ class PortfolioStrategy(ABC):
     reads_history: bool = True  # False spares the engine keeping bars for ``history``
     frames: tuple[str, ...] = ()  # higher timeframes of each instrument, for ``frame``
     frames_warmup: Mapping[str, int] = MappingProxyType({})  # their bars, where not ``warmup``
-    books: int = 0  # of each ``now.depth``, the newest
+    books: int = 0  # of each ``context.depth``, the newest
     horizon: int | None = None  # bars that a signal speaks for; None where it speaks until changed
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
@@ -423,12 +428,12 @@ class PortfolioStrategy(ABC):
         """Take in a closed bar of any instrument; called once for every bar, warm-up included."""
 
     @abstractmethod
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal | Orders]:
+    def decide(self, contexts: Mapping[str, BarContext], /) -> Mapping[str, Signal | Orders]:
         """Return what to hold, or what to order, by symbol; who is left out holds.
 
-        Asked once a close, after ``observe`` of all of its bars and before the first of its
-        decisions. *now* holds the symbols whose bars came together and whose warm-up is known, in
-        the order of the run: one alone where a bar came late. An answer for a symbol that is not
+        Called once a close, after ``observe`` of all of its bars and before the first of its
+        decisions. *contexts* holds the symbols whose bars came together and whose warm-up is known,
+        in the order of the run: one alone where a bar came late. An answer for a symbol that is not
         among them does nothing.
         """
 
@@ -455,7 +460,7 @@ class PortfolioMember(Strategy):
         """Show *bar* to the portfolio."""
         self.portfolio.observe(bar)
 
-    def decide(self, now: Outlook) -> Signal | Orders:  # noqa: ARG002 - the portfolio saw it
+    def decide(self, context: BarContext) -> Signal | Orders:  # noqa: ARG002 - the portfolio saw it
         """Return what the portfolio answered for this instrument when it was last asked."""
         return self.answer
 

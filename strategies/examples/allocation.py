@@ -18,7 +18,7 @@ from tracepaper.strategies.allocation import (
     require_solver,
     returns_of,
 )
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.decisions import Action
 
@@ -72,18 +72,18 @@ class Allocation(PortfolioStrategy):
             raise ValueError(f"lean is {self._lean:g}; give a share of the mean such as 0.1")
         check_prices(bound=self._bound, aversion=self._aversion, cost=self._cost)
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
         """Answer for all symbols where all have closed; elsewhere everything stays as it is."""
-        if set(now) != set(self.symbols):
+        if set(contexts) != set(self.symbols):
             return {}
-        first = next(iter(now.values())).exact
+        first = next(iter(contexts.values())).exact
         period = first.open_time_ms // (self._every * first.interval_ms)
         if period == self.state.period:
             return {}
-        times = [outlook.history.time for outlook in now.values()]
+        times = [context.history.time for context in contexts.values()]
         if any(not np.array_equal(times[0], other) for other in times[1:]):
             return {}
-        returns = returns_of([outlook.history.close for outlook in now.values()])
+        returns = returns_of([context.history.close for context in contexts.values()])
         risk = covariance(returns, half_life=self._half_life) * self._every
         if not risk.any():  # nothing has moved, so nothing can be weighed
             return {}
@@ -91,13 +91,15 @@ class Allocation(PortfolioStrategy):
             self._rule,
             risk,
             expected=self._lean * returns.mean(axis=0) * self._every,
-            held=np.array([_share(seen) for seen in now.values()]),
+            held=np.array([_share(seen) for seen in contexts.values()]),
             bound=self._bound,
             aversion=self._aversion,
             cost=self._cost,
         )
         self.state.period = period
-        return {symbol: _held(weight) for symbol, weight in zip(now, found.tolist(), strict=True)}
+        return {
+            symbol: _held(weight) for symbol, weight in zip(contexts, found.tolist(), strict=True)
+        }
 
 
 def _bars(options: Mapping[str, float | str], name: str, *, default: int, least: int) -> int:
@@ -108,7 +110,7 @@ def _bars(options: Mapping[str, float | str], name: str, *, default: int, least:
     return int(bars)
 
 
-def _share(seen: Outlook) -> float:
+def _share(seen: BarContext) -> float:
     """Return the share of equity that is held of a symbol; 0 where the account is not seen."""
     account = seen.account
     if account is None or account.equity <= 0.0:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from tracepaper.strategies.api.context import (
+    BarContext,
     Cancel,
     OrderRequest,
     Orders,
-    Outlook,
     Signal,
     buy,
     sell,
@@ -36,23 +36,25 @@ class Grid(Strategy):
         if self._bars < 4:
             raise ValueError(f"bars {self._bars} leave no time to trade; give at least 4")
 
-    def decide(self, now: Outlook) -> Signal | Orders:
+    def decide(self, context: BarContext) -> Signal | Orders:
         """Do what this bar of the round is for; which it is follows from its time."""
-        place = now.exact.open_time_ms // now.exact.interval_ms % self._bars
+        place = context.exact.open_time_ms // context.exact.interval_ms % self._bars
         if place == self._bars - 1:
             return Orders((Cancel(),), "the round ends")
         if place == 0:
             return Signal(Action.FLAT, "the round is over")
         if place == 1:
-            return Orders(self._requests(now), "a new round")
+            return Orders(self._requests(context), "a new round")
         return Orders((), "the grid rests")
 
-    def _requests(self, now: Outlook) -> tuple[OrderRequest, ...]:
-        quantity = to_step(self._quantity, now.instrument)
+    def _requests(self, context: BarContext) -> tuple[OrderRequest, ...]:
+        quantity = to_step(self._quantity, context.instrument)
         requests = []
         for level in range(1, self._levels + 1):
-            away = level * self._spacing * now.close
-            below, above = (to_tick(now.close + sign * away, now.instrument) for sign in (-1, 1))
+            away = level * self._spacing * context.close
+            below, above = (
+                to_tick(context.close + sign * away, context.instrument) for sign in (-1, 1)
+            )
             requests += [
                 buy(quantity, limit=below, post_only=True, tag=f"buy {level}"),
                 sell(quantity, limit=above, post_only=True, tag=f"sell {level}"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.decisions import Action
 
@@ -26,12 +26,12 @@ class Pair(PortfolioStrategy):
         if not self._leave < self._enter:
             raise ValueError(f"leave {self._leave:g} must be under enter {self._enter:g}")
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
         """Answer for both, where both have closed."""
         first, second = self.symbols[:2]
-        if not {first, second} <= now.keys():
+        if not {first, second} <= contexts.keys():
             return {}
-        score = _score(now[first], now[second])
+        score = _score(contexts[first], contexts[second])
         if abs(score) > self._enter:
             dear, cheap = (first, second) if score > 0 else (second, first)
             return {
@@ -44,7 +44,7 @@ class Pair(PortfolioStrategy):
         return {}
 
 
-def _score(first: Outlook, second: Outlook) -> float:
+def _score(first: BarContext, second: BarContext) -> float:
     """Return the newest log price ratio in deviations from its mean; 0 where it never moved."""
     one, two = first.history, second.history
     prices, others = one.close, two.close

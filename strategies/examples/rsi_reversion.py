@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import Action
@@ -41,30 +41,30 @@ class RsiReversion(Strategy):
         self._losses, self._pause = int(options.get("losses", 3)), int(options.get("pause", 60))
         self.warmup = 4 * self._bars
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         """Say what to hold, with the RSI as a note."""
-        strength = float(rsi(now.history.close, self._bars, window=self.warmup)[-1])
+        strength = float(rsi(context.history.close, self._bars, window=self.warmup)[-1])
         said = {"rsi": strength, "streak": self.state.streak}
-        self._count(now, strength)
+        self._count(context, strength)
         if self.state.pause:
             return Signal(Action.FLAT, "pauses after losses in a row", note=said)
         if strength > self._high:
             return Signal(Action.FLAT, "recovered", note=said)
         if strength < self._low:
-            self.state.bought_at = self.state.bought_at or now.close
+            self.state.bought_at = self.state.bought_at or context.close
             return Signal(Action.LONG, "fell too fast", stop=Percent(self._stop), note=said)
         return Signal(Action.HOLD, "in between", note=said)
 
-    def _count(self, now: Outlook, strength: float) -> None:
+    def _count(self, context: BarContext, strength: float) -> None:
         """Count losses in a row and the bars of the pause that follows them."""
         state = self.state
         state.pause = max(state.pause - 1, 0)
         if not state.bought_at:
             return
-        stopped = now.low < state.bought_at * (1 - self._stop / 100)
+        stopped = context.low < state.bought_at * (1 - self._stop / 100)
         if not stopped and strength <= self._high:
             return
-        lost = stopped or now.close < state.bought_at
+        lost = stopped or context.close < state.bought_at
         state.streak = state.streak + 1 if lost else 0
         state.bought_at = 0.0
         if state.streak >= self._losses:

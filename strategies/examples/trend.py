@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
 
@@ -19,10 +19,10 @@ class Trend(Strategy):
     def __init__(self, options: Mapping[str, int]) -> None:
         self.warmup = options.get("bars", 672)
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         """Compare the close with the mean of the history."""
-        mean = now.history.close.mean()
+        mean = context.history.close.mean()
         note = {"mean": float(mean)}
-        if now.close > mean:
+        if context.close > mean:
             return Signal(Action.LONG, "above the mean", note=note)
         return Signal(Action.FLAT, "not above the mean", note=note)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import filled, section_of
@@ -108,9 +108,9 @@ class OrderBookStrategy(Strategy):
             )
         self._stale_ms = stale_ms
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         """Answer at the close of a bar by the newest books that stood so then."""
-        books = self.fit(now.depth, now.time)
+        books = self.fit(context.depth, context.time)
         if isinstance(books, str):
             return Signal(Action.HOLD, books)
         look = self.model.look(books)

@@ -27,7 +27,7 @@ from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineSettings, decode_state
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy, declared_gates
 from tracepaper.strategies.gates.evaluator import GateEvaluator, thresholds_of
@@ -78,7 +78,7 @@ class Dice(Strategy):
         self._restless = rng.choice((0.05, 0.3, 0.8))
         self._signal = Signal(Action.HOLD, "nothing yet")
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         """Return the last signal, or a new one."""
         rng = self._rng
         if rng.random() < self._restless:

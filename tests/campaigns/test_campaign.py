@@ -14,7 +14,7 @@ from storage_cases import run, write_run
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Source
@@ -28,8 +28,8 @@ class Enters(Strategy):
 
     gates = frozenset({"operator"})
 
-    def decide(self, now: Outlook) -> Signal:
-        if now.symbol == "ETHUSDT" and now.exact.open_time_ms == START_MS:
+    def decide(self, context: BarContext) -> Signal:
+        if context.symbol == "ETHUSDT" and context.exact.open_time_ms == START_MS:
             return Signal(Action.LONG, "up", stop=98.0)
         return Signal(Action.HOLD, "nothing")
 

@@ -22,7 +22,7 @@ from tracepaper.daemon.session.build import build_engine
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.context import AccountView, Orders, Outlook, Signal, buy
+from tracepaper.strategies.api.context import AccountView, BarContext, Orders, Signal, buy
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -47,8 +47,8 @@ class Looks(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self._answers = iter(options["answers"])
 
-    def decide(self, now: Outlook) -> Signal | Orders:
-        SEEN.append(now.account)
+    def decide(self, context: BarContext) -> Signal | Orders:
+        SEEN.append(context.account)
         answer = next(self._answers)
         return answer if isinstance(answer, Orders) else Signal(Action(answer), "told")
 
@@ -137,9 +137,9 @@ class LooksAtAll(PortfolioStrategy):
     def __init__(self, options: dict[str, Any]) -> None:
         pass
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
-        SEEN.extend(seen.account for seen in now.values())
-        return dict.fromkeys(now, Signal(Action.LONG, "all"))
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
+        SEEN.extend(seen.account for seen in contexts.values())
+        return dict.fromkeys(contexts, Signal(Action.LONG, "all"))
 
 
 @pytest.mark.parametrize("name", ["Looks", "LooksAtAll"])

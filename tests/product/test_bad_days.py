@@ -38,7 +38,7 @@ from tracepaper.daemon.terminal import console as log_lines
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.maintenance import backup
-from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import (
     AuditUnwritable,
@@ -646,7 +646,7 @@ class Guarded(Strategy):
     def observe(self, bar: Bar) -> None:
         self.closes.append(bar.open_time_ms)
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         self._asked += 1
         if self._asked == self._exits_at:
             sys.exit(0)

@@ -15,7 +15,7 @@ import pytest
 from forging import rechain
 
 import tracepaper
-from tracepaper import Action, Cancel, Orders, Outlook, Percent, Signal, Strategy, buy
+from tracepaper import Action, BarContext, Cancel, Orders, Percent, Signal, Strategy, buy
 from tracepaper.replay.api import Backtest
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
@@ -42,12 +42,12 @@ def candles(count: int = 8) -> dict[str, Any]:
     }
 
 
-def answered(answer: Callable[[Outlook], object], db: Path | None = None) -> Backtest:
+def answered(answer: Callable[[BarContext], object], db: Path | None = None) -> Backtest:
     """Return the run of a class that answers so."""
 
     class Odd(Strategy):
-        def decide(self, now: Outlook) -> Any:
-            return answer(now)
+        def decide(self, context: BarContext) -> Any:
+            return answer(context)
 
     return tracepaper.backtest(Odd, candles(), config=CONFIG, db=db)
 
@@ -68,7 +68,7 @@ def is_whole(path: Path) -> bool:
     ],
 )
 def test_a_number_that_nothing_can_hold_is_one_sentence(
-    answer: Callable[[Outlook], object], said: str
+    answer: Callable[[BarContext], object], said: str
 ) -> None:
     with pytest.raises(StrategyFailed, match=said) as raised:
         answered(answer)
@@ -80,9 +80,9 @@ def test_a_time_before_all_time_refuses_the_entry() -> None:
     assert len(run.orders) == 0
 
 
-def grid(now: Outlook) -> Orders:
+def grid(context: BarContext) -> Orders:
     """Take back all orders and send 150 others: 300 rows of orders, some with fills."""
-    lower = (buy(0.001, limit=round(now.close - 1 - i / 10, 1)) for i in range(150))
+    lower = (buy(0.001, limit=round(context.close - 1 - i / 10, 1)) for i in range(150))
     return Orders((Cancel(), *lower), "grid")
 
 

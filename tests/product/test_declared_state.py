@@ -172,7 +172,7 @@ def test_a_state_that_could_not_be_stored_is_refused(kind: Any) -> None:
     class All(PortfolioStrategy):
         State = kind
 
-        def decide(self, now: object) -> Any: ...
+        def decide(self, context: object) -> Any: ...
 
     with pytest.raises(ConfigInvalid, match=r"^Mine\.State .*; declare a msgspec Struct"):
         user_strategy(Mine, {})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
 from tracepaper.strategies.types.market import Bar
@@ -28,9 +28,9 @@ class Leaky(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal:
-        later = [b for b in type(self).future if b.open_time_ms > now.exact.open_time_ms]
-        if later and later[0].close > now.exact.close:
+    def decide(self, context: BarContext) -> Signal:
+        later = [b for b in type(self).future if b.open_time_ms > context.exact.open_time_ms]
+        if later and later[0].close > context.exact.close:
             return Signal(Action.LONG, "it will rise")
         return Signal(Action.FLAT, "it will not")
 

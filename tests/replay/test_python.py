@@ -61,7 +61,7 @@ class Follows(Strategy):
     def observe(self, bar: Any) -> None:
         self._moved = bar.close - bar.open
 
-    def decide(self, outlook: Any) -> Signal:
+    def decide(self, context: Any) -> Signal:
         return Signal(Action.LONG if self._moved > self._least else Action.FLAT, "it rose or not")
 
 
@@ -363,7 +363,7 @@ def test_a_typed_class_runs_here_and_is_refused_elsewhere(candles: Path, tmp_pat
 def test_two_classes_of_one_name_in_two_threads_do_not_meet(candles: Path) -> None:
     def made_of(action: Action) -> type[Strategy]:
         class Local(Strategy):
-            def decide(self, outlook: Any) -> Signal:
+            def decide(self, context: Any) -> Signal:
                 return Signal(action, "always")
 
         return Local
@@ -380,7 +380,7 @@ def test_two_classes_of_one_name_in_two_threads_do_not_meet(candles: Path) -> No
 
 def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
     class Gone(Strategy):
-        def decide(self, outlook: Any) -> Signal:
+        def decide(self, context: Any) -> Signal:
             return Signal(Action.HOLD, "nothing")
 
     with known_class(Gone) as name:
@@ -420,7 +420,7 @@ def test_a_failed_start_leaves_nothing(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     class Fails(Strategy):
-        def decide(self, outlook: Any) -> Signal:
+        def decide(self, context: Any) -> Signal:
             raise ValueError("of my own")
 
     with pytest.raises(ConfigInvalid):

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, make_strategies, needs_forecaster
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
 from tracepaper.strategies.builtin import ClosesVolatility, SizedBy, TrendStrategy, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
@@ -53,7 +53,7 @@ def trend(**options: Any) -> TrendStrategy:
 
 
 def said(strategy: TrendStrategy, history: list[Bar]) -> Signal:
-    answer = strategy.decide(Outlook.of(history[-strategy.warmup :], instrument()))
+    answer = strategy.decide(BarContext.of(history[-strategy.warmup :], instrument()))
     assert isinstance(answer, Signal)
     return answer
 

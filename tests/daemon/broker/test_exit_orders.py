@@ -18,7 +18,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Percent, Signal, Volatility
+from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -57,8 +57,8 @@ class Says(Strategy):
         self.said = said
         self.twins = twins
 
-    def decide(self, outlook: Outlook) -> Signal:
-        return self.said.get((outlook.exact.open_time_ms - START_MS) // MINUTE, HOLD)
+    def decide(self, context: BarContext) -> Signal:
+        return self.said.get((context.exact.open_time_ms - START_MS) // MINUTE, HOLD)
 
 
 def machine(

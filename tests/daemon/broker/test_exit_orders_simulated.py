@@ -22,7 +22,7 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Percent, Signal, Volatility
+from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order, Step
@@ -55,8 +55,8 @@ class Told(Strategy):
     def __init__(self, said: dict[int, Signal]) -> None:
         self.said = said
 
-    def decide(self, outlook: Outlook) -> Signal:
-        return self.said[(outlook.exact.open_time_ms - START_MS) // WIDTH]
+    def decide(self, context: BarContext) -> Signal:
+        return self.said[(context.exact.open_time_ms - START_MS) // WIDTH]
 
 
 class Story:

@@ -10,7 +10,7 @@ from builders import bar, instrument
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, costs_for, fees_of_symbols
-from tracepaper.strategies.api.context import Orders, Outlook, Signal, buy
+from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity
@@ -25,8 +25,8 @@ class Once(Strategy):
         self._wanted = wanted
         self._asked = False
 
-    def decide(self, now: Outlook) -> Signal | Orders:
-        del now
+    def decide(self, context: BarContext) -> Signal | Orders:
+        del context
         if self._asked:
             return Signal(Action.HOLD, "asked")
         self._asked = True

@@ -26,7 +26,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine, margin_rules, margin_warnings
-from tracepaper.strategies.api.context import Orders, Outlook, Signal, buy, sell
+from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
@@ -58,8 +58,8 @@ class Says(Strategy):
     def __init__(self, *said: Signal | Orders) -> None:
         self._said = list(said)
 
-    def decide(self, now: Outlook) -> Signal | Orders:
-        del now
+    def decide(self, context: BarContext) -> Signal | Orders:
+        del context
         return self._said.pop(0) if self._said else Signal(Action.HOLD, "said")
 
 
@@ -401,8 +401,8 @@ class Dice(Strategy):
     def __init__(self, seed: int) -> None:
         self._seed = seed
 
-    def decide(self, now: Outlook) -> Signal:
-        roll = random.Random(self._seed * 1_000_003 + now.exact.open_time_ms).random()
+    def decide(self, context: BarContext) -> Signal:
+        roll = random.Random(self._seed * 1_000_003 + context.exact.open_time_ms).random()
         if roll < 0.6:
             return HOLD
         names = (Action.LONG, Action.SHORT, Action.FLAT)

@@ -16,7 +16,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
 from tracepaper.strategies.types.market import Bar, Event, Funding, Mark, Quote, Source
@@ -38,8 +38,8 @@ class Says(Strategy):
     def __init__(self, action: Action) -> None:
         self._said = Signal(action, "now", stop=Percent(25))
 
-    def decide(self, now: Outlook) -> Signal:
-        del now
+    def decide(self, context: BarContext) -> Signal:
+        del context
         return self._said
 
 

@@ -18,7 +18,7 @@ from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
@@ -108,8 +108,8 @@ def answered(machine: Engine, answers: list[Any]) -> list[Step]:
 class NewSignals(SmaCross):
     """Signals as ``sma_cross`` does, each time by a new object, so that no bar is a repetition."""
 
-    def decide(self, now: Outlook) -> Signal:
-        known = super().decide(now)
+    def decide(self, context: BarContext) -> Signal:
+        known = super().decide(context)
         return Signal(known.action, known.reason, known.strength)
 
 
@@ -173,8 +173,8 @@ def test_decisions_that_repeat_share_one_outcome() -> None:
 class Reasons(SmaCross):
     """Holds for a reason of its own at each bar, but for one that comes back."""
 
-    def decide(self, now: Outlook) -> Signal:
-        number = (now.exact.open_time_ms - START_MS) // 60_000
+    def decide(self, context: BarContext) -> Signal:
+        number = (context.exact.open_time_ms - START_MS) // 60_000
         return Signal(Action.HOLD, f"bar {number}" if 10 < number < 110 else f"turn {number % 2}")
 
 

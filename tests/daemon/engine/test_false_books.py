@@ -11,7 +11,7 @@ from depth_cases import depth
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.order_book import books_of, packed_books
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
@@ -33,10 +33,10 @@ class Looks(Strategy):
     def __init__(self) -> None:
         self.saw: list[int] | None = None
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         self.saw = None
-        if now.depth is not None:
-            self.saw = [(now.time - at) // 1_000 for at in now.depth.seen_ms.tolist()]
+        if context.depth is not None:
+            self.saw = [(context.time - at) // 1_000 for at in context.depth.seen_ms.tolist()]
         return Signal(Action.HOLD, "looks")
 
 

@@ -11,10 +11,10 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.storage.record.digest import DecisionHash, canonical_bar
 from tracepaper.strategies.api.context import (
+    BarContext,
     Cancel,
     OrderRequest,
     Orders,
-    Outlook,
     Signal,
     buy,
     sell,
@@ -37,7 +37,7 @@ class Says(Strategy):
     def __init__(self) -> None:
         self._left = list(self.answers)
 
-    def decide(self, now: Outlook) -> Orders | Signal:
+    def decide(self, context: BarContext) -> Orders | Signal:
         return self._left.pop(0) if self._left else Signal(Action.HOLD, "done")
 
 

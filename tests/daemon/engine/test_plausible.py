@@ -14,7 +14,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.price_checks import largest_rate
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Orders, Outlook, Percent, Signal, buy, sell
+from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, OrderStatus, Step
 from tracepaper.strategies.types.market import (
@@ -43,8 +43,8 @@ class Says(Strategy):
     def __init__(self, said: Signal | Orders) -> None:
         self._said = said
 
-    def decide(self, now: Outlook) -> Signal | Orders:
-        is_last = now.time == HELD_MS - MINUTE
+    def decide(self, context: BarContext) -> Signal | Orders:
+        is_last = context.time == HELD_MS - MINUTE
         return self._said if is_last else Signal(Action.HOLD, "said")
 
 

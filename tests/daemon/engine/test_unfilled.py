@@ -21,7 +21,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState, Intent
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Decision, FillModel, OrderStatus, Step
 from tracepaper.strategies.types.market import Category, Command, CommandKind, InstrumentChange
@@ -134,7 +134,7 @@ class Wants(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self._actions = [Action(name) for name in options["actions"]]
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         action = self._actions.pop(0) if len(self._actions) > 1 else self._actions[0]
         return Signal(action, f"wants {action.value}")
 

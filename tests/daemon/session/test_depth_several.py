@@ -20,7 +20,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.api.context import Orders, Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
 from tracepaper.strategies.types.decisions import Action
 
@@ -40,9 +40,9 @@ class Both(PortfolioStrategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal | Orders]:
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         said = {}
-        for symbol, one in now.items():
+        for symbol, one in contexts.items():
             books = one.depth
             age = -1.0 if books is None else float(one.time - books.seen_ms[-1])
             count = 0.0 if books is None else float(len(books))

@@ -15,7 +15,7 @@ from builders import bar, instrument
 
 from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.user_class import make_own, user_class
-from tracepaper.strategies.api.context import Outlook
+from tracepaper.strategies.api.context import BarContext
 
 _NUMBERS = count()
 
@@ -27,7 +27,7 @@ def opened(folder: Path, **bodies: str) -> list[tuple[str, str]]:
     with own.importable(folder):
         strategy = make_own(f"{name}:Mine", {}, ["BTCUSDT"])["BTCUSDT"]
         strategy.observe(bar())
-        strategy.decide(Outlook.of([bar()], instrument()))
+        strategy.decide(BarContext.of([bar()], instrument()))
     return [(item.what, item.name) for item in external_inputs.opened(f"{name}:Mine")]
 
 

@@ -11,7 +11,7 @@ from exchange_client import FIRST_MS, candles, walk_rows
 from several_live import MINUTE, Live, check_record, trading
 
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.strategies.api.context import Outlook, Percent, Signal
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
 from tracepaper.strategies.types.market import Bar, Category, Funding, Mark, Quote, Trade
@@ -26,8 +26,8 @@ class Held(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self._signal = Signal(Action(options["action"]), "now", stop=Percent(options["stop"]))
 
-    def decide(self, now: Outlook) -> Signal:
-        del now
+    def decide(self, context: BarContext) -> Signal:
+        del context
         return self._signal
 
 

@@ -20,7 +20,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.run_row import check_range, refuse_size
 from tracepaper.storage.checkpoints import CARD_NAME, DEFAULT_CHECKPOINT, WEIGHTS_NAME, keep
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.types.decisions import Action
@@ -43,7 +43,7 @@ class Picky(Strategy):
         self.warmup = int(str(options.get("fast", 1)))
         MADE.append(self)
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         return Signal(Action.HOLD, "picky")
 
 

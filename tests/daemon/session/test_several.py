@@ -18,7 +18,7 @@ from tracepaper.daemon.feed import maintenance
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.maintenance import prune
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Category, FrameBar, InstrumentChange
@@ -37,11 +37,11 @@ class Quarters(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal:
-        quarters = now.frame("15")
-        SEEN[now.time] = quarters.time.tolist(), quarters.close.tolist()
+    def decide(self, context: BarContext) -> Signal:
+        quarters = context.frame("15")
+        SEEN[context.time] = quarters.time.tolist(), quarters.close.tolist()
         return Signal(
-            Action.LONG if now.close > quarters.close.mean() else Action.FLAT, "as they say"
+            Action.LONG if context.close > quarters.close.mean() else Action.FLAT, "as they say"
         )
 
 
@@ -96,9 +96,9 @@ class Pairs(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal:
-        pairs = now.frame("120")
-        SEEN[now.time] = pairs.time.tolist(), pairs.close.tolist()
+    def decide(self, context: BarContext) -> Signal:
+        pairs = context.frame("120")
+        SEEN[context.time] = pairs.time.tolist(), pairs.close.tolist()
         return Signal(Action.FLAT, "as they say")
 
 

@@ -29,9 +29,9 @@ from tracepaper.daemon.session.run_row import strategy_sha256
 from tracepaper.daemon.session.user_class import REASON_LONGEST, user_class, user_strategy
 from tracepaper.daemon.session.user_code import class_sha256, has_source, names_of, written_imports
 from tracepaper.strategies.api.context import (
+    BarContext,
     Cancel,
     Orders,
-    Outlook,
     Percent,
     Signal,
     Volatility,
@@ -43,7 +43,7 @@ from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar
 
 ROOT = Path(__file__).parents[3]
-OUTLOOK = Outlook.of([bar()], instrument())
+OUTLOOK = BarContext.of([bar()], instrument())
 LONG = Signal(Action.LONG, "up")
 DOWN = Signal(Action.FLAT, "down")
 SIGNALS = [action for action in Action if action is not Action.ORDERS]
@@ -55,7 +55,7 @@ class Answers(Strategy):
     def __init__(self, options: dict[str, Any]) -> None:
         self.answer = options.get("answer", LONG)
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         answer: Signal = self.answer
         return answer
 
@@ -217,7 +217,7 @@ class Fails(Strategy):
     def observe(self, bar: Bar) -> None:
         raise self.error
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, context: BarContext) -> Signal:
         raise self.error
 
 
@@ -453,32 +453,32 @@ class Frames(Strategy):
 class Blind(Strategy):
     """Reads an account that it did not ask for."""
 
-    def decide(self, now: Outlook) -> Signal:
-        return LONG if now.account.equity else DOWN  # type: ignore[union-attr]
+    def decide(self, context: BarContext) -> Signal:
+        return LONG if context.account.equity else DOWN  # type: ignore[union-attr]
 
 
 class Unasked(Strategy):
     """Reads a forecast that it did not ask for."""
 
-    def decide(self, now: Outlook) -> Signal:
-        return LONG if now.forecast.horizons else DOWN  # type: ignore[union-attr]
+    def decide(self, context: BarContext) -> Signal:
+        return LONG if context.forecast.horizons else DOWN  # type: ignore[union-attr]
 
 
 class Misspelt(Strategy):
-    """Reads what an outlook never has."""
+    """Reads what a context never has."""
 
-    def decide(self, now: Outlook) -> Signal:
-        return LONG if now.acount else DOWN  # type: ignore[attr-defined]
+    def decide(self, context: BarContext) -> Signal:
+        return LONG if context.acount else DOWN  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("made_of", "told"),
     [
-        (NoDecide, r"NoDecide has no decide; give it def decide\(self, now\)\."),
-        (Frames, r"Frames has decide\(self, .*metadata.*; let it be decide\(self, now\)\."),
+        (NoDecide, r"NoDecide has no decide; give it def decide\(self, context\)\."),
+        (Frames, r"Frames has decide\(self, .*metadata.*; let it be decide\(self, context\)\."),
     ],
 )
-def test_a_decide_that_takes_no_outlook_is_refused(made_of: type[Strategy], told: str) -> None:
+def test_a_decide_that_takes_no_context_is_refused(made_of: type[Strategy], told: str) -> None:
     with pytest.raises(ConfigInvalid, match=told):
         user_strategy(made_of, {})
 
@@ -486,8 +486,11 @@ def test_a_decide_that_takes_no_outlook_is_refused(made_of: type[Strategy], told
 @pytest.mark.parametrize(
     ("made_of", "told"),
     [
-        (Blind, "now.account was read: it is None unless the class declares sees_account = True."),
-        (Unasked, "now.forecast was read: it is None unless .* needs_forecast = True"),
+        (
+            Blind,
+            "context.account was read: it is None unless the class declares sees_account = True.",
+        ),
+        (Unasked, "context.forecast was read: it is None unless .* needs_forecast = True"),
         (Misspelt, "no attribute 'acount' .*; mend it and start again."),
     ],
 )

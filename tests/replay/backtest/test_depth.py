@@ -41,7 +41,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import prune
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig
@@ -63,8 +63,8 @@ class Imbalance(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal:
-        books = now.depth
+    def decide(self, context: BarContext) -> Signal:
+        books = context.depth
         if books is None or len(books) < self.books:
             return Signal(Action.HOLD, "too few books")
         bid, ask = books.size[:, :, 0].sum(axis=0).tolist()

@@ -34,7 +34,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import prune
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.api.timeframes import frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -55,10 +55,10 @@ class Trend(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal:
-        fives, quarters = now.frame("5"), now.frame("15")
-        SEEN.append((now.time, fives.time.tolist(), quarters.time.tolist()))
-        above = now.close > quarters.close.mean() and fives.close[-1] > fives.open[0]
+    def decide(self, context: BarContext) -> Signal:
+        fives, quarters = context.frame("5"), context.frame("15")
+        SEEN.append((context.time, fives.time.tolist(), quarters.time.tolist()))
+        above = context.close > quarters.close.mean() and fives.close[-1] > fives.open[0]
         note = {"fives": float(fives.close.sum()), "quarters": float(quarters.close.sum())}
         return Signal(Action.LONG if above else Action.FLAT, "as the quarters say", note=note)
 

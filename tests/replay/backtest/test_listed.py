@@ -18,10 +18,10 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import (
+    BarContext,
     Cancel,
     OrderRequest,
     Orders,
-    Outlook,
     Signal,
     buy,
     sell,
@@ -41,9 +41,9 @@ class Scatter(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal | Orders:
-        turn = now.exact.close // 10 % 6
-        near, far = round(now.close * 0.9995, 1), round(now.close * 1.0005, 1)
+    def decide(self, context: BarContext) -> Signal | Orders:
+        turn = context.exact.close // 10 % 6
+        near, far = round(context.close * 0.9995, 1), round(context.close * 1.0005, 1)
         requests: tuple[OrderRequest | Cancel, ...]
         match turn:
             case 0:
@@ -57,7 +57,10 @@ class Scatter(Strategy):
             case 4:
                 requests = Cancel("low"), sell(0.01, limit=far, post_only=True, tag="high")
             case _:
-                requests = (Cancel(), sell(0.01, stop=near, limit=near, until=now.time + 180_000))
+                requests = (
+                    Cancel(),
+                    sell(0.01, stop=near, limit=near, until=context.time + 180_000),
+                )
         return Orders(requests, f"turn {turn}")
 
 
@@ -69,9 +72,11 @@ class Waits(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Orders:
-        far = round(now.close / 2, 1)
-        return Orders((buy(0.01, limit=far, tag="far"),) if now.exact.close % 50 == 0 else (), "so")
+    def decide(self, context: BarContext) -> Orders:
+        far = round(context.close / 2, 1)
+        return Orders(
+            (buy(0.01, limit=far, tag="far"),) if context.exact.close % 50 == 0 else (), "so"
+        )
 
 
 def configured(**sections: dict[str, object]) -> Config:

@@ -45,8 +45,8 @@ class Enters(Strategy):
         if "volatility" in protection:
             self._protection = {"stop": Volatility(protection["volatility"])}
 
-    def decide(self, now: Any) -> Signal:
-        if now.time < START_MS + 60_000 * (ENTRY + 1):
+    def decide(self, context: Any) -> Signal:
+        if context.time < START_MS + 60_000 * (ENTRY + 1):
             return Signal(Action.HOLD, "waits")
         return Signal(self.side, "enters", **self._protection)
 

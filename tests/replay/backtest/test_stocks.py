@@ -63,7 +63,7 @@ class Once(Strategy):
     def observe(self, bar):
         self.bars += 1
 
-    def decide(self, outlook):
+    def decide(self, context):
         return Signal(Action.LONG if self.bars == 5 else Action.HOLD, "once")
 """
 

@@ -29,7 +29,7 @@ from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
@@ -177,8 +177,8 @@ class Turning(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal:
-        rises = now.exact.open_time_ms // HOUR_MS // 20 % 2
+    def decide(self, context: BarContext) -> Signal:
+        rises = context.exact.open_time_ms // HOUR_MS // 20 % 2
         return Signal(Action.LONG if rises else Action.SHORT, "it turns")
 
 

@@ -30,8 +30,8 @@ class Lists(Strategy):
 
     warmup = 1
 
-    def decide(self, now: Any) -> Signal | Orders:
-        at = (now.time - START_MS) // 60_000
+    def decide(self, context: Any) -> Signal | Orders:
+        at = (context.time - START_MS) // 60_000
         if at == FIRST:
             waits = buy(3, limit=50.0, tag="far")
             return Orders((buy(2, limit=99.5), waits, sell(1, reduce_only=True)), "first")

@@ -8,7 +8,7 @@ import pytest
 from programs import ROOT
 
 import tracepaper
-from tracepaper import Action, Orders, Outlook, Signal, Strategy, buy
+from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy
 from tracepaper.replay.report.document import by_cause, cause
 from tracepaper.replay.report.terminal import summarise, summary_tables
 
@@ -45,17 +45,17 @@ def test_causes_are_counted_together() -> None:
 class OffStep(Strategy):
     """Orders what no step divides."""
 
-    def decide(self, now: Outlook) -> Orders:
-        return Orders((buy(0.1 + now.time % 7 / 1e5 + 1e-5),), "off the step")
+    def decide(self, context: BarContext) -> Orders:
+        return Orders((buy(0.1 + context.time % 7 / 1e5 + 1e-5),), "off the step")
 
 
 class Stopped(Strategy):
     """Turns on every fall, under a stop at a price."""
 
-    def decide(self, now: Outlook) -> Signal:
-        if now.close >= now.open:
+    def decide(self, context: BarContext) -> Signal:
+        if context.close >= context.open:
             return Signal(Action.HOLD, "it rose")
-        return Signal(Action.LONG, "it fell", stop=now.close * 0.9995, reenter=True)
+        return Signal(Action.LONG, "it fell", stop=context.close * 0.9995, reenter=True)
 
 
 def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> None:

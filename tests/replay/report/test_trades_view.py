@@ -29,15 +29,17 @@ class Mixed(Strategy):
     warmup = 1
     sees_account = True
 
-    def decide(self, now: Any) -> Orders | Signal:
-        chance = random.Random(now.exact.close)
+    def decide(self, context: Any) -> Orders | Signal:
+        chance = random.Random(context.exact.close)
         asked = []
         for _ in range(chance.randrange(3)):
             order = (
-                buy if now.account.position.quantity < chance.choice((-0.02, 0.0, 0.02)) else sell
+                buy
+                if context.account.position.quantity < chance.choice((-0.02, 0.0, 0.02))
+                else sell
             )
             size = chance.choice((0.003, 0.01, 0.02))
-            near = round(now.close * chance.choice((0.9998, 1.0002)), 1)
+            near = round(context.close * chance.choice((0.9998, 1.0002)), 1)
             asked.append(order(size, limit=chance.choice((None, near)), tag=chance.choice("ab")))
         return Orders(tuple(asked), f"asks {len(asked)}")
 
@@ -47,8 +49,8 @@ class Protected(Strategy):
 
     warmup = 1
 
-    def decide(self, now: Any) -> Signal:
-        action = Action.LONG if now.exact.close % 2 else Action.SHORT
+    def decide(self, context: Any) -> Signal:
+        action = Action.LONG if context.exact.close % 2 else Action.SHORT
         return Signal(action, "in", stop=Percent(0.05), target=Percent(0.1), reenter=True)
 
 
@@ -109,8 +111,8 @@ def test_funding_is_that_of_the_time_it_was_held(tmp_path: Any) -> None:
     class Held(Strategy):
         warmup = 1
 
-        def decide(self, now: Any) -> Signal:
-            side = Action.LONG if now.time // 36_000_000 % 2 else Action.SHORT
+        def decide(self, context: Any) -> Signal:
+            side = Action.LONG if context.time // 36_000_000 % 2 else Action.SHORT
             return Signal(side, f"{side.value} for ten hours")
 
     files = (funding_file(tmp_path),)

@@ -23,8 +23,8 @@ class Lists(Strategy):
 
     warmup = 2
 
-    def decide(self, now: Any) -> Orders:
-        side = buy if now.close < now.open else sell
+    def decide(self, context: Any) -> Orders:
+        side = buy if context.close < context.open else sell
         return Orders((side(0.1, tag="one"),), reason="as it went")
 
 

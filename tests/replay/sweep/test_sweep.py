@@ -386,7 +386,7 @@ class Typed(Strategy):
     def __init__(self, blocks: bool) -> None:
         self.blocks = blocks
 
-    def decide(self, outlook: Any) -> Signal:
+    def decide(self, context: Any) -> Signal:
         while self.blocks:
             pass
         return Signal(Action.LONG, "always")

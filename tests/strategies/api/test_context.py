@@ -16,7 +16,7 @@ from builders import bar, bars, explanation, forecast, instrument
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracepaper.strategies.api.context import BarRecord, Outlook, Sight
+from tracepaper.strategies.api.context import BarContext, BarRecord, InstrumentContext
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Regime
 from tracepaper.strategies.types.market import Bar
@@ -26,20 +26,20 @@ COLUMNS = ("open", "high", "low", "close", "volume", "time")
 
 
 class Engine:
-    """Hands out an outlook a bar, as the engine does."""
+    """Hands out a context a bar, as the engine does."""
 
     def __init__(self, length: int) -> None:
         self.record = BarRecord(instrument(), length)
-        self._sight = Sight.of(instrument(), self.record)
+        self._shared = InstrumentContext.of(instrument(), self.record)
 
-    def outlook(self, observed: Bar) -> Outlook:
+    def context(self, observed: Bar) -> BarContext:
         self.record.append(observed)
-        return Outlook(observed, None, Regime.UNKNOWN, None, None, self._sight)
+        return BarContext(observed, None, Regime.UNKNOWN, None, None, self._shared)
 
 
 def test_prices_are_the_nearest_floats_to_the_exact_decimals() -> None:
     known = bars(50, seed=3)
-    now = Outlook.of(known, instrument())
+    now = BarContext.of(known, instrument())
     exact = known[-1]
     assert now.exact is exact
     assert (now.symbol, now.instrument) == ("BTCUSDT", instrument())
@@ -52,9 +52,9 @@ def test_prices_are_the_nearest_floats_to_the_exact_decimals() -> None:
     assert (now.forecast, now.explanation, now.regime, now.verdict) == (None, None, "UNKNOWN", None)
 
 
-def test_an_outlook_shows_forecast_and_explanation() -> None:
+def test_a_context_shows_forecast_and_explanation() -> None:
     said = forecast(0.01, explained=explanation())
-    now = Outlook.of([bar()], instrument(), forecast=said, regime=Regime.MIXED)
+    now = BarContext.of([bar()], instrument(), forecast=said, regime=Regime.MIXED)
     assert (now.forecast, now.explanation, now.regime) == (said, said.explanation, Regime.MIXED)
 
 
@@ -65,7 +65,7 @@ def test_history_is_the_last_bars_however_often_it_is_read(
 ) -> None:
     engine, known = Engine(length), bars(count, seed=count)
     for at, observed in enumerate(known):
-        now = engine.outlook(observed)
+        now = engine.context(observed)
         if at not in read_at and at != count - 1:
             continue
         window = known[max(0, at + 1 - length) : at + 1]
@@ -77,9 +77,9 @@ def test_history_is_the_last_bars_however_often_it_is_read(
 def test_history_of_a_long_run_drops_what_lies_before_its_window() -> None:
     engine, known = Engine(5), bars(3_000)
     for observed in known:
-        closes = engine.outlook(observed).history.close
+        closes = engine.context(observed).history.close
     assert closes.tolist() == [one.close / 100 for one in known[-5:]]
-    assert engine.outlook(bar(index=3_000)).history.volume.size == 5
+    assert engine.context(bar(index=3_000)).history.volume.size == 5
 
 
 # ---------------------------------------------------------------- plants of a leak
@@ -89,7 +89,7 @@ def test_a_kept_array_and_its_base_show_for_ever_what_they_showed() -> None:
     engine, known = Engine(10), bars(40, seed=1)
     kept: list[tuple[np.ndarray[Any, Any], list[float]]] = []
     for observed in known:
-        history = engine.outlook(observed).history
+        history = engine.context(observed).history
         kept += [(getattr(history, name), getattr(history, name).tolist()) for name in COLUMNS]
     for array, shown in kept:
         assert array.tolist() == shown
@@ -100,9 +100,9 @@ def test_a_kept_array_and_its_base_show_for_ever_what_they_showed() -> None:
 
 def test_no_stride_over_a_kept_array_reaches_a_later_bar() -> None:
     engine, known = Engine(100), bars(60, seed=2)
-    third = engine.outlook(known[0]), engine.outlook(known[1]), engine.outlook(known[2])
+    third = engine.context(known[0]), engine.context(known[1]), engine.context(known[2])
     kept = third[-1].history.close
-    later = [engine.outlook(one).history.close for one in known[3:]]
+    later = [engine.context(one).history.close for one in known[3:]]
     beyond = np.lib.stride_tricks.as_strided(kept, (6,))
     assert kept.size == 3
     assert not set(beyond[3:].tolist()) & set(later[-1][3:].tolist())
@@ -112,7 +112,7 @@ def test_no_stride_over_a_kept_array_reaches_a_later_bar() -> None:
 def test_history_cannot_be_written(name: str) -> None:
     engine = Engine(10)
     for observed in bars(20):
-        now = engine.outlook(observed)
+        now = engine.context(observed)
     column = getattr(now.history, name)
     shown = column.tolist()
     with pytest.raises(ValueError, match="read-only"):
@@ -136,19 +136,19 @@ def test_history_cannot_be_written(name: str) -> None:
 
 def test_writing_by_address_spoils_one_bars_copy_alone() -> None:
     engine, known = Engine(4), bars(20, seed=4)
-    closes = engine.outlook(known[0]).history.close
+    closes = engine.context(known[0]).history.close
     ctypes.memset(closes.ctypes.data, 0, 8)  # nothing in one process prevents that
     assert closes[0] == 0
-    assert engine.outlook(known[1]).history.close.tolist() == [one.close / 100 for one in known[:2]]
+    assert engine.context(known[1]).history.close.tolist() == [one.close / 100 for one in known[:2]]
 
 
 def test_no_attribute_leads_to_the_memory_that_grows() -> None:
     engine = Engine(10)
     for observed in bars(20):
-        now = engine.outlook(observed)
+        now = engine.context(observed)
     assert now.history.close.size == 10
     types = {type(one).__name__ for one in _reachable(now)}
-    assert {"Outlook", "BarArrays", "ndarray", "bytes"} <= types
+    assert {"BarContext", "BarArrays", "ndarray", "bytes"} <= types
     assert not types & {"BarRecord", "BarColumns", "array", "bytearray", "deque"}
     arrays = [one for one in _reachable(now) if isinstance(one, np.ndarray)]
     assert not any(array.flags.writeable for array in arrays)
@@ -174,10 +174,10 @@ def _reachable(start: object) -> Iterator[object]:
 
 def test_the_history_of_an_earlier_bar_does_not_move_on() -> None:
     engine, known = Engine(10), bars(3)
-    first = engine.outlook(known[0])
+    first = engine.context(known[0])
     kept = first.history
     closes = kept.close
-    second = engine.outlook(known[1])
+    second = engine.context(known[1])
     assert second.history.close.size == 2
     assert kept.close is closes
     for late in (lambda: kept.open, lambda: first.history):

@@ -12,7 +12,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, make_strategies
 from tracepaper.daemon.session.user_class import user_portfolio
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioMember, PortfolioStrategy
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
@@ -39,8 +39,8 @@ class Spread(PortfolioStrategy):
         assert bar.instrument in KEYS
         self.seen += 1
 
-    def decide(self, now: Mapping[str, Outlook]) -> Mapping[str, Signal]:
-        ASKED.append((tuple(now), self.seen))
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
+        ASKED.append((tuple(contexts), self.seen))
         answer: Mapping[str, Signal] = self.answer
         return answer
 

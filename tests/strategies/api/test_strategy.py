@@ -5,7 +5,7 @@ from builders import bar, bars, forecast, instrument
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.strategies.api.context import Outlook, Signal
+from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import (
     CORE_GATES,
     AttentionStrategy,
@@ -22,7 +22,7 @@ from tracepaper.strategies.types.market import Bar
 def wish(strategy: Strategy, history: list[Bar]) -> Action:
     for item in history:
         strategy.observe(item)
-    answer = strategy.decide(Outlook.of(history, instrument()))
+    answer = strategy.decide(BarContext.of(history, instrument()))
     assert isinstance(answer, Signal)
     return answer.action
 
@@ -76,7 +76,7 @@ def test_attention_trades_where_mean_and_probabilities_agree(
     said = forecast(mean, p_up=p_up, p_down=p_down)
     assert (
         strategy.decide(
-            Outlook.of([bar()], instrument(), forecast=said, regime=Regime.MIXED)
+            BarContext.of([bar()], instrument(), forecast=said, regime=Regime.MIXED)
         ).action
         is expected
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.strategies.api.context import Outlook
+import tracepaper
+from tracepaper.strategies.api.context import BarContext, Outlook
 from tracepaper.strategies.api.timeframes import (
     HigherBars,
     frame_bar_of,
@@ -269,8 +271,18 @@ def test_frames_that_bars_cannot_make_are_refused(frame: str) -> None:
 
 
 def test_a_frame_that_was_not_declared_is_named() -> None:
-    now = Outlook.of(minutes(1), ITEM)
+    context = BarContext.of(minutes(1), ITEM)
     with pytest.raises(
-        StrategyFailed, match=r"now\.frame\('60'\) was read, and frames declares none"
+        StrategyFailed, match=r"context\.timeframe\('60'\) was read, and frames declares none"
     ):
-        now.frame("60")
+        context.timeframe("60")
+
+
+def test_the_former_names_of_context_and_timeframe_stay() -> None:
+    homes = (
+        tracepaper,
+        *map(import_module, ("tracepaper.strategies.outlook", "tracepaper.strategies.strategy")),
+    )
+    assert all(home.Outlook is BarContext for home in homes)
+    with pytest.raises(StrategyFailed, match="frames declares none"):
+        Outlook.of(minutes(1), ITEM).frame("60")
