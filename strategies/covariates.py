@@ -196,5 +196,4 @@ class VectorColumns:
     def newest(self, symbol: str, close_ms: int, interval_ms: int) -> NDArray[np.float32]:
         """Return the row [feature] of a bar that is to be answered now."""
         self.source.look(close_ms)
-        row: NDArray[np.float32] = self.at(symbol, np.array([close_ms]), interval_ms)[0]
-        return row
+        return self.at(symbol, np.array([close_ms]), interval_ms)[0]

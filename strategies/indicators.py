@@ -293,8 +293,7 @@ def _means(values: Floats, period: int) -> Floats:
 
 def _deviations(values: Floats, period: int) -> Floats:
     off = _windows(values, period) - _means(values, period)[:, None]
-    found: Floats = np.sqrt(np.multiply(off, off, out=off).sum(axis=1) / period)
-    return found
+    return np.sqrt(np.multiply(off, off, out=off).sum(axis=1) / period)
 
 
 def _led(values: Floats, size: int) -> Floats:

@@ -144,8 +144,7 @@ class Books:
     @property
     def doubled_mid(self) -> Integers:
         """Twice the mid price of each book, exactly."""
-        doubled: Integers = self.price[:, 0, 0] + self.price[:, 1, 0]
-        return doubled
+        return self.price[:, 0, 0] + self.price[:, 1, 0]
 
 
 def books_of(depths: Sequence[Depth], levels: int) -> Books:

@@ -170,8 +170,7 @@ class Calendar:
 
     def closes_of(self, opens_ms: Times) -> Times:
         """Return when the bars that open at *opens_ms* close."""
-        closes: Times = self.closes[self.places(opens_ms)]
-        return closes
+        return self.closes[self.places(opens_ms)]
 
     def places(self, opens_ms: Times) -> Times:
         """Return the index of the bar that opens at, or last before, each of *opens_ms*."""
@@ -196,8 +195,7 @@ class Calendar:
 
     def days_at(self, closes_ms: Times) -> Times:
         """Return the exchange's day in which the bar lies that closes at each of *closes_ms*."""
-        days: Times = self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]
-        return days
+        return self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]
 
 
 def _floor(times: Times, interval_ms: int) -> Times:

@@ -521,8 +521,7 @@ def _arrow_column(pa: Any, column: Any) -> Column:  # noqa: ANN401 (pyarrow has 
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         # Microseconds of any year since 1973 name themselves as such.
         instants = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())
-        numbers: Column = instants.to_numpy()
-        return numbers
+        return instants.to_numpy()
     texts = [b"" if value is None else str(value).encode() for value in column.to_pylist()]
     return np.array(texts, dtype=np.bytes_)
 

@@ -193,8 +193,7 @@ def _from_local(times: IntArray, sessions: Sessions) -> IntArray:
     """Return the UTC of *times*, which are those of the exchange's own clock."""
     days, offsets = np.array(sessions.days), np.array(sessions.offsets)
     at = np.searchsorted(days, times // DAY_MS).clip(max=days.size - 1)
-    utc: IntArray = times - offsets[at] * MINUTE_MS
-    return utc
+    return times - offsets[at] * MINUTE_MS
 
 
 def _by_date(times: IntArray, calendar: Calendar) -> IntArray:

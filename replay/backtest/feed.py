@@ -47,8 +47,7 @@ class Scale(NamedTuple):
 
     def of(self, numbers: Integers) -> Integers:
         """Return *numbers* in the other scale."""
-        scaled: Integers = numbers * self.times // self.over
-        return scaled
+        return numbers * self.times // self.over
 
 
 @dataclass(frozen=True, eq=False)

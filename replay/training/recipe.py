@@ -237,7 +237,7 @@ def _architecture(kind: NetworkKind, section: Document) -> Architecture:
     config: Architecture = kind.read(section)
     if "dropout" in section or not hasattr(config, "dropout"):
         return config
-    return kind.read({**section, "dropout": DROPOUT})  # type: ignore[no-any-return]
+    return kind.read({**section, "dropout": DROPOUT})
 
 
 def _kind(name: object) -> NetworkKind:

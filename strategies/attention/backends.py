@@ -87,16 +87,13 @@ class CpuFlash:
         scale: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Recompute the probabilities in blocks and return the three gradients."""
-        grads: tuple[Tensor, Tensor, Tensor] = (
-            _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
-                *map(laid_out, (gradient, *inputs, result.output)),
-                result.logsumexp,
-                0.0,
-                causal,
-                scale=scale,
-            )
+        return _ATEN._scaled_dot_product_flash_attention_for_cpu_backward(
+            *map(laid_out, (gradient, *inputs, result.output)),
+            result.logsumexp,
+            0.0,
+            causal,
+            scale=scale,
         )
-        return grads
 
 
 class CudaEfficient:
@@ -170,7 +167,7 @@ class CudaCudnn:
         """Return the three gradients."""
         unused = torch.zeros((), dtype=torch.int64, device=gradient.device)  # no dropout, no seed
         times = (inputs[0].shape[2], inputs[1].shape[2])
-        grads: tuple[Tensor, Tensor, Tensor] = _ATEN._scaled_dot_product_cudnn_attention_backward(
+        return _ATEN._scaled_dot_product_cudnn_attention_backward(
             *map(laid_out, (gradient, *inputs, result.output)),
             result.logsumexp[..., None].contiguous(),
             unused,
@@ -183,7 +180,6 @@ class CudaCudnn:
             causal,
             scale=scale,
         )
-        return grads
 
 
 class Reference:

@@ -208,8 +208,7 @@ def _call(name: str, function: str, *arguments: object) -> None:
 def _function(name: str, function: str) -> Callable[..., int]:
     if name not in found():
         raise AttentionInvalid(f"There is no {name} here; run make native, or choose auto.")
-    named: Callable[..., int] = getattr(found()[name].library, function)
-    return named
+    return getattr(found()[name].library, function)
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -54,8 +54,7 @@ class LinearAttended(NamedTuple):
 
 def elu_features(x: Tensor) -> Tensor:
     """Return ``elu(x) + 1`` of *x* [..., dim]: positive, and as many features."""
-    features: Tensor = functional.elu(x) + 1.0
-    return features
+    return functional.elu(x) + 1.0
 
 
 def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor:

@@ -129,8 +129,7 @@ def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> 
 def recent_mass(by_age: Floats, context: int) -> Floats:
     """Return the mass [bar] of the newest quarter of *context* bars, in whole cells."""
     cells = max(1, round(context * RECENT_SHARE / BLOCK_BARS))
-    mass: Floats = by_age[:, :cells].sum(axis=1)
-    return mass
+    return by_age[:, :cells].sum(axis=1)
 
 
 def shift(before: Floats, after: Floats) -> Floats:
@@ -140,12 +139,10 @@ def shift(before: Floats, after: Floats) -> Floats:
     """
     middle = 0.5 * (before + after)
     divergence = 0.5 * (_relative_entropy(before, middle) + _relative_entropy(after, middle))
-    distance: Floats = np.sqrt(np.clip(divergence, 0.0, None))
-    return distance
+    return np.sqrt(np.clip(divergence, 0.0, None))
 
 
 def _relative_entropy(row: Floats, other: Floats) -> Floats:
     """Return the relative entropy [bar] in bits; 0 log 0 is 0."""
     ratio = np.divide(row, other, out=np.ones_like(row), where=row > 0.0)
-    bits: Floats = (row * np.log2(ratio)).sum(axis=1)
-    return bits
+    return (row * np.log2(ratio)).sum(axis=1)

@@ -200,8 +200,7 @@ class Windows:
     def past(self, streams: Ids, lags: Ids, quantity: int) -> Array:
         """Return *quantity* [lag, stream] as it was *lags* rows before the last, of those kept."""
         slots = (self._counts[streams] - 1 - lags[:, None]) % self._rows
-        found: Array = self._kept[streams, slots, 0, quantity]
-        return found
+        return self._kept[streams, slots, 0, quantity]
 
 
 class FeatureParts(NamedTuple):

@@ -77,8 +77,7 @@ def base_rows(high: Array, low: Array, close: Array, volume: Array, before: Arra
 def sigma_of(sums: Mapping[int, Array]) -> Array:
     """Return σ, the volatility of one bar: realised variance, half of 64 and half of 256 bars."""
     variance = 0.5 * (sums[64][SQUARE] / 64.0) + 0.5 * (sums[256][SQUARE] / 256.0)
-    sigma: Array = np.sqrt(np.maximum(variance, SIGMA_FLOOR * SIGMA_FLOOR))
-    return sigma
+    return np.sqrt(np.maximum(variance, SIGMA_FLOOR * SIGMA_FLOOR))
 
 
 def standardised_inputs(high: Array, low: Array, sums: Mapping[int, Array], sigma: Array) -> Array:
@@ -99,8 +98,7 @@ def standardised(inputs: Array, sums: Array, size: int = Z_WINDOW) -> Array:
     mean = sums[:3] / size
     variance = sums[3:] / size - mean * mean
     spread = np.sqrt(np.maximum(variance, SPREAD_FLOOR * SPREAD_FLOOR))
-    z_scores: Array = (inputs[:3] - mean) / spread
-    return z_scores
+    return (inputs[:3] - mean) / spread
 
 
 class FeatureInputs(NamedTuple):
@@ -116,13 +114,11 @@ class FeatureInputs(NamedTuple):
     @property
     def close(self) -> Array:
         """The close of each bar."""
-        close: Array = self.sums[1][CLOSE]
-        return close
+        return self.sums[1][CLOSE]
 
     def mean_close(self, window: int) -> Array:
         """Return the mean close of *window* bars."""
-        mean: Array = self.sums[window][CLOSE] / float(window)
-        return mean
+        return self.sums[window][CLOSE] / float(window)
 
 
 Compute = Callable[[FeatureInputs], Array]
@@ -244,8 +240,7 @@ V1.add("realised_32", gain=4.0)(_volatility(SQUARE, 32))
 @V1.add("range_z")
 def _range_z(of: FeatureInputs) -> Array:
     """Return the z-score of log(1 + log(high ÷ low) ÷ σ)."""
-    row: Array = of.z_scores[0]
-    return row
+    return of.z_scores[0]
 
 
 V1.add("parkinson_16", gain=4.0)(_volatility(RANGE_SQUARE, 16))
@@ -255,15 +250,13 @@ V1.add("parkinson_64", gain=4.0)(_volatility(RANGE_SQUARE, 64))
 @V1.add("sigma_z")
 def _sigma_z(of: FeatureInputs) -> Array:
     """Return the z-score of log σ."""
-    row: Array = of.z_scores[1]
-    return row
+    return of.z_scores[1]
 
 
 @V1.add("volume_z")
 def _volume_z(of: FeatureInputs) -> Array:
     """Return the z-score of log(1 + volume ÷ its mean over 256 bars)."""
-    row: Array = of.z_scores[2]
-    return row
+    return of.z_scores[2]
 
 
 def _relative_volume(window: int) -> Compute:
@@ -271,8 +264,7 @@ def _relative_volume(window: int) -> Compute:
 
     def compute(of: FeatureInputs) -> Array:
         usual = np.maximum(of.sums[256][VOLUME] / 256.0, TINY)
-        ratio: Array = np.log1p(of.sums[window][VOLUME] / float(window) / usual) - np.log(2.0)
-        return ratio
+        return np.log1p(of.sums[window][VOLUME] / float(window) / usual) - np.log(2.0)
 
     return compute
 
@@ -285,8 +277,7 @@ def _flow(window: int) -> Compute:
     """Return the volume of rising less of falling bars ÷ all volume."""
 
     def compute(of: FeatureInputs) -> Array:
-        share: Array = of.sums[window][SIGNED_VOLUME] / np.maximum(of.sums[window][VOLUME], TINY)
-        return share
+        return of.sums[window][SIGNED_VOLUME] / np.maximum(of.sums[window][VOLUME], TINY)
 
     return compute
 
@@ -298,22 +289,19 @@ V1.add("flow_64", gain=4.0)(_flow(64))
 @V1.add("rsi_16", gain=4.0)
 def _rsi(of: FeatureInputs) -> Array:
     """Return Cutler's form of the index, from -1 to 1: net ÷ total absolute log return."""
-    net: Array = np.log(of.close / of.past_closes[16]) / np.maximum(of.sums[16][ABSOLUTE], TINY)
-    return net
+    return np.log(of.close / of.past_closes[16]) / np.maximum(of.sums[16][ABSOLUTE], TINY)
 
 
 @V1.add("sigma_level")
 def _sigma_level(of: FeatureInputs) -> Array:
     """Return log(σ ÷ 0.001): a level that no window has taken out."""
-    level: Array = np.log(of.sigma / SIGMA_USUAL)
-    return level
+    return np.log(of.sigma / SIGMA_USUAL)
 
 
 @V1.add("macd_16_64", gain=2.0)
 def _macd(of: FeatureInputs) -> Array:
     """Return the log of mean close over 16 ÷ over 64 bars, ÷ (σ √64)."""
-    ratio: Array = np.log(of.mean_close(16) / of.mean_close(64)) / (of.sigma * 8.0)
-    return ratio
+    return np.log(of.mean_close(16) / of.mean_close(64)) / (of.sigma * 8.0)
 
 
 @V1.add("bollinger_32")
@@ -322,8 +310,7 @@ def _bollinger(of: FeatureInputs) -> Array:
     close, mean = of.close, of.mean_close(32)
     spread = of.sums[32][CLOSE_SQUARE] / 32.0 / (close * close) - (mean / close) ** 2
     deviation = np.sqrt(np.maximum(spread, of.sigma * of.sigma))
-    place: Array = (1.0 - mean / close) / (2.0 * deviation)
-    return place
+    return (1.0 - mean / close) / (2.0 * deviation)
 
 
 def _distance(window: int) -> Compute:
@@ -340,40 +327,34 @@ V1.add("distance_256", gain=2.0)(_distance(256))
 def _channel(of: FeatureInputs) -> Array:
     """Return the place of the close between the lowest low (-1) and the highest high (1)."""
     height = of.extremes[0] + of.extremes[1]
-    place: Array = (2.0 * (of.close + of.extremes[1]) - height) / np.maximum(height, TINY)
-    return place
+    return (2.0 * (of.close + of.extremes[1]) - height) / np.maximum(height, TINY)
 
 
 @V1.add("autocorrelation_64", gain=4.0)
 def _autocorrelation(of: FeatureInputs) -> Array:
     """Return Σ r(t) r(t-1) ÷ Σ r²."""
-    share: Array = of.sums[64][PRODUCT] / np.maximum(of.sums[64][SQUARE], TINY)
-    return share
+    return of.sums[64][PRODUCT] / np.maximum(of.sums[64][SQUARE], TINY)
 
 
 @V1.add("hour_sin")
 def _hour_sin(of: FeatureInputs) -> Array:
     """Return the sine of the minute of the UTC day."""
-    row: Array = HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
-    return row
+    return HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
 
 
 @V1.add("hour_cos")
 def _hour_cos(of: FeatureInputs) -> Array:
     """Return the cosine of the minute of the UTC day."""
-    row: Array = HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
-    return row
+    return HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
 
 
 @V1.add("weekday_sin")
 def _weekday_sin(of: FeatureInputs) -> Array:
     """Return the sine of the day of the week (UTC; the epoch was a Thursday)."""
-    row: Array = WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
-    return row
+    return WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
 
 
 @V1.add("weekday_cos")
 def _weekday_cos(of: FeatureInputs) -> Array:
     """Return the cosine of the day of the week."""
-    row: Array = WEEKDAY[1][of.open_time_ms // DAY_MS % 7]
-    return row
+    return WEEKDAY[1][of.open_time_ms // DAY_MS % 7]

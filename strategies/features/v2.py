@@ -95,14 +95,12 @@ class Known(NamedTuple):
     @property
     def close(self) -> Array:
         """The close of each bar."""
-        close: Array = self.sums[BAR][CLOSE]
-        return close
+        return self.sums[BAR][CLOSE]
 
     def distance(self, window: Window) -> Array:
         """Return the log of the close ÷ its mean over *window*."""
         mean = self.sums[window][CLOSE] / float(window.size)
-        found: Array = np.log(self.close / mean)
-        return found
+        return np.log(self.close / mean)
 
 
 BAR: Final = Window(1)
@@ -236,8 +234,7 @@ def interval(of: Known) -> Array:
 def sigma_level(of: Known) -> Array:
     """Return log(σ ÷ (0.001 √minutes)): a level that no window has taken out."""
     usual = _USUAL * float(np.sqrt(of.reach.interval_ms / MINUTE_MS))
-    level: Array = np.log(of.sigma / usual)
-    return level
+    return np.log(of.sigma / usual)
 
 
 @column("return", 1, 2, 3, 6, 12, 24, *TIMES, kind=MOVE)
@@ -249,43 +246,37 @@ def moved(of: Known, window: Window) -> Array:
 @column("realised", 3, 6, 12, 24, *TIMES, least=2, gain=2.0)
 def realised(of: Known, window: Window) -> Array:
     """Return the log of realised volatility ÷ σ."""
-    row: Array = of.volatility[window][SQUARE]
-    return row
+    return of.volatility[window][SQUARE]
 
 
 @column("parkinson", 3, 12, "1h", "4h", "1d", gain=2.0)
 def parkinson(of: Known, window: Window) -> Array:
     """Return the log of Parkinson's volatility ÷ σ."""
-    row: Array = of.volatility[window][RANGE_SQUARE]
-    return row
+    return of.volatility[window][RANGE_SQUARE]
 
 
 @column("garman_klass", 6, "4h", "1d", least=2, gain=2.0)
 def garman_klass(of: Known, window: Window) -> Array:
     """Return the log of Garman and Klass's volatility ÷ σ."""
-    row: Array = of.volatility[window][GARMAN_KLASS]
-    return row
+    return of.volatility[window][GARMAN_KLASS]
 
 
 def _share(of: Known, window: Window, row: int) -> Array:
     """Return the sum of *row* ÷ realised variance."""
-    share: Array = of.sums[window][row] / np.maximum(of.sums[window][SQUARE], TINY)
-    return share
+    return of.sums[window][row] / np.maximum(of.sums[window][SQUARE], TINY)
 
 
 @column("jumps", 12, "4h", "1d", least=4, gain=2.0)
 def jumps(of: Known, window: Window) -> Array:
     """Return the share of realised variance that bipower variation leaves to jumps."""
-    left: Array = (of.sums[window][SQUARE] > 0.0) - _share(of, window, BIPOWER)
-    return left
+    return (of.sums[window][SQUARE] > 0.0) - _share(of, window, BIPOWER)
 
 
 @column("semivariance", 12, "4h", "1d", least=4, gain=2.0)
 def semivariance(of: Known, window: Window) -> Array:
     """Return rising less falling squared returns ÷ all of them."""
     rising = _share(of, window, RISING_SQUARE)
-    balance: Array = 2.0 * rising - (of.sums[window][SQUARE] > 0.0)
-    return balance
+    return 2.0 * rising - (of.sums[window][SQUARE] > 0.0)
 
 
 @column("quarticity", 24)
@@ -293,29 +284,25 @@ def quarticity(of: Known, window: Window) -> Array:
     """Return the log of n Σr⁴ ÷ (3 (Σr²)²): how far few bars make the variance; 0 is a bell."""
     square = np.maximum(of.sums[window][SQUARE], window.size * SIGMA_FLOOR * SIGMA_FLOOR)
     ratio = of.sums[window][QUARTIC] * float(window.size) / (3.0 * square * square)
-    row: Array = np.log(np.maximum(ratio, 1.0 / 3.0))
-    return row
+    return np.log(np.maximum(ratio, 1.0 / 3.0))
 
 
 @column("range_z")
 def range_z(of: Known) -> Array:
     """Return the z-score of log(1 + true range ÷ σ)."""
-    row: Array = of.z_scores[0]
-    return row
+    return of.z_scores[0]
 
 
 @column("sigma_z")
 def sigma_z(of: Known) -> Array:
     """Return the z-score of log σ."""
-    row: Array = of.z_scores[1]
-    return row
+    return of.z_scores[1]
 
 
 @column("volume_z")
 def volume_z(of: Known) -> Array:
     """Return the z-score of log(1 + volume ÷ its mean over the long window)."""
-    row: Array = of.z_scores[2]
-    return row
+    return of.z_scores[2]
 
 
 @column("volume", 3, 12, "1h", "4h", least=2, gain=2.0)
@@ -324,24 +311,21 @@ def volume(of: Known, window: Window) -> Array:
     long = Window(of.reach.long)
     usual = np.maximum(of.sums[long][VOLUME] / float(long.size), TINY)
     ratio = of.sums[window][VOLUME] / float(window.size) / usual
-    row: Array = np.log1p(ratio) - np.log(2.0)
-    return row
+    return np.log1p(ratio) - np.log(2.0)
 
 
 @column("flow", 6, 24, "4h", least=4, gain=2.0)
 def flow(of: Known, window: Window) -> Array:
     """Return the volume of rising less of falling bars ÷ all volume."""
     known = of.sums[window]
-    share: Array = known[SIGNED_VOLUME] / np.maximum(known[VOLUME], TINY)
-    return share
+    return known[SIGNED_VOLUME] / np.maximum(known[VOLUME], TINY)
 
 
 @column("efficiency", 12, gain=2.0)
 def efficiency(of: Known, window: Window) -> Array:
     """Return net ÷ total absolute log return: Cutler's index of relative strength, -1 to 1."""
     net = of.moves[window.size] * of.sigma * float(np.sqrt(window.size))
-    share: Array = net / np.maximum(of.sums[window][ABSOLUTE], TINY)
-    return share
+    return net / np.maximum(of.sums[window][ABSOLUTE], TINY)
 
 
 @column("autocorrelation", 24, "1d", least=12, gain=4.0)
@@ -357,58 +341,50 @@ def bollinger(of: Known, window: Window) -> Array:
     mean = of.sums[window][CLOSE] / size / close
     spread = of.sums[window][CLOSE_SQUARE] / size / (close * close) - mean * mean
     deviation = np.sqrt(np.maximum(spread, of.sigma * of.sigma))
-    place: Array = (1.0 - mean) / (2.0 * deviation)
-    return place
+    return (1.0 - mean) / (2.0 * deviation)
 
 
 @column("distance", 12, "4h", "1d", "5d", least=2, gain=2.0)
 def distance(of: Known, window: Window) -> Array:
     """Return log(close ÷ mean close) ÷ (σ √window)."""
-    found: Array = of.distance(window) / (of.sigma * float(np.sqrt(window.size)))
-    return found
+    return of.distance(window) / (of.sigma * float(np.sqrt(window.size)))
 
 
 @column("channel", gain=2.0)
 def channel(of: Known) -> Array:
     """Return the close's place between lowest low (-1) and highest high (1) of the long window."""
     height = of.extremes[0] + of.extremes[1]
-    place: Array = (2.0 * (of.close + of.extremes[1]) - height) / np.maximum(height, TINY)
-    return place
+    return (2.0 * (of.close + of.extremes[1]) - height) / np.maximum(height, TINY)
 
 
 @seasonal("yesterday", "1h", "4h", days=1, to=COLUMNS, kind=NEAR)
 def yesterday(of: Known, window: Window) -> Array:
     """Return the log of the volatility that followed this hour yesterday ÷ σ."""
-    row: Array = of.volatility[window][SQUARE]
-    return row
+    return of.volatility[window][SQUARE]
 
 
 @column("hour_sin")
 def hour_sin(of: Known) -> Array:
     """Return the sine of the minute of the UTC day."""
-    row: Array = HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
-    return row
+    return HOUR[0][of.open_time_ms % DAY_MS // MINUTE_MS]
 
 
 @column("hour_cos")
 def hour_cos(of: Known) -> Array:
     """Return the cosine of the minute of the UTC day."""
-    row: Array = HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
-    return row
+    return HOUR[1][of.open_time_ms % DAY_MS // MINUTE_MS]
 
 
 @column("weekday_sin")
 def weekday_sin(of: Known) -> Array:
     """Return the sine of the day of the week (UTC; the epoch was a Thursday)."""
-    row: Array = WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
-    return row
+    return WEEKDAY[0][of.open_time_ms // DAY_MS % 7]
 
 
 @column("weekday_cos")
 def weekday_cos(of: Known) -> Array:
     """Return the cosine of the day of the week."""
-    row: Array = WEEKDAY[1][of.open_time_ms // DAY_MS % 7]
-    return row
+    return WEEKDAY[1][of.open_time_ms // DAY_MS % 7]
 
 
 CYCLES: Final = ("15m", "1h", "3h", "4h", "6h", "8h", "12h")
@@ -424,8 +400,7 @@ def _turn(text: str, function: np.ufunc) -> Callable[[Known], Array]:
         """Return sine or cosine of a part of the UTC day; zeros for less than two bars of it."""
         if minutes * MINUTE_MS < 2 * of.reach.interval_ms:
             return np.zeros_like(of.sigma)
-        row: Array = table[of.open_time_ms // MINUTE_MS % minutes]
-        return row
+        return table[of.open_time_ms // MINUTE_MS % minutes]
 
     return turned
 
@@ -500,8 +475,7 @@ class V2Recipe:
         short, long = (
             sums[Window(size)][SQUARE] / float(size) for size in (self.reach.short, self.reach.long)
         )
-        sigma: Array = np.sqrt(np.maximum(0.5 * short + 0.5 * long, SIGMA_FLOOR * SIGMA_FLOOR))
-        return sigma
+        return np.sqrt(np.maximum(0.5 * short + 0.5 * long, SIGMA_FLOOR * SIGMA_FLOOR))
 
     def standardised_inputs(
         self, high: Array, low: Array, sums: Mapping[Window, Array], sigma: Array

@@ -123,8 +123,7 @@ class Embedding(nn.Module):
     def forward(self, x: Tensor, marks: Tensor) -> Tensor:
         """Map [batch, time, variable] and marks [batch, time, MARKS] to [batch, time, dim]."""
         value = self.value(x.transpose(1, 2)).transpose(1, 2)
-        out: Tensor = self.dropout(value + self.code.to(x.dtype) + self.mark(marks))
-        return out
+        return self.dropout(value + self.code.to(x.dtype) + self.mark(marks))
 
 
 class Projections(nn.Module):
@@ -175,8 +174,7 @@ class SparseSelfAttention(nn.Module):
         if not self.mix:
             attended = attended.transpose(1, 2)  # [batch, time, head, dim]
         # Mixed: [batch, head, time, dim], read as if it were [batch, time, head, dim]
-        out: Tensor = self.projections.out(attended.reshape(x.shape))
-        return out
+        return self.projections.out(attended.reshape(x.shape))
 
 
 class CrossAttention(nn.Module):
@@ -193,8 +191,7 @@ class CrossAttention(nn.Module):
         attended = functional.scaled_dot_product_attention(
             query, key, value, dropout_p=self.dropout if self.training else 0.0
         )
-        out: Tensor = self.projections.out(attended.transpose(1, 2).flatten(2))
-        return out
+        return self.projections.out(attended.transpose(1, 2).flatten(2))
 
 
 class NormedFeedForward(nn.Module):
@@ -210,8 +207,7 @@ class NormedFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, dim] to the same."""
         hidden = self.dropout(functional.gelu(self.rise(x)))
-        out: Tensor = self.norm(x + self.dropout(self.fall(hidden)))
-        return out
+        return self.norm(x + self.dropout(self.fall(hidden)))
 
 
 class EncoderLayer(nn.Module):
@@ -227,8 +223,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, dim] to the same."""
         x = self.norm(x + self.dropout(self.attention(x)))
-        out: Tensor = self.feed_forward(x)
-        return out
+        return self.feed_forward(x)
 
 
 class ConvolutionDistilling(nn.Module):
@@ -267,8 +262,7 @@ class Encoder(nn.Module):
             if depth and self.distillings:
                 x = self.distillings[depth - 1](x)
             x = layer(x)
-        out: Tensor = self.norm(x)
-        return out
+        return self.norm(x)
 
 
 class DecoderLayer(nn.Module):
@@ -287,8 +281,7 @@ class DecoderLayer(nn.Module):
         """Map [batch, time, dim] and the encoder's [batch, row, dim] to [batch, time, dim]."""
         x = self.attention_norm(x + self.dropout(self.attention(x)))
         x = self.cross_norm(x + self.dropout(self.cross(x, memory)))
-        out: Tensor = self.feed_forward(x)
-        return out
+        return self.feed_forward(x)
 
 
 class PublishedInformer(nn.Module):
@@ -330,8 +323,7 @@ class PublishedInformer(nn.Module):
         written = self.embed_written(given, marks[:, begun:])
         for layer in self.decoder:
             written = layer(written, memory)
-        out: Tensor = self.project(self.norm(written))[:, -config.horizon :]
-        return out
+        return self.project(self.norm(written))[:, -config.horizon :]
 
 
 _MLP_RATIO: Final = 2.0
@@ -389,8 +381,7 @@ class Direct(nn.Module):
         patches = ((series - centre) / spread).flatten(0, 1).unflatten(-1, (-1, self.config.patch))
         # [batch * variable, horizon] -> [batch, variable, horizon]
         answer = self.answer(patches).unflatten(0, series.shape[:2])
-        out: Tensor = (answer * spread + centre).transpose(1, 2)
-        return out
+        return (answer * spread + centre).transpose(1, 2)
 
     def answer(self, patches: Tensor) -> Tensor:
         """Map [series, token, patch] to [series, horizon]."""
@@ -420,8 +411,7 @@ class DirectFlash(Direct):
 
     def answer(self, patches: Tensor) -> Tensor:
         """Map [series, token, patch] to [series, horizon]."""
-        out: Tensor = self.head(self.dropout(self.trunk.states(patches).flatten(1)))
-        return out
+        return self.head(self.dropout(self.trunk.states(patches).flatten(1)))
 
 
 class DirectLstm(Direct):
@@ -439,8 +429,7 @@ class DirectLstm(Direct):
     def answer(self, patches: Tensor) -> Tensor:
         """Map [series, token, patch] to [series, horizon]."""
         states: Tensor = self.recurrence(patches)[0]  # [series, token, dim]
-        out: Tensor = self.head(self.dropout(states[:, -1]))
-        return out
+        return self.head(self.dropout(states[:, -1]))
 
 
 _LSTM_POSITIVE: Final = ("features", "dim", "layers", "window")
@@ -529,8 +518,7 @@ class LstmNetwork(Network):
         return 0.0
 
     def _read_out(self, state: Tensor) -> Outputs:
-        outputs: Outputs = self.heads(self.norm(self.dropout(state)))
-        return outputs
+        return self.heads(self.norm(self.dropout(state)))
 
 
 register(

@@ -285,8 +285,7 @@ class CrossAssetNetwork(nn.Module):
         raw = self.load(last).unflatten(-1, (-1, self.config.factors))
         unit = functional.normalize(raw, dim=-1)
         share = torch.sigmoid(self.share(last.mean(dim=1, keepdim=True)))  # of all assets alike
-        found: Tensor = unit * share.sqrt()[..., None]
-        return found
+        return unit * share.sqrt()[..., None]
 
     def _run(
         self, x: Tensor, assets: Tensor, positions: Tensor, trace: list[_Attended] | None

@@ -51,8 +51,7 @@ def _frequencies(dim: int, device: torch.device) -> Tensor:
 
     They are kept, but for those of a trace, which are no numbers.
     """
-    made: Tensor = (_made if torch.compiler.is_compiling() else _kept)(dim, device)
-    return made
+    return (_made if torch.compiler.is_compiling() else _kept)(dim, device)
 
 
 def _made(dim: int, device: torch.device) -> Tensor:
@@ -328,8 +327,7 @@ class Mixture(Rope):
         """Return the mixed code [time, dim]."""
         fixed, learned = self.shares()
         waves = sinusoidal_table(positions, self.sizes.dim, self.sizes.window).to(self.place.dtype)
-        code: Tensor = fixed * waves + learned * self.place[positions % len(self.place)]
-        return code
+        return fixed * waves + learned * self.place[positions % len(self.place)]
 
 
 @encoding("context")
@@ -349,8 +347,7 @@ class Contextual(Rope):
     def enter(self, state: Tensor, positions: Tensor) -> Tensor:
         """Return *state* with the code of each bar, weighed by what the bar shows."""
         code = self.place[positions % len(self.place)].to(state.dtype)
-        out: Tensor = state + code * self.ask(state).sigmoid()
-        return out
+        return state + code * self.ask(state).sigmoid()
 
 
 ENCODINGS["none"] = Encoding
@@ -495,8 +492,7 @@ class ClockCode(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Return the code [.., dim] of int64 *positions* [..]."""
         columns = clock_of(self.names, positions, self.interval_minutes)
-        code: Tensor = self.project(columns.to(self.project.weight.dtype))
-        return code
+        return self.project(columns.to(self.project.weight.dtype))
 
 
 def clock_codes(

@@ -222,8 +222,7 @@ class FeedForward(nn.Module):
             x = functional.silu(gate) * x
         else:
             x = _gelu(x)
-        out: Tensor = self.fall(x)
-        return out
+        return self.fall(x)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -286,8 +285,7 @@ class Block(nn.Module):
         branch = self._drop(self.project_out(joined))
         x = x + branch if self.pre else self.attention_norm(x + branch)
         branch = self._drop(self.mlp(self.mlp_norm(x) if self.pre else x))
-        out: Tensor = x + branch if self.pre else self.mlp_norm(x + branch)
-        return out
+        return x + branch if self.pre else self.mlp_norm(x + branch)
 
     def _drop(self, branch: Tensor) -> Tensor:
         if not self.training:
@@ -414,8 +412,7 @@ class FlashNetwork(Network):
 
     def read_out(self, state: Tensor) -> Outputs:
         """Return the heads' outputs of the last layer's *state* [batch, time, dim]."""
-        outputs: Outputs = self.heads(self.norm(state))
-        return outputs
+        return self.heads(self.norm(state))
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""

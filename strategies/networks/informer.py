@@ -197,8 +197,7 @@ class SparseBlock(nn.Module):
         joined = attended.transpose(1, 2).flatten(2)  # [batch, time, head * dim]
         x = x + self.dropout(self.project_out(joined))
         hidden = functional.gelu(self.rise(self.mlp_norm(x)))
-        out: Tensor = x + self.dropout(self.fall(hidden))
-        return out
+        return x + self.dropout(self.fall(hidden))
 
 
 class InformerNetwork(Network):
@@ -328,11 +327,10 @@ class InformerNetwork(Network):
         assert isinstance(block, SparseBlock)
         if depth == self.config.layers - 1:
             return block.decide(state, stages)
-        return block(state, self.get_buffer(_SAMPLED.format(depth=depth)), stages)  # type: ignore[no-any-return]
+        return block(state, self.get_buffer(_SAMPLED.format(depth=depth)), stages)
 
     def _read_out(self, state: Tensor) -> Outputs:
-        outputs: Outputs = self.heads(self.norm(state[:, -1:]))
-        return outputs
+        return self.heads(self.norm(state[:, -1:]))
 
 
 def _ages(rows: SparseRows, window: int) -> Tensor:

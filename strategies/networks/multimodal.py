@@ -269,8 +269,7 @@ class TradingNetwork(Network):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
         """Forecast every row of *x* [batch, time, features] at int64 *positions* [.., time]."""
-        outputs: Outputs = self.trunk(self.fusion(x).state, positions)
-        return outputs
+        return self.trunk(self.fusion(x).state, positions)
 
     def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
         """Forecast one window *x* [1, time, features] and explain its last bar.

@@ -138,8 +138,7 @@ class BookLayer(nn.Module):
 
     def mix(self, x: Tensor) -> Tensor:
         """Return what the token-wise part adds to *x* [..., dim]."""
-        mixed: Tensor = self.fall(functional.gelu(self.rise(self.mlp_norm(x))))
-        return mixed
+        return self.fall(functional.gelu(self.rise(self.mlp_norm(x))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output for *x* [batch, book, token, dim]."""

@@ -410,7 +410,7 @@ def objective(of: Any) -> float:
     if fast == 3:
         raise RuntimeError("no idea")
     odd: dict[int, Any] = {5: math.nan, 7: "good", 9: np.float64(of.trades.height), 11: True}
-    return odd[fast]  # type: ignore[no-any-return]
+    return odd[fast]
 
 
 def test_an_objective_that_fails_is_recorded_in_its_cell(candles: Path) -> None:
