@@ -99,7 +99,11 @@ def allocate(
         case Rule.EQUAL:
             found = np.full(assets, 1.0 / assets)
         case Rule.INVERSE:
-            found = _inverse(np.diag(risk))
+            variance = np.diag(risk)
+            moved = variance > 0.0  # an asset that never moved holds nothing
+            found = np.zeros(assets)
+            found[moved] = variance[moved] ** -0.5
+            found /= max(found.sum(), np.finfo(np.float64).tiny)
         case Rule.MINIMUM:
             found = _solved(risk, None, held, bound, aversion=1.0, cost=cost)
         case Rule.MEAN_VARIANCE:
@@ -140,16 +144,6 @@ def require_solver(rule: Rule) -> None:
             f"{missing_sentence('cvxpy', f'The rule {rule}')[:-1]}, or choose equal or inverse "
             f"({error})."
         ) from None
-
-
-def _inverse(variance: Array) -> Array:
-    """Return weights by the inverse of volatility; an asset that never moved holds nothing."""
-    moved = variance > 0.0
-    if not moved.any():
-        return np.zeros(len(variance))
-    found = np.zeros(len(variance))
-    found[moved] = variance[moved] ** -0.5
-    return np.asarray(found / found.sum())
 
 
 def _solved(

@@ -10,12 +10,10 @@ Sources: T. Moskowitz, Y. Ooi, L. Pedersen, Time series momentum, 2012 (each ins
 year); R. Carver, Systematic Trading, 2015 (windows that double, distances scaled and cut); J.P.
 Morgan/Reuters, RiskMetrics, 1996 (exponential weights).
 
-The rules are docs/strategies.md, U12 to U18.
+A cross-asset network is the run's model: it answers within the deadline, its forecasts are gated
+symbol by symbol, and the weight that it gives a symbol is the size of that symbol's signal.
 
-The network is the run's model: it answers within the deadline, its forecasts are gated symbol by
-symbol, and the weight that it gives a symbol is the size of that symbol's signal.
-
-The rules are docs/several.md, P26 to P28.
+The rules are docs/strategies.md, U12 to U18, and docs/several.md, P26 to P28.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """What a strategy sees at a bar's close, and the signals and orders that it returns.
 
-The rule is docs/strategies.md, U2.
-
-The rule is docs/strategies.md, U4.
+The rules are docs/strategies.md, U2 and U4.
 
 Bars are kept in columns that only grow at their end. What is handed out is not that memory: each
 column that a strategy reads is copied, once a bar, into bytes that nobody can write. So an array
@@ -108,7 +106,7 @@ def account_view(
     fills: Sequence[Fill],
     account: Account,
 ) -> AccountView:
-    """Return what is seen of *account*; *position*, *orders* and *fills* are *instrument*'s.
+    """Build the view of *account*; *position*, *orders* and *fills* are *instrument*'s.
 
     *opened_ms* is the market time of the fill that opened *position*, *bars_held* the closes since.
     """
@@ -328,7 +326,7 @@ class BarRecord:
 Floats = npt.NDArray[np.float64]
 Times = npt.NDArray[np.int64]
 Shelf = Mapping[tuple[Bar, int], Any]
-"""From a bar and the place of a column to the column's last rows, as they were at that bar."""
+"""Maps (bar, column number) to the column's last rows as they were at that bar."""
 
 _DTYPES: Final = (*(np.dtype(np.float64),) * 5, np.dtype(np.int64))
 _SPARE: Final = 1_024
@@ -419,8 +417,10 @@ class BarColumns:
         self._most = 2 * length + _SPARE
         self._price_unit = 10**instrument.price_decimals
         self._volume_unit = 10**instrument.volume_decimals
-        self._open, self._high, self._low, self._close, self._volume = _empty("ddddd")
-        (self._time,) = _empty("q")
+        self._open, self._high, self._low, self._close, self._volume = (
+            array("d") for _ in range(5)
+        )
+        self._time = array("q")
         self._all = (self._open, self._high, self._low, self._close, self._volume, self._time)
         self._newest: Bar | None = None
         self._history: BarArrays | None = None
@@ -458,10 +458,6 @@ class BarColumns:
             raise StrategyFailed(_LATE)
         column = memoryview(self._all[place])
         return np.frombuffer(column[-self._length :].tobytes(), _DTYPES[place])
-
-
-def _empty(types: str) -> list[array]:  # type: ignore[type-arg]
-    return [array(kind) for kind in types]
 
 
 class Percent(Struct, frozen=True):
@@ -572,13 +568,8 @@ def _requested(
     stop: float | None,
     terms: OrderTerms,
 ) -> OrderRequest:
-    return OrderRequest(
-        side=side, quantity=quantity, kind=_kind(limit, stop), price=limit, trigger=stop, **terms
-    )
-
-
-def _kind(limit: float | None, stop: float | None) -> OrderKind:
-    """Return which kind of order has that *limit* and that *stop*."""
     if limit is None:
-        return OrderKind.MARKET if stop is None else OrderKind.STOP
-    return OrderKind.LIMIT if stop is None else OrderKind.STOP_LIMIT
+        kind = OrderKind.MARKET if stop is None else OrderKind.STOP
+    else:
+        kind = OrderKind.LIMIT if stop is None else OrderKind.STOP_LIMIT
+    return OrderRequest(side=side, quantity=quantity, kind=kind, price=limit, trigger=stop, **terms)

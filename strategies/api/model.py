@@ -94,7 +94,7 @@ class Model:
         self.options, self.files = options, files
 
     def predict(self, seen: ModelInput) -> Answer:
-        """Return what is expected after the newest bar of *seen*; None for no forecast."""
+        """Forecast the time after the newest bar of *seen*; None for no forecast."""
         rows = self.predict_rows(seen.features[-1:])
         return {name: np.asarray(values)[0] for name, values in rows.items()}
 
@@ -136,14 +136,14 @@ class AnswerMalformed(ValueError):
 def forecast_of(
     answer: object, *, horizons: tuple[int, ...], measures: Collection[str], model_id: str
 ) -> Forecast | None:
-    """Return what a model answered as a ``Forecast``; numbers that are not finite stay so.
+    """Turn a model's *answer* into a ``Forecast``; numbers that are not finite stay so.
 
     Raises ``AnswerMalformed`` for anything that its declarations do not announce.
     """
     if answer is None:
         return None
     if isinstance(answer, Forecast):
-        answer = _named(answer)
+        answer = _by_name(answer)
     if not isinstance(answer, Mapping):
         raise AnswerMalformed(f"answered {type(answer).__name__}; return a mapping or None")
     if strange := sorted(set(answer) - _ANSWERED, key=str):
@@ -154,8 +154,8 @@ def forecast_of(
     if missing := sorted(wanted - set(answer)):
         raise AnswerMalformed(f"declares the measure of {missing[0]!r} and answered without it")
     given = {name: _column(name, answer[name], horizons) for name in answer}
-    if further := sorted(set(given) - wanted - {"p_down", "p_flat"}):
-        raise AnswerMalformed(f"answered {further[0]!r}; declare its measure")
+    if undeclared := sorted(set(given) - wanted - {"p_down", "p_flat"}):
+        raise AnswerMalformed(f"answered {undeclared[0]!r}; declare its measure")
     if "probabilities" in measures:
         _complete(given)
     elif {"p_down", "p_flat"} & set(given):
@@ -203,8 +203,7 @@ def forecasts_of(
     ]
 
 
-def _named(forecast: Forecast) -> dict[str, Any]:
-    """Return what a ``Forecast`` holds by the names of an answer."""
+def _by_name(forecast: Forecast) -> dict[str, Any]:
     columns = ("mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility")
     found = {name: value for name in columns if (value := getattr(forecast, name))}
     if (explanation := forecast.explanation) is not None:
@@ -230,14 +229,14 @@ def _column(name: str, value: object, horizons: tuple[int, ...]) -> tuple[float,
 
 
 def _complete(given: dict[str, tuple[float, ...]]) -> None:
-    """Fill in p_down and p_flat: what is left of 1 is a fall, unless a fall is given as well."""
+    """Fill in p_down and p_flat: the rest of 1 is p_down, or p_flat where p_down is given."""
     up = given["p_up"]
     down, flat = given.get("p_down"), given.get("p_flat")
     if down is None:
         flat = flat or (0.0,) * len(up)
         given["p_down"] = tuple(1.0 - a - b for a, b in zip(up, flat, strict=True))
     elif flat is None:
-        # What rounding leaves is no probability.
+        # A rest below 0 by rounding is 0; a larger one stays negative, and is refused as such.
         flat = tuple(
             max(1.0 - a - b, 0.0) if a + b <= _WHOLE else -1.0
             for a, b in zip(up, down, strict=True)

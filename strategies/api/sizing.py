@@ -240,7 +240,7 @@ class Sizer:
         return self._kept(size if action is Action.LONG else -size, standing)
 
     def factor(self, forecast: Forecast | None) -> float | None:
-        """Return what confidence multiplies a size by, in (0, 1]; None where that is not asked."""
+        """Return the multiplier of a size, in (0, 1]; None unless sizes follow the confidence."""
         if (fitted := self._sizing.confidence) is None:
             return None
         return size_factor(fitted, forecast, self._index)
@@ -288,7 +288,6 @@ class Sizer:
         return quantity - quantity % self._step
 
     def _full(self, equity: int) -> int:
-        """Return the money of a full position."""
         sizing = self._sizing
         if not self._of_equity:
             return sizing.notional
@@ -298,7 +297,6 @@ class Sizer:
         return max(equity, 0) * int(share * _PARTS) // _PARTS
 
     def _cap(self, price: int, account: SizingAccount) -> int:
-        """Return the largest quantity that the caps allow."""
         sizing = self._sizing
         money = sizing.max_position
         if sizing.max_gross > 0:
@@ -315,7 +313,11 @@ class Sizer:
             return 1.0
         share = 0.0
         if mode is SizingMode.VOLATILITY:
-            if expected := self._volatility(forecast):
+            if self._estimate is not None:
+                expected = self._estimate.of_bars(sizing.horizon)
+            else:
+                expected = None if forecast is None else forecast.volatility[self._index]
+            if expected:
                 share = sizing.target_volatility / expected
         elif forecast is not None:
             mean = abs(forecast.mean_return[self._index]) * sizing.slope
@@ -325,9 +327,3 @@ class Sizer:
             elif sizing.fraction > 0:
                 share = sizing.kelly * mean / deviation**2 / sizing.fraction
         return min(share, 1.0) if math.isfinite(share) and share > 0 else 0.0
-
-    def _volatility(self, forecast: Forecast | None) -> float | None:
-        """Return the expected deviation of the return to the horizon; None where none is known."""
-        if self._estimate is not None:
-            return self._estimate.of_bars(self._sizing.horizon)
-        return None if forecast is None else forecast.volatility[self._index]

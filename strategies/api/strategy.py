@@ -3,9 +3,7 @@
 A user replaces ``Strategy``. ``Forecaster`` is defined here, without torch, so that the engine's
 side never imports it.
 
-The rules are docs/protection.md, E1 to E4.
-
-The rules are docs/several.md, P1 to P8.
+The rules are docs/protection.md, E1 to E4, and docs/several.md, P1 to P8.
 """
 
 from __future__ import annotations
@@ -57,11 +55,11 @@ class DeclaredState:
 
     @classmethod
     def of(cls, strategy: Declaring) -> DeclaredState | None:
-        """Return what *strategy* declares; None where it declares nothing."""
+        """Watch the state of *strategy*; None where it declares none."""
         return None if strategy.State is None else cls(strategy, strategy.State)
 
     def changed(self) -> bool:
-        """Return whether it is another than at the last question, or than was handed back.
+        """Return whether the state differs from the last call, or from the one handed back.
 
         Raises ``StrategyFailed`` where what it holds now could not be handed back.
         """
@@ -83,7 +81,6 @@ class DeclaredState:
         self.encoded = encoded
 
     def _encoding(self) -> bytes:
-        """Return the encoding of the state, which decodes to its equal."""
         state = self._strategy.state
         if type(state) is not self._type:
             raise StrategyFailed(
@@ -247,7 +244,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def decide(self, context: BarContext, /) -> Signal | Orders:
-        """Return what to hold, or what to order; called after ``observe`` of the same bar."""
+        """Return a signal or a list of orders; called after ``observe`` of the same bar."""
 
 
 class SmaCross(Strategy):
@@ -378,7 +375,7 @@ def declared_gates(
     gates = set(strategy.gates) | set(risk)
     if any(GATES[name].chosen_by for name in gates):
         gates = {name for name in gates if not GATES[name].chosen_by}
-        gates |= {name for name, one in GATES.items() if one.chosen_by == confidence_by}
+        gates |= {name for name, gate in GATES.items() if gate.chosen_by == confidence_by}
     return {
         name
         for name in gates
@@ -394,10 +391,10 @@ def remembered(strategy: Strategy) -> int:
 
 
 NOT_NAMED: Final = Signal(Action.HOLD, "not named by the portfolio")
-"""What an instrument does that an answer leaves out."""
+"""What a symbol does that the portfolio's answer leaves out."""
 
 SHARE_OF: Final = "from_"
-"""How the note begins that says how much of where a decision looked is of one symbol."""
+"""Begins the notes that hold each symbol's share of a decision's attention."""
 
 
 class PortfolioStrategy(ABC):
@@ -429,7 +426,7 @@ class PortfolioStrategy(ABC):
 
     @abstractmethod
     def decide(self, contexts: Mapping[str, BarContext], /) -> Mapping[str, Signal | Orders]:
-        """Return what to hold, or what to order, by symbol; who is left out holds.
+        """Return a signal or a list of orders by symbol; a symbol that is left out holds.
 
         Called once a close, after ``observe`` of all of its bars and before the first of its
         decisions. *contexts* holds the symbols whose bars came together and whose warm-up is known,
@@ -461,7 +458,7 @@ class PortfolioMember(Strategy):
         self.portfolio.observe(bar)
 
     def decide(self, context: BarContext) -> Signal | Orders:  # noqa: ARG002 - the portfolio saw it
-        """Return what the portfolio answered for this instrument when it was last asked."""
+        """Return the portfolio's last answer for this instrument."""
         return self.answer
 
 

@@ -1,8 +1,6 @@
 """The gates' verdict on a bar, by the strategy's thresholds; the regime.
 
-The rules are docs/decisions.md, G7 to G11.
-
-The rule is docs/decisions.md, G12.
+The rules are docs/decisions.md, G7 to G12.
 """
 
 from __future__ import annotations

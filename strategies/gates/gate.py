@@ -123,7 +123,7 @@ def volatility_confidence(fitted: FittedConfidence, forecast: Forecast, at: int)
 
 
 def size_factor(fitted: FittedConfidence, forecast: Forecast | None, at: int) -> float:
-    """Return what a size is multiplied by, in (0, 1]: 1 ÷ the widening of the interval.
+    """Return the multiplier of a size, in (0, 1]: 1 ÷ the widening of the interval.
 
     It is 1 where the forecast is surer than usual, and where nothing is known.
     """
@@ -294,7 +294,7 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
         name, measured_as = measure.__name__, measure
         if kind is GateKind.RISK:
             name = f"risk.{name.removeprefix('risk_')}"
-            measured_as = measure if at_most is None else _of_more_risk(measure)
+            measured_as = measure if at_most is None else _zero_if_reducing(measure)
         if threshold is None or name in GATES:
             raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
         if not MEASURES.issuperset(needs):
@@ -321,8 +321,8 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
     return declare
 
 
-def _of_more_risk(measure: Measure) -> Measure:
-    """Return *measure* as a risk gate has it: 0 where the target lowers the exposure."""
+def _zero_if_reducing(measure: Measure) -> Measure:
+    """Measure 0 where the target lowers the exposure: no limit may hold up a way out."""
 
     def measured_as(seen: GateInputs) -> float | None:
         return 0.0 if seen.reduces else measure(seen)
@@ -363,7 +363,7 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
 
 
 def unit_beside(name: str) -> str:
-    """Return what stands beside a measure of gate *name* that :func:`measured` wrote."""
+    """Return the unit to write after :func:`measured` of gate *name*; empty where it has one."""
     unit = unit_of(name)
     return {MILLISECONDS: "", YES_OR_NO: "", SHARE_OF_PEAK: "of the peak"}.get(unit, unit)
 
@@ -374,7 +374,7 @@ def with_unit(name: str, value: float) -> str:
 
 
 def verdict(action: Action, refused_by: str | None, reason: str) -> str:
-    """Return in a few words what the gates made of a decision.
+    """Say the gates' verdict on a decision in a few words.
 
     A FLAT that a gate refused went on where no judgement gate holds up an exit, and where its
     horizon was over; with the refusal as its *reason* it is what ``gate.on_refusal`` asks for
