@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from tracepaper.strategies.covariates import (
     AGE,
     ALL_SYMBOLS,
-    StandingVectors,
-    VectorRows,
+    CovariateRows,
+    FixedCovariates,
     feature_name,
     rows_of,
 )
@@ -60,9 +60,9 @@ class VectorFile:
     path: Path
     sha256: str
     columns: tuple[str, ...]
-    rows: dict[str, VectorRows]
+    rows: dict[str, CovariateRows]
 
-    def chosen(self, columns: Sequence[str]) -> dict[str, VectorRows]:
+    def chosen(self, columns: Sequence[str]) -> dict[str, CovariateRows]:
         """Return the rows with *columns* alone, in this order; raise for one that it lacks."""
         for name in columns:
             if name not in self.columns:
@@ -72,13 +72,13 @@ class VectorFile:
                 )
         places = [self.columns.index(name) for name in columns]
         return {
-            symbol: VectorRows(rows.time_ms, rows.from_ms, rows.values[:, places])
+            symbol: CovariateRows(rows.time_ms, rows.from_ms, rows.values[:, places])
             for symbol, rows in self.rows.items()
         }
 
-    def standing(self, columns: Sequence[str]) -> StandingVectors:
+    def standing(self, columns: Sequence[str]) -> FixedCovariates:
         """Return *columns* of it as what does not change."""
-        return StandingVectors(self.sha256, self.chosen(columns))
+        return FixedCovariates(self.sha256, self.chosen(columns))
 
 
 def read_vectors(path: Path) -> VectorFile:
@@ -104,7 +104,7 @@ def read_vectors(path: Path) -> VectorFile:
 
 def rows_in(
     path: Path, table: Table, *, before: int = 0, newest: Mapping[str, int] = MappingProxyType({})
-) -> tuple[tuple[str, ...], dict[str, VectorRows]]:
+) -> tuple[tuple[str, ...], dict[str, CovariateRows]]:
     """Return the columns of *table* and its rows by symbol; raise as ``read_vectors`` does.
 
     *before* rows of the file stand before it, of which *newest* are the times by symbol.
@@ -273,7 +273,7 @@ def _by_symbol(
     symbols: Sequence[Any] | None,
     before: int,
     newest: Mapping[str, int],
-) -> dict[str, VectorRows]:
+) -> dict[str, CovariateRows]:
     of = [ALL_SYMBOLS] * len(times) if symbols is None else [str(one or "") for one in symbols]
     if symbols is not None and "" in of:
         at = before + of.index("") + 1

@@ -306,7 +306,7 @@ class CommonBars:
         return CAME_LATE if len(set(self.newest_ms.values())) > 1 else ""
 
 
-class TogetherStrategy(PortfolioStrategy):
+class CrossAssetStrategy(PortfolioStrategy):
     """Hold every symbol by the weight that the run's network over all of them gives it.
 
     With ``[sizing] mode = "equity"`` a weight is a share of equity. *every* is how many bars lie

@@ -38,7 +38,7 @@ def feature_name(column: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class VectorRows:
+class CovariateRows:
     """The rows of one symbol in the order of their times, which ascend.
 
     ``from_ms`` never falls: the first close at which each row counts. It is the row's time, or
@@ -58,18 +58,18 @@ class VectorRows:
         return np.searchsorted(self.from_ms, closes_ms, side="right") - 1
 
 
-NO_VECTORS: Final = VectorRows(
+NO_COVARIATES: Final = CovariateRows(
     np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), np.float64)
 )
 """Those of a symbol that has none."""
 
 
-def rows_of(time_ms: Ids, values: Floats) -> VectorRows:
+def rows_of(time_ms: Ids, values: Floats) -> CovariateRows:
     """Return rows that were known at their own times."""
-    return VectorRows(time_ms, time_ms, values)
+    return CovariateRows(time_ms, time_ms, values)
 
 
-class VectorSource(Protocol):
+class CovariateSource(Protocol):
     """Where rows come from: a file that stands, or one that grows."""
 
     @property
@@ -77,7 +77,7 @@ class VectorSource(Protocol):
         """What it is kept as beside a database, as the run's row says it."""
         ...
 
-    def known(self, symbol: str) -> VectorRows:
+    def known(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, with the columns that the model was trained with."""
         ...
 
@@ -91,15 +91,15 @@ class VectorSource(Protocol):
 
 
 @dataclass(frozen=True)
-class StandingVectors:
-    """A file that does not change: a ``VectorSource``."""
+class FixedCovariates:
+    """A file that does not change: a ``CovariateSource``."""
 
     name: str
-    rows: Mapping[str, VectorRows]
+    rows: Mapping[str, CovariateRows]
 
-    def known(self, symbol: str) -> VectorRows:
+    def known(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, or everyone's."""
-        return self.rows.get(ALL_SYMBOLS, self.rows.get(symbol, NO_VECTORS))
+        return self.rows.get(ALL_SYMBOLS, self.rows.get(symbol, NO_COVARIATES))
 
     def usable(self, closes_ms: Ids) -> NDArray[np.bool_]:
         """Return true: all of it was read before the first bar."""
@@ -110,7 +110,7 @@ class StandingVectors:
 
 
 @dataclass(frozen=True, slots=True)
-class VectorScale:
+class CovariateScale:
     """What a card says of the columns: their names in order, and how they are standardised."""
 
     columns: tuple[str, ...]  # of the file
@@ -123,7 +123,7 @@ class VectorScale:
         return (*map(feature_name, self.columns), AGE)
 
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> VectorScale:
+    def of(cls, section: Mapping[str, Any]) -> CovariateScale:
         """Read ``[features.vectors]`` of a card; raise ``CheckpointMismatch`` where it is none."""
         columns, centre, scale = (section.get(key) for key in ("columns", "centre", "scale"))
         is_whole = (
@@ -140,7 +140,7 @@ class VectorScale:
         return cls(tuple(columns or ()), tuple(centre or ()), tuple(scale or ()))
 
     @classmethod
-    def fitted(cls, columns: Sequence[str], every: Sequence[VectorRows], until_ms: int) -> Self:
+    def fitted(cls, columns: Sequence[str], every: Sequence[CovariateRows], until_ms: int) -> Self:
         """Return mean and deviation of the rows before *until_ms*: of no later one."""
         values = np.concatenate([rows.values[rows.time_ms < until_ms] for rows in every])
         centre, scale = np.zeros(len(columns)), np.ones(len(columns))
@@ -167,11 +167,11 @@ def _are_numbers(found: object, count: int) -> bool:
 
 
 @dataclass(frozen=True)
-class VectorColumns:
+class CovariateColumns:
     """The features of a source, as a schema has them after those of bars."""
 
-    scale: VectorScale
-    source: VectorSource
+    scale: CovariateScale
+    source: CovariateSource
 
     @property
     def names(self) -> tuple[str, ...]:

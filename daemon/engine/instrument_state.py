@@ -32,8 +32,8 @@ from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, SizingAccount
 from tracepaper.strategies.api.strategy import DeclaredState, PortfolioMember, Strategy, remembered
 from tracepaper.strategies.api.timeframes import (
     FrameRange,
-    HigherBars,
     Row,
+    TimeframeAggregator,
     frame_bars,
     open_frames_ms,
 )
@@ -179,7 +179,7 @@ class InstrumentState:
         base_ms = settings.interval_ms
         sessions = None if settings.calendar is None else settings.calendar.sessions
         self._frames = {
-            name: HigherBars(instrument, name, base_ms, count, sessions)
+            name: TimeframeAggregator(instrument, name, base_ms, count, sessions)
             for name, count in wanted.items()
         }
         reach = (frame.reach for frame in self._frames.values())

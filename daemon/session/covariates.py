@@ -41,7 +41,12 @@ from tracepaper.storage.covariates import (
     write_whole,
 )
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.covariates import ALL_SYMBOLS, NO_VECTORS, VectorRows, VectorSource
+from tracepaper.strategies.covariates import (
+    ALL_SYMBOLS,
+    NO_COVARIATES,
+    CovariateRows,
+    CovariateSource,
+)
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Reading
 
@@ -80,7 +85,7 @@ def journal_name(written: str, columns: Sequence[str]) -> str:
 
 
 class VectorJournal:
-    """The lines of one growing file; a ``VectorSource`` of what was known at each bar."""
+    """The lines of one growing file; a ``CovariateSource`` of what was known at each bar."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, lines: Sequence[bytes] = ()) -> None:
         """Begin with *lines* that are stored; use ``open_journal``."""
@@ -94,12 +99,12 @@ class VectorJournal:
         for line in lines:
             self._take(line)
 
-    # ---------------------------------------------------------------- a ``VectorSource``
+    # ---------------------------------------------------------------- a ``CovariateSource``
 
-    def known(self, symbol: str) -> VectorRows:
+    def known(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, or everyone's."""
         filled = self._rows.get(ALL_SYMBOLS, self._rows.get(symbol))
-        return NO_VECTORS if filled is None else filled.rows()
+        return NO_COVARIATES if filled is None else filled.rows()
 
     def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the file was of use at each close."""
@@ -205,10 +210,10 @@ class _Filled:
         self._values[at] = row.values
         self._count += 1
 
-    def rows(self) -> VectorRows:
+    def rows(self) -> CovariateRows:
         """Return them; more may be added later, which these do not show."""
         count = self._count
-        return VectorRows(self._times[0, :count], self._times[1, :count], self._values[:count])
+        return CovariateRows(self._times[0, :count], self._times[1, :count], self._values[:count])
 
 
 def open_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJournal:
@@ -290,7 +295,7 @@ VECTORS: Final = "vectors"
 
 
 class GrowingVectors:
-    """A file that grows, read again before a bar is answered; a ``VectorSource``.
+    """A file that grows, read again before a bar is answered; a ``CovariateSource``.
 
     A row counts from the close at which it was first read, or from its time where that is later.
     One with a time before the newest that is known comes too late to be held by any bar.
@@ -311,7 +316,7 @@ class GrowingVectors:
             journal.append(self._new(growth, 0))
             self._file.take(growth)
 
-    def known(self, symbol: str) -> VectorRows:
+    def known(self, symbol: str) -> CovariateRows:
         """Return the rows of *symbol*, or everyone's."""
         return self._journal.known(symbol)
 
@@ -393,7 +398,7 @@ class GrowingVectors:
                 "may only grow, so restore it."
             )
 
-    def _require_unchanged(self, symbol: str, rows: VectorRows) -> None:
+    def _require_unchanged(self, symbol: str, rows: CovariateRows) -> None:
         """Raise ``DataInvalid`` where a row that was known has other values now."""
         known = self._journal.known(symbol)
         if not len(known) or not len(rows):
@@ -432,7 +437,7 @@ def vectors_path(config: Config, written: str) -> Path:
 
 def configured_vectors(
     config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
-) -> VectorSource | None:
+) -> CovariateSource | None:
     """Return the covariates that ``[model] covariates`` names, of the columns that *card* says.
 
     They are kept beside the database *beside*, as a journal where they are *growing*. Raises
@@ -457,7 +462,7 @@ def configured_vectors(
 
 
 def _require_symbols(
-    path: Path, source: VectorSource, symbols: Sequence[str], *, growing: bool
+    path: Path, source: CovariateSource, symbols: Sequence[str], *, growing: bool
 ) -> None:
     """Raise ``DataInvalid`` for a symbol without a row; of a file that is *growing* say so."""
     for symbol in symbols:
@@ -471,9 +476,9 @@ def _require_symbols(
         log.warning("no row yet, so its bars are held", symbol=symbol, file=str(path))
 
 
-def vectors_of(forecaster: Forecaster | None) -> VectorSource | None:
+def vectors_of(forecaster: Forecaster | None) -> CovariateSource | None:
     """Return the vectors of *forecaster*; None where it has none."""
-    source: VectorSource | None = getattr(forecaster, VECTORS, None)
+    source: CovariateSource | None = getattr(forecaster, VECTORS, None)
     return source
 
 
@@ -483,7 +488,7 @@ def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]
     return source.newly if isinstance(source, GrowingVectors) else tuple
 
 
-def require_known(source: VectorSource | None, reading: Reading | None, run_id: str) -> None:
+def require_known(source: CovariateSource | None, reading: Reading | None, run_id: str) -> None:
     """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* says."""
     if reading is None or reading.what != VECTORS:
         return
@@ -494,7 +499,7 @@ def require_known(source: VectorSource | None, reading: Reading | None, run_id: 
 
 def recorded_vectors(
     database: Path, kept_as: str, card: Mapping[str, Any], *, into: Path | None = None
-) -> VectorSource | None:
+) -> CovariateSource | None:
     """Return the covariates that a run of *database* kept, for the model of *card*; None for none.
 
     They are kept beside *into* as well. Raises ``CheckpointMismatch`` where they are gone or

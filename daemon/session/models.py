@@ -25,12 +25,12 @@ from tracepaper.daemon.session.covariates import (
 )
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.builtin import TogetherStrategy
+from tracepaper.strategies.builtin import CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
 if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.strategies.covariates import VectorSource
+    from tracepaper.strategies.covariates import CovariateSource
     from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
     from tracepaper.strategies.networks.attribution import Way
@@ -142,7 +142,7 @@ def together_forecaster(config: Config, found: Checkpoint) -> TogetherForecaster
 
 def make_together(
     config: Config, forecaster: Forecaster | None, horizon_index: int
-) -> TogetherStrategy:
+) -> CrossAssetStrategy:
     """Return the strategy that trades all symbols by *forecaster*, which answers for all of them.
 
     Raises ``ConfigInvalid`` for options that it does not have.
@@ -154,7 +154,7 @@ def make_together(
             f"strategy.name '{config.strategy.name}' needs a checkpoint of that kind; name it by "
             "model.checkpoint."
         )
-    return TogetherStrategy(
+    return CrossAssetStrategy(
         config.market.symbols,
         config.strategy.options,
         context=forecaster.context,
@@ -279,7 +279,7 @@ def _keep_card(model: UserForecaster, database: Path) -> None:
 
 
 def forecaster_of(
-    folder: Path, config: Config, *, mode: str, vectors: VectorSource | None = None
+    folder: Path, config: Config, *, mode: str, vectors: CovariateSource | None = None
 ) -> Forecaster:
     """Return the model of the checkpoint in *folder*, run as *config* says."""
     from tracepaper.storage import checkpoints
@@ -312,7 +312,7 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
 
 
 def _built(
-    checkpoint: Checkpoint, config: Config, mode: str, vectors: VectorSource | None
+    checkpoint: Checkpoint, config: Config, mode: str, vectors: CovariateSource | None
 ) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build
 

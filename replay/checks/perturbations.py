@@ -30,7 +30,7 @@ from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.storage.covariates import SYMBOL, TIME, VectorFile, read_vectors
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.timeframes import Row
-from tracepaper.strategies.covariates import ALL_SYMBOLS, VectorRows, rows_of
+from tracepaper.strategies.covariates import ALL_SYMBOLS, CovariateRows, rows_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.sessions import Calendar
@@ -41,7 +41,7 @@ from tracepaper.strategies.units import WEEK_MS, interval_phase
 _NONSENSE: Final = -40.0
 """Later numbers are multiplied by it, and stand so much lower."""
 
-Change = Callable[[VectorRows], VectorRows]
+Change = Callable[[CovariateRows], CovariateRows]
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def other_vectors(config: Config, change: Change) -> Iterator[Config]:
 def without_later(at_ms: int, *, cut: bool) -> Change:
     """Return what corrupts the rows after *at_ms*, or cuts them off where some are left."""
 
-    def change(rows: VectorRows) -> VectorRows:
+    def change(rows: CovariateRows) -> CovariateRows:
         later = rows.time_ms > at_ms
         if cut and not later.all():
             return rows_of(rows.time_ms[~later], rows.values[~later])

@@ -151,9 +151,9 @@ def features_section(schema: FeatureSchema, vectors: Supplied | None = None) -> 
         "lookback": schema.lookback,
         "names": list(schema.names),
     }
-    if vectors is not None and schema.vectors is not None:
+    if vectors is not None and schema.covariates is not None:
         of = {"file": vectors.file.path.name, "sha256": vectors.file.sha256}
-        found["vectors"] = {**of, **schema.vectors.scale.section()}
+        found["vectors"] = {**of, **schema.covariates.scale.section()}
     return found
 
 

@@ -44,10 +44,10 @@ from tracepaper.replay.training.series import (
     segments_of,
 )
 from tracepaper.storage.covariates import VectorFile
-from tracepaper.strategies.covariates import VectorColumns, VectorScale
+from tracepaper.strategies.covariates import CovariateColumns, CovariateScale
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import REACHES
-from tracepaper.strategies.features.rows import FeatureSchema, schema, with_vectors
+from tracepaper.strategies.features.rows import FeatureSchema, schema, with_covariates
 from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
 
 FAMILIES: Final = ("v2", "tree")
@@ -61,19 +61,19 @@ class Supplied(NamedTuple):
     """A user's covariates, and how they are standardised; None before that is fitted."""
 
     file: VectorFile
-    scale: VectorScale | None = None
+    scale: CovariateScale | None = None
 
     def fitted(self, until_ms: int) -> Supplied:
         """Return them standardised as the rows before *until_ms* are, and by no later one."""
         columns = self.file.columns if self.scale is None else self.scale.columns
         every = list(self.file.chosen(columns).values())
-        return self._replace(scale=VectorScale.fitted(columns, every, until_ms))
+        return self._replace(scale=CovariateScale.fitted(columns, every, until_ms))
 
-    def joined(self, until_ms: int) -> VectorColumns:
+    def joined(self, until_ms: int) -> CovariateColumns:
         """Return them as features; where nothing is fitted yet, that is, before *until_ms*."""
         if self.scale is None:
             return self.fitted(until_ms).joined(until_ms)
-        return VectorColumns(self.scale, self.file.standing(self.scale.columns))
+        return CovariateColumns(self.scale, self.file.standing(self.scale.columns))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Material:
         cut, learnt = split(main), schemas[main_ms]
         if vectors is not None:
             joined = vectors.joined(cut.train_until_ms)
-            learnt = with_vectors(learnt, joined)
+            learnt = with_covariates(learnt, joined)
             main, others = joined_to(main, joined), joined_to(others, joined)
             if not main:
                 raise DataInvalid(
@@ -172,7 +172,7 @@ class Material:
             self,
             segments=main,
             others=others,
-            schema=with_vectors(self.schema, joined),
+            schema=with_covariates(self.schema, joined),
             vectors=supplied,
         )
 
@@ -286,7 +286,7 @@ class Material:
         return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)
 
 
-def joined_to(segments: Sequence[Segment], joined: VectorColumns) -> list[Segment]:
+def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Segment]:
     """Return *segments* with the features of vectors, each from the first bar that has some.
 
     One of which no bar has any is left out.

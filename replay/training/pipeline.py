@@ -380,7 +380,7 @@ def cooled(found: HorizonForecasts, temperature: float) -> HorizonForecasts:
 
 def built(card: Mapping[str, Any], weights: Mapping[str, Tensor], material: Material) -> Forecaster:
     """Return the forecaster of *card*, which sees the vectors of *material* where it takes some."""
-    joined = material.schema.vectors
+    joined = material.schema.covariates
     source = None if joined is None else joined.source
     return build(card, weights, threads=torch.get_num_threads(), vectors=source)
 

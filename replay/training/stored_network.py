@@ -21,7 +21,7 @@ from tracepaper.replay.training.material import joined_to
 from tracepaper.replay.training.series import Segment, segments_of
 from tracepaper.storage import checkpoints
 from tracepaper.storage.covariates import read_vectors
-from tracepaper.strategies.covariates import StandingVectors
+from tracepaper.strategies.covariates import FixedCovariates
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
@@ -45,7 +45,7 @@ WINDOWS: Final = 4
 RUNTIMES: Final = {"onnx": ".onnx", "torch": ".pt2"}
 """The runtimes that a network is exported for, with what the names of their files end in."""
 
-NO_FILE: Final = StandingVectors("", {})
+NO_FILE: Final = FixedCovariates("", {})
 """Vectors of which the names alone are known: no rows can be made of them."""
 
 Window = tuple[Tensor, Tensor]
@@ -124,7 +124,7 @@ class StoredNetwork:
 
     def _segments(self, candles: Candles) -> list[Segment]:
         """Return *candles* with features; raise ``ConfigInvalid`` where vectors are missing."""
-        joined = self.schema.vectors
+        joined = self.schema.covariates
         plain = segments_of(candles, features.schema(self.schema.schema_id))
         if joined is None:
             return plain

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from tracepaper.strategies.api.timeframes import FrameBars
+from tracepaper.strategies.api.timeframes import TimeframeBars
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.order_book import BookRecord
 from tracepaper.strategies.types.decisions import (
@@ -192,7 +192,7 @@ class BarContext(Struct, frozen=True, gc=False):
     account: AccountView | None
     """The account before anything of this close is decided; None unless ``sees_account``."""
     _shared: InstrumentContext
-    _frames: Mapping[str, FrameBars] = MappingProxyType({})
+    _frames: Mapping[str, TimeframeBars] = MappingProxyType({})
     _books: BookRecord | None = None
 
     @classmethod
@@ -276,7 +276,7 @@ class BarContext(Struct, frozen=True, gc=False):
             )
         return self._books.until(self.time)
 
-    def timeframe(self, name: str) -> FrameBars:
+    def timeframe(self, name: str) -> TimeframeBars:
         """Return the closed bars of the higher timeframe *name*, one of the declared ``frames``.
 
         Those of its last intervals, as many as ``frames_warmup`` says: a bar appears with the bar

@@ -90,7 +90,7 @@ def frame_bar_of(bar: Bar, *, seen_ms: int) -> FrameBar:
     )
 
 
-class FrameBars:
+class TimeframeBars:
     """Closed bars of one higher frame, oldest first, as read-only columns of the shape (bars,).
 
     Prices and volume are float64 in units of the market, times int64, UTC milliseconds at which
@@ -242,7 +242,7 @@ def _grid_of(
     return _OfSessions(sessions, length_ms, base_ms)
 
 
-class HigherBars:
+class TimeframeAggregator:
     """The closed bars of one frame of one instrument: those of the last *wanted* intervals.
 
     A bar of the frame appears with the bar that closes it, if none of its parts is missing. What
@@ -268,7 +268,7 @@ class HigherBars:
         self._end: int | None = None  # the place of the bar of the frame that is still open
         self._place: int | None = None  # of the bar that is being made
         self._count = self._open = self._high = self._low = self._volume = 0
-        self.bars = FrameBars((), instrument)
+        self.bars = TimeframeBars((), instrument)
 
     @property
     def reach(self) -> int:
@@ -361,4 +361,4 @@ class HigherBars:
             return
         self._rows = tuple(row for row in self._rows if row[_PLACE] >= end - self.wanted)
         closed = tuple(row for row in self._rows if row[_PLACE] < end)
-        self.bars = FrameBars(closed, self.instrument)
+        self.bars = TimeframeBars(closed, self.instrument)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.strategies.covariates import VectorColumns
+from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.features import v1, v2
 from tracepaper.strategies.features.rolling import (
@@ -37,14 +37,14 @@ _BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in
 class FeatureSchema:
     """The features of a schema in their order, and the bars that one row depends on.
 
-    After those of bars stand those of *vectors*, where a user supplies some.
+    After those of bars stand those of *covariates*, where a user supplies some.
     """
 
     schema_id: str
     names: tuple[str, ...]
     lookback: int
     recipe: FeatureRecipe = field(compare=False)
-    vectors: VectorColumns | None = field(default=None, compare=False)
+    covariates: CovariateColumns | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Columns:
     close: Array
     volume: Array
     interval_ms: int
-    symbol: str = ""  # whose vectors are joined
+    symbol: str = ""  # whose covariates are joined
     closed_ms: NDArray[np.int64] | None = None
     """When each bar closed; None where all are of a whole interval."""
 
@@ -113,9 +113,9 @@ def schema(schema_id: str = "v1") -> FeatureSchema:
     return FeatureSchema(schema_id, recipe.names, recipe.lookback, recipe)
 
 
-def with_vectors(schema: FeatureSchema, vectors: VectorColumns) -> FeatureSchema:
-    """Return *schema* with the features of *vectors* after its own."""
-    return replace(schema, names=(*schema.recipe.names, *vectors.names), vectors=vectors)
+def with_covariates(schema: FeatureSchema, covariates: CovariateColumns) -> FeatureSchema:
+    """Return *schema* with the features of *covariates* after its own."""
+    return replace(schema, names=(*schema.recipe.names, *covariates.names), covariates=covariates)
 
 
 def wider(one: FeatureSchema, other: FeatureSchema) -> FeatureSchema:
@@ -188,9 +188,9 @@ def compute(
         rows, scale = _block(schema, columns, start - first, stop)
         values[start:stop, :own] = rows[:, first:].T
         sigma[start:stop] = scale[first:]
-    if schema.vectors is not None:
+    if schema.covariates is not None:
         closes = columns.closes_ms[first:]
-        values[first:, own:] = schema.vectors.at(columns.symbol, closes, columns.interval_ms)
+        values[first:, own:] = schema.covariates.at(columns.symbol, closes, columns.interval_ms)
     return FeatureBlock(values, sigma, first)
 
 
@@ -339,8 +339,8 @@ class FeatureStreams:
             open_time_ms=table.open_time_ms,
         )
         values = np.ascontiguousarray(recipe.rows(made).T)
-        if (vectors := self.schema.vectors) is not None:
-            newest = [vectors.newest(_symbol(b), _closed_ms(b), b.interval_ms) for b in bars]
+        if (covariates := self.schema.covariates) is not None:
+            newest = [covariates.newest(_symbol(b), _closed_ms(b), b.interval_ms) for b in bars]
             values = np.concatenate([values, np.array(newest)], axis=1)
         found = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
         is_known = found.complete(self._part)

@@ -22,7 +22,7 @@ from tracepaper.strategies.attention.memory import (
     require_memory,
     rollout_bytes,
 )
-from tracepaper.strategies.covariates import VectorColumns, VectorScale, VectorSource
+from tracepaper.strategies.covariates import CovariateColumns, CovariateScale, CovariateSource
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
@@ -84,7 +84,7 @@ def build(  # noqa: PLR0913
     instruments: int = 1,
     free_bytes: int | None = None,
     way: Way = STORED,
-    vectors: VectorSource | None = None,
+    vectors: CovariateSource | None = None,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
@@ -438,7 +438,9 @@ def _probe(network: Network) -> None:
                 )
 
 
-def _model(card: Mapping[str, Any], network: Network, vectors: VectorSource | None) -> TrainedModel:
+def _model(
+    card: Mapping[str, Any], network: Network, vectors: CovariateSource | None
+) -> TrainedModel:
     identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
     horizons = network.config.horizons
     schema = _schema(card, network.config.features, vectors)
@@ -457,7 +459,9 @@ def _model(card: Mapping[str, Any], network: Network, vectors: VectorSource | No
     )
 
 
-def _schema(card: Mapping[str, Any], columns: int, vectors: VectorSource | None) -> FeatureSchema:
+def _schema(
+    card: Mapping[str, Any], columns: int, vectors: CovariateSource | None
+) -> FeatureSchema:
     schema = known_schema(card, vectors)
     if len(schema.names) != columns:
         raise CheckpointMismatch(
@@ -467,7 +471,7 @@ def _schema(card: Mapping[str, Any], columns: int, vectors: VectorSource | None)
     return schema
 
 
-def known_schema(card: Mapping[str, Any], vectors: VectorSource | None = None) -> FeatureSchema:
+def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None) -> FeatureSchema:
     """Return the feature schema of *card*, with a user's *vectors* where it was trained with some.
 
     Raises ``ConfigInvalid`` for an unknown one, and where it needs covariates and has none.
@@ -480,7 +484,7 @@ def known_schema(card: Mapping[str, Any], vectors: VectorSource | None = None) -
             f"The model was trained with the covariates {', '.join(vector_scale(card).columns)}; "
             'name a file of them by [model] covariates = "FILE", or --covariates FILE.'
         )
-    return features.with_vectors(found, VectorColumns(vector_scale(card), vectors))
+    return features.with_covariates(found, CovariateColumns(vector_scale(card), vectors))
 
 
 def takes_vectors(card: Mapping[str, Any]) -> bool:
@@ -488,9 +492,9 @@ def takes_vectors(card: Mapping[str, Any]) -> bool:
     return "vectors" in section_of(card, "features", {})
 
 
-def vector_scale(card: Mapping[str, Any]) -> VectorScale:
+def vector_scale(card: Mapping[str, Any]) -> CovariateScale:
     """Return the scales of *card*'s covariates; raise ``CheckpointMismatch`` where it has none."""
-    return VectorScale.of(section_of(section_of(card, "features"), "vectors"))
+    return CovariateScale.of(section_of(section_of(card, "features"), "vectors"))
 
 
 def calibration_of(

@@ -29,7 +29,7 @@ from tracepaper.strategies.attention.time_buckets import (
     shift,
 )
 from tracepaper.strategies.attention.weighted import TIME_MAX
-from tracepaper.strategies.covariates import VectorSource
+from tracepaper.strategies.covariates import CovariateSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
 from tracepaper.strategies.forecasters.outputs import TrainedModel, forecasts, require_one_of_each
@@ -207,9 +207,9 @@ class WindowedForecaster:
         """The rows of the last call, of each bar."""
 
     @property
-    def vectors(self) -> VectorSource | None:
+    def vectors(self) -> CovariateSource | None:
         """The covariates that a user supplies; None where the network was trained without."""
-        joined = self.model.schema.vectors
+        joined = self.model.schema.covariates
         return None if joined is None else joined.source
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from tracepaper.strategies.covariates import (
     AGE,
-    StandingVectors,
-    VectorColumns,
-    VectorRows,
-    VectorScale,
+    CovariateColumns,
+    CovariateRows,
+    CovariateScale,
+    FixedCovariates,
     rows_of,
 )
 from tracepaper.strategies.errors import CheckpointMismatch
@@ -22,14 +22,14 @@ from tracepaper.strategies.features.rows import (
     columns,
     compute,
     schema,
-    with_vectors,
+    with_covariates,
 )
 
 MINUTE_MS = 60_000
-SCALE = VectorScale(("mood", "heat"), (0.0, 1.0), (1.0, 2.0))
+SCALE = CovariateScale(("mood", "heat"), (0.0, 1.0), (1.0, 2.0))
 
 
-def naive(rows: VectorRows, close_ms: int) -> int:
+def naive(rows: CovariateRows, close_ms: int) -> int:
     """Return the place of the row that a bar has by looking at each of them."""
     found = -1
     for place in range(len(rows)):
@@ -48,7 +48,7 @@ def test_the_join_is_that_of_a_naive_loop(
     at: list[int], late: list[int], closes: list[int]
 ) -> None:
     known = np.maximum.accumulate(np.array(at) + np.array(late[: len(at)]))
-    rows = VectorRows(np.array(at), known, np.zeros((len(at), 1)))
+    rows = CovariateRows(np.array(at), known, np.zeros((len(at), 1)))
     found = rows.places(np.array(closes, dtype=np.int64))
     assert found.tolist() == [naive(rows, close) for close in closes]
 
@@ -60,7 +60,7 @@ def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> 
     count = sum(one <= close_ms for one in at)
     known = rows_of(every.time_ms[:count], every.values[:count])
     both = [
-        VectorColumns(SCALE, StandingVectors("", {"": rows})).at("", np.array([close_ms]), 1)
+        CovariateColumns(SCALE, FixedCovariates("", {"": rows})).at("", np.array([close_ms]), 1)
         for rows in (every, known)
     ]
     assert np.array_equal(both[0], both[1], equal_nan=True)
@@ -68,7 +68,7 @@ def test_no_row_that_comes_later_changes_a_bar(at: list[int], close_ms: int) -> 
 
 def test_a_row_counts_from_the_bar_that_closes_at_its_time_and_is_held() -> None:
     rows = rows_of(np.array([100, 250]), np.array([[1.0, 1.0], [2.0, 5.0]]))
-    joined = VectorColumns(SCALE, StandingVectors("", {"": rows}))
+    joined = CovariateColumns(SCALE, FixedCovariates("", {"": rows}))
     found = joined.at("ANY", np.array([99, 100, 200, 249, 250]), 100)
     assert np.isnan(found[0]).all()
     assert found[1].tolist() == [1.0, 0.0, 0.0]
@@ -79,19 +79,19 @@ def test_a_row_counts_from_the_bar_that_closes_at_its_time_and_is_held() -> None
 
 def test_each_symbol_has_its_own_rows_and_one_without_has_none() -> None:
     own = {"BTC": rows_of(np.array([5]), np.array([[3.0, 1.0]]))}
-    joined = VectorColumns(SCALE, StandingVectors("", own))
+    joined = CovariateColumns(SCALE, FixedCovariates("", own))
     assert joined.at("BTC", np.array([9]), 1)[0, 0] == 3.0
     assert np.isnan(joined.at("ETH", np.array([9]), 1)).all()
 
 
-def test_features_of_an_archive_and_bar_by_bar_are_equal_with_vectors() -> None:
+def test_features_of_an_archive_and_bar_by_bar_are_equal_with_covariates() -> None:
     bars = [
         bar(100_000 + (at * 7) % 50, open_=100_000, open_time_ms=at * MINUTE_MS)
         for at in range(560)
     ]
     at = np.arange(3, 560, 11) * MINUTE_MS + 17
     rows = rows_of(at, np.random.default_rng(1).normal(size=(len(at), 2)))
-    wide = with_vectors(schema("v1"), VectorColumns(SCALE, StandingVectors("", {"": rows})))
+    wide = with_covariates(schema("v1"), CovariateColumns(SCALE, FixedCovariates("", {"": rows})))
     assert wide.names[-3:] == ("vector_mood", "vector_heat", AGE)
     whole = compute(wide, columns(bars))
     plain = compute(schema("v1"), columns(bars))
@@ -103,10 +103,10 @@ def test_features_of_an_archive_and_bar_by_bar_are_equal_with_vectors() -> None:
 
 def test_the_scale_is_that_of_the_rows_before_a_time() -> None:
     rows = rows_of(np.array([1, 2, 3]), np.array([[1.0, 4.0], [3.0, 4.0], [900.0, 9.0]]))
-    found = VectorScale.fitted(("mood", "heat"), [rows], until_ms=3)
+    found = CovariateScale.fitted(("mood", "heat"), [rows], until_ms=3)
     assert found.centre == (2.0, 4.0)
     assert found.scale == (1.0, 1.0)
-    assert VectorScale.of(found.section()) == found
+    assert CovariateScale.of(found.section()) == found
 
 
 @pytest.mark.parametrize(
@@ -121,4 +121,4 @@ def test_the_scale_is_that_of_the_rows_before_a_time() -> None:
 )
 def test_a_card_that_says_it_wrongly_is_refused(section: dict[str, object]) -> None:
     with pytest.raises(CheckpointMismatch, match=r"features\.vectors"):
-        VectorScale.of(section)
+        CovariateScale.of(section)

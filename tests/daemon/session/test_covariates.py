@@ -20,7 +20,7 @@ from tracepaper.daemon.session.covariates import (
     open_journal,
     require_known,
 )
-from tracepaper.strategies.covariates import VectorColumns, VectorScale
+from tracepaper.strategies.covariates import CovariateColumns, CovariateScale
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.types.market import Reading
 
@@ -28,7 +28,7 @@ MINUTE_MS = 60_000
 START_MS = 1_717_243_200_000
 NAME = "live-test"
 COLUMNS = ("mood",)
-SCALE = VectorScale(COLUMNS, (0.0,), (1.0,))
+SCALE = CovariateScale(COLUMNS, (0.0,), (1.0,))
 
 
 def close(number: float) -> int:
@@ -52,7 +52,7 @@ class Traded:
         """Begin, or begin again as after a restart, warmed with the bars that were answered."""
         journal = open_journal(self.database, NAME, COLUMNS)
         self.source = GrowingVectors(self.path, journal)
-        self.joined = VectorColumns(SCALE, self.source)
+        self.joined = CovariateColumns(SCALE, self.source)
         if self.said:
             self.joined.at("", np.array(list(self.said)), MINUTE_MS)
 
@@ -67,7 +67,7 @@ class Traded:
 
     def derived(self) -> dict[int, list[float]]:
         """Return the same rows from what was kept alone."""
-        kept = VectorColumns(SCALE, find_journal(self.database, NAME, COLUMNS))
+        kept = CovariateColumns(SCALE, find_journal(self.database, NAME, COLUMNS))
         rows = kept.at("", np.array(list(self.said)), MINUTE_MS).tolist()
         return dict(zip(self.said, rows, strict=True))
 
@@ -242,7 +242,7 @@ def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn(
 
     written(1)
     source = GrowingVectors(path, open_journal(database, NAME, columns))
-    joined = VectorColumns(VectorScale(columns, (0.0, 0.0), (1.0, 1.0)), source)
+    joined = CovariateColumns(CovariateScale(columns, (0.0, 0.0), (1.0, 1.0)), source)
     said = []
     for number in range(1, 5):
         whole = written(number)
@@ -250,7 +250,7 @@ def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn(
             path.write_bytes(whole[: len(whole) // 2])
         said.append(joined.newest("BTC", close(number), MINUTE_MS)[1])
     assert np.array_equal(said, [0.0, 1.0, np.nan, 3.0], equal_nan=True)
-    kept = VectorColumns(joined.scale, find_journal(database, NAME, columns))
+    kept = CovariateColumns(joined.scale, find_journal(database, NAME, columns))
     derived = kept.at("BTC", np.array([close(number) for number in range(1, 5)]), MINUTE_MS)
     assert np.array_equal(derived[:, 1], said, equal_nan=True)
 
@@ -259,7 +259,7 @@ def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) -> Non
     path, database = tmp_path / "news.csv", tmp_path / "run.db"
     path.write_text(f"time,symbol,mood\n{close(0)},BTC,1\n{close(0)},ETH,2\n", encoding="utf-8")
     source = GrowingVectors(path, open_journal(database, NAME, COLUMNS))
-    joined = VectorColumns(SCALE, source)
+    joined = CovariateColumns(SCALE, source)
     closes = np.array([close(1), close(2)])
     said: dict[str, list[float]] = {"BTC": [], "ETH": [], "SOL": []}
     for at in closes.tolist():
@@ -271,7 +271,7 @@ def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) -> Non
     assert said["ETH"] == [2.0, 3.0]
     assert np.isnan(said["SOL"][0])  # whose row came after the reading of its close
     assert said["SOL"][1] == 3.0
-    kept = VectorColumns(SCALE, find_journal(database, NAME, COLUMNS))
+    kept = CovariateColumns(SCALE, find_journal(database, NAME, COLUMNS))
     for symbol, answers in said.items():
         derived = kept.at(symbol, closes, MINUTE_MS)[:, 0]
         assert np.array_equal(derived, answers, equal_nan=True)

@@ -305,7 +305,7 @@ from tracepaper.strategies.strategy import Strategy
 from tracepaper.strategies.signals import Signal
 from tracepaper.strategies.types import Action
 
-_add = frames.HigherBars.add
+_add = frames.TimeframeAggregator.add
 
 def add_early(self, bar):
     _add(self, bar)
@@ -313,9 +313,9 @@ def add_early(self, bar):
         span = self._grid.span(self._place)
         row = (self._place, *span, self._open, self._high, self._low, bar.close, self._volume)
         rows = tuple(one for one in self._rows if one[0] < row[0]) + (row,)
-        self.bars = frames.FrameBars(rows, self.instrument)
+        self.bars = frames.TimeframeBars(rows, self.instrument)
 
-frames.HigherBars.add = add_early
+frames.TimeframeAggregator.add = add_early
 
 class Mine(Strategy):
     frames = ("5",)

@@ -27,7 +27,7 @@ from tracepaper.replay.checks.perturbations import (
     without_later,
 )
 from tracepaper.storage.covariates import read_vectors
-from tracepaper.strategies.covariates import Ids, VectorColumns, rows_of
+from tracepaper.strategies.covariates import CovariateColumns, Ids, rows_of
 
 MINUTE_MS = 60_000
 BARS = CONTEXT + 50
@@ -79,14 +79,14 @@ def test_what_a_bar_could_know_stays_as_it_was(tmp_path: Path, walk: Candles) ->
 def test_a_join_that_looks_a_row_ahead_is_found(
     tmp_path: Path, walk: Candles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = VectorColumns.at
+    honest = CovariateColumns.at
 
     def peeking(
-        self: VectorColumns, symbol: str, closes_ms: Ids, interval_ms: int
+        self: CovariateColumns, symbol: str, closes_ms: Ids, interval_ms: int
     ) -> NDArray[np.float32]:
         return honest(self, symbol, closes_ms + 3 * MINUTE_MS, interval_ms)
 
-    monkeypatch.setattr(VectorColumns, "at", peeking)
+    monkeypatch.setattr(CovariateColumns, "at", peeking)
     moved = probed(config(tmp_path, walk), walk)
     assert len(moved) == len(PROBES)
     assert moved[0].open_time_ms > int(walk.open_time_ms[PROBES[0] - 5])

@@ -14,12 +14,12 @@ from tracepaper.replay.judging.refits import FoldMaterial
 from tracepaper.replay.training.material import Material, Supplied
 from tracepaper.replay.training.series import Split
 from tracepaper.storage.covariates import read_vectors
-from tracepaper.strategies.covariates import VectorRows, VectorScale
+from tracepaper.strategies.covariates import CovariateRows, CovariateScale
 
 COUNT = 2 * DAY_BARS
 AT = START_MS + MINUTE_MS * np.arange(100, COUNT, 7)
 NUMBERS = np.random.default_rng(3).normal(size=(len(AT), 2))
-OF_CARD = VectorScale(("heat", "mood"), (40.0, 50.0), (6.0, 7.0))
+OF_CARD = CovariateScale(("heat", "mood"), (40.0, 50.0), (6.0, 7.0))
 
 
 def at(bar: int) -> int:
@@ -60,7 +60,7 @@ def test_a_fold_is_standardised_by_what_it_learns_from_alone(candles: str, tmp_p
     material = on_fold(candles, tmp_path / "v.csv", NUMBERS)
     before = NUMBERS[AT < LEARNT][:, ::-1]  # in the card's order
     assert material.vectors is not None
-    assert material.vectors.scale == VectorScale(
+    assert material.vectors.scale == CovariateScale(
         OF_CARD.columns, tuple(before.mean(axis=0).tolist()), tuple(before.std(axis=0).tolist())
     )
     (own,) = material.segments
@@ -79,12 +79,14 @@ def test_rows_after_a_folds_fit_move_nothing_that_it_learns(candles: str, tmp_pa
 def test_a_scale_of_all_rows_is_found_to_look_ahead(
     candles: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = VectorScale.fitted
+    honest = CovariateScale.fitted
 
-    def leaking(columns: Sequence[str], every: Sequence[VectorRows], until_ms: int) -> VectorScale:
+    def leaking(
+        columns: Sequence[str], every: Sequence[CovariateRows], until_ms: int
+    ) -> CovariateScale:
         return honest(columns, every, until_ms + MINUTE_MS * COUNT)
 
-    monkeypatch.setattr(VectorScale, "fitted", leaking)
+    monkeypatch.setattr(CovariateScale, "fitted", leaking)
     one = on_fold(candles, tmp_path / "v.csv", NUMBERS)
     two = on_fold(candles, tmp_path / "v.csv", with_other_rows_later())
     assert not np.array_equal(learnt(one), learnt(two), equal_nan=True)

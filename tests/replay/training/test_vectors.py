@@ -28,13 +28,18 @@ from tracepaper.replay.training.series import Split, iso, segments_of
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.covariates import kept_vectors, read_vectors
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.covariates import StandingVectors, VectorColumns, VectorScale, rows_of
+from tracepaper.strategies.covariates import (
+    CovariateColumns,
+    CovariateScale,
+    FixedCovariates,
+    rows_of,
+)
 from tracepaper.strategies.features.rows import (
     FeatureStreams,
     columns,
     compute,
     schema,
-    with_vectors,
+    with_covariates,
 )
 
 COUNT = 2_600
@@ -352,13 +357,15 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
     evening = np.flatnonzero(np.diff(hours.closes_ms) > 10 * hour)
     at = hours.closes_ms[evening] + 600_000  # before an hour after the last bar's open is over
     rows = rows_of(at, np.arange(1.0, 1 + len(at))[:, None] / 100)
-    joined = VectorColumns(VectorScale(("mood",), (0.0,), (1.0,)), StandingVectors("", {"": rows}))
+    joined = CovariateColumns(
+        CovariateScale(("mood",), (0.0,), (1.0,)), FixedCovariates("", {"": rows})
+    )
     (segment,) = joined_to(segments_of(hours, schema("v1")), joined)
     first, own = segment.first, segment.values[segment.first :]
     known = np.searchsorted(at, hours.closes_ms[first:], side="right")
     assert own[:, 30] == pytest.approx(known / 100)
     assert set(np.flatnonzero(np.diff(known)) + first) <= set(evening)
-    wide, bars = with_vectors(schema("v1"), joined), bars_of(hours)
+    wide, bars = with_covariates(schema("v1"), joined), bars_of(hours)
     assert np.array_equal(compute(wide, columns(bars)).values[first:], own)
     streams = FeatureStreams(wide)
     stepped = np.concatenate([streams.step([one]).values for one in bars])

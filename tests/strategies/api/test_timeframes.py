@@ -16,7 +16,7 @@ from msgspec.structs import replace
 import tracepaper
 from tracepaper.strategies.api.context import BarContext, Outlook
 from tracepaper.strategies.api.timeframes import (
-    HigherBars,
+    TimeframeAggregator,
     frame_bar_of,
     frames_reach,
     open_frames_ms,
@@ -44,8 +44,8 @@ def minutes(count: int, *, first: int = 0, seed: int = 1) -> list[Bar]:
     ]
 
 
-def higher(wanted: int = 4) -> HigherBars:
-    return HigherBars(ITEM, "5", MINUTE, wanted)
+def higher(wanted: int = 4) -> TimeframeAggregator:
+    return TimeframeAggregator(ITEM, "5", MINUTE, wanted)
 
 
 def whole(known: Sequence[Bar]) -> list[Row]:
@@ -81,7 +81,7 @@ def test_it_is_warm_at_the_very_time_that_it_says() -> None:
     assert said == {bar.market_ms - MINUTE, START_MS + 3 * FIVE}
 
 
-def shown(frame: HigherBars) -> list[Row]:
+def shown(frame: TimeframeAggregator) -> list[Row]:
     """Return what is handed on, from the columns that a strategy reads."""
     bars = frame.bars
     price, volume = 10**ITEM.price_decimals, 10**ITEM.volume_decimals
@@ -243,7 +243,7 @@ def test_a_kept_frame_shows_for_ever_what_it_showed_and_cannot_be_written() -> N
 
 
 def test_weeks_begin_on_monday() -> None:
-    frame = HigherBars(ITEM, "W", 86_400_000, 2)
+    frame = TimeframeAggregator(ITEM, "W", 86_400_000, 2)
     days = [
         replace(bar, open_time_ms=place * 86_400_000, interval_ms=86_400_000)
         for place, bar in enumerate(made_bars(30))
