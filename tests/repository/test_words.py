@@ -1,13 +1,14 @@
 """Words that gave way to the field's own do not come back: in options, help, errors and docs.
 
-Help is in docs/commands.md, which is generated from it; errors are strings of the sources.
+Help is in docs/commands.md, which is generated from it; errors are strings of the sources. Of the
+pages, prose keeps further words away, which names, commands and their output may still hold.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 import pytest
@@ -45,21 +46,95 @@ GONE: Final = (
     Word("sways whom", "influence", "it is a share of attention", "says who sways whom."),
     Word("Unfold what to know", "Show caveats", "it was a riddle", "Unfold what to know before"),
 )
+PROSE: Final = (
+    Word(r"[Tt]wins?", "shadow account", "a fund has shadow accounts", "the ungated twin"),
+    Word(
+        r"random twins",
+        "randomized benchmark",
+        "it is a randomization test",
+        "beats 34 % of its random twins",
+    ),
+    Word(
+        r"[Hh]alves(?= of an? ensemble)|[Bb]oth halves|[Ee]ach half(?! hour)|(?<=ensemble's )half",
+        "member",
+        "an ensemble has members",
+        "better than both halves",
+    ),
+    Word(r"row models?", "tabular model", "its input is a table", "a network and a row model"),
+    Word(r"[Hh]igher frames?", "higher timeframe", "the field's word", "a bar of a higher frame"),
+    Word(r"[Hh]eads? of risk", "risk heads", "two nouns, as in the field", "its heads of risk"),
+    Word(
+        r"(?:[Ss]ets?|[Ss]tands?) (?:\w+ )?beside",
+        "compare with",
+        "figures are compared",
+        "the card sets it beside EWMA",
+    ),
+    Word(
+        r"[Hh](?:eld|olds?) (?:\w+ ){0,2}to what (?:came|comes)",
+        "compare with the outcome",
+        "a forecast is compared with its outcome",
+        "tails held to what came",
+    ),
+    Word(
+        r"what (?:came|comes|became|becomes) of",
+        "outcome",
+        "it is a noun",
+        "what became of each order",
+    ),
+    Word(
+        r"what (?:was|is) (?:asked|decided|drawn|held|said|told|typed)(?! by)",
+        "the noun",
+        "a relative clause is no name",
+        "closes what is held",
+    ),
+    Word(
+        r"(?:is|are|was|were) (?:not )?heard",
+        "received",
+        "programs receive",
+        "whose end was not heard",
+    ),
+    Word(r"taken as told", "trusted", "it is shorter", "a column is taken as told"),
+    Word(r"of one's own", "your own", "readers are addressed", "a class of one's own"),
+    Word(
+        r"where (?:it|one|a network|a symbol|each head) looked",
+        "its attention",
+        "it is the field's noun",
+        "the map says where it looked",
+    ),
+)
+"""Words that pages use no more in their prose: names, code and its output may."""
+PAGES: Final = ("docs", "deploy", "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
+CODE: Final = re.compile(r"^```.*?^```|`[^`]*`", re.MULTILINE | re.DOTALL)
+MADE: Final = ("docs/commands.md", "docs/surface.md", "docs/views.md")
+"""Pages that follow from help and docstrings."""
 TRANSLATORS: Final = {"daemon/cli.py", "replay/training/honesty.py"}
 """Modules that must know an older name: they refuse it, or show an older card by the new one."""
 
 
-def gone_from(text: str) -> Iterator[str]:
-    """Yield what to write in place of each word in *text* that is gone."""
-    for word in GONE:
-        if re.search(rf"(?:{word.pattern})(?![\w-])", text):
+def gone_from(text: str, words: Iterable[Word] = GONE) -> Iterator[str]:
+    """Yield what to write in place of each of *words* in *text* that is gone."""
+    for word in words:
+        if re.search(rf"(?<![\w-])(?:{word.pattern})(?![\w-])", text):
             yield f"{word.pattern} is gone, for {word.reason}: write {word.now}"
+
+
+def prose() -> Iterator[tuple[str, str]]:
+    """Yield the prose of each page: no code, and no row of a module, which is its docstring."""
+    for name in sorted(known(*PAGES)):
+        if name.endswith(".md") and name not in MADE:
+            yield name, prose_of((ROOT / name).read_text(encoding="utf-8"))
+
+
+def prose_of(text: str) -> str:
+    """Return *text* without code, and without the tables of modules in ARCHITECTURE.md."""
+    if text.startswith("# Architecture\n"):
+        text = re.sub(r"^\| .*", "", text, flags=re.MULTILINE)
+    return " ".join(CODE.sub("`", text).split())
 
 
 def spoken() -> Iterator[tuple[str, str]]:
     """Yield each text that a user reads, and where it stands."""
-    pages = ("docs", "deploy", "README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
-    for name in sorted({*known(*PARTS, *pages)} - TRANSLATORS):
+    for name in sorted({*known(*PARTS, *PAGES)} - TRANSLATORS):
         path = ROOT / name
         if path.suffix == ".md" or name == "deploy/config.example.toml":
             yield name, path.read_text(encoding="utf-8")
@@ -80,3 +155,22 @@ def test_a_word_that_comes_back_is_found_with_the_one_to_write(word: Word) -> No
     (found,) = gone_from(word.planted)
     assert found.endswith(f"write {word.now}")
     assert not [*gone_from(word.now)]
+
+
+def test_no_page_has_a_word_that_its_prose_gave_up() -> None:
+    pages = dict(prose())
+    assert {"README.md", "docs/models.md", "deploy/FIGURES.md", "ARCHITECTURE.md"} <= pages.keys()
+    assert {
+        name: found for name, text in pages.items() if (found := [*gone_from(text, PROSE)])
+    } == {}
+
+
+@pytest.mark.parametrize("word", PROSE, ids=lambda word: word.now)
+def test_a_word_that_comes_back_to_prose_is_found_but_not_in_code(word: Word) -> None:
+    assert f"{word.pattern} is gone, for {word.reason}: write {word.now}" in {
+        *gone_from(prose_of(f"And {word.planted}."), PROSE)
+    }
+    assert not [*gone_from(word.now, PROSE)]
+    assert not [
+        *gone_from(prose_of(f"See `{word.planted}`.\n\n```text\n{word.planted}\n```\n"), PROSE)
+    ]
