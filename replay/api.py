@@ -238,7 +238,7 @@ class Backtest:
         ``ConfigInvalid`` where either cannot be written, ``DataInvalid`` without two bars to draw.
         """
         from tracepaper.replay.report.report import build_report
-        from tracepaper.replay.report.terminal import as_document, show
+        from tracepaper.replay.report.terminal import as_document, show_report
         from tracepaper.replay.report.trade_pictures import check, draw
 
         self._require_open()
@@ -252,7 +252,7 @@ class Backtest:
             write_page(made, Path(html))
         if chart is not None:
             draw(made, Path(chart), last=last)
-        return Text(text_of(lambda console: show(console, made)), as_document(made))
+        return Text(text_of(lambda console: show_report(console, made)), as_document(made))
 
     def explain(self, sequence: int = -1) -> Text:
         """Return what drove one decision; *sequence* is its column in ``decisions``.
@@ -356,7 +356,7 @@ class Backtest:
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:
-        from tracepaper.replay.report.document import element, joined
+        from tracepaper.replay.document.page import element, joined
 
         if self._is_gone:
             return str(element("p", repr(self)))
@@ -379,7 +379,7 @@ class Text:
         return self.text
 
     def _repr_html_(self) -> str:
-        from tracepaper.replay.report.document import element
+        from tracepaper.replay.document.page import element
 
         return str(element("pre", self.text))
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-    from tracepaper.replay.report.document import Table
+    from tracepaper.replay.document.values import Table
     from tracepaper.storage.database.view_columns import Shown
 
 Frame = TypeVar("Frame")

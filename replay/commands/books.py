@@ -156,9 +156,9 @@ def _judge_books(
     model: BookCheckpoint, data: Sequence[str], asked: BooksAsked, *, as_json: bool
 ) -> None:
     """Judge *model* on each span, and others beside it; each counts as an opening."""
-    from rich.text import Text
-
     from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import Text, documents
     from tracepaper.replay.judging.books import (
         counted,
         judge_books,
@@ -166,7 +166,7 @@ def _judge_books(
         tables_of_books,
         with_rival,
     )
-    from tracepaper.replay.judging.output import documents, heading, show_tables, write_tables
+    from tracepaper.replay.judging.output import heading, write_tables
 
     material = model.material(data)
     every = [judge_books(model, material, span) for span in asked.spans]
@@ -208,11 +208,9 @@ def _judge_books(
         return
     console = for_tables()
     for one in every:
-        console.print(Text(heading(one), style="bold reverse"))
-        show_tables(console, tables_of_books(one))
-        for sentence in one.sentences:
-            console.print(f"• {sentence}", markup=False)
-    show_tables(console, across)
+        sentences = [Text(f"• {sentence}") for sentence in one.sentences]
+        show(console, [Text(heading(one), "heading"), *tables_of_books(one), *sentences])
+    show(console, across)
     if asked.html is not None:
         typer.echo(f"The page is {asked.html}.")
 
@@ -229,8 +227,10 @@ def _refit_books(
     from rich.console import Console
 
     from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import documents
     from tracepaper.replay.judging.book_refits import book_fold_tables, chosen_for, refit_books
-    from tracepaper.replay.judging.output import documents, show_tables, write_tables
+    from tracepaper.replay.judging.output import write_tables
     from tracepaper.replay.judging.spans import recipe_hash
 
     text = asked.folds
@@ -251,7 +251,7 @@ def _refit_books(
         document = {"id": model.model_id, "recipe": recipe_hash(model.card), "folds": text}
         print_json({**document, "tables": documents(made)})
         return
-    show_tables(for_tables(), made)
+    show(for_tables(), made)
     if asked.html is not None:
         typer.echo(f"The page is {asked.html}.")
 

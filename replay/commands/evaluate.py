@@ -471,8 +471,10 @@ def _refit(
     from rich.console import Console
 
     from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import documents
     from tracepaper.replay.judging import instead
-    from tracepaper.replay.judging.output import documents, show_tables, write_tables
+    from tracepaper.replay.judging.output import write_tables
     from tracepaper.replay.judging.refits import refit, tables
     from tracepaper.replay.judging.spans import recipe_hash
     from tracepaper.replay.training.boosting import import_lightgbm
@@ -507,4 +509,4 @@ def _refit(
         document = {"id": found.id, "recipe": recipe_hash(card), "folds": text}
         print_json({**document, "tables": documents(made)})
         return
-    show_tables(for_tables(), made)
+    show(for_tables(), made)

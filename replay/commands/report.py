@@ -60,7 +60,7 @@ def report(
     from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.report.report import build_report
-    from tracepaper.replay.report.terminal import as_document, show
+    from tracepaper.replay.report.terminal import as_document, show_report
     from tracepaper.strategies.extras import require
 
     require("plotly", "--html", html)
@@ -71,39 +71,35 @@ def report(
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         made = build_report(named.path, named.run_id, progress=progress)
-        swayed = _influence(made) if heads else None
-        found = _heads(made, progress) if heads and swayed is None else None
+        analysis = _analysis(made, progress) if heads else None
     if html is not None:
         from tracepaper.replay.report.page import write_page
 
-        write_page(made, html, heads=found, influence=swayed)
+        write_page(made, html, analysis)
     if chart is not None:
         from tracepaper.replay.report.trade_pictures import draw
 
         draw(made, chart, last=last)
     if json:
-        print_json(as_document(made, found, swayed))
+        print_json(as_document(made, analysis))
         return
-    show(Terminal(), made, notes=notes, heads=found, influence=swayed)
+    show_report(Terminal(), made, notes=notes, analysis=analysis)
     if html is not None:
         typer.echo(f"The page is {html}.")
     if chart is not None:
         typer.echo(f"The chart is {chart}.")
 
 
-def _heads(report: Report, progress: Callable[[str], None]) -> HeadReport:
-    """Return what each head of the run's model does."""
+def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | InfluenceReport:
+    """Analyse the influence between several symbols, or else the heads of the run's model."""
+    from tracepaper.replay.report.attention import read_influence
+
+    if influence := read_influence(report.record, report.trades[report.shown]):
+        return influence
     from tracepaper.replay.report.heads import read_heads
 
     progress("asking the model where each head looked")
     return read_heads(report.record)
-
-
-def _influence(report: Report) -> InfluenceReport | None:
-    """Return who swayed whom in a run of several symbols; None of another run."""
-    from tracepaper.replay.report.attention import read_influence
-
-    return read_influence(report.record, report.trades[report.shown])
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from rich.text import Text
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.demo.playback import Race, ShowFiles
+from tracepaper.replay.document.terminal import printed
+from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, read_stored, verdict_of
 from tracepaper.replay.report.benchmarks import (
     ALLOWED,
@@ -22,7 +24,6 @@ from tracepaper.replay.report.benchmarks import (
     random_twins,
     refusals,
 )
-from tracepaper.replay.report.document import Figure, Table, printed, table
 from tracepaper.replay.report.metrics import total_return
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.report import AccountReport, account_report, held_alike

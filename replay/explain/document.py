@@ -13,6 +13,16 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.values import ORDERBOOK, TOGETHER
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.page import (
+    Charts,
+    Markup,
+    element,
+    figures,
+    html_table,
+    joined,
+    whole_page,
+    write_text,
+)
 from tracepaper.replay.explain.attribution import (
     ALONE,
     ComparedWith,
@@ -42,9 +52,8 @@ from tracepaper.replay.report.charts import (
     line,
     rounded,
 )
-from tracepaper.replay.report.document import Markup, element, figures, html_table, joined
-from tracepaper.replay.report.heads import HeadReport, head_tables, heads_of
-from tracepaper.replay.report.page import Charts, head_pictures, whole_page, write_text
+from tracepaper.replay.report.heads import HeadReport, heads_of
+from tracepaper.replay.report.page import head_pictures
 from tracepaper.replay.report.trades import listed
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
@@ -450,56 +459,35 @@ def write_page(
     Raises ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
     """
     charts = Charts()
-    decision = stored.decision
-    title = f"{decision['instrument']} at {iso(decision['open_time_ms'])}"
-    button = element("button", "light / dark", class_="theme", type="button")
-    body = element(
-        "main",
-        element("header", element("h1", title), _lead(stored, full), button),
-        _section("Where it looked", _looked(full, charts)),
-        _section("What moved it", _moved(full, charts)),
-        *([_section("Beside another", _beside(compared, charts))] if compared else ()),
-        _section("Heads", _heads(heads, charts)),
-    )
-    write_text(whole_page(f"tracepaper · {title}", body, charts.figures), path)
-
-
-def _section(title: str, *content: Markup) -> Markup:
-    return element("section", element("h2", title), *content)
-
-
-def _lead(stored: StoredDecision, full: Full) -> Markup:
-    decision, again = stored.decision, full.agreement
+    decision, again, found, moves = stored.decision, full.agreement, full.attribution, full.moves
     verdict, _ = verdict_of(decision)
-    return element(
-        "p",
+    lead = (
         f"Decision {decision['sequence']} of run {stored.run['run_id']}: {decision['action']}, "
         f"{verdict}. Model {decision['model_id']} expected "
         f"{BASIS_POINTS * again.recomputed.mean_return:+.2f} bp over {again.horizon} bars, up less "
-        f"down {again.recomputed.lean:+.3f}.",
-        class_="lead",
+        f"down {again.recomputed.lean:+.3f}."
     )
-
-
-def _looked(full: Full, charts: Charts) -> Markup:
-    found = full.attribution
-    return charts.put(
+    looked = charts.put(
         looked_chart(full),
         f"Each past bar's share of the rollout, and what it added to the mean. The decided bar "
         f"itself, not drawn, holds {found.weights[-1]:.1%} and added "
-        f"{BASIS_POINTS * full.moves.by_bar[-1]:+.2f} bp. Where attention "
+        f"{BASIS_POINTS * moves.by_bar[-1]:+.2f} bp. Where attention "
         "flowed is not why. Times are UTC.",
     )
-
-
-def _moved(full: Full, charts: Charts) -> Markup:
-    moves = full.moves
-    return charts.put(
+    moved = charts.put(
         attribution_chart(full),
         f"Integrated gradients from rows that say nothing "
         f"({BASIS_POINTS * moves.neutral:+.2f} bp) to these ({BASIS_POINTS * moves.forecast:+.2f} "
         f"bp): the largest features of {len(moves.features)}.",
     )
+    sections = {"Where it looked": looked, "What moved it": moved}
+    if compared:
+        sections["Beside another"] = _beside(compared, charts)
+    sections["Heads"] = _heads(heads, charts)
+    title = f"{decision['instrument']} at {iso(decision['open_time_ms'])}"
+    heading = joined([element("h1", title), element("p", lead, class_="lead")])
+    content = [element("section", element("h2", name), of) for name, of in sections.items()]
+    write_text(whole_page(title, heading, content, charts), path)
 
 
 def _beside(found: SideBySide, charts: Charts) -> Markup:
@@ -548,12 +536,6 @@ def sentence(found: SideBySide) -> str:
 def _heads(found: HeadReport | None, charts: Charts) -> Markup:
     if found is None:
         return element("p", "The run has too few bars before it to read its heads.", class_="note")
-    kinds, looks, flow = head_tables(found)
-    return joined(
-        [
-            figures(kinds),
-            element("h3", looks.title),
-            figures(looks),
-            head_pictures(found, charts, flow.title),
-        ]
-    )
+    kinds, looks, flow, *_ = found.tables()
+    pictures = head_pictures(found, charts, flow.title)
+    return joined([figures(kinds), charts.parts([looks]), pictures])

@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.terminal import printed
+from tracepaper.replay.document.values import bar_of
 from tracepaper.replay.explain.attribution import (
     ByFeature,
     ByMethod,
@@ -36,7 +38,6 @@ from tracepaper.replay.explain.recompute import (
     Moves,
     Trial,
 )
-from tracepaper.replay.report.document import bar_of, printed
 from tracepaper.replay.report.trades import listed
 from tracepaper.replay.training.further import TAILS
 from tracepaper.strategies.forecasters.cross_asset import USUAL

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.config.values import TOGETHER
-from tracepaper.replay.report.document import Estimate, Figure, Form, Table, Value, table
+from tracepaper.replay.document.values import Cells, Estimate, Figure, Table, Value, of_row, table
 from tracepaper.replay.report.record import Bars, Floats, Ints, Noted, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.database.reader import Reader
@@ -216,7 +216,6 @@ COLUMNS_SHOWN: Final = 4
 """Symbols whose columns a terminal has room for; the rest are summed."""
 LEFT_OUT: Final = 5e-7
 """A share that is left below it is that of rounding."""
-_OWN: Final = "its own"
 
 
 class InfluenceGroup(NamedTuple):
@@ -246,11 +245,36 @@ class InfluenceReport:
     quarters: Floats  # [quarter, symbol, symbol]
     quarter_from_ms: tuple[int, ...]  # when the first bar that each decided opened
     groups: tuple[InfluenceGroup, ...]  # winners and losers
+    key: ClassVar = "influence"
+    """Where it stands in the JSON of a report."""
 
     @property
     def by_others(self) -> Floats:
         """How much of where the others looked is of each symbol, the mean over them: [symbol]."""
         return _of_others(self.mean)
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return the mean matrix, who is looked at, the largest shares, and those at entries."""
+        made = (_matrix(self), _led(self), _pairs(self))
+        return (*made, _entries(self)) if self.groups else made
+
+    def document(self) -> dict[str, Any]:
+        """Return plain values: shares are fractions, rows and columns in order of ``symbols``."""
+        return {
+            "symbols": list(self.symbols),
+            "decisions": list(self.decisions),
+            "mean": self.mean.tolist(),
+            "spread": self.spread.tolist(),
+            "rest": self.rest.tolist(),
+            "by_others": self.by_others.tolist(),
+            "quarter_from_ms": list(self.quarter_from_ms),
+            "quarters": [
+                [[value if np.isfinite(value) else None for value in row] for row in of.tolist()]
+                for of in self.quarters
+            ],
+            "pairs": _pairs(self).documents(),
+            "entries": _entries(self).documents() if self.groups else [],
+        }
 
 
 def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> InfluenceReport | None:
@@ -368,41 +392,26 @@ def _shares_at(noted: Mapping[str, Noted], symbols: Sequence[str], open_time_ms:
 # ---------------------------------------------------------------- tables
 
 
-class _Row(NamedTuple):
-    """A row of a table by the keys of its columns."""
-
-    values: Mapping[str, Value]
-
-
-def _column(key: str, title: str, form: Form = "share") -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.values.get(key))
-
-
-def influence_tables(found: InfluenceReport) -> tuple[Table, ...]:
-    """Return the mean matrix, who is looked at, the largest shares over the run, and at entries."""
-    made = [_matrix(found), _led(found), _pairs(found)]
-    if found.groups:
-        made.append(_entries(found))
-    return tuple(made)
-
-
 def _matrix(found: InfluenceReport) -> Table:
-    """Return a row a symbol, and a column each of those that others look at most."""
-    most = np.argsort(-found.by_others, kind="stable")[:COLUMNS_SHOWN]
-    shown = sorted(most.tolist())
+    """Make a row a symbol, and a column each of those that others look at most."""
+    shown = sorted(np.argsort(-found.by_others, kind="stable")[:COLUMNS_SHOWN].tolist())
+    is_cut = len(found.symbols) > COLUMNS_SHOWN
+    # Where not all symbols are shown, those come first that look at others most.
+    given = found.mean.sum(axis=1) + found.rest - np.diag(found.mean)
+    order = np.argsort(-given, kind="stable") if is_cut else np.arange(given.size)
     rows = []
-    for at in _order(found):
+    for at in order.tolist():
         values: dict[str, Value] = {"symbol": found.symbols[at]}
         for column in shown:
             pair = (float(found.mean[at, column]), float(found.spread[at, column]))
             values[found.symbols[column]] = pair
         whole = float(found.rest[at] + found.mean[at].sum())
         values["others"] = whole - float(found.mean[at, shown].sum())
-        rows.append(_Row(values))
-    columns = [_column("symbol", "forecast of", "text")]
-    columns += [_column(found.symbols[at], found.symbols[at]) for at in shown]
-    if _is_cut(found) or found.rest.any():
-        columns.append(_column("others", "others"))
+        rows.append(values)
+    columns = [of_row("symbol", "forecast of", "text")]
+    columns += [of_row(found.symbols[at], found.symbols[at], "share") for at in shown]
+    if is_cut or found.rest.any():
+        columns.append(of_row("others", "others", "share"))
     counts = f"{min(found.decisions):,}"
     if max(found.decisions) > min(found.decisions):
         counts += f" to {max(found.decisions):,}"
@@ -415,20 +424,9 @@ def _matrix(found: InfluenceReport) -> Table:
     return table("influence", "Influence between symbols", columns, rows, notes=notes)
 
 
-def _is_cut(found: InfluenceReport) -> bool:
-    return len(found.symbols) > COLUMNS_SHOWN
-
-
-def _order(found: InfluenceReport) -> list[int]:
-    """Return the rows as they are shown: where not all are, those that look at others most."""
-    given = found.mean.sum(axis=1) + found.rest - np.diag(found.mean)
-    order = np.argsort(-given, kind="stable") if _is_cut(found) else np.arange(given.size)
-    listed: list[int] = order.tolist()
-    return listed
-
-
-def _quarter_columns(found: InfluenceReport) -> list[Figure[_Row]]:
-    return [_column(f"quarter_{at}", f"quarter {at}") for at in range(1, len(found.quarters) + 1)]
+def _quarter_columns(found: InfluenceReport) -> list[Figure[Cells]]:
+    quarters = range(1, len(found.quarters) + 1)
+    return [of_row(f"quarter_{at}", f"quarter {at}", "share") for at in quarters]
 
 
 def _by_quarter(values: Floats) -> dict[str, Value]:
@@ -439,23 +437,21 @@ def _by_quarter(values: Floats) -> dict[str, Value]:
 
 
 def _led(found: InfluenceReport) -> Table:
-    """Return who is looked at by the others, the most first."""
+    """List who is looked at by the others, the most first."""
     others, over = found.by_others, _of_others(found.quarters)
     rows = [
-        _Row(
-            {
-                "symbol": found.symbols[at],
-                "own": float(found.mean[at, at]),
-                "others": float(others[at]),
-                **_by_quarter(over[:, at]),
-            }
-        )
+        {
+            "symbol": found.symbols[at],
+            "own": float(found.mean[at, at]),
+            "others": float(others[at]),
+            **_by_quarter(over[:, at]),
+        }
         for at in np.argsort(-others, kind="stable").tolist()
     ]
     columns = [
-        _column("symbol", "bars of", "text"),
-        _column("own", "own look"),
-        _column("others", "others' looks"),
+        of_row("symbol", "bars of", "text"),
+        of_row("own", "own look", "share"),
+        of_row("others", "others' looks", "share"),
         *_quarter_columns(found),
     ]
     note = (
@@ -466,7 +462,7 @@ def _led(found: InfluenceReport) -> Table:
 
 
 def _pairs(found: InfluenceReport) -> Table:
-    """Return the largest shares of one symbol in where another looked."""
+    """List the largest shares of one symbol in where another looked."""
     apart = found.mean.copy()
     np.fill_diagonal(apart, -1.0)
     order = np.argsort(-apart, axis=None, kind="stable")[: apart.size - len(apart)]
@@ -474,19 +470,17 @@ def _pairs(found: InfluenceReport) -> Table:
     for place in order[:PAIRS_KEPT].tolist():
         at, of = divmod(place, len(apart))
         rows.append(
-            _Row(
-                {
-                    "forecast": found.symbols[at],
-                    "bars": found.symbols[of],
-                    "share": (float(found.mean[at, of]), float(found.spread[at, of])),
-                    **_by_quarter(found.quarters[:, at, of]),
-                }
-            )
+            {
+                "forecast": found.symbols[at],
+                "bars": found.symbols[of],
+                "share": (float(found.mean[at, of]), float(found.spread[at, of])),
+                **_by_quarter(found.quarters[:, at, of]),
+            }
         )
     columns = [
-        _column("forecast", "forecast of", "text"),
-        _column("bars", "bars of", "text"),
-        _column("share", "share"),
+        of_row("forecast", "forecast of", "text"),
+        of_row("bars", "bars of", "text"),
+        of_row("share", "share", "share"),
         *_quarter_columns(found),
     ]
     note = "Over the run, and in each quarter of its decisions."
@@ -498,18 +492,20 @@ PAIRS_KEPT: Final = 100
 
 
 def _entries(found: InfluenceReport) -> Table:
-    """Return where the entries of winners and of losers looked."""
+    """Compare where the entries of winners and of losers looked."""
     most = np.argsort(-np.max([group.mean for group in found.groups], axis=0), kind="stable")
     own = {group.name: _estimate(group.own, group.own_error) for group in found.groups}
-    rows = [_Row({"bars": _OWN, **own})]
+    rows: list[Cells] = [{"bars": "its own", **own}]
     for at in most.tolist():
         each = {
             group.name: _estimate(float(group.mean[at]), float(group.error[at]))
             for group in found.groups
         }
-        rows.append(_Row({"bars": found.symbols[at], **each}))
-    columns = [_column("bars", "bars of", "text")]
-    columns += [_column(group.name, f"{group.trades:,} {group.name}") for group in found.groups]
+        rows.append({"bars": found.symbols[at], **each})
+    columns = [of_row("bars", "bars of", "text")]
+    columns += [
+        of_row(group.name, f"{group.trades:,} {group.name}", "share") for group in found.groups
+    ]
     note = "Shares of where the decisions that opened trades looked; errors over the trades."
     title = "Influence at the entries"
     return table("influence_entries", title, columns, rows, notes=(note,))
@@ -517,22 +513,3 @@ def _entries(found: InfluenceReport) -> Table:
 
 def _estimate(value: float, error: float) -> Estimate:
     return value, error if np.isfinite(error) else None
-
-
-def as_document(found: InfluenceReport) -> dict[str, Any]:
-    """Return it as plain values: shares are fractions, rows and columns in order of ``symbols``."""
-    return {
-        "symbols": list(found.symbols),
-        "decisions": list(found.decisions),
-        "mean": found.mean.tolist(),
-        "spread": found.spread.tolist(),
-        "rest": found.rest.tolist(),
-        "by_others": found.by_others.tolist(),
-        "quarter_from_ms": list(found.quarter_from_ms),
-        "quarters": [
-            [[value if np.isfinite(value) else None for value in row] for row in of.tolist()]
-            for of in found.quarters
-        ],
-        "pairs": _pairs(found).documents(),
-        "entries": _entries(found).documents() if found.groups else [],
-    }

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.page import Markup
 from tracepaper.replay.report.attention import Heatmap, InfluenceReport
 from tracepaper.replay.report.charts import (
     ACCENT,
@@ -28,7 +29,6 @@ from tracepaper.replay.report.charts import (
 from tracepaper.replay.report.charts import (
     Figure as Chart,
 )
-from tracepaper.replay.report.document import Markup
 from tracepaper.replay.report.heads import HeadReport, held_by_level, levels
 from tracepaper.replay.report.record import Floats
 from tracepaper.replay.report.report import Report

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.values import written
 from tracepaper.replay.report.benchmarks import BETTER, COST, SAVED, WORSE, exposures, sides
-from tracepaper.replay.report.document import written
 from tracepaper.replay.report.record import Bars, Floats, Ints
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade

@@ -8,18 +8,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.replay.document.values import Estimate, Figure, Form, Table, of_view, table
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.benchmarks import RANDOM_TWINS, RandomTwins, Refusal, random_twins
-from tracepaper.replay.report.document import (
-    Estimate,
-    Figure,
-    Form,
-    Table,
-    by_cause,
-    of_view,
-    table,
-)
 from tracepaper.replay.report.metrics import (
     DAYS_TO_ANNUALISE,
     YEAR_DAYS,
@@ -40,6 +32,7 @@ from tracepaper.replay.report.trades import (
     ClosedTrade,
     TradeGroup,
     aftermaths,
+    by_cause,
     groups_of,
     listed,
 )

@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import starmap
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.replay.report.document import Figure, Markup, Table, element, json_in_script, table
+from tracepaper.replay.document.page import Markup, element, json_in_script
+from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.report.record import Floats, RunRecord
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
@@ -128,6 +129,32 @@ class HeadReport:
     features: dict[str, float]  # each one's share of what moves the mean return, over the places
     horizon: int  # bars ahead of that mean return
     note: str  # how the run stores where it looked, where the flow is another; else empty
+    key: ClassVar = "heads"
+    """Where it stands in the JSON of a report."""
+
+    def tables(self) -> tuple[Table, ...]:
+        """Return kinds, looks and flow of the heads, then features and bars that they look at."""
+        return (*head_tables(self), *subject_tables(self))
+
+    def document(self) -> dict[str, Any]:
+        """Return plain values: shares are fractions, layers from the lowest."""
+        kinds, looks, _, _, events = self.tables()
+        return {
+            "instrument": self.instrument,
+            "sequence": self.sequence,
+            "half_of_ensemble": self.half,
+            "decisions": self.decisions,
+            "window": self.window,
+            "kinds": kinds.documents(),
+            "figures": looks.documents(),
+            "features": self.features,
+            "event_bars": events.documents(),
+            "cell_ages": list(self.cell_ages),
+            "maps": self.maps.tolist(),
+            "groups": list(self.groups),
+            "flow": self.flow.tolist(),
+            "rollout": self.rollout.tolist(),
+        }
 
 
 def read_heads(record: RunRecord) -> HeadReport:
@@ -378,28 +405,6 @@ def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     ]
     title = "How the decision's attention flows down, by the age of the bars"
     return kinds, looks, table("flow", title, figures, held, notes=(FLOW_NOTE,))
-
-
-def as_document(heads: HeadReport) -> dict[str, Any]:
-    """Return what the heads do as plain values: shares are fractions, layers from the lowest."""
-    kinds, looks, _ = head_tables(heads)
-    _, events = subject_tables(heads)
-    return {
-        "instrument": heads.instrument,
-        "sequence": heads.sequence,
-        "half_of_ensemble": heads.half,
-        "decisions": heads.decisions,
-        "window": heads.window,
-        "kinds": kinds.documents(),
-        "figures": looks.documents(),
-        "features": heads.features,
-        "event_bars": events.documents(),
-        "cell_ages": list(heads.cell_ages),
-        "maps": heads.maps.tolist(),
-        "groups": list(heads.groups),
-        "flow": heads.flow.tolist(),
-        "rollout": heads.rollout.tolist(),
-    }
 
 
 def asked_of(heads: HeadReport) -> str:

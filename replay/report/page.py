@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from tracepaper.replay.document.page import (
+    Charts,
+    Markup,
+    element,
+    figures,
+    html_table,
+    joined,
+    whole_page,
+    write_text,
+)
+from tracepaper.replay.document.values import Form, Table, Value, tone, written
+from tracepaper.replay.report.attention import InfluenceReport
 from tracepaper.replay.report.attention_charts import (
     SHOWN_SHARE,
     confidence_chart,
@@ -19,7 +28,6 @@ from tracepaper.replay.report.attention_charts import (
     rollout_chart,
 )
 from tracepaper.replay.report.charts import (
-    Figure,
     caption,
     equity_chart,
     price_chart,
@@ -27,153 +35,53 @@ from tracepaper.replay.report.charts import (
     rolling_chart,
     trades_chart,
 )
-from tracepaper.replay.report.document import (
-    Form,
-    Markup,
-    Table,
-    Value,
-    element,
-    figures,
-    html_table,
-    joined,
-    json_in_script,
-    tone,
-    written,
-)
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import BUY_AND_HOLD, AccountReport, Report
 from tracepaper.replay.report.terminal import counted, span
 from tracepaper.replay.report.trade_pictures import trades
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.units import MINUTE_MS
 
 if TYPE_CHECKING:
-    from tracepaper.replay.report.attention import InfluenceReport
     from tracepaper.replay.report.heads import HeadReport
 
 INSTRUMENTS_MAX: Final = 4
-POLICY: Final = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
-"""The browser itself refuses every request that the page could make."""
-
-
-class Charts:
-    """The charts of a page, by the id of the element that each is drawn in."""
-
-    def __init__(self) -> None:
-        self.figures: dict[str, Figure] = {}
-
-    def put(self, figure: Figure | None, caption: str) -> Markup:
-        """Take in a chart; return the place where the page draws it."""
-        if figure is None:
-            return Markup("")
-        name = f"chart-{len(self.figures) + 1}"
-        self.figures[name] = figure
-        height = f"height: {figure['layout']['height']}px"
-        return element(
-            "figure",
-            element("div", id=name, class_="chart", style=height),
-            element("figcaption", caption),
-        )
 
 
 def write_page(
-    report: Report,
-    path: Path,
-    *,
-    heads: HeadReport | None = None,
-    influence: InfluenceReport | None = None,
+    report: Report, path: Path, analysis: HeadReport | InfluenceReport | None = None
 ) -> None:
-    """Write the page, with the analyses of heads and of influence where these are given.
+    """Write the page, with the *analysis* of heads or of influence where one is given.
 
     Raises ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
     """
-    write_text(page_of(report, heads=heads, influence=influence), path)
+    write_text(page_of(report, analysis), path)
 
 
-def write_text(page: str, path: Path) -> None:
-    """Write *page*; raise ``ConfigInvalid`` where *path* cannot be written."""
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigInvalid(
-            f"The page cannot be written to {path}: {error.strerror}; choose another file."
-        ) from error
-
-
-def page_of(
-    report: Report, *, heads: HeadReport | None = None, influence: InfluenceReport | None = None
-) -> str:
+def page_of(report: Report, analysis: HeadReport | InfluenceReport | None = None) -> str:
     """Return the whole page as text; raise ``ConfigInvalid`` where plotly is missing."""
     made = tables(report)
     charts = Charts()
-    body = element(
-        "main",
-        element("header", heading(report), _navigation(report),
-                element("button", "light / dark", class_="theme", type="button")),
-        *_money(report, charts, made),
-        *(_attention(report, charts, made) if report.attention else ()),
-        *([_head_section(heads, charts)] if heads else ()),
-        *([_influence_section(influence, charts)] if influence else ()),
+    content = _money(report, charts, made)
+    if report.attention:
+        content += _attention(report, charts, made)
+    if isinstance(analysis, InfluenceReport):
+        content.append(_influence_section(analysis, charts))
+    elif analysis is not None:
+        content.append(_head_section(analysis, charts))
+    content += [
         _section("Trades", "trades", trades(report)),
         _section("Gaps in the data", "gaps", _table(made, "gaps", "The data have no gap.")),
-        *_others(made),
-        identity(report),
-    )  # fmt: skip
-    return whole_page(f"tracepaper · run {report.record.run['run_id']}", body, charts.figures)
-
-
-def whole_page(title: str, body: Markup, figures: dict[str, Figure]) -> str:
-    """Return a page of *body* with *figures* drawn in the elements whose ids are their names.
-
-    It needs a ``button.theme``. Raises ``ConfigInvalid`` where plotly is missing.
-    """
-    library = _plotly()
-    own = files("tracepaper.replay.report")
-    head = joined(
-        [
-            Markup('<meta charset="utf-8">'),
-            Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-            Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-            element("title", title),
-            element("style", Markup(own.joinpath("page.css").read_text(encoding="utf-8"))),
-        ]
-    )
-    drawn = element("script", json_in_script(figures), id="figures", type="application/json")
-    script, edges = (
-        element("script", Markup(own.joinpath(name).read_text(encoding="utf-8")))
-        for name in ("page.js", "edges.js")
-    )
-    parts = (
-        body,
-        drawn,
-        element("script", Markup(library), id="plotly", type="text/plain"),
-        script,
-        *([edges] if 'class="edges"' in body else ()),
-    )
-    return (
-        f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{joined(parts)}</body></html>\n'
-    )
-
-
-def _plotly() -> str:
-    """Return plotly's script compressed, as base64: plain it would be 5 MB of every page."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ConfigInvalid(missing_sentence("plotly", "A page")) from error
-    packed = gzip.compress(str(get_plotlyjs()).encode(), compresslevel=6, mtime=0)
-    return base64.b64encode(packed).decode()
-
-
-def _navigation(report: Report) -> Markup:
-    names = [("money", "Money"), ("trading", "Trading"), ("refusals", "Refusals")]
-    if report.attention:
-        names += [("attention", "Attention"), ("confidence", "Confidence")]
-    names += [("trades", "Trades"), ("gaps", "Gaps")]
-    return element("nav", *(element("a", title, href=f"#{name}") for name, title in names))
+    ]
+    for drawn in ("months", "last_trades"):  # a calendar, and every trade with its explanation
+        made.pop(drawn, None)
+    if made:
+        content.append(_section("Others", "others", charts.parts(made.values())))
+    content.append(identity(report))
+    sections = ["Money", "Trading", "Refusals"]
+    sections += ["Attention", "Confidence"] if report.attention else []
+    links = [element("a", name, href=f"#{name.lower()}") for name in (*sections, "Trades", "Gaps")]
+    top = joined([heading(report), element("nav", *links)])
+    return whole_page(f"run {report.record.run['run_id']}", top, content, charts)
 
 
 def _section(title: str, name: str, *content: object) -> Markup:
@@ -192,14 +100,6 @@ def _titled(made: dict[str, Table], key: str) -> Markup:
     return (
         joined([element("h3", made[key].title), _table(made, key)]) if key in made else Markup("")
     )
-
-
-def _others(made: dict[str, Table]) -> list[Markup]:
-    """Return the tables that have no place of their own on the page."""
-    for drawn in ("months", "last_trades"):  # a calendar, and every trade with its explanation
-        made.pop(drawn, None)
-    shown = [_titled(made, key) for key in tuple(made)]
-    return [_section("Others", "others", *shown)] if shown else []
 
 
 def _money(report: Report, charts: Charts, made: dict[str, Table]) -> list[Markup]:
@@ -298,27 +198,21 @@ def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[M
 
 def _head_section(found: HeadReport, charts: Charts) -> Markup:
     """Return what each head does."""
-    from tracepaper.replay.report.heads import head_tables, subject_tables
-
-    kinds, looks, flow = head_tables(found)
+    kinds, looks, flow, *subjects = found.tables()
     return _section(
         kinds.title,
         "heads",
         figures(kinds),
-        *(
-            joined([element("h3", one.title), figures(one)])
-            for one in (looks, *subject_tables(found))
-        ),
+        charts.parts((looks, *subjects)),
         head_pictures(found, charts, flow.title),
     )
 
 
 def _influence_section(found: InfluenceReport, charts: Charts) -> Markup:
     """Return the influence between symbols, over the run and in each quarter of it."""
-    from tracepaper.replay.report.attention import influence_tables
     from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 
-    matrix, *others = influence_tables(found)
+    matrix, *others = found.tables()
     return _section(
         matrix.title,
         "influence",
@@ -332,7 +226,7 @@ def _influence_section(found: InfluenceReport, charts: Charts) -> Markup:
             influence_quarters_chart(found),
             "The same in each quarter of the run's decisions, by one scale.",
         ),
-        *(joined([element("h3", one.title), figures(one)]) for one in others),
+        charts.parts(others),
     )
 
 

@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from rich.console import Console
-from rich.padding import Padding
-from rich.panel import Panel
-from rich.text import Text
 
 from tracepaper.replay.archive.columns import iso
-from tracepaper.replay.report.benchmarks import RandomTwins
-from tracepaper.replay.report.document import Figure, Table, by_cause, of_view, printed, table
+from tracepaper.replay.document.terminal import head, show
+from tracepaper.replay.document.values import Figure, Part, Table, Text, of_view, table
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
+from tracepaper.replay.report.trades import by_cause
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
@@ -33,52 +31,24 @@ if TYPE_CHECKING:
     from tracepaper.replay.report.heads import HeadReport
 
 
-def show(
+def show_report(
     console: Console,
     report: Report,
     *,
     notes: bool = False,
-    heads: HeadReport | None = None,
-    influence: InfluenceReport | None = None,
+    analysis: HeadReport | InfluenceReport | None = None,
 ) -> None:
-    """Print the report: what to know first, then its tables, those of *heads* or *influence* last.
-
-    *notes* unfolds what is folded.
-    """
+    """Print the report: caveats (all of them with *notes*), then its tables, *analysis* last."""
     record = report.record
-    title = Text(f"run {record.run['run_id']} · {record.run['kind']} · {record.run['strategy']}")
-    head = Text(f"{record.run['instruments']}, {counted(report)}\n{span(report)}")
-    console.print(Panel(head, title=title, title_align="left", border_style="dim"))
-    for warning in report.warnings:
-        console.print(Padding(Text(warning), (0, 0, 0, 2)))
-    shown = report.sentences if notes else report.sentences[:1]
-    for sentence in shown:
-        console.print(Padding(Text(sentence, style="dim"), (0, 0, 0, 2)))
-    if more := len(report.sentences) - len(shown):
-        said = f"{more} more to know before believing any of it: --notes"
-        console.print(Padding(Text(said, style="dim"), (0, 0, 0, 2)))
-    further = (*_head_tables(heads), *_influence_tables(influence))
-    for each in (*tables(report).values(), *further):
-        console.print()
-        console.print(printed(each))
-
-
-def _head_tables(heads: HeadReport | None) -> Sequence[Table]:
-    """Return the tables of *heads*, where they were asked for."""
-    if heads is None:
-        return ()
-    from tracepaper.replay.report.heads import head_tables, subject_tables
-
-    return (*head_tables(heads), *subject_tables(heads))
-
-
-def _influence_tables(influence: InfluenceReport | None) -> Sequence[Table]:
-    """Return the tables of *influence*, where it was asked for."""
-    if influence is None:
-        return ()
-    from tracepaper.replay.report.attention import influence_tables
-
-    return influence_tables(influence)
+    title = f"run {record.run['run_id']} · {record.run['kind']} · {record.run['strategy']}"
+    head(console, title, f"{record.run['instruments']}, {counted(report)}\n{span(report)}")
+    caveats = list(report.sentences)
+    if not notes and len(caveats) > 1:
+        caveats[1:] = [f"{len(caveats) - 1} more to know before believing any of it: --notes"]
+    parts: list[Part] = [Text(warning, "warning") for warning in report.warnings]
+    parts += [Text(caveat, "note") for caveat in caveats]
+    parts += [*tables(report).values(), *(analysis.tables() if analysis else ())]
+    show(console, parts)
 
 
 def counted(report: Report) -> str:
@@ -96,12 +66,11 @@ def span(report: Report) -> str:
 
 
 def as_document(
-    report: Report, heads: HeadReport | None = None, influence: InfluenceReport | None = None
+    report: Report, analysis: HeadReport | InfluenceReport | None = None
 ) -> dict[str, Any]:
     """Return the report as plain values: shares are fractions, times UTC ms, money in quote.
 
-    Every table is a list of its rows under its key. The analysis of *heads* is under "heads", the
-    influence between symbols under "influence", where they were asked for.
+    Every table is a list of its rows under its key, an *analysis* stands under its own.
     """
     record, attention = report.record, report.attention
     made = tables(report)
@@ -133,7 +102,13 @@ def as_document(
             "times_ms": rolling_ms.tolist(),
             "sharpe": [float(value) if np.isfinite(value) else None for value in rolling],
         },
-        "random_curves": [_random_document(of) for of in report.random],
+        "random_curves": [
+            {
+                "of": of.of,
+                **{name: getattr(of, name).tolist() for name in ("low", "median", "high")},
+            }
+            for of in report.random
+        ],
         "trades": {name: [dict(vars(trade)) for trade in of] for name, of in report.trades.items()},
         "attention": None
         if attention is None
@@ -143,36 +118,7 @@ def as_document(
             "groups_of": report.shown,
             "groups": [asdict(of) for of in report.groups],
         },
-        **_head_documents(heads),
-        **_influence_documents(influence),
-    }
-
-
-def _head_documents(heads: HeadReport | None) -> dict[str, Any]:
-    """Return what *heads* do under its key; nothing where they were not asked for."""
-    if heads is None:
-        return {}
-    from tracepaper.replay.report.heads import as_document as heads_as_document
-
-    return {"heads": heads_as_document(heads)}
-
-
-def _influence_documents(influence: InfluenceReport | None) -> dict[str, Any]:
-    """Return the influence between symbols under its key; nothing where it was not asked for."""
-    if influence is None:
-        return {}
-    from tracepaper.replay.report.attention import as_document as influence_as_document
-
-    return {"influence": influence_as_document(influence)}
-
-
-def _random_document(of: RandomTwins) -> dict[str, Any]:
-    """Return the quantiles of one account's random twins at the marks."""
-    return {
-        "of": of.of,
-        "low": of.low.tolist(),
-        "median": of.median.tolist(),
-        "high": of.high.tolist(),
+        **({} if analysis is None else {analysis.key: analysis.document()}),
     }
 
 
@@ -355,16 +301,15 @@ def show_summary(console: Console, summary: Summary) -> None:
     counted = f"{summary.decisions:,} bars decided, {summary.allowed:,} allowed"
     if not summary.every_bar:
         counted = "only steps that traded are kept"
-    lines = Text(f"{counted}, {summary.fill_count:,} fills\n{span}")
-    console.print(Panel(lines, title=Text(title), title_align="left", border_style="dim"))
-    for warning in json.loads(run["warnings"] or "[]"):
-        console.print(Text(f"Warning: {warning}.", style="yellow"))
+    head(console, title, f"{counted}, {summary.fill_count:,} fills\n{span}")
+    warnings = [f"Warning: {warning}." for warning in json.loads(run["warnings"] or "[]")]
     if opened := json.loads(run["opened"]):
         shown = ", ".join(opened[:OPENED_SHOWN]) + (" and more" * (len(opened) > OPENED_SHOWN))
-        text = f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
-        console.print(Text(text, style="yellow"))
-    for made in summary_tables(summary):
-        console.print(printed(made))
+        warnings.append(
+            f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
+        )
+    show(console, [Text(warning, "warning") for warning in warnings])
+    show(console, summary_tables(summary), blank_lines=False)
 
 
 def summary_tables(summary: Summary) -> Iterator[Table]:

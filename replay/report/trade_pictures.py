@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.page import Markup, element, figures, html_table, joined
+from tracepaper.replay.document.values import tone
 from tracepaper.replay.report.charts import drawn_trades
-from tracepaper.replay.report.document import Markup, element, figures, html_table, joined, tone
 from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.report import ExplainedTrade, Report
 from tracepaper.replay.report.trades import listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,39 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.replay.report.document import Figure, Table, cause, of_view, table
+from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
+
+_NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_LEVELS: Final = (  # sentences of the engine: what follows a number of its own is kept
+    (re.compile(rf"^((?:trailing )?stop|target)(?: at| by) {_NUMBER}(?= is |$)"), r"\1"),
+    (re.compile(rf"( x ATR\(1d\)) {_NUMBER}(?= is |$)"), r"\1"),
+    (re.compile(rf"(?<= the close) {_NUMBER}$"), ""),
+    (re.compile(rf"^(quantity|price|trigger) {_NUMBER}(?= is )"), r"\1"),
+)
+
+
+def cause(reason: str) -> str:
+    """Strip *reason* of the prices and quantities that the engine wrote into it.
+
+    ``stop at 109293.4`` and ``stop at 109210.7`` are one cause; a strategy's own words stay.
+    """
+    for pattern, kept in _LEVELS:
+        reason = pattern.sub(kept, reason)
+    return reason
+
+
+def by_cause(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Sum *counts* of reasons by their cause, most frequent first."""
+    summed = Counter[str]()
+    for reason, count in counts:
+        summed[cause(reason)] += count
+    return summed.most_common()
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ class Sweep(SweepResult):
         return text_of(lambda console: show_sweep(console, self))
 
     def _repr_html_(self) -> str:
-        from tracepaper.replay.report.document import element
+        from tracepaper.replay.document.page import element
 
         return str(element("pre", repr(self)))
 

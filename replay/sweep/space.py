@@ -21,7 +21,7 @@ import numpy as np
 
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.report.document import Form, written
+from tracepaper.replay.document.values import Form, written
 from tracepaper.replay.report.figures import ACCOUNTS
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.extras import missing_sentence

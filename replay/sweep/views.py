@@ -13,10 +13,18 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tracepaper.replay.document.page import (
+    Charts,
+    Markup,
+    element,
+    html_table,
+    joined,
+    whole_page,
+    write_text,
+)
+from tracepaper.replay.document.values import Form, written
 from tracepaper.replay.report.charts import ACCENT, MUTED, axis, layout
-from tracepaper.replay.report.document import Form, Markup, element, html_table, joined, written
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual
-from tracepaper.replay.report.page import Charts, whole_page, write_text
 from tracepaper.replay.sweep.result import Heat, SweepResult
 from tracepaper.replay.sweep.space import in_words
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
@@ -251,15 +259,8 @@ CELL_PX = 34
 
 def write_sweep(sweep: SweepResult, path: Path) -> None:
     """Write the page; raise ``ConfigInvalid`` where that cannot be."""
-    write_text(page_of_sweep(sweep), path)
-
-
-def page_of_sweep(sweep: SweepResult) -> str:
-    """Return the whole page as text."""
     charts, name = Charts(), sweep.request.work.strategy or "the configured strategy"
-    button = element("button", "light / dark", class_="theme", type="button")
-    parts: list[Markup] = [element("header", element("h1", f"Sweep of {name}"), button)]
-    parts += [
+    parts: list[Markup] = [
         element("p", f"Warning: {sentence}.", class_="warning")
         for sentence in sweep.request.warnings
     ]
@@ -276,8 +277,8 @@ def page_of_sweep(sweep: SweepResult) -> str:
     if sweep.command is not None:
         parts.append(element("p", "The best point again, with its whole record:"))
         parts.append(element("pre", sweep.command))
-    body = element("main", *parts)
-    return whole_page(f"tracepaper · sweep of {name}", body, charts.figures)
+    heading = element("h1", f"Sweep of {name}")
+    write_text(whole_page(f"sweep of {name}", heading, parts, charts), path)
 
 
 def _cells(sweep: SweepResult) -> Markup:

@@ -20,8 +20,7 @@ from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.explain.decision import read_stored
 from tracepaper.replay.explain.terminal import show_stored
 from tracepaper.replay.report.report import build_report
-from tracepaper.replay.report.terminal import show as show_report
-from tracepaper.replay.report.terminal import show_summary, summarise
+from tracepaper.replay.report.terminal import show_report, show_summary, summarise
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.units import visible
 

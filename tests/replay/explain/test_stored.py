@@ -11,9 +11,9 @@ import explained_runs
 import pytest
 from rich.console import Console
 
+from tracepaper.replay.document.values import BAR_CELLS
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate, read_stored
 from tracepaper.replay.explain.terminal import _bucket_table, show_stored
-from tracepaper.replay.report.document import BAR_CELLS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 

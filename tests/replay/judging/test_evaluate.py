@@ -284,7 +284,7 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
 def test_one_function_adds_a_figure_to_terminal_document_and_page(
     judgements: list[SpanJudgement],
 ) -> None:
-    from tracepaper.replay.report.document import Figure, table
+    from tracepaper.replay.document.values import Figure, table
 
     one = judgements[0]
     try:

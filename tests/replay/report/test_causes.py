@@ -9,8 +9,8 @@ from programs import ROOT
 
 import tracepaper
 from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy
-from tracepaper.replay.report.document import by_cause, cause
 from tracepaper.replay.report.terminal import summarise, summary_tables
+from tracepaper.replay.report.trades import by_cause, cause
 
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 

@@ -24,7 +24,6 @@ from tracepaper.replay.explain.attribution import influence
 from tracepaper.replay.report.attention import (
     COLUMNS_SHOWN,
     InfluenceReport,
-    influence_tables,
     read_influence,
 )
 from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
@@ -206,7 +205,7 @@ def test_winners_and_losers_stand_beside_each_other(report: Report) -> None:
     np.testing.assert_allclose(winners.error, [1.0 / 6.0, 1.0 / 6.0, 0.0], atol=1e-6)
     assert winners.own == pytest.approx(2.0 / 3.0)
     np.testing.assert_allclose(losers.mean, [0.5, 0.0, 0.5], atol=1e-6)
-    (entries,) = (t for t in influence_tables(found) if t.key == "influence_entries")
+    (entries,) = (t for t in found.tables() if t.key == "influence_entries")
     rows = {row["bars"]: row for row in entries.documents()}
     assert rows["AAAUSDT"]["winners"]["error"] == pytest.approx(1.0 / 6.0)
     assert rows["CCCUSDT"]["losers"] == {"value": pytest.approx(0.5), "error": None}
@@ -235,7 +234,7 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     known = {f"linear:{name}": structs.replace(made, symbol=name) for name in names}
     found = read_influence(replace(report.record, notes=notes, instruments=known))
     assert found is not None
-    tables = influence_tables(found)
+    tables = found.tables()
     chart, quarters = influence_chart(found), influence_quarters_chart(found)
     np.testing.assert_allclose(found.mean, whole.mean(axis=0), atol=1e-12)
     np.testing.assert_allclose(found.spread, whole.std(axis=0), atol=1e-9)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from plotly.offline import get_plotlyjs
 from report_cases import build_report_of
 
-from tracepaper.replay.report.document import Markup, element, json_in_script
+from tracepaper.replay.document.page import Markup, element, json_in_script
 from tracepaper.replay.report.heads import read_heads
 from tracepaper.replay.report.page import page_of, write_page
 from tracepaper.replay.report.report import Report
@@ -90,7 +90,7 @@ def evil_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 
 @pytest.fixture(scope="module")
 def attention_page(attention_report: Report) -> str:
-    return page_of(attention_report, heads=read_heads(attention_report.record))
+    return page_of(attention_report, read_heads(attention_report.record))
 
 
 def test_the_page_is_whole_and_small(attention_page: str) -> None:

@@ -9,17 +9,17 @@ import pytest
 from rich.console import Console
 
 from tracepaper import open_run
+from tracepaper.replay.document.values import Figure, Form, Table, Value, table, tone, written
 from tracepaper.replay.report import figures
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table, tone, written
 from tracepaper.replay.report.page import page_of
 from tracepaper.replay.report.report import AccountReport, Report
-from tracepaper.replay.report.terminal import as_document, show
+from tracepaper.replay.report.terminal import as_document, show_report
 from tracepaper.strategies.gates.gate import GATES
 
 
 def printed(report: Report) -> str:
     console = Console(file=io.StringIO(), width=80, color_system="standard", force_terminal=True)
-    show(console, report)
+    show_report(console, report)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

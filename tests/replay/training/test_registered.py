@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from tracepaper.replay.document.terminal import show
 from tracepaper.replay.judging.figures import tables_of
 from tracepaper.replay.judging.judgement import SpanJudgement
-from tracepaper.replay.judging.output import show_tables
 from tracepaper.replay.judging.spans import WHOLE
 from tracepaper.replay.training import baselines, losses, samples
 from tracepaper.replay.training.baselines import Answer, Arrays, Training, baseline
@@ -121,9 +121,7 @@ def test_a_baseline_is_one_function() -> None:
         assert "calm" in figures["30"]["qlike"]
         page = io.StringIO()
         known = JudgedPart(found, ALL_MEASURES, {**figures, "gates": {}}, [])
-        show_tables(
-            Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {}, ()))
-        )
+        show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {}, ())))
         assert "zero" in page.getvalue()
         assert "calm" in page.getvalue()
         with pytest.raises(ConfigInvalid, match="already"):

@@ -1,0 +1,1 @@
+"""``document``: tables, charts and texts as values, and their three writers."""

@@ -1,0 +1,121 @@
+"""Tables and texts for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from rich import text as rich_text
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table as Grid
+
+from tracepaper.replay.document.values import (
+    TEXTS,
+    Chart,
+    Form,
+    Part,
+    Table,
+    Text,
+    Value,
+    tone,
+    written,
+)
+from tracepaper.strategies.units import visible
+
+ROWS_SHOWN: Final = 12
+SIDE_BY_SIDE: Final = 4
+"""Rows of a turned table that stand side by side; more go below."""
+COLOURS: Final = {"": "", "gain": "green", "loss": "red"}
+
+
+def head(console: Console, title: str, text: str) -> None:
+    """Print what the document is about: *text* in a frame that bears *title*."""
+    lines, heading = rich_text.Text(text), rich_text.Text(title)
+    console.print(Panel(lines, title=heading, title_align="left", border_style="dim"))
+
+
+def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:
+    """Print *parts*, with *blank_lines* one before each table; charts are for pages alone."""
+    for part in parts:
+        match part:
+            case Table():
+                if blank_lines:
+                    console.print()
+                console.print(printed(part))
+            case Text():
+                console.print(_paragraph(part))
+            case Chart():
+                pass
+
+
+def printed(table: Table) -> RenderableType:
+    """Return *table* with its title and its notes; one without rows is these alone."""
+    parts: list[RenderableType] = [rich_text.Text(table.title + _left_out(table), style="bold")]
+    if table.rows:
+        parts += _grids(table)
+    parts += [_paragraph(Text(note, "note")) for note in table.notes]
+    return Group(*parts)
+
+
+def _paragraph(part: Text) -> RenderableType:
+    match part.style:
+        case "plain":
+            return rich_text.Text(part.text)
+        case "heading":
+            return rich_text.Text(part.text, style="bold reverse")
+        case "warning":
+            return rich_text.Text(part.text, style="yellow")
+        case "note":
+            return Padding(rich_text.Text(part.text, style="dim"), (0, 0, 0, 2))
+
+
+def _left_out(table: Table) -> str:
+    """Say which rows are shown, where not all are."""
+    most = _most(table)
+    if table.turned or len(table.rows) <= most:
+        return ""
+    return f" (the {'last' if table.newest else 'first'} {most} of {len(table.rows):,})"
+
+
+def _most(table: Table) -> int:
+    return min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
+
+
+def _grids(table: Table) -> Iterator[Grid]:
+    """Yield *table*; a turned one in parts that fit side by side."""
+    if not table.turned:
+        yield _upright(table)
+        return
+    for start in range(0, len(table.rows), SIDE_BY_SIDE):
+        yield _turned(table, table.rows[start : start + SIDE_BY_SIDE])
+
+
+def _upright(table: Table) -> Grid:
+    shown = [(place, figure) for place, figure in enumerate(table.figures) if not figure.wide]
+    grid = Grid(box=None, pad_edge=False)
+    for _, figure in shown:
+        is_text = figure.form in TEXTS
+        grid.add_column(figure.title, justify="left" if is_text else "right", no_wrap=not is_text)
+    most = _most(table)
+    for row in table.rows[-most:] if table.newest else table.rows[:most]:
+        grid.add_row(*(_cell(row[place], figure.form) for place, figure in shown))
+    return grid
+
+
+def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> Grid:
+    """Return the figures as rows, without those that no row has."""
+    grid = Grid(box=None, pad_edge=False)
+    grid.add_column("")
+    for row in rows:
+        grid.add_column(rich_text.Text(str(row[0])), justify="right")
+    for place, figure in enumerate(table.figures[1:], start=1):
+        if not figure.wide and any(row[place] is not None for row in table.rows):
+            grid.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
+    return grid
+
+
+def _cell(value: Value, form: Form) -> rich_text.Text:
+    style = "cyan" if form == "bar" else COLOURS[tone(value, form)]
+    return rich_text.Text(visible(written(value, form)), style=style)

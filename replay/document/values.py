@@ -1,0 +1,173 @@
+"""``Table``, ``Chart`` and ``Text``: what a command says, as values, and as JSON.
+
+A ``Figure`` says what a column is called, how it is written, and how it is taken from a row's
+subject. Estimates are pairs (value, standard error). Signed forms write their sign always, and are
+coloured as well, so that a loss is seen without its colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from tracepaper.replay.archive.columns import iso
+from tracepaper.strategies.units import NOTHING, duration
+
+T = TypeVar("T")
+Estimate = tuple[float, float | None]
+Value = str | int | float | Estimate | None
+Cells = Mapping[str, Value]
+"""A row by the keys of its figures."""
+Form = Literal[
+    "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
+    "gain bp", "share", "days", "measure", "minute", "second", "span", "exact", "bar",
+]  # fmt: skip
+_PATTERNS: Final = {
+    "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
+    "gain bp": ("{:+,.1f}", 1e4), "money": ("{:,.2f}", 1.0), "percent": ("{:,.2f}", 100.0),
+    "share": ("{:,.1f}", 100.0), "ratio": ("{:,.2f}", 1.0), "bp": ("{:,.1f}", 1e4),
+    "days": ("{:,.1f}", 1.0), "measure": ("{:.4f}", 1.0), "count": ("{:,}", 1),
+}  # fmt: skip
+_UNITS: Final = {"gain percent": " %", "percent": " %", "share": " %"}
+_WITHOUT_SIGN: Final[dict[Form, Form]] = {
+    "gain": "money", "gain percent": "percent", "gain ratio": "ratio", "gain bp": "bp",
+}  # fmt: skip
+BAR_CELLS: Final = 28
+TEXTS: Final = ("text", "minute", "second", "bar")
+"""Forms that are written from the left."""
+
+
+@dataclass(frozen=True)
+class Figure(Generic[T]):
+    """One figure: its key in JSON, its name for people, its form, and where it comes from.
+
+    Shares and returns are fractions, whatever they are written in; times are UTC ms, spans ms.
+    ``wide`` figures are left out of a terminal's table, where it has no room for them.
+    """
+
+    key: str
+    title: str
+    form: Form
+    of: Callable[[T], Value]
+    wide: bool = False
+
+
+def of_view(key: str, title: str, form: Form, column: str = "") -> Figure[dict[str, Any]]:
+    """Return the figure that a view's row holds in *column*, by default in that called *key*."""
+    return Figure(key, title, form, lambda row: row[column or key])
+
+
+def of_row(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[Cells]:
+    """Return the figure that a row holds under *key*; None where the row lacks it."""
+    return Figure(key, title, form, lambda row: row.get(key), wide)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; a ``note`` qualifies what stands above it."""
+
+    text: str
+    style: Literal["plain", "heading", "note", "warning"] = "plain"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A Plotly document, and the sentence under it. Only a page can draw it."""
+
+    figure: dict[str, Any]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of values under their figures; ``turned`` shows the figures as rows."""
+
+    key: str
+    title: str
+    figures: tuple[Figure[Any], ...]
+    rows: tuple[tuple[Value, ...], ...]
+    notes: tuple[str, ...] = ()
+    turned: bool = False
+    shown: int | None = None  # rows that people are shown; JSON has them all
+    newest: bool = False  # the last rows are shown, not the first
+
+    def documents(self) -> list[dict[str, Any]]:
+        """Return the rows as plain values by the figures' keys."""
+        return [
+            {
+                figure.key: {"value": value[0], "error": value[1]}
+                if isinstance(value, tuple)
+                else value
+                for figure, value in zip(self.figures, row, strict=True)
+            }
+            for row in self.rows
+        ]
+
+
+Part = Table | Chart | Text
+"""What a document is made of, in the order in which it is read."""
+
+
+def table(
+    key: str,
+    title: str,
+    figures: Sequence[Figure[T]],
+    subjects: Iterable[T],
+    *,
+    notes: Sequence[str] = (),
+    turned: bool = False,
+    shown: int | None = None,
+    newest: bool = False,
+) -> Table:
+    """Return the table of *figures* of each of *subjects*."""
+    rows = tuple(tuple(figure.of(subject) for figure in figures) for subject in subjects)
+    return Table(key, title, tuple(figures), rows, tuple(notes), turned, shown, newest)
+
+
+def documents(tables: Iterable[Table]) -> dict[str, Any]:
+    """Return each table's rows and notes by its key."""
+    return {each.key: {"rows": each.documents(), "notes": list(each.notes)} for each in tables}
+
+
+def written(value: Value, form: Form) -> str:
+    """Return *value* for people; a dash where there is none."""
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, tuple):
+        number, error = value
+        if error is None:
+            return written(number, form)
+        without_unit = written(number, form).removesuffix(_UNITS.get(form, ""))
+        return f"{without_unit} ± {written(error, _WITHOUT_SIGN.get(form, form))}"
+    return value if isinstance(value, str) else _of_number(value, form)
+
+
+def _of_number(value: float, form: Form) -> str:
+    match form:
+        case "text":
+            return str(value)
+        case "minute" | "second":
+            return iso(int(value))[: 16 if form == "minute" else 19].replace("T", " ")
+        case "span":
+            return duration(value)
+        case "bar":
+            return bar_of(value)
+        case _:
+            pattern, times = _PATTERNS[form]
+            return pattern.format(value * times) + _UNITS.get(form, "")
+
+
+def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:
+    """Return how *value* is coloured: only signed forms are."""
+    number = value[0] if isinstance(value, tuple) else value
+    if not form.startswith("gain") or number is None or isinstance(number, str) or not number:
+        return ""
+    return "gain" if number > 0 else "loss"
+
+
+def bar_of(share: float, width: int = BAR_CELLS) -> str:
+    """Return a horizontal bar whose length is *share* (0 to 1) of *width* cells."""
+    eighths = round(max(0.0, min(share, 1.0)) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
