@@ -260,16 +260,16 @@ class Backtest:
         A negative one counts from the last decision back: -1 is the last. Raises ``DataInvalid``
         where there is no such decision.
         """
+        from tracepaper.replay.document.terminal import show
         from tracepaper.replay.explain.decision import read_stored
         from tracepaper.replay.explain.document import Recomputed, document
-        from tracepaper.replay.explain.terminal import show_stored
+        from tracepaper.replay.explain.tables import stored_parts
 
         self._require_open()
         stored = read_stored(self.database, self.run_id, self._sequence(sequence))
-        shown_stored = show_stored(stored)
+        parts = tuple(stored_parts(stored))
         return Text(
-            text_of(lambda console: console.print(shown_stored)),
-            document(stored, Recomputed(), None),
+            text_of(lambda console: show(console, parts)), document(stored, Recomputed(), None)
         )
 
     def _sequence(self, given: int) -> int:

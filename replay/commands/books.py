@@ -158,7 +158,7 @@ def _judge_books(
     """Judge *model* on each span, and others beside it; each counts as an opening."""
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.document.values import Text, documents
+    from tracepaper.replay.document.values import Paragraph, Part, documents
     from tracepaper.replay.judging.books import (
         counted,
         judge_books,
@@ -206,11 +206,11 @@ def _judge_books(
             }
         )
         return
-    console = for_tables()
+    parts: list[Part] = []
     for one in every:
-        sentences = [Text(f"• {sentence}") for sentence in one.sentences]
-        show(console, [Text(heading(one), "heading"), *tables_of_books(one), *sentences])
-    show(console, across)
+        sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
+        parts += [Paragraph(heading(one), "heading"), *tables_of_books(one), *sentences]
+    show(for_tables(), [*parts, *across])
     if asked.html is not None:
         typer.echo(f"The page is {asked.html}.")
 
@@ -272,7 +272,8 @@ def explain_book(
     """Print the map of level and time of one answer."""
     from rich.console import Console
 
-    from tracepaper.replay.explain.picture import map_document, show_map
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.explain.picture import map_document, map_parts
     from tracepaper.replay.training.book_map import book_map
     from tracepaper.storage.checkpoints import locate
 
@@ -284,7 +285,7 @@ def explain_book(
         print_json(map_document(found))
         return
     console = Console()
-    (console if console.is_terminal else Console(width=WIDE)).print(show_map(found))
+    show(console if console.is_terminal else Console(width=WIDE), map_parts(found))
 
 
 WIDE: Final = 132

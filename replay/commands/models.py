@@ -19,12 +19,11 @@ from tracepaper.daemon.commands.options import (
 from tracepaper.strategies.errors import DataInvalid, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from rich.console import RenderableType
+    from collections.abc import Iterator, Mapping, Sequence
 
     from tracepaper.daemon.config.loading import Config
     from tracepaper.daemon.session.retraining import CandidateJudgement
+    from tracepaper.replay.document.values import Part
     from tracepaper.replay.judging.retraining import Retraining
     from tracepaper.strategies.networks.checks import Condition
 
@@ -121,8 +120,9 @@ def check(
         print_json({"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)})
     else:
         from tracepaper.daemon.terminal.console import Terminal
+        from tracepaper.replay.document.terminal import show
 
-        Terminal().print(_condition(found))
+        show(Terminal(), _condition(found))
     if found.faults:
         raise DataInvalid(
             f"{stored.folder} is not in order: {found.faults[0]} Train it again, or restore it."
@@ -165,35 +165,39 @@ def export(
     )
 
 
-def _condition(found: Condition) -> RenderableType:
-    """Return the tables of what was found, and what is not in order."""
-    from rich.console import Group
+def _condition(found: Condition) -> Iterator[Part]:
+    """Yield the tables of a network's checks, and what is not in order."""
+    from tracepaper.replay.document.values import Paragraph, table_of
 
-    from tracepaper.replay.explain.terminal import table_of
-
-    heads = table_of(
-        f"Heads, at the last of {found.rows:,} bars of {found.windows} windows",
-        (("layer", True), ("head", True), ("confidence", True), ("from", True), ("to", True),
-         ("share", True), ("", False)),
-    )  # fmt: skip
-    for one in found.heads:
-        heads.add_row(
-            str(one.layer), str(one.head), f"{one.confidence:.3f}", f"{one.lowest:.3f}",
-            f"{one.highest:.3f}", "" if one.share is None else f"{one.share:.1%}", one.fault,
+    if found.heads:
+        yield table_of(
+            "heads",
+            f"Heads, at the last of {found.rows:,} bars of {found.windows} windows",
+            {"layer": "count", "head": "count", "confidence": "exact", "from": "exact",
+             "to": "exact", "share": "share", "fault": "text"},
+            [
+                (
+                    one.layer, one.head, f"{one.confidence:.3f}", f"{one.lowest:.3f}",
+                    f"{one.highest:.3f}", one.share, one.fault,
+                )
+                for one in found.heads
+            ],
         )  # fmt: skip
-    flow = table_of(
-        "Gradient of the outputs' mean square, root mean square of each part",
-        (("part", False), ("parameters", True), ("weights", True), ("gradient", True), ("", False)),
-    )
-    for part in found.gradients:
-        flow.add_row(
-            part.part, f"{part.parameters:,}", f"{part.weights:.2e}", f"{part.gradient:.2e}",
-            part.fault,
+    if found.gradients:
+        yield table_of(
+            "gradients",
+            "Gradient of the outputs' mean square, root mean square of each part",
+            {"part": "text", "parameters": "count", "weights": "exact", "gradient": "exact",
+             "fault": "text"},
+            [
+                (of.part, of.parameters, f"{of.weights:.2e}", f"{of.gradient:.2e}", of.fault)
+                for of in found.gradients
+            ],
         )  # fmt: skip
-    said = "\n".join(found.faults) or (
-        "Every layer is finite, over these rows and at the extremes of what a row can hold."
+    yield Paragraph(
+        "\n".join(found.faults)
+        or "Every layer is finite, over these rows and at the extremes of what a row can hold."
     )
-    return Group(*([heads] if found.heads else []), *([flow] if found.gradients else []), said)
 
 
 def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:

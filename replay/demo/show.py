@@ -36,9 +36,10 @@ from tracepaper.replay.demo.processes import (
     exchange_beside,
 )
 from tracepaper.replay.demo.screen import Stage, opened
+from tracepaper.replay.document.terminal import show
 from tracepaper.replay.explain.decision import read_stored
 from tracepaper.replay.explain.recompute import recompute
-from tracepaper.replay.explain.terminal import show_attribution, show_stored
+from tracepaper.replay.explain.tables import attribution_parts, stored_parts
 from tracepaper.replay.report.terminal import (
     Summary,
     decision_to_explain,
@@ -381,9 +382,9 @@ def _sum_up(wanted: Demonstration, watcher: RunWatcher, database: Path) -> None:
     show_summary(console, summary)
     if sequence is not None:
         console.print(Rule("One decision, explained", align="left", style="dim"))
-        console.print(show_stored(read_stored(database, run_id, sequence)))
+        show(console, stored_parts(read_stored(database, run_id, sequence)))
         try:
-            console.print(show_attribution(recompute(database, run_id, sequence)))
+            show(console, attribution_parts(recompute(database, run_id, sequence)))
         except (DataInvalid, CheckpointMismatch) as error:
             console.print(Text(str(error), "dim"))
     console.print(Rule("Trace it", align="left", style="dim"))

@@ -15,9 +15,9 @@ from tracepaper.replay.document.values import (
     TEXTS,
     Chart,
     Form,
+    Paragraph,
     Part,
     Table,
-    Text,
     Value,
     tone,
     written,
@@ -32,7 +32,7 @@ POLICY: Final = (
 
 
 class Markup(str):
-    """Text that is HTML already; all other text is escaped, also where it is added to this."""
+    """Paragraph that is HTML already; all other text is escaped, also where it is added to this."""
 
     __slots__ = ()
 
@@ -155,9 +155,9 @@ class Charts:
                     made.append(figures(part) if part.rows else _notes(part))
                 case Chart():
                     made.append(self.put(part.figure, part.caption))
-                case Text(style="heading"):
+                case Paragraph(style="heading"):
                     made.append(element("h2", part.text))
-                case Text():
+                case Paragraph():
                     kind = "" if part.style == "plain" else part.style
                     made.append(element("p", part.text, class_=kind))
         return joined(made)

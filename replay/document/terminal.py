@@ -1,23 +1,23 @@
-"""Tables and texts for a terminal."""
+"""Tables and paragraphs for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from rich import text as rich_text
+from rich import table as rich_table
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.table import Table as Grid
+from rich.text import Text
 
 from tracepaper.replay.document.values import (
     TEXTS,
     Chart,
     Form,
+    Paragraph,
     Part,
     Table,
-    Text,
     Value,
     tone,
     written,
@@ -32,19 +32,19 @@ COLOURS: Final = {"": "", "gain": "green", "loss": "red"}
 
 def head(console: Console, title: str, text: str) -> None:
     """Print what the document is about: *text* in a frame that bears *title*."""
-    lines, heading = rich_text.Text(text), rich_text.Text(title)
+    lines, heading = Text(text), Text(title)
     console.print(Panel(lines, title=heading, title_align="left", border_style="dim"))
 
 
 def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:
-    """Print *parts*, with *blank_lines* one before each table; charts are for pages alone."""
-    for part in parts:
+    """Print *parts*, with *blank_lines* between them and a table; charts are for pages alone."""
+    for place, part in enumerate(parts):
         match part:
             case Table():
-                if blank_lines:
+                if place and blank_lines:
                     console.print()
                 console.print(printed(part))
-            case Text():
+            case Paragraph():
                 console.print(_paragraph(part))
             case Chart():
                 pass
@@ -52,23 +52,25 @@ def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -
 
 def printed(table: Table) -> RenderableType:
     """Return *table* with its title and its notes; one without rows is these alone."""
-    parts: list[RenderableType] = [rich_text.Text(table.title + _left_out(table), style="bold")]
+    parts: list[RenderableType] = [Text(table.title + _left_out(table), style="bold")]
     if table.rows:
         parts += _grids(table)
-    parts += [_paragraph(Text(note, "note")) for note in table.notes]
+    parts += [_paragraph(Paragraph(note, "note")) for note in table.notes]
     return Group(*parts)
 
 
-def _paragraph(part: Text) -> RenderableType:
+def _paragraph(part: Paragraph) -> RenderableType:
     match part.style:
         case "plain":
-            return rich_text.Text(part.text)
+            return Text(part.text)
         case "heading":
-            return rich_text.Text(part.text, style="bold reverse")
+            return Text(part.text, style="bold reverse")
+        case "strong":
+            return Text(part.text, style="bold")
         case "warning":
-            return rich_text.Text(part.text, style="yellow")
+            return Text(part.text, style="yellow")
         case "note":
-            return Padding(rich_text.Text(part.text, style="dim"), (0, 0, 0, 2))
+            return Padding(Text(part.text, style="dim"), (0, 0, 0, 2))
 
 
 def _left_out(table: Table) -> str:
@@ -80,10 +82,10 @@ def _left_out(table: Table) -> str:
 
 
 def _most(table: Table) -> int:
-    return min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
+    return len(table.rows) if table.whole else min(ROWS_SHOWN, table.shown or ROWS_SHOWN)
 
 
-def _grids(table: Table) -> Iterator[Grid]:
+def _grids(table: Table) -> Iterator[rich_table.Table]:
     """Yield *table*; a turned one in parts that fit side by side."""
     if not table.turned:
         yield _upright(table)
@@ -92,9 +94,9 @@ def _grids(table: Table) -> Iterator[Grid]:
         yield _turned(table, table.rows[start : start + SIDE_BY_SIDE])
 
 
-def _upright(table: Table) -> Grid:
+def _upright(table: Table) -> rich_table.Table:
     shown = [(place, figure) for place, figure in enumerate(table.figures) if not figure.wide]
-    grid = Grid(box=None, pad_edge=False)
+    grid = rich_table.Table(box=None, pad_edge=False)
     for _, figure in shown:
         is_text = figure.form in TEXTS
         grid.add_column(figure.title, justify="left" if is_text else "right", no_wrap=not is_text)
@@ -104,18 +106,24 @@ def _upright(table: Table) -> Grid:
     return grid
 
 
-def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> Grid:
+def _turned(table: Table, rows: tuple[tuple[Value, ...], ...]) -> rich_table.Table:
     """Return the figures as rows, without those that no row has."""
-    grid = Grid(box=None, pad_edge=False)
+    grid = rich_table.Table(box=None, pad_edge=False)
     grid.add_column("")
     for row in rows:
-        grid.add_column(rich_text.Text(str(row[0])), justify="right")
+        grid.add_column(Text(str(row[0])), justify="right")
     for place, figure in enumerate(table.figures[1:], start=1):
         if not figure.wide and any(row[place] is not None for row in table.rows):
             grid.add_row(figure.title, *(_cell(row[place], figure.form) for row in rows))
     return grid
 
 
-def _cell(value: Value, form: Form) -> rich_text.Text:
-    style = "cyan" if form == "bar" else COLOURS[tone(value, form)]
-    return rich_text.Text(visible(written(value, form)), style=style)
+def _cell(value: Value, form: Form) -> Text:
+    match form:
+        case "bar":
+            style = "cyan"
+        case "mark":
+            style = COLOURS["gain" if value else "loss"]
+        case _:
+            style = COLOURS[tone(value, form)]
+    return Text(visible(written(value, form)), style=style)

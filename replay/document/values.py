@@ -1,4 +1,4 @@
-"""``Table``, ``Chart`` and ``Text``: what a command says, as values, and as JSON.
+"""``Table``, ``Chart`` and ``Paragraph``: what a command says, as values, and as JSON.
 
 A ``Figure`` says what a column is called, how it is written, and how it is taken from a row's
 subject. Estimates are pairs (value, standard error). Signed forms write their sign always, and are
@@ -21,20 +21,24 @@ Cells = Mapping[str, Value]
 """A row by the keys of its figures."""
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
-    "gain bp", "share", "days", "measure", "minute", "second", "span", "exact", "bar",
+    "gain bp", "share", "days", "measure", "points", "minute", "second", "span", "exact", "bar",
+    "gain bar", "mark",
 ]  # fmt: skip
 _PATTERNS: Final = {
     "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
     "gain bp": ("{:+,.1f}", 1e4), "money": ("{:,.2f}", 1.0), "percent": ("{:,.2f}", 100.0),
     "share": ("{:,.1f}", 100.0), "ratio": ("{:,.2f}", 1.0), "bp": ("{:,.1f}", 1e4),
     "days": ("{:,.1f}", 1.0), "measure": ("{:.4f}", 1.0), "count": ("{:,}", 1),
+    "points": ("{:+.3f}", 1e4),
 }  # fmt: skip
 _UNITS: Final = {"gain percent": " %", "percent": " %", "share": " %"}
 _WITHOUT_SIGN: Final[dict[Form, Form]] = {
     "gain": "money", "gain percent": "percent", "gain ratio": "ratio", "gain bp": "bp",
 }  # fmt: skip
 BAR_CELLS: Final = 28
-TEXTS: Final = ("text", "minute", "second", "bar")
+SIGNED_BAR_CELLS: Final = 16
+BARS: Final = ("bar", "gain bar")
+TEXTS: Final = ("text", "minute", "second", "mark", *BARS)
 """Forms that are written from the left."""
 
 
@@ -64,11 +68,11 @@ def of_row(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[Ce
 
 
 @dataclass(frozen=True)
-class Text:
+class Paragraph:
     """A paragraph; a ``note`` qualifies what stands above it."""
 
     text: str
-    style: Literal["plain", "heading", "note", "warning"] = "plain"
+    style: Literal["plain", "strong", "heading", "note", "warning"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,7 @@ class Table:
     turned: bool = False
     shown: int | None = None  # rows that people are shown; JSON has them all
     newest: bool = False  # the last rows are shown, not the first
+    whole: bool = False  # a terminal shows every row
 
     def documents(self) -> list[dict[str, Any]]:
         """Return the rows as plain values by the figures' keys."""
@@ -105,7 +110,7 @@ class Table:
         ]
 
 
-Part = Table | Chart | Text
+Part = Table | Chart | Paragraph
 """What a document is made of, in the order in which it is read."""
 
 
@@ -125,37 +130,35 @@ def table(
     return Table(key, title, tuple(figures), rows, tuple(notes), turned, shown, newest)
 
 
+def table_of(
+    key: str, title: str, forms: Mapping[str, Form], rows: Iterable[Sequence[Value]]
+) -> Table:
+    """Return *rows* as a table whose columns bear the names and forms of *forms*."""
+    figures = tuple(of_row(name, name, form) for name, form in forms.items())
+    return Table(key, title, figures, tuple(map(tuple, rows)), whole=True)
+
+
 def documents(tables: Iterable[Table]) -> dict[str, Any]:
     """Return each table's rows and notes by its key."""
     return {each.key: {"rows": each.documents(), "notes": list(each.notes)} for each in tables}
 
 
 def written(value: Value, form: Form) -> str:
-    """Return *value* for people; a dash where there is none."""
+    """Return *value* for people; a dash where there is none, and no bar."""
     if value is None or value == "":
-        return NOTHING
+        return "" if form in BARS else NOTHING
     if isinstance(value, tuple):
         number, error = value
         if error is None:
             return written(number, form)
         without_unit = written(number, form).removesuffix(_UNITS.get(form, ""))
         return f"{without_unit} ± {written(error, _WITHOUT_SIGN.get(form, form))}"
-    return value if isinstance(value, str) else _of_number(value, form)
-
-
-def _of_number(value: float, form: Form) -> str:
-    match form:
-        case "text":
-            return str(value)
-        case "minute" | "second":
-            return iso(int(value))[: 16 if form == "minute" else 19].replace("T", " ")
-        case "span":
-            return duration(value)
-        case "bar":
-            return bar_of(value)
-        case _:
-            pattern, times = _PATTERNS[form]
-            return pattern.format(value * times) + _UNITS.get(form, "")
+    if isinstance(value, str):
+        return value
+    if form in _WRITERS:
+        return _WRITERS[form](value)
+    pattern, times = _PATTERNS[form]
+    return pattern.format(value * times) + _UNITS.get(form, "")
 
 
 def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:
@@ -171,3 +174,15 @@ def bar_of(share: float, width: int = BAR_CELLS) -> str:
     eighths = round(max(0.0, min(share, 1.0)) * width * 8)
     full, rest = divmod(eighths, 8)
     return "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
+
+
+_WRITERS: Final[dict[Form, Callable[[float], str]]] = {
+    "text": str,
+    "minute": lambda time_ms: iso(int(time_ms))[:16].replace("T", " "),
+    "second": lambda time_ms: iso(int(time_ms))[:19].replace("T", " "),
+    "span": duration,
+    "bar": bar_of,
+    "gain bar": lambda share: bar_of(abs(share), SIGNED_BAR_CELLS),
+    "mark": lambda is_so: "✓" if is_so else "✗",
+}
+"""Forms that are no pattern of one number."""

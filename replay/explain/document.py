@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -23,6 +24,8 @@ from tracepaper.replay.document.page import (
     whole_page,
     write_text,
 )
+from tracepaper.replay.document.terminal import show
+from tracepaper.replay.document.values import Part
 from tracepaper.replay.explain.attribution import (
     ALONE,
     ComparedWith,
@@ -38,7 +41,16 @@ from tracepaper.replay.explain.decision import (
     verdict_of,
 )
 from tracepaper.replay.explain.recompute import Floats, Full, Past
-from tracepaper.replay.explain.terminal import BASIS_POINTS, show_stored
+from tracepaper.replay.explain.tables import (
+    BASIS_POINTS,
+    compared_parts,
+    feature_parts,
+    full_parts,
+    in_common,
+    influence_parts,
+    method_parts,
+    stored_parts,
+)
 from tracepaper.replay.report.charts import (
     ACCENT,
     GAIN,
@@ -125,7 +137,7 @@ def explain_decision(
     if as_json:
         print_json(document(stored, found, None if missing is None else str(missing)))
     else:
-        _print(stored, found)
+        show(Terminal(), _parts(stored, found))
     if missing is not None:
         raise missing
     if png is not None:
@@ -281,33 +293,22 @@ def _recomputed(
         return Recomputed(explain_fully(open_past(path, run_id, sequence)), added, chosen, compared)
 
 
-def _print(stored: StoredDecision, found: Recomputed) -> None:
-    console = Terminal()
-    console.print(show_stored(stored))
-    if found != Recomputed():
-        from tracepaper.replay.explain.terminal import (
-            show_by_feature,
-            show_by_method,
-            show_compared,
-            show_full,
-        )
+def _parts(stored: StoredDecision, found: Recomputed) -> Iterator[Part]:
+    yield from stored_parts(stored)
+    if found.full is not None:
+        yield from full_parts(found.full)
+    if found.by_feature is not None:
+        yield from feature_parts(found.by_feature)
+    if found.by_method is not None:
+        yield from method_parts(found.by_method)
+    if found.compared is not None:
+        yield from compared_parts(found.compared)
+    if found.influence is not None:
+        yield from influence_parts(found.influence)
+    if found.books is not None:
+        from tracepaper.replay.explain.picture import map_parts
 
-        if found.full is not None:
-            console.print(show_full(found.full))
-        if found.by_feature is not None:
-            console.print(show_by_feature(found.by_feature))
-        if found.by_method is not None:
-            console.print(show_by_method(found.by_method))
-        if found.compared is not None:
-            console.print(show_compared(found.compared))
-        if found.influence is not None:
-            from tracepaper.replay.explain.terminal import show_influence
-
-            console.print(show_influence(found.influence))
-        if found.books is not None:
-            from tracepaper.replay.explain.picture import show_map
-
-            console.print(show_map(found.books))
+        yield from map_parts(found.books)
 
 
 FEATURES_MAX: Final = 15
@@ -508,7 +509,7 @@ def _beside(found: SideBySide, charts: Charts) -> Markup:
             html_table(
                 ("", "model", "decided bar", "expected", "up less down"), rows, texts=(0, 1, 2)
             ),
-            element("p", sentence(found), class_="note"),
+            element("p", in_common(found), class_="note"),
             charts.put(age_chart(found), "The rollout of both by age, the decided bar at 0."),
             charts.put(features_chart(found), "What each feature added to both."),
             *(
@@ -520,16 +521,6 @@ def _beside(found: SideBySide, charts: Charts) -> Markup:
                 for layer in layers
             ),
         ]
-    )
-
-
-def sentence(found: SideBySide) -> str:
-    """Return what the two have in common, in a sentence."""
-    ranks = found.rank_correlation
-    alike = "no order to compare" if ranks is None else f"a rank correlation of {ranks:+.2f}"
-    return (
-        f"They give {found.common_ages:.0%} of their weight to the same ages and "
-        f"{found.common_bars:.0%} to the same bars; over past ages they have {alike}."
     )
 
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Group, RenderableType
-from rich.text import Text
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, table_of
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, verdict_of
-from tracepaper.replay.explain.terminal import BASIS_POINTS, LOOKED, table_of
+from tracepaper.replay.explain.tables import BASIS_POINTS, LOOKED
 from tracepaper.replay.training.book_map import BookMap
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
@@ -25,7 +24,7 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.units import DAY_MS, duration, unscaled
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from matplotlib.axes import Axes
 
@@ -251,34 +250,24 @@ def _texts(numbers: NDArray[np.int64], decimals: int) -> list[str]:
     return [unscaled(number, decimals) for number in numbers.tolist()]
 
 
-def show_map(found: BookMap) -> RenderableType:
-    """Return the answer and the map: ranges of levels down, the newest books first."""
-    head = Text()
-    head.append(f"{found.instrument} at {iso(found.at_ms)}, model {found.model_id}\n", "bold")
-    for sentence in found.says:
-        head.append(f"{sentence}\n")
-    answers = table_of(
-        "Which way the mid moves", (("books ahead", True), *((move, True) for move in MOVES))
-    )
-    for horizon, shares in zip(found.horizons, found.probabilities, strict=True):
-        answers.add_row(str(horizon), *(f"{share:.1%}" for share in shares))
-    return Group(head, answers, _map_table(found))
+def map_parts(found: BookMap) -> Iterator[Part]:
+    """Yield the answer and the map: ranges of levels down, the newest books first."""
+    yield Paragraph(f"{found.instrument} at {iso(found.at_ms)}, model {found.model_id}", "strong")
+    yield from map(Paragraph, found.says)
+    forms: dict[str, Form] = {"books ahead": "count", **dict.fromkeys(MOVES, "exact")}
+    answers: list[tuple[Value, ...]] = [
+        (horizon, *(f"{share:.1%}" for share in shares))
+        for horizon, shares in zip(found.horizons, found.probabilities, strict=True)
+    ]
+    yield table_of("answers", "Which way the mid moves", forms, answers)
+    yield _map_table(found)
 
 
-def _map_table(found: BookMap) -> RenderableType:
+def _map_table(found: BookMap) -> Table:
     """Return the share of each range of levels and ages, with a shade by the largest of them."""
     ages = ranges(len(found.books), AGES_SHOWN)
     levels = ranges(found.books.levels, LEVELS_SHOWN)
     newest_first = found.weights[::-1]
-    table = table_of(
-        f"Where it looked ({LOOKED}), % of all",
-        (
-            ("side", False),
-            ("level", True),
-            *((_age(start, stop, found.every_ms), True) for start, stop in ages),
-            ("all", True),
-        ),
-    )
     shares = {
         (place, row): [
             float(newest_first[start:stop, place, first:last].sum()) for start, stop in ages
@@ -290,13 +279,16 @@ def _map_table(found: BookMap) -> RenderableType:
     # As a ladder stands: the deepest ask on top, the touch in the middle.
     order = [(1, row) for row in reversed(range(len(levels)))]
     order += [(0, row) for row in range(len(levels))]
+    rows: list[tuple[Value, ...]] = []
     for place, row in order:
         first, last = levels[row]
         cells = shares[place, row]
         named = str(first + 1) if last == first + 1 else f"{first + 1}–{last}"
         shaded = [f"{100 * share:.1f}{_shade(share, largest)}" for share in cells]
-        table.add_row(SIDES[place], named, *shaded, f"{100 * sum(cells):.1f}")
-    return table
+        rows.append((SIDES[place], named, *shaded, f"{100 * sum(cells):.1f}"))
+    columns = [_age(start, stop, found.every_ms) for start, stop in ages]
+    forms: dict[str, Form] = {"side": "text", **dict.fromkeys(["level", *columns, "all"], "exact")}
+    return table_of("map", f"Where it looked ({LOOKED}), % of all", forms, rows)
 
 
 def _shade(share: float, largest: float) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document import terminal
 from tracepaper.replay.document.page import Charts, Markup, element, joined, whole_page, write_text
-from tracepaper.replay.document.values import Chart, Part, Table, Text, documents
+from tracepaper.replay.document.values import Chart, Paragraph, Part, Table, documents
 from tracepaper.replay.judging.books import BookJudgement
 from tracepaper.replay.judging.figures import SHOWN, tables_across, tables_of
 from tracepaper.replay.judging.judgement import SpanJudgement
@@ -19,10 +19,11 @@ from tracepaper.replay.judging.judgement import SpanJudgement
 
 def show(console: Console, every: Sequence[SpanJudgement]) -> None:
     """Print every table of each span, then those of all together."""
+    parts: list[Part] = []
     for one in every:
-        sentences = [Text(f"• {sentence}") for sentence in one.sentences]
-        terminal.show(console, [Text(heading(one), "heading"), *tables_of(one), *sentences])
-    terminal.show(console, tables_across(every))
+        sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
+        parts += [Paragraph(heading(one), "heading"), *tables_of(one), *sentences]
+    terminal.show(console, [*parts, *tables_across(every)])
 
 
 def heading(one: SpanJudgement | BookJudgement) -> str:
@@ -64,7 +65,7 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
 def write_page(model_id: str, every: Sequence[SpanJudgement], path: Path) -> None:
     """Write the page of all spans; raise ``ConfigInvalid`` where that cannot be."""
     charts = Charts()
-    content = [charts.parts([Text("All spans", "heading"), *tables_across(every)])]
+    content = [charts.parts([Paragraph("All spans", "heading"), *tables_across(every)])]
     for one in every:
         said = element("ul", joined(element("li", sentence) for sentence in one.sentences))
         content.append(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.terminal import head, show
-from tracepaper.replay.document.values import Figure, Part, Table, Text, of_view, table
+from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.trades import by_cause
@@ -45,8 +45,8 @@ def show_report(
     caveats = list(report.sentences)
     if not notes and len(caveats) > 1:
         caveats[1:] = [f"{len(caveats) - 1} more to know before believing any of it: --notes"]
-    parts: list[Part] = [Text(warning, "warning") for warning in report.warnings]
-    parts += [Text(caveat, "note") for caveat in caveats]
+    parts: list[Part] = [Paragraph(warning, "warning") for warning in report.warnings]
+    parts += [Paragraph(caveat, "note") for caveat in caveats]
     parts += [*tables(report).values(), *(analysis.tables() if analysis else ())]
     show(console, parts)
 
@@ -308,7 +308,7 @@ def show_summary(console: Console, summary: Summary) -> None:
         warnings.append(
             f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
         )
-    show(console, [Text(warning, "warning") for warning in warnings])
+    show(console, [Paragraph(warning, "warning") for warning in warnings])
     show(console, summary_tables(summary), blank_lines=False)
 
 

@@ -11,9 +11,10 @@ import explained_runs
 import pytest
 from rich.console import Console
 
+from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import BAR_CELLS
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate, read_stored
-from tracepaper.replay.explain.terminal import _bucket_table, show_stored
+from tracepaper.replay.explain.tables import bucket_table, stored_parts
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 
@@ -90,7 +91,7 @@ def test_an_exit_that_a_gate_refused_is_said_to_have_gone_on(
     asked = replace(stored, decision={**stored.decision, **said}, gates=gates)
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(show_stored(asked))
+        show(console, stored_parts(asked))
     assert f": {first}" in shown.get()
     assert ("The FLAT went on all the same." in shown.get()) is went_on
 
@@ -117,7 +118,7 @@ def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
     ]
     rows.append({"bucket": "older", "from_open_time_iso": None, "weight": 0.8})
     console = Console(file=io.StringIO(), width=100)
-    console.print(_bucket_table(StoredDecision({}, {}, (), tuple(rows))))
+    show(console, [bucket_table(StoredDecision({}, {}, (), tuple(rows)))])
     assert isinstance(console.file, io.StringIO)
     older, first, second = [line for line in console.file.getvalue().splitlines() if "0." in line]
     assert older.split() == ["older", "0.8000"]
