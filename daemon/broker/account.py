@@ -5,9 +5,9 @@ The rules are docs/money.md, M6 to M21.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -19,7 +19,6 @@ from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import (
     FILL_WITHIN_MS,
-    PROTECTIVE,
     Latency,
     Moment,
     OrdersState,
@@ -27,16 +26,41 @@ from tracepaper.daemon.broker.orders import (
     Sent,
 )
 from tracepaper.daemon.broker.rules import MarginRules
-from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.context import AccountView, Orders, Signal, account_view
 from tracepaper.strategies.types.decisions import (
     Action,
     Fill,
+    LedgerEntry,
     Liquidity,
     Order,
-    OrderRole,
     Position,
 )
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote
+
+
+class Intent(NamedTuple):
+    """What an account is asked for at a bar's close by a target."""
+
+    action: Action
+    target: int  # signed
+    reason: str
+    signal: Signal | None = None  # which names the exit orders of an entry
+    is_protected: bool = False  # whether it names any
+    refusal: str | None = None  # why an entry has no size
+
+    @property
+    def is_entry(self) -> bool:
+        """Whether it asks for a position, and so confirms one for another horizon."""
+        return is_entry(self.action)
+
+
+def is_entry(action: Action) -> bool:
+    """Return whether *action* asks for a position."""
+    return action is Action.LONG or action is Action.SHORT
+
+
+EncodedAccount = tuple[int, dict[str, msgspec.Raw]]
+"""What decodes as an ``AccountState``."""
 
 
 class BookState(Struct, frozen=True, array_like=True):
@@ -149,6 +173,10 @@ class PaperAccount:
         self._funds = {key: _Funds(self.ledger, key) for key in instruments}
         self._encoded = dict.fromkeys(instruments, msgspec.Raw())  # the state of each instrument
         self._stale = set(instruments)  # those whose state has changed since
+        # The ledger's own answers, without a call between: every step asks for them.
+        self.held = self.ledger.held
+        self.position = self.ledger.position
+        self.balance = self.ledger.account
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters for orders and prices from now on."""
@@ -170,6 +198,57 @@ class PaperAccount:
     def _executor(self, instrument: Instrument) -> Executor:
         costs = self._costs_of.get(instrument.id, self._costs)
         return Executor(instrument, costs, self._ranges.get(instrument.id))
+
+    # ------------------------------------------------------------ what a decision asks
+
+    def target(self, instrument: str) -> int:
+        """Return the target of *instrument* that was decided last, reached or not."""
+        return self.orders[instrument].target
+
+    def confirmed_ms(self, instrument: str) -> int:
+        """Return the open time of the bar that last confirmed the position; 0 where none did."""
+        return self.orders[instrument].confirmed_ms
+
+    def reach(self, instrument: str, asked: Orders) -> tuple[int, bool]:
+        """Return the largest position that *asked* could lead to: see :meth:`RestingOrders.reach`.
+
+        And whether all of it can only reduce.
+        """
+        return self.orders[instrument].reach(asked.requests, self.held(instrument))
+
+    def stop_distance(self, signal: Signal, bar: Bar, day_range: DayRange) -> int:
+        """Return how far from the close of *bar* the nearest stop of *signal* would be."""
+        planner = self.protectors[bar.instrument].planner
+        return planner.distance(signal, bar.close, day_range)
+
+    def gross_of_others(self, instrument: str) -> int:
+        """Return the notional at the marks of all positions but *instrument*'s, without signs.
+
+        A target that is not reached yet counts where it is larger than what is held.
+        """
+        return sum(
+            self.ledger.notional(key, max(abs(self.ledger.held(key)), abs(resting.target)))
+            for key, resting in self.orders.items()
+            if key != instrument
+        )
+
+    def opened_ms(self, instrument: str) -> int:
+        """Return the market time of the fill that opened the position; 0 where there is none."""
+        return self.ledger.holding(instrument).opened_ms
+
+    def view(self, instrument: Instrument, *, bars_held: int) -> AccountView:
+        """Return what a strategy sees of the account; its fills are no news after that."""
+        key, ledger = instrument.id, self.ledger
+        fills, ledger.fills[key] = ledger.fills[key], []
+        return account_view(
+            instrument,
+            position=ledger.position(key),
+            opened_ms=ledger.holding(key).opened_ms,
+            bars_held=bars_held,
+            orders=self.orders[key].orders,
+            fills=fills,
+            account=ledger.account(),
+        )
 
     # ------------------------------------------------------------ what changes it
 
@@ -385,17 +464,6 @@ class PaperAccount:
         available = self.ledger.available
         return available + self.ledger.freed(instrument) if is_reversal else available
 
-    def gross_of_others(self, instrument: str) -> int:
-        """Return the notional at the marks of all positions but *instrument*'s, without signs.
-
-        A target that is not reached yet counts where it is larger than what is held.
-        """
-        return sum(
-            self.ledger.notional(key, max(abs(self.ledger.held(key)), abs(resting.target)))
-            for key, resting in self.orders.items()
-            if key != instrument
-        )
-
     def send(self, orders: Orders, bar: Bar, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Ask *bar*'s instrument for *orders*, which were decided at its close."""
         key = bar.instrument
@@ -416,36 +484,6 @@ class PaperAccount:
         """Cancel what rests by list: all of it, or what could open a position."""
         self._stale.add(instrument)
         return self.orders[instrument].withdraw("", reason, opening_only=opening_only)
-
-    def place_protection(
-        self,
-        instrument: str,
-        role: OrderRole,
-        *,
-        sequence: int,
-        at_ms: int,
-        reason: str,
-        trigger: int | None = None,
-        price: int | None = None,
-    ) -> tuple[Order, ...]:
-        """Protect what is held of *instrument* by one order of *role*: see ``Protector``."""
-        self._stale.add(instrument)
-        return self.protectors[instrument].place_protection(
-            role,
-            self.ledger.held(instrument),
-            sequence=sequence,
-            at_ms=at_ms,
-            reason=reason,
-            trigger=trigger,
-            price=price,
-        )
-
-    def cancel_protection(
-        self, instrument: str, reason: str, roles: Collection[OrderRole] = PROTECTIVE
-    ) -> tuple[Order, ...]:
-        """Cancel the protective orders of *roles*, for that *reason*."""
-        self._stale.add(instrument)
-        return self.protectors[instrument].cancel_protection(reason, roles)
 
     # ------------------------------------------------------------ protection
 
@@ -491,6 +529,14 @@ class PaperAccount:
 
     # ------------------------------------------------------------ what survives a restart
 
+    def take_entries(self) -> tuple[LedgerEntry, ...]:
+        """Return what moved the cash and is in no step yet, once."""
+        if not (moved := self.ledger.entries):
+            return ()
+        entries = tuple(moved)
+        moved.clear()
+        return entries
+
     def state(self) -> AccountState:
         """Return what must survive a restart."""
         books = {key: self._state_of(key) for key in self.orders}
@@ -501,7 +547,7 @@ class PaperAccount:
             self.ledger.holding(key), self.orders[key].state(), self.protectors[key].state
         )
 
-    def encoded_state(self) -> tuple[int, dict[str, msgspec.Raw]]:
+    def encoded_state(self) -> EncodedAccount:
         """Return what decodes as :meth:`state`, made anew only where it has changed."""
         for key in self._stale:
             self._encoded[key] = msgspec.Raw(_encoded(self._state_of(key)))
@@ -515,3 +561,10 @@ class PaperAccount:
             self.orders[key].restore(book.orders)
             self.protectors[key].state = book.protection
         self._stale.update(self.orders)
+
+
+def as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
+    """Return each order once, as it stood *after* where it changed again."""
+    if not before:
+        return after
+    return tuple({order.order_id: order for order in (*before, *after)}.values())

@@ -9,11 +9,17 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.account import Intent, PaperAccount, is_entry
 from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange
-from tracepaper.daemon.broker.orders import RestingOrders
+from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import RANDOM_GATE, EngineSettings, ModelTerms
+from tracepaper.daemon.engine.state import (
+    INTEGRITY,
+    JUDGEMENT,
+    RANDOM_GATE,
+    EngineSettings,
+    ModelTerms,
+)
 from tracepaper.storage.record.digest import DecisionHash, WindowHash
 from tracepaper.strategies.api.context import (
     AccountView,
@@ -25,7 +31,6 @@ from tracepaper.strategies.api.context import (
     OrderRequest,
     Orders,
     Signal,
-    account_view,
     is_protected,
 )
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, SizingAccount
@@ -46,7 +51,7 @@ from tracepaper.strategies.gates.evaluator import (
     is_finite_forecast,
     next_regime,
 )
-from tracepaper.strategies.gates.gate import GateInputs, GateKind, gate_order, refusal
+from tracepaper.strategies.gates.gate import GateInputs, refusal
 from tracepaper.strategies.order_book import BookRecord
 from tracepaper.strategies.sessions import WATCHED_SESSIONS, SplitWatch
 from tracepaper.strategies.types.decisions import (
@@ -60,12 +65,10 @@ from tracepaper.strategies.types.decisions import (
     Regime,
 )
 from tracepaper.strategies.types.market import (
-    BY_REST,
     Bar,
     Category,
     Depths,
     FrameBar,
-    Gap,
     Instrument,
     Quote,
     Side,
@@ -73,11 +76,8 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import DAY_MS, interval_start, unscaled
 
 _NO_ORDERS: Final = Orders((), "")
-INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
 TRADING: Final = "Trading"
 """The exchange's status of a symbol whose orders it takes."""
-JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
-
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 OUTCOMES_KEPT: Final = 64
@@ -86,8 +86,6 @@ _NO_CELL: int | None = None
 
 OutcomeKey = tuple[Action, str, int, Regime, int | None, float | None]
 """Action, reason, gates passed, regime, cell and factor: what outcomes are told apart by."""
-Intent = tuple[Action, int, str]
-"""What an account is asked for: the action, the target quantity and the reason."""
 
 
 class InstrumentState:
@@ -107,7 +105,6 @@ class InstrumentState:
         "_cash",
         "_cells",
         "_context",
-        "_day_range",
         "_decision",
         "_decision_hash",
         "_flat_on_refusal",
@@ -132,24 +129,25 @@ class InstrumentState:
         "_sizer",
         "_splits",
         "_standing",
+        "_wants_protection",
         "_warmup",
         "_window",
         "allowed_orders",
+        "belief",
         "books",
         "cell",
+        "day_range",
         "declared",
         "gates",
         "instrument",
+        "intent",
         "last_bar",
-        "marked",
-        "missed_until_ms",
         "quote",
         "reach",
         "regime",
         "remembered",
         "signal",
         "strategy",
-        "wants_protection",
     )
 
     def __init__(
@@ -161,11 +159,8 @@ class InstrumentState:
         settings: EngineSettings,
         risk: RiskWatch,
         declared: DeclaredState | None,
-        day_range: DayRange,
     ) -> None:
-        self.instrument = instrument
-        self.strategy = strategy
-        self.gates = gates
+        self.instrument, self.strategy, self.gates = instrument, strategy, gates
         self.declared = declared  # of this instrument alone, or of the portfolio
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
         self.remembered = max(
@@ -186,18 +181,20 @@ class InstrumentState:
         self.reach = max(self.remembered, *reach) if wanted else self.remembered
         self.last_bar: Bar | None = None
         self.quote: Quote | None = None
-        # Marked by a mark price since the last bar; bars before that time came without quotes.
-        self.marked, self.missed_until_ms = False, 0
+        self.belief = PriceBelief(
+            instrument, self, ranges=settings.usual_ranges, agree_ms=settings.agree_within_ms
+        )
         self.regime, self.cell = Regime.UNKNOWN, _NO_CELL
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
-        self.wants_protection = False  # it asks for a stop, a target or a time limit
+        self._wants_protection = False  # it asks for a stop, a target or a time limit
         self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
         self._context: BarContext | None = None  # what a portfolio was asked about this close with
         self._record, self.books = BarRecord(instrument, strategy.warmup), books_seen_by(strategy)
         self._instrument_context = InstrumentContext.of(instrument, self._record)
         self._reads_history, self._sees_account = strategy.reads_history, strategy.sees_account
-        # The range of a day is for distances in volatility; the engine feeds it.
-        self._sizer, self._day_range = sizer, day_range
+        self._sizer = sizer
+        self.day_range = DayRange(settings.interval_ms)  # for distances in volatility
+        self.intent: Intent | Orders | None = None  # of the newest decision; None: gates hold it
         self._risk = risk
         self._bars, self._knows_bars = 0, False  # as many as the strategy looks back on
         self._warmup = max(strategy.warmup, sizer.bars)
@@ -232,8 +229,7 @@ class InstrumentState:
         self._plausibility = Plausibility() if plausible.name in gates.gate_set.gates else None
         self._by_quotes = settings.execution is FillModel.QUOTE
         # What a refused SHORT says: nothing is sold short that is paid for in full.
-        category = instrument.category
-        self._never_short = category.value if category.is_cash else ""
+        self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._calendar = settings.calendar
         costs = settings.costs_for(instrument.id)
         self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
@@ -265,22 +261,18 @@ class InstrumentState:
         """
         if self._plausibility is not None:
             return self._plausibility.doubled_median
-        spreads = sorted(bar.high - bar.low for bar in self._day_range.last(YARDSTICK_BARS))
+        spreads = sorted(bar.high - bar.low for bar in self.day_range.last(YARDSTICK_BARS))
         middle = len(spreads) // 2
         if len(spreads) < YARDSTICK_LEAST:
             return None
         return spreads[middle] + spreads[-middle - 1]
-
-    def miss(self, event: Gap) -> None:
-        """Learn which bars come late, by REST, perhaps without the quotes that went with them."""
-        if event.repaired_by == BY_REST:
-            self.missed_until_ms = event.until_ms
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters; decimals stay for as long as a run lasts."""
         self.instrument = instrument
         self._instrument_context = replace(self._instrument_context, instrument=instrument)
         self._sizer.change(instrument)
+        self.belief.change(instrument)
         self._standing = None  # a repeated signal may have another size now
 
     @property
@@ -323,8 +315,9 @@ class InstrumentState:
         return False
 
     def forget_passing(self) -> None:
-        """Drop what a restarted process does not know: quote, mark and order books."""
-        self.quote, self.marked, self.missed_until_ms = None, False, 0
+        """Drop what a restarted process does not know: prices and order books."""
+        self.quote = None
+        self.belief.forget()
         if self.books is not None:
             self.books.forget()
 
@@ -370,6 +363,15 @@ class InstrumentState:
         if self._bars < self._warmup:
             self._bars += 1
             self._knows_bars = self._bars >= self.strategy.warmup
+        if self.books is not None:
+            self.belief.hide_false(self.books, bar, last)
+        self.day_range.push(bar)
+
+    def doubt_of(self, depths: Depths) -> str | None:
+        """Say which of the order books of *depths* are not believed yet; None where none are."""
+        if self.books is None:
+            return None
+        return self.belief.doubt_of(self.books.books_of(depths))
 
     def _keep(self, bar: Bar) -> None:
         """Show *bar* to what sizes by bars, to ``context.history`` and to higher frames."""
@@ -418,7 +420,6 @@ class InstrumentState:
 
         *is_finite* says whether the model's numbers were, None where there are none.
         """
-        orders = account.orders[bar.instrument]
         inputs = self._inputs
         inputs.running = is_running
         inputs.bars = self._bars
@@ -440,11 +441,12 @@ class InstrumentState:
             context = asked or self._look(bar, prediction, account, is_finite=is_finite)
             forecast = context.forecast
         signal, before = self._signal(context), self.signal
-        standing, self._standing, self.signal = self._standing, orders.target, signal
+        target = account.target(bar.instrument)
+        standing, self._standing, self.signal = self._standing, target, signal
         if not isinstance(signal, Signal):  # the usual class is quickly told
             return self._decide_list(signal, bar, account)
         if signal is not before:
-            self.wants_protection = is_protected(signal)
+            self._wants_protection = is_protected(signal)
         if self._risk.active:
             self._measure_risk(bar, self._target(signal, bar, forecast, account), account)
         measures, passed = self.gates.judge(inputs)
@@ -453,25 +455,23 @@ class InstrumentState:
             self._repeats
             and signal is before
             and signal.note is None
-            and orders.target == standing
+            and target == standing
             and last is not None
             and passed == last.outcome.passed
         ):
             return Decision(last.outcome, last.target_quantity, measures)
         refused = self.gates.first_failed(passed)
-        action, target, reason = self._intent(signal, bar, forecast, account, refused)
+        intent = self._intent(signal, bar, forecast, account, refused)
         if self._risk.closes_all and refused not in INTEGRITY:
-            action, target, reason = Action.FLAT, 0, f"halted by {self._risk.state.breach}"
+            intent = Intent(Action.FLAT, 0, f"halted by {self._risk.state.breach}")
+        action = intent.action
         factor = self._sizer.factor(forecast) if is_entry(action) else None
-        outcome = self._outcome_of(action, reason, refused, passed, factor)
-        last = self._decision = Decision(outcome, target, measures, _kept(signal.note))
+        outcome = self._outcome_of(action, intent.reason, refused, passed, factor)
+        # A target that was refused by the filters or for want of cash is asked for again at each
+        # bar that no gate holds, HOLD included: HOLD leaves the last target standing.
+        self.intent = intent if refused is None or action is not Action.HOLD else None
+        last = self._decision = Decision(outcome, intent.target, measures, _kept(signal.note))
         return last
-
-    def size_refusal(self, signal: Signal | Orders | None) -> str | None:
-        """Return why *signal*, an entry, has no size: sizing by the stop needs one."""
-        if self._sizer.by_stop and isinstance(signal, Signal):
-            return self._sizer.refusal(signal)
-        return None
 
     def follow(
         self, bar: Bar, forecast: Forecast | None, account: PaperAccount, refused: str | None
@@ -489,11 +489,11 @@ class InstrumentState:
 
         A standing quantity stays unless the new one differs by more than ``sizing.rebalance``.
         """
-        standing = account.orders[bar.instrument].target
+        standing = account.target(bar.instrument)
         target = self._sizer.held(bar.close, self._cash, exposure, standing=standing)
         if target == 0:
-            return Action.HOLD, standing, "nothing was held so far"
-        return Action.LONG, target, "buy and hold"
+            return Intent(Action.HOLD, standing, "nothing was held so far")
+        return Intent(Action.LONG, target, "buy and hold")
 
     def value_of(self, price: int, quantity: int) -> int:
         """Return the money of *quantity*, without its sign, at *price*."""
@@ -516,16 +516,16 @@ class InstrumentState:
 
         What a gate refuses that is not of integrity still lets through what can only reduce.
         """
-        resting, inputs = account.orders[bar.instrument], self._inputs
+        inputs = self._inputs
         if self._risk.active:
-            reach, reduces = resting.reach(orders.requests, account.ledger.held(bar.instrument))
+            reach, reduces = account.reach(bar.instrument, orders)
             self._measure_risk(bar, reach, account, reduces=reduces)
         measures, passed = self.gates.judge(inputs)
         refused = self.gates.first_failed(passed)
         if refused is not None:
             kept = () if refused in INTEGRITY else filter(self._reduces, orders.requests)
             orders = replace(orders, requests=tuple(kept))
-        self.allowed_orders = orders
+        self.allowed_orders = self.intent = orders
         action, reason = Action.ORDERS, orders.reason
         target: int | None = None
         if refused is not None:
@@ -533,7 +533,9 @@ class InstrumentState:
             is_flat = self._flat_on_refusal and refused in JUDGEMENT
             if is_flat or self._risk.closes_all or not orders.requests:
                 asked = Signal(Action.HOLD, reason)
-                action, target, reason = self._intent(asked, bar, None, account, refused)
+                intent = self._intent(asked, bar, None, account, refused)
+                action, target, reason = intent.action, intent.target, intent.reason
+                self.intent = None if action is Action.HOLD else intent
         outcome = self._outcome_of(action, reason, refused, passed)
         last = self._decision = Decision(outcome, target, measures, _kept(orders.note))
         return last
@@ -594,20 +596,10 @@ class InstrumentState:
         *bar* has filled, marked and been observed. No other bar of its close is decided yet, or
         what was decided changed nothing that is shown here.
         """
-        key, ledger = bar.instrument, account.ledger
-        opened_ms = ledger.holding(key).opened_ms
+        opened_ms = account.opened_ms(bar.instrument)
         if self._calendar is None:
             opened_ms = interval_start(opened_ms, bar.interval_ms)
-        fills, ledger.fills[key] = ledger.fills[key], []
-        return account_view(
-            self.instrument,
-            position=ledger.position(key),
-            opened_ms=ledger.holding(key).opened_ms,
-            bars_held=self._bars_between(opened_ms, bar) + 1,
-            orders=account.orders[key].orders,
-            fills=fills,
-            account=ledger.account(),
-        )
+        return account.view(self.instrument, bars_held=self._bars_between(opened_ms, bar) + 1)
 
     def _signal(self, context: BarContext) -> Signal | Orders:
         """Return the strategy's answer, HOLD while it is cold.
@@ -625,24 +617,23 @@ class InstrumentState:
         self, signal: Signal, bar: Bar, forecast: Forecast | None, account: PaperAccount
     ) -> int:
         """Return the quantity that *signal* asks for; HOLD asks for the standing target."""
-        standing = account.orders[bar.instrument].target
+        standing = account.target(bar.instrument)
         if signal.action is Action.HOLD:
             return standing
         known = NO_ACCOUNT
         if self._sizer.sees_account:
-            equity = account.ledger.account().equity
+            equity = account.balance().equity
             known = SizingAccount(equity, account.gross_of_others(bar.instrument))
             if self._sizer.by_stop:
-                planner = account.protectors[bar.instrument].planner
-                known = known._replace(stop=planner.distance(signal, bar.close, self._day_range))
+                stop = account.stop_distance(signal, bar, self.day_range)
+                known = known._replace(stop=stop)
         return self._sizer.target(signal, bar, forecast, standing=standing, account=known)
 
     def _measure_risk(
         self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None
     ) -> None:
         """Measure what the risk gates judge, now that the target is known."""
-        inputs, ledger = self._inputs, account.ledger
-        held = ledger.held(bar.instrument)
+        inputs, held = self._inputs, account.held(bar.instrument)
         if reduces is None:
             reduces = abs(target) <= abs(held) and target * held >= 0
         inputs.reduces = reduces
@@ -655,7 +646,7 @@ class InstrumentState:
             inputs.range_bp = self._plausibility.range_bp()
         self._risk.measure(
             inputs,
-            account=ledger.account(),
+            account=account.balance(),
             market_ms=bar.market_ms,
             instrument=bar.instrument,
             interval_ms=bar.interval_ms,
@@ -676,27 +667,29 @@ class InstrumentState:
         closed wherever the inputs could be believed.
         """
         action, reason = signal.action, signal.reason
-        orders = account.orders[bar.instrument]
         if refused is not None:
             is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
             if is_judged and action is Action.FLAT and self.strategy.exits_freely:
-                return action, 0, reason
+                return Intent(action, 0, reason)
             is_flat = self._flat_on_refusal and is_judged
             action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
         if action is Action.HOLD:
-            if refused not in INTEGRITY and self._expired(bar, orders):
-                return Action.FLAT, 0, "horizon"
-            return action, orders.target, reason
+            if refused not in INTEGRITY and self._expired(bar, account):
+                return Intent(Action.FLAT, 0, "horizon")
+            return Intent(action, account.target(bar.instrument), reason)
         if action is Action.FLAT:
-            return action, 0, reason
-        return action, self._target(signal, bar, forecast, account), reason
+            return Intent(action, 0, reason)
+        target = self._target(signal, bar, forecast, account)
+        no_size = self._sizer.refusal(signal) if self._sizer.by_stop else None
+        return Intent(action, target, reason, signal, self._wants_protection, no_size)
 
-    def _expired(self, bar: Bar, orders: RestingOrders) -> bool:
+    def _expired(self, bar: Bar, account: PaperAccount) -> bool:
         """Return whether the standing target has outlived the horizon of its forecast."""
-        horizon = self.strategy.horizon
-        if horizon is None or orders.target == 0 or not orders.confirmed_ms:
+        horizon, key = self.strategy.horizon, bar.instrument
+        if horizon is None or account.target(key) == 0:
             return False
-        return self._bars_between(orders.confirmed_ms, bar) >= horizon
+        confirmed_ms = account.confirmed_ms(key)
+        return bool(confirmed_ms) and self._bars_between(confirmed_ms, bar) >= horizon
 
     def _outcome_of(
         self,
@@ -748,11 +741,6 @@ class InstrumentState:
 def _kept(note: Note | None) -> dict[str, float | str | None] | None:
     """Return *note* as a decision keeps it."""
     return None if note is None else dict(note)
-
-
-def is_entry(action: Action) -> bool:
-    """Return whether *action* asks for a position, and so confirms one for another horizon."""
-    return action is Action.LONG or action is Action.SHORT
 
 
 def checked(prediction: Prediction) -> tuple[Prediction, bool | None]:

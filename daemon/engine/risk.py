@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.matching import Booked
 from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,
@@ -159,6 +160,11 @@ class RiskWatch:
         state, day = self.state, self._day_at(market_ms)
         traded = state.day_trades if state.trades_day == day else 0
         self.state = replace(state, trades_day=day, day_trades=traded + 1)
+
+    def count_fills(self, booked: Sequence[Booked]) -> None:
+        """Count what each of the fills that were *booked* means."""
+        for one in booked:
+            self.count_fill(*one)
 
     def count_fill(self, fill: Fill, order: Order, before: Position, after: Position) -> None:
         """Count what *fill* of *order* means: a trade, a stop, a position closed with a loss.

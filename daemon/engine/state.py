@@ -1,4 +1,4 @@
-"""Settings and state of the engine, and its shadow accounts.
+"""Settings and state of the engine, how a start takes that up, and the shadow accounts.
 
 ``ungated`` follows every signal. ``random_gate`` follows as many as the judgement gates let through
 on the card's calibration slice, or in the run so far, drawn by chance. ``buy_and_hold`` holds as
@@ -9,22 +9,58 @@ The rules are docs/decisions.md, G18.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
 
 from tracepaper.daemon.broker.account import AccountState
+from tracepaper.daemon.broker.broker import Broker, BrokerSettings, Save
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import FILL_WITHIN_MS
-from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES
+from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
+from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
+from tracepaper.strategies.api.context import Orders
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
+from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.calibration import FittedConfidence, RegimeCells
-from tracepaper.strategies.types.decisions import FillModel, Regime
+from tracepaper.strategies.types.decisions import (
+    Confirmation,
+    Decision,
+    Fill,
+    FillModel,
+    Forecast,
+    Prediction,
+    Regime,
+    SinceDecided,
+    Step,
+    TwinStep,
+)
+from tracepaper.strategies.types.market import (
+    Bar,
+    Depths,
+    Event,
+    FrameBar,
+    Gap,
+    InstrumentChange,
+    Mark,
+    ModelChange,
+    Quote,
+    Trade,
+)
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.engine.engine import Engine
+    from tracepaper.daemon.engine.instrument_state import InstrumentState
+
+INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
+JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
 
 UNGATED: Final = "ungated"
 RANDOM_GATE: Final = "random_gate"
@@ -102,6 +138,19 @@ class EngineSettings(Struct, frozen=True):
     usual_ranges: float = USUAL_RANGES  # beyond which a price waits for another source
     agree_within_ms: int = AGREE_WITHIN_MS
 
+    @property
+    def broker(self) -> BrokerSettings:
+        """What of them is the broker's."""
+        return BrokerSettings(
+            execution=self.execution,
+            costs=self.costs,
+            cash=self.cash,
+            latency=Latency(self.latency_ms, self.latency_jitter_ms, self.seed),
+            fill_within_ms=self.fill_within_ms,
+            costs_of=self.costs_of,
+            leverage=self.leverage,
+        )
+
     def costs_for(self, instrument: str) -> ExecutionCosts:
         """Return what trading *instrument* costs."""
         return self.costs_of.get(instrument, self.costs)
@@ -144,3 +193,208 @@ def decode_state(state: bytes) -> EngineState:
         return msgspec.msgpack.decode(state, type=EngineState)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise InvariantBroken(f"the stored engine state does not decode: {error}") from error
+
+
+class Shadows:
+    """What each shadow account follows, and what of the run's own bars that depends on."""
+
+    def __init__(self, strategies: Mapping[str, Strategy], passing: Mapping[str, float]) -> None:
+        """Take the strategy of each instrument, and what its card says that gates let through."""
+        self.names = {name for strategy in strategies.values() for name in strategy.twins}
+        self.passing = passing
+        self.bases: dict[str, TwinBasis] = {}
+        if not COUNTED.isdisjoint(self.names):
+            self.bases = {key: TwinBasis() for key in strategies}
+        self._random = [key for key, one in strategies.items() if RANDOM_GATE in one.twins]
+
+    @property
+    def random_shares(self) -> list[float]:
+        """The shares of bars, as a card counted them, that ``random_gate`` lets through."""
+        return [self.passing[key] for key in self._random if key in self.passing]
+
+    @property
+    def counts(self) -> bool:
+        """Whether an account depends on what the run did at each bar: see :meth:`count`."""
+        return bool(self.bases)
+
+    def follow(
+        self,
+        broker: Broker,
+        state: InstrumentState,
+        bar: Bar,
+        prediction: Prediction,
+        decision: Decision,
+        *,
+        sequence: int,
+        at_ms: int,
+    ) -> list[str]:
+        """Let the accounts act at a *decision*; return which of them confirmed their position.
+
+        They skip the judgement gates and the limits; inputs that could not be believed bind them.
+        """
+        confirmed: list[str] = []
+        if decision.refused_by in INTEGRITY:
+            return confirmed
+        key, signal = bar.instrument, state.signal
+        forecast = prediction if isinstance(prediction, Forecast) else None
+        for name in state.strategy.twins:
+            account = broker.shadows[name]
+            passes = name != RANDOM_GATE or self.bases[key].passes(
+                key, bar.open_time_ms, self.passing.get(key)
+            )
+            if name == BUY_AND_HOLD:
+                intent = state.hold(bar, account, self.bases[key].usual_exposure)
+            elif isinstance(signal, Orders):
+                if passes:
+                    broker.submit(signal, bar, sequence=sequence, at_ms=at_ms, shadow=name)
+                continue
+            else:
+                intent = state.follow(bar, forecast, account, None if passes else RANDOM_GATE)
+            broker.submit(intent, bar, sequence=sequence, at_ms=at_ms, shadow=name)
+            if intent.is_entry and state.strategy.horizon is not None:
+                confirmed.append(name)
+        return confirmed
+
+    def count(self, step: Step, state: InstrumentState) -> bool:
+        """Add what *step* did to what the accounts depend on; return whether it counts.
+
+        Bars after the warm-up alone do. A start does this for the steps behind the stored state.
+        """
+        bar, decision, position = step.event, step.decision, step.position
+        if not isinstance(bar, Bar) or decision is None or position is None:
+            return False
+        if decision.refused_by == warm.name:
+            return False  # nothing could be held yet
+        before = self.bases[bar.instrument]
+        value = state.value_of(bar.close, position.quantity)
+        judged = decision.refused_by not in INTEGRITY
+        equity = step.account.equity
+        self.bases[bar.instrument] = TwinBasis(
+            before.bars + 1,
+            before.judged + judged,
+            before.passed + (judged and decision.refused_by not in JUDGEMENT),
+            before.exposure + (value / equity if equity > 0 else 0.0),
+        )
+        return True
+
+    @staticmethod
+    def steps(
+        broker: Broker,
+        instrument: str,
+        fills: Mapping[str, tuple[Fill, ...]],
+        confirmed: Iterable[str],
+    ) -> tuple[TwinStep, ...]:
+        """Return what a step holds of each account; *confirmed* did so with their positions."""
+        return tuple(
+            TwinStep(
+                name,
+                account.position(instrument),
+                account.balance(),
+                fills.get(name, ()),
+                name in confirmed,
+            )
+            for name, account in broker.shadows.items()
+        )
+
+
+class Restart:
+    """Makes an engine stand where a record left it: what is stored, then the bars fed again.
+
+    None of it is a step.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def restore(
+        self,
+        state: EngineState,
+        *,
+        next_sequence: int,
+        confirmed: Iterable[Confirmation] = (),
+        since: Mapping[str, SinceDecided] = {},
+        taken_over: bool = False,
+    ) -> None:
+        """Take over the state of a run's last step; the bars come by :meth:`recall`.
+
+        *confirmed* are the positions that were confirmed after that state was stored, oldest
+        first. *since* is what became of each instrument's last decision in this run.
+        *taken_over* says that it is another run's: the first step then stores it anew. Raises
+        ``ConfigInvalid`` where a strategy declares another kind of state now.
+        """
+        engine = self._engine
+        engine.halted = state.halted
+        for key, regime in state.regimes.items():
+            engine.states[key].regime = regime
+        for key, cell in state.cells.items():
+            engine.states[key].cell = cell
+        engine.risk.state = state.risk
+        fills = {key: known.fills for key, known in since.items()}
+        engine.broker.restore(
+            state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
+        )
+        engine.prices.settled = dict(state.settled)
+        if engine.shadows.counts and not taken_over:
+            engine.shadows.bases.update(state.bases)
+        for key, encoded in state.declared.items():
+            if key in engine.declared:
+                engine.declared[key].hand_back(encoded)
+        for key, known in since.items():
+            engine.states[key].restore(known.verdict)
+        engine.save = Save.NOW if taken_over else Save.NO
+        engine.sequence = next_sequence
+
+    def count(self, step: Step) -> None:
+        """Add a *step* behind the stored state to what the shadow accounts depend on."""
+        engine, event = self._engine, step.event
+        if isinstance(event, Bar) and engine.shadows.count(step, engine.states[event.instrument]):
+            engine.save = engine.save or Save.LATER
+
+    def recall(self, bar: Bar) -> None:
+        """Observe a bar that the run already holds: it causes nothing."""
+        self._engine.states[bar.instrument].recall(bar)
+        self._engine.broker.recall(bar)
+
+    def recall_frame(self, known: FrameBar | Depths) -> None:
+        """Take in a candle of a higher timeframe, or order books, that the run already holds."""
+        self._engine.states[known.instrument].take(known)
+
+    def recall_range(self, bar: Bar) -> None:
+        """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
+        self._engine.states[bar.instrument].day_range.push(bar)
+
+    def repeat(self, event: Event) -> None:
+        """Take in an *event* whose step is known: it causes nothing.
+
+        So the run-in of a derivation that begins in the midst of a run, after :meth:`restore`. Of
+        the model's changes only starts are events here: the terms are those of its newest.
+        """
+        engine = self._engine
+        match event:
+            case Bar():
+                state = engine.states[event.instrument]
+                if state.last_bar is None or event.open_time_ms > state.last_bar.open_time_ms:
+                    state.recall(event)
+                    engine.broker.warm_up(event)
+            case Quote() | Mark() | Trade():
+                self._repeat_price(event)
+            case FrameBar() | Depths():
+                self.recall_frame(event)
+            case Gap():
+                engine.broker.on_gap(event)
+            case ModelChange():
+                engine.forget_passing()
+            case InstrumentChange():
+                engine.mark_at_closes()
+            case _:
+                pass
+
+    def _repeat_price(self, price: Price) -> None:
+        """Know a quote, believed or not, and value what is held by mark prices that are."""
+        engine, state = self._engine, self._engine.states[price.instrument]
+        taken = state.belief.take(price)
+        for known in (price, *taken.released):
+            if isinstance(known, Quote):
+                state.quote = known
+            elif isinstance(known, Mark) and (known is not price or taken.is_believed):
+                engine.broker.mark(known)

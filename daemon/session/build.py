@@ -531,7 +531,7 @@ def _refuse_by_confidence(config: Config, fitted: FittedConfidence | None) -> No
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:
     """Return what a run must say of its random_gate twins that pass with their card's coverage."""
-    shares = sorted(set(engine.random_shares))
+    shares = sorted(set(engine.shadows.random_shares))
     if not shares:
         return ()
     text = " and ".join(f"{100 * share:.2f} %" for share in shares)

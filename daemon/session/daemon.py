@@ -389,9 +389,9 @@ class Daemon:
                 depth_every_ms=config.market.depth_every_ms,
                 plausible=float(configured(plausible, config.model_dump())),
             ),
-            quote_from_ms=engine.quote_from_ms,
-            liquidates=engine.liquidates,
-            judge=engine,
+            quote_from_ms=engine.broker.quote_from_ms,
+            liquidates=engine.broker.liquidates,
+            judge=engine.prices,
         )
 
     async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:

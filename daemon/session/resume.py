@@ -14,7 +14,7 @@ import structlog
 from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import EngineState, decode_state
+from tracepaper.daemon.engine.state import EngineState, Restart, decode_state
 from tracepaper.daemon.feed.filters import rescaled
 from tracepaper.daemon.session.build import (
     Strategies,
@@ -201,7 +201,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
             parent = None  # other instruments: another account
     engine = _engine(opening, instruments, opening.period_start_ms)
     if state is not None:
-        engine.restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)
+        Restart(engine).restore(state, next_sequence=0, confirmed=confirmed, taken_over=True)
     run = describe_run(
         opening.config,
         instruments,
@@ -274,7 +274,7 @@ def reach_of(engine: Engine, context: int) -> Lookback:
         {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
         {key: books for key in keys if (books := engine.books_of(key))},
         context,
-        counts=engine.counts_itself,
+        counts=engine.shadows.counts,
     )
 
 
@@ -330,15 +330,16 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
     stored = reader.state_at(run.run_id, until=after)
     if stored is None:
         raise InvariantBroken(f"run {run.run_id} holds no state at step {after}")
-    engine.restore(
+    restart = Restart(engine)
+    restart.restore(
         decode_state(stored[0]),
         next_sequence=after + 1,
         confirmed=reader.confirmations(run.run_id, until=after),
         since=reader.since_decided(run.run_id, until=after),
     )
-    if engine.counts_itself:
+    if engine.shadows.counts:
         for step in reader.steps_since_state(run.run_id, until=after):
-            engine.count(step)
+            restart.count(step)
 
 
 def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
@@ -346,17 +347,18 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
 
     In the order of their times, as they came: a portfolio strategy sees those of all instruments.
     """
+    restart = Restart(engine)
     for frame_bar in reader.frame_bars(run.run_id):
-        engine.recall_frame(frame_bar)
+        restart.recall_frame(frame_bar)
     known = []
     for item in run.instruments:
         wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
         bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
         for bar in bars[:-wanted]:
-            engine.recall_range(bar)
+            restart.recall_range(bar)
         known.append(bars[-wanted:])
     for bar in heapq.merge(*known, key=attrgetter("open_time_ms")):
-        engine.recall(bar)
+        restart.recall(bar)
         if history is not None:
             history.push(bar)
 

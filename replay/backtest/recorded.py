@@ -20,7 +20,7 @@ import msgspec
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import ModelTerms, decode_state
+from tracepaper.daemon.engine.state import ModelTerms, Restart, decode_state
 from tracepaper.daemon.engine.versions import CHANGES
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, terms_for
 from tracepaper.daemon.session.covariates import kept_vectors_of, require_known, vectors_of
@@ -220,7 +220,7 @@ def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
     first = next(iter(reader.steps(run.run_id)), None)
     if first is None or first.step.state is None:
         raise DataInvalid(f"Run {run.run_id} does not hold its first step; restore a backup.")
-    engine.restore(decode_state(first.step.state), next_sequence=0, taken_over=True)
+    Restart(engine).restore(decode_state(first.step.state), next_sequence=0, taken_over=True)
 
 
 class RecordedPredictor:
@@ -346,19 +346,20 @@ def run_in(
 ) -> Iterator[Event]:
     """Feed engine and model with what goes before the *beginning*; return the other *events*."""
     remaining = iter(events)
-    begun, run_id, engine = recorded.beginning, recorded.run.run_id, recorded.engine
+    begun, run_id = recorded.beginning, recorded.run.run_id
     if begun is None:
         return remaining
+    restart = Restart(recorded.engine)
     for known in reader.frame_bars(run_id, until=begun.fed_from - 1):
-        engine.repeat(known)
+        restart.repeat(known)
     for gap in reader.gaps_since_start(run_id, until=begun.fed_from - 1):
-        engine.repeat(gap)
+        restart.repeat(gap)
     for unit in gathered(islice(remaining, begun.after + 1 - begun.fed_from)):
         is_promotion = isinstance(unit, ModelChange) and predictor.is_promotion(unit)
         predictions_of(predictor, unit)
         if not is_promotion:
             for event in events_of(unit):
-                engine.repeat(event)
+                restart.repeat(event)
     return remaining
 
 
@@ -433,7 +434,9 @@ def _taken_over(reader: Reader, recorded: Recorded, run: Run) -> tuple[Recorded,
     state = reader.state_at(run_id, until=begun.after)
     assert state is not None, "an engine was given it"
     confirmed = reader.confirmations(run_id, until=begun.after)
-    engine.restore(decode_state(state[0]), next_sequence=0, confirmed=confirmed, taken_over=True)
+    Restart(engine).restore(
+        decode_state(state[0]), next_sequence=0, confirmed=confirmed, taken_over=True
+    )
     return Recorded(taken, recorded.config, engine, decider), taken
 
 

@@ -20,7 +20,7 @@ import msgspec
 
 from tracepaper.daemon.config.loading import own_classes, restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.loop import gathered, predictions_of, steps_of
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.recorded import (
@@ -340,15 +340,16 @@ def _restarted(
     instruments = tuple(filters.values())
     engine = engine_of(recorded.run, recorded.config, forecaster, instruments)
     state = decode_state(msgspec.msgpack.encode(before.state()))
-    engine.restore(state, next_sequence=before.sequence, since=before.since_decided)
+    restart = Restart(engine)
+    restart.restore(state, next_sequence=before.sequence, since=before.since_decided)
     for frame_bar in frame_bars:
-        engine.recall_frame(frame_bar)
+        restart.recall_frame(frame_bar)
     observed = []
     for key, known in bars.items():
         early = max(len(known) - engine.warmup_of(key), 0)
         for bar in islice(known, early):
-            engine.recall_range(bar)
+            restart.recall_range(bar)
         observed.append(islice(known, early, None))
     for bar in heapq.merge(*observed, key=attrgetter("open_time_ms")):
-        engine.recall(bar)
+        restart.recall(bar)
     return engine

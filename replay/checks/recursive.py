@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.loop import Unit, events_of, gathered, predictions_of
 from tracepaper.daemon.session.user_class import unguarded
@@ -347,13 +347,13 @@ def _derived_from(replay: Replay, setting: _Setting, start: Start) -> Iterator[l
 def _resumed(
     replay: Replay, setting: _Setting, start: Start, standing: Standing
 ) -> Iterator[list[DerivedStep]]:
-    engine = replay.engine
+    engine, restart = replay.engine, Restart(replay.engine)
     state = decode_state(standing.state)
-    engine.restore(state, next_sequence=standing.sequence, since=standing.since)
+    restart.restore(state, next_sequence=standing.sequence, since=standing.since)
     for frame_bar in standing.frame_bars:
-        engine.recall_frame(frame_bar)
+        restart.recall_frame(frame_bar)
     for bar in _earlier(replay, setting.candles):
-        engine.recall_range(bar)
+        restart.recall_range(bar)
     before: list[Bar] | None = []
     for unit, predictions in _units(replay):
         if isinstance(unit, FrameBar):
@@ -363,7 +363,7 @@ def _resumed(
             continue
         if before is not None:
             if isinstance(unit, Depths):
-                engine.recall_frame(unit)  # a step of the full run before *standing*
+                restart.recall_frame(unit)  # a step of the full run before *standing*
                 continue
             if _open_ms_of(unit) < replay.run.period_start_ms:
                 before += [event for event in events_of(unit) if isinstance(event, Bar)]
@@ -375,14 +375,15 @@ def _resumed(
 
 def _recall(engine: Engine, before: Sequence[Bar]) -> None:
     """Let *engine* see as many of the bars *before* again as a start does, in their order."""
+    restart = Restart(engine)
     left = Counter(bar.instrument for bar in before)
     for bar in before:
         is_early = left[bar.instrument] > engine.warmup_of(bar.instrument)
         left[bar.instrument] -= 1
         if is_early:
-            engine.recall_range(bar)
+            restart.recall_range(bar)
         else:
-            engine.recall(bar)
+            restart.recall(bar)
 
 
 def _earlier(replay: Replay, candles: Sequence[Candles]) -> Iterator[Bar]:

@@ -459,7 +459,7 @@ class Book:
     def _solvent(self, engine: Engine, event: Event) -> None:
         """Liquidated before its loss is more than its margin, and so before negative equity."""
         if isinstance(event, (Bar, Mark)):
-            position = engine._account.ledger.position(event.instrument)  # noqa: SLF001
+            position = engine.broker.own.position(event.instrument)
             assert position.margin + position.unrealized_pnl >= 0, "a position below nothing"
 
     def _protected(self, key: str, book: Any) -> None:
@@ -523,7 +523,7 @@ class Laws(RuleBasedStateMachine):
 
     def _mark(self, step: Step) -> None:
         for key in self.keys:
-            ledger = self.plain._account.ledger  # noqa: SLF001
+            ledger = self.plain.broker.own.ledger
             self.book.marks[key] = ledger._lines[key].mark  # noqa: SLF001
         assert step.account.equity == self._equity() or not isinstance(step.event, Quote)
 

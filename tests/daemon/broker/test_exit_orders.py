@@ -16,7 +16,7 @@ from tracepaper.daemon.broker.execution import DayRange
 from tracepaper.daemon.broker.exit_orders import NO_VOLATILITY
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
@@ -663,9 +663,9 @@ def test_a_trailing_stop_follows_quotes_and_asks_for_those_that_move_it() -> Non
     engine, _ = at_quotes({0: long(trailing=1.0)}, [*flat_bars(1), asked(10_000, 1)])
     engine.step(asked(10_000, 2), None)
     higher, same, lower = asked(10_200, 3), asked(10_000, 3), asked(9_900, 3)
-    assert engine.quote_from_ms(higher) is not None
-    assert engine.quote_from_ms(same) is None
-    assert engine.quote_from_ms(lower) is not None
+    assert engine.broker.quote_from_ms(higher) is not None
+    assert engine.broker.quote_from_ms(same) is None
+    assert engine.broker.quote_from_ms(lower) is not None
     engine.step(higher, None)
     (stop,) = others(engine)
     assert stop.trigger == 10_100
@@ -676,9 +676,9 @@ def test_a_trailing_stop_follows_quotes_and_asks_for_those_that_move_it() -> Non
 def test_a_time_limit_asks_for_the_first_quote_after_it() -> None:
     until = START_MS + MINUTE + 30_000
     engine, _ = at_quotes({0: long(until=until)}, [*flat_bars(1), asked(10_000, 1)])
-    assert engine.quote_from_ms(asked(10_000, 29)) is None
+    assert engine.broker.quote_from_ms(asked(10_000, 29)) is None
     after = asked(10_000, 31)
-    assert engine.quote_from_ms(after) == until
+    assert engine.broker.quote_from_ms(after) == until
     assert [fill.reason for fill in engine.step(after, None).fills] == ["until"]
 
 
@@ -954,10 +954,10 @@ def trailed(*events: Event, cut: int = 0) -> list[Step]:
     if cut:
         known, state = steps, engine.state()
         engine = machine(said, execution=FillModel.QUOTE)
-        engine.restore(state, next_sequence=cut)
+        Restart(engine).restore(state, next_sequence=cut)
         for step in known:
             if isinstance(step.event, Bar):
-                engine.recall(step.event)
+                Restart(engine).recall(step.event)
         steps = [*known, *taken(engine, list(events[cut:]))]
     return steps
 
@@ -1045,7 +1045,7 @@ def test_protection_survives_a_restart_at_any_bar() -> None:
         before, after = machine(said), machine(said)
         taken(before, history[:cut])
         state = next(step.state for step in reversed(expected[:cut]) if step.state is not None)
-        after.restore(decode_state(state), next_sequence=cut)
+        Restart(after).restore(decode_state(state), next_sequence=cut)
         for one in history[:cut]:
-            after.recall(one)
+            Restart(after).recall(one)
         assert taken(after, history[cut:]) == expected[cut:], cut

@@ -20,7 +20,7 @@ from tracepaper.daemon.broker.exit_orders import Protector
 from tracepaper.daemon.broker.orders import PROTECTIVE, RestingOrders
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
@@ -174,12 +174,12 @@ def restarted(story: Story, steps: list[Step]) -> Engine:
     engine = story.engine()
     stored = next((step.state for step in reversed(steps) if step.state is not None), None)
     if stored is not None:
-        engine.restore(decode_state(stored), next_sequence=len(steps))
+        Restart(engine).restore(decode_state(stored), next_sequence=len(steps))
     else:
         engine.sequence = len(steps)
     for step in steps:
         if isinstance(step.event, Bar):
-            engine.recall(step.event)
+            Restart(engine).recall(step.event)
     return engine
 
 

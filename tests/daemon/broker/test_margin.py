@@ -24,7 +24,7 @@ from tracepaper.daemon.broker.orders import Latency, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.build import build_engine, margin_rules, margin_warnings
 from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
@@ -202,12 +202,12 @@ def test_a_mark_price_liquidates_where_there_is_one() -> None:
     machine = engine(Says(LONG))
     entered(machine)
     at = START_MS + 3 * 60_000
-    assert not machine.liquidates(Mark(KEY, 90_501, at, at))
+    assert not machine.broker.liquidates(Mark(KEY, 90_501, at, at))
     assert machine.step(Mark(KEY, 90_501, at, at), None).fills == ()
-    assert machine.liquidates(Mark(KEY, 90_400, at, at))
+    assert machine.broker.liquidates(Mark(KEY, 90_400, at, at))
     (fill,) = machine.step(Mark(KEY, 90_400, at, at), None).fills
     assert (fill.price, fill.reference_price) == (90_000, 90_400)
-    assert not machine.liquidates(Mark(KEY, 80_000, at, at))
+    assert not machine.broker.liquidates(Mark(KEY, 80_000, at, at))
 
 
 def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
@@ -480,8 +480,8 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
             assert step.account.equity >= 0, "equity below zero, and no liquidation"
         if step.state is not None and rng.random() < 0.2:  # killed, and started anew
             machine = engine(Dice(seed), **terms)
-            machine.restore(decode_state(step.state), next_sequence=step.sequence + 1)
-            machine.recall(last)
+            Restart(machine).restore(decode_state(step.state), next_sequence=step.sequence + 1)
+            Restart(machine).recall(last)
 
 
 # ---------------------------------------------------------------- as it is shown

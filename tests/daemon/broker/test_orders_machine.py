@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import AccountState, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.exit_orders import Protector
 from tracepaper.daemon.broker.orders import PROTECTIVE, Latency, OrdersState, RestingOrders
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders
 from tracepaper.strategies.errors import InvariantBroken
@@ -132,13 +133,18 @@ class Machine:
             given = {"price": better}
         elif role is OrderRole.UNTIL:
             given = {}
-        armed = self.account.place_protection(
-            self.item.id, role, sequence=self.sequence, at_ms=self.at_ms, reason="armed", **given
+        armed = self._exits().place_protection(
+            role, self.held, sequence=self.sequence, at_ms=self.at_ms, reason="armed", **given
         )
         self._learn(armed, ())
 
     def disarm(self) -> None:
-        self._learn(self.account.cancel_protection(self.item.id, "over"), ())
+        self._learn(self._exits().cancel_protection("over"), ())
+
+    def _exits(self) -> Protector:
+        """Return the exit orders, of which the account does not hear when a test places them."""
+        self.account.confirm(self.item.id, 0)  # so it encodes its state anew
+        return self.account.protectors[self.item.id]
 
     def kill(self) -> None:
         self.met["a kill with orders"] += self.broker.rests

@@ -71,7 +71,9 @@ def held(action: Action, leverage: str = "5") -> Engine:
             BITCOIN.id, open_ms, DAY_MS, *edges, 1_000, None, close_ms, close_ms, Source.STREAM
         )
         engine.step(day, None)
-    assert engine.liquidates(Mark(BITCOIN.id, 1 if action is Action.LONG else 9 * PRICE, 0, 0))
+    assert engine.broker.liquidates(
+        Mark(BITCOIN.id, 1 if action is Action.LONG else 9 * PRICE, 0, 0)
+    )
     return engine
 
 
@@ -87,8 +89,8 @@ async def fed(
             server,
             start=start,
             instruments=(replace(BITCOIN, funding_interval_minutes=480),),
-            judge=engine,
-            liquidates=engine.liquidates,
+            judge=engine.prices,
+            liquidates=engine.broker.liquidates,
             data_watchdog_s=3_600.0,
         ) as running:
             fills: list[Fill] = []
@@ -97,7 +99,7 @@ async def fed(
                 fills.extend(engine.step(event, None).fills)
 
             running.take = take
-            running.quote_from_ms = engine.quote_from_ms
+            running.quote_from_ms = engine.broker.quote_from_ms
             await until(lambda: len(server.subscribed()) == 3)
             yield Stream(server, running), running, fills
 
@@ -243,9 +245,9 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
         await run.expect(lambda: run.feed.counters["resyncs"] > 2)
         run.gate.set()
         await run.expect(settled)
-        assert engine.settled_ms(BITCOIN.id) == -1
+        assert engine.prices.settled_ms(BITCOIN.id) == -1
         await stream.server.send(announcing("0.15"))
         await run.expect(lambda: len(settled()) > 1)
-        assert engine.settled_ms(BITCOIN.id) == EIGHT_MS
+        assert engine.prices.settled_ms(BITCOIN.id) == EIGHT_MS
         await run.expect(lambda: run.feed.counters["resyncs"] > 5)
         assert len(settled()) == 2

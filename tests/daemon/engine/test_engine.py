@@ -16,7 +16,7 @@ from msgspec import structs
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import SmaCross
@@ -264,10 +264,10 @@ def test_an_engine_restored_from_its_state_goes_on_as_if_never_stopped(cut: int,
     whole = steps_of(engine(), events)
     state = next(step.state for step in reversed(whole[:cut]) if step.state is not None)
     again = engine()
-    again.restore(decode_state(state), next_sequence=cut)
+    Restart(again).restore(decode_state(state), next_sequence=cut)
     for past in history[:cut][-again.warmup_of(instrument().id) :]:
         assert isinstance(past, Bar)
-        again.recall(past)
+        Restart(again).recall(past)
     assert steps_of(again, events[cut:]) == whole[cut:]
 
 
@@ -377,12 +377,12 @@ def test_a_quote_fills_only_after_the_latency() -> None:
         if step.orders:
             break
     order = step.orders[0]
-    eligible = machine.quote_from_ms(quote())
+    eligible = machine.broker.quote_from_ms(quote())
     assert eligible == order.eligible_ms == item.market_ms + 100
     assert machine.step(quote(at_ms=eligible - 1), None).fills == ()
     (fill,) = machine.step(quote(9_000, 9_010, at_ms=eligible), None).fills
     assert fill.price == (9_010 if order.side == "BUY" else 9_000)
-    assert machine.quote_from_ms(quote()) is None
+    assert machine.broker.quote_from_ms(quote()) is None
 
 
 def test_a_thin_quote_fills_in_part_and_the_rest_waits() -> None:

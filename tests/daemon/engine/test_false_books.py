@@ -10,6 +10,7 @@ from depth_cases import depth
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
@@ -168,8 +169,9 @@ def test_what_is_recalled_hides_the_same() -> None:
     (live, seen), (recalled, again), (repeated, third) = machine(), machine(), machine()
     steps(live, events)
     for event in events:
-        recalled.recall(event) if isinstance(event, Bar) else recalled.recall_frame(event)
-        repeated.repeat(event)
+        restart = Restart(recalled)
+        restart.recall(event) if isinstance(event, Bar) else restart.recall_frame(event)
+        Restart(repeated).repeat(event)
     for engine in (live, recalled, repeated):
         engine.step(minute(BARS + 1), None)
     assert seen.saw == again.saw == third.saw

@@ -79,7 +79,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
     (SPOT_BY_BARS, matching, "_cost", _free),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _no_mark),
-    (TWO_BY_QUOTES, Engine, "_forget_passing", _never),
+    (TWO_BY_QUOTES, Engine, "forget_passing", _never),
 ]
 
 

@@ -14,6 +14,7 @@ from builders import MINUTE, START_MS, bar, instrument
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel
@@ -80,7 +81,7 @@ def test_the_operators_word_lifts_a_breach() -> None:
     assert engine.breach == "risk.daily_loss"
     at_ms = START_MS + 7 * MINUTE
     restored, _ = _engine('[risk]\nmax_daily_loss = 5\n[sizing]\nmode = "equity"\n')
-    restored.restore(engine.state(), next_sequence=engine.sequence)
+    Restart(restored).restore(engine.state(), next_sequence=engine.sequence)
     assert restored.breach == "risk.daily_loss", "it outlasts a restart"
     step = engine.step(Command(CommandKind.RESUME, "", at_ms, at_ms), None)
     assert engine.breach == ""

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.storage.record.digest import DecisionHash, canonical_bar
 from tracepaper.strategies.api.context import (
@@ -111,7 +112,7 @@ def _plant(machine: Engine, request: OrderRequest) -> None:
     state = machine.state()
     book = state.account.books[KEY]
     books = {KEY: replace(book, orders=replace(book.orders, others=(order,)))}
-    machine.restore(
+    Restart(machine).restore(
         replace(state, account=replace(state.account, books=books)), next_sequence=machine.sequence
     )
 
@@ -231,11 +232,11 @@ def test_only_quotes_that_can_change_a_resting_limit_or_stop_are_events() -> Non
     machine.step(quote(9_990, 10_000, at_ms=close - 1), None)
     step(machine, 0)
     arrives = quote(9_990, 10_000, at_ms=close + 100)
-    assert machine.quote_from_ms(arrives) == close + 100
+    assert machine.broker.quote_from_ms(arrives) == close + 100
     assert {order.status for order in machine.step(arrives, None).orders} == {OrderStatus.ACCEPTED}
 
     def matters(bid: int, ask: int, after_ms: int = 200) -> bool:
-        return machine.quote_from_ms(quote(bid, ask, at_ms=close + after_ms)) is not None
+        return machine.broker.quote_from_ms(quote(bid, ask, at_ms=close + after_ms)) is not None
 
     assert not matters(9_990, 10_000)
     assert not matters(9_890, 9_900)  # at the limit, not through it

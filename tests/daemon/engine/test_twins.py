@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.values import RegimeName
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import TwinBasis, decode_state
+from tracepaper.daemon.engine.state import Restart, TwinBasis, decode_state
 from tracepaper.daemon.session.build import build_engine, coverage_warnings
 from tracepaper.strategies.types.calibration import Calibration, GateCoverage
 from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, Step
@@ -144,11 +144,11 @@ def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
     again = attention(twins)
     state = before[stored].state
     assert state is not None
-    again.restore(decode_state(state), next_sequence=cut)
+    Restart(again).restore(decode_state(state), next_sequence=cut)
     for one in BARS[max(cut - 60, 0) : cut]:
-        again.recall(one)
+        Restart(again).recall(one)
     for step in before[stored:]:
-        again.count(step)
+        Restart(again).count(step)
     machine = attention(twins)
     made = stepped(machine, until=cut)
     assert again.state().bases == machine.state().bases
@@ -158,7 +158,7 @@ def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
 
 def test_nothing_is_counted_unless_a_twin_depends_on_it() -> None:
     machine = attention(["ungated"])
-    assert not machine.counts_itself
+    assert not machine.shadows.counts
     stepped(machine, until=50)
     assert machine.state().bases == {}
 
@@ -184,9 +184,9 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
     assert passed == [drawn(bar) < 0.25 for bar in BARS]
     known = replace(CALIBRATION, coverage=(counted,))
     other = attention(["random_gate"], calibration=known)
-    assert other.random_shares == []  # its regimes have thresholds of their own
+    assert other.shadows.random_shares == []  # its regimes have thresholds of their own
     found = attention(["random_gate"], calibration=known, usual_regimes=True)
-    assert found.random_shares == [0.25]
+    assert found.shadows.random_shares == [0.25]
     assert coverage_warnings(found) == (
         "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
     )

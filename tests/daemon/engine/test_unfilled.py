@@ -13,18 +13,27 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from campaign_engine import Refuted, examined
 
+from tracepaper.daemon.broker.account import Intent
+from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.broker.orders import UNCHANGED, RestingOrders, Sent
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.instrument_state import InstrumentState, Intent
+from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Decision, FillModel, OrderStatus, Step
-from tracepaper.strategies.types.market import Category, Command, CommandKind, InstrumentChange
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    InstrumentChange,
+)
 
 CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 EXAMPLES = 10_000
@@ -83,10 +92,10 @@ def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
 def _only_signals(honest: Callable[..., Sent]) -> Callable[..., Sent]:
     """Return a submit that leaves HOLD alone, as if what was refused were not wanted any more."""
 
-    def submit(self: Engine, account: Any, seen: Any, intent: Intent, *given: Any) -> Sent:
-        if intent[0] is Action.HOLD:
+    def submit(self: Broker, intent: Intent, seen: Bar, **given: Any) -> Sent:
+        if intent.action is Action.HOLD:
             return UNCHANGED
-        return honest(self, account, seen, intent, *given)
+        return honest(self, intent, seen, **given)
 
     return submit
 
@@ -98,7 +107,7 @@ PLANTED = [
     (RestingOrders, "expire", _nothing),
     (InstrumentState, "unfilled", _says_nothing),
     (Ledger, "apply_fill", _loses_a_unit),
-    (Engine, "_submit", _only_signals),
+    (Broker, "submit", _only_signals),
 ]
 
 
@@ -316,7 +325,7 @@ def test_a_quote_fills_up_to_the_last_millisecond_and_cancels_from_the_next(
     (order,) = step.orders
     assert order.status is (OrderStatus.FILLED if fills else OrderStatus.CANCELED)
     seen = quote(instrument_id="spot:BTCUSDT")
-    assert machine.quote_from_ms(seen) is None  # nor does the twin's order rest
+    assert machine.broker.quote_from_ms(seen) is None  # nor does the twin's order rest
 
 
 def test_the_wait_for_a_quote_is_wall_time_at_the_markets_pace() -> None:
@@ -356,8 +365,8 @@ def test_a_new_run_takes_the_refused_target_over() -> None:
     machine = engine("LONG")
     closes(machine, 10_100)
     again = engine("HOLD")
-    again.restore(machine.state(), next_sequence=0, taken_over=True)
-    again.recall(bar(10_100, instrument_id="spot:BTCUSDT"))
+    Restart(again).restore(machine.state(), next_sequence=0, taken_over=True)
+    Restart(again).recall(bar(10_100, instrument_id="spot:BTCUSDT"))
     step = again.step(bar(9_900, index=1, instrument_id="spot:BTCUSDT"), None)
     assert (step.orders[0].status, step.orders[0].reason) == (OrderStatus.ACCEPTED, "wants LONG")
 

@@ -18,6 +18,7 @@ from exchange_client import candles as made_candles
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of, resample
@@ -249,7 +250,7 @@ def test_after_a_prune_only_what_own_bars_do_not_reach_is_lacking(
         assert wanted.from_ms <= late.until_ms - 200 * 15 * MINUTE
         for bar in bars_of(quarters):  # as the exchange says them anew
             if wanted.from_ms <= bar.open_time_ms < wanted.until_ms:
-                engine.recall_frame(frame_bar_of(bar, seen_ms=bar.close_time_ms))
+                Restart(engine).recall_frame(frame_bar_of(bar, seen_ms=bar.close_time_ms))
         assert engine.lacking_frames(late.until_ms) == []
     for bar in bars_of(to_come):
         one, two = replay.engine.step(bar, None), engine.step(bar, None)

@@ -28,7 +28,7 @@ from forging import (
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import FundingRates
@@ -154,7 +154,7 @@ def test_a_parent_may_have_another_name_and_cannot_be_denied(plain: Path, tmp_pa
         recorded, state = open_recorded(reader, path, parent), reader.last_state(parent)
         events = [event for _, _, event, _ in reader.events(parent)]
     assert state is not None
-    recorded.engine.restore(decode_state(state), next_sequence=0, taken_over=True)
+    Restart(recorded.engine).restore(decode_state(state), next_sequence=0, taken_over=True)
     log = SqlAuditLog.open(path)
     child = replace(recorded.run, run_id="child", parent_run_id=parent)
     log.begin(child, recorded.engine.gate_sets)

@@ -1,0 +1,474 @@
+"""``Broker``: the run's account and its shadow accounts, and what events and intents do to them.
+
+The engine shows it each event and hands it each intent, and learns what was filled and which orders
+changed. Ledger, resting orders, exit orders and matching are its own. A shadow account is another
+account at the same broker: every event meets both alike.
+
+The rules are docs/money.md, M6 to M21, and docs/decisions.md, G18.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.account import (
+    AccountState,
+    EncodedAccount,
+    Intent,
+    PaperAccount,
+    as_they_stand,
+)
+from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, TrueRange
+from tracepaper.daemon.broker.exit_orders import Plan
+from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
+from tracepaper.daemon.broker.orders import (
+    FILL_WITHIN_MS,
+    FLATTEN,
+    UNCHANGED,
+    Latency,
+    Sent,
+)
+from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, FillModel, Order
+from tracepaper.strategies.types.market import BY_REST, Bar, Funding, Gap, Instrument, Mark, Quote
+
+
+class Save(IntEnum):
+    """Whether the state has to be stored."""
+
+    NO = 0
+    LATER = 1  # now and then: only the steps say what has changed
+    NOW = 2  # by this step; within a close, by its last one
+
+
+class Filled(NamedTuple):
+    """What an event did to the orders that rested."""
+
+    fills: tuple[Fill, ...] = ()
+    orders: tuple[Order, ...] = ()
+    shadows: Mapping[str, tuple[Fill, ...]] = {}  # fills of each shadow account that had any
+    booked: tuple[Booked, ...] = ()  # of each of the run's fills
+
+    def followed_by(self, later: Filled) -> Filled:
+        """Return what both did, one after the other, in one step."""
+        if later is NOTHING_FILLED:
+            return self
+        names = {*self.shadows, *later.shadows}
+        return Filled(
+            self.fills + later.fills,
+            as_they_stand(self.orders, later.orders),
+            {name: self.shadows.get(name, ()) + later.shadows.get(name, ()) for name in names},
+            self.booked + later.booked,
+        )
+
+
+NOTHING_FILLED: Final = Filled()
+
+
+class BrokerSettings(Struct, frozen=True):
+    """How accounts are opened and orders filled; money in 10⁻¹⁰, times in milliseconds."""
+
+    execution: FillModel
+    costs: ExecutionCosts
+    cash: int
+    latency: Latency
+    fill_within_ms: int = FILL_WITHIN_MS
+    costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
+    leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
+
+
+class Broker:
+    """A paper broker: every account of a run.
+
+    ``save`` says whether what the accounts carry has changed and has to be stored; whoever stores
+    it sets it back.
+    """
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        settings: BrokerSettings,
+        day_ranges: Mapping[str, DayRange],
+        *,
+        shadows: Iterable[str] = (),
+        reports_fills: Iterable[str] = (),
+        confirms: Collection[str] = (),
+    ) -> None:
+        """Open the run's account, and one for each name of *shadows*.
+
+        Whoever sees the bars feeds *day_ranges*, by which exit orders are placed. Fills of the
+        instruments *reports_fills* wait for their next decision. An entry on one of *confirms*
+        lets its position stand for another horizon.
+        """
+        self._by_quotes = settings.execution is FillModel.QUOTE
+        self._is_on_margin = settings.leverage is not None
+        # What moves prices by their range is fed only where it is asked for.
+        self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
+        self.own = self._open_account(instruments, settings, keeps_ledger=True)
+        self.own.ledger.fills = {key: [] for key in reports_fills}
+        self.shadows = {name: self._open_account(instruments, settings) for name in sorted(shadows)}
+        self._day_ranges = day_ranges
+        self._confirms = frozenset(confirms)
+        self._accounts = (self.own, *self.shadows.values())
+        self._ledgers = tuple(account.ledger for account in self._accounts)
+        # Of each instrument that of every account: at most bars nothing rests in any of them.
+        self._resting = {
+            item.id: tuple(account.orders[item.id] for account in self._accounts)
+            for item in instruments
+        }
+        self._marked: set[str] = set()  # by a mark price since their last bar
+        self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
+        self.save = Save.NO
+
+    def _open_account(
+        self,
+        instruments: Sequence[Instrument],
+        settings: BrokerSettings,
+        *,
+        keeps_ledger: bool = False,
+    ) -> PaperAccount:
+        return PaperAccount(
+            {item.id: item for item in instruments},
+            settings.costs,
+            costs_of=settings.costs_of,
+            leverage=settings.leverage,
+            cash=settings.cash,
+            latency=settings.latency,
+            fill_within_ms=settings.fill_within_ms,
+            ranges=self._ranges,
+            keeps_ledger=keeps_ledger,
+        )
+
+    # ------------------------------------------------------------ what the market does
+
+    def on_bar(self, bar: Bar, sequence: int) -> Filled:
+        """Fill what rests by *bar*, which step *sequence* will hold, and value what is held.
+
+        What rests was decided by an earlier bar; what this one decides waits for the next. A bar
+        values by its close what no mark price has valued since the bar before.
+        """
+        key = bar.instrument
+        filled = NOTHING_FILLED
+        if self._by_quotes:
+            filled = self._on_bar_of_quotes(bar, sequence)
+        else:
+            for resting in self._resting[key]:
+                if resting.order is not None or resting.others or resting.is_guarded:
+                    filled = self._match(lambda account: account.match(bar, sequence))
+                    break
+        if key in self._marked:
+            self._marked.discard(key)
+        else:
+            for ledger in self._ledgers:
+                ledger.mark(key, bar.close)
+            if self._is_on_margin:
+                liquidated = self._liquidate(key, bar.close, bar.close_time_ms, sequence)
+                filled = filled.followed_by(liquidated)
+        if self._ranges:
+            self._ranges[key].push(bar)
+        return filled
+
+    def _on_bar_of_quotes(self, bar: Bar, sequence: int) -> Filled:
+        """Let what rests meet *bar* where its quotes were missed; else end whose time is over."""
+        key = bar.instrument
+        expired = self.expire(key, bar.market_ms)
+        if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
+            for account in self._accounts:
+                if account.on_quoted_bar(key):
+                    self.save = Save.NOW
+            return expired
+        filled = self._match(
+            lambda account: account.match(bar, sequence, is_missed=True), while_down=True
+        )
+        return filled._replace(orders=as_they_stand(expired.orders, filled.orders))
+
+    def on_quote(self, quote: Quote, sequence: int) -> Filled:
+        """Fill what rests by *quote*, where quotes fill orders."""
+        if not self._by_quotes:
+            return NOTHING_FILLED
+        return self._match(lambda account: account.match(quote, sequence))
+
+    def on_mark(self, mark: Mark, sequence: int) -> Filled:
+        """Value what is held by *mark*, and liquidate what it has reached."""
+        self.mark(mark)
+        return self._liquidate(mark.instrument, mark.price, mark.market_ms, sequence)
+
+    def on_funding(self, funding: Funding, sequence: int) -> tuple[Order, ...]:
+        """Settle *funding*; return the run's orders that this changes."""
+        key = funding.instrument
+        self.save = Save.NOW
+        for account in self._accounts:
+            account.pay_funding(key, funding.rate)
+        changed = [
+            account.set_liquidation_price(key, sequence, funding.market_ms)
+            for account in self._accounts
+        ]
+        return changed[0]
+
+    def on_gap(self, gap: Gap) -> None:
+        """Learn which bars come late, by REST, perhaps without the quotes that went with them."""
+        if gap.repaired_by == BY_REST:
+            self._missed_until_ms[gap.instrument] = gap.until_ms
+
+    def on_signal(self, instrument: str, signal: Signal) -> None:
+        """Let whoever waits for another signal on *instrument* learn the newest one."""
+        for resting in self._resting[instrument]:
+            if resting.is_guarded:
+                break
+        else:
+            return  # as at most bars
+        for account in self._accounts:
+            if account.on_signal(instrument, signal.action):
+                self.save = Save.NOW
+
+    def expire(self, instrument: str, market_ms: int) -> Filled:
+        """Cancel what no quote filled in time, where quotes fill orders."""
+        if not self._by_quotes:
+            return NOTHING_FILLED
+        expired = [account.expire(instrument, market_ms) for account in self._accounts]
+        if any(expired):
+            self.save = Save.NOW
+        return Filled(orders=expired[0]) if expired[0] else NOTHING_FILLED
+
+    def change(self, instrument: Instrument) -> None:
+        """Use the exchange's new filters for orders and prices from now on."""
+        for account in self._accounts:
+            account.change(instrument)
+
+    def _liquidate(self, instrument: str, mark: int, at_ms: int, sequence: int) -> Filled:
+        """Liquidate in every account what *mark* has reached the liquidation price of."""
+        if not self._is_on_margin:
+            return NOTHING_FILLED
+        return self._match(lambda account: account.match_mark(instrument, mark, sequence, at_ms))
+
+    def _match(
+        self, match: Callable[[PaperAccount], Matched], *, while_down: bool = False
+    ) -> Filled:
+        """Let one event meet every account; *while_down* marks the fills."""
+        matched = match(self.own)
+        if matched.orders or matched.ended_plan:
+            self.save = Save.NOW
+        shadows = {}
+        for name, account in self.shadows.items():
+            of_shadow = match(account)
+            if of_shadow.orders or of_shadow.ended_plan:
+                self.save = Save.NOW
+            if of_shadow.fills:
+                shadows[name] = _marked(of_shadow.fills, while_down=while_down)
+        if not matched.orders and not shadows:
+            return NOTHING_FILLED
+        fills = _marked(matched.fills, while_down=while_down)
+        return Filled(fills, matched.orders, shadows, tuple(matched.booked))
+
+    # ------------------------------------------------------------ what is asked for
+
+    def submit(
+        self,
+        intent: Intent | Orders,
+        bar: Bar,
+        *,
+        sequence: int,
+        at_ms: int,
+        shadow: str | None = None,
+    ) -> Sent:
+        """Ask the run's account, or a *shadow* account, for what was decided at *bar*'s close.
+
+        Of a list, what the exchange would refuse is among the orders, REJECTED.
+        """
+        account = self.own if shadow is None else self.shadows[shadow]
+        if isinstance(intent, Orders):
+            listed = account.send(intent, bar, sequence=sequence, at_ms=at_ms)
+            if listed:
+                self.save = Save.NOW
+            return Sent(listed, None)
+        action, target, reason = intent.action, intent.target, intent.reason
+        key = bar.instrument
+        orders = account.orders[key]
+        plan: Plan | None = None
+        if action is Action.LONG or action is Action.SHORT:
+            planned = self._enter(account, intent, bar, at_ms)
+            if isinstance(planned, str):
+                return Sent((), planned)
+            plan = planned
+        before = orders.target
+        if orders.order is None and target == before == account.held(key):
+            sent = UNCHANGED  # as at most bars
+        else:
+            sent = account.submit(
+                key,
+                target,
+                order_id=orders.next_id(sequence),
+                price=bar.close,
+                # A target that HOLD leaves standing keeps its reason.
+                reason=orders.reason if target == before and action is Action.HOLD else reason,
+                at_ms=at_ms,
+                opened_ms=bar.open_time_ms,
+            )
+            if sent.orders or before != target:
+                self.save = Save.NOW
+        changed: tuple[Order, ...] = ()
+        if plan is not None and target:  # also where it was refused: HOLD asks for it again
+            changed = account.protect(plan, bar, sequence=sequence, at_ms=at_ms)
+            self.save = Save.NOW
+        elif orders.is_guarded and action is Action.FLAT and target == 0:
+            changed = account.leave(key, f"the signal is {action.value}")
+            self.save = Save.NOW
+        return sent._replace(orders=as_they_stand(sent.orders, changed)) if changed else sent
+
+    def _enter(
+        self, account: PaperAccount, intent: Intent, bar: Bar, at_ms: int
+    ) -> Plan | str | None:
+        """Confirm the position of an entry; return its exit orders, or why it cannot be entered."""
+        if intent.refusal is not None:
+            return intent.refusal
+        key, signal = bar.instrument, intent.signal
+        plan: Plan | str | None = None
+        if signal is not None and (intent.is_protected or account.orders[key].is_guarded):
+            plan = account.plan(signal, bar, at_ms, self._day_ranges[key])
+            if isinstance(plan, str):
+                return plan
+        # Not at once: the step says in a bit that a position was confirmed.
+        self.save = self.save or Save.LATER
+        if key in self._confirms:
+            account.confirm(key, bar.open_time_ms)
+        return plan
+
+    def cancel(self, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
+        """Cancel the run's orders by list: all of them, or those that could open a position."""
+        orders: tuple[Order, ...] = ()
+        for key in self.own.orders:
+            orders += self.own.withdraw(key, reason, opening_only=opening_only)
+        if orders:
+            self.save = Save.NOW
+        return orders
+
+    def flatten(self, closes: Mapping[str, int], *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Close what the run holds, by the operator's command.
+
+        *closes* are the newest ones of the instruments that have any.
+        """
+        orders: tuple[Order, ...] = ()
+        for ordinal, key in enumerate(self.own.orders):
+            if (close := closes.get(key)) is None:
+                continue
+            self.save = Save.NOW
+            orders += self.own.leave(key, FLATTEN)
+            orders += self.own.submit(
+                key,
+                0,
+                order_id=f"{sequence}-{ordinal}",
+                price=close,
+                reason=FLATTEN,
+                at_ms=at_ms,
+                by_command=True,
+            ).orders
+        return orders
+
+    # ------------------------------------------------------------ what the feed asks
+
+    def quote_from_ms(self, quote: Quote) -> int | None:
+        """Return the earliest market time at which a quote such as *quote* can change an order.
+
+        None where none rests that this one could change.
+        """
+        if not self._by_quotes:
+            return None
+        key = quote.instrument
+        times = [
+            from_ms
+            for account in self._accounts
+            for order in account.orders[key].orders
+            if (from_ms := matters_from(order, quote, account.orders[key].trail)) is not None
+        ]
+        due = [account.protectors[key].matters_from(quote) for account in self._accounts]
+        return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
+
+    def liquidates(self, mark: Mark) -> bool:
+        """Return whether *mark* takes a position away, of the run's account or a shadow account."""
+        if not self._is_on_margin:
+            return False
+        bounds = (account.orders[mark.instrument].liquidation for account in self._accounts)
+        return any(order is not None and touched(order, mark.price) for order in bounds)
+
+    # ------------------------------------------------------------ values, and what a start needs
+
+    def mark(self, mark: Mark) -> None:
+        """Value what is held by *mark*, and the next bar's close by nothing."""
+        self._marked.add(mark.instrument)
+        self.mark_at_close(mark.instrument, mark.price)
+
+    def mark_at_close(self, instrument: str, close: int) -> None:
+        """Value what is held of *instrument* at its newest *close*."""
+        for ledger in self._ledgers:
+            ledger.mark(instrument, close)
+
+    def warm_up(self, bar: Bar) -> None:
+        """Let *bar* value what no mark price has; it fills nothing, since accounts are younger."""
+        key = bar.instrument
+        if key in self._marked:
+            self._marked.discard(key)
+        else:
+            self.mark_at_close(key, bar.close)
+        if self._ranges:
+            self._ranges[key].push(bar)
+
+    def recall(self, bar: Bar) -> None:
+        """Take in a bar that the run already holds."""
+        self.mark_at_close(bar.instrument, bar.close)
+        if self._ranges:
+            self._ranges[bar.instrument].push(bar)
+
+    def forget(self) -> None:
+        """Drop what a restarted process does not know: mark prices, and which quotes are missed."""
+        self._marked.clear()
+        self._missed_until_ms.clear()
+
+    def fills_since_decided(self, instrument: str) -> tuple[Fill, ...]:
+        """Return the run's fills that the next decision on *instrument* will be told of."""
+        return tuple(self.own.ledger.fills.get(instrument, ()))
+
+    def state(self) -> tuple[AccountState, dict[str, AccountState]]:
+        """Return what must survive a restart: of the run's account, and of the shadow accounts."""
+        return self.own.state(), {name: one.state() for name, one in self.shadows.items()}
+
+    def encoded_state(self) -> tuple[EncodedAccount, dict[str, EncodedAccount]]:
+        """Return what decodes as :meth:`state`, of which most is known already."""
+        shadows = {name: account.encoded_state() for name, account in self.shadows.items()}
+        return self.own.encoded_state(), shadows
+
+    def restore(
+        self,
+        own: AccountState,
+        shadows: Mapping[str, AccountState],
+        *,
+        confirmed: Iterable[Confirmation] = (),
+        fills: Mapping[str, Sequence[Fill]] = {},
+        taken_over: bool = False,
+    ) -> None:
+        """Take over what survived a restart, or what another run left (*taken_over*).
+
+        *confirmed* are the positions that were confirmed since, oldest first; *fills* those that
+        decisions have not been told of.
+        """
+        self.own.restore(own, taken_over=taken_over)
+        for name, state in shadows.items():
+            if name in self.shadows:  # another run may have had other ones
+                self.shadows[name].restore(state)
+        self.save = Save.NO
+        for one in confirmed:
+            self.save = Save.LATER
+            account = self.own if one.twin is None else self.shadows.get(one.twin)
+            if account is not None and one.instrument in self._confirms:
+                account.confirm(one.instrument, one.open_time_ms)
+        known = self.own.ledger.fills
+        known.update({key: list(given) for key, given in fills.items() if key in known})
+
+
+def _marked(fills: Sequence[Fill], *, while_down: bool) -> tuple[Fill, ...]:
+    """Mark *fills* where they happened *while_down*."""
+    return tuple(replace(one, while_down=True) for one in fills) if while_down else tuple(fills)
