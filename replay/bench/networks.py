@@ -32,11 +32,28 @@ from tracepaper.replay.bench.machine import machine_line, most_resident_mb, resi
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.bench.workloads import BookWorkload, SeveralAssets
 from tracepaper.replay.training import direct_baselines as baselines
-from tracepaper.replay.training.direct_data import Fitted, Task, errors, prepare, read_table
-from tracepaper.replay.training.fit import FitOptions, HeadsFit, Progress
-from tracepaper.replay.training.pipeline import use_threads
-from tracepaper.replay.training.samples import Samples, samples_of
-from tracepaper.replay.training.series import Part, Split, segments_of
+from tracepaper.replay.training.direct_data import (
+    DirectModel,
+    Task,
+    errors,
+    prepare,
+    read_table,
+)
+from tracepaper.replay.training.fit import (
+    FitOptions,
+    HeadsFit,
+    Progress,
+    use_threads,
+)
+from tracepaper.replay.training.samples import (
+    Samples,
+    samples_of,
+)
+from tracepaper.replay.training.series import (
+    Part,
+    Split,
+    segments_of,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.features.rows import Columns, compute, schema
@@ -309,8 +326,12 @@ def measure_ett(
 
 def _fitted(
     task: Task, network: str, seed: int, epochs: int | None, tell: Callable[[str], None]
-) -> Fitted:
-    from tracepaper.replay.training.direct_fit import Epoch, fit, recipes
+) -> DirectModel:
+    from tracepaper.replay.training.direct_fit import (
+        Epoch,
+        fit,
+        recipes,
+    )
 
     def observe(epoch: Epoch) -> None:
         tell(
@@ -324,7 +345,7 @@ def _fitted(
     return fit(task, recipe, observe)
 
 
-def _measured(task: Task, made: Callable[[], Fitted]) -> Measured:
+def _measured(task: Task, made: Callable[[], DirectModel]) -> Measured:
     """Return the errors over every test window of what *made* returns, and what both took."""
     wall, cpu = time.perf_counter(), time.process_time()
     fitted = made()

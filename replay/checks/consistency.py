@@ -115,7 +115,10 @@ def of_start(said: Run | ModelChange, forecaster: Forecaster | None) -> Iterator
 
 
 def _of_verdict(event: Retrained) -> Iterator[Unlike]:
-    from tracepaper.replay.training.paired import DayDifference, chance
+    from tracepaper.replay.training.paired import (
+        DayDifference,
+        chance,
+    )
 
     if event.difference is not None and event.error is not None and event.p is not None:
         said = DayDifference(event.difference, event.error, event.days, 1.0)

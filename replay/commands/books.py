@@ -14,98 +14,11 @@ from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
     from tracepaper.replay.judging.books import BookCheckpoint
-    from tracepaper.replay.judging.spans import NamedSpan
+    from tracepaper.replay.training.openings import NamedSpan
 
-ARCHITECTURE: Final = ("window", "layers", "dim", "heads", "horizons")
-TRAINING: Final = {
-    "steps": "steps",
-    "windows": "windows",
-    "learning_rate": "learning_rate",
-    "threads": "threads",
-}
-"""Options of ``train`` that a fit on books takes, and its own names for them."""
 _ZONE: Final = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
 _NUMBER: Final = re.compile(r"\d+")
 THREADS: Final = 1
-
-
-def train_books(
-    given: Mapping[str, Mapping[str, Any]],
-    data: Sequence[str],
-    out: Path,
-    *,
-    seeds: Sequence[int],
-    others: Sequence[str],
-    as_json: bool,
-) -> None:
-    """Fit a network of order books on files of ``data record``; write it with its card.
-
-    *others* names options beside *given* that were given too. Raises ``ConfigInvalid`` for every
-    option that means nothing here.
-    """
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.judging.books import opened_by_book_training
-    from tracepaper.replay.training.book_data import BookMaterial
-    from tracepaper.replay.training.book_fit import BookFitOptions
-    from tracepaper.replay.training.book_fit import train_books as fit
-    from tracepaper.strategies.networks.order_book import OrderBookConfig
-
-    taken = {("model", "kind"), ("model", "name")}
-    taken |= {("architecture", name) for name in ARCHITECTURE}
-    taken |= {("training", name) for name in TRAINING}
-    strange = [*others]
-    for section, options in given.items():
-        strange += [
-            name
-            for name, value in options.items()
-            if value is not None and (section, name) not in taken
-        ]
-    if strange or len(seeds) > 1:
-        raise ConfigInvalid(
-            f"A network of order books takes no {strange[0] if strange else 'second --seed'}; it "
-            f"takes --data, --out, --name, --seed, "
-            f"{', '.join('--' + name.replace('_', '-') for name in (*ARCHITECTURE, *TRAINING))}."
-        )
-    material = BookMaterial.read(data)
-    architecture = {
-        name: value
-        for name, value in given["architecture"].items()
-        if value is not None and name != "horizons"
-    }
-    if (horizons := given["architecture"]["horizons"]) is not None:
-        architecture["horizons"] = _wholes(horizons)
-    chosen = {
-        TRAINING[name]: value
-        for name, value in given["training"].items()
-        if value is not None and name in TRAINING
-    }
-    found = fit(
-        material,
-        OrderBookConfig.read({**architecture, "levels": material.header.levels}),
-        BookFitOptions(**chosen, seed=seeds[0] if seeds else 0),
-        out,
-        name=given["model"]["name"] or out.name,
-        created_ms=SystemClock().wall_ms(),
-        say=lambda sentence: typer.echo(sentence, err=True),
-    )
-    if said := opened_by_book_training(out, found, material):
-        typer.echo(said, err=True)
-    if as_json:
-        print_json({"folder": str(out), "id": found.id, "card": found.card})
-        return
-    typer.echo(f"Wrote {out}, checkpoint {found.id}.")
-    for sentence in found.card["honesty"]["sentences"]:
-        typer.echo(f"  {sentence}")
-    typer.echo(f"Look at it: tracepaper explain --depth {data[0]} --checkpoint {out}.")
-
-
-def _wholes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigInvalid(
-            f"--horizons is {text!r}; write numbers of books by commas, such as 1,10,60."
-        ) from None
 
 
 class BooksAsked(NamedTuple):
@@ -128,7 +41,7 @@ def evaluate_books(
     from tracepaper.replay.judging import instead
     from tracepaper.replay.judging.book_refits import asked_of_books
     from tracepaper.replay.judging.books import BookCheckpoint
-    from tracepaper.replay.training.pipeline import use_threads
+    from tracepaper.replay.training.fit import use_threads
 
     use_threads(threads)
     model = BookCheckpoint.read(name)
@@ -160,13 +73,13 @@ def _judge_books(
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import Paragraph, Part, documents
     from tracepaper.replay.judging.books import (
-        counted,
         judge_books,
         tables_across_books,
         tables_of_books,
         with_rival,
     )
     from tracepaper.replay.judging.output import heading, write_tables
+    from tracepaper.replay.training.openings import counted
 
     material = model.material(data)
     every = [judge_books(model, material, span) for span in asked.spans]
@@ -175,8 +88,8 @@ def _judge_books(
         every, rival = with_rival(every, model, name, data)
         others.append(rival)
     for rival in others:
-        counted(every, rival)
-    every = counted(every, model)
+        counted(every, rival.folder, rival.recipe, rival.model_id)
+    every = counted(every, model.folder, model.recipe, model.model_id)
     across = tables_across_books(every)
     if asked.html is not None:
         made = [table for one in every for table in tables_of_books(one)]
@@ -231,7 +144,6 @@ def _refit_books(
     from tracepaper.replay.document.values import documents
     from tracepaper.replay.judging.book_refits import book_fold_tables, chosen_for, refit_books
     from tracepaper.replay.judging.output import write_tables
-    from tracepaper.replay.judging.spans import recipe_hash
 
     text = asked.folds
     assert text is not None
@@ -248,7 +160,7 @@ def _refit_books(
     if asked.html is not None:
         write_tables(f"Folds of {model.model_id}", made, asked.html)
     if as_json:
-        document = {"id": model.model_id, "recipe": recipe_hash(model.card), "folds": text}
+        document = {"id": model.model_id, "recipe": model.recipe, "folds": text}
         print_json({**document, "tables": documents(made)})
         return
     show(for_tables(), made)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.series import Held, Imported, Quality
-    from tracepaper.replay.training.series import Segment, Split
+    from tracepaper.replay.training.series import (
+        Segment,
+        Split,
+    )
 
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
 
@@ -240,14 +243,24 @@ def describe(
     this took is printed too.
     """
     from tracepaper.replay.bench.machine import most_resident_mb
-    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.training.described import described, lines
-    from tracepaper.replay.training.material import Material, ahead, intervals_of
+    from tracepaper.replay.training.array_cache import (
+        ArrayCache,
+        default_folder,
+    )
+    from tracepaper.replay.training.dataset import (
+        Dataset,
+        ahead,
+        intervals_of,
+    )
+    from tracepaper.replay.training.described import (
+        described,
+        lines,
+    )
     from tracepaper.strategies.extras import require
 
     require("exchange_calendars", "--calendar", calendar)
     dates = [train_until, validate_until, calibrate_until]
-    material = Material.read(
+    material = Dataset.read(
         paths,
         lambda segments: _split(dates, segments, max(ahead(horizons, segments[0]))),
         horizons,
@@ -267,7 +280,11 @@ def describe(
 def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: int) -> Split:
     """Return the split of three dates, or of a training's shares where there are none."""
     from tracepaper.replay.commands.train import SHARES
-    from tracepaper.replay.training.series import Split, by_shares, date_ms
+    from tracepaper.replay.training.series import (
+        Split,
+        by_shares,
+        date_ms,
+    )
     from tracepaper.strategies.errors import ConfigInvalid
 
     given = [date_ms(date) for date in dates if date is not None]

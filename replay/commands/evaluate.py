@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.judging.judgement import Rival, SpanJudgement
-    from tracepaper.replay.judging.spans import NamedSpan
+    from tracepaper.replay.training.dataset import Dataset
+    from tracepaper.replay.training.estimator import DataSource
     from tracepaper.replay.training.findings import Finding
-    from tracepaper.replay.training.fitted import Fitted
-    from tracepaper.replay.training.material import Material
+    from tracepaper.replay.training.openings import NamedSpan
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import VectorFile
 
@@ -98,9 +98,8 @@ def evaluate(
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.commands.books import BooksAsked, evaluate_books, refuse_for_books
-    from tracepaper.replay.judging.spans import read_spans
-    from tracepaper.replay.training.book_map import is_of_books
-    from tracepaper.storage.checkpoints import locate
+    from tracepaper.replay.training.estimator import DataSource
+    from tracepaper.replay.training.openings import read_spans
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.extras import require
 
@@ -114,7 +113,8 @@ def evaluate(
         "attributions": attributions,
         "intervals": int(intervals),
     }
-    of_books = is_of_books(locate(checkpoint))
+    source = _source(checkpoint)
+    of_books = source == DataSource.ORDER_BOOKS
     examined = asked | {"explained-bars": explained_bars or 0}
     if of_books:
         refuse_for_books(
@@ -126,7 +126,7 @@ def evaluate(
                 "covariates": covariates is not None,
             },
         )
-    elif _is_together(checkpoint):
+    elif source == DataSource.CLOSES:
         _refuse_for_several(checkpoint, examined)
     chosen = read_spans(holdout, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
@@ -174,27 +174,26 @@ def evaluate(
     _print(judged, html, as_json=json)
 
 
+def _source(name: str) -> DataSource:
+    """Return what the checkpoint *name* reads; a class of one's own reads bars."""
+    from tracepaper.replay.training.estimator import DataSource, estimator_of
+    from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
+
+    folder = locate(name)
+    return estimator_of(read_card(folder)).source if is_checkpoint(folder) else DataSource.BARS
+
+
 def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
     """Raise ``ConfigInvalid`` where a network of order books is to stand beside a model of bars."""
-    from tracepaper.replay.training.book_map import is_of_books
-    from tracepaper.storage.checkpoints import locate
+    from tracepaper.replay.training.estimator import DataSource
     from tracepaper.strategies.errors import ConfigInvalid
 
     for other in beside:
-        if is_of_books(locate(other)):
+        if _source(other) == DataSource.ORDER_BOOKS:
             raise ConfigInvalid(
                 f"--compare {other}: it forecasts the mid of an order book, which {name} does not; "
                 "name a model of bars."
             )
-
-
-def _is_together(name: str) -> bool:
-    """Return whether *name* is a checkpoint that answers for all symbols of a close."""
-    from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
-    from tracepaper.strategies.forecasters.cross_asset import is_together
-
-    folder = locate(name)
-    return is_checkpoint(folder) and is_together(read_card(folder))
 
 
 def _refuse_for_several(name: str, asked: Mapping[str, int]) -> None:
@@ -245,19 +244,20 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
 
 def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built."""
-    from tracepaper.replay.training.pipeline import use_threads
+    from tracepaper.replay.training.estimator import DataSource, estimator_of
+    from tracepaper.replay.training.fit import use_threads
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
-    from tracepaper.strategies.forecasters.cross_asset import TogetherModel, is_together
 
     use_threads(threads)
     folder = locate(name)
     found = load(folder)
-    if is_together(found.card):
+    estimator = estimator_of(found.card)
+    if estimator.source == DataSource.CLOSES:
         if vectors is not None:
             raise ConfigInvalid(f"{name} was trained without covariates; leave --covariates out.")
-        TogetherModel.read(found.card, found.tensors)
+        estimator.load(found.card, found.tensors)
         return folder, found
     source = None
     if vectors is not None:
@@ -285,51 +285,23 @@ def _of_checkpoint(
 ) -> _Judged:
     """Judge a checkpoint on *spans*."""
     from tracepaper.replay.judging.judgement import judge_checkpoint
-    from tracepaper.replay.judging.spans import openings_path, recipe_hash
+    from tracepaper.replay.training.estimator import DataRequest, read_candles_of, recipe_of
     from tracepaper.replay.training.examination import examined
-    from tracepaper.replay.training.fitted import stored_baselines
+    from tracepaper.replay.training.openings import counted
     from tracepaper.replay.training.subject import Subject
 
     supplied = _vectors(vectors)
     folder, found = _loaded(name, threads, supplied)
     card = found.card
-    material = _material(card, data, stored=stored_baselines(folder, card), vectors=supplied)
+    material = read_candles_of(card, DataRequest(data, covariates=supplied), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Finding] = []
     if any(asked.values()):
         findings += examined(Subject.of(card, found.tensors, material), asked)
-    recipe = recipe_hash(card)
+    recipe = recipe_of(card).hash
     every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
-    counted = _counted(every, openings_path(folder), recipe, found.id)
-    return _Judged(found.id, recipe, material.interval_ms, counted, findings)
-
-
-def _material(
-    card: Mapping[str, Any],
-    data: list[str],
-    *,
-    schema_id: str | None = None,
-    stored: Fitted | None = None,
-    vectors: VectorFile | None = None,
-) -> Material:
-    """Return the candles as a card reads them, by its own features or those of *schema_id*.
-
-    A user's *vectors* are joined where the card's model was trained with some.
-    """
-    from tracepaper.replay.training.material import Material, Supplied, reading
-    from tracepaper.replay.training.pipeline import split_of
-    from tracepaper.strategies.forecasters.build import takes_vectors, vector_scale
-
-    takes = takes_vectors(card)
-    return Material.read(
-        data,
-        lambda _: split_of(card),
-        tuple(card["architecture"]["horizons"]),
-        schema_id or card["features"]["schema_id"],
-        stored=stored,
-        vectors=Supplied(vectors, vector_scale(card)) if takes and vectors else None,
-        **reading(card["features"]),
-    )
+    every = counted(every, folder, recipe, found.id)
+    return _Judged(found.id, recipe, material.interval_ms, every, findings)
 
 
 def _refuse_for_class(asked: Mapping[str, int]) -> None:
@@ -347,27 +319,27 @@ def _refuse_for_class(asked: Mapping[str, int]) -> None:
 def _of_class(name: str, data: list[str], file: Given, spans: Sequence[NamedSpan]) -> _Judged:
     """Judge the user's class *name*, as *file* configures it."""
     from tracepaper.replay.judging.judgement import judge_class
-    from tracepaper.replay.judging.spans import openings_path
+    from tracepaper.replay.training.openings import counted
 
     forecaster, material, horizon = _class(name, data, file)
     every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
     own = forecaster.model_id
-    counted = _counted(every, openings_path(None), own, own)
-    return _Judged(own, own, material.interval_ms, counted)
+    every = counted(every, None, own, own)
+    return _Judged(own, own, material.interval_ms, every)
 
 
 def _class(
     name: str, data: list[str], file: Given, *, interval_ms: int | None = None
-) -> tuple[UserForecaster, Material, int]:
+) -> tuple[UserForecaster, Dataset, int]:
     """Return the user's class, its candles, and the horizon of the gates."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.user_model import load_model
-    from tracepaper.replay.training.material import Material
+    from tracepaper.replay.training.dataset import Dataset
     from tracepaper.replay.training.own import split_at
 
     given = load(file, {"model": {"class": name}})
     forecaster = load_model(given, mode="scan")
-    material = Material.read(
+    material = Dataset.read(
         data,
         lambda segments: split_at(segments, forecaster),
         forecaster.horizons,
@@ -391,19 +363,21 @@ def _with_rival(
 
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.judging.beside import require_interval, rival_checkpoint, rival_class
-    from tracepaper.replay.judging.spans import openings_path, recipe_hash
+    from tracepaper.replay.training.estimator import DataRequest, read_candles_of, recipe_of
     from tracepaper.replay.training.fitted import unfitted
+    from tracepaper.replay.training.openings import counted
     from tracepaper.strategies.errors import ConfigInvalid
 
     ask: Callable[[SpanJudgement], Rival]
     if MODULE_CLASS.match(name) is not None:
         forecaster, material, _ = _class(name, data, file, interval_ms=judged.interval_ms)
         own = recipe = forecaster.model_id
-        path, ask = openings_path(None), partial(rival_class, name, forecaster, material)
+        folder, ask = None, partial(rival_class, name, forecaster, material)
     else:
         folder, found, supplied = _beside(name, threads, vectors)
-        own, recipe, path = found.id, recipe_hash(found.card), openings_path(folder)
-        material = _material(found.card, data, stored=unfitted(), vectors=supplied)
+        own, recipe = found.id, recipe_of(found.card).hash
+        material = read_candles_of(found.card, DataRequest(data, covariates=supplied))
+        material = replace(material, stored=unfitted())
         ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
@@ -413,10 +387,10 @@ def _with_rival(
         replace(one, beside=(*one.beside, rival))
         for one, rival in zip(judged.every, rivals, strict=True)
     ]
-    counted = _counted(every, path, recipe, own)
+    opened = counted(every, folder, recipe, own)
     every = [
         replace(one, openings=before.openings)
-        for one, before in zip(counted, judged.every, strict=True)
+        for one, before in zip(opened, judged.every, strict=True)
     ]
     return judged._replace(every=every, beside=(*judged.beside, (name, own)))
 
@@ -431,24 +405,6 @@ def _beside(
     supplied = _vectors(vectors) if takes_vectors(read_card(locate(name))) else None
     folder, found = _loaded(name, threads, supplied)
     return folder, found, supplied
-
-
-def _counted(
-    every: Sequence[SpanJudgement], path: Path, recipe: str, model_id: str
-) -> list[SpanJudgement]:
-    """Return the judgements with how many recipes opened each span, and keep these openings."""
-    from dataclasses import replace
-
-    from tracepaper.replay.judging.spans import SpanOpening, opened
-
-    found = []
-    for one in every:
-        new = SpanOpening(recipe, model_id, one.symbols, one.from_ms, one.until_ms)
-        count, said = opened(path, new)
-        found.append(
-            replace(one, openings=count, missing=(*one.missing, *([said] if said else [])))
-        )
-    return found
 
 
 def _refit(
@@ -466,8 +422,6 @@ def _refit(
 
     So is the recipe with each of *changes* in turn.
     """
-    from dataclasses import replace
-
     from rich.console import Console
 
     from tracepaper.daemon.terminal.console import for_tables
@@ -476,37 +430,33 @@ def _refit(
     from tracepaper.replay.judging import instead
     from tracepaper.replay.judging.output import write_tables
     from tracepaper.replay.judging.refits import refit, tables
-    from tracepaper.replay.judging.spans import recipe_hash
-    from tracepaper.replay.training.boosting import import_lightgbm
-    from tracepaper.replay.training.recipe import requested_baselines
-    from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
+    from tracepaper.replay.training.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.training.estimators.ensemble import with_narrow
 
     supplied = _vectors(vectors)
     _, found = _loaded(name, threads, supplied)
     card: Mapping[str, Any] = found.card
     # First, for they refuse what cannot be had before minutes have passed.
-    rows = part_of(card, HALVES[1]) if is_ensemble(card) else card
-    if rows["model"]["kind"] == "tree":
-        import_lightgbm("--folds")
+    recipe = recipe_of(card)
+    recipe.estimator.check(recipe, "--folds")
     cards = {change: instead.changed(card, change) for change in changes}
-    network = part_of(card, HALVES[0]) if is_ensemble(card) else card
-    wide, own = (one["features"]["schema_id"] for one in (card, network))
-    requested = requested_baselines(network["training"])
-    material = replace(_material(card, data, vectors=supplied), requested=requested)
-    of_network = material if own == wide else _material(card, data, schema_id=own)
+    request = DataRequest(data, covariates=supplied)
+    material = read_candles_of(card, request, requested=recipe.baselines)
+    if recipe.members:
+        material = with_narrow(material, card, request)
     say = Console(stderr=True).print
-    own_folds = refit(card, material, text, of_network=of_network, say=say)
+    own_folds = refit(card, material, text, say=say)
     made = tables(own_folds)
     if cards:
         others = {}
         for change, other in cards.items():
             say(f"With {change}.")
-            others[change] = refit(other, material, text, of_network=of_network, say=say)
+            others[change] = refit(other, material, text, say=say)
         made += instead.tables(own_folds, others)
     if html is not None:
         write_tables(f"Folds of {found.id}", made, html)
     if as_json:
-        document = {"id": found.id, "recipe": recipe_hash(card), "folds": text}
+        document = {"id": found.id, "recipe": recipe.hash, "folds": text}
         print_json({**document, "tables": documents(made)})
         return
     show(for_tables(), made)

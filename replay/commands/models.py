@@ -415,10 +415,9 @@ def _found(asked: Retraining, number: int, alpha: float) -> CandidateJudgement:
     from msgspec.structs import replace
 
     from tracepaper.daemon.session.retraining import level_of
-    from tracepaper.replay.commands.train import train
     from tracepaper.replay.judging.retraining import retrain as trained
 
-    found = trained(asked, train=train, say=lambda text: typer.echo(text, err=True))
+    found = trained(asked, say=lambda text: typer.echo(text, err=True))
     if not found.is_judged:
         return found
     return replace(found, test=number, level=level_of(alpha, number))

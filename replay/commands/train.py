@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
 
 from tracepaper.daemon.commands.options import JsonOption, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
-    from tracepaper.replay.training.ensemble import EnsembleRecipe
-    from tracepaper.replay.training.material import Material
     from tracepaper.replay.training.recipe import Recipe
-    from tracepaper.replay.training.rowwise import RowRecipe
-    from tracepaper.replay.training.series import Segment, Split
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.strategies.errors import ConfigInvalid
-
-    OwnRecipe = Recipe | RowRecipe | EnsembleRecipe
-    AnyRecipe = OwnRecipe | AlignedRecipe
 
 DataOption = Annotated[
     list[str],
@@ -271,90 +262,59 @@ def train(
         "split": {**_dates(train_until, validate_until, calibrate_until)},
         "ensemble": {"kind": beside, "schema_id": beside_schema},
     }
-    from tracepaper.replay.commands.books import train_books
-    from tracepaper.strategies.order_book import KIND
-
-    if network == KIND:
-        said = {"--recipe": recipe, "--print-recipe": print_recipe, "--resume": resume}
-        said |= {"--cache": cache, "--covariates": covariates}
-        others = [option for option, value in said.items() if value]
-        files, folder = _required(data, out)
-        train_books(given, files, folder, seeds=seed or (), others=others, as_json=json)
-        return
     trained = [_is_checkpoint(one) for one in (network, beside)]
     if any(trained):
         if not all(trained) or recipe is not None or print_recipe or seed or covariates:
             raise _half_trained()
-        made = [_combine(given, *_required(data, out), cache, threads=threads)]
-    else:
-        made = _made(
-            recipe,
-            given,
-            seed,
-            data,
-            out,
-            cache,
-            vectors=covariates,
-            print_recipe=print_recipe,
-            resume=resume,
-        )
-    _tell(made, as_json=json)
+        _tell([_combine(given, *_required(data, out), cache, threads=threads)], as_json=json)
+        return
+    recipes = _recipes(recipe, given, seed)
+    if print_recipe:
+        typer.echo(recipes[0].text(), nl=False)
+        return
+    files, folder = _required(data, out)
+    _tell(_trained(recipes, recipe, files, folder, cache, covariates, resume=resume), as_json=json)
 
 
-def _made(
-    recipe: Path | None,
-    given: Mapping[str, Mapping[str, Any]],
-    seeds: Sequence[int] | None,
-    data: list[str] | None,
-    out: Path | None,
+def _trained(
+    recipes: Sequence[Recipe],
+    file: Path | None,
+    data: Sequence[str],
+    out: Path,
     cache: Path | None,
+    covariates: Path | None,
     *,
-    vectors: Path | None,
-    print_recipe: bool,
     resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:
-    """Train by the recipe of each seed; none where the recipe is printed instead."""
-    from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
+    """Train a checkpoint by each recipe, of a *file* or of options."""
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.training.estimator import DataRequest
+    from tracepaper.replay.training.show import FitView
+    from tracepaper.replay.training.training import require_encoder, train_seeds
+    from tracepaper.storage.covariates import read_vectors
     from tracepaper.strategies.extras import require
 
-    chosen = _recipes(recipe, given, seeds)
-    if print_recipe:
-        typer.echo(chosen[0].text(), nl=False)
-        return []
-    files, folder = _required(data, out)
-    require("exchange_calendars", "--calendar", given["features"]["calendar"])
-    for one in chosen:
-        _require_lightgbm(one, recipe)
-    if vectors is not None:
-        _require_modalities(chosen)
-    together = [one for one in chosen if isinstance(one, AlignedRecipe)]
-    if together:
-        return _train_together(together, files, folder, cache, resume=resume)
-    alone = [one for one in chosen if not isinstance(one, AlignedRecipe)]
-    return _train(alone, files, folder, cache, vectors=vectors, resume=resume)
-
-
-def _require_lightgbm(chosen: AnyRecipe, file: Path | None) -> None:
-    """Raise ``ConfigInvalid`` where *chosen*, of a *file* or of options, fits trees without it."""
-    from tracepaper.replay.training.boosting import import_lightgbm
-    from tracepaper.replay.training.ensemble import EnsembleRecipe
-    from tracepaper.replay.training.rowwise import RowRecipe
-
-    rows = chosen.rows if isinstance(chosen, EnsembleRecipe) else chosen
-    if isinstance(rows, RowRecipe) and rows.kind == "tree":
-        option = "--network tree" if rows is chosen else "--with tree"
-        import_lightgbm(option if file is None else f"The tree of {file}")
-
-
-def _require_modalities(chosen: Sequence[AnyRecipe]) -> None:
-    """Raise ``ConfigInvalid`` where a network has no encoder for covariates."""
-    from tracepaper.replay.training.recipe import Recipe
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    if not all(isinstance(one, Recipe) and one.kind.name == "trading" for one in chosen):
-        raise ConfigInvalid(
-            "--covariates are a modality of --network trading alone; name that, without --with, or "
-            "leave them out."
+    first = recipes[0]
+    require("exchange_calendars", "--calendar", first.calendar)
+    option = "--with tree" if first.members else "--network tree"
+    first.estimator.check(first, option if file is None else f"The tree of {file}")
+    if covariates is not None:
+        require_encoder(first)
+    request = DataRequest(
+        data,
+        ArrayCache(cache or default_folder()),
+        None if covariates is None else read_vectors(covariates),
+    )
+    with FitView(first) as view:
+        return train_seeds(
+            recipes,
+            request,
+            out,
+            created_ms=SystemClock().wall_ms(),
+            observe=view.observe,
+            say=view.say,
+            resume=resume,
         )
 
 
@@ -381,207 +341,30 @@ def _required(data: list[str] | None, out: Path | None) -> tuple[list[str], Path
 
 def _recipes(
     file: Path | None, given: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] | None
-) -> list[AnyRecipe]:
+) -> list[Recipe]:
     """Return the recipe of each seed: what is *given*, over *file*, over the defaults."""
-    from tracepaper.replay.training.ensemble import recipe_document
-    from tracepaper.replay.training.recipe import over, read_recipe, with_bars
+    from tracepaper.replay.training.estimator import as_recipe, recipe_of
+    from tracepaper.replay.training.recipe import over, read_recipe
 
-    document = {} if file is None else recipe_document(read_recipe(file))
+    document = {} if file is None else as_recipe(read_recipe(file))
     said = {
         name: {key: value for key, value in section.items() if value is not None}
         for name, section in given.items()
     }
     document = over(document, {name: section for name, section in said.items() if section})
-    document = dict(with_bars(document))
     if not seeds:
-        return [_recipe(document)]
-    return [_recipe(over(document, {"training": {"seed": seed}})) for seed in seeds]
-
-
-def _recipe(document: Mapping[str, Any]) -> AnyRecipe:
-    """Return the recipe of a network, of a model of one bar's features, or of both together."""
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
-    from tracepaper.replay.training.ensemble import EnsembleRecipe, is_recipe
-    from tracepaper.replay.training.recipe import Recipe
-    from tracepaper.replay.training.rowwise import RowRecipe
-    from tracepaper.strategies.forecasters.tabular import ROW_KINDS
-    from tracepaper.strategies.networks.cross_asset import KINDS
-
-    if is_recipe(document):
-        return EnsembleRecipe.of(document, created_ms=SystemClock().wall_ms())
-    model = document.get("model")
-    if isinstance(model, dict) and model.get("kind") in KINDS:
-        return AlignedRecipe.of(document)
-    if isinstance(model, dict) and model.get("kind") in ROW_KINDS:
-        return RowRecipe.of(document, created_ms=SystemClock().wall_ms())
-    return Recipe.of(document)
-
-
-def _train_together(
-    recipes: Sequence[AlignedRecipe],
-    data: list[str],
-    out: Path,
-    cache: Path | None,
-    *,
-    resume: bool,
-) -> list[tuple[Path, Checkpoint]]:
-    """Train a network over all symbols of *data* by each recipe; they differ in their seeds."""
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.judging.spans import opened_by_training
-    from tracepaper.replay.training.aligned import AlignedMaterial
-    from tracepaper.replay.training.aligned_pipeline import train_aligned
-    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.training.material import Material, intervals_of
-    from tracepaper.replay.training.pipeline import use_threads
-    from tracepaper.replay.training.show import FitView
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    if resume:
-        raise ConfigInvalid(
-            "A fit over several symbols is made in one go; leave --resume out, and fit it again."
-        )
-    first = recipes[0]
-    use_threads(first.threads)
-    split = _split(first.split or {}, max(first.config.horizons))
-    material = Material.read(
-        data,
-        split,
-        first.config.horizons,
-        first.schema_id,
-        intervals=intervals_of(first.intervals),
-        arrays=ArrayCache(cache or default_folder()),
-    )
-    aligned = AlignedMaterial.of(replace(material, requested=first.baselines), split)
-    made = []
-    for recipe in recipes:
-        folder = out / f"seed-{recipe.options.seed}" if len(recipes) > 1 else out
-        with FitView(recipe.options.steps) as view:
-            found = train_aligned(
-                aligned,
-                recipe,
-                folder,
-                created_ms=SystemClock().wall_ms(),
-                observe=view.observe,
-                say=view.say,
-            )
-        if said := opened_by_training(folder, found, aligned.material):
-            typer.echo(said, err=True)
-        made.append((folder, found))
-    return made
-
-
-def _train(
-    recipes: Sequence[OwnRecipe],
-    data: list[str],
-    out: Path,
-    cache: Path | None,
-    *,
-    vectors: Path | None,
-    resume: bool,
-) -> list[tuple[Path, Checkpoint]]:
-    """Train and write a checkpoint of each recipe; they differ in their seeds alone."""
-    from tracepaper.replay.judging.spans import opened_by_training
-    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.training.ensemble import EnsembleRecipe
-    from tracepaper.replay.training.fitted import unfitted
-    from tracepaper.replay.training.material import Material, Supplied, intervals_of
-    from tracepaper.replay.training.pipeline import compare_seeds, use_threads
-    from tracepaper.replay.training.recipe import Recipe
-    from tracepaper.replay.training.rowwise import RowRecipe
-    from tracepaper.storage.covariates import read_vectors
-
-    first = recipes[0]
-    use_threads(first.threads)
-    horizons = first.config.horizons if isinstance(first, Recipe) else first.horizons
-    split = _split(first.split or {}, max(horizons))
-    supplied = None if vectors is None else Supplied(read_vectors(vectors))
-
-    def read(schema_id: str, split: Callable[[Sequence[Segment]], Split]) -> Material:
-        found = Material.read(
-            data,
-            split,
-            horizons,
-            schema_id,
-            intervals=intervals_of(first.intervals),
-            calendar=first.calendar,
-            arrays=ArrayCache(cache or default_folder()),
-            vectors=supplied,
-        )
-        return replace(found, requested=first.baselines)
-
-    own = material = read(first.schema_id, split)
-    if isinstance(first, EnsembleRecipe):
-        wide = first.wide(own.interval_ms)
-        if wide != own.schema.schema_id:
-            material = read(wide, lambda _: own.split)
-            own = replace(own, stored=unfitted())  # its baselines would stand beside no figure
-    folders = [out]
-    if len(recipes) > 1:
-        folders = [out / f"seed-{recipe.options.seed}" for recipe in recipes]
-    made = [
-        _fit(material, recipe, folder, resume=resume)
-        if isinstance(recipe, Recipe)
-        else _fit_both(material, own, recipe, folder, resume=resume)
-        if isinstance(recipe, EnsembleRecipe)
-        else _fit_rows(material, recipe, folder)
-        for recipe, folder in zip(recipes, folders, strict=True)
-    ]
-    if len(recipes) > 1 and not isinstance(first, RowRecipe):
-        made = compare_seeds(folders)
-    for folder, found in zip(folders, made, strict=True):
-        if said := opened_by_training(folder, found, material):
-            typer.echo(said, err=True)
-    return list(zip(folders, made, strict=True))
-
-
-def _fit(material: Material, recipe: Recipe, folder: Path, *, resume: bool) -> Checkpoint:
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.pipeline import train as fit
-    from tracepaper.replay.training.show import FitView
-
-    with FitView(recipe.options.steps) as view:
-        return fit(
-            material,
-            recipe,
-            folder,
-            created_ms=SystemClock().wall_ms(),
-            observe=view.observe,
-            say=view.say,
-            resume=resume,
-        )
-
-
-def _fit_both(
-    material: Material, own: Material, recipe: EnsembleRecipe, folder: Path, *, resume: bool
-) -> Checkpoint:
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.ensemble import train_ensemble
-    from tracepaper.replay.training.show import FitView
-
-    with FitView(recipe.options.steps) as view:
-        return train_ensemble(
-            material,
-            own,
-            recipe,
-            folder,
-            created_ms=SystemClock().wall_ms(),
-            observe=view.observe,
-            say=view.say,
-            resume=resume,
-        )
+        return [recipe_of(document)]
+    return [recipe_of(over(document, {"training": {"seed": seed}})) for seed in seeds]
 
 
 def _is_checkpoint(given: str | None) -> bool:
     """Return whether *given* is a folder with a checkpoint, and no kind of one."""
+    from tracepaper.replay.training.estimator import estimators
     from tracepaper.storage.checkpoints import CARD_NAME
-    from tracepaper.strategies.forecasters.tabular import ROW_KINDS
-    from tracepaper.strategies.networks.architecture import network_kinds
-    from tracepaper.strategies.networks.cross_asset import KINDS
 
     if given is None or not (Path(given) / CARD_NAME).is_file():
         return False
-    return given not in {*network_kinds(), *KINDS, *ROW_KINDS}
+    return given not in estimators()
 
 
 def _half_trained() -> ConfigInvalid:
@@ -605,11 +388,11 @@ def _combine(
     from rich.console import Console
 
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.judging.spans import opened_by_training
     from tracepaper.replay.training.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.training.ensemble import combine, read_halves
-    from tracepaper.replay.training.pipeline import use_threads
+    from tracepaper.replay.training.estimator import DataRequest
+    from tracepaper.replay.training.fit import use_threads
     from tracepaper.replay.training.recipe import THREADS
+    from tracepaper.replay.training.training import combine
 
     kept = {("model", "kind"), ("model", "name"), ("ensemble", "kind")}
     kept |= {("training", "threads"), ("training", "explained_bars")}
@@ -617,47 +400,39 @@ def _combine(
         if any(v is not None and (section, name) not in kept for name, v in options.items()):
             raise _half_trained()
     use_threads(threads or THREADS)
-    folders = (Path(given["model"]["kind"]), Path(given["ensemble"]["kind"]))
-    network, rows, material = read_halves(*folders, data, ArrayCache(cache or default_folder()))
     found = combine(
-        network,
-        rows,
-        material,
+        (Path(given["model"]["kind"]), Path(given["ensemble"]["kind"])),
+        DataRequest(data, ArrayCache(cache or default_folder())),
         out,
-        created_ms=SystemClock().wall_ms(),
         name=given["model"]["name"] or out.name,
-        say=Console(stderr=True).print,
+        created_ms=SystemClock().wall_ms(),
         bars=given["training"]["explained_bars"],
+        say=Console(stderr=True).print,
     )
-    if said := opened_by_training(out, found, material):
-        typer.echo(said, err=True)
     return out, found
 
 
-def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint:
-    from dataclasses import replace
-
-    from rich.console import Console
-
-    from tracepaper.replay.training.rowwise import train_rows
-
-    named = replace(recipe, name=recipe.name or folder.name)
-    return train_rows(material, named, folder, say=Console(stderr=True).print)
-
-
 def _print(folder: Path, found: Checkpoint) -> None:
-    from tracepaper.strategies.networks.cross_asset import KINDS
+    from tracepaper.replay.training.estimator import DataSource, estimator_of
 
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
-    if (kind := found.card["model"]["kind"]) in KINDS:
-        typer.echo(
-            f"Use it: [strategy] name = {kind!r} and [model] checkpoint = {str(folder)!r}, with "
-            "[sizing] mode = 'equity'."
-        )
-        return
-    typer.echo(f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}.")
+    estimator = estimator_of(found.card)
+    match estimator.source:
+        case DataSource.CLOSES:
+            typer.echo(
+                f"Use it: [strategy] name = {estimator.kind!r} and [model] checkpoint = "
+                f"{str(folder)!r}, with [sizing] mode = 'equity'."
+            )
+        case DataSource.ORDER_BOOKS:
+            typer.echo(f"Look at it: tracepaper explain --depth FILE --checkpoint {folder}.")
+        case DataSource.BARS:
+            typer.echo(
+                f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}."
+            )
+        case _:
+            assert_never(estimator.source)
 
 
 def _shares(text: str) -> tuple[float, ...]:
@@ -696,22 +471,3 @@ def _dates(
             "Give all three of --train-until, --validate-until and --calibrate-until, or none."
         )
     return said
-
-
-def _split(
-    section: Mapping[str, Any], longest_horizon: int
-) -> Callable[[Sequence[Segment]], Split]:
-    from tracepaper.replay.training.pipeline import second_span
-    from tracepaper.replay.training.series import Split, by_shares, date_ms
-
-    second = second_span(section)
-    embargo = int(section.get("embargo_bars", longest_horizon))
-    if "train_until" not in section:
-        return lambda segments: replace(
-            by_shares(segments, embargo_bars=embargo, shares=SHARES), second_span_ms=second
-        )
-    first, last, third = (
-        date_ms(str(section.get(name)))
-        for name in ("train_until", "validation_until", "calibration_until")
-    )
-    return lambda _: Split(first, last, third, embargo, second_span_ms=second)

@@ -23,7 +23,11 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import checkpoint_folder, checkpoint_sha256, make_orderbook
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.training.book_map import BookMap
-from tracepaper.replay.training.further import TAILS, Said, with_factors
+from tracepaper.replay.training.further import (
+    TAILS,
+    Said,
+    with_factors,
+)
 from tracepaper.replay.training.honesty import shown_sentences
 from tracepaper.replay.training.samples import path_steps
 from tracepaper.storage.checkpoints import read_card

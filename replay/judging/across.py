@@ -17,15 +17,31 @@ from tracepaper.replay.judging.beside import on_same_bars
 from tracepaper.replay.judging.judgement import OWN, Rival, SpanJudgement
 from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.across import RELATIVE, AcrossAssets, CloseRanks, close_ranks
-from tracepaper.replay.training.aligned import LEAST
+from tracepaper.replay.training.across import (
+    RELATIVE,
+    AcrossAssets,
+    CloseRanks,
+    close_ranks,
+)
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import daily_sums
-from tracepaper.replay.training.honesty import FEW_DAYS, LEVEL
+from tracepaper.replay.training.honesty import (
+    FEW_DAYS,
+    LEVEL,
+)
 from tracepaper.replay.training.own import OF_MODEL
-from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
+from tracepaper.replay.training.paired import (
+    DayDifference,
+    corrected,
+    difference,
+    verdict,
+)
+from tracepaper.replay.training.panel import LEAST
 from tracepaper.replay.training.series import SYMBOL_MASK
-from tracepaper.replay.training.weighed import NETWORK, Weighed
+from tracepaper.replay.training.weighed import (
+    NETWORK,
+    Weighed,
+)
 from tracepaper.strategies.features.rolling import Array
 
 FEW: Final = "too few days"

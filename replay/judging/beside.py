@@ -9,7 +9,7 @@ The rule is docs/models.md, L54.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,75 +21,48 @@ from tracepaper.replay.judging.judgement import (
     OWN,
     Rival,
     SpanJudgement,
-    forecasts_of,
     within,
 )
-from tracepaper.replay.judging.spans import NamedSpan
-from tracepaper.replay.training.across import AcrossAssets
-from tracepaper.replay.training.aligned import AlignedMaterial
-from tracepaper.replay.training.aligned_judged import forecasts_together
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import Answers, candle_estimator
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.fitted import unfitted
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.openings import NamedSpan
 from tracepaper.replay.training.own import evaluate_own
-from tracepaper.replay.training.paired import DayDifference, corrected, difference
-from tracepaper.replay.training.pipeline import ALL_MEASURES
-from tracepaper.replay.training.samples import Samples
-from tracepaper.replay.training.series import SYMBOL_BITS, Part
+from tracepaper.replay.training.paired import (
+    DayDifference,
+    corrected,
+    difference,
+)
+from tracepaper.replay.training.series import (
+    Part,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.forecasters.cross_asset import is_together
 from tracepaper.strategies.units import interval_text
-
-
-@dataclass(frozen=True)
-class _SameBars(Material):
-    """Material whose samples are some bars alone, by their ``Segment.keys``."""
-
-    keys: NDArray[np.int64] = field(kw_only=True, compare=False)
-
-    def samples(self, part: Part) -> list[Samples]:
-        """Return the samples of *part* that are among the bars; raise where there is none."""
-        found = []
-        for one in super().samples(part):
-            weights = one.weights * np.isin(one.segment.keys, self.keys)[:, None]
-            if weights.any():
-                found.append(replace(one, weights=weights))
-        if not found:
-            raise DataInvalid("it has no bar in common with the judged model")
-        return found
 
 
 def rival_checkpoint(
     name: str,
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    material: Material,
+    material: Dataset,
     of: SpanJudgement,
 ) -> Rival:
     """Return what a checkpoint says of the bars that *of* judged, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
     """
-    across = None
     try:
-        same = _same_bars(material, of, of.span)
-        if is_together(card):
-            forecasts, across = forecasts_together(
-                card,
-                tensors,
-                AlignedMaterial.of(same, lambda _: same.split),
-                closes=np.unique(same.keys >> SYMBOL_BITS),
-            )
-            given = ALL_MEASURES
-        else:
-            forecasts, given = forecasts_of(card, tensors, same)
+        estimator = candle_estimator(card)
+        same = estimator.arrange(_same_bars(material, of, of.span))
+        found = estimator.load(card, tensors).answers(same, Part.TEST)
     except (ConfigInvalid, DataInvalid) as error:
         raise _refused(name, error) from None
-    return _rival(name, forecasts, given, of, across)
+    return _rival(name, found, of)
 
 
 def rival_class(
-    name: str, forecaster: UserForecaster, material: Material, of: SpanJudgement
+    name: str, forecaster: UserForecaster, material: Dataset, of: SpanJudgement
 ) -> Rival:
     """Return what a user's class says of the bars that *of* judged; raise as for a checkpoint."""
     try:
@@ -97,14 +70,14 @@ def rival_class(
         found = evaluate_own(forecaster, same, horizon=material.horizons[0])
     except (ConfigInvalid, DataInvalid) as error:
         raise _refused(name, error) from None
-    return _rival(name, found.forecasts, found.given, of)
+    return _rival(name, Answers(found.forecasts, found.given), of)
 
 
 def _refused(name: str, error: Exception) -> ConfigInvalid:
     return ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.")
 
 
-def require_interval(name: str, material: Material, interval_ms: int) -> None:
+def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
     """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
     if material.interval_ms != interval_ms:
         raise ConfigInvalid(
@@ -113,32 +86,25 @@ def require_interval(name: str, material: Material, interval_ms: int) -> None:
         )
 
 
-def _same_bars(material: Material, of: SpanJudgement, span: NamedSpan) -> _SameBars:
-    if not set(material.horizons) & {one.horizon for one in of.horizons}:
+def _same_bars(data: Dataset, of: SpanJudgement, span: NamedSpan) -> Dataset:
+    """Return *data* of the bars that *of* judged alone, beside what needs no fitting."""
+    if not set(data.horizons) & {one.horizon for one in of.horizons}:
         raise ConfigInvalid(
-            f"it forecasts {_listed(material.horizons)} bars ahead, and the judged model "
+            f"it forecasts {_listed(data.horizons)} bars ahead, and the judged model "
             f"{_listed([one.horizon for one in of.horizons])}; name models of a common horizon"
         )
-    known = within(material, span)
-    parts = {name: getattr(known, name) for name in Material.__dataclass_fields__}
     keys = np.unique(np.concatenate([one.keys for one in of.horizons]))
-    return _SameBars(**{**parts, "stored": unfitted()}, keys=keys)
+    return replace(within(data, span), stored=unfitted(), only=keys)
 
 
 def _listed(horizons: Sequence[int]) -> str:
     return ", ".join(map(str, horizons))
 
 
-def _rival(
-    name: str,
-    forecasts: Sequence[HorizonForecasts],
-    given: frozenset[str],
-    of: SpanJudgement,
-    across: AcrossAssets | None = None,
-) -> Rival:
+def _rival(name: str, found: Answers, of: SpanJudgement) -> Rival:
     wanted = {one.horizon for one in of.horizons}
-    shared = {one.horizon: one for one in forecasts if one.horizon in wanted}
-    return Rival(name, shared, given, across)
+    shared = {one.horizon: one for one in found.forecasts if one.horizon in wanted}
+    return Rival(name, shared, found.measures, found.across)
 
 
 # --- side by side

@@ -9,7 +9,7 @@ The rule is docs/orderbook.md, D20.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -22,12 +22,27 @@ from tracepaper.replay.judging.books import (
     said_of,
     score_tables,
 )
-from tracepaper.replay.judging.folds import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
 from tracepaper.replay.judging.refits import refuse_many
 from tracepaper.replay.report.document import Figure, Form, Table, Value, table
-from tracepaper.replay.training.book_data import DAYS_LEAST, BookMaterial
-from tracepaper.replay.training.book_figures import BookScores, frequencies_of, scores
-from tracepaper.replay.training.book_fit import BookFitOptions, fit
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.estimators.order_book import (
+    BookFitOptions,
+    BookScores,
+    fit_network,
+    frequencies_of,
+    scores,
+)
+from tracepaper.replay.training.folds import (
+    FIRST_SHARE,
+    ROLLING,
+    STOP_SHARE,
+    Span,
+    asked,
+)
+from tracepaper.replay.training.order_books import (
+    DAYS_LEAST,
+    BookDataset,
+)
 from tracepaper.replay.training.paired import corrected
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig
@@ -53,17 +68,6 @@ class BookRefits:
     text: str
     folds: Sequence[BookFold]
     scores: Sequence[Mapping[int, BookScores]]
-
-
-def recipe_of_books(card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was chosen for a checkpoint of order books, by section.
-
-    Raises ``ConfigInvalid`` for a key or a value that it cannot have.
-    """
-    return {
-        "architecture": asdict(OrderBookConfig.read(dict(card["architecture"]))),
-        "training": asdict(BookFitOptions.read(card["training"])),
-    }
 
 
 def asked_of_books(text: str) -> tuple[str, tuple[int, ...]]:
@@ -100,21 +104,23 @@ def read_book_folds(text: str, seen_ms: Integers) -> list[BookFold]:
 
 
 def chosen_for(
-    card: Mapping[str, Any], material: BookMaterial
+    card: Mapping[str, Any], material: BookDataset
 ) -> tuple[OrderBookConfig, BookFitOptions]:
     """Return the recipe of *card*; raise ``ConfigInvalid`` where *material* is too shallow."""
-    chosen = recipe_of_books(card)
-    config = OrderBookConfig.read(chosen["architecture"])
+    recipe = recipe_of(card)
+    config, options = recipe.architecture, recipe.options
+    assert isinstance(config, OrderBookConfig)
+    assert isinstance(options, BookFitOptions)
     if config.levels > material.header.levels:
         raise ConfigInvalid(
             f"architecture.levels is {config.levels}, and the files hold "
             f"{material.header.levels}; give as many at most."
         )
-    return config, BookFitOptions(**chosen["training"])
+    return config, options
 
 
 def refit_books(
-    model: BookCheckpoint, card: Mapping[str, Any], material: BookMaterial, text: str, *, say: Say
+    model: BookCheckpoint, card: Mapping[str, Any], material: BookDataset, text: str, *, say: Say
 ) -> BookRefits:
     """Fit the recipe of *card* on folds of what was recorded before *model*'s untouched time.
 
@@ -138,7 +144,7 @@ def refit_books(
 
 def fold_scores(
     fold: BookFold,
-    material: BookMaterial,
+    material: BookDataset,
     config: OrderBookConfig,
     options: BookFitOptions,
     say: Say,
@@ -154,7 +160,7 @@ def fold_scores(
             f"A fold learns from at most {max(map(len, training))} books in a row, and the horizon "
             f"of {config.horizons[-1]} needs more; ask for fewer folds."
         )
-    network, stopped = fit(training, part(fold.validation), config, options)
+    network, stopped = fit_network(training, part(fold.validation), config, options)
     if stopped:
         say(stopped)
     found = scores(network, part(fold.test), frequencies_of(training, config.horizons))

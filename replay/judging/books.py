@@ -17,17 +17,15 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.archive.columns import instant, iso
-from tracepaper.replay.judging.spans import (
-    NamedSpan,
-    SpanOpening,
-    opened,
-    openings_path,
-    recipe_hash,
-)
 from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.book_data import JUDGED_SOURCE, BookMaterial
-from tracepaper.replay.training.book_figures import (
+from tracepaper.replay.training.book_map import (
+    check_fits,
+    is_of_books,
+    load_books,
+)
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.estimators.order_book import (
     DAYS_TOLD_BY,
     BookScores,
     figures_of,
@@ -35,10 +33,21 @@ from tracepaper.replay.training.book_figures import (
     scores,
     sentences_of,
 )
-from tracepaper.replay.training.book_map import check_fits, is_of_books, load_books
 from tracepaper.replay.training.honesty import LEVEL
-from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
-from tracepaper.storage.checkpoints import Checkpoint, locate
+from tracepaper.replay.training.openings import (
+    NamedSpan,
+)
+from tracepaper.replay.training.order_books import (
+    JUDGED_SOURCE,
+    BookDataset,
+)
+from tracepaper.replay.training.paired import (
+    DayDifference,
+    corrected,
+    difference,
+    verdict,
+)
+from tracepaper.storage.checkpoints import locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.order_book import OrderBookNetwork
@@ -71,6 +80,11 @@ class BookCheckpoint(NamedTuple):
         return str(self.card["model"]["id"])
 
     @property
+    def recipe(self) -> str:
+        """The hash of what was chosen for it."""
+        return recipe_of(self.card).hash
+
+    @property
     def untrained(self) -> list[str]:
         """Why nothing may be measured of it; empty where it learnt from enough."""
         if self.card["model"].get("trained") is True:
@@ -82,9 +96,9 @@ class BookCheckpoint(NamedTuple):
         """When its untouched time begins."""
         return instant(self.card["split"]["untouched_from"])
 
-    def material(self, data: Sequence[str]) -> BookMaterial:
+    def material(self, data: Sequence[str]) -> BookDataset:
         """Read *data*, which must be what the exchange itself sent of its instrument and pace."""
-        material = BookMaterial.read(data)
+        material = BookDataset.read(data)
         check_fits(material.header, self.card, Path(data[0]))
         if any(file.source != JUDGED_SOURCE for file in material.files):
             raise DataInvalid(
@@ -131,16 +145,14 @@ class BookJudgement:
         return (int(max(one.days.max() for one in self.scores.values())) + 1) * DAY_MS
 
 
-def judge_books(model: BookCheckpoint, material: BookMaterial, span: NamedSpan) -> BookJudgement:
+def judge_books(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> BookJudgement:
     """Return what *model* is worth on *span* of the time after its card's untouched time began."""
     market = model.card["market"]
     found = _scores(model, material, span)
     return BookJudgement(span, tuple(market["symbols"]), found)
 
 
-def _scores(
-    model: BookCheckpoint, material: BookMaterial, span: NamedSpan
-) -> dict[int, BookScores]:
+def _scores(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> dict[int, BookScores]:
     """Return the scores of the books of *span*; they see those before it that are untouched too.
 
     Raises ``ConfigInvalid`` for a span that begins too early, or holds no known move.
@@ -204,32 +216,6 @@ def with_rival(
         for one, other in zip(every, found, strict=True)
     ]
     return added, rival
-
-
-def counted(every: Sequence[BookJudgement], model: BookCheckpoint) -> list[BookJudgement]:
-    """Return the judgements with how many recipes opened each span, and keep these openings."""
-    path, recipe, found = openings_path(model.folder), recipe_hash(model.card), []
-    for one in every:
-        new = SpanOpening(recipe, model.model_id, one.symbols, one.from_ms, one.until_ms)
-        count, said = opened(path, new)
-        found.append(
-            replace(one, openings=count, missing=(*one.missing, *([said] if said else [])))
-        )
-    return found
-
-
-def opened_by_book_training(folder: Path, found: Checkpoint, material: BookMaterial) -> str:
-    """Count the untouched books of *material*, on which a training judged what lies in *folder*.
-
-    Returns a sentence where that could not be kept; else an empty text.
-    """
-    model = BookCheckpoint.read(str(folder))
-    if model.untrained:
-        return ""
-    symbols = tuple(found.card["market"]["symbols"])
-    last = int(material.stretches[-1].seen_ms[-1]) + 1
-    new = SpanOpening(recipe_hash(found.card), found.id, symbols, model.untouched_ms, last)
-    return opened(openings_path(folder), new)[1]
 
 
 # --- tables

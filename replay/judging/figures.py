@@ -33,7 +33,12 @@ from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.honesty import LEVEL
 from tracepaper.replay.training.own import OF_MODEL
-from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
+from tracepaper.replay.training.paired import (
+    DayDifference,
+    corrected,
+    difference,
+    verdict,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 

@@ -18,9 +18,18 @@ from tracepaper.replay.judging.risk import TAILS, Breaches, TailSaid, held
 from tracepaper.replay.report.document import Figure, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
-from tracepaper.replay.training.further import EWMA, FurtherForecasts, coverage
+from tracepaper.replay.training.further import (
+    EWMA,
+    FurtherForecasts,
+    coverage,
+)
 from tracepaper.replay.training.honesty import LEVEL
-from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
+from tracepaper.replay.training.paired import (
+    DayDifference,
+    corrected,
+    difference,
+    verdict,
+)
 from tracepaper.replay.training.tails import value_at_risk
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import DRAWDOWN_LEVELS, PATH_LEVELS, SHARES

@@ -24,19 +24,20 @@ from tracepaper.replay.judging.across import (
     ranks_of_both,
 )
 from tracepaper.replay.judging.beside import on_same_bars
-from tracepaper.replay.judging.book_refits import recipe_of_books
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
 from tracepaper.replay.report.document import Figure, Form, Table, Value, table
-from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
-from tracepaper.replay.training.ensemble import half_as_card
-from tracepaper.replay.training.paired import DayDifference, corrected, difference, verdict
-from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.estimators.ensemble import member_as_card
+from tracepaper.replay.training.paired import (
+    DayDifference,
+    corrected,
+    difference,
+    verdict,
+)
 from tracepaper.replay.training.weighed import NETWORK
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, row_kind
-from tracepaper.strategies.forecasters.cross_asset import is_together
-from tracepaper.strategies.order_book import KIND
+from tracepaper.strategies.forecasters.build import HALVES
 
 _SECTION: Final = "architecture"
 _SECTIONS: Final = (_SECTION, "training")
@@ -57,8 +58,7 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Return *card* with the key of *text*, ``KEY=VALUE``, changed; an ensemble's in its network.
 
     A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for a key or
-    value that the recipe cannot have, for one that the folds keep, for one that changes nothing,
-    and for a model of rows.
+    value that the recipe cannot have, one that the folds keep, and one that changes nothing.
     """
     name, equals, value = text.partition("=")
     section, dot, key = name.strip().partition(".")
@@ -74,13 +74,10 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
             f"--ablate {text} is no change that folds are fitted by: they keep {name} as it is; "
             "change another key."
         )
-    if row_kind(card) is not None:
-        raise ConfigInvalid("--ablate changes a network; give it a checkpoint that has one.")
-    own = half_as_card(card, HALVES[0]) if is_ensemble(card) else card
-    document = _document_of(card)
-    before = document(own)[section].get(key)
+    own = member_as_card(card, HALVES[0]) if "parts" in card else card
+    before = recipe_of(own).document()[section].get(key)
     other = {**own, section: {**own[section], key: _value(value.strip(), before)}}
-    now = document(other)[section].get(key)
+    now = recipe_of(other).document()[section].get(key)
     if now is None:
         raise ConfigInvalid(f"--ablate {text}: {section}.{key} is no key of the recipe.")
     if now == before:
@@ -88,15 +85,6 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     if own is card:
         return other
     return {**card, "parts": {**card["parts"], HALVES[0]: other}}
-
-
-def _document_of(card: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-    """Return what reads the sections of a recipe from a card of *card*'s kind."""
-    if card["model"].get("kind") == KIND:
-        return recipe_of_books
-    if is_together(card):
-        return lambda one: AlignedRecipe.of(one).document()
-    return lambda one: Recipe.of(one).document()
 
 
 def _value(text: str, like: object) -> object:

@@ -11,28 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.daemon.session.user_model import UserForecaster
-from tracepaper.replay.judging.spans import WHOLE, NamedSpan
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.across import AcrossAssets
-from tracepaper.replay.training.aligned import AlignedMaterial
-from tracepaper.replay.training.aligned_judged import judge_together
-from tracepaper.replay.training.ensemble import judge_ensemble, mixed
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import candle_estimator
 from tracepaper.replay.training.evaluation import HorizonForecasts
-from tracepaper.replay.training.explained import JudgedPart, daily_net
+from tracepaper.replay.training.explained import (
+    JudgedPart,
+    daily_net,
+)
 from tracepaper.replay.training.fitted import unfitted
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.openings import (
+    WHOLE,
+    NamedSpan,
+)
 from tracepaper.replay.training.own import evaluate_own
-from tracepaper.replay.training.paired import qlike_losses, sign_losses
-from tracepaper.replay.training.pipeline import ALL_MEASURES, judge, judge_part
-from tracepaper.replay.training.rowwise import judge_row_part, judge_rows
+from tracepaper.replay.training.paired import (
+    qlike_losses,
+    sign_losses,
+)
 from tracepaper.replay.training.samples import samples_in
 from tracepaper.replay.training.series import Part
-from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
-from tracepaper.strategies.forecasters.cross_asset import is_together
-from tracepaper.strategies.forecasters.tabular import ROW_MEASURES
 from tracepaper.strategies.units import DAY_MS
 
 NO_BASELINES: Final = (
@@ -111,7 +112,7 @@ class SpanJudgement:
 def judge_checkpoint(
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
-    material: Material,
+    material: Dataset,
     span: NamedSpan = WHOLE,
     *,
     bars: int | None = None,
@@ -121,56 +122,21 @@ def judge_checkpoint(
     *bars* are explained, for the gates; by default as many as can be in minutes. A network over
     several assets is judged at the closes that all of *material*'s symbols have.
     """
-    if is_together(card):
-        return _judge_together(card, tensors, material, span)
-    material, missing = _with_baselines(within(material, span))
-    if is_ensemble(card):
-        found = judge_ensemble(card, tensors, material, bars=bars)
-    elif row_kind(card) is None:
-        found = judge(card, tensors, material, bars=bars)
-    else:
-        found = judge_rows(card, tensors, material)
+    estimator = candle_estimator(card)
+    model, data = estimator.load(card, tensors), estimator.arrange(material)
+    data, missing = _with_baselines(within(data, span))
     return SpanJudgement(
         span,
-        material.symbols(Part.TEST),
-        found,
+        data.symbols(Part.TEST),
+        model.judge(data, bars=bars),
         card,
-        missing,
-        tails=_tails(card, tensors, material),
+        (*data.notes, *missing),
+        tails=model.tails(data),
     )
 
 
-def _tails(
-    card: Mapping[str, Any], tensors: Mapping[str, Any], material: Material
-) -> dict[str, Any]:
-    """Return the calibration of the tails: the card's, or that of its slice where it is at hand."""
-    if TAILS in card["calibration"]:
-        return dict(card["calibration"][TAILS])
-    part = Part.CALIBRATION
-    if not samples_in(material.segments, material.horizons, material.split, part):
-        return {}
-    if is_ensemble(card):
-        return tail_factors(mixed(card, tensors, material, part))
-    if row_kind(card) is None:
-        return tail_factors(judge_part(restore(card, tensors), material, part))
-    spread = card["calibration"]["spread"]
-    found = judge_row_part(card, tensors, material, part)
-    return tail_factors([replace(one, scale=one.scale * spread[str(one.horizon)]) for one in found])
-
-
-def _judge_together(
-    card: Mapping[str, Any], tensors: Mapping[str, Any], material: Material, span: NamedSpan
-) -> SpanJudgement:
-    """Return the judgement of a network over several assets on *span*."""
-    aligned = AlignedMaterial.of(material, lambda _: material.split)
-    own, missing = _with_baselines(within(aligned.material, span))
-    found = judge_together(card, tensors, replace(aligned, material=own))
-    symbols, tails = own.symbols(Part.TEST), card["calibration"].get(TAILS, {})
-    return SpanJudgement(span, symbols, found, card, (*aligned.said, *missing), tails=tails)
-
-
 def judge_class(
-    forecaster: UserForecaster, material: Material, span: NamedSpan = WHOLE, *, horizon: int
+    forecaster: UserForecaster, material: Dataset, span: NamedSpan = WHOLE, *, horizon: int
 ) -> SpanJudgement:
     """Return the judgement of a user's class on *span* of the time after it was trained."""
     material, missing = _with_baselines(within(material, span))
@@ -178,18 +144,7 @@ def judge_class(
     return SpanJudgement(span, material.symbols(Part.TEST), found, {}, missing)
 
 
-def forecasts_of(
-    card: Mapping[str, Any], tensors: Mapping[str, Any], material: Material
-) -> tuple[list[HorizonForecasts], frozenset[str]]:
-    """Return what a checkpoint says of the test part, and which measures it gives."""
-    if is_ensemble(card):
-        return mixed(card, tensors, material), ALL_MEASURES
-    if row_kind(card) is None:
-        return judge_part(restore(card, tensors), material, Part.TEST), ALL_MEASURES
-    return judge_row_part(card, tensors, material, Part.TEST), ROW_MEASURES
-
-
-def within(material: Material, span: NamedSpan) -> Material:
+def within(material: Dataset, span: NamedSpan) -> Dataset:
     """Return *material* whose test part is *span*.
 
     Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
@@ -215,7 +170,7 @@ def within(material: Material, span: NamedSpan) -> Material:
     return found
 
 
-def _with_baselines(material: Material) -> tuple[Material, tuple[str, ...]]:
+def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
     """Return *material* with the baselines that can be had, and a sentence where most cannot."""
     if material.stored is not None or samples_in(
         material.segments, material.horizons, material.split, Part.TRAIN

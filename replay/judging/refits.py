@@ -10,14 +10,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from tracepaper.replay.judging.across import RANKS, WEIGHTS, rank_table, weights_table
-from tracepaper.replay.judging.folds import (
+from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
+from tracepaper.replay.judging.statistics import overfitting
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table
+from tracepaper.replay.training import figures
+from tracepaper.replay.training.across import AcrossAssets
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import FitRun, Say, candle_estimator
+from tracepaper.replay.training.evaluation import HorizonForecasts
+from tracepaper.replay.training.folds import (
     COMBINATORIAL,
     Fold,
     Span,
@@ -26,60 +34,21 @@ from tracepaper.replay.judging.folds import (
     read_folds,
     with_calibration,
 )
-from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
-from tracepaper.replay.judging.statistics import overfitting
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
-from tracepaper.replay.training import figures
-from tracepaper.replay.training.across import AcrossAssets
-from tracepaper.replay.training.aligned import AlignedMaterial
-from tracepaper.replay.training.aligned_judged import forecasts_together, scales_together
-from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned
-from tracepaper.replay.training.ensemble import (
-    EnsembleRecipe,
-    fitted_network,
-    fitted_rows,
-    joined_halves,
-    mixed,
-)
-from tracepaper.replay.training.evaluation import HorizonForecasts
-from tracepaper.replay.training.fitted import Fitted, unfitted
-from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.own import OF_MODEL
-from tracepaper.replay.training.paired import corrected, difference, verdict
-from tracepaper.replay.training.pipeline import Say, fit_network, judge_part
-from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.rowwise import RowRecipe, fit_rows, judge_row_part
-from tracepaper.replay.training.series import Part, Parts
+from tracepaper.replay.training.paired import (
+    corrected,
+    difference,
+    verdict,
+)
+from tracepaper.replay.training.series import (
+    Part,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
-from tracepaper.strategies.forecasters.cross_asset import is_together
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3
 """Folds of a network: each costs a training."""
-
-
-@dataclass(frozen=True)
-class FoldMaterial(Material):
-    """What one fold learns from, stops by and is tested on."""
-
-    fold: Fold = field(kw_only=True)
-
-    @property
-    def parts(self) -> Parts:
-        """The fold's parts in place of the split's."""
-        return self.fold
-
-    @classmethod
-    def of(cls, material: Material, fold: Fold, stored: Fitted | None = None) -> FoldMaterial:
-        """Return *material* by *fold*; its baselines are fitted anew, unless they are *stored*.
-
-        So is how a user's vectors are standardised: by what the fold learns from alone.
-        """
-        own = material.standardised(max(until for _, until in fold.train))
-        known = {each.name: getattr(own, each.name) for each in fields(material)}
-        return cls(**{**known, "stored": stored}, fold=fold)
 
 
 @dataclass(frozen=True)
@@ -96,39 +65,33 @@ class Refits:
     across: Sequence[AcrossAssets] = ()
 
 
-def refit(
-    card: Mapping[str, Any],
-    material: Material,
-    text: str,
-    *,
-    of_network: Material | None = None,
-    say: Say,
-) -> Refits:
+def refit(card: Mapping[str, Any], data: Dataset, text: str, *, say: Say) -> Refits:
     """Fit the recipe of *card* on the folds that *text* names, of the time before the untouched.
 
-    *of_network* has the features of an ensemble's network, where *material* has more. Raises
-    ``ConfigInvalid`` for folds that the candles, or a network, cannot have.
+    Raises ``ConfigInvalid`` for folds that the candles, or a network, cannot have.
     """
     kind, numbers = asked(text)
-    is_network = row_kind(card) is None
-    if is_network:
+    estimator = candle_estimator(card)
+    recipe = estimator.recipe(card)
+    if estimator.walks_only:
         refuse_many(kind, numbers)
-    if is_together(card):
-        return _refit_together(card, material, text, say)
-    embargo_ms = material.split.embargo_bars * material.interval_ms
-    folds = read_folds(text, _before(material), embargo_ms=embargo_ms)
-    if is_ensemble(card):
+    data = estimator.arrange(data)
+    for sentence in data.notes:
+        say(sentence)
+    embargo_ms = data.split.embargo_bars * data.interval_ms
+    folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
+    if estimator.holds_out_calibration:
         folds = [with_calibration(fold) for fold in folds]
     found = []
     for place, fold in enumerate(folds, start=1):
         say(f"Fold {place} of {len(folds)}.")
-        own = FoldMaterial.of(material, fold)
-        if is_ensemble(card):
-            found.append(_ensemble(card, own, of_network or material, say))
-        else:
-            found.append((_network if is_network else _rows)(card, own, say))
+        own = data.folded(fold)
+        with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
+            fitted = estimator.fit(own, recipe, FitRun(Path(folder), say=say))
+        found.append(fitted.for_fold(own).answers(own, Part.TEST))
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
-    return Refits(text, folds, found, combination)
+    across = [one.across for one in found if one.across is not None]
+    return Refits(text, folds, [one.forecasts for one in found], combination, across)
 
 
 def refuse_many(kind: str, numbers: Sequence[int]) -> None:
@@ -140,71 +103,11 @@ def refuse_many(kind: str, numbers: Sequence[int]) -> None:
         )
 
 
-def _refit_together(card: Mapping[str, Any], material: Material, text: str, say: Say) -> Refits:
-    """Fit a network over several assets on folds of the closes that all of them have."""
-    aligned = AlignedMaterial.of(material, lambda _: material.split)
-    for sentence in aligned.said:
-        say(sentence)
-    common = aligned.material
-    embargo_ms = common.split.embargo_bars * common.interval_ms
-    folds = read_folds(text, _before(common), embargo_ms=embargo_ms)
-    forecasts, across = [], []
-    for place, fold in enumerate(folds, start=1):
-        say(f"Fold {place} of {len(folds)}.")
-        own = replace(aligned, material=FoldMaterial.of(common, fold))
-        network, fit = fit_aligned(own, AlignedRecipe.of(card), observe=lambda _: None, say=say)
-        made = {**card, "architecture": network.config.listed()}
-        made["calibration"] = card["calibration"] | scales_together(network, own)
-        said, beside = forecasts_together(made, fit.best, own)
-        forecasts.append(said)
-        across.append(beside)
-    return Refits(text, folds, forecasts, None, across)
-
-
-def _before(material: Material) -> Span:
+def _before(material: Dataset) -> Span:
     """Return the time from the first bar that has features until the untouched time."""
     first = min(int(one.open_time_ms[one.first]) for one in material.segments)
     last = max(int(one.close_time_ms[-1]) for one in material.segments)
     return first, min(last, material.split.calibration_until_ms)
-
-
-def _network(card: Mapping[str, Any], material: FoldMaterial, say: Say) -> list[HorizonForecasts]:
-    recipe = Recipe.of(card).fitted_to(material.schema, material.interval_ms)
-    with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
-        fit = fit_network(
-            material, recipe, Path(folder), observe=lambda _: None, say=say, resume=False
-        )
-    return judge_part(restore(card, fit.best), material, Part.TEST)
-
-
-def _rows(card: Mapping[str, Any], material: FoldMaterial, _: Say) -> list[HorizonForecasts]:
-    recipe = RowRecipe.of(card, created_ms=0)
-    return judge_row_part(card, fit_rows(material, recipe)[0], material, Part.TEST)
-
-
-def _ensemble(
-    card: Mapping[str, Any], material: FoldMaterial, of_network: Material, say: Say
-) -> list[HorizonForecasts]:
-    """Fit both halves, their shares on the calibration of the fold, and return what the mix says.
-
-    The halves stand beside it.
-    """
-    recipe = EnsembleRecipe.of(card, created_ms=0)
-    own = material
-    if of_network.schema.schema_id != material.schema.schema_id:
-        own = FoldMaterial.of(of_network, material.fold, unfitted())
-    with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
-        network = fitted_network(
-            own,
-            recipe.network,
-            Path(folder) / "network",
-            0,
-            observe=lambda _: None,
-            say=say,
-            resume=False,
-        )
-    rows = fitted_rows(material, recipe.rows, say=say)
-    return mixed(*joined_halves(network, rows, material, name="", created_ms=0), material)
 
 
 # --- what the folds say

@@ -9,10 +9,8 @@ The rules are docs/operations.md, O11 to O19.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.retraining import (
@@ -34,16 +33,29 @@ from tracepaper.daemon.session.retraining import (
     unlike,
 )
 from tracepaper.daemon.session.run_row import preflight_engine
-from tracepaper.replay.judging.spans import SpanOpening, opened, openings_path, recipe_hash
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.array_cache import ArrayCache
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import DataRequest, as_recipe, recipe_of
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.files import read_files
 from tracepaper.replay.training.fitted import unfitted
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.openings import (
+    SpanOpening,
+    opened,
+    openings_path,
+)
 from tracepaper.replay.training.paired import difference
-from tracepaper.replay.training.pipeline import split_of
+from tracepaper.replay.training.recipe import over, read_recipe
 from tracepaper.replay.training.samples import Samples
-from tracepaper.replay.training.series import Part, Split, iso
+from tracepaper.replay.training.series import (
+    Part,
+    Split,
+    iso,
+    split_of,
+)
+from tracepaper.replay.training.show import FitView
+from tracepaper.replay.training.training import train_seeds
 from tracepaper.storage import checkpoints
 from tracepaper.storage.candles import HistoryWriter
 from tracepaper.storage.database.reader import Reader
@@ -60,7 +72,6 @@ SCANNED_BARS: Final = 4_096
 """Forecasts held at a time: of each only its volatility is kept."""
 
 Say = Callable[[str], None]
-Train = Callable[..., object]
 Times = NDArray[np.int64]
 
 
@@ -85,8 +96,8 @@ class Retraining:
     candidate: Path | None = None
 
 
-def retrain(asked: Retraining, *, train: Train, say: Say) -> CandidateJudgement:
-    """Return the judgement of the candidate; *train* is the function of ``tracepaper train``.
+def retrain(asked: Retraining, *, say: Say) -> CandidateJudgement:
+    """Return the judgement of the candidate.
 
     Raises ``DataInvalid``, ``ConfigInvalid`` or ``CheckpointMismatch`` for what cannot be read or
     trained. What cannot be judged is no error: the judgement's reason says it.
@@ -95,12 +106,12 @@ def retrain(asked: Retraining, *, train: Train, say: Say) -> CandidateJudgement:
         run = reader.run(asked.run_id)
     clear(asked.folder)
     try:
-        return _retrained(asked, run, train, say)
+        return _retrained(asked, run, say)
     finally:
         tidy(asked.folder)
 
 
-def _retrained(asked: Retraining, run: Run, train: Train, say: Say) -> CandidateJudgement:
+def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
     with Reader.open(asked.database) as reader:
         paths = [*_own_bars(reader, run, asked), *asked.data]
     running = checkpoints.load(asked.running)
@@ -117,7 +128,7 @@ def _retrained(asked: Retraining, run: Run, train: Train, say: Say) -> Candidate
     if folder is None:
         folder = asked.folder / CANDIDATE
         say(f"Training on {len(paths)} series until {iso(from_ms)}.")
-        _train(asked, train, paths, times, found)
+        _train(asked, paths, times, found)
     return _judged(asked, run, folder, paths, found, say)
 
 
@@ -205,26 +216,37 @@ def _too_few(asked: Retraining, times: Mapping[str, Times], found: CandidateJudg
 
 def _train(
     asked: Retraining,
-    train: Train,
     paths: Sequence[str],
     times: Mapping[str, Times],
     found: CandidateJudgement,
 ) -> None:
-    """Train the candidate on the bars before the judged time, by the command's own function."""
+    """Train the candidate on the bars before the judged time, as ``tracepaper train`` does."""
     every = np.sort(np.concatenate(list(times.values())))
     before = every[every < found.from_ms]
     train_until, validate_until = (int(before[int(share * len(before))]) for share in SHARES)
-    # The answer on stdout is the judgement; what the training says goes where progress goes.
-    with contextlib.redirect_stdout(sys.stderr):
-        train(
-            list(paths),
+    path = asked.recipe or asked.running / checkpoints.CARD_NAME
+    document = over(
+        as_recipe(read_recipe(path)),
+        {
+            "split": {
+                "train_until": iso(train_until),
+                "validation_until": iso(validate_until),
+                "calibration_until": iso(found.from_ms),
+            },
+            "training": {"threads": asked.threads},
+        },
+    )
+    recipe = recipe_of(document)
+    recipe.estimator.check(recipe, f"The tree of {path}")
+    request = DataRequest(paths, ArrayCache(asked.folder / CACHE))
+    with FitView(recipe) as view:
+        train_seeds(
+            [recipe],
+            request,
             asked.folder / CANDIDATE,
-            recipe=asked.recipe or asked.running / checkpoints.CARD_NAME,
-            train_until=iso(train_until),
-            validate_until=iso(validate_until),
-            calibrate_until=iso(found.from_ms),
-            threads=asked.threads,
-            cache=asked.folder / CACHE,
+            created_ms=SystemClock().wall_ms(),
+            observe=view.observe,
+            say=view.say,
         )
 
 
@@ -259,7 +281,7 @@ def _judged(
         found,
         candidate=str(folder),
         candidate_sha256=made.sha256,
-        recipe=recipe_hash(made.card),
+        recipe=recipe_of(made.card).hash,
         horizon=horizon,
     )
     split = split_of(made.card)
@@ -270,7 +292,7 @@ def _judged(
     if isinstance(models, str):
         return msgspec.structs.replace(found, reason=models)
     say("Judging both models on untouched time.")
-    material = Material.read(
+    material = Dataset.read(
         paths,
         lambda _: _judged_split(split, found),
         (horizon,),

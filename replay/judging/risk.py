@@ -19,7 +19,11 @@ from scipy import special, stats
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.figures import DailyEstimate
-from tracepaper.replay.training.tails import SIDES, calibrated, tail_of
+from tracepaper.replay.training.tails import (
+    SIDES,
+    calibrated,
+    tail_of,
+)
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import SHARES
 

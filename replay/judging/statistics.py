@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.report.metrics import lost_elsewhere
 from tracepaper.replay.training.figures import bootstrapped
-from tracepaper.replay.training.paired import DayDifference, compared
+from tracepaper.replay.training.paired import (
+    DayDifference,
+    compared,
+)
 from tracepaper.strategies.features.rolling import Array
 
 COVERAGES: Final = np.linspace(0.05, 1.0, 20)

@@ -13,8 +13,18 @@ from typing import Final
 import numpy as np
 
 from tracepaper.replay.training.figures import qlike_of
-from tracepaper.replay.training.findings import Cell, Finding, paired
-from tracepaper.replay.training.subject import DecidedBar, Said, Subject, ask, days_of
+from tracepaper.replay.training.findings import (
+    Cell,
+    Finding,
+    paired,
+)
+from tracepaper.replay.training.subject import (
+    DecidedBar,
+    Said,
+    Subject,
+    ask,
+    days_of,
+)
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
 

@@ -16,7 +16,11 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from tracepaper.replay.training.findings import Cell, Finding, paired
+from tracepaper.replay.training.findings import (
+    Cell,
+    Finding,
+    paired,
+)
 from tracepaper.replay.training.subject import (
     TARGETS,
     DecidedBar,

@@ -14,9 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
-from tracepaper.replay.training.boosting import BoostingOptions, LabelledRows, boost
+from tracepaper.replay.training.boosting import (
+    BoostingOptions,
+    LabelledRows,
+    boost,
+)
 from tracepaper.replay.training.glm import fit_gamma
-from tracepaper.replay.training.samples import VARIANCE_FLOOR, Samples
+from tracepaper.replay.training.samples import (
+    VARIANCE_FLOOR,
+    Samples,
+)
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array

@@ -17,20 +17,24 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from tracepaper.replay.training.fit import Progress
-from tracepaper.replay.training.honesty import FEW_DAYS, compared_sentences, few_days
-from tracepaper.replay.training.losses import ADDED, LOSSES
-from tracepaper.replay.training.material import Supplied
-from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.samples import FLAT_BAND, VARIANCE_FLOOR
-from tracepaper.replay.training.series import Split, TrainingFile, iso
+from tracepaper.replay.training.dataset import Supplied
+from tracepaper.replay.training.honesty import (
+    FEW_DAYS,
+    compared_sentences,
+    few_days,
+)
+from tracepaper.replay.training.series import (
+    Split,
+    TrainingFile,
+    iso,
+)
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.gates.gate import GATES, GateInputs
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.units import interval_text
+from tracepaper.strategies.units import MINUTE_MS, interval_text
 
 RECENT_MASS: Final = "recent_mass"
 """The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
@@ -131,12 +135,10 @@ NO_ATTENTION: Final = "It has no attention: nothing is said of entropy, shift an
 _LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
 
 
-def with_stop(card: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Return *card*, which says last why its fit stopped before its time, where it did."""
-    if not progress.stopped:
-        return dict(card)
-    sentences = [*card["honesty"]["sentences"], progress.stopped]
-    return {**card, "honesty": {"sentences": sentences}}
+def interval_name(interval_ms: int) -> str:
+    """Return the exchange's name of an interval: minutes, or D and W."""
+    minutes = interval_ms // MINUTE_MS
+    return {1440: "D", 10_080: "W"}.get(minutes, str(minutes))
 
 
 def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
@@ -200,27 +202,6 @@ def parts_section(split: Split) -> dict[str, object]:
         "embargo_bars": split.embargo_bars,
         "purged_by": "the label's horizon",
     }
-
-
-def training_section(recipe: Recipe, progress: Progress, *, bars: int) -> dict[str, object]:
-    """Return ``[training]``: what repeats this fit, and how it went."""
-    chosen: dict[str, object] = recipe.document()["training"]
-    return {
-        **chosen,
-        "best_step": progress.best_step,
-        "last_step": progress.step,
-        "bars": bars,
-        "flat_band": FLAT_BAND,
-        "variance_floor": VARIANCE_FLOOR,
-        "losses": ", ".join(_losses(recipe)),
-    }
-
-
-def _losses(recipe: Recipe) -> list[str]:
-    """Return the titles of what a network of *recipe* is trained by."""
-    further = recipe.kind.make(recipe.config).further_heads
-    own = [each.title for head, each in ADDED.items() if head in further]
-    return [*(each.title for each in LOSSES.values()), *own]
 
 
 def versions_section() -> dict[str, object]:

@@ -25,8 +25,8 @@ from scipy.signal import lfilter
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.baselines import EWMA_DECAY
 from tracepaper.replay.training.card import rounded
+from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.further import verdict
-from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import CheckpointMismatch, shown
 from tracepaper.strategies.features.rolling import Array
@@ -103,7 +103,7 @@ class _Rows(NamedTuple):
     came: Array
 
 
-def learn_correlations(material: Material) -> dict[str, dict[str, Any]]:
+def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
     """Return ``calibration.correlation`` of a card, learnt of the training part, by horizon.
 
     Empty of a single symbol, and of symbols without enough bars in common.
@@ -139,7 +139,7 @@ def _weights(sides: Array, came: Array) -> tuple[float, float]:
 
 
 def correlations_of(
-    material: Material, part: Part, learnt: Mapping[str, Mapping[str, Any]]
+    material: Dataset, part: Part, learnt: Mapping[str, Mapping[str, Any]]
 ) -> list[CorrelationForecasts]:
     """Return what is said of the correlations of *part* by *learnt*, of a card, and what came.
 
@@ -206,7 +206,7 @@ def _pair(values: Array, days: NDArray[np.int64]) -> list[float]:
     return [round(made.value, 5), round(made.error, 5)]
 
 
-def _common(material: Material, part: Part) -> _Common | None:
+def _common(material: Dataset, part: Part) -> _Common | None:
     """Return the bars that all symbols of *material* have; None of fewer than two symbols."""
     symbols = sorted({segment.candles.symbol for segment in material.segments})
     if len(symbols) < 2:

@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.samples import Samples
-from tracepaper.replay.training.series import Part, Segment, iso
+from tracepaper.replay.training.series import (
+    Part,
+    Segment,
+    iso,
+)
 from tracepaper.strategies.units import DAY_MS, interval_text
 
 
-def described(material: Material) -> dict[str, Any]:
+def described(material: Dataset) -> dict[str, Any]:
     """Return what *material* holds; computes features, labels and the baselines' inputs."""
     return {
         "files": [
@@ -44,7 +48,7 @@ def described(material: Material) -> dict[str, Any]:
     }
 
 
-def _interval(material: Material, interval_ms: int) -> dict[str, Any]:
+def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
     """Return the bars of one interval."""
     every = (*material.segments, *material.others)
     segments = [segment for segment in every if segment.interval_ms == interval_ms]
@@ -58,7 +62,7 @@ def _interval(material: Material, interval_ms: int) -> dict[str, Any]:
     }
 
 
-def _part(material: Material, part: Part) -> dict[str, Any]:
+def _part(material: Dataset, part: Part) -> dict[str, Any]:
     """Return the span of *part* and what is labelled in it, at the model's own interval."""
     samples = material.labelled(part)
     own = [one for one in samples if one.segment.interval_ms == material.interval_ms]

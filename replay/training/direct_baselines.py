@@ -17,7 +17,7 @@ from tracepaper.replay.training.boosting import import_lightgbm
 from tracepaper.replay.training.direct_data import (
     CHUNK,
     Answer,
-    Fitted,
+    DirectModel,
     Rows,
     Task,
     TaskPart,
@@ -48,15 +48,15 @@ _TREE: Final[dict[str, Any]] = {
 }
 
 
-def seasonal(task: Task) -> Fitted:
+def seasonal(task: Task) -> DirectModel:
     """Return the last day, repeated."""
     ahead = np.arange(task.horizon) % task.day_rows - task.day_rows
-    return Fitted(lambda origins: task.values[origins[:, None] + ahead], 0, "the last day")
+    return DirectModel(lambda origins: task.values[origins[:, None] + ahead], 0, "the last day")
 
 
-def ridge(task: Task) -> Fitted:
+def ridge(task: Task) -> DirectModel:
     """Return the closed-form ridge whose window and penalty have the least validation MSE."""
-    best: tuple[float, Fitted] | None = None
+    best: tuple[float, DirectModel] | None = None
     for days in RIDGE_DAYS:
         window = days * task.day_rows
         if window + task.horizon > task.training.stop:
@@ -66,7 +66,7 @@ def ridge(task: Task) -> Fitted:
             mse = errors(task, task.origins(task.validation, window), answer).mse
             if best is None or mse < best[0]:
                 chosen = f"{window} rows, penalty {penalty:g}"
-                best = mse, Fitted(answer, weights.size, chosen)
+                best = mse, DirectModel(answer, weights.size, chosen)
     if best is None:
         raise ConfigInvalid(
             f"horizon {task.horizon} leaves the ridge no training window; give a shorter one."
@@ -101,7 +101,7 @@ def _linear(task: Task, window: int, weights: Values) -> Answer:
     return answer
 
 
-def tree(task: Task, *, seed: int = 0) -> Fitted:
+def tree(task: Task, *, seed: int = 0) -> DirectModel:
     """Return a boosted tree on lags of each variable, the step ahead and the hour (LightGBM).
 
     One tree for all steps and variables; its rounds are chosen on the validation part. Raises
@@ -126,7 +126,7 @@ def tree(task: Task, *, seed: int = 0) -> Fitted:
         return found
 
     leaves = sum(found["num_leaves"] for found in model.dump_model()["tree_info"])
-    return Fitted(answer, leaves, f"{model.best_iteration} rounds")
+    return DirectModel(answer, leaves, f"{model.best_iteration} rounds")
 
 
 def _thinned(task: Task, part: TaskPart) -> Rows:

@@ -93,7 +93,7 @@ class Errors(NamedTuple):
     mae: float
 
 
-class Fitted(NamedTuple):
+class DirectModel(NamedTuple):
     """What answers, how many numbers were fitted, and what was chosen, in words."""
 
     answer: Answer

@@ -21,8 +21,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from tracepaper.replay.training.direct_data import Answer, Fitted, Rows, Task, Values, errors
-from tracepaper.replay.training.fit import Fit, Policy, Progress
+from tracepaper.replay.training.direct_data import (
+    Answer,
+    DirectModel,
+    Rows,
+    Task,
+    Values,
+    errors,
+)
+from tracepaper.replay.training.fit import (
+    Fit,
+    Policy,
+    Progress,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.baselines import (
     DirectConfig,
@@ -100,7 +111,7 @@ class Epoch(NamedTuple):
     validation_mse: float
 
 
-def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> Fitted:
+def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> DirectModel:
     """Fit the networks of *recipe* to *task*; what answers is the mean of their answers.
 
     Raises ``ConfigInvalid`` when no window fits the training part, ``DataInvalid`` on a loss that
@@ -117,7 +128,7 @@ def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> F
         found: Values = np.mean([each(origins) for each in answers], axis=0)
         return found
 
-    return Fitted(answer, parameters, f"epoch {kept} by validation MSE")
+    return DirectModel(answer, parameters, f"epoch {kept} by validation MSE")
 
 
 class _Kept(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Final, get_args
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
 import torch
@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.baselines import BASELINES, Answer, Asked, Measure, past_variances
+from tracepaper.replay.training.baselines import (
+    BASELINES,
+    Answer,
+    Asked,
+    Measure,
+    past_variances,
+)
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.honesty import COMMONER
 from tracepaper.replay.training.samples import (
@@ -21,12 +27,18 @@ from tracepaper.replay.training.samples import (
     Samples,
     first_position,
 )
-from tracepaper.replay.training.series import Segment
+from tracepaper.replay.training.series import (
+    Part,
+    Segment,
+)
 from tracepaper.replay.training.windows import windowed_rows
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network, Outputs
 from tracepaper.strategies.units import DAY_MS
+
+if TYPE_CHECKING:
+    from tracepaper.replay.training.dataset import Dataset
 
 _CHUNK_ROWS: Final = 8_192  # rows answered at once; bounds memory
 WINDOWS_JUDGED: Final = 20_000
@@ -133,6 +145,31 @@ def _arrays(outputs: Outputs) -> Predictions:
         dof=array(outputs.dof),
         logits=array(outputs.direction_logits),
         variance=array(torch.exp(outputs.log_variance)),
+    )
+
+
+ALL_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
+"""What every network gives."""
+
+
+def answers_of(network: Network, data: Dataset, part: Part) -> list[HorizonForecasts]:
+    """Return the network's and the baselines' forecasts of *part*, for each horizon."""
+    answered = answer(network, data.samples(part))
+    if not answered:
+        raise no_context(part, network.config.receptive_field)
+    return judged(answered, data.baselines, data.horizons)
+
+
+def cooled(found: HorizonForecasts, temperature: float) -> HorizonForecasts:
+    """Return *found* with logits whose softmax is calibrated."""
+    return replace(found, logits=(found.logits / temperature).astype(np.float32))
+
+
+def no_context(part: Part, rows: int) -> ConfigInvalid:
+    """Return what is said of a *part* without a bar that has the *rows* an answer depends on."""
+    return ConfigInvalid(
+        f"The {part.value} part has no bar with {rows:,} bars before it, on which an answer "
+        "depends; narrow the window by --window, move the split's dates or give more candles."
     )
 
 

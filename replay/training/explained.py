@@ -11,10 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.training.across import AcrossAssets
-from tracepaper.replay.training.card import ROUND_TRIP_COST, measures
+from tracepaper.replay.training.card import (
+    ROUND_TRIP_COST,
+    measures,
+)
 from tracepaper.replay.training.correlation import CorrelationForecasts
 from tracepaper.replay.training.evaluation import HorizonForecasts
-from tracepaper.replay.training.figures import mean, table, top
+from tracepaper.replay.training.figures import (
+    mean,
+    table,
+    top,
+)
 from tracepaper.replay.training.further import FurtherForecasts
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Segment

@@ -15,7 +15,10 @@ import numpy as np
 from tracepaper.replay.archive import Candles, merge_candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.sessions import common_sessions, counted_by, sessions_named
-from tracepaper.replay.training.series import TrainingFile, file_sha256
+from tracepaper.replay.training.series import (
+    TrainingFile,
+    file_sha256,
+)
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import interval_text

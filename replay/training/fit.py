@@ -20,7 +20,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tracepaper.replay.training import state as states
-from tracepaper.replay.training.entropy_loss import confidence_loss, traced, trained_confidence
+from tracepaper.replay.training.entropy_loss import (
+    confidence_loss,
+    traced,
+    trained_confidence,
+)
 from tracepaper.replay.training.losses import (
     LOSSES,
     Constants,
@@ -31,11 +35,20 @@ from tracepaper.replay.training.losses import (
     elementwise,
     head_scores,
 )
-from tracepaper.replay.training.samples import Batch, Chunks, Samples
+from tracepaper.replay.training.samples import (
+    Batch,
+    Chunks,
+    Samples,
+)
 from tracepaper.replay.training.windows import SingleWindows
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
+
+
+def use_threads(count: int) -> None:
+    """Let PyTorch compute with *count* threads; results repeat only for the same number."""
+    torch.set_num_threads(count)
 
 
 @dataclass(frozen=True)

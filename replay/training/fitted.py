@@ -23,7 +23,10 @@ from tracepaper.replay.training.baselines import (
     past_variances,
 )
 from tracepaper.replay.training.boosting import import_lightgbm
-from tracepaper.replay.training.lstm_baseline import fit_lstm, read_lstm
+from tracepaper.replay.training.lstm_baseline import (
+    fit_lstm,
+    read_lstm,
+)
 from tracepaper.replay.training.samples import Samples
 from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint

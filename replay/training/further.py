@@ -22,11 +22,19 @@ from torch import Tensor
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.baselines import past_variances
 from tracepaper.replay.training.card import rounded
-from tracepaper.replay.training.evaluation import outputs_at, thinned
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.evaluation import (
+    outputs_at,
+    thinned,
+)
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.losses import ADDED
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.samples import Samples, drawdown, path, path_steps
+from tracepaper.replay.training.samples import (
+    Samples,
+    drawdown,
+    path,
+    path_steps,
+)
 from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.strategies.errors import CheckpointMismatch
@@ -99,7 +107,7 @@ class FurtherForecasts:
 
 def further_of(
     network: Network,
-    material: Material,
+    material: Dataset,
     part: Part,
     levels: Levels | None = None,
 ) -> list[FurtherForecasts]:

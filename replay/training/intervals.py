@@ -19,12 +19,22 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
-from tracepaper.replay.training.evaluation import Predictions, predict
+from tracepaper.replay.training.evaluation import (
+    Predictions,
+    predict,
+)
 from tracepaper.replay.training.figures import COVERAGE
-from tracepaper.replay.training.findings import Cell, Finding, paired
+from tracepaper.replay.training.findings import (
+    Cell,
+    Finding,
+    paired,
+)
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import Part
-from tracepaper.replay.training.subject import Ids, Subject
+from tracepaper.replay.training.subject import (
+    Ids,
+    Subject,
+)
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.units import DAY_MS

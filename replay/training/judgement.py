@@ -6,7 +6,7 @@ The rules are docs/decisions.md, G18 and G32 to G36.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
 from tracepaper.replay.training import regimes
-from tracepaper.replay.training.card import RECENT_MASS, quantiles, rounded
+from tracepaper.replay.training.card import (
+    PERCENTS,
+    RECENT_MASS,
+    ROUND_TRIP_COST,
+    quantiles,
+    rounded,
+)
 from tracepaper.replay.training.confidence import (
     ablation,
     fit_confidence,
@@ -22,8 +28,16 @@ from tracepaper.replay.training.confidence import (
     scored,
     sentence,
 )
-from tracepaper.replay.training.explained import ExplainedRows
-from tracepaper.replay.training.regimes import fit_cells, judge_cells
+from tracepaper.replay.training.explained import (
+    ExplainedRows,
+    passing,
+    selective,
+    traded,
+)
+from tracepaper.replay.training.regimes import (
+    fit_cells,
+    judge_cells,
+)
 from tracepaper.strategies.gates.declared import confidence_calibrated, edge, regime
 from tracepaper.strategies.gates.evaluator import RegimeBounds, key_of, next_regime, threshold_of
 from tracepaper.strategies.gates.gate import AUTO, GATES, MILDEST, Gate, ThresholdKey
@@ -56,6 +70,40 @@ def judgement_section(found: ExplainedRows, known: Mapping[str, Any]) -> dict[st
         section["regimes"] = msgspec.to_builtins(cells)
     section["coverage"] = _coverage(found, measures, section)
     return section
+
+
+def gates_section(found: ExplainedRows, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``[calibration]`` with what gates need: quantiles, confidence, regimes.
+
+    *found* are what a run's own forecaster said of the calibration slice.
+    """
+    known: dict[str, Any] = {
+        "bars": len(found.value),
+        "round_trip_cost": ROUND_TRIP_COST,
+        "percents": [PERCENTS[0], PERCENTS[-1]],
+        "quantiles": {name: list(quantiles(values)) for name, values in found.measures.items()},
+    }
+    return {**section, **known} | judgement_section(found, known["quantiles"])
+
+
+class JudgedGates(NamedTuple):
+    """What the gates of a model would have done on untouched time, as in ``JudgedPart``."""
+
+    explained: ExplainedRows
+    rules: Mapping[str, NDArray[np.bool_]]
+    calibration: dict[str, Any]
+    figures: dict[str, Any]
+    sentences: list[str]
+
+
+def judged_gates(
+    found: ExplainedRows, section: Mapping[str, Any], second_span_ms: int | None
+) -> JudgedGates:
+    """Return what the gates by ``[calibration]`` make of the untouched rows *found*."""
+    section, figures, said = judged_section(found, section, second_span_ms=second_span_ms)
+    thresholds = default_thresholds(section)
+    every = {"selective": selective(found), "traded": traded(found, thresholds), **figures}
+    return JudgedGates(found, passing(found, thresholds), section, every, said)
 
 
 def judged_section(

@@ -8,7 +8,7 @@ compared from one step to the next.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -19,8 +19,17 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.training.evaluation import Predictions, predict, thinned
-from tracepaper.replay.training.samples import LABELS, NO_LABEL, VARIANCE_FLOOR, Samples
+from tracepaper.replay.training.evaluation import (
+    Predictions,
+    predict,
+    thinned,
+)
+from tracepaper.replay.training.samples import (
+    LABELS,
+    NO_LABEL,
+    VARIANCE_FLOOR,
+    Samples,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import (
@@ -391,3 +400,9 @@ def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -
             daily = summed[total > 0] / total[total > 0]
             errors[task, column] = max(float(daily.std()), 1e-9) / np.sqrt(len(daily))
     return errors
+
+
+def titles(heads: Collection[str]) -> str:
+    """Name what a network with these auxiliary *heads* is trained by, as its card does."""
+    own = [each.title for head, each in ADDED.items() if head in heads]
+    return ", ".join([*(each.title for each in LOSSES.values()), *own])

@@ -24,7 +24,10 @@ from tracepaper.replay.training.baselines import (
     Training,
 )
 from tracepaper.replay.training.evaluation import predict
-from tracepaper.replay.training.fit import FitOptions, HeadsFit
+from tracepaper.replay.training.fit import (
+    FitOptions,
+    HeadsFit,
+)
 from tracepaper.replay.training.series import Segment
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork

@@ -15,13 +15,30 @@ from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.card import NO_ATTENTION
-from tracepaper.replay.training.evaluation import HorizonForecasts, Predictions, judged, report
-from tracepaper.replay.training.explained import JudgedPart, bars_of
-from tracepaper.replay.training.honesty import compared_sentences, few_days
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.evaluation import (
+    HorizonForecasts,
+    Predictions,
+    judged,
+    report,
+)
+from tracepaper.replay.training.explained import (
+    JudgedPart,
+    bars_of,
+)
+from tracepaper.replay.training.honesty import (
+    compared_sentences,
+    few_days,
+)
 from tracepaper.replay.training.paired import paired_figures
 from tracepaper.replay.training.samples import Samples
-from tracepaper.replay.training.series import Part, Segment, Split, date_ms, iso
+from tracepaper.replay.training.series import (
+    Part,
+    Segment,
+    Split,
+    date_ms,
+    iso,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import Forecast
@@ -59,7 +76,7 @@ def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
     return Split(until_ms, until_ms + 1, until_ms + 2, max(forecaster.horizons))
 
 
-def evaluate_own(forecaster: UserForecaster, material: Material, *, horizon: int) -> JudgedPart:
+def evaluate_own(forecaster: UserForecaster, material: Dataset, *, horizon: int) -> JudgedPart:
     """Return what a class said of the test part, its figures by horizon, and sentences about them.
 
     Raises ``ConfigInvalid`` where no bar of that part was forecast.

@@ -16,8 +16,15 @@ from scipy import stats
 
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
-from tracepaper.replay.training.figures import DailyEstimate, mean
-from tracepaper.replay.training.honesty import COMMONER, LEVEL, PAIRED
+from tracepaper.replay.training.figures import (
+    DailyEstimate,
+    mean,
+)
+from tracepaper.replay.training.honesty import (
+    COMMONER,
+    LEVEL,
+    PAIRED,
+)
 from tracepaper.strategies.features.rolling import Array
 
 

@@ -15,12 +15,26 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.training.evaluation import Predictions, joined
+from tracepaper.replay.training.evaluation import (
+    Predictions,
+    joined,
+)
 from tracepaper.replay.training.figures import qlike_of
-from tracepaper.replay.training.findings import Cell, Finding, paired
+from tracepaper.replay.training.findings import (
+    Cell,
+    Finding,
+    paired,
+)
 from tracepaper.replay.training.samples import Samples
-from tracepaper.replay.training.series import Part, Segment
-from tracepaper.replay.training.subject import Ids, Rows, Subject
+from tracepaper.replay.training.series import (
+    Part,
+    Segment,
+)
+from tracepaper.replay.training.subject import (
+    Ids,
+    Rows,
+    Subject,
+)
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS
 

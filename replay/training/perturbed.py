@@ -14,7 +14,11 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 
-from tracepaper.replay.training.findings import Cell, Finding, paired
+from tracepaper.replay.training.findings import (
+    Cell,
+    Finding,
+    paired,
+)
 from tracepaper.replay.training.subject import (
     TARGETS,
     DecidedBar,

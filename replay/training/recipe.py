@@ -9,35 +9,29 @@ The rules are docs/models.md, L25 to L27.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from tracepaper.replay.training.boosting import BoostingOptions
-from tracepaper.replay.training.fit import FitOptions
+from tracepaper.replay.training.dataset import (
+    in_bars,
+    intervals_of,
+    own_interval,
+)
 from tracepaper.replay.training.fitted import requested_names
-from tracepaper.replay.training.material import in_bars, intervals_of, own_interval
 from tracepaper.replay.training.series import TrainingFile
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.forecasters.tabular import ROW_KINDS
-from tracepaper.strategies.networks import order_book
-from tracepaper.strategies.networks.architecture import (
-    Architecture,
-    Network,
-    NetworkKind,
-    kind_of,
-    nearest,
-    network_kinds,
-)
-from tracepaper.strategies.networks.cross_asset import KINDS
-from tracepaper.strategies.networks.flash import FlashNetwork
-from tracepaper.strategies.order_book import KIND
-from tracepaper.strategies.units import MINUTE_MS, time_of
+from tracepaper.strategies.networks.architecture import nearest
+from tracepaper.strategies.units import time_of
+
+if TYPE_CHECKING:
+    from tracepaper.replay.training.estimator import Estimator
 
 Document = Mapping[str, Any]
 
@@ -56,9 +50,6 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 """The keys of each section that are chosen; to those of training come what fits is fitted with."""
-EXPLAINED_BARS: Final = 120_000
-EXPLAINED_WINDOWS: Final = 12_000
-"""Bars of calibration and test to explain, where each costs a pass over its window."""
 SCHEMA: Final = "v1"
 DROPOUT: Final = 0.1
 THREADS: Final = 2
@@ -67,95 +58,84 @@ DEFAULT_KIND: Final = "flash"
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, how, and on what device; *split* may be left to the data."""
+    """What is chosen before a model is fitted; *split* may be left to the data.
 
-    kind: NetworkKind
-    config: Architecture
-    options: FitOptions
-    horizon: int  # of the gates
+    ``architecture`` and ``options`` are the ``Keys`` and ``Options`` of the estimator, of which the
+    data say the rest. ``members`` are those of an ensemble.
+    """
+
+    estimator: Estimator
+    architecture: Any
+    options: Any
+    horizon: int = 0  # of the gates; 0 where none judge
     name: str = ""
     schema_id: str = SCHEMA
     intervals: tuple[str, ...] = ()  # the model's, then others to learn from
     calendar: str | None = None
-    explained_bars: int | None = None  # None: as many as the network can explain in minutes
+    explained_bars: int | None = None  # None: as many as can be explained in minutes
     device: str = "cpu"
-    threads: int = 2
+    threads: int = THREADS
     split: Mapping[str, Any] | None = None
     baselines: tuple[str, ...] = ()  # of those that are fitted on request
+    members: tuple[Recipe, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a horizon of the gates that the network does not forecast."""
-        if self.horizon not in self.config.horizons:
+        """Refuse a horizon of the gates that the model does not forecast."""
+        if self.horizon and self.horizon not in self.horizons:
             raise ConfigInvalid(
-                f"The gates' horizon of {self.horizon} bars is none of the network's"
-                f" {list(self.config.horizons)}; choose one of these."
+                f"The gates' horizon of {self.horizon} bars is none of the model's"
+                f" {list(self.horizons)}; choose one of these."
             )
 
-    @classmethod
-    def of(cls, document: Document) -> Self:
-        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
-        chosen = chosen_of(document, FitOptions)
-        model, own = chosen["model"], own_training(chosen["training"])
-        kind = _kind(model.get("kind", DEFAULT_KIND))
-        config = _architecture(kind, chosen["architecture"])
-        horizon = chosen["calibration"].get("horizon", middle(config.horizons))
-        return cls(
-            kind,
-            config,
-            typed(FitOptions, chosen["training"]),
-            whole("calibration.horizon", horizon),
-            name=str(model.get("name", "")),
-            schema_id=str(chosen["features"].get("schema_id", SCHEMA)),
-            intervals=tuple(chosen["features"].get("intervals", ())),
-            calendar=chosen["features"].get("calendar"),
-            explained_bars=own.get("explained_bars"),
-            device=str(own.get("device", "cpu")),
-            threads=whole("training.threads", own.get("threads", THREADS)),
-            split=chosen["split"] or None,
-            baselines=requested_baselines(own),
-        )
+    @property
+    def kind(self) -> str:
+        """The name of the kind of model."""
+        return self.estimator.kind
 
-    def fitted_to(self, schema: FeatureSchema, interval_ms: int) -> Self:
-        """Return it with a network for rows of that *schema* and bars of that length."""
-        known = {"features": len(schema.names), "interval_minutes": interval_ms // MINUTE_MS}
-        section = listed(self.config)
-        own = {name: value for name, value in known.items() if name in section}
-        own |= self.kind.by_names(section, schema.names)
-        return replace(self, config=self.kind.read({**section, **own}))
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Bars ahead that are forecast."""
+        return tuple(self.architecture.horizons)
 
     def document(self) -> dict[str, Any]:
         """Return it as the sections of a file, every key with its value."""
-        training = asdict(self.options) | {"threads": self.threads, "device": self.device}
-        training |= with_baselines(self.baselines)
-        if self.explained_bars is not None:
-            training["explained_bars"] = self.explained_bars
-        found: dict[str, Any] = {
-            "model": {"kind": self.kind.name, "name": self.name},
-            "architecture": listed(self.config),
-            "features": features_of(self.schema_id, self.intervals, self.calendar),
-            "training": training,
-            "calibration": {"horizon": self.horizon},
-        }
-        return found if self.split is None else {**found, "split": dict(self.split)}
+        return self.estimator.document(self)
 
     def text(self) -> str:
         """Return it as TOML, which ``read_recipe`` reads back to an equal recipe."""
         return dump(self.document())
 
-    def bars_explained(self, network: Network) -> int:
-        """Return how many bars of calibration and test are explained."""
-        return explained(network) if self.explained_bars is None else self.explained_bars
+    @property
+    def hash(self) -> str:
+        """The hash of all that was chosen: twelve hexadecimal digits.
+
+        Seed, name, threads and device are left out: repeats of one recipe are one candidate.
+        """
+        if self.members:
+            return _digest(" ".join(member.hash for member in self.members))
+        chosen = {**self.document(), **self.estimator.fixed}
+        training = {
+            name: value
+            for name, value in chosen["training"].items()
+            if name not in _LUCK and (name, value) not in _NEWER
+        }
+        document = {**chosen, "training": training, "model": {"kind": self.kind}}
+        return _digest(json.dumps(document, sort_keys=True, default=str))
 
 
-def explained(network: Network) -> int:
-    """Return how many bars can be explained in minutes."""
-    streams = isinstance(network, FlashNetwork) and network.answers_every_row
-    return EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
+_LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
+"""Keys of ``[training]`` by which one recipe is no other."""
+_NEWER: Final = (("entropy_weight", 0.0),)
+"""Keys at values that change nothing, which older recipes do not have."""
 
 
-def listed(config: Architecture) -> dict[str, Any]:
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of keys
     """Return every field of an architecture, tuples as lists, as a card holds it."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}  # type: ignore[arg-type]
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
@@ -173,6 +153,8 @@ def with_bars(document: Document) -> Document:
     Raises ``ConfigInvalid`` where times are given and no interval is named.
     """
     architecture, calibration = document.get("architecture", {}), document.get("calibration", {})
+    if not (isinstance(architecture, Mapping) and isinstance(calibration, Mapping)):
+        return document  # refused by ``chosen_of``
     given, of_gates = architecture.get("horizons"), calibration.get("horizon")
     if not isinstance(given, str) and not isinstance(of_gates, str):
         return document
@@ -228,31 +210,6 @@ def command(sources: Sequence[TrainingFile], vectors: str | None = None) -> str:
     return shlex.join(["tracepaper", "train", "--recipe", "card.toml", *words, "--out", "FOLDER"])
 
 
-def _architecture(kind: NetworkKind, section: Document) -> Architecture:
-    """Return the configuration; where no dropout is named, the one that networks are trained with.
-
-    A card that names none was made without, so it is no default of the network's own.
-    """
-    section = {name: value for name, value in section.items() if name not in kind.follows}
-    config: Architecture = kind.read(section)
-    if "dropout" in section or not hasattr(config, "dropout"):
-        return config
-    return kind.read({**section, "dropout": DROPOUT})
-
-
-def _kind(name: object) -> NetworkKind:
-    known = network_kinds()
-    if name not in known:
-        every = [f"{kind.name}, {kind.words}" for kind in known.values()]
-        every += [f"{several}, {words}" for several, words in KINDS.items()]
-        every += [f"{row}, of one bar's features" for row in ROW_KINDS]
-        every.append(f"{KIND}, {order_book.WORDS}")
-        raise ConfigInvalid(
-            f"There is no network called {name!r}; choose one of: {'; '.join(every)}."
-        )
-    return kind_of(name)
-
-
 def chosen_of(document: Document, options: type[Any]) -> dict[str, dict[str, Any]]:
     """Return what is chosen, section by section, where *options* is what fits are fitted with.
 
@@ -295,15 +252,7 @@ def requested_baselines(training: Document) -> tuple[str, ...]:
     return requested_names(names)
 
 
-def with_baselines(names: Sequence[str]) -> dict[str, Any]:
-    """Return the key of ``[training]`` that names them; none where none is named."""
-    return {"baselines": list(names)} if names else {}
-
-
-AnyOptions = TypeVar("AnyOptions", FitOptions, BoostingOptions)
-
-
-def typed(options: type[AnyOptions], training: Document) -> AnyOptions:
+def typed(options: type[Any], training: Document) -> Any:  # noqa: ANN401 - any dataclass of options
     """Return *options* of ``[training]``; raise ``ConfigInvalid`` for a value of another kind."""
     found: dict[str, Any] = {}
     for field in fields(options):

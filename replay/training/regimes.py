@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.training.card import rounded
 from tracepaper.replay.training.explained import ExplainedRows
-from tracepaper.replay.training.figures import DailyEstimate, figure
+from tracepaper.replay.training.figures import (
+    DailyEstimate,
+    figure,
+)
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.calibration import REGIME_MEASURES, REGIMES_MOST, RegimeCells
 

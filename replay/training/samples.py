@@ -19,7 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.replay.training.series import Part, Parts, Segment
+from tracepaper.replay.training.series import (
+    Part,
+    Parts,
+    Segment,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import PATH_STEPS

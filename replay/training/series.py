@@ -8,8 +8,8 @@ are purged by the label's horizon, with an embargo.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache as cache_once
@@ -22,8 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.training.array_cache import ArrayCache, Shaped, code_key
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.replay.training.array_cache import (
+    ArrayCache,
+    Shaped,
+    code_key,
+)
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import rolling, rows, v1, v2
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import Columns, FeatureSchema, compute
@@ -278,6 +282,51 @@ def by_shares(
             " give more data or set the dates."
         )
     return Split(ends[0], ends[1], ends[2], embargo_bars)
+
+
+SHARES: Final = (0.65, 0.1, 0.1)
+"""Of all bars: training, validation and calibration; the rest stays untouched for the figures."""
+
+
+def split_by(
+    section: Mapping[str, Any] | None, horizons: Sequence[int]
+) -> Callable[[Sequence[Segment]], Split]:
+    """Return what splits candles by ``[split]`` of a recipe: at its dates, or by ``SHARES``."""
+    section = section or {}
+    second = second_span(section)
+    embargo = int(section.get("embargo_bars", max(horizons)))
+    if "train_until" not in section:
+        return lambda segments: replace(
+            by_shares(segments, embargo_bars=embargo, shares=SHARES), second_span_ms=second
+        )
+    first, last, third = (
+        date_ms(str(section.get(name)))
+        for name in ("train_until", "validation_until", "calibration_until")
+    )
+    return lambda _: Split(first, last, third, embargo, second_span_ms=second)
+
+
+def second_span(section: Mapping[str, Any]) -> int | None:
+    """Return where the second span of untouched time begins; None where ``[split]`` is silent."""
+    return date_ms(str(section["second_span"])) if "second_span" in section else None
+
+
+def split_of(card: Mapping[str, Any]) -> Split:
+    """Return the split that a card names; raise ``CheckpointMismatch`` where it names none."""
+    try:
+        section = card["split"]
+        return Split(
+            train_until_ms=date_ms(section["train_until"]),
+            validation_until_ms=date_ms(section["validation_until"]),
+            calibration_until_ms=date_ms(section["calibration_until"]),
+            embargo_bars=int(section["embargo_bars"]),
+            second_span_ms=second_span(section),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointMismatch(
+            f"The model's card does not say its split ({shown(error)}); judge a checkpoint that "
+            "does."
+        ) from None
 
 
 def date_ms(text: str) -> int:

@@ -15,13 +15,16 @@ from rich.progress import (
 )
 
 from tracepaper.replay.training.fit import Progress as FitProgress
+from tracepaper.replay.training.recipe import Recipe
 from tracepaper.strategies.units import duration
 
 
 class FitView:
     """Shows a fit on stderr: a bar on a terminal, a line a validation elsewhere."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, recipe: Recipe) -> None:
+        """Show the fit of *recipe*; where it has no steps, sentences alone."""
+        steps = getattr(recipe.options, "steps", 0)
         self.console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -31,7 +34,7 @@ class FitView:
             TimeRemainingColumn(),
             TextColumn("{task.fields[loss]}"),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not (steps and self.console.is_terminal),
         )
         self._task = self._bar.add_task("training", total=steps, loss="")
         self._begun: tuple[int, int, float] | None = None  # step, bars, seconds at the first step

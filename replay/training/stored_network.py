@@ -17,8 +17,11 @@ from torch import Tensor
 from tracepaper.replay.archive.candles import Candles, resample
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
-from tracepaper.replay.training.material import joined_to
-from tracepaper.replay.training.series import Segment, segments_of
+from tracepaper.replay.training.dataset import joined_to
+from tracepaper.replay.training.series import (
+    Segment,
+    segments_of,
+)
 from tracepaper.storage import checkpoints
 from tracepaper.storage.covariates import read_vectors
 from tracepaper.strategies.covariates import FixedCovariates

@@ -15,23 +15,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.replay.training.evaluation import Predictions, predict, thinned
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.rowwise import predictions
-from tracepaper.replay.training.samples import Samples, first_position
-from tracepaper.replay.training.series import Part, Segment
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import candle_estimator
+from tracepaper.replay.training.estimators.tabular import predictions
+from tracepaper.replay.training.evaluation import (
+    Predictions,
+    predict,
+    thinned,
+)
+from tracepaper.replay.training.samples import (
+    Samples,
+    first_position,
+)
+from tracepaper.replay.training.series import (
+    Part,
+    Segment,
+)
 from tracepaper.replay.training.windows import windowed_rows
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import (
-    HALVES,
-    is_ensemble,
-    part_of,
-    restore,
-    row_kind,
-    tensors_of,
-    trained_rows,
-)
 from tracepaper.strategies.forecasters.tabular import TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.units import DAY_MS
@@ -82,7 +84,7 @@ class Mix(NamedTuple):
 class Subject:
     """A network, or a model of one row of features, or both, and what it is examined on."""
 
-    material: Material
+    material: Dataset
     horizon: int
     """Bars ahead, that of the gates."""
     network: Network | None = None
@@ -91,21 +93,18 @@ class Subject:
     """Of an ensemble, which has both."""
 
     @classmethod
-    def of(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Material) -> Self:
-        """Return that of *card* and *tensors*; an ensemble's halves are those in its checkpoint."""
-        if is_ensemble(card):
-            one, other = (
-                cls.of(part_of(card, half), tensors_of(tensors, half), material) for half in HALVES
+    def of(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Dataset) -> Self:
+        """Return that of *card* and *tensors*.
+
+        Raises ``ConfigInvalid`` where the kind of model shows nothing to examine.
+        """
+        model = candle_estimator(card).load(card, tensors)
+        if model.network is None and model.rows is None:
+            raise ConfigInvalid(
+                "The model shows no network and no arrays of its own to examine; leave that out."
             )
-            shares, spread = (
-                np.array([card[section][key][str(h)] for h in material.horizons])
-                for section, key in (("ensemble", "network_share"), ("calibration", "spread"))
-            )
-            return replace(one, trained=other.trained, mix=Mix(shares, spread))
-        horizon, kind = int(card["calibration"]["horizon"]), row_kind(card)
-        if kind is None:
-            return cls(material, horizon, network=restore(card, tensors).eval())
-        return cls(material, horizon, trained=trained_rows(card, tensors, kind))
+        network = None if model.network is None else model.network.eval()
+        return cls(material, model.horizon, network, model.rows, model.mix)
 
     @property
     def column(self) -> int:

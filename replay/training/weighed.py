@@ -15,10 +15,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.training.aligned import Ids, Labelled
 from tracepaper.replay.training.card import ROUND_TRIP_COST
-from tracepaper.replay.training.figures import bootstrapped, daily_sums
+from tracepaper.replay.training.figures import (
+    bootstrapped,
+    daily_sums,
+)
 from tracepaper.replay.training.honesty import FEW_DAYS
+from tracepaper.replay.training.panel import (
+    Ids,
+    Labelled,
+)
 from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -32,7 +38,7 @@ RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
 _BASIS_POINTS: Final = 1e4
 
 WeightsAt = Callable[[Labelled, Ids], Array]
-"""The weights [asset, decision] at some rows of a stretch."""
+"""The weights [asset, decision] at some rows of a panel."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Weighed:
 
 
 class Weighing(NamedTuple):
-    """Decisions of one stretch: what each asset made until the next one, and on which day."""
+    """Decisions of one panel: what each asset made until the next one, and on which day."""
 
     labelled: Labelled
     rows: Ids
@@ -58,18 +64,18 @@ def weighings(part: Sequence[Labelled], *, every: int, field: int) -> list[Weigh
     """Return the decisions of *part*, each with *field* bars before it and a known outcome."""
     found = []
     for one in part:
-        rows = one.stretch.decisions(one.whole_rows(max(field, COVARIANCE_BARS + 1)), every)
+        rows = one.panel.decisions(one.whole_rows(max(field, COVARIANCE_BARS + 1)), every)
         within = one.samples[0].weights[:, one.samples[0].horizons.index(every)] > 0
         rows = rows[within[rows]]
         if len(rows):
-            times = one.stretch.segments[0].open_time_ms[rows]
-            gains = np.expm1(one.stretch.moves(every)[:, rows])
+            times = one.panel.segments[0].open_time_ms[rows]
+            gains = np.expm1(one.panel.moves(every)[:, rows])
             found.append(Weighing(one, rows, gains, times // DAY_MS))
     return found
 
 
 def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
-    """Return what holding *weights* made, net of fees; a stretch begins with nothing held."""
+    """Return what holding *weights* made, net of fees; a panel begins with nothing held."""
     parts = [_held(one, weights(one.labelled, one.rows)) for one in decisions]
     return Weighed(
         *(
@@ -80,7 +86,7 @@ def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
 
 
 def _held(one: Weighing, weights: Array) -> Weighed:
-    """Return what *weights* [asset, decision] made of the decisions of one stretch."""
+    """Return what *weights* [asset, decision] made of the decisions of one panel."""
     made = (weights * one.gains).sum(axis=0)
     drifted = weights * (1.0 + one.gains) / (1.0 + made)
     before = np.concatenate([np.zeros((len(weights), 1)), drifted[:, :-1]], axis=1)
@@ -95,7 +101,7 @@ def rule_weights(rule: Rule) -> WeightsAt:
     """
 
     def found(one: Labelled, rows: Ids) -> Array:
-        segments = one.stretch.segments
+        segments = one.panel.segments
         moves = np.diff(np.log(np.stack([s.close for s in segments])), axis=1)
         days = segments[0].open_time_ms[rows] // DAY_MS
         _, begins, place = np.unique(days, return_index=True, return_inverse=True)

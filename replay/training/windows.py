@@ -17,7 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracepaper.replay.training.samples import LABELS, Batch, Samples, first_position
+from tracepaper.replay.training.samples import (
+    LABELS,
+    Batch,
+    Samples,
+    first_position,
+)
 from tracepaper.strategies.errors import DataInvalid
 
 Ids = NDArray[np.int64]

@@ -60,11 +60,6 @@ DECIMALS: Final = 6
 """Weights are rounded to so many."""
 
 
-def is_together(card: Mapping[str, Any]) -> bool:
-    """Return whether *card* is of a network that answers for all symbols of a close."""
-    return section_of(card, "model").get("kind") in KINDS
-
-
 @dataclass(frozen=True)
 class TogetherModel:
     """What a checkpoint of several symbols says of itself, and its network."""

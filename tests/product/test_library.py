@@ -21,9 +21,8 @@ from readme import blocks
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.bench.workloads import FORMS
-from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
 from tracepaper.replay.training.baselines import BASELINES
-from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, rollout_kernels
@@ -285,7 +284,7 @@ def test_the_printed_window_leaves_bars_to_judge_in_its_own_size(
     document.pop("ensemble", None)
     kind = document["model"]["kind"]
     if kind not in ROW_KINDS:
-        config = (AlignedRecipe if kind in KINDS else Recipe).of(document).config
+        config = recipe_of(document).architecture
         assert config.receptive_field <= BARS_BEFORE_CALIBRATION
 
 

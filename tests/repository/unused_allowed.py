@@ -15,6 +15,7 @@ collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 down_revision, branch_labels, depends_on, downgrade  # Alembic
 writeable  # an attribute that numpy reads
+Keys  # of an estimator: `tracepaper train --keys` reads it
 representation, interpretable_model  # captum asks for them
 
 # Read and derived from by classes of users' own, and classes for them to copy from.

@@ -15,9 +15,13 @@ from builders import instrument
 from msgspec import structs
 
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
-from tracepaper.replay.training.book_data import BookMaterial
-from tracepaper.replay.training.book_fit import BookFitOptions, train_books
+from tracepaper.replay.training.estimator import estimators
+from tracepaper.replay.training.estimators.order_book import BookFitOptions
+from tracepaper.replay.training.order_books import BookDataset
+from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.training import train
 from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import KIND
 from tracepaper.strategies.types.market import Depth
 from tracepaper.strategies.units import DAY_MS
 
@@ -146,13 +150,7 @@ def frame(
 
 def trained(books: Path, network: OrderBookConfig, folder: Path) -> Path:
     """Train *network* for three steps on a file of books; return the *folder* of its checkpoint."""
-    train_books(
-        BookMaterial.read([books]),
-        network,
-        BookFitOptions(steps=3, windows=1, threads=1),
-        folder,
-        name="tiny",
-        created_ms=0,
-        say=lambda _sentence: None,
-    )
+    options = BookFitOptions(steps=3, windows=1, threads=1)
+    recipe = Recipe(estimators()[KIND], network, options, name="tiny")
+    train(recipe, BookDataset.read([books]), folder, created_ms=0)
     return folder

@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.training.boosting import BoostingOptions
+from tracepaper.replay.training.estimator import estimators, recipe_of
+from tracepaper.replay.training.estimators.networks import NetworkEstimator
+from tracepaper.replay.training.estimators.tabular import RowKeys
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Segment, Split, iso, segments_of
-from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.features.rows import FeatureSchema, schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
 
@@ -116,7 +120,7 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
         section["window"] = WINDOW
     if form["kind"] != "lstm":
         section["heads"] = 2
-    made = Recipe.of(
+    made = recipe_of(
         {
             "model": {"kind": form["kind"]},
             "architecture": section,
@@ -133,5 +137,18 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
     )  # fmt: skip
     path = folder / "recipe.toml"
     path.write_text(made.text(), encoding="utf-8")
-    assert Recipe.of(tomllib.loads(made.text())) == made
+    assert recipe_of(tomllib.loads(made.text())) == made
     return path
+
+
+def rows_recipe(kind: str, bars: int, options: BoostingOptions | None = None) -> Recipe:
+    """Return the recipe of a model of rows that explains so many *bars*, of gates at 30."""
+    keys = RowKeys(HORIZONS)
+    chosen = BoostingOptions() if options is None else options
+    return Recipe(estimators()[kind], keys, chosen, 30, name=kind, explained_bars=bars, threads=1)
+
+
+def derived(recipe: Recipe, schema: FeatureSchema, interval_ms: int) -> Recipe:
+    """Return the recipe of a network with what the data say of it."""
+    assert isinstance(recipe.estimator, NetworkEstimator)
+    return recipe.estimator.derived(recipe, schema, interval_ms)

@@ -19,18 +19,17 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.judging.beside import compared_with, on_same_bars
 from tracepaper.replay.judging.figures import tables_across, tables_of
 from tracepaper.replay.judging.judgement import OWN, Rival, SpanJudgement, judge_checkpoint
-from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.training import figures
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import estimators, recipe_of
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.fit import FitOptions
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.training.paired import difference, holm
-from tracepaper.replay.training.pipeline import train
 from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.rowwise import RowRecipe, train_rows
 from tracepaper.replay.training.series import Split, iso
+from tracepaper.replay.training.training import train
 from tracepaper.storage.checkpoints import load
-from tracepaper.strategies.networks.architecture import kind_of
 
 DAY_MS = DAY_BARS * 60_000
 SPLIT = split(4, 4.6, 5.3)
@@ -65,13 +64,13 @@ def quiet(_: object) -> None:
 def glm(folder: Path, candles: str, schema_id: str, parts: Split = SPLIT, **more: Any) -> Path:
     """Train a glm on features of that schema; return its folder."""
     horizons = more.pop("horizons", HORIZONS)
-    material = Material.read([candles], lambda _: parts, horizons, schema_id)
+    material = Dataset.read([candles], lambda _: parts, horizons, schema_id)
     document = {
         "model": {"kind": "glm", "name": folder.name},
         "architecture": {"horizons": list(horizons)},
         "training": {"explained_bars": 300},
     }
-    train_rows(material, RowRecipe.of(document, created_ms=0), folder, say=quiet)
+    train(recipe_of(document), material, folder, created_ms=0)
     return folder
 
 
@@ -105,11 +104,11 @@ def wide(folder: Path, candles: str) -> Path:
 def network(folder: Path, candles: str) -> Path:
     torch.set_num_threads(1)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
-    material = Material.read([candles], lambda _: SPLIT, HORIZONS)
-    recipe = Recipe(kind_of("flash"), tiny(), options, 30, name="tiny", explained_bars=600)
+    material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
     train(
-        material,
         recipe,
+        material,
         folder / "net",
         created_ms=0,
         observe=quiet,
@@ -121,7 +120,7 @@ def network(folder: Path, candles: str) -> Path:
 
 def judged(path: Path, candles: str, schema_id: str, span: NamedSpan) -> SpanJudgement:
     found = load(path)
-    material = Material.read([candles], lambda _: SPLIT, HORIZONS, schema_id)
+    material = Dataset.read([candles], lambda _: SPLIT, HORIZONS, schema_id)
     return judge_checkpoint(found.card, found.tensors, material, span, bars=600)
 
 

@@ -29,16 +29,15 @@ from tracepaper.replay.judging.judgement import (
     measure,
 )
 from tracepaper.replay.judging.output import as_document
-from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import estimators, recipe_of
 from tracepaper.replay.training.fit import FitOptions
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.pipeline import train
+from tracepaper.replay.training.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.rowwise import RowRecipe, train_rows
 from tracepaper.replay.training.series import iso
+from tracepaper.replay.training.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.architecture import kind_of
 
 DAY_MS = DAY_BARS * 60_000
 SPLIT = split(4, 4.6, 5.3)
@@ -61,33 +60,32 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def material(candles: str) -> Material:
-    return Material.read([candles], lambda _: SPLIT, HORIZONS)
+def material(candles: str) -> Dataset:
+    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
 
 
 @pytest.fixture(scope="module")
-def glm(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def glm(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "glm"
-    recipe = RowRecipe.of(
+    recipe = recipe_of(
         {
             "model": {"kind": "glm", "name": "glm"},
             "architecture": {"horizons": list(HORIZONS)},
             "training": {"explained_bars": 300},
         },
-        created_ms=1_700_000_000_000,
     )
-    train_rows(material, recipe, folder, say=quiet)
+    train(recipe, material, folder, created_ms=1_700_000_000_000)
     return folder
 
 
 @pytest.fixture(scope="module")
-def network(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     torch.set_num_threads(1)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
-    recipe = Recipe(kind_of("flash"), tiny(), options, 30, name="tiny", explained_bars=600)
+    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
     return train(
-        material,
         recipe,
+        material,
         tmp_path_factory.mktemp("models") / "tiny",
         created_ms=1_700_000_000_000,
         observe=quiet,
@@ -97,7 +95,7 @@ def network(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Che
 
 
 @pytest.fixture(scope="module")
-def judgements(network: Checkpoint, material: Material) -> list[SpanJudgement]:
+def judgements(network: Checkpoint, material: Dataset) -> list[SpanJudgement]:
     return [
         judge_checkpoint(network.card, network.tensors, material, span, bars=700) for span in SPANS
     ]
@@ -182,7 +180,7 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
 
 
 def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
-    network: Checkpoint, material: Material, candles: str, capsys: pytest.CaptureFixture[str]
+    network: Checkpoint, material: Dataset, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tracepaper.replay.judging.refits import refit, tables
 
@@ -195,20 +193,14 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
 
 
 def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
-    network: Checkpoint, glm: Path, material: Material, tmp_path: Path
+    network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path
 ) -> None:
     from tracepaper.replay.judging.refits import refit, tables
-    from tracepaper.replay.training.ensemble import (
-        NAMES,
-        Half,
-        combine,
-        network_share,
-    )
+    from tracepaper.replay.training.estimators.ensemble import NAMES, Member, join, network_share
 
-    halves = (Half(network.card, network.tensors), Half(load(glm).card, load(glm).tensors))
-    made = combine(
-        *halves, material, tmp_path / "both", created_ms=0, name="both", say=quiet, bars=600
-    )
+    halves = (Member(network.card, network.tensors), Member(load(glm).card, load(glm).tensors))
+    joined = join(*halves, material, name="both", created_ms=0).calibrated(material, bars=600)
+    made = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
     found = refit(made.card, material, "walk:2", say=quiet)
     assert [bool(fold.calibration) for fold in found.folds] == [True, True]
     for fold in found.forecasts:
@@ -308,7 +300,7 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
     from tracepaper.replay.training.fitted import stored_baselines
 
     found = load(glm)
-    whole = Material.read([candles], lambda _: SPLIT, HORIZONS)
+    whole = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     later = replace(whole, split=split(0.1, 0.2, 0.3), stored=None)
     assert judge_checkpoint(found.card, found.tensors, later, SPANS[0]).missing
     kept = replace(later, stored=stored_baselines(glm, found.card))

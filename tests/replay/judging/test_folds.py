@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from learning import DAY_BARS, HORIZONS, MINUTE_MS, START_MS, segment
 
-from tracepaper.replay.judging.folds import (
+from tracepaper.replay.training.folds import (
     STOP_SHARE,
     Fold,
     Span,

@@ -13,11 +13,10 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.judging import instead
 from tracepaper.replay.judging.judgement import OWN
 from tracepaper.replay.judging.refits import Refits, refit
-from tracepaper.replay.training.ensemble import EnsembleRecipe
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.figures import qlike_of
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.pipeline import train
-from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.training import train
 from tracepaper.storage.checkpoints import load, locate
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -31,13 +30,13 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def material(candles: str) -> Material:
-    return Material.read([candles], lambda _: SPLIT, HORIZONS)
+def material(candles: str) -> Dataset:
+    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    recipe = Recipe.of(
+def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = recipe_of(
         {
             "architecture": {
                 "dim": 8, "layers": 1, "heads": 2, "window": 16, "horizons": list(HORIZONS)
@@ -50,8 +49,8 @@ def checkpoint(material: Material, tmp_path_factory: pytest.TempPathFactory) -> 
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("models") / "flash"
     train(
-        material,
         recipe,
+        material,
         folder,
         created_ms=1_700_000_000_000,
         observe=lambda _: None,
@@ -80,7 +79,7 @@ def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
 
 
 def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
-    checkpoint: Path, material: Material
+    checkpoint: Path, material: Dataset
 ) -> None:
     own = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
     [[first, *rest]] = own.forecasts
@@ -156,15 +155,12 @@ def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
 
 def test_of_an_ensemble_the_network_is_changed_and_the_rows_stay() -> None:
     card = load(locate("flash-15m")).card
-    before, after = (
-        EnsembleRecipe.of(one, created_ms=0)
-        for one in (card, instead.changed(card, "encoding=alibi"))
-    )
-    known, found = (one.network.document()["architecture"] for one in (before, after))
+    before, after = (recipe_of(one) for one in (card, instead.changed(card, "encoding=alibi")))
+    known, found = (one.members[0].document()["architecture"] for one in (before, after))
     assert known["encoding"] == "rope"
     assert found == {**known, "encoding": "alibi"}
-    assert after.rows == before.rows
+    assert after.members[1] == before.members[1]
     told = instead.changed(card, "training.entropy_weight=0.25")
-    assert EnsembleRecipe.of(told, created_ms=0).options.entropy_weight == 0.25
+    assert recipe_of(told).options.entropy_weight == 0.25
     with pytest.raises(ConfigInvalid, match="changes nothing"):
         instead.changed(card, "encoding=rope")

@@ -26,9 +26,9 @@ from tracepaper.replay.judging.books import (
     judge_books,
     said_of,
 )
-from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.training.book_data import BookMaterial
-from tracepaper.replay.training.book_fit import BookFitOptions
+from tracepaper.replay.training.estimators.order_book import BookFitOptions
+from tracepaper.replay.training.openings import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.training.order_books import BookDataset
 from tracepaper.replay.training.paired import DayDifference, difference
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig
@@ -220,7 +220,7 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
     middle = 15 * A_DAY
     of = header(levels=2, every_ms=PACE_MS, source="exchange")
     own, other = (
-        BookMaterial(of, (books_of(planted(hours(20), mirrored_from=start), 2),), (), ())
+        BookDataset(of, (books_of(planted(hours(20), mirrored_from=start), 2),), (), ())
         for start in (None, middle)
     )
     config = OrderBookConfig(levels=2, window=12, dim=8, layers=1, heads=2, horizons=(1,))
@@ -228,7 +228,7 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
     [fold] = read_book_folds("walk:1", np.array(hours(20)))
     assert fold.test[0] < FIRST_MS + middle * PACE_MS < fold.test[1]
 
-    def before(material: BookMaterial, by: BookFold) -> np.ndarray:
+    def before(material: BookDataset, by: BookFold) -> np.ndarray:
         found = fold_scores(by, material, config, options, lambda _: None)[1]
         return found.loss[found.seen_ms < FIRST_MS + (middle - 12) * PACE_MS]
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
         ((good, *walk_1, "--ablate", "horizons=3"), "they keep architecture.horizons"),
         ((good, *walk_1, "--ablate", "layers=1"), "changes nothing"),
         ((good, *walk_1, "--ablate", "levels=9"), "and the files hold 2"),
-        ((good, *walk_1, "--ablate", "training.stepz=9"), "training.stepz is unknown"),
+        ((good, *walk_1, "--ablate", "training.stepz=9"), "training.stepz is no key of the recipe"),
         ((good, *walk_1, "--ablate", "dim=7"), "give a multiple of twice"),
         ((good, "--compare", good), "is a model that is judged already"),
         ((good, "--compare", untrained), "--compare " + untrained + ": untrained: books from"),

@@ -25,26 +25,24 @@ from tracepaper.replay.judging.across import (
     ranks_of_both,
     tables_of_span,
 )
-from tracepaper.replay.judging.folds import Fold, walk_forward
 from tracepaper.replay.judging.judgement import Rival, SpanJudgement, judge_checkpoint
-from tracepaper.replay.judging.refits import FoldMaterial
-from tracepaper.replay.judging.spans import FILE_NAME, NamedSpan, read_openings
-from tracepaper.replay.training import aligned_pipeline
 from tracepaper.replay.training.across import AcrossAssets, close_ranks
-from tracepaper.replay.training.aligned import AlignedMaterial, predicted
-from tracepaper.replay.training.aligned_fit import usual_return
-from tracepaper.replay.training.aligned_pipeline import AlignedRecipe, fit_aligned, train_aligned
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import FitRun, estimators, recipe_of
+from tracepaper.replay.training.estimators import cross_sectional
 from tracepaper.replay.training.fit import FitOptions, Policy, policy_of
+from tracepaper.replay.training.folds import Fold, walk_forward
 from tracepaper.replay.training.honesty import FEW_DAYS
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.training.paired import DayDifference, difference
-from tracepaper.replay.training.pipeline import train
+from tracepaper.replay.training.panel import close_by_close, labelled_closes, predicted
+from tracepaper.replay.training.panel_fit import usual_return
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.series import Part, Segment, iso
+from tracepaper.replay.training.training import train
 from tracepaper.replay.training.weighed import NETWORK, Weighed
 from tracepaper.storage.checkpoints import load, save
 from tracepaper.strategies.forecasters.cross_asset import TogetherModel
-from tracepaper.strategies.networks.architecture import kind_of
 from tracepaper.strategies.networks.flash import FlashConfig
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -85,13 +83,13 @@ def _changed(one: Candles, start: int) -> Candles:
     return replace(one, **{**moved, "low": low, "high": high})
 
 
-def material_of(paths: Sequence[str]) -> Material:
-    return Material.read(list(paths), lambda _: SPLIT, HORIZONS)
+def material_of(paths: Sequence[str]) -> Dataset:
+    return Dataset.read(list(paths), lambda _: SPLIT, HORIZONS)
 
 
-def recipe(kind: str, **more: Any) -> AlignedRecipe:
+def recipe(kind: str, **more: Any) -> Recipe:
     section = {"dim": 8, "layers": 1, "heads": 2, "window": 16, "horizons": list(HORIZONS)}
-    return AlignedRecipe.of(
+    return recipe_of(
         {
             "model": {"kind": kind},
             "architecture": section | more,
@@ -115,31 +113,31 @@ def paths(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def material(paths: list[str]) -> Material:
+def material(paths: list[str]) -> Dataset:
     torch.set_num_threads(1)
     return material_of(paths)
 
 
 @pytest.fixture(scope="module")
-def aligned(material: Material) -> AlignedMaterial:
-    return AlignedMaterial.of(material, lambda _: SPLIT)
+def aligned(material: Dataset) -> Dataset:
+    return close_by_close(material, lambda _: SPLIT)
 
 
 @pytest.fixture(scope="module")
-def models(folder: Path, material: Material, aligned: AlignedMaterial) -> dict[str, Path]:
+def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]:
     """Return a checkpoint of each kind over several assets, and one of a single instrument."""
     made = {name: folder / name for name in ("crossasset", "portfolio", "flash")}
     for kind in ("crossasset", "portfolio"):
-        train_aligned(aligned, recipe(kind), made[kind], created_ms=0, observe=quiet, say=quiet)
+        train(recipe(kind), aligned, made[kind], created_ms=0)
     config = FlashConfig(dim=8, layers=1, heads=2, window=16, horizons=HORIZONS)
     options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
-    own = Recipe(kind_of("flash"), config, options, 30, name="flash", explained_bars=500)
-    train(material, own, made["flash"], created_ms=0, observe=quiet, say=quiet, resume=False)
+    own = Recipe(estimators()["flash"], config, options, 30, name="flash", explained_bars=500)
+    train(own, material, made["flash"], created_ms=0, observe=quiet, say=quiet, resume=False)
     return made
 
 
 @pytest.fixture(scope="module")
-def judged(models: dict[str, Path], material: Material) -> SpanJudgement:
+def judged(models: dict[str, Path], material: Dataset) -> SpanJudgement:
     found = load(models["portfolio"])
     return judge_checkpoint(found.card, found.tensors, material, SPANS[0])
 
@@ -246,17 +244,17 @@ def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -
 
 
 def test_relative_returns_stand_at_the_rows_of_their_symbols(
-    judged: SpanJudgement, aligned: AlignedMaterial, models: dict[str, Path]
+    judged: SpanJudgement, aligned: Dataset, models: dict[str, Path]
 ) -> None:
     found, across = load(models["portfolio"]), judged.judged.across
     assert across is not None
     network = TogetherModel.read(found.card, found.tensors).network
-    [stretch] = aligned.stretches
-    times = stretch.segments[0].open_time_ms
+    [panel] = aligned.panels
+    times = panel.segments[0].open_time_ms
     rows = np.searchsorted(times, (SPANS[0].from_ms or 0) + np.array([100, 700, 1_300]) * 60_000)
-    said = predicted(network, stretch, rows).relative  # [asset, row, horizon]
+    said = predicted(network, panel, rows).relative  # [asset, row, horizon]
     for column, one in enumerate(judged.horizons):
-        for asset, segment in enumerate(stretch.segments):
+        for asset, segment in enumerate(panel.segments):
             places = [int(np.flatnonzero(one.keys == key)[0]) for key in segment.keys[rows]]
             wanted = said[asset, :, column]
             np.testing.assert_allclose(across.relative[one.horizon][places], wanted, atol=1e-6)
@@ -326,20 +324,18 @@ class Leaking(Fold):
 
 
 def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
-    aligned: AlignedMaterial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aligned: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(network: torch.nn.Module, options: FitOptions) -> Policy:
         """Return how a fit goes whose third step overflows its weights."""
         own = policy_of(network, options)
         return own._replace(rate=lambda step: own.rate(step) if step < 2 else math.inf)
 
-    monkeypatch.setattr(aligned_pipeline, "policy_of", spoilt)
+    monkeypatch.setattr(cross_sectional, "policy_of", spoilt)
     chosen = recipe("crossasset")
     chosen = replace(chosen, options=replace(chosen.options, steps=6, validate_every=2))
     said: list[str] = []
-    found = train_aligned(
-        aligned, chosen, tmp_path / "wild", created_ms=0, observe=quiet, say=said.append
-    )
+    found = train(chosen, aligned, tmp_path / "wild", created_ms=0, say=said.append)
     (stopped,) = (sentence for sentence in said if "not finite" in sentence)
     assert stopped.endswith("not finite (nan) at step 4; kept are the weights of step 2.")
     assert found.card["training"]["last_step"] == 3
@@ -347,18 +343,18 @@ def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
 
 
 def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
-    aligned: AlignedMaterial, tmp_path: Path
+    aligned: Dataset, tmp_path: Path
 ) -> None:
     span = (START_MS, START_MS + 3 * DAY_MS)
     [fold] = walk_forward(span, 1, embargo_ms=SPLIT.embargo_bars * 60_000)
     start = (fold.test[0][0] - START_MS) // 60_000
     files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
-    other = AlignedMaterial.of(material_of(files), lambda _: SPLIT)
+    other = close_by_close(material_of(files), lambda _: SPLIT)
 
-    def weights(of: AlignedMaterial, by: Fold) -> torch.Tensor:
-        own = replace(of, material=FoldMaterial.of(of.material, by))
-        _, fit = fit_aligned(own, recipe("portfolio"), observe=quiet, say=quiet)
-        return torch.cat([tensor.flatten() for tensor in fit.best.values()])
+    def weights(of: Dataset, by: Fold) -> torch.Tensor:
+        chosen = recipe("portfolio")
+        fitted = chosen.estimator.fit(of.folded(by), chosen, FitRun(tmp_path / "fit"))
+        return torch.cat([tensor.flatten() for tensor in fitted.tensors.values()])
 
     assert torch.equal(weights(aligned, fold), weights(other, fold))
     leaking = Leaking(fold.train, fold.validation, fold.test, fold.embargo_ms)
@@ -366,15 +362,15 @@ def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
 
 
 def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
-    material: Material, tmp_path: Path
+    material: Dataset, tmp_path: Path
 ) -> None:
     """Its last decision is 10 minutes before a part's end, and weights are held for 30."""
     cut = split(2 + 10 / DAY_BARS, 2.75, 3.25)
     start = (cut.train_until_ms - START_MS) // 60_000
     files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
-    both = [AlignedMaterial.of(one, lambda _: cut) for one in (material, material_of(files))]
+    both = [close_by_close(one, lambda _: cut) for one in (material, material_of(files))]
     for part, is_same in ((Part.TRAIN, True), (Part.VALIDATION, False)):
-        units = [usual_return(one.labelled(part), 30) for one in both]
+        units = [usual_return(labelled_closes(one, part), 30) for one in both]
         assert (units[0] == units[1]) is is_same
 
 

@@ -8,25 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, write_csv
+from learning import DAY_BARS, HORIZONS, START_MS, learnable, rows_recipe, split, write_csv
 from retrain_cases import full_disk
 
 import tracepaper
 from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement, level_of
-from tracepaper.replay.commands.train import train
 from tracepaper.replay.judging.retraining import Retraining, retrain
-from tracepaper.replay.judging.spans import read_openings
-from tracepaper.replay.training.boosting import BoostingOptions
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.pipeline import split_of
-from tracepaper.replay.training.rowwise import RowRecipe, train_rows
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.openings import read_openings
+from tracepaper.replay.training.series import split_of
+from tracepaper.replay.training.training import train
 from tracepaper.storage.checkpoints import load, save
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.units import DAY_MS
 
 DAYS = 6
-RECIPE = RowRecipe("glm", "glm", 30, 1_700_000_000_000, 500, BoostingOptions())
+RECIPE = rows_recipe("glm", 500)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a run on six days, a model that fits them, and one that does not."""
     made = tmp_path_factory.mktemp("retraining")
     candles = write_csv(learnable(DAYS * DAY_BARS), made)
-    material = Material.read([str(candles)], lambda _: split(2, 2.4, 3.0), HORIZONS)
-    good = train_rows(material, RECIPE, made / "good", say=lambda _: None)
+    material = Dataset.read([str(candles)], lambda _: split(2, 2.4, 3.0), HORIZONS)
+    good = train(RECIPE, material, made / "good", created_ms=1_700_000_000_000)
     off = {**good.tensors, "log_variance_base": good.tensors["log_variance_base"] + 1.0}
     save(made / "off", off, {k: v for k, v in good.card.items() if k != "baselines"})
     tracepaper.backtest("sma_cross", str(candles), db=made / "run.db")
@@ -59,7 +57,7 @@ def asked(folder: Path, tmp_path: Path) -> Retraining:
 
 
 def judged(asked: Retraining) -> CandidateJudgement:
-    return retrain(asked, train=train, say=lambda _: None)
+    return retrain(asked, say=lambda _: None)
 
 
 def test_a_better_an_equal_and_a_worse_candidate_are_told_apart(

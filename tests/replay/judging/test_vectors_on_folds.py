@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 
-from tracepaper.replay.judging.folds import Fold
-from tracepaper.replay.judging.refits import FoldMaterial
-from tracepaper.replay.training.material import Material, Supplied
+from tracepaper.replay.training.dataset import Dataset, Supplied
+from tracepaper.replay.training.folds import Fold
 from tracepaper.replay.training.series import Split
 from tracepaper.storage.covariates import read_vectors
 from tracepaper.strategies.covariates import CovariateRows, CovariateScale
@@ -36,17 +35,17 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_csv(learnable(COUNT), tmp_path_factory.mktemp("candles")))
 
 
-def on_fold(candles: str, path: Path, numbers: np.ndarray) -> FoldMaterial:
+def on_fold(candles: str, path: Path, numbers: np.ndarray) -> Dataset:
     """Return what a fold learns from, where a file of covariates holds *numbers*."""
     pairs = zip(AT.tolist(), numbers.tolist(), strict=True)
     rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
     path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")
     supplied = Supplied(read_vectors(path), OF_CARD)
-    material = Material.read([candles], lambda _: SPLIT, (5, 30), vectors=supplied)
-    return FoldMaterial.of(material, FOLD)
+    material = Dataset.read([candles], lambda _: SPLIT, (5, 30), vectors=supplied)
+    return material.folded(FOLD)
 
 
-def learnt(material: FoldMaterial) -> np.ndarray:
+def learnt(material: Dataset) -> np.ndarray:
     """Return the features of the bars that close before the fold's fit ends."""
     (own,) = material.segments
     return own.values[own.close_time_ms < LEARNT]

@@ -18,12 +18,18 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.training import book_fit
-from tracepaper.replay.training.book_data import UNKNOWN, BookMaterial, labels_of
-from tracepaper.replay.training.book_figures import answers, frequencies_of, judged, sentences_of
-from tracepaper.replay.training.book_fit import BookFitOptions, fit
 from tracepaper.replay.training.book_map import book_map, load_books
+from tracepaper.replay.training.estimators import order_book
+from tracepaper.replay.training.estimators.order_book import (
+    BookFitOptions,
+    answers,
+    figures_on,
+    fit_network,
+    frequencies_of,
+    sentences_of,
+)
 from tracepaper.replay.training.fit import Policy
+from tracepaper.replay.training.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import CARD_NAME
 from tracepaper.strategies.errors import (
@@ -137,12 +143,12 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
 def test_eight_days_of_another_source_are_untrained_too(tmp_path: Path, source: str) -> None:
     made, of = long(source)
     write(tmp_path / "a", made, of=of)
-    material = BookMaterial.read([tmp_path / "a"])
+    material = BookDataset.read([tmp_path / "a"])
     (sentence,) = material.untrained()
     assert sentence.startswith(f"untrained: books from {source} are no recording of the exchange")
     made, of = long("exchange", days=6.9)
     write(tmp_path / "b", made, of=of)
-    (sentence,) = BookMaterial.read([tmp_path / "b"]).untrained()
+    (sentence,) = BookDataset.read([tmp_path / "b"]).untrained()
     assert sentence.startswith("untrained: 9,900.0 minutes of depth")
 
 
@@ -179,8 +185,8 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
     planted = books_of(long("exchange", days=12)[0], 2)
     config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
-    network, _ = fit([planted.part(0, 120)], [], config, BookFitOptions(30, 1, 0.02))
-    figures = judged(
+    network, _ = fit_network([planted.part(0, 120)], [], config, BookFitOptions(30, 1, 0.02))
+    figures = figures_on(
         network, [planted.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,))
     )
     assert figures["1"]["days"] == 7
@@ -188,7 +194,9 @@ def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> No
     assert "experimental" not in sentences_of(figures)[-1]
     assert experimental({"figures": figures}) == ""
     mixed = Books(planted.seen_ms, planted.market_ms, planted.price, planted.size[::-1].copy())
-    figures = judged(network, [mixed.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,)))
+    figures = figures_on(
+        network, [mixed.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,))
+    )
     assert figures["1"]["is_better"] is False
     assert "beside persistence" in experimental({"figures": figures})
 
@@ -200,7 +208,7 @@ def test_a_null_is_a_null() -> None:
         books_of(list(walk(200, seed=seed, first_ms=FIRST_MS + seed * DAY_MS)), 5)
         for seed in range(4)
     ]
-    figures = judged(network.eval(), stretches, frequencies_of(stretches, (2,)))
+    figures = figures_on(network.eval(), stretches, frequencies_of(stretches, (2,)))
     assert figures["2"]["is_better"] is False
     assert sentences_of(figures)[-1].startswith("experimental: it has beaten nothing")
 
@@ -220,7 +228,7 @@ def test_labels_are_exact_and_end_with_the_stretch() -> None:
 
 
 def test_no_part_or_label_reaches_over_a_gap_or_into_the_next(recorded: Path) -> None:
-    material = BookMaterial.read([recorded])
+    material = BookDataset.read([recorded])
     assert [len(one) for one in material.stretches] == [90, 60]
     parts = material.parts()
     lengths = [[len(books) for books in part] for part in parts]
@@ -246,10 +254,10 @@ def test_each_answer_knows_half_a_window_where_it_can() -> None:
 
 
 def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
-    parts = BookMaterial.read([recorded]).parts()
+    parts = BookDataset.read([recorded]).parts()
     config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
     made = [
-        fit(parts.training, parts.validation, config, BookFitOptions(3, 1, seed=seed))[0]
+        fit_network(parts.training, parts.validation, config, BookFitOptions(3, 1, seed=seed))[0]
         for seed in (1, 1, 2)
     ]
     weights = [one.embed.weight for one in made]
@@ -259,7 +267,7 @@ def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
 
 def spoilt(at: int) -> Callable[..., Policy]:
     """Return how a fit goes whose rate is too high from a step on: the next loss overflows."""
-    made = book_fit._policy  # noqa: SLF001 - no option is let through that overflows
+    made = order_book._policy  # noqa: SLF001 - no option is let through that overflows
 
     def policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
         own = made(network, options)
@@ -272,14 +280,14 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sentence = "was not finite (nan) at step 4; kept are the weights of step 2."
-    monkeypatch.setattr(book_fit, "_policy", spoilt(2))
+    monkeypatch.setattr(order_book, "_policy", spoilt(2))
     output = said("train", *_train(recorded, tmp_path / "m", "--steps", "6"))
     assert sentence in " ".join(output.split())
     card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
     assert card["honesty"]["sentences"][-1].endswith(sentence)
     network, _ = load_books(tmp_path / "m")
     assert all(bool(torch.isfinite(weights).all()) for weights in network.parameters())
-    monkeypatch.setattr(book_fit, "_policy", spoilt(0))
+    monkeypatch.setattr(order_book, "_policy", spoilt(0))
     with pytest.raises(InvariantBroken, match="no weights were good before"):
         said("train", *_train(recorded, tmp_path / "n", "--steps", "6"))
 
@@ -293,10 +301,10 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded:
     for name, of in others.items():
         write(tmp_path / name, walk(5, levels=of.levels, first_ms=FIRST_MS + 10**9), of=of)
         with pytest.raises(DataInvalid, match=r"one instrument, depth and pace|in other units"):
-            BookMaterial.read([recorded, tmp_path / name])
+            BookDataset.read([recorded, tmp_path / name])
     write(tmp_path / "same", walk(5, first_ms=FIRST_MS + 3_000))
     with pytest.raises(DataInvalid, match="hold books of the same time; leave one out"):
-        BookMaterial.read([recorded, tmp_path / "same"])
+        BookDataset.read([recorded, tmp_path / "same"])
 
 
 # ---------------------------------------------------------------- the map
@@ -363,8 +371,8 @@ def test_wrong_usage_is_one_sentence(
         (*explain, str(torn), *by_model): "no file of `tracepaper data record`",
         ("evaluate", "--data", data, model, "--intervals"): "--intervals is for models of bars",
         ("evaluate", "--data", data, model, "--folds", "walk:9"): "at most 3 times",
-        (*train, data, "--mask", "full"): "takes no mask; it takes --data",
-        (*train, data, "--resume"): "takes no --resume",
+        (*train, data, "--mask", "full"): "architecture.mask is unknown",
+        (*train, data, "--resume"): "leave --resume out",
         (*train, data, "--horizons", "5m"): "write numbers of books by commas",
         (*train, data, "--horizons", "200"): "holds 90 books in a row to learn from",
         (*train, data, "--steps", "0"): "--steps is 0; give at least 1",

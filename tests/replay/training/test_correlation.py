@@ -21,7 +21,7 @@ from tracepaper.replay.training.correlation import (
     correlations_of,
     learn_correlations,
 )
-from tracepaper.replay.training.material import Material
+from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rows import schema
@@ -43,7 +43,7 @@ def candles(symbol: str, moves: Moves) -> Candles:
     )
 
 
-def material(folder: Path, moves: dict[str, Moves], *, missing: int | None = None) -> Material:
+def material(folder: Path, moves: dict[str, Moves], *, missing: int | None = None) -> Dataset:
     paths = []
     for symbol, own in moves.items():
         path = learning.write_csv(candles(symbol, own), folder)
@@ -52,7 +52,7 @@ def material(folder: Path, moves: dict[str, Moves], *, missing: int | None = Non
         lines = gzip.decompress(Path(paths[-1]).read_bytes()).decode().splitlines()
         del lines[1 + missing]
         Path(paths[-1]).write_bytes(gzip.compress("\n".join(lines).encode()))
-    return Material.read(paths, lambda _: SPLIT, HORIZONS)
+    return Dataset.read(paths, lambda _: SPLIT, HORIZONS)
 
 
 def together(
@@ -69,7 +69,7 @@ def together(
     }
 
 
-def judged(found: Material) -> CorrelationForecasts:
+def judged(found: Dataset) -> CorrelationForecasts:
     (one,) = correlations_of(found, Part.TEST, learn_correlations(found))
     return one
 

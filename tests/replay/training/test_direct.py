@@ -15,7 +15,7 @@ import torch
 
 from tracepaper.replay.training.direct_baselines import ridge, seasonal, tree
 from tracepaper.replay.training.direct_data import (
-    Fitted,
+    DirectModel,
     SeriesTable,
     Task,
     errors,
@@ -245,15 +245,15 @@ def test_every_network_learns_from_training_alone(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def honest() -> dict[str, Fitted]:
+def honest() -> dict[str, DirectModel]:
     return {"ridge": ridge(task()), "tree": tree(task())}
 
 
-BASELINES: dict[str, Callable[[Task], Fitted]] = {"ridge": ridge, "tree": tree}
+BASELINES: dict[str, Callable[[Task], DirectModel]] = {"ridge": ridge, "tree": tree}
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_baselines_learn_from_training_alone(name: str, honest: dict[str, Fitted]) -> None:
+def test_the_baselines_learn_from_training_alone(name: str, honest: dict[str, DirectModel]) -> None:
     made = task()
     before = made.origins(made.validation, 0)
     answers = honest[name].answer(before)

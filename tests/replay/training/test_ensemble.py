@@ -8,22 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, tiny, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.training.boosting import BoostingOptions
-from tracepaper.replay.training.ensemble import combine, network_share, read_halves
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import DataRequest, estimators
+from tracepaper.replay.training.estimators.ensemble import network_share
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.fit import FitOptions
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.pipeline import train
 from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.rowwise import RowRecipe, train_rows
+from tracepaper.replay.training.training import combine, train
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
 from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
-from tracepaper.strategies.networks.architecture import kind_of
 
 SPLIT = split(3, 3.7, 4.7)
 AT_MS = 1_700_000_000_000
@@ -47,19 +46,19 @@ def candles(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def material(candles: str) -> Material:
-    return Material.read([candles], lambda _: SPLIT, HORIZONS)
+def material(candles: str) -> Dataset:
+    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path, candles: str, material: Material) -> Checkpoint:
+def made(folder: Path, candles: str, material: Dataset) -> Checkpoint:
     """Return the ensemble of a tiny network and a tiny tree."""
     torch.set_num_threads(1)
     options = FitOptions(steps=4, batch=2, length=512, learning_rate=3e-3, validate_every=2)
-    recipe = Recipe(kind_of("flash"), tiny(), options, 30, name="net", explained_bars=500)
+    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="net", explained_bars=500)
     train(
-        material,
         recipe,
+        material,
         folder / "net",
         created_ms=AT_MS,
         observe=quiet,
@@ -67,14 +66,14 @@ def made(folder: Path, candles: str, material: Material) -> Checkpoint:
         resume=False,
     )
     trees = BoostingOptions(rounds=15, patience=5, leaves=7, learning_rate=0.3)
-    train_rows(material, RowRecipe("t", "tree", 30, AT_MS, 300, trees), folder / "tree", say=quiet)
+    train(rows_recipe("tree", 300, trees), material, folder / "tree", created_ms=AT_MS)
     return both(folder / "net", folder / "tree", candles, folder / "both")
 
 
 def both(network: Path, rows: Path, candles: str, folder: Path) -> Checkpoint:
     """Combine the checkpoints in two folders."""
-    one, other, material = read_halves(network, rows, [candles])
-    return combine(one, other, material, folder, created_ms=AT_MS, name="x", say=quiet, bars=500)
+    request = DataRequest([candles])
+    return combine((network, rows), request, folder, created_ms=AT_MS, name="x", bars=500)
 
 
 def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None:
@@ -113,7 +112,7 @@ def ensemble_of(checkpoint: Checkpoint, mode: str = "step") -> EnsembleForecaste
 
 
 def test_it_mixes_what_both_halves_say_and_keeps_it(
-    made: Checkpoint, folder: Path, material: Material
+    made: Checkpoint, folder: Path, material: Dataset
 ) -> None:
     bars = bars_of(material.segments[0], 0, 640)
     mix = ensemble_of(made)

@@ -13,7 +13,7 @@ import torch
 from learning import DAY_BARS, learnable, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.training.ensemble import EnsembleRecipe
+from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.series import segments_of
 from tracepaper.storage.checkpoints import Checkpoint, load
@@ -195,10 +195,10 @@ def test_its_card_makes_the_same_weights_again(made: Checkpoint, folder: Path) -
     assert again.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
     assert again.card["figures"] == made.card["figures"]
     assert again.card["ensemble"] == made.card["ensemble"]
-    chosen = EnsembleRecipe.of(made.card, created_ms=0)
-    read = EnsembleRecipe.of(chosen.document(), created_ms=0)
+    chosen = recipe_of(made.card)
+    read = recipe_of(chosen.document())
     assert read.document() == chosen.document()
-    assert (chosen.network.schema_id, chosen.rows.schema_id) == ("v2-15m", "tree-15m")
+    assert tuple(member.schema_id for member in chosen.members) == ("v2-15m", "tree-15m")
 
 
 def test_halves_that_are_trained_make_the_same_ensemble(made: Checkpoint, folder: Path) -> None:

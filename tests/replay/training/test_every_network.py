@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import DAY_BARS, FORMS, WINDOW, learnable, recipe, write_csv
+from learning import DAY_BARS, FORMS, WINDOW, derived, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -17,7 +17,7 @@ from tracepaper.replay.archive import read_candles
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.judging.instead import changed
-from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.database.reader import Reader
@@ -208,12 +208,12 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
 ) -> None:
     card = load(trained("trading")).card
     assert card["architecture"]["modalities"] == ["price", "time"]
-    other = Recipe.of(changed(card, "modalities=volume")).fitted_to(schema("v1"), 60_000)
-    assert isinstance(other.config, TradingConfig)
-    assert other.config.modalities == ("volume",)
-    assert TradingNetwork(other.config).fusion.names == ("volume",)
+    other = derived(recipe_of(changed(card, "modalities=volume")), schema("v1"), 60_000)
+    assert isinstance(other.architecture, TradingConfig)
+    assert other.architecture.modalities == ("volume",)
+    assert TradingNetwork(other.architecture).fusion.names == ("volume",)
     with pytest.raises(ConfigInvalid, match="No feature is of the modality book"):
-        Recipe.of(changed(card, "modalities=book")).fitted_to(schema("v1"), 60_000)
+        derived(recipe_of(changed(card, "modalities=book")), schema("v1"), 60_000)
 
 
 def test_correlations_of_several_symbols_are_judged_beside_ewma(

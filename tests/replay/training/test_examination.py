@@ -16,10 +16,10 @@ from torch import Tensor
 from tracepaper.replay.training import attributed, intervals, permuted, perturbed
 from tracepaper.replay.training.ablation import context_ablation
 from tracepaper.replay.training.attributed import WeightedLinear, agreement, methods
+from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.examination import EXAMINATIONS, examined
 from tracepaper.replay.training.findings import Finding
 from tracepaper.replay.training.intervals import AdaptiveConformal, adaptive_widths, fixed_width
-from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.permuted import feature_permutation
 from tracepaper.replay.training.samples import targets
 from tracepaper.replay.training.series import Part, Segment
@@ -82,8 +82,8 @@ class Planted(Network):
         return 0.0
 
 
-def material_of(known: Segment) -> Material:
-    return Material([], [known], split(1.5, 1.8, 2.4), schema("v1"), HORIZONS)
+def material_of(known: Segment) -> Dataset:
+    return Dataset([], [known], split(1.5, 1.8, 2.4), schema("v1"), HORIZONS)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,12 @@ def plain() -> Segment:
 
 
 @pytest.fixture(scope="module")
-def material(plain: Segment) -> Material:
+def material(plain: Segment) -> Dataset:
     return material_of(plain)
 
 
 @pytest.fixture(scope="module")
-def leaking(plain: Segment) -> Material:
+def leaking(plain: Segment) -> Dataset:
     """Return bars whose column 0 tells, AGES[2] bars ahead, the log variance to the horizon."""
     values = plain.values.copy()
     labels = targets(plain, HORIZONS)["variance"][:, HORIZONS.index(HORIZON)]
@@ -131,7 +131,7 @@ def beyond(cell: list[float]) -> float:
 
 
 def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
-    material: Material,
+    material: Dataset,
 ) -> None:
     areas, curves = perturbed.perturbations(Subject(material, HORIZON, Planted()), 40)
     for target in ("log variance", "mean"):
@@ -149,7 +149,7 @@ def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
     assert inserted["1/8"] == pytest.approx([0.0, 0.0], abs=1e-6)
 
 
-def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Material) -> None:
+def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Dataset) -> None:
     wrong = Subject(material, HORIZON, Planted(looked=ELSEWHERE))
     row = cells(perturbed.perturbations(wrong, 40)[0], of="mean", order="rollout")
     assert row["deletion - random"][0] < 0.0 < row["insertion - random"][0]
@@ -161,7 +161,7 @@ def test_ranks_go_from_high_to_low_and_prefer_the_newest_of_equals() -> None:
 
 @pytest.mark.parametrize("any_length", [True, False])
 def test_a_window_that_matters_is_missed_when_it_is_cut(
-    leaking: Material, *, any_length: bool
+    leaking: Dataset, *, any_length: bool
 ) -> None:
     network = knowing()
     network.takes_any_length = any_length  # type: ignore[misc]
@@ -177,7 +177,7 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
     assert ("restarted" in found.note) is any_length
 
 
-def test_the_column_that_is_used_is_found_and_no_other(leaking: Material) -> None:
+def test_the_column_that_is_used_is_found_and_no_other(leaking: Dataset) -> None:
     few = replace(leaking, schema=schema("v1"))
     [found] = feature_permutation(Subject(few, HORIZON, knowing()), 400)
     assert found.rows[0]["feature"] in {"return_1", "all of return"}
@@ -247,7 +247,7 @@ def test_the_level_moves_by_the_step_and_the_oldest_score_leaves() -> None:
     assert fixed_width(np.arange(1.0, 100.0)) == 90.0
 
 
-def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: Material) -> None:
+def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: Dataset) -> None:
     torch.manual_seed(0)
     config = FlashConfig(dim=4, layers=1, heads=1, window=2, horizons=HORIZONS, dropout=0.2)
     network = FlashNetwork(config)
@@ -287,7 +287,7 @@ def test_the_surrogate_weighs_its_samples() -> None:
 
 
 def test_a_rollout_that_is_right_agrees_with_others_and_one_that_is_not_does_not(
-    material: Material,
+    material: Dataset,
 ) -> None:
     [right] = attributed.attributions(Subject(material, HORIZON, Planted()), 8)
     [wrong] = attributed.attributions(Subject(material, HORIZON, Planted(ELSEWHERE)), 8)
@@ -297,7 +297,7 @@ def test_a_rollout_that_is_right_agrees_with_others_and_one_that_is_not_does_not
         assert agreed[0] > cells(wrong, of="mean", method=method)["rank correlation"][0] + 0.3
 
 
-def test_exact_contributions_of_a_row_are_those_of_others(material: Material) -> None:
+def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> None:
     count, generator = 30, np.random.default_rng(2)
     subject = Subject(material, HORIZON)
     arrays = {
@@ -332,7 +332,7 @@ def test_without_captum_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyP
         methods(is_smooth=True)
 
 
-def test_what_is_not_asked_for_is_not_examined(material: Material) -> None:
+def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
     subject = Subject(material, HORIZON, Planted())
     assert list(examined(subject, dict.fromkeys(EXAMINATIONS, 0))) == []
     [found] = examined(subject, {"ablation": 5})
@@ -340,7 +340,7 @@ def test_what_is_not_asked_for_is_not_examined(material: Material) -> None:
     assert found.on_terminal().row_count == len(found.rows)
 
 
-def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Material) -> None:
+def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) -> None:
     """The planted network depends on old bars, the glm on column 1 of its own row alone."""
     count = len(leaking.schema.names)
     arrays: dict[str, Any] = {}
@@ -374,7 +374,7 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Material) -
 
 
 def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(
-    material: Material,
+    material: Dataset,
 ) -> None:
     found = Subject(material, HORIZON).neutral
     [training] = material.samples(Part.TRAIN)

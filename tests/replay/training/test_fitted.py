@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
+from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
 from safetensors.numpy import save
 
 from tracepaper.daemon import cli
 from tracepaper.replay.training.baselines import BASELINES
-from tracepaper.replay.training.boosting import BoostingOptions
+from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.fitted import (
     FILE_NAME,
     NO_TREES,
@@ -23,9 +23,8 @@ from tracepaper.replay.training.fitted import (
     save_judged,
     stored_baselines,
 )
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.rowwise import RowRecipe, train_rows
 from tracepaper.replay.training.series import Part
+from tracepaper.replay.training.training import train
 from tracepaper.storage.checkpoints import Checkpoint, sha256_of
 from tracepaper.strategies.errors import CheckpointMismatch
 
@@ -43,18 +42,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def material(folder: Path) -> Material:
-    return Material.read(sorted(map(str, folder.glob("*.csv.gz"))), lambda _: SPLIT, HORIZONS)
+def material(folder: Path) -> Dataset:
+    return Dataset.read(sorted(map(str, folder.glob("*.csv.gz"))), lambda _: SPLIT, HORIZONS)
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path, material: Material) -> Checkpoint:
-    recipe = RowRecipe("glm", "glm", 30, 0, 300, BoostingOptions())
-    return train_rows(material, recipe, folder / "glm", say=lambda _: None)
+def made(folder: Path, material: Dataset) -> Checkpoint:
+    return train(rows_recipe("glm", 300), material, folder / "glm", created_ms=0)
 
 
 def test_what_was_fitted_is_read_back_in_every_bit(
-    made: Checkpoint, material: Material, folder: Path, tmp_path: Path
+    made: Checkpoint, material: Dataset, folder: Path, tmp_path: Path
 ) -> None:
     found = stored_baselines(folder / "glm", made.card)
     assert found is not None
@@ -131,7 +129,7 @@ def test_changed_or_lost_bytes_are_refused(
 
 
 def test_without_lightgbm_the_card_says_that_trees_are_missing(
-    made: Checkpoint, material: Material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Checkpoint, material: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     fitted = fit_baselines(material.samples(Part.TRAIN))

@@ -15,6 +15,7 @@ from torch import Tensor
 from tracepaper.replay.explain.auxiliary_heads import further_ahead
 from tracepaper.replay.judging.risk import TAILS, TailSaid, held
 from tracepaper.replay.training import losses
+from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.fit import FitOptions, HeadsFit
 from tracepaper.replay.training.further import (
     FurtherForecasts,
@@ -25,7 +26,6 @@ from tracepaper.replay.training.further import (
     levels_of,
 )
 from tracepaper.replay.training.losses import ADDED, added
-from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.samples import (
     Chunks,
     path_steps,
@@ -218,16 +218,16 @@ def replace_heads(outputs: Outputs) -> Outputs:
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory: pytest.TempPathFactory) -> Material:
+def material(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Return candles whose volatility grows and shrinks fivefold within each hour."""
     folder = tmp_path_factory.mktemp("planted")
     path = learning.write_csv(learning.learnable(6 * learning.DAY_BARS + 720), folder)
     cut = learning.split(4.0, 4.5, 5.5)
-    return Material.read([str(path)], lambda _: cut, (5,))
+    return Dataset.read([str(path)], lambda _: cut, (5,))
 
 
 @pytest.fixture(scope="module")
-def trained(material: Material, tmp_path_factory: pytest.TempPathFactory) -> TradingNetwork:
+def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TradingNetwork:
     names = schema("v1").names
     section = {"dim": 16, "heads": 2, "layers": 2, "window": 33, "horizons": [5], "regimes": 2}
     # Without the time of the day, of which there are too few days to learn anything true.
@@ -254,7 +254,7 @@ def trained(material: Material, tmp_path_factory: pytest.TempPathFactory) -> Tra
 
 
 @pytest.fixture(scope="module")
-def judged(trained: TradingNetwork, material: Material) -> FurtherForecasts:
+def judged(trained: TradingNetwork, material: Dataset) -> FurtherForecasts:
     levels = levels_of(further_of(trained, material, Part.CALIBRATION))
     (found,) = further_of(trained, material, Part.TEST, levels)
     return found
@@ -325,7 +325,7 @@ def test_the_figures_say_what_is_better_and_the_sentences_follow(
 
 
 def test_levels_make_the_calibration_slice_itself_right(
-    trained: TradingNetwork, material: Material
+    trained: TradingNetwork, material: Dataset
 ) -> None:
     levels = levels_of(further_of(trained, material, Part.CALIBRATION))
     (one,) = further_of(trained, material, Part.CALIBRATION, levels)
@@ -344,7 +344,7 @@ def test_levels_make_the_calibration_slice_itself_right(
         assert inside.mean(0) == pytest.approx([0.9] * 4, abs=0.003)
 
 
-def test_levels_that_do_not_fit_are_refused(trained: TradingNetwork, material: Material) -> None:
+def test_levels_that_do_not_fit_are_refused(trained: TradingNetwork, material: Dataset) -> None:
     for broken in ({"drawdown": [1.0]}, {"regimes": [1.0, 2.0]}, {"tails": "one"}):
         for of in ("ewma", "factors"):
             sentence = rf"calibration\.further\.{of} does not fit the head"
@@ -353,7 +353,7 @@ def test_levels_that_do_not_fit_are_refused(trained: TradingNetwork, material: M
 
 
 def test_one_decision_says_as_returns_what_was_judged_in_units(
-    trained: TradingNetwork, material: Material, judged: FurtherForecasts
+    trained: TradingNetwork, material: Dataset, judged: FurtherForecasts
 ) -> None:
     levels = levels_of(further_of(trained, material, Part.CALIBRATION))
     (segment,) = material.segments
@@ -387,7 +387,7 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     assert further_ahead(plain, outputs, sigma, {}) == ()
 
 
-def test_windows_and_chunks_carry_the_labels_of_every_step(material: Material) -> None:
+def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) -> None:
     samples = replace(material, heads=HEADS).samples(Part.TRAIN)
     chunk = next(Chunks(samples, length=700, batch=2, seed=1).stream())
     window = next(SingleWindows(samples, window=9, batch=3, seed=1).stream())

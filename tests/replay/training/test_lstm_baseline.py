@@ -15,12 +15,12 @@ import torch
 from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.judging.spans import recipe_hash
 from tracepaper.replay.training import lstm_baseline
 from tracepaper.replay.training.baselines import Asked, Measure, past_variances
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.evaluation import answer, judged, predict, report
 from tracepaper.replay.training.fitted import Fitted, answers, fit_baselines
-from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.series import Part, iso
 from tracepaper.storage.checkpoints import load
 from tracepaper.strategies.errors import ConfigInvalid
@@ -45,17 +45,17 @@ def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def material(candles: str) -> Material:
-    found = Material.read([candles], lambda _: SPLIT, HORIZONS)
+def material(candles: str) -> Dataset:
+    found = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     return replace(found, requested=("lstm",))
 
 
 @pytest.fixture(scope="module")
-def fitted(material: Material) -> Fitted:
+def fitted(material: Dataset) -> Fitted:
     return material.fitted
 
 
-def test_it_learns_what_the_last_hour_says(material: Material, fitted: Fitted) -> None:
+def test_it_learns_what_the_last_hour_says(material: Dataset, fitted: Fitted) -> None:
     answered = answer(FlashNetwork(tiny()), material.samples(Part.TEST))
     for one in judged(answered, answers(fitted), HORIZONS):
         found = report(one, temperature=1.0, slope=1.0)
@@ -66,7 +66,7 @@ def test_it_learns_what_the_last_hour_says(material: Material, fitted: Fitted) -
 
 
 def test_a_fit_repeats_in_every_bit_and_leaves_the_generator_as_it_was(
-    material: Material, fitted: Fitted
+    material: Dataset, fitted: Fitted
 ) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -78,7 +78,7 @@ def test_a_fit_repeats_in_every_bit_and_leaves_the_generator_as_it_was(
         np.testing.assert_array_equal(array, again[name])
 
 
-def test_what_was_said_of_other_rows_is_not_said_again(material: Material, fitted: Fitted) -> None:
+def test_what_was_said_of_other_rows_is_not_said_again(material: Dataset, fitted: Fitted) -> None:
     segment = material.segments[0]
     said = lstm_baseline.read_lstm(fitted["lstm"])
     network = lstm_baseline.network_of(fitted["lstm"])
@@ -112,7 +112,7 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
     assert made["training"]["baselines"] == ["lstm"]
     assert set(made["baselines"]["names"]) - set(plain["baselines"]["names"]) == {"lstm"}
     assert {*made["figures"]["5"]["qlike"]} - {*plain["figures"]["5"]["qlike"]} == {"lstm"}
-    assert recipe_hash(made) == recipe_hash(plain)  # no choice of the model's
+    assert recipe_of(made).hash == recipe_of(plain).hash  # no choice of the model's
     for name, beside in (("with", True), ("without", False)):
         words = ["evaluate", str(tmp_path / name), "--data", candles, "--json", "--threads", "1"]
         assert cli.invoke(words) == cli.DONE
@@ -152,7 +152,6 @@ def test_others_cannot_be_asked_for(
 
 
 def test_a_recipe_names_them_in_a_list() -> None:
-    from tracepaper.replay.training.recipe import Recipe
 
     with pytest.raises(ConfigInvalid, match="must be a list of names"):
-        Recipe.of({"training": {"baselines": "lstm"}})
+        recipe_of({"training": {"baselines": "lstm"}})

@@ -13,14 +13,11 @@ from typing import Any
 import pytest
 from learning import FORMS
 
-from tracepaper.replay.judging.spans import recipe_hash
-from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
-from tracepaper.replay.training.book_fit import SCHEMA, BookFitOptions
-from tracepaper.replay.training.ensemble import EnsembleRecipe
-from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.rowwise import RowRecipe
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.estimators.order_book import SCHEMA, BookFitOptions
 from tracepaper.storage.checkpoints import BUNDLED, load
 from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import COLUMNS
 
 SEED = {"training": {"seed": 7, "threads": 1}}
 """What makes no other recipe."""
@@ -59,40 +56,37 @@ def document(name: str) -> dict[str, Any]:
 
 
 def text_of(name: str) -> str:
-    of = document(name)
-    if name in {"tree", "glm"}:
-        return RowRecipe.of(of, created_ms=0).text()
-    return AlignedRecipe.of(of).text() if name in OTHERS else Recipe.of(of).text()
+    return recipe_of(document(name)).text()
 
 
 @pytest.mark.parametrize("name", [*FORMS, *OTHERS])
 def test_a_recipe_keeps_its_hash_and_its_text(name: str) -> None:
     of = document(name)
-    found = (recipe_hash(of), digest(text_of(name)))
+    found = (recipe_of(of).hash, digest(text_of(name)))
     assert found == {**NETWORKS, **OTHERS}[name]
-    assert recipe_hash({**of, **SEED}) == found[0]
-    assert recipe_hash({**of, "training": {"learning_rate": 0.125}}) != found[0]
+    assert recipe_of({**of, **SEED}).hash == found[0]
+    assert recipe_of({**of, "training": {"learning_rate": 0.125}}).hash != found[0]
 
 
 def test_an_ensemble_keeps_its_hash_and_its_text() -> None:
     chosen = document("flash") | {"ensemble": {"kind": "tree", "schema_id": "tree-1m"}}
-    both = EnsembleRecipe.of(chosen, created_ms=0)
+    both = recipe_of(chosen)
     assert digest(both.text()) == "18e11267b6c2"
     card = {
         "model": {"kind": "ensemble"},
-        "parts": {"network": both.network.document(), "rows": document("tree")},
+        "parts": {"network": both.members[0].document(), "rows": document("tree")},
     }
-    assert recipe_hash(card) == "22ecb1fdc697"
+    assert recipe_of(card).hash == "22ecb1fdc697"
 
 
 def test_a_recipe_of_order_books_keeps_its_hash() -> None:
     card: dict[str, Any] = {
-        "model": {"kind": "orderbook"},
+        "model": {"kind": "orderbook", "weights_sha256": ""},
         "architecture": asdict(OrderBookConfig(levels=5)),
-        "features": {"schema_id": SCHEMA},
+        "features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1},
         "training": asdict(BookFitOptions()),
     }
-    assert recipe_hash(card) == "5e392c372c16"
+    assert recipe_of(card).hash == "014d9e7b7448"
 
 
 @pytest.mark.parametrize(
@@ -100,4 +94,4 @@ def test_a_recipe_of_order_books_keeps_its_hash() -> None:
     [("flash-1m", "2f11a8384145"), ("flash-15m", "c040d446c80c"), ("informer-1m", "29f227f859ee")],
 )
 def test_a_bundled_checkpoint_keeps_the_hash_of_its_recipe(name: str, known: str) -> None:
-    assert recipe_hash(load(BUNDLED / name).card) == known
+    assert recipe_of(load(BUNDLED / name).card).hash == known

@@ -19,20 +19,20 @@ from typer.testing import CliRunner
 from tracepaper.replay.commands.evaluate import evaluate
 from tracepaper.replay.commands.models import list_models
 from tracepaper.replay.commands.train import train as train_command
-from tracepaper.replay.judging.spans import read_openings
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import Say, estimators
 from tracepaper.replay.training.explained import bars_of
 from tracepaper.replay.training.fit import FitOptions, Observe, Progress
 from tracepaper.replay.training.fitted import stored_baselines
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.pipeline import Say, split_of, train
+from tracepaper.replay.training.openings import read_openings
 from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.series import Part, iso
+from tracepaper.replay.training.series import Part, iso, split_of
+from tracepaper.replay.training.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.gates.evaluator import threshold_of
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.networks.architecture import kind_of
 
 DAYS = 8
 SPLIT = split(4, 5, 6.5)
@@ -45,11 +45,11 @@ def quiet(_: object) -> None:
     """Say nothing."""
 
 
-RECIPE = Recipe(kind_of("flash"), tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
+RECIPE = Recipe(estimators()["flash"], tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
 
 
 def trained(
-    material: Material,
+    material: Dataset,
     folder: Path,
     recipe: Recipe = RECIPE,
     *,
@@ -58,8 +58,8 @@ def trained(
     resume: bool = False,
 ) -> Checkpoint:
     return train(
-        material,
         recipe,
+        material,
         folder,
         created_ms=1_700_000_000_000,
         observe=observe,
@@ -87,7 +87,7 @@ def paths(folder: Path) -> list[str]:
 def made(folder: Path, paths: list[str]) -> Checkpoint:
     """Return a checkpoint trained on them."""
     torch.set_num_threads(1)
-    material = Material.read(paths, lambda _: SPLIT, HORIZONS)
+    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
     return trained(material, folder / "tiny")
 
 
@@ -142,7 +142,7 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     made: Checkpoint, paths: list[str]
 ) -> None:
     forecaster = build(made.card, made.tensors, threads=1)
-    material = Material.read(paths[:1], lambda _: SPLIT, HORIZONS)
+    material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
     known = material.segments[0]
     bars = bars_of(known, 0, forecaster.context + 200)
     forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
@@ -157,7 +157,7 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
 def test_an_unfinished_training_is_taken_up(
     made: Checkpoint, folder: Path, paths: list[str]
 ) -> None:
-    material = Material.read(paths, lambda _: SPLIT, HORIZONS)
+    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
 
     class CutOffError(Exception):
         pass
@@ -177,12 +177,12 @@ def test_an_unfinished_training_is_taken_up(
 
 
 def test_a_horizon_that_the_network_lacks_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="none of the network's"):
+    with pytest.raises(ConfigInvalid, match="none of the model's"):
         replace(RECIPE, horizon=7)
 
 
 def test_no_label_of_the_untouched_part_was_seen_before(paths: list[str]) -> None:
-    material = Material.read(paths, lambda _: SPLIT, HORIZONS)
+    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
     last_seen = max(
         int(s.segment.close_time_ms[np.flatnonzero(s.weights[:, i])[-1] + horizon])
         for part in (Part.TRAIN, Part.VALIDATION, Part.CALIBRATION)

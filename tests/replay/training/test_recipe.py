@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from learning import derived
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.training.recipe import Recipe, over, read_recipe
-from tracepaper.replay.training.rowwise import RowRecipe
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.recipe import over, read_recipe
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
@@ -18,8 +19,8 @@ from tracepaper.strategies.networks.architecture import network_kinds
 
 @pytest.mark.parametrize("kind", sorted(network_kinds()))
 def test_a_printed_recipe_reads_back(kind: str) -> None:
-    made = Recipe.of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
-    assert Recipe.of(tomllib.loads(made.text())) == made
+    made = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
+    assert recipe_of(tomllib.loads(made.text())) == made
     assert set(made.document()["architecture"]) == set(
         network_kinds()[kind].read({}).__dataclass_fields__
     )
@@ -41,7 +42,7 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
     with_results = over(
         said, {"model": {"weights_sha256": "ab"}, "training": {"best_step": 3}, "figures": {"5": 1}}
     )
-    assert Recipe.of(with_results) == Recipe.of(said)
+    assert recipe_of(with_results) == recipe_of(said)
 
 
 @pytest.mark.parametrize(
@@ -59,19 +60,19 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
         ({"architecture": {"widow": 3}}, "architecture.widow is unknown, the nearest is window"),
         ({"model": {"kind": "lstm"}, "architecture": {"heads": 2}}, "architecture.heads is unkn"),
         ({"architecture": 3}, r"\[architecture\] of the recipe is no table"),
-        ({"calibration": {"horizon": 7}}, "none of the network's"),
+        ({"calibration": {"horizon": 7}}, "none of the model's"),
     ],
 )
 def test_what_a_recipe_cannot_mean_is_refused(document: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
-        Recipe.of(document)
+        recipe_of(document)
 
 
 def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", "--network", "tree", "--seed", "4", "--horizons", "5,15", "--print-recipe"]
     assert invoke(words) == 0
     said = tomllib.loads(capsys.readouterr().out)
-    made = RowRecipe.of(said, created_ms=0)
+    made = recipe_of(said)
     assert (made.kind, made.horizons, made.horizon, made.options.seed) == ("tree", (5, 15), 15, 4)
     assert tomllib.loads(made.text()) == said
     assert invoke([*words, "--layers", "3"]) != 0
@@ -79,11 +80,11 @@ def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
-    made = Recipe.of({"architecture": {"time_of_week": True}})
-    fitted = made.fitted_to(schema("v2-15m"), 900_000)
+    made = recipe_of({"architecture": {"time_of_week": True}})
+    fitted = derived(made, schema("v2-15m"), 900_000)
     section = fitted.document()["architecture"]
     assert (section["features"], section["interval_minutes"]) == (78, 15)
-    plain = Recipe.of({"model": {"kind": "lstm"}}).fitted_to(schema("v2-15m"), 900_000)
+    plain = derived(recipe_of({"model": {"kind": "lstm"}}), schema("v2-15m"), 900_000)
     assert plain.document()["architecture"]["features"] == 78
 
 

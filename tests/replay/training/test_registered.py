@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import learning
@@ -19,17 +18,14 @@ from torch import Tensor
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.judging.figures import tables_of
 from tracepaper.replay.judging.judgement import SpanJudgement
-from tracepaper.replay.judging.spans import WHOLE
 from tracepaper.replay.training import baselines, losses, samples
 from tracepaper.replay.training.baselines import Answer, Arrays, Training, baseline
-from tracepaper.replay.training.card import training_section
-from tracepaper.replay.training.evaluation import answer, judged, report
+from tracepaper.replay.training.evaluation import ALL_MEASURES, answer, judged, report
 from tracepaper.replay.training.explained import JudgedPart
 from tracepaper.replay.training.fit import FitOptions, HeadsFit, loss_shares
 from tracepaper.replay.training.fitted import answers, fit_baselines
 from tracepaper.replay.training.losses import loss
-from tracepaper.replay.training.pipeline import ALL_MEASURES
-from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.openings import WHOLE
 from tracepaper.replay.training.samples import Chunks, label, samples_of, targets
 from tracepaper.replay.training.series import Part, Segment
 from tracepaper.strategies.errors import ConfigInvalid
@@ -83,9 +79,7 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
         fit.run(lambda _: None)
         assert np.array(fit.progress.scores).shape == (4, 2)
         assert np.isfinite(fit.progress.losses).all()
-        recipe = replace(Recipe.of({}), options=options)
-        told = training_section(recipe, fit.progress, bars=9)["losses"]
-        assert told == "Student-t NLL, cross-entropy, QLIKE, mean error"
+        assert losses.titles(()) == "Student-t NLL, cross-entropy, QLIKE, mean error"
         with pytest.raises(ConfigInvalid, match="already"):
             label("crossed", missing=0.5)(crossed)
         with pytest.raises(ConfigInvalid, match="already"):

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
+from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.training.boosting import BoostingOptions
+from tracepaper.replay.training.dataset import Dataset
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.estimators.tabular import RowsModel, table_of
 from tracepaper.replay.training.explained import bars_of
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.rowwise import RowRecipe, evaluated_rows, table_of, train_rows
 from tracepaper.replay.training.series import Part
+from tracepaper.replay.training.training import train
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.build import build, choose_backend
@@ -40,18 +42,19 @@ def candles(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def material(candles: str) -> Material:
-    return Material.read([candles], lambda _: SPLIT, HORIZONS)
+def material(candles: str) -> Dataset:
+    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
 
 
 @pytest.fixture(scope="module")
-def made(folder: Path, material: Material) -> dict[str, Checkpoint]:
+def made(folder: Path, material: Dataset) -> dict[str, Checkpoint]:
     said: list[str] = []
     found = {
-        kind: train_rows(
+        kind: train(
+            rows_recipe(kind, 300, OPTIONS),
             material,
-            RowRecipe(kind, kind, 30, 1_700_000_000_000, 300, OPTIONS),
             folder / kind,
+            created_ms=1_700_000_000_000,
             say=said.append,
         )
         for kind in KINDS
@@ -76,7 +79,7 @@ def known(forecasts: list[Forecast | None]) -> list[Forecast]:
 
 
 def test_one_bar_and_many_are_answered_alike_in_every_bit(
-    checkpoint: Checkpoint, material: Material
+    checkpoint: Checkpoint, material: Dataset
 ) -> None:
     bars = bars_of(material.segments[0], 0, 700)
     stepped, scanned = forecaster_of(checkpoint), forecaster_of(checkpoint, mode="scan")
@@ -105,12 +108,12 @@ def test_it_learns_what_the_candles_hold(checkpoint: Checkpoint) -> None:
     assert set(checkpoint.card["calibration"]["quantiles"]) == {"edge"}
 
 
-def test_the_figures_follow_from_the_weights(checkpoint: Checkpoint, material: Material) -> None:
-    again = evaluated_rows(checkpoint.card, checkpoint.tensors, material)
+def test_the_figures_follow_from_the_weights(checkpoint: Checkpoint, material: Dataset) -> None:
+    again = RowsModel(checkpoint.card, checkpoint.tensors).evaluated(material).card
     assert again["figures"] == checkpoint.card["figures"]
 
 
-def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Material) -> None:
+def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dataset) -> None:
     bars = bars_of(material.segments[0], 0, 600)
     made = forecaster_of(checkpoint)
     instrument = bars[0].instrument
@@ -126,7 +129,7 @@ def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Mat
     assert np.exp(0.5 * total) * root == pytest.approx(last.volatility, rel=1e-12)
 
 
-def test_no_label_of_a_later_part_is_learnt_from(material: Material) -> None:
+def test_no_label_of_a_later_part_is_learnt_from(material: Dataset) -> None:
     training = material.samples(Part.TRAIN)
     table = table_of(training, "returns")
     reach = [np.flatnonzero(s.weights[:, 1]).max() + HORIZONS[1] for s in training]
@@ -136,14 +139,14 @@ def test_no_label_of_a_later_part_is_learnt_from(material: Material) -> None:
 
 
 def test_a_backend_or_horizon_that_it_has_not_is_refused(
-    checkpoint: Checkpoint, material: Material, tmp_path: Path
+    checkpoint: Checkpoint, material: Dataset, tmp_path: Path
 ) -> None:
     kind = checkpoint.card["model"]["kind"]
     assert choose_backend(checkpoint.card, "auto", device="cpu") == kind
     with pytest.raises(ConfigInvalid, match=f"set it to auto or {kind}"):
         choose_backend(checkpoint.card, "sdpa", device="cpu")
     with pytest.raises(ConfigInvalid, match="none of the model's"):
-        train_rows(material, RowRecipe("x", kind, 7, 0, 300, OPTIONS), tmp_path, say=print)
+        recipe_of({"model": {"kind": kind}, "calibration": {"horizon": 7}})
     card = {**checkpoint.card, "architecture": {"horizons": [5, 30, 60]}}
     with pytest.raises(CheckpointMismatch):
         build(card, checkpoint.tensors)

@@ -22,8 +22,8 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import continues
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.training.dataset import Dataset, Supplied, joined_to
 from tracepaper.replay.training.files import read_files
-from tracepaper.replay.training.material import Material, Supplied, joined_to
 from tracepaper.replay.training.series import Split, iso, segments_of
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.covariates import kept_vectors, read_vectors
@@ -134,7 +134,7 @@ def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(folder: Path
     split = Split(first, second, third, embargo_bars=30)
     supplied = Supplied(read_vectors(folder / "news.csv"))
     data = [str(folder / "bybit_linear_AAAUSDT_1m.csv.gz")]
-    own = Material.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
+    own = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
     assert own.first == FIRST  # whose close is the first at or after the first row's time
     known = np.searchsorted(AT, own.close_time_ms[FIRST:], side="right") - 1
     assert (
@@ -157,8 +157,8 @@ def test_vectors_of_another_time_are_refused(folder: Path, tmp_path: Path, say: 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--network", "flash"), "--covariates are a modality of --network trading alone"),
-        (("--network", "glm"), "--covariates are a modality of --network trading alone"),
+        (("--network", "flash"), "they are a modality of the kind trading"),
+        (("--network", "glm"), "they are a modality of the kind trading"),
     ],
 )
 def test_other_networks_refuse_them(words: tuple[str, ...], sentence: str, say: Say) -> None:

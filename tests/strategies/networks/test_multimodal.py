@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.training.recipe import Recipe
+from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
@@ -178,10 +178,10 @@ def names_of(names: tuple[str, ...], start: str) -> str:
 def test_modalities_without_their_columns_are_a_recipe_and_no_network() -> None:
     section = {"modalities": ["price", "time"], "columns": [0, 1, -1], "features": 3}
     kind = network_kinds()["trading"]
-    recipe = Recipe.of({"model": {"kind": "trading"}, "architecture": section})
-    assert recipe.config == kind.read({**section, "columns": [], "dropout": 0.1})
+    recipe = recipe_of({"model": {"kind": "trading"}, "architecture": section})
+    assert recipe.architecture == kind.read({**section, "columns": [], "dropout": 0.1})
     with pytest.raises(ConfigInvalid, match="gives the modality time no feature"):
-        kind.make(recipe.config)
+        kind.make(recipe.architecture)
     assert TradingNetwork(kind.read(section)).fusion.names == ("price", "time")
 
 

@@ -10,32 +10,23 @@ The rule is docs/models.md, L47.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from tracepaper.replay.training.aligned_pipeline import AlignedRecipe
-from tracepaper.replay.training.ensemble import EnsembleRecipe
-from tracepaper.replay.training.material import Material
-from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.rowwise import RowRecipe
-from tracepaper.replay.training.series import Part, date_ms, iso
-from tracepaper.storage.checkpoints import BUNDLED, Checkpoint, dump
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.series import (
+    date_ms,
+    iso,
+)
+from tracepaper.storage.checkpoints import BUNDLED, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
-from tracepaper.strategies.forecasters.cross_asset import is_together
-from tracepaper.strategies.order_book import KIND
 
 FILE_NAME: Final = "openings.toml"
-_LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
-_NEWER: Final = (("entropy_weight", 0.0),)
-"""Keys at values that change nothing, which older recipes do not have."""
-"""Keys of ``[training]`` by which one recipe is no other."""
 
 
 class NamedSpan(NamedTuple):
@@ -130,36 +121,6 @@ class SpanOpening(NamedTuple):
         return is_one_time and bool(set(self.symbols) & set(other.symbols))
 
 
-def recipe_hash(card: Mapping[str, Any]) -> str:
-    """Return the hash of all that was chosen for a checkpoint: twelve hexadecimal digits.
-
-    Seed, name, threads and device are left out: repeats of one recipe are one candidate.
-    """
-    if is_ensemble(card):
-        both = EnsembleRecipe.of(card, created_ms=0)
-        hashes = f"{_hash(both.network.document())} {_hash(tomllib.loads(both.rows.text()))}"
-        return hashlib.sha256(hashes.encode()).hexdigest()[:12]
-    if card["model"].get("kind") == KIND:
-        names = ("model", "architecture", "features", "training")
-        return _hash({name: dict(card[name]) for name in names})
-    if is_together(card):
-        return _hash(AlignedRecipe.of(card).document())
-    if row_kind(card) is None:
-        return _hash(Recipe.of(card).document())
-    return _hash(tomllib.loads(RowRecipe.of(card, created_ms=0).text()))
-
-
-def _hash(chosen: Mapping[str, Any]) -> str:
-    training = {
-        name: value
-        for name, value in chosen["training"].items()
-        if name not in _LUCK and (name, value) not in _NEWER
-    }
-    document = {**chosen, "training": training, "model": {"kind": chosen["model"]["kind"]}}
-    text = json.dumps(document, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def openings_path(folder: Path | None) -> Path:
     """Return the file that counts for the checkpoint in *folder*; None is a class of one's own."""
     if folder is None or folder.resolve().parent == BUNDLED.resolve():
@@ -180,16 +141,65 @@ def opened(path: Path, new: SpanOpening) -> tuple[int, str]:
     return len(recipes), said
 
 
-def opened_by_training(folder: Path, found: Checkpoint, material: Material) -> str:
-    """Count the untouched part of *material*, on which a training judged what lies in *folder*.
+def opened_by_training(folder: Path, card: Mapping[str, Any], data: Untouched) -> str:
+    """Count the untouched part of *data*, on which a training judged what lies in *folder*.
 
-    Returns a sentence where it could not be kept; else an empty text.
+    Returns a sentence where it could not be kept; else an empty text. What was not judged opens
+    nothing.
     """
-    symbols = material.symbols(Part.TEST)
-    last = max(int(one.close_time_ms[-1]) for one in material.segments)
-    start = material.split.calibration_until_ms
-    new = SpanOpening(recipe_hash(found.card), found.id, symbols, start, last)
+    span = data.untouched()
+    if span is None:
+        return ""
+    symbols, from_ms, until_ms = span
+    recipe = recipe_of(card).hash
+    new = SpanOpening(recipe, str(card["model"]["id"]), symbols, from_ms, until_ms)
     return opened(openings_path(folder), new)[1]
+
+
+class JudgedSpan(Protocol):
+    """What one span says of a model."""
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols that it is of."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What could not be compared, or counted: a sentence each."""
+
+    @property
+    def from_ms(self) -> int:
+        """The first midnight."""
+
+    @property
+    def until_ms(self) -> int:
+        """The last midnight."""
+
+
+AnyJudged = TypeVar("AnyJudged", bound=JudgedSpan)
+
+
+def counted(
+    every: Sequence[AnyJudged], folder: Path | None, recipe: str, model_id: str
+) -> list[AnyJudged]:
+    """Return the judgements with how many recipes opened each span, and keep these openings.
+
+    *folder* holds the checkpoint; None is a class of one's own.
+    """
+    found = []
+    for one in every:
+        new = SpanOpening(recipe, model_id, one.symbols, one.from_ms, one.until_ms)
+        count, said = opened(openings_path(folder), new)
+        missing = (*one.missing, *([said] if said else []))
+        found.append(replace(one, openings=count, missing=missing))  # type: ignore[type-var]
+    return found
+
+
+class Untouched(Protocol):
+    """Data whose last part no training saw."""
+
+    def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
+        """Return its symbols, and from and until when it is; None where nothing was judged."""
 
 
 def read_openings(path: Path) -> list[SpanOpening]:

@@ -16,14 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tracepaper.replay.training.aligned import AlignedBatch, AlignedChunks, Labelled, answered
 from tracepaper.replay.training.card import ROUND_TRIP_COST
 from tracepaper.replay.training.fit import (
     FitOptions,
     Progress,
     loss_shares,
 )
-from tracepaper.replay.training.losses import as_float32, averaged, elementwise
+from tracepaper.replay.training.losses import (
+    as_float32,
+    averaged,
+    elementwise,
+)
+from tracepaper.replay.training.panel import (
+    AlignedBatch,
+    AlignedChunks,
+    Labelled,
+    answered,
+)
 from tracepaper.strategies.networks.cross_asset import (
     CrossAssetNetwork,
     PortfolioCosts,
@@ -47,8 +56,8 @@ def usual_return(training: Sequence[Labelled], every: int) -> float:
     for one in training:
         column = one.samples[0].horizons.index(every)
         within = np.flatnonzero(one.samples[0].weights[:, column] > 0)
-        rows = one.stretch.decisions(within, every)
-        moves = np.expm1(one.stretch.moves(every)[:, rows]).mean(axis=0)
+        rows = one.panel.decisions(within, every)
+        moves = np.expm1(one.panel.moves(every)[:, rows]).mean(axis=0)
         found.append(moves[np.isfinite(moves)])
     return float(np.concatenate(found).std())
 
@@ -56,7 +65,7 @@ def usual_return(training: Sequence[Labelled], every: int) -> float:
 def usual_error(training: Sequence[Labelled], horizons: Sequence[int]) -> Tensor:
     """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
     found = np.ones(len(horizons))
-    parts = [one.stretch.correlations(horizons)[:, one.rows] for one in training]
+    parts = [one.panel.correlations(horizons)[:, one.rows] for one in training]
     for at in range(len(horizons)):
         came = np.concatenate([part[..., at] for part in parts], axis=1)
         came = came[:, np.isfinite(came).all(axis=0)]

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.replay.archive.columns import instant, iso
 from tracepaper.replay.archive.order_book import DepthHeader, read_depth
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import Books, Integers
@@ -46,7 +47,7 @@ class BookParts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BookMaterial:
+class BookDataset:
     """What files of one instrument's books hold together, oldest first."""
 
     header: DepthHeader
@@ -55,7 +56,7 @@ class BookMaterial:
     notes: tuple[str, ...]
 
     @classmethod
-    def read(cls, paths: Sequence[str | Path]) -> BookMaterial:
+    def read(cls, paths: Sequence[str | Path]) -> BookDataset:
         """Read *paths*; raise ``DataInvalid`` for damage, overlap, and files that do not belong."""
         stretches: list[Books] = []
         files: list[BookSource] = []
@@ -107,6 +108,15 @@ class BookMaterial:
                 "itself; only those that `tracepaper data record` took from it are judged."
             )
         return said
+
+    def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
+        """Return its symbol, and from and until when its last part is; None where untrained."""
+        if self.untrained():
+            return None
+        symbol = self.header.instrument.partition(":")[2]
+        # The card names the time to the second.
+        start = instant(iso(int(self.parts().untouched[0].seen_ms[0])))
+        return (symbol,), start, int(self.stretches[-1].seen_ms[-1]) + 1
 
     def parts(self) -> BookParts:
         """Cut the stretches by the calendar into training, validation and untouched time."""

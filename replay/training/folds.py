@@ -19,7 +19,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.training.series import Part, Segment
+from tracepaper.replay.training.series import (
+    Part,
+    Segment,
+)
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.units import DAY_MS
 

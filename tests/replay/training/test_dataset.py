@@ -1,4 +1,4 @@
-"""Material of several intervals: horizons are times, and what is kept equals what is computed."""
+"""Dataset of several intervals: horizons are times, and what is kept equals what is computed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from learning import DAY_BARS, MINUTE_MS, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.training.array_cache import ArrayCache
-from tracepaper.replay.training.material import Material, in_bars, intervals_of, reading
-from tracepaper.replay.training.recipe import Recipe, read_recipe, with_bars
+from tracepaper.replay.training.dataset import Dataset, in_bars, intervals_of, reading
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.recipe import read_recipe, with_bars
 from tracepaper.replay.training.samples import targets
 from tracepaper.replay.training.series import Part
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -35,12 +36,12 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def joint(paths: list[str]) -> Material:
+def joint(paths: list[str]) -> Dataset:
     """Return them as bars of 15 minutes, with those of 5 and 30 minutes to learn from."""
-    return Material.read(paths, lambda _: SPLIT, "1h,4h", "v2", intervals=(FIFTEEN, FIVE, HALF))
+    return Dataset.read(paths, lambda _: SPLIT, "1h,4h", "v2", intervals=(FIFTEEN, FIVE, HALF))
 
 
-def test_one_horizon_is_other_bars_at_other_intervals(joint: Material) -> None:
+def test_one_horizon_is_other_bars_at_other_intervals(joint: Dataset) -> None:
     assert joint.interval_ms == FIFTEEN
     assert joint.intervals == (FIFTEEN, FIVE, HALF)
     assert joint.schema.schema_id == "v2-15m"
@@ -56,7 +57,7 @@ def test_one_horizon_is_other_bars_at_other_intervals(joint: Material) -> None:
         assert samples.labels["returns"][row, 1] == pytest.approx(expected, rel=1e-4)
 
 
-def test_other_intervals_are_seen_in_training_alone(joint: Material) -> None:
+def test_other_intervals_are_seen_in_training_alone(joint: Dataset) -> None:
     def seen(part: Part) -> set[int]:
         return {samples.segment.interval_ms for samples in joint.samples(part)}
 
@@ -68,13 +69,13 @@ def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
     paths: list[str], tmp_path: Path
 ) -> None:
     early = write_csv(learnable(4 * DAY_BARS, seed=2, symbol="EARLYUSDT"), tmp_path)
-    found = Material.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
+    found = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
     both = found.symbols(Part.TEST)
     assert len(both) == 2
     assert found.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
 
 
-def test_no_label_of_any_interval_reaches_out_of_training(joint: Material) -> None:
+def test_no_label_of_any_interval_reaches_out_of_training(joint: Dataset) -> None:
     for samples in joint.samples(Part.TRAIN):
         for column, bars in enumerate(samples.horizons):
             last = int(np.flatnonzero(samples.weights[:, column])[-1]) + bars
@@ -82,8 +83,8 @@ def test_no_label_of_any_interval_reaches_out_of_training(joint: Material) -> No
 
 
 def test_what_is_kept_equals_what_is_computed(paths: list[str], tmp_path: Path) -> None:
-    def read(arrays: ArrayCache) -> Material:
-        return Material.read(
+    def read(arrays: ArrayCache) -> Dataset:
+        return Dataset.read(
             paths[:1], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,), arrays=arrays
         )
 
@@ -114,7 +115,7 @@ def test_other_candles_horizons_or_features_are_kept_apart(
         (paths[0], "2h", "v2"),
         (paths[0], "1h", "tree"),
     ):
-        material = Material.read(
+        material = Dataset.read(
             [path],
             lambda _: SPLIT,
             horizons,
@@ -128,9 +129,9 @@ def test_other_candles_horizons_or_features_are_kept_apart(
 
 
 def test_a_schema_names_the_interval(paths: list[str]) -> None:
-    material = Material.read(paths[:1], lambda _: SPLIT, "1h", "v2-15m")
+    material = Dataset.read(paths[:1], lambda _: SPLIT, "1h", "v2-15m")
     assert (material.interval_ms, material.horizons) == (FIFTEEN, (4,))
-    assert Material.read(paths[:1], lambda _: SPLIT, (5, 30)).schema.schema_id == "v1"
+    assert Dataset.read(paths[:1], lambda _: SPLIT, (5, 30)).schema.schema_id == "v1"
 
 
 @pytest.mark.parametrize(
@@ -150,13 +151,13 @@ def test_what_cannot_be_learnt_is_one_sentence(
     paths: list[str], schema_id: str, intervals: tuple[int, ...], horizons: str, sentence: str
 ) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
-        Material.read(paths[:1], lambda _: SPLIT, horizons, schema_id, intervals=intervals)
+        Dataset.read(paths[:1], lambda _: SPLIT, horizons, schema_id, intervals=intervals)
 
 
 def test_too_few_bars_are_one_sentence(tmp_path: Path) -> None:
     path = str(write_csv(learnable(400), tmp_path))
     with pytest.raises(DataInvalid, match="480 bars without a hole"):
-        Material.read([path], lambda _: SPLIT, "30m", "v2")
+        Dataset.read([path], lambda _: SPLIT, "30m", "v2")
 
 
 def test_horizons_and_intervals_are_read_from_text() -> None:
@@ -170,7 +171,7 @@ def test_horizons_and_intervals_are_read_from_text() -> None:
         intervals_of("15m,often")
 
 
-def test_labels_follow_the_schema_by_their_unit(joint: Material) -> None:
+def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
     segment = joint.segments[0]
     assert segment.values.shape[1] == len(schema("v2-15m").names)
     known = targets(segment, (4,))["returns"][:, 0]
@@ -259,6 +260,6 @@ def test_a_network_is_trained_on_two_intervals_by_one_command(
     assert card["market"]["horizons"] == ["30m", "1h"]
     assert (card["architecture"]["horizons"], card["calibration"]["horizon"]) == ([2, 4], 4)
     assert reading(card["features"]) == {"intervals": (FIFTEEN, FIVE), "calendar": None}
-    recipe = Recipe.of(read_recipe(out / "card.toml"))
+    recipe = recipe_of(read_recipe(out / "card.toml"))
     assert (recipe.schema_id, recipe.intervals) == ("v2-15m", ("15m", "5m"))
     assert list((tmp_path / "kept").iterdir())

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tracepaper.replay.judging.spans import (
+from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.training.openings import (
     FILE_NAME,
     WHOLE,
     SpanOpening,
@@ -15,7 +16,6 @@ from tracepaper.replay.judging.spans import (
     openings_path,
     read_openings,
     read_spans,
-    recipe_hash,
 )
 from tracepaper.replay.training.series import date_ms
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT, read_card
@@ -96,16 +96,16 @@ def test_what_comes_with_the_package_is_counted_in_the_users_state(
 def test_seeds_and_names_are_one_recipe_and_another_window_is_another() -> None:
     own = read_card(DEFAULT_CHECKPOINT)
     named = {**own, "model": {**own["model"], "name": "other"}}
-    assert recipe_hash(named) == recipe_hash(own)
+    assert recipe_of(named).hash == recipe_of(own).hash
     luck = {"seed": 9, "threads": 1}
     for half in ("network", "rows"):
-        assert recipe_hash(changed(own, half, "training", luck)) == recipe_hash(own)
+        assert recipe_of(changed(own, half, "training", luck)).hash == recipe_of(own).hash
     for half, section, chosen in (
         ("network", "architecture", {"window": 544}),
         ("network", "training", {"steps": 7}),
         ("rows", "training", {"rounds": 7}),
     ):
-        assert recipe_hash(changed(own, half, section, chosen)) != recipe_hash(own)
+        assert recipe_of(changed(own, half, section, chosen)).hash != recipe_of(own).hash
 
 
 def changed(

@@ -1,4 +1,4 @@
-"""``Material``: what a training learns from, of several symbols and intervals, split in time.
+"""``Dataset``: what is learnt from and judged on, of several symbols and intervals, split in time.
 
 Horizons are times. At the interval that a model is made for they are bars of that; bars of other
 intervals are learnt from as well where a horizon is a whole number of them, in training alone: a
@@ -14,15 +14,24 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Final, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.training.array_cache import ArrayCache, Shaped, code_key
+from tracepaper.replay.training.array_cache import (
+    ArrayCache,
+    Shaped,
+    code_key,
+)
 from tracepaper.replay.training.baselines import Answer
 from tracepaper.replay.training.files import read_files
-from tracepaper.replay.training.fitted import Fitted, answers, fit_baselines
+from tracepaper.replay.training.fitted import (
+    Fitted,
+    answers,
+    fit_baselines,
+    unfitted,
+)
 from tracepaper.replay.training.samples import (
     LABELS,
     NO_LABEL,
@@ -49,6 +58,10 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import REACHES
 from tracepaper.strategies.features.rows import FeatureSchema, schema, with_covariates
 from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
+
+if TYPE_CHECKING:
+    from tracepaper.replay.training.folds import Fold
+    from tracepaper.replay.training.panel import Panel
 
 FAMILIES: Final = ("v2", "tree")
 """Schemas that are known by this and an interval, such as ``v2-15m``."""
@@ -77,7 +90,7 @@ class Supplied(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Material:
+class Dataset:
     """What is learnt from: files, segments, the split, and samples by part.
 
     ``segments`` are bars of the interval that a model is made for, ``others`` of further ones,
@@ -99,6 +112,16 @@ class Material:
     """Of the heads that not every network has, those that are learnt, whose labels are needed."""
     vectors: Supplied | None = None
     """Those that a user supplies; the schema has them joined."""
+    fold: Fold | None = None
+    """Its parts stand in place of the split's."""
+    only: NDArray[np.int64] | None = field(default=None, compare=False)
+    """Where given, the samples are those of these bars alone, by their ``Segment.keys``."""
+    panels: tuple[Panel, ...] = ()
+    """The closes that all symbols have, where a model answers for all of them at once."""
+    notes: tuple[str, ...] = ()
+    """What must be said of closes that are not used, a sentence each."""
+    narrow: Dataset | None = None
+    """The same bars by the features of one member of an ensemble, where the others have more."""
 
     @classmethod
     def read(  # noqa: PLR0913 - how files are read
@@ -113,10 +136,12 @@ class Material:
         arrays: ArrayCache = IN_MEMORY,
         stored: Fitted | None = None,
         vectors: Supplied | None = None,
-    ) -> Material:
+        requested: tuple[str, ...] = (),
+    ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
 
-        *vectors* are joined to the bars that could know them.
+        *vectors* are joined to the bars that could know them; *requested* are the baselines that
+        are fitted on request.
 
         *schema_id* names a schema, or a family of which the interval's is taken. The model is made
         for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
@@ -156,7 +181,18 @@ class Material:
                     f"{vectors.file.path} has no row that a bar of the candles could know; give "
                     "covariates of their symbols and time."
                 )
-        return cls(files.sources, main, cut, learnt, bars, others, arrays, stored, vectors=vectors)
+        return cls(
+            files.sources,
+            main,
+            cut,
+            learnt,
+            bars,
+            others,
+            arrays,
+            stored,
+            requested,
+            vectors=vectors,
+        )
 
     def standardised(self, until_ms: int) -> Self:
         """Return the same with vectors standardised by their rows before *until_ms* alone."""
@@ -206,7 +242,23 @@ class Material:
     @property
     def parts(self) -> Parts:
         """What says which bars are in which part."""
-        return self.split
+        return self.fold or self.split
+
+    @property
+    def panel_symbols(self) -> tuple[str, ...]:
+        """The symbols of the panels, in their order."""
+        return self.panels[0].symbols
+
+    def folded(self, fold: Fold) -> Self:
+        """Return the same by *fold*, whose baselines are fitted anew.
+
+        Covariates are standardised by what the fold learns from alone.
+        """
+        own = self.standardised(max(until for _, until in fold.train))
+        narrow = self.narrow
+        if narrow is not None:  # its baselines would stand beside no figure
+            narrow = replace(narrow.folded(fold), stored=unfitted())
+        return replace(own, fold=fold, stored=None, narrow=narrow)
 
     @cached_property
     def fitted(self) -> Fitted:
@@ -225,6 +277,11 @@ class Material:
         """Return the horizons in bars of one of ``intervals``."""
         return tuple(bars * self.interval_ms // interval_ms for bars in self.horizons)
 
+    def untouched(self) -> tuple[tuple[str, ...], int, int]:
+        """Return the symbols of the test part, and from and until when it may be."""
+        last = max(int(one.close_time_ms[-1]) for one in self.segments)
+        return self.symbols(Part.TEST), self.split.calibration_until_ms, last
+
     def symbols(self, part: Part) -> tuple[str, ...]:
         """Return the symbols that *part* has labelled bars of."""
         of_part = [
@@ -234,6 +291,10 @@ class Material:
         ]
         return tuple(sorted(set(of_part)))
 
+    def has(self, part: Part) -> bool:
+        """Return whether *part* has a labelled bar."""
+        return bool(samples_in(self.segments, self.horizons, self.parts, part))
+
     def samples(self, part: Part) -> list[Samples]:
         """Return the samples of one part; of training, those of every interval.
 
@@ -241,6 +302,17 @@ class Material:
         """
         found = self.labelled(part)
         self.require_every_horizon(part, found)
+        return found if self.only is None else self._compared(found, self.only)
+
+    def _compared(self, samples: Sequence[Samples], keys: NDArray[np.int64]) -> list[Samples]:
+        """Return those of *samples* that are of the bars *keys*; raise where there is none."""
+        found = []
+        for one in samples:
+            weights = one.weights * np.isin(one.segment.keys, keys)[:, None]
+            if weights.any():
+                found.append(replace(one, weights=weights))
+        if not found:
+            raise DataInvalid("it has no bar in common with the judged model")
         return found
 
     def require_every_horizon(self, part: Part, samples: Sequence[Samples]) -> None:
@@ -314,7 +386,7 @@ def _code_of_labels(names: tuple[str, ...]) -> bytes:
 
 
 class ReadAs(TypedDict):
-    """How files are read, for ``Material.read``."""
+    """How files are read, for ``Dataset.read``."""
 
     intervals: tuple[int, ...]
     calendar: str | None

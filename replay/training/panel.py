@@ -1,7 +1,7 @@
-"""Candles of several symbols as stretches of bars that all of them have, and what is learnt there.
+"""Panels: the bars that all symbols have, as arrays [asset, time], and chunks to learn from.
 
 A close counts where every symbol has a bar and a row of features; where one has not, none is used.
-So a stretch's arrays are [asset, time], and a return can be held to the mean over the assets.
+So a panel's arrays are [asset, time], and a return can be held to the mean over the assets.
 
 The rules are docs/several.md, P23 and P26.
 """
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.training.correlation import LEAST_BARS
+from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.evaluation import Predictions
-from tracepaper.replay.training.material import Material
 from tracepaper.replay.training.samples import (
     LABELS,
     RETURN_LIMIT,
@@ -29,7 +29,11 @@ from tracepaper.replay.training.samples import (
     first_position,
     samples_in,
 )
-from tracepaper.replay.training.series import Part, Segment, Split
+from tracepaper.replay.training.series import (
+    Part,
+    Segment,
+    Split,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Outputs
@@ -45,7 +49,7 @@ LEAST: Final = 2
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Panel:
     """Consecutive bars that all symbols have: a segment of each, of the same times."""
 
     segments: tuple[Segment, ...]
@@ -53,6 +57,11 @@ class Stretch:
     def __len__(self) -> int:
         """Return the number of bars."""
         return len(self.segments[0])
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols, in the order of the first axis."""
+        return tuple(segment.candles.symbol for segment in self.segments)
 
     @property
     def first(self) -> int:
@@ -129,9 +138,9 @@ def _ahead(values: Array, bars: int) -> Array:
 
 
 class Labelled(NamedTuple):
-    """One stretch's samples of a part, one a symbol, and its relative returns."""
+    """One panel's samples of a part, one a symbol, and its relative returns."""
 
-    stretch: Stretch
+    panel: Panel
     samples: tuple[Samples, ...]
     relative: Rows  # [asset, time, horizon]
 
@@ -142,73 +151,64 @@ class Labelled(NamedTuple):
 
     def span(self, field: int) -> tuple[int, int]:
         """Return the first bar seen, *field* bars up to the first label, and one past the last."""
-        return max(self.stretch.first, int(self.rows[0]) - field + 1), self.samples[0].stop
+        return max(self.panel.first, int(self.rows[0]) - field + 1), self.samples[0].stop
 
     def whole_rows(self, field: int) -> Ids:
         """Return the labelled bars with *field* bars up to them, themselves one."""
         rows: Ids = self.rows
-        return rows[rows >= self.stretch.first + field - 1]
+        return rows[rows >= self.panel.first + field - 1]
 
 
-@dataclass(frozen=True)
-class AlignedMaterial:
-    """What a network over several assets learns from.
+def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
+    """Return *data* at the closes that all of its symbols have, which *split* cuts anew.
 
-    ``material`` holds the same stretches segment by segment, for baselines and cards.
+    Raises ``ConfigInvalid`` or ``DataInvalid`` where nothing is common.
     """
-
-    material: Material
-    symbols: tuple[str, ...]
-    stretches: tuple[Stretch, ...]
-    said: tuple[str, ...]
-    """What must be said of closes that are not used, a sentence each."""
-
-    @classmethod
-    def of(cls, material: Material, split: Callable[[Sequence[Segment]], Split]) -> AlignedMaterial:
-        """Align *material*, whose common closes *split* cuts anew.
-
-        Raises ``ConfigInvalid`` or ``DataInvalid`` where nothing is common.
-        """
-        symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in material.segments))
-        if len(symbols) < LEAST:
-            raise ConfigInvalid(
-                "A network over several assets needs candles of at least two symbols; repeat "
-                "--data for each."
-            )
-        own = {
-            symbol: [one for one in material.segments if one.candles.symbol == symbol]
-            for symbol in symbols
-        }
-        spans = [_times(own[symbol]) for symbol in symbols]
-        stretches = tuple(
-            Stretch(tuple(_cut(own[symbol], start, stop) for symbol in symbols))
-            for start, stop in _common(spans)
+    symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in data.segments))
+    if len(symbols) < LEAST:
+        raise ConfigInvalid(
+            "A network over several assets needs candles of at least two symbols; repeat "
+            "--data for each."
         )
-        if not stretches:
-            raise DataInvalid(
-                f"There is no close at which all of {', '.join(symbols)} have a bar and "
-                f"{material.schema.lookback} bars before it; give --data of one time."
-            )
-        segments = [segment for one in stretches for segment in one.segments]
-        common = replace(material, segments=segments, others=(), split=split(segments))
-        return cls(common, symbols, stretches, _said(own, stretches))
+    own = {
+        symbol: [one for one in data.segments if one.candles.symbol == symbol] for symbol in symbols
+    }
+    spans = [_times(own[symbol]) for symbol in symbols]
+    panels = tuple(
+        Panel(tuple(_cut(own[symbol], start, stop) for symbol in symbols))
+        for start, stop in _common(spans)
+    )
+    if not panels:
+        raise DataInvalid(
+            f"There is no close at which all of {', '.join(symbols)} have a bar and "
+            f"{data.schema.lookback} bars before it; give --data of one time."
+        )
+    segments = [segment for panel in panels for segment in panel.segments]
+    return replace(
+        data,
+        segments=segments,
+        others=(),
+        split=split(segments),
+        panels=panels,
+        notes=_unused(own, panels),
+    )
 
-    @property
-    def horizons(self) -> tuple[int, ...]:
-        """The horizons, in bars."""
-        return self.material.horizons
 
-    def labelled(self, part: Part) -> list[Labelled]:
-        """Return the samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none."""
-        found = []
-        for stretch in self.stretches:
-            samples = samples_in(stretch.segments, self.horizons, self.material.parts, part)
-            if len(samples) == len(stretch.segments):
-                found.append(Labelled(stretch, tuple(samples), stretch.relative(self.horizons)))
-        if not found:
-            raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
-        self.material.require_every_horizon(part, [one.samples[0] for one in found])
-        return found
+def labelled_closes(data: Dataset, part: Part) -> list[Labelled]:
+    """Return the panels' samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none.
+
+    Where *data* are some bars ``only``, closes at which no symbol has one are left out by
+    ``answered_closes``: the labels stay.
+    """
+    found = []
+    for panel in data.panels:
+        samples = samples_in(panel.segments, data.horizons, data.parts, part)
+        if len(samples) == len(panel.segments):
+            found.append(Labelled(panel, tuple(samples), panel.relative(data.horizons)))
+    if not found:
+        raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
+    data.require_every_horizon(part, [one.samples[0] for one in found])
+    return found
 
 
 def _times(segments: Sequence[Segment]) -> list[tuple[int, int]]:
@@ -249,11 +249,11 @@ def _cut(segments: Sequence[Segment], start: int, stop: int) -> Segment:
     raise AssertionError("a common span lies in a segment of each symbol")
 
 
-def _said(own: dict[str, list[Segment]], stretches: Sequence[Stretch]) -> tuple[str, ...]:
+def _unused(own: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
     """Return a sentence for streams of unequal length, and one for closes that are not used."""
     held = {name: np.concatenate([s.open_time_ms for s in own[name]]) for name in own}
     every = np.unique(np.concatenate(list(held.values())))
-    used = sum(len(stretch) - stretch.first for stretch in stretches)
+    used = sum(len(panel) - panel.first for panel in panels)
     said = []
     counts = {name: len(times) for name, times in held.items()}
     if len(set(counts.values())) > 1:
@@ -274,7 +274,7 @@ def _said(own: dict[str, list[Segment]], stretches: Sequence[Stretch]) -> tuple[
 
 
 class CrossPredictions(NamedTuple):
-    """What a network says of some bars of a stretch, as arrays; in units of σ √h."""
+    """What a network says of some bars of a panel, as arrays; in units of σ √h."""
 
     rows: Ids
     each: tuple[Predictions, ...]  # one an asset: [row, horizon]
@@ -283,7 +283,7 @@ class CrossPredictions(NamedTuple):
     loadings: Rows | None = None  # [asset, row, horizon, factor]
 
 
-def predicted(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> CrossPredictions:
+def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> CrossPredictions:
     """Return what *network* says at *rows*, ascending, each of its receptive field alone.
 
     Raises ``DataInvalid`` where there is no row.
@@ -293,14 +293,14 @@ def predicted(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> CrossP
     network.eval()
     answered = _by_window if network.config.attention == JOINT else _by_row
     with torch.inference_mode():
-        parts = list(answered(network, stretch, rows))
+        parts = list(answered(network, panel, rows))
     allocation = None
     if parts[0].allocation is not None:
         allocation = _array(*[p.allocation[0] for p in parts if p.allocation is not None])
     loadings = None
     if parts[0].loadings is not None:
         loadings = _array(*[p.loadings[0] for p in parts if p.loadings is not None])
-    assets = range(len(stretch.segments))
+    assets = range(len(panel.segments))
     return CrossPredictions(
         rows,
         tuple(_predictions([part.each for part in parts], asset) for asset in assets),
@@ -310,32 +310,32 @@ def predicted(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> CrossP
     )
 
 
-def _by_row(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> Iterator[CrossOutputs]:
+def _by_row(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
     """Yield the answers of chunks of *rows*, each of one pass over all bars between."""
     field = network.config.receptive_field
-    assets = places_of(network, stretch)
+    assets = places_of(network, panel)
     for first in range(int(rows[0]), int(rows[-1]) + 1, _ROWS_AT_ONCE):
         chosen = rows[(rows >= first) & (rows < first + _ROWS_AT_ONCE)]
         if not len(chosen):
             continue
-        seen, stop = max(first - field + 1, stretch.first), int(chosen[-1]) + 1
-        x = torch.from_numpy(stretch.rows(seen, stop))[None]
-        said = network(x, assets, stretch.positions(seen, stop))
+        seen, stop = max(first - field + 1, panel.first), int(chosen[-1]) + 1
+        x = torch.from_numpy(panel.rows(seen, stop))[None]
+        said = network(x, assets, panel.positions(seen, stop))
         yield _taken(said, torch.from_numpy(chosen - seen))
 
 
-def _by_window(network: CrossAssetNetwork, stretch: Stretch, rows: Ids) -> Iterator[CrossOutputs]:
+def _by_window(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
     """Yield the answer to each of *rows*, of its own window."""
     window = network.config.window
-    assets = places_of(network, stretch)
+    assets = places_of(network, panel)
     for row in rows.tolist():
-        x = torch.from_numpy(stretch.rows(row - window + 1, row + 1))[None]
-        yield network(x, assets, stretch.positions(row - window + 1, row + 1))
+        x = torch.from_numpy(panel.rows(row - window + 1, row + 1))[None]
+        yield network(x, assets, panel.positions(row - window + 1, row + 1))
 
 
-def places_of(network: CrossAssetNetwork, stretch: Stretch) -> Tensor:
-    """Return the embedding's places of the symbols of *stretch*."""
-    return network.config.places([segment.candles.symbol for segment in stretch.segments])
+def places_of(network: CrossAssetNetwork, panel: Panel) -> Tensor:
+    """Return the embedding's places of the symbols of *panel*."""
+    return network.config.places(list(panel.symbols))
 
 
 def _taken(said: CrossOutputs, at: Tensor) -> CrossOutputs:
@@ -401,7 +401,7 @@ class AlignedChunks:
         self._held = config.horizons.index(config.every)
         self._batch = batch
         self._came = (
-            {id(one): one.stretch.correlations(config.horizons) for one in part}
+            {id(one): one.panel.correlations(config.horizons) for one in part}
             if config.factors
             else {}
         )
@@ -442,17 +442,17 @@ class AlignedChunks:
 
     def _chunk(self, chosen: Labelled, start: int) -> AlignedBatch:
         """Return one chunk of *chosen*, as a batch of one."""
-        stretch, stop = chosen.stretch, start + self._length
+        panel, stop = chosen.panel, start + self._length
         first = start + self._window - 1 if self._joint else start
-        decided = stretch.decisions(np.arange(first, stop), self._every)
+        decided = panel.decisions(np.arange(first, stop), self._every)
         rows = decided if self._joint else np.arange(start, stop)
-        gains = np.expm1(stretch.moves(self._every)[:, decided])
+        gains = np.expm1(panel.moves(self._every)[:, decided])
         gains[:, ~self._is_within(chosen, decided)] = 0.0  # no return of the next part is seen
         if self._joint:
-            cut = [stretch.rows(row - self._window + 1, row + 1) for row in rows.tolist()]
-            values, positions = np.stack(cut), stretch.positions(0, self._window)
+            cut = [panel.rows(row - self._window + 1, row + 1) for row in rows.tolist()]
+            values, positions = np.stack(cut), panel.positions(0, self._window)
         else:
-            values, positions = stretch.rows(start, stop)[None], stretch.positions(start, stop)
+            values, positions = panel.rows(start, stop)[None], panel.positions(start, stop)
         labels = {
             name: np.stack(
                 [
