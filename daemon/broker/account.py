@@ -15,7 +15,7 @@ from msgspec import Struct
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, Executor, TrueRange
 from tracepaper.daemon.broker.exit_orders import Plan, ProtectionState, Protector
-from tracepaper.daemon.broker.ledger import Holding, Ledger
+from tracepaper.daemon.broker.ledger import Holding, Ledger, LedgerFunds
 from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import (
     FILL_WITHIN_MS,
@@ -29,11 +29,8 @@ from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.api.context import AccountView, Orders, Signal, account_view
 from tracepaper.strategies.types.decisions import (
     Action,
-    Fill,
-    LedgerEntry,
     Liquidity,
     Order,
-    Position,
 )
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote
 
@@ -92,30 +89,6 @@ def _encoded(book: BookState) -> bytes:
     return msgspec.msgpack.encode((book.holding, book.orders, kept))
 
 
-class _Funds:
-    """What a fill of one instrument moves in a ledger."""
-
-    def __init__(self, ledger: Ledger, instrument: str) -> None:
-        self.apply_fill = ledger.apply_fill
-        self._ledger = ledger
-        self._instrument = instrument
-
-    @property
-    def held(self) -> int:
-        return self._ledger.held(self._instrument)
-
-    @property
-    def position(self) -> Position:
-        return self._ledger.position(self._instrument)
-
-    @property
-    def cash(self) -> int:
-        return self._ledger.cash
-
-    def refusal(self, fill: Fill) -> str | None:
-        return self._ledger.refusal(fill)
-
-
 E = TypeVar("E", Bar, Quote)
 LIQUIDATIONS_FROM: Final = 1_000
 """The first ordinal of the exchange's own orders: in a close several are born in one step."""
@@ -170,13 +143,14 @@ class PaperAccount:
         self._places = {key: place for place, key in enumerate(instruments)}
         self._ranges = ranges or {}
         self._executors = {key: self._executor(item) for key, item in instruments.items()}
-        self._funds = {key: _Funds(self.ledger, key) for key in instruments}
+        self._funds = {key: LedgerFunds(self.ledger, key) for key in instruments}
         self._encoded = dict.fromkeys(instruments, msgspec.Raw())  # the state of each instrument
         self._stale = set(instruments)  # those whose state has changed since
         # The ledger's own answers, without a call between: every step asks for them.
         self.held = self.ledger.held
         self.position = self.ledger.position
         self.balance = self.ledger.account
+        self.report = self.ledger.report
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters for orders and prices from now on."""
@@ -398,7 +372,9 @@ class PaperAccount:
         return made
 
     def _match(
-        self, match: Callable[[RestingOrders, Executor, _Funds, E, Instrument], Matched], event: E
+        self,
+        match: Callable[[RestingOrders, Executor, LedgerFunds, E, Instrument], Matched],
+        event: E,
     ) -> Matched:
         key = event.instrument
         trades = match(
@@ -528,14 +504,6 @@ class PaperAccount:
         return True
 
     # ------------------------------------------------------------ what survives a restart
-
-    def take_entries(self) -> tuple[LedgerEntry, ...]:
-        """Return what moved the cash and is in no step yet, once."""
-        if not (moved := self.ledger.entries):
-            return ()
-        entries = tuple(moved)
-        moved.clear()
-        return entries
 
     def state(self) -> AccountState:
         """Return what must survive a restart."""

@@ -251,7 +251,8 @@ class Broker:
     ) -> Filled:
         """Let one event meet every account; *while_down* marks the fills."""
         matched = match(self.own)
-        if matched.orders or matched.ended_plan:
+        orders = matched.orders
+        if orders or matched.ended_plan:
             self.save = Save.NOW
         shadows = {}
         for name, account in self.shadows.items():
@@ -260,10 +261,10 @@ class Broker:
                 self.save = Save.NOW
             if of_shadow.fills:
                 shadows[name] = _marked(of_shadow.fills, while_down=while_down)
-        if not matched.orders and not shadows:
+        if not orders and not shadows:
             return NOTHING_FILLED
         fills = _marked(matched.fills, while_down=while_down)
-        return Filled(fills, matched.orders, shadows, tuple(matched.booked))
+        return Filled(fills, orders, shadows, tuple(matched.booked))
 
     # ------------------------------------------------------------ what is asked for
 

@@ -308,6 +308,17 @@ class Ledger:
             )
         return account
 
+    def report(
+        self, instrument: str | None
+    ) -> tuple[Position | None, Account, tuple[LedgerEntry, ...]]:
+        """Return what a step holds: the position, the account, and what moved the cash, once."""
+        entries: tuple[LedgerEntry, ...] = ()
+        if moved := self.entries:
+            entries = tuple(moved)
+            moved.clear()
+        position = None if instrument is None else self._lines[instrument].position
+        return position, self._account or self.account(), entries
+
     def restore(
         self, cash: int, holdings: Mapping[str, Holding], *, taken_over: bool = False
     ) -> None:
@@ -330,3 +341,31 @@ class Ledger:
                 self._bind(holding, max(min(needed, self.available), 0))
             self._value(line)
         self._account = None
+
+
+class LedgerFunds:
+    """What a fill of one instrument moves in a ledger."""
+
+    def __init__(self, ledger: Ledger, instrument: str) -> None:
+        self.apply_fill = ledger.apply_fill
+        self._ledger = ledger
+        self._instrument = instrument
+
+    @property
+    def held(self) -> int:
+        """The position, signed."""
+        return self._ledger.held(self._instrument)
+
+    @property
+    def position(self) -> Position:
+        """The position, at its mark."""
+        return self._ledger.position(self._instrument)
+
+    @property
+    def cash(self) -> int:
+        """Money, in quote currency."""
+        return self._ledger.cash
+
+    def refusal(self, fill: Fill) -> str | None:
+        """Return why the account cannot bear *fill*, or None."""
+        return self._ledger.refusal(fill)

@@ -16,7 +16,7 @@ import msgspec
 
 from tracepaper.daemon.broker.account import as_they_stand
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save
-from tracepaper.daemon.broker.orders import UNCHANGED
+from tracepaper.daemon.broker.orders import Sent
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
@@ -36,7 +36,6 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     GateSet,
     Order,
-    Position,
     Prediction,
     Regime,
     SinceDecided,
@@ -117,7 +116,7 @@ class Engine:
         self.broker = Broker(
             instruments,
             settings.broker,
-            {key: state.day_range for key, state in self.states.items()},
+            {key: state.history.day_range for key, state in self.states.items()},
             shadows=self.shadows.names,
             reports_fills=seen,
             confirms=[key for key, one in strategies.items() if one.horizon is not None],
@@ -138,7 +137,9 @@ class Engine:
     @property
     def gate_sets(self) -> tuple[GateSet, ...]:
         """The gate sets of all instruments, without repeats, in the instruments' order."""
-        return tuple(dict.fromkeys(state.gates.gate_set for state in self.states.values()))
+        return tuple(
+            dict.fromkeys(state.gates.evaluator.gate_set for state in self.states.values())
+        )
 
     @property
     def breach(self) -> str:
@@ -163,7 +164,7 @@ class Engine:
     def since_decided(self) -> dict[str, SinceDecided]:
         """What became of the last decision on each instrument, and the fills since."""
         return {
-            key: SinceDecided(state.verdict, self.broker.fills_since_decided(key))
+            key: SinceDecided(state.outcomes.verdict, self.broker.fills_since_decided(key))
             for key, state in self.states.items()
         }
 
@@ -173,26 +174,28 @@ class Engine:
 
     def warmup_of(self, instrument: str) -> int:
         """Return how many of the last bars decide on *instrument*."""
-        return self.states[instrument].reach
+        return self.states[instrument].history.reach
 
     def warm_at(self, instrument: str, now_ms: int) -> int | None:
         """Return when *instrument* is decided on from enough bars; None where it is, at *now_ms*.
 
         No exchange's word is in it: bars that are missing by then make it later.
         """
-        return self.states[instrument].warm_at(now_ms)
+        return self.states[instrument].history.warm_at(now_ms)
 
     def bars_before(self, start_ms: int) -> int:
         """Return how many bars of each instrument a new run wants before its period."""
-        return max(state.bars_before(start_ms) for state in self.states.values())
+        return max(state.history.bars_before(start_ms) for state in self.states.values())
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        return [one for state in self.states.values() for one in state.lacking_frames(now_ms)]
+        return [
+            one for state in self.states.values() for one in state.history.lacking_frames(now_ms)
+        ]
 
     def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""
-        return self.states[instrument].newest_frames
+        return self.states[instrument].history.newest_frames
 
     def books_of(self, instrument: str) -> int:
         """Return how many of the newest order books of *instrument* its strategy looks at."""
@@ -200,7 +203,7 @@ class Engine:
 
     def range_bars_of(self, instrument: str) -> int:
         """Return how many of the last bars decide the range of a day of *instrument*."""
-        return self.states[instrument].day_range.bars + 1
+        return self.states[instrument].history.range_bars
 
     # ------------------------------------------------------------ one step
 
@@ -227,7 +230,7 @@ class Engine:
                 return self._finish(event, event.instrument)
             case FrameBar() | Depths():
                 state = self.states[event.instrument]
-                is_part = state.take(event)
+                is_part = state.history.take(event)
                 belief = state.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
             case Timer() | Closed() | RunEnd() | Prune() | Reading() | Retrained():
@@ -264,7 +267,7 @@ class Engine:
         Its step will be number *sequence*.
         """
         state = self.states[bar.instrument]
-        before = state.last_bar
+        before = state.history.last_bar
         if before is not None and bar.open_time_ms <= before.open_time_ms:
             return None
         if bar.open_time_ms < self._period_start_ms:
@@ -290,12 +293,12 @@ class Engine:
             if filled is None or bar.open_time_ms < self._period_start_ms:
                 continue
             state = self.states[bar.instrument]
-            regime, cell = state.regime, state.cell
+            regime, cell = state.regimes.regime, state.regimes.cell
             said, is_finite = checked(prediction)
             seen = state.ask_with(bar, said, self.broker.own, is_finite=is_finite)
-            if state.regime is not regime or state.cell != cell:
+            if state.regimes.regime is not regime or state.regimes.cell != cell:
                 self.save = Save.NOW
-            if state.is_warm:
+            if state.history.is_warm:
                 asked[state.instrument.symbol] = state, seen
         if asked:
             answers = self._portfolio.decide({symbol: seen for symbol, (_, seen) in asked.items()})
@@ -324,19 +327,18 @@ class Engine:
         is_finite = None
         if prediction is not None:
             prediction, is_finite = checked(prediction)
-        regime, cell, risk = state.regime, state.cell, self.risk.state
+        regimes, risk = state.regimes, self.risk.state
+        regime, cell = regimes.regime, regimes.cell
         decision = state.decide(
             bar, prediction, broker.own, is_running=not self.halted, is_finite=is_finite
         )
-        if state.regime is not regime or state.cell != cell or self.risk.state is not risk:
+        if regimes.regime is not regime or regimes.cell != cell or self.risk.state is not risk:
             self.save = Save.NOW
         if isinstance(state.signal, Signal):
             broker.on_signal(key, state.signal)
-        sent = UNCHANGED
+        sent: Sent | None = None
         if (intent := state.intent) is not None:
             sent = broker.submit(intent, bar, sequence=self.sequence, at_ms=at_ms)
-            if decision.target_quantity is not None:
-                decision = state.unfilled(decision, sent.refusal)
             if sent.orders and self.risk.active:
                 self.risk.count_orders(sent.orders, at_ms)
         confirmed: Sequence[str] = ()
@@ -344,12 +346,13 @@ class Engine:
             confirmed = self.shadows.follow(
                 broker, state, bar, prediction, decision, sequence=self.sequence, at_ms=at_ms
             )
-        window, decided = state.hashes(prediction, decision)
+        decision, window, decided = state.settle(decision, prediction, sent)
+        orders = () if sent is None else sent.orders
         step = self._finish(
-            bar, key, filled, sent.orders, decision, prediction, confirmed, window, decided,
+            bar, key, filled, orders, decision, prediction, confirmed, window, decided,
             saves=saves,
         )  # fmt: skip
-        if self.shadows.counts and self.shadows.count(step, state):  # from the next bar on
+        if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
             self.save = self.save or Save.LATER
         return step
 
@@ -427,9 +430,9 @@ class Engine:
     def _closes(self) -> dict[str, int]:
         """Return the newest close of each instrument that has one."""
         return {
-            key: state.last_bar.close
+            key: bar.close
             for key, state in self.states.items()
-            if state.last_bar is not None
+            if (bar := state.history.last_bar) is not None
         }
 
     def _change_instrument(self, instrument: Instrument) -> None:
@@ -489,13 +492,10 @@ class Engine:
         It *saves* the state where that is due; within a close only the last step does.
         """
         broker = self.broker
-        own = broker.own
-        position: Position | None = None
+        position, account, entries = broker.own.report(instrument)
         twins: tuple[TwinStep, ...] = ()
-        if instrument is not None:
-            position = own.position(instrument)
-            if broker.shadows and (decision is not None or filled.shadows):
-                twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
+        if broker.shadows and instrument is not None and (decision or filled.shadows):
+            twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
         sequence = self.sequence
         state: bytes | None = None
         if broker.save is not Save.NO:
@@ -524,12 +524,12 @@ class Engine:
             as_they_stand(filled.orders, sent) if sent else filled.orders,
             filled.fills,
             position,
-            own.balance(),
+            account,
             twins,
             window_sha256,
             decision_sha256,
             state,
-            own.take_entries(),
+            entries,
             belief,
         )
 
@@ -570,12 +570,12 @@ class Engine:
 
     def _regimes(self) -> dict[str, Regime]:
         """Return the regimes that are known."""
-        known = ((key, state.regime) for key, state in self.states.items())
+        known = ((key, state.regimes.regime) for key, state in self.states.items())
         return {key: regime for key, regime in known if regime is not Regime.UNKNOWN}
 
     def _cells(self) -> dict[str, int]:
         """Return the cells of the card's own regimes that are known."""
-        known = ((key, state.cell) for key, state in self.states.items())
+        known = ((key, state.regimes.cell) for key, state in self.states.items())
         return {key: cell for key, cell in known if cell is not None}
 
     def _declared_states(self) -> dict[str, bytes]:

@@ -325,22 +325,22 @@ class Restart:
         engine = self._engine
         engine.halted = state.halted
         for key, regime in state.regimes.items():
-            engine.states[key].regime = regime
+            engine.states[key].regimes.regime = regime
         for key, cell in state.cells.items():
-            engine.states[key].cell = cell
+            engine.states[key].regimes.cell = cell
         engine.risk.state = state.risk
         fills = {key: known.fills for key, known in since.items()}
         engine.broker.restore(
             state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
         )
         engine.prices.settled = dict(state.settled)
-        if engine.shadows.counts and not taken_over:
+        if engine.shadows.bases and not taken_over:
             engine.shadows.bases.update(state.bases)
         for key, encoded in state.declared.items():
             if key in engine.declared:
                 engine.declared[key].hand_back(encoded)
         for key, known in since.items():
-            engine.states[key].restore(known.verdict)
+            engine.states[key].outcomes.restored = known.verdict
         engine.save = Save.NOW if taken_over else Save.NO
         engine.sequence = next_sequence
 
@@ -357,11 +357,11 @@ class Restart:
 
     def recall_frame(self, known: FrameBar | Depths) -> None:
         """Take in a candle of a higher timeframe, or order books, that the run already holds."""
-        self._engine.states[known.instrument].take(known)
+        self._engine.states[known.instrument].history.take(known)
 
     def recall_range(self, bar: Bar) -> None:
         """Take in a bar before those of :meth:`recall`: the range of a day reaches further back."""
-        self._engine.states[bar.instrument].day_range.push(bar)
+        self._engine.states[bar.instrument].history.day_range.push(bar)
 
     def repeat(self, event: Event) -> None:
         """Take in an *event* whose step is known: it causes nothing.
@@ -373,7 +373,8 @@ class Restart:
         match event:
             case Bar():
                 state = engine.states[event.instrument]
-                if state.last_bar is None or event.open_time_ms > state.last_bar.open_time_ms:
+                last = state.history.last_bar
+                if last is None or event.open_time_ms > last.open_time_ms:
                     state.recall(event)
                     engine.broker.warm_up(event)
             case Quote() | Mark() | Trade():

@@ -10,6 +10,7 @@ import tokenize
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from bar_path import paths
 from kind_switches import find_switches
 from programs import ROOT
 
@@ -92,6 +93,11 @@ def main() -> None:
     switches = {"switches on a model's kind": len(find_switches(ledger.sources))}
     for name, count in (ledger.rooms() | ledger.figures | switches).items():
         sys.stdout.write(f"{count:>9,}  {name}\n")
+    for kind, path in paths().items():
+        for count, what in zip(
+            path, ("modules entered", "modules come back to", "names"), strict=True
+        ):
+            sys.stdout.write(f"{count:>9,}  {what} by a bar {kind}\n")
 
 
 if __name__ == "__main__":
