@@ -49,6 +49,7 @@ from tracepaper.strategies.types.market import (
     CommandKind,
     Depths,
     Event,
+    ExternalRead,
     FrameBar,
     Funding,
     Gap,
@@ -58,7 +59,6 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     Prune,
     Quote,
-    Reading,
     Retrained,
     RunEnd,
     Timer,
@@ -233,7 +233,7 @@ class Engine:
                 is_part = state.history.take(event)
                 belief = state.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
-            case Timer() | Closed() | RunEnd() | Prune() | Reading() | Retrained():
+            case Timer() | Closed() | RunEnd() | Prune() | ExternalRead() | Retrained():
                 pass
             case _:
                 assert_never(event)

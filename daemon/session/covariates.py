@@ -48,7 +48,7 @@ from tracepaper.strategies.covariates import (
     CovariateSource,
 )
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.market import Reading
+from tracepaper.strategies.types.market import ExternalRead
 
 LIVE: Final = "live-"
 """What the names of journals begin with; those of files that stand are their hashes."""
@@ -488,7 +488,9 @@ def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]
     return source.newly if isinstance(source, GrowingVectors) else tuple
 
 
-def require_known(source: CovariateSource | None, reading: Reading | None, run_id: str) -> None:
+def require_known(
+    source: CovariateSource | None, reading: ExternalRead | None, run_id: str
+) -> None:
     """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* says."""
     if reading is None or reading.what != VECTORS:
         return

@@ -27,9 +27,9 @@ from tracepaper.strategies.types.market import (
     Bar,
     Closed,
     Event,
+    ExternalRead,
     Gap,
     ModelChange,
-    Reading,
     Retrained,
     RetrainOutcome,
 )
@@ -124,7 +124,7 @@ def advance(
     steps = steps_of(engine, unit, predictions)
     if opened := newly_opened():
         at = steps[0].event
-        readings = [Reading(one.what, one.name, at.market_ms, at.seen_ms) for one in opened]
+        readings = [ExternalRead(one.what, one.name, at.market_ms, at.seen_ms) for one in opened]
         steps += [engine.step(reading, None) for reading in readings]
     return steps
 

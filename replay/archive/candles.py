@@ -343,7 +343,9 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
     notes = candles.notes
     if dropped:
         kind = "candle" if len(dropped) == 1 else "candles"
-        notes = (*notes, f"{len(dropped)} coarse {kind} not whole, dropped: {_listed(dropped)}")
+        # The first and the last alone: a long list would bury the message.
+        named = dropped[0] if len(dropped) == 1 else f"{dropped[0]} … {dropped[-1]}"
+        notes = (*notes, f"{len(dropped)} coarse {kind} not whole, dropped: {named}")
     return replace(
         candles,
         interval_ms=interval_ms,
@@ -371,11 +373,6 @@ def _sums(candles: Candles, values: IntArray, first: IntArray, whole: IntArray) 
             f"{candles.path} sums to a volume of more than 64 bits: choose a finer interval."
         )
     return sums
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    """Return the first and the last of *names*, as a long list would bury the message."""
-    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
 
 
 DEFAULT_INTERVAL_MS: Final = 60_000

@@ -325,7 +325,8 @@ def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:
     characters = np.ascontiguousarray(cells).view(np.uint8).reshape(cells.size, width).copy()
     # A sign behind the date is a zone's; the date itself may be written with hyphens.
     zones = characters[:, DATE_WIDTH + 1 :]
-    if width < DATE_WIDTH or _any_of(zones, b"+-Zz"):
+    marks = np.frombuffer(b"+-Zz", dtype=np.uint8)
+    if width < DATE_WIDTH or np.isin(zones, marks).any():
         return None
     for position, allowed, standard in ((4, b"-./", b"-"), (7, b"-./", b"-"), (10, b" T\0", b"T")):
         if position < width:
@@ -343,10 +344,6 @@ def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:
 def _offset(zone: re.Match[str]) -> str:
     """Return the offset that ``UTC``, ``GMT`` or ``GMT+0100`` at the end of a time names."""
     return zone[1] or "+00:00"
-
-
-def _any_of(characters: npt.NDArray[np.uint8], wanted: bytes) -> bool:
-    return bool(np.isin(characters, np.frombuffer(wanted, dtype=np.uint8)).any())
 
 
 def _slow_iso(row: int, cell: bytes) -> int:

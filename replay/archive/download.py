@@ -230,8 +230,15 @@ async def _fetch_shown(
     quiet: bool,
 ) -> Fetched:
     """Fetch *spans* into the archive and show how far it is."""
-    with _progress(quiet=quiet) as bar:
-        task = bar.add_task(instrument.id, total=_candles(spans, order.interval_ms))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    total = sum(until - start for start, until in spans) // order.interval_ms
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task(instrument.id, total=total)
         return await fetch_into(
             order.archive,
             client,
@@ -240,20 +247,6 @@ async def _fetch_shown(
             spans,
             progress=lambda candles: bar.advance(task, candles),
         )
-
-
-def _candles(spans: Sequence[Span], interval_ms: int) -> int:
-    return sum(until - start for start, until in spans) // interval_ms
-
-
-def _progress(*, quiet: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet)
 
 
 def wanted_spans(

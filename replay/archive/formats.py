@@ -84,7 +84,10 @@ def table_of_rows(
                 f"{path}: row {number} has {len(row)} values where the first has {width}; "
                 "correct or remove the row."
             )
-    cells = [[_cell(value) for value in column] for column in zip(*rows, strict=True)]
+    cells = [
+        [b"" if value is None else str(value).encode() for value in column]
+        for column in zip(*rows, strict=True)
+    ]
     if names is None:
         head = head_of(
             path,
@@ -97,10 +100,6 @@ def table_of_rows(
         lines = np.arange(head.height + 1, len(rows) + 1)
         return _as_read(_text_table(path, head.names, cells, lines, "row"), head, b",")
     return _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
-
-
-def _cell(value: object) -> bytes:
-    return b"" if value is None else str(value).encode()
 
 
 def _text_table(
@@ -492,24 +491,17 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
     try:
         found = pa_feather.read_table(source) if feather else pa_parquet.read_table(source)
         found.validate(full=True)
-        columns = {
-            normalise(name): _arrow_column(pa, found.column(place))
-            for place, name in enumerate(_column_names(path, found.column_names))
-        }
+        names = [normalise(name) for name in found.column_names]
+        for name in names:
+            if names.count(name) > 1:
+                raise DataInvalid(f"{path} has two columns {name}: remove one of them.")
+        columns = {name: _arrow_column(pa, found.column(place)) for place, name in enumerate(names)}
     except (pa.ArrowException, *ARROW_FAULTS) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
     if not found.num_rows:
         raise DataInvalid(f"{path} is empty: give a file with candles.")
     return RawTable(path, columns, np.arange(1, found.num_rows + 1), "row")
-
-
-def _column_names(path: Path, names: Sequence[str]) -> Sequence[str]:
-    normal = [normalise(name) for name in names]
-    for name in normal:
-        if normal.count(name) > 1:
-            raise DataInvalid(f"{path} has two columns {name}: remove one of them.")
-    return names
 
 
 def _arrow_column(pa: Any, column: Any) -> Column:  # noqa: ANN401 (pyarrow has no types)

@@ -148,7 +148,10 @@ def _candles(
     times = _times(table, found, notes)
     prices = _prices(table, found)
     volume = _volume(table, found["volume"], notes)
-    turnover = _turnover(table, found.get("turnover"), notes)
+    turnover = None
+    paid = found.get("turnover")
+    if paid is not None and not _is_empty(table.columns[paid]):
+        turnover = _volume(table, paid, notes, "turnover")
     rows = Rows(table, times, prices, volume, turnover)
     refuse_impossible(rows)
     rows = in_order(rows, notes.add, strict=strict)
@@ -218,13 +221,6 @@ def _found(table: RawTable, symbol: str) -> dict[str, str]:
     return found
 
 
-def _parsed(table: RawTable, column: str, name: str) -> Decimals:
-    try:
-        return parse(table.columns[column])
-    except CellInvalidError as error:
-        raise table.refuse(error, name) from None
-
-
 def _times(table: RawTable, found: dict[str, str], notes: _Notes) -> IntArray:
     """Return open times in ms."""
     column = table.columns[found[TIME]]
@@ -246,7 +242,12 @@ def _times(table: RawTable, found: dict[str, str], notes: _Notes) -> IntArray:
 
 def _prices(table: RawTable, found: dict[str, str]) -> dict[str, Decimals]:
     """Return the four price columns at one scale, the fewest decimals that hold all."""
-    prices = {name: _parsed(table, found[name], name) for name in PRICES}
+    prices = {}
+    for name in PRICES:
+        try:
+            prices[name] = parse(table.columns[found[name]])
+        except CellInvalidError as error:
+            raise table.refuse(error, name) from None
     places = max(column.places for column in prices.values())
     for name, column in prices.items():
         try:
@@ -288,12 +289,6 @@ def _rounded(table: RawTable, column: Column, notes: _Notes, meaning: str) -> De
         raise table.refuse(error, meaning) from None
     notes.add(f"{meaning} has more digits than 64 bits hold, rounded to {places} decimals")
     return rounded
-
-
-def _turnover(table: RawTable, name: str | None, notes: _Notes) -> Decimals | None:
-    if name is None or _is_empty(table.columns[name]):
-        return None
-    return _volume(table, name, notes, "turnover")
 
 
 # ---------------------------------------------------------------- what candles must be

@@ -325,18 +325,17 @@ def _written(writer: HistoryWriter, part: Candles) -> Imported:
 def held(archive: Path) -> list[Held]:
     """Return every series of *archive*, with its holes."""
     with History.open(archive) as history:
-        return [_held(history, one) for one in history.series()]
-
-
-def _held(history: History, one: Series) -> Held:
-    return Held(
-        instrument=one.instrument.id,
-        interval_ms=one.interval_ms,
-        bars=one.bars,
-        first_ms=one.first_open_ms,
-        last_ms=one.last_open_ms,
-        gaps=tuple(history.gaps(one.instrument.id, one.interval_ms)),
-    )
+        return [
+            Held(
+                instrument=one.instrument.id,
+                interval_ms=one.interval_ms,
+                bars=one.bars,
+                first_ms=one.first_open_ms,
+                last_ms=one.last_open_ms,
+                gaps=tuple(history.gaps(one.instrument.id, one.interval_ms)),
+            )
+            for one in history.series()
+        ]
 
 
 RATE_NAMES: Final = ("funding_rate", "fundingrate", "last_funding_rate", "rate", "open")

@@ -266,16 +266,12 @@ class ScanPredictor:
         expected = waiting.get(past[place].open_time_ms)
         # Its context, and the bar before: the shift is held against the answer to that one.
         first = max(place - self._forecaster.context, 0)
-        derived = _derived(self._prober, past[first : place + 1])
+        context = past[first : place + 1]
+        self._prober.warm(context[-1].instrument, context[:-1])
+        derived = self._prober.step(context[-1])
         self.probed += 1
         if not predictions_agree(expected, derived):
             raise InvariantBroken(
                 f"the network saw later bars: its forecast of {key} at "
                 f"{past[place].open_time_ms} differs without them"
             )
-
-
-def _derived(prober: Forecaster, bars: Sequence[Bar]) -> Forecast | None:
-    """Return the forecast of the last of *bars* by a model that has seen only these."""
-    prober.warm(bars[-1].instrument, bars[:-1])
-    return prober.step(bars[-1])

@@ -56,11 +56,11 @@ from tracepaper.strategies.types.market import (
     Closed,
     Depths,
     Event,
+    ExternalRead,
     FrameBar,
     Instrument,
     ModelChange,
     Prune,
-    Reading,
     Retrained,
     RetrainOutcome,
     RunEnd,
@@ -107,7 +107,8 @@ def open_recorded(
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
     forecaster = _forecaster(config, database, run) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
-    beginning = _beginning(reader, stored, reach_of(engine, _context(forecaster)), from_ms)
+    context = 0 if forecaster is None else forecaster.context
+    beginning = _beginning(reader, stored, reach_of(engine, context), from_ms)
     if beginning is None:
         _restore_parent(reader, run, engine)
         return Recorded(run, config, engine, forecaster)
@@ -125,10 +126,6 @@ def open_recorded(
     engine = engine_of(run, config, deciding[1], instruments)
     restore_at(engine, reader, run, beginning.after)
     return Recorded(run, config, engine, deciding[0], beginning, deciding[1], instruments)
-
-
-def _context(forecaster: Forecaster | None) -> int:
-    return 0 if forecaster is None else forecaster.context
 
 
 def _beginning(
@@ -314,7 +311,7 @@ class RecordedPredictor:
         for sequence, event, stored in given:
             if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
                 self._promote(event, is_derived=sequence >= self._of.first)
-            if isinstance(event, Reading):
+            if isinstance(event, ExternalRead):
                 require_known(vectors_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)

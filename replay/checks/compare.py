@@ -87,7 +87,11 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
         one, two = getattr(first.outcome, name), getattr(second.outcome, name)
         if one != two:
             yield name, shown(one), shown(two)
-    yield from _note_differences(first.note or {}, second.note or {})
+    note, other = first.note or {}, second.note or {}
+    for name in dict.fromkeys((*note, *other)):
+        one, two = note.get(name, "absent"), other.get(name, "absent")
+        if one != two:
+            yield f"note {name}", shown(one), shown(two)
     if first.gate_set != second.gate_set:
         yield "gate set", shown(first.gate_set), shown(second.gate_set)
         return
@@ -95,15 +99,6 @@ def decision_differences(first: Decision, second: Decision) -> Iterator[tuple[st
         one, two = first.measures[place], second.measures[place]
         if one != two:
             yield f"gate {gate}", shown(one), shown(two)
-
-
-def _note_differences(
-    first: Mapping[str, object], second: Mapping[str, object]
-) -> Iterator[tuple[str, str, str]]:
-    for name in dict.fromkeys((*first, *second)):
-        one, two = first.get(name, "absent"), second.get(name, "absent")
-        if one != two:
-            yield f"note {name}", shown(one), shown(two)
 
 
 def forecast_differences(first: Forecast, second: Forecast) -> Iterator[tuple[str, str, str]]:

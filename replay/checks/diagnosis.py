@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -43,11 +43,11 @@ from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import (
     Bar,
     Event,
+    ExternalRead,
     FrameBar,
     Instrument,
     InstrumentChange,
     ModelChange,
-    Reading,
 )
 
 KEEPS_STATE: Final = (
@@ -201,7 +201,8 @@ def _by_fields(names: Sequence[str]) -> str:
 def _by_strategy(case: Case) -> str:
     """Return what a user's own class did that makes its decisions differ; empty where nothing."""
     again = partial(_derived, case)
-    if _draws(again, case.stored.step_count):
+    pairs = zip(again(remade=False), again(remade=False), strict=True)
+    if any(one != two for one, two in islice(pairs, case.stored.step_count)):
         return DRAWS
     whole = replace(case, from_ms=None)
     if _follows(case, again(remade=True)) or (
@@ -213,7 +214,11 @@ def _by_strategy(case: Case) -> str:
         return ""  # what a strategy is given is no work of its own
     if _hashes(case, again(remade=False)):
         return HASHES
-    opened = [event.name for event in _events(case) if isinstance(event, Reading)]
+    opened = [
+        event.name
+        for _, _, event, _ in case.reader.events(case.stored.run.run_id)
+        if isinstance(event, ExternalRead)
+    ]
     decided = any(name.startswith(_DECIDED) for name in names)
     if not decided or any(name.startswith(_GIVEN) for name in names):
         return ""
@@ -221,12 +226,6 @@ def _by_strategy(case: Case) -> str:
     if not did and case.reader.pruned(case.stored.run_key) is not None:
         did = "may keep state that its warm-up bars do not rebuild (`tracepaper recursive` tells)"
     return f"the strategy {did}, or a stored decision was changed" if did else ""
-
-
-def _draws(again: Callable[..., Iterator[Step]], count: int) -> bool:
-    """Return whether two derivations differ from each other."""
-    pairs = zip(again(remade=False), again(remade=False), strict=True)
-    return any(one != two for one, two in islice(pairs, count))
 
 
 def _hashes(case: Case, steps: Iterator[Step]) -> bool:
@@ -290,11 +289,6 @@ def _follows(case: Case, steps: Iterator[Step]) -> bool:
         for step, (kept, _) in zip(steps, rows, strict=True)
         if step.sequence >= case.first_compared
     )
-
-
-def _events(case: Case) -> Iterator[object]:
-    for _, _, event, _ in case.reader.events(case.stored.run.run_id):
-        yield event
 
 
 def _derived(case: Case, *, remade: bool) -> Iterator[Step]:

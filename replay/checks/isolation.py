@@ -335,15 +335,21 @@ def derive_whole(connection: Connection, config: Config, files: Files, mode: str
             connection.send(said)
             if connection.poll():
                 break
+    engine = replay.engine
+    # Bars of higher timeframes that come from files need none of the instrument's own.
+    warmups = [
+        remembered(engine.strategy_of(item.id)) if files.frames else engine.warmup_of(item.id)
+        for item in replay.instruments
+    ]
     connection.send(
         Whole(
             replay.instruments,
             replay.run.period_start_ms,
             replay.config,
-            max(_warmup(replay.engine, item.id, files) for item in replay.instruments),
+            max(warmups),
             steps,
             _accesses(config),
-            replay.engine.is_portfolio,
+            engine.is_portfolio,
             replay.feed.sessions,
         )
     )
@@ -386,11 +392,16 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
         assert isinstance(probe, FutureProbe)
         if probe.from_ms not in bases:
             bases.clear()
-            until = None if _from(candles, probe.from_ms) is candles else probe.at_ms
+            is_whole = all(part.open_time_ms[0] >= probe.from_ms for part in candles)
+            until = None if is_whole else probe.at_ms
             window = files._replace(candles=_window(candles, probe.from_ms, until))
             bases[probe.from_ms] = _steps(config, window, mode)
         base = bases[probe.from_ms]
-        future = _without_future(_window(candles, probe.from_ms, probe.at_ms), probe)
+        future = _window(candles, probe.from_ms, probe.at_ms)
+        if probe.cut:
+            future = _cut(future, probe.from_ms, probe.at_ms)
+        else:
+            future = [corrupted(part, part.open_time_ms > probe.at_ms) for part in future]
         close_ms = _decided_ms(candles, probe.at_ms)
         books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
         with other_vectors(config, without_later(close_ms, cut=probe.cut)) as changed:
@@ -420,27 +431,15 @@ def derive_steps(
     engine: Engine, unit: Unit, predictions: Sequence[Prediction]
 ) -> list[DerivedStep]:
     """Return the steps of *unit*, with what was predicted and signalled at each."""
-    return [
-        DerivedStep(
-            step,
-            prediction,
-            _signal_at(engine, step),
-            _frames_at(engine, step),
-        )
-        for step, prediction in zip(steps_of(engine, unit, predictions), predictions, strict=True)
-    ]
-
-
-def _signal_at(engine: Engine, step: Step) -> Signal | Orders | None:
-    if isinstance(step.event, Bar) and step.decision is not None:
-        return engine.signal_of(step.event.instrument)
-    return None
-
-
-def _frames_at(engine: Engine, step: Step) -> tuple[tuple[int, int, Row | None], ...]:
-    if isinstance(step.event, Bar) and step.decision is not None:
-        return engine.frames_of(step.event.instrument)
-    return ()
+    derived_steps = []
+    for step, prediction in zip(steps_of(engine, unit, predictions), predictions, strict=True):
+        signal: Signal | Orders | None = None
+        frames: tuple[tuple[int, int, Row | None], ...] = ()
+        if isinstance(step.event, Bar) and step.decision is not None:
+            signal = engine.signal_of(step.event.instrument)
+            frames = engine.frames_of(step.event.instrument)
+        derived_steps.append(DerivedStep(step, prediction, signal, frames))
+    return derived_steps
 
 
 def packed(step: Step) -> bytes:
@@ -499,23 +498,9 @@ def _replay(config: Config, files: Files, mode: str) -> Replay:
     return build(config, files.candles, started_at_ms=0, mode=mode, frames=kept, depth=files.depth)
 
 
-def _warmup(engine: Engine, instrument: str, files: Files) -> int:
-    """Return how many bars are wanted before the first decision: frames may come of files."""
-    if files.frames:
-        return remembered(engine.strategy_of(instrument))
-    return engine.warmup_of(instrument)
-
-
 def _steps(config: Config, files: Files, mode: str) -> list[Step]:
     steps = chain.from_iterable(derived(_replay(config, files, mode)))
     return [one.step for one in steps if isinstance(one.step.event, Bar)]
-
-
-def _from(candles: Sequence[Candles], from_ms: int) -> Sequence[Candles]:
-    """Return *candles* themselves where all of them open at *from_ms* or later."""
-    if all(part.open_time_ms[0] >= from_ms for part in candles):
-        return candles
-    return _cut(candles, from_ms, None)
 
 
 def _cut(candles: Sequence[Candles], from_ms: int, until_ms: int | None) -> Sequence[Candles]:
@@ -539,12 +524,6 @@ def _decided_ms(candles: Sequence[Candles], at_ms: int) -> int:
     """Return when the bars that open at *at_ms* close."""
     opened = [part for part in candles if at_ms in part.open_time_ms]
     return max(int(part.closes_ms[np.searchsorted(part.open_time_ms, at_ms)]) for part in opened)
-
-
-def _without_future(candles: Sequence[Candles], probe: FutureProbe) -> Sequence[Candles]:
-    if probe.cut:
-        return _cut(candles, probe.from_ms, probe.at_ms)
-    return [corrupted(part, part.open_time_ms > probe.at_ms) for part in candles]
 
 
 def _first_moved(

@@ -71,7 +71,7 @@ from tracepaper.replay.checks.perturbations import (
     source_of,
 )
 from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_signal
-from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
 from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.types.decisions import Action
@@ -167,7 +167,9 @@ class _Check:
                 "bars without a later bar in the process": self._without_later,
                 "bars of higher frames": self._frames,
                 "the symbols in another order": self._reordered,
-                "a second run in one process": lambda: self._again(child),
+                "a second run in one process": lambda: self._compare(
+                    child, child.ask("again"), "it remembers earlier runs of its process"
+                ),
                 SURROUNDED: lambda: self._surrounded(allow),
                 "jumping clocks": self._jumping,
                 "each instrument alone": self._alone,
@@ -262,10 +264,6 @@ class _Check:
                 self._found.compared += len(mine)
                 self._found.without_later += sum(isinstance(one.step.event, Bar) for one in mine)
             self._note_accesses(child.ask(None))
-
-    def _again(self, child: Child) -> None:
-        """Do the same once more where it has been done before."""
-        self._compare(child, child.ask("again"), "it remembers earlier runs of its process")
 
     def _surrounded(self, allow: Sequence[str]) -> None:
         """Do the same without an environment, in another folder, and with other hashes of texts.
@@ -531,7 +529,9 @@ class _Check:
             (found.allowed if _is_allowed(item, allow) else found.opened).append(item)
         if self._own:
             signals = [one.signal for one in self._whole.steps if one.signal is not None]
-            if signals and all(_only_holds(signal) for signal in signals):
+            if signals and all(
+                isinstance(signal, Signal) and signal.action is Action.HOLD for signal in signals
+            ):
                 found.unproved.append(
                     f"anything of what it would do: it signalled HOLD at all {len(signals):,} bars"
                 )
@@ -556,10 +556,6 @@ class _Check:
             elif (values := largest_table(source)) > 0:
                 self._opened[Outside("table", str(source))] = None
                 self._report(f"lookahead: a table of {values:,} values in {source}")
-
-
-def _only_holds(signal: Signal | Orders) -> bool:
-    return isinstance(signal, Signal) and signal.action is Action.HOLD
 
 
 def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:

@@ -301,10 +301,6 @@ def _target(decision: Decision, scale: Instrument) -> int | None:
     return decision.target_quantity * scale_factor(scale.quantity_decimals)
 
 
-def _target_text(target: int | None, scale: Instrument) -> str:
-    return "a list of orders" if target is None else unscaled(target, scale.quantity_decimals)
-
-
 def _within_tolerance(one: Step, two: Step, first: Instrument, second: Instrument) -> bool:
     """Return whether two steps decide the same on the same bar, by forecasts that agree.
 
@@ -354,8 +350,13 @@ def _fields(
             if name != "target_quantity":
                 found.append((name, mine, theirs))
             elif _target(a, first) != _target(b, second):
-                wanted = ((a, first), (b, second))
-                texts = [_target_text(one.target_quantity, of) for one, of in wanted]
+                wanted = ((a.target_quantity, first), (b.target_quantity, second))
+                texts = [
+                    "a list of orders"
+                    if target is None
+                    else unscaled(target, scale.quantity_decimals)
+                    for target, scale in wanted
+                ]
                 found.append((name, texts[0], texts[1]))
     return found or [("decision_sha256", str(one.decision_sha256), str(two.decision_sha256))]
 

@@ -170,7 +170,10 @@ def largest_table(source: Path) -> int:
         tree = parsed(source)
     except (SyntaxError, ValueError):
         return 0  # Python ran something else, which is another file
-    spoken = _docstrings(tree) if not _asks_for_docstrings(tree) else frozenset[int]()
+    spoken = frozenset[int]()
+    if not _asks_for_docstrings(tree):
+        # Texts that stand for themselves: nothing reads them but ``__doc__``.
+        spoken = frozenset(id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr))
     most = max((_size(node, spoken) for node in ast.walk(tree)), default=0)
     return most if most >= VALUES else 0
 
@@ -191,11 +194,6 @@ def _size(node: ast.AST, spoken: frozenset[int]) -> int:
 
 def _constants(node: ast.AST) -> Iterator[ast.Constant]:
     return (part for part in ast.walk(node) if isinstance(part, ast.Constant))
-
-
-def _docstrings(tree: ast.Module) -> frozenset[int]:
-    """Return which texts stand for themselves: nothing reads them but ``__doc__``."""
-    return frozenset(id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr))
 
 
 def _asks_for_docstrings(tree: ast.Module) -> bool:

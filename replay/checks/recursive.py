@@ -417,11 +417,6 @@ def _is_decided(one: DerivedStep) -> bool:
     return isinstance(one.step.event, Bar) and one.step.decision is not None
 
 
-def _open_ms(one: DerivedStep) -> int:
-    assert isinstance(one.step.event, Bar)
-    return one.step.event.open_time_ms
-
-
 def recursive(  # noqa: PLR0913 - the options of a check
     config: Config,
     candles: Sequence[Candles],
@@ -470,7 +465,11 @@ def recursive(  # noqa: PLR0913 - the options of a check
         with fresh.child(derive_from, setting, begun) as child:
             steps = child.receive()
         found.probes += 1
-        same_period = [one for one in whole if _open_ms(one) >= from_ms]
+        same_period = []
+        for one in whole:
+            assert isinstance(one.step.event, Bar)
+            if one.step.event.open_time_ms >= from_ms:
+                same_period.append(one)
         for one, two in zip(same_period, steps, strict=True):
             found.compared += 1
             if not same_judgement(one, two):

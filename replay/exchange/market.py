@@ -255,26 +255,26 @@ class SimulatedMarket:
 
     def day(self, row: int) -> Day:
         """Return the figures of the 24 hours before bar *row*."""
-        if self._day is None or self._day[0] != row:
-            self._day = (row, self._day_before(row))
-        return self._day[1]
-
-    def _day_before(self, row: int) -> Day:
+        if self._day is not None and self._day[0] == row:
+            return self._day[1]
         now = self.open_ms(row)
         first = self.base.row_at(now - DAY_MS - 1) + 1
         hour = max(self.base.row_at(now - HOUR_MS), 0)
         past = slice(min(first, row), row)
         if past.start == row:
             price = int(self.base.open[row])
-            return Day(price, price, 0, 0, price, price)
-        return Day(
-            int(self.base.high[past].max()),
-            int(self.base.low[past].min()),
-            int(self.base.volume[past].sum()),
-            int(self.base.turnover[past].sum()),
-            int(self.base.open[past.start]),
-            int(self.base.open[hour]),
-        )
+            day = Day(price, price, 0, 0, price, price)
+        else:
+            day = Day(
+                int(self.base.high[past].max()),
+                int(self.base.low[past].min()),
+                int(self.base.volume[past].sum()),
+                int(self.base.turnover[past].sum()),
+                int(self.base.open[past.start]),
+                int(self.base.open[hour]),
+            )
+        self._day = (row, day)
+        return day
 
     @cached_property
     def daily_volume(self) -> int:

@@ -401,7 +401,8 @@ class BookChannel:
     def _update(self, row: int, at_ms: int, *, forced: bool) -> list[Frame]:
         bids, asks = self._levels(row, at_ms - 1)
         changed = (bids, asks) != (self._bids, self._asks)
-        if not changed and (self._depth > 1 or self._fresh(at_ms, forced=forced)):
+        repeats = self._depth == 1 and (forced or at_ms - self._sent_ms >= REPEAT_MS)
+        if not changed and not repeats:
             return []
         known = (dict(self._bids), dict(self._asks))
         self._bids, self._asks = bids, asks
@@ -419,10 +420,6 @@ class BookChannel:
                 at_ms,
             )
         ]
-
-    def _fresh(self, at_ms: int, *, forced: bool) -> bool:
-        """Return whether the last depth-1 frame needs no repeat yet."""
-        return not forced and at_ms - self._sent_ms < REPEAT_MS
 
     def _levels(self, row: int, at_ms: int) -> tuple[Levels, Levels]:
         if self._depth > 1:

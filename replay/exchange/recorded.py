@@ -74,16 +74,15 @@ def listing() -> dict[str, dict[str, str]]:
 
     Parameters that may be left out stand in brackets.
     """
+    calls = {}
+    for route in ROUTES.values():
+        optional = (f"[{name}]" for name in route.optional)
+        calls[" ".join((route.path, *route.required, *optional))] = route.meaning
     return {
-        "routes": {_call(one): one.meaning for one in ROUTES.values()},
+        "routes": calls,
         "topics": {one.form: one.meaning for one in TOPICS.values()},
         "faults": {one.name: one.meaning for one in FAULTS.values()},
     }
-
-
-def _call(route: Route) -> str:
-    """Return the path of *route* with its parameters."""
-    return " ".join((route.path, *route.required, *(f"[{name}]" for name in route.optional)))
 
 
 GZIP_MAGIC: Final = b"\x1f\x8b"

@@ -41,11 +41,11 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Depths,
+    ExternalRead,
     FrameBar,
     Gap,
     InstrumentChange,
     ModelChange,
-    Reading,
     Retrained,
     RetrainOutcome,
 )
@@ -470,7 +470,7 @@ class Reader(ReadOnly):
                 break
         return found[::-1]
 
-    def newest_reading(self, run_id: str, what: str) -> Reading | None:
+    def newest_reading(self, run_id: str, what: str) -> ExternalRead | None:
         """Return the last event of *run_id* that says which of *what* was read, if there is one."""
         query = (
             f"{_EVENTS} WHERE kind = 'reading' AND json_extract(content, '$.what') = ? "
@@ -480,7 +480,7 @@ class Reader(ReadOnly):
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         row = self._connection.execute(query, (what, *run_span(stored.run_key))).fetchone()
         event = None if row is None else decoder.event(row)
-        return event if isinstance(event, Reading) else None
+        return event if isinstance(event, ExternalRead) else None
 
     def _of_kind(self, run_id: str, kind: str, *, until: int | None = None) -> Iterator[Event]:
         stored = self.stored_run(run_id)

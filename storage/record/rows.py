@@ -35,6 +35,7 @@ from tracepaper.strategies.types.market import (
     Command,
     Depths,
     Event,
+    ExternalRead,
     FrameBar,
     Funding,
     Gap,
@@ -44,7 +45,6 @@ from tracepaper.strategies.types.market import (
     ModelChange,
     Prune,
     Quote,
-    Reading,
     Retrained,
     RiskTier,
     RunEnd,
@@ -103,7 +103,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "frame_bar": FrameBar,
     "end": RunEnd,
     "prune": Prune,
-    "reading": Reading,
+    "reading": ExternalRead,
     "retrained": Retrained,
 }
 EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}

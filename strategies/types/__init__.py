@@ -153,6 +153,9 @@ from tracepaper.strategies.types.market import (
     Event as Event,
 )
 from tracepaper.strategies.types.market import (
+    ExternalRead as ExternalRead,
+)
+from tracepaper.strategies.types.market import (
     FrameBar as FrameBar,
 )
 from tracepaper.strategies.types.market import (
@@ -181,9 +184,6 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.types.market import (
     Quote as Quote,
-)
-from tracepaper.strategies.types.market import (
-    Reading as Reading,
 )
 from tracepaper.strategies.types.market import (
     Retrained as Retrained,

@@ -382,7 +382,7 @@ class Prune(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class Reading(Struct, frozen=True, gc=False):
+class ExternalRead(Struct, frozen=True, gc=False):
     """A user's class opened something beside its arguments: a decision may depend on it."""
 
     what: str  # "file", "address" or "program"
@@ -407,6 +407,6 @@ Event = (
     | FrameBar
     | RunEnd
     | Prune
-    | Reading
+    | ExternalRead
     | Retrained
 )

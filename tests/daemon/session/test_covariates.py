@@ -22,7 +22,7 @@ from tracepaper.daemon.session.covariates import (
 )
 from tracepaper.strategies.covariates import CovariateColumns, CovariateScale
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.types.market import Reading
+from tracepaper.strategies.types.market import ExternalRead
 
 MINUTE_MS = 60_000
 START_MS = 1_717_243_200_000
@@ -173,7 +173,7 @@ def test_the_run_says_how_far_vectors_were_known_and_a_changed_line_is_found(
     traded.add(line(0.5, 2.0))
     traded.answer(1)
     (second,) = traded.source.newly()
-    readings = [Reading(one.what, one.name, close(1), close(1)) for one in (first, second)]
+    readings = [ExternalRead(one.what, one.name, close(1), close(1)) for one in (first, second)]
     kept = find_journal(traded.database, NAME, COLUMNS)
     for reading in readings:
         require_known(kept, reading, "run")
