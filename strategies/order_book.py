@@ -30,7 +30,7 @@ LATER_BOOKS: Final = 128
 """Kept beyond those that are wanted: a bar may come after books that are later than its close."""
 
 
-class BookRecord:
+class OrderBookHistory:
     """The last *length* books before a close, none from before a gap or one that is false."""
 
     def __init__(self, length: int) -> None:

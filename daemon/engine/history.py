@@ -29,7 +29,7 @@ from tracepaper.strategies.gates.evaluator import (
     Plausibility,
     next_regime,
 )
-from tracepaper.strategies.order_book import BookRecord
+from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.sessions import WATCHED_SESSIONS, SplitWatch
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -99,7 +99,7 @@ class History:
         self.bars, self.knows_bars = 0, False
         self.record = BarRecord(instrument, strategy.warmup)
         self._writes_record = strategy.reads_history
-        self.books = BookRecord(strategy.books) if strategy.books else None
+        self.books = OrderBookHistory(strategy.books) if strategy.books else None
         wanted = frame_bars(strategy)
         sessions = None if settings.calendar is None else settings.calendar.sessions
         self.frames = {

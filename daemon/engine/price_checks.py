@@ -28,7 +28,7 @@ from tracepaper.strategies.types.market import (
 from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, MONEY_SCALE, unscaled
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.order_book import BookRecord, Books
+    from tracepaper.strategies.order_book import Books, OrderBookHistory
 
 USUAL_RANGES: Final = 30.0
 """``execution.plausible``: of 1.5 million minutes of eight perpetuals 62 went further."""
@@ -264,7 +264,7 @@ class PriceBelief:
             f"last at {self._distance(far[-1], base, limit)}"
         )
 
-    def hide_false(self, record: BookRecord, bar: Bar, before: Bar | None) -> None:
+    def hide_false(self, record: OrderBookHistory, bar: Bar, before: Bar | None) -> None:
         """Hide of *record* what stands up to the last book that *bar* shows to be false.
 
         *bar* is the newest and *before* the one before it: between its low, its high and that

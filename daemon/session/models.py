@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
     from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
-    from tracepaper.strategies.networks.attribution import Way
+    from tracepaper.strategies.networks.attribution import AttributionMethod
 
 
 def make_orderbook(config: Config) -> OrderBookStrategy:
@@ -340,13 +340,13 @@ def _built(
     )
 
 
-def _way(config: Config) -> Way:
+def _way(config: Config) -> AttributionMethod:
     """Return how each bar's decision is explained; raise where head weights cannot be read."""
     from tracepaper.strategies.attention.rollout import RolloutOptions
-    from tracepaper.strategies.networks.attribution import Way, head_weights
+    from tracepaper.strategies.networks.attribution import AttributionMethod, head_weights
 
     chosen = config.model.explanation
-    return Way(
+    return AttributionMethod(
         chosen.method,
         RolloutOptions(
             head_fusion=chosen.fusion,

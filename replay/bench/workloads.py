@@ -26,7 +26,11 @@ from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig
-from tracepaper.strategies.networks.order_book import BookLook, OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.networks.order_book import (
+    OrderBookAttribution,
+    OrderBookConfig,
+    OrderBookNetwork,
+)
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
@@ -423,7 +427,7 @@ class BookWorkload:
         torch.manual_seed(0)
         self._network = OrderBookNetwork(OrderBookConfig(levels=levels, window=books)).eval()
 
-    def look(self, tokens: NDArray[np.float32]) -> BookLook:
+    def look(self, tokens: NDArray[np.float32]) -> OrderBookAttribution:
         """Return what it says of the newest of *tokens* [book, token, column], and its map."""
         return self._network.look(torch.from_numpy(tokens))
 

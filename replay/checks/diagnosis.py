@@ -87,7 +87,7 @@ _OF_MODEL: Final = ("runs.model_id", "runs.model_sha256")
 _OF_CONFIG: Final = ("runs.config", "runs.config_sha256", "runs.strategy", "runs.interval_ms")
 
 
-class Culprit(StrEnum):
+class Cause(StrEnum):
     """What is to blame."""
 
     CODE = "code"
@@ -98,10 +98,10 @@ class Culprit(StrEnum):
     RECORD = "record"
 
 
-class Blame(NamedTuple):
+class Diagnosis(NamedTuple):
     """Who is to blame, a sentence about it, and whether it can be nobody else."""
 
-    culprit: Culprit
+    culprit: Cause
     sentence: str
     sure: bool = True  # else the record may have been changed as well
 
@@ -135,7 +135,7 @@ class Case:
         return [one for one in steps if one.open_time_ms == steps[0].open_time_ms]
 
 
-def blame(case: Case) -> Blame:
+def diagnose(case: Case) -> Diagnosis:
     """Return what most likely made the run differ.
 
     One culprit alone is named only where all else is equal: code, environment, and the chain.
@@ -144,45 +144,45 @@ def blame(case: Case) -> Blame:
     if (count := case.of_run.get("runs.step_count")) is not None:
         sentence = f"its row counts {count.first} steps, and {count.second} are stored"
         sentence += ": steps were removed or added, or the row was changed"
-        return Blame(Culprit.RECORD, sentence)
+        return Diagnosis(Cause.RECORD, sentence)
     if run.code_version != code_version():
         made = f"the run was made by code {run.code_version}, and this is {code_version()}"
-        return Blame(Culprit.CODE, f"{made}, so that a changed record looks alike", sure=False)
+        return Diagnosis(Cause.CODE, f"{made}, so that a changed record looks alike", sure=False)
     culprit, sentence = _with_equal_code(case)
-    sure = culprit is Culprit.RECORD or (
+    sure = culprit is Cause.RECORD or (
         case.exact and verify_chain(case.reader.connection, run.run_id).holds
     )
-    return Blame(culprit, sentence, sure)
+    return Diagnosis(culprit, sentence, sure)
 
 
-def _with_equal_code(case: Case) -> tuple[Culprit, str]:
+def _with_equal_code(case: Case) -> tuple[Cause, str]:
     run, row = case.stored.run, case.of_run
     if row:
         return _by_row(case, row)
     if own_classes(restore(run.config)) and (cause := _by_strategy(case)):
         if ":" in run.strategy:
-            return Culprit.STRATEGY, cause
-        return Culprit.MODEL, cause.replace("the strategy", "the model", 1)
+            return Cause.STRATEGY, cause
+        return Cause.MODEL, cause.replace("the strategy", "the model", 1)
     names = " ".join(one.field for one in case.of_steps).split()
     if not case.exact and _are_judged(names):
-        return Culprit.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
-    return Culprit.RECORD, _by_fields(names)
+        return Cause.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
+    return Cause.RECORD, _by_fields(names)
 
 
-def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Culprit, str]:
-    """Blame what the run's own row names otherwise than it is loaded here."""
+def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Cause, str]:
+    """Diagnosis what the run's own row names otherwise than it is loaded here."""
     run = case.stored.run
     if any(name in row for name in _OF_CONFIG):
-        return Culprit.CONFIGURATION, "its configuration is not the one that its hash names"
+        return Cause.CONFIGURATION, "its configuration is not the one that its hash names"
     if any(name in row for name in _OF_MODEL):
-        return Culprit.MODEL, f"the model is not {run.model_id}, which the run names"
+        return Cause.MODEL, f"the model is not {run.model_id}, which the run names"
     if (strategy := row.get("runs.strategy_sha256")) is None:
-        return Culprit.RECORD, "the run's row was changed"
+        return Cause.RECORD, "the run's row was changed"
     hashes = f"its source hashes to {strategy.second[:12]}, the run's to {strategy.first[:12]}"
     who = f"the strategy {run.strategy} was changed since"
     if not case.of_steps:
         who = f"every step follows, but the strategy {run.strategy} or the run's row was changed"
-    return Culprit.STRATEGY, f"{who}: {hashes}"
+    return Cause.STRATEGY, f"{who}: {hashes}"
 
 
 def _are_judged(names: Sequence[str]) -> bool:

@@ -54,7 +54,7 @@ from tracepaper.replay.checks.perturbations import (
     FutureProbe,
     corrupted,
     later_taken,
-    other_vectors,
+    replaced_covariates,
     without_later,
 )
 from tracepaper.strategies.api.context import Orders, Signal
@@ -404,7 +404,7 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
             future = [corrupted(part, part.open_time_ms > probe.at_ms) for part in future]
         close_ms = _decided_ms(candles, probe.at_ms)
         books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
-        with other_vectors(config, without_later(close_ms, cut=probe.cut)) as changed:
+        with replaced_covariates(config, without_later(close_ms, cut=probe.cut)) as changed:
             steps = _steps(changed, files._replace(candles=future, depth=books), mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
     connection.send(_accesses(config))

@@ -67,7 +67,7 @@ from tracepaper.replay.checks.perturbations import (
     largest_table,
     link,
     moved_by,
-    other_vectors,
+    replaced_covariates,
     source_of,
 )
 from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_signal
@@ -443,7 +443,7 @@ class _Check:
 
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
-        with other_vectors(self._config, moved_by(WEEKS_LATER * WEEK_MS)) as config:
+        with replaced_covariates(self._config, moved_by(WEEKS_LATER * WEEK_MS)) as config:
             self._compare_moved(
                 lambda part: part.later(WEEKS_LATER),
                 _books_later,

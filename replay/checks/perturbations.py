@@ -45,7 +45,7 @@ Change = Callable[[CovariateRows], CovariateRows]
 
 
 @contextmanager
-def other_vectors(config: Config, change: Change) -> Iterator[Config]:
+def replaced_covariates(config: Config, change: Change) -> Iterator[Config]:
     """Yield *config* with what *change* makes of its covariates; itself where it names none.
 
     Raises ``DataInvalid`` for a file that cannot be believed.

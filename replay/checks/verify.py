@@ -51,7 +51,7 @@ from tracepaper.replay.backtest.recorded import (
     run_in,
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
-from tracepaper.replay.checks.diagnosis import Case, Culprit, blame
+from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import measure_name
@@ -163,7 +163,7 @@ class Verification:
     chained: int = 0  # decisions stored before that, which only the chain covers
     state_step: int | None = None  # which stored the state from which it was derived
     differences: list[Difference] = field(default_factory=list)
-    culprit: Culprit | None = None
+    culprit: Cause | None = None
     to_blame: str = ""  # the culprit, "or the record" where it need not be the only one
     likely_cause: str = ""
 
@@ -251,9 +251,9 @@ def verify_run(
             exact=found.exact,
             from_ms=from_ms,
         )
-        blamed = blame(case)
-        found.culprit, found.to_blame = blamed.culprit, blamed.named
-        found.likely_cause = blamed.sentence
+        diagnosis = diagnose(case)
+        found.culprit, found.to_blame = diagnosis.culprit, diagnosis.named
+        found.likely_cause = diagnosis.sentence
     return found
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.session.retraining import CandidateJudgement
     from tracepaper.replay.document.values import Part
     from tracepaper.replay.judging.retraining import Retraining
-    from tracepaper.strategies.networks.checks import Condition
+    from tracepaper.strategies.networks.checks import NetworkCheck
 
 
 class ListsByDefault(TyperGroup):
@@ -165,7 +165,7 @@ def export(
     )
 
 
-def _condition(found: Condition) -> Iterator[Part]:
+def _condition(found: NetworkCheck) -> Iterator[Part]:
     """Yield the tables of a network's checks, and what is not in order."""
     from tracepaper.replay.document.values import Paragraph, table_of
 

@@ -44,7 +44,7 @@ from tracepaper.strategies.forecasters.tabular import (
     network_half,
 )
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.attribution import Way, head_weights
+from tracepaper.strategies.networks.attribution import AttributionMethod, head_weights
 from tracepaper.strategies.types.market import Bar
 
 
@@ -171,7 +171,7 @@ ALONE: Final = ComparedWith()
 """Compared with nothing."""
 
 
-def way_of(asked: TypedMethod, stored: Way) -> Way:
+def way_of(asked: TypedMethod, stored: AttributionMethod) -> AttributionMethod:
     """Return the method with its options; what was not given is as *stored* has it.
 
     The options of another method than that which was stored begin with their defaults. Raises
@@ -187,13 +187,13 @@ def way_of(asked: TypedMethod, stored: Way) -> Way:
     }
     options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
     base = stored.options if method == stored.method else RolloutOptions()
-    return Way(method, dataclasses.replace(base, **options))
+    return AttributionMethod(method, dataclasses.replace(base, **options))
 
 
 def check_asked(asked: TypedMethod) -> None:
     """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
     try:
-        way = way_of(asked, Way())
+        way = way_of(asked, AttributionMethod())
         check_plain_options(way.options)
         if asked.method is not None:
             way.check()
@@ -310,7 +310,7 @@ def sided(past: Past, name: str) -> Sided:
     horizon = past.forecast.horizons[past.horizon_index]
     probe = Probe(past.forecaster, past.bars, horizon=horizon)
     again, added = probe.figures(), probe.contributions().mean_return.sum(axis=0)
-    looks = past.forecaster.look_by_layer(past.decided.instrument)
+    looks = past.forecaster.attribution_by_layer(past.decided.instrument)
     return Sided(
         name,
         past.forecaster.model_id,
@@ -450,7 +450,7 @@ def influence(
     if why := forecaster.lacking:
         raise DataInvalid(f"Run {run_id} lacks what decision {sequence} looked back on: {why}.")
     symbol, symbols = event.instrument.partition(":")[2], forecaster.symbols
-    way = Way() if asked is None else way_of(asked, Way())
+    way = AttributionMethod() if asked is None else way_of(asked, AttributionMethod())
     if way.method != "rollout":
         raise AttentionInvalid(
             f"A network over several symbols is explained by its rollout, not by {way.method}; "

@@ -34,7 +34,7 @@ from tracepaper.storage.checkpoints import read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.networks.architecture import DRAWDOWN_LEVELS, SHARES
-from tracepaper.strategies.order_book import LATER_BOOKS, SIDES, BookRecord
+from tracepaper.strategies.order_book import LATER_BOOKS, SIDES, OrderBookHistory
 from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.types.market import Bar
 
@@ -154,7 +154,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         strategy = make_orderbook(config)
         bar = reader.step(run_id, sequence).step.event
         assert isinstance(bar, Bar)
-        record = BookRecord(strategy.books)
+        record = OrderBookHistory(strategy.books)
         wanted = strategy.books + LATER_BOOKS
         for depths in reader.depths(run_id, bar.instrument, until=sequence, books=wanted):
             record.add(depths)

@@ -29,7 +29,7 @@ from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
 from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.architecture import LookedAt
+from tracepaper.strategies.networks.architecture import AttendedPart
 from tracepaper.strategies.types.decisions import (
     BLOCK_BARS,
     Explanation,
@@ -266,7 +266,7 @@ def attribute(past: Past) -> FullAttribution:
     )
 
 
-def _parts(past: Past) -> tuple[LookedAt, ...]:
+def _parts(past: Past) -> tuple[AttendedPart, ...]:
     """Return what the network saw instead of single rows; empty where it saw these."""
     if not isinstance(past.forecaster, WindowedForecaster):
         return ()
@@ -274,7 +274,7 @@ def _parts(past: Past) -> tuple[LookedAt, ...]:
 
 
 def _modalities(
-    parts: Sequence[LookedAt], open_time_ms: Sequence[int]
+    parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[ModalityShare, ...]:
     """Return what each modality holds; empty of a network that does not tell them apart."""
     found = []
@@ -285,13 +285,13 @@ def _modalities(
     return tuple(found)
 
 
-def _heaviest(own: Sequence[LookedAt], open_time_ms: Sequence[int]) -> tuple[HeavyBar, ...]:
+def _heaviest(own: Sequence[AttendedPart], open_time_ms: Sequence[int]) -> tuple[HeavyBar, ...]:
     heaviest = sorted(own, key=lambda part: -part.share)[:FRAME_BARS]
     return tuple(HeavyBar(open_time_ms[part.start], part.share) for part in heaviest)
 
 
 def _frames(
-    past: Past, parts: Sequence[LookedAt], open_time_ms: Sequence[int]
+    past: Past, parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[FrameShare, ...]:
     """Return what each timeframe holds; empty of a network that sees bars of one."""
     found = []

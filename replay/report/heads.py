@@ -31,7 +31,7 @@ from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -102,7 +102,7 @@ FLOW_NOTE: Final = (
     "the end, the decision's rollout."
 )
 
-STORED: Final = Way()
+STORED: Final = AttributionMethod()
 Attending = StreamingForecaster | WindowedForecaster
 
 

@@ -40,7 +40,12 @@ from tracepaper.strategies.forecasters.build import (
     vector_scale,
 )
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.checks import Condition, examine, export_onnx, export_torch
+from tracepaper.strategies.networks.checks import (
+    NetworkCheck,
+    check_network,
+    export_onnx,
+    export_torch,
+)
 from tracepaper.strategies.units import INTERVALS, interval_text
 
 WINDOWS: Final = 4
@@ -151,9 +156,9 @@ class StoredNetwork:
             found.append(candles)
         return found
 
-    def examined(self, data: Sequence[str] = ()) -> Condition:
+    def examined(self, data: Sequence[str] = ()) -> NetworkCheck:
         """Return the condition of the network over real rows; raise as ``windows``."""
-        return examine(self.network, self.windows(data))
+        return check_network(self.network, self.windows(data))
 
     def exported(self, to: str, path: Path, *, bars: int | None = None) -> dict[str, Any]:
         """Write the network to *path* for another runtime; return what was written, as a document.

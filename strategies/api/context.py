@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from tracepaper.strategies.api.timeframes import TimeframeBars
 from tracepaper.strategies.errors import StrategyFailed
-from tracepaper.strategies.order_book import BookRecord
+from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.types.decisions import (
     Account,
     Action,
@@ -193,7 +193,7 @@ class BarContext(Struct, frozen=True, gc=False):
     """The account before anything of this close is decided; None unless ``sees_account``."""
     _shared: InstrumentContext
     _frames: Mapping[str, TimeframeBars] = MappingProxyType({})
-    _books: BookRecord | None = None
+    _books: OrderBookHistory | None = None
 
     @classmethod
     def of(
@@ -205,7 +205,7 @@ class BarContext(Struct, frozen=True, gc=False):
         regime: Regime = Regime.UNKNOWN,
         verdict: DecisionOutcome | None = None,
         account: AccountView | None = None,
-        books: BookRecord | None = None,
+        books: OrderBookHistory | None = None,
     ) -> BarContext:
         """Build the context at the last of *bars*, all of which its history holds."""
         record = BarRecord(instrument, len(bars))

@@ -35,8 +35,8 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.architecture import LayerLook
-from tracepaper.strategies.networks.attribution import Way, look_by
+from tracepaper.strategies.networks.architecture import LayerAttribution
+from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
 from tracepaper.strategies.types.market import Bar
 
 Floats = NDArray[np.float64]
@@ -145,12 +145,12 @@ class Probe:
         )
         return dict(zip(self.names, found.tolist(), strict=True))
 
-    def looked(self, way: Way) -> Rollout:
+    def looked(self, way: AttributionMethod) -> Rollout:
         """Return where the decided bar looked, by *way*: weights [1, 1, bars], the newest ones.
 
         Raises ``AttentionInvalid`` where the network cannot be asked so.
         """
-        found = look_by(self._network, self._rows[None], self._positions, way)
+        found = attribute_last_bar(self._network, self._rows[None], self._positions, way)
         return Rollout(found.weights.cpu(), found.l1_error.cpu())
 
     def _mean(self, rows: Tensor) -> Tensor:
@@ -229,10 +229,10 @@ def look_into(
     count = min(DECISIONS, len(bars) - forecaster.context + 1)
     instrument = bars[-1].instrument
     forecaster.warm(instrument, bars[: 1 - count])
-    looks = [forecaster.look_by_layer(instrument)]
+    looks = [forecaster.attribution_by_layer(instrument)]
     for bar in bars[1 - count :]:
         forecaster.step(bar)
-        looks.append(forecaster.look_by_layer(instrument))
+        looks.append(forecaster.attribution_by_layer(instrument))
     decided = range(window - 1, window + count - 1)
     readings, figures, by_age = [], [], []
     for layer in zip(*looks, strict=True):
@@ -255,7 +255,7 @@ def look_into(
 
 
 def map_of(
-    forecaster: StreamingForecaster | WindowedForecaster, layers: Sequence[LayerLook]
+    forecaster: StreamingForecaster | WindowedForecaster, layers: Sequence[LayerAttribution]
 ) -> RolloutMap:
     """Return the map of the newest bars, as many as a layer sees and each of which is exact."""
     time, window = layers[0].rows.shape[-1], forecaster.model.network.config.window
@@ -265,7 +265,7 @@ def map_of(
     return rollout_map(layers, min(time, window, max(whole, 1)))
 
 
-def rollout_map(layers: Sequence[LayerLook], bars: int) -> RolloutMap:
+def rollout_map(layers: Sequence[LayerAttribution], bars: int) -> RolloutMap:
     """Return the rollout of each of the newest positions, over the newest *bars* bars.
 
     At most ``ROWS_MAX`` positions, evenly spread. Of several that end at one bar, the last is
@@ -285,7 +285,7 @@ def rollout_map(layers: Sequence[LayerLook], bars: int) -> RolloutMap:
     return RolloutMap(ages, newest, np.maximum(1.0 - newest.sum(axis=1), 0.0))
 
 
-def flow_down(layers: Sequence[LayerLook], edges: Sequence[int]) -> tuple[Floats, Floats]:
+def flow_down(layers: Sequence[LayerAttribution], edges: Sequence[int]) -> tuple[Floats, Floats]:
     """Return the flow between groups of age, a layer from the top, and what reaches each bar.
 
     What a position holds passes to itself by half (the residual stream) and by half to those that

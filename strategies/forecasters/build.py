@@ -39,7 +39,7 @@ from tracepaper.strategies.forecasters.tabular import (
 from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
 from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.cross_asset import KINDS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream import (
@@ -83,7 +83,7 @@ def build(  # noqa: PLR0913
     backend: str = "auto",
     instruments: int = 1,
     free_bytes: int | None = None,
-    way: Way = STORED,
+    way: AttributionMethod = STORED,
     vectors: CovariateSource | None = None,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
@@ -159,7 +159,7 @@ def build(  # noqa: PLR0913
     )
 
 
-def _streams_by(chosen: str, wanted: str, way: Way) -> str:
+def _streams_by(chosen: str, wanted: str, way: AttributionMethod) -> str:
     """Return what a stream attends by: *chosen*, or tiles where no compiled loop explains so."""
     if chosen == TILES or by_compiled_loops(way):
         return chosen
@@ -171,7 +171,7 @@ def _streams_by(chosen: str, wanted: str, way: Way) -> str:
     return TILES
 
 
-def _refuse_way(way: Way, kind: str) -> None:
+def _refuse_way(way: AttributionMethod, kind: str) -> None:
     """Raise ``ConfigInvalid`` where a *way* is asked for of a model without attention."""
     if way != STORED:
         raise ConfigInvalid(

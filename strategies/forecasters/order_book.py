@@ -21,7 +21,7 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import filled, section_of
 from tracepaper.strategies.networks.order_book import (
     MOVES,
-    BookLook,
+    OrderBookAttribution,
     OrderBookConfig,
     OrderBookNetwork,
 )
@@ -72,7 +72,7 @@ class BookModel:
         """The architecture."""
         return self.network.config
 
-    def look(self, books: Books) -> BookLook:
+    def look(self, books: Books) -> OrderBookAttribution:
         """Return what the network says at the newest of *books*, and where it looked."""
         return self.network.look(torch.from_numpy(tokens_of(books)))
 
@@ -139,7 +139,7 @@ class OrderBookStrategy(Strategy):
         return seen
 
 
-def shares_of(look: BookLook, levels: int) -> dict[str, float]:
+def shares_of(look: OrderBookAttribution, levels: int) -> dict[str, float]:
     """Return how much of where an answer looked lies where; the first two sum to 1.
 
     ``looked_touch`` is the best level of both sides, ``looked_newest`` the newest book and

@@ -28,8 +28,8 @@ from tracepaper.strategies.forecasters.outputs import (
     require_one_of_each,
 )
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.networks.architecture import LayerLook
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.architecture import LayerAttribution
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork, look_of
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -150,7 +150,7 @@ class StreamingForecaster:
         threads: int,
         instruments: int = 1,
         backend: str = TILES,
-        way: Way = STORED,
+        way: AttributionMethod = STORED,
     ) -> None:
         """Answer by *model* where its weights are; *instruments* is how many are expected.
 
@@ -286,7 +286,7 @@ class StreamingForecaster:
         times = (positions * known.interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))
 
-    def look_by_layer(self, instrument: str) -> list[LayerLook]:
+    def attribution_by_layer(self, instrument: str) -> list[LayerAttribution]:
         """Return what each layer did at *instrument*'s last decision, the lowest first.
 
         Carried down as the stored explanation is. No forward pass. Raises ``InvariantBroken``

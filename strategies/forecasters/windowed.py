@@ -41,8 +41,13 @@ from tracepaper.strategies.forecasters.streaming import (
     take_rows,
 )
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.networks.architecture import LayerLook, Look, Outputs, together
-from tracepaper.strategies.networks.attribution import Way, look_by
+from tracepaper.strategies.networks.architecture import (
+    ExplainedOutputs,
+    LayerAttribution,
+    Outputs,
+    together,
+)
+from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
 from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
@@ -173,7 +178,7 @@ class WindowedForecaster:
         threads: int,
         backend: str,
         dtype: str = "float32",
-        way: Way = STORED,
+        way: AttributionMethod = STORED,
         mode: str = "step",
     ) -> None:
         """Answer by *model* where its weights are; *dtype* bfloat16 multiplies in half numbers.
@@ -289,21 +294,21 @@ class WindowedForecaster:
         """
         return self.look(instrument).rollout
 
-    def look(self, instrument: str) -> Look:
+    def look(self, instrument: str) -> ExplainedOutputs:
         """Return what the network says of the last decision, and where it looked.
 
         Raises ``InvariantBroken`` before the first decision.
         """
         return self._look(self._decided(instrument))
 
-    def look_by_layer(self, instrument: str) -> list[LayerLook]:
+    def attribution_by_layer(self, instrument: str) -> list[LayerAttribution]:
         """Return what each layer did at the last decision, the lowest first.
 
         Raises ``InvariantBroken`` before the first decision.
         """
         x, positions = self._inputs(self._decided(instrument))
         with torch.inference_mode():
-            return self._network.look_by_layer(x, positions, half=self.dtype == "bfloat16")
+            return self._network.attribution_by_layer(x, positions, half=self.dtype == "bfloat16")
 
     def _decided(self, instrument: str) -> FeatureWindow:
         """Return the window of *instrument*; raise ``InvariantBroken`` before it is full."""
@@ -320,15 +325,17 @@ class WindowedForecaster:
         x = torch.from_numpy(known[:, :-1].astype(np.float32))[None].to(self._place)
         return x, torch.from_numpy(known[:, -1].astype(np.int64)).to(self._place)
 
-    def _look(self, window: FeatureWindow) -> Look:
+    def _look(self, window: FeatureWindow) -> ExplainedOutputs:
         x, positions = self._inputs(window)
         with torch.inference_mode():
             seen = self._network.look(x, positions, half=self.dtype == "bfloat16")
         if self.way != STORED:
-            by = look_by(self._network, x, positions, self.way)
+            by = attribute_last_bar(self._network, x, positions, self.way)
             seen = seen._replace(rollout=Rollout(by.weights, by.l1_error), parts=by.parts)
         rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
-        return Look(seen.outputs.cpu(), rollout, seen.confidence.float().cpu(), seen.parts)
+        return ExplainedOutputs(
+            seen.outputs.cpu(), rollout, seen.confidence.float().cpu(), seen.parts
+        )
 
     def _require_way(self) -> None:
         """Ask once, of rows that say nothing: what cannot be had is said at the start."""
@@ -341,7 +348,7 @@ class WindowedForecaster:
             )
         rows = torch.zeros(1, window, len(self.model.schema.names), device=self._place)
         positions = torch.arange(window, device=self._place)
-        look_by(self._network, rows, positions, self.way)
+        attribute_last_bar(self._network, rows, positions, self.way)
 
     def _see(self, window: FeatureWindow) -> _Seen:
         """Return what the network says of the window's last bar."""

@@ -359,7 +359,7 @@ class Architecture(Protocol):
         ...
 
 
-class LookedAt(NamedTuple):
+class AttendedPart(NamedTuple):
     """A share of where a bar looked: some rows that the network saw as one, or a part of a row."""
 
     frame: int  # bars that make one of its timeframe
@@ -369,17 +369,17 @@ class LookedAt(NamedTuple):
     modality: str = ""  # of its columns, where a network tells them apart
 
 
-class Look(NamedTuple):
+class ExplainedOutputs(NamedTuple):
     """What a network says of one window, and where the decided bar looked."""
 
     outputs: Outputs  # [1, 1, ...]: of the last bar
     rollout: Rollout  # weights [1, 1, window], oldest bar first
     confidence: Tensor  # [layer, head]
-    parts: tuple[LookedAt, ...] = ()
+    parts: tuple[AttendedPart, ...] = ()
     """What it saw instead of single rows, where a network sees other than these; they sum to 1."""
 
 
-class LayerLook(NamedTuple):
+class LayerAttribution(NamedTuple):
     """What one layer of attention did in one pass over a window."""
 
     rows: Tensor  # [head, bar]: where each head looked from the decided bar, oldest bar first
@@ -415,7 +415,7 @@ class Network(nn.Module):
         """
         return False
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         """Forecast one window *x* [1, window, features] and explain its last bar.
 
         *positions* int64 [window] are absolute bar numbers; *half* multiplies in bfloat16. No
@@ -424,7 +424,9 @@ class Network(nn.Module):
         del x, positions, half
         raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
 
-    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
         """Return what each layer of attention does with one window, the lowest first.
 
         Arguments and errors are those of ``look``; carried down all layers, the decided bar

@@ -47,7 +47,7 @@ from tracepaper.strategies.attention.weighted import (
     value_norms,
 )
 from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
-from tracepaper.strategies.networks.architecture import LookedAt
+from tracepaper.strategies.networks.architecture import AttendedPart
 from tracepaper.strategies.networks.flash import FlashNetwork, Trace, explained_by
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.networks.linear import LinearNetwork
@@ -71,7 +71,7 @@ _TIE: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class AttributionMethod:
     """A method with its options; as it stands, the rollout that is stored with a decision."""
 
     method: str = "rollout"
@@ -114,12 +114,12 @@ def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]
     return layers[0] if len(layers) == 1 else layers
 
 
-class LookedBy(NamedTuple):
+class Attribution(NamedTuple):
     """Where a bar looked: weights [1, 1, bars], their error [1, 1], and what it saw as one."""
 
     weights: Tensor
     l1_error: Tensor
-    parts: tuple[LookedAt, ...] = ()
+    parts: tuple[AttendedPart, ...] = ()
 
 
 class WatchedLayers(NamedTuple):
@@ -130,7 +130,9 @@ class WatchedLayers(NamedTuple):
     weights: list[Tensor]  # of the projection of outputs, [model, head * dim]
 
 
-def look_by(network: nn.Module, x: Tensor, positions: Tensor, way: Way) -> LookedBy:
+def attribute_last_bar(
+    network: nn.Module, x: Tensor, positions: Tensor, way: AttributionMethod
+) -> Attribution:
     """Return where the last bar of *x* [1, window, features] looked: weights [1, 1, bars].
 
     The bars are the newest of the window, oldest first: all of them, but ``TIME_MAX`` for the flow
@@ -141,16 +143,16 @@ def look_by(network: nn.Module, x: Tensor, positions: Tensor, way: Way) -> Looke
     if isinstance(network, MultiscaleNetwork):
         tokens, frames = network.tokens(x, positions)
         places = torch.arange(tokens.shape[1], device=x.device)
-        seen = look_by(network.trunk, tokens, places, way)
+        seen = attribute_last_bar(network.trunk, tokens, places, way)
         by_bar, parts = network.shared(seen.weights[0, 0], frames)
-        return LookedBy(by_bar[None, None], seen.l1_error, parts)
+        return Attribution(by_bar[None, None], seen.l1_error, parts)
     if isinstance(network, TradingNetwork):
         with torch.no_grad():
             fused = network.fusion(x)
-        looked = look_by(network.trunk, fused.state, positions, way)
+        looked = attribute_last_bar(network.trunk, fused.state, positions, way)
         return looked._replace(parts=network.shared(looked.weights[0, 0], fused.shares[0]))
     if isinstance(network, LinearNetwork):
-        return LookedBy(*_of_sums(network, x, positions, way))
+        return Attribution(*_of_sums(network, x, positions, way))
     if not isinstance(network, FlashNetwork | InformerNetwork):
         raise AttentionInvalid(
             f"A {type(network).__name__} has no attention to look back through; ask its features."
@@ -164,11 +166,13 @@ def look_by(network: nn.Module, x: Tensor, positions: Tensor, way: Way) -> Looke
         slopes = _slopes(outputs, layers, index)
     with torch.no_grad():
         if isinstance(network, InformerNetwork):
-            return LookedBy(*_of_stages(cast("list[Stage]", traced), layers, slopes, way))
-        return LookedBy(*_of_traces(network, cast("list[Trace]", traced), layers, slopes, way))
+            return Attribution(*_of_stages(cast("list[Stage]", traced), layers, slopes, way))
+        return Attribution(*_of_traces(network, cast("list[Trace]", traced), layers, slopes, way))
 
 
-def _of_sums(network: LinearNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
+def _of_sums(
+    network: LinearNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
+) -> Rollout:
     """Return the rollout of linear attention: of the heads' mean, by its own sums."""
     plain = RolloutOptions(
         residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
@@ -233,7 +237,7 @@ def _of_traces(
     traces: Sequence[Trace],
     layers: WatchedLayers,
     slopes: list[Tensor],
-    way: Way,
+    way: AttributionMethod,
 ) -> Rollout:
     queries = [trace.query for trace in traces]
     keys = [trace.key for trace in traces]
@@ -273,7 +277,7 @@ def _of_traces(
 
 
 def _of_stages(
-    stages: Sequence[Stage], layers: WatchedLayers, slopes: list[Tensor], way: Way
+    stages: Sequence[Stage], layers: WatchedLayers, slopes: list[Tensor], way: AttributionMethod
 ) -> Rollout:
     """Explain ProbSparse layers, whose matrices are some real rows and even ones."""
     attended = [stage for stage in stages if isinstance(stage, SparseRows)]
@@ -289,7 +293,10 @@ def _of_stages(
 
 
 def _fusion_of_stages(
-    attended: Sequence[SparseRows], layers: WatchedLayers, slopes: list[Tensor], way: Way
+    attended: Sequence[SparseRows],
+    layers: WatchedLayers,
+    slopes: list[Tensor],
+    way: AttributionMethod,
 ) -> Callable[[int, SparseRows], Fuse] | None:
     """Return how the heads of each ProbSparse layer are fused; None for their mean as it is."""
     plain = RolloutOptions(

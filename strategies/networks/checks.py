@@ -53,7 +53,7 @@ EXTREME: Final = 5.0
 
 
 @dataclass(frozen=True)
-class HeadCondition:
+class HeadCheck:
     """One head over the rows looked at; ``share`` is of its layer's output, None if unknown."""
 
     layer: int
@@ -66,7 +66,7 @@ class HeadCondition:
 
 
 @dataclass(frozen=True)
-class GradientOfPart:
+class GradientCheck:
     """The gradient of the mean square of all outputs with respect to one part's parameters."""
 
     part: str
@@ -77,17 +77,17 @@ class GradientOfPart:
 
 
 @dataclass(frozen=True)
-class Condition:
+class NetworkCheck:
     """What was found; ``faults`` are sentences, and without one the network is in order."""
 
     rows: int
     windows: int
-    heads: tuple[HeadCondition, ...]
-    gradients: tuple[GradientOfPart, ...]
+    heads: tuple[HeadCheck, ...]
+    gradients: tuple[GradientCheck, ...]
     faults: tuple[str, ...]
 
 
-def examine(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Condition:
+def check_network(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> NetworkCheck:
     """Return the condition of *network* over *windows*, each rows [1, time, features] at positions.
 
     Positions are int64 [time]. The parameters keep their gradients as they were: the network is
@@ -96,12 +96,12 @@ def examine(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Condi
     network.eval()
     found = list(_not_finite(network, windows))
     if found:
-        return Condition(windows[0][0].shape[1], len(windows), (), (), tuple(found))
+        return NetworkCheck(windows[0][0].shape[1], len(windows), (), (), tuple(found))
     heads = tuple(_heads(network, windows)) if network.has_attention else ()
     gradients = tuple(_gradients(network, *windows[-1]))
     found += [f"Layer {one.layer}, head {one.head}: {one.fault}." for one in heads if one.fault]
     found += [f"{one.part}: {one.fault}." for one in gradients if one.fault]
-    return Condition(windows[0][0].shape[1], len(windows), heads, gradients, tuple(found))
+    return NetworkCheck(windows[0][0].shape[1], len(windows), heads, gradients, tuple(found))
 
 
 def _not_finite(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _not_finite(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> I
 
 
 @torch.no_grad()
-def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[HeadCondition]:
+def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[HeadCheck]:
     confidence = torch.stack([network.look(*window).confidence.double() for window in windows])
     shares = _shares(network, windows)
     even = network.content_free() + EVEN_BELOW
@@ -143,7 +143,7 @@ def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterat
                 fault = "it has collapsed onto one bar"
             elif high < even:
                 fault = "it attends evenly, whatever the rows are"
-            yield HeadCondition(layer, head, float(seen.mean()), low, high, share, fault)
+            yield HeadCheck(layer, head, float(seen.mean()), low, high, share, fault)
 
 
 def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor] | None:
@@ -166,7 +166,7 @@ def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[
     return [moved / moved.sum().clamp_min(tiny) for moved in lengths]
 
 
-def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[GradientOfPart]:
+def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[GradientCheck]:
     """Yield what each part gets from one backward pass, in the order of the network."""
     names, parameters = zip(*network.named_parameters(), strict=True)
     with torch.enable_grad():
@@ -194,7 +194,7 @@ def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[Gr
             fault = "its gradient is not finite"
         elif relative[part] <= VANISHED_BELOW * largest:
             fault = "no gradient reaches it"
-        yield GradientOfPart(part, count, weights, gradient, fault)
+        yield GradientCheck(part, count, weights, gradient, fault)
 
 
 def _part(name: str) -> str:

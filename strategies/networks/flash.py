@@ -29,9 +29,9 @@ from tracepaper.strategies.attention.rollout_kernels import Fuse
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
     WINDOW_MAX,
+    ExplainedOutputs,
     Heads,
-    LayerLook,
-    Look,
+    LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
@@ -429,7 +429,7 @@ class FlashNetwork(Network):
         """Return the confidence over a full window that mask and encoding alone give."""
         return self.encoding.content_free()
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         """Forecast one window *x* [1, window, features] and explain its last bar."""
         # What explains is never rounded to half numbers: only the network runs in them.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
@@ -439,13 +439,15 @@ class FlashNetwork(Network):
         sums = [trace.logsumexp for trace in traces]
         last = [x.shape[1] - 1]
         outputs = every.map(lambda part: part[:, -1:])
-        return Look(
+        return ExplainedOutputs(
             outputs,
             rollout_rows(queries, keys, sums, last, self.mask, backend=explained_by(x.device)),
             confidence(queries, keys, sums, last, self.mask)[0, :, :, 0],
         )
 
-    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
         """Return what each layer does with one window *x* [1, window, features]."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             _, traces = self.trace(x, positions)
@@ -468,13 +470,13 @@ def look_of(
     *,
     residual_weight: float = 0.5,
     fuse: Fuse | None = None,
-) -> LayerLook:
+) -> LayerAttribution:
     """Return what one layer did at the last bar of one sequence, from what it attended with.
 
     It is carried down by the heads' mean, or as *fuse* fuses them.
     """
     time = query.shape[2]
-    return LayerLook(
+    return LayerAttribution(
         head_rows(query, key, logsumexp, [time - 1], mask)[0, :, 0],
         torch.arange(time - 1, -1, -1, device=query.device),
         lambda weights: carry_rows(

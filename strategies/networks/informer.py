@@ -39,9 +39,9 @@ from tracepaper.strategies.attention.probsparse import (
 )
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import (
+    ExplainedOutputs,
     Heads,
-    LayerLook,
-    Look,
+    LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
@@ -247,7 +247,7 @@ class InformerNetwork(Network):
         outputs = self._read_out(self._run(x, positions, stages))
         return Traced(outputs, stages)
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         """Forecast one window *x* [1, window, features] and explain its last bar.
 
         It always runs in float32, whatever *half* asks for.
@@ -257,16 +257,18 @@ class InformerNetwork(Network):
         attended = [stage for stage in stages if isinstance(stage, SparseRows)]
         sure = [decided_confidence(rows, rows.weights.shape[-1] - 1)[0] for rows in attended]
         top = attended[-1].weights.shape[-1] - 1
-        return Look(outputs, rollout_stages(stages, [top]), torch.stack(sure))
+        return ExplainedOutputs(outputs, rollout_stages(stages, [top]), torch.stack(sure))
 
-    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
         """Return what each layer does, the distilling below it taken in.
 
         A head of a distilled layer looks at positions; they are carried to the bars on which
         they rest (docs/attention.md, A20).
         """
         del half
-        found: list[LayerLook] = []
+        found: list[LayerAttribution] = []
         own: list[Stage] = []  # of the layer that comes next
         below: list[Taps] = []
         for stage in self.trace(x, positions).stages:
@@ -277,7 +279,9 @@ class InformerNetwork(Network):
             rows = decided_rows(stage, stage.weights.shape[-1] - 1)  # [1, head, position]
             for taps in reversed(below):
                 rows = push_taps(taps, rows)
-            found.append(LayerLook(rows[0], _ages(stage, self.config.window), partial(_carry, own)))
+            found.append(
+                LayerAttribution(rows[0], _ages(stage, self.config.window), partial(_carry, own))
+            )
             own = []
         return found
 

@@ -28,8 +28,8 @@ from tracepaper.strategies.attention.linear import (
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
-    LayerLook,
-    Look,
+    ExplainedOutputs,
+    LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
@@ -138,7 +138,7 @@ class LinearNetwork(Network):
         layers: list[LinearLayer] = []
         return self._read_out(self._run(x, positions, layers)), layers
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         """Forecast one window *x* [1, window, features] and explain its last bar.
 
         It always runs in float32, whatever *half* asks for.
@@ -147,17 +147,21 @@ class LinearNetwork(Network):
         outputs, layers = self.trace(x, positions)
         last = [x.shape[1] - 1]
         sure = [linear_confidence(layer, last, self.mask)[0, :, 0] for layer in layers]
-        return Look(outputs, rollout_linearly(layers, last, self.mask), torch.stack(sure))
+        return ExplainedOutputs(
+            outputs, rollout_linearly(layers, last, self.mask), torch.stack(sure)
+        )
 
-    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
         """Return what each layer does with one window *x* [1, window, features]."""
         del half
         _, layers = self.trace(x, positions)
         return [self._layer_look(layer) for layer in layers]
 
-    def _layer_look(self, layer: LinearLayer) -> LayerLook:
+    def _layer_look(self, layer: LinearLayer) -> LayerAttribution:
         time = layer.query.shape[2]
-        return LayerLook(
+        return LayerAttribution(
             linear_rows(layer, [time - 1], self.mask)[0, :, 0],
             torch.arange(time - 1, -1, -1, device=layer.query.device),
             lambda weights: 0.5 * (weights + push_linearly(layer, weights[None], self.mask)[0]),

@@ -21,9 +21,9 @@ from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import (
     WINDOW_MAX,
-    LayerLook,
-    Look,
-    LookedAt,
+    AttendedPart,
+    ExplainedOutputs,
+    LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
@@ -243,7 +243,7 @@ class MultiscaleNetwork(Network):
         ]
         return torch.cat(columns[::-1], dim=1), frames
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         """Forecast one window *x* [1, window, features] and explain its last bar.
 
         ``parts`` names each token by its timeframe, widest frame first.
@@ -252,37 +252,39 @@ class MultiscaleNetwork(Network):
         seen = self.trunk.look(tokens, torch.arange(tokens.shape[1], device=x.device), half=half)
         by_bar, parts = self.shared(seen.rollout.weights[0, 0], frames)
         rollout = Rollout(by_bar[None, None], seen.rollout.l1_error)
-        return Look(seen.outputs, rollout, seen.confidence, parts)
+        return ExplainedOutputs(seen.outputs, rollout, seen.confidence, parts)
 
     def shared(
         self, weights: Tensor, frames: list[FrameTokens]
-    ) -> tuple[Tensor, tuple[LookedAt, ...]]:
+    ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
         """Return the *weights* [token] of one window shared by its rows [window], and by token.
 
         Tokens and *frames* are those of ``tokens``.
         """
-        parts: list[LookedAt] = []
+        parts: list[AttendedPart] = []
         own = weights.split(self.config.tokens[::-1])
         for wide, frame, shares in zip(self.config.frames[::-1], frames[::-1], own, strict=True):
             spans = (frame.start[0].tolist(), frame.length[0].tolist(), shares.tolist())
-            parts += [LookedAt(wide, *of) for of in zip(*spans, strict=True)]
+            parts += [AttendedPart(wide, *of) for of in zip(*spans, strict=True)]
         return self._by_bar(weights[None], frames)[0], tuple(parts)
 
-    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
         """Return what each layer does; tokens are carried to the rows that they are made of."""
         tokens, frames = self.tokens(x, positions)
         places = torch.arange(tokens.shape[1], device=x.device)
-        lowest, *others = self.trunk.look_by_layer(tokens, places, half=half)
+        lowest, *others = self.trunk.attribution_by_layer(tokens, places, half=half)
         newest = torch.cat([(of.start + of.length)[0] for of in frames[::-1]])
         age = self.config.window - newest
         carry = lowest.carry
         return [
-            LayerLook(
+            LayerAttribution(
                 self._by_bar(lowest.rows, frames),
                 age,
                 lambda weights: self._by_bar(carry(weights), frames),
             ),
-            *(LayerLook(self._by_bar(of.rows, frames), age, of.carry) for of in others),
+            *(LayerAttribution(self._by_bar(of.rows, frames), age, of.carry) for of in others),
         ]
 
     def _by_bar(self, weights: Tensor, frames: list[FrameTokens]) -> Tensor:

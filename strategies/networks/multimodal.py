@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
+    AttendedPart,
+    ExplainedOutputs,
     Heads,
-    LayerLook,
-    Look,
-    LookedAt,
+    LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
@@ -271,7 +271,7 @@ class TradingNetwork(Network):
         """Forecast every row of *x* [batch, time, features] at int64 *positions* [.., time]."""
         return self.trunk(self.fusion(x).state, positions)
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         """Forecast one window *x* [1, time, features] and explain its last bar.
 
         ``parts`` are the modalities of each bar, the oldest bar first.
@@ -281,7 +281,7 @@ class TradingNetwork(Network):
         seen = self.trunk.look(fused.state, positions, half=half)
         return seen._replace(parts=self.shared(seen.rollout.weights[0, 0], fused.shares[0]))
 
-    def shared(self, weights: Tensor, shares: Tensor) -> tuple[LookedAt, ...]:
+    def shared(self, weights: Tensor, shares: Tensor) -> tuple[AttendedPart, ...]:
         """Return the *weights* of the newest bars [bar] parted by their *shares* [time, modality].
 
         A bar's state is the sum of its modalities' by these shares and of nothing else, so that a
@@ -290,16 +290,18 @@ class TradingNetwork(Network):
         older = len(shares) - len(weights)
         by_bar = (weights[:, None] * shares[older:].to(weights.dtype)).tolist()
         return tuple(
-            LookedAt(1, older + bar, 1, share, name)
+            AttendedPart(1, older + bar, 1, share, name)
             for bar, own in enumerate(by_bar)
             for name, share in zip(self.fusion.names, own, strict=True)
         )
 
-    def look_by_layer(self, x: Tensor, positions: Tensor, *, half: bool = False) -> list[LayerLook]:
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
         """Return what each layer over the bars does with one window *x* [1, time, features]."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             fused: Fused = self.fusion(x)
-        return self.trunk.look_by_layer(fused.state, positions, half=half)
+        return self.trunk.attribution_by_layer(fused.state, positions, half=half)
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""

@@ -72,7 +72,7 @@ class OrderBookConfig:
         return cls(**checked_section(cls, section))
 
 
-class BookLook(NamedTuple):
+class OrderBookAttribution(NamedTuple):
     """What the newest book of a window says, and where it looked."""
 
     probabilities: Tensor  # [horizon, move]
@@ -201,7 +201,7 @@ class OrderBookNetwork(nn.Module):
             raise AttentionInvalid("A token is NaN or infinite; look for the book it is made of.")
 
     @torch.no_grad()
-    def look(self, tokens: Tensor) -> BookLook:
+    def look(self, tokens: Tensor) -> OrderBookAttribution:
         """Forecast the newest book of *tokens* [book, token, column] and say where it looked.
 
         The map is the rollout of docs/attention.md, A5, of the mean over its tokens, carried down
@@ -215,7 +215,7 @@ class OrderBookNetwork(nn.Module):
         while passed:
             weights = _carried(passed.pop(), weights)
         total = weights.sum()
-        return BookLook(probabilities, weights / total, abs(1.0 - float(total)))
+        return OrderBookAttribution(probabilities, weights / total, abs(1.0 - float(total)))
 
     def _pass(self, tokens: Tensor) -> tuple[Tensor, list[_Passed]]:
         """Return the states [book, token, dim] of *tokens*, and what each attention passed."""

@@ -36,7 +36,7 @@ from tracepaper.strategies.attention.time_buckets import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Outputs
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream_fusion import StreamFusion
@@ -44,7 +44,7 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""
-STORED: Final = Way()
+STORED: Final = AttributionMethod()
 """The explanation that is stored unless another is asked for."""
 _HIDDEN: Final = -1e30
 """The score of a hidden key: its share is exactly 0, and 0 times it is not NaN."""
@@ -66,7 +66,7 @@ def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
     return (*(native.available() if compiled else ()), TILES)
 
 
-def by_compiled_loops(way: Way) -> bool:
+def by_compiled_loops(way: AttributionMethod) -> bool:
     """Return whether compiled loops explain by *way*: by the plain mean of the heads."""
     plain = RolloutOptions(
         residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
@@ -268,7 +268,9 @@ class StreamingNetwork:
     explained by *way*, which has to be one ``by_compiled_loops`` where these attend.
     """
 
-    def __init__(self, network: FlashNetwork, way: Way = STORED, *, backend: str = TILES) -> None:
+    def __init__(
+        self, network: FlashNetwork, way: AttributionMethod = STORED, *, backend: str = TILES
+    ) -> None:
         """Raise ``ConfigInvalid`` for a network that cannot stream, or be explained so."""
         if network.config.mask != "window":
             raise ConfigInvalid(

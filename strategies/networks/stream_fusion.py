@@ -19,7 +19,7 @@ from tracepaper.strategies.attention.rollout import check_plain_options
 from tracepaper.strategies.attention.rollout_kernels import Fuse, fuse_heads
 from tracepaper.strategies.attention.weighted import fuse_by_norm, value_norms
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.attribution import AttributionMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,9 @@ class StreamFusion:
     one more column the fused mass of each row where rows do not sum to 1 of themselves.
     """
 
-    def __init__(self, way: Way, *, layers: int, heads: int, device: torch.device) -> None:
+    def __init__(
+        self, way: AttributionMethod, *, layers: int, heads: int, device: torch.device
+    ) -> None:
         """Raise ``ConfigInvalid`` for a way that no stream takes, else as the rollout does."""
         way.check()
         if way.method not in STREAMED:

@@ -20,7 +20,7 @@ from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.daemon.session.loop import InlinePredictor
 from tracepaper.daemon.session.resume import Opened, Opening, open_run
-from tracepaper.replay.checks.diagnosis import KEEPS_STATE, Culprit
+from tracepaper.replay.checks.diagnosis import KEEPS_STATE, Cause
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
@@ -364,7 +364,7 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, reader.find("last")).holds
         found = verify_run(reader, path, reader.find("last"))
-    assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
+    assert (found.holds, found.culprit) == (False, Cause.STRATEGY)
     assert found.likely_cause == KEEPS_STATE
 
 
@@ -422,7 +422,7 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
         )
     with Reader.open(path) as reader:
         found = verify_run(reader, path, reader.find("last"))
-    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+    assert (found.holds, found.culprit) == (False, Cause.RECORD)
 
 
 def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from msgspec import structs
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.order_book import (
     LATER_BOOKS,
-    BookRecord,
     Books,
+    OrderBookHistory,
     books_in,
     books_of,
     packed_books,
@@ -80,7 +80,7 @@ def test_a_minute_of_fifty_levels_is_kept_compactly() -> None:
 
 @pytest.mark.parametrize("last", [100, 118])
 def test_the_newest_books_until_a_close_are_seen(last: int) -> None:
-    record = BookRecord(70)
+    record = OrderBookHistory(70)
     for part in range(3):
         record.add(event(60, first=60 * part, seed=part))
     close_ms = cases.FIRST_MS + last * EVERY_MS
@@ -93,7 +93,7 @@ def test_the_newest_books_until_a_close_are_seen(last: int) -> None:
 
 @pytest.mark.parametrize(("cause", "first"), [("disconnected", 60), ("", 61)])
 def test_nothing_from_before_a_gap_is_seen(cause: str, first: int) -> None:
-    record = BookRecord(100)
+    record = OrderBookHistory(100)
     record.add(event(60))
     record.add(event(5, first=first, cause=cause))
     seen = record.until(cases.FIRST_MS + 1_000 * EVERY_MS)
@@ -102,14 +102,14 @@ def test_nothing_from_before_a_gap_is_seen(cause: str, first: int) -> None:
 
 
 def test_a_restarted_process_knows_no_book() -> None:
-    record = BookRecord(100)
+    record = OrderBookHistory(100)
     record.add(event(60))
     record.forget()
     assert record.until(cases.FIRST_MS + 1_000 * EVERY_MS) is None
 
 
 def test_how_books_were_cut_into_events_changes_nothing() -> None:
-    whole, cut = BookRecord(50), BookRecord(50)
+    whole, cut = OrderBookHistory(50), OrderBookHistory(50)
     whole.add(event(64))
     books = books_in(event(64))
     for start in range(0, 64, 16):
@@ -121,7 +121,7 @@ def test_how_books_were_cut_into_events_changes_nothing() -> None:
 
 
 def test_the_memory_of_a_record_is_bounded() -> None:
-    record = BookRecord(10)
+    record = OrderBookHistory(10)
     for part in range(20):
         record.add(event(64, first=64 * part, seed=part))
     assert len(record._events) <= 2 + LATER_BOOKS // 64  # noqa: SLF001 - its memory

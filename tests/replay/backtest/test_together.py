@@ -22,7 +22,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.request import Request, perform
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.diagnosis import Culprit
+from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.samples import DEMO_CANDLES
@@ -277,7 +277,7 @@ def is_named(path: Path, run_id: str) -> bool:
     """Return whether ``verify`` says of the record that it was changed, or that it is damaged."""
     with Reader.open(path) as reader:
         try:
-            return verify_run(reader, path, run_id).culprit is Culprit.RECORD
+            return verify_run(reader, path, run_id).culprit is Cause.RECORD
         except DataInvalid:
             return True
 

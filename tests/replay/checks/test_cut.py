@@ -31,7 +31,7 @@ from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.diagnosis import Culprit
+from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage import maintenance
@@ -358,7 +358,7 @@ def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
         assert not audited(forged), "the chain holds again"
         again = verified(forged)
         assert not again.holds, statement
-        assert again.culprit is Culprit.RECORD
+        assert again.culprit is Cause.RECORD
 
 
 def richer(state: bytes) -> bytes:

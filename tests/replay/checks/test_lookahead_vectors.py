@@ -23,7 +23,7 @@ from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import (
     FutureProbe,
     moved_by,
-    other_vectors,
+    replaced_covariates,
     without_later,
 )
 from tracepaper.storage.covariates import read_vectors
@@ -126,7 +126,7 @@ def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk:
     given = config(tmp_path, walk)
     at = int(walk.open_time_ms[9]) + 1_000  # that of the fourth row
     for cut, count in ((True, 4), (False, len(range(0, BARS, 3)))):
-        with other_vectors(given, without_later(at, cut=cut)) as other:
+        with replaced_covariates(given, without_later(at, cut=cut)) as other:
             assert other.model.covariates is not None
             rows = read_vectors(Path(other.model.covariates)).rows[""]
         assert len(rows) == count

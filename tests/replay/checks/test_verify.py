@@ -32,7 +32,7 @@ from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.diagnosis import Culprit
+from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.report.terminal import show_summary, summarise
@@ -165,7 +165,7 @@ def test_a_run_that_does_not_end_as_its_row_counts_does_not_hold(run: Path, forg
         raw.execute(forged)
     found = verified(run)
     assert not found.holds
-    assert found.culprit is Culprit.RECORD
+    assert found.culprit is Cause.RECORD
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ def test_a_strategy_that_decides_otherwise_is_to_blame(
         if now:
             del sys.modules[module]
         found = verified(path)
-    assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
+    assert (found.holds, found.culprit) == (False, Cause.STRATEGY)
     assert cause in found.likely_cause
 
 
@@ -609,7 +609,7 @@ def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
     )
     with own.importable(tmp_path):
         found = verified(tmp_path / "run.db")
-    assert (found.holds, found.culprit) == (False, Culprit.STRATEGY)
+    assert (found.holds, found.culprit) == (False, Cause.STRATEGY)
     assert "by the hash of a text, or by the order of a set of texts" in found.likely_cause
 
 
@@ -622,20 +622,20 @@ def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, wal
             raw.execute("UPDATE outcomes SET reason = 'another' WHERE step % 2")
         rechain(path)
         found = verified(path)
-    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+    assert (found.holds, found.culprit) == (False, Cause.RECORD)
 
 
 @pytest.mark.parametrize(
     ("column", "value", "culprit"),
     [
-        ("config_sha256", "00" * 32, Culprit.CONFIGURATION),
-        ("code_version", "0.0.1+other", Culprit.CODE),
-        ("model_id", "other", Culprit.MODEL),
-        ("torch_version", "9.9", Culprit.RECORD),
+        ("config_sha256", "00" * 32, Cause.CONFIGURATION),
+        ("code_version", "0.0.1+other", Cause.CODE),
+        ("model_id", "other", Cause.MODEL),
+        ("torch_version", "9.9", Cause.RECORD),
     ],
 )
 def test_the_part_of_the_run_that_differs_is_named(
-    run: Path, column: str, value: str, culprit: Culprit
+    run: Path, column: str, value: str, culprit: Cause
 ) -> None:
     with sqlite3.connect(run) as raw:
         raw.execute(f"UPDATE runs SET {column} = ?", (value,))
@@ -690,7 +690,7 @@ def tamper(path: Path, *statements: str) -> None:
 def test_steps_that_are_lost_are_no_run_that_follows(run: Path, lost: str) -> None:
     tamper(run, *(LOST[lost].format(table) for table in ROWS))
     found = verified(run)
-    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+    assert (found.holds, found.culprit) == (False, Cause.RECORD)
     assert "402" in [one.first for one in found.differences]
 
 
@@ -698,5 +698,5 @@ def test_steps_that_are_lost_are_no_run_that_follows(run: Path, lost: str) -> No
 def test_a_count_of_steps_that_is_not_theirs_is_found(run: Path, count: int) -> None:
     tamper(run, f"UPDATE runs SET step_count = {count}")
     found = verified(run)
-    assert (found.holds, found.culprit) == (False, Culprit.RECORD)
+    assert (found.holds, found.culprit) == (False, Cause.RECORD)
     assert "runs.step_count" in [one.field for one in found.differences]

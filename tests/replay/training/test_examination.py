@@ -28,7 +28,7 @@ from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS, GlmModel, TrainedRows
-from tracepaper.strategies.networks.architecture import Look, Network, Outputs
+from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network, Outputs
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
 WINDOW = 32
@@ -68,12 +68,12 @@ class Planted(Network):
         dof = torch.full_like(every, 5.0)
         return Outputs(every, torch.zeros_like(every), dof, logits, every, None, None)
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         del half
         weights = torch.zeros(1, 1, x.shape[1])
         weights[0, 0, [x.shape[1] - 1 - age for age in self.looked]] = 1 / len(self.looked)
         rollout = Rollout(weights, torch.zeros(1, 1))
-        return Look(self(x, positions), rollout, torch.ones(1, 1))
+        return ExplainedOutputs(self(x, positions), rollout, torch.ones(1, 1))
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "said", self(x).mean

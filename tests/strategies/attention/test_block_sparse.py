@@ -24,7 +24,7 @@ from tracepaper.strategies.attention.probsparse import sample_keys
 from tracepaper.strategies.attention.rollout import rollout_by_age, rollout_rows
 from tracepaper.strategies.attention.tiles import key_tiles, row_blocks, tile_rows, visible_pairs
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.architecture import Look
+from tracepaper.strategies.networks.architecture import ExplainedOutputs
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
 torch.set_num_threads(1)
@@ -156,7 +156,7 @@ CONFIG = FlashConfig(
 )
 
 
-def look(network: FlashNetwork, x: Tensor) -> Look:
+def look(network: FlashNetwork, x: Tensor) -> ExplainedOutputs:
     return network.look(x, torch.arange(x.shape[1]))
 
 
@@ -173,7 +173,7 @@ def test_a_network_of_blocks_looks_back_alone_and_explains_what_it_attended_with
     matrices = [reference.attention_matrix(one.query, one.key, network.mask) for one in traces]
     wanted = reference.rollout(matrices, network.mask)[:, -1:]
     torch.testing.assert_close(look(network, x).rollout.weights, wanted, rtol=0, atol=1e-12)
-    layers = network.look_by_layer(x, torch.arange(41))
+    layers = network.attribution_by_layer(x, torch.arange(41))
     for layer, matrix in zip(layers, matrices, strict=True):
         torch.testing.assert_close(layer.rows, matrix[0, :, -1], rtol=0, atol=1e-12)
 

@@ -28,7 +28,7 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import RolloutOptions, rollout_buckets, rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.stream import (
@@ -404,8 +404,8 @@ def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:
 
 def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name: str) -> None:
     card, tensors = models.card(), models.network().state_dict()
-    usual = Way("rollout", RolloutOptions(residual_weight=0.2, start_layer=1))
-    other = Way("rollout", RolloutOptions("max"))
+    usual = AttributionMethod("rollout", RolloutOptions(residual_weight=0.2, start_layer=1))
+    other = AttributionMethod("rollout", RolloutOptions("max"))
     assert build(card, tensors, way=other).backend == TILES
     with pytest.raises(ConfigInvalid, match=f"{name} explains by the plain mean of the heads"):
         build(card, tensors, backend=name, way=other)

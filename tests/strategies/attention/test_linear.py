@@ -26,7 +26,7 @@ from tracepaper.strategies.attention.linear import (
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.attribution import Way, look_by
+from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
 from tracepaper.strategies.networks.linear import LinearConfig, LinearNetwork
 
 MASKS = {"full": Mask.full(), "causal": Mask.causal()}
@@ -181,13 +181,16 @@ def test_a_network_explains_what_its_layers_attended_with(mask: str, feature_map
     whole = reference.rollout(matrices, MASKS[mask])
     assert torch.allclose(seen.rollout.weights.double(), whole[:, 39:], atol=1e-5)
     assert seen.confidence.shape == (2, 2)
-    shares = look_by(network, x, positions, Way())
+    shares = attribute_last_bar(network, x, positions, AttributionMethod())
     assert torch.allclose(shares.weights, seen.rollout.weights)
-    above = Way(options=RolloutOptions(start_layer=1, residual_weight=0.1))
+    above = AttributionMethod(options=RolloutOptions(start_layer=1, residual_weight=0.1))
     whole = reference.rollout(matrices[1:], MASKS[mask], residual_weight=0.1)
-    found = look_by(network, x, positions, above).weights.double()
+    found = attribute_last_bar(network, x, positions, above).weights.double()
     assert torch.allclose(found, whole[:, 39:], atol=1e-5)
-    for way in (Way("flow"), Way(options=RolloutOptions(head_fusion="max"))):
+    for way in (
+        AttributionMethod("flow"),
+        AttributionMethod(options=RolloutOptions(head_fusion="max")),
+    ):
         with pytest.raises(AttentionInvalid, match="by its rollout"):
-            look_by(network, x, positions, way)
+            attribute_last_bar(network, x, positions, way)
     assert [name for name, _ in network.named_states(x)][:3] == ["embed", "blocks.0", "blocks.1"]

@@ -23,8 +23,8 @@ from tracepaper.strategies.forecasters.attribution import (
     rollout_map,
 )
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.networks.architecture import LayerLook
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.architecture import LayerAttribution
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
 
@@ -51,7 +51,7 @@ def dense(taps: Taps) -> Tensor:
 def test_an_informer_s_heads_are_the_last_rows_of_its_matrices_carried_to_bars() -> None:
     network: InformerNetwork = models.informer(WINDOWED)
     x = window(WINDOWED.window, WINDOWED.features)
-    looks = network.look_by_layer(x, torch.arange(WINDOWED.window))
+    looks = network.attribution_by_layer(x, torch.arange(WINDOWED.window))
     assert [len(look.age) for look in looks] == [61, 31, 16]
     to_bars = torch.eye(WINDOWED.window)
     for layer in range(3):
@@ -75,7 +75,7 @@ def test_a_transformer_s_heads_are_the_last_rows_of_its_matrices(mask: str) -> N
     config = replace(models.SMALL, mask=mask, features=5)
     network = models.network(config)
     x = window(config.window, 5)
-    looks = network.look_by_layer(x, torch.arange(config.window))
+    looks = network.attribution_by_layer(x, torch.arange(config.window))
     _, traces = network.trace(x)
     for look, trace in zip(looks, traces, strict=True):
         matrix = reference.attention_matrix(trace.query, trace.key, network.mask)[0]
@@ -92,11 +92,11 @@ def test_a_row_that_was_lazy_attends_evenly() -> None:
         assert decided_rows(rows, row) == pytest.approx(dense_rows(rows)[:, :, row], abs=1e-6)
 
 
-def moved(matrix: list[list[float]]) -> LayerLook:
+def moved(matrix: list[list[float]]) -> LayerAttribution:
     """Return a layer that carries by *matrix* [position above, position below]."""
     carried = torch.tensor(matrix)
     age = torch.arange(len(matrix) - 1, -1, -1) * (64 // len(matrix))
-    return LayerLook(torch.zeros(1, 64), age, lambda weights: weights @ carried)
+    return LayerAttribution(torch.zeros(1, 64), age, lambda weights: weights @ carried)
 
 
 def test_the_flow_goes_from_the_group_that_holds_to_the_group_that_is_given() -> None:
@@ -127,16 +127,16 @@ def test_heads_are_read_from_as_many_decisions_as_there_are_bars_for() -> None:
 def test_nothing_is_said_of_heads_before_the_first_decision() -> None:
     made = models.forecaster()
     with pytest.raises(InvariantBroken, match="no decision to explain yet"):
-        made.look_by_layer("linear:BTCUSDT")
+        made.attribution_by_layer("linear:BTCUSDT")
 
 
 def test_a_pooled_position_is_carried_by_the_taps_of_its_own_pass() -> None:
     """What a stage keeps is of one pass: the next must not change it."""
     network = models.informer(WINDOWED)
     first = window(61, 5)
-    look = network.look_by_layer(first, torch.arange(61))[2]
+    look = network.attribution_by_layer(first, torch.arange(61))[2]
     before = look.carry(torch.eye(16))
-    network.look_by_layer(-first, torch.arange(61))
+    network.attribution_by_layer(-first, torch.arange(61))
     assert torch.equal(look.carry(torch.eye(16)), before)
 
 
@@ -145,11 +145,11 @@ def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() ->
     config = MultiscaleConfig(features=5, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(5, 3))
     network = MultiscaleNetwork(config).eval()
     x, positions = window(config.window, 5), torch.arange(config.window) + 2
-    lowest, top = network.look_by_layer(x, positions)
+    lowest, top = network.attribution_by_layer(x, positions)
     spans = [(part.start, part.start + part.rows) for part in network.look(x, positions).parts]
     assert top.age.tolist() == [config.window - stop for _, stop in spans]
     tokens, _ = network.tokens(x, positions)
-    trunk = network.trunk.look_by_layer(tokens, torch.arange(8))[0]
+    trunk = network.trunk.attribution_by_layer(tokens, torch.arange(8))[0]
     spread = torch.zeros(8, config.window)
     for token, (start, stop) in enumerate(spans):
         spread[token, start:stop] = 1.0 / (stop - start)
@@ -158,25 +158,27 @@ def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() ->
 
 
 WAYS = (
-    Way(),
-    Way("norm", RolloutOptions(residual_weight=0.25)),
-    Way("rollout", RolloutOptions(head_fusion="max", start_layer=1)),
-    Way("rollout", RolloutOptions(head_weights=(0.75, 0.25))),
+    AttributionMethod(),
+    AttributionMethod("norm", RolloutOptions(residual_weight=0.25)),
+    AttributionMethod("rollout", RolloutOptions(head_fusion="max", start_layer=1)),
+    AttributionMethod("rollout", RolloutOptions(head_weights=(0.75, 0.25))),
 )
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
-def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(way: Way) -> None:
+def test_the_flow_of_a_stream_ends_in_what_it_stores_by_whichever_method(
+    way: AttributionMethod,
+) -> None:
     usual = models.forecaster()
     made = StreamingForecaster(usual.model, mode="step", threads=1, way=way)
     bars = builders.bars(made.context + 3, seed=5)
     made.warm("linear:BTCUSDT", bars)
-    _, rollout = flow_down(made.look_by_layer("linear:BTCUSDT"), EDGES)
+    _, rollout = flow_down(made.attribution_by_layer("linear:BTCUSDT"), EDGES)
     told = np.array(made.explain("linear:BTCUSDT").weights)
     assert rollout == pytest.approx(told, abs=1e-5)
     usual.warm("linear:BTCUSDT", bars)
     other = np.array(usual.explain("linear:BTCUSDT").weights)
-    assert (np.abs(rollout - other).max() > 1e-3) == (way != Way())
+    assert (np.abs(rollout - other).max() > 1e-3) == (way != AttributionMethod())
 
 
 def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() -> None:
@@ -184,7 +186,7 @@ def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() ->
     bars = builders.bars(made.context + 60, seed=5)
     window = models.SMALL.window
     made.warm("linear:BTCUSDT", bars)
-    found = map_of(made, made.look_by_layer("linear:BTCUSDT"))
+    found = map_of(made, made.attribution_by_layer("linear:BTCUSDT"))
     assert found.ages.tolist() == list(range(window - 1, -1, -1))
     assert found.weights.shape == (window, window)
     assert found.weights.sum(axis=1) + found.older == pytest.approx(np.ones(window))
@@ -198,13 +200,15 @@ def test_each_row_of_a_streams_map_is_the_rollout_of_that_bars_own_decision() ->
 
 
 def test_a_long_map_is_sampled_evenly_and_positions_that_end_alike_count_once() -> None:
-    layers = [LayerLook(torch.zeros(1, 2_000), torch.arange(1_999, -1, -1), lambda rows: rows)]
+    layers = [
+        LayerAttribution(torch.zeros(1, 2_000), torch.arange(1_999, -1, -1), lambda rows: rows)
+    ]
     found = rollout_map(layers, 1_500)
     assert (len(found.ages), found.ages[0], found.ages[-1]) == (512, 1_499, 0)
     assert set(np.diff(found.ages)) == {-2, -3}
     assert found.weights.shape == (512, 1_500)
     assert found.weights[np.arange(512), 1_499 - found.ages].tolist() == [1.0] * 512
-    twice = LayerLook(
+    twice = LayerAttribution(
         torch.zeros(1, 4), torch.tensor([2, 0, 0]), lambda rows: torch.eye(4)[:3][rows.argmax(1)]
     )
     assert rollout_map([twice], 4).ages.tolist() == [2, 0]

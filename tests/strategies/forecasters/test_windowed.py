@@ -20,7 +20,7 @@ from tracepaper.strategies.features import rows
 from tracepaper.strategies.forecasters.attribution import Probe
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.stream import STORED
@@ -43,7 +43,7 @@ def network(kind: str) -> InformerNetwork | FlashNetwork:
     return FlashNetwork(FlashConfig(dim=16, layers=2, heads=2, window=WINDOW, mask="full"))
 
 
-def forecaster(kind: str, way: Way = STORED) -> WindowedForecaster:
+def forecaster(kind: str, way: AttributionMethod = STORED) -> WindowedForecaster:
     model = TrainedModel(network(kind), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
     return WindowedForecaster(model, threads=1, backend="sdpa", way=way)
 
@@ -208,15 +208,17 @@ def test_another_temperature_flattens_the_odds() -> None:
 
 
 WAYS = {
-    "norm": Way("norm"),
-    "gradient": Way("gradient", horizon=240),
-    "discard": Way("rollout", RolloutOptions("max", discard_ratio=0.4)),
+    "norm": AttributionMethod("norm"),
+    "gradient": AttributionMethod("gradient", horizon=240),
+    "discard": AttributionMethod("rollout", RolloutOptions("max", discard_ratio=0.4)),
 }
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, way: Way) -> None:
+def test_another_explanation_is_stored_beside_the_same_forecast(
+    kind: str, way: AttributionMethod
+) -> None:
     usual, other = forecaster(kind), forecaster(kind, way)
     for made in (usual, other):
         made.warm(NAME, BARS[:CONTEXT])
@@ -239,12 +241,14 @@ def test_another_explanation_is_stored_beside_the_same_forecast(kind: str, way: 
 @pytest.mark.parametrize(
     ("kind", "way", "sentence"),
     [
-        ("informer", Way("flow"), "choose rollout, norm or gradient"),
-        ("full", Way("norm", RolloutOptions(start_layer=2)), "choose 0 to 1"),
-        ("full", Way("lime"), "There is no method 'lime'"),
+        ("informer", AttributionMethod("flow"), "choose rollout, norm or gradient"),
+        ("full", AttributionMethod("norm", RolloutOptions(start_layer=2)), "choose 0 to 1"),
+        ("full", AttributionMethod("lime"), "There is no method 'lime'"),
     ],
 )
-def test_a_way_that_cannot_be_is_refused_at_the_start(kind: str, way: Way, sentence: str) -> None:
+def test_a_way_that_cannot_be_is_refused_at_the_start(
+    kind: str, way: AttributionMethod, sentence: str
+) -> None:
     with pytest.raises(AttentionInvalid, match=sentence):
         forecaster(kind, way)
 
@@ -253,4 +257,4 @@ def test_flow_is_stored_of_short_windows_alone() -> None:
     config = FlashConfig(dim=16, layers=2, heads=2, window=300, mask="causal")
     model = TrainedModel(FlashNetwork(config), SCHEMA, "m", "0" * 64, (1.0, 1.0, 1.0), 0.0, None)
     with pytest.raises(ConfigInvalid, match="windows of up to 256 bars, and this model's is 300"):
-        WindowedForecaster(model, threads=1, backend="sdpa", way=Way("flow"))
+        WindowedForecaster(model, threads=1, backend="sdpa", way=AttributionMethod("flow"))

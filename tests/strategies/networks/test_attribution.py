@@ -15,7 +15,11 @@ from tracepaper.strategies.attention.probsparse import SparseRows, Taps, dense_r
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.attention.weighted import attention_flow, value_norms
 from tracepaper.strategies.errors import AttentionInvalid
-from tracepaper.strategies.networks.attribution import METHODS, Way, look_by
+from tracepaper.strategies.networks.attribution import (
+    METHODS,
+    AttributionMethod,
+    attribute_last_bar,
+)
 from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
@@ -66,8 +70,8 @@ def window() -> Tensor:
     return torch.randn(1, TIME, 5, generator=generator, dtype=torch.float64)
 
 
-def looked(made: nn.Module, way: Way) -> Tensor:
-    found = look_by(made, window(), torch.arange(TIME), replace(way, horizon=HORIZON))
+def looked(made: nn.Module, way: AttributionMethod) -> Tensor:
+    found = attribute_last_bar(made, window(), torch.arange(TIME), replace(way, horizon=HORIZON))
     assert float(found.l1_error.max()) < 1e-5
     return found.weights[0, 0].double()
 
@@ -143,7 +147,7 @@ def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -
         )[0]
         for matrix, share, slack in zip(matrices, shares, slacks(made), strict=True)
     ]
-    found = looked(made, Way("rollout", options))
+    found = looked(made, AttributionMethod("rollout", options))
     torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
@@ -160,7 +164,7 @@ def test_norm_equals_stored_matrices(kind: str, options: RolloutOptions) -> None
         assert isinstance(weight, Tensor)
         lengths = value_norms(value, weight)
         fused.append(normalised((matrix * lengths[:, :, None]).mean(dim=1)[0]))
-    found = looked(made, Way("norm", options))
+    found = looked(made, AttributionMethod("norm", options))
     torch.testing.assert_close(found, walked(parts, fused, options), rtol=0, atol=1e-12)
 
 
@@ -199,15 +203,15 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix(mask: str) 
     row = (slope * matrix).clamp_min(0.0).mean(dim=1)[0, -1].detach()
     wanted = 0.5 * row / row.sum()
     wanted[-1] += 0.5
-    found = looked(made, Way("gradient"))
+    found = looked(made, AttributionMethod("gradient"))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
     made = network(kind)
-    one = look_by(made, window(), torch.arange(TIME), Way("gradient"))
-    found = looked(made, Way("gradient"))
+    one = attribute_last_bar(made, window(), torch.arange(TIME), AttributionMethod("gradient"))
+    found = looked(made, AttributionMethod("gradient"))
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
     assert bool((found >= 0).all())
     assert float((one.weights[0, 0] - found).abs().max()) > 1e-4
@@ -241,31 +245,45 @@ def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
     made = network("window")
     given = attended(made)
     wanted = attention_flow(*given, [TIME - 1], mask_of(made), residual_weight=0.4)[0, 0]
-    found = looked(made, Way("flow", RolloutOptions(residual_weight=0.4)))
+    found = looked(made, AttributionMethod("flow", RolloutOptions(residual_weight=0.4)))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("way", "sentence"),
     [
-        (Way("lime"), "There is no method 'lime'; choose one of rollout, norm, gradient, flow."),
-        (Way("norm", RolloutOptions("max")), "norm takes no head fusion; leave it out, or choose"),
-        (Way("flow", RolloutOptions(start_layer=1)), "flow takes no start layer"),
-        (Way("rollout", RolloutOptions(start_layer=2)), "leaves nothing to explain; choose 0 to 1"),
-        (Way("rollout", RolloutOptions(head_weights=(1.0, 1.0, 1.0))), "Give 2 head weights"),
+        (
+            AttributionMethod("lime"),
+            "There is no method 'lime'; choose one of rollout, norm, gradient, flow.",
+        ),
+        (
+            AttributionMethod("norm", RolloutOptions("max")),
+            "norm takes no head fusion; leave it out, or choose",
+        ),
+        (AttributionMethod("flow", RolloutOptions(start_layer=1)), "flow takes no start layer"),
+        (
+            AttributionMethod("rollout", RolloutOptions(start_layer=2)),
+            "leaves nothing to explain; choose 0 to 1",
+        ),
+        (
+            AttributionMethod("rollout", RolloutOptions(head_weights=(1.0, 1.0, 1.0))),
+            "Give 2 head weights",
+        ),
     ],
 )
 @pytest.mark.parametrize("kind", ["window", "distilling"])
-def test_what_cannot_be_asked_is_said_in_one_sentence(kind: str, way: Way, sentence: str) -> None:
+def test_what_cannot_be_asked_is_said_in_one_sentence(
+    kind: str, way: AttributionMethod, sentence: str
+) -> None:
     with pytest.raises(AttentionInvalid, match=sentence):
         looked(network(kind), way)
 
 
 def test_networks_and_methods_that_do_not_go_together_are_refused() -> None:
     with pytest.raises(AttentionInvalid, match="choose rollout, norm or gradient"):
-        looked(network("informer"), Way("flow"))
+        looked(network("informer"), AttributionMethod("flow"))
     with pytest.raises(AttentionInvalid, match="no attention to look back through"):
-        looked(LstmNetwork(LstmConfig(features=5)), Way())
+        looked(LstmNetwork(LstmConfig(features=5)), AttributionMethod())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -279,9 +297,13 @@ def test_several_time_frames_share_what_their_tokens_got(method: str) -> None:
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     x, positions = window()[:, -config.window :], torch.arange(3, 3 + config.window)
-    found = look_by(made, x, positions, Way(method, horizon=7)).weights[0, 0]
+    found = attribute_last_bar(made, x, positions, AttributionMethod(method, horizon=7)).weights[
+        0, 0
+    ]
     tokens, (bars, wide) = made.tokens(x, positions)
-    inner = look_by(made.trunk, tokens, torch.arange(17), Way(method, horizon=7))
+    inner = attribute_last_bar(
+        made.trunk, tokens, torch.arange(17), AttributionMethod(method, horizon=7)
+    )
     by_token = inner.weights[0, 0]
     wanted = torch.zeros_like(found)
     wanted[bars.start[0]] += by_token[9:]

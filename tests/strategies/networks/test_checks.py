@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
-from tracepaper.strategies.networks.checks import Condition, examine
+from tracepaper.strategies.networks.checks import NetworkCheck, check_network
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
@@ -55,9 +55,9 @@ def windows() -> list[tuple[Tensor, Tensor]]:
     return [(one, torch.arange(100 * at, 100 * at + TIME)) for at, one in enumerate(rows)]
 
 
-def examined(made: Network) -> Condition:
+def examined(made: Network) -> NetworkCheck:
     before = {name: value.clone() for name, value in made.state_dict().items()}
-    found = examine(made, windows())
+    found = check_network(made, windows())
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
     assert all(parameter.grad is None for parameter in made.parameters())
     return found
@@ -96,7 +96,7 @@ def test_what_overflows_at_the_extremes_alone_is_found() -> None:
         made.embed.bias.zero_()
         made.embed.weight[0] = 1.5e37  # five columns of 5 are more than a float holds
     calm = [(torch.zeros_like(rows), at) for rows, at in windows()]
-    found = examine(made, calm)
+    found = check_network(made, calm)
     assert any("rows at 5" in one for one in found.faults)
 
 

@@ -13,7 +13,11 @@ from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.attribution import METHODS, Way, look_by
+from tracepaper.strategies.networks.attribution import (
+    METHODS,
+    AttributionMethod,
+    attribute_last_bar,
+)
 from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
 
 torch.set_num_threads(1)
@@ -146,9 +150,11 @@ def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_parts_its_weights_by_modality(method: str) -> None:
     made, x, positions = network(), rows(25), torch.arange(25)
-    found = look_by(made, x, positions, Way(method, horizon=7))
+    found = attribute_last_bar(made, x, positions, AttributionMethod(method, horizon=7))
     fused = made.fusion(x)
-    inner = look_by(made.trunk, fused.state.detach(), positions, Way(method, horizon=7))
+    inner = attribute_last_bar(
+        made.trunk, fused.state.detach(), positions, AttributionMethod(method, horizon=7)
+    )
     wanted = inner.weights[0, 0][:, None] * fused.shares[0]
     shares = torch.tensor([part.share for part in found.parts]).view(25, 3)
     assert torch.allclose(shares.double(), wanted, atol=1e-6)

@@ -32,9 +32,9 @@ from tracepaper.strategies.networks import architecture, encodings
 from tracepaper.strategies.networks import architecture as heads
 from tracepaper.strategies.networks.architecture import (
     HEADS,
+    ExplainedOutputs,
     Head,
     Heads,
-    Look,
     Network,
     NetworkKind,
     Outputs,
@@ -152,11 +152,11 @@ class Echo(Network):
         self.embed = nn.Linear(config.features, config.dim)
         self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> Look:
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         weights = torch.zeros(1, 1, len(positions))
         weights[..., -1] = 1.0
         outputs = self.heads(self.embed(x[:, -1:]))
-        return Look(outputs, Rollout(weights, torch.zeros(1, 1)), torch.ones(1, 1))
+        return ExplainedOutputs(outputs, Rollout(weights, torch.zeros(1, 1)), torch.ones(1, 1))
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "embed", self.embed(x)

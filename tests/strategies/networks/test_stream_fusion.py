@@ -19,7 +19,7 @@ from tracepaper.strategies.attention.weighted import value_norms
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.networks.attribution import Way
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
@@ -35,14 +35,14 @@ START = 29_000_017  # a position in the middle of a block
 HEADS = ((1.0, 0.0), (0.25, 0.75), (0.5, 0.5))
 NAME = "linear:BTCUSDT"
 WAYS = {
-    "as usual": Way(),
-    "residual": Way("rollout", RolloutOptions(residual_weight=0.2)),
-    "max": Way("rollout", RolloutOptions("max", residual_weight=0.3)),
-    "min": Way("rollout", RolloutOptions("min")),
-    "heads": Way("rollout", RolloutOptions(head_weights=HEADS, start_layer=1)),
-    "upper layers": Way("rollout", RolloutOptions("max", start_layer=2)),
-    "norm": Way("norm"),
-    "norm above": Way("norm", RolloutOptions(residual_weight=0.1, start_layer=1)),
+    "as usual": AttributionMethod(),
+    "residual": AttributionMethod("rollout", RolloutOptions(residual_weight=0.2)),
+    "max": AttributionMethod("rollout", RolloutOptions("max", residual_weight=0.3)),
+    "min": AttributionMethod("rollout", RolloutOptions("min")),
+    "heads": AttributionMethod("rollout", RolloutOptions(head_weights=HEADS, start_layer=1)),
+    "upper layers": AttributionMethod("rollout", RolloutOptions("max", start_layer=2)),
+    "norm": AttributionMethod("norm"),
+    "norm above": AttributionMethod("norm", RolloutOptions(residual_weight=0.1, start_layer=1)),
 }
 
 
@@ -50,7 +50,9 @@ def rows(time: int, *, seed: int = 1) -> Tensor:
     return torch.randn(time, 30, generator=torch.Generator().manual_seed(seed))
 
 
-def bucketed(net: FlashNetwork, x: Tensor, positions: NDArray[np.int64], way: Way) -> Tensor:
+def bucketed(
+    net: FlashNetwork, x: Tensor, positions: NDArray[np.int64], way: AttributionMethod
+) -> Tensor:
     """Return every bar's rollout in 64-bar blocks, of whole float64 matrices."""
     net = net.double()
     with torch.no_grad():
@@ -79,7 +81,11 @@ def bucketed(net: FlashNetwork, x: Tensor, positions: NDArray[np.int64], way: Wa
 
 
 def feed(
-    net: FlashNetwork, way: Way, x: Tensor, positions: NDArray[np.int64], portions: list[int]
+    net: FlashNetwork,
+    way: AttributionMethod,
+    x: Tensor,
+    positions: NDArray[np.int64],
+    portions: list[int],
 ) -> NDArray[np.float32]:
     """Take in all rows by the given portions, again and again; a portion of 0 is a single step."""
     stream = StreamingNetwork(net, way)
@@ -97,7 +103,7 @@ def feed(
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("encoding", ["rope", "alibi"])
-def test_every_bar_in_a_stream_equals_the_matrices(way: Way, encoding: str) -> None:
+def test_every_bar_in_a_stream_equals_the_matrices(way: AttributionMethod, encoding: str) -> None:
     net = models.network(replace(models.SMALL, encoding=encoding, window=30))
     x, positions = rows(260), np.arange(START, START + 260)
     found = feed(net, way, x, positions, [0, 1, 37, 0, 150])
@@ -118,7 +124,7 @@ def test_streams_beside_each_other_are_explained_as_each_alone() -> None:
     np.testing.assert_allclose(last[:, 0], np.stack(alone), rtol=0, atol=1e-6)
 
 
-def made_forecaster(way: Way) -> StreamingForecaster:
+def made_forecaster(way: AttributionMethod) -> StreamingForecaster:
     made = build(models.card(), models.network().state_dict(), way=way, backend="tiles")
     assert isinstance(made, StreamingForecaster)
     return made
@@ -138,7 +144,7 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
     sums = np.bincount(blocks[-1] - blocks, weights=found.weights)
     kept = np.frombuffer(answer.explanation.buckets, "<f4")[: len(sums)]
     np.testing.assert_allclose(sums, kept, rtol=0, atol=1e-6)
-    usual = made_forecaster(Way())
+    usual = made_forecaster(AttributionMethod())
     usual.warm(NAME, bars[:-1])
     other = usual.step(bars[-1])
     assert other is not None
@@ -151,20 +157,36 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
 @pytest.mark.parametrize(
     ("way", "error", "sentence"),
     [
-        (Way("gradient"), ConfigInvalid, "cannot store where every bar looked by gradient"),
-        (Way("flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
-        (Way("rollout", RolloutOptions(discard_ratio=0.1)), ConfigInvalid, "set discard to 0"),
-        (Way("rollout", RolloutOptions(start_layer=3)), AttentionInvalid, "choose 0 to 2"),
-        (Way("norm", RolloutOptions("max")), AttentionInvalid, "norm takes no head fusion"),
         (
-            Way("rollout", RolloutOptions(head_weights=(1.0,))),
+            AttributionMethod("gradient"),
+            ConfigInvalid,
+            "cannot store where every bar looked by gradient",
+        ),
+        (AttributionMethod("flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
+        (
+            AttributionMethod("rollout", RolloutOptions(discard_ratio=0.1)),
+            ConfigInvalid,
+            "set discard to 0",
+        ),
+        (
+            AttributionMethod("rollout", RolloutOptions(start_layer=3)),
+            AttentionInvalid,
+            "choose 0 to 2",
+        ),
+        (
+            AttributionMethod("norm", RolloutOptions("max")),
+            AttentionInvalid,
+            "norm takes no head fusion",
+        ),
+        (
+            AttributionMethod("rollout", RolloutOptions(head_weights=(1.0,))),
             AttentionInvalid,
             "Give 2 head weights",
         ),
     ],
 )
 def test_what_no_stream_can_store_is_refused(
-    way: Way, error: type[Exception], sentence: str
+    way: AttributionMethod, error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
         made_forecaster(way)
