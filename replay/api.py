@@ -255,7 +255,7 @@ class Backtest:
         return Text(text_of(lambda console: show_report(console, made)), as_document(made))
 
     def explain(self, sequence: int = -1) -> Text:
-        """Return what drove one decision; *sequence* is its column in ``decisions``.
+        """Explain one decision; *sequence* is its column in ``decisions``.
 
         A negative one counts from the last decision back: -1 is the last. Raises ``DataInvalid``
         where there is no such decision.
@@ -517,7 +517,7 @@ def moment_of(value: str | float | date | None, said_as: str) -> str | None:
 
 
 def told_of(made_of: type | None) -> tuple[str, ...]:
-    """Return what a run says of a class that only this process knows."""
+    """Note, for a run, that its class is known to this process alone."""
     if made_of is None or is_importable(made_of):
         return ()
     said = [TYPED.format(made_of.__name__)]
@@ -530,7 +530,7 @@ def told_of(made_of: type | None) -> tuple[str, ...]:
 
 
 def text_of(draw: Callable[[Console], None]) -> str:
-    """Return what *draw* prints on a terminal without colours."""
+    """Return the text that *draw* prints on a terminal without colours."""
     from tracepaper.daemon.terminal.console import Terminal
 
     written = StringIO()

@@ -151,7 +151,7 @@ class RunFrames(Generic[Frame]):
         return self._build(_report_columns(made[table]))
 
     def columns(self, name: str) -> Frame:
-        """Return what each column of frame *name*, such as ``decisions``, means."""
+        """Return the meaning of each column of the frame *name*, such as ``decisions``."""
         view = next((view for view in VIEWS if view.name == f"v_{name}"), None)
         if view is None or not hasattr(self, name):
             known = ", ".join(view.name.removeprefix("v_") for view in VIEWS[1:])
@@ -232,7 +232,7 @@ def _renamed(name: str) -> str:
 
 
 def kind_of(column: Shown) -> Kind:
-    """Return what a view's *column* holds, so that a frame's schema never depends on its rows."""
+    """Return the kind of a view's *column*, so that a frame's schema never depends on its rows."""
     if column.name.endswith("_iso"):
         return "moment"
     if column.is_flag:

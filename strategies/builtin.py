@@ -80,7 +80,7 @@ class SizedBy(StrEnum):
 
 
 class Closes(Protocol):
-    """Closed bars as columns, oldest first: a history, or those of a higher frame."""
+    """Closed bars as columns, oldest first: a history, or those of a higher timeframe."""
 
     @property
     def close(self) -> npt.NDArray[np.float64]:
@@ -296,7 +296,7 @@ class CommonBars:
         self.newest_ms[symbol], self._known[symbol], self._in_a_row[symbol] = -1, 0, 0
 
     def lacking(self) -> str:
-        """Return in a sentence what is not known of which symbol; empty where all is."""
+        """Name the symbol whose bars are missing, in a sentence; empty where none are."""
         for symbol, known in self._known.items():
             if known < self.count:
                 return f"{symbol} has {known:,} of the {self.count:,} bars that are looked back on"
@@ -367,12 +367,12 @@ class CrossAssetStrategy(PortfolioStrategy):
             return f"{missing[0]} has no bar at this close"
         return self._bars.lacking() or (CAME_LATE if len(contexts) < len(self.symbols) else "")
 
-    def _signal(self, said: SymbolAnswer) -> Signal:
+    def _signal(self, answer: SymbolAnswer) -> Signal:
         """Return the signal of one symbol, its size the weight, with what it follows from."""
-        weight = max(said.weight, 0.0) if self._long_only else said.weight
-        note = {"weight": weight, "relative_bp": said.relative[self._index] * _BASIS_POINTS}
-        order = np.argsort(-np.array(said.shares), kind="stable")[:SHARES_NOTED].tolist()
-        note |= {f"{SHARE_OF}{self.symbols[at]}": said.shares[at] for at in order}
+        weight = max(answer.weight, 0.0) if self._long_only else answer.weight
+        note = {"weight": weight, "relative_bp": answer.relative[self._index] * _BASIS_POINTS}
+        order = np.argsort(-np.array(answer.shares), kind="stable")[:SHARES_NOTED].tolist()
+        note |= {f"{SHARE_OF}{self.symbols[at]}": answer.shares[at] for at in order}
         if weight == 0.0:
             return Signal(Action.FLAT, "no weight", note=note)
         action = Action.LONG if weight > 0.0 else Action.SHORT

@@ -27,7 +27,7 @@ EXTRAS: Final = {
 
 
 def missing_sentence(package: str, needed_by: str) -> str:
-    """Return what to do where *package* is missing; *needed_by* begins the sentence."""
+    """Say how to install the missing *package*; *needed_by* begins the sentence."""
     return (
         f"{needed_by} needs {package}: install it with pip install "
         f"'tracepaper[{EXTRAS[package]}]', or 'tracepaper[all]'."

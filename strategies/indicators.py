@@ -345,7 +345,7 @@ def _at_least(window: int, period: int) -> int:
 
 @lru_cache(maxsize=64)
 def _weights(window: int, period: int, share: float) -> Floats:
-    """Return what the values of a window weigh in its smoothed mean, oldest first."""
+    """Return the weights of a window's values in its smoothed mean, oldest first."""
     moved = window - period
     weights = np.empty(window)
     weights[:period] = (1 - share) ** moved / period
@@ -393,7 +393,7 @@ def _equal_weights(period: int) -> Floats:
 
 @lru_cache(maxsize=64)
 def _line_weights(period: int) -> Floats:
-    """Return what the values of a window weigh at the end of the line through them."""
+    """Return the weights of a window's values at the end of the line through them."""
     at = np.arange(_whole(period)) - (period - 1) / 2
     spread = float((at**2).sum())
     return _equal_weights(period) + (at * at[-1] / spread if spread else 0.0)

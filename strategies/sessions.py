@@ -62,7 +62,7 @@ class Sessions(Struct, frozen=True):
     offsets: tuple[int, ...]
 
     def packed(self) -> bytes:
-        """Return what :func:`unpacked` reads; one session takes a byte or two."""
+        """Pack the sessions for :func:`unpacked`; one session takes a byte or two."""
         before = (0, *self.days[:-1])
         steps = [day - last for day, last in zip(self.days, before, strict=True)]
         day_minutes = DAY_MS // MINUTE_MS
@@ -128,7 +128,8 @@ class Calendar:
         if interval_ms < DAY_MS:
             offsets = np.array(sessions.offsets, dtype=np.int64) * MINUTE_MS
             of_clock = sessions.anchor is Anchor.CLOCK
-            first = opens if not of_clock else _floor(opens + offsets, interval_ms) - offsets
+            local = opens + offsets
+            first = opens if not of_clock else local - local % interval_ms - offsets
             counts = -(-(closes - first) // interval_ms)
             part = np.repeat(np.arange(days.size), counts)
             nth = np.arange(part.size) - np.repeat(counts.cumsum() - counts, counts)
@@ -196,10 +197,6 @@ class Calendar:
     def days_at(self, closes_ms: Times) -> Times:
         """Return the exchange's day in which the bar lies that closes at each of *closes_ms*."""
         return self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]
-
-
-def _floor(times: Times, interval_ms: int) -> Times:
-    return times - times % interval_ms
 
 
 def is_whole_days(interval_ms: int) -> bool:

@@ -63,7 +63,7 @@ def _as_read(table: RawTable, head: TableHead, delimiter: bytes) -> RawTable:
 
 
 def _delimiter(first: bytes) -> bytes:
-    """Return what parts the cells of the first line; commas may be decimal beside another mark."""
+    """Return the delimiter of the first line; beside another mark commas may be decimal."""
     counts = {mark: first.count(mark) for mark in DELIMITERS}
     other = max(DELIMITERS[1:], key=lambda mark: counts[mark])
     if counts[other] >= CELLS_LEAST - 1:

@@ -291,7 +291,7 @@ class Layout:
 
 
 def head_of(path: Path, rows: Rows) -> TableHead:
-    """Return what the first *rows* of a file say; raise ``DataInvalid`` where no layout knows."""
+    """Read the head from a table's first *rows*; raise ``DataInvalid`` for an unknown layout."""
     for layout in LAYOUTS.values():
         if (head := layout.head(rows)) is not None:
             return head._replace(names=_distinct(path, head.names))
@@ -314,7 +314,7 @@ def _distinct(path: Path, names: Sequence[str]) -> list[str]:
 def plain_table(table: RawTable, symbol: str | None) -> RawTable:
     """Return *table* as a plain one: of *symbol* alone, with the columns that ``MEANINGS`` names.
 
-    Raises ``DataInvalid`` or ``ConfigInvalid`` where that cannot be told.
+    Raises ``DataInvalid`` or ``ConfigInvalid`` where that is unclear.
     """
     table = of_one_symbol(table, symbol)
     for layout in LAYOUTS.values():

@@ -156,7 +156,7 @@ class DepthFile:
         return _unpacked(content, self.header, f"{self.path}, the block at byte {byte:,},", byte)
 
     def _members(self, start: int = 0) -> Iterator[tuple[bytes, int]]:
-        """Yield what each whole member holds and where it ends; stop at a torn last one."""
+        """Yield each whole member's content and end; stop at a torn last one."""
         content = self._content
         while start < len(content):
             found = _member(content, start)
@@ -171,7 +171,7 @@ class DepthFile:
             start = found[1]
 
     def torn_sentence(self) -> str:
-        """Return what is said of a torn end; empty where there is none."""
+        """Return the sentence about a torn end; empty without one."""
         if self.torn is None:
             return ""
         return (
@@ -181,7 +181,7 @@ class DepthFile:
 
 
 def _member(content: bytes, start: int) -> tuple[bytes, int] | None:
-    """Return what the member at *start* holds and where it ends; None where it is none."""
+    """Return content and end of the gzip member at *start*; None where it is torn."""
     if not content.startswith(MARK, start):
         return None
     reader, held, stop = zlib.decompressobj(wbits=31), b"", start
@@ -396,7 +396,7 @@ class Units(NamedTuple):
 
 
 def units_of(books: Books) -> Units:
-    """Return what divides every price and every size of *books*."""
+    """Return the greatest common divisors of all prices and of all sizes of *books*."""
     return Units(
         int(np.gcd.reduce(books.price, axis=None)), int(np.gcd.reduce(books.size, axis=None))
     )
@@ -556,7 +556,7 @@ class StoredDepth:
 
 
 def depth_quality(path: Path) -> DepthQuality:
-    """Return what the file at *path* holds, read block by block; raise ``DataInvalid``."""
+    """Summarise the file at *path*, read block by block; raise ``DataInvalid``."""
     file = DepthFile(path)
     first = last = None
     books = thin = 0

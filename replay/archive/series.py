@@ -286,7 +286,7 @@ def import_candles(archive: Path, parts: Sequence[Candles]) -> list[Imported]:
 
 
 def _stored(history: History, archive: Path, part: Candles) -> list[Candles]:
-    """Return what the archive holds of the span of *part*, if anything."""
+    """Return the archive's candles of the span of *part*; empty without any."""
     for held in history.series():
         if (held.instrument.id, held.interval_ms) == (part.instrument, part.interval_ms):
             bars = list(

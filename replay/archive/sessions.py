@@ -31,7 +31,7 @@ NS_A_MINUTE: Final = 60_000_000_000
 
 
 def sessions_named(name: str) -> SessionsFor:
-    """Return what gives the sessions of the calendar *name*, such as ``XNAS``.
+    """Return a function that gives the sessions of the calendar *name*, such as ``XNAS``.
 
     Raises ``ConfigInvalid`` where the package is missing or has no such calendar.
     """

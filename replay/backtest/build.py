@@ -322,7 +322,7 @@ def build(  # noqa: PLR0913 - the options of a replay
 def _frames(
     config: Config, strategies: Strategies, frames: Sequence[Candles]
 ) -> list[tuple[Candles, int]]:
-    """Return candles of higher frames and how many bars are handed on; refuse what nobody asks."""
+    """Pair the candles of higher timeframes with the number of bars wanted; refuse unused ones."""
     wanted: dict[str, int] = {}
     for strategy in strategies.values():
         wanted |= frame_bars(strategy)

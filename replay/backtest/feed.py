@@ -85,7 +85,7 @@ def depth_track(
     *,
     wanted: int,
 ) -> DepthTrack:
-    """Return what *recorded* holds until the last of *closes_ms*, cut at each of them.
+    """Cut the books of *recorded* at each of *closes_ms*; later ones are dropped.
 
     It begins *wanted* books before the first bar.
 
@@ -196,7 +196,7 @@ class _Track:
     candles: Candles | None
     funding: FundingRates | None
     missing: Mapping[int, int] = field(default_factory=dict)  # settlements due: the next one's time
-    is_frame: bool = False  # the candles are those of a higher frame
+    is_frame: bool = False  # the candles are those of a higher timeframe
     depth: DepthTrack | None = None
 
     def events(self) -> Iterator[Event]:
@@ -227,11 +227,11 @@ class ArchiveFeed:
     *depth* are recorded order books, cut at the closes of these candles: those that stood so at a
     bar's close or before come before it.
 
-    *frames* are candles of higher frames, and how many of each are handed on. Those that the bars
-    above do not reach come before the bar that closes with them.
+    *frames* are candles of higher timeframes, and how many of each are handed on. Those that the
+    bars above do not reach come before the bar that closes with them.
 
     Raises ``DataInvalid`` where the period holds no bar, where instruments differ in interval,
-    where an instrument is coarser than its candles, or where a candle of a higher frame says
+    where an instrument is coarser than its candles, or where a candle of a higher timeframe says
     otherwise than the bars that it is made of.
     """
 
@@ -400,7 +400,7 @@ def _first_of_period(candles: Candles, from_ms: int | None) -> int | None:
 def _frame_tracks(
     higher: Sequence[tuple[Candles, int]], candles: Sequence[Candles]
 ) -> list[_Track]:
-    """Return the candles of higher frames that the instrument's own bars do not reach."""
+    """Return the candles of higher timeframes that the instrument's own bars do not reach."""
     first_ms = {part.instrument: int(part.open_time_ms[0]) for part in candles}
     tracks: list[_Track] = []
     for part, wanted in higher:
@@ -416,7 +416,7 @@ def _frame_tracks(
 
 
 def refuse_contradiction(higher: Candles, bars: Candles) -> None:
-    """Refuse candles of a higher frame that say otherwise than *bars*, of which they are made."""
+    """Refuse candles of a higher timeframe that contradict *bars*, of which they are made."""
     first_ms = interval_start(int(bars.open_time_ms[0]), higher.interval_ms)
     if bars.until_ms - first_ms < 2 * higher.interval_ms:
         return  # no candle of the frame is whole for certain

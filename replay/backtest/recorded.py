@@ -440,7 +440,7 @@ def _taken_over(reader: Reader, recorded: Recorded, run: Run) -> tuple[Recorded,
 def _since_cut(
     reader: Reader, run_id: str, begun: Beginning, start: ModelChange
 ) -> Iterator[tuple[int, Event, Prediction]]:
-    """Yield what a run that goes on after *begun* is fed: a start, the bars before, all behind."""
+    """Yield the events of a run that goes on after *begun*: a start, bars before it, all later."""
     yield 0, start, None
     for known in reader.frame_bars(run_id, until=begun.fed_from - 1):
         yield 0, known, None

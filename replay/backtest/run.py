@@ -246,7 +246,7 @@ class _NoForecasts:
 
 
 def predictor_over(replay: Replay) -> ReplayPredictor:
-    """Return what answers the events of *replay*: nothing, one pass, or a step for each bar."""
+    """Return the predictor of *replay*: none, one pass over known bars, or a step for each bar."""
     forecaster, start_ms = replay.forecaster, replay.run.period_start_ms
     if forecaster is None:
         return ReplayPredictor(_NoForecasts(), lambda events: events, None)
@@ -263,7 +263,7 @@ def predictor_over(replay: Replay) -> ReplayPredictor:
 
 
 def sessions_before(database: Path, wanted: str) -> SessionsFor | None:
-    """Return what gives the sessions that the run *wanted* was opened with, whatever is asked.
+    """Return a function that gives the sessions with which the run *wanted* was opened.
 
     The package that computed them may say something else by now. None where it counts intervals.
     """
@@ -367,7 +367,7 @@ def _refuse_short(replay: Replay, database: Path, run_id: str) -> None:
 
 
 def _frame_key(bar: FrameBar) -> tuple[str, int, int]:
-    """Return what makes two candles of a higher frame the same one."""
+    """Return the identity of a higher timeframe's candle."""
     return bar.instrument, bar.interval_ms, bar.open_time_ms
 
 

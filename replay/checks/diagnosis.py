@@ -136,7 +136,7 @@ class Case:
 
 
 def diagnose(case: Case) -> Diagnosis:
-    """Return what most likely made the run differ.
+    """Name the likeliest cause of the differences.
 
     One culprit alone is named only where all else is equal: code, environment, and the chain.
     """
@@ -199,7 +199,7 @@ def _by_fields(names: Sequence[str]) -> str:
 
 
 def _by_strategy(case: Case) -> str:
-    """Return what a user's own class did that makes its decisions differ; empty where nothing."""
+    """Name the fault of a user's class that makes its decisions differ; empty without one."""
     again = partial(_derived, case)
     pairs = zip(again(remade=False), again(remade=False), strict=True)
     if any(one != two for one, two in islice(pairs, case.stored.step_count)):

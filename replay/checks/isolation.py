@@ -158,7 +158,7 @@ class Child:
             self._connection.send(value)
 
     def receive(self) -> Any:  # noqa: ANN401 - whatever the job sends
-        """Return what the child sends next; raise its error, or ``StrategyFailed`` if it died.
+        """Receive the child's next answer; raise its error, or ``StrategyFailed`` if it died.
 
         Raises ``Overdue`` where nothing comes within the server's patience.
         """
@@ -316,7 +316,7 @@ class Files(NamedTuple):
 
 
 EngineInput = tuple[Unit, Sequence[Prediction]]
-"""What an engine takes in at once, and what it is told of each event of it."""
+"""The inputs that an engine takes in at once, with the prediction for each event."""
 
 
 # ---------------------------------------------------------------- jobs
@@ -421,7 +421,7 @@ def derived(replay: Replay) -> Iterator[list[DerivedStep]]:
 
 
 def given_of(taken: Sequence[DerivedStep]) -> Iterator[EngineInput]:
-    """Yield what the engine was given at *taken*."""
+    """Yield the engine's inputs at the steps *taken*."""
     predictions = iter([one.prediction for one in taken])
     for unit in gathered(one.step.event for one in taken):
         yield unit, list(islice(predictions, len(events_of(unit))))

@@ -331,7 +331,7 @@ class _Check:
         child.send(None)
 
     def _frames(self) -> None:
-        """Hold the bars of higher frames to those that had closed, added up from the whole file."""
+        """Compare the bars of higher timeframes with the closed ones of the whole file."""
         if not any(one.frames for one in self._whole.steps):
             return
         scales = {item.id: item for item in self._whole.instruments}

@@ -139,8 +139,8 @@ def _after_first_fill(found: Parity, first: ComparedRun, second: ComparedRun) ->
             for side, filled in enumerate((one, two)):
                 known_from[side] += [] if filled is None else [filled[0]]
             at_ms = min(filled[1] for filled in (one, two) if filled is not None)
-            told = f"{_fill_text(one)} in the first and {_fill_text(two)} in the second"
-            apart.append((at_ms, f"{key} at {at_ms}: {told}"))
+            fills = f"{_fill_text(one)} in the first and {_fill_text(two)} in the second"
+            apart.append((at_ms, f"{key} at {at_ms}: {fills}"))
             break
     if not apart:
         return frozenset()
@@ -177,7 +177,6 @@ def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
 
 
 def _fill_text(filled: _Filled | None) -> str:
-    """Return one fill as the sentence about a difference says it."""
     return "none" if filled is None else f"{filled[2]} {filled[3]} at {filled[4]}"
 
 

@@ -62,7 +62,7 @@ def replaced_covariates(config: Config, change: Change) -> Iterator[Config]:
 
 
 def without_later(at_ms: int, *, cut: bool) -> Change:
-    """Return what corrupts the rows after *at_ms*, or cuts them off where some are left."""
+    """Return a change that corrupts the rows after *at_ms*, or cuts them off if some are left."""
 
     def change(rows: CovariateRows) -> CovariateRows:
         later = rows.time_ms > at_ms
@@ -75,7 +75,7 @@ def without_later(at_ms: int, *, cut: bool) -> Change:
 
 
 def moved_by(milliseconds: int) -> Change:
-    """Return what moves all rows in time."""
+    """Return a change that moves all rows in time."""
     return lambda rows: rows_of(rows.time_ms + milliseconds, rows.values)
 
 
@@ -209,7 +209,7 @@ class DerivedStep:
     prediction: Prediction
     signal: Signal | Orders | None
     frames: tuple[tuple[int, int, Row | None], ...] = ()
-    """Of each higher frame its length, how many bars are wanted, and the newest handed on."""
+    """Of each higher timeframe its length, how many bars are wanted, and the newest handed on."""
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ _PRICES: Final = ("open", "high", "low", "close")
 
 
 class _ClosedFrames:
-    """The whole bars of higher frames that one file of candles adds up to, and those before it."""
+    """The closed bars of higher timeframes that a file's candles make, and those before it."""
 
     def __init__(self, candles: Candles, instrument: Instrument, frames: Sequence[Candles]) -> None:
         self._candles, *self._before = [

@@ -107,7 +107,7 @@ def _own_modules(made_of: type) -> Iterator[ModuleType]:
 
 
 def _of_name(shown: str, name: str, value: object) -> dict[str, str]:
-    """Return what is remembered under a *name* of a class or module."""
+    """Return the mutable values under a *name* of a class or module."""
     if isinstance(value, (staticmethod, classmethod)):
         value = value.__func__
     if isinstance(value, FunctionType) or hasattr(value, "__wrapped__"):
@@ -120,7 +120,7 @@ def _of_name(shown: str, name: str, value: object) -> dict[str, str]:
 
 
 def _of_function(shown: str, function: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - any kind of function
-    """Yield what a function keeps: in its closure, its defaults, its attributes, its cache."""
+    """Yield the state of a function: its closure, defaults, attributes and cache."""
     if callable(info := getattr(function, "cache_info", None)):
         yield f"the cache of {shown}", str(info())
     names = getattr(getattr(function, "__code__", None), "co_freevars", ())
@@ -454,7 +454,10 @@ def recursive(  # noqa: PLR0913 - the options of a check
     setting = _Setting(config, candles, mode, frames, depth)
     rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     starts = [
-        max(int(part.open_time_ms[_row(part, int(times[row])) + warmup]) for part in candles)
+        max(
+            int(part.open_time_ms[np.searchsorted(part.open_time_ms, times[row]) + warmup])
+            for part in candles
+        )
         for row in rows
     ]
     with fresh.child(derive_whole, setting, starts) as child:
@@ -492,11 +495,6 @@ def _undeclared(
             memories.append(child.receive())
     one, two = memories
     return unlike(one, two)
-
-
-def _row(candles: Candles, open_ms: int) -> int:
-    """Return the row of the first candle that opens at *open_ms* or later."""
-    return int(np.searchsorted(candles.open_time_ms, open_ms))
 
 
 def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
@@ -561,7 +559,6 @@ def _at_threshold(a: Decision, b: Decision) -> bool:
 
 
 def _shown(signal: Signal | Orders) -> str:
-    """Return *signal* in a few words."""
     if isinstance(signal, Signal):
         return signal.action.value
     return f"{len(signal.requests)} requests, SHA-256 {requests_sha256(signal.requests)[:12]}"

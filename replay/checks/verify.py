@@ -477,7 +477,7 @@ class GivenEvents:
                 yield "model_sha256", two.model_sha256, one.model_sha256
 
     def _of_retrained(self, event: Retrained, running: Forecaster | None) -> Iterator[Unlike]:
-        """Hold what became of a retraining to its own figures: what they say is told."""
+        """Hold the outcome of a retraining to its own figures."""
         if running is not None and event.running_sha256 != running.model_sha256:
             yield "running_sha256", event.running_sha256, running.model_sha256
         yield from _of_verdict(event)

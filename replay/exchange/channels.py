@@ -41,11 +41,11 @@ class Channel(Protocol):
     """One topic of one category."""
 
     def opening(self, now_ms: int) -> list[Frame]:
-        """Return what a new subscriber is sent at once: state, and older than now."""
+        """Return the frames for a new subscriber: the state, from before now."""
         ...
 
     def steps(self, from_ms: int) -> Iterator[Due]:
-        """Yield what is due after *from_ms*, in time order, until the data ends."""
+        """Yield the frames due after *from_ms*, in time order, until the data ends."""
         ...
 
     def reset(self) -> None:

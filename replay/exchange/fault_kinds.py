@@ -426,7 +426,7 @@ def _date_ahead(body: bytes, hit: Hit) -> FrameOutcome:
 
 
 def _items(frame: Message) -> list[Message]:
-    """Return what the data of *frame* hold."""
+    """Return the elements of *frame*'s data."""
     data = frame["data"]
     return data if isinstance(data, list) else [data]
 

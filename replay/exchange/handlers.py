@@ -134,7 +134,7 @@ def _body(code: int, message: str, result: dict[str, Any], now_ms: int) -> dict[
 
 
 def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) -> Answer | None:
-    """Return what a recording without candle data knows: its instruments and its own candles."""
+    """Answer from a recording alone: its instruments and its own candles."""
     category = query.get("category", recording.category)
     symbol = query.get("symbol", "")
     if category != recording.category:

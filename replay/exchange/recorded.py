@@ -56,7 +56,7 @@ TOPICS: Final = {
 
 
 def answer(venue: Venue, path: str, query: Query, now_ms: int) -> Answer:
-    """Return what *path* answers to *query* at *now_ms*, or the refusal of either."""
+    """Answer *query* to *path* at *now_ms*, or refuse either."""
     route = ROUTES.get(path)
     if route is None:
         return Refused(ROUTE_NOT_FOUND, "Route not found.")

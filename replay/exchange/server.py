@@ -176,7 +176,7 @@ class EmbeddedExchange:
         return f"{self.rest_url}/control"
 
     def announcement(self) -> dict[str, Any]:
-        """Return what the command prints when it is ready."""
+        """Return the line that the command prints when it is ready."""
         markets = list(self.venue.markets.values())
         symbols = [market.symbol for market in markets]
         categories = sorted({market.category.value for market in markets})

@@ -38,12 +38,12 @@ class Framed(Protocol):
 
 
 def frame_bars(strategy: Framed) -> dict[str, int]:
-    """Return how many closed bars of each declared frame are handed on; by default ``warmup``."""
+    """Return how many closed bars of each declared timeframe are kept; by default ``warmup``."""
     return {name: strategy.frames_warmup.get(name, strategy.warmup) for name in strategy.frames}
 
 
 def frames_reach(bars: Mapping[str, int], base_ms: int, sessions: Sessions | None = None) -> int:
-    """Return how many bars of *base_ms* the last *bars* of each frame are made of, at any time."""
+    """Return how many bars of *base_ms* the last *bars* of each timeframe span at most."""
     grids = ((count, _grid_of(INTERVALS[name], base_ms, sessions)) for name, count in bars.items())
     return max(((count + 1) * grid.most_parts for count, grid in grids), default=0)
 
@@ -51,7 +51,7 @@ def frames_reach(bars: Mapping[str, int], base_ms: int, sessions: Sessions | Non
 def open_frames_ms(frames: Iterable[str], start_ms: int) -> int:
     """Return where the bars begin that open frames, and those before them, need at *start_ms*.
 
-    A candle that closed just now may not be final yet, so the last closed bar of each frame is
+    A candle that closed just now may not be final yet, so the last closed bar of each timeframe is
     aggregated rather than asked for.
     """
     return min(
@@ -61,7 +61,7 @@ def open_frames_ms(frames: Iterable[str], start_ms: int) -> int:
 
 
 def refuse_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
-    """Refuse frames that bars of *base_ms* cannot make; *name* is the strategy's."""
+    """Refuse timeframes that bars of *base_ms* cannot make; *name* is the strategy's."""
     for frame in frames:
         length_ms = INTERVALS.get(frame, 0)
         if length_ms <= base_ms or length_ms % base_ms:
@@ -74,7 +74,7 @@ def refuse_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
 
 
 def frame_bar_of(bar: Bar, *, seen_ms: int) -> FrameBar:
-    """Return *bar*, a candle of a higher frame, as the event that hands it on."""
+    """Return *bar*, a candle of a higher timeframe, as the event that hands it on."""
     return FrameBar(
         bar.instrument,
         bar.open_time_ms,
@@ -91,7 +91,7 @@ def frame_bar_of(bar: Bar, *, seen_ms: int) -> FrameBar:
 
 
 class TimeframeBars:
-    """Closed bars of one higher frame, oldest first, as read-only columns of the shape (bars,).
+    """Closed bars of one higher timeframe, oldest first, as read-only columns of the shape (bars,).
 
     Prices and volume are float64 in units of the market, times int64, UTC milliseconds at which
     the bars closed. A bar with a hole in it is missing, so times may jump.
@@ -168,7 +168,7 @@ class TimeframeBars:
 
 
 class FrameRange(NamedTuple):
-    """Candles of a frame that a run's own bars cannot make: they open in [from_ms, until_ms)."""
+    """Candles of a timeframe that a run's own bars cannot make, opening in [from_ms, until_ms)."""
 
     instrument: str
     interval_ms: int
@@ -203,7 +203,7 @@ class _EveryInterval:
 
 
 class _OfSessions:
-    """The grid of a frame that counts session bars."""
+    """The grid of a timeframe that counts session bars."""
 
     def __init__(self, sessions: Sessions, length_ms: int, base_ms: int) -> None:
         self._frame, self._base = Calendar(sessions, length_ms), Calendar(sessions, base_ms)
@@ -243,7 +243,7 @@ def _grid_of(
 
 
 class TimeframeAggregator:
-    """The closed bars of one frame of one instrument: those of the last *wanted* intervals.
+    """The closed bars of one timeframe of one instrument: those of the last *wanted* intervals.
 
     A bar of the frame appears with the bar that closes it, if none of its parts is missing. What
     lies before the instrument's first bar comes by :meth:`take`; from there on the instrument's own
@@ -262,10 +262,10 @@ class TimeframeAggregator:
         self.length_ms = INTERVALS[frame]
         self.wanted = wanted
         self._grid = _grid_of(self.length_ms, base_ms, sessions)
-        self._own_from: int | None = None  # the first bar of the frame that own bars make
+        self._own_from: int | None = None  # the first bar of the timeframe that own bars make
         self._known_from: int | None = None  # the first that is known, or lost to a hole
         self._rows: tuple[Row, ...] = ()  # sorted by place
-        self._end: int | None = None  # the place of the bar of the frame that is still open
+        self._end: int | None = None  # the place of the bar of the timeframe that is still open
         self._place: int | None = None  # of the bar that is being made
         self._count = self._open = self._high = self._low = self._volume = 0
         self.bars = TimeframeBars((), instrument)
@@ -335,7 +335,7 @@ class TimeframeAggregator:
         return True
 
     def lacking(self, now_ms: int) -> FrameRange | None:
-        """Return which candles of the frame are missing before *now_ms*, if any.
+        """Return which candles of the timeframe are missing before *now_ms*, if any.
 
         From the first that own bars cannot make; up to now, so that those that they can are held
         to what the exchange says.

@@ -60,7 +60,10 @@ def rows_by_age(weights: Tensor, rows: Sequence[int]) -> Tensor:
     older than the first bar, or younger than the row, is zero.
     """
     time = weights.shape[-1]
-    _require_rows(weights, rows)
+    if weights.ndim < _MATRIX or weights.shape[-2] != len(rows):
+        raise AttentionInvalid(
+            f"Weights of {list(weights.shape)} need one number a row, not {len(rows)} numbers."
+        )
     at = torch.as_tensor(list(rows), device=weights.device)[:, None]
     source = at - torch.arange(time, device=weights.device)  # [row, age]
     by_age = weights.gather(-1, source.clamp_min(0).expand_as(weights))
@@ -198,13 +201,6 @@ def context_of(mask: Mask, layers: int, time: int) -> int:
     return time
 
 
-def _require_rows(weights: Tensor, rows: Sequence[int]) -> None:
-    if weights.ndim < _MATRIX or weights.shape[-2] != len(rows):
-        raise AttentionInvalid(
-            f"Weights of {list(weights.shape)} need one number a row, not {len(rows)} numbers."
-        )
-
-
 DIFFUSE_BELOW: Final = 0.05
 """A head whose confidence is lower spreads its attention evenly."""
 EVENT_ABOVE: Final = 0.6
@@ -340,7 +336,7 @@ def read_heads(
     rows: Sequence[int] | Tensor,
     mask: Mask,
 ) -> list[list[HeadReading]]:
-    """Return what each head of the first batch element does: a list of heads for each layer.
+    """Describe each head of the first batch element: a list of heads for each layer.
 
     Arguments are those of ``rollout_rows``; *rows* are some dozens of bars that see equally many
     keys, as all do that lie a window or more from the start. Raises ``AttentionInvalid``.
@@ -375,7 +371,7 @@ def specialisation(rows: Tensor) -> Tensor:
 
 
 def read_head(weights: Tensor, rows: Sequence[int], visible: int) -> HeadReading:
-    """Return what one head does, from its attention rows [row, time] at the bars *rows*.
+    """Describe one head from its attention rows [row, time] at the bars *rows*.
 
     *visible* is how many keys each of the rows sees; give rows that see equally many, some dozens
     of them. Raise ``AttentionInvalid`` on fewer than two rows.

@@ -74,7 +74,7 @@ def bucket_bytes(shape: Shape, time: int, mask: Mask | None = None) -> int:
 
 
 def dense_bytes(shape: Shape, time: int) -> int:
-    """Return what the stored matrices of all layers would take: the route not taken."""
+    """Return the bytes that storing the matrices of all layers would take: the route not taken."""
     return shape.layers * shape.heads * shape.batch * time * time * shape.bytes_a_number
 
 

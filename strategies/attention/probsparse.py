@@ -341,7 +341,7 @@ def _chosen_keys(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
 
 
 def _mean_value(value: Tensor, mask: Mask) -> Tensor:
-    """Return what a lazy row takes: the mean of the values that it sees."""
+    """Return the value of each lazy row: the mean of the values that it sees."""
     time = value.shape[2]
     if mask.kind is MaskKind.CAUSAL:
         kind = working_type(value)  # bfloat16 counts no further than 256

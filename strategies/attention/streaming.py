@@ -208,7 +208,7 @@ class Stream:
 
     @torch.no_grad()
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Attention:
-        """Return what the step reads in *layer*: output [batch, head, dim], and its logsumexp.
+        """Attend from the step's query in *layer*: output [batch, head, dim], and its logsumexp.
 
         *query*, *key* and *value* are those of the step, [batch, head, dim]; the scale is
         ``dim ** -0.5``. The output is of the stream's type, the logsumexp at least float32. Raises

@@ -391,7 +391,7 @@ def cross_attend(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Attention:
-    """Return what *query* [batch, head, query, dim] reads of another stream, and its logsumexp.
+    """Attend from *query* [batch, head, query, dim] to another stream: output and logsumexp.
 
     *key* and *value* are [batch, head, key, dim], of any length; *seen* [query] or [batch, query]
     says how many leading keys each query sees, None shows all. A query that sees none reads 0, its

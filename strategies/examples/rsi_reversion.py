@@ -44,16 +44,16 @@ class RsiReversion(Strategy):
     def decide(self, context: BarContext) -> Signal:
         """Say what to hold, with the RSI as a note."""
         strength = float(rsi(context.history.close, self._bars, window=self.warmup)[-1])
-        said = {"rsi": strength, "streak": self.state.streak}
+        note = {"rsi": strength, "streak": self.state.streak}
         self._count(context, strength)
         if self.state.pause:
-            return Signal(Action.FLAT, "pauses after losses in a row", note=said)
+            return Signal(Action.FLAT, "pauses after losses in a row", note=note)
         if strength > self._high:
-            return Signal(Action.FLAT, "recovered", note=said)
+            return Signal(Action.FLAT, "recovered", note=note)
         if strength < self._low:
             self.state.bought_at = self.state.bought_at or context.close
-            return Signal(Action.LONG, "fell too fast", stop=Percent(self._stop), note=said)
-        return Signal(Action.HOLD, "in between", note=said)
+            return Signal(Action.LONG, "fell too fast", stop=Percent(self._stop), note=note)
+        return Signal(Action.HOLD, "in between", note=note)
 
     def _count(self, context: BarContext, strength: float) -> None:
         """Count losses in a row and the bars of the pause that follows them."""

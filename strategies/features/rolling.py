@@ -241,7 +241,7 @@ class FeatureRecipe(Protocol):
     def base_rows(
         self, high: Array, low: Array, close: Array, volume: Array, before: Array
     ) -> Array:
-        """Return what each bar says; *before* is [2, time]: close and return before it."""
+        """Return the quantities of each bar; *before* is [2, time]: close and return before it."""
         ...
 
     def sigma_of(self, sums: Mapping[Window, Array]) -> Array:

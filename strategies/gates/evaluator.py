@@ -127,7 +127,7 @@ def confidence_by(
 
 
 def configured(asked: Gate, settings: Settings) -> Any:  # noqa: ANN401 - as the section holds it
-    """Return what stands in *settings* for the threshold of a gate; None where it is absent."""
+    """Return the configured threshold of a gate; None where it is absent."""
     key = asked.threshold
     return settings[asked.section][key.name] if isinstance(key, ThresholdKey) else key
 

@@ -5,7 +5,7 @@ A kind is registered in its own module, which need not be named anywhere else: c
 
 Beyond the return, the direction and the volatility, which every network has, stand quantiles, an
 allocation, and what only some have: the tails of the return, the drawdown, the regime of the
-coming variance and the path to the horizon. Tails, drawdown and path are said in units of the
+coming variance and the path to the horizon. Tails, drawdown and path are in units of the
 network's own volatility, whose gradient they leave alone: they learn what it does not say.
 
 The rules are docs/models.md, L59 and L60.
@@ -197,20 +197,21 @@ class Heads(nn.Module):
         raw: Tensor = self.project(state)
         raw = raw.unflatten(-1, (self.horizons, -1))  # [batch, time, horizon, width]
         slices = zip(HEADS.values(), raw.split(self.widths, -1), strict=True)
-        said = Outputs._make(head.of(part) if part.shape[-1] else None for head, part in slices)
-        if self.levels is not None and said.regimes is not None:
-            said = said._replace(regimes=self.levels(said.regimes))
-        return _in_units(said)
+        outputs = Outputs._make(head.of(part) if part.shape[-1] else None for head, part in slices)
+        if self.levels is not None and outputs.regimes is not None:
+            outputs = outputs._replace(regimes=self.levels(outputs.regimes))
+        return _in_sigmas(outputs)
 
 
-def _in_units(said: Outputs) -> Outputs:
-    """Return *said* with tails, drawdown and path, which are multiples of its volatility, in σ."""
-    named = {"tails": said.tails, "drawdown": said.drawdown, "path": said.path}
+def _in_sigmas(outputs: Outputs) -> Outputs:
+    """Convert tails, drawdown and path from multiples of the forecast volatility to σ."""
+    named = {"tails": outputs.tails, "drawdown": outputs.drawdown, "path": outputs.path}
     given = {name: part for name, part in named.items() if part is not None}
     if not given:
-        return said
-    spread = torch.exp(0.5 * said.log_variance.detach())
-    return said._replace(
+        return outputs
+    # Detached: these heads learn what the volatility does not say, and leave it alone.
+    spread = torch.exp(0.5 * outputs.log_variance.detach())
+    return outputs._replace(
         **{
             name: part * spread[(..., *(None,) * (part.ndim - spread.ndim))]
             for name, part in given.items()
@@ -297,7 +298,9 @@ def _checked(name: str, value: object, default: object) -> object:
         if not isinstance(value, list | tuple) or len(value) > most:
             raise ConfigInvalid(f"architecture.{name} must be a list of at most {most:,} entries.")
         if name in _TEXTS:
-            return tuple(_text(name, item) for item in value)
+            if not all(isinstance(item, str) for item in value):
+                raise ConfigInvalid(f"architecture.{name} must be a list of names.")
+            return tuple(value)
         like = 1 if name in _WHOLE else 1.0
         return tuple(_number(name, item, like) for item in value)
     if isinstance(default, bool | str):
@@ -307,12 +310,6 @@ def _checked(name: str, value: object, default: object) -> object:
         return value
     assert isinstance(default, int | float)
     return _number(name, value, default)
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise ConfigInvalid(f"architecture.{name} must be a list of names.")
-    return value
 
 
 def _number(name: str, value: object, like: float) -> float:
@@ -427,7 +424,7 @@ class Network(nn.Module):
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
-        """Return what each layer of attention does with one window, the lowest first.
+        """Attribute one window layer by layer, the lowest first.
 
         Arguments and errors are those of ``look``; carried down all layers, the decided bar
         becomes its rollout.
@@ -445,18 +442,17 @@ class Network(nn.Module):
 
     def dropping(self) -> list[nn.Module]:
         """Return the modules that drop numbers at random while training; empty where none does."""
-        kinds = (nn.Dropout, nn.LSTM)
-        return [one for one in self.modules() if isinstance(one, kinds) and _rate(one) > 0]
+        return [
+            module
+            for module in self.modules()
+            if (isinstance(module, nn.Dropout) and module.p > 0)
+            or (isinstance(module, nn.LSTM) and module.dropout > 0)
+        ]
 
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
-
-
-def _rate(module: nn.Dropout | nn.LSTM) -> float:
-    """Return the share of numbers that *module* drops while training."""
-    return module.p if isinstance(module, nn.Dropout) else module.dropout
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[
 
 
 def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[GradientCheck]:
-    """Yield what each part gets from one backward pass, in the order of the network."""
+    """Yield the gradient of each part after one backward pass, in the order of the network."""
     names, parameters = zip(*network.named_parameters(), strict=True)
     with torch.enable_grad():
         outputs = [one for one in network(rows, positions) if one is not None]
@@ -234,8 +234,8 @@ class LastBar(nn.Module):
 
     def forward(self, rows: Tensor, positions: Tensor) -> dict[str, Tensor]:
         """Return every head that the network has; returns are in units of ``sigma * sqrt(h)``."""
-        said: Outputs = self.network(rows, positions)
-        return {name: head[:, -1] for name, head in said._asdict().items() if head is not None}
+        outputs: Outputs = self.network(rows, positions)
+        return {name: head[:, -1] for name, head in outputs._asdict().items() if head is not None}
 
 
 def export_program(network: nn.Module, example: Example) -> ExportedProgram:

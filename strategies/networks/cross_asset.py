@@ -100,7 +100,7 @@ class CrossAssetConfig:
         return self.layers * (self.window - 1) + 1
 
     def trunk(self) -> FlashConfig:
-        """Return what one block is made by."""
+        """Return the configuration of one block."""
         return FlashConfig(
             features=self.features,
             dim=self.dim,
@@ -143,7 +143,7 @@ class CrossAssetConfig:
 
 
 class CrossOutputs(NamedTuple):
-    """What is said of each asset at each bar; returns are in units of ``sigma * sqrt(horizon)``."""
+    """The outputs for each asset at each bar; returns are in units of ``sigma * sqrt(horizon)``."""
 
     each: Outputs  # [batch, asset, time, ...]: of the asset by itself
     relative: Tensor  # [batch, asset, time, horizon]: its return less the mean over the assets
@@ -186,7 +186,7 @@ class _Attended(NamedTuple):
 
 
 class CrossLook(NamedTuple):
-    """What is said of the last bar of one window, and where each decided asset looked."""
+    """The outputs for the last bar of one window, and where each decided asset looked."""
 
     outputs: CrossOutputs  # [1, asset, 1, ...]
     weights: Tensor  # [decided asset, asset, time], each decided asset's sum to 1
@@ -351,7 +351,7 @@ def _attended(
     over: _Over,
     trace: list[_Attended] | None,
 ) -> Tensor:
-    """Return what *block* makes of *rows* [batch, row, dim], and note what it attended with.
+    """Pass *rows* [batch, row, dim] through *block*, and note queries, keys and logsumexp.
 
     Without gradients some of the batch are dealt with at a time, so that little beside is kept.
     """
@@ -453,9 +453,9 @@ def correlation_loss(loadings: Tensor, came: Tensor) -> Tensor:
     *came* [batch, pair, row, horizon] are the realised ones, NaN where there is none: their error
     is 0, and so is its gradient.
     """
-    said = correlations_of(loadings)
-    known = torch.where(came.isfinite(), came, said.detach())
-    return (said - known).square().permute(0, 2, 3, 1)
+    forecast = correlations_of(loadings)
+    known = torch.where(came.isfinite(), came, forecast.detach())
+    return (forecast - known).square().permute(0, 2, 3, 1)
 
 
 class PortfolioCosts(NamedTuple):

@@ -42,28 +42,22 @@ def rope_table(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     Angles are float64: at bar 525,600 float32 angles are off by 0.05 rad.
     Source: Su et al., RoFormer, 2021.
     """
-    angles = positions.to(torch.float64)[..., None] * _frequencies(dim, positions.device)
+    # Not kept while torch.compile traces: its tensors are no numbers.
+    frequencies = _rope_frequencies if torch.compiler.is_compiling() else _cached_frequencies
+    angles = positions.to(torch.float64)[..., None] * frequencies(dim, positions.device)
     return angles.cos().float(), angles.sin().float()
 
 
-def _frequencies(dim: int, device: torch.device) -> Tensor:
-    """Return the angles [dim / 2] between one position and the next, float64.
-
-    They are kept, but for those of a trace, which are no numbers.
-    """
-    return (_made if torch.compiler.is_compiling() else _kept)(dim, device)
-
-
-def _made(dim: int, device: torch.device) -> Tensor:
+def _rope_frequencies(dim: int, device: torch.device) -> Tensor:
     with torch.inference_mode(mode=False):
         return _ROPE_BASE ** -(torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
 
 
-_kept: Final = cache(_made)
+_cached_frequencies: Final = cache(_rope_frequencies)
 
 
 def turns(positions: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Return what ``rotate`` multiplies by at *positions* [.., time]: two of [.., time, dim]."""
+    """Return cosines and sines for ``rotate`` at *positions* [.., time]: two of [.., time, dim]."""
     cosine, sine = rope_table(positions, dim)
     return torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1)
 
@@ -185,17 +179,17 @@ class Encoding(nn.Module):
         return state if code is None else state + code.to(state.dtype)
 
     def code(self, positions: Tensor) -> Tensor | None:
-        """Return what is added to the first state: [.., time, dim], None for nothing."""
+        """Return the addend of the first state: [.., time, dim], None for nothing."""
         del positions
         return None
 
     def phases(self, positions: Tensor) -> Phases:
-        """Return what every layer shares of int64 *positions* [time]."""
+        """Return the phases of int64 *positions* [time], which all layers share."""
         del positions
         return Phases(None, None, None)
 
     def bias(self, distance: Tensor) -> Tensor:
-        """Return what is added to the scores: [stream, head, query, key].
+        """Return the bias of the scores: [stream, head, query, key].
 
         *distance* [stream, query, key] is in bars, negative for earlier keys.
         """
@@ -267,11 +261,11 @@ class Alibi(Encoding):
         return self.slopes[:, None, None] * distance.float()[:, None]
 
     def widen_query(self, query: Tensor, age: Tensor) -> Tensor:
-        """Return what ``alibi_query`` makes of it."""
+        """Extend *query* by ``alibi_query``."""
         return alibi_query(query, age, self.slopes)
 
     def widen_key(self, key: Tensor, age: Tensor) -> Tensor:
-        """Return what ``alibi_key`` makes of it."""
+        """Extend *key* by ``alibi_key``."""
         return alibi_key(key, age)
 
     def widen_value(self, value: Tensor) -> Tensor:
@@ -310,7 +304,7 @@ class Learned(Encoding):
 class Mixture(Rope):
     """A learned mixture of the sinusoidal and the learned code, beside rotated queries and keys.
 
-    How much of each is told by ``shares``; they begin alike, and training moves them.
+    ``shares`` weighs each; they begin alike, and training moves them.
     """
 
     def __init__(self, sizes: Sizes) -> None:

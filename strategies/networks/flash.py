@@ -298,7 +298,7 @@ class Block(nn.Module):
 
 
 def _factors(gates: Tensor) -> Tensor:
-    """Return what *gates* [batch, time, head] multiply by: [batch, time, head, 1], 1 at 0."""
+    """Return the factors of *gates* [batch, time, head]: [batch, time, head, 1], 1 at 0."""
     return (2.0 * gates.sigmoid())[..., None]
 
 
@@ -448,14 +448,14 @@ class FlashNetwork(Network):
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
-        """Return what each layer does with one window *x* [1, window, features]."""
+        """Attribute one window *x* [1, window, features] layer by layer."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             _, traces = self.trace(x, positions)
         return [look_of(trace.query, trace.key, trace.logsumexp, self.mask) for trace in traces]
 
 
 def explained_by(device: torch.device) -> str:
-    """Return what rolls out the layers of a network over whole windows.
+    """Return the function that rolls out the layers of a network over whole windows.
 
     A run names what attends; that of a kernel says nothing of compiled loops beside it.
     """
@@ -471,7 +471,7 @@ def look_of(
     residual_weight: float = 0.5,
     fuse: Fuse | None = None,
 ) -> LayerAttribution:
-    """Return what one layer did at the last bar of one sequence, from what it attended with.
+    """Attribute one layer at the last bar of one sequence, from its trace.
 
     It is carried down by the heads' mean, or as *fuse* fuses them.
     """

@@ -262,7 +262,7 @@ class InformerNetwork(Network):
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
-        """Return what each layer does, the distilling below it taken in.
+        """Attribute one window layer by layer, each with the distilling below it.
 
         A head of a distilled layer looks at positions; they are carried to the bars on which
         they rest (docs/attention.md, A20).

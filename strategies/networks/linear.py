@@ -154,7 +154,7 @@ class LinearNetwork(Network):
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
-        """Return what each layer does with one window *x* [1, window, features]."""
+        """Attribute one window *x* [1, window, features] layer by layer."""
         del half
         _, layers = self.trace(x, positions)
         return [self._layer_look(layer) for layer in layers]

@@ -271,7 +271,7 @@ class MultiscaleNetwork(Network):
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
-        """Return what each layer does; tokens are carried to the rows that they are made of."""
+        """Attribute layer by layer; a token's weight goes to the rows that it is made of."""
         tokens, frames = self.tokens(x, positions)
         places = torch.arange(tokens.shape[1], device=x.device)
         lowest, *others = self.trunk.attribution_by_layer(tokens, places, half=half)

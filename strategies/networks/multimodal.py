@@ -298,7 +298,7 @@ class TradingNetwork(Network):
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
-        """Return what each layer over the bars does with one window *x* [1, time, features]."""
+        """Attribute one window *x* [1, time, features] by each layer over the bars."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             fused: Fused = self.fusion(x)
         return self.trunk.attribution_by_layer(fused.state, positions, half=half)

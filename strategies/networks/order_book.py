@@ -113,7 +113,7 @@ class AxisAttention(nn.Module):
         return _Heads(query, key, value)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is added to *x* [batch, time, dim], and the logsumexp [batch, head, time]."""
+        """Return the addend of *x* [batch, time, dim], and the logsumexp [batch, head, time]."""
         output, logsumexp = attend(*self.project(x), self.mask, checked=False)
         added: Tensor = self.project_out(output.transpose(1, 2).flatten(2))
         return added, logsumexp
@@ -137,7 +137,7 @@ class BookLayer(nn.Module):
         self.fall = nn.Linear(hidden, config.dim)
 
     def mix(self, x: Tensor) -> Tensor:
-        """Return what the token-wise part adds to *x* [..., dim]."""
+        """Return the token-wise addend of *x* [..., dim]."""
         return self.fall(functional.gelu(self.rise(self.mlp_norm(x))))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def _slack(window: int) -> int:
 
 
 def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
-    """Return what a stream of *config* can attend by on *device*, the fastest first."""
+    """Return the backends of a stream of *config* on *device*, the fastest first."""
     compiled = device == "cpu" and not ENCODINGS[config.encoding].has_bias
     return (*(native.available() if compiled else ()), TILES)
 
@@ -302,7 +302,7 @@ class StreamingNetwork:
         """Take in *rows* [stream, bars, features] at ascending *positions* [stream, bars].
 
         *streams* are the places in *state* of those that the rows belong to; up to CHUNK_BARS
-        bars of each. What is said of a stream depends on its own bars; its last bits depend on
+        bars of each. The outputs of a stream depend on its own bars; its last bits depend on
         which streams are taken in with it, and in which order, since matrix products of another
         size round in another order. *padded* runs the fixed shape of a chunk whatever the number
         of bars, so that a bar's answer has the same bits whether or not others follow it. The
