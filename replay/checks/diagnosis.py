@@ -79,7 +79,7 @@ _CAUSES: Final = (
         ("account", "position", "fills", "orders", "ledger", "twins", "state"),
     ),
 )
-"""What the fields of the first differing step tell, the most telling first."""
+"""The causes that the fields of the first differing step show, the surest first."""
 
 _DECIDED: Final = ("action", "target_quantity", "reason", "allowed", "refused_by")
 _GIVEN: Final = ("event", "accepted", "window_sha256", "bars.", "events.")
@@ -88,7 +88,7 @@ _OF_CONFIG: Final = ("runs.config", "runs.config_sha256", "runs.strategy", "runs
 
 
 class Cause(StrEnum):
-    """What is to blame."""
+    """The part of a run that its differences come from."""
 
     CODE = "code"
     CONFIGURATION = "configuration"
@@ -99,16 +99,16 @@ class Cause(StrEnum):
 
 
 class Diagnosis(NamedTuple):
-    """Who is to blame, a sentence about it, and whether it can be nobody else."""
+    """The likeliest cause, a sentence about it, and whether it can be no other."""
 
-    culprit: Cause
+    cause: Cause
     sentence: str
     sure: bool = True  # else the record may have been changed as well
 
     @property
     def named(self) -> str:
-        """The words for it."""
-        return f"the {self.culprit}" if self.sure else f"the {self.culprit}, or the record,"
+        """The cause as a sentence names it."""
+        return f"the {self.cause}" if self.sure else f"the {self.cause}, or the record,"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Case:
 def diagnose(case: Case) -> Diagnosis:
     """Name the likeliest cause of the differences.
 
-    One culprit alone is named only where all else is equal: code, environment, and the chain.
+    One cause alone is named only where all else is equal: code, environment, and the chain.
     """
     run = case.stored.run
     if (count := case.of_run.get("runs.step_count")) is not None:
@@ -148,29 +148,29 @@ def diagnose(case: Case) -> Diagnosis:
     if run.code_version != code_version():
         made = f"the run was made by code {run.code_version}, and this is {code_version()}"
         return Diagnosis(Cause.CODE, f"{made}, so that a changed record looks alike", sure=False)
-    culprit, sentence = _with_equal_code(case)
-    sure = culprit is Cause.RECORD or (
+    cause, sentence = _with_equal_code(case)
+    sure = cause is Cause.RECORD or (
         case.exact and verify_chain(case.reader.connection, run.run_id).holds
     )
-    return Diagnosis(culprit, sentence, sure)
+    return Diagnosis(cause, sentence, sure)
 
 
 def _with_equal_code(case: Case) -> tuple[Cause, str]:
     run, row = case.stored.run, case.of_run
     if row:
         return _by_row(case, row)
-    if own_classes(restore(run.config)) and (cause := _by_strategy(case)):
+    if own_classes(restore(run.config)) and (fault := _by_strategy(case)):
         if ":" in run.strategy:
-            return Cause.STRATEGY, cause
-        return Cause.MODEL, cause.replace("the strategy", "the model", 1)
+            return Cause.STRATEGY, fault
+        return Cause.MODEL, fault.replace("the strategy", "the model", 1)
     names = " ".join(one.field for one in case.of_steps).split()
-    if not case.exact and _are_judged(names):
+    if not case.exact and _may_be_rounding(names):
         return Cause.ENVIRONMENT, f"the run was made elsewhere, or {_by_fields(names)}"
     return Cause.RECORD, _by_fields(names)
 
 
 def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Cause, str]:
-    """Diagnosis what the run's own row names otherwise than it is loaded here."""
+    """Name the cause of a difference in the run's own row."""
     run = case.stored.run
     if any(name in row for name in _OF_CONFIG):
         return Cause.CONFIGURATION, "its configuration is not the one that its hash names"
@@ -185,8 +185,8 @@ def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Cause, str]:
     return Cause.STRATEGY, f"{who}: {hashes}"
 
 
-def _are_judged(names: Sequence[str]) -> bool:
-    """Return whether the fields are those that follow from how floats are rounded."""
+def _may_be_rounding(names: Sequence[str]) -> bool:
+    """Return whether another machine's rounding can explain the differing fields."""
     judged = any(name.startswith((*_OF_FORECAST, *_DECIDED)) for name in names)
     return judged and not any(name.startswith(_GIVEN) for name in names)
 
@@ -211,7 +211,7 @@ def _by_strategy(case: Case) -> str:
         return KEEPS_STATE
     names = [one.field for one in case.of_steps]
     if any(name.startswith(_GIVEN) for name in names):
-        return ""  # what a strategy is given is no work of its own
+        return ""  # the inputs of a strategy are not its own doing
     if _hashes(case, again(remade=False)):
         return HASHES
     opened = [
@@ -219,8 +219,7 @@ def _by_strategy(case: Case) -> str:
         for _, _, event, _ in case.reader.events(case.stored.run.run_id)
         if isinstance(event, ExternalRead)
     ]
-    decided = any(name.startswith(_DECIDED) for name in names)
-    if not decided or any(name.startswith(_GIVEN) for name in names):
+    if not any(name.startswith(_DECIDED) for name in names):
         return ""
     did = f"opened {', '.join(opened[:3])}, which may have changed since" if opened else ""
     if not did and case.reader.pruned(case.stored.run_key) is not None:
@@ -229,7 +228,7 @@ def _by_strategy(case: Case) -> str:
 
 
 def _hashes(case: Case, steps: Iterator[Step]) -> bool:
-    """Return whether *steps* come out otherwise where texts have other hashes."""
+    """Return whether *steps* differ in a process with another seed for the hashes of texts."""
     (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
     given = Path(file), case.database, case.stored.run.run_id, case.from_ms
     ours = [sha256(packed(step)).digest() for step in steps]
@@ -241,7 +240,7 @@ def _hashes(case: Case, steps: Iterator[Step]) -> bool:
         ):
             if child.receive() != ours:
                 return True
-    return False  # or a class that no other process finds, which was typed
+    return False  # also for a class that was typed: no other process finds it
 
 
 def derive_hashes(
@@ -292,7 +291,7 @@ def _follows(case: Case, steps: Iterator[Step]) -> bool:
 
 
 def _derived(case: Case, *, remade: bool) -> Iterator[Step]:
-    """Derive the run anew; *remade* makes its strategies anew at every restart, as a start does."""
+    """Derive the run; *remade* makes its strategies anew at every restart, as a start does."""
     run_id = case.stored.run.run_id
     predictor, recorded, known = _opened(case.reader, case.database, run_id, case.from_ms)
     engine = recorded.engine
@@ -330,7 +329,7 @@ def _restarted(
     bars: dict[str, deque[Bar]],
     frame_bars: Sequence[FrameBar],
 ) -> Engine:
-    """Return the engine that a start makes: the account goes on, the strategies see bars anew."""
+    """Restart as a process does: keep the account, show the strategies their bars anew."""
     instruments = tuple(filters.values())
     engine = engine_of(recorded.run, recorded.config, forecaster, instruments)
     state = decode_state(msgspec.msgpack.encode(before.state()))

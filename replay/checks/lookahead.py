@@ -126,7 +126,7 @@ class _TimeOver(Exception):
 
 
 class _Check:
-    """One ``lookahead``: every way in which a decision may move, one after the other."""
+    """One ``lookahead``: each possible leak is probed in turn."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class _Check:
         report: Callable[[str], None],
     ) -> None:
         self._config, self._fresh = config, fresh
-        self._given_files = files
+        self._files = files
         self._candles, self._frame_candles, self._depth = files
         # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
         self._mode = "step" if config.model.own_class else mode
@@ -154,7 +154,7 @@ class _Check:
     def run(self, allow: Sequence[str]) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
         found = self._found
-        with self._fresh.child(derive_whole, self._config, self._files(), self._mode) as child:
+        with self._fresh.child(derive_whole, self._config, self._files, self._mode) as child:
             try:
                 self._whole = self._replay_whole(child)
             except Overdue:
@@ -193,7 +193,7 @@ class _Check:
     # ------------------------------------------------------------ the whole
 
     def _replay_whole(self, child: Child) -> Whole:
-        """Return the replay that all else is compared with; at most a sixth of the time is its."""
+        """Replay everything, for at most a sixth of the time; all parts are compared with it."""
         found, stopped = self._found, False
         total = sum(len(part) for part in self._candles)
         until_s = self._clock.network_s() + self._limits.seconds / 6
@@ -224,9 +224,6 @@ class _Check:
             )
         return whole
 
-    def _files(self) -> Files:
-        return self._given_files
-
     def _setup(self, *, jumping: bool = False, only: str | None = None) -> Setup:
         whole = self._whole
         items = tuple(item for item in whole.instruments if only in (None, item.id))
@@ -244,7 +241,7 @@ class _Check:
     # ------------------------------------------------------------ the parts
 
     def _without_later(self) -> None:
-        """Hand the events on one at a time; no later bar exists until a bar is decided."""
+        """Hand on the events one at a time, so that no later bar exists before a decision."""
         with self._fresh.child(step_blindly, self._setup()) as child:
             taken = iter(self._whole.steps)
             for count, given in enumerate(self._given):
@@ -266,9 +263,10 @@ class _Check:
             self._note_accesses(child.ask(None))
 
     def _surrounded(self, allow: Sequence[str]) -> None:
-        """Do the same without an environment, in another folder, and with other hashes of texts.
+        """Repeat without environment variables, in another folder, and with other hash seeds.
 
-        What a class of ours is made of is known; what was opened and is not allowed is said alone.
+        Only for a user's class: ours read none of these. Where something was opened that is not
+        allowed, that is the finding.
         """
         if not self._own or not all(_is_allowed(item, allow) for item in self._opened):
             return
@@ -285,7 +283,7 @@ class _Check:
     def _moved_within(
         self, fresh: FreshProcesses, around: Surroundings | None
     ) -> tuple[DerivedStep, DerivedStep | str, Sequence[str]] | None:
-        """Return the first step that moves *around* a process, and the variables that it lacked."""
+        """Return the first step that differs under *around*, and the variables that were unset."""
         setup = replace(self._setup(), around=around)
         with fresh.child(step_through, setup, self._given) as child:
             try:
@@ -304,7 +302,7 @@ class _Check:
         return self._whole.steps[moved], other, accesses.unset
 
     def _because_of(self, seed: int, empty: Surroundings) -> str:
-        """Return which of the surroundings alone moves a decision."""
+        """Name the one of the surroundings that moves a decision by itself."""
         if self._moved_within(self._fresh.under(seed), None) is not None:
             return ON_HASHES
         if (moved := self._moved_within(self._fresh, replace(empty, folder=None))) is not None:
@@ -318,7 +316,7 @@ class _Check:
         return f"it depends on {SURROUNDED}, on more than one of them at once"
 
     def _jumping(self) -> None:
-        """Do the same in a process whose clocks jump at each reading."""
+        """Repeat in a process whose clocks jump at each reading."""
         with self._fresh.child(step_through, self._setup(jumping=True), self._given) as child:
             self._compare(child, child.receive(), _ON_CLOCK)
 
@@ -371,7 +369,7 @@ class _Check:
         """Hand on the bars of each close in the opposite order of their symbols."""
         if len(self._whole.instruments) < 2:  # two have an order
             return
-        reverse = self._given_files._replace(candles=self._candles[::-1])
+        reverse = self._files._replace(candles=self._candles[::-1])
         with self._fresh.child(derive_whole, self._config, reverse, self._mode) as child:
             while isinstance(whole := child.receive(), int):
                 self._check_time()
@@ -423,7 +421,7 @@ class _Check:
         found = self._found
         probes = _spread(self._candles, self._limits, self._whole.warmup)
         found.planned = len(probes)
-        with self._fresh.child(derive_probes, self._config, self._files(), self._mode) as child:
+        with self._fresh.child(derive_probes, self._config, self._files, self._mode) as child:
             for number, probe in enumerate(probes):
                 if number:
                     self._check_time()
