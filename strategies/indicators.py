@@ -60,7 +60,7 @@ _NOTHING: Final = 1e-14  # what TA-Lib takes for zero
 
 def sma(values: Floats, period: int = 30) -> Floats:
     """Return the mean of the last *period* values."""
-    return _led(_means(values, period), values.size)
+    return _padded(_means(values, period), values.size)
 
 
 def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
@@ -68,7 +68,7 @@ def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Float
 
     It begins with the plain mean of *period* values: the first of the array, or of each *window*.
     """
-    return _led(_smoothed(values, period, 2 / (period + 1), window), values.size)
+    return _padded(_smoothed(values, period, 2 / (period + 1), window), values.size)
 
 
 def macd(
@@ -92,7 +92,7 @@ def macd(
     mean = _smoothed(line, signal, 2 / (signal + 1), window)
     line = line[line.size - mean.size :]
     size = values.size
-    return _led(line, size), _led(mean, size), _led(line - mean, size)
+    return _padded(line, size), _padded(mean, size), _padded(line - mean, size)
 
 
 def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 30) -> Floats:
@@ -101,7 +101,7 @@ def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int =
     NaN where nothing was traded.
     """
     money = _windows((high + low + close) / 3 * volume, period).sum(axis=1)
-    return _led(_ratio(money, _windows(volume, period).sum(axis=1), np.nan), close.size)
+    return _padded(_ratio(money, _windows(volume, period).sum(axis=1), np.nan), close.size)
 
 
 # ---------------------------------------------------------------- spread
@@ -109,7 +109,7 @@ def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int =
 
 def stddev(values: Floats, period: int = 5, deviations: float = 1.0) -> Floats:
     """Return *deviations* standard deviations (of the population) of the last *period* values."""
-    return _led(deviations * _deviations(values, period), values.size)
+    return _padded(deviations * _deviations(values, period), values.size)
 
 
 def zscore(values: Floats, period: int = 30) -> Floats:
@@ -122,7 +122,7 @@ def zscore(values: Floats, period: int = 30) -> Floats:
     known = _windows(values, period)
     varies = np.maximum.reduce(known, axis=1) > np.minimum.reduce(known, axis=1)
     found = _ratio(off, np.where(varies, _deviations(values, period), 0.0), np.nan)
-    return _led(found, values.size)
+    return _padded(found, values.size)
 
 
 def bbands(
@@ -135,7 +135,7 @@ def bbands(
 
 def trange(high: Floats, low: Floats, close: Floats) -> Floats:
     """Return the true range: of the bar and the close before it."""
-    return _led(_true_ranges(high, low, close), close.size)
+    return _padded(_true_ranges(high, low, close), close.size)
 
 
 def atr(
@@ -144,7 +144,7 @@ def atr(
     """Return the mean true range, smoothed as Wilder does: by 1 / period."""
     ranges = _true_ranges(high, low, close)
     of_ranges = None if window is None else window - 1
-    return _led(_smoothed(ranges, period, 1 / period, of_ranges), close.size)
+    return _padded(_smoothed(ranges, period, 1 / period, of_ranges), close.size)
 
 
 def natr(
@@ -156,12 +156,12 @@ def natr(
 
 def highest(values: Floats, period: int = 30) -> Floats:
     """Return the highest of the last *period* values: TA-Lib's MAX."""
-    return _led(np.maximum.reduce(_windows(values, period), axis=1), values.size)
+    return _padded(np.maximum.reduce(_windows(values, period), axis=1), values.size)
 
 
 def lowest(values: Floats, period: int = 30) -> Floats:
     """Return the lowest of the last *period* values: TA-Lib's MIN."""
-    return _led(np.minimum.reduce(_windows(values, period), axis=1), values.size)
+    return _padded(np.minimum.reduce(_windows(values, period), axis=1), values.size)
 
 
 def donchian(high: Floats, low: Floats, period: int = 20) -> tuple[Floats, Floats, Floats]:
@@ -175,13 +175,13 @@ def donchian(high: Floats, low: Floats, period: int = 20) -> tuple[Floats, Float
 
 def mom(values: Floats, period: int = 10) -> Floats:
     """Return the change over *period* rows."""
-    return _led(values[_whole(period) :] - values[:-period], values.size)
+    return _padded(values[_whole(period) :] - values[:-period], values.size)
 
 
 def roc(values: Floats, period: int = 10) -> Floats:
     """Return the change over *period* rows in per cent; 0 where it began at 0."""
     before = values[: -_whole(period)]
-    return _led(100 * _ratio(values[period:] - before, before, 0.0), values.size)
+    return _padded(100 * _ratio(values[period:] - before, before, 0.0), values.size)
 
 
 def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
@@ -190,7 +190,7 @@ def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Float
     of_changes = None if window is None else window - 1
     net = _smoothed(changes, period, 1 / period, of_changes)
     all_ = _smoothed(np.abs(changes), period, 1 / period, of_changes)
-    return _led(50 * _ratio(net + all_, all_, 0.0), values.size)
+    return _padded(50 * _ratio(net + all_, all_, 0.0), values.size)
 
 
 def stoch(
@@ -206,7 +206,7 @@ def stoch(
     fast = 100 * _ratio(close[close.size - top.size :] - bottom, top - bottom, 0.0)
     slow = _means(fast, slowk)
     mean = _means(slow, slowd)
-    return _led(slow[slow.size - mean.size :], close.size), _led(mean, close.size)
+    return _padded(slow[slow.size - mean.size :], close.size), _padded(mean, close.size)
 
 
 def willr(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
@@ -221,7 +221,7 @@ def cci(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     mean = _means(typical, period)
     apart = np.abs(_windows(typical, period) - mean[:, None]).sum(axis=1) / period
     off = typical[typical.size - mean.size :] - mean
-    return _led(_ratio(off, 0.015 * apart, 0.0), close.size)
+    return _padded(_ratio(off, 0.015 * apart, 0.0), close.size)
 
 
 def adx(
@@ -242,7 +242,7 @@ def adx(
     both = plus + minus
     index = 100 * _ratio(np.abs(plus - minus), both, np.nan)
     index[np.abs(ranges) < _NOTHING] = np.nan
-    return _led(_smoothed_known(index, period, window), close.size)
+    return _padded(_smoothed_known(index, period, window), close.size)
 
 
 # ---------------------------------------------------------------- volume and fit
@@ -257,13 +257,13 @@ def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
     changes = close[1:] - close[:-1]
     signed = np.sign(changes) * volume[1:]
     if window is not None:
-        return _led(_windows(signed, window - 1).sum(axis=1), close.size)
+        return _padded(_windows(signed, window - 1).sum(axis=1), close.size)
     return np.cumsum(np.concatenate([volume[:1], signed]))
 
 
 def linearreg(values: Floats, period: int = 14) -> Floats:
     """Return the end of the straight line through the last *period* values (least squares)."""
-    return _led(_weighed(values, _line_weights(period)), values.size)
+    return _padded(_weighted_sums(values, _line_weights(period)), values.size)
 
 
 # ---------------------------------------------------------------- what they are made of
@@ -282,13 +282,13 @@ def _whole(period: int) -> int:
     return period
 
 
-def _weighed(values: Floats, weights: Floats) -> Floats:
-    """Return the sum of each window, weighed by *weights*, oldest first."""
+def _weighted_sums(values: Floats, weights: Floats) -> Floats:
+    """Return the weighted sum of each window; *weights* are oldest first."""
     return np.correlate(values, weights, "valid") if values.size >= weights.size else values[:0]
 
 
 def _means(values: Floats, period: int) -> Floats:
-    return _weighed(values, _equal_weights(period))
+    return _weighted_sums(values, _equal_weights(period))
 
 
 def _deviations(values: Floats, period: int) -> Floats:
@@ -296,17 +296,17 @@ def _deviations(values: Floats, period: int) -> Floats:
     return np.sqrt(np.multiply(off, off, out=off).sum(axis=1) / period)
 
 
-def _led(values: Floats, size: int) -> Floats:
-    """Return *values* behind as much NaN as makes *size* rows."""
-    led = np.empty(size)
-    led.fill(np.nan)
+def _padded(values: Floats, size: int) -> Floats:
+    """Pad *values* with leading NaN to *size* rows."""
+    padded = np.empty(size)
+    padded.fill(np.nan)
     if values.size:
-        led[size - values.size :] = values
-    return led
+        padded[size - values.size :] = values
+    return padded
 
 
 def _ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
-    """Return *above* / *below*, and *otherwise* where *below* is nothing."""
+    """Return *above* / *below*, and *otherwise* where *below* is 0."""
     nothing = np.abs(below) < _NOTHING
     if not np.count_nonzero(nothing):
         return above / below
@@ -322,9 +322,9 @@ def _true_ranges(high: Floats, low: Floats, close: Floats) -> Floats:
 
 
 def _smoothed(values: Floats, period: int, share: float, window: int | None) -> Floats:
-    """Return the plain mean of *period* values, then moved on by *share* of each distance."""
+    """Return the mean of the first *period* values, then exponentially smoothed by *share*."""
     if window is not None:
-        return _weighed(values, _weights(_at_least(window, period), period, share))
+        return _weighted_sums(values, _weights(_at_least(window, period), period, share))
     if values.size < _whole(period):
         return values[:0]
     rest = values[period:].tolist()
@@ -358,7 +358,7 @@ def _wilder_sums(values: Floats, period: int, window: int | None) -> Floats:
     kept = 1 - 1 / period
     if window is not None:
         ages = np.arange(_at_least(window, period) - 1, -1, -1)
-        return _weighed(values, kept ** np.minimum(ages, window - period + 1))
+        return _weighted_sums(values, kept ** np.minimum(ages, window - period + 1))
     if values.size < _whole(period):
         return values[:0]
     first = float(values[: period - 1].sum())
@@ -368,7 +368,7 @@ def _wilder_sums(values: Floats, period: int, window: int | None) -> Floats:
 
 
 def _smoothed_known(values: Floats, period: int, window: int | None) -> Floats:
-    """Return *values* smoothed by 1 / period, where NaN leaves the mean as it is."""
+    """Return *values* smoothed by 1 / period; a NaN leaves the mean unchanged."""
     if not np.isnan(values).any():
         return _smoothed(values, period, 1 / period, window)
     if window is not None:

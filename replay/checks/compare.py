@@ -196,7 +196,7 @@ class RowCheck:
         return name in self._movable or name.partition(".")[0] in self._movable
 
     def _own_hash(self, rows: StoredRows) -> Iterator[Unequal]:
-        """Hold the hash of a decision on rounded numbers to the numbers stored beside it."""
+        """Check the hash of a decision on rounded numbers against the numbers stored beside it."""
         step = self.stored(rows)
         if step.decision is None or not isinstance(step.event, Bar):
             return

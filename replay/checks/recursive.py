@@ -175,30 +175,30 @@ def _text(value: object) -> str:
 
 
 def _canonical(value: object, above: frozenset[int]) -> str:
-    """Return text that is equal where two values are; *above* are those it is a part of."""
+    """Return a text, equal for equal values; *above* are the ids of the values around it."""
     if isinstance(value, _PLAIN):
         return repr(value)
     if id(value) in above:
         return "…"
     inside = above | {id(value)}
 
-    def said(part: object) -> str:
+    def text_of(part: object) -> str:
         return _canonical(part, inside)
 
-    return _canonical_parts(value, said)
+    return _canonical_parts(value, text_of)
 
 
-def _canonical_parts(value: object, said: Callable[[object], str]) -> str:
+def _canonical_parts(value: object, text_of: Callable[[object], str]) -> str:
     kind = type(value).__name__
     match value:
         case np.ndarray():
             text = f"{kind} {value.dtype} {value.shape} {value.tolist()}"
         case list() | tuple() | deque():
-            text = f"{kind}({', '.join(map(said, value))})"
+            text = f"{kind}({', '.join(map(text_of, value))})"
         case set() | frozenset():
-            text = f"{kind}({', '.join(sorted(map(said, value)))})"
+            text = f"{kind}({', '.join(sorted(map(text_of, value)))})"
         case Mapping():
-            text = ", ".join(f"{said(key)}: {said(item)}" for key, item in value.items())
+            text = ", ".join(f"{text_of(key)}: {text_of(item)}" for key, item in value.items())
             text = f"{kind}({text})"
         case MethodType():
             text = f"{kind} {value.__func__.__qualname__}"
@@ -208,7 +208,7 @@ def _canonical_parts(value: object, said: Callable[[object], str]) -> str:
             kept = ", ".join(f"{name} {held}" for name, held in _of_function("it", value))
             text = f"{kind} {value.__qualname__}({kept})"
         case _ if fields := _fields(value):
-            text = ", ".join(f"{name}={said(held)}" for name, held in fields.items())
+            text = ", ".join(f"{name}={text_of(held)}" for name, held in fields.items())
             text = f"{kind}({text})"
         case _:
             text = repr(value)
@@ -286,7 +286,10 @@ def derive_whole(connection: Connection, setting: _Setting, starts: Sequence[int
     steps: list[DerivedStep] = []
     for unit, predictions in _units(replay):
         while waiting and _open_ms_of(unit) >= waiting[0]:
-            standing.append(_standing(replay.engine, frame_bars))
+            engine, state = replay.engine, msgspec.msgpack.encode(replay.engine.state())
+            standing.append(
+                Standing(state, engine.sequence, engine.since_decided, tuple(frame_bars))
+            )
             waiting.pop(0)
         together = derive_steps(replay.engine, unit, predictions)
         if isinstance(unit, FrameBar) and together[0].step.accepted:
@@ -374,7 +377,7 @@ def _resumed(
 
 
 def _recall(engine: Engine, before: Sequence[Bar]) -> None:
-    """Let *engine* see as many of the bars *before* again as a start does, in their order."""
+    """Show *engine* the bars *before* again as a start does: as many, in their order."""
     restart = Restart(engine)
     left = Counter(bar.instrument for bar in before)
     for bar in before:
@@ -400,11 +403,6 @@ def _earlier(replay: Replay, candles: Sequence[Candles]) -> Iterator[Bar]:
                 price_decimals=item.price_decimals, volume_decimals=item.volume_decimals
             )
         )
-
-
-def _standing(engine: Engine, frame_bars: Sequence[FrameBar]) -> Standing:
-    state = msgspec.msgpack.encode(engine.state())
-    return Standing(state, engine.sequence, engine.since_decided, tuple(frame_bars))
 
 
 def _open_ms_of(unit: Unit) -> int:

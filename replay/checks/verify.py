@@ -258,7 +258,7 @@ def verify_run(
 
 
 def _cut(recorded: Recorded) -> str:
-    """Say why no bits are promised of a model that begins in the midst of a run; else ''."""
+    """Say why a model that begins amid a run promises no equal bits; else ''."""
     if recorded.beginning is None or recorded.run.mode != "scan":
         return ""
     return f"the model's passes over known bars begin elsewhere, before step {recorded.first}"
@@ -271,7 +271,7 @@ def _judge_state(
     first_compared: int,
     from_ms: int | None,
 ) -> int:
-    """Hold the state that the record gives to fills and ledger; return the first step to compare.
+    """Check the recorded state against fills and ledger; return the first step to compare.
 
     Say what is compared: all that is stored before is covered by the chain alone.
     """
@@ -321,7 +321,7 @@ def _movable(changes: Iterable[RuleChange], recorded: Recorded) -> frozenset[str
 
 
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
-    """Hold the run's own row to its configuration, its model and its first start."""
+    """Check the run's own row against its configuration, its model and its first start."""
     run, config = stored.run, recorded.config
     model = recorded.forecaster
     due: dict[str, object] = {
@@ -363,7 +363,7 @@ def _derived(
     given: GivenEvents,
     first_compared: int,
 ) -> Iterator[Step]:
-    """Yield the steps of *events*; from *first_compared* on, judge what was given."""
+    """Yield the steps of *events*; from *first_compared* on, check the events themselves."""
     for unit in gathered(events):
         steps = steps_of(recorded.engine, unit, predictions_of(predictor, unit))
         at = steps[0].sequence
@@ -379,7 +379,7 @@ def _derived(
 def _judge_given(
     found: Verification, unlike: Iterable[Unlike], *, at_ms: int, sequence: int
 ) -> None:
-    """Note what an event says otherwise than it follows."""
+    """Note the fields of an event that contradict the rest of the record."""
     for name, said, follows in unlike:
         found.differing += 1
         if len(found.differences) < DIFFERENCES_KEPT:
@@ -438,7 +438,7 @@ class GivenEvents:
         self._keys = [item.id for item in run.instruments]
 
     def of_close(self, close: Close) -> Iterator[Unlike]:
-        """Hold what a ``Closed`` says to the bars behind it."""
+        """Check a ``Closed`` against the bars behind it."""
         names = [bar.instrument for bar in close.bars]
         absent = tuple(key for key in self._keys if key not in names)
         due = [key for key in self._keys if key in names]
@@ -450,7 +450,7 @@ class GivenEvents:
                 yield name, said, follows
 
     def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
-        """Hold *event*, after which *forecaster* answers, to what else is known."""
+        """Check *event*, after which *forecaster* answers, against the rest of the record."""
         match event:
             case ModelChange():
                 yield from of_start(event, forecaster)
@@ -465,9 +465,9 @@ class GivenEvents:
                 pass
 
     def of_run(self) -> Iterator[Unlike]:
-        """Hold all retrainings and changes of model of the run, which a prune keeps, to each other.
+        """Check all retrainings and changes of model, which a prune keeps, against each other.
 
-        Of a run that is derived from its start ``of`` does it, event by event.
+        A run that is derived from its start is checked by ``of``, event by event.
         """
         promoted = self._reader.promoted(self._run.run_id)
         for event in self._reader.retrained(self._run.run_id):
@@ -477,7 +477,7 @@ class GivenEvents:
                 yield "model_sha256", two.model_sha256, one.model_sha256
 
     def _of_retrained(self, event: Retrained, running: Forecaster | None) -> Iterator[Unlike]:
-        """Hold the outcome of a retraining to its own figures."""
+        """Check the outcome of a retraining against its own figures."""
         if running is not None and event.running_sha256 != running.model_sha256:
             yield "running_sha256", event.running_sha256, running.model_sha256
         yield from _of_verdict(event)
@@ -505,7 +505,7 @@ class GivenEvents:
 
 
 def of_start(said: Run | ModelChange, forecaster: Forecaster | None) -> Iterator[Unlike]:
-    """Hold what a start says computes to the model and its configuration, where it follows."""
+    """Check the environment that a start names against the model and its configuration."""
     due = start_event(forecaster, warm_from=(), market_ms=0)
     for name in _BY_NOTHING if forecaster is None else ("threads",):
         if getattr(said, name) != getattr(due, name):
@@ -529,7 +529,7 @@ def _of_verdict(event: Retrained) -> Iterator[Unlike]:
 
 
 def _of_reason(event: Retrained, alpha: float) -> Iterator[Unlike]:
-    """Hold the sentence to the figures; what could not be loaded says more after it."""
+    """Check the sentence against the figures; one about a failed load may follow it."""
     if event.difference is None or event.error is None or event.p is None:
         return
     judged = CandidateJudgement(

@@ -474,7 +474,7 @@ def _run(
 
 
 def _simplify(mask: Mask, time: int) -> Mask:
-    """Return plain causality for a window as long as the sequence, and blocks that show all."""
+    """Return the causal mask for a window as long as the sequence, or blocks that show all."""
     if mask.kind is MaskKind.WINDOW and mask.window_bars >= time:
         return Mask.causal()
     if mask.kind is MaskKind.BLOCKS and mask.blocks.shows_all(time):

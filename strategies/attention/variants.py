@@ -291,7 +291,6 @@ def _check(query: Tensor, key: Tensor, scores: Scores) -> None:
 
 
 def _check_numbers(query: Tensor, key: Tensor, scores: Scores) -> None:
-    """Raise ``AttentionInvalid`` for scores of other numbers than they take."""
     if scores.window is not None and whole(scores.window, "The window's bars") < 1:
         raise AttentionInvalid(f"window is {scores.window}; it must be above 0.")
     for name in ("scale", "softcap"):
@@ -331,7 +330,6 @@ def _check_whole(value: Sequence[int] | Tensor | None, name: str, count: int) ->
 
 
 def _check_weights(weights: Tensor, query: Tensor) -> None:
-    """Raise ``AttentionInvalid`` unless *weights* [batch, row, query] are finite."""
     check_tensors(query=query, weights=weights)
     if weights.ndim != _AXES - 1 or weights.shape[::2] != (len(query), query.shape[2]):
         raise AttentionInvalid(

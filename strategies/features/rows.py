@@ -364,7 +364,6 @@ def _step(ring: Windows, at: Ids, wanted: Wanted, rows: Array) -> dict[Window, A
 
 
 def _require_prices(bars: Sequence[Bar]) -> None:
-    """Raise ``DataInvalid`` where a price of *bars* is not positive."""
     for bar in bars:
         if bar.low <= 0:
             raise DataInvalid(
