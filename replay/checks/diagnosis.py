@@ -98,17 +98,17 @@ class Cause(StrEnum):
     RECORD = "record"
 
 
-class Diagnosis(NamedTuple):
+class LikelyCause(NamedTuple):
     """The likeliest cause, a sentence about it, and whether it can be no other."""
 
-    cause: Cause
+    culprit: Cause  # the name of its key in JSON
     sentence: str
     sure: bool = True  # else the record may have been changed as well
 
     @property
     def named(self) -> str:
         """The cause as a sentence names it."""
-        return f"the {self.cause}" if self.sure else f"the {self.cause}, or the record,"
+        return f"the {self.culprit}" if self.sure else f"the {self.culprit}, or the record,"
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Case:
         return [one for one in steps if one.open_time_ms == steps[0].open_time_ms]
 
 
-def diagnose(case: Case) -> Diagnosis:
+def diagnose(case: Case) -> LikelyCause:
     """Name the likeliest cause of the differences.
 
     One cause alone is named only where all else is equal: code, environment, and the chain.
@@ -144,15 +144,15 @@ def diagnose(case: Case) -> Diagnosis:
     if (count := case.of_run.get("runs.step_count")) is not None:
         sentence = f"its row counts {count.first} steps, and {count.second} are stored"
         sentence += ": steps were removed or added, or the row was changed"
-        return Diagnosis(Cause.RECORD, sentence)
+        return LikelyCause(Cause.RECORD, sentence)
     if run.code_version != code_version():
         made = f"the run was made by code {run.code_version}, and this is {code_version()}"
-        return Diagnosis(Cause.CODE, f"{made}, so that a changed record looks alike", sure=False)
+        return LikelyCause(Cause.CODE, f"{made}, so that a changed record looks alike", sure=False)
     cause, sentence = _with_equal_code(case)
     sure = cause is Cause.RECORD or (
         case.exact and verify_chain(case.reader.connection, run.run_id).holds
     )
-    return Diagnosis(cause, sentence, sure)
+    return LikelyCause(cause, sentence, sure)
 
 
 def _with_equal_code(case: Case) -> tuple[Cause, str]:

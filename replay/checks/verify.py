@@ -252,7 +252,7 @@ def verify_run(
             from_ms=from_ms,
         )
         diagnosis = diagnose(case)
-        found.culprit, found.to_blame = diagnosis.cause, diagnosis.named
+        found.culprit, found.to_blame = diagnosis.culprit, diagnosis.named
         found.likely_cause = diagnosis.sentence
     return found
 

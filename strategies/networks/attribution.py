@@ -114,7 +114,7 @@ def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]
     return layers[0] if len(layers) == 1 else layers
 
 
-class Attribution(NamedTuple):
+class BarAttribution(NamedTuple):
     """Where a bar looked: weights [1, 1, bars], their error [1, 1], and what it saw as one."""
 
     weights: Tensor
@@ -132,7 +132,7 @@ class WatchedLayers(NamedTuple):
 
 def attribute_last_bar(
     network: nn.Module, x: Tensor, positions: Tensor, way: AttributionMethod
-) -> Attribution:
+) -> BarAttribution:
     """Return where the last bar of *x* [1, window, features] looked: weights [1, 1, bars].
 
     The bars are the newest of the window, oldest first: all of them, but ``TIME_MAX`` for the flow
@@ -145,14 +145,14 @@ def attribute_last_bar(
         places = torch.arange(tokens.shape[1], device=x.device)
         seen = attribute_last_bar(network.trunk, tokens, places, way)
         by_bar, parts = network.shared(seen.weights[0, 0], frames)
-        return Attribution(by_bar[None, None], seen.l1_error, parts)
+        return BarAttribution(by_bar[None, None], seen.l1_error, parts)
     if isinstance(network, TradingNetwork):
         with torch.no_grad():
             fused = network.fusion(x)
         looked = attribute_last_bar(network.trunk, fused.state, positions, way)
         return looked._replace(parts=network.shared(looked.weights[0, 0], fused.shares[0]))
     if isinstance(network, LinearNetwork):
-        return Attribution(*_of_sums(network, x, positions, way))
+        return BarAttribution(*_of_sums(network, x, positions, way))
     if not isinstance(network, FlashNetwork | InformerNetwork):
         raise AttentionInvalid(
             f"A {type(network).__name__} has no attention to look back through; ask its features."
@@ -166,8 +166,10 @@ def attribute_last_bar(
         slopes = _slopes(outputs, layers, index)
     with torch.no_grad():
         if isinstance(network, InformerNetwork):
-            return Attribution(*_of_stages(cast("list[Stage]", traced), layers, slopes, way))
-        return Attribution(*_of_traces(network, cast("list[Trace]", traced), layers, slopes, way))
+            return BarAttribution(*_of_stages(cast("list[Stage]", traced), layers, slopes, way))
+        return BarAttribution(
+            *_of_traces(network, cast("list[Trace]", traced), layers, slopes, way)
+        )
 
 
 def _of_sums(
