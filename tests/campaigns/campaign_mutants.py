@@ -5,8 +5,12 @@
 ``mutations.toml`` lists them by group. The tests of the groups are collected once and run once as
 they are, which says which functions each test runs and how long it takes. Then each mutation is
 made in a fork of that process, and no file changes: the tests that run its definition are run
-until one fails; one that does not end has failed. What a test runs in another program is not
-mutated. A survivor that the table does not know fails the command: their number cannot grow.
+until one fails, cheap modules first; one that does not end has failed. What a test runs in another
+program is not mutated, and tests marked ``slow`` are left out. A survivor that the table does not
+know fails the command: their number cannot grow.
+
+``build/mutants.json`` keeps what was found with the hash of the sources that it follows from, so
+that an interrupted campaign goes on, and a new test is all that runs against the survivors.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ import argparse
 import ast
 import builtins
 import gc
+import hashlib
+import json
 import multiprocessing
 import os
 import re
@@ -22,10 +28,11 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache, partial
-from itertools import accumulate, zip_longest
+from itertools import accumulate, groupby, zip_longest
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -35,6 +42,7 @@ import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 TABLE: Final = "tests/campaigns/mutations.toml"
+MEMORY: Final = "build/mutants.json"
 PACKAGES: Final = ("daemon", "replay", "storage", "strategies")
 FORK: Final = multiprocessing.get_context("fork")
 PROBE: Final = "__mutant_is_run__"
@@ -60,10 +68,15 @@ class Mutation(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Mutations of one subject, and the names of the test modules that cover it."""
+    """Mutations of one subject, and the test modules that cover it."""
 
-    tests: tuple[str, ...]
+    tests: tuple[str, ...]  # paths below tests/, without .py
     mutations: tuple[Mutation, ...]
+
+    @property
+    def modules(self) -> list[str]:
+        """Paths of the test modules, as pytest names them."""
+        return [f"tests/{name}.py" for name in self.tests]
 
 
 class Mutant(NamedTuple):
@@ -255,6 +268,74 @@ def kill(mutant: Mutant, items: Sequence[pytest.Item], root: Path) -> str:
     return ""
 
 
+class Verdict(NamedTuple):
+    """What became of a mutation: what found it, and the hashes of the test modules that said so."""
+
+    found: str
+    keys: Mapping[str, str]
+    seconds: float
+
+
+class Memory:
+    """What earlier campaigns found, for as long as the sources that it follows from stay."""
+
+    def __init__(self, path: Path, names: Iterable[str], root: Path) -> None:
+        self._path = path
+        self._root = root
+        self._stored: dict[str, dict[str, Any]] = {"traced": {}, "judged": {}}
+        if path.exists():
+            self._stored = json.loads(path.read_text(encoding="utf-8"))
+        self._shared = hashlib.sha256("\n".join(sorted(names)).encode())
+        for source in sources(root).values():
+            self._shared.update(source.encode())
+        for pattern in ("tests/**/conftest.py", "tests/support/*.py", "tests/data/*"):
+            for shared in sorted(root.glob(pattern)):
+                self._shared.update(shared.read_bytes() if shared.is_file() else b"")
+
+    def key(self, module: str) -> str:
+        """Return the hash of all sources that a test module's outcome follows from."""
+        found = self._shared.copy()
+        found.update((self._root / module).read_bytes())
+        return found.hexdigest()
+
+    def traced(self, module: str) -> dict[str, Traced] | None:
+        """Return what the tests of *module* run, where that is known."""
+        key, tests = self._stored["traced"].get(module, ("", {}))
+        if key != self.key(module):
+            return None
+        return {name: Traced(seconds, frozenset(ran)) for name, (seconds, ran) in tests.items()}
+
+    def keep_traced(self, module: str, found: Mapping[str, Traced]) -> None:
+        """Keep what the tests of *module* run."""
+        tests = {name: [one.seconds, sorted(one.ran)] for name, one in found.items()}
+        self._stored["traced"][module] = [self.key(module), tests]
+        self._write()
+
+    def judged(self, mutation: Mutation) -> Verdict:
+        """Return what is known of *mutation*, from those modules alone that are unchanged."""
+        verdict = Verdict(*self._stored["judged"].get(str(mutation), ("", {}, 0)))
+        still = {name: key for name, key in verdict.keys.items() if self._is_same(name, key)}
+        return verdict if still == verdict.keys else Verdict("", {} if verdict.found else still, 0)
+
+    def finder(self, mutation: Mutation) -> str:
+        """Return the test that found *mutation* last, though sources have changed since."""
+        return str(self._stored["judged"].get(str(mutation), [""])[0])
+
+    def keep_judged(self, mutation: Mutation, verdict: Verdict) -> None:
+        """Keep what became of *mutation*."""
+        self._stored["judged"][str(mutation)] = verdict
+        self._write()
+
+    def _is_same(self, module: str, key: str) -> bool:
+        return (self._root / module).exists() and self.key(module) == key
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(exist_ok=True)
+        new = self._path.with_suffix(".new")
+        new.write_text(json.dumps(self._stored), encoding="utf-8")
+        new.replace(self._path)
+
+
 class Task(NamedTuple):
     """What a fork does for somebody, and the seconds within which it must end."""
 
@@ -268,7 +349,8 @@ class Fork:
 
     def __init__(self, task: Task) -> None:
         self.of = task.of
-        self.ends_s = time.monotonic() + task.limit_s
+        self.began_s = time.monotonic()
+        self.ends_s = self.began_s + task.limit_s
         self.answer: Connection
         self.answer, sender = FORK.Pipe(duplex=False)
         self._process = FORK.Process(target=_answer, args=(task.work, sender))
@@ -295,8 +377,8 @@ def _answer(work: Callable[[], Any], sender: Connection) -> None:
         sender.send(error)
 
 
-def forked(tasks: Iterable[Task], jobs: int) -> Iterator[tuple[Any, Any]]:
-    """Yield of whom each task is, and what it came to, *jobs* of them at a time."""
+def forked(tasks: Iterable[Task], jobs: int) -> Iterator[tuple[Any, Any, float]]:
+    """Yield of whom each task is, what it came to and its seconds, *jobs* of them at a time."""
     waiting = iter(tasks)
     running: dict[Connection, Fork] = {}
     while True:
@@ -309,7 +391,8 @@ def forked(tasks: Iterable[Task], jobs: int) -> Iterator[tuple[Any, Any]]:
         wait(list(running), timeout=None if left_s == float("inf") else max(left_s, 0))
         for answer, fork in list(running.items()):
             if answer.poll() or time.monotonic() >= fork.ends_s:
-                yield fork.of, running.pop(answer).result()
+                took_s = time.monotonic() - fork.began_s
+                yield fork.of, running.pop(answer).result(), took_s
 
 
 # ---------------------------------------------------------------- all of it
@@ -325,7 +408,7 @@ class Budget:
         self._least_limit_s = least_limit_s
         self._jobs = jobs
         self._root = root
-        self.found: dict[Mutation, str] = {}
+        self.verdicts: dict[Mutation, Verdict] = {}
         self.problem = ""
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
@@ -344,59 +427,101 @@ class Budget:
         return True
 
     def _judge(self, items: Sequence[pytest.Item]) -> None:
-        of_module: dict[str, list[pytest.Item]] = {}
-        for item in items:
-            of_module.setdefault(item.nodeid.partition("::")[0], []).append(item)
-        traced: dict[str, Traced] = {}
-        mutants = (find(one, self._root) for one in self._mutations())
-        trees = probed(mutants, self._root)
-        tracing = (
-            Task(name, partial(trace, own, trees, self._root)) for name, own in of_module.items()
-        )
-        for name, found in forked(tracing, self._jobs):
-            if isinstance(found, str):
-                raise MutationLost(f"{name}: {found} without any mutation; mend it first.")
-            traced |= found
+        mutants = [
+            find(one, self._root)
+            for group in groups(self._root).values()
+            for one in group.mutations
+        ]
+        names = {f"{one.path}:{one.definition}" for one in mutants}
+        memory = Memory(self._root / MEMORY, names, self._root)
+        traced = self._traced(items, probed(mutants, self._root), memory)
         by_name = {item.nodeid: item for item in items}
-        for mutation, found in forked(self._tasks(by_name, traced), self._jobs):
-            self.found[mutation] = found
+        for mutation, verdict in self._verdicts(by_name, traced, memory):
+            self.verdicts[mutation] = verdict
             print(
-                f"{'killed' if found else 'SURVIVED':9}{mutation.group}  {mutation}  {found}",
+                f"{'killed' if verdict.found else 'SURVIVED':9}{mutation.group}  {mutation}  "
+                f"{verdict.found}",
                 file=sys.__stderr__,
                 flush=True,
             )
 
-    def _mutations(self) -> Iterator[Mutation]:
-        for group in self._table.values():
-            yield from group.mutations
+    def _traced(
+        self, items: Sequence[pytest.Item], trees: Mapping[Path, ast.Module], memory: Memory
+    ) -> dict[str, Traced]:
+        """Return what each of the tests runs, which says too that they pass as they are."""
+        traced: dict[str, Traced] = {}
+        unknown: dict[str, list[pytest.Item]] = {}
+        for module, own in groupby(items, key=module_of_item):
+            known = memory.traced(module)
+            if known is None:
+                unknown.setdefault(module, []).extend(own)
+            else:
+                traced |= known
+        tasks = (
+            Task(name, partial(trace, own, trees, self._root)) for name, own in unknown.items()
+        )
+        for name, found, seconds in forked(tasks, self._jobs):
+            if isinstance(found, str):
+                raise MutationLost(f"{name}: {found} without any mutation; mend it first.")
+            memory.keep_traced(name, found)
+            traced |= found
+            print(f"traced   {name}  {seconds:.0f} s", file=sys.__stderr__, flush=True)
+        return traced
 
-    def _tasks(
-        self, items: Mapping[str, pytest.Item], traced: Mapping[str, Traced]
-    ) -> Iterator[Task]:
+    def _verdicts(
+        self, items: Mapping[str, pytest.Item], traced: Mapping[str, Traced], memory: Memory
+    ) -> Iterator[tuple[Mutation, Verdict]]:
+        """Yield each mutation and what becomes of it, those first of which it is known."""
+        tasks: list[Task] = []
+        chosen_by: dict[Mutation, list[str]] = {}
         for group in self._table.values():
-            own = {
-                name: one
-                for name, one in traced.items()
-                if Path(name.partition("::")[0]).stem in group.tests
-            }
+            own = {name: one for name, one in traced.items() if module_of(name) in group.modules}
             for mutation in group.mutations:
                 mutant = find(mutation, self._root)
-                tests = chosen(own, mutant)
-                seconds = sum(own[test].seconds for test in tests)
-                work = partial(kill, mutant, [items[test] for test in tests], self._root)
-                yield Task(mutation, work, self._least_limit_s + 4 * seconds)
+                tests = chosen(own, mutant, memory.finder(mutation))
+                known = memory.judged(mutation)
+                left = [test for test in tests if module_of(test) not in known.keys]
+                if known.found or not left:
+                    yield mutation, known
+                    continue
+                chosen_by[mutation] = tests
+                seconds = sum(own[test].seconds for test in left)
+                work = partial(kill, mutant, [items[test] for test in left], self._root)
+                tasks.append(Task(mutation, work, self._least_limit_s + 4 * seconds))
+        for mutation, found, seconds in forked(tasks, self._jobs):
+            by = [found] if found in items else chosen_by[mutation]
+            keys = {module: memory.key(module) for module in map(module_of, by)}
+            verdict = Verdict(found, keys, seconds)
+            memory.keep_judged(mutation, verdict)
+            yield mutation, verdict
 
 
-def chosen(traced: Mapping[str, Traced], mutant: Mutant) -> list[str]:
-    """Return the tests that run *mutant*'s definition, cheap ones first.
+def module_of(test: str) -> str:
+    """Return the path of the module of a test."""
+    return test.partition("::")[0]
 
-    Where none does, as of a class body, all are returned.
+
+def module_of_item(item: pytest.Item) -> str:
+    """Return the path of the module of an item."""
+    return module_of(item.nodeid)
+
+
+def chosen(traced: Mapping[str, Traced], mutant: Mutant, first: str = "") -> list[str]:
+    """Return the tests that run *mutant*'s definition, those of cheap modules first.
+
+    Where none does, as of a class body, all are returned. *first* is run before all others.
     """
     name = f"{mutant.path}:{mutant.definition}"
     tests = [test for test, one in traced.items() if name in one.ran] or list(traced)
-    return sorted(
-        tests, key=lambda test: (traced[test].seconds > LONG_TEST_S, test.partition("::")[0])
-    )
+    seconds: Counter[str] = Counter()
+    for test in tests:
+        seconds[module_of(test)] += traced[test].seconds
+
+    def rank(test: str) -> tuple[bool, bool, float, str]:
+        module = module_of(test)
+        return test != first, traced[test].seconds > LONG_TEST_S, seconds[module], module
+
+    return sorted(tests, key=rank)
 
 
 def judge(table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Path) -> int:
@@ -404,12 +529,20 @@ def judge(table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Pat
     for group in table.values():
         for mutation in group.mutations:
             find(mutation, root)
-    names = {name for group in table.values() for name in group.tests}
-    modules = [str(path) for path in sorted((root / "tests").rglob("*.py")) if path.stem in names]
+    modules = sorted({module for group in table.values() for module in group.modules})
     budget = Budget(table, jobs, least_limit_s, root)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         os.environ["TMPDIR"] = tempfile.tempdir = place  # of forks, which do not tidy up
-        options = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:terminal"]
+        options = [
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "no:xdist",
+            "-p",
+            "no:terminal",
+            "-m",
+            "not slow",
+        ]
         sys.path.insert(
             0, str(root)
         )  # as `python -m pytest` has it: spawned processes import tests
@@ -420,16 +553,22 @@ def judge(table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Pat
     is_wrong = False
     print()
     for name, group in table.items():
-        killed = sum(bool(budget.found[one]) for one in group.mutations)
-        print(f"{name:12} {killed:4} of {len(group.mutations)} killed")
-    print(f"{'all':12} {sum(map(bool, budget.found.values())):4} of {len(budget.found)} killed")
-    for mutation, found in budget.found.items():
+        print(row(name, [budget.verdicts[one] for one in group.mutations]))
+    print(row("all", list(budget.verdicts.values())))
+    for mutation, (found, *_) in budget.verdicts.items():
         if not found:
             print(f"survives: {mutation}  {mutation.survives or 'NEW: add a test that finds it'}")
         elif mutation.survives:
             print(f"is found now: {mutation}  take its fourth text out of {TABLE}")
         is_wrong |= bool(found) is bool(mutation.survives)
     return int(is_wrong)
+
+
+def row(name: str, verdicts: Sequence[Verdict]) -> str:
+    """Return how many were found, and the seconds of their tests."""
+    killed = sum(bool(one.found) for one in verdicts)
+    seconds = sum(one.seconds for one in verdicts)
+    return f"{name:12} {killed:4} of {len(verdicts)} killed {seconds:6.0f} s"
 
 
 def main() -> int:

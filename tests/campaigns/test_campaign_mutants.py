@@ -65,9 +65,8 @@ def test_a_mutation_is_found_once_and_is_another_program(mutation: Mutation) -> 
 
 
 def test_the_test_modules_of_every_group_are_there() -> None:
-    there = {path.stem for path in (campaign_mutants.ROOT / "tests").rglob("test_*.py")}
-    named = {name for group in campaign_mutants.groups().values() for name in group.tests}
-    assert named - there == set()
+    modules = {name for group in campaign_mutants.groups().values() for name in group.modules}
+    assert {name for name in modules if not (campaign_mutants.ROOT / name).is_file()} == set()
 
 
 def test_the_number_of_survivors_does_not_grow() -> None:
@@ -150,6 +149,21 @@ def test_a_survivor_that_is_known_passes_until_it_is_found(root: Path) -> None:
     assert (code, f"survives: {LIVES}  it is always even" in said) == (0, True), said
     code, said = judged(root, BREAKS._replace(survives="it is not"))
     assert (code, f"is found now: {BREAKS}" in said) == (1, True), said
+
+
+def test_what_was_found_is_kept_until_its_sources_change(root: Path) -> None:
+    is_traced = "traced   tests/test_purse.py"
+    _, first = judged(root, PAYS, LIVES)
+    code, again = judged(root, PAYS, LIVES)
+    assert (is_traced in first, is_traced in again) == (True, False)
+    assert f"killed   purse  {PAYS}  tests/test_purse.py::test_pay" in again
+    assert (code, f"survives: {LIVES}" in again) == (1, True)
+    code, found = judged(root, PAYS, LIVES, tests=TESTS.replace("12", "13"))
+    assert (code, is_traced in found) == (0, True), found
+    assert f"killed   purse  {LIVES}  tests/test_purse.py::test_pay" in found
+    (root / "daemon" / "purse.py").write_text(PRODUCT.replace("> 10", "> 12"))
+    code, changed = judged(root, PAYS, LIVES)
+    assert (code, "test_pay fails without any mutation" in changed) == (1, True)
 
 
 @pytest.mark.parametrize(
