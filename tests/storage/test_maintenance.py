@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,14 @@ from msgspec.structs import replace
 from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.links import DROPPED_TABLES
 from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import Pruning, backup
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import Action, Step
+from tracepaper.strategies.types.decisions import Action, GateSet, Position, Step, TwinStep
 
 DAY = 24 * 60
 STEPS = cases.plain_steps(DAY + 500)
@@ -214,6 +219,57 @@ def test_what_is_done_to_a_pruned_run_is_found(path: Path, statement: str) -> No
     connection.commit()
     connection.close()
     assert not verify(path).holds
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a pruned run whose last step has a row in every table that a prune empties."""
+    path = tmp_path_factory.mktemp("pruned") / "a.db"
+    twin = TwinStep("ungated", Position(), cases.ACCOUNT, ())
+    prediction = cases.model_forecast(1)
+    last = replace(STEPS[-1], prediction=prediction, twins=(twin,), state=b"last")
+    cases.write_run(path, [*STEPS[:-1], last])
+    prune(path, keep_days=1, pruned_at_ms=5)
+    return path
+
+
+@pytest.mark.parametrize("table", DROPPED_TABLES)
+def test_a_row_added_where_a_prune_dropped_all_is_found(
+    pruned: Path, tmp_path: Path, table: str
+) -> None:
+    path = Path(shutil.copy(pruned, tmp_path / "a.db"))
+    names = ", ".join(name for name in stored_columns(table) if name != "step")
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA foreign_keys = OFF")
+        added = raw.execute(
+            f"INSERT INTO {table} (step, {names}) SELECT {step_key(1, 7)}, {names} FROM {table} "
+            f"WHERE step = {step_key(1, len(STEPS) - 1)}"
+        )
+        assert added.rowcount == 1
+        raw.commit()
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables, problem.sequence) == ("extra", (table,), 7)
+
+
+def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.db"
+    before = GateSet(cases.CROSS_GATES.gates, (1.0, 99.0, 60_000.0, 0.0))
+    early = [
+        replace(step, decision=step.decision and altered(step.decision, gate_set=before))
+        for step in STEPS[:15]
+    ]
+    cases.write_run(path, [*early, *STEPS[15:]])
+    prune(path, keep_days=1, pruned_at_ms=5)
+    assert verify(path).holds
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE gate_sets SET threshold = 98.0 WHERE threshold = 99.0")
+        raw.commit()
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables, problem.sequence) == ("changed", ("gate_sets",), 0)
 
 
 def test_a_broken_chain_is_not_pruned(path: Path) -> None:

@@ -19,8 +19,9 @@ from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import RUN_TABLES, metadata
 from tracepaper.storage.record.columns import TABLES, stored_columns
-from tracepaper.storage.record.rows import SPARSE_TABLES, step_key
+from tracepaper.storage.record.rows import SPARSE_TABLES, StepShape, step_key
 from tracepaper.strategies.types.decisions import Position, Step, TwinStep
+from tracepaper.strategies.types.market import Timer
 
 STEPS = cases.rich_steps()
 FIRST_BAR = len(cases.other_events())  # the bars come after one event of every other kind
@@ -345,6 +346,20 @@ def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) ->
     assert problem.what == "rewritten"
 
 
+def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Path) -> None:
+    timer = next(step.sequence for step in STEPS if isinstance(step.event, Timer))
+    without = StepShape.unpack(0)._replace(events=True).pack()
+    tamper(
+        path,
+        f"DELETE FROM events WHERE step = {key(timer)}",
+        f"UPDATE steps SET shape = shape - {without} WHERE step = {key(timer)}",
+    )
+    rechain(path)
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.sequence, problem.what) == (timer, "changed")
+
+
 def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:
     connection = sqlite3.connect(path)
     (digest,) = connection.execute("SELECT digest FROM steps WHERE step = ?", (key(7),)).fetchone()
@@ -366,6 +381,30 @@ def test_steps_added_behind_the_end_are_found(path: Path) -> None:
     problem = verify(path).problem
     assert problem is not None
     assert problem.sequence == LAST + 1
+
+
+def test_one_step_more_than_the_runs_row_counts_is_found(path: Path) -> None:
+    tamper(
+        path,
+        "UPDATE runs SET step_count = step_count - 1, head_digest = "
+        f"(SELECT digest FROM steps WHERE step = {key(LAST - 1)}) WHERE run_key = 2",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.sequence, problem.tables) == ("extra", LAST, ("steps",))
+
+
+def test_a_gate_set_that_no_outcome_names_is_found(path: Path) -> None:
+    tamper(
+        path,
+        "INSERT INTO gate_sets (run_key, gate_set, ordinal, gate, threshold) "
+        "SELECT run_key, 99, ordinal, gate, threshold FROM gate_sets "
+        "WHERE run_key = 2 AND gate_set = (SELECT max(gate_set) FROM gate_sets WHERE run_key = 2)",
+    )
+    problem = verify(path).problem
+    assert problem is not None
+    assert (problem.what, problem.tables) == ("extra", ("gate_sets",))
+    assert problem.sentence == "Gate set 99 was added: no outcome names it."
 
 
 @pytest.mark.parametrize("table", SPARSE_TABLES)
