@@ -5,7 +5,7 @@
 ``mutations.toml`` lists them by group. The tests of the groups are collected once and run once as
 they are, which says which functions each test runs and how long it takes. Then each mutation is
 made in a fork of that process, and no file changes: the tests that run its definition are run
-until one fails, cheap modules first; one that does not end has failed. What a test runs in another
+until one fails, near ones first; one that does not end has failed. What a test runs in another
 program is not mutated, and tests marked ``slow`` are left out. A survivor that the table does not
 know fails the command: their number cannot grow.
 
@@ -507,7 +507,7 @@ def module_of_item(item: pytest.Item) -> str:
 
 
 def chosen(traced: Mapping[str, Traced], mutant: Mutant, first: str = "") -> list[str]:
-    """Return the tests that run *mutant*'s definition, those of cheap modules first.
+    """Return the tests that run *mutant*'s definition: near ones first, cheap modules before dear.
 
     Where none does, as of a class body, all are returned. *first* is run before all others.
     """
@@ -517,9 +517,11 @@ def chosen(traced: Mapping[str, Traced], mutant: Mutant, first: str = "") -> lis
     for test in tests:
         seconds[module_of(test)] += traced[test].seconds
 
-    def rank(test: str) -> tuple[bool, bool, float, str]:
+    def rank(test: str) -> tuple[bool, bool, int, float, str]:
         module = module_of(test)
-        return test != first, traced[test].seconds > LONG_TEST_S, seconds[module], module
+        near = Path(os.path.commonpath([module.removeprefix("tests/"), mutant.path])).parts
+        is_long = traced[test].seconds > LONG_TEST_S
+        return test != first, is_long, -len(near), seconds[module], module
 
     return sorted(tests, key=rank)
 
