@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import AsyncIterator
 
 from builders import MINUTE, START_MS, bar, instrument
 from bybit_server import SteppedClock, exchange_section
-from msgspec import structs
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import BackfillPage, EventQueue
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer
-from tracepaper.daemon.feed.state import BarSequence, FeedState
-from tracepaper.strategies.types.market import Bar, Source
+from tracepaper.daemon.feed.state import PENDING_MAX, BarSequence, FeedState
+from tracepaper.strategies.types.market import Bar, Event, GapCause, Source
 
 
-async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> None:
-    clock = SteppedClock(START_MS)
+def sequencer_of(state: FeedState, clock: SteppedClock) -> BarSequencer:
+    """Return what puts the bars of one instrument in order; nothing is asked of REST."""
     client = BybitClient(exchange_section(), clock=clock, rng=random.Random(1))
-    state = FeedState(
-        instrument(),
-        sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
-        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
-    )
     states = {state.instrument.id: state}
-    sequencer = BarSequencer(
+    return BarSequencer(
         client=client,
         clock=clock,
         states=states,
@@ -44,13 +39,61 @@ async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> 
         is_up=lambda _: True,
         certain_s=30.0,
     )
-    bars = [structs.replace(bar(), open_time_ms=START_MS + index * MINUTE) for index in range(4)]
+
+
+def state_of(cause: GapCause | None = GapCause.MISSED) -> FeedState:
+    """Return an instrument without funding whose next bar opens at the start."""
+    return FeedState(
+        instrument(),
+        sequence=BarSequence(interval_ms=MINUTE, next_open_ms=START_MS),
+        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
+        cause=cause,
+    )
+
+
+def bars_from(first: int, count: int, source: Source = Source.STREAM) -> list[Bar]:
+    return [bar(index=first + index, source=source) for index in range(count)]
+
+
+async def opens(events: AsyncIterator[Event]) -> list[int]:
+    """Return the open times of the bars that are delivered, in minutes from the start."""
+    found = [event async for event in events]
+    return [(one.open_time_ms - START_MS) // MINUTE for one in found if isinstance(one, Bar)]
+
+
+async def test_an_answer_of_bars_that_came_meanwhile_leaves_nothing_behind() -> None:
+    clock = SteppedClock(START_MS)
+    state = state_of()
+    sequencer = sequencer_of(state, clock)
     delivered = []
-    for one in bars[:2]:
-        delivered += [event async for event in sequencer.bar(one)]
-    answered = tuple(structs.replace(one, source=Source.REST) for one in bars[:3])
+    for one in bars_from(0, 2):
+        delivered += await opens(sequencer.bar(one))
+    answered = tuple(bars_from(0, 3, Source.REST))
     page = BackfillPage(state.instrument.id, START_MS, answered, clock.network_s())
-    delivered += [event async for event in sequencer.page(page)]
-    opens = [event.open_time_ms for event in delivered if isinstance(event, Bar)]
-    assert opens == [one.open_time_ms for one in bars[:3]]
+    delivered += await opens(sequencer.page(page))
+    assert delivered == [0, 1, 2]
     assert not len(state.pending)
+
+
+async def test_an_answer_behind_a_hole_keeps_no_more_bars_waiting_than_the_bound() -> None:
+    clock = SteppedClock(START_MS)
+    state = state_of()
+    sequencer = sequencer_of(state, clock)
+    assert await opens(sequencer.bar(bar(index=0))) == [0]
+    for first in (2, 2 + PENDING_MAX // 2):
+        answered = tuple(bars_from(first, PENDING_MAX // 2 + 3, Source.REST))
+        from_ms = START_MS + MINUTE
+        page = BackfillPage(state.instrument.id, from_ms, answered, clock.network_s())
+        assert await opens(sequencer.page(page)) == []
+    assert len(state.pending) == PENDING_MAX
+    assert await opens(sequencer.bar(bar(index=1))) == list(range(1, PENDING_MAX + 1))
+
+
+async def test_a_new_run_begins_with_the_first_bar_that_is_known() -> None:
+    sequencer = sequencer_of(state_of(cause=None), SteppedClock(START_MS))
+    assert await opens(sequencer.bar(bar(index=5))) == [5]
+
+
+async def test_where_anything_may_be_missing_a_bar_ahead_waits() -> None:
+    sequencer = sequencer_of(state_of(), SteppedClock(START_MS))
+    assert await opens(sequencer.bar(bar(index=5))) == []
