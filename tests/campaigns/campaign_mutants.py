@@ -28,7 +28,6 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import cache, partial
@@ -513,9 +512,10 @@ def chosen(traced: Mapping[str, Traced], mutant: Mutant, first: str = "") -> lis
     """
     name = f"{mutant.path}:{mutant.definition}"
     tests = [test for test, one in traced.items() if name in one.ran] or list(traced)
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = {}
     for test in tests:
-        seconds[module_of(test)] += traced[test].seconds
+        module = module_of(test)
+        seconds[module] = seconds.get(module, 0.0) + traced[test].seconds
 
     def rank(test: str) -> tuple[bool, bool, int, float, str]:
         module = module_of(test)

@@ -15,12 +15,26 @@ from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer
 from tracepaper.daemon.feed.state import PENDING_MAX, BarSequence, FeedState
-from tracepaper.strategies.types.market import Bar, Event, GapCause, Source
+from tracepaper.strategies.types.market import Bar, Event, Funding, GapCause, Instrument, Source
 
 
-def sequencer_of(state: FeedState, clock: SteppedClock) -> BarSequencer:
+class Unanswered(BybitClient):
+    """A client whose questions about settlements are counted, and never answered."""
+
+    def __init__(self, clock: SteppedClock) -> None:
+        super().__init__(exchange_section(), clock=clock, rng=random.Random(1))
+        self.asked_until: list[int] = []
+
+    async def funding(self, instrument: Instrument, from_ms: int, until_ms: int) -> list[Funding]:
+        self.asked_until.append(until_ms)
+        raise TimeoutError
+
+
+def sequencer_of(
+    state: FeedState, clock: SteppedClock, client: BybitClient | None = None
+) -> BarSequencer:
     """Return what puts the bars of one instrument in order; nothing is asked of REST."""
-    client = BybitClient(exchange_section(), clock=clock, rng=random.Random(1))
+    client = client or BybitClient(exchange_section(), clock=clock, rng=random.Random(1))
     states = {state.instrument.id: state}
     return BarSequencer(
         client=client,
@@ -97,3 +111,14 @@ async def test_a_new_run_begins_with_the_first_bar_that_is_known() -> None:
 async def test_where_anything_may_be_missing_a_bar_ahead_waits() -> None:
     sequencer = sequencer_of(state_of(), SteppedClock(START_MS))
     assert await opens(sequencer.bar(bar(index=5))) == []
+
+
+async def test_a_settlement_that_is_not_answered_is_awaited_before_one_bar_alone() -> None:
+    clock = SteppedClock(START_MS)
+    client = Unanswered(clock)
+    state = state_of()
+    state.funding = FundingSchedule(interval_minutes=60, settled_ms=START_MS - 60 * MINUTE)
+    sequencer = sequencer_of(state, clock, client)
+    for index in range(3):
+        assert await opens(sequencer.bar(bar(index=index))) == [index]
+    assert client.asked_until == [START_MS + MINUTE]
