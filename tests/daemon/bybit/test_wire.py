@@ -453,6 +453,29 @@ def test_a_refused_delta_leaves_no_half_of_itself_and_drops_the_book() -> None:
         assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), Unknown)
 
 
+def test_a_refused_ticker_drops_what_its_deltas_would_build_on() -> None:
+    wire, _, _ = believing()
+    wire.receive(ticker("snapshot", markPrice="100.5"))
+    with pytest.raises(MessageMalformed):
+        wire.receive(ticker("delta", markPrice="x"))
+    assert wire.stale_topics == {"tickers.BTCUSDT"}
+    assert isinstance(wire.receive(ticker("delta", nextFundingTime="1000")), Unknown)
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "delta"])
+def test_of_frames_dated_ahead_a_delta_alone_drops_the_book(kind: str) -> None:
+    wire, _, _ = believing()
+    topic = "orderbook.1.BTCUSDT"
+    quote_of(wire, book("snapshot", [["1.0", "1"]], [["2.0", "1"]]))
+    ahead = wire.receive(book(kind, [["1.1", "1"]], [["2.1", "1"]], ts=NOW + 2_001))
+    assert isinstance(ahead, RefusedFrame)
+    is_dropped = kind == "delta"
+    assert (wire.knows(topic), wire.stale_topics) == (
+        not is_dropped,
+        {topic} if is_dropped else set(),
+    )
+
+
 def test_a_delta_without_its_snapshot_has_one_asked_for() -> None:
     wire, _, told = believing()
     assert isinstance(wire.receive(book("delta", [["1.0", "1"]], [])), Unknown)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from builders import instrument, quote
 from bybit_server import START_MS, exchange_section
 from fakes import ManualClock
 
 from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.feed.maintenance import ServerTimeReader, ServerTimeReading
+from tracepaper.daemon.feed.client import EventQueue
+from tracepaper.daemon.feed.funding import FundingSchedule
+from tracepaper.daemon.feed.maintenance import (
+    FeedMaintenance,
+    ServerTimeReader,
+    ServerTimeReading,
+)
+from tracepaper.daemon.feed.state import BarSequence, FeedState
 
 YEAR_MS = 365 * 86_400_000
 
@@ -87,3 +96,53 @@ async def test_a_near_time_is_taken_at_once() -> None:
 async def test_answers_that_were_long_on_their_way_agree_all_the_same() -> None:
     time, _ = asking([YEAR_MS] * 9, under_way_s=9.0)
     assert (await time.read()).is_jump
+
+
+def maintaining(
+    state: FeedState, errors_ms: Sequence[int] = ()
+) -> tuple[FeedMaintenance, ManualClock]:
+    """Return the background work of a feed of one instrument, and its clock."""
+    clock = ManualClock(START_MS)
+    exchange = exchange_section(ahead_ms=2_000)
+    maintenance = FeedMaintenance(
+        client=TellingClient(clock, errors_ms),
+        clock=clock,
+        exchange=exchange,
+        states={state.instrument.id: state},
+        queue=EventQueue(10),
+        counters=Counter(),
+        spawn=lambda work: work.close(),
+    )
+    return maintenance, clock
+
+
+def quoted() -> FeedState:
+    """Return an instrument whose quotes are of interest to a bar alone."""
+    return FeedState(
+        instrument(),
+        sequence=BarSequence(interval_ms=60_000, next_open_ms=START_MS),
+        funding=FundingSchedule(interval_minutes=0, settled_ms=0),
+    )
+
+
+async def test_frames_move_the_clock_ahead_by_so_much_in_all_until_it_is_read_again() -> None:
+    maintenance, clock = maintaining(quoted())
+    assert maintenance.observe(START_MS + 1_500)
+    assert not maintenance.observe(START_MS + 1_500 + 501)
+    assert maintenance.observe(START_MS + 1_500 + 500)
+    assert not maintenance.observe(START_MS + 2_001)
+    assert clock.market_ms() == START_MS + 2_000
+    await maintenance.synchronise()
+    assert maintenance.observe(clock.market_ms() + 2_000)
+
+
+async def test_a_clock_that_is_set_back_forgets_prices_dated_ahead_of_it() -> None:
+    state = quoted()
+    maintenance, clock = maintaining(state)
+    clock.advance(market_ms=10_000)
+    for market_ms in (START_MS + 2_000, START_MS + 2_001):
+        state.update_quote(quote(at_ms=market_ms), None)
+        await maintenance.synchronise()
+        assert clock.market_ms() == START_MS
+        is_kept = market_ms <= START_MS + 2_000
+        assert bool(list(state.undelivered())) is is_kept

@@ -25,8 +25,8 @@ class Unanswered(BybitClient):
         super().__init__(exchange_section(), clock=clock, rng=random.Random(1))
         self.asked_until: list[int] = []
 
-    async def funding(self, instrument: Instrument, from_ms: int, until_ms: int) -> list[Funding]:
-        self.asked_until.append(until_ms)
+    async def funding(self, instrument: Instrument, start_ms: int, end_ms: int) -> list[Funding]:
+        self.asked_until.append(end_ms)
         raise TimeoutError
 
 
