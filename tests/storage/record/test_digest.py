@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from hashlib import sha256
 from math import inf, nan
 
@@ -13,12 +14,15 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.storage.record.digest import (
+    DecisionHash,
     WindowHash,
     canonical_bar,
     chain_digest,
     decision_digest,
+    requests_sha256,
     scale_factor,
 )
+from tracepaper.strategies.api.context import OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import (
@@ -31,7 +35,7 @@ from tracepaper.strategies.types.decisions import (
     PredictionTimeout,
     Regime,
 )
-from tracepaper.strategies.types.market import Bar, Instrument, Source
+from tracepaper.strategies.types.market import Bar, Instrument, Side, Source
 
 BAR = builders.bar(1_000_010, volume=12_340)
 ANSWER = cases.model_forecast(3)
@@ -167,6 +171,21 @@ def test_action_and_target_count() -> None:
     assert digest(decision=builders.altered(DECISION, target_quantity=1)) != digest(
         decision=builders.altered(DECISION, target_quantity=-1)
     )
+
+
+def test_a_decision_of_the_same_outcome_with_another_target_has_a_hash_of_its_own() -> None:
+    hashes, bar = DecisionHash(cases.BTC), canonical_bar(BAR, cases.BTC)
+    for target in (0, 1_000, None, 0):
+        decision = replace(DECISION, target_quantity=target)
+        assert hashes.digest(bar, None, decision) == digest(prediction=None, decision=decision)
+
+
+def test_equal_numbers_of_an_order_give_the_same_hash_however_they_are_written() -> None:
+    def hashed(quantity: Decimal | float) -> str:
+        return requests_sha256([OrderRequest(side=Side.BUY, quantity=quantity)])
+
+    assert hashed(Decimal("1.50")) == hashed(Decimal("1.5")) == hashed(1.5)
+    assert hashed(Decimal("1.50")) != hashed(Decimal("1.51"))
 
 
 def test_minus_zero_is_zero_and_what_is_not_finite_is_null() -> None:

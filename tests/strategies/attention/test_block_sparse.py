@@ -49,6 +49,14 @@ def test_a_bar_sees_its_block_the_last_every_third_and_the_first() -> None:
     assert Mask.sparse(4, last=0).blocks.runs(8) == []
 
 
+@pytest.mark.parametrize("blocks", [Blocks(4, 1, 3, 0), Blocks(4, 0, 2, 1), Blocks(4, 2, 0, 0)])
+def test_the_earlier_blocks_that_are_listed_are_those_that_the_mask_shows(blocks: Blocks) -> None:
+    for block in range(9):
+        last_bar = torch.tensor(block * 4 + 3)
+        shown = [one for one in range(block) if blocks.shows(last_bar, torch.tensor(one * 4))]
+        assert blocks.earlier(block) == shown
+
+
 def earliest_leak(mask: Mask, backend: str) -> int | None:
     """Return the first row of 30 that a later bar moves, None where none does."""
     query, key, value = drawn(30)
