@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.checkpoints import _SECTIONS, CARD_NAME, dump, kept_folder
 from tracepaper.storage.database.connection import open_writer
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.interning import OUTCOMES_KEPT
@@ -314,6 +316,33 @@ def test_resume_refuses_a_run_whose_tail_was_cut(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="audit verify"):
         log.resume("r-1")
     log.close()
+
+
+def test_resume_refuses_a_run_whose_row_counts_another_number_of_steps(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(9))
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("UPDATE runs SET step_count = step_count + 1")
+        raw.commit()
+    log = SqlAuditLog.open(path)
+    with pytest.raises(DataInvalid, match=r"step 8, 10 counted\); run `tracepaper audit verify`"):
+        log.resume("r-1")
+    log.close()
+
+
+def test_the_row_of_a_model_is_written_once_however_many_commits_follow(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    kept = kept_folder(path, "m")
+    kept.mkdir(parents=True)
+    (kept / CARD_NAME).write_text(dump({name: {"of": name} for name in _SECTIONS}))
+    log = SqlAuditLog.open(path, group_steps=3)
+    log.begin(cases.run(model_id="m", model_sha256="ab" * 32))
+    for step in cases.plain_steps(9):
+        log.append_now(step)
+    log.close()
+    with Reader.open(path) as reader:
+        assert reader.connection.execute("SELECT count(*) FROM models").fetchone() == (1,)
+    assert len(stored(path)) == 9
 
 
 def test_resume_of_an_unknown_run_is_refused(tmp_path: Path) -> None:
