@@ -51,15 +51,26 @@ def test_an_overlap_that_agrees_is_known_and_not_doubled(tmp_path: Path) -> None
     assert read(path) == archived(bars)
 
 
-def test_an_overlap_that_contradicts_is_refused_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["open", "high", "low", "close", "volume"])
+def test_an_overlap_that_contradicts_is_refused_whole(tmp_path: Path, field: str) -> None:
     bars = builders.bars(300)
     path = tmp_path / "archive.db"
-    wrong = [*bars[200:], replace(bars[150], close=bars[150].close + 1)]
+    wrong = [*bars[200:], replace(bars[150], **{field: getattr(bars[150], field) + 1})]
     with HistoryWriter(path) as writer:
         writer.write(BTC, MINUTE, bars[:200])
         with pytest.raises(DataInvalid, match=str(bars[150].open_time_ms)):
             writer.write(BTC, MINUTE, wrong)
     assert read(path) == archived(bars[:200])
+
+
+def test_bars_that_contradict_each_other_are_refused_whole(tmp_path: Path) -> None:
+    bars = builders.bars(3)
+    path = tmp_path / "archive.db"
+    with HistoryWriter(path) as writer:
+        writer.write(BTC, MINUTE, bars[:1])
+        with pytest.raises(DataInvalid, match=str(bars[1].open_time_ms)):
+            writer.write(BTC, MINUTE, [*bars, replace(bars[1], close=bars[1].close + 1)])
+    assert read(path) == archived(bars[:1])
 
 
 def test_a_missing_turnover_is_taken_from_the_source_that_has_it(tmp_path: Path) -> None:

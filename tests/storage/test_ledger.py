@@ -107,6 +107,8 @@ def test_a_database_from_before_the_ledger_is_read_and_goes_on(tmp_path: Path) -
         assert audited.holds, audited.problem
         assert "without ledger" in audited.warnings[0]
         assert RunViews(reader.connection, "r-1").rows("v_ledger") == []
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.connection.execute("CREATE TEMP TABLE mine (x)")
     open_writer(path).close()
     with Reader.open(path) as reader:
         audited = audit(reader.connection, "r-1")

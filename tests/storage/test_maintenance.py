@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from storage_cases import prune
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.links import DROPPED_TABLES
 from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import Pruning, backup
 from tracepaper.storage.record.columns import stored_columns
@@ -88,6 +90,30 @@ def test_a_backup_that_cannot_be_written_leaves_nothing(path: Path, tmp_path: Pa
     with pytest.raises(AuditUnwritable, match="choose another place"):
         backup(path, tmp_path / "missing" / "copy.db")
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_backup_that_the_disk_does_not_take_leaves_nothing(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(AuditUnwritable, match="No space left"):
+        backup(path, tmp_path / "copy.db")
+    assert list(tmp_path.glob("copy*")) == []
+
+
+def test_a_backup_takes_the_whole_files_beside_a_database_and_none_that_is_being_written(
+    path: Path, tmp_path: Path
+) -> None:
+    kept = kept_checkpoints(path)
+    for name in ("m/card.toml", ".m/card.toml", "tmpm/card.toml", "m/.card", "m/tmpcard"):
+        (kept / name).parent.mkdir(parents=True, exist_ok=True)
+        (kept / name).write_text("whole")
+    copied = kept_checkpoints(tmp_path / "copy.db") / "m" / "card.toml"
+    assert backup(path, tmp_path / "copy.db") == [copied]
+    assert copied.read_text() == "whole"
 
 
 def test_a_damaged_database_is_not_backed_up_as_if_it_were_whole(

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.chunks import gate_set_of
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.record.columns import Row, stored_columns
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, Row, stored_columns
 from tracepaper.storage.record.decode import Interned, StepDecoder, StoredRows
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.rows import (
@@ -171,6 +171,23 @@ def test_a_step_has_the_same_rows_on_the_short_way_and_on_the_long_one(
     long.is_closed = True
     for step in repeating(seed, notes):
         assert short.encode(step) == long.encode(step)
+
+
+def test_a_bar_that_was_not_accepted_has_the_same_rows_on_either_way() -> None:
+    short, long = Watched(cases.run(), 3), Watched(cases.run(), 3)
+    long.is_closed = True
+    for step in repeating(1, [None] * 24):
+        refused = replace(step, accepted=step.sequence % 2 == 0)
+        assert short.encode(refused) == long.encode(refused)
+
+
+def test_a_run_holds_no_more_steps_than_a_key_can_count() -> None:
+    step = cases.plain_steps(1)[0]
+    encoder = StepEncoder(cases.run(), 1)
+    for sequence in (-1, SEQUENCE_LIMIT):
+        with pytest.raises(InvariantBroken, match=r"open a new run\."):
+            encoder.encode(replace(step, sequence=sequence))
+    encoder.encode(replace(step, sequence=SEQUENCE_LIMIT - 1))
 
 
 def test_most_plain_bars_go_the_short_way_with_and_without_a_note() -> None:
