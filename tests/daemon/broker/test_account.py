@@ -184,6 +184,13 @@ def test_longs_pay_positive_funding_and_shorts_receive_it() -> None:
         assert ledger.account().funding_paid == paid
 
 
+def test_the_fee_of_a_buy_on_spot_is_missing_from_what_is_held() -> None:
+    key, ledger = account(Category.SPOT)
+    bought = replace(fill(1_000, 10_000, Category.SPOT), fee_base=3)
+    ledger.apply_fill(bought)
+    assert ledger.held(key) == 997
+
+
 def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
     _, ledger = account(Category.SPOT)
     with pytest.raises(InvariantBroken, match="sold 5 of 0"):

@@ -940,6 +940,19 @@ def test_a_missed_bar_meets_nothing_that_came_to_rest_after_it_had_opened() -> N
     assert held(steps[-1]) == 1_000, "its low may have been before the entry"
 
 
+def test_a_missed_bar_meets_what_came_to_rest_as_it_opened() -> None:
+    _, steps = at_quotes(
+        {0: long(stop=98.0)},
+        [
+            *flat_bars(1),
+            asked(10_000, 0),  # arms the stop as bar 1 opens
+            gap(1, 2, GapCause.MISSED),
+            missed(1, 10_000, 10_010, 9_700, 10_000),
+        ],
+    )
+    assert held(steps[-1]) == 0
+
+
 def trailed(*events: Event, cut: int = 0) -> list[Step]:
     """Enter in bar 1 under a stop that trails by 1; at 105, in minute 5, it has moved to 104.
 

@@ -250,6 +250,17 @@ def test_a_stop_is_touched_by_the_side_that_fills_it_and_takes_at_once() -> None
     assert (rest.price, rest.quantity) == (10_000, 600)
 
 
+@pytest.mark.parametrize(
+    ("stopped", "at", "before"), [("buy", 10_100, 10_090), ("sell", 9_900, 9_910)]
+)
+def test_a_stop_is_touched_at_its_very_trigger(stopped: str, at: int, before: int) -> None:
+    desk = Desk()
+    desk.send(buy(1, stop=101) if stopped == "buy" else sell(1, stop=99))
+    assert desk.quote(before, before).fills == []
+    (fill,) = desk.quote(at, at).fills
+    assert fill.price == at
+
+
 def test_a_stop_limit_becomes_a_limit_where_it_is_touched() -> None:
     desk = Desk()
     desk.send(sell(1, stop=99, limit=98.5))
@@ -446,7 +457,28 @@ def test_an_order_whose_time_ends_inside_a_bar_meets_none_of_it() -> None:
     assert (met.fills, reasons(met.orders)) == ([], [(OrderStatus.CANCELED, "its time is over")])
 
 
+def test_the_time_of_an_order_ends_inside_a_bar_that_comes_nowhere_near_it() -> None:
+    desk = Desk()
+    desk.send(buy(1, limit=90, until=START_MS + 3 * 60_000 + 30_000))
+    desk.bar(10_000, 10_010, 9_990, 10_000)  # it has arrived, and rests
+    met = desk.bar(10_000, 10_010, 9_990, 10_000)  # the bar from +3 to +4 minutes
+    assert reasons(met.orders) == [(OrderStatus.CANCELED, "its time is over")]
+
+
 # ---------------------------------------------------------------- what fills do to other orders
+
+
+def test_an_order_that_may_only_reduce_is_refused_on_the_side_that_would_add() -> None:
+    desk = Desk()
+    desk.send(sell(1))
+    desk.quote(10_000, 10_010)
+    assert desk.held == -1_000
+    (more,) = desk.send(sell(1, limit=101, reduce_only=True))
+    assert reasons((more,)) == [
+        (OrderStatus.REJECTED, "it may only reduce, and there is no position for it to close")
+    ]
+    (less,) = desk.send(buy(1, limit=99, reduce_only=True))
+    assert less.status is OrderStatus.NEW
 
 
 def test_an_order_that_may_only_reduce_is_shrunk_to_the_position_and_never_turns_it() -> None:

@@ -249,6 +249,13 @@ def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     assert account.submit(KEY, -1_000, **given).refusal is None
 
 
+def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
+    account = taken_over(item(), cash=105)
+    account.ledger.mark(KEY, 100_000)
+    given: dict[str, Any] = {"order_id": "8-0", "price": 100_000, "reason": "go", "at_ms": START_MS}
+    assert account.submit(KEY, -2_000, **given).refusal is not None
+
+
 def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
     first, second = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(first, second)

@@ -102,7 +102,7 @@ def test_without_a_limit_nothing_is_measured() -> None:
     ("limits", "equities", "breach"),
     [
         ({"risk.drawdown": 0.1}, (1_000, 899), "risk.drawdown"),
-        ({"risk.drawdown": 0.1}, (1_000, 900), ""),
+        ({"risk.drawdown": 0.25}, (1_000, 750), ""),
         ({"risk.daily_loss": 50.0}, (1_000, 949), "risk.daily_loss"),
         ({"risk.daily_loss": 50.0}, (1_000, 950), ""),
         ({"risk.notional": 50.0}, (1_000, 1), ""),
