@@ -11,6 +11,7 @@ from pathlib import Path
 import campaign_mutants
 import pytest
 from campaign_mutants import Group, Mutation, MutationLost
+from waiting import deadline_s
 
 SURVIVORS_MOST = 0
 """Mutations that no test finds yet; the number only falls."""
@@ -123,7 +124,14 @@ def judged(root: Path, *mutations: Mutation, tests: str = TESTS) -> tuple[int, s
     (root / "tests" / "campaigns" / "mutations.toml").write_text(table)
     (root / "tests" / "test_purse.py").write_text(tests)
     done = subprocess.run(
-        [sys.executable, campaign_mutants.__file__, "--root", root, "--least-limit", "2"],
+        [
+            sys.executable,
+            campaign_mutants.__file__,
+            "--root",
+            root,
+            "--least-limit",
+            str(deadline_s(2)),
+        ],
         env={**os.environ, "PYTHONPATH": str(root.parent)},
         capture_output=True,
         text=True,
