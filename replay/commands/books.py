@@ -38,9 +38,9 @@ def evaluate_books(
 
     A model that is called untrained stays so, and gets no figure, whatever *data* are.
     """
-    from tracepaper.replay.judging import instead
     from tracepaper.replay.judging.book_refits import asked_of_books
     from tracepaper.replay.judging.books import BookCheckpoint
+    from tracepaper.replay.judging.instead import ablated
     from tracepaper.replay.training.fit import use_threads
 
     use_threads(threads)
@@ -48,7 +48,7 @@ def evaluate_books(
     # First, for they refuse what cannot be had before minutes have passed.
     if asked.folds is not None:
         asked_of_books(asked.folds)
-    cards = {change: instead.changed(model.card, change) for change in asked.instead}
+    cards = {change: ablated(model.card, change) for change in asked.instead}
     if model.untrained:
         _tell_untrained(model.untrained, as_json=as_json)
     elif asked.folds is not None:

@@ -427,7 +427,7 @@ def _refit(
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import documents
-    from tracepaper.replay.judging import instead
+    from tracepaper.replay.judging.instead import ablated, ablation_tables
     from tracepaper.replay.judging.output import write_tables
     from tracepaper.replay.judging.refits import refit, tables
     from tracepaper.replay.training.estimator import DataRequest, read_candles_of, recipe_of
@@ -439,7 +439,7 @@ def _refit(
     # First, for they refuse what cannot be had before minutes have passed.
     recipe = recipe_of(card)
     recipe.estimator.check(recipe, "--folds")
-    cards = {change: instead.changed(card, change) for change in changes}
+    cards = {change: ablated(card, change) for change in changes}
     request = DataRequest(data, covariates=supplied)
     material = read_candles_of(card, request, requested=recipe.baselines)
     if recipe.members:
@@ -452,7 +452,7 @@ def _refit(
         for change, other in cards.items():
             say(f"With {change}.")
             others[change] = refit(other, material, text, say=say)
-        made += instead.tables(own_folds, others)
+        made += ablation_tables(own_folds, others)
     if html is not None:
         write_tables(f"Folds of {found.id}", made, html)
     if as_json:

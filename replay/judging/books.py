@@ -19,17 +19,15 @@ import numpy as np
 from tracepaper.replay.archive.columns import instant, iso
 from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training import figures
-from tracepaper.replay.training.book_map import (
-    check_fits,
-    is_of_books,
-    load_books,
-)
 from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.estimators.order_book import (
     DAYS_TOLD_BY,
     BookScores,
+    check_fits,
     figures_of,
+    is_of_books,
     joined,
+    load_books,
     scores,
     sentences_of,
 )

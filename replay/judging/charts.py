@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.judging.judgement import OWN, RISKS, SpanJudgement
-from tracepaper.replay.judging.statistics import COVERAGES, RiskCurve
+from tracepaper.replay.judging.statistics import RISK_COVERAGES, RiskCurve
 from tracepaper.replay.report.charts import (
     ACCENT,
     FAINT,
@@ -39,7 +39,7 @@ def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> Chart | None:
     if not curves:
         return None
     names = list(dict.fromkeys(name for _, name in curves))
-    shares = [float(100 * share) for share in COVERAGES]
+    shares = [float(100 * share) for share in RISK_COVERAGES]
     data = [
         line(
             shares,

@@ -378,11 +378,14 @@ def _gates(judgement: SpanJudgement) -> Iterable[Table]:
     selective = judgement.judged.figures.get("gates", {}).get("selective", {})
     columns = [
         _named("gate", "gate"),
-        *(_column(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),
+        *(
+            _column(f"{share:g}", f"{100 * share:.0f} %", "share")
+            for share in figures.RISK_COVERAGES
+        ),
     ]
     rows = []
     for name, found in selective.items():
-        gained = zip(figures.COVERAGES, found["gained"], found["error"], strict=True)
+        gained = zip(figures.RISK_COVERAGES, found["gained"], found["error"], strict=True)
         rows.append(_Row(_words(name), {f"{share:g}": (value, e) for share, value, e in gained}))
     title = "Accuracy gained on the surest bars of the gates' horizon, in points"
     yield table("gates", title, columns, rows)

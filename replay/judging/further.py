@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.judging.judgement import SpanJudgement
-from tracepaper.replay.judging.risk import TAILS, Breaches, TailSaid, held
+from tracepaper.replay.judging.risk import SIDE_WORDS, Breaches, TailSaid, held
 from tracepaper.replay.report.document import Figure, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
@@ -60,7 +60,7 @@ def _breaches(one: FurtherForecasts) -> Iterator[Breaches]:
     if "tails" not in one.said:
         return
     said = one.said["tails"].astype(np.float64)
-    for at, (tail, sign) in enumerate(TAILS.items()):
+    for at, (tail, sign) in enumerate(SIDE_WORDS.items()):
         for place, share in enumerate(SHARES):
             limit, expected = said[:, at, place].T
             lost = sign * one.labels["returns"]
@@ -246,7 +246,7 @@ def _student_t(plain: HorizonForecasts) -> Array:
                 ],
                 axis=1,
             )
-            for sign in TAILS.values()
+            for sign in SIDE_WORDS.values()
         ],
         axis=1,
     )

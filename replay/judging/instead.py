@@ -54,7 +54,7 @@ _KEPT: Final = frozenset(
 """Keys that follow from the candles and the judgement, so that no fold is fitted by another."""
 
 
-def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
+def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     """Return *card* with the key of *text*, ``KEY=VALUE``, changed; an ensemble's in its network.
 
     A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for a key or
@@ -97,7 +97,7 @@ def _value(text: str, like: object) -> object:
         return text
 
 
-def tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
+def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
     """Return for each loss how much more each change of *others* loses than *own*, by horizon.
 
     Of a network over several assets also how much better each ranks them, and what its weights make

@@ -27,7 +27,7 @@ from tracepaper.replay.training.tails import (
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import SHARES
 
-TAILS: Final = {"of a long position": -1.0, "of a short position": 1.0}
+SIDE_WORDS: Final = {"of a long position": -1.0, "of a short position": 1.0}
 """Which returns lose: by the sign that they have."""
 _SYMBOL: Final = 1 << 32
 """Keys are places in time, times it, and a symbol."""
@@ -53,7 +53,7 @@ def breaches_of(
 
     With *is_calibrated* by the *factors* of the card's tails; none where it has no such horizon.
     """
-    for words, side in zip(TAILS, SIDES, strict=True):
+    for words, side in zip(SIDE_WORDS, SIDES, strict=True):
         for place, share in enumerate(SHARES):
             tail = (
                 calibrated(one, side, place, factors)

@@ -22,7 +22,7 @@ from tracepaper.replay.training.paired import (
 )
 from tracepaper.strategies.features.rolling import Array
 
-COVERAGES: Final = np.linspace(0.05, 1.0, 20)
+RISK_COVERAGES: Final = np.linspace(0.05, 1.0, 20)
 """Of the risk–coverage curve."""
 _SEED: Final = 20_170_817  # of ties
 
@@ -39,7 +39,7 @@ class Ranked(NamedTuple):
 
 
 class RiskCurve(NamedTuple):
-    """Mean risk of the surest shares ``COVERAGES``, less that of a random gate of equal coverage.
+    """Mean risk of the surest shares ``RISK_COVERAGES``, less that of a random gate of equal coverage.
 
     ``area`` is the mean of ``excess``; below zero the measure helps.
     """
@@ -62,7 +62,7 @@ def risk_curve(parts: Sequence[Ranked]) -> RiskCurve | None:
         return None
     names = np.unique(np.concatenate([part.days for part in known]))
     daily = np.concatenate([_bucketed(part, names) for part in known], axis=1)
-    size = len(COVERAGES)
+    size = len(RISK_COVERAGES)
 
     def excess(sums: Array) -> Array:
         """Return [.., coverage] of sums [.., part × (risk, count) × bucket]."""
@@ -92,8 +92,8 @@ def _bucketed(part: Ranked, names: NDArray[np.int64]) -> Array:
     place = np.empty(count, dtype=np.int64)
     place[np.lexsort((drawn, -part.measure))] = np.arange(count)
     # The last step holds what is left, whatever rounding did.
-    steps = np.round(COVERAGES[:-1] * count).astype(np.int64)
-    size = len(COVERAGES)
+    steps = np.round(RISK_COVERAGES[:-1] * count).astype(np.int64)
+    size = len(RISK_COVERAGES)
     cell = np.searchsorted(names, part.days) * size
     cell += np.searchsorted(steps, place, side="right")
     sums = [np.bincount(cell, of, len(names) * size) for of in (part.risk, np.ones(count))]

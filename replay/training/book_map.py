@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive.columns import iso
-from tracepaper.replay.archive.order_book import DepthHeader, RecordedDepth, read_depth
-from tracepaper.storage.checkpoints import load, read_card
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
-from tracepaper.strategies.order_book import KIND, SIDES, Books, tokens_of
+from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
+from tracepaper.replay.training.estimators.order_book import check_fits, load_books
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.order_book import SIDES, Books, tokens_of
 
 
 @dataclass(frozen=True)
@@ -35,50 +32,6 @@ class BookMap:
     weights: NDArray[np.float32]
     l1_error: float
     says: tuple[str, ...]  # what the card says of itself, and what was left out of the file
-
-
-def is_of_books(folder: Path) -> bool:
-    """Return whether *folder* holds a checkpoint of order books."""
-    try:
-        return bool(read_card(folder)["model"].get("kind") == KIND)
-    except CheckpointMismatch:
-        return False
-
-
-def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
-    """Return the network in *folder* and its card; raise ``CheckpointMismatch`` for others."""
-    checkpoint = load(folder)
-    card = checkpoint.card
-    if (kind := card["model"].get("kind")) != KIND:
-        raise CheckpointMismatch(
-            f"{folder} holds a model of the kind {shown(kind)}, not {KIND}; name one that "
-            f"`tracepaper train --network {KIND}` wrote."
-        )
-    network = OrderBookNetwork(OrderBookConfig.read(card["architecture"]))
-    try:
-        network.load_state_dict(checkpoint.tensors)
-    except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise CheckpointMismatch(
-            f"The weights in {folder} do not fit its architecture ({said:.200}); restore it."
-        ) from None
-    return network.eval(), card
-
-
-def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
-    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
-    market, levels = card["market"], card["architecture"]["levels"]
-    wanted = f"{market['category']}:{market['symbols'][0]}"
-    if header.instrument != wanted:
-        raise DataInvalid(
-            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
-            "name a file of that."
-        )
-    if header.every_ms != market["every_ms"] or header.levels < levels:
-        raise DataInvalid(
-            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
-            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
-        )
 
 
 def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> BookMap:

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.sections import GateSection, RegimeSection
-from tracepaper.replay.training import regimes
 from tracepaper.replay.training.card import (
     PERCENTS,
     RECENT_MASS,
@@ -37,6 +36,7 @@ from tracepaper.replay.training.explained import (
 from tracepaper.replay.training.regimes import (
     fit_cells,
     judge_cells,
+    regime_sentence,
 )
 from tracepaper.strategies.gates.declared import confidence_calibrated, edge, regime
 from tracepaper.strategies.gates.evaluator import RegimeBounds, key_of, next_regime, threshold_of
@@ -124,7 +124,7 @@ def judged_section(
     if "regimes" in section:
         cells = msgspec.convert(section["regimes"], RegimeCells)
         figures["regimes"] = judge_cells(found, cells, HYSTERESIS)
-        said.append(regimes.sentence(figures["regimes"]))
+        said.append(regime_sentence(figures["regimes"]))
     return judged, figures, said
 
 

@@ -39,7 +39,7 @@ from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS
 
 BLOCKS_A_DAY: Final = 24
-DRAWS: Final = 2
+PERMUTATIONS: Final = 2
 """Permutations of each column; a bar's loss is their mean."""
 _SEED: Final = 20_170_817
 _ENDING: Final = re.compile(r"(_(\d+[mhd]?|z|level|sin|cos))+$")
@@ -107,8 +107,8 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
         Finding(
             "permutation",
             f"Permutation of features, {judge.bars:,} bars of {judge.days} days",
-            f"Blocks of a 24th of a day change places within it, {DRAWS} draws; how much QLIKE"
-            f" rises and the share of right signs falls: above 0 the feature is used.{left}",
+            f"Blocks of a 24th of a day change places within it, {PERMUTATIONS} draws; how much "
+            f"QLIKE rises and the share of right signs falls: above 0 the feature is used.{left}",
             rows,
         )
     ]
@@ -125,7 +125,7 @@ def _changed(
     """Yield, for each of *asked*, its segment with *columns* permuted together, a draw each."""
     for number, (samples, _) in enumerate(asked):
         segment, found = samples.segment, []
-        for draw in range(DRAWS):
+        for draw in range(PERMUTATIONS):
             order = permutation(segment, np.random.default_rng((_SEED, number, draw)))
             values: Rows = segment.values.copy()
             values[:, columns] = segment.values[order][:, columns]

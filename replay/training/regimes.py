@@ -79,7 +79,7 @@ def judge_cells(found: ExplainedRows, cells: RegimeCells, hysteresis: float) -> 
     }
 
 
-def sentence(figures: Mapping[str, Any]) -> str:
+def regime_sentence(figures: Mapping[str, Any]) -> str:
     """Say in one sentence what followed in the first and the last cell of ``judge_cells``."""
     said = [
         f"{ratio[0]:.2f} (± {ratio[1]:.2f} by days) in regime {one}"

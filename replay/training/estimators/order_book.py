@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.training.card import (
     NOTICE,
     model_section,
@@ -46,7 +47,7 @@ from tracepaper.replay.training.recipe import (
     Recipe,
     chosen_of,
 )
-from tracepaper.storage.checkpoints import Checkpoint, save
+from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.networks import order_book
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
@@ -292,6 +293,42 @@ def network_of(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderB
             f"The weights do not fit their architecture ({said:.200}); restore the checkpoint."
         ) from None
     return network.eval()
+
+
+def is_of_books(folder: Path) -> bool:
+    """Return whether *folder* holds a checkpoint of order books."""
+    try:
+        return bool(read_card(folder)["model"].get("kind") == KIND)
+    except CheckpointMismatch:
+        return False
+
+
+def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
+    """Return the network in *folder* and its card; raise ``CheckpointMismatch`` for others."""
+    checkpoint = load(folder)
+    card = checkpoint.card
+    if (kind := card["model"].get("kind")) != KIND:
+        raise CheckpointMismatch(
+            f"{folder} holds a model of the kind {shown(kind)}, not {KIND}; name one that "
+            f"`tracepaper train --network {KIND}` wrote."
+        )
+    return network_of(card, checkpoint.tensors), card
+
+
+def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
+    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
+    market, levels = card["market"], card["architecture"]["levels"]
+    wanted = f"{market['category']}:{market['symbols'][0]}"
+    if header.instrument != wanted:
+        raise DataInvalid(
+            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
+            "name a file of that."
+        )
+    if header.every_ms != market["every_ms"] or header.levels < levels:
+        raise DataInvalid(
+            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
+            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
+        )
 
 
 # --- the fit

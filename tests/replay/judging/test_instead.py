@@ -10,7 +10,7 @@ import pytest
 from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.judging import instead
+from tracepaper.replay.judging.instead import ablated, ablation_tables
 from tracepaper.replay.judging.judgement import OWN
 from tracepaper.replay.judging.refits import Refits, refit
 from tracepaper.replay.training.dataset import Dataset
@@ -90,7 +90,7 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
         changed = replace(first, variances={**first.variances, **variances})
         return replace(own, forecasts=[[changed, *rest]])
 
-    [found, _] = instead.tables(
+    [found, _] = ablation_tables(
         own, {"oracle": others(truth), "worse": others(wrong), "same": others({})}
     )
     rows = {row["change"]: row for row in found.documents()}
@@ -128,7 +128,7 @@ def test_what_is_no_change_is_refused_in_one_sentence(
     checkpoint: Path, change: str, sentence: str
 ) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
-        instead.changed(load(checkpoint).card, change)
+        ablated(load(checkpoint).card, change)
 
 
 def test_a_change_needs_folds(
@@ -149,18 +149,18 @@ def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
         "architecture.dropout=0.3": ("dropout", 0.3),
     }
     for text, (key, value) in told.items():
-        assert instead.changed(card, text)["architecture"][key] == value
-    assert instead.changed(card, "training.steps=9")["training"]["steps"] == 9
+        assert ablated(card, text)["architecture"][key] == value
+    assert ablated(card, "training.steps=9")["training"]["steps"] == 9
 
 
 def test_of_an_ensemble_the_network_is_changed_and_the_rows_stay() -> None:
     card = load(locate("flash-15m")).card
-    before, after = (recipe_of(one) for one in (card, instead.changed(card, "encoding=alibi")))
+    before, after = (recipe_of(one) for one in (card, ablated(card, "encoding=alibi")))
     known, found = (one.members[0].document()["architecture"] for one in (before, after))
     assert known["encoding"] == "rope"
     assert found == {**known, "encoding": "alibi"}
     assert after.members[1] == before.members[1]
-    told = instead.changed(card, "training.entropy_weight=0.25")
+    told = ablated(card, "training.entropy_weight=0.25")
     assert recipe_of(told).options.entropy_weight == 0.25
     with pytest.raises(ConfigInvalid, match="changes nothing"):
-        instead.changed(card, "encoding=rope")
+        ablated(card, "encoding=rope")

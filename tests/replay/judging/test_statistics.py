@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.judging.statistics import COVERAGES, Ranked, overfitting, risk_curve
+from tracepaper.replay.judging.statistics import RISK_COVERAGES, Ranked, overfitting, risk_curve
 from tracepaper.replay.training.figures import DailyEstimate
 from tracepaper.replay.training.honesty import LEVEL
 from tracepaper.replay.training.paired import (
@@ -114,7 +114,7 @@ def test_the_curve_is_its_definition() -> None:
     expected = []
     for part in parts:
         order = np.argsort(-part.measure)
-        counts = np.round(COVERAGES * ROWS).astype(int)
+        counts = np.round(RISK_COVERAGES * ROWS).astype(int)
         expected.append([part.risk[order[:n]].mean() - part.risk.mean() for n in counts])
     np.testing.assert_allclose(found.excess, np.mean(expected, axis=0), atol=1e-12)
     assert found.area.value == pytest.approx(np.mean(expected))

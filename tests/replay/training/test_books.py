@@ -18,7 +18,7 @@ from msgspec import structs
 from typer.testing import CliRunner
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.training.book_map import book_map, load_books
+from tracepaper.replay.training.book_map import book_map
 from tracepaper.replay.training.estimators import order_book
 from tracepaper.replay.training.estimators.order_book import (
     BookFitOptions,
@@ -26,6 +26,7 @@ from tracepaper.replay.training.estimators.order_book import (
     figures_on,
     fit_network,
     frequencies_of,
+    load_books,
     sentences_of,
 )
 from tracepaper.replay.training.fit import Policy

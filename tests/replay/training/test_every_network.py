@@ -16,7 +16,7 @@ from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
-from tracepaper.replay.judging.instead import changed
+from tracepaper.replay.judging.instead import ablated
 from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.standing import experimental
 from tracepaper.storage.checkpoints import load
@@ -208,12 +208,12 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
 ) -> None:
     card = load(trained("trading")).card
     assert card["architecture"]["modalities"] == ["price", "time"]
-    other = derived(recipe_of(changed(card, "modalities=volume")), schema("v1"), 60_000)
+    other = derived(recipe_of(ablated(card, "modalities=volume")), schema("v1"), 60_000)
     assert isinstance(other.architecture, TradingConfig)
     assert other.architecture.modalities == ("volume",)
     assert TradingNetwork(other.architecture).fusion.names == ("volume",)
     with pytest.raises(ConfigInvalid, match="No feature is of the modality book"):
-        derived(recipe_of(changed(card, "modalities=book")), schema("v1"), 60_000)
+        derived(recipe_of(ablated(card, "modalities=book")), schema("v1"), 60_000)
 
 
 def test_correlations_of_several_symbols_are_judged_beside_ewma(

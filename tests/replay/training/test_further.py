@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from tracepaper.replay.explain.auxiliary_heads import further_ahead
-from tracepaper.replay.judging.risk import TAILS, TailSaid, held
+from tracepaper.replay.judging.risk import SIDE_WORDS, TailSaid, held
 from tracepaper.replay.training import losses
 from tracepaper.replay.training.dataset import Dataset
 from tracepaper.replay.training.fit import FitOptions, HeadsFit
@@ -270,7 +270,7 @@ def test_the_tails_follow_a_planted_volatility(judged: FurtherForecasts) -> None
     tails, is_wild = judged.said["tails"], wild(judged)
     five = tails[:, 0, 1, 0]
     assert np.median(five[is_wild]) > 1.4 * np.median(five[~is_wild])
-    for at, (tail, sign) in enumerate(TAILS.items()):
+    for at, (tail, sign) in enumerate(SIDE_WORDS.items()):
         for chosen in (is_wild, ~is_wild):
             lost = sign * judged.labels["returns"][chosen]
             limit, expected = tails[chosen, at, 1].astype(np.float64).T
