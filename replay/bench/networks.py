@@ -8,7 +8,7 @@ In a chunk every labelled bar is a sample of one pass. The naive form runs the s
 the whole receptive field of each sample and learns from its last row: the same answer, a sample a
 pass. Both take steps of the same optimiser; only what a step learns from differs.
 
-The protocol is in ``replay/training/direct_data.py``: parts of 12, 4 and 4 months, z-scores by the
+The protocol is in ``replay/bench/ett_data.py``: parts of 12, 4 and 4 months, z-scores by the
 training part, every test window, errors over all variables. Published figures were taken so.
 """
 
@@ -28,28 +28,28 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.bench.machine import machine_line, most_resident_mb, resident_mb
-from tracepaper.replay.bench.replay import tiled
-from tracepaper.replay.bench.workloads import BookWorkload, SeveralAssets
-from tracepaper.replay.training import direct_baselines as baselines
-from tracepaper.replay.training.direct_data import (
+from tracepaper.replay.bench import ett as baselines
+from tracepaper.replay.bench.ett_data import (
     DirectModel,
     Task,
     errors,
     prepare,
     read_table,
 )
-from tracepaper.replay.training.fit import (
+from tracepaper.replay.bench.machine import machine_line, most_resident_mb, resident_mb
+from tracepaper.replay.bench.replay import tiled
+from tracepaper.replay.bench.workloads import BookWorkload, SeveralAssets
+from tracepaper.replay.learning.fit import (
     FitOptions,
     HeadsFit,
     Progress,
     use_threads,
 )
-from tracepaper.replay.training.samples import (
+from tracepaper.replay.learning.samples import (
     Samples,
     samples_of,
 )
-from tracepaper.replay.training.series import (
+from tracepaper.replay.learning.splits import (
     Part,
     Split,
     segments_of,
@@ -327,7 +327,7 @@ def measure_ett(
 def _fitted(
     task: Task, network: str, seed: int, epochs: int | None, tell: Callable[[str], None]
 ) -> DirectModel:
-    from tracepaper.replay.training.direct_fit import (
+    from tracepaper.replay.bench.ett import (
         Epoch,
         fit,
         recipes,

@@ -13,8 +13,8 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
-    from tracepaper.replay.judging.books import BookCheckpoint
-    from tracepaper.replay.training.openings import NamedSpan
+    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
+    from tracepaper.replay.learning.openings import NamedSpan
 
 _ZONE: Final = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
 _NUMBER: Final = re.compile(r"\d+")
@@ -38,10 +38,9 @@ def evaluate_books(
 
     A model that is called untrained stays so, and gets no figure, whatever *data* are.
     """
-    from tracepaper.replay.judging.book_refits import asked_of_books
-    from tracepaper.replay.judging.books import BookCheckpoint
-    from tracepaper.replay.judging.instead import ablated
-    from tracepaper.replay.training.fit import use_threads
+    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint, asked_of_books
+    from tracepaper.replay.learning.evaluation.walk_forward import ablated
+    from tracepaper.replay.learning.fit import use_threads
 
     use_threads(threads)
     model = BookCheckpoint.read(name)
@@ -72,14 +71,14 @@ def _judge_books(
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import Paragraph, Part, documents
-    from tracepaper.replay.judging.books import (
+    from tracepaper.replay.learning.evaluation.order_books import (
         judge_books,
         tables_across_books,
         tables_of_books,
         with_rival,
     )
-    from tracepaper.replay.judging.output import heading, write_tables
-    from tracepaper.replay.training.openings import counted
+    from tracepaper.replay.learning.evaluation.output import heading, write_tables
+    from tracepaper.replay.learning.openings import counted
 
     material = model.material(data)
     every = [judge_books(model, material, span) for span in asked.spans]
@@ -142,8 +141,12 @@ def _refit_books(
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import documents
-    from tracepaper.replay.judging.book_refits import book_fold_tables, chosen_for, refit_books
-    from tracepaper.replay.judging.output import write_tables
+    from tracepaper.replay.learning.evaluation.order_books import (
+        book_fold_tables,
+        chosen_for,
+        refit_books,
+    )
+    from tracepaper.replay.learning.evaluation.output import write_tables
 
     text = asked.folds
     assert text is not None
@@ -185,8 +188,8 @@ def explain_book(
     from rich.console import Console
 
     from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.explain.order_book import book_map
     from tracepaper.replay.explain.picture import map_document, map_parts
-    from tracepaper.replay.training.book_map import book_map
     from tracepaper.storage.checkpoints import locate
 
     if depth is None or checkpoint is None:

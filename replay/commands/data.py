@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.series import Held, Imported, Quality
-    from tracepaper.replay.training.series import (
+    from tracepaper.replay.learning.splits import (
         Segment,
         Split,
     )
@@ -243,16 +243,16 @@ def describe(
     this took is printed too.
     """
     from tracepaper.replay.bench.machine import most_resident_mb
-    from tracepaper.replay.training.array_cache import (
+    from tracepaper.replay.learning.array_cache import (
         ArrayCache,
         default_folder,
     )
-    from tracepaper.replay.training.dataset import (
+    from tracepaper.replay.learning.dataset import (
         Dataset,
         ahead,
         intervals_of,
     )
-    from tracepaper.replay.training.described import (
+    from tracepaper.replay.learning.training import (
         described,
         lines,
     )
@@ -280,7 +280,7 @@ def describe(
 def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: int) -> Split:
     """Return the split of three dates, or of a training's shares where there are none."""
     from tracepaper.replay.commands.train import SHARES
-    from tracepaper.replay.training.series import (
+    from tracepaper.replay.learning.splits import (
         Split,
         by_shares,
         date_ms,

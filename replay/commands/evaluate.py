@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
-    from tracepaper.replay.judging.judgement import Rival, SpanJudgement
-    from tracepaper.replay.training.dataset import Dataset
-    from tracepaper.replay.training.estimator import DataSource
-    from tracepaper.replay.training.findings import Finding
-    from tracepaper.replay.training.openings import NamedSpan
+    from tracepaper.replay.learning.dataset import Dataset
+    from tracepaper.replay.learning.estimator import DataSource
+    from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
+    from tracepaper.replay.learning.inspection.findings import Finding
+    from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import VectorFile
 
@@ -98,8 +98,8 @@ def evaluate(
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.commands.books import BooksAsked, evaluate_books, refuse_for_books
-    from tracepaper.replay.training.estimator import DataSource
-    from tracepaper.replay.training.openings import read_spans
+    from tracepaper.replay.learning.estimator import DataSource
+    from tracepaper.replay.learning.openings import read_spans
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.extras import require
 
@@ -176,7 +176,7 @@ def evaluate(
 
 def _source(name: str) -> DataSource:
     """Return what the checkpoint *name* reads; a class of one's own reads bars."""
-    from tracepaper.replay.training.estimator import DataSource, estimator_of
+    from tracepaper.replay.learning.estimator import DataSource, estimator_of
     from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
 
     folder = locate(name)
@@ -185,7 +185,7 @@ def _source(name: str) -> DataSource:
 
 def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
     """Raise ``ConfigInvalid`` where a network of order books is to stand beside a model of bars."""
-    from tracepaper.replay.training.estimator import DataSource
+    from tracepaper.replay.learning.estimator import DataSource
     from tracepaper.strategies.errors import ConfigInvalid
 
     for other in beside:
@@ -222,7 +222,7 @@ class _Judged(NamedTuple):
 
 def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.judging.output import as_document, show, write_page
+    from tracepaper.replay.learning.evaluation.output import as_document, show, write_page
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
@@ -244,8 +244,8 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
 
 def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built."""
-    from tracepaper.replay.training.estimator import DataSource, estimator_of
-    from tracepaper.replay.training.fit import use_threads
+    from tracepaper.replay.learning.estimator import DataSource, estimator_of
+    from tracepaper.replay.learning.fit import use_threads
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
@@ -284,11 +284,11 @@ def _of_checkpoint(
     bars: int | None,
 ) -> _Judged:
     """Judge a checkpoint on *spans*."""
-    from tracepaper.replay.judging.judgement import judge_checkpoint
-    from tracepaper.replay.training.estimator import DataRequest, read_candles_of, recipe_of
-    from tracepaper.replay.training.examination import examined
-    from tracepaper.replay.training.openings import counted
-    from tracepaper.replay.training.subject import Subject
+    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.learning.evaluation.evaluate import judge_checkpoint
+    from tracepaper.replay.learning.inspection.examination import examined
+    from tracepaper.replay.learning.inspection.model import Subject
+    from tracepaper.replay.learning.openings import counted
 
     supplied = _vectors(vectors)
     folder, found = _loaded(name, threads, supplied)
@@ -318,8 +318,8 @@ def _refuse_for_class(asked: Mapping[str, int]) -> None:
 
 def _of_class(name: str, data: list[str], file: Given, spans: Sequence[NamedSpan]) -> _Judged:
     """Judge the user's class *name*, as *file* configures it."""
-    from tracepaper.replay.judging.judgement import judge_class
-    from tracepaper.replay.training.openings import counted
+    from tracepaper.replay.learning.evaluation.evaluate import judge_class
+    from tracepaper.replay.learning.openings import counted
 
     forecaster, material, horizon = _class(name, data, file)
     every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
@@ -334,8 +334,8 @@ def _class(
     """Return the user's class, its candles, and the horizon of the gates."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.user_model import load_model
-    from tracepaper.replay.training.dataset import Dataset
-    from tracepaper.replay.training.own import split_at
+    from tracepaper.replay.learning.dataset import Dataset
+    from tracepaper.replay.learning.evaluation.user_class import split_at
 
     given = load(file, {"model": {"class": name}})
     forecaster = load_model(given, mode="scan")
@@ -362,10 +362,16 @@ def _with_rival(
     from functools import partial
 
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.judging.beside import require_interval, rival_checkpoint, rival_class
-    from tracepaper.replay.training.estimator import DataRequest, read_candles_of, recipe_of
-    from tracepaper.replay.training.fitted import unfitted
-    from tracepaper.replay.training.openings import counted
+    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.learning.evaluation.evaluate import (
+        require_interval,
+        rival_checkpoint,
+        rival_class,
+    )
+    from tracepaper.replay.learning.openings import counted
+    from tracepaper.replay.learning.stored_baselines import (
+        unfitted,
+    )
     from tracepaper.strategies.errors import ConfigInvalid
 
     ask: Callable[[SpanJudgement], Rival]
@@ -427,11 +433,15 @@ def _refit(
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
     from tracepaper.replay.document.values import documents
-    from tracepaper.replay.judging.instead import ablated, ablation_tables
-    from tracepaper.replay.judging.output import write_tables
-    from tracepaper.replay.judging.refits import refit, tables
-    from tracepaper.replay.training.estimator import DataRequest, read_candles_of, recipe_of
-    from tracepaper.replay.training.estimators.ensemble import with_narrow
+    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.learning.estimators.ensemble import with_narrow
+    from tracepaper.replay.learning.evaluation.output import write_tables
+    from tracepaper.replay.learning.evaluation.walk_forward import (
+        ablated,
+        ablation_tables,
+        refit,
+        tables,
+    )
 
     supplied = _vectors(vectors)
     _, found = _loaded(name, threads, supplied)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
     from tracepaper.daemon.session.retraining import CandidateJudgement
     from tracepaper.replay.document.values import Part
-    from tracepaper.replay.judging.retraining import Retraining
+    from tracepaper.replay.learning.evaluation.retraining import Retraining
     from tracepaper.strategies.networks.checks import NetworkCheck
 
 
@@ -61,7 +61,7 @@ def list_models(
     json: JsonOption = False,
 ) -> None:
     """List the bundled checkpoints, those kept beside a database, and those in FOLDER."""
-    from tracepaper.replay.training.standing import experimental
+    from tracepaper.replay.learning.card import experimental
     from tracepaper.storage.checkpoints import BUNDLED, CARD_NAME, kept_folder, listed, locate
 
     given = [locate(str(folder)) for folder in folders or [BUNDLED]]
@@ -112,7 +112,7 @@ def check(
     """
     from dataclasses import asdict
 
-    from tracepaper.replay.training.stored_network import StoredNetwork
+    from tracepaper.replay.learning.inspection.model import StoredNetwork
 
     stored = StoredNetwork.open(model, covariates)
     found = stored.examined(tuple(data or ()))
@@ -148,7 +148,7 @@ def export(
     Of an ensemble, the network is taken. Its inputs are the model's feature rows and
     their absolute positions, its outputs the heads at the last bar.
     """
-    from tracepaper.replay.training.stored_network import StoredNetwork
+    from tracepaper.replay.learning.inspection.model import StoredNetwork
     from tracepaper.strategies.extras import require
 
     for package in ("onnx", "onnxscript"):
@@ -202,7 +202,7 @@ def _condition(found: NetworkCheck) -> Iterator[Part]:
 
 def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
     """Return the kinds of networks of which no checkpoint in *found* has beaten persistence."""
-    from tracepaper.replay.training.standing import experimental
+    from tracepaper.replay.learning.card import experimental
     from tracepaper.strategies import order_book
     from tracepaper.strategies.networks.architecture import network_kinds
     from tracepaper.strategies.networks.cross_asset import KINDS
@@ -226,8 +226,8 @@ def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader wants to know first."""
-    from tracepaper.replay.training.honesty import shown_sentences
-    from tracepaper.replay.training.standing import experimental
+    from tracepaper.replay.learning.card import experimental
+    from tracepaper.replay.report.honesty import shown_sentences
 
     model, architecture = card["model"], card["architecture"]
     layers, window = architecture.get("layers"), architecture.get("window")
@@ -377,7 +377,7 @@ def _asked(
         tests_of,
     )
     from tracepaper.replay.archive.columns import instant
-    from tracepaper.replay.judging.retraining import Retraining
+    from tracepaper.replay.learning.evaluation.retraining import Retraining
     from tracepaper.storage.checkpoints import ID_DIGITS, find_kept
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.errors import ConfigInvalid
@@ -415,7 +415,7 @@ def _found(asked: Retraining, number: int, alpha: float) -> CandidateJudgement:
     from msgspec.structs import replace
 
     from tracepaper.daemon.session.retraining import level_of
-    from tracepaper.replay.judging.retraining import retrain as trained
+    from tracepaper.replay.learning.evaluation.retraining import retrain as trained
 
     found = trained(asked, say=lambda text: typer.echo(text, err=True))
     if not found.is_judged:

@@ -12,7 +12,7 @@ from tracepaper.daemon.commands.options import JsonOption, print_json
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tracepaper.replay.training.recipe import Recipe
+    from tracepaper.replay.learning.recipe import Recipe
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.strategies.errors import ConfigInvalid
 
@@ -288,10 +288,12 @@ def _trained(
 ) -> list[tuple[Path, Checkpoint]]:
     """Train a checkpoint by each recipe, of a *file* or of options."""
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.training.estimator import DataRequest
-    from tracepaper.replay.training.show import FitView
-    from tracepaper.replay.training.training import require_encoder, train_seeds
+    from tracepaper.replay.learning.array_cache import (
+        ArrayCache,
+        default_folder,
+    )
+    from tracepaper.replay.learning.estimator import DataRequest
+    from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
     from tracepaper.storage.covariates import read_vectors
     from tracepaper.strategies.extras import require
 
@@ -343,8 +345,8 @@ def _recipes(
     file: Path | None, given: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] | None
 ) -> list[Recipe]:
     """Return the recipe of each seed: what is *given*, over *file*, over the defaults."""
-    from tracepaper.replay.training.estimator import as_recipe, recipe_of
-    from tracepaper.replay.training.recipe import over, read_recipe
+    from tracepaper.replay.learning.estimator import as_recipe, recipe_of
+    from tracepaper.replay.learning.recipe import over, read_recipe
 
     document = {} if file is None else as_recipe(read_recipe(file))
     said = {
@@ -359,7 +361,7 @@ def _recipes(
 
 def _is_checkpoint(given: str | None) -> bool:
     """Return whether *given* is a folder with a checkpoint, and no kind of one."""
-    from tracepaper.replay.training.estimator import estimators
+    from tracepaper.replay.learning.estimator import estimators
     from tracepaper.storage.checkpoints import CARD_NAME
 
     if given is None or not (Path(given) / CARD_NAME).is_file():
@@ -388,11 +390,14 @@ def _combine(
     from rich.console import Console
 
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.training.array_cache import ArrayCache, default_folder
-    from tracepaper.replay.training.estimator import DataRequest
-    from tracepaper.replay.training.fit import use_threads
-    from tracepaper.replay.training.recipe import THREADS
-    from tracepaper.replay.training.training import combine
+    from tracepaper.replay.learning.array_cache import (
+        ArrayCache,
+        default_folder,
+    )
+    from tracepaper.replay.learning.estimator import DataRequest
+    from tracepaper.replay.learning.fit import use_threads
+    from tracepaper.replay.learning.recipe import THREADS
+    from tracepaper.replay.learning.training import combine
 
     kept = {("model", "kind"), ("model", "name"), ("ensemble", "kind")}
     kept |= {("training", "threads"), ("training", "explained_bars")}
@@ -413,7 +418,7 @@ def _combine(
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
-    from tracepaper.replay.training.estimator import DataSource, estimator_of
+    from tracepaper.replay.learning.estimator import DataSource, estimator_of
 
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:

@@ -22,14 +22,14 @@ import numpy as np
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import checkpoint_folder, checkpoint_sha256, make_orderbook
 from tracepaper.replay.explain.decision import StoredDecision
-from tracepaper.replay.training.book_map import BookMap
-from tracepaper.replay.training.further import (
+from tracepaper.replay.explain.order_book import BookMap
+from tracepaper.replay.learning.evaluation.auxiliary_heads import (
     TAILS,
     Said,
     with_factors,
 )
-from tracepaper.replay.training.honesty import shown_sentences
-from tracepaper.replay.training.samples import path_steps
+from tracepaper.replay.learning.samples import path_steps
+from tracepaper.replay.report.honesty import shown_sentences
 from tracepaper.storage.checkpoints import read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid

@@ -74,7 +74,7 @@ from tracepaper.strategies.forecasters.attribution import DECISIONS
 
 if TYPE_CHECKING:
     from tracepaper.replay.explain.attribution import ByFeature, ByMethod, Influence
-    from tracepaper.replay.training.book_map import BookMap
+    from tracepaper.replay.explain.order_book import BookMap
 
 
 class Recomputed(NamedTuple):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, table_of
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, verdict_of
+from tracepaper.replay.explain.order_book import BookMap
 from tracepaper.replay.explain.tables import BASIS_POINTS, LOOKED
-from tracepaper.replay.training.book_map import BookMap
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.networks.order_book import MOVES

@@ -39,8 +39,8 @@ from tracepaper.replay.explain.recompute import (
     Moves,
     Trial,
 )
+from tracepaper.replay.learning.evaluation.auxiliary_heads import TAILS
 from tracepaper.replay.report.trades import listed
-from tracepaper.replay.training.further import TAILS
 from tracepaper.strategies.forecasters.cross_asset import USUAL
 from tracepaper.strategies.gates.gate import measured, unit_beside
 from tracepaper.strategies.types.decisions import Action

@@ -29,6 +29,7 @@ from tracepaper.replay.report.benchmarks import (
     random_twins,
     refusals,
 )
+from tracepaper.replay.report.honesty import shown_sentences
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
 from tracepaper.replay.report.trades import (
@@ -41,7 +42,6 @@ from tracepaper.replay.report.trades import (
 from tracepaper.replay.report.trades import (
     newest as newest_listed,
 )
-from tracepaper.replay.training.honesty import shown_sentences
 from tracepaper.storage.checkpoints import ID_DIGITS
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews

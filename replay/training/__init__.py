@@ -1,1 +1,1 @@
-"""Targets, splits, fitting, evaluation, model card."""
+"""The former room of ``tracepaper.replay.learning``."""

@@ -41,7 +41,7 @@ PROCESSORS: Final[dict[str, dict[str, str]]] = {
 }
 """Each processor by the environment that makes this one compute like it."""
 BEYOND: Final = (
-    TESTS / "replay/training/test_fit.py::test_products_in_bfloat16_leave_the_weights_float32[lstm]"
+    TESTS / "replay/learning/test_fit.py::test_products_in_bfloat16_leave_the_weights_float32[lstm]"
 )
 """Torch asks the processor whether oneDNN has an LSTM of bfloat16, and not oneDNN: where AVX-512 is
 there and oneDNN may not take it, as on no real processor, it fails."""

@@ -21,7 +21,7 @@ from typing import Final
 from depth_cases import long, write
 from learning import DAY_BARS, FORMS, START_MS, learnable, recipe, write_csv
 
-from tracepaper.replay.training.series import iso
+from tracepaper.replay.learning.splits import iso
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 CREATED_NS: Final = 1_700_000_000_000_000_000

@@ -21,8 +21,10 @@ from readme import blocks
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.bench.workloads import FORMS
-from tracepaper.replay.training.baselines import BASELINES
-from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.learning.baselines import (
+    BASELINES,
+)
+from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, rollout_kernels

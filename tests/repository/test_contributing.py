@@ -21,7 +21,7 @@ PLACES = {
         "replay.exchange.answers",
         "replay.exchange.fault_kinds",
     ),
-    "A feature, a label, a loss, a baseline": ("strategies.features.v2", "replay.training.losses"),
+    "A feature, a label, a loss, a baseline": ("strategies.features.v2", "replay.learning.losses"),
     "A backend, an encoding, a network": (
         "strategies.attention.backends",
         "strategies.networks.encodings",

@@ -107,7 +107,7 @@ PAGES: Final = ("docs", "deploy", "README.md", "CONTRIBUTING.md", "ARCHITECTURE.
 CODE: Final = re.compile(r"^```.*?^```|`[^`]*`", re.MULTILINE | re.DOTALL)
 MADE: Final = ("docs/commands.md", "docs/surface.md", "docs/views.md")
 """Pages that follow from help and docstrings."""
-TRANSLATORS: Final = {"daemon/cli.py", "replay/training/honesty.py"}
+TRANSLATORS: Final = {"daemon/cli.py", "replay/report/honesty.py"}
 """Modules that must know an older name: they refuse it, or show an older card by the new one."""
 
 

@@ -15,11 +15,11 @@ from builders import instrument
 from msgspec import structs
 
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
-from tracepaper.replay.training.estimator import estimators
-from tracepaper.replay.training.estimators.order_book import BookFitOptions
-from tracepaper.replay.training.order_books import BookDataset
-from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.training import train
+from tracepaper.replay.learning.estimator import estimators
+from tracepaper.replay.learning.estimators.order_book import BookFitOptions
+from tracepaper.replay.learning.order_books import BookDataset
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.training import train
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import KIND
 from tracepaper.strategies.types.market import Depth

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.training.boosting import BoostingOptions
-from tracepaper.replay.training.estimator import estimators, recipe_of
-from tracepaper.replay.training.estimators.networks import NetworkEstimator
-from tracepaper.replay.training.estimators.tabular import RowKeys
-from tracepaper.replay.training.recipe import Recipe
-from tracepaper.replay.training.series import Segment, Split, iso, segments_of
+from tracepaper.replay.learning.boosting import BoostingOptions
+from tracepaper.replay.learning.estimator import estimators, recipe_of
+from tracepaper.replay.learning.estimators.networks import NetworkEstimator
+from tracepaper.replay.learning.estimators.tabular import RowKeys
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.splits import Segment, Split, iso, segments_of
 from tracepaper.strategies.features.rows import FeatureSchema, schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tracepaper.replay.bench.ett_data import prepare, read_table
 from tracepaper.replay.bench.networks import NETWORKS, measure_ett
 from tracepaper.replay.commands.bench import app
-from tracepaper.replay.training.direct_data import prepare, read_table
 from tracepaper.strategies.errors import ConfigInvalid
 
 ROWS = 2_400

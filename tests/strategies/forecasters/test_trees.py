@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tracepaper.replay.training.boosting import trees_of
+from tracepaper.replay.learning.boosting import trees_of
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.tabular import GlmModel, TreeModel
 from tracepaper.strategies.forecasters.trees import Scorer, Trees, contributions, joined

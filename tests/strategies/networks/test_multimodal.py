@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.training.estimator import recipe_of
+from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds

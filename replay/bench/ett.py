@@ -1,0 +1,421 @@
+"""The published electricity benchmark: direct forecasts of many steps, and their baselines.
+
+The loss is the mean squared error in standard deviations of the training part. Judged after each
+epoch and kept are the averaged weights, those of the best validation error; the test part is not
+looked at. All of it runs on the CPU, in one thread of the process from then on: these networks
+are too small for two, and a seed gives one result.
+
+Each takes a task of ``direct_data`` and returns what answers origins. Ridge and tree see one
+variable's own past, and all variables share one fit, in units of the training part; what the window
+ends on is taken from it before and added to the answer after (Zeng et al., 2023, "NLinear"). Fitted
+on the training part; whatever is chosen is chosen on the validation part.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count, islice
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from scipy.linalg import eigh
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from tracepaper.replay.bench.ett_data import (
+    CHUNK,
+    Answer,
+    DirectModel,
+    Rows,
+    Task,
+    TaskPart,
+    Values,
+    errors,
+)
+from tracepaper.replay.learning.boosting import import_lightgbm
+from tracepaper.replay.learning.fit import Fit, Policy, Progress
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.networks.baselines import (
+    DirectConfig,
+    DirectFlash,
+    DirectLstm,
+    PublishedInformer,
+    PublishedInformerConfig,
+)
+
+_INFORMER_ROWS: Final = 96
+"""Rows that the Informer reads at most, unless it answers more: its time goes by their square."""
+
+
+@dataclass(frozen=True)
+class DirectOptions:
+    """How to fit: passes over the training part, windows a step, and when to stop."""
+
+    epochs: int = 3
+    batch: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 1.0
+    warm_up: int = 100
+    clip: float = 1.0
+    average: float = 0.998  # decay of the averaged weights
+    patience: int = 2
+    seed: int = 0
+
+
+class DirectRecipe(NamedTuple):
+    """A network for a task, untrained, how many rows it reads, and how it is fitted."""
+
+    make: Callable[[], nn.Module]
+    window: int
+    options: DirectOptions
+    members: int = 1
+    """Networks that are fitted from seeds of their own, and whose answers are averaged."""
+
+
+def recipes(task: Task, seed: int = 0) -> dict[str, DirectRecipe]:
+    """Return the recipe of every network by its name; *seed* draws weights, order and keys."""
+    days, horizon = task.day_rows, task.horizon
+    direct = DirectConfig(window=14 * days, horizon=horizon, patch=days)
+    read = max(min(2 * days, _INFORMER_ROWS), horizon)
+    informer = PublishedInformerConfig(
+        variables=task.values.shape[1],
+        window=read,
+        horizon=horizon,
+        start=read,
+        dim=64,
+        heads=4,
+        hidden=256,
+        dropout=0.1,
+        seed=seed,
+    )
+    return {
+        "flash": DirectRecipe(
+            lambda: DirectFlash(direct), direct.window, DirectOptions(epochs=2, seed=seed), 3
+        ),
+        "lstm": DirectRecipe(lambda: DirectLstm(direct), direct.window, DirectOptions(seed=seed)),
+        "informer": DirectRecipe(
+            lambda: PublishedInformer(informer),
+            informer.window,
+            DirectOptions(epochs=5, weight_decay=1e-2, seed=seed),
+        ),
+    }
+
+
+class Epoch(NamedTuple):
+    """What is known after one pass, for the caller's ``observe``."""
+
+    member: int
+    number: int
+    epochs: int
+    training_mse: float
+    validation_mse: float
+
+
+def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> DirectModel:
+    """Fit the networks of *recipe* to *task*; what answers is the mean of their answers.
+
+    Raises ``ConfigInvalid`` when no window fits the training part, ``DataInvalid`` on a loss that
+    is not finite.
+    """
+    torch.set_num_threads(1)
+    feed = _Feed(task, recipe.window)
+    made = [_fit_one(task, recipe, feed, member, observe) for member in range(recipe.members)]
+    answers = [_answer(each.network, feed) for each in made]
+    parameters = sum(part.numel() for each in made for part in each.network.parameters())
+    kept = ", ".join(f"{each.epoch} ({each.validation_mse:.4f})" for each in made)
+
+    def answer(origins: Rows) -> Values:
+        found: Values = np.mean([each(origins) for each in answers], axis=0)
+        return found
+
+    return DirectModel(answer, parameters, f"epoch {kept} by validation MSE")
+
+
+class _Kept(NamedTuple):
+    network: nn.Module
+    epoch: int
+    validation_mse: float
+
+
+def _fit_one(
+    task: Task, recipe: DirectRecipe, feed: _Feed, member: int, observe: Callable[[Epoch], None]
+) -> _Kept:
+    """Fit one network and return it with its best averaged weights."""
+    options = recipe.options
+    origins = torch.from_numpy(task.origins(task.training, recipe.window))
+    steps = len(origins) // options.batch
+    if steps < 1:
+        raise ConfigInvalid(
+            f"The training part holds {len(origins)} windows of {recipe.window} rows and horizon "
+            f"{task.horizon}; give more rows or a shorter horizon."
+        )
+    torch.manual_seed(options.seed * recipe.members + member)
+    learnt = _Steps(recipe.make(), task, recipe, feed, origins)
+    made = Fit(learnt, _policy(learnt.network, options, steps))
+
+    def each_step(progress: Progress) -> None:
+        if progress.stopped:
+            raise DataInvalid(progress.stopped)
+        if progress.validated:
+            number, found = progress.step // steps, -progress.scores[0][0]
+            observe(Epoch(member + 1, number, options.epochs, learnt.training_mse, found))
+
+    made.run(each_step)
+    learnt.network.load_state_dict(made.best)
+    return _Kept(learnt.network, made.progress.best_step // steps, -made.progress.best_score)
+
+
+def _policy(network: nn.Module, options: DirectOptions, epoch_steps: int) -> Policy:
+    """Return how many steps are fitted at once: all decay, and buffers are averaged as weights."""
+    steps = epoch_steps * options.epochs
+    return Policy(
+        steps,
+        [{"params": list(network.parameters()), "weight_decay": options.weight_decay}],
+        lambda step: options.learning_rate * _share(step, options.warm_up, steps),
+        clip=options.clip,
+        validate_every=epoch_steps,
+        averaged=AveragedModel(
+            network, avg_fn=partial(_averaged, decay=options.average), use_buffers=True
+        ),
+        patience=options.patience,
+    )
+
+
+class _Steps:
+    """What is learnt of a table: its next rows, by their mean squared error; judged by epochs."""
+
+    def __init__(
+        self, network: nn.Module, task: Task, recipe: DirectRecipe, feed: _Feed, origins: Tensor
+    ) -> None:
+        self.network = network
+        self.training_mse = math.nan
+        """Of the epoch that was judged last."""
+        self._task = task
+        self._options = recipe.options
+        self._judged = task.origins(task.validation, recipe.window)
+        self._feed = feed
+        self._origins = origins
+        self._losses: list[float] = []
+        self._epoch = 1
+
+    def batches(self, done: int) -> Iterator[_Batch]:
+        """Yield the batches after *done* others, epoch after epoch."""
+        epochs = (_batches(self._origins, self._options.batch) for _ in count())
+        return map(self._feed, islice(chain.from_iterable(epochs), done, None))
+
+    def gradient(self, batch: _Batch) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its loss, and its windows."""
+        loss = functional.mse_loss(self.network(batch.seen, batch.marks), batch.answers)
+        loss.backward()
+        self._losses.append(self._finite(float(loss.detach())))
+        return self._losses[-1], len(batch.seen)
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean squared error over the validation part, below 0."""
+        self.training_mse = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        score = -self._finite(errors(self._task, self._judged, _answer(network, self._feed)).mse)
+        self._epoch += 1
+        progress.scores = [[score]]
+        return score
+
+    def _finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise DataInvalid(f"The loss of epoch {self._epoch} is not finite; check the file.")
+        return loss
+
+
+class _Batch(NamedTuple):
+    seen: Tensor  # [window, row, variable]
+    marks: Tensor  # [window, row + horizon, mark]
+    answers: Tensor  # [window, horizon, variable]
+
+
+class _Feed:
+    """Origins → their windows as tensors."""
+
+    def __init__(self, task: Task, window: int) -> None:
+        self._values = torch.from_numpy(task.values).float()
+        self._marks = torch.from_numpy(task.marks).float()
+        self._seen = torch.arange(-window, 0)
+        self._ahead = torch.arange(task.horizon)
+
+    def __call__(self, origins: Tensor) -> _Batch:
+        at = origins[:, None]
+        both = torch.cat((self._seen, self._ahead))
+        seen, answers = self._values[at + self._seen], self._values[at + self._ahead]
+        return _Batch(seen, self._marks[at + both], answers)
+
+
+def _batches(origins: Tensor, size: int) -> Iterator[Tensor]:
+    """Yield *origins* in random order, whole batches alone."""
+    order = origins[torch.randperm(len(origins))]
+    yield from order[: len(order) // size * size].split(size)
+
+
+def _averaged(average: Tensor, current: Tensor, count: Tensor | int, *, decay: float) -> Tensor:
+    """Return the moving average after *count* others: short at first, so that it does not lag."""
+    if not current.is_floating_point():
+        return current  # whole numbers, such as sampled keys, have no average
+    return average.lerp(current, 1.0 - min(decay, (int(count) + 1) / (int(count) + 10)))
+
+
+def _share(step: int, warm_up: int, steps: int) -> float:
+    """Return the share of the peak rate at *step*: a straight warm-up, then a cosine to zero."""
+    warm = min(1.0, (step + 1) / max(warm_up, 1))
+    return warm * 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def _answer(network: nn.Module, feed: _Feed) -> Answer:
+    def answer(origins: Rows) -> Values:
+        network.eval()
+        batch = feed(torch.from_numpy(origins))
+        with torch.inference_mode():
+            found: Values = network(batch.seen, batch.marks).double().numpy()
+        return found
+
+    return answer
+
+
+RIDGE_DAYS: Final = (4, 7, 14)
+"""Days of each variable's own past that the ridge is tried with."""
+PENALTIES: Final = tuple(10.0**power for power in range(-4, 3))
+"""Ridge penalties, per row, in units of the variables' variance."""
+_TREE_DAYS: Final = 7
+_TREE_ROWS: Final = 400_000
+"""Rows that the tree is fitted on at most: origins are thinned evenly to keep to it."""
+_TREE: Final[dict[str, Any]] = {
+    "objective": "regression",
+    "learning_rate": 0.05,
+    "num_leaves": 63,
+    "min_data_in_leaf": 200,
+    "feature_fraction": 0.7,
+    "bagging_fraction": 0.7,
+    "bagging_freq": 1,
+    "lambda_l2": 1.0,
+    "deterministic": True,
+    "num_threads": 1,
+    "verbosity": -1,
+}
+
+
+def seasonal(task: Task) -> DirectModel:
+    """Return the last day, repeated."""
+    ahead = np.arange(task.horizon) % task.day_rows - task.day_rows
+    return DirectModel(lambda origins: task.values[origins[:, None] + ahead], 0, "the last day")
+
+
+def ridge(task: Task) -> DirectModel:
+    """Return the closed-form ridge whose window and penalty have the least validation MSE."""
+    best: tuple[float, DirectModel] | None = None
+    for days in RIDGE_DAYS:
+        window = days * task.day_rows
+        if window + task.horizon > task.training.stop:
+            continue
+        for penalty, weights in _ridges(task, window):
+            answer = _linear(task, window, weights)
+            mse = errors(task, task.origins(task.validation, window), answer).mse
+            if best is None or mse < best[0]:
+                chosen = f"{window} rows, penalty {penalty:g}"
+                best = mse, DirectModel(answer, weights.size, chosen)
+    if best is None:
+        raise ConfigInvalid(
+            f"horizon {task.horizon} leaves the ridge no training window; give a shorter one."
+        )
+    return best[1]
+
+
+def _ridges(task: Task, window: int) -> list[tuple[float, Values]]:
+    """Return weights [window, horizon] for each penalty, from one eigendecomposition."""
+    gram, cross, count = np.zeros((window, window)), np.zeros((window, task.horizon)), 0
+    origins = task.origins(task.training, window)
+    for start in range(0, len(origins), CHUNK):
+        seen, answers = task.windows(origins[start : start + CHUNK], window)
+        last = seen[:, -1:]
+        # [window, row, variable] -> [window * variable, row]
+        rows = (seen - last).transpose(0, 2, 1).reshape(-1, window)
+        gram += rows.T @ rows
+        cross += rows.T @ (answers - last).transpose(0, 2, 1).reshape(-1, task.horizon)
+        count += len(rows)
+    powers, axes = eigh(gram / count)
+    turned = axes.T @ (cross / count)
+    return [(size, axes @ (turned / (powers + size)[:, None])) for size in PENALTIES]
+
+
+def _linear(task: Task, window: int, weights: Values) -> Answer:
+    def answer(origins: Rows) -> Values:
+        seen = task.windows(origins, window).seen
+        last = seen[:, -1:]
+        found: Values = np.einsum("nwv,wh->nhv", seen - last, weights) + last
+        return found
+
+    return answer
+
+
+def tree(task: Task, *, seed: int = 0) -> DirectModel:
+    """Return a boosted tree on lags of each variable, the step ahead and the hour (LightGBM).
+
+    One tree for all steps and variables; its rounds are chosen on the validation part. Raises
+    ``ConfigInvalid`` where LightGBM is missing.
+    """
+    lightgbm = import_lightgbm()
+    training, validation = (
+        lightgbm.Dataset(*_tree_rows(task, _thinned(task, part)))
+        for part in (task.training, task.validation)
+    )
+    validation.set_reference(training)
+    stop = lightgbm.early_stopping(30, verbose=False)
+    model = lightgbm.train(
+        _TREE | {"seed": seed}, training, 600, valid_sets=[validation], callbacks=[stop]
+    )
+
+    def answer(origins: Rows) -> Values:
+        rows, _ = _tree_rows(task, origins)
+        shape = (len(origins), task.horizon, task.values.shape[1])
+        moves = np.asarray(model.predict(rows, num_threads=1)).reshape(shape)
+        found: Values = moves + task.values[origins - 1][:, None]
+        return found
+
+    leaves = sum(found["num_leaves"] for found in model.dump_model()["tree_info"])
+    return DirectModel(answer, leaves, f"{model.best_iteration} rounds")
+
+
+def _thinned(task: Task, part: TaskPart) -> Rows:
+    """Return evenly spaced origins of *part*, with at most ``_TREE_ROWS`` rows of the tree."""
+    origins = task.origins(part, _TREE_DAYS * task.day_rows)
+    rows = len(origins) * task.horizon * task.values.shape[1]
+    return origins[:: -(-rows // _TREE_ROWS)]
+
+
+def _tree_rows(task: Task, origins: Rows) -> tuple[Values, Values]:
+    """Return rows of lags [origin * step * variable, column] and the moves they are to tell.
+
+    Values are less the newest one: the same hour of the last days, what came shortly before, means
+    and spread; then the newest one, the step, the hour that is forecast, and the variable.
+    """
+    day, steps, variables = task.day_rows, task.horizon, task.values.shape[1]
+    window = _TREE_DAYS * day
+    seen, answers = task.windows(origins, window)
+    last = seen[:, -1:]  # [origin, 1, variable]
+    seen = seen - last
+    ahead = np.arange(steps) % day
+    columns = [seen[:, window - days * day + ahead] for days in range(1, _TREE_DAYS + 1)]
+    shape = columns[0].shape  # [origin, step, variable]
+    still = [seen[:, -1 - lag] for lag in range(1, min(13, window))]
+    still += [
+        seen[:, -day:].mean(axis=1),
+        seen.mean(axis=1),
+        seen[:, -day:].std(axis=1),
+        last[:, 0],
+    ]
+    columns += [np.broadcast_to(column[:, None], shape) for column in still]
+    hours = task.marks[origins[:, None] + np.arange(steps), 0]
+    columns.append(np.broadcast_to(hours[:, :, None], shape))
+    columns.append(np.broadcast_to(np.arange(steps, dtype=np.float64)[:, None], shape))
+    columns.append(np.broadcast_to(np.arange(variables, dtype=np.float64), shape))
+    return np.stack(columns, axis=-1).reshape(-1, len(columns)), (answers - last).ravel()

@@ -1,0 +1,80 @@
+"""One checkpoint of order books asked about one recorded book: a map of level and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
+from tracepaper.replay.learning.estimators.order_book import check_fits, load_books
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.order_book import SIDES, Books, tokens_of
+
+
+@dataclass(frozen=True)
+class BookMap:
+    """Where one answer looked: ``weights`` [book, side, level] sum to 1, oldest book first."""
+
+    instrument: str
+    model_id: str
+    at_ms: int
+    every_ms: int
+    horizons: tuple[int, ...]
+    probabilities: tuple[tuple[float, ...], ...]  # of each horizon: down, flat, up
+    books: Books
+    price_decimals: int
+    quantity_decimals: int
+    weights: NDArray[np.float32]
+    l1_error: float
+    says: tuple[str, ...]  # what the card says of itself, and what was left out of the file
+
+
+def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> BookMap:
+    """Ask the model in *folder* about the newest book of *path* until *at_ms*, the last by default.
+
+    It sees the books before it back to the gap, at most its window. Raises ``DataInvalid`` for a
+    file of other books and a time that it does not hold, ``CheckpointMismatch`` for a model of
+    another kind.
+    """
+    torch.set_num_threads(threads)
+    network, card = load_books(folder)
+    recorded = read_depth(path)
+    check_fits(recorded.header, card, path)
+    config = network.config
+    books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
+    seen = network.look(torch.from_numpy(tokens_of(books)))
+    header = recorded.header
+    sentences = card.get("honesty", {}).get("sentences", [])
+    return BookMap(
+        instrument=header.instrument,
+        model_id=str(card["model"]["id"]),
+        at_ms=int(books.seen_ms[-1]),
+        every_ms=header.every_ms,
+        horizons=config.horizons,
+        probabilities=tuple(tuple(row) for row in seen.probabilities.tolist()),
+        books=books,
+        price_decimals=header.price_decimals,
+        quantity_decimals=header.quantity_decimals,
+        weights=seen.weights.numpy().reshape(len(books), len(SIDES), config.levels),
+        l1_error=seen.l1_error,
+        says=(*sentences, *([recorded.torn] if recorded.torn else [])),
+    )
+
+
+def _until(recorded: RecordedDepth, path: Path, at_ms: int | None, window: int) -> Books:
+    """Return the books of the window that ends at *at_ms*, none from before a gap."""
+    times = recorded.books.seen_ms
+    end = len(times) if at_ms is None else int(np.searchsorted(times, at_ms, side="right"))
+    within = end and (at_ms is None or at_ms - int(times[end - 1]) < recorded.header.every_ms)
+    if not within:
+        raise ConfigInvalid(
+            f"{path} holds no book of that time; its books are of {iso(int(times[0]))} to "
+            f"{iso(int(times[-1]))}, with gaps that `tracepaper data check` lists."
+        )
+    start = int(recorded.starts[np.searchsorted(recorded.starts, end, side="left") - 1])
+    return recorded.books.part(max(start, end - window), end)

@@ -1,0 +1,418 @@
+"""What a forecast must beat: persistence, ridge, EWMA, HAR, a gamma regression, trees, chance.
+
+Returns are in units of σ √h and variances of that unit squared, as the network's are. Each
+baseline is fitted on the training part alone, and is plain arrays from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import lfilter
+
+from tracepaper.replay.learning.boosting import (
+    BoostingOptions,
+    LabelledRows,
+    boost,
+)
+from tracepaper.replay.learning.glm import fit_gamma
+from tracepaper.replay.learning.samples import (
+    VARIANCE_FLOOR,
+    Samples,
+)
+from tracepaper.replay.learning.splits import Segment
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.trees import Scorer, Trees, joined
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
+
+HAR_TIMES: Final = (5 * MINUTE_MS, 30 * MINUTE_MS, 4 * HOUR_MS, DAY_MS, 5 * DAY_MS, 20 * DAY_MS)
+"""Windows of past variance, milliseconds; one that is shorter than a bar is that bar's."""
+SEASONS: Final = 5
+"""Days whose same hour a seasonal variance is the mean of."""
+EWMA_DECAY: Final = 0.98
+RIDGE: Final = 1e-3
+"""Ridge penalty per row, in units of the features' own variance of about one."""
+
+
+def past_return(segment: Segment, horizon: int, *, days: int = 0) -> Array:
+    """Return [time]: the scaled return over the last *horizon* bars, or that *days* ago.
+
+    Zero where the segment does not reach back so far. With *days*, the return over the same
+    clock time as the one forecast.
+    """
+    lag = days * segment.bars_a_day
+    ends = np.arange(len(segment)) - lag + (horizon if days else 0)
+    starts = ends - horizon
+    # A horizon longer than the lag would end after the bar: that return is the future.
+    known = (starts >= 0) & (ends < len(segment)) & (ends <= np.arange(len(segment)))
+    logs = np.log(segment.close)
+    found = np.zeros(len(segment))
+    moves = logs[ends[known]] - logs[starts[known]]
+    found[known] = moves / (segment.sigma[known] * np.sqrt(horizon))
+    return np.nan_to_num(found)
+
+
+def har_windows(interval_ms: int) -> tuple[int, ...]:
+    """Return ``HAR_TIMES`` in bars of *interval_ms*, a bar at least."""
+    return tuple(max(time_ms // interval_ms, 1) for time_ms in HAR_TIMES)
+
+
+def past_variances(segment: Segment) -> Array:
+    """Return [window + 1, time]: mean squared return over ``HAR_TIMES``, and EWMA, ÷ σ²."""
+    logs = np.log(segment.close)
+    squares = np.diff(logs, prepend=logs[0]) ** 2
+    total = np.concatenate([[0.0], np.cumsum(squares)])
+    stops = np.arange(1, len(squares) + 1)
+    rows = []
+    for window in har_windows(segment.interval_ms):
+        starts = np.maximum(stops - window, 0)
+        rows.append((total[stops] - total[starts]) / (stops - starts))
+    # The filter begins at a usual variance: from zero it would take hundreds of bars to warm.
+    start = np.full(1, squares[:60].mean() * EWMA_DECAY)
+    smoothed, _ = lfilter([1 - EWMA_DECAY], [1, -EWMA_DECAY], squares, zi=start)
+    scaled: Array = np.stack([*rows, smoothed]) / segment.sigma**2
+    return scaled
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A linear answer [horizon] to a row; columns are centred on the training part."""
+
+    centre: Array
+    weights: Array
+    intercept: Array
+
+    def predict(self, rows: NDArray[np.floating]) -> Array:
+        """Return [time, horizon] answers to [time, column] *rows*."""
+        found: Array = (rows - self.centre) @ self.weights + self.intercept
+        return found
+
+
+def ridge(rows: Sequence[NDArray[np.floating]], values: Sequence[NDArray[np.floating]]) -> Ridge:
+    """Fit *values* [time, horizon] on *rows* [time, column], segment by segment, in closed form.
+
+    Values that are NaN are left out, a horizon at a time.
+    """
+    columns, horizons = rows[0].shape[1], values[0].shape[1]
+    count = sum(len(part) for part in rows)
+    centre = np.sum([part.sum(axis=0, dtype=np.float64) for part in rows], axis=0) / count
+    weights, intercept = np.zeros((columns, horizons)), np.zeros(horizons)
+    for column in range(horizons):
+        gram, moment = RIDGE * np.eye(columns), np.zeros(columns)
+        known = [np.isfinite(part[:, column]) for part in values]
+        size = max(sum(int(mask.sum()) for mask in known), 1)
+        total = sum(
+            float(part[mask, column].sum(dtype=np.float64))
+            for part, mask in zip(values, known, strict=True)
+        )
+        intercept[column] = total / size
+        for part, value, mask in zip(rows, values, known, strict=True):
+            # Sums over a million float32 squares lose the digits that the solution needs.
+            shifted = part[mask].astype(np.float64) - centre
+            gram += shifted.T @ shifted / size
+            moment += shifted.T @ (value[mask, column] - intercept[column]) / size
+        weights[:, column] = np.linalg.solve(gram, moment)
+    return Ridge(centre, weights, intercept)
+
+
+@dataclass(frozen=True)
+class LogVariance:
+    """Variance as the exponential of a linear answer, times the factor that QLIKE asks for."""
+
+    linear: Ridge
+    factor: Array
+
+    def predict(self, rows: NDArray[np.floating]) -> Array:
+        """Return [time, horizon] variances for [time, column] *rows*."""
+        found: Array = np.exp(self.linear.predict(rows)) * self.factor
+        return found
+
+
+def log_variance(
+    rows: Sequence[NDArray[np.floating]], variances: Sequence[NDArray[np.floating]]
+) -> LogVariance:
+    """Fit log variances; the factor, the mean of v ÷ f, minimises QLIKE on the training part."""
+    linear = ridge(rows, [np.log(np.maximum(part, VARIANCE_FLOOR)) for part in variances])
+    ratios = [part / np.exp(linear.predict(row)) for row, part in zip(rows, variances, strict=True)]
+    return LogVariance(linear, np.nanmean(np.concatenate(ratios), axis=0))
+
+
+def log_rows(variances: Array) -> Array:
+    """Return [time, column] logarithms of [column, time] past variances, floored."""
+    return np.log(np.maximum(variances, VARIANCE_FLOOR)).T
+
+
+def seasonal_variances(segment: Segment, horizon: int) -> Array:
+    """Return [2, time]: what the next *horizon* bars' variance was yesterday, and in five days.
+
+    The mean squared return over the same clock time, ÷ σ²; NaN where the segment does not reach
+    back so far, or the horizon is longer than a day.
+    """
+    logs = np.log(segment.close)
+    squares = np.diff(logs, prepend=logs[0]) ** 2
+    total = np.concatenate([[0.0], np.cumsum(squares)])
+    found = np.full((SEASONS, len(segment)), np.nan)
+    day = segment.bars_a_day
+    for back in range(1, SEASONS + 1):
+        first = back * day
+        if horizon > day or first >= len(segment):
+            continue
+        starts = np.arange(1, len(segment) - first + 1)
+        found[back - 1, first:] = (total[starts + horizon] - total[starts]) / horizon
+    both: Array = np.stack([found[0], found.mean(axis=0)]) / segment.sigma**2
+    return both
+
+
+# --- the registry
+
+Arrays = Mapping[str, NDArray[Any]]
+"""What a fitted baseline is: numbers by name, which are stored beside the checkpoint."""
+
+
+class Training(NamedTuple):
+    """What baselines are fitted on, a part a segment; what is not labelled is NaN."""
+
+    horizons: list[tuple[int, ...]]  # of each segment, in its own bars
+    segments: list[Segment]
+    spans: list[slice]  # of each segment: the rows that stand below
+    rows: list[NDArray[np.float32]]  # [time, feature]
+    returns: list[NDArray[np.float32]]  # [time, horizon]
+    variances: list[NDArray[np.float32]]  # [time, horizon]
+    past: list[Array]  # [window + 1, time], of ``past_variances``
+    samples: Sequence[Samples]  # the same as windows are drawn from
+    stopping: Sequence[Samples]  # of the validation part, for what is stopped early
+
+
+Measure = Literal["mean", "variance"]
+"""What a baseline forecasts: of the scaled return."""
+
+
+class Asked(NamedTuple):
+    """Some bars of one segment that are to be forecast at one horizon."""
+
+    segment: Segment
+    rows: NDArray[np.int64]
+    past: Array  # [window + 1, row], of ``past_variances``
+    horizon: int  # bars
+    column: int  # of the horizon
+    of: Measure
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The features of the rows: [row, feature]."""
+        return self.segment.values[self.rows]
+
+
+Answer = Callable[[Asked], Array]
+"""What a fitted baseline says of each row: [row]."""
+Read = Callable[[Arrays], Answer]
+"""What was fitted → what answers by it."""
+
+
+class Baseline(NamedTuple):
+    """A forecast without a network that every table shows beside the network's."""
+
+    name: str
+    of: Measure | Literal["both"]
+    fit: Callable[[Training], Arrays]
+    read: Read
+    needs_lightgbm: bool  # to be fitted; answering needs nothing
+    on_request: bool  # fitted where a recipe names it alone: it takes minutes
+
+    def gives(self, of: Measure) -> bool:
+        """Return whether it forecasts the mean, or the variance."""
+        return self.of in (of, "both")
+
+
+BASELINES: Final[dict[str, Baseline]] = {}
+"""Every baseline by its name, in the order of the tables."""
+
+
+def nothing(_: Training) -> Arrays:
+    """Fit nothing."""
+    return {}
+
+
+def baseline(
+    name: str,
+    *,
+    of: Measure | Literal["both"],
+    fit: Callable[[Training], Arrays] = nothing,
+    needs_lightgbm: bool = False,
+    on_request: bool = False,
+) -> Callable[[Read], Read]:
+    """Register what answers by the arrays of *fit* for the scaled return's mean or its variance.
+
+    One of both answers what ``Asked.of`` names.
+    Raises ``ConfigInvalid`` for a name that is taken.
+    """
+
+    def known(read: Read) -> Read:
+        if name in BASELINES:
+            raise ConfigInvalid(f"There is a baseline called {name} already.")
+        BASELINES[name] = Baseline(name, of, fit, read, needs_lightgbm, on_request)
+        return read
+
+    return known
+
+
+# --- of the mean
+
+
+def _fit_ridge(training: Training) -> Arrays:
+    return vars(ridge(training.rows, training.returns))
+
+
+@baseline("ridge", of="mean", fit=_fit_ridge)
+def _ridge(fitted: Arrays) -> Answer:
+    return lambda asked: Ridge(**fitted).predict(asked.values)[:, asked.column]
+
+
+@baseline("persistence", of="mean")
+def _persistence(_: Arrays) -> Answer:
+    return lambda asked: past_return(asked.segment, asked.horizon)[asked.rows]
+
+
+@baseline("reversed_persistence", of="mean")
+def _reversed_persistence(_: Arrays) -> Answer:
+    return lambda asked: -past_return(asked.segment, asked.horizon)[asked.rows]
+
+
+@baseline("seasonal_naive", of="mean")
+def _seasonal_naive(_: Arrays) -> Answer:
+    return lambda asked: past_return(asked.segment, asked.horizon, days=1)[asked.rows]
+
+
+# --- of the variance
+
+
+def _log_variance_of(fitted: Arrays) -> LogVariance:
+    return LogVariance(Ridge(*(fitted[name] for name in _RIDGE)), fitted["factor"])
+
+
+_RIDGE: Final = ("centre", "weights", "intercept")
+
+
+def _fit_har(training: Training) -> Arrays:
+    found = log_variance([log_rows(past) for past in training.past], training.variances)
+    return vars(found.linear) | {"factor": found.factor}
+
+
+@baseline("har", of="variance", fit=_fit_har)
+def _har(fitted: Arrays) -> Answer:
+    found = _log_variance_of(fitted)
+    return lambda asked: found.predict(log_rows(asked.past))[:, asked.column]
+
+
+def _fit_log_linear(training: Training) -> Arrays:
+    found = log_variance(training.rows, training.variances)
+    return vars(found.linear) | {"factor": found.factor}
+
+
+@baseline("log_linear", of="variance", fit=_fit_log_linear)
+def _log_linear(fitted: Arrays) -> Answer:
+    found = _log_variance_of(fitted)
+    return lambda asked: found.predict(asked.values)[:, asked.column]
+
+
+def _fit_ewma(training: Training) -> Arrays:
+    ratios = [
+        variance / past[-1][:, None]
+        for variance, past in zip(training.variances, training.past, strict=True)
+    ]
+    return {"factor": np.nanmean(np.concatenate(ratios), axis=0)}
+
+
+@baseline("ewma", of="variance", fit=_fit_ewma)
+def _ewma(fitted: Arrays) -> Answer:
+    return lambda asked: asked.past[-1] * fitted["factor"][asked.column]
+
+
+def _fit_glm(training: Training) -> Arrays:
+    fits = [
+        fit_gamma(
+            training.rows,
+            [np.nan_to_num(part[:, at]) for part in training.variances],
+            [np.isfinite(part[:, at]).astype(np.float64) for part in training.variances],
+        )
+        for at in range(training.variances[0].shape[1])
+    ]
+    return {
+        "centre": np.stack([fit.centre for fit in fits]),
+        "weights": np.stack([fit.weights for fit in fits]),
+        "base": np.array([fit.base for fit in fits]),
+    }
+
+
+@baseline("gamma_glm", of="variance", fit=_fit_glm)
+def _gamma_glm(fitted: Arrays) -> Answer:
+    def answer(asked: Asked) -> Array:
+        of = asked.column
+        shifted = asked.values - fitted["centre"][of]
+        found: Array = np.exp(shifted @ fitted["weights"][of] + fitted["base"][of])
+        return found
+
+    return answer
+
+
+TREES: Final = BoostingOptions(rounds=100, leaves=15)
+"""Enough to be level with a network (docs/models.md, L8), and fixed: nothing is chosen by hand."""
+
+
+def _boosted(
+    training: Training, rows_of: Callable[[int, int], NDArray[np.floating[Any]]]
+) -> Arrays:
+    """Boost trees on the rows that *rows_of* gives by the places of a segment and a horizon."""
+    parts = []
+    for at in range(training.variances[0].shape[1]):
+        rows = np.concatenate([rows_of(part, at) for part in range(len(training.rows))])
+        values = np.concatenate([part[:, at : at + 1] for part in training.variances])
+        known = LabelledRows(rows, np.nan_to_num(values, nan=1.0), np.isfinite(values) * 1.0)
+        parts.append(boost(known, None, TREES, of="variance", threads=1))
+    return joined(parts).arrays()
+
+
+def _tree_answer(fitted: Arrays, rows_of: Callable[[Asked], NDArray[np.floating[Any]]]) -> Answer:
+    trees = Trees.read(fitted, features=_COLUMNS_MOST)
+    scorers = [Scorer(trees.ensemble(at)) for at in range(len(trees.trees))]
+    return lambda asked: np.exp(scorers[asked.column].scores(rows_of(asked))[:, 0])
+
+
+_COLUMNS_MOST: Final = 4_096
+
+
+def _fit_tree(training: Training) -> Arrays:
+    return _boosted(training, lambda part, _: training.rows[part])
+
+
+@baseline("tree", of="variance", fit=_fit_tree, needs_lightgbm=True)
+def _tree(fitted: Arrays) -> Answer:
+    return _tree_answer(fitted, lambda asked: asked.values)
+
+
+def _wide(values: NDArray[np.float32], past: Array, seasonal: Array) -> Array:
+    """Return [row, column]: features, log past variances and log seasonal ones, NaN if unknown."""
+    return np.column_stack([values.astype(np.float64), log_rows(past), log_rows(seasonal)])
+
+
+def _fit_tree_seasonal(training: Training) -> Arrays:
+    def rows_of(part: int, at: int) -> Array:
+        seasonal = seasonal_variances(training.segments[part], training.horizons[part][at])
+        span = training.spans[part]
+        return _wide(training.rows[part], training.past[part], seasonal[:, span])
+
+    return _boosted(training, rows_of)
+
+
+@baseline("tree_seasonal", of="variance", fit=_fit_tree_seasonal, needs_lightgbm=True)
+def _tree_seasonal(fitted: Arrays) -> Answer:
+    def rows_of(asked: Asked) -> Array:
+        seasonal = seasonal_variances(asked.segment, asked.horizon)[:, asked.rows]
+        return _wide(asked.values, asked.past, seasonal)
+
+    return _tree_answer(fitted, rows_of)

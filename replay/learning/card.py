@@ -1,0 +1,379 @@
+"""The model card: its sections, its sentences, and whether the model has beaten persistence.
+
+Calibration (temperature, slopes, quantiles of every measure) comes first, then each section.
+
+The rules are docs/models.md, L57; docs/models.md, L7 and L14.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from statistics import fmean, stdev
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from tracepaper.replay.learning.dataset import Supplied
+from tracepaper.replay.learning.splits import Split, TrainingFile, iso
+from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.gates.gate import GATES, GateInputs
+from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.units import MINUTE_MS, interval_text
+
+RECENT_MASS: Final = "recent_mass"
+"""The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
+PERCENTS: Final = tuple(range(1, 100))
+ROUND_TRIP_COST: Final = 0.0011
+"""Two taker fees of 5.5 basis points: the cost that the quantiles of ``edge`` are taken at."""
+_TEMPERATURE_RANGE: Final = (0.2, 5.0)
+
+
+def temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> float:
+    """Return the temperature, one for all horizons, that minimises the cross-entropy.
+
+    *logits* is [row, class]; source: Guo et al., 2017.
+    """
+    rows = np.arange(len(classes))
+    wide = logits.astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_softmax(wide / np.exp(log_temperature), axis=1)
+        return -float(scaled[rows, classes].mean())
+
+    low, high = np.log(_TEMPERATURE_RANGE)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded")
+    return rounded(float(np.exp(found.x)))
+
+
+def slope(forecast: Array, value: Array) -> float:
+    """Return the slope through the origin of realised on predicted means, never below zero.
+
+    A negative slope says that the means carry no signal, not that they should be reversed.
+    """
+    squared = float((forecast * forecast).sum())
+    return rounded(max(float((forecast * value).sum()) / squared, 0.0)) if squared > 0 else 0.0
+
+
+def quantiles(values: Array) -> tuple[float, ...]:
+    """Return the 1 % … 99 % quantiles of a measure; raise ``DataInvalid`` where there is none."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        raise DataInvalid("A measure has no value on the calibration slice; make it longer.")
+    return tuple(rounded(q) for q in np.percentile(finite, PERCENTS))
+
+
+def rounded(value: float) -> float:
+    """Return *value* to seven significant digits, as a card states it."""
+    return float(f"{value:.7g}")
+
+
+def measures(
+    forecasts: Sequence[Forecast],
+    *,
+    given: Collection[str],
+    horizon: int,
+    slope: float,
+    fitted: FittedConfidence | None = None,
+) -> Mapping[str, Array]:
+    """Return the measure of every calibrated gate that needs what is *given*, by its card's name.
+
+    *given* are the measures of the forecaster; ``edge`` is taken at ``ROUND_TRIP_COST``. The fitted
+    confidence has a measure where one is *fitted*.
+    """
+    gates = [
+        gate
+        for gate in GATES.values()
+        if gate.calibrated_as
+        and gate.needs <= set(given)
+        and (fitted is not None or gate.chosen_by != CALIBRATED)
+    ]
+    names = [gate.calibrated_as for gate in gates]
+    names += [RECENT_MASS] if RECENT_MASS in given else []
+    rows = []
+    for forecast in forecasts:
+        explanation = forecast.explanation
+        if explanation is None and RECENT_MASS in given:
+            raise DataInvalid("A forecast has no explanation; calibrate an explaining forecaster.")
+        seen = GateInputs(
+            forecast=forecast,
+            explanation=explanation,
+            horizon_index=forecast.horizons.index(horizon),
+            slope=slope,
+            fitted=fitted,
+            round_trip_cost=ROUND_TRIP_COST,
+        )
+        row = [gate.measure(seen) for gate in gates]
+        if explanation is not None:
+            row.append(explanation.recent_mass)
+        rows.append(row)
+    columns = np.array(rows, dtype=np.float64).reshape(-1, len(names)).T
+    return dict(zip(names, columns, strict=True))
+
+
+NOTICE: Final = "For paper trading only: this model has not been shown to earn money after costs."
+REGIMES: Final = (
+    "MOMENTUM and MEAN_REVERSION say that attention lies on recent or on distant bars; the names"
+    " are the literature's and predict no momentum in returns."
+)
+NO_ATTENTION: Final = "It has no attention: nothing is said of entropy, shift and regimes."
+_LIBRARIES: Final = ("torch", "numpy", "scipy", "safetensors", "tracepaper")
+
+
+def interval_name(interval_ms: int) -> str:
+    """Return the exchange's name of an interval: minutes, or D and W."""
+    minutes = interval_ms // MINUTE_MS
+    return {1440: "D", 10_080: "W"}.get(minutes, str(minutes))
+
+
+def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
+    """Return ``[model]``; the store adds id and SHA-256."""
+    return {"kind": kind, "name": name, "created": iso(created_ms), "notice": NOTICE}
+
+
+def features_section(schema: FeatureSchema, vectors: Supplied | None = None) -> dict[str, object]:
+    """Return ``[features]``, with what is known of a user's *vectors*."""
+    found: dict[str, object] = {
+        "schema_id": schema.schema_id,
+        "lookback": schema.lookback,
+        "names": list(schema.names),
+    }
+    if vectors is not None and schema.covariates is not None:
+        of = {"file": vectors.file.path.name, "sha256": vectors.file.sha256}
+        found["vectors"] = {**of, **schema.covariates.scale.section()}
+    return found
+
+
+def market_section(
+    interval: str, sources: Sequence[TrainingFile], times: Sequence[str]
+) -> dict[str, object]:
+    """Return ``[market]``: the interval by the exchange's name, the symbols learnt from, horizons.
+
+    *times* are the horizons as ``5m``; in bars they stand in ``[architecture]``.
+    """
+    symbols = sorted({source.symbol for source in sources})
+    return {"interval": interval, "symbols": symbols, "horizons": list(times)}
+
+
+def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
+    """Return ``[data]``: each file with its SHA-256 and its span."""
+    files = [
+        {
+            "name": source.name,
+            "sha256": source.sha256,
+            "symbol": source.symbol,
+            "interval": interval_text(source.interval_ms),
+            "bars": source.bars,
+            "from": iso(source.from_ms),
+            "until": iso(source.until_ms),
+        }
+        for source in sources
+    ]
+    return {"files": files}
+
+
+def split_section(split: Split) -> dict[str, object]:
+    """Return ``[split]``: where each part of the calendar ends, and how untouched time is cut."""
+    second = split.second_span_ms
+    return parts_section(split) | ({} if second is None else {"second_span": iso(second)})
+
+
+def parts_section(split: Split) -> dict[str, object]:
+    """Return of ``[split]`` what a fit depends on: its parts, and the embargo after each."""
+    return {
+        "train_until": iso(split.train_until_ms),
+        "validation_until": iso(split.validation_until_ms),
+        "calibration_until": iso(split.calibration_until_ms),
+        "embargo_bars": split.embargo_bars,
+        "purged_by": "the label's horizon",
+    }
+
+
+def versions_section() -> dict[str, object]:
+    """Return ``[versions]`` of the libraries that trained it."""
+    return {library: version(library) for library in _LIBRARIES}
+
+
+def sentences(
+    figures: Mapping[str, Any],
+    gates: Mapping[str, Any],
+    *,
+    horizon: int,
+    own: str = "network",
+) -> list[str]:
+    """Return what an honest reader must know, in words that follow from the figures.
+
+    *own* is what the figures call the model.
+    """
+    surest = gates["selective"].get("entropy_confidence")
+    lines = [NOTICE, NO_ATTENTION if surest is None else REGIMES]
+    main = figures[str(horizon)]
+    lines += compared_sentences(figures, horizon, own)
+    if surest is not None:
+        gained, noise = surest["gained"][2], surest["error"][2]
+        # One day has no error by days.
+        verb = "beat" if gained > 2 * noise > 0 and main["days"] >= FEW_DAYS else "did not beat"
+        lines.append(
+            f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed"
+            f" by {100 * gained:+.1f} points (± {100 * noise:.1f})."
+        )
+    lines.append(_edge(gates["traded"]["edge"]))
+    return [*lines, *few_days(main["days"])]
+
+
+def _edge(passed: Mapping[str, Any]) -> str:
+    """Say what a calibrated edge above the costs let through."""
+    cost = 1e4 * ROUND_TRIP_COST
+    passing = (
+        f"A calibrated edge above a round trip of {cost:.0f} basis points passed"
+        f" {passed['bars_per_1000']:.1f} of 1,000 untouched bars"
+    )
+    if not passed["trades"]:
+        return f"{passing}, and none was traded."
+    return (
+        f"{passing}: {passed['trades']} separate trades on {passed['days']} days. What they made is"
+        " said beside a second untouched span alone: tracepaper evaluate --holdout."
+    )
+
+
+def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return ``[seeds]``: the same training from several seeds, as [mean, standard deviation].
+
+    Where two seeds of one network differ, what separates them is luck; so one seed's figures are
+    never the whole story.
+    """
+    section: dict[str, Any] = {
+        "seeds": [card["training"]["seed"] for card in cards],
+        "weights_sha256": [card["model"]["weights_sha256"] for card in cards],
+        "edge_net_bp": [_net(card) for card in cards],
+    }
+    for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
+        every = [_own_figures(card["figures"][horizon]) for card in cards]
+        section[horizon] = {
+            name: [round(fmean(values), 5), round(stdev(values), 5)]
+            for name in every[0]
+            if (values := [own[name] for own in every])
+        }
+    return section
+
+
+def _own_figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """Return every figure of the network itself at one horizon, by its name."""
+    own: dict[str, float] = {}
+    for name, figure in found.items():
+        if isinstance(figure, Mapping) and (pair := _of_model(figure)) is not None:
+            own[name] = float(pair[0])
+        elif isinstance(figure, Mapping):
+            own |= {f"{name}_{key}": float(pair[0]) for key, pair in figure.items()}
+        elif isinstance(figure, Sequence):
+            own[name] = float(figure[0])
+    return own
+
+
+def _of_model(figure: Mapping[str, Any]) -> Sequence[float] | None:
+    """Return the figure of the judged model itself: of a network, or of any other."""
+    found: Sequence[float] | None = figure.get("network", figure.get("model"))
+    return found
+
+
+def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
+    """Say what other seeds of the same training reached."""
+    pairs = [_of_model(card["figures"][str(horizon)]["sign_accuracy"]) for card in cards]
+    accuracies = [pair[0] for pair in pairs if pair is not None]
+    signs = ", ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies)
+    return (
+        f"From {len(cards)} seeds the sign accuracy at {horizon} bars was {signs} %: what separates"
+        " seeds is luck."
+    )
+
+
+def _net(card: Mapping[str, Any]) -> list[float]:
+    """Return the net result of the edge's trades, [mean, error]; empty where there were none."""
+    return list(card["figures"]["gates"]["traded"]["edge"].get("net_bp", []))
+
+
+COINS: Final = ("persistence", "reversed_persistence", "random")
+"""Forecasts of the sign that know nothing: the last move goes on, turns, or a coin."""
+STEADY: Final = "ewma"
+"""Persistence of volatility: what it was goes on."""
+
+
+def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
+    """Return the sentence that says why a checkpoint is experimental; empty where it is not.
+
+    *of* is the name of its figures: ``network_half`` is an ensemble's network by itself.
+
+    A checkpoint is, unless at the gates' horizon its QLIKE and one standard error lie below that of
+    the volatility that goes on, or its share of signs named right, less one, above what knows
+    nothing.
+    """
+    figures = card.get("figures")
+    every = figures.values() if isinstance(figures, Mapping) else ()
+    if any(isinstance(one, Mapping) and one.get("is_better") is True for one in every):
+        return ""  # of order books, held to the frequencies of the moves
+    found = _figures(card)
+    if found is None:
+        return "its card has no figures on untouched time beside persistence"
+    horizon, figures = found
+    model, steady = _own(figures, "qlike", of), _pair(figures, "qlike", STEADY)
+    if model is not None and steady is not None and model[0] + model[1] < steady[0]:
+        return ""
+    coined = [_pair(figures, "sign_accuracy", name) for name in COINS]
+    signs = [_own(figures, "sign_accuracy", of), *coined]
+    own, *coins = (None if one is None else one[0] for one in signs)
+    known = [one for one in coins if one is not None]
+    if own is not None and signs[0] is not None and known and own - signs[0][1] > max(known):
+        return ""
+    said = []
+    if model is not None and steady is not None:
+        said.append(f"QLIKE {model[0]:.4f} ± {model[1]:.4f} beside {steady[0]:.4f} of {STEADY}")
+    if signs[0] is not None and known:
+        share, error = signs[0]
+        said.append(
+            f"{share:.1%} ± {error:.1%} of signs beside {max(known):.1%} by persistence, its "
+            "reverse or a coin"
+        )
+    if not said:
+        return "its card has no figures on untouched time beside persistence"
+    return f"over {horizon} bars it has not beaten persistence: {', '.join(said)}"
+
+
+def _figures(card: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """Return the gates' horizon and its figures, or those of the middle horizon; None for none."""
+    figures = card.get("figures")
+    calibration = card.get("calibration")
+    if not isinstance(figures, Mapping) or not isinstance(calibration, Mapping):
+        return None
+    by_horizon = [name for name, of in figures.items() if str(name).isdigit() and of]
+    if not by_horizon:
+        return None
+    wanted = str(calibration.get("horizon"))
+    name = wanted if wanted in by_horizon else by_horizon[len(by_horizon) // 2]
+    found = figures[name]
+    return (name, found) if isinstance(found, Mapping) else None
+
+
+def _own(figures: Mapping[str, Any], figure: str, of: str) -> tuple[float, float] | None:
+    """Return a figure of the judged model, which a card of a network alone calls ``network``."""
+    found = _pair(figures, figure, of)
+    return _pair(figures, figure, "network") if found is None and of == "model" else found
+
+
+def _pair(figures: Mapping[str, Any], figure: str, name: str) -> tuple[float, float] | None:
+    """Return a figure of *name* with its standard error; None where the card has none."""
+    table = figures.get(figure)
+    pair = None
+    if isinstance(table, Mapping):  # a network alone is called so, any other the model
+        pair = table.get(name, table.get("network") if name == "model" else None)
+    if not isinstance(pair, list) or len(pair) != 2:
+        return None
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in pair):
+        return None
+    return float(pair[0]), float(pair[1])

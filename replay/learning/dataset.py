@@ -1,0 +1,502 @@
+"""``Dataset``: what is learnt from and judged on, of several symbols and intervals, split in time.
+
+Horizons are times. At the interval that a model is made for they are bars of that; bars of other
+intervals are learnt from as well where a horizon is a whole number of them, in training alone: a
+model is stopped, calibrated and judged at its own interval.
+
+The rules are docs/models.md, L32 to L34.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.learning.array_cache import (
+    ArrayCache,
+    Shaped,
+    code_key,
+)
+from tracepaper.replay.learning.baselines import (
+    Answer,
+)
+from tracepaper.replay.learning.candles import (
+    read_files,
+)
+from tracepaper.replay.learning.samples import (
+    LABELS,
+    NO_LABEL,
+    Labels,
+    Samples,
+    samples_in,
+    samples_of,
+    targets,
+    wanted_labels,
+)
+from tracepaper.replay.learning.splits import (
+    IN_MEMORY,
+    Part,
+    Parts,
+    Segment,
+    Split,
+    TrainingFile,
+    candles_key,
+    segments_of,
+)
+from tracepaper.replay.learning.stored_baselines import (
+    Fitted,
+    answers,
+    fit_baselines,
+    unfitted,
+)
+from tracepaper.storage.covariates import VectorFile
+from tracepaper.strategies.covariates import CovariateColumns, CovariateScale
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rolling import REACHES
+from tracepaper.strategies.features.rows import FeatureSchema, schema, with_covariates
+from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
+
+if TYPE_CHECKING:
+    from tracepaper.replay.learning.panel import Panel
+    from tracepaper.replay.learning.splits import Fold
+
+
+FAMILIES: Final = ("v2", "tree")
+"""Schemas that are known by this and an interval, such as ``v2-15m``."""
+
+Horizons = tuple[int, ...] | str
+"""Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
+
+
+class Supplied(NamedTuple):
+    """A user's covariates, and how they are standardised; None before that is fitted."""
+
+    file: VectorFile
+    scale: CovariateScale | None = None
+
+    def fitted(self, until_ms: int) -> Supplied:
+        """Return them standardised as the rows before *until_ms* are, and by no later one."""
+        columns = self.file.columns if self.scale is None else self.scale.columns
+        every = list(self.file.chosen(columns).values())
+        return self._replace(scale=CovariateScale.fitted(columns, every, until_ms))
+
+    def joined(self, until_ms: int) -> CovariateColumns:
+        """Return them as features; where nothing is fitted yet, that is, before *until_ms*."""
+        if self.scale is None:
+            return self.fitted(until_ms).joined(until_ms)
+        return CovariateColumns(self.scale, self.file.standing(self.scale.columns))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What is learnt from: files, segments, the split, and samples by part.
+
+    ``segments`` are bars of the interval that a model is made for, ``others`` of further ones,
+    which only training sees. ``horizons`` are bars of the first.
+    """
+
+    sources: Sequence[TrainingFile]
+    segments: Sequence[Segment]
+    split: Split
+    schema: FeatureSchema
+    horizons: tuple[int, ...]
+    others: Sequence[Segment] = ()
+    arrays: ArrayCache = field(default=IN_MEMORY, compare=False)
+    stored: Fitted | None = None
+    """Baselines that were fitted before; None fits them on the training part."""
+    requested: tuple[str, ...] = ()
+    """Of the baselines that are fitted on request, those that are."""
+    heads: frozenset[str] = frozenset()
+    """Of the heads that not every network has, those that are learnt, whose labels are needed."""
+    vectors: Supplied | None = None
+    """Those that a user supplies; the schema has them joined."""
+    fold: Fold | None = None
+    """Its parts stand in place of the split's."""
+    only: NDArray[np.int64] | None = field(default=None, compare=False)
+    """Where given, the samples are those of these bars alone, by their ``Segment.keys``."""
+    panels: tuple[Panel, ...] = ()
+    """The closes that all symbols have, where a model answers for all of them at once."""
+    notes: tuple[str, ...] = ()
+    """What must be said of closes that are not used, a sentence each."""
+    narrow: Dataset | None = None
+    """The same bars by the features of one member of an ensemble, where the others have more."""
+
+    @classmethod
+    def read(  # noqa: PLR0913 - how files are read
+        cls,
+        paths: Sequence[str],
+        split: Callable[[Sequence[Segment]], Split],
+        horizons: Horizons,
+        schema_id: str = "v1",
+        *,
+        intervals: Sequence[int] = (),
+        calendar: str | None = None,
+        arrays: ArrayCache = IN_MEMORY,
+        stored: Fitted | None = None,
+        vectors: Supplied | None = None,
+        requested: tuple[str, ...] = (),
+    ) -> Dataset:
+        """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
+
+        *vectors* are joined to the bars that could know them; *requested* are the baselines that
+        are fitted on request.
+
+        *schema_id* names a schema, or a family of which the interval's is taken. The model is made
+        for the first of *intervals*, in milliseconds; without any, for that of the schema's name or
+        else of the first file. Features and labels are kept in *arrays*. Raises ``ConfigInvalid``
+        and ``DataInvalid`` for what cannot be learnt from.
+        """
+        own = _interval_of(schema_id)
+        wanted = tuple(intervals) or ((own,) if own else ())
+        files = read_files(paths, wanted, calendar=calendar)
+        schemas = _schemas(schema_id, tuple(files.candles))
+        segments = {
+            interval_ms: [
+                segment
+                for candles in series
+                for segment in segments_of(candles, schemas[interval_ms], arrays)
+            ]
+            for interval_ms, series in files.candles.items()
+        }
+        main_ms, *further = files.candles
+        if not segments[main_ms]:
+            raise DataInvalid(
+                f"No file holds {schemas[main_ms].lookback} bars without a hole; give --data longer"
+                " candles."
+            )
+        bars = ahead(horizons, segments[main_ms][0])
+        for interval_ms in further:
+            _refuse_part_bars(bars, main_ms, interval_ms)
+        main = segments[main_ms]
+        others = [segment for interval_ms in further for segment in segments[interval_ms]]
+        cut, learnt = split(main), schemas[main_ms]
+        if vectors is not None:
+            joined = vectors.joined(cut.train_until_ms)
+            learnt = with_covariates(learnt, joined)
+            main, others = joined_to(main, joined), joined_to(others, joined)
+            if not main:
+                raise DataInvalid(
+                    f"{vectors.file.path} has no row that a bar of the candles could know; give "
+                    "covariates of their symbols and time."
+                )
+        return cls(
+            files.sources,
+            main,
+            cut,
+            learnt,
+            bars,
+            others,
+            arrays,
+            stored,
+            requested,
+            vectors=vectors,
+        )
+
+    def standardised(self, until_ms: int) -> Self:
+        """Return the same with vectors standardised by their rows before *until_ms* alone."""
+        if self.vectors is None:
+            return self
+        supplied, own = self.vectors.fitted(until_ms), len(self.schema.recipe.names)
+        joined = supplied.joined(until_ms)
+        main, others = (
+            joined_to([replace(one, values=one.values[:, :own]) for one in every], joined)
+            for every in (self.segments, self.others)
+        )
+        return replace(
+            self,
+            segments=main,
+            others=others,
+            schema=with_covariates(self.schema, joined),
+            vectors=supplied,
+        )
+
+    @property
+    def interval_ms(self) -> int:
+        """The interval that a model is made for."""
+        return self.segments[0].interval_ms
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """Every interval that is learnt from, the model's first."""
+        every = (*self.segments, *self.others)
+        return tuple(dict.fromkeys(segment.interval_ms for segment in every))
+
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """How the files were read, as a card keeps it: what ``reading`` gives back."""
+        calendar = self.segments[0].candles.calendar
+        named: dict[str, Any] = {}
+        if calendar is not None:
+            named["calendar"] = calendar.sessions.name
+        if self.others:
+            named |= {"intervals": [interval_text(one) for one in self.intervals]}
+        return named
+
+    @property
+    def times(self) -> tuple[str, ...]:
+        """The horizons as times, such as ``30m``; with a calendar, times of trading."""
+        return tuple(interval_text(bars * self.interval_ms) for bars in self.horizons)
+
+    @property
+    def parts(self) -> Parts:
+        """What says which bars are in which part."""
+        return self.fold or self.split
+
+    @property
+    def panel_symbols(self) -> tuple[str, ...]:
+        """The symbols of the panels, in their order."""
+        return self.panels[0].symbols
+
+    def folded(self, fold: Fold) -> Self:
+        """Return the same by *fold*, whose baselines are fitted anew.
+
+        Covariates are standardised by what the fold learns from alone.
+        """
+        own = self.standardised(max(until for _, until in fold.train))
+        narrow = self.narrow
+        if narrow is not None:  # its baselines would stand beside no figure
+            narrow = replace(narrow.folded(fold), stored=unfitted())
+        return replace(own, fold=fold, stored=None, narrow=narrow)
+
+    @cached_property
+    def fitted(self) -> Fitted:
+        """The baselines as arrays, fitted on the training part when first asked for."""
+        if self.stored is not None:
+            return self.stored
+        stopping = self.samples(Part.VALIDATION) if self.requested else []
+        return fit_baselines(self.samples(Part.TRAIN), stopping, self.requested)
+
+    @cached_property
+    def baselines(self) -> dict[str, Answer]:
+        """What the baselines answer."""
+        return answers(self.fitted)
+
+    def horizons_at(self, interval_ms: int) -> tuple[int, ...]:
+        """Return the horizons in bars of one of ``intervals``."""
+        return tuple(bars * self.interval_ms // interval_ms for bars in self.horizons)
+
+    def untouched(self) -> tuple[tuple[str, ...], int, int]:
+        """Return the symbols of the test part, and from and until when it may be."""
+        last = max(int(one.close_time_ms[-1]) for one in self.segments)
+        return self.symbols(Part.TEST), self.split.calibration_until_ms, last
+
+    def symbols(self, part: Part) -> tuple[str, ...]:
+        """Return the symbols that *part* has labelled bars of."""
+        of_part = [
+            segment.candles.symbol
+            for segment in self.segments
+            if self.parts.labelled(segment, self.horizons, part).any()
+        ]
+        return tuple(sorted(set(of_part)))
+
+    def has(self, part: Part) -> bool:
+        """Return whether *part* has a labelled bar."""
+        return bool(samples_in(self.segments, self.horizons, self.parts, part))
+
+    def samples(self, part: Part) -> list[Samples]:
+        """Return the samples of one part; of training, those of every interval.
+
+        Raises ``DataInvalid`` where a horizon has no label in it.
+        """
+        found = self.labelled(part)
+        self.require_every_horizon(part, found)
+        return found if self.only is None else self._compared(found, self.only)
+
+    def _compared(self, samples: Sequence[Samples], keys: NDArray[np.int64]) -> list[Samples]:
+        """Return those of *samples* that are of the bars *keys*; raise where there is none."""
+        found = []
+        for one in samples:
+            weights = one.weights * np.isin(one.segment.keys, keys)[:, None]
+            if weights.any():
+                found.append(replace(one, weights=weights))
+        if not found:
+            raise DataInvalid("it has no bar in common with the judged model")
+        return found
+
+    def require_every_horizon(self, part: Part, samples: Sequence[Samples]) -> None:
+        """Raise ``DataInvalid`` where a horizon has no label in the *samples* of *part*."""
+        for column, (bars, time) in enumerate(zip(self.horizons, self.times, strict=True)):
+            if not any(one.weights[:, column].any() for one in samples):
+                raise DataInvalid(
+                    f"The {part.value} part has no bar whose next {bars} ({time}) end in it; give "
+                    "more candles or shorter --horizons. `tracepaper data describe` says how many "
+                    "labels each part has."
+                )
+
+    def labelled(self, part: Part) -> list[Samples]:
+        """Return the samples of one part as ``samples`` does, whatever a horizon lacks."""
+        found = samples_of(self.segments, self.horizons, self.parts, part, self._labels)
+        if part is Part.TRAIN:
+            for segment in self.others:
+                horizons = self.horizons_at(segment.interval_ms)
+                found += samples_in([segment], horizons, self.parts, part, self._labels)
+        return found
+
+    def _labels(self, segment: Segment, horizons: Sequence[int]) -> Labels:
+        """Return the labels of *segment*, computed once for all parts."""
+        if self.arrays.folder is None:
+            return targets(segment, horizons, self.heads)
+        shape = (len(segment), len(horizons))
+        wanted = {
+            name: Shaped(
+                (*shape, each.width) if each.width else shape,
+                "<i8" if each.missing == NO_LABEL else "<f4",
+            )
+            for name, each in wanted_labels(self.heads).items()
+        }
+
+        def fill(arrays: dict[str, NDArray[Any]]) -> None:
+            for name, column in targets(segment, horizons, self.heads).items():
+                arrays[name][...] = column
+
+        # σ is the unit of labels, so the schema is part of what they follow from.
+        digest = hashlib.sha256(candles_key(segment.candles) + _code_of_labels(tuple(wanted)))
+        digest.update(np.ascontiguousarray(segment.sigma).data)
+        digest.update(f"{tuple(horizons)} {sorted(wanted.items())}".encode())
+        return self.arrays.get(f"labels-{digest.hexdigest()[:32]}", wanted, fill)
+
+
+def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Segment]:
+    """Return *segments* with the features of vectors, each from the first bar that has some.
+
+    One of which no bar has any is left out.
+    """
+    found = []
+    for segment in segments:
+        own = joined.at(segment.candles.symbol, segment.close_time_ms, segment.interval_ms)
+        known = np.flatnonzero(np.isfinite(own).all(axis=1))
+        if not len(known):
+            continue
+        first = max(segment.first, int(known[0]))
+        values = np.concatenate([segment.values, own], axis=1)
+        values[:first] = np.nan
+        found.append(replace(segment, values=values, first=first))
+    return found
+
+
+@cache
+def _code_of_labels(names: tuple[str, ...]) -> bytes:
+    """Return a hash of the modules in which the labels *names* are defined."""
+    return code_key(sys.modules[LABELS[name].of.__module__] for name in names)
+
+
+# --- intervals and horizons
+
+
+class ReadAs(TypedDict):
+    """How files are read, for ``Dataset.read``."""
+
+    intervals: tuple[int, ...]
+    calendar: str | None
+
+
+def reading(features: Mapping[str, Any]) -> ReadAs:
+    """Return how the files were read that a card with this ``[features]`` was made from.
+
+    Raises ``ConfigInvalid`` for an interval that is none.
+    """
+    return {
+        "intervals": intervals_of(features.get("intervals", ())),
+        "calendar": features.get("calendar"),
+    }
+
+
+def own_interval(schema_id: str, intervals: Sequence[int]) -> int:
+    """Return the interval that a model is made for; 0 where only the data say."""
+    return intervals[0] if intervals else _interval_of(schema_id)
+
+
+def _interval_of(schema_id: str) -> int:
+    """Return the interval, in milliseconds, that a schema's name ends in; 0 for none."""
+    family, _, text = schema_id.partition("-")
+    reach = REACHES.get(text) if family in FAMILIES else None
+    return 0 if reach is None else reach.interval_ms
+
+
+def full_id(schema_id: str, interval_ms: int) -> str:
+    """Return the id of a schema, of a family such as ``v2`` that of bars of *interval_ms*.
+
+    Raises ``ConfigInvalid`` for a family where no interval is known.
+    """
+    if schema_id not in FAMILIES:
+        return schema_id
+    if not interval_ms:
+        raise ConfigInvalid(
+            f"Features {schema_id} need an interval: give --interval, such as 15m, or {schema_id}"
+            "-15m."
+        )
+    return f"{schema_id}-{interval_text(interval_ms)}"
+
+
+def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
+    """Return the schema of each interval; raise ``ConfigInvalid`` where one is of another."""
+    family, own = schema_id.partition("-")[0], _interval_of(schema_id)
+    if own and own not in intervals[:1]:
+        raise ConfigInvalid(
+            f"The schema {schema_id} is of another interval than bars of "
+            f"{interval_text(intervals[0])}; choose {family}-{interval_text(intervals[0])}."
+        )
+    if family in FAMILIES:
+        return {one: schema(full_id(family, one)) for one in intervals}
+    if len(intervals) > 1:
+        raise ConfigInvalid(
+            f"The windows of the schema {schema_id} are bars, which mean another time at each "
+            "interval; learn from several intervals with v2 or tree."
+        )
+    return dict.fromkeys(intervals, schema(schema_id))
+
+
+def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:
+    """Return the intervals that *texts* name, one by one or by commas, in milliseconds.
+
+    Raises ``ConfigInvalid`` for what is no interval.
+    """
+    parts = texts.split(",") if isinstance(texts, str) else (texts or ())
+    found = []
+    for part in parts:
+        length_ms = time_of(part) or INTERVALS.get(part.strip(), 0)
+        if not length_ms:
+            raise ConfigInvalid(f"--interval {part!r} is none; write some by commas: 15m,5m,1h.")
+        found.append(length_ms)
+    return tuple(dict.fromkeys(found))
+
+
+def in_bars(
+    horizons: Horizons, interval_ms: int, *, bars_a_day: int | None = None
+) -> tuple[int, ...]:
+    """Return *horizons* in bars, rising; whole days are *bars_a_day*, where sessions are counted.
+
+    Raises ``ConfigInvalid`` for what is no whole number of bars, or none at all.
+    """
+    if not isinstance(horizons, str):
+        return tuple(sorted(horizons))
+    found = set()
+    for text in horizons.split(","):
+        length_ms = time_of(text)
+        if bars_a_day and length_ms and length_ms % DAY_MS == 0:
+            found.add(length_ms // DAY_MS * bars_a_day)
+        else:
+            found.add(bars_in(text, interval_ms, name="--horizons"))
+    return tuple(sorted(found))
+
+
+def ahead(horizons: Horizons, segment: Segment) -> tuple[int, ...]:
+    """Return *horizons* in bars of *segment*."""
+    return in_bars(horizons, segment.interval_ms, bars_a_day=segment.bars_a_day)
+
+
+def _refuse_part_bars(horizons: Sequence[int], main_ms: int, interval_ms: int) -> None:
+    """Raise ``ConfigInvalid`` where a horizon is no whole number of bars of another interval."""
+    for bars in horizons:
+        if bars * main_ms % interval_ms:
+            raise ConfigInvalid(
+                f"A horizon of {interval_text(bars * main_ms)} is no whole number of bars of "
+                f"{interval_text(interval_ms)}; leave that interval out, or give longer horizons."
+            )

@@ -1,0 +1,481 @@
+"""One protocol for every kind of model: ``Estimator`` is what can be fitted, ``Fitted`` what was.
+
+A kind is one module of ``estimators`` that registers one ``Estimator``. Its recipe, training, card,
+evaluation, folds, ablation and examination follow from that; no other module asks for a kind.
+
+The rules are docs/models.md, L25 to L27.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from tracepaper.replay.learning import card as cards
+from tracepaper.replay.learning.array_cache import (
+    ArrayCache,
+)
+from tracepaper.replay.learning.dataset import Dataset, Supplied, intervals_of, reading
+from tracepaper.replay.learning.fit import FitOptions, Observe
+from tracepaper.replay.learning.recipe import (
+    DEFAULT_KIND,
+    SCHEMA,
+    THREADS,
+    Document,
+    Recipe,
+    chosen_of,
+    features_of,
+    listed,
+    middle,
+    own_training,
+    requested_baselines,
+    typed,
+    whole,
+    with_bars,
+)
+from tracepaper.replay.learning.splits import IN_MEMORY, Part, Segment, Split, split_by, split_of
+from tracepaper.replay.learning.stored_baselines import (
+    save_judged,
+    stored_baselines,
+)
+from tracepaper.storage.checkpoints import Checkpoint
+from tracepaper.storage.covariates import VectorFile
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.forecasters.build import takes_vectors, vector_scale
+
+if TYPE_CHECKING:
+    from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
+    from tracepaper.replay.learning.evaluation.explained import (
+        JudgedPart,
+    )
+    from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+    from tracepaper.replay.learning.inspection.model import Mix
+    from tracepaper.strategies.forecasters.tabular import TrainedRows
+    from tracepaper.strategies.networks.architecture import Network
+
+
+Say = Callable[[str], None]
+AnyData_contra = TypeVar("AnyData_contra", contravariant=True)
+
+
+class DataSource(StrEnum):
+    """What a kind of model learns from and is asked about."""
+
+    BARS = "bars"  # of each symbol by itself
+    CLOSES = "closes"  # of all symbols at once
+    ORDER_BOOKS = "order books"  # files of ``tracepaper data record``
+
+
+class FitRun(NamedTuple):
+    """How one fit goes; *folder* holds the state of an unfinished one."""
+
+    folder: Path
+    name: str = ""
+    created_ms: int = 0
+    observe: Observe = lambda _: None
+    say: Say = lambda _: None
+    resume: bool = False
+
+
+class DataRequest(NamedTuple):
+    """The files that a model is fitted to, and how they are read."""
+
+    paths: Sequence[str]
+    arrays: ArrayCache = IN_MEMORY
+    covariates: VectorFile | None = None
+
+
+class Answers(NamedTuple):
+    """What a model said of one part of its data, beside every baseline."""
+
+    forecasts: list[HorizonForecasts]
+    measures: frozenset[str]  # those that the model gives
+    across: AcrossAssets | None = None  # of one that answers for all symbols of a close
+
+
+class Fitted(Protocol[AnyData_contra]):
+    """What was fitted: the card as far as it is known, the tensors, and why the fit stopped early.
+
+    Each step returns it with more of its card: calibrated, then evaluated.
+    """
+
+    @property
+    def card(self) -> Mapping[str, Any]:
+        """The model card, complete once it is evaluated."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights, or the arrays."""
+
+    @property
+    def stopped(self) -> str:
+        """Why the fit ended before its time; else empty."""
+
+    def calibrated(self, data: AnyData_contra, *, bars: int | None = None) -> Self:
+        """Return it with what the calibration slice says; *bars* of it are explained."""
+
+    def evaluated(self, data: AnyData_contra, *, bars: int | None = None) -> Self:
+        """Return it with its figures on untouched time and the sentences that follow."""
+
+    def save(self, folder: Path, data: AnyData_contra) -> Checkpoint:
+        """Write the checkpoint into *folder*; return it."""
+
+
+class Estimator(Protocol):
+    """A kind of model: what its recipe may choose, and how it is fitted and loaded."""
+
+    kind: str
+    summary: str
+    """What it is, in a few words."""
+    source: DataSource
+    takes_covariates: bool
+    walks_only: bool
+    """Whether it is fitted on few folds that walk, for each costs a training."""
+
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """Sections that no recipe chooses and its hash covers."""
+
+    @property
+    def Keys(self) -> type[Any]:  # noqa: N802 - a type
+        """The dataclass of ``[architecture]``."""
+
+    @property
+    def Options(self) -> type[Any]:  # noqa: N802 - a type
+        """The dataclass of ``[training]``."""
+
+    def recipe(self, document: Document) -> Recipe:
+        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
+
+    def document(self, recipe: Recipe) -> dict[str, Any]:
+        """Return *recipe* as the sections of a file, every key with its value."""
+
+    def check(self, recipe: Recipe, option: str) -> None:
+        """Raise ``ConfigInvalid`` for an optional package that fitting *recipe* lacks."""
+
+    def read(self, recipe: Recipe, request: DataRequest) -> Any:  # noqa: ANN401 - by its source
+        """Return the data that *recipe* is fitted to."""
+
+    def fit(self, data: Any, recipe: Recipe, run: FitRun) -> Fitted[Any]:  # noqa: ANN401
+        """Fit *recipe* to *data*; return it, not yet calibrated."""
+
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted[Any]:
+        """Return what a checkpoint holds; raise ``CheckpointMismatch`` where it does not fit."""
+
+
+_ESTIMATORS: Final[dict[str, Estimator]] = {}
+
+
+def register(estimator: Estimator) -> Estimator:
+    """Make a kind of model known; raise ``ConfigInvalid`` for a name that is taken."""
+    if estimator.kind in _ESTIMATORS:
+        raise ConfigInvalid(f"There is a kind of model called {estimator.kind} already.")
+    _ESTIMATORS[estimator.kind] = estimator
+    return estimator
+
+
+def estimators() -> Mapping[str, Estimator]:
+    """Return every kind of model by its name, once each module of ``estimators`` was imported."""
+    from tracepaper.replay.learning import estimators as room
+
+    for module in iter_modules(room.__path__):
+        import_module(f"{room.__name__}.{module.name}")
+    order = list(DataSource)
+    return dict(sorted(_ESTIMATORS.items(), key=lambda named: order.index(named[1].source)))
+
+
+def estimator_of(document: Document) -> Estimator:
+    """Return the kind of a recipe or a card; raise ``ConfigInvalid`` for an unknown one."""
+    known = estimators()
+    model = document.get("model", {})
+    name = model.get("kind", DEFAULT_KIND) if isinstance(model, Mapping) else DEFAULT_KIND
+    if ENSEMBLE in document:
+        name = ENSEMBLE
+    if name not in known:
+        every = "; ".join(f"{one.kind}, {one.summary}" for one in known.values())
+        raise ConfigInvalid(f"There is no network called {name!r}; choose one of: {every}.")
+    return known[name]
+
+
+ENSEMBLE: Final = "ensemble"
+"""The kind, and the section of a recipe, of several models as one."""
+
+
+def recipe_of(document: Document) -> Recipe:
+    """Read a recipe or a card of any kind; raise ``ConfigInvalid`` for what it cannot have."""
+    return estimator_of(document).recipe(document)
+
+
+def as_recipe(document: Document) -> Document:
+    """Return a document whose sections can be laid over: the card of an ensemble as its recipe."""
+    return recipe_of(document).document() if "parts" in document else document
+
+
+def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted[Any]:
+    """Return what the checkpoint with this card and these tensors holds."""
+    return estimator_of(card).load(card, tensors)
+
+
+# --- models of candles
+
+
+class CandleEstimator:
+    """What kinds of models of candles share: the recipe's sections, and how files are read."""
+
+    kind: str
+    summary: str
+    source: DataSource = DataSource.BARS
+    takes_covariates = False
+    walks_only = True
+    holds_out_calibration = False
+    """Whether a fold needs a part of its own to calibrate on."""
+    fixed: ClassVar[Mapping[str, Any]] = {}
+    chosen_training: ClassVar[Sequence[str]] = ("threads", "device", "baselines", "explained_bars")
+    """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """Values of ``[training]`` in place of those of ``Options``."""
+
+    @property
+    def Options(self) -> type[Any]:  # noqa: N802 - a type
+        """What a fit of steps takes."""
+        return FitOptions
+
+    @property
+    def Keys(self) -> type[Any]:  # noqa: N802 - a type
+        """The dataclass of ``[architecture]``, which names its ``horizons``."""
+        raise NotImplementedError
+
+    def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
+        """Return the ``Keys`` of the *chosen* sections."""
+        raise NotImplementedError
+
+    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> CandleModel:
+        """Fit *recipe* to *data*; return it, not yet calibrated."""
+        raise NotImplementedError
+
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandleModel:
+        """Return what a checkpoint holds; raise ``CheckpointMismatch`` where it does not fit."""
+        raise NotImplementedError
+
+    def listed(self, keys: Any) -> dict[str, Any]:  # noqa: ANN401 - its Keys
+        """Return ``[architecture]`` of a recipe."""
+        return listed(keys)
+
+    def gate_horizon(self, chosen: Mapping[str, Mapping[str, Any]], keys: Any) -> int:  # noqa: ANN401
+        """Return the horizon that gates judge where none is chosen."""
+        del chosen
+        return middle(keys.horizons)
+
+    def recipe(self, document: Document) -> Recipe:
+        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
+        chosen = chosen_of(with_bars(document), self.Options)
+        own = own_training(chosen["training"])
+        keys = self.architecture(chosen)
+        horizon = chosen["calibration"].get("horizon", self.gate_horizon(chosen, keys))
+        return Recipe(
+            self,
+            keys,
+            typed(self.Options, {**self.defaults, **chosen["training"]}),
+            whole("calibration.horizon", horizon),
+            name=str(chosen["model"].get("name", "")),
+            schema_id=str(chosen["features"].get("schema_id", SCHEMA)),
+            intervals=tuple(chosen["features"].get("intervals", ())),
+            calendar=chosen["features"].get("calendar"),
+            explained_bars=own.get("explained_bars"),
+            device=str(own.get("device", "cpu")),
+            threads=whole("training.threads", own.get("threads", THREADS)),
+            split=chosen["split"] or None,
+            baselines=requested_baselines(own),
+        )
+
+    def document(self, recipe: Recipe) -> dict[str, Any]:
+        """Return *recipe* as the sections of a file, every key with its value."""
+        found: dict[str, Any] = {
+            "model": {"kind": self.kind, "name": recipe.name},
+            "architecture": self.listed(recipe.architecture),
+            "features": features_of(recipe.schema_id, recipe.intervals, recipe.calendar),
+            "training": {**asdict(recipe.options), **self.training_keys(recipe)},
+            "calibration": {"horizon": recipe.horizon},
+        }
+        return found if recipe.split is None else {**found, "split": dict(recipe.split)}
+
+    def training_keys(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the keys of ``[training]`` that are not those of ``Options``, where chosen."""
+        values = {
+            "threads": recipe.threads,
+            "device": recipe.device,
+            "baselines": list(recipe.baselines) or None,
+            "explained_bars": recipe.explained_bars,
+        }
+        return {key: values[key] for key in self.chosen_training if values[key] is not None}
+
+    def check(self, recipe: Recipe, option: str) -> None:
+        """Refuse nothing: most kinds need no optional package."""
+
+    def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
+        """Return the candles that *recipe* is fitted to, split as it says."""
+        split = split_by(recipe.split, recipe.horizons)
+        return self._read(recipe, request, recipe.schema_id, split)
+
+    def arrange(self, data: Dataset) -> Dataset:
+        """Return *data* as the model is asked about them: by default bar by bar."""
+        return data
+
+    def _read(
+        self,
+        recipe: Recipe,
+        request: DataRequest,
+        schema_id: str,
+        split: Callable[[Sequence[Segment]], Split],
+    ) -> Dataset:
+        covariates = request.covariates
+        return Dataset.read(
+            request.paths,
+            split,
+            recipe.horizons,
+            schema_id,
+            intervals=intervals_of(recipe.intervals),
+            calendar=recipe.calendar,
+            arrays=request.arrays,
+            vectors=None if covariates is None else Supplied(covariates),
+            requested=recipe.baselines,
+        )
+
+
+@dataclass(frozen=True)
+class CandleModel:
+    """What fitted models of candles share: evaluation by ``judge``, and the stored baselines."""
+
+    card: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    stopped: str = ""
+
+    @property
+    def horizon(self) -> int:
+        """The horizon that the gates judge."""
+        return int(self.card["calibration"]["horizon"])
+
+    @property
+    def network(self) -> Network | None:
+        """The network of bars that can be examined; None where there is none."""
+        return None
+
+    @property
+    def rows(self) -> TrainedRows | None:
+        """The model of one row of features that can be examined; None where there is none."""
+        return None
+
+    @property
+    def mix(self) -> Mix | None:
+        """How both make one forecast; None where only one is there."""
+        return None
+
+    def with_card(self, **sections: Any) -> Self:  # noqa: ANN401 - sections of a card
+        """Return it with these *sections* on its card."""
+        return type(self)({**self.card, **sections}, self.tensors, self.stopped)
+
+    def scaled(self, data: Dataset) -> Self:
+        """Return it with the scales of its forecasts, fitted on the calibration slice."""
+        raise NotImplementedError
+
+    def calibrated(self, data: Dataset, *, bars: int | None = None) -> Self:
+        """Return it scaled, with what gates need; *bars* of the slice are explained."""
+        raise NotImplementedError
+
+    def for_fold(self, data: Dataset) -> Self:
+        """Return it with what its answers need of the calibration slice: by default nothing."""
+        del data
+        return self
+
+    def answers(self, data: Dataset, part: Part) -> Answers:
+        """Return what it says of *part*."""
+        raise NotImplementedError
+
+    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
+        """Return what it said of the test part and its figures; *bars* are explained for gates."""
+        raise NotImplementedError
+
+    def tails(self, data: Dataset) -> dict[str, Any]:
+        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
+        raise NotImplementedError
+
+    def evaluated(self, data: Dataset, *, bars: int | None = None) -> Self:
+        """Return it with the figures of the test part and the sentences that follow from them."""
+        found = self.judge(data, bars=bars)
+        return self.with_card(
+            calibration=found.calibration or self.card["calibration"],
+            honesty={"sentences": [*found.sentences, *([self.stopped] if self.stopped else [])]},
+            figures=found.figures,
+        )
+
+    def save(self, folder: Path, data: Dataset) -> Checkpoint:
+        """Write the checkpoint, with the baselines that its figures stand beside."""
+        return save_judged(folder, self.tensors, self.card, data.fitted)
+
+
+def candle_estimator(card: Mapping[str, Any]) -> CandleEstimator:
+    """Return the kind of a card; raise ``ConfigInvalid`` unless it is of models of candles."""
+    found = estimator_of(card)
+    if not isinstance(found, CandleEstimator):
+        raise ConfigInvalid(
+            f"A model of the kind {found.kind} reads {found.source}, not candles; name another."
+        )
+    return found
+
+
+def candle_card(
+    data: Dataset,
+    recipe: Recipe,
+    run: FitRun,
+    *,
+    architecture: Mapping[str, Any],
+    training: Mapping[str, Any],
+    calibration: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the card of a model of candles that is not calibrated yet."""
+    return {
+        "model": cards.model_section(recipe.kind, run.name, run.created_ms),
+        "architecture": architecture,
+        "features": cards.features_section(data.schema, data.vectors) | data.read_as,
+        "market": cards.market_section(
+            cards.interval_name(data.interval_ms), data.sources, data.times
+        ),
+        "training": training,
+        "calibration": {**calibration, "horizon": recipe.horizon},
+        "split": cards.split_section(data.split),
+        "data": cards.data_section(data.sources),
+        "versions": cards.versions_section(),
+    }
+
+
+def read_candles_of(
+    card: Mapping[str, Any],
+    request: DataRequest,
+    *,
+    folder: Path | None = None,
+    requested: Sequence[str] = (),
+) -> Dataset:
+    """Return candles as *card* reads them, split as it says.
+
+    The baselines are those stored in *folder*; without one, such as need no fitting. Covariates
+    are joined where the card's model was trained with some.
+    """
+    covariates = request.covariates if takes_vectors(card) else None
+    return Dataset.read(
+        request.paths,
+        lambda _: split_of(card),
+        tuple(card["architecture"]["horizons"]),
+        card["features"]["schema_id"],
+        arrays=request.arrays,
+        stored=None if folder is None else stored_baselines(folder, card),
+        vectors=None if covariates is None else Supplied(covariates, vector_scale(card)),
+        requested=tuple(requested),
+        **reading(card["features"]),
+    )

@@ -1,0 +1,503 @@
+"""Ensembles: a network and a model of rows as one, by shares fitted on the calibration slice.
+
+The rules are docs/models.md, L36, L37, L49 and L50.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from tracepaper.replay.learning import card as cards
+from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning.comparison import paired_figures
+from tracepaper.replay.learning.dataset import Dataset, full_id
+from tracepaper.replay.learning.estimator import (
+    ENSEMBLE,
+    Answers,
+    CandleEstimator,
+    CandleModel,
+    DataRequest,
+    FitRun,
+    candle_estimator,
+    read_candles_of,
+    recipe_of,
+    register,
+)
+from tracepaper.replay.learning.estimators.networks import explained_rows
+from tracepaper.replay.learning.estimators.tabular import predictions, spread
+from tracepaper.replay.learning.evaluation.explained import (
+    ExplainedRows,
+    JudgedPart,
+)
+from tracepaper.replay.learning.evaluation.forecasts import (
+    ALL_MEASURES,
+    HorizonForecasts,
+    answer,
+    cooled,
+    judged,
+    no_context,
+)
+from tracepaper.replay.learning.evaluation.gates import (
+    gates_section,
+    judged_gates,
+)
+from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
+from tracepaper.replay.learning.evaluation.user_class import NORMAL, OF_MODEL, figures_of
+from tracepaper.replay.learning.inspection.model import Mix
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.samples import VARIANCE_FLOOR
+from tracepaper.replay.learning.splits import Part, iso, split_by
+from tracepaper.replay.learning.statistics import (
+    DailyEstimate,
+)
+from tracepaper.replay.learning.stored_baselines import (
+    stored_baselines,
+    unfitted,
+)
+from tracepaper.storage import checkpoints
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import schema, wider
+from tracepaper.strategies.forecasters.build import HALVES, part_of, row_kind, tensors_of
+from tracepaper.strategies.forecasters.tabular import ROW_KINDS, TrainedRows
+from tracepaper.strategies.networks.architecture import Network
+
+NAMES: Final = ("network_half", "row_half")
+"""What tables call the two members beside the mix."""
+_CREDIBLE: Final = 1.96
+_KEPT: Final = ("model", "architecture", "features", "market", "training", "split", "data")
+"""Sections of a member's card that stay, beside its scales: what it is, how it is made again."""
+_SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
+"""Of a member's calibration; quantiles of gates are those of the whole."""
+
+
+class Member(NamedTuple):
+    """One member: a card whose forecasts are scaled, and tensors."""
+
+    card: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    stopped: str = ""  # why its fit ended early
+
+
+class EnsembleEstimator(CandleEstimator):
+    """A network, and the model of rows beside it, which is fitted over one split."""
+
+    kind = ENSEMBLE
+    summary = "a network with a tree or a glm"
+    holds_out_calibration = True
+
+    @property
+    def Keys(self) -> type[Any]:  # noqa: N802 - a type
+        """``[ensemble]``: the kind of rows, their features, and how they are fitted."""
+        return EnsembleKeys
+
+    def recipe(self, document: Mapping[str, Any]) -> Recipe:
+        """Read a recipe with ``[ensemble]``, or the card of an ensemble.
+
+        Raises ``ConfigInvalid`` for a key or a value that it cannot have.
+        """
+        if "parts" in document:
+            one, other = (member_as_card(document, half) for half in HALVES)
+            name = {"name": document["model"].get("name", "")}
+            return self._of(recipe_of({**one, "model": {**one["model"], **name}}), recipe_of(other))
+        chosen = dict(document[ENSEMBLE])
+        network = recipe_of({name: of for name, of in document.items() if name != ENSEMBLE})
+        model = {"kind": _row_kind(chosen.pop("kind", "tree")), "name": network.name}
+        features = {"schema_id": chosen.pop("schema_id", network.schema_id)}
+        shared = network.document()
+        rows = recipe_of(
+            {
+                "model": model,
+                "architecture": {"horizons": list(network.horizons)},
+                "features": {**shared["features"], **features},
+                "training": {"threads": network.threads, **chosen},
+                "calibration": shared["calibration"],
+                "split": shared.get("split", {}),
+            }
+        )
+        return self._of(network, rows)
+
+    def _of(self, network: Recipe, rows: Recipe) -> Recipe:
+        return replace(network, estimator=self, members=(network, rows))
+
+    def document(self, recipe: Recipe) -> dict[str, Any]:
+        """Return *recipe* as the sections of a file: the network's, and ``[ensemble]``."""
+        network, rows = recipe.members
+        own = {"kind": rows.kind, "schema_id": rows.schema_id}
+        options = asdict(rows.options) | {"threads": rows.threads}
+        return {**network.document(), ENSEMBLE: {**own, **options}}
+
+    def check(self, recipe: Recipe, option: str) -> None:
+        """Raise ``ConfigInvalid`` for an optional package that a member lacks."""
+        for member in recipe.members:
+            member.estimator.check(member, option)
+
+    def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
+        """Return the candles by the wider features of the members, and narrowly the network's."""
+        network, rows = recipe.members
+        split = split_by(recipe.split, recipe.horizons)
+        own = self._read(network, request, network.schema_id, split)
+        both = (schema(full_id(one.schema_id, own.interval_ms)) for one in (network, rows))
+        wide = wider(*both).schema_id
+        if wide == own.schema.schema_id:
+            return own
+        found = self._read(network, request, wide, lambda _: own.split)
+        # Its own baselines would stand beside no figure.
+        return replace(found, narrow=replace(own, stored=unfitted()))
+
+    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> EnsembleModel:
+        """Fit both members and their scales, then the shares, on the calibration slice."""
+
+        def fitted(member: Recipe, own: Dataset) -> Member:
+            estimator = member.estimator
+            assert isinstance(estimator, CandleEstimator)
+            found = estimator.fit(own, member, run._replace(name=member.name)).scaled(own)
+            return Member(found.card, found.tensors, found.stopped)
+
+        network, rows = recipe.members
+        both = fitted(network, data.narrow or data), fitted(rows, data)
+        run.say("Combining the members.")
+        return join(*both, data, name=run.name, created_ms=run.created_ms)
+
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EnsembleModel:
+        """Return the ensemble of a checkpoint."""
+        return EnsembleModel(card, tensors)
+
+
+@dataclass(frozen=True)
+class EnsembleKeys:
+    """``[ensemble]``: the kind of the model of rows, and its feature schema."""
+
+    kind: str = "tree"
+    schema_id: str = "v1"
+
+
+def member_as_card(card: Mapping[str, Any], half: str) -> dict[str, Any]:
+    """Return the part of an ensemble's card as a recipe: a card with its results."""
+    part = card["parts"][half]
+    return {**part, "model": {"weights_sha256": "", **part["model"]}}
+
+
+def _row_kind(name: object) -> str:
+    if name not in ROW_KINDS:
+        raise ConfigInvalid(
+            f"An ensemble is a network with one of {', '.join(ROW_KINDS)}, not with {name!r}; "
+            "choose one of these, or a folder with such a checkpoint."
+        )
+    return str(name)
+
+
+# --- from members to one
+
+
+def join(
+    network: Member, rows: Member, data: Dataset, *, name: str, created_ms: int
+) -> EnsembleModel:
+    """Return the ensemble of two members, its shares fitted on the calibration slice of *data*.
+
+    *data* are of the wider of their features. Raises ``ConfigInvalid`` for members of other
+    candles, dates or horizons.
+    """
+    wide = require_pair(network.card, rows.card)
+    if data.schema.schema_id != wide:
+        raise ConfigInvalid(f"The candles were read as {data.schema.schema_id}; read {wide}.")
+    tensors = {
+        f"{half}.{key}": tensor
+        for half, own in zip(HALVES, (network, rows), strict=True)
+        for key, tensor in own.tensors.items()
+    }
+    card = _first_card(network, rows, data, name, created_ms)
+    return EnsembleModel(card, tensors, network.stopped).shared(data)
+
+
+def read_members(network: Path, rows: Path, request: DataRequest) -> tuple[Member, Member, Dataset]:
+    """Return the checkpoints in two folders, and the candles on which ``join`` judges them.
+
+    Baselines are those beside the member that has all features.
+    """
+    found = [(place, checkpoints.load(place)) for place in (network, rows)]
+    one, other = (Member(made.card, made.tensors) for _, made in found)
+    wide = require_pair(one.card, other.card)
+    folder, widest = next((at, made) for at, made in found if wide == _schema_of(made.card))
+    features = {**one.card["features"], "schema_id": wide}
+    data = read_candles_of({**one.card, "features": features}, request)
+    return one, other, replace(data, stored=stored_baselines(folder, widest.card))
+
+
+def with_narrow(data: Dataset, card: Mapping[str, Any], request: DataRequest) -> Dataset:
+    """Return *data* of an ensemble's *card* with those of its network, where these are narrower."""
+    own = _schema_of(part_of(card, HALVES[0]))
+    if own == _schema_of(card):
+        return data
+    features = {**card["features"], "schema_id": own}
+    narrow = read_candles_of({**card, "features": features}, request)
+    return replace(data, narrow=replace(narrow, stored=unfitted()))
+
+
+def _schema_of(card: Mapping[str, Any]) -> str:
+    return str(card["features"]["schema_id"])
+
+
+def require_pair(network: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
+    """Return the id of the wider of the features of two cards that belong together.
+
+    Raises ``CheckpointMismatch`` unless the first is a network's and the second a row model's, and
+    ``ConfigInvalid`` where they learnt from other candles or dates, or speak of other horizons.
+    """
+    kinds = [
+        card["model"]["kind"] == ENSEMBLE or row_kind(card) is not None for card in (network, rows)
+    ]
+    if kinds != [False, True] or rows["model"]["kind"] == ENSEMBLE:
+        raise CheckpointMismatch(
+            "An ensemble is a network and a tree or a glm; combine two such checkpoints."
+        )
+    for words, of in (
+        ("[split]", lambda card: card.get("split")),
+        ("the candles of [data]", lambda card: {f["sha256"] for f in card["data"]["files"]}),
+        ("architecture.horizons", lambda card: list(card["architecture"]["horizons"])),
+    ):
+        if of(network) != of(rows):
+            raise ConfigInvalid(
+                f"The halves differ in {words} of their cards; train both on the same candles, "
+                "dates and horizons."
+            )
+    both = (schema(_schema_of(card)) for card in (network, rows))
+    return wider(*both).schema_id
+
+
+class EnsembleModel(CandleModel):
+    """A network and a model of rows as one."""
+
+    @cached_property
+    def network(self) -> Network:
+        """The network with its weights, checked."""
+        found = self._member(HALVES[0]).network
+        assert found is not None, "the first member is a network"
+        return found
+
+    @cached_property
+    def rows(self) -> TrainedRows:
+        """The model of rows with its arrays, checked."""
+        found = self._member(HALVES[1]).rows
+        assert found is not None, "the second member is a model of rows"
+        return found
+
+    def _member(self, half: str) -> CandleModel:
+        card = part_of(self.card, half)
+        return candle_estimator(card).load(card, tensors_of(self.tensors, half))
+
+    @property
+    def mix(self) -> Mix:
+        """The network's shares, and what the mix's scale is multiplied by."""
+        horizons = self.card["architecture"]["horizons"]
+        shares, spreads = (
+            np.array([self.card[section][key][str(h)] for h in horizons])
+            for section, key in ((ENSEMBLE, "network_share"), ("calibration", "spread"))
+        )
+        return Mix(shares, spreads)
+
+    def shared(self, data: Dataset) -> EnsembleModel:
+        """Return it with the shares and the spread that the calibration slice asks for."""
+        shares, gains, spreads, mixes = {}, {}, {}, []
+        for one in self._of_members(data, Part.CALIBRATION):
+            log_network, log_rows = (np.log(one.variances[half]) for half in NAMES)
+            found = network_share(log_network, log_rows, one.variance, one.days)
+            key = str(one.horizon)
+            shares[key] = cards.rounded(found.share)
+            gains[key] = [round(part, 5) for part in found.gain]
+            spreads[key] = spread(_mixed(one, shares[key], 1.0))
+            mixes.append(_mixed(one, shares[key], spreads[key]))
+        section = {**self.card["calibration"], "spread": spreads, TAILS: tail_factors(mixes)}
+        own = {"network_share": shares, "gain": gains}
+        return self.with_card(**{ENSEMBLE: own}, calibration=section)
+
+    def _of_members(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
+        """Return the network's forecasts of *part* beside the row model's and the baselines'.
+
+        The members' variances stand there by ``NAMES``.
+        """
+        answered = answer(self.network, data.samples(part))
+        if not answered:
+            raise no_context(part, self.network.config.receptive_field)
+        columns = len(self.rows.schema.names)
+        said = [
+            predictions(self.rows.model, samples.segment.values[at, :columns]).variance
+            for samples, at, _ in answered
+        ]
+        variances = np.concatenate(said).astype(np.float64)
+        weights = np.concatenate([samples.weights[at] for samples, at, _ in answered])
+        found = judged(answered, data.baselines, data.horizons)
+        return [
+            replace(
+                one,
+                variances={
+                    NAMES[0]: one.variances["network"],
+                    NAMES[1]: variances[weights[:, column] > 0, column],
+                    **{name: of for name, of in one.variances.items() if name != "network"},
+                },
+            )
+            for column, one in enumerate(found)
+        ]
+
+    def answers(self, data: Dataset, part: Part) -> Answers:
+        """Return what the mix says of *part*, beside its members and the baselines."""
+        section, shares = self.card["calibration"], self.card[ENSEMBLE]["network_share"]
+        found = []
+        for one in self._of_members(data, part):
+            key = str(one.horizon)
+            mix = _mixed(one, shares[key], section["spread"][key])
+            found.append(cooled(mix, section["temperature"][key]))
+        return Answers(found, ALL_MEASURES)
+
+    def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:
+        """Return what a run would say of *bars* of *part*, explained; None is as many as can be."""
+        return explained_rows(self, self.network, data, part, bars)
+
+    def calibrated(self, data: Dataset, *, bars: int | None = None) -> EnsembleModel:
+        """Return it with what gates need of the calibration slice; its scales are known."""
+        seen = self.explained(data, Part.CALIBRATION, bars)
+        return self.with_card(calibration=gates_section(seen, self.card["calibration"]))
+
+    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
+        """Return what the mix said of the test part, and its figures; *bars* are explained."""
+        found = self.answers(data, Part.TEST).forecasts
+        told: dict[str, Any] = {}
+        for one in found:
+            told[str(one.horizon)] = figures_of(one, ALL_MEASURES) | {"qlike_gain": _gains(one)}
+        told |= paired_figures(found, ALL_MEASURES, NAMES)
+        seen = self.explained(data, Part.TEST, bars)
+        gates = judged_gates(seen, self.card["calibration"], data.split.second_span_ms)
+        sentences = cards.sentences(told, gates.figures, horizon=self.horizon, own=OF_MODEL)
+        gained = told[str(self.horizon)]["qlike_gain"]
+        sentences.append(_members_sentence(self.card, gained, self.horizon))
+        return JudgedPart(
+            found,
+            ALL_MEASURES,
+            {**told, "gates": gates.figures},
+            [*sentences, *gates.sentences],
+            gates.explained,
+            gates.rules,
+            gates.calibration,
+        )
+
+    def tails(self, data: Dataset) -> dict[str, Any]:
+        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
+        if TAILS in self.card["calibration"]:
+            return dict(self.card["calibration"][TAILS])
+        if not data.has(Part.CALIBRATION):
+            return {}
+        return tail_factors(self.answers(data, Part.CALIBRATION).forecasts)
+
+
+def _first_card(network: Member, rows: Member, data: Dataset, name: str, at: int) -> dict[str, Any]:
+    """Return the card of an ensemble without shares; the members' cards stand in ``[parts]``."""
+    parts = {}
+    for half, made in zip(HALVES, (network, rows), strict=True):
+        scales = made.card["calibration"]
+        kept = {section: made.card[section] for section in _KEPT}
+        kept["model"] = {key: kept["model"].get(key, "") for key in ("kind", "name")}
+        kept["calibration"] = {key: scales[key] for key in _SCALES if key in scales}
+        parts[half] = kept
+    of_network = parts[HALVES[0]]
+    return {
+        "model": {"kind": ENSEMBLE, "name": name, "created": iso(at), "notice": cards.NOTICE},
+        "architecture": of_network["architecture"],
+        "features": cards.features_section(data.schema) | data.read_as,
+        "market": of_network["market"],
+        "training": {
+            "seed": of_network["training"]["seed"],
+            "threads": of_network["training"]["threads"],
+            "command": of_network["training"]["command"],
+        },
+        "calibration": of_network["calibration"],
+        "split": of_network["split"],
+        "data": of_network["data"],
+        "versions": cards.versions_section(),
+        "parts": parts,
+    }
+
+
+class NetworkShare(NamedTuple):
+    """The network's share of the log variance, and the mix's QLIKE less that of the better half."""
+
+    share: float
+    gain: DailyEstimate  # below zero: the mix is better
+
+
+def network_share(
+    network: Array, rows: Array, realised: Array, days: NDArray[np.int64]
+) -> NetworkShare:
+    """Return the share w at which exp(w · *network* + (1 − w) · *rows*) has the least QLIKE.
+
+    All are [row]: log variances, what was realised, and the day of each row. QLIKE of v is
+    v e^-s + s up to constants, convex in the log variance s and so in w: there is one minimum.
+    """
+    value = np.maximum(realised, VARIANCE_FLOOR)
+
+    def each(share: float) -> Array:
+        score: Array = share * network + (1.0 - share) * rows
+        return value * np.exp(-score) + score
+
+    found = minimize_scalar(
+        lambda share: float(each(share).mean()), bounds=(0.0, 1.0), method="bounded"
+    )
+    candidates = (0.0, 1.0, float(found.x))  # the search never reaches the bounds themselves
+    share = min(candidates, key=lambda one: float(each(one).mean()))
+    better = min((each(0.0), each(1.0)), key=lambda losses: float(losses.mean()))
+    return NetworkShare(share, figures.mean(each(share) - better, days))
+
+
+def _mixed(one: HorizonForecasts, share: float, wide: float) -> HorizonForecasts:
+    """Return the ensemble's forecasts of the halves *one*; *wide* is its spread."""
+    network, rows = (np.log(one.variances[half]) for half in NAMES)
+    variance = np.exp(share * network + (1.0 - share) * rows)
+    return replace(
+        one,
+        scale=np.sqrt(variance) * wide,
+        dof=np.full(len(variance), NORMAL),
+        variances={"network": variance, **one.variances},
+    )
+
+
+def _gains(one: HorizonForecasts) -> dict[str, list[float]]:
+    """Return the mix's QLIKE less that of each half on the same bars, with errors by day."""
+    own = figures.qlike_of(one.variances["network"], one.variance)
+    found = {}
+    for half in NAMES:
+        other = figures.qlike_of(one.variances[half], one.variance)
+        found[half] = [round(part, 5) for part in figures.mean(own - other, one.days)]
+    return found
+
+
+def _members_sentence(
+    card: Mapping[str, Any], gains: Mapping[str, Sequence[float]], horizon: int
+) -> str:
+    """Say what share each half has, and whether the mix is credibly better than both."""
+    share = card[ENSEMBLE]["network_share"][str(horizon)]
+    kind = card["parts"][HALVES[1]]["model"]["kind"]
+    words = {NAMES[0]: "the network", NAMES[1]: f"the {kind}"}
+    said = " and ".join(
+        f"{gains[half][0]:+.4f} (± {gains[half][1]:.4f} by days) from {words[half]} alone"
+        for half in NAMES
+    )
+    rivals = [half for half in NAMES if not gains[half][0] < -_CREDIBLE * gains[half][1] < 0]
+    verdict = "credibly better than both halves."
+    if rivals:
+        names = " or ".join(words[half] for half in rivals)
+        verdict = f"not credibly better than {names} alone, which may be used in its place."
+    return (
+        f"At {horizon} bars the network has a share of {share:.2f} in the log variance, the {kind} "
+        f"the rest; on untouched bars this changed QLIKE by {said}: {verdict}"
+    )
+
+
+register(EnsembleEstimator())

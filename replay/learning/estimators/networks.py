@@ -1,0 +1,291 @@
+"""Networks over the bars of one symbol: each kind of ``tracepaper.strategies.networks``.
+
+The rules are docs/models.md, L7 to L28.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from tracepaper.replay.learning import card as cards
+from tracepaper.replay.learning.comparison import paired_figures
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import (
+    Answers,
+    CandleEstimator,
+    CandleModel,
+    FitRun,
+    candle_card,
+    register,
+)
+from tracepaper.replay.learning.evaluation.auxiliary_heads import (
+    further_figures,
+    further_of,
+    further_sentences,
+    levels_of,
+)
+from tracepaper.replay.learning.evaluation.correlation import (
+    correlation_figures,
+    correlation_sentences,
+    correlations_of,
+    learn_correlations,
+)
+from tracepaper.replay.learning.evaluation.explained import (
+    ExplainedRows,
+    JudgedPart,
+    explain,
+)
+from tracepaper.replay.learning.evaluation.forecasts import (
+    ALL_MEASURES,
+    answers_of,
+    cooled,
+    no_context,
+    report,
+)
+from tracepaper.replay.learning.evaluation.gates import (
+    gates_section,
+    judged_gates,
+)
+from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
+from tracepaper.replay.learning.fit import HeadsFit
+from tracepaper.replay.learning.losses import titles
+from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, listed
+from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
+from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.forecasters.build import build, restore
+from tracepaper.strategies.networks.architecture import Network, NetworkKind, network_kinds
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.units import MINUTE_MS
+
+EXPLAINED_BARS: Final = 120_000
+EXPLAINED_WINDOWS: Final = 12_000
+"""Bars of calibration and test to explain, where each costs a pass over its window."""
+
+
+class NetworkEstimator(CandleEstimator):
+    """A kind of network over the bars of one symbol."""
+
+    def __init__(self, network: NetworkKind) -> None:
+        """Fit networks of that kind."""
+        self.kind = network.name
+        self.summary = network.words
+        self.network: NetworkKind = network
+        self.takes_covariates = network.name == "trading"
+
+    @cached_property
+    def Keys(self) -> type[Any]:  # noqa: N802 - a type
+        """The configuration of the network."""
+        return type(self.network.read({}))
+
+    def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
+        """Return the configuration; where no dropout is chosen, that of training.
+
+        A card that names none was made without, so it is no default of the network's own.
+        """
+        section = {
+            name: value
+            for name, value in chosen["architecture"].items()
+            if name not in self.network.follows
+        }
+        config = self.network.read(section)
+        if "dropout" in section or not hasattr(config, "dropout"):
+            return config
+        return self.network.read({**section, "dropout": DROPOUT})
+
+    def derived(self, recipe: Recipe, schema: FeatureSchema, interval_ms: int) -> Recipe:
+        """Return *recipe* with a network for rows of that *schema* and bars of that length."""
+        known = {"features": len(schema.names), "interval_minutes": interval_ms // MINUTE_MS}
+        section = listed(recipe.architecture)
+        own = {name: value for name, value in known.items() if name in section}
+        own |= self.network.by_names(section, schema.names)
+        return replace(recipe, architecture=self.network.read({**section, **own}))
+
+    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> NetworkModel:
+        """Fit the network, whose unfinished state lies in the folder of *run*."""
+        recipe = self.derived(recipe, data.schema, data.interval_ms)
+        config = recipe.architecture
+        if data.fold is None:  # before minutes of fitting
+            for part in (Part.CALIBRATION, Part.TEST):
+                field = config.receptive_field
+                if not any(len(windowed_rows(samples, field)) for samples in data.samples(part)):
+                    raise no_context(part, field)
+        torch.manual_seed(recipe.options.seed)
+        network = self.network.make(config).to(_device(recipe.device))
+        heads = network.further_heads
+        data = replace(data, heads=heads)
+        if not run.resume:
+            run.say(
+                f"{self.kind}: {sum(p.numel() for p in network.parameters()):,} weights; an"
+                f" answer depends on {config.receptive_field:,} rows of features."
+            )
+        fit = HeadsFit(
+            network,
+            data.samples(Part.TRAIN),
+            data.samples(Part.VALIDATION),
+            recipe.options,
+            folder=run.folder,
+            about=self._about(data, recipe),
+            levels=getattr(config, "quantiles", ()),
+        )
+        if run.resume and fit.resume():
+            run.say(f"Taking up the fit at step {fit.progress.step}.")
+        fit.run(run.observe)
+        if fit.progress.stopped:
+            run.say(fit.progress.stopped)
+        covariates = data.vectors and data.vectors.file.path.name
+        card = candle_card(
+            data,
+            recipe,
+            run,
+            architecture=listed(config),
+            training={
+                **recipe.document()["training"],
+                "best_step": fit.progress.best_step,
+                "last_step": fit.progress.step,
+                "bars": sum(int(s.weights.any(axis=1).sum()) for s in data.samples(Part.TRAIN)),
+                "flat_band": FLAT_BAND,
+                "variance_floor": VARIANCE_FLOOR,
+                "losses": titles(heads),
+                "command": command(data.sources, covariates),
+            },
+            calibration={"content_free": self.network.make(config).content_free()},
+        )
+        return NetworkModel(card, fit.best, fit.progress.stopped)
+
+    def _about(self, data: Dataset, recipe: Recipe) -> dict[str, Any]:
+        """Return what a fit is of, beside its options: the network, the candles and their split."""
+        return {
+            "network": {"kind": self.kind, **listed(recipe.architecture)},
+            "candles": [source.sha256 for source in data.sources],
+            "split": cards.parts_section(data.split),
+            "features": recipe.schema_id,
+            **({} if data.vectors is None else {"vectors": data.vectors.file.sha256}),
+        }
+
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NetworkModel:
+        """Return the network of a checkpoint."""
+        return NetworkModel(card, tensors)
+
+
+class NetworkModel(CandleModel):
+    """A fitted network over the bars of one symbol."""
+
+    @cached_property
+    def network(self) -> Network:
+        """The network with its weights, checked."""
+        return restore(self.card, self.tensors)
+
+    def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:
+        """Return what a run would say of *bars* of *part*, explained; None is as many as can be."""
+        return explained_rows(self, self.network, data, part, bars)
+
+    def answers(self, data: Dataset, part: Part) -> Answers:
+        """Return what the network says of *part*."""
+        return Answers(answers_of(self.network, data, part), ALL_MEASURES)
+
+    def scaled(self, data: Dataset) -> NetworkModel:
+        """Return it with temperature and slopes of the calibration slice."""
+        found = self.answers(data, Part.CALIBRATION).forecasts
+        further = further_of(self.network, data, Part.CALIBRATION)
+        section = {
+            **self.card["calibration"],
+            "temperature": {str(j.horizon): cards.temperature(j.logits, j.classes) for j in found},
+            "slope": {str(j.horizon): cards.slope(j.mean, j.value) for j in found},
+            TAILS: tail_factors(found),
+            **({"further": levels_of(further)} if further else {}),
+        }
+        if further and (learnt := learn_correlations(data)):
+            section["correlation"] = learnt
+        return self.with_card(calibration=section)
+
+    def calibrated(self, data: Dataset, *, bars: int | None = None) -> NetworkModel:
+        """Return it with what the calibration slice says of its scales and its gates."""
+        found = self.scaled(data)
+        seen = found.explained(data, Part.CALIBRATION, bars)
+        return found.with_card(calibration=gates_section(seen, found.card["calibration"]))
+
+    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
+        """Return what the network said of the test part, calibrated, and its figures."""
+        section, horizon = self.card["calibration"], self.horizon
+        found = self.answers(data, Part.TEST).forecasts
+        figures: dict[str, Any] = {
+            str(j.horizon): report(
+                j,
+                temperature=section["temperature"][str(j.horizon)],
+                slope=section["slope"][str(j.horizon)],
+            )
+            for j in found
+        }
+        figures |= paired_figures(found, ALL_MEASURES)
+        seen = self.explained(data, Part.TEST, bars)
+        gates = judged_gates(seen, section, data.split.second_span_ms)
+        sentences = cards.sentences(figures, gates.figures, horizon=horizon)
+        if further := further_of(self.network, data, Part.TEST, section.get("further")):
+            figures["further"] = further_figures(further)
+            sentences += further_sentences(figures["further"], horizon=horizon)
+        correlations = correlations_of(data, Part.TEST, section.get("correlation", {}))
+        if correlations:
+            figures["correlation"] = correlation_figures(correlations)
+            sentences += correlation_sentences(correlations, horizon=horizon)
+        return JudgedPart(
+            [cooled(one, section["temperature"][str(one.horizon)]) for one in found],
+            ALL_MEASURES,
+            {**figures, "gates": gates.figures},
+            [*sentences, *gates.sentences],
+            gates.explained,
+            gates.rules,
+            gates.calibration,
+            further,
+            correlations,
+        )
+
+    def tails(self, data: Dataset) -> dict[str, Any]:
+        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
+        if TAILS in self.card["calibration"]:
+            return dict(self.card["calibration"][TAILS])
+        if not data.has(Part.CALIBRATION):
+            return {}
+        return tail_factors(self.answers(data, Part.CALIBRATION).forecasts)
+
+
+def explained_rows(
+    model: CandleModel, network: Network, data: Dataset, part: Part, bars: int | None
+) -> ExplainedRows:
+    """Return what a run of *model* would say of *part*, explained by its *network*.
+
+    Of so many *bars*; None is as many as can be explained in minutes. The forecaster sees the
+    covariates of *data* where it takes some.
+    """
+    joined = data.schema.covariates
+    source = None if joined is None else joined.source
+    if bars is None:
+        streams = isinstance(network, FlashNetwork) and network.answers_every_row
+        bars = EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
+    return explain(
+        build(model.card, model.tensors, threads=torch.get_num_threads(), vectors=source),
+        data.samples(part),
+        horizon=model.horizon,
+        slope=model.card["calibration"]["slope"][str(model.horizon)],
+        bars=bars,
+    )
+
+
+def _device(name: str) -> torch.device:
+    """Return the device of that name; raise ``ConfigInvalid`` where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigInvalid("No CUDA device was found; train with --device cpu.")
+    if name not in ("cpu", "cuda"):
+        raise ConfigInvalid(f"--device is {name!r}; choose cpu or cuda.")
+    return torch.device(name)
+
+
+for _kind in network_kinds().values():
+    register(NetworkEstimator(_kind))

@@ -1,0 +1,568 @@
+"""Networks over order books: fitted on windows of recorded depth, judged on untouched books.
+
+Below seven days of the exchange's own depth a network is called untrained, and nothing is measured
+of it. Errors are by calendar day.
+
+The rules are docs/orderbook.md, D10 to D12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any, ClassVar, Final, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.archive.order_book import DepthHeader
+from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
+from tracepaper.replay.learning.estimator import DataRequest, DataSource, FitRun, register
+from tracepaper.replay.learning.fit import Fit, Policy, Progress
+from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
+from tracepaper.replay.learning.recipe import Recipe, chosen_of
+from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.networks import order_book
+from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.order_book import COLUMNS, KIND, Books, Integers, tokens_of
+from tracepaper.strategies.units import DAY_MS
+
+SCHEMA: Final = "book-1"
+"""Of the columns of a token (``strategies/order_book.py``)."""
+WARMUP: Final = 0.05
+CLIP: Final = 1.0
+WEIGHT_DECAY: Final = 0.01
+VALIDATIONS: Final = 20
+"""Times that a fit looks at its validation part."""
+VALIDATED_WINDOWS: Final = 16
+
+
+CREDIBLE: Final = 1.96
+"""Standard errors by day that a difference must exceed."""
+DAYS_TOLD_BY: Final = 5
+"""Untouched days below which an error by day is too rough to call anything better."""
+SMOOTHED: Final = 1.0
+"""Added to the count of each move in the training part."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BookFitOptions:
+    """How to fit: windows a step, and where the seed of all chance stands."""
+
+    steps: int = 200
+    windows: int = 4
+    learning_rate: float = 2e-3
+    seed: int = 0
+    threads: int = 2
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> Self:
+        """Build from a card's ``[training]``; raise ``ConfigInvalid`` for what it cannot have."""
+        known = {each.name: each.default for each in fields(cls)}
+        for name, value in section.items():
+            if name not in known:
+                raise ConfigInvalid(f"training.{name} is unknown; take it out.")
+            wanted = (int, float) if isinstance(known[name], float) else (int,)
+            if type(value) not in wanted:
+                raise ConfigInvalid(f"training.{name} is {shown(value)}; it must be a number.")
+        return cls(**section)
+
+    def __post_init__(self) -> None:
+        """Refuse what fits nothing, with one sentence each."""
+        for name in ("steps", "windows", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigInvalid(f"--{name} is {getattr(self, name)}; give at least 1.")
+        if not 0.0 < self.learning_rate < 1.0:
+            raise ConfigInvalid(f"--learning-rate is {self.learning_rate}; give one below 1.")
+
+
+class OrderBookEstimator:
+    """The kind of network over order books."""
+
+    kind = KIND
+    summary = order_book.WORDS
+    source = DataSource.ORDER_BOOKS
+    takes_covariates = False
+    walks_only = True
+    fixed: ClassVar = {"features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}}
+    Keys = OrderBookConfig
+    Options = BookFitOptions
+
+    def recipe(self, document: Mapping[str, Any]) -> Recipe:
+        """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
+        is_card = "weights_sha256" in document.get("model", {})
+        chosen = chosen_of(document, BookFitOptions)
+        for section in ("features", "calibration", "split"):
+            if chosen[section] and not is_card:
+                key = next(iter(chosen[section]))
+                raise ConfigInvalid(
+                    f"A network of order books has no {section}.{key}; leave it out."
+                )
+        training = {
+            name: value
+            for name, value in document.get("training", {}).items()
+            if is_card is False or name in {each.name for each in fields(BookFitOptions)}
+        }
+        options = BookFitOptions.read(training)
+        return Recipe(
+            self,
+            OrderBookConfig.read(_in_books(chosen["architecture"])),
+            options,
+            name=str(chosen["model"].get("name", "")),
+            schema_id=SCHEMA,
+            threads=options.threads,
+        )
+
+    def document(self, recipe: Recipe) -> dict[str, Any]:
+        """Return *recipe* as the sections of a file, every key with its value."""
+        return {
+            "model": {"kind": KIND, "name": recipe.name},
+            "architecture": asdict(recipe.architecture),
+            "training": asdict(recipe.options),
+        }
+
+    def check(self, recipe: Recipe, option: str) -> None:
+        """Refuse nothing: it needs no optional package."""
+
+    def read(self, recipe: Recipe, request: DataRequest) -> BookDataset:
+        """Return the recorded order books."""
+        del recipe  # all files are read alike
+        return BookDataset.read(request.paths)
+
+    def derived(self, recipe: Recipe, data: BookDataset) -> Recipe:
+        """Return *recipe* with as many levels as the files hold, unless it chooses fewer."""
+        levels = data.header.levels
+        return replace(recipe, architecture=replace(recipe.architecture, levels=levels))
+
+    def fit(self, data: BookDataset, recipe: Recipe, run: FitRun) -> OrderBookModel:
+        """Fit a network on *data*.
+
+        Raises ``DataInvalid`` where no book of the training part knows a horizon. Nothing that the
+        fit measures is said: below seven days of the exchange's own depth it would mean nothing.
+        """
+        if run.resume:
+            raise ConfigInvalid(
+                "A fit on order books is made in one go; leave --resume out, and fit it again."
+            )
+        torch.set_num_threads(recipe.options.threads)
+        recipe = self.derived(recipe, data)
+        parts, config = data.parts(), recipe.architecture
+        longest = max(map(len, parts.training), default=0)
+        if longest <= config.horizons[-1]:
+            raise DataInvalid(
+                f"{data.files[0].name} holds {longest} books in a row to learn from, and the "
+                f"horizon of {config.horizons[-1]} needs more; record longer, or give shorter "
+                "--horizons."
+            )
+        for sentence in (*data.notes, *data.untrained()):
+            run.say(sentence)
+        network, stopped = fit_network(parts.training, parts.validation, config, recipe.options)
+        if stopped:
+            run.say(stopped)
+        header = data.header
+        category, _, symbol = header.instrument.partition(":")
+        card = {
+            "model": dict(model_section(KIND, run.name, run.created_ms)),
+            "architecture": asdict(config),
+            **self.fixed,
+            "market": {
+                "symbols": [symbol],
+                "category": category,
+                "interval": f"{header.every_ms} ms",
+                "every_ms": header.every_ms,
+                "price_decimals": header.price_decimals,
+                "quantity_decimals": header.quantity_decimals,
+            },
+            "calibration": {"moves": list(MOVES)},
+            "data": {
+                "recorded_ms": data.recorded_ms,
+                "stretches": len(data.stretches),
+                "files": [
+                    {key: one[key] for key in ("name", "sha256", "source", "books")}
+                    | {"from": iso(one["from_ms"]), "until": iso(one["until_ms"])}
+                    for one in map(asdict, data.files)
+                ],
+            },
+            "training": asdict(recipe.options),
+            "versions": versions_section(),
+        }
+        return OrderBookModel(card, network.state_dict(), stopped)
+
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
+        """Return the network of a checkpoint; raise ``CheckpointMismatch`` for one that is not."""
+        found = OrderBookModel(card, tensors)
+        assert found.network is not None, "reading it checks it"
+        return found
+
+
+def _in_books(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``[architecture]`` with horizons as numbers, where they are text."""
+    text = section.get("horizons")
+    if not isinstance(text, str):
+        return dict(section)
+    try:
+        return {**section, "horizons": [int(part) for part in text.split(",")]}
+    except ValueError:
+        raise ConfigInvalid(
+            f"architecture.horizons is {shown(text)}; write numbers of books by commas, such as "
+            "1,10,60."
+        ) from None
+
+
+@dataclass(frozen=True)
+class OrderBookModel:
+    """A fitted network over order books."""
+
+    card: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    stopped: str = ""
+
+    @property
+    def network(self) -> OrderBookNetwork:
+        """The network with its weights."""
+        return network_of(self.card, self.tensors)
+
+    def calibrated(self, data: BookDataset, *, bars: int | None = None) -> Self:
+        """Return it as it is: its probabilities are not scaled."""
+        del data, bars
+        return self
+
+    def evaluated(self, data: BookDataset, *, bars: int | None = None) -> Self:
+        """Return it with its figures on untouched books, or with why there are none."""
+        del bars
+        sections: dict[str, Any] = {}
+        untrained = data.untrained()
+        model = {**self.card["model"], "trained": not untrained}
+        sentences = list(untrained)
+        if not untrained:
+            parts, network = data.parts(), self.network
+            frequencies = frequencies_of(parts.training, network.config.horizons)
+            figures = figures_on(network, parts.untouched, frequencies)
+            sections["split"] = {"untouched_from": iso(int(parts.untouched[0].seen_ms[0]))}
+            sections |= {"frequencies": frequencies, "figures": figures}
+            sentences = sentences_of(figures)
+        sentences += [self.stopped] if self.stopped else []
+        honesty = {"sentences": sentences}
+        return replace(self, card={**self.card, "model": model, **sections, "honesty": honesty})
+
+    def save(self, folder: Path, data: BookDataset) -> Checkpoint:
+        """Write the checkpoint into *folder*; return it."""
+        del data
+        return save(folder, self.tensors, self.card)
+
+
+def network_of(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookNetwork:
+    """Return the network of a card with these weights; raise ``CheckpointMismatch``."""
+    if (kind := card["model"].get("kind")) != KIND:
+        raise CheckpointMismatch(f"It is a model of the kind {shown(kind)}, not {KIND}.")
+    network = OrderBookNetwork(OrderBookConfig.read(card["architecture"]))
+    try:
+        network.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise CheckpointMismatch(
+            f"The weights do not fit their architecture ({said:.200}); restore the checkpoint."
+        ) from None
+    return network.eval()
+
+
+def is_of_books(folder: Path) -> bool:
+    """Return whether *folder* holds a checkpoint of order books."""
+    try:
+        return bool(read_card(folder)["model"].get("kind") == KIND)
+    except CheckpointMismatch:
+        return False
+
+
+def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
+    """Return the network in *folder* and its card; raise ``CheckpointMismatch`` for others."""
+    checkpoint = load(folder)
+    card = checkpoint.card
+    if (kind := card["model"].get("kind")) != KIND:
+        raise CheckpointMismatch(
+            f"{folder} holds a model of the kind {shown(kind)}, not {KIND}; name one that "
+            f"`tracepaper train --network {KIND}` wrote."
+        )
+    return network_of(card, checkpoint.tensors), card
+
+
+def check_fits(header: DepthHeader, card: Mapping[str, Any], path: Path) -> None:
+    """Raise ``DataInvalid`` unless the books of *path* are such as *card*'s model has learnt."""
+    market, levels = card["market"], card["architecture"]["levels"]
+    wanted = f"{market['category']}:{market['symbols'][0]}"
+    if header.instrument != wanted:
+        raise DataInvalid(
+            f"{path} holds books of {header.instrument}, and the model was fitted on {wanted}; "
+            "name a file of that."
+        )
+    if header.every_ms != market["every_ms"] or header.levels < levels:
+        raise DataInvalid(
+            f"{path} holds {header.levels} levels each {header.every_ms:,} ms, and the model reads "
+            f"{levels} each {market['every_ms']:,} ms; record so, or train on this file."
+        )
+
+
+# --- the fit
+
+
+def fit_network(
+    training: list[Books],
+    validation: list[Books],
+    config: OrderBookConfig,
+    options: BookFitOptions,
+) -> tuple[OrderBookNetwork, str]:
+    """Return a network fitted on windows of *training*, the best of its looks at *validation*.
+
+    Every book of a window is a sample. The same options give the same network on one machine.
+    Beside it why it stopped before its time, in words; else an empty text.
+    """
+    torch.manual_seed(options.seed)
+    learnt = _Moves(OrderBookNetwork(config), training, validation, options)
+    made = Fit(learnt, _policy(learnt.network, options))
+    made.run(lambda _: None)
+    learnt.network.load_state_dict(made.best)
+    return learnt.network.eval(), made.progress.stopped
+
+
+def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
+    """Return how a fit of books goes: all decay, and none is averaged."""
+    steps = options.steps
+    warm = max(1, int(WARMUP * steps))
+
+    def rate(step: int) -> float:
+        share = min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * step / steps))
+        return options.learning_rate * float(share)
+
+    return Policy(
+        steps,
+        [{"params": list(network.parameters()), "weight_decay": WEIGHT_DECAY}],
+        rate,
+        clip=CLIP,
+        validate_every=max(1, steps // VALIDATIONS),
+        accumulate=options.windows,
+        keeps_later=True,
+    )
+
+
+class _Moves:
+    """What a network of order books learns: the next moves of the mid, at every book of a window.
+
+    Its score is the mean validation loss, below 0.
+    """
+
+    def __init__(
+        self,
+        network: OrderBookNetwork,
+        training: list[Books],
+        validation: list[Books],
+        options: BookFitOptions,
+    ) -> None:
+        least = network.config.horizons[0]
+        self.network: OrderBookNetwork = network
+        self._options = options
+        self._known = [books for books in training if len(books) > least]
+        self._looks = [books for books in validation if len(books) > least]
+
+    def batches(self, done: int) -> Iterator[Books]:
+        """Yield the windows after *done* others."""
+        rng, config = np.random.default_rng(self._options.seed), self.network.config
+        return islice((_window(self._known, config, rng) for _ in count()), done, None)
+
+    def gradient(self, batch: Books) -> tuple[float, int]:
+        """Add the gradient of a window; return its loss, and its books."""
+        loss = _loss(self.network, batch)
+        (loss / self._options.windows).backward()
+        return float(loss.detach()), min(len(batch), self.network.config.window)
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean validation loss, below 0."""
+        assert isinstance(network, OrderBookNetwork)
+        score = -_validated(network, self._looks, network.config)
+        progress.scores = [[score]]
+        return score
+
+
+def _window(stretches: list[Books], config: OrderBookConfig, rng: np.random.Generator) -> Books:
+    """Return a window of some stretch that is drawn by its length."""
+    lengths = np.array([len(books) for books in stretches])
+    books = stretches[rng.choice(len(stretches), p=lengths / lengths.sum())]
+    # Its labels are those of the stretch, so a window may end where the stretch does.
+    span = min(len(books), config.window + config.horizons[-1])
+    start = int(rng.integers(0, len(books) - span + 1))
+    return books.part(start, start + span)
+
+
+def _loss(network: OrderBookNetwork, books: Books) -> torch.Tensor:
+    """Return the mean cross-entropy over the books of a window and the horizons that they know."""
+    config = network.config
+    labels = labels_of(books, config.horizons)[: config.window]
+    tokens = tokens_of(books.part(0, config.window))
+    logits = network(torch.from_numpy(tokens)[None])[0]
+    wanted = torch.from_numpy(labels).flatten()
+    return cross_entropy(logits.flatten(0, 1), wanted, ignore_index=UNKNOWN)
+
+
+@torch.no_grad()
+def _validated(network: OrderBookNetwork, stretches: list[Books], config: OrderBookConfig) -> float:
+    """Return the mean loss over windows spread evenly over *stretches*; 0 where there are none."""
+    windows = [
+        books.part(start, start + config.window + config.horizons[-1])
+        for books in stretches
+        for start in range(0, len(books) - config.horizons[0], config.window)
+    ]
+    chosen = windows[:: max(1, len(windows) // VALIDATED_WINDOWS)]
+    losses = [float(_loss(network, window)) for window in chosen]
+    return sum(losses) / len(losses) if losses else 0.0
+
+
+# --- what it is worth
+
+
+def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[str, list[float]]:
+    """Return how often the mid went down, nowhere and up in *training*, by horizon."""
+    found: dict[str, list[float]] = {}
+    for horizon in horizons:
+        counts = np.full(len(MOVES), SMOOTHED)
+        for books in training:
+            labels = labels_of(books, (horizon,))[:, 0]
+            counts += np.bincount(labels[labels != UNKNOWN], minlength=len(MOVES))
+        found[str(horizon)] = (counts / counts.sum()).tolist()
+    return found
+
+
+class BookScores(NamedTuple):
+    """What the move of each book's mid cost and who named it, at one horizon: [book]."""
+
+    seen_ms: Integers
+    loss: Floats  # log loss of the network
+    loss_of_frequencies: Floats
+    hit: Floats  # 1 where its most probable move came
+    hit_of_most_frequent: Floats
+    hit_of_last_move: Floats
+
+    @property
+    def days(self) -> Integers:
+        """The calendar day of each book."""
+        found: Integers = self.seen_ms // DAY_MS
+        return found
+
+    def rows(self, chosen: NDArray[np.bool_] | Integers) -> BookScores:
+        """Return those of *chosen* books."""
+        return BookScores._make(column[chosen] for column in self)
+
+
+def figures_on(
+    network: OrderBookNetwork,
+    untouched: Sequence[Books],
+    frequencies: Mapping[str, Sequence[float]],
+) -> dict[str, Any]:
+    """Return the figures of *network* on *untouched* stretches, by horizon."""
+    every = scores(network, untouched, frequencies)
+    return {str(horizon): figures_of(one) for horizon, one in every.items()}
+
+
+def scores(
+    network: OrderBookNetwork,
+    stretches: Sequence[Books],
+    frequencies: Mapping[str, Sequence[float]],
+) -> dict[int, BookScores]:
+    """Return by horizon what *network* is worth at the books of *stretches* whose move is known."""
+    logs = [answers(network, books) for books in stretches]
+    found = {}
+    for column, horizon in enumerate(network.config.horizons):
+        log_frequencies = np.log(np.array(frequencies[str(horizon)]))
+        parts = [
+            _scored(books, log[:, column], horizon, log_frequencies)
+            for books, log in zip(stretches, logs, strict=True)
+        ]
+        found[horizon] = joined(parts)
+    return found
+
+
+def joined(parts: Sequence[BookScores]) -> BookScores:
+    """Return *parts* one after another."""
+    return BookScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def answers(network: OrderBookNetwork, books: Books) -> Floats:
+    """Return log probabilities [book, horizon, move]; each from half a window or more, if it can.
+
+    Windows overlap by half; a book is answered by the first that shows so much before it.
+    """
+    window = network.config.window
+    half = max(1, window // 2)
+    found: list[Floats] = []
+    for start in range(0, max(1, len(books) - half), half):
+        logits = network(torch.from_numpy(tokens_of(books.part(start, start + window)))[None])[0]
+        log = logits.log_softmax(dim=-1).numpy().astype(np.float64)
+        found.append(log if start == 0 else log[window - half :])
+    return np.concatenate(found)
+
+
+def _scored(books: Books, log: Floats, horizon: int, log_frequencies: Floats) -> BookScores:
+    """Return the losses and hits of those *books* whose move is known."""
+    labels = labels_of(books, (horizon,))[:, 0]
+    past = np.ones_like(labels)  # flat, where no move before is known
+    if horizon < len(books):
+        past[horizon:] = labels[:-horizon]
+    known = labels != UNKNOWN
+    wanted = labels[known]
+    return BookScores(
+        books.seen_ms[known],
+        -log[known, wanted],
+        -log_frequencies[wanted],
+        (log[known].argmax(axis=1) == wanted).astype(np.float64),
+        (log_frequencies.argmax() == wanted).astype(np.float64),
+        (past[known] == wanted).astype(np.float64),
+    )
+
+
+def figures_of(found: BookScores) -> dict[str, Any]:
+    """Return the means over all books, and the difference of the losses with its error by day."""
+    day = found.days
+    difference = found.loss - found.loss_of_frequencies
+    days = np.unique(day)
+    means = np.array([difference[day == each].mean() for each in days])
+    error = float(means.std(ddof=1) / len(days) ** 0.5) if len(days) > 1 else 0.0
+    mean = float(difference.mean())
+    return {
+        "books": len(day),
+        "days": len(days),
+        "log_loss": float(found.loss.mean()),
+        "log_loss_of_frequencies": float(found.loss_of_frequencies.mean()),
+        "accuracy": float(found.hit.mean()),
+        "accuracy_of_most_frequent": float(found.hit_of_most_frequent.mean()),
+        "accuracy_of_last_move": float(found.hit_of_last_move.mean()),
+        "difference": mean,
+        "error": error,
+        "is_better": bool(len(days) >= DAYS_TOLD_BY and mean < -CREDIBLE * error < 0.0),
+    }
+
+
+def sentences_of(figures: Mapping[str, Any]) -> list[str]:
+    """Return what an honest reader must know, in words that follow from the figures."""
+    lines = [NOTICE]
+    for horizon, one in figures.items():
+        verdict = "better" if one["is_better"] else "not credibly better"
+        few = "; so few days tell nothing" if one["days"] < DAYS_TOLD_BY else ""
+        lines.append(
+            f"At {horizon} books its log loss on {one['days']} untouched days is {verdict} than "
+            f"that of the moves' frequencies ({one['log_loss']:.4f} against "
+            f"{one['log_loss_of_frequencies']:.4f}, ± {one['error']:.4f} by days{few})."
+        )
+    if not any(one["is_better"] for one in figures.values()):
+        lines.append("experimental: it has beaten nothing at any horizon.")
+    return lines
+
+
+register(OrderBookEstimator())

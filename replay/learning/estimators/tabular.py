@@ -1,0 +1,332 @@
+"""Models of one bar's features: boosted trees, and a gamma regression.
+
+The rules are docs/models.md, L7, L8 and L22 to L24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm
+from torch import Tensor
+
+from tracepaper.replay.learning import baselines
+from tracepaper.replay.learning import card as cards
+from tracepaper.replay.learning.boosting import (
+    BoostingOptions,
+    LabelledRows,
+    boost,
+    import_lightgbm,
+)
+from tracepaper.replay.learning.comparison import paired_figures
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import (
+    Answers,
+    CandleEstimator,
+    CandleModel,
+    FitRun,
+    candle_card,
+    register,
+)
+from tracepaper.replay.learning.estimators.networks import EXPLAINED_BARS
+from tracepaper.replay.learning.evaluation.explained import (
+    JudgedPart,
+    bars_of,
+)
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts, Predictions, judged
+from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
+from tracepaper.replay.learning.evaluation.user_class import (
+    NORMAL,
+    OF_MODEL,
+    figures_of,
+    selective_of,
+)
+from tracepaper.replay.learning.glm import RIDGE, fit_gamma
+from tracepaper.replay.learning.recipe import Recipe, command, whole
+from tracepaper.replay.learning.samples import VARIANCE_FLOOR, Samples
+from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.statistics import (
+    COVERAGE,
+)
+from tracepaper.replay.report.honesty import compared_sentences, few_days
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.build import trained_rows
+from tracepaper.strategies.forecasters.tabular import (
+    ROW_KINDS,
+    ROW_MEASURES,
+    GlmModel,
+    RowForecaster,
+    RowModel,
+    TrainedRows,
+)
+from tracepaper.strategies.forecasters.trees import joined
+from tracepaper.strategies.gates.gate import GATES, GateInputs
+
+WITHOUT_ATTENTION: Final = (
+    "It has no attention, so the gates of entropy, shift and regime are not declared."
+)
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """``[architecture]`` of a model of one bar's features."""
+
+    horizons: tuple[int, ...] = (5, 30, 240)
+
+
+RowFit = Callable[[Dataset, Recipe], tuple[dict[str, NDArray[Any]], dict[str, Any]]]
+"""Data and recipe → the model's arrays, and what ``[training]`` says of the fit."""
+
+
+class RowEstimator(CandleEstimator):
+    """A kind of model of one bar's features."""
+
+    Keys = RowKeys
+    walks_only = False
+    chosen_training: ClassVar = ("threads", "explained_bars", "baselines")
+
+    def __init__(self, kind: str, summary: str, fit: RowFit) -> None:
+        """Fit models of that kind by *fit*."""
+        self.kind, self.summary = kind, summary
+        self._fit: RowFit = fit
+
+    @property
+    def Options(self) -> type[BoostingOptions]:  # noqa: N802 - a type
+        """How trees are fitted; a regression chooses nothing."""
+        return BoostingOptions
+
+    def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> RowKeys:
+        """Return the horizons, all that there is."""
+        section = chosen["architecture"]
+        for key in sorted(set(section) - {"horizons"}):
+            raise ConfigInvalid(f"A {self.kind} has no architecture.{key}; leave it out.")
+        horizons = section.get("horizons", RowKeys().horizons)
+        return RowKeys(tuple(whole("architecture.horizons", one) for one in horizons))
+
+    def recipe(self, document: Mapping[str, Any]) -> Recipe:
+        """Read a recipe or a card, as for any kind; the bars to explain are always named."""
+        found = super().recipe(document)
+        return replace(found, explained_bars=found.explained_bars or EXPLAINED_BARS)
+
+    def check(self, recipe: Recipe, option: str) -> None:
+        """Raise ``ConfigInvalid`` where trees are fitted without LightGBM."""
+        del recipe
+        if self.kind == "tree":
+            import_lightgbm(option)
+
+    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> RowsModel:
+        """Fit the model, in one go."""
+        run.say(f"Fitting the {self.kind}.")
+        arrays, said = self._fit(data, recipe)
+        training = {
+            **said,
+            **self.training_keys(recipe),
+            "bars": sum(int(s.weights.any(axis=1).sum()) for s in data.samples(Part.TRAIN)),
+            "variance_floor": VARIANCE_FLOOR,
+            "command": command(data.sources),
+        }
+        card = candle_card(
+            data,
+            recipe,
+            run,
+            architecture={"horizons": list(data.horizons)},
+            training=training,
+            calibration={},
+        )
+        return RowsModel(card, {name: torch.from_numpy(array) for name, array in arrays.items()})
+
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RowsModel:
+        """Return the model of a checkpoint."""
+        return RowsModel(card, tensors)
+
+
+class RowsModel(CandleModel):
+    """A fitted model of one bar's features."""
+
+    @cached_property
+    def rows(self) -> TrainedRows:
+        """The model with its arrays, checked."""
+        return trained_rows(self.card, self.tensors, ROW_KINDS[self.card["model"]["kind"]])
+
+    def answers(self, data: Dataset, part: Part) -> Answers:
+        """Return what the model says of *part*."""
+        answered = []
+        for samples in data.samples(part):
+            rows = np.flatnonzero(samples.weights.any(axis=1))
+            said = predictions(self.rows.model, samples.segment.values[rows])
+            answered.append((samples, rows, said))
+        return Answers(judged(answered, data.baselines, data.horizons), ROW_MEASURES)
+
+    def spread_answers(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
+        """Return what the model says of *part*, its scale by the calibrated spread."""
+        spreads = self.card["calibration"]["spread"]
+        found = self.answers(data, part).forecasts
+        return [replace(one, scale=one.scale * spreads[str(one.horizon)]) for one in found]
+
+    def scaled(self, data: Dataset) -> RowsModel:
+        """Return it with slopes and spreads of the calibration slice."""
+        found = self.answers(data, Part.CALIBRATION).forecasts
+        spreads = {str(j.horizon): spread(j) for j in found}
+        section = {
+            **self.card["calibration"],
+            "slope": {str(j.horizon): cards.slope(j.mean, j.value) for j in found},
+            "spread": spreads,
+            TAILS: tail_factors(
+                [replace(j, scale=j.scale * spreads[str(j.horizon)]) for j in found]
+            ),
+        }
+        return self.with_card(calibration=section)
+
+    def calibrated(self, data: Dataset, *, bars: int | None = None) -> RowsModel:
+        """Return it with slopes, spreads and the quantiles of gates of the calibration slice."""
+        found = self.scaled(data)
+        section = found.card["calibration"]
+        seen = _measures(
+            found.rows,
+            data.samples(Part.CALIBRATION),
+            horizon=self.horizon,
+            slope=section["slope"][str(self.horizon)],
+            bars=bars or EXPLAINED_BARS,
+        )
+        section |= {
+            "round_trip_cost": cards.ROUND_TRIP_COST,
+            "percents": [cards.PERCENTS[0], cards.PERCENTS[-1]],
+            "quantiles": {name: list(cards.quantiles(values)) for name, values in seen.items()},
+        }
+        return found.with_card(calibration=section)
+
+    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
+        """Return what the model said of the test part, its spread calibrated, and its figures."""
+        del bars  # nothing is explained
+        scaled = self.spread_answers(data, Part.TEST)
+        figures: dict[str, Any] = {str(j.horizon): figures_of(j, ROW_MEASURES) for j in scaled}
+        figures |= paired_figures(scaled, ROW_MEASURES)
+        chosen = next(one for one in scaled if one.horizon == self.horizon)
+        sentences = [
+            cards.NOTICE,
+            *compared_sentences(figures, self.horizon, OF_MODEL),
+            *few_days(figures[str(self.horizon)]["days"]),
+            WITHOUT_ATTENTION,
+        ]
+        figures["gates"] = {"selective": selective_of(chosen, ROW_MEASURES)}
+        return JudgedPart(scaled, ROW_MEASURES, figures, sentences)
+
+    def tails(self, data: Dataset) -> dict[str, Any]:
+        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
+        if TAILS in self.card["calibration"]:
+            return dict(self.card["calibration"][TAILS])
+        if not data.has(Part.CALIBRATION):
+            return {}
+        return tail_factors(self.spread_answers(data, Part.CALIBRATION))
+
+
+def spread(found: HorizonForecasts) -> float:
+    """Return standard deviation ÷ root of the forecast variance that covers 90 % of returns."""
+    missed = np.abs(found.value - found.mean) / np.sqrt(found.variances["network"])
+    return cards.rounded(float(np.quantile(missed, COVERAGE) / norm.ppf(0.5 + COVERAGE / 2)))
+
+
+def predictions(model: RowModel, rows: NDArray[np.float32]) -> Predictions:
+    """Return what *model* says of *rows*; its scale is the root of the variance."""
+    mean, log_variance = model.answer(rows)
+    return Predictions(
+        mean=mean.astype(np.float32),
+        scale=np.exp(0.5 * log_variance).astype(np.float32),
+        dof=np.full(mean.shape, NORMAL, dtype=np.float32),
+        logits=np.zeros((*mean.shape, 3), dtype=np.float32),  # it names no probabilities
+        variance=np.exp(log_variance).astype(np.float32),
+    )
+
+
+def _measures(
+    trained: TrainedRows, part: Sequence[Samples], *, horizon: int, slope: float, bars: int
+) -> dict[str, Array]:
+    """Return each calibrated gate's measure of up to *bars* bars, of the gates that it has."""
+    gates = [g for g in GATES.values() if g.calibrated_as and g.needs <= ROW_MEASURES]
+    forecaster = RowForecaster(trained, mode="scan", threads=1)
+    share = max(bars // len(part), 1)
+    found: dict[str, list[float]] = {gate.calibrated_as: [] for gate in gates}
+    for samples in part:
+        rows = np.flatnonzero(samples.weights.any(axis=1))[:share]
+        start = max(int(rows[0]) - forecaster.context + 1, 0)
+        forecaster.warm(samples.segment.candles.instrument, [])
+        said = forecaster.scan(bars_of(samples.segment, start, int(rows[-1]) + 1))
+        seen = GateInputs(
+            horizon_index=trained.horizons.index(horizon),
+            slope=slope,
+            round_trip_cost=cards.ROUND_TRIP_COST,
+        )
+        for row in rows.tolist():
+            seen.forecast = said[row - start]
+            for gate in gates:
+                if (value := gate.measure(seen)) is not None:
+                    found[gate.calibrated_as].append(float(value))
+    return {name: np.array(values) for name, values in found.items()}
+
+
+# --- the fits
+
+
+def table_of(samples: Sequence[Samples], label: str) -> LabelledRows:
+    """Return every labelled row of *samples* with its label of that name."""
+    parts: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+    for each in samples:
+        rows = np.flatnonzero(each.weights.any(axis=1))
+        values = np.nan_to_num(each.labels[label][rows], nan=1.0)
+        parts.append((each.segment.values[rows], values, each.weights[rows]))
+    return LabelledRows(*(np.concatenate([part[at] for part in parts]) for at in range(3)))
+
+
+def fit_tree(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Boost an ensemble a horizon for the variance and one for the mean, stopped early."""
+    training, validation = (data.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
+    parts = [
+        boost(
+            table_of(training, label),
+            table_of(validation, label),
+            recipe.options,
+            of=of,
+            threads=recipe.threads,
+        )
+        for of, label in (("variance", "variance"), ("mean", "returns"))
+    ]
+    counts = [part.trees.tolist() for part in parts]
+    section = {**asdict(recipe.options), "variance_trees": counts[0], "mean_trees": counts[1]}
+    return joined(parts).arrays(), section
+
+
+def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Fit a gamma regression a horizon for the variance, and a ridge for the mean."""
+    del recipe  # nothing about it is chosen
+    training = data.samples(Part.TRAIN)
+    variance, returned = (table_of(training, label) for label in ("variance", "returns"))
+    fits = [
+        fit_gamma([variance.rows], [variance.values[:, at]], [variance.weights[:, at]])
+        for at in range(len(data.horizons))
+    ]
+    means = baselines.ridge(
+        [returned.rows], [np.where(returned.weights > 0, returned.values, np.nan)]
+    )
+    centre = means.centre
+    arrays = {
+        "centre": centre,
+        "log_variance_weights": np.stack([fit.weights for fit in fits]),
+        "mean_weights": np.ascontiguousarray(means.weights.T),
+        "log_variance_base": np.array(
+            [fit.base + fit.weights @ (centre - fit.centre) for fit in fits]
+        ),
+        "mean_base": means.intercept,
+    }
+    assert set(arrays) == {"centre", *GlmModel.NAMES}
+    return arrays, {"variance_ridge": RIDGE, "mean_ridge": baselines.RIDGE}
+
+
+register(RowEstimator("tree", "of one bar's features", fit_tree))
+register(RowEstimator("glm", "of one bar's features", fit_glm))

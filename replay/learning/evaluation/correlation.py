@@ -1,0 +1,293 @@
+"""Correlations of several symbols to a horizon: EWMA's, pulled towards those of the training part.
+
+A network that sees one instrument at a time has no head that says them: what it knew of the others
+would depend on which bars had come by then. What is learnt is how far to believe EWMA, a horizon
+and all pairs at a time: ``a·mean + b·EWMA`` with a and b at least 0 and at most 1 together. With
+one minus both times the identity that is a correlation matrix, as all three are. A network over
+several symbols may say them by a head of its own, which is held against all of these.
+
+The rule is docs/models.md, L62.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import combinations, pairwise
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from scipy.signal import lfilter
+
+from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning.baselines import (
+    EWMA_DECAY,
+)
+from tracepaper.replay.learning.card import rounded
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.evaluation.auxiliary_heads import verdict
+from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.errors import CheckpointMismatch, shown
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS
+
+LEAST_BARS: Final = 5
+"""Horizons of fewer bars are left out: two or three returns have no correlation to speak of."""
+LEARNT: Final = "learnt"
+HEAD: Final = "network"
+OTHERS: Final = ("EWMA", "mean of the training part")
+"""What the learnt correlations are made of, and held against."""
+_OWN: Final = {LEARNT: "learnt of EWMA and the training part", HEAD: "the network's own"}
+_BESIDE: Final = {OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"}
+
+
+@dataclass(frozen=True)
+class CorrelationForecasts:
+    """One horizon's bars of one part: correlations [row, pair] by who says them, and what came."""
+
+    horizon: int
+    pairs: tuple[str, ...]
+    days: NDArray[np.int64]
+    came: Array
+    said: Mapping[str, Array]
+    open_time_ms: NDArray[np.int64]  # of each row's bar
+
+    @property
+    def own(self) -> str:
+        """Whose correlations are judged: a network's head, or those that are learnt without one."""
+        return HEAD if HEAD in self.said else LEARNT
+
+    def with_head(
+        self, open_time_ms: NDArray[np.int64], said: Mapping[str, Array]
+    ) -> CorrelationForecasts | None:
+        """Return the rows at which a network spoke too, beside what it *said* of each pair [row].
+
+        None where there is no such row, or it does not speak of a pair.
+        """
+        _, own, theirs = np.intersect1d(self.open_time_ms, open_time_ms, return_indices=True)
+        if not len(own) or not set(self.pairs) <= set(said):
+            return None
+        head = np.stack([said[pair][theirs] for pair in self.pairs], axis=1)
+        return CorrelationForecasts(
+            self.horizon,
+            self.pairs,
+            self.days[own],
+            self.came[own],
+            {HEAD: head, **{name: values[own] for name, values in self.said.items()}},
+            self.open_time_ms[own],
+        )
+
+    def loss(self, name: str) -> Array:
+        """Return the mean squared error over pairs of each row."""
+        found: Array = ((self.said[name] - self.came) ** 2).mean(axis=1)
+        return found
+
+
+class _Common(NamedTuple):
+    """The bars that all symbols have: [bar, ..]."""
+
+    symbols: tuple[str, ...]
+    open_time_ms: NDArray[np.int64]
+    moves: Array  # [bar, symbol], log returns; NaN on the first bar of a segment
+    run: NDArray[np.int64]  # [bar], a number for each stretch without a hole
+    inside: NDArray[np.bool_]  # [bar, horizon]: labelled in the part, of every symbol
+
+
+class _Rows(NamedTuple):
+    """Correlations of one horizon: [row, pair]."""
+
+    pairs: tuple[str, ...]
+    open_time_ms: NDArray[np.int64]
+    ewma: Array
+    came: Array
+
+
+def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
+    """Return ``calibration.correlation`` of a card, learnt of the training part, by horizon.
+
+    Empty of a single symbol, and of symbols without enough bars in common.
+    """
+    if (common := _common(material, Part.TRAIN)) is None:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for column, horizon in enumerate(material.horizons):
+        rows = _rows(common, column, horizon)
+        if rows is None:
+            continue
+        mean = rows.came.mean(axis=0)
+        sides = [np.broadcast_to(mean, rows.came.shape).ravel(), rows.ewma.ravel()]
+        weights = _weights(np.stack(sides, axis=1), rows.came.ravel())
+        found[str(horizon)] = {
+            "pairs": list(rows.pairs),
+            "mean": [rounded(value) for value in mean.tolist()],
+            "mean_weight": rounded(weights[0]),
+            "ewma_weight": rounded(weights[1]),
+        }
+    return found
+
+
+def _weights(sides: Array, came: Array) -> tuple[float, float]:
+    """Return the weights of least squares of *sides* [row, 2], at least 0, at most 1 together."""
+    first, second = nnls(sides, came)[0].tolist()
+    if first + second <= 1.0:
+        return first, second
+    along = sides[:, 1] - sides[:, 0]
+    share = float(along @ (came - sides[:, 0]) / max(float(along @ along), 1e-300))
+    share = min(max(share, 0.0), 1.0)
+    return 1.0 - share, share
+
+
+def correlations_of(
+    material: Dataset, part: Part, learnt: Mapping[str, Mapping[str, Any]]
+) -> list[CorrelationForecasts]:
+    """Return what is said of the correlations of *part* by *learnt*, of a card, and what came.
+
+    Of the pairs that the card knows and the candles hold; empty where there is none. Raises
+    ``CheckpointMismatch`` for what cannot be read.
+    """
+    if not learnt or (common := _common(material, part)) is None:
+        return []
+    found = []
+    for column, horizon in enumerate(material.horizons):
+        section = learnt.get(str(horizon))
+        rows = None if section is None else _rows(common, column, horizon)
+        if section is None or rows is None:
+            continue
+        mean, own, ewma_weight = _read(section)
+        chosen = [at for at, pair in enumerate(rows.pairs) if pair in mean]
+        if not chosen:
+            continue
+        pairs = tuple(rows.pairs[at] for at in chosen)
+        usual = np.array([mean[pair] for pair in pairs])
+        ewma, came = rows.ewma[:, chosen], rows.came[:, chosen]
+        said = {LEARNT: own * usual + ewma_weight * ewma}
+        said |= dict(zip(OTHERS, (ewma, np.broadcast_to(usual, came.shape)), strict=True))
+        days = rows.open_time_ms // DAY_MS
+        found.append(CorrelationForecasts(horizon, pairs, days, came, said, rows.open_time_ms))
+    return found
+
+
+def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
+    try:
+        mean = dict(zip(section["pairs"], map(float, section["mean"]), strict=True))
+        return mean, float(section["mean_weight"]), float(section["ewma_weight"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointMismatch(
+            f"The card's calibration.correlation cannot be read ({shown(error)}); train it again."
+        ) from None
+
+
+def correlation_figures(found: Sequence[CorrelationForecasts]) -> dict[str, Any]:
+    """Return the figures of every horizon for a card, each [value, standard error by day]."""
+    return {
+        str(one.horizon): {
+            name.replace(" ", "_").lower(): _pair(one.loss(name), one.days) for name in one.said
+        }
+        for one in found
+    }
+
+
+def correlation_sentences(found: Sequence[CorrelationForecasts], *, horizon: int) -> list[str]:
+    """Say how the learnt correlations stand beside EWMA's at one horizon; nothing of none."""
+    return [
+        f"Correlations to {horizon} bars, {_OWN[one.own]}, are"
+        f" {verdict(_pair(one.loss(one.own) - one.loss(name), one.days))} beside {said}"
+        f" ({len(one.pairs)} pairs)."
+        for one in found
+        if one.horizon == horizon
+        for name, said in _BESIDE.items()
+        if name == OTHERS[0] or one.own == HEAD
+    ]
+
+
+def _pair(values: Array, days: NDArray[np.int64]) -> list[float]:
+    made = figures.mean(values, days)
+    return [round(made.value, 5), round(made.error, 5)]
+
+
+def _common(material: Dataset, part: Part) -> _Common | None:
+    """Return the bars that all symbols of *material* have; None of fewer than two symbols."""
+    symbols = sorted({segment.candles.symbol for segment in material.segments})
+    if len(symbols) < 2:
+        return None
+    times, moves, inside = [], [], []
+    for symbol in symbols:
+        own = [one for one in material.segments if one.candles.symbol == symbol]
+        # Of a bar that two markets of a symbol have, the one that is named first counts.
+        opened, first = np.unique(
+            np.concatenate([one.open_time_ms for one in own]), return_index=True
+        )
+        labelled = [material.parts.labelled(one, material.horizons, part) for one in own]
+        times.append(opened)
+        moves.append(np.concatenate([_moves(one.close) for one in own])[first])
+        inside.append(np.concatenate(labelled)[first])
+    shared = reduce(np.intersect1d, times)
+    places = [np.searchsorted(each, shared) for each in times]
+    at = zip(moves, places, strict=True)
+    moved = np.stack([each[place] for each, place in at], axis=1)
+    # A bar begins a stretch where the bar before it is not the one before it of every symbol.
+    follows = np.ones(len(shared), dtype=np.bool_)
+    for place in places:
+        follows[1:] &= np.diff(place) == 1
+    follows[:1] = False
+    follows &= np.isfinite(moved).all(axis=1)
+    run = np.cumsum(~follows).astype(np.int64)
+    of_all = [each[place] for each, place in zip(inside, places, strict=True)]
+    return _Common(tuple(symbols), shared, np.nan_to_num(moved), run, np.logical_and.reduce(of_all))
+
+
+def _moves(close: Array) -> Array:
+    """Return the log return of each bar [time], NaN for the first."""
+    return np.diff(np.log(close), prepend=np.nan)
+
+
+def _rows(common: _Common, column: int, horizon: int) -> _Rows | None:
+    """Return the correlations of one horizon; None where it is short, or no bar has any."""
+    if horizon < LEAST_BARS or len(common.run) <= horizon:
+        return None
+    ends = np.arange(len(common.run)) + horizon
+    known = ends < len(common.run)
+    known[known] &= common.run[ends[known]] == common.run[known]
+    # A bar has features where as many bars before it are known, so that EWMA has seen some too.
+    known &= common.inside[:, column]
+    rows = np.flatnonzero(known)
+    ahead: dict[tuple[int, int], Array] = {}
+    smooth: dict[tuple[int, int], Array] = {}
+    count = len(common.symbols)
+    for one, other in [(i, j) for i in range(count) for j in range(i, count)]:
+        product = common.moves[:, one] * common.moves[:, other]
+        total = np.concatenate([[0.0], np.cumsum(product)])
+        ahead[one, other] = total[rows + horizon + 1] - total[rows + 1]
+        smooth[one, other] = _smoothed(product, common.run)[rows]
+    pairs = list(combinations(range(count), 2))
+    came, ewma = (
+        np.stack([_correlation(of, pair) for pair in pairs], axis=1) for of in (ahead, smooth)
+    )
+    usable = np.isfinite(came).all(axis=1) & np.isfinite(ewma).all(axis=1)
+    if not usable.any():
+        return None
+    names = tuple(f"{common.symbols[i]} {common.symbols[j]}" for i, j in pairs)
+    return _Rows(names, common.open_time_ms[rows][usable], ewma[usable], came[usable])
+
+
+def _smoothed(product: Array, run: NDArray[np.int64]) -> Array:
+    """Return EWMA of *product* [bar] from zero at the start of each stretch: ratios of it count."""
+    found = np.empty_like(product)
+    cuts = [0, *(np.flatnonzero(np.diff(run)) + 1).tolist(), len(run)]
+    for start, stop in pairwise(cuts):
+        own = product[start:stop].copy()
+        own[0] = 0.0  # the return over a hole
+        found[start:stop] = lfilter([1.0 - EWMA_DECAY], [1.0, -EWMA_DECAY], own)
+    return found
+
+
+def _correlation(of: Mapping[tuple[int, int], Array], pair: tuple[int, int]) -> Array:
+    """Return the correlation of *pair* by sums of products; NaN where nothing has moved."""
+    one, other = pair
+    spread = of[one, one] * of[other, other]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Array = np.where(spread > 0, of[pair] / np.sqrt(spread), np.nan)
+    return np.clip(found, -1.0, 1.0)

@@ -1,0 +1,436 @@
+"""One model evaluated on one span, alone and compared with others on the same bars.
+
+Every other model is asked for the bars that the judged one answered, and held to the judged one's
+labels: features of another schema have another unit of return, which is taken out.
+
+The rules are docs/models.md, L54.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning.comparison import (
+    DayDifference,
+    corrected,
+    difference,
+    qlike_losses,
+    sign_losses,
+)
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import Answers, candle_estimator
+from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
+from tracepaper.replay.learning.evaluation.explained import (
+    JudgedPart,
+    daily_net,
+)
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.evaluation.user_class import evaluate_own
+from tracepaper.replay.learning.openings import WHOLE, NamedSpan
+from tracepaper.replay.learning.samples import samples_in
+from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.stored_baselines import (
+    unfitted,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS, interval_text
+
+NO_BASELINES: Final = (
+    "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
+    "beside what needs no fitting alone; give candles from before {until}, or train it again."
+)
+OWN: Final = "network"
+"""The judged model among the forecasts of a horizon, whatever its kind."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What another model said of the bars of a judgement: forecasts by horizon, in bars."""
+
+    name: str
+    forecasts: Mapping[int, HorizonForecasts]
+    given: frozenset[str]  # the measures that it gives
+    across: AcrossAssets | None = None  # of a network over several assets
+
+
+@dataclass(frozen=True)
+class SpanJudgement:
+    """What one span says of a model. ``horizons`` hold forecasts beside what happened, by row."""
+
+    span: NamedSpan
+    symbols: tuple[str, ...]
+    judged: JudgedPart
+    card: Mapping[str, Any]  # empty for a class
+    missing: tuple[str, ...]  # sentences about what could not be compared, or counted
+    openings: int = 1  # recipes that were judged on the span, this one among them
+    beside: tuple[Rival, ...] = ()  # other models, on the same bars
+    tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
+
+    @property
+    def horizons(self) -> Sequence[HorizonForecasts]:
+        """The forecasts of every horizon."""
+        return self.judged.forecasts
+
+    @property
+    def sentences(self) -> list[str]:
+        """What an honest reader must know."""
+        return [*self.judged.sentences, *self._explained(), *self.missing]
+
+    def _explained(self) -> list[str]:
+        """Say of how many days the figures of gates are, which are of the bars explained."""
+        if (seen := self.judged.explained) is None:
+            return []
+        days = len(np.unique(seen.days))
+        said = (
+            f"The figures of gates are of the {len(seen.value):,} bars that were explained, on "
+            f"{days:,} of {self.days:,} days: --explained-bars takes more."
+        )
+        return [said]
+
+    @property
+    def days(self) -> int:
+        """How many calendar days were judged."""
+        return len(np.unique(np.concatenate([one.days for one in self.horizons])))
+
+    @property
+    def from_ms(self) -> int:
+        """The midnight of the first day judged."""
+        return int(min(one.days.min() for one in self.horizons)) * DAY_MS
+
+    @property
+    def until_ms(self) -> int:
+        """The midnight after the last day judged."""
+        return (int(max(one.days.max() for one in self.horizons)) + 1) * DAY_MS
+
+    def net_by_day(self, rule: str) -> Array:
+        """Return what a rule of trading earned on each day, as log returns."""
+        assert self.judged.explained is not None
+        return daily_net(self.judged.explained, self.judged.rules[rule])
+
+
+def judge_checkpoint(
+    card: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    material: Dataset,
+    span: NamedSpan = WHOLE,
+    *,
+    bars: int | None = None,
+) -> SpanJudgement:
+    """Return the judgement of a checkpoint on *span* of the time after its calibration.
+
+    *bars* are explained, for the gates; by default as many as can be in minutes. A network over
+    several assets is judged at the closes that all of *material*'s symbols have.
+    """
+    estimator = candle_estimator(card)
+    model, data = estimator.load(card, tensors), estimator.arrange(material)
+    data, missing = _with_baselines(within(data, span))
+    return SpanJudgement(
+        span,
+        data.symbols(Part.TEST),
+        model.judge(data, bars=bars),
+        card,
+        (*data.notes, *missing),
+        tails=model.tails(data),
+    )
+
+
+def judge_class(
+    forecaster: UserForecaster, material: Dataset, span: NamedSpan = WHOLE, *, horizon: int
+) -> SpanJudgement:
+    """Return the judgement of a user's class on *span* of the time after it was trained."""
+    material, missing = _with_baselines(within(material, span))
+    found = evaluate_own(forecaster, material, horizon=horizon)
+    return SpanJudgement(span, material.symbols(Part.TEST), found, {}, missing)
+
+
+def within(material: Dataset, span: NamedSpan) -> Dataset:
+    """Return *material* whose test part is *span*.
+
+    Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
+    """
+    split = material.split
+    seen = NamedSpan("", None, split.calibration_until_ms).until
+    if span.from_ms is not None and span.from_ms < split.calibration_until_ms:
+        raise ConfigInvalid(
+            f"The span {span.text} begins before {seen}, until when the model had seen all; judge "
+            "it on later time."
+        )
+    own = replace(
+        split,
+        test_from_ms=split.test_from_ms if span.from_ms is None else span.from_ms,
+        test_until_ms=split.test_until_ms if span.until_ms is None else span.until_ms,
+    )
+    found = replace(material, split=own)
+    if not samples_in(found.segments, found.horizons, own, Part.TEST):
+        raise ConfigInvalid(
+            f"The candles hold no bar of the span {span.text} whose outcome is known; give candles "
+            "of that time."
+        )
+    return found
+
+
+def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    """Return *material* with the baselines that can be had, and a sentence where most cannot."""
+    if material.stored is not None or samples_in(
+        material.segments, material.horizons, material.split, Part.TRAIN
+    ):
+        return material, ()
+    until = NamedSpan("", None, material.split.train_until_ms).until
+    return replace(material, stored=unfitted()), (NO_BASELINES.format(until=until),)
+
+
+# --- how sure a model was
+
+
+Sureness = Callable[[SpanJudgement, HorizonForecasts], Array | None]
+MEASURES: Final[dict[str, Sureness]] = {}
+"""What could tell good bars from bad ones, by name: higher is surer, NaN where it is not known."""
+
+
+def measure(name: str) -> Callable[[Sureness], Sureness]:
+    """Register a measure of how sure a model was of each row; None where it has none.
+
+    Raises ``ConfigInvalid`` for a name that is taken.
+    """
+
+    def known(of: Sureness) -> Sureness:
+        if name in MEASURES:
+            raise ConfigInvalid(f"There is a measure called {name} already.")
+        MEASURES[name] = of
+        return of
+
+    return known
+
+
+@measure("entropy")
+def _entropy(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
+    seen = judgement.judged.explained
+    if seen is None or "confidence" not in seen.measures:
+        return None
+    return _looked_up(found.keys, seen.keys, seen.measures["confidence"])
+
+
+@measure("margin")
+def _margin(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
+    if "probabilities" not in judgement.judged.given:
+        return None
+    shares = figures.probabilities(found.logits, 1.0)
+    margin: Array = np.abs(shares[:, 2] - shares[:, 0]) / (shares[:, 2] + shares[:, 0])
+    return margin
+
+
+@measure("mean_over_scale")
+def _mean_over_scale(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
+    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+        return None
+    return np.abs(found.mean) / found.scale
+
+
+@measure("predicted_calm")
+def _predicted_calm(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
+    return -found.variances[OWN] if "volatility" in judgement.judged.given else None
+
+
+def _looked_up(wanted: NDArray[np.int64], keys: NDArray[np.int64], values: Array) -> Array:
+    """Return the value of each *wanted* key among *keys*; NaN where it is none of them."""
+    order = np.argsort(keys)
+    place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
+    at = order[place]
+    return np.where(keys[at] == wanted, values[at], np.nan)
+
+
+# --- what a bar costs if it is answered
+
+
+Risk = Callable[[HorizonForecasts], Array]
+
+
+def sign_risk(found: HorizonForecasts, mean: Array | None = None) -> Array:
+    """Return 1 where the sign was wrong, 0 where right; a half where nothing was said or moved.
+
+    Of *mean*, by default the model's own.
+    """
+    return figures.sign_risk(found.mean if mean is None else mean, found.value)
+
+
+def qlike_rank(found: HorizonForecasts) -> Array:
+    """Return the rank from 0 to 1 of each bar's QLIKE among all: one crash is no more than last."""
+    loss = figures.qlike_of(found.variances[OWN], found.variance)
+    ranks: Array = np.argsort(np.argsort(loss, kind="stable"), kind="stable") / max(
+        len(loss) - 1, 1
+    )
+    return ranks
+
+
+def interval_miss(found: HorizonForecasts) -> Array:
+    """Return 1 where the return lay outside the 90 % interval, else 0."""
+    return 1.0 - figures.inside(found.mean, found.scale, found.dof, found.value, figures.COVERAGE)
+
+
+RISKS: Final[Mapping[str, tuple[str, frozenset[str], Risk]]] = {
+    "sign": ("sign wrong", frozenset({"mean_return"}), sign_risk),
+    "qlike_rank": ("volatility error (rank)", frozenset({"volatility"}), qlike_rank),
+    "interval_miss": (
+        "90 % interval missed", frozenset({"mean_return", "stdev_return"}), interval_miss
+    ),
+}  # fmt: skip
+"""What a bar costs if it is answered: words, the measures of the model that it needs, and how."""
+
+Losses = Callable[[HorizonForecasts], Mapping[str, Array]]
+LOSSES: Final[Mapping[str, tuple[str, str, Losses]]] = {
+    "qlike": (
+        "QLIKE",
+        "volatility",
+        qlike_losses,
+    ),
+    "sign": (
+        "Signs named wrong",
+        "mean_return",
+        sign_losses,
+    ),
+}
+"""Losses that forecasters are compared by: words, the measure that it needs, and each one's."""
+
+
+def _probability_losses(
+    of: Callable[[Array, NDArray[np.int64]], Array], one: HorizonForecasts
+) -> Mapping[str, Array]:
+    probability = figures.probabilities(one.logits, 1.0)
+    usual = figures.climatology(one.classes, probability.shape[1])
+    return {OWN: of(probability, one.classes), "climatology": of(usual, one.classes)}
+
+
+REFERENCED: Final[Mapping[str, tuple[str, str, Losses]]] = {
+    "brier": ("Brier score", "probabilities", partial(_probability_losses, figures.brier_of)),
+    "log_loss": ("Log loss", "probabilities", partial(_probability_losses, figures.log_loss_of)),
+}
+"""Losses that stand beside a reference alone: no baseline names probabilities."""
+
+
+def rival_checkpoint(
+    name: str,
+    card: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    material: Dataset,
+    of: SpanJudgement,
+) -> Rival:
+    """Return what a checkpoint says of the bars that *of* judged, of the same interval.
+
+    Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
+    """
+    try:
+        estimator = candle_estimator(card)
+        same = estimator.arrange(_same_bars(material, of, of.span))
+        found = estimator.load(card, tensors).answers(same, Part.TEST)
+    except (ConfigInvalid, DataInvalid) as error:
+        raise _refused(name, error) from None
+    return _rival(name, found, of)
+
+
+def rival_class(
+    name: str, forecaster: UserForecaster, material: Dataset, of: SpanJudgement
+) -> Rival:
+    """Return what a user's class says of the bars that *of* judged; raise as for a checkpoint."""
+    try:
+        same = _same_bars(material, of, of.span)
+        found = evaluate_own(forecaster, same, horizon=material.horizons[0])
+    except (ConfigInvalid, DataInvalid) as error:
+        raise _refused(name, error) from None
+    return _rival(name, Answers(found.forecasts, found.given), of)
+
+
+def _refused(name: str, error: Exception) -> ConfigInvalid:
+    return ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.")
+
+
+def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
+    """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
+    if material.interval_ms != interval_ms:
+        raise ConfigInvalid(
+            f"--compare {name}: it forecasts bars of {interval_text(material.interval_ms)}, and "
+            f"the judged model bars of {interval_text(interval_ms)}; name models of one interval."
+        )
+
+
+def _same_bars(data: Dataset, of: SpanJudgement, span: NamedSpan) -> Dataset:
+    """Return *data* of the bars that *of* judged alone, beside what needs no fitting."""
+    if not set(data.horizons) & {one.horizon for one in of.horizons}:
+        raise ConfigInvalid(
+            f"it forecasts {_listed(data.horizons)} bars ahead, and the judged model "
+            f"{_listed([one.horizon for one in of.horizons])}; name models of a common horizon"
+        )
+    keys = np.unique(np.concatenate([one.keys for one in of.horizons]))
+    return replace(within(data, span), stored=unfitted(), only=keys)
+
+
+def _listed(horizons: Sequence[int]) -> str:
+    return ", ".join(map(str, horizons))
+
+
+def _rival(name: str, found: Answers, of: SpanJudgement) -> Rival:
+    wanted = {one.horizon for one in of.horizons}
+    shared = {one.horizon: one for one in found.forecasts if one.horizon in wanted}
+    return Rival(name, shared, found.measures, found.across)
+
+
+# --- side by side
+
+
+def compared_with(of: SpanJudgement, loss: str, horizon: int) -> dict[str, DayDifference]:
+    """Return the judged model's *loss* less each other's, by name, Holm over the others.
+
+    Left out are models of which either gives nothing that the loss is of.
+    """
+    _, needs, losses = LOSSES[loss]
+    own = next(one for one in of.horizons if one.horizon == horizon)
+    found = {}
+    for rival in of.beside:
+        if horizon not in rival.forecasts or needs not in of.judged.given & rival.given:
+            continue
+        pair = on_same_bars(own, rival.forecasts[horizon])
+        first, second = (losses(one)[OWN] for one in pair)
+        found[rival.name] = difference(first, second, pair[0].days)
+    return corrected(found)
+
+
+def on_same_bars(
+    one: HorizonForecasts, other: HorizonForecasts
+) -> tuple[HorizonForecasts, HorizonForecasts]:
+    """Return both models' own forecasts of the bars of both, in the units and labels of *one*."""
+    _, at, place = np.intersect1d(one.keys, other.keys, return_indices=True)
+    ratio = other.unit[place] / one.unit[at]
+    mine = _alone(one, at, np.ones(len(at)))
+    theirs = _alone(other, place, ratio)
+    labels = ("keys", "days", "value", "classes", "variance", "unit")
+    return mine, replace(theirs, **{name: getattr(mine, name) for name in labels})
+
+
+def _alone(
+    one: HorizonForecasts, rows: NDArray[np.int64], ratio: NDArray[np.float64]
+) -> HorizonForecasts:
+    """Return the model's own forecasts of *rows*, in units that are *ratio* times as large."""
+    mean, variance = one.mean[rows] * ratio, one.variances[OWN][rows] * ratio**2
+    return replace(
+        one,
+        keys=one.keys[rows],
+        days=one.days[rows],
+        value=one.value[rows],
+        classes=one.classes[rows],
+        variance=one.variance[rows],
+        unit=one.unit[rows],
+        mean=mean,
+        scale=one.scale[rows] * ratio,
+        dof=one.dof[rows],
+        logits=one.logits[rows],
+        means={OWN: mean},
+        variances={OWN: variance},
+    )

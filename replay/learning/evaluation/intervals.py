@@ -1,0 +1,257 @@
+"""Intervals of 90 % on untouched time: the model's own, fixed, kept up online, and by dropout.
+
+The score of a bar is |return - mean| ÷ scale. A fixed conformal interval is as many scales wide as
+covered 90 % of the calibration part. Adaptive conformal inference (Gibbs and Candès, 2021) takes
+that quantile over the last scores instead, at a level that falls by each bar that was covered and
+rises by each that was missed, so that it follows a shift that the calibration part never saw. A
+score is known when its horizon has passed, and not before.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+
+from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict
+from tracepaper.replay.learning.inspection.findings import Cell, Finding, paired
+from tracepaper.replay.learning.inspection.model import Ids, Subject
+from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.statistics import (
+    COVERAGE,
+)
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.units import DAY_MS
+
+STEP: Final = 0.005
+"""γ of adaptive conformal inference: how far one bar moves the level."""
+SCORES_KEPT: Final = 1_000
+"""Scores that the adaptive quantile is taken over: the newest."""
+PASSES: Final = 20
+"""Of MC dropout."""
+_SEED: Final = 20_170_817
+
+
+class AdaptiveConformal:
+    """One instrument's interval, in scales to either side, kept up online."""
+
+    def __init__(
+        self,
+        scores: Iterable[float],
+        *,
+        coverage: float = COVERAGE,
+        step: float = STEP,
+        kept: int = SCORES_KEPT,
+    ) -> None:
+        """Begin with the newest *kept* of the calibration part's *scores*."""
+        self.level = 1.0 - coverage  # of misses that are aimed at now, α_t
+        self._wanted = 1.0 - coverage
+        self._step = step
+        self._newest: deque[float] = deque(scores, kept)
+        self._sorted = sorted(self._newest)
+
+    def width(self) -> float:
+        """Return how many scales the interval reaches to either side now.
+
+        Infinite where no miss at all may happen or nothing is known, zero where every bar may be
+        missed.
+        """
+        if self.level >= 1.0:
+            return 0.0
+        count = len(self._sorted)
+        place = int(np.ceil((count + 1) * (1.0 - self.level))) - 1
+        return float("inf") if self.level <= 0.0 or place >= count else self._sorted[place]
+
+    def take(self, score: float, width: float) -> None:
+        """Learn the *score* of a bar whose interval was *width* scales wide."""
+        self.level += self._step * (self._wanted - float(score > width))
+        if len(self._newest) == self._newest.maxlen:
+            del self._sorted[bisect_left(self._sorted, self._newest[0])]
+        self._newest.append(score)
+        insort(self._sorted, score)
+
+
+def adaptive_widths(scores: Array, times: Ids, known: Ids, before: Iterable[float]) -> Array:
+    """Return the adaptive width of each bar of one instrument, [bar], oldest first.
+
+    *times* are those of the decisions and *known* those at which each score is known; both ascend.
+    *before* are scores of the calibration part.
+    """
+    state = AdaptiveConformal(before)
+    found, learnt = np.empty(len(scores)), 0
+    for at, now in enumerate(times.tolist()):
+        while learnt < at and known[learnt] <= now:
+            state.take(float(scores[learnt]), float(found[learnt]))
+            learnt += 1
+        found[at] = state.width()
+    return found
+
+
+def fixed_width(scores: Array, coverage: float = COVERAGE) -> float:
+    """Return the width, in scales, that covers a next score with that probability (Vovk, 2005)."""
+    state = AdaptiveConformal(scores, coverage=coverage, kept=max(len(scores), 1))
+    return state.width()
+
+
+def intervals(subject: Subject) -> list[Finding]:
+    """Return the coverage and width of every interval on the test part, in all and by day."""
+    calibration, test = subject.labelled(Part.CALIBRATION), subject.labelled(Part.TEST)
+    before = _scored(subject, calibration)
+    bars = _scored(subject, test)
+    names = {"own": _own(bars.said, subject.column)}
+    all_scores = bars.scores
+    fixed, adaptive = np.empty_like(all_scores), np.empty_like(all_scores)
+    for instrument in np.unique(bars.instrument):
+        mine, past = bars.instrument == instrument, before.instrument == instrument
+        learnt = before.scores[past if past.any() else slice(None)]
+        fixed[mine] = fixed_width(learnt)
+        order = np.flatnonzero(mine)[np.argsort(bars.times[mine], kind="stable")]
+        adaptive[order] = adaptive_widths(
+            all_scores[order], bars.times[order], bars.known[order], learnt
+        )
+    names |= {"fixed conformal": fixed, "adaptive conformal": adaptive}
+    covered = {name: (all_scores <= widths).astype(np.float64) for name, widths in names.items()}
+    halves = {name: widths * bars.scale for name, widths in names.items()}
+    left = ""
+    if subject.network is not None and (dropped := _dropout(subject, subject.network, test)):
+        mean, half = (part[bars.labelled] for part in dropped)
+        name = "MC dropout" if subject.mix is None else "MC dropout of the network"
+        covered[name] = (np.abs(bars.value - mean) <= half).astype(np.float64)
+        halves[name] = half
+    else:
+        left = " The model was trained without dropout, so it has no MC dropout interval."
+    return [
+        _summary(subject, covered, halves, bars.days, left),
+        _by_day(covered, bars.days),
+    ]
+
+
+class _Scored:
+    """The labelled bars of a part at the gates' horizon, segment after segment, over [bar]."""
+
+    def __init__(
+        self, subject: Subject, asked: Sequence[tuple[Samples, Ids]], said: Sequence[Predictions]
+    ) -> None:
+        column = subject.column
+        weights = np.concatenate([s.weights[rows, column] for s, rows in asked])
+        self.labelled: NDArray[np.bool_] = weights > 0
+        self.said = [
+            one.rows(s.weights[r, column] > 0) for one, (s, r) in zip(said, asked, strict=True)
+        ]
+
+        def each(of: list[NDArray[np.generic]]) -> NDArray[np.generic]:
+            return np.concatenate(of)[self.labelled]
+
+        self.value = each([s.labels["returns"][rows, column] for s, rows in asked]).astype(
+            np.float64
+        )
+        self.times = each([s.segment.close_time_ms[rows] for s, rows in asked]).astype(np.int64)
+        self.known = each(
+            [
+                s.segment.close_time_ms[np.minimum(rows + subject.horizon, len(s.segment) - 1)]
+                for s, rows in asked
+            ]
+        ).astype(np.int64)
+        self.days = each([s.segment.open_time_ms[rows] // DAY_MS for s, rows in asked]).astype(
+            np.int64
+        )
+        self.instrument = each(
+            [np.full(len(rows), s.segment.candles.instrument) for s, rows in asked]
+        )
+        mean, scale = (
+            np.concatenate([getattr(one, name)[:, column] for one in self.said]).astype(np.float64)
+            for name in ("mean", "scale")
+        )
+        self.scale: Array = scale
+        self.scores: Array = np.abs(self.value - mean) / scale
+
+
+def _scored(subject: Subject, asked: Sequence[tuple[Samples, Ids]]) -> _Scored:
+    said = [subject.predict(samples.segment, rows) for samples, rows in asked]
+    return _Scored(subject, asked, said)
+
+
+def _own(said: Sequence[Predictions], column: int) -> Array:
+    """Return the width, in scales, of the Student-t that the model names."""
+    dof = np.concatenate([one.dof[:, column] for one in said]).astype(np.float64)
+    found: Array = t.ppf(0.5 + COVERAGE / 2, dof)
+    return found
+
+
+def _dropout(
+    subject: Subject, network: Network, asked: Sequence[tuple[Samples, Ids]]
+) -> tuple[Array, Array] | None:
+    """Return mean and half width [bar] of MC dropout (Gal and Ghahramani, 2016), if there is any.
+
+    Of the passes' normal mixture: the mean of their variances and the variance of their means.
+    """
+    if not network.dropping():
+        return None
+    column = subject.column
+    torch.manual_seed(_SEED)
+    means, variances = [], []
+    for _ in range(PASSES):
+        said = [predict(network, s.segment, rows, dropout=True) for s, rows in asked]
+        mean, scale, dof = (
+            np.concatenate([getattr(one, name)[:, column] for one in said]).astype(np.float64)
+            for name in ("mean", "scale", "dof")
+        )
+        means.append(mean)
+        variances.append(scale**2 * dof / (dof - 2.0))
+    total = np.mean(variances, axis=0) + np.var(means, axis=0)
+    return np.mean(means, axis=0), norm.ppf(0.5 + COVERAGE / 2) * np.sqrt(total)
+
+
+def _summary(
+    subject: Subject, covered: dict[str, Array], halves: dict[str, Array], days: Ids, left: str
+) -> Finding:
+    rows: list[dict[str, Cell]] = []
+    for name, hit in covered.items():
+        daily = _daily(hit, days)
+        rows.append(
+            {
+                "interval": name,
+                "coverage": paired(hit, days),
+                "least day": round(float(daily.min()), 4),
+                "spread of days": round(float(daily.std()), 4),
+                "median half width": round(float(np.median(halves[name])), 4),
+            }
+        )
+    return Finding(
+        "intervals",
+        f"Intervals of {COVERAGE:.0%}, {subject.material.times[subject.column]} ahead,"
+        f" {len(days):,} bars of {len(np.unique(days))} days",
+        f"Widths in units of σ √h. Adaptive: γ {STEP:g}, the last {SCORES_KEPT:,} scores that were"
+        f" known, begun with the calibration part's.{left}",
+        rows,
+    )
+
+
+def _by_day(covered: dict[str, Array], days: Ids) -> Finding:
+    """Return the coverage of every interval on each day."""
+    daily = {name: _daily(hit, days).round(4).tolist() for name, hit in covered.items()}
+    each, counts = np.unique(days, return_counts=True)
+    rows: list[dict[str, Cell]] = [
+        {
+            "day": str(np.datetime64(int(day), "D")),
+            "bars": int(count),
+            **{name: of[at] for name, of in daily.items()},
+        }
+        for at, (day, count) in enumerate(zip(each, counts, strict=True))
+    ]
+    return Finding("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", rows)
+
+
+def _daily(hit: Array, days: Ids) -> Array:
+    """Return the mean of each day."""
+    _, day = np.unique(days, return_inverse=True)
+    found: Array = np.bincount(day, hit) / np.bincount(day)
+    return found

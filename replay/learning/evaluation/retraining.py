@@ -1,0 +1,390 @@
+"""Train a model on a database's bars, and judge it beside the running one on untouched time.
+
+``tracepaper retrain`` does this by hand, and the daemon calls the same command in a process of its
+own. Any checkpoint is judged by what the daemon would have stored of it: its volatility at the
+gates' horizon, bar by bar.
+
+The rules are docs/operations.md, O11 to O19.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config.loading import Config, restore
+from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.retraining import (
+    BARS_FILE,
+    CACHE,
+    CANDIDATE,
+    CandidateJudgement,
+    one_sided,
+    tidy,
+    unlike,
+)
+from tracepaper.daemon.session.run_row import preflight_engine
+from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning.array_cache import (
+    ArrayCache,
+)
+from tracepaper.replay.learning.candles import (
+    read_files,
+)
+from tracepaper.replay.learning.comparison import difference
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import DataRequest, as_recipe, recipe_of
+from tracepaper.replay.learning.evaluation.explained import (
+    bars_of,
+)
+from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
+from tracepaper.replay.learning.recipe import over, read_recipe
+from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.splits import Part, Split, iso, split_of
+from tracepaper.replay.learning.stored_baselines import (
+    unfitted,
+)
+from tracepaper.replay.learning.training import FitView, train_seeds
+from tracepaper.storage import checkpoints
+from tracepaper.storage.candles import HistoryWriter
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.decisions import Forecast, Run
+from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import DAY_MS
+
+SHARES: Final = (0.8, 0.9)
+"""Of the bars before the judged time: until where is trained, and until where is validated."""
+SCANNED_BARS: Final = 4_096
+"""Forecasts held at a time: of each only its volatility is kept."""
+
+Say = Callable[[str], None]
+Times = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What is asked for: whose bars and model, what to train by, and how to judge it.
+
+    ``candidate`` is judged as it is, where one is named; else one is trained in ``folder``.
+    """
+
+    database: Path
+    run_id: str
+    running: Path  # the folder of the model to beat
+    folder: Path  # in which it works
+    judge_ms: int
+    min_days: int
+    min_bars: int
+    data: Sequence[str] = ()
+    recipe: Path | None = None  # that of the running model, where none is named
+    threads: int = 1
+    until_ms: int | None = None
+    candidate: Path | None = None
+
+
+def retrain(asked: Retraining, *, say: Say) -> CandidateJudgement:
+    """Return the judgement of the candidate.
+
+    Raises ``DataInvalid``, ``ConfigInvalid`` or ``CheckpointMismatch`` for what cannot be read or
+    trained. What cannot be judged is no error: the judgement's reason says it.
+    """
+    with Reader.open(asked.database) as reader:
+        run = reader.run(asked.run_id)
+    clear(asked.folder)
+    try:
+        return _retrained(asked, run, say)
+    finally:
+        tidy(asked.folder)
+
+
+def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
+    with Reader.open(asked.database) as reader:
+        paths = [*_own_bars(reader, run, asked), *asked.data]
+    running = checkpoints.load(asked.running)
+    found = CandidateJudgement("", running.sha256)
+    times = _times(paths, run, asked.until_ms)
+    until_ms = max(
+        (int(one[-1]) + run.interval_ms for one in times.values() if len(one)), default=0
+    )
+    from_ms = max(until_ms - asked.judge_ms, split_of(running.card).calibration_until_ms)
+    found = msgspec.structs.replace(found, from_ms=from_ms, until_ms=until_ms)
+    if reason := _too_few(asked, times, found):
+        return msgspec.structs.replace(found, reason=reason)
+    folder = asked.candidate
+    if folder is None:
+        folder = asked.folder / CANDIDATE
+        say(f"Training on {len(paths)} series until {iso(from_ms)}.")
+        _train(asked, paths, times, found)
+    return _judged(asked, run, folder, paths, found, say)
+
+
+def clear(folder: Path) -> None:
+    """Make *folder*, and remove from it what an earlier retraining left there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / CANDIDATE, ignore_errors=True)
+    tidy(folder)
+
+
+# --- the bars
+
+
+def _own_bars(reader: Reader, run: Run, asked: Retraining) -> list[str]:
+    """Write the bars that the runs of the kind of *run* hold into an archive; return its series.
+
+    A bar that several runs hold is that of the first: what it was decided on stays what it was.
+    """
+    path = asked.folder / BARS_FILE
+    runs = [one for name in reader.run_ids() if (one := reader.run(name)).kind is run.kind]
+    runs = [one for one in runs if one.interval_ms == run.interval_ms]
+    found = []
+    with HistoryWriter(path) as writer:
+        for item in run.instruments:
+            known: set[int] = set()
+            for instrument, bars in _held(reader, runs, item.id):
+                until_ms = asked.until_ms
+                fresh = [
+                    bar
+                    for bar in bars
+                    if bar.open_time_ms not in known
+                    and (until_ms is None or bar.close_time_ms <= until_ms)
+                ]
+                writer.write(instrument, run.interval_ms, fresh)
+                known.update(bar.open_time_ms for bar in fresh)
+            if known:
+                found.append(f"{item.symbol}={path}")
+    return found
+
+
+def _held(
+    reader: Reader, runs: Sequence[Run], instrument_id: str
+) -> Iterator[tuple[Instrument, list[Bar]]]:
+    """Yield the instrument as each of *runs* counts it, with the bars of that run."""
+    for run in runs:
+        item = next((one for one in run.instruments if one.id == instrument_id), None)
+        if item is not None and (bars := reader.bars(run.run_id, instrument_id)):
+            yield item, bars
+
+
+def _times(paths: Sequence[str], run: Run, until_ms: int | None) -> dict[str, Times]:
+    """Return when the bars of each of the run's symbols opened, in order."""
+    found = {item.symbol: np.empty(0, dtype=np.int64) for item in run.instruments}
+    if not paths:
+        return found
+    for candles in read_files(paths, (run.interval_ms,)).candles[run.interval_ms]:
+        opened_ms = candles.open_time_ms
+        if until_ms is not None:
+            opened_ms = opened_ms[opened_ms + run.interval_ms <= until_ms]
+        if candles.symbol in found:
+            found[candles.symbol] = np.union1d(found[candles.symbol], opened_ms)
+    return found
+
+
+def _too_few(asked: Retraining, times: Mapping[str, Times], found: CandidateJudgement) -> str:
+    """Return why the bars cannot train and judge a model; empty where they may."""
+    for symbol, opened_ms in times.items():
+        before = int((opened_ms < found.from_ms).sum())
+        if before < asked.min_bars:
+            return (
+                f"{symbol} has {before:,} bars before the judged time and retrain.min_bars is "
+                f"{asked.min_bars:,}; wait, or name an archive in retrain.data"
+            )
+    days = (found.until_ms - found.from_ms) / DAY_MS
+    if days < asked.min_days:
+        return (
+            f"the running model learnt until {iso(found.from_ms)}, so {max(days, 0):.1f} days are "
+            f"untouched, and retrain.min_days is {asked.min_days}; wait"
+        )
+    return ""
+
+
+# --- the candidate
+
+
+def _train(
+    asked: Retraining,
+    paths: Sequence[str],
+    times: Mapping[str, Times],
+    found: CandidateJudgement,
+) -> None:
+    """Train the candidate on the bars before the judged time, as ``tracepaper train`` does."""
+    every = np.sort(np.concatenate(list(times.values())))
+    before = every[every < found.from_ms]
+    train_until, validate_until = (int(before[int(share * len(before))]) for share in SHARES)
+    path = asked.recipe or asked.running / checkpoints.CARD_NAME
+    document = over(
+        as_recipe(read_recipe(path)),
+        {
+            "split": {
+                "train_until": iso(train_until),
+                "validation_until": iso(validate_until),
+                "calibration_until": iso(found.from_ms),
+            },
+            "training": {"threads": asked.threads},
+        },
+    )
+    recipe = recipe_of(document)
+    recipe.estimator.check(recipe, f"The tree of {path}")
+    request = DataRequest(paths, ArrayCache(asked.folder / CACHE))
+    with FitView(recipe) as view:
+        train_seeds(
+            [recipe],
+            request,
+            asked.folder / CANDIDATE,
+            created_ms=SystemClock().wall_ms(),
+            observe=view.observe,
+            say=view.say,
+        )
+
+
+# --- both, side by side
+
+
+class _Losses(NamedTuple):
+    """QLIKE of each bar by its key, and the bar's day; in the order of the keys."""
+
+    keys: Times
+    loss: Array
+    days: NDArray[np.int64]
+
+    def at(self, keys: Times) -> _Losses:
+        """Return those of *keys*, which are among its own."""
+        place = np.searchsorted(self.keys, keys)
+        return _Losses(keys, self.loss[place], self.days[place])
+
+
+def _judged(
+    asked: Retraining,
+    run: Run,
+    folder: Path,
+    paths: Sequence[str],
+    found: CandidateJudgement,
+    say: Say,
+) -> CandidateJudgement:
+    """Return the judgement of the checkpoint in *folder* beside the running one."""
+    config = restore(run.config)
+    made, horizon = checkpoints.load(folder), config.gate.horizon
+    found = msgspec.structs.replace(
+        found,
+        candidate=str(folder),
+        candidate_sha256=made.sha256,
+        recipe=recipe_of(made.card).hash,
+        horizon=horizon,
+    )
+    split = split_of(made.card)
+    if split.calibration_until_ms > found.from_ms:
+        reason = f"the candidate learnt until {iso(split.calibration_until_ms)}, of the judged time"
+        return msgspec.structs.replace(found, reason=f"{reason}; name an earlier one, or train it")
+    models = _both(config, asked.running, folder)
+    if isinstance(models, str):
+        return msgspec.structs.replace(found, reason=models)
+    say("Judging both models on untouched time.")
+    material = Dataset.read(
+        paths,
+        lambda _: _judged_split(split, found),
+        (horizon,),
+        made.card["features"]["schema_id"],
+        intervals=(run.interval_ms,),
+        stored=unfitted(),
+    )
+    candidate, before = (_losses(model, material.samples(Part.TEST)) for model in models)
+    same = np.intersect1d(candidate.keys, before.keys)
+    candidate, before = candidate.at(same), before.at(same)
+    days = len(np.unique(candidate.days))
+    found = msgspec.structs.replace(found, bars=len(same), days=days)
+    if days < asked.min_days:
+        reason = f"both models answer bars of {days} days, and retrain.min_days is {asked.min_days}"
+        return msgspec.structs.replace(found, reason=f"{reason}; wait")
+    if asked.candidate is not None:  # a training counts by itself
+        symbols = tuple(item.symbol for item in run.instruments)
+        new = SpanOpening(found.recipe, made.id, symbols, found.from_ms, found.until_ms)
+        if said := opened(openings_path(folder), new)[1]:
+            say(said)
+    own = difference(candidate.loss, before.loss, candidate.days)
+    error = own.error if math.isfinite(own.error) else 0.0
+    p = one_sided(own.value, own.p)
+    return msgspec.structs.replace(found, difference=float(own.value), error=float(error), p=p)
+
+
+def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Forecaster] | str:
+    """Return candidate and running model, or why the one cannot take the other's place."""
+    before = forecaster_of(running, config, mode="scan")
+    try:
+        candidate = forecaster_of(folder, config, mode="scan")
+        if reason := unlike(candidate, before):
+            return reason
+        preflight_engine(config, candidate)
+    except (ConfigInvalid, CheckpointMismatch) as error:
+        return f"the candidate cannot run: {str(error).rstrip('.')}"
+    if "volatility" not in candidate.measures:
+        return "the models forecast no volatility, by which they would be judged"
+    return candidate, before
+
+
+def _judged_split(split: Split, found: CandidateJudgement) -> Split:
+    return replace(split, calibration_until_ms=found.from_ms, test_until_ms=found.until_ms)
+
+
+def _losses(model: Forecaster, parts: Sequence[Samples]) -> _Losses:
+    """Return the loss of *model* on every bar of *parts* that it answers with a finite number.
+
+    Raises ``DataInvalid`` where that is none.
+    """
+    keys, losses, days = [], [], []
+    for samples in parts:
+        segment, horizon = samples.segment, samples.horizons[0]
+        labelled = np.flatnonzero(samples.weights[:, 0])
+        labelled = labelled[labelled >= model.context - 1]
+        if not len(labelled):
+            continue
+        start = int(labelled[0]) - model.context + 1
+        said = _volatility(model, segment.candles.instrument, samples, start, int(labelled[-1]) + 1)
+        said = said[labelled - start]
+        rows = labelled[np.isfinite(said)]
+        unit = segment.sigma[rows] * math.sqrt(horizon)
+        variance = (said[np.isfinite(said)] / unit) ** 2
+        realised = samples.labels["variance"][rows, 0].astype(np.float64)
+        keys.append(segment.keys[rows])
+        losses.append(figures.qlike_of(variance, realised))
+        days.append(segment.open_time_ms[rows] // DAY_MS)
+    if not keys:
+        raise DataInvalid(
+            f"No bar of the judged time has {model.context} bars before it without a hole; fetch "
+            "the missing candles into an archive and name it in retrain.data."
+        )
+    order = np.argsort(np.concatenate(keys))
+    return _Losses(
+        np.concatenate(keys)[order], np.concatenate(losses)[order], np.concatenate(days)[order]
+    )
+
+
+def _volatility(
+    model: Forecaster, instrument: str, samples: Samples, start: int, stop: int
+) -> Array:
+    """Return what *model* says of the volatility at each row from *start* until *stop*, else NaN.
+
+    In stretches, so that few forecasts with their explanations are held at a time.
+    """
+    at = model.horizons.index(samples.horizons[0])
+    found = np.full(stop - start, np.nan)
+    model.warm(instrument, [])
+    for first in range(start, stop, SCANNED_BARS):
+        bars = bars_of(samples.segment, first, min(first + SCANNED_BARS, stop))
+        said: Sequence[Forecast | None] = (
+            model.scan(bars) if model.causal else [model.step(bar) for bar in bars]
+        )
+        for place, one in enumerate(said, start=first - start):
+            if one is not None and one.volatility[at] > 0:
+                found[place] = one.volatility[at]
+    return found

@@ -1,0 +1,573 @@
+"""Every table and chart of a judgement, registered once: terminal, page and JSON follow.
+
+A function under ``@shown`` makes the tables of one span, one under ``@across`` those of all spans;
+each may name a chart with its caption. Estimates are pairs of value and standard error by day.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning.comparison import (
+    DayDifference,
+    Ranked,
+    RiskCurve,
+    corrected,
+    difference,
+    risk_curve,
+    verdict,
+)
+from tracepaper.replay.learning.evaluation import charts
+from tracepaper.replay.learning.evaluation.evaluate import (
+    LOSSES,
+    MEASURES,
+    OWN,
+    REFERENCED,
+    RISKS,
+    SpanJudgement,
+    compared_with,
+)
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.evaluation.head_tables import (
+    beside_tables,
+    correlation_tables,
+    further_tables,
+    tables_of_span,
+)
+from tracepaper.replay.learning.evaluation.tails import Breaches, breaches_of
+from tracepaper.replay.learning.evaluation.user_class import OF_MODEL
+from tracepaper.replay.report import metrics
+from tracepaper.replay.report.document import Figure, Form, Table, Value, table
+from tracepaper.replay.report.honesty import LEVEL
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+
+
+class SpanFigure(NamedTuple):
+    """What is shown of a span: its tables, and a chart with the sentence under it."""
+
+    tables: Callable[[SpanJudgement], Iterable[Table]]
+    chart: Callable[[SpanJudgement], charts.Chart | None] | None
+    caption: str
+
+
+class Across(NamedTuple):
+    """What is shown of several spans together."""
+
+    tables: Callable[[Sequence[SpanJudgement]], Iterable[Table]]
+
+
+SHOWN: Final[dict[str, SpanFigure]] = {}
+"""What is shown of each span, by name, in order."""
+ACROSS: Final[dict[str, Across]] = {}
+"""What is shown of all spans together."""
+Of = Callable[[SpanJudgement], Iterable[Table]]
+OfAll = Callable[[Sequence[SpanJudgement]], Iterable[Table]]
+
+
+def shown(
+    name: str,
+    chart: Callable[[SpanJudgement], charts.Chart | None] | None = None,
+    caption: str = "",
+) -> Callable[[Of], Of]:
+    """Register what makes tables of a span; raise ``ConfigInvalid`` for a name that is taken."""
+
+    def known(of: Of) -> Of:
+        _refuse_twice(name)
+        SHOWN[name] = SpanFigure(of, chart, caption)
+        return of
+
+    return known
+
+
+def across(name: str) -> Callable[[OfAll], OfAll]:
+    """Register what makes tables of all spans; raise ``ConfigInvalid`` for a name that is taken."""
+
+    def known(of: OfAll) -> OfAll:
+        _refuse_twice(name)
+        ACROSS[name] = Across(of)
+        return of
+
+    return known
+
+
+def _refuse_twice(name: str) -> None:
+    if name in SHOWN or name in ACROSS:
+        raise ConfigInvalid(f"There is a figure called {name} already.")
+
+
+def tables_of(judgement: SpanJudgement) -> list[Table]:
+    """Return every table of one span that has rows."""
+    made = (each for known in SHOWN.values() for each in known.tables(judgement))
+    return [each for each in made if each.rows or each.notes]
+
+
+def tables_across(every: Sequence[SpanJudgement]) -> list[Table]:
+    """Return every table of all spans together that has rows, or something to say instead."""
+    made = (each for known in ACROSS.values() for each in known.tables(every))
+    return [each for each in made if each.rows or each.notes]
+
+
+class _Row(NamedTuple):
+    """A row of a table of horizons: its name, and a value a column."""
+
+    name: str
+    values: Mapping[str, Value]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _named(key: str, title: str) -> Figure[_Row]:
+    return Figure(key, title, "text", lambda row: row.name)
+
+
+def _columns(judgement: SpanJudgement) -> list[Figure[_Row]]:
+    """Return a column a horizon, whose values stand under its number in a row."""
+    return [
+        _column(str(one.horizon), f"{one.horizon} bars", "measure") for one in judgement.horizons
+    ]
+
+
+def _column(key: str, title: str, form: Form) -> Figure[_Row]:
+    return Figure(key, title, form, lambda row: row.values.get(key))
+
+
+# --- how good the forecasts are
+
+_KINDS: Final = {
+    "sign_accuracy": "Sign of the return named right, beside always the commoner sign",
+    "ic": "Information coefficient",
+    "rank_ic": "Rank information coefficient",
+    "r_squared": "R² of the return, against a forecast of no move",
+    "qlike": "QLIKE of the volatility (less is better)",
+    "log_variance_r_squared": "R² of log variance",
+}
+
+
+@shown("forecasts")
+def _forecasts(judgement: SpanJudgement) -> Iterable[Table]:
+    """One table a figure: a row a forecaster, a column a horizon."""
+    by_horizon = judgement.judged.figures
+    for key, title in _KINDS.items():
+        rows: dict[str, dict[str, Value]] = {}
+        for one in judgement.horizons:
+            for name, pair in by_horizon[str(one.horizon)].get(key, {}).items():
+                shown_as = OF_MODEL if name == OWN else name
+                rows.setdefault(shown_as, {})[str(one.horizon)] = tuple(pair)
+        columns = [_named("forecaster", "forecaster"), *_columns(judgement)]
+        found = [_Row(_words(name), values) for name, values in rows.items()]
+        yield table(key, title, columns, found)
+
+
+@shown("probabilities")
+def _probabilities(judgement: SpanJudgement) -> Iterable[Table]:
+    """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
+    rows: dict[str, dict[str, Value]] = {}
+    for one in judgement.horizons:
+        found = judgement.judged.figures[str(one.horizon)].get("direction", {})
+        for name, pair in found.items():
+            rows.setdefault(_words(name), {})[str(one.horizon)] = tuple(pair)
+    columns = [_named("figure", "figure"), *_columns(judgement)]
+    found_rows = [_Row(name, values) for name, values in rows.items()]
+    notes = [_CLIMATOLOGY] if found_rows else []
+    yield table("direction", "Direction: down, flat, up", columns, found_rows, notes=notes)
+
+
+_CLIMATOLOGY: Final = (
+    "Climatology gives every bar the shares of the classes on the judged bars: the best constant, "
+    "known in hindsight."
+)
+
+
+@shown("paired", charts.qlike_by_day, "QLIKE by day: the sum so far of the model's less that of "
+       "each baseline. A line that falls is a baseline that the model beats.")  # fmt: skip
+def _paired(judgement: SpanJudgement) -> Iterable[Table]:
+    """Return the model less each baseline on the same bars, a table a loss and horizon."""
+    note = (
+        "p by Student's t over days, Holm over the baselines; less is better, and credible with p "
+        f"below {LEVEL}."
+    )
+    for key, (title, needs, losses) in {**LOSSES, **REFERENCED}.items():
+        for one in judgement.horizons if needs in judgement.judged.given else ():
+            every = losses(one)
+            found = corrected(
+                {n: difference(every[OWN], of, one.days) for n, of in every.items() if n != OWN}
+            )
+            if found:
+                columns = _compared_columns("baseline", "model less baseline")
+                whole = f"{title}, {one.horizon} bars ahead: the model less each baseline"
+                name = f"paired_{key}_{one.horizon}"
+                yield table(name, whole, columns, found.items(), notes=[note])
+
+
+@shown("beside")
+def _beside(judgement: SpanJudgement) -> Iterable[Table]:
+    """Return the model less each other model on the same bars, a table a loss and horizon."""
+    note = (
+        "On the bars that both answer; p by Student's t over days, Holm over the models; less is "
+        f"better, and credible with p below {LEVEL}."
+    )
+    for key, (title, _, _) in LOSSES.items():
+        for one in judgement.horizons:
+            if found := compared_with(judgement, key, one.horizon):
+                whole = f"{title}, {one.horizon} bars ahead: the model less each other model"
+                columns: list[Figure[tuple[str, DayDifference]]] = [
+                    Figure("model", "model", "text", lambda row: row[0]),
+                    *_compared_columns("model", "model less the other")[1:],
+                    Figure("days", "days", "count", lambda row: row[1].days),
+                ]
+                name = f"beside_{key}_{one.horizon}"
+                yield table(name, whole, columns, found.items(), notes=[note])
+    yield from beside_tables(judgement)
+
+
+def _compared_columns(of: str, title: str) -> list[Figure[tuple[str, DayDifference]]]:
+    return [
+        Figure(of, of, "text", lambda row: _words(row[0])),
+        Figure("difference", title, "measure", lambda row: row[1].pair),
+        Figure("p", "p", "measure", lambda row: row[1].p),
+        Figure("verdict", "verdict", "text", lambda row: verdict(row[1])),
+    ]
+
+
+# --- how well it knows how far it may be off
+
+LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+
+@shown("intervals", charts.coverage_by_week, "Coverage of the 90 % interval by week; the pale line "
+       "is what it claims.")  # fmt: skip
+def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
+    """How often the return lay inside the central intervals."""
+    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+        return
+    every = judgement.horizons
+    rows = [
+        _Row(f"{100 * level:.0f} %", {str(one.horizon): _inside(one, level) for one in every})
+        for level in LEVELS
+    ]
+    columns = [_named("interval", "interval"), *_columns(judgement)]
+    yield table("intervals", "Share of returns inside the interval", columns, rows)
+
+
+def _inside(one: HorizonForecasts, level: float) -> Value:
+    hit = figures.inside(one.mean, one.scale, one.dof, one.value, level)
+    return figures.mean(hit, one.days)
+
+
+_UNCALIBRATED: Final = (
+    "The card keeps no calibration of its tails, and the candles hold no bar of its calibration "
+    "slice: train it again, or give these candles too."
+)
+
+
+@shown("risk")
+def _risk(judgement: SpanJudgement) -> Iterable[Table]:
+    """Value at risk and expected shortfall of both tails, held to what came."""
+    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+        return
+    rows = [found for one in judgement.horizons for found in breaches_of(one)]
+    note = (
+        "Share of returns beyond, its error by days, and the mean of those over the expected "
+        "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
+        "symbols that breach together make both too small."
+    )
+    notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
+    title = "Value at risk and expected shortfall"
+    yield table("risk", title, _breach_columns(), rows, notes=notes)
+    every = judgement.horizons
+    rows = [
+        found for one in every for found in breaches_of(one, judgement.tails, is_calibrated=True)
+    ]
+    if rows:
+        whole = f"{title}, by what the calibration slice asked of each tail"
+        yield table("risk_calibrated", whole, _breach_columns(), rows, notes=[note])
+
+
+@shown("further")
+def _further(judgement: SpanJudgement) -> Iterable[Table]:
+    """Tables of the heads that only some networks have."""
+    return further_tables(judgement, _breach_columns())
+
+
+shown("correlation")(correlation_tables)
+shown("across")(tables_of_span)
+
+
+def _breach_columns() -> list[Figure[Breaches]]:
+    return [
+        Figure("horizon", "bars ahead", "count", lambda one: one.horizon),
+        Figure("tail", "value at risk", "text", lambda one: one.tail),
+        Figure("share", "said", "measure", lambda one: one.share),
+        Figure("came", "came", "measure", lambda one: one.came),
+        Figure("bars", "bars apart", "count", lambda one: one.bars),
+        Figure("often", "p, as often", "measure", lambda one: one.often),
+        Figure("apart", "p, apart", "measure", lambda one: one.apart),
+        Figure(
+            "shortfall",
+            "loss beyond ÷ said",
+            "measure",
+            lambda one: one.shortfall,
+        ),
+    ]
+
+
+@shown("calibration", charts.reliability, "How often a forecast direction came true, by the "
+       "probability that was said of it; on the line both are equal.")  # fmt: skip
+def _calibration(judgement: SpanJudgement) -> Iterable[Table]:
+    """Said probability beside what came, in bins over all horizons."""
+    found = charts.bins_of(judgement)
+    columns: list[Figure[charts.Bin]] = [
+        Figure("said", "said", "measure", lambda one: one.said),
+        Figure("came", "came", "measure", lambda one: one.came),
+        Figure("bars", "bars", "count", lambda one: one.bars),
+    ]
+    if found:
+        yield table("calibration", "Probability said, and how often it came", columns, found)
+
+
+# --- whether it knows when it is right
+
+
+def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
+    """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
+    found: dict[tuple[str, str], RiskCurve] = {}
+    for risk, (_, needs, of) in RISKS.items():
+        if not needs <= judgement.judged.given:
+            continue
+        for name, sureness in MEASURES.items():
+            parts = [
+                Ranked(of(one), sure, one.days)
+                for one in judgement.horizons
+                if (sure := sureness(judgement, one)) is not None
+            ]
+            if (curve := risk_curve(parts)) is not None:
+                found[risk, name] = curve
+    return found
+
+
+def confidence_areas(judgement: SpanJudgement) -> dict[str, dict[str, DayDifference]]:
+    """Return by risk and measure the area against random, corrected over the measures of a risk."""
+    found = sorted(curves_of(judgement).items(), key=lambda item: list(RISKS).index(item[0][0]))
+    return {
+        risk: corrected({name: curve.area for (_, name), curve in group})
+        for risk, group in groupby(found, key=lambda item: item[0][0])
+    }
+
+
+@shown("confidence", lambda judgement: charts.risk_coverage(curves_of(judgement)),
+       "Risk of the surest bars by the share that is answered, less that of a random gate of equal "
+       "coverage; pooled over horizons. Below zero the measure knows.")  # fmt: skip
+def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
+    """Return the area under risk–coverage of each measure, a table a risk."""
+    note = (
+        "Area under risk–coverage, pooled over horizons, less that of a random gate of equal "
+        f"coverage; below zero helps. p is Holm's over the measures; below {LEVEL} is credible."
+    )
+    for risk, found in confidence_areas(judgement).items():
+        title = f"Does it know when it is right? {RISKS[risk][0].capitalize()}"
+        columns = _compared_columns("measure", "area")
+        yield table(f"confidence_{risk}", title, columns, found.items(), notes=[note])
+
+
+@shown("gates")
+def _gates(judgement: SpanJudgement) -> Iterable[Table]:
+    """Return the accuracy gained on the surest bars."""
+    selective = judgement.judged.figures.get("gates", {}).get("selective", {})
+    columns = [
+        _named("gate", "gate"),
+        *(_column(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),
+    ]
+    rows = []
+    for name, found in selective.items():
+        gained = zip(figures.COVERAGES, found["gained"], found["error"], strict=True)
+        rows.append(_Row(_words(name), {f"{share:g}": (value, e) for share, value, e in gained}))
+    title = "Accuracy gained on the surest bars of the gates' horizon, in points"
+    yield table("gates", title, columns, rows)
+
+
+@shown("seeds")
+def _seeds(judgement: SpanJudgement) -> Iterable[Table]:
+    """Return what seeds of the recipe reached in training: mean and spread."""
+    section = judgement.card.get("seeds")
+    if not isinstance(section, Mapping):
+        return
+    rows: dict[str, dict[str, Value]] = {}
+    for one in judgement.horizons:
+        for name, pair in section.get(str(one.horizon), {}).items():
+            rows.setdefault(name, {})[str(one.horizon)] = (pair[0], pair[1])
+    columns = [_named("figure", "figure"), *_columns(judgement)]
+    title = f"Mean ± spread of {len(section.get('seeds', ()))} seeds, from the card"
+    yield table(
+        "seeds", title, columns, [_Row(_words(name), values) for name, values in rows.items()]
+    )
+
+
+# --- all spans together
+
+
+@across("confidence_spans")
+def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+    """Return which measures of confidence are credible on every span."""
+    if len(every) < 2:
+        return
+    areas = [confidence_areas(one) for one in every]
+    rows = []
+    for name in MEASURES:
+        said: dict[str, Value] = {}
+        for risk in RISKS:
+            found = [one.get(risk, {}).get(name) for one in areas]
+            known = [each for each in found if each is not None]
+            if len(known) == len(every):
+                said[risk] = "yes" if all(verdict(each) == "better" for each in known) else "no"
+        if said:
+            rows.append(_Row(_words(name), said))
+    columns = [_named("measure", "measure")]
+    columns += [_column(risk, title, "text") for risk, (title, _, _) in RISKS.items()]
+    yield table(
+        "confidence_spans", "Credibly better than a random gate on every span", columns, rows
+    )
+
+
+class _Trade(NamedTuple):
+    """One rule of trading on one span."""
+
+    rule: str
+    judgement: SpanJudgement
+    found: Mapping[str, Any]
+    trials: int
+    variance: float
+    verdict: str
+
+    @property
+    def daily(self) -> Array:
+        return self.judgement.net_by_day(self.rule)
+
+
+@across("beside_spans")
+def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+    """Return against which other models the verdict is one on every span."""
+    if len(every) < 2:
+        return
+    rows = []
+    for rival in every[0].beside:
+        said: dict[str, Value] = {}
+        for key in LOSSES:
+            for one in every[0].horizons:
+                found = [compared_with(span, key, one.horizon).get(rival.name) for span in every]
+                verdicts = {verdict(each) for each in found if each is not None}
+                if None not in found:
+                    said[f"{key}_{one.horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
+        rows.append(_Row(rival.name, said))
+    columns = [
+        _column(f"{key}_{one.horizon}", f"{title}, {one.horizon} bars", "text")
+        for key, (title, _, _) in LOSSES.items()
+        for one in every[0].horizons
+    ]
+    columns = [_named("model", "model"), *columns]
+    yield table("beside_spans", "The model against each other model on every span", columns, rows)
+
+
+@across("trades")
+def _trades(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+    """Return what rules of trading made, where a second span stands beside the first."""
+    traded = [one for one in every if one.judged.rules]
+    if not traded:
+        return
+    title = "Trades of the gates' horizon, net of the taker's round trip and before slippage"
+    if len(traded) < 2:
+        said = (
+            "No figure of trading is shown of one span: give a second untouched one to repeat it, "
+            "--holdout A=…,B=…."
+        )
+        yield Table("trades", title, (), (), (said,))
+        return
+    yield table("trades", title, _TRADE_FIGURES, _trade_rows(traded), notes=[_TRADE_NOTE])
+
+
+_TRADE_NOTE: Final = (
+    "Ungated is what a random gate is expected to make. Repeated: of one sign, and credible by "
+    "day, on every span. Sharpe probabilities are by day, from thirty days on, and not of a year; "
+    "deflated by the rules tried times the recipes that opened the span."
+)
+
+
+def _trade_rows(traded: Sequence[SpanJudgement]) -> list[_Trade]:
+    rows = []
+    for rule in traded[0].judged.rules:
+        found = [one.judged.figures["gates"]["traded"][rule] for one in traded]
+        said = _repeated([each.get("net_bp") for each in found])
+        for one, each in zip(traded, found, strict=True):
+            ratios = _ratios(one)
+            variance = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
+            trials = len(one.judged.rules) * one.openings
+            rows.append(_Trade(rule, one, each, trials, variance, said))
+    return rows
+
+
+def _ratios(one: SpanJudgement) -> list[float]:
+    """Return the Sharpe ratio a day of each rule that traded."""
+    every = (metrics.sharpe(one.net_by_day(rule), 1.0) for rule in one.judged.rules)
+    return [ratio for ratio in every if ratio is not None]
+
+
+def _repeated(net: Sequence[Sequence[float] | None]) -> str:
+    """Return whether a result is credible and of one sign on every span."""
+    known = [pair for pair in net if pair is not None]
+    if len(known) < len(net):
+        return "not traded on every span"
+    sure = [abs(value) > 1.96 * error > 0 for value, error in known]
+    signs = {np.sign(value) for value, _ in known}
+    return "yes" if all(sure) and len(signs) == 1 else "no"
+
+
+def _day_probability(row: _Trade, of: Callable[[Array], float | None]) -> float | None:
+    daily = row.daily
+    return of(daily) if len(daily) >= metrics.DAYS_TO_ANNUALISE else None
+
+
+def _net(row: _Trade) -> Value:
+    pair = row.found.get("net_bp")
+    return None if pair is None else (pair[0] / 1e4, pair[1] / 1e4)
+
+
+_TRADE_FIGURES: Final[tuple[Figure[_Trade], ...]] = (
+    Figure("rule", "rule", "text", lambda row: _words(row.rule)),
+    Figure("span", "span", "text", lambda row: row.judgement.span.name),
+    Figure("days_judged", "days judged", "count", lambda row: row.judgement.days, wide=True),
+    Figure("bars_per_1000", "of 1,000 bars", "days", lambda row: row.found["bars_per_1000"]),
+    Figure("trades", "trades", "count", lambda row: row.found["trades"]),
+    Figure("days", "days", "count", lambda row: row.found["days"]),
+    Figure("net", "bp a trade", "gain bp", _net),
+    Figure("probabilistic_sharpe", "Sharpe > 0", "measure",
+           lambda row: _day_probability(row, metrics.probabilistic_sharpe)),
+    Figure("deflated_sharpe", "deflated", "measure",
+           lambda row: _day_probability(row, lambda daily: metrics.deflated_sharpe(
+               daily, trials=row.trials, variance=row.variance))),
+    Figure("trials", "trials", "count", lambda row: row.trials, wide=True),
+    Figure("repeated", "repeated", "text", lambda row: row.verdict),
+)  # fmt: skip
+
+
+@across("spans")
+def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
+    """Return what was judged, and how many recipes opened it."""
+    columns: list[Figure[SpanJudgement]] = [
+        Figure("span", "span", "text", lambda one: one.span.name),
+        Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),
+        Figure("until", "until", "text", lambda one: iso(one.until_ms)[:10]),
+        Figure("days", "days", "count", lambda one: one.days),
+        Figure("bars", "bars", "count", lambda one: len(one.horizons[0].days)),
+        Figure("symbols", "symbols", "text", lambda one: ", ".join(one.symbols), wide=True),
+        Figure("openings", "opened by", "count", lambda one: one.openings),
+    ]
+    note = "Opened by: how many recipes were judged on the span."
+    yield table("spans", "What was judged", columns, every, notes=[note])

@@ -1,0 +1,584 @@
+"""One fit loop for every network: objective, policy, and a state that survives a kill.
+
+The loop is AdamW with clipping: an ``Objective`` is what is learnt and by what it is judged, a
+``Policy`` how fast, how long and by which average of the weights. A head is one (task, horizon)
+pair. A network that answers every row learns from long chunks, any other from single windows.
+
+It is a safetensors file whose metadata hold the facts as JSON beside a hash of both, written beside
+its place, synced and renamed: a process that is killed at any moment leaves the state before or the
+state after. Nothing in it can run when it is read.
+
+The rules are docs/models.md, L28.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from tracepaper.replay.learning.losses import (
+    LOSSES,
+    Constants,
+    TaskWeights,
+    as_float32,
+    averaged,
+    confidence_loss,
+    constants,
+    elementwise,
+    head_scores,
+    traced,
+    trained_confidence,
+)
+from tracepaper.replay.learning.samples import Batch, Chunks, Samples, SingleWindows
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import Network
+
+
+def use_threads(count: int) -> None:
+    """Let PyTorch compute with *count* threads; results repeat only for the same number."""
+    torch.set_num_threads(count)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How long and how to fit; ``accumulate`` batches make one step of the optimiser.
+
+    A batch is *batch* chunks of *length* bars, or *windows* single windows.
+    """
+
+    steps: int = 400
+    batch: int = 2
+    length: int = 4_352
+    windows: int = 64
+    accumulate: int = 1
+    learning_rate: float = 8e-4
+    weight_decay: float = 0.1
+    warm_up: float = 0.05
+    clip: float = 1.0
+    validate_every: int = 50
+    patience: int = 5
+    average: float = 0.985  # decay of the averaged weights; 0 keeps the last ones
+    learned_weights: bool = False
+    price_weight: float = 0.5  # of return and direction, where volatility has 1
+    uniqueness_power: float = 0.5  # and these by (first horizon ÷ horizon) ** power
+    entropy_weight: float = 0.0  # of the correlation of confidence with loss; 0 leaves it out
+    precision: str = "auto"  # of products: bfloat16 on CUDA, float32 on the CPU; or one of both
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be fitted with, with one sentence each."""
+        for name in _COUNTS:
+            if (value := getattr(self, name)) < 1:
+                raise ConfigInvalid(f"training.{name} is {value}; it must be at least 1.")
+        for name in _SHARES:
+            if not 0.0 <= (value := getattr(self, name)) < 1.0:
+                raise ConfigInvalid(
+                    f"training.{name} is {value}; it must be at least 0 and below 1."
+                )
+        if not 0.0 < self.learning_rate < math.inf or not self.clip > 0.0:
+            raise ConfigInvalid("training.learning_rate and training.clip must be above 0.")
+        if not 0.0 <= self.entropy_weight < math.inf:
+            raise ConfigInvalid("training.entropy_weight must be a number of at least 0.")
+        if self.precision not in PRECISIONS:
+            raise ConfigInvalid(
+                f"training.precision is {self.precision!r}; choose one of {', '.join(PRECISIONS)}."
+            )
+
+
+_COUNTS: Final = (
+    "steps", "batch", "length", "windows", "accumulate", "validate_every", "patience"
+)  # fmt: skip
+_SHARES: Final = ("warm_up", "average")
+PRECISIONS: Final = ("auto", "float32", "bfloat16")
+
+
+@dataclass
+class Progress:
+    """What is known while fitting, for the caller's ``observe``."""
+
+    step: int = 0
+    steps: int = 0
+    bars: int = 0  # labelled bars that were learnt from, those of every epoch counted
+    training_loss: float = math.nan
+    losses: list[list[float]] = field(default_factory=list)  # validation, [task][horizon]
+    scores: list[list[float]] = field(default_factory=list)  # gains in units of noise
+    best_step: int = 0
+    best_score: float = -math.inf
+    validated: bool = False
+    improved: bool = False
+    stopped: str = ""  # why it ended before its time, in words; empty where it did not
+
+
+def learning_rate(step: int, options: FitOptions) -> float:
+    """Return the rate at *step*: a straight warm-up, then a cosine to a hundredth of the peak."""
+    warm = max(round(options.warm_up * options.steps), 1)
+    if step < warm:
+        return options.learning_rate * (step + 1) / warm
+    done = min((step - warm) / max(options.steps - warm, 1), 1.0)
+    return options.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def loss_shares(horizons: Sequence[int], options: FitOptions) -> Array:
+    """Return [task, horizon] weights of the losses in their sum.
+
+    Labels that overlap h-fold say as much as 1 ÷ h of their number about where the price goes;
+    of volatility, which lasts, each says nearly all. And the trunk overfits by way of the price.
+    """
+    ratio = horizons[0] / np.asarray(horizons, dtype=np.float64)
+    share = options.price_weight * ratio**options.uniqueness_power
+    even = np.ones_like(share)
+    return np.stack([share if each.is_price else even for each in LOSSES.values()])
+
+
+Observe = Callable[[Progress], None]
+
+
+AnyBatch = TypeVar("AnyBatch")
+
+
+class Objective(Protocol[AnyBatch]):
+    """What a network learns, from what, and by what it is judged."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What learns."""
+        ...
+
+    def batches(self, done: int) -> Iterator[AnyBatch]:
+        """Yield batches without an end, those that come after so many."""
+        ...
+
+    def gradient(self, batch: AnyBatch, /) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its mean loss, and how many labelled bars it has."""
+        ...
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return a score of *network*, higher is better; write into *progress* what is shown."""
+        ...
+
+
+class Policy(NamedTuple):
+    """How an objective is fitted: all that moves bits and is none of what is learnt."""
+
+    steps: int
+    groups: Sequence[Mapping[str, Any]]  # of parameters, with their decay
+    rate: Callable[[int], float]  # of a step
+    clip: float
+    validate_every: int
+    accumulate: int = 1  # batches of a step
+    averaged: AveragedModel | None = None  # what is judged and kept; None: the network itself
+    seed: int | None = None  # of what is drawn in the fit; None draws on where the weights ended
+    keeps_later: bool = False  # of equal scores
+    patience: float = math.inf  # validations in a row that are not better before it ends
+
+
+class Fit:
+    """One fitting of an objective's network; ``run`` goes from the last saved state to the end.
+
+    ``best`` holds the weights of the best score so far.
+    """
+
+    def __init__(self, objective: Objective[Any], policy: Policy) -> None:
+        self.network = objective.network
+        self.progress = Progress(steps=policy.steps)
+        self.best: dict[str, Tensor] = {}
+        self._objective = objective
+        self._policy = policy
+        self._optimiser = torch.optim.AdamW([dict(group) for group in policy.groups])
+        self._random: dict[str, Tensor] = {}
+        self._waited = 0
+
+    def run(self, observe: Observe) -> None:
+        """Fit until the steps are done or nothing improves any more.
+
+        Where a loss or a gradient is not finite it stops and says so in ``progress.stopped``; the
+        weights of that step are thrown away. Raises ``InvariantBroken`` if none were good before.
+        """
+        progress, policy = self.progress, self._policy
+        self._draw_on()
+        batches = self._objective.batches(progress.step * policy.accumulate)
+        while progress.step < policy.steps and not self.finished():
+            loss = self._step(batches)
+            if not math.isfinite(loss):
+                self._stop(loss)
+                observe(progress)
+                return
+            progress.training_loss = loss
+            progress.step += 1
+            last = progress.step == policy.steps
+            progress.validated = last or progress.step % policy.validate_every == 0
+            if progress.validated:
+                self._validate()
+                self.save()
+            observe(progress)
+
+    def _draw_on(self) -> None:
+        """Draw dropout from where the saved state left off, or from the seed."""
+        if "cpu" not in self._random:
+            if self._policy.seed is not None:
+                torch.manual_seed(self._policy.seed)
+            return
+        torch.set_rng_state(self._random["cpu"])
+        device = _device(self.network)
+        if "cuda" in self._random and device.type == "cuda":
+            torch.cuda.set_rng_state(self._random["cuda"], device)
+
+    def _stop(self, loss: float) -> None:
+        step, best = self.progress.step + 1, self.progress.best_step
+        reason = f"The training loss or its gradient was not finite ({loss}) at step {step}"
+        if not self.best:
+            raise InvariantBroken(f"{reason}, and no weights were good before; lower the rate.")
+        self.progress.stopped = f"{reason}; kept are the weights of step {best}."
+
+    def _step(self, batches: Iterator[Any]) -> float:
+        """Make one step of the optimiser; return its mean loss.
+
+        Where that or the gradient is not finite the weights stay as they were.
+        """
+        policy = self._policy
+        self.network.train()
+        for group in self._optimiser.param_groups:
+            group["lr"] = policy.rate(self.progress.step)
+        self._optimiser.zero_grad(set_to_none=True)
+        total, bars = 0.0, 0
+        for _ in range(policy.accumulate):
+            loss, count = self._objective.gradient(next(batches))
+            total, bars = total + loss, bars + count
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), policy.clip)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            return math.nan if math.isfinite(total) else total
+        self._optimiser.step()
+        if policy.averaged is not None:
+            policy.averaged.update_parameters(self.network)
+        self.progress.bars += bars
+        return total / policy.accumulate
+
+    def _validate(self) -> None:
+        """Score what is judged; keep its weights where they are the best."""
+        averaged, progress = self._policy.averaged, self.progress
+        judged = self.network if averaged is None else averaged.module
+        score = self._objective.validate(judged, progress)
+        is_equal = self._policy.keeps_later and score == progress.best_score
+        progress.improved = score > progress.best_score or is_equal
+        self._waited = 0 if progress.improved else self._waited + 1
+        if progress.improved:
+            progress.best_score, progress.best_step = score, progress.step
+            self.best = {
+                name: tensor.detach().cpu().clone() for name, tensor in judged.state_dict().items()
+            }
+
+    def finished(self) -> bool:
+        """Return whether it has waited long enough for a better score."""
+        return self._waited >= self._policy.patience
+
+    def save(self) -> None:
+        """Keep no state: such a fit is made in one go."""
+
+
+class HeadsFit(Fit):
+    """A fit of heads, whose state is kept in a folder.
+
+    *about* says what is fitted to what: a state of something else is not taken up.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        training: Sequence[Samples],
+        validation: Sequence[Samples],
+        options: FitOptions,
+        *,
+        folder: Path,
+        about: Mapping[str, Any],
+        levels: tuple[float, ...] = (),
+    ) -> None:
+        self._heads = HeadLosses(network, training, validation, options, levels)
+        policy = policy_of(network, options, self._heads.weights)
+        assert policy.averaged is not None
+        self._averaged = policy.averaged
+        super().__init__(self._heads, policy)
+        self._path = folder / STATE_NAME
+        self._about = {"options": asdict(options), **about}
+
+    def finished(self) -> bool:
+        """Return whether every head has stopped."""
+        return not self._heads.active().any()
+
+    def save(self) -> None:
+        """Write the whole state beside the checkpoint; see ``state.write``."""
+        optimiser = self._optimiser.state_dict()["state"]
+        moments = {f"{at}/{name}": t for at, own in optimiser.items() for name, t in own.items()}
+        random = {"cpu": torch.get_rng_state()}
+        device = _device(self.network)
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        tensors = {
+            **under("network", self.network.state_dict()),
+            **under("averaged", self._averaged.state_dict()),
+            **under("best", self.best),
+            **under("weights", self._heads.weights.state_dict()),
+            **under("optimiser", moments),
+            **under("random", random),
+        }
+        facts = {
+            "about": self._about,
+            "progress": asdict(self.progress),
+            "best_heads": self._heads.best.tolist(),
+            "waited": self._heads.waited.tolist(),
+        }
+        write(self._path, tensors, facts)
+
+    def resume(self) -> bool:
+        """Take up the state in the folder, if there is one; raise where it is of another fit."""
+        if not self._path.exists():
+            return False
+        tensors, facts = read(self._path)
+        # What is compared went through JSON, in which tuples are lists.
+        wanted = json.loads(json.dumps(self._about))
+        for name in sorted({*wanted, *facts["about"]}):
+            if facts["about"].get(name) != wanted.get(name):
+                raise CheckpointMismatch(
+                    f"{self._path} was written with other {name}; repeat those, or delete it."
+                )
+        self.progress = Progress(**facts["progress"])
+        self.best = of("best", tensors)
+        self.network.load_state_dict(of("network", tensors))
+        self._averaged.load_state_dict(of("averaged", tensors))
+        self._heads.weights.load_state_dict(of("weights", tensors))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in of("optimiser", tensors).items():
+            at, _, kind = name.partition("/")
+            moments.setdefault(int(at), {})[kind] = tensor
+        groups = self._optimiser.state_dict()["param_groups"]
+        self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        self._heads.best = np.array(facts["best_heads"])
+        self._heads.waited = np.array(facts["waited"])
+        self._random = of("random", tensors)
+        return True
+
+
+class HeadLosses:
+    """The heads of a network over one symbol's bars: each learns until it no longer improves.
+
+    A validation gain over the best constant answer is in units of that loss's noise (``scores``),
+    so that the longest horizon weighs no more than any other. A head that has stopped improving no
+    longer pulls at the trunk.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        training: Sequence[Samples],
+        validation: Sequence[Samples],
+        options: FitOptions,
+        levels: tuple[float, ...],
+    ) -> None:
+        if options.entropy_weight:
+            traced(network)
+        self.network: Network = network
+        self._options = options
+        self._validation = validation
+        self._levels = levels
+        self._constant: Constants = constants(training, seed=options.seed)
+        self._chunks = batches_for(network, training, options)
+        horizons = training[0].weights.shape[1]
+        self._shares = loss_shares(training[0].horizons, options)
+        self._device = network.device
+        self.weights = TaskWeights(horizons, learned=options.learned_weights).to(self._device)
+        self.best = np.full((len(LOSSES), horizons), -np.inf)
+        self.waited = np.zeros((len(LOSSES), horizons), dtype=np.int64)
+
+    def batches(self, done: int) -> Iterator[Batch]:
+        """Yield the batches after *done* others."""
+        return self._chunks.stream(done)
+
+    def gradient(self, batch: Batch) -> tuple[float, int]:
+        """Add the gradient of one batch; return its mean loss over active heads, and its bars.
+
+        A batch is learnt from in pieces where the network asks for that: their gradients add up
+        to the whole batch's.
+        """
+        options = self._options
+        active = torch.from_numpy(self.active() * self._shares).float().to(self._device)
+        pieces = self._pieces(batch)
+        whole = batch.weights.sum((0, 1)).to(self._device)  # [horizon]
+        total = 0.0
+        for piece in pieces:
+            each, wrong_where_sure = self._losses(piece, whole)
+            # A learnt weight adds a term of its own to each piece: a share of it is one piece's.
+            loss = self.weights(each * len(pieces), active) / len(pieces)
+            loss = loss + options.entropy_weight * wrong_where_sure / len(pieces)
+            (loss / options.accumulate).backward()
+            total += float((each.detach() * active).sum() / active.sum())
+        return total, int((batch.weights > 0).any(-1).sum())
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Score every head, and stop those that no longer improve; return the mean score."""
+        assert isinstance(network, Network)
+        losses, scores = head_scores(network, self._validation, self._constant)
+        self._learn(scores)
+        progress.losses, progress.scores = losses.tolist(), scores.tolist()
+        return float(scores.mean())
+
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        rows = self.network.rows_a_pass
+        if rows is None or self._device.type != "cpu":
+            return [batch]
+        return batch.pieces(max(rows // batch.values.shape[1], 1))
+
+    def _losses(self, batch: Batch, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [task, horizon] losses of one batch, a piece of one whose weights are *whole*.
+
+        Beside them the correlation of confidence with loss, zero where it has no weight. Weights
+        and losses are float32.
+        """
+        device, traces = self._device, None
+        weights = batch.weights.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
+            rows, positions = batch.values.to(device), batch.positions.to(device)
+            if self._options.entropy_weight:
+                outputs, traces = traced(self.network).trace(rows, positions)
+            else:
+                outputs = self.network(rows, positions)
+        outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
+        each = elementwise(
+            as_float32(outputs),
+            {name: label.to(device) for name, label in batch.labels.items()},
+            weights > 0,
+            self._levels,
+        )
+        averages = averaged(each, weights, whole)
+        if traces is None:
+            return averages, averages.new_zeros(())
+        sure = trained_confidence(traces, traced(self.network).mask)
+        return averages, confidence_loss(sure[:, -weights.shape[1] :], each, weights)
+
+    @property
+    def _is_half(self) -> bool:
+        """Whether products are taken in bfloat16."""
+        if self._options.precision == "auto":
+            return self._device.type == "cuda"
+        return self._options.precision == "bfloat16"
+
+    def active(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Return which heads still learn: [task, horizon]."""
+        return np.asarray(self.waited < self._options.patience)
+
+    def _learn(self, scores: Array) -> None:
+        better = scores > self.best
+        stopped = self.waited >= self._options.patience
+        self.best = np.maximum(self.best, scores)
+        # What has stopped stays so: its loss no longer counts, and a late gain would be luck.
+        self.waited = np.where(better & ~stopped, 0, self.waited + 1)
+
+
+def batches_for(
+    network: Network, training: Sequence[Samples], options: FitOptions
+) -> Chunks | SingleWindows:
+    """Return what *network* learns from: chunks if it answers every row, else single windows."""
+    if network.answers_every_row:
+        return Chunks(training, length=options.length, batch=options.batch, seed=options.seed)
+    window = network.config.receptive_field
+    return SingleWindows(training, window=window, batch=options.windows, seed=options.seed)
+
+
+def policy_of(network: nn.Module, options: FitOptions, *others: nn.Module) -> Policy:
+    """Return how *options* say to fit: matrices decay; biases, norms and *others* do not."""
+    matrices = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
+    rest = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    rest += [p for other in others for p in other.parameters() if p.requires_grad]
+    return Policy(
+        options.steps,
+        [
+            {"params": matrices, "weight_decay": options.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lambda step: learning_rate(step, options),
+        clip=options.clip,
+        validate_every=options.validate_every,
+        accumulate=options.accumulate,
+        # Buffers are copied: an average would truncate those that hold whole numbers.
+        averaged=AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.average)),
+        seed=options.seed,
+    )
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+STATE_NAME: Final = "training.safetensors"
+_FACTS: Final = "facts"
+_HASH: Final = "sha256"
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write *tensors* and the JSON of *facts* to *path*, in place of what was there.
+
+    Raises ``OSError`` that names *path* where the disk is full; what was there is left.
+    """
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts, sort_keys=True)
+    content = save(whole, metadata={_FACTS: text, _HASH: _hashed(whole, text)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and facts in *path*; raise ``CheckpointMismatch`` unless it is whole."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError):
+        about, tensors = {}, {}
+    text = about.get(_FACTS, "")
+    if not text or about.get(_HASH) != _hashed(tensors, text):
+        raise CheckpointMismatch(f"{path} is not the state of a fit; delete it and start again.")
+    facts: dict[str, Any] = json.loads(text)
+    return tensors, facts
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return *tensors* with ``prefix/`` before their names."""
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def of(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix/``, without it."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): t for name, t in tensors.items() if name.startswith(start)}
+
+
+def _hashed(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

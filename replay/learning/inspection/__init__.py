@@ -1,0 +1,1 @@
+"""Inspection of a model: ablation, perturbation, permutation, attribution."""

@@ -1,0 +1,463 @@
+"""The model that is inspected: what it says of untouched bars as they are, and when changed.
+
+An ensemble's is its half that is a network. Rows are the features of candles that the caller names,
+else of the bundled ones at the network's interval.
+
+The rules are docs/models.md, L38 to L42.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.replay.archive.candles import Candles, resample
+from tracepaper.replay.archive.read import read_candles
+from tracepaper.replay.learning.dataset import Dataset, joined_to
+from tracepaper.replay.learning.estimator import candle_estimator
+from tracepaper.replay.learning.estimators.tabular import predictions
+from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
+from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
+from tracepaper.replay.learning.splits import Part, Segment, segments_of
+from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
+from tracepaper.storage import checkpoints
+from tracepaper.storage.covariates import read_vectors
+from tracepaper.strategies.covariates import FixedCovariates
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features import rows as features
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.forecasters.build import (
+    HALVES,
+    is_ensemble,
+    known_schema,
+    part_of,
+    restore,
+    row_kind,
+    takes_vectors,
+    tensors_of,
+    vector_scale,
+)
+from tracepaper.strategies.forecasters.tabular import TrainedRows
+from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.networks.checks import (
+    NetworkCheck,
+    check_network,
+    export_onnx,
+    export_torch,
+)
+from tracepaper.strategies.units import DAY_MS, INTERVALS, interval_text
+
+TARGETS: Final = ("log variance", "mean")
+"""What of a forecast is looked at; the mean is in units of σ √h."""
+_ROWS_AT_ONCE: Final = 16_384  # of all windows of one pass; bounds memory
+
+Ids = NDArray[np.int64]
+Rows = NDArray[np.float32]
+
+
+class DecidedBar(NamedTuple):
+    """One bar that is decided, by its row in a segment."""
+
+    samples: Samples
+    row: int
+
+    @property
+    def day(self) -> int:
+        """The number of its day."""
+        return int(self.samples.segment.open_time_ms[self.row]) // DAY_MS
+
+    def rows(self, count: int) -> Rows:
+        """Return a copy of the last *count* rows of features up to it: [count, feature]."""
+        known: Rows = self.samples.segment.values[self.row - count + 1 : self.row + 1].copy()
+        return known
+
+    def positions(self, count: int) -> Tensor:
+        """Return the absolute numbers of these bars."""
+        first = first_position(self.samples.segment, self.row) - count + 1
+        return torch.arange(first, first + count)
+
+
+class Mix(NamedTuple):
+    """How an ensemble mixes its members, [horizon] each: see ``EnsembleForecaster``."""
+
+    shares: Array
+    spread: Array
+
+    def log_variance(self, network: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+        """Return the ensemble's of both halves' log variances [.., horizon]."""
+        found: NDArray[Any] = self.shares * network + (1.0 - self.shares) * rows
+        return found
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, or a model of one row of features, or both, and what it is examined on."""
+
+    material: Dataset
+    horizon: int
+    """Bars ahead, that of the gates."""
+    network: Network | None = None
+    trained: TrainedRows | None = None
+    mix: Mix | None = None
+    """Of an ensemble, which has both."""
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any], tensors: Mapping[str, Tensor], material: Dataset) -> Self:
+        """Return that of *card* and *tensors*.
+
+        Raises ``ConfigInvalid`` where the kind of model shows nothing to examine.
+        """
+        model = candle_estimator(card).load(card, tensors)
+        if model.network is None and model.rows is None:
+            raise ConfigInvalid(
+                "The model shows no network and no arrays of its own to examine; leave that out."
+            )
+        network = None if model.network is None else model.network.eval()
+        return cls(material, model.horizon, network, model.rows, model.mix)
+
+    @property
+    def column(self) -> int:
+        """The place of ``horizon`` among the model's."""
+        return self.material.horizons.index(self.horizon)
+
+    @property
+    def of_network(self) -> str:
+        """What a title says where an ensemble's network alone is examined."""
+        return "" if self.mix is None else " (the ensemble's network)"
+
+    def need_network(self, option: str) -> Network:
+        """Return the network; raise ``ConfigInvalid`` where the model sees one row alone."""
+        if self.network is None:
+            raise ConfigInvalid(
+                f"{option} changes the bars that a model sees, and this one sees the features of "
+                f"one bar alone; leave {option} out."
+            )
+        return self.network
+
+    def predict(self, segment: Segment, rows: Ids) -> Predictions:
+        """Return what it says of *rows* of *segment*, as ``Predictions``."""
+        if self.trained is None:
+            assert self.network is not None
+            return predict(self.network, segment, rows)
+        own = predictions(self.trained.model, self.own_rows(segment.values[rows]))
+        if self.network is None:
+            return replace(own, scale=own.scale * np.array(self.trained.spread, dtype=np.float32))
+        assert self.mix is not None
+        said = predict(self.network, segment, rows)
+        mixed = self.mix.log_variance(np.log(said.variance), np.log(own.variance))
+        scale = (np.exp(0.5 * mixed) * self.mix.spread).astype(np.float32)
+        return replace(said, variance=np.exp(mixed).astype(np.float32), scale=scale, dof=own.dof)
+
+    def own_rows(self, rows: Rows) -> Rows:
+        """Return the columns of *rows* [.., feature] that the row model sees: the first."""
+        assert self.trained is not None
+        return rows[..., : len(self.trained.schema.names)]
+
+    def labelled(self, part: Part, at_most: int | None = None) -> list[tuple[Samples, Ids]]:
+        """Return the labelled rows of *part* with a whole context, by segment.
+
+        Evenly fewer where there are more than *at_most*, or a network takes a pass for each.
+        """
+        try:
+            every = self.material.samples(part)
+        except DataInvalid:
+            raise DataInvalid(
+                f"The candles hold no labelled bar of the card's {part.value} part; give --data of"
+                " that time too, or leave out what is examined on it."
+            ) from None
+        context = 1 if self.network is None else self.network.config.receptive_field
+        rows = [windowed_rows(samples, context) for samples in every]
+        total = sum(map(len, rows))
+        step = 1 if at_most is None else max(-(-total // at_most), 1)
+        if self.network is not None and step == 1:
+            rows = [thinned(own, total, self.network) for own in rows]
+        found = [(s, own[::step]) for s, own in zip(every, rows, strict=True) if len(own)]
+        if not found:
+            raise ConfigInvalid(
+                f"The {part.value} part has no bar with {context} bars before it; give longer"
+                " candles."
+            )
+        return found
+
+    def decisions(self, count: int) -> list[DecidedBar]:
+        """Return *count* decisions of the test part, evenly spread; all where there are fewer."""
+        every = [(s, row) for s, rows in self.labelled(Part.TEST) for row in rows.tolist()]
+        chosen = np.unique(np.linspace(0, len(every) - 1, count).round().astype(np.int64))
+        return [DecidedBar(*every[at]) for at in chosen.tolist()]
+
+    @cached_property
+    def neutral(self) -> Rows:
+        """The neutral row [feature]: the mean of each feature over the training part.
+
+        The ridge that stands beside a checkpoint is centred there, so that any candles do.
+        """
+        if "ridge" in (stored := self.material.stored or {}):
+            centre: Rows = stored["ridge"]["centre"].astype(np.float32)
+            return centre
+        total, count = np.zeros(len(self.material.schema.names)), 0
+        for samples in self.material.samples(Part.TRAIN):
+            known = samples.segment.values[samples.start : samples.stop]
+            total += known.sum(axis=0, dtype=np.float64)
+            count += len(known)
+        found: Rows = (total / count).astype(np.float32)
+        return found
+
+
+class Said(NamedTuple):
+    """What a network says of the last bar of each window: [window, horizon]."""
+
+    mean: NDArray[np.float32]
+    log_variance: NDArray[np.float32]
+
+    def targets(self, column: int) -> Array:
+        """Return ``TARGETS`` at one horizon: [target, window]."""
+        both = (self.log_variance[:, column], self.mean[:, column])
+        return np.stack(both).astype(np.float64)
+
+
+def ask(network: Network, windows: Rows, positions: Tensor) -> Said:
+    """Ask *network* about *windows* [window, bar, feature], all at int64 *positions* [bar].
+
+    Its features are the first of those.
+    """
+    step = max(_ROWS_AT_ONCE // windows.shape[1], 1)
+    place = positions.to(network.device)
+    parts = []
+    own = windows[..., : network.config.features]
+    with torch.inference_mode():
+        for start in range(0, len(windows), step):
+            x = torch.from_numpy(own[start : start + step]).to(network.device)
+            said = network(x, place)
+            parts.append(
+                [part[:, -1].float().cpu().numpy() for part in (said.mean, said.log_variance)]
+            )
+    return Said(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def answer_of(
+    network: Network, positions: Tensor, target: str, column: int
+) -> Callable[[Tensor], Tensor]:
+    """Return [window, bar, feature] → the *target* [window] at one horizon, differentiably."""
+    place = positions.to(network.device)
+
+    def answer(windows: Tensor) -> Tensor:
+        own = windows[..., : network.config.features]
+        said = network(own.to(network.device), place)
+        chosen: Tensor = said.log_variance if target == TARGETS[0] else said.mean
+        return chosen[:, -1, column]
+
+    return answer
+
+
+def looked(network: Network, window: Rows, positions: Tensor) -> Array:
+    """Return where *network* looks in one *window* [bar, feature]: the rollout's weights [bar]."""
+    x = torch.from_numpy(window[None, :, : network.config.features])
+    with torch.inference_mode():
+        rollout = network.look(x.to(network.device), positions.to(network.device)).rollout
+    found: Array = rollout.weights[0, 0].double().cpu().numpy()
+    return found
+
+
+def days_of(decisions: Sequence[DecidedBar]) -> Ids:
+    """Return the day of each decision."""
+    return np.array([decision.day for decision in decisions], dtype=np.int64)
+
+
+WINDOWS: Final = 4
+"""Decisions whose heads are looked at, spread over the rows."""
+RUNTIMES: Final = {"onnx": ".onnx", "torch": ".pt2"}
+"""The runtimes that a network is exported for, with what the names of their files end in."""
+
+NO_FILE: Final = FixedCovariates("", {})
+"""Vectors of which the names alone are known: no rows can be made of them."""
+
+Window = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StoredNetwork:
+    """A network as it was stored; ``rows`` is how many one answer depends on."""
+
+    folder: Path
+    model_id: str
+    network: Network
+    schema: FeatureSchema
+    interval_ms: int
+
+    @classmethod
+    def open(cls, name: str, vectors: Path | None = None) -> Self:
+        """Return that of the checkpoint *name*: a bundled one, or a folder.
+
+        *vectors* is a file of those that it was trained with, which rows are made of.
+
+        Raises ``CheckpointMismatch`` for a checkpoint that is not whole, and ``ConfigInvalid`` for
+        one without a network and for none.
+        """
+        folder = checkpoints.locate(name)
+        if not folder.is_dir():
+            known = ", ".join(checkpoints.bundled())
+            raise ConfigInvalid(
+                f"There is no checkpoint {name!r}; name a folder, or a bundled one: {known}."
+            )
+        found = checkpoints.load(folder)
+        card, tensors = found.card, found.tensors
+        if is_ensemble(card):
+            card, tensors = part_of(card, HALVES[0]), tensors_of(tensors, HALVES[0])
+        if (kind := row_kind(card)) is not None:
+            raise ConfigInvalid(
+                f"{folder} is a {kind.name}, which has no network; name a network's checkpoint, or "
+                "an ensemble's."
+            )
+        return cls(
+            folder,
+            found.id,
+            restore(card, tensors),
+            _schema(card, vectors),
+            INTERVALS.get(str(found.card["market"].get("interval")), 0),
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many rows one answer depends on."""
+        return self.network.config.receptive_field
+
+    def windows(self, data: Sequence[str] = ()) -> list[Window]:
+        """Return rows [1, rows, features] at positions [rows], oldest first, of up to WINDOWS bars.
+
+        *data* are candle files, by default the bundled ones. Raises ``DataInvalid`` where they hold
+        too few bars without a hole.
+        """
+        whole = [
+            segment
+            for candles in self._candles(data)
+            for segment in self._segments(candles)
+            if len(segment) - segment.first >= self.rows
+        ]
+        if not whole:
+            given = ", ".join(data) or "the bundled candles"
+            raise DataInvalid(
+                f"{given} hold no {self.rows + self.schema.lookback - 1:,} bars of "
+                f"{interval_text(self.interval_ms)} without a hole, which one answer of this model "
+                "depends on; name longer files with --data."
+            )
+        longest = max(whole, key=len)
+        first, last = longest.first + self.rows, len(longest)
+        ends = sorted({first + (last - first) * one // (WINDOWS - 1) for one in range(WINDOWS)})
+        return [_window(longest, end - self.rows, end) for end in ends]
+
+    def _segments(self, candles: Candles) -> list[Segment]:
+        """Return *candles* with features; raise ``ConfigInvalid`` where vectors are missing."""
+        joined = self.schema.covariates
+        plain = segments_of(candles, features.schema(self.schema.schema_id))
+        if joined is None:
+            return plain
+        if joined.source == NO_FILE:
+            raise ConfigInvalid(
+                f"The network was trained with the covariates {', '.join(joined.scale.columns)}; "
+                "give a file of them by --covariates, and candles of the same time by --data."
+            )
+        return joined_to(plain, joined)
+
+    def _candles(self, data: Sequence[str]) -> list[Candles]:
+        """Return the candles of *data*, or the bundled ones that have this interval or a finer."""
+        found = []
+        for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
+            candles = read_candles(path)
+            own = candles.interval_ms
+            if self.interval_ms and self.interval_ms != own:
+                if self.interval_ms % own:
+                    continue
+                candles = resample(candles, self.interval_ms)
+            found.append(candles)
+        return found
+
+    def examined(self, data: Sequence[str] = ()) -> NetworkCheck:
+        """Return the condition of the network over real rows; raise as ``windows``."""
+        return check_network(self.network, self.windows(data))
+
+    def exported(self, to: str, path: Path, *, bars: int | None = None) -> dict[str, Any]:
+        """Write the network to *path* for another runtime; return what was written, as a document.
+
+        Windows have *bars* rows, by default as many as an answer depends on. Raises
+        ``AttentionInvalid`` where the exported network would answer otherwise, ``ConfigInvalid``
+        for a file that exists or cannot be written, a length that the network cannot take, or an
+        unknown runtime.
+        """
+        if to not in RUNTIMES:
+            raise ConfigInvalid(f"--to is {to!r}; choose one of {', '.join(RUNTIMES)}.")
+        if path.suffix != RUNTIMES[to]:
+            raise ConfigInvalid(f"--out is {path}; name a file that ends in {RUNTIMES[to]}.")
+        length = self.rows if bars is None else bars
+        if length < 1 or (length != self.rows and not self.network.takes_any_length):
+            raise ConfigInvalid(
+                f"This network takes windows of {self.rows:,} bars; leave --bars out."
+                if length > 0
+                else "--bars must be at least 1."
+            )
+        rows = torch.randn(
+            1, length, len(self.schema.names), generator=torch.Generator().manual_seed(0)
+        )
+        positions = torch.arange(length) + 1_000 * length
+        part = _begun(path)
+        write = export_onnx if to == "onnx" else export_torch
+        try:
+            worst = write(self.network, (rows, positions), part, card=self._card_text())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return {
+            "model_id": self.model_id,
+            "to": to,
+            "file": str(path),
+            "bytes": path.stat().st_size,
+            "bars": length,
+            "bars_of_an_answer": self.rows,
+            "features": self.schema.schema_id,
+            "columns": len(self.schema.names),
+            "horizons": list(self.network.config.horizons),
+            "largest_difference": worst,
+        }
+
+    def _card_text(self) -> str:
+        return (self.folder / checkpoints.CARD_NAME).read_text(encoding="utf-8")
+
+
+def _schema(card: Mapping[str, Any], vectors: Path | None) -> FeatureSchema:
+    """Return the features of *card*, with those of the file *vectors* where it takes some."""
+    if vectors is None:
+        return known_schema(card, NO_FILE if takes_vectors(card) else None)
+    if not takes_vectors(card):
+        raise ConfigInvalid("The network was trained without covariates; leave --covariates out.")
+    return known_schema(card, read_vectors(vectors).standing(vector_scale(card).columns))
+
+
+def _begun(path: Path) -> Path:
+    """Return an empty file beside *path*; raise ``ConfigInvalid`` where nothing can be written."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        if path.exists():
+            raise ConfigInvalid(f"{path} is there already; name another file, or remove it.")
+        if not path.parent.is_dir():
+            raise ConfigInvalid(f"There is no folder {path.parent}; make it, or name another.")
+        part.touch()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{path} cannot be written ({error.strerror}); name another file."
+        ) from None
+    return part
+
+
+def _window(segment: Segment, start: int, end: int) -> Window:
+    """Return the rows from *start* to *end* of *segment*, with their absolute numbers."""
+    rows = torch.from_numpy(segment.values[start:end].copy()).nan_to_num(0.0, 0.0, 0.0)
+    positions = torch.from_numpy(segment.open_time_ms[start:end] // segment.interval_ms)
+    return rows[None], positions

@@ -1,0 +1,454 @@
+"""The losses that networks are trained by, and the entropy of their attention.
+
+Scores are in units of the noise of the loss: the standard error, over calendar days, of the
+constant answer's own loss. It does not depend on the network, so that scores of one head can be
+compared from one step to the next.
+
+The rules are docs/models.md, L52.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
+from tracepaper.replay.learning.samples import LABELS, NO_LABEL, VARIANCE_FLOOR, Samples
+from tracepaper.strategies.attention.entropy import row_confidence, trained_entropy, visible_counts
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import (
+    DRAWDOWN_LEVELS,
+    PATH_LEVELS,
+    SHARES,
+    Network,
+    Outputs,
+)
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.units import DAY_MS
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.networks.flash import Trace
+
+
+Labelled = Mapping[str, Tensor]
+"""Each label's name → [batch, time, horizon]."""
+Elementwise = Callable[[Outputs, Labelled, Sequence[float]], Tensor]
+"""``(outputs, labels, levels of the quantiles) -> losses [batch, time, horizon]``."""
+
+
+OfHead = Callable[[Tensor, Labelled], Tensor]
+
+
+class Loss(NamedTuple):
+    """What a head is trained and judged by, by its name."""
+
+    name: str
+    title: str
+    of: Elementwise
+    is_price: bool
+    """Whether it says where the price goes; of volatility each label says more."""
+
+
+LOSSES: Final[dict[str, Loss]] = {}
+"""Every loss by its name; their order is that of the axis *task*."""
+
+
+class AddedLoss(NamedTuple):
+    """What a head that not every network has is trained by, together with the task *to*.
+
+    It adds to the loss of that task while the task is learnt, and has no score of its own.
+    """
+
+    title: str
+    to: str
+    of: OfHead
+    """``(what the head says, labels) -> losses [batch, time, horizon]``."""
+
+
+ADDED: Final[dict[str, AddedLoss]] = {}
+"""The loss of each such head, by the head's name."""
+
+
+def loss(name: str, title: str, *, is_price: bool) -> Callable[[Elementwise], Elementwise]:
+    """Register a loss; raise ``ConfigInvalid`` for a name that is taken."""
+
+    def known(of: Elementwise) -> Elementwise:
+        if name in LOSSES:
+            raise ConfigInvalid(f"There is a loss called {name} already.")
+        LOSSES[name] = Loss(name, title, of, is_price)
+        return of
+
+    return known
+
+
+def added(head: str, title: str, *, to: str) -> Callable[[OfHead], OfHead]:
+    """Register the loss of a head; raise ``ConfigInvalid`` for a head that has one."""
+
+    def known(of: OfHead) -> OfHead:
+        if head in ADDED:
+            raise ConfigInvalid(f"The head {head} has a loss already.")
+        ADDED[head] = AddedLoss(title, to, of)
+        return of
+
+    return known
+
+
+def student_t_nll(value: Tensor, mean: Tensor, log_scale: Tensor, dof: Tensor) -> Tensor:
+    """Return the negative log density of a located and scaled Student t, elementwise."""
+    squared = ((value - mean) * torch.exp(-log_scale)) ** 2
+    return (
+        torch.lgamma(dof / 2)
+        - torch.lgamma((dof + 1) / 2)
+        + 0.5 * torch.log(dof * math.pi)
+        + log_scale
+        + 0.5 * (dof + 1) * torch.log1p(squared / dof)
+    )
+
+
+def qlike(variance: Tensor, log_forecast: Tensor) -> Tensor:
+    """Return v ÷ f - log(v ÷ f) - 1, elementwise: zero for a perfect forecast (Patton, 2011)."""
+    log_ratio = torch.log(torch.clamp(variance, min=VARIANCE_FLOOR)) - log_forecast
+    return torch.exp(log_ratio) - log_ratio - 1
+
+
+def pinball(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tensor:
+    """Return the mean pinball loss of [.., level] *quantiles* (Koenker and Bassett, 1978)."""
+    level = torch.tensor(levels, device=value.device)
+    missed = value[..., None] - quantiles
+    return torch.maximum(level * missed, (level - 1) * missed).mean(-1)
+
+
+def lost_utility(value: Tensor, allocation: Tensor) -> Tensor:
+    """Return the negative quadratic utility of holding *allocation* units of the scaled return.
+
+    Its best answer is the mean divided by the mean square: Kelly's share, cut at one.
+    """
+    gain = allocation * value
+    return 0.5 * gain * gain - gain
+
+
+@loss("return", "Student-t NLL", is_price=True)
+def return_loss(outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> Tensor:
+    """Return the return's loss; quantiles and allocation add to it where the network has them."""
+    value = labels["returns"]
+    price = student_t_nll(value, outputs.mean, outputs.log_scale, outputs.dof)
+    if outputs.quantiles is not None:
+        price = price + pinball(value, outputs.quantiles, levels)
+    if outputs.allocation is not None:
+        price = price + lost_utility(value, outputs.allocation)
+    return price
+
+
+@loss("direction", "cross-entropy", is_price=True)
+def direction_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Tensor:
+    """Return the cross-entropy of the direction."""
+    classes = labels["direction"]
+    return functional.cross_entropy(
+        outputs.direction_logits.flatten(0, -2),
+        classes.flatten(),
+        ignore_index=NO_LABEL,
+        reduction="none",
+    ).view(classes.shape)
+
+
+@loss("volatility", "QLIKE", is_price=False)
+def volatility_loss(outputs: Outputs, labels: Labelled, _: Sequence[float]) -> Tensor:
+    """Return QLIKE of the variance."""
+    return qlike(labels["variance"], outputs.log_variance)
+
+
+@added("tails", "joint loss of VaR and ES", to="volatility")
+def tails_loss(tails: Tensor, labels: Labelled) -> Tensor:
+    """Return the mean over tails and shares of the joint loss of value at risk and shortfall.
+
+    With a loss l, V and E of a share a it is ``(l - V)+ ÷ (a E) + V ÷ E + ln E - 1``, least in
+    expectation at both true ones; no unit moves a difference of two. Source: Fissler and Ziegel,
+    2016; Patton, Ziegel and Chen, 2019 (FZ0).
+    """
+    lost = torch.stack((-labels["returns"], labels["returns"]), dim=-1)[..., None]
+    at_risk, shortfall = tails.unbind(-1)  # [.., long and short, share]
+    share = torch.tensor(SHARES, dtype=tails.dtype, device=tails.device)
+    beyond = functional.relu(lost - at_risk) / (share * shortfall)
+    return (beyond + at_risk / shortfall + torch.log(shortfall) - 1.0).mean((-2, -1))
+
+
+@added("drawdown", "pinball of the drawdown", to="volatility")
+def drawdown_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
+    """Return the mean pinball loss of the drawdown's quantiles."""
+    return pinball(labels["drawdown"], quantiles, DRAWDOWN_LEVELS)
+
+
+@added("regimes", "likelihood of a mixture of gamma distributions", to="volatility")
+def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
+    """Return the negative log density of the variance, a mixture of what it is in each regime.
+
+    No regime is labelled: what each is follows from the likelihood (mixture density network,
+    Bishop, 1994).
+    """
+    value = torch.clamp(labels["variance"], min=VARIANCE_FLOOR)[..., None]
+    share, log_mean, log_shape = regimes.unbind(-2)
+    shape = torch.exp(log_shape)
+    density = (
+        shape * (log_shape - log_mean)
+        - torch.lgamma(shape)
+        + (shape - 1.0) * torch.log(value)
+        - shape * value * torch.exp(-log_mean)
+    )
+    return -torch.logsumexp(share + density, dim=-1)
+
+
+@added("path", "pinball of the path", to="volatility")
+def path_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
+    """Return the mean pinball loss of the quantiles at every step."""
+    return pinball(labels["path"], quantiles, PATH_LEVELS).mean(-1)
+
+
+def elementwise(
+    outputs: Outputs, labels: Labelled, used: Tensor, levels: Sequence[float] = ()
+) -> Tensor:
+    """Return [task, batch, time, horizon] losses; labels [batch, time, horizon, ..] are as *used*.
+
+    *levels* are those of the quantiles. Where *used* is false a label may hold anything, and its
+    losses mean nothing.
+    """
+    known = {
+        name: torch.where(
+            used[(..., *(None,) * (given.ndim - used.ndim))],
+            given,
+            torch.full_like(given, LABELS[name].missing),
+        )
+        for name, given in labels.items()
+    }
+    return torch.stack([_of_task(each, outputs, known, levels) for each in LOSSES.values()])
+
+
+def _of_task(each: Loss, outputs: Outputs, known: Labelled, levels: Sequence[float]) -> Tensor:
+    """Return the loss of a task, and of the further heads that are learnt with it."""
+    total = each.of(outputs, known, levels)
+    for head, further in ADDED.items():
+        if further.to == each.name and (said := getattr(outputs, head)) is not None:
+            total = total + further.of(said, known)
+    return total
+
+
+def as_float32(outputs: Outputs) -> Outputs:
+    """Return *outputs* in float32, in which the losses are computed."""
+    return outputs.map(Tensor.float)
+
+
+def averaged(each: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:
+    """Return [task, horizon] means of [task, batch, time, horizon] losses by *weights*.
+
+    *total* [horizon] are the weights of a whole batch, of which these are a piece: the results
+    of its pieces add up to the whole batch's.
+    """
+    if total is None:
+        total = weights.sum((0, 1))
+    return (each * weights).sum((1, 2)) / torch.clamp(total, min=1e-9)
+
+
+class TaskWeights(nn.Module):
+    """Weights of [task, horizon] losses: all one, or learnt as log variances.
+
+    Source of the learnt form: Kendall, Gal and Cipolla, 2018.
+    """
+
+    def __init__(self, horizons: int, *, learned: bool) -> None:
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.zeros(len(LOSSES), horizons), requires_grad=learned)
+
+    def forward(self, each: Tensor, active: Tensor) -> Tensor:
+        """Return the weighted sum of [task, horizon] losses over the *active* ones."""
+        weighted = torch.exp(-self.log_variance) * each + self.log_variance
+        return (weighted * active).sum()
+
+
+# --- scores
+
+_FIT_ROWS = 20_000  # labels that the constant Student t is fitted to; more changes nothing
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The best constant answers of the training part, each over [horizon]."""
+
+    location: Array
+    scale: Array
+    dof: Array
+    frequency: Array  # [horizon, 3]
+    variance: Array
+
+
+def constants(training: Sequence[Samples], *, seed: int) -> Constants:
+    """Fit the constant answers to the labels of the *training* samples."""
+    generator = np.random.default_rng(seed)
+    horizons = training[0].weights.shape[1]
+    fitted: list[tuple[float, ...]] = []
+    frequency, variance = np.empty((horizons, 3)), np.empty(horizons)
+    for column in range(horizons):
+        used = [samples.weights[:, column] > 0 for samples in training]
+        pairs = list(zip(training, used, strict=True))
+        returns = np.concatenate([s.labels["returns"][u, column] for s, u in pairs])
+        classes = np.concatenate([s.labels["direction"][u, column] for s, u in pairs])
+        drawn = generator.choice(returns, min(len(returns), _FIT_ROWS), replace=False)
+        fitted.append(stats.t.fit(drawn.astype(np.float64)))
+        counts = np.bincount(classes, minlength=3)[:3] + 1
+        frequency[column] = counts / counts.sum()
+        variance[column] = np.concatenate([s.labels["variance"][u, column] for s, u in pairs]).mean(
+            dtype=np.float64
+        )
+    dof, location, scale = np.array(fitted).T
+    return Constants(location, scale, np.clip(dof, 1.0, 100.0), frequency, variance)
+
+
+def answer(found: Constants) -> Outputs:
+    """Return the constant answers as outputs of shape [1, 1, horizon]."""
+
+    def tensor(array: Array) -> Tensor:
+        return torch.from_numpy(array).float()[None, None]
+
+    return Outputs(
+        mean=tensor(found.location),
+        log_scale=tensor(np.log(found.scale)),
+        dof=tensor(found.dof),
+        direction_logits=tensor(np.log(found.frequency)),
+        log_variance=tensor(np.log(found.variance)),
+        allocation=None,
+        quantiles=None,
+    )
+
+
+def head_scores(
+    network: Network, validation: Sequence[Samples], constant: Constants
+) -> tuple[Array, Array]:
+    """Return [task, horizon] mean losses, and their gains over *constant* in units of its noise.
+
+    Days are calendar days across all segments, since they share one market.
+    """
+    mine, reference, weight, day = [], [], [], []
+    labelled = [np.flatnonzero(samples.weights.any(axis=1)) for samples in validation]
+    total = sum(map(len, labelled))
+    for samples, every in zip(validation, labelled, strict=True):
+        rows = thinned(every, total, network)
+        found = predict(network, samples.segment, rows)
+        mine.append(_elementwise(outputs_of(found), samples, rows))
+        reference.append(_elementwise(answer(constant), samples, rows))
+        weight.append(samples.weights[rows])
+        day.append(samples.segment.open_time_ms[rows] // DAY_MS)
+    weights, days = np.concatenate(weight), np.concatenate(day)
+    losses = _means(np.concatenate(mine, axis=1), weights)
+    known = np.concatenate(reference, axis=1)
+    return losses, (_means(known, weights) - losses) / _noise(known, weights, days)
+
+
+def outputs_of(found: Predictions) -> Outputs:
+    """Return predictions [time, ..] as a network's outputs [1, time, ..]."""
+
+    def tensor(array: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(array)[None]
+
+    return Outputs(
+        mean=tensor(found.mean),
+        log_scale=torch.log(tensor(found.scale)),
+        dof=tensor(found.dof),
+        direction_logits=tensor(found.logits),
+        log_variance=torch.log(tensor(found.variance)),
+        allocation=None,
+        quantiles=None,
+    )
+
+
+def _elementwise(outputs: Outputs, samples: Samples, rows: NDArray[np.int64]) -> Array:
+    """Return [task, row, horizon] losses of one segment's *rows*."""
+    wide = outputs.map(lambda part: part.expand(1, len(rows), *part.shape[2:]))
+    with torch.inference_mode():
+        each = elementwise(
+            wide,
+            {name: torch.from_numpy(x[rows])[None] for name, x in samples.labels.items()},
+            torch.from_numpy(samples.weights[rows] > 0)[None],
+        )
+    found: Array = each[:, 0].double().numpy()
+    return found
+
+
+def _means(each: Array, weights: NDArray[np.float32]) -> Array:
+    """Return [task, horizon] means of [task, time, horizon] losses by [time, horizon] weights."""
+    means: Array = (each * weights).sum(axis=1) / weights.sum(axis=0)
+    return means
+
+
+def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -> Array:
+    """Return [task, horizon] standard errors over days of daily mean losses."""
+    _, day = np.unique(days, return_inverse=True)
+    count = int(day.max()) + 1
+    errors = np.ones(each.shape[::2])
+    for task in range(len(LOSSES)):
+        for column in range(weights.shape[1]):
+            total = np.bincount(day, weights[:, column], count)
+            summed = np.bincount(day, weights[:, column] * each[task, :, column], count)
+            daily = summed[total > 0] / total[total > 0]
+            errors[task, column] = max(float(daily.std()), 1e-9) / np.sqrt(len(daily))
+    return errors
+
+
+def titles(heads: Collection[str]) -> str:
+    """Name what a network with these auxiliary *heads* is trained by, as its card does."""
+    own = [each.title for head, each in ADDED.items() if head in heads]
+    return ", ".join([*(each.title for each in LOSSES.values()), *own])
+
+
+_TINY: Final = 1e-12
+_CUT: Final = 3.0
+
+
+def traced(network: Network) -> FlashNetwork:
+    """Return *network*, whose attention can be trained by its entropy; refuse any other."""
+    if not isinstance(network, FlashNetwork) or network.config.checkpointing:
+        raise ConfigInvalid(
+            "training.entropy_weight is for --network flash without checkpointing; leave it out."
+        )
+    return network
+
+
+def trained_confidence(traces: Sequence[Trace], mask: Mask) -> Tensor:
+    """Return each row's confidence, the mean over layers and heads: [batch, time]."""
+    time = traces[0].query.shape[2]
+    visible = visible_counts(time, mask)
+    shares = []
+    for one in traces:
+        entropy = trained_entropy(one.query.float(), one.key.float(), one.logsumexp, mask)
+        shares.append(row_confidence(entropy, visible).mean(dim=1))
+    return torch.stack(shares).mean(dim=0)
+
+
+def confidence_loss(confidence: Tensor, each: Tensor, weights: Tensor) -> Tensor:
+    """Return the correlation of *confidence* [batch, time] with the losses of its rows.
+
+    *each* are losses [task, batch, time, horizon], which are taken as given: the gradient reaches
+    the attention by its entropy alone. *weights* [batch, time, horizon] are above 0 where a label
+    is. Each loss is standardised over its rows and cut at three deviations, and a row has the mean
+    of them. It is 0 where nothing varies.
+    """
+    used = (weights > 0).all(dim=-1)
+    given = each.detach()[:, used]  # [task, row, horizon]
+    if given.shape[1] < 2:
+        return confidence.new_zeros(())
+    centred = given - given.mean(dim=1, keepdim=True)
+    spread = centred.square().mean(dim=1, keepdim=True).sqrt()
+    wrong = (centred / spread.clamp_min(_TINY)).clamp(-_CUT, _CUT).mean(dim=(0, 2))  # [row]
+    sure = confidence[used]
+    sure = sure - sure.mean()
+    wrong = wrong - wrong.mean()
+    scale = (sure.square().mean() * wrong.square().mean()).clamp_min(_TINY**2).sqrt()
+    return (sure * wrong).mean() / scale

@@ -1,0 +1,246 @@
+"""Named spans of untouched time, and how often each was opened.
+
+A span is untouched until a choice is made by it. So each recipe whose frozen weights were judged on
+it counts as one opening, however often it was judged again: what many recipes were tried on is
+evidence of less. The file is the folder's that holds the checkpoints; what comes with the package,
+and classes, are counted in the user's state.
+
+The rule is docs/models.md, L47.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
+
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.splits import date_ms, iso
+from tracepaper.storage.checkpoints import BUNDLED, dump
+from tracepaper.storage.sweeps import registry_path
+from tracepaper.strategies.errors import ConfigInvalid, shown
+
+FILE_NAME: Final = "openings.toml"
+
+
+class NamedSpan(NamedTuple):
+    """From, inclusive, and until, exclusive, in UTC milliseconds; None for as far as there is."""
+
+    name: str
+    from_ms: int | None
+    until_ms: int | None
+
+    @property
+    def until(self) -> str:
+        """Its end as a date."""
+        return "" if self.until_ms is None else _date(self.until_ms)
+
+    @property
+    def text(self) -> str:
+        """It in words: its name, and from when until when where that is said."""
+        if self.from_ms is None and self.until_ms is None:
+            return self.name
+        start = "" if self.from_ms is None else _date(self.from_ms)
+        return f"{self.name} {start}:{self.until}".strip()
+
+
+WHOLE: Final = NamedSpan("untouched", None, None)
+
+
+def _date(ms: int) -> str:
+    return iso(ms).removesuffix("T00:00:00Z")
+
+
+def read_spans(
+    text: str | None, start: str | None = None, end: str | None = None
+) -> list[NamedSpan]:
+    """Return the spans of ``A=2024-10-01:2024-12-01,B=…:…``, or the one from *start* to *end*.
+
+    Dates are UTC, the second is exclusive. Raises ``ConfigInvalid`` for anything else, for a name
+    that comes twice, and for spans that overlap.
+    """
+    if text is None:
+        whole = WHOLE._replace(
+            from_ms=None if start is None else date_ms(start),
+            until_ms=None if end is None else date_ms(end),
+        )
+        return _ordered([whole])
+    if start or end:
+        raise ConfigInvalid("--holdout says from when until when; leave --from and --to out.")
+    found = []
+    for part in text.split(","):
+        name, _, dates = part.strip().partition("=")
+        first, _, last = dates.partition(":")
+        if not (name and first and last):
+            raise ConfigInvalid(
+                f"--holdout is {shown(text)}; write "
+                "A=2024-10-01:2024-12-01,B=2025-04-23:2025-06-03."
+            )
+        found.append(NamedSpan(name, date_ms(first), date_ms(last)))
+    return _ordered(found)
+
+
+def _ordered(spans: list[NamedSpan]) -> list[NamedSpan]:
+    for place, span in enumerate(spans):
+        if None not in span[1:] and (span.from_ms or 0) >= (span.until_ms or 0):
+            raise ConfigInvalid(f"The span {span.text} ends before it begins; mend its dates.")
+        for other in spans[:place]:
+            if other.name == span.name:
+                raise ConfigInvalid(f"Two spans are called {span.name}; give each its own name.")
+            if (span.from_ms or 0) < (other.until_ms or 0) and (other.from_ms or 0) < (
+                span.until_ms or 0
+            ):
+                raise ConfigInvalid(
+                    f"The spans {other.name} and {span.name} overlap: the second would repeat the "
+                    "first; give spans of different time."
+                )
+    return spans
+
+
+# --- openings
+
+
+class SpanOpening(NamedTuple):
+    """One recipe's frozen weights judged on one span of some symbols."""
+
+    recipe: str
+    model: str
+    symbols: tuple[str, ...]
+    from_ms: int
+    until_ms: int
+
+    def overlaps(self, other: SpanOpening) -> bool:
+        """Return whether both are of one time and a symbol of both."""
+        is_one_time = self.from_ms < other.until_ms and other.from_ms < self.until_ms
+        return is_one_time and bool(set(self.symbols) & set(other.symbols))
+
+
+def openings_path(folder: Path | None) -> Path:
+    """Return the file that counts for the checkpoint in *folder*; None is a class of one's own."""
+    if folder is None or folder.resolve().parent == BUNDLED.resolve():
+        return registry_path().with_name(FILE_NAME)
+    return folder.resolve().parent / FILE_NAME
+
+
+def opened(path: Path, new: SpanOpening) -> tuple[int, str]:
+    """Keep *new* in *path*; return how many recipes opened its span, this one among them.
+
+    Beside it a sentence where it could not be kept; else an empty text. Raises ``ConfigInvalid``
+    for a file that is no list of openings.
+    """
+    known = read_openings(path)
+    kept = [one for one in known if one != new]
+    recipes = {one.recipe for one in (*kept, new) if one.overlaps(new)}
+    said = "" if new in known else _write(path, [*known, new])
+    return len(recipes), said
+
+
+def opened_by_training(folder: Path, card: Mapping[str, Any], data: Untouched) -> str:
+    """Count the untouched part of *data*, on which a training judged what lies in *folder*.
+
+    Returns a sentence where it could not be kept; else an empty text. What was not judged opens
+    nothing.
+    """
+    span = data.untouched()
+    if span is None:
+        return ""
+    symbols, from_ms, until_ms = span
+    recipe = recipe_of(card).hash
+    new = SpanOpening(recipe, str(card["model"]["id"]), symbols, from_ms, until_ms)
+    return opened(openings_path(folder), new)[1]
+
+
+class JudgedSpan(Protocol):
+    """What one span says of a model."""
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols that it is of."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What could not be compared, or counted: a sentence each."""
+
+    @property
+    def from_ms(self) -> int:
+        """The first midnight."""
+
+    @property
+    def until_ms(self) -> int:
+        """The last midnight."""
+
+
+AnyJudged = TypeVar("AnyJudged", bound=JudgedSpan)
+
+
+def counted(
+    every: Sequence[AnyJudged], folder: Path | None, recipe: str, model_id: str
+) -> list[AnyJudged]:
+    """Return the judgements with how many recipes opened each span, and keep these openings.
+
+    *folder* holds the checkpoint; None is a class of one's own.
+    """
+    found = []
+    for one in every:
+        new = SpanOpening(recipe, model_id, one.symbols, one.from_ms, one.until_ms)
+        count, said = opened(openings_path(folder), new)
+        missing = (*one.missing, *([said] if said else []))
+        found.append(replace(one, openings=count, missing=missing))  # type: ignore[type-var]
+    return found
+
+
+class Untouched(Protocol):
+    """Data whose last part no training saw."""
+
+    def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
+        """Return its symbols, and from and until when it is; None where nothing was judged."""
+
+
+def read_openings(path: Path) -> list[SpanOpening]:
+    """Return the openings that *path* holds; none where there is no file."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return [
+            SpanOpening(
+                str(row["recipe"]),
+                str(row["model"]),
+                tuple(map(str, row["symbols"])),
+                date_ms(str(row["from"])),
+                date_ms(str(row["until"])),
+            )
+            for row in document["opening"]
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigInvalid(
+            f"{path} is no list of openings ({shown(error)}); restore it, or move it away to count "
+            "anew."
+        ) from None
+
+
+def _write(path: Path, every: Sequence[SpanOpening]) -> str:
+    """Write the list whole, by a rename; return a sentence where that cannot be."""
+    rows = [
+        {
+            "recipe": one.recipe,
+            "model": one.model,
+            "symbols": list(one.symbols),
+            "from": iso(one.from_ms),
+            "until": iso(one.until_ms),
+        }
+        for one in every
+    ]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(dump({"opening": rows}))
+        Path(file.name).replace(path)
+    except OSError as error:
+        return f"This opening could not be counted in {path} ({error.strerror})."
+    return ""

@@ -1,0 +1,529 @@
+"""Panels: the bars that all symbols have, as arrays [asset, time], and chunks to learn from.
+
+A close counts where every symbol has a bar and a row of features; where one has not, none is used.
+So a panel's arrays are [asset, time], and a return can be held to the mean over the assets.
+
+The rules are docs/several.md, P23 and P26.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.replay.archive import slice_candles
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.evaluation.correlation import LEAST_BARS
+from tracepaper.replay.learning.evaluation.forecasts import Predictions
+from tracepaper.replay.learning.samples import (
+    LABELS,
+    RETURN_LIMIT,
+    Samples,
+    first_position,
+    samples_in,
+)
+from tracepaper.replay.learning.splits import Part, Segment, Split
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.networks.cross_asset import JOINT, CrossAssetNetwork, CrossOutputs
+
+Ids = NDArray[np.int64]
+Rows = NDArray[np.float32]
+
+_ROWS_AT_ONCE: Final = 2_048
+"""Bars that are answered in one pass; bounds memory."""
+LEAST: Final = 2
+"""Symbols of a network over several."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Consecutive bars that all symbols have: a segment of each, of the same times."""
+
+    segments: tuple[Segment, ...]
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.segments[0])
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols, in the order of the first axis."""
+        return tuple(segment.candles.symbol for segment in self.segments)
+
+    @property
+    def first(self) -> int:
+        """The first bar at which every symbol has a row of features."""
+        return max(segment.first for segment in self.segments)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Return the features of the bars from *start* until *stop*: [asset, time, feature]."""
+        return np.stack([segment.values[start:stop] for segment in self.segments])
+
+    def positions(self, start: int, stop: int) -> Tensor:
+        """Return the absolute numbers of these bars: int64 [time]."""
+        return first_position(self.segments[0], start) + torch.arange(stop - start)
+
+    def moves(self, bars: int) -> Array:
+        """Return the log returns to *bars* later: [asset, time], NaN where they are not known."""
+        logs = np.log(np.stack([segment.close for segment in self.segments]))
+        found = np.full(logs.shape, np.nan)
+        known = max(len(self) - bars, 0)
+        found[:, :known] = logs[:, bars:] - logs[:, :known]
+        return found
+
+    def unit(self, bars: int) -> Array:
+        """Return what is one at each bar, σ √bars: [asset, time]."""
+        sigma = np.stack([segment.sigma for segment in self.segments])
+        found: Array = sigma * np.sqrt(bars)
+        return found
+
+    def relative(self, horizons: Sequence[int]) -> Rows:
+        """Return each return less the mean over the assets, in its own units.
+
+        [asset, time, horizon], cut at ``RETURN_LIMIT``, NaN where it is not known.
+        """
+        found = []
+        for bars in horizons:
+            moves = self.moves(bars)
+            apart = (moves - moves.mean(axis=0)) / self.unit(bars)
+            found.append(np.clip(apart, -RETURN_LIMIT, RETURN_LIMIT).astype(np.float32))
+        return np.stack(found, axis=-1)
+
+    def correlations(self, horizons: Sequence[int]) -> Rows:
+        """Return the correlation of each pair's one-bar returns to each horizon, about 0.
+
+        [pair, time, horizon]; NaN where one is not known, where nothing moved, and at horizons of
+        fewer than ``LEAST_BARS``.
+        """
+        count, time = len(self.segments), len(self)
+        logs = np.log(np.stack([segment.close for segment in self.segments]))
+        moved = np.diff(logs, axis=1, prepend=logs[:, :1])
+        pairs = list(combinations(range(count), 2))
+        found = np.full((len(pairs), time, len(horizons)), np.nan, dtype=np.float32)
+        for at, bars in enumerate(horizons):
+            if bars < LEAST_BARS or bars >= time:
+                continue
+            total = [_ahead(moved[i] * moved[i], bars) for i in range(count)]
+            for place, (one, other) in enumerate(pairs):
+                spread = np.sqrt(total[one] * total[other])
+                shared = _ahead(moved[one] * moved[other], bars)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    found[place, : len(shared), at] = np.where(spread > 0, shared / spread, np.nan)
+        return np.clip(found, -1.0, 1.0)
+
+    def decisions(self, rows: Ids, every: int) -> Ids:
+        """Return those of *rows* whose closes are whole numbers of *every* bars of the clock."""
+        chosen: Ids = rows[(first_position(self.segments[0], 0) + rows + 1) % every == 0]
+        return chosen
+
+
+def _ahead(values: Array, bars: int) -> Array:
+    """Return the sums of the *bars* values after each of *values* [time], where they are known."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    found: Array = total[bars + 1 :] - total[1:-bars]
+    return found
+
+
+class Labelled(NamedTuple):
+    """One panel's samples of a part, one a symbol, and its relative returns."""
+
+    panel: Panel
+    samples: tuple[Samples, ...]
+    relative: Rows  # [asset, time, horizon]
+
+    @property
+    def rows(self) -> Ids:
+        """The labelled bars."""
+        return np.flatnonzero(self.samples[0].weights.any(axis=1))
+
+    def span(self, field: int) -> tuple[int, int]:
+        """Return the first bar seen, *field* bars up to the first label, and one past the last."""
+        return max(self.panel.first, int(self.rows[0]) - field + 1), self.samples[0].stop
+
+    def whole_rows(self, field: int) -> Ids:
+        """Return the labelled bars with *field* bars up to them, themselves one."""
+        rows: Ids = self.rows
+        return rows[rows >= self.panel.first + field - 1]
+
+
+def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -> Dataset:
+    """Return *data* at the closes that all of its symbols have, which *split* cuts anew.
+
+    Raises ``ConfigInvalid`` or ``DataInvalid`` where nothing is common.
+    """
+    symbols = tuple(dict.fromkeys(segment.candles.symbol for segment in data.segments))
+    if len(symbols) < LEAST:
+        raise ConfigInvalid(
+            "A network over several assets needs candles of at least two symbols; repeat "
+            "--data for each."
+        )
+    own = {
+        symbol: [one for one in data.segments if one.candles.symbol == symbol] for symbol in symbols
+    }
+    spans = [_times(own[symbol]) for symbol in symbols]
+    panels = tuple(
+        Panel(tuple(_cut(own[symbol], start, stop) for symbol in symbols))
+        for start, stop in _common(spans)
+    )
+    if not panels:
+        raise DataInvalid(
+            f"There is no close at which all of {', '.join(symbols)} have a bar and "
+            f"{data.schema.lookback} bars before it; give --data of one time."
+        )
+    segments = [segment for panel in panels for segment in panel.segments]
+    return replace(
+        data,
+        segments=segments,
+        others=(),
+        split=split(segments),
+        panels=panels,
+        notes=_unused(own, panels),
+    )
+
+
+def labelled_closes(data: Dataset, part: Part) -> list[Labelled]:
+    """Return the panels' samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none.
+
+    Where *data* are some bars ``only``, closes at which no symbol has one are left out by
+    ``answered_closes``: the labels stay.
+    """
+    found = []
+    for panel in data.panels:
+        samples = samples_in(panel.segments, data.horizons, data.parts, part)
+        if len(samples) == len(panel.segments):
+            found.append(Labelled(panel, tuple(samples), panel.relative(data.horizons)))
+    if not found:
+        raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
+    data.require_every_horizon(part, [one.samples[0] for one in found])
+    return found
+
+
+def _times(segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Return when rows of features begin and end, of each segment: open times, the end excluded."""
+    return [
+        (int(one.open_time_ms[one.first]), int(one.open_time_ms[-1]) + one.interval_ms)
+        for one in segments
+    ]
+
+
+def _common(spans: Sequence[Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
+    """Yield the spans of time that lie in a span of each symbol, in order."""
+    held = list(spans[0])
+    for others in spans[1:]:
+        held = [
+            (max(one[0], other[0]), min(one[1], other[1]))
+            for one in held
+            for other in others
+            if max(one[0], other[0]) < min(one[1], other[1])
+        ]
+    yield from sorted(held)
+
+
+def _cut(segments: Sequence[Segment], start: int, stop: int) -> Segment:
+    """Return the bars of that time, and before them as many as rows of features look back on."""
+    for one in segments:
+        times = one.open_time_ms
+        if times[one.first] <= start and stop <= times[-1] + one.interval_ms:
+            first, last = np.searchsorted(times, (start, stop)).tolist()
+            rows = slice(first - one.first, last)
+            return Segment(
+                slice_candles(one.candles, rows),
+                one.close[rows],
+                one.values[rows],
+                one.sigma[rows],
+                one.first,
+            )
+    raise AssertionError("a common span lies in a segment of each symbol")
+
+
+def _unused(own: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str, ...]:
+    """Return a sentence for streams of unequal length, and one for closes that are not used."""
+    held = {name: np.concatenate([s.open_time_ms for s in own[name]]) for name in own}
+    every = np.unique(np.concatenate(list(held.values())))
+    used = sum(len(panel) - panel.first for panel in panels)
+    said = []
+    counts = {name: len(times) for name, times in held.items()}
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        said.append(f"The symbols have bars of unequal number ({told}): common closes are used.")
+    if used < len(every):
+        lacking = {name: len(every) - len(times) for name, times in held.items()}
+        most = max(lacking, key=lacking.__getitem__)
+        why = f"; {most} alone has none at {lacking[most]:,}" if lacking[most] else ""
+        said.append(
+            f"Of {len(every):,} closes {len(every) - used:,} are not used, for not every symbol "
+            f"has a bar with its features there{why}."
+        )
+    return tuple(said)
+
+
+# ---------------------------------------------------------------- what a network says of it
+
+
+class CrossPredictions(NamedTuple):
+    """What a network says of some bars of a panel, as arrays; in units of σ √h."""
+
+    rows: Ids
+    each: tuple[Predictions, ...]  # one an asset: [row, horizon]
+    relative: Rows  # [asset, row, horizon]
+    allocation: Rows | None  # [asset, row]
+    loadings: Rows | None = None  # [asset, row, horizon, factor]
+
+
+def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> CrossPredictions:
+    """Return what *network* says at *rows*, ascending, each of its receptive field alone.
+
+    Raises ``DataInvalid`` where there is no row.
+    """
+    if not len(rows):
+        raise DataInvalid("There is no close to forecast; give longer candles.")
+    network.eval()
+    answered = _by_window if network.config.attention == JOINT else _by_row
+    with torch.inference_mode():
+        parts = list(answered(network, panel, rows))
+    allocation = None
+    if parts[0].allocation is not None:
+        allocation = _array(*[p.allocation[0] for p in parts if p.allocation is not None])
+    loadings = None
+    if parts[0].loadings is not None:
+        loadings = _array(*[p.loadings[0] for p in parts if p.loadings is not None])
+    assets = range(len(panel.segments))
+    return CrossPredictions(
+        rows,
+        tuple(_predictions([part.each for part in parts], asset) for asset in assets),
+        _array(*[part.relative[0] for part in parts]),
+        allocation,
+        loadings,
+    )
+
+
+def _by_row(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
+    """Yield the answers of chunks of *rows*, each of one pass over all bars between."""
+    field = network.config.receptive_field
+    assets = places_of(network, panel)
+    for first in range(int(rows[0]), int(rows[-1]) + 1, _ROWS_AT_ONCE):
+        chosen = rows[(rows >= first) & (rows < first + _ROWS_AT_ONCE)]
+        if not len(chosen):
+            continue
+        seen, stop = max(first - field + 1, panel.first), int(chosen[-1]) + 1
+        x = torch.from_numpy(panel.rows(seen, stop))[None]
+        said = network(x, assets, panel.positions(seen, stop))
+        yield _taken(said, torch.from_numpy(chosen - seen))
+
+
+def _by_window(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
+    """Yield the answer to each of *rows*, of its own window."""
+    window = network.config.window
+    assets = places_of(network, panel)
+    for row in rows.tolist():
+        x = torch.from_numpy(panel.rows(row - window + 1, row + 1))[None]
+        yield network(x, assets, panel.positions(row - window + 1, row + 1))
+
+
+def places_of(network: CrossAssetNetwork, panel: Panel) -> Tensor:
+    """Return the embedding's places of the symbols of *panel*."""
+    return network.config.places(list(panel.symbols))
+
+
+def _taken(said: CrossOutputs, at: Tensor) -> CrossOutputs:
+    """Return what is said at the bars *at* alone."""
+    return CrossOutputs(
+        said.each.map(lambda part: part[:, :, at]),
+        said.relative[:, :, at],
+        None if said.allocation is None else said.allocation[:, :, at],
+        None if said.loadings is None else said.loadings[:, :, at],
+    )
+
+
+def _array(*parts: Tensor) -> Rows:
+    """Return tensors [asset, row, ..] one after the other as one array."""
+    found: Rows = torch.cat(parts, dim=1).float().numpy()
+    return found
+
+
+def _predictions(parts: Sequence[Outputs], asset: int) -> Predictions:
+    """Return what is said of one asset, row after row."""
+    whole = Outputs._make(
+        None if column[0] is None else torch.cat([part[0, asset] for part in column])
+        for column in zip(*parts, strict=True)
+    )
+    return Predictions(
+        mean=whole.mean.numpy(),
+        scale=whole.log_scale.exp().numpy(),
+        dof=whole.dof.numpy(),
+        logits=whole.direction_logits.numpy(),
+        variance=whole.log_variance.exp().numpy(),
+    )
+
+
+# ---------------------------------------------------------------- batches
+
+
+class AlignedBatch(NamedTuple):
+    """Chunks of one length: tensors with a leading [batch, asset], labels of the last bars."""
+
+    values: Tensor  # [batch, asset, time, feature]
+    positions: Tensor  # int64 [time], those of the first chunk: differences alone matter
+    labels: dict[str, Tensor]  # [batch, asset, row, horizon]
+    relative: Tensor  # [batch, asset, row, horizon]
+    weights: Tensor  # [batch, row, horizon]
+    decided: Tensor  # int64 [batch, decision]: rows whose weights are held until the next
+    gains: Tensor  # [batch, asset, decision]: simple returns while they are held
+    came: Tensor | None = None  # [batch, pair, row, horizon]: correlations, NaN where none is known
+
+
+class AlignedChunks:
+    """Batches of chunks drawn at random from the labelled bars of a part, by a seed.
+
+    Of a network that answers every row a chunk is *length* bars, each of which is a sample; of
+    joint attention a window for each decision, as many as *length* bars hold.
+    """
+
+    def __init__(
+        self, part: Sequence[Labelled], network: CrossAssetNetwork, *, length: int, batch: int
+    ) -> None:
+        config = network.config
+        self._joint = config.attention == JOINT
+        self._window, self._every = config.window, config.every
+        self._held = config.horizons.index(config.every)
+        self._batch = batch
+        self._came = (
+            {id(one): one.panel.correlations(config.horizons) for one in part}
+            if config.factors
+            else {}
+        )
+        spans = [one.span(config.receptive_field) for one in part]
+        lengths = [stop - first for first, stop in spans]
+        self._length = min(length, max(lengths))
+        self._part = [
+            (one, *span)
+            for one, span, own in zip(part, spans, lengths, strict=True)
+            if own >= self._length
+        ]
+        weights = np.array([stop - first - self._length + 1 for _, first, stop in self._part])
+        self._shares = weights / weights.sum()
+        least = self._window + self._every if self._joint else self._every
+        if self._length < least + self._every:
+            raise DataInvalid(
+                f"A part has at most {max(lengths):,} closes in a row, of which chunks are "
+                f"{self._length:,}, and weights held for {self._every} bars need "
+                f"{least + self._every:,}; give longer candles, or lower --every."
+            )
+
+    def drawn(self, generator: np.random.Generator) -> AlignedBatch:
+        """Return the next batch that *generator* draws."""
+        at = int(generator.choice(len(self._part), p=self._shares))
+        chosen, first, stop = self._part[at]
+        starts = generator.integers(first, stop - self._length + 1, self._batch)
+        return self._joined([self._chunk(chosen, int(start)) for start in starts])
+
+    def spread(self, count: int) -> Iterator[AlignedBatch]:
+        """Yield *count* batches, their chunks evenly spread over the part."""
+        for number in range(count):
+            chosen, first, stop = self._part[number % len(self._part)]
+            wide = stop - self._length - first
+            starts = first + wide * (number * self._batch + np.arange(self._batch)) // max(
+                count * self._batch - 1, 1
+            )
+            yield self._joined([self._chunk(chosen, int(start)) for start in starts])
+
+    def _chunk(self, chosen: Labelled, start: int) -> AlignedBatch:
+        """Return one chunk of *chosen*, as a batch of one."""
+        panel, stop = chosen.panel, start + self._length
+        first = start + self._window - 1 if self._joint else start
+        decided = panel.decisions(np.arange(first, stop), self._every)
+        rows = decided if self._joint else np.arange(start, stop)
+        gains = np.expm1(panel.moves(self._every)[:, decided])
+        gains[:, ~self._is_within(chosen, decided)] = 0.0  # no return of the next part is seen
+        if self._joint:
+            cut = [panel.rows(row - self._window + 1, row + 1) for row in rows.tolist()]
+            values, positions = np.stack(cut), panel.positions(0, self._window)
+        else:
+            values, positions = panel.rows(start, stop)[None], panel.positions(start, stop)
+        labels = {
+            name: np.stack(
+                [
+                    np.nan_to_num(s.labels[name][rows], nan=LABELS[name].missing)
+                    for s in chosen.samples
+                ]
+            )
+            for name in chosen.samples[0].labels
+        }
+        return AlignedBatch(
+            torch.from_numpy(values),
+            positions,
+            {name: torch.from_numpy(label)[None] for name, label in labels.items()},
+            torch.from_numpy(np.nan_to_num(chosen.relative[:, rows]))[None],
+            torch.from_numpy(chosen.samples[0].weights[rows])[None],
+            torch.from_numpy(decided - (0 if self._joint else start))[None],
+            torch.from_numpy(np.nan_to_num(gains))[None].float(),
+            torch.from_numpy(self._came[id(chosen)][:, rows])[None] if self._came else None,
+        )
+
+    def _is_within(self, chosen: Labelled, rows: Ids) -> NDArray[np.bool_]:
+        """Return whether what is held from each of *rows* on ends within the part."""
+        weights = chosen.samples[0].weights
+        found: NDArray[np.bool_] = weights[rows, self._held] > 0
+        return found
+
+    def _joined(self, chunks: Sequence[AlignedBatch]) -> AlignedBatch:
+        """Return *chunks* as one batch, with as many decisions each as the shortest has."""
+        least = min(chunk.decided.shape[1] for chunk in chunks)
+        kept = [
+            chunk._replace(decided=chunk.decided[:, :least], gains=chunk.gains[:, :, :least])
+            for chunk in chunks
+        ]
+        if self._joint:  # every window is a decision, so these are the rows as well
+            kept = [_first(chunk, least) for chunk in kept]
+        return AlignedBatch(
+            torch.cat([chunk.values for chunk in kept]),
+            kept[0].positions,
+            {name: torch.cat([chunk.labels[name] for chunk in kept]) for name in kept[0].labels},
+            torch.cat([chunk.relative for chunk in kept]),
+            torch.cat([chunk.weights for chunk in kept]),
+            torch.cat([chunk.decided for chunk in kept]),
+            torch.cat([chunk.gains for chunk in kept]),
+            torch.cat([chunk.came for chunk in kept if chunk.came is not None])
+            if self._came
+            else None,
+        )
+
+
+def _first(chunk: AlignedBatch, count: int) -> AlignedBatch:
+    """Return the first *count* windows of a chunk."""
+    return chunk._replace(
+        values=chunk.values[:count],
+        labels={name: label[:, :, :count] for name, label in chunk.labels.items()},
+        relative=chunk.relative[:, :, :count],
+        weights=chunk.weights[:, :count],
+        came=None if chunk.came is None else chunk.came[:, :, :count],
+    )
+
+
+def answered(network: CrossAssetNetwork, assets: Tensor, batch: AlignedBatch) -> CrossOutputs:
+    """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
+    said: CrossOutputs = network(batch.values, assets, batch.positions)
+    if network.config.attention != JOINT:
+        return said
+    count = len(batch.weights)
+
+    def folded(part: Tensor) -> Tensor:
+        """[batch * window, asset, 1, ..] as [batch, asset, window, ..]."""
+        windows: Tensor = part[:, :, 0].unflatten(0, (count, -1))
+        return windows.transpose(1, 2)
+
+    return CrossOutputs(
+        said.each.map(folded),
+        folded(said.relative),
+        None if said.allocation is None else folded(said.allocation),
+        None if said.loadings is None else folded(said.loadings),
+    )

@@ -1,0 +1,533 @@
+"""Segments of candles without holes, and the split of their calendar into parts and folds.
+
+Cut file by file, the untouched span of one file lies inside the training span of another, and
+markets move together; so the four parts are spans of the calendar that hold for every file. They
+are purged by the label's horizon, with an embargo.
+
+A fold says which spans of time are learnt from, which stop the fit, and which are tested. Labels
+look forward: one that reaches into a held-out span would carry its outcome into the training, and
+features of the bars after it look back into it. So a training label ends before each held-out span
+begins, or its bar opens an embargo after that span's end.
+
+Source: López de Prado, Advances in Financial Machine Learning, chapters 7 and 12.
+
+The rules are docs/models.md, L44.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache as cache_once
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, Protocol
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.learning.array_cache import (
+    ArrayCache,
+    Shaped,
+    code_key,
+)
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
+from tracepaper.strategies.features import rolling, rows, v1, v2
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.features.rows import Columns, FeatureSchema, compute
+from tracepaper.strategies.units import DAY_MS
+
+IN_MEMORY: Final = ArrayCache(None)
+SYMBOL_BITS: Final = 32
+"""Of ``Segment.keys``: what lies above is the place in time, what lies below the symbol."""
+SYMBOL_MASK: Final = (1 << SYMBOL_BITS) - 1
+
+
+@dataclass(frozen=True)
+class TrainingFile:
+    """One candle file that was learnt from, as the card lists it."""
+
+    name: str
+    sha256: str
+    symbol: str
+    bars: int
+    from_ms: int
+    until_ms: int
+    interval_ms: int
+    known_already: int = 0
+    """Bars, of the interval that is learnt, that an earlier file held as well."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive bars of one symbol without a hole; arrays over [time].
+
+    ``values`` is float32 [time, feature]; rows before ``first`` lack their lookback and are NaN.
+    """
+
+    candles: Candles
+    close: Array
+    values: NDArray[np.float32]
+    sigma: Array
+    first: int
+
+    def __len__(self) -> int:
+        """Return the number of bars."""
+        return len(self.close)
+
+    @property
+    def interval_ms(self) -> int:
+        """The length of a bar."""
+        return self.candles.interval_ms
+
+    @property
+    def open_time_ms(self) -> NDArray[np.int64]:
+        """When each bar opened."""
+        return self.candles.open_time_ms
+
+    @property
+    def close_time_ms(self) -> NDArray[np.int64]:
+        """The first millisecond after each bar."""
+        return self.candles.closes_ms
+
+    @property
+    def keys(self) -> NDArray[np.int64]:
+        """Each bar's own number, across symbols: its place in time beside its symbol's checksum."""
+        symbol = crc32(self.candles.symbol.encode())
+        found: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << SYMBOL_BITS) + symbol
+        return found
+
+    @property
+    def bars_a_day(self) -> int:
+        """How many bars a day has; with a calendar, a day of sessions."""
+        calendar = self.candles.calendar
+        return DAY_MS // self.interval_ms if calendar is None else calendar.bars_a_day
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def columns_of(candles: Candles) -> Columns:
+    """Return the candles as feature columns; units fall out of every feature."""
+    return Columns(
+        open_time_ms=candles.open_time_ms,
+        open=candles.open.astype(np.float64),
+        high=candles.high.astype(np.float64),
+        low=candles.low.astype(np.float64),
+        close=candles.close.astype(np.float64),
+        volume=candles.volume.astype(np.float64),
+        interval_ms=candles.interval_ms,
+        symbol=candles.symbol,
+        closed_ms=candles.closes_ms,
+    )
+
+
+def segments_of(
+    candles: Candles, schema: FeatureSchema, cache: ArrayCache = IN_MEMORY
+) -> list[Segment]:
+    """Cut *candles* at every hole; parts too short for a single feature row are left out.
+
+    With a calendar the night between two sessions is no hole. Features are taken from *cache*, or
+    put there.
+    """
+    cuts = np.flatnonzero(candles.steps != 1) + 1
+    bounds = [0, *cuts.tolist(), len(candles)]
+    segments = []
+    for start, stop in pairwise(bounds):
+        if stop - start < schema.lookback:
+            continue
+        part = slice_candles(candles, slice(start, stop))
+        columns = columns_of(part)
+        known = _features(part, columns, schema, cache)
+        segments.append(
+            Segment(part, columns.close, known["values"], known["sigma"], schema.lookback - 1)
+        )
+    return segments
+
+
+def _features(
+    candles: Candles, columns: Columns, schema: FeatureSchema, cache: ArrayCache
+) -> dict[str, NDArray[Any]]:
+    """Return ``values`` and ``sigma`` of every bar."""
+    wanted = {
+        "values": Shaped((len(columns), len(schema.names)), "<f4"),
+        "sigma": Shaped((len(columns),), "<f8"),
+    }
+
+    def fill(arrays: dict[str, NDArray[Any]]) -> None:
+        compute(schema, columns, values=arrays["values"], sigma=arrays["sigma"])
+
+    if cache.folder is None:
+        return cache.get("", wanted, fill)
+    said = f"{schema.schema_id} {schema.lookback} {schema.names}"
+    key = hashlib.sha256(candles_key(candles) + _code_of_features() + said.encode()).hexdigest()
+    return cache.get(f"features-{key[:32]}", wanted, fill)
+
+
+def candles_key(candles: Candles) -> bytes:
+    """Return a hash of all that is learnt from *candles*."""
+    digest = hashlib.sha256(f"{candles.interval_ms}".encode())
+    for name in ("open_time_ms", "high", "low", "close", "volume"):
+        digest.update(np.ascontiguousarray(getattr(candles, name)).data)
+    return digest.digest()
+
+
+@cache_once
+def _code_of_features() -> bytes:
+    return code_key((rows, rolling, v1, v2))
+
+
+# --- the split
+
+
+class Part(StrEnum):
+    """The four parts of the calendar, in order."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    CALIBRATION = "calibration"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where each part ends (exclusive, UTC milliseconds); the test part runs to the data's end.
+
+    Unless a span of it is asked for by ``test_from_ms`` and ``test_until_ms``, beside the parts.
+
+    ``embargo_bars`` at the start of every later part belong to none: their features overlap
+    with labels of the part before. The test part is two spans to the verdict on confidence, of
+    which the second begins at ``second_span_ms``; None is half of the days.
+    """
+
+    train_until_ms: int
+    validation_until_ms: int
+    calibration_until_ms: int
+    embargo_bars: int
+    test_from_ms: int = -(2**62)
+    test_until_ms: int = 2**62
+    second_span_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse parts that are not in order."""
+        ends = (self.train_until_ms, self.validation_until_ms, self.calibration_until_ms)
+        if not ends[0] < ends[1] < ends[2]:
+            raise ConfigInvalid(
+                "The split must end training before validation and validation before"
+                " calibration; put the three dates in that order."
+            )
+        if self.second_span_ms is not None and self.second_span_ms <= ends[2]:
+            raise ConfigInvalid(
+                "split.second_span must lie in the untouched time, after calibration; give a later"
+                " date, or leave it out for half of the days."
+            )
+
+    def span(self, part: Part) -> tuple[int, int]:
+        """Return (from, until) of *part* in milliseconds, before purging."""
+        match part:
+            case Part.TRAIN:
+                return -(2**62), self.train_until_ms
+            case Part.VALIDATION:
+                return self.train_until_ms, self.validation_until_ms
+            case Part.CALIBRATION:
+                return self.validation_until_ms, self.calibration_until_ms
+            case Part.TEST:
+                return self.calibration_until_ms, self.test_until_ms
+
+    def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
+        """Return [time, horizon]: the bar lies in *part*, past its embargo, and so does its label.
+
+        False as well where the features lack their lookback or the label its future.
+        """
+        start, stop = self.span(part)
+        if part is not Part.TRAIN:
+            start += self.embargo_bars * segment.interval_ms
+        closed = segment.close_time_ms
+        inside = closed >= start
+        if part is Part.TEST:
+            inside &= segment.open_time_ms >= self.test_from_ms
+        inside[: segment.first] = False
+        mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
+        for column, horizon in enumerate(horizons):
+            known = max(len(segment) - horizon, 0)
+            mask[:known, column] = inside[:known] & (closed[horizon:] <= stop)
+        return mask
+
+
+class Parts(Protocol):
+    """What says which bars are in which part: a ``Split``, or a fold of one."""
+
+    def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
+        """Return [time, horizon]: the bar lies in *part*, and so does its label."""
+        ...
+
+
+def by_shares(
+    segments: Sequence[Segment], *, embargo_bars: int, shares: tuple[float, float, float]
+) -> Split:
+    """Return the split whose first three parts hold these *shares* of all bars, cut at midnights.
+
+    Raises ``ConfigInvalid`` where the data are too short for four parts.
+    """
+    times = np.sort(np.concatenate([segment.open_time_ms for segment in segments]))
+    ends = []
+    for share in np.cumsum(shares):
+        at = int(times[min(int(share * len(times)), len(times) - 1)])
+        ends.append(at // DAY_MS * DAY_MS)
+    if not times[0] < ends[0] < ends[1] < ends[2] <= times[-1]:
+        raise ConfigInvalid(
+            "The candles span too few days for training, validation, calibration and test;"
+            " give more data or set the dates."
+        )
+    return Split(ends[0], ends[1], ends[2], embargo_bars)
+
+
+SHARES: Final = (0.65, 0.1, 0.1)
+"""Of all bars: training, validation and calibration; the rest stays untouched for the figures."""
+
+
+def split_by(
+    section: Mapping[str, Any] | None, horizons: Sequence[int]
+) -> Callable[[Sequence[Segment]], Split]:
+    """Return what splits candles by ``[split]`` of a recipe: at its dates, or by ``SHARES``."""
+    section = section or {}
+    second = second_span(section)
+    embargo = int(section.get("embargo_bars", max(horizons)))
+    if "train_until" not in section:
+        return lambda segments: replace(
+            by_shares(segments, embargo_bars=embargo, shares=SHARES), second_span_ms=second
+        )
+    first, last, third = (
+        date_ms(str(section.get(name)))
+        for name in ("train_until", "validation_until", "calibration_until")
+    )
+    return lambda _: Split(first, last, third, embargo, second_span_ms=second)
+
+
+def second_span(section: Mapping[str, Any]) -> int | None:
+    """Return where the second span of untouched time begins; None where ``[split]`` is silent."""
+    return date_ms(str(section["second_span"])) if "second_span" in section else None
+
+
+def split_of(card: Mapping[str, Any]) -> Split:
+    """Return the split that a card names; raise ``CheckpointMismatch`` where it names none."""
+    try:
+        section = card["split"]
+        return Split(
+            train_until_ms=date_ms(section["train_until"]),
+            validation_until_ms=date_ms(section["validation_until"]),
+            calibration_until_ms=date_ms(section["calibration_until"]),
+            embargo_bars=int(section["embargo_bars"]),
+            second_span_ms=second_span(section),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise CheckpointMismatch(
+            f"The model's card does not say its split ({shown(error)}); judge a checkpoint that "
+            "does."
+        ) from None
+
+
+def date_ms(text: str) -> int:
+    """Return UTC milliseconds of an ISO date or time; raise ``ConfigInvalid`` for anything else."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigInvalid(f"{text!r} is no date; write one such as 2024-06-01.") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)
+
+
+def iso(ms: int) -> str:
+    """Return UTC milliseconds as an ISO text."""
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Span = tuple[int, int]
+"""From, inclusive, and until, exclusive: UTC milliseconds."""
+FIRST_SHARE: Final = 0.5
+"""Of the time before the first test of a walk."""
+STOP_SHARE: Final = 0.1
+"""Of the time that is learnt from: it stops the fit, or calibrates, and is its end."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Spans of time that are learnt from, that stop the fit, and that are tested.
+
+    Where nothing is set aside for ``calibration``, what stops the fit is.
+    """
+
+    train: tuple[Span, ...]
+    validation: tuple[Span, ...]
+    test: tuple[Span, ...]
+    embargo_ms: int
+    calibration: tuple[Span, ...] = ()
+
+    def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> NDArray[np.bool_]:
+        """Return [time, horizon]: bar and label lie in *part*, clear of what is held out.
+
+        Each part keeps clear of those after it: training, validation, calibration, test. False as
+        well where the features lack their lookback or the label its future.
+        """
+        later = (*self.calibration, *self.test)
+        inside, held = {
+            Part.TRAIN: (self.train, (*self.validation, *later)),
+            Part.VALIDATION: (self.validation, later),
+            Part.CALIBRATION: (self.calibration or self.validation, self.test),
+            Part.TEST: (self.test, ()),
+        }[part]
+        opens, closes = segment.open_time_ms, segment.close_time_ms
+        mask = np.zeros((len(segment), len(horizons)), dtype=np.bool_)
+        for column, horizon in enumerate(horizons):
+            rows = slice(segment.first, max(len(segment) - horizon, segment.first))
+            begins, ends = opens[rows], closes[segment.first + horizon :][: rows.stop - rows.start]
+            within = np.zeros(len(begins), dtype=np.bool_)
+            for start, stop in inside:
+                within |= (begins >= start) & (ends <= stop)
+            for start, stop in held:
+                within &= (ends <= start) | (begins >= stop + self.embargo_ms)
+            mask[rows, column] = within
+        return mask
+
+
+def with_calibration(fold: Fold) -> Fold:
+    """Return *fold* whose last time before the test calibrates, and the time before stops the fit.
+
+    Each is ``STOP_SHARE`` of what is left to learn from.
+    """
+    train, validation = _stopped(fold.train)
+    return replace(fold, train=train, validation=validation, calibration=fold.validation)
+
+
+def walk_forward(
+    span: Span, count: int, *, embargo_ms: int, is_rolling: bool = False
+) -> list[Fold]:
+    """Return *count* folds whose tests follow one another over the second half of *span*.
+
+    Each learns from all of *span* before its test, or with *is_rolling* from as long a time as the
+    first. Cut at midnights; raises ``ConfigInvalid`` where a test would have no day.
+    """
+    first, last = _days(span)
+    begin = first + round((last - first) * FIRST_SHARE)
+    cuts = np.linspace(begin, last, count + 1).astype(np.int64).tolist()
+    if count < 1 or min(np.diff([first, *cuts])) < 1:
+        raise ConfigInvalid(
+            f"The candles hold {last - first} days before the untouched time, too few for {count} "
+            "folds that walk; give longer candles or fewer folds."
+        )
+    folds = []
+    for start, stop in itertools.pairwise(cuts):
+        known = ((start - (begin - first) if is_rolling else first) * DAY_MS, start * DAY_MS)
+        train, validation = _stopped((known,))
+        folds.append(Fold(train, validation, ((start * DAY_MS, stop * DAY_MS),), embargo_ms))
+    return folds
+
+
+def combinatorial(span: Span, groups: int, tests: int, *, embargo_ms: int) -> list[Fold]:
+    """Return a fold for each choice of *tests* of *groups* equal parts of *span*, in order.
+
+    The other parts are learnt from. Cut at midnights; raises ``ConfigInvalid`` where a group would
+    have no day, or where nothing is left to learn from.
+    """
+    first, last = _days(span)
+    if not 1 <= tests < groups or last - first < groups:
+        raise ConfigInvalid(
+            f"{groups} groups of which {tests} are tested cannot be cut of {last - first} days; "
+            "give fewer groups, and fewer tests than groups."
+        )
+    cuts = (np.linspace(first, last, groups + 1).astype(np.int64) * DAY_MS).tolist()
+    parts = list(itertools.pairwise(cuts))
+    folds = []
+    for chosen in itertools.combinations(range(groups), tests):
+        rest = _merged([part for at, part in enumerate(parts) if at not in chosen])
+        train, validation = _stopped(rest)
+        tested = tuple(parts[at] for at in chosen)
+        folds.append(Fold(train, validation, tested, embargo_ms))
+    return folds
+
+
+def paths(groups: int, tests: int) -> list[list[int]]:
+    """Return the paths of combinatorial folds: for each, the fold that answers every group.
+
+    A group is tested in several folds; the j-th path takes the j-th of them, so that each path
+    covers the whole time once: C(groups - 1, tests - 1) of them.
+    """
+    every = list(itertools.combinations(range(groups), tests))
+    by_group = [
+        [at for at, chosen in enumerate(every) if group in chosen] for group in range(groups)
+    ]
+    return [list(path) for path in zip(*by_group, strict=True)]
+
+
+def read_folds(text: str, span: Span, *, embargo_ms: int) -> list[Fold]:
+    """Return the folds that *text* names: ``walk:3``, ``rolling:3`` or ``combinatorial:6/2``.
+
+    Raises ``ConfigInvalid`` for anything else.
+    """
+    kind, numbers = asked(text)
+    if kind == COMBINATORIAL:
+        return combinatorial(span, *numbers, embargo_ms=embargo_ms)
+    return walk_forward(span, numbers[0], embargo_ms=embargo_ms, is_rolling=kind == ROLLING)
+
+
+WALK, ROLLING, COMBINATORIAL = "walk", "rolling", "combinatorial"
+
+
+def asked(text: str) -> tuple[str, tuple[int, ...]]:
+    """Return the kind of folds and its numbers; raise ``ConfigInvalid`` for anything else."""
+    kind, _, rest = text.partition(":")
+    parts = rest.split("/")
+    wanted = {WALK: 1, ROLLING: 1, COMBINATORIAL: 2}.get(kind)
+    if wanted != len(parts) or not all(part.isdecimal() and len(part) < 4 for part in parts):
+        raise ConfigInvalid(
+            f"--folds is {shown(text)}; write walk:3, rolling:3 or combinatorial:6/2 (groups and "
+            "how many are tested at a time)."
+        )
+    numbers = tuple(map(int, parts))
+    if 0 in numbers:
+        raise ConfigInvalid(f"--folds is {text}, and 0 folds judge nothing; ask for at least 1.")
+    return kind, numbers
+
+
+def _days(span: Span) -> Span:
+    """Return the first midnight in *span* and the last, in days."""
+    return -(-span[0] // DAY_MS), span[1] // DAY_MS
+
+
+def _merged(parts: Sequence[Span]) -> tuple[Span, ...]:
+    """Return *parts*, in order, with those that touch as one."""
+    found: list[Span] = []
+    for start, stop in parts:
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], stop)
+        else:
+            found.append((start, stop))
+    return tuple(found)
+
+
+def _stopped(known: Sequence[Span]) -> tuple[tuple[Span, ...], tuple[Span, ...]]:
+    """Return *known* without its last share, and that share."""
+    left = round(STOP_SHARE * sum(stop - start for start, stop in known))
+    train = list(known)
+    validation: list[Span] = []
+    while left > 0:
+        start, stop = train.pop()
+        cut = max(start, stop - left)
+        validation.insert(0, (cut, stop))
+        left -= stop - cut
+        if cut > start:
+            train.append((start, cut))
+    return tuple(train), tuple(validation)

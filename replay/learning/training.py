@@ -1,0 +1,335 @@
+"""From a recipe and files to checkpoints; what a training would learn from, in figures.
+
+Labels of neighbouring bars share most of their future, so their number says little: beside it
+stand how many of them share no bar, by uniqueness, and on how many days of the calendar they lie.
+
+The rules are docs/models.md, L7 to L30.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from tracepaper.replay.learning import card as cards
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import DataRequest, FitRun, Say
+from tracepaper.replay.learning.estimators.ensemble import join, read_members
+from tracepaper.replay.learning.fit import Observe, use_threads
+from tracepaper.replay.learning.fit import Progress as FitProgress
+from tracepaper.replay.learning.openings import opened_by_training
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.splits import Part, Segment, iso
+from tracepaper.replay.learning.stored_baselines import (
+    FILE_NAME,
+)
+from tracepaper.storage.checkpoints import Checkpoint, load, save
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import DAY_MS, duration, interval_text
+
+
+def train(
+    recipe: Recipe,
+    data: Any,  # noqa: ANN401 - what the recipe's estimator reads
+    folder: Path,
+    *,
+    created_ms: int,
+    observe: Observe = lambda _: None,
+    say: Say = lambda _: None,
+    resume: bool = False,
+) -> Checkpoint:
+    """Fit *recipe* to *data*, calibrate, evaluate and write a checkpoint into *folder*; return it.
+
+    The state of an unfinished fit lies beside it, in ``<folder>.training``.
+    """
+    state = folder.with_name(folder.name + ".training")
+    run = FitRun(state, recipe.name or folder.name, created_ms, observe, say, resume)
+    fitted = recipe.estimator.fit(data, recipe, run)
+    say("Calibrating.")
+    fitted = fitted.calibrated(data, bars=recipe.explained_bars)
+    say("Judging on untouched time.")
+    return fitted.evaluated(data, bars=recipe.explained_bars).save(folder, data)
+
+
+def require_encoder(recipe: Recipe) -> None:
+    """Raise ``ConfigInvalid`` where the kind of model has no encoder for covariates."""
+    if not recipe.estimator.takes_covariates:
+        raise ConfigInvalid(
+            f"A model of the kind {recipe.kind} has no encoder for covariates: they are a modality "
+            "of the kind trading alone; train that, or leave --covariates out."
+        )
+
+
+def train_seeds(
+    recipes: Sequence[Recipe],
+    request: DataRequest,
+    folder: Path,
+    *,
+    created_ms: int,
+    observe: Observe = lambda _: None,
+    say: Say = lambda _: None,
+    resume: bool = False,
+) -> list[tuple[Path, Checkpoint]]:
+    """Train a checkpoint of each recipe, which differ in their seeds; return folders and them.
+
+    One lies in *folder*, several in ``seed-N`` there, each with what the others reached on its
+    card.
+    """
+    first = recipes[0]
+    if request.covariates is not None:
+        require_encoder(first)
+    use_threads(first.threads)
+    data = first.estimator.read(first, request)
+    folders = [folder]
+    if len(recipes) > 1:
+        folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]
+    made = [
+        train(recipe, data, own, created_ms=created_ms, observe=observe, say=say, resume=resume)
+        for recipe, own in zip(recipes, folders, strict=True)
+    ]
+    if len(made) > 1 and all("figures" in one.card for one in made):
+        made = compare_seeds(folders)
+    for own, found in zip(folders, made, strict=True):
+        if said := opened_by_training(own, found.card, data):
+            say(said)
+    return list(zip(folders, made, strict=True))
+
+
+def combine(
+    members: tuple[Path, Path],
+    request: DataRequest,
+    folder: Path,
+    *,
+    name: str,
+    created_ms: int,
+    bars: int | None = None,
+    say: Say = lambda _: None,
+) -> Checkpoint:
+    """Write the ensemble of the checkpoints in two folders into *folder*; return it.
+
+    *bars* are explained, for the gates.
+    """
+    network, rows, data = read_members(*members, request)
+    say("Combining the members.")
+    fitted = join(network, rows, data, name=name, created_ms=created_ms)
+    fitted = fitted.calibrated(data, bars=bars)
+    say("Judging on untouched time.")
+    found = fitted.evaluated(data, bars=bars).save(folder, data)
+    if said := opened_by_training(folder, found.card, data):
+        say(said)
+    return found
+
+
+def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
+    """Write into the card of each checkpoint what the others, of other seeds, reached."""
+    found = [load(folder) for folder in folders]
+    every: list[Mapping[str, Any]] = [checkpoint.card for checkpoint in found]
+    section = cards.seeds_section(every)
+    sentences = cards.seeds_sentence(every, horizon=int(every[0]["calibration"]["horizon"]))
+    return [
+        save(
+            folder,
+            checkpoint.tensors,
+            checkpoint.card
+            | {
+                "honesty": {"sentences": [*checkpoint.card["honesty"]["sentences"], sentences]},
+                "seeds": section,
+            },
+            beside={FILE_NAME: (folder / FILE_NAME).read_bytes()},
+        )
+        for folder, checkpoint in zip(folders, found, strict=True)
+    ]
+
+
+class FitView:
+    """Shows a fit on stderr: a bar on a terminal, a line a validation elsewhere."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Show the fit of *recipe*; where it has no steps, sentences alone."""
+        steps = getattr(recipe.options, "steps", 0)
+        self.console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=self.console,
+            disable=not (steps and self.console.is_terminal),
+        )
+        self._task = self._bar.add_task("training", total=steps, loss="")
+        self._begun: tuple[int, int, float] | None = None  # step, bars, seconds at the first step
+
+    def __enter__(self) -> Self:
+        """Start the bar."""
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the bar."""
+        self._bar.stop()
+
+    def say(self, sentence: str) -> None:
+        """Print one sentence above the bar."""
+        self.console.print(sentence)
+
+    def observe(self, progress: FitProgress) -> None:
+        """Move the bar on; after a validation print its score, the speed and the time left."""
+        speed = self._pace(progress)
+        self._bar.update(
+            self._task,
+            completed=progress.step,
+            loss=f"loss {progress.training_loss:.4f}{speed}",
+        )
+        if progress.validated:
+            score = sum(map(sum, progress.scores)) / max(sum(map(len, progress.scores)), 1)
+            best = ", the best so far" if progress.improved else ""
+            self.console.print(
+                f"step {progress.step} of {progress.steps}: loss {progress.training_loss:.4f},"
+                f" validation score {score:.3f}{best}{speed}"
+            )
+
+    def _pace(self, progress: FitProgress) -> str:
+        """Return bars a second since the first step that was seen, and the time left, in words."""
+        now = self._bar.tasks[0].elapsed or 0.0
+        self._begun = self._begun or (progress.step, progress.bars, now)
+        steps, bars, elapsed = (
+            after - before
+            for after, before in zip((progress.step, progress.bars, now), self._begun, strict=True)
+        )
+        if not steps or not elapsed:
+            return ""
+        left = round(elapsed / steps * (progress.steps - progress.step))
+        return f"; {bars / elapsed:,.0f} bars/s, {duration(1000 * left)} left"
+
+
+def described(material: Dataset) -> dict[str, Any]:
+    """Return what *material* holds; computes features, labels and the baselines' inputs."""
+    return {
+        "files": [
+            asdict(source)
+            | {
+                "interval": interval_text(source.interval_ms),
+                "from": iso(source.from_ms),
+                "until": iso(source.until_ms),
+            }
+            for source in material.sources
+        ],
+        "features": {
+            "schema_id": material.schema.schema_id,
+            "columns": len(material.schema.names),
+            "lookback": material.schema.lookback,
+        },
+        "intervals": [_interval(material, interval_ms) for interval_ms in material.intervals],
+        "horizons": [
+            {"bars": bars, "time": time}
+            for bars, time in zip(material.horizons, material.times, strict=True)
+        ],
+        "parts": {part.value: _part(material, part) for part in Part},
+    }
+
+
+def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
+    """Return the bars of one interval."""
+    every = (*material.segments, *material.others)
+    segments = [segment for segment in every if segment.interval_ms == interval_ms]
+    return {
+        "interval": interval_text(interval_ms),
+        "symbols": sorted({segment.candles.symbol for segment in segments}),
+        "bars": sum(map(len, segments)),
+        "rows": sum(len(segment) - segment.first for segment in segments),
+        "pieces": len(segments),
+        "longest_piece": max(map(len, segments)),
+    }
+
+
+def _part(material: Dataset, part: Part) -> dict[str, Any]:
+    """Return the span of *part* and what is labelled in it, at the model's own interval."""
+    samples = material.labelled(part)
+    own = [one for one in samples if one.segment.interval_ms == material.interval_ms]
+    further = [one for one in samples if one.segment.interval_ms != material.interval_ms]
+    return {
+        "from": iso(min(map(_first, own))),
+        "until": iso(max(map(_last, own))),
+        "further_bars": sum(int(one.weights.any(axis=1).sum()) for one in further),
+        "horizons": [
+            _horizon(own, column, bars * material.interval_ms)
+            for column, bars in enumerate(material.horizons)
+        ],
+    }
+
+
+def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, Any]:
+    """Return how much is labelled at one horizon."""
+    labelled = [one.weights[:, column] > 0 for one in samples]
+    days = [_days(one.segment)[known] for one, known in zip(samples, labelled, strict=True)]
+    distinct = np.unique(np.concatenate(days))
+    unique = sum(float(one.weights[:, column].sum()) / one.horizons[column] for one in samples)
+    return {
+        "time": interval_text(horizon_ms),
+        "bars": sum(int(known.sum()) for known in labelled),
+        "not_overlapping": round(unique),
+        "days": len(distinct),
+        "independent_days": int(len(distinct) // max(1, horizon_ms / DAY_MS)),
+    }
+
+
+def _days(segment: Segment) -> NDArray[np.int64]:
+    days: NDArray[np.int64] = segment.open_time_ms // DAY_MS
+    return days
+
+
+def _first(one: Samples) -> int:
+    row = int(np.flatnonzero(one.weights.any(axis=1))[0])
+    return int(one.segment.open_time_ms[row])
+
+
+def _last(one: Samples) -> int:
+    return int(one.segment.close_time_ms[one.stop - 1])
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return what ``described`` found, for people."""
+    said = [
+        f"{file['name']}: {file['symbol']}, {file['interval']}, {file['bars']:,} bars from"
+        f" {file['from']} until {file['until']}"
+        + (f", {file['known_already']:,} in an earlier file" if file["known_already"] else "")
+        for file in found["files"]
+    ]
+    features = found["features"]
+    said.append(
+        f"features {features['schema_id']}: {features['columns']} columns, a row depends on"
+        f" {features['lookback']:,} bars"
+    )
+    said += [
+        f"{one['interval']}: {one['bars']:,} bars of {', '.join(one['symbols'])} in"
+        f" {one['pieces']} pieces, the longest of {one['longest_piece']:,}; {one['rows']:,} rows"
+        for one in found["intervals"]
+    ]
+    for name, part in found["parts"].items():
+        further = f", and {part['further_bars']:,} bars of other intervals"
+        said.append(
+            f"{name}: {part['from']} until {part['until']}" + further * bool(part["further_bars"])
+        )
+        said += [
+            f"  {one['time']}: {one['bars']:,} labels, {one['not_overlapping']:,} that share no"
+            f" bar, {one['days']:,} days ({one['independent_days']:,} independent)"
+            for one in part["horizons"]
+        ]
+    return said

@@ -1,0 +1,107 @@
+"""Baselines use the past alone and agree with their formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from learning import DAY_BARS, segment
+
+from tracepaper.replay.learning import baselines as base
+from tracepaper.replay.learning.samples import targets
+
+KNOWN = segment(2 * DAY_BARS)
+
+
+def test_persistence_is_the_last_return_of_the_same_length() -> None:
+    found = base.past_return(KNOWN, 30)
+    t = 900
+    expected = np.log(KNOWN.close[t] / KNOWN.close[t - 30]) / (KNOWN.sigma[t] * 30**0.5)
+    assert found[t] == pytest.approx(expected)
+
+
+def test_seasonal_naive_is_yesterdays_return_over_the_same_hours() -> None:
+    found = base.past_return(KNOWN, 30, days=1)
+    t = 2_000
+    moved = np.log(KNOWN.close[t - DAY_BARS + 30] / KNOWN.close[t - DAY_BARS])
+    assert found[t] == pytest.approx(moved / (KNOWN.sigma[t] * 30**0.5))
+    assert found[600] == 0.0  # yesterday is not known
+
+
+def test_past_variances_are_means_of_squares() -> None:
+    found = base.past_variances(KNOWN)
+    squares = np.diff(np.log(KNOWN.close)) ** 2
+    t = 1_800
+    for row, window in enumerate((5, 30, 240, 1440)):
+        assert found[row, t] == pytest.approx(squares[t - window : t].mean() / KNOWN.sigma[t] ** 2)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "windows"),
+    [(15, (1, 2, 16, 96, 480, 1_920)), (60, (1, 1, 4, 24, 120, 480)), (1440, (1, 1, 1, 1, 5, 20))],
+)
+def test_windows_of_past_variance_are_times(minutes: int, windows: tuple[int, ...]) -> None:
+    assert base.har_windows(minutes * 60_000) == windows
+
+
+@pytest.mark.parametrize("horizon", [5, 30])
+def test_seasonal_variance_is_what_followed_at_the_same_time_of_earlier_days(horizon: int) -> None:
+    long = segment(6 * DAY_BARS + 200)
+    found = base.seasonal_variances(long, horizon)
+    squares = np.diff(np.log(long.close), prepend=np.log(long.close[:1])) ** 2
+    t = 5 * DAY_BARS + 100
+    days = [
+        squares[t - back * DAY_BARS + 1 :][:horizon].mean() / long.sigma[t] ** 2
+        for back in range(1, 6)
+    ]
+    assert found[0, t] == pytest.approx(days[0])
+    assert found[1, t] == pytest.approx(np.mean(days))
+    assert np.isnan(found[1, t - DAY_BARS])  # five days are not known
+    assert np.isnan(base.seasonal_variances(long, DAY_BARS + 1)).all()
+
+
+@pytest.mark.parametrize("days", [0, 1])
+def test_no_baseline_sees_the_future(days: int) -> None:
+    changed = segment(2 * DAY_BARS)
+    changed.close[2_001:] *= 1.5
+    for horizon in (5, 30):
+        before = base.past_return(KNOWN, horizon, days=days)
+        after = base.past_return(changed, horizon, days=days)
+        np.testing.assert_array_equal(before[:2_001], after[:2_001])
+        known, other = (base.seasonal_variances(each, horizon) for each in (KNOWN, changed))
+        np.testing.assert_array_equal(known[:, :2_001], other[:, :2_001])
+    np.testing.assert_array_equal(
+        base.past_variances(KNOWN)[:, 600:2_001], base.past_variances(changed)[:, 600:2_001]
+    )
+
+
+def test_ridge_finds_a_line_through_several_segments() -> None:
+    rng = np.random.default_rng(0)
+    weights = np.array([[1.0, -2.0], [0.5, 0.0], [0.0, 3.0]])
+    rows = [rng.normal(1.0, 1.0, (count, 3)) for count in (700, 300)]
+    values = [part @ weights + np.array([0.3, -0.1]) for part in rows]
+    values[0][::7, 0] = np.nan
+    fitted = base.ridge(rows, values)
+    probe = rng.normal(size=(5, 3))
+    np.testing.assert_allclose(
+        fitted.predict(probe), probe @ weights + np.array([0.3, -0.1]), atol=0.02
+    )
+
+
+def test_the_factor_makes_the_mean_ratio_one() -> None:
+    rng = np.random.default_rng(1)
+    rows = [rng.normal(size=(2_000, 2))]
+    variance = [np.exp(rows[0][:, :1] + rng.normal(size=(2_000, 1)))]
+    fitted = base.log_variance(rows, variance)
+    assert (variance[0] / fitted.predict(rows[0])).mean() == pytest.approx(1.0)
+
+
+def test_har_beats_a_constant_where_volatility_lasts() -> None:
+    labels = targets(KNOWN, (30,))["variance"][2_000:-30].astype(float)
+    rows = base.log_rows(base.past_variances(KNOWN))[2_000:-30]
+    fitted = base.log_variance([rows], [labels])
+
+    def loss(forecast: np.ndarray) -> float:
+        ratio = labels / forecast
+        return float((ratio - np.log(ratio) - 1).mean())
+
+    assert loss(fitted.predict(rows)) < loss(np.full_like(labels, labels.mean()))

@@ -1,0 +1,271 @@
+"""``evaluate --compare``: other models on the same bars, by the units and labels of the first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, tiny, write_csv
+from own_strategies import importable
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning.comparison import difference, holm
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import estimators, recipe_of
+from tracepaper.replay.learning.evaluation.evaluate import (
+    OWN,
+    Rival,
+    SpanJudgement,
+    compared_with,
+    judge_checkpoint,
+    on_same_bars,
+)
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.evaluation.tables import tables_across, tables_of
+from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.splits import Split, iso
+from tracepaper.replay.learning.training import train
+from tracepaper.storage.checkpoints import load
+
+DAY_MS = DAY_BARS * 60_000
+SPLIT = split(4, 4.6, 5.3)
+SPANS = [
+    NamedSpan(name, START_MS + first * DAY_MS, START_MS + (first + 2) * DAY_MS)
+    for name, first in (("A", 6), ("B", 8))
+]
+AS_TEXT = ",".join(
+    f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
+)
+CLASS = """
+from tracepaper.strategies.model import Model
+
+class Mine(Model):
+    horizons = (5, 30)
+    measures = ("volatility",)
+    context = 61
+    trained_until = "2023-11-18"
+
+    def predict(self, seen):
+        close = seen.past.close[-61:]
+        steps = [(b / a - 1.0) ** 2 for a, b in zip(close, close[1:])]
+        variance = sum(steps) / len(steps) or 1e-12
+        return {"volatility": [(variance * bars) ** 0.5 for bars in self.horizons]}
+"""
+
+
+def quiet(_: object) -> None:
+    """Say nothing."""
+
+
+def glm(folder: Path, candles: str, schema_id: str, parts: Split = SPLIT, **more: Any) -> Path:
+    """Train a glm on features of that schema; return its folder."""
+    horizons = more.pop("horizons", HORIZONS)
+    material = Dataset.read([candles], lambda _: parts, horizons, schema_id)
+    document = {
+        "model": {"kind": "glm", "name": folder.name},
+        "architecture": {"horizons": list(horizons)},
+        "training": {"explained_bars": 300},
+    }
+    train(recipe_of(document), material, folder, created_ms=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder of models beside which a class of one's own can be imported."""
+    made = tmp_path_factory.mktemp("beside")
+    (made / "beside_mine.py").write_text(CLASS, encoding="utf-8")
+    with ExitStack() as stack:
+        stack.enter_context(importable(made))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def candles(folder: Path) -> str:
+    return str(write_csv(learnable(10 * DAY_BARS), folder))
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, candles: str) -> Path:
+    return glm(folder / "first", candles, "v1")
+
+
+@pytest.fixture(scope="module")
+def wide(folder: Path, candles: str) -> Path:
+    """Return a model whose features have another unit of return."""
+    return glm(folder / "wide", candles, "v2-1m")
+
+
+@pytest.fixture(scope="module")
+def network(folder: Path, candles: str) -> Path:
+    torch.set_num_threads(1)
+    options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
+    material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
+    train(
+        recipe,
+        material,
+        folder / "net",
+        created_ms=0,
+        observe=quiet,
+        say=quiet,
+        resume=False,
+    )
+    return folder / "net"
+
+
+def judged(path: Path, candles: str, schema_id: str, span: NamedSpan) -> SpanJudgement:
+    found = load(path)
+    material = Dataset.read([candles], lambda _: SPLIT, HORIZONS, schema_id)
+    return judge_checkpoint(found.card, found.tensors, material, span, bars=600)
+
+
+def at(one: SpanJudgement, horizon: int) -> HorizonForecasts:
+    return next(each for each in one.horizons if each.horizon == horizon)
+
+
+def test_models_of_every_kind_are_held_to_the_same_bars(
+    first: Path,
+    wide: Path,
+    network: Path,
+    candles: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = tmp_path / "page.html"
+    words = ["evaluate", str(network), "--data", candles, "--holdout", AS_TEXT, "--json"]
+    words += ["--threads", "1", "--explained-bars", "600", "--html", str(page)]
+    others = [str(first), str(wide), "beside_mine:Mine"]
+    for name in others:
+        words += ["--compare", name]
+    assert invoke(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["name"] for one in found["beside"]] == others
+    assert len({found["id"], *(one["id"] for one in found["beside"])}) == 4
+    for span in found["spans"]:
+        rows = {row["model"]: row for row in span["tables"]["beside_qlike_30"]["rows"]}
+        assert list(rows) == others
+        assert {row["days"] for row in rows.values()} == {2}
+        # A class that says nothing of the return is not held to its sign.
+        signs = {row["model"] for row in span["tables"]["beside_sign_30"]["rows"]}
+        assert signs == set(others[:2])
+    # Each opened both spans, and the judged model counts those of its own file.
+    counted = {one.model for one in read_openings(first.parent / FILE_NAME)}
+    assert counted >= {found["id"], *(one["id"] for one in found["beside"][:2])}
+    whole = found["tables"]["beside_spans"]["rows"]
+    assert [row["model"] for row in whole] == others
+    assert set(whole[0]) == {"model", "qlike_5", "qlike_30", "sign_5", "sign_30"}
+    assert "the model less each other model" in page.read_text(encoding="utf-8")
+
+
+def test_the_difference_is_that_of_losses_in_log_returns(
+    first: Path, wide: Path, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the definition, from each model judged alone."""
+    words = ["evaluate", str(first), "--data", candles, "--compare", str(wide), "--json"]
+    dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
+    assert invoke([*words, *dates]) == 0
+    tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
+    alone = [judged(path, candles, schema, SPANS[0]) for path, schema in
+             ((first, "v1"), (wide, "v2-1m"))]  # fmt: skip
+    for horizon in HORIZONS:
+        one, other = (at(each, horizon) for each in alone)
+        assert not np.allclose(one.unit[-500:], other.unit[-500:])
+        keys = sorted(set(one.keys.tolist()) & set(other.keys.tolist()))
+        forecast = [
+            dict(zip(each.keys.tolist(), each.variances[OWN] * each.unit**2, strict=True))
+            for each in (one, other)
+        ]
+        real = dict(zip(one.keys.tolist(), one.variance * one.unit**2, strict=True))
+        unit = dict(zip(one.keys.tolist(), one.unit**2, strict=True))
+        days = np.array([key >> 32 for key in keys]) // DAY_BARS
+        losses = [
+            figures.qlike_of(
+                np.array([each[key] / unit[key] for key in keys]),
+                np.array([real[key] / unit[key] for key in keys]),
+            )
+            for each in forecast
+        ]
+        wanted = difference(losses[0], losses[1], days)
+        (row,) = tables[f"beside_qlike_{horizon}"]["rows"]
+        assert row["difference"]["value"] == pytest.approx(wanted.value, rel=1e-9)
+        assert row["difference"]["error"] == pytest.approx(wanted.error, rel=1e-6)
+        assert row["p"] == pytest.approx(wanted.p, rel=1e-6)
+
+
+def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
+    first: Path, candles: str
+) -> None:
+    one = judged(first, candles, "v1", SPANS[0])
+    oracle = {
+        each.horizon: replace(each, variances={OWN: np.maximum(each.variance, 0.01)})
+        for each in one.horizons
+    }
+    # Scaled by another unit it says the same.
+    same = {
+        each.horizon: replace(
+            each,
+            unit=2.0 * each.unit,
+            mean=each.mean / 2.0,
+            variances={OWN: each.variances[OWN] / 4.0},
+            variance=each.variance / 4.0,
+        )
+        for each in one.horizons
+    }
+    given = one.judged.given
+    beside = (Rival("oracle", oracle, given), Rival("same", same, given))
+    planted = replace(one, beside=beside)
+    found = compared_with(planted, "qlike", 30)
+    assert found["same"].value == pytest.approx(0.0, abs=1e-12)
+    assert found["oracle"].value > 0.1  # the model loses so much more
+    alone = compared_with(replace(one, beside=beside[:1]), "qlike", 30)["oracle"]
+    values = holm([alone.p, found["same"].p])
+    assert found["oracle"].p == pytest.approx(values[0])
+    pair = on_same_bars(at(one, 30), same[30])
+    np.testing.assert_allclose(pair[0].scale, pair[1].scale / 2.0)
+    kept = {table.key for table in tables_of(planted)}
+    assert {"beside_qlike_5", "beside_sign_30"} <= kept
+    assert not any(key.startswith("beside") for key in (t.key for t in tables_of(one)))
+    (both,) = [t for t in tables_across([planted, planted]) if t.key == "beside_spans"]
+    assert {row["qlike_30"] for row in both.documents() if row["model"] == "same"} == {"level"}
+
+
+def test_what_cannot_be_compared_is_refused_in_one_sentence(
+    first: Path,
+    folder: Path,
+    candles: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    later = glm(folder / "later", candles, "v1", split(4, 5, 7))
+    far = glm(folder / "far", candles, "v1", horizons=(7,))
+    slow = glm(folder / "slow", candles, "v2-15m", horizons=(2,))
+    whole = ["--from", iso(SPANS[0].from_ms or 0)]
+    cases = [
+        (["--compare", str(first)], "is a model that is judged already"),
+        (["--compare", str(later), *whole], f"--compare {later}: The span untouched"),
+        (["--compare", str(far)], "it forecasts 7 bars ahead, and the judged model 5, 30"),
+        (["--compare", str(slow)], "it forecasts bars of 15m, and the judged model bars of 1m"),
+        (["--compare", str(later), "--folds", "walk:2"], "and no span nor --compare"),
+        (["--compare", str(tmp_path / "none")], "none"),
+    ]
+    for words, said in cases:
+        assert invoke(["evaluate", str(first), "--data", candles, *words]) != 0, words
+        told = capsys.readouterr().err
+        assert said in told
+        assert told.count("\n") == 1
+    # Without a date the later one is asked about the bars after both had learnt.
+    words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]
+    assert invoke(words) == 0
+    (row,) = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike_5"]["rows"]
+    assert row["days"] == 3

@@ -1,0 +1,406 @@
+"""Order books learnt from: parts, labels, cards that claim nothing, and figures where they may."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from depth_cases import FIRST_MS, depth, header, long, walk, write
+from msgspec import structs
+from typer.testing import CliRunner
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.explain.order_book import book_map
+from tracepaper.replay.learning.card import experimental
+from tracepaper.replay.learning.estimators import order_book
+from tracepaper.replay.learning.estimators.order_book import (
+    BookFitOptions,
+    answers,
+    figures_on,
+    fit_network,
+    frequencies_of,
+    load_books,
+    sentences_of,
+)
+from tracepaper.replay.learning.fit import Policy
+from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
+from tracepaper.storage.checkpoints import CARD_NAME
+from tracepaper.strategies.errors import (
+    CheckpointMismatch,
+    ConfigInvalid,
+    DataInvalid,
+    InvariantBroken,
+)
+from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
+from tracepaper.strategies.order_book import Books, books_of
+from tracepaper.strategies.units import DAY_MS
+
+TINY = ("--window", "8", "--dim", "8", "--layers", "1", "--heads", "2", "--steps", "2",
+        "--horizons", "1,3", "--threads", "1", "--windows", "1")  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of two stretches of generated books."""
+    path = tmp_path_factory.mktemp("depth") / "btc.depth"
+    write(path, walk(90))
+    write(path, walk(60, seed=2, first_ms=FIRST_MS + 500_000), cause="disconnected")
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(recorded: Path) -> tuple[Path, str]:
+    """Return a checkpoint of it, and all that its making printed."""
+    folder = recorded.parent / "model"
+    result = CliRunner().invoke(_typed("train"), _train(recorded, folder))
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def _typed(name: str) -> Any:
+    import typer
+
+    from tracepaper.replay.commands import evaluate, models, report, train
+
+    application = typer.Typer()
+    known: dict[str, Callable[..., None]] = {
+        "train": train.train,
+        "evaluate": evaluate.evaluate,
+        "explain": report.explain,
+    }
+    if name == "models":
+        return models.models
+    application.command()(known[name])
+    return application
+
+
+def _train(data: Path, out: Path, *more: str) -> list[str]:
+    return ["--network", "orderbook", "--data", str(data), "--out", str(out), *TINY, *more]
+
+
+def said(name: str, *arguments: str) -> str:
+    result = CliRunner().invoke(_typed(name), list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+# ---------------------------------------------------------------- nothing is claimed
+
+CLAIM = re.compile(
+    r"accurac|log.?loss|brier|beat|frequenc|(?<!no )figures?|\d %|better|\bhits?\b",
+    re.IGNORECASE,
+)
+
+
+def test_the_pattern_of_a_claim_finds_one() -> None:
+    for claim in ("accuracy 0.61", "Log loss", "[figures]", "51.2 % of books", "hits = 3"):
+        assert CLAIM.search(claim)
+    assert not CLAIM.search("no figure of it would mean anything; its card has no figures")
+
+
+def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
+    checkpoint: tuple[Path, str], recorded: Path
+) -> None:
+    folder, output = checkpoint
+    minutes = "untrained: 2.5 minutes of depth, seven days are needed"
+    card = (folder / CARD_NAME).read_text(encoding="utf-8")
+    read = tomllib.loads(card)
+    texts = {
+        "train": output,
+        "card": card.replace("columns = ", ""),
+        "models": said("models", "list", str(folder)),
+        "evaluate": said("evaluate", "--threads", "1", "--data", str(recorded), str(folder)),
+    }
+    for name, text in texts.items():
+        assert minutes in text, name
+        assert CLAIM.search(text) is None, (name, CLAIM.search(text))
+    assert read["model"]["trained"] is False
+    assert not {"figures", "frequencies", "split"} & set(read)
+    found = json.loads(
+        said("evaluate", "--threads", "1", "--data", str(recorded), str(folder), "--json")
+    )
+    assert (found["figures"], len(found["says"])) == ({}, 2)
+
+
+@pytest.mark.parametrize("source", ["loopback", "frames"])
+def test_eight_days_of_another_source_are_untrained_too(tmp_path: Path, source: str) -> None:
+    made, of = long(source)
+    write(tmp_path / "a", made, of=of)
+    material = BookDataset.read([tmp_path / "a"])
+    (sentence,) = material.untrained()
+    assert sentence.startswith(f"untrained: books from {source} are no recording of the exchange")
+    made, of = long("exchange", days=6.9)
+    write(tmp_path / "b", made, of=of)
+    (sentence,) = BookDataset.read([tmp_path / "b"]).untrained()
+    assert sentence.startswith("untrained: 9,900.0 minutes of depth")
+
+
+def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
+    """The file claims what no test can have; what is in it is planted, so figures are known."""
+    made, of = long("exchange")
+    write(tmp_path / "a", made, of=of)
+    steps = ("--steps", "30", "--horizons", "1", "--window", "24", "--learning-rate", "0.02")
+    output = said("train", *_train(tmp_path / "a", tmp_path / "m", *steps))
+    card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
+    figures = card["figures"]["1"]
+    assert card["model"]["trained"] is True
+    assert (figures["books"], figures["days"]) == (37, 2)
+    assert figures["accuracy"] > 0.9
+    assert 0.4 < figures["accuracy_of_most_frequent"] < 0.6
+    assert 0.4 < figures["accuracy_of_last_move"] < 0.6
+    assert figures["log_loss"] < 0.4
+    assert figures["log_loss_of_frequencies"] > 0.6
+    assert figures["is_better"] is False  # by two days nothing is told
+    assert "its log loss on 2 untouched days is not credibly better than" in output
+    assert "so few days tell nothing" in output
+    assert "experimental" in said("models", "list", str(tmp_path / "m"))
+    found = said("evaluate", "--threads", "1", "--data", str(tmp_path / "a"), str(tmp_path / "m"))
+    assert "Accuracy" in found
+    assert f"{figures['log_loss']:.4f}" in found
+    write(tmp_path / "b", made, of=structs.replace(of, source="loopback"))
+    with pytest.raises(DataInvalid, match="Only books that `tracepaper data record` took from"):
+        said("evaluate", "--threads", "1", "--data", str(tmp_path / "b"), str(tmp_path / "m"))
+    write(tmp_path / "c", made[:50], of=of)
+    with pytest.raises(DataInvalid, match="are from before"):
+        said("evaluate", "--threads", "1", "--data", str(tmp_path / "c"), str(tmp_path / "m"))
+
+
+def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
+    planted = books_of(long("exchange", days=12)[0], 2)
+    config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
+    network, _ = fit_network([planted.part(0, 120)], [], config, BookFitOptions(30, 1, 0.02))
+    figures = figures_on(
+        network, [planted.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,))
+    )
+    assert figures["1"]["days"] == 7
+    assert figures["1"]["is_better"] is True
+    assert "experimental" not in sentences_of(figures)[-1]
+    assert experimental({"figures": figures}) == ""
+    mixed = Books(planted.seen_ms, planted.market_ms, planted.price, planted.size[::-1].copy())
+    figures = figures_on(
+        network, [mixed.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,))
+    )
+    assert figures["1"]["is_better"] is False
+    assert "beside persistence" in experimental({"figures": figures})
+
+
+def test_a_null_is_a_null() -> None:
+    torch.manual_seed(0)
+    network = OrderBookNetwork(OrderBookConfig(levels=5, window=16, dim=8, heads=2, horizons=(2,)))
+    stretches = [
+        books_of(list(walk(200, seed=seed, first_ms=FIRST_MS + seed * DAY_MS)), 5)
+        for seed in range(4)
+    ]
+    figures = figures_on(network.eval(), stretches, frequencies_of(stretches, (2,)))
+    assert figures["2"]["is_better"] is False
+    assert sentences_of(figures)[-1].startswith("experimental: it has beaten nothing")
+
+
+# ---------------------------------------------------------------- labels, parts, windows
+
+
+def test_labels_are_exact_and_end_with_the_stretch() -> None:
+    mids = [10, 10, 12, 9, 9]
+    books = books_of(
+        [depth([(mid, 1)], [(mid + 1, 1)], FIRST_MS + row) for row, mid in enumerate(mids)], 1
+    )
+    assert labels_of(books, (1, 3, 9)).tolist() == [
+        [1, 0, UNKNOWN], [2, 0, UNKNOWN], [0, UNKNOWN, UNKNOWN], [1, UNKNOWN, UNKNOWN],
+        [UNKNOWN] * 3,
+    ]  # fmt: skip
+
+
+def test_no_part_or_label_reaches_over_a_gap_or_into_the_next(recorded: Path) -> None:
+    material = BookDataset.read([recorded])
+    assert [len(one) for one in material.stretches] == [90, 60]
+    parts = material.parts()
+    lengths = [[len(books) for books in part] for part in parts]
+    assert lengths == [[90, 15], [15], [30]]
+    times = [np.concatenate([books.seen_ms for books in part]) for part in parts]
+    assert times[0].max() < times[1].min() <= times[1].max() < times[2].min()
+    for books in parts.training:
+        assert (labels_of(books, (3,))[-3:] == UNKNOWN).all()
+
+
+def test_each_answer_knows_half_a_window_where_it_can() -> None:
+    torch.manual_seed(0)
+    network = OrderBookNetwork(
+        OrderBookConfig(levels=5, window=9, dim=8, heads=2, horizons=(1,))
+    ).eval()
+    for count in (1, 4, 8, 9, 10, 13, 17, 40):
+        books = books_of(list(walk(count)), 5)
+        found = answers(network, books)
+        assert found.shape == (count, 1, 3)
+        assert np.abs(np.exp(found).sum(axis=-1) - 1).max() < 1e-6
+        first = answers(network, books.part(0, min(count, 9)))
+        assert np.abs(found[: len(first)] - first).max() < 1e-6
+
+
+def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
+    parts = BookDataset.read([recorded]).parts()
+    config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
+    made = [
+        fit_network(parts.training, parts.validation, config, BookFitOptions(3, 1, seed=seed))[0]
+        for seed in (1, 1, 2)
+    ]
+    weights = [one.embed.weight for one in made]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def spoilt(at: int) -> Callable[..., Policy]:
+    """Return how a fit goes whose rate is too high from a step on: the next loss overflows."""
+    made = order_book._policy  # noqa: SLF001 - no option is let through that overflows
+
+    def policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
+        own = made(network, options)
+        return own._replace(rate=lambda step: own.rate(step) if step < at else math.inf)
+
+    return policy
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = "was not finite (nan) at step 4; kept are the weights of step 2."
+    monkeypatch.setattr(order_book, "_policy", spoilt(2))
+    output = said("train", *_train(recorded, tmp_path / "m", "--steps", "6"))
+    assert sentence in " ".join(output.split())
+    card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
+    assert card["honesty"]["sentences"][-1].endswith(sentence)
+    network, _ = load_books(tmp_path / "m")
+    assert all(bool(torch.isfinite(weights).all()) for weights in network.parameters())
+    monkeypatch.setattr(order_book, "_policy", spoilt(0))
+    with pytest.raises(InvariantBroken, match="no weights were good before"):
+        said("train", *_train(recorded, tmp_path / "n", "--steps", "6"))
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded: Path) -> None:
+    others = {
+        "eth": structs.replace(header(), instrument="linear:ETHUSDT"),
+        "deep": header(levels=4),
+        "fine": header(price_decimals=2),
+    }
+    for name, of in others.items():
+        write(tmp_path / name, walk(5, levels=of.levels, first_ms=FIRST_MS + 10**9), of=of)
+        with pytest.raises(DataInvalid, match=r"one instrument, depth and pace|in other units"):
+            BookDataset.read([recorded, tmp_path / name])
+    write(tmp_path / "same", walk(5, first_ms=FIRST_MS + 3_000))
+    with pytest.raises(DataInvalid, match="hold books of the same time; leave one out"):
+        BookDataset.read([recorded, tmp_path / "same"])
+
+
+# ---------------------------------------------------------------- the map
+
+
+def test_the_map_sums_to_one_and_never_reaches_over_a_gap(
+    checkpoint: tuple[Path, str], recorded: Path
+) -> None:
+    folder, _ = checkpoint
+    at = FIRST_MS + 503_000
+    found = book_map(folder, recorded, at, threads=1)
+    assert found.books.seen_ms.tolist() == [FIRST_MS + 500_000 + 1_000 * n for n in range(4)]
+    assert found.weights.shape == (4, 2, 5)
+    assert abs(float(found.weights.astype(np.float64).sum()) - 1) < 1e-6
+    assert all(abs(sum(row) - 1) < 1e-6 for row in found.probabilities)
+    assert len(book_map(folder, recorded, None, threads=1).books) == 8
+    assert len(book_map(folder, recorded, FIRST_MS + 89_999, threads=1).books) == 8
+    for outside in (FIRST_MS - 1, FIRST_MS + 90_000, FIRST_MS + 499_999, FIRST_MS + 10**9):
+        with pytest.raises(ConfigInvalid, match="holds no book of that time; its books are of"):
+            book_map(folder, recorded, outside, threads=1)
+
+
+def test_explain_prints_the_map_and_the_whole_of_it_as_json(
+    checkpoint: tuple[Path, str], recorded: Path
+) -> None:
+    folder, _ = checkpoint
+    where = ("--depth", str(recorded), "--checkpoint", str(folder))
+    text = said("explain", *where)
+    assert "untrained: 2.5 minutes of depth, seven days are needed" in text
+    rows = re.findall(r"^ (?:ask|bid) .* ([\d.]+) $", text, re.MULTILINE)
+    assert len(rows) == 6
+    assert sum(map(float, rows)) == pytest.approx(100, abs=0.4)
+    document = json.loads(said("explain", *where, "--at", "2025-01-01T00:01:00.500Z", "--json"))
+    assert document["at"] == "2025-01-01T00:01:00Z"
+    weights = np.array([document["bid"]["weights"], document["ask"]["weights"]])
+    assert weights.shape == (2, 8, 5)
+    assert abs(weights.sum() - 1) < 1e-6
+    (newest,) = list(walk(61))[60:]
+    prices = np.frombuffer(newest.bids, "<i8")[::2] / 10
+    assert [float(text) for text in document["bid"]["price"]] == prices.tolist()
+
+
+def test_wrong_usage_is_one_sentence(
+    checkpoint: tuple[Path, str], recorded: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = checkpoint
+    model, data = str(folder), str(recorded)
+    eth = tmp_path / "eth.depth"
+    write(eth, walk(20), of=structs.replace(header(), instrument="linear:ETHUSDT"))
+    write(tmp_path / "slow", walk(20, every_ms=2_000), of=header(every_ms=2_000))
+    torn = tmp_path / "torn.depth"
+    torn.write_bytes(recorded.read_bytes()[:90])
+    train = ["train", "--network", "orderbook", "--out", str(tmp_path / "m"), "--data"]
+    by_model, explain = ("--checkpoint", model), ("explain", "--depth")
+    wrong: dict[tuple[str, ...], str] = {
+        (*explain, data, *by_model, "--at", "2025-01-01T00:01"): "without a zone",
+        (*explain, data, *by_model, "--at", "noonZ"): "is not a time",
+        (*explain, str(eth), *by_model): "fitted on linear:BTCUSDT",
+        (*explain, str(tmp_path / "slow"), *by_model): "the model reads 5 each",
+        (*explain, data, "--checkpoint", "flash-1m"): "not orderbook; name one that",
+        (*explain, data): "Give --depth FILE and --checkpoint FOLDER together",
+        ("explain", "last", "--depth", data, *by_model): "or a RUN alone",
+        ("explain",): "or a RUN alone",
+        (*explain, str(torn), *by_model): "no file of `tracepaper data record`",
+        ("evaluate", "--data", data, model, "--intervals"): "--intervals is for models of bars",
+        ("evaluate", "--data", data, model, "--folds", "walk:9"): "at most 3 times",
+        (*train, data, "--mask", "full"): "architecture.mask is unknown",
+        (*train, data, "--resume"): "leave --resume out",
+        (*train, data, "--horizons", "5m"): "write numbers of books by commas",
+        (*train, data, "--horizons", "200"): "holds 90 books in a row to learn from",
+        (*train, data, "--steps", "0"): "--steps is 0; give at least 1",
+        (*train, str(eth), "--data", data): "one instrument, depth and pace",
+        (*train, str(Path(__file__))): "is no file of `tracepaper data record`",
+    }  # fmt: skip
+    for arguments, sentence in wrong.items():
+        assert invoke(arguments) in (1, 2), arguments
+        error = capfd.readouterr().err.strip()
+        assert sentence in error, arguments
+        assert "\n" not in error, arguments
+
+
+def test_weights_of_another_shape_are_refused(checkpoint: tuple[Path, str], tmp_path: Path) -> None:
+    from tracepaper.storage.checkpoints import load, save
+
+    found = load(checkpoint[0])
+    card = {**found.card, "architecture": {**found.card["architecture"], "dim": 16}}
+    save(tmp_path / "m", found.tensors, card)
+    with pytest.raises(CheckpointMismatch, match="do not fit their architecture"):
+        load_books(tmp_path / "m")
+
+
+def test_books_of_one_level_and_thin_books_are_learnt_from(tmp_path: Path) -> None:
+    thin = [depth([(100 + n % 2, 5)], [(103, 7)], FIRST_MS + 1_000 * n) for n in range(40)]
+    write(tmp_path / "a", thin)
+    said("train", *_train(tmp_path / "a", tmp_path / "m"))
+    found = book_map(tmp_path / "m", tmp_path / "a", None, threads=1)
+    assert isinstance(found.books, Books)
+    assert found.l1_error < 1e-5

@@ -1,0 +1,111 @@
+"""Trees are fitted the same by any number of threads, and what cannot be stored is refused."""
+
+from __future__ import annotations
+
+import sys
+from importlib.abc import MetaPathFinder
+from typing import Any
+
+import lightgbm
+import numpy as np
+import pytest
+
+from tracepaper.replay.learning.boosting import (
+    BoostingOptions,
+    LabelledRows,
+    boost,
+    import_lightgbm,
+    trees_of,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.trees import Scorer
+
+TINY = BoostingOptions(rounds=30, leaves=6, patience=4)
+
+
+def table(seed: int, count: int = 2_000) -> LabelledRows:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(count, 4)).astype(np.float32)
+    spread = np.exp(0.6 * rows[:, :2])
+    return LabelledRows(rows, spread * rng.gamma(2.0, 0.5, (count, 2)), np.ones((count, 2)))
+
+
+def test_the_fit_is_the_same_for_any_number_of_threads_and_finds_the_variance() -> None:
+    one, two = (boost(table(0), table(1), TINY, of="variance", threads=n) for n in (1, 2))
+    for name, array in one.arrays().items():
+        np.testing.assert_array_equal(array, two.arrays()[name])
+    probe = table(2)
+    found = Scorer(one).scores(probe.rows)
+    for horizon in range(2):
+        assert np.corrcoef(found[:, horizon], probe.rows[:, horizon])[0, 1] > 0.9
+
+
+def test_it_stops_early_where_there_is_nothing_to_find() -> None:
+    noise = np.random.default_rng(3).normal(size=(2_000, 1))
+    one, other = (LabelledRows(t.rows, noise, np.ones_like(noise)) for t in (table(4), table(5)))
+    assert boost(one, other, TINY, of="mean", threads=1).trees[0] < TINY.rounds
+
+
+def test_rows_of_no_weight_are_not_learnt_from() -> None:
+    known = table(6)
+    wild = np.where(np.arange(2_000)[:, None] % 2, known.values, 1e6)
+    weights = np.where(np.arange(2_000)[:, None] % 2, known.weights, 0.0)
+    found = boost(LabelledRows(known.rows, wild, weights), known, TINY, of="variance", threads=1)
+    assert Scorer(found).scores(known.rows).max() < np.log(1e3)
+    with pytest.raises(DataInvalid, match="The validation part has no label"):
+        boost(known, LabelledRows(known.rows, wild, 0 * weights), TINY, of="variance", threads=1)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"categorical_feature": [0]},
+        {"linear_tree": True},
+        {"zero_as_missing": True},
+        {"num_leaves": 80},
+    ],
+)
+def test_trees_that_cannot_be_stored_are_refused(given: dict[str, Any]) -> None:
+    asked = dict(given)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 3, (600, 3)).astype(np.float64) + 0.5 * rng.random((600, 3))
+    rows[:, 0] = np.round(rows[:, 0])
+    quiet = {"verbosity": -1, "min_data_in_leaf": 2, "min_data_per_group": 2, "cat_smooth": 0.1}
+    values = (rows[:, 0] == 1) * 5.0 + rows[:, 1] * rows[:, 2]
+    columns = asked.pop("categorical_feature", "auto")
+    known = lightgbm.Dataset(rows, values, categorical_feature=columns, params=asked)
+    made = lightgbm.train(quiet | asked, known, 3)
+    with pytest.raises(ConfigInvalid, match="train without them"):
+        trees_of(made.model_to_string())
+
+
+def test_options_that_cannot_be_scored_are_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="leaves is 65; choose 2 to 64"):
+        BoostingOptions(leaves=65)
+
+
+class Without(MetaPathFinder):
+    """Stands for a machine on which LightGBM cannot be imported."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "lightgbm":
+            raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named 'lightgbm'"), r"pip install 'tracepaper\[train\]"),
+        (OSError("libgomp.so.1: cannot open shared object file"), "libgomp1 by Debian"),
+    ],
+)
+def test_what_lightgbm_lacks_is_named(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "lightgbm")
+    monkeypatch.setattr(sys, "meta_path", [Without(error), *sys.meta_path])
+    with pytest.raises(ConfigInvalid, match=said):
+        import_lightgbm()

@@ -1,0 +1,133 @@
+"""Calibration undoes a known miscalibration, and measures as the gate does."""
+
+from __future__ import annotations
+
+import builders
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from tracepaper.replay.learning.card import (
+    NO_ATTENTION,
+    ROUND_TRIP_COST,
+    measures,
+    quantiles,
+    sentences,
+    slope,
+    temperature,
+)
+from tracepaper.replay.learning.evaluation.gates import (
+    default_thresholds,
+)
+from tracepaper.replay.learning.statistics import (
+    probabilities,
+)
+from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.strategies.api.model import EXPLAINED
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gates.gate import GATES, MEASURES, GateInputs
+
+RNG = np.random.default_rng(3)
+NAMES = (*(gate.calibrated_as for gate in GATES.values() if gate.calibrated_as), "recent_mass")
+
+
+@pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
+def test_temperature_finds_the_one_that_was_applied(wanted: float) -> None:
+    logits = RNG.normal(size=(20_000, 3))
+    truth = probabilities(logits.astype(np.float32), 1.0)
+    classes = (RNG.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
+    found = temperature((logits * wanted).astype(np.float32), classes)
+    assert found == pytest.approx(wanted, rel=0.05)
+
+
+def test_slope_is_that_of_realised_on_predicted() -> None:
+    forecast = RNG.normal(size=5_000)
+    assert slope(forecast, 0.6 * forecast) == pytest.approx(0.6)
+    assert slope(forecast, -forecast) == 0.0
+    assert slope(np.zeros(4), np.ones(4)) == 0.0
+
+
+def test_quantiles_are_the_percentiles() -> None:
+    found = quantiles(np.concatenate([np.arange(101.0), [np.nan]]))
+    assert found == tuple(float(q) for q in range(1, 100))
+    with pytest.raises(DataInvalid, match="no value"):
+        quantiles(np.array([np.nan]))
+
+
+def test_measures_are_those_of_the_gates() -> None:
+    forecast = builders.forecast(explained=builders.explanation())
+    horizon = forecast.horizons[-1]
+    at = forecast.horizons.index(horizon)
+    found = measures([forecast, forecast], given=MEASURES, horizon=horizon, slope=0.4)
+    seen = GateInputs(
+        forecast=forecast,
+        explanation=forecast.explanation,
+        horizon_index=at,
+        slope=0.4,
+        round_trip_cost=ROUND_TRIP_COST,
+    )
+    for gate, name in (
+        ("confidence", "confidence"),
+        ("collapsed", "collapsed"),
+        ("shifted", "shift"),
+        ("direction", "direction"),
+        ("edge", "edge"),
+    ):
+        assert found[name][1] == GATES[gate].measure(seen)
+    assert forecast.explanation is not None
+    assert found["recent_mass"][0] == forecast.explanation.recent_mass
+
+
+def test_a_forecast_without_an_explanation_is_refused() -> None:
+    bare = replace(builders.forecast(), explanation=None)
+    with pytest.raises(DataInvalid, match="no explanation"):
+        measures([bare], given=MEASURES, horizon=bare.horizons[0], slope=1.0)
+    plain = MEASURES - set(EXPLAINED)
+    found = measures([bare], given=plain, horizon=bare.horizons[0], slope=1.0)
+    assert set(found) == {"confidence_margin", "direction", "edge"}
+
+
+def test_the_default_thresholds_are_those_of_the_gates() -> None:
+    known = {name: [float(percent) for percent in range(1, 100)] for name in NAMES}
+    expected = {
+        "confidence": 1.0, "collapsed": 1.0, "shift": 99.0, "direction": 1.0,
+    }  # fmt: skip
+    found = default_thresholds({"quantiles": known})
+    assert {name: found[name] for name in expected} == expected
+    assert found.keys() == expected.keys()
+    mild = {"confidence": {"chosen": "margin", "strict": False}, "quantiles": known}
+    found = default_thresholds(mild)
+    assert found["confidence_margin"] == 1.0
+    assert "confidence" not in found
+    strict = {"confidence": {"chosen": "margin", "strict": True}, "quantiles": known}
+    assert default_thresholds(strict)["confidence_margin"] == 50.0
+
+
+@pytest.mark.parametrize(
+    ("error", "days", "verb"),
+    [
+        (0.01, FEW_DAYS, "beat"),
+        (0.01, FEW_DAYS - 1, "did not"),
+        (0.05, FEW_DAYS, "did not"),
+        (0.0, FEW_DAYS, "did not"),
+    ],
+)
+def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
+    error: float, days: int, verb: str
+) -> None:
+    main = {
+        "days": days,
+        "sign_accuracy": {"network": [0.5, 0.1], "commoner_sign": [0.5, 0.1]},
+        "qlike": {"network": [1, 0], "har": [2, 0]},
+    }
+    paired = {"sign": {"commoner_sign": [0.0, 0.1, 1.0]}, "qlike": {"har": [-1.0, 0.1, 0.01]}}
+    figures = {"30": main, "paired": {"30": paired}}
+    surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error]}
+    passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
+    gates = {"selective": {"entropy_confidence": surest}, "traded": {"edge": passed}}
+    said = sentences(figures, gates, horizon=30)
+    assert any(f"The entropy gate {verb}" in sentence for sentence in said)
+    assert any(f"So few days ({days}) prove" in one for one in said) == (days < FEW_DAYS)
+    bare = sentences(figures, {**gates, "selective": {}}, horizon=30)
+    assert not any("entropy gate" in sentence for sentence in bare)
+    assert NO_ATTENTION in bare

@@ -1,0 +1,277 @@
+"""A planted confidence is found, a useless one refuses next to nothing, no bar judges itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace as replaced
+from typing import Any
+
+import builders
+import numpy as np
+import pytest
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from tracepaper.replay.learning.evaluation.confidence import (
+    cross_fitted,
+    fit_cells,
+    fit_confidence,
+    folds,
+    holm,
+    judge_cells,
+    judge_spans,
+    outcomes,
+    regime_sentence,
+    scored,
+    sentence,
+)
+from tracepaper.replay.learning.evaluation.explained import (
+    ExplainedRows,
+)
+from tracepaper.replay.learning.evaluation.gates import (
+    judged_section,
+    judgement_section,
+)
+from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.strategies.gates.gate import GATES, INPUTS, GateInputs, names_for, values_of
+from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
+
+Floats = NDArray[np.float64]
+ROWS, DAYS = 4_000, 80
+NAMES = (*INPUTS, "entropy_0", "entropy_1")
+
+
+def rows(
+    *,
+    sure_by: str = "",
+    gain: float = 0.0,
+    calm_by: str = "",
+    seed: int = 0,
+    horizon: int = 2,
+    days: int = DAYS,
+) -> ExplainedRows:
+    """Return rows whose sign is right the more often, and volatility the truer, by one input."""
+    drawn = np.random.default_rng(seed)
+    inputs = {name: drawn.normal(size=ROWS) for name in NAMES}
+    likely = 1 / (1 + np.exp(-gain * inputs[sure_by])) if sure_by else np.full(ROWS, 0.5)
+    right = np.where(drawn.random(ROWS) < likely, 1.0, -1.0)
+    unsure = 0.8 * np.exp(-inputs[calm_by]) if calm_by else np.zeros(ROWS)
+    variance = np.exp(np.clip(unsure * drawn.normal(size=ROWS), -4, 4))
+    size = np.abs(drawn.normal(size=ROWS)) * np.sqrt(variance)
+    places = np.arange(ROWS)
+    return ExplainedRows(
+        horizon=horizon,
+        keys=places,
+        days=places * days // ROWS,
+        place=places,
+        value=right * size,
+        traded=right * size,
+        mean=np.full(ROWS, 0.1),
+        stdev=np.ones(ROWS),
+        margin=inputs["margin"],
+        volatility=np.ones(ROWS),
+        measures={
+            "confidence": (inputs["entropy_0"] + inputs["entropy_1"]) / 2,
+            "recent_mass": inputs["recent_mass"],
+            "shift": inputs["shift"],
+        },
+        opened_ms=places * 60_000,
+        until_ms=(places + horizon) * 60_000,
+        realised=variance,
+        inputs=inputs,
+    )
+
+
+def fitted_to(found: ExplainedRows) -> FittedConfidence:
+    fitted, _ = fit_confidence(found)
+    assert fitted is not None
+    return fitted
+
+
+def test_an_entropy_that_tells_right_from_wrong_is_found_and_is_strict() -> None:
+    fitted, evidence = fit_confidence(rows(sure_by="entropy_0", gain=1.0))
+    assert fitted is not None
+    assert fitted.chosen == CALIBRATED  # one head of two: their mean is less sure
+    weights = dict(zip(fitted.sign.names, fitted.sign.weight, strict=True))
+    assert max(weights, key=lambda name: abs(weights[name])) == "entropy_0"
+    added, error = evidence["attention_adds"]["sign"]
+    assert added > 4 * error > 0
+    strict, untouched = judge_spans(rows(sure_by="entropy_0", gain=1.0, seed=1), fitted)
+    assert strict
+    assert [span["days"] for span in untouched["spans"]] == [DAYS // 2] * 2
+    assert "strict by default (q0.5)" in sentence(replace(fitted, strict=True), untouched)
+
+
+@pytest.mark.parametrize("days", [FEW_DAYS - 1, FEW_DAYS])
+def test_few_days_earn_no_strict_threshold(days: int) -> None:
+    fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
+    untouched = rows(sure_by="entropy_0", gain=1.0, seed=1, days=days)
+    assert judge_spans(untouched, fitted)[0] == (days == FEW_DAYS)
+
+
+def test_a_confidence_that_tells_nothing_refuses_next_to_nothing_and_says_so() -> None:
+    fitted, evidence = fit_confidence(rows())
+    assert fitted is not None
+    added, error = evidence["attention_adds"]["sign"]
+    assert abs(added) < 2.5 * error
+    strict, untouched = judge_spans(rows(seed=1), fitted)
+    assert not strict
+    said = sentence(fitted, untouched)
+    assert "did not credibly choose surer signs" in said
+    assert said.endswith("by default (q0.01).")
+
+
+def test_the_second_span_begins_where_the_split_says() -> None:
+    fitted, _ = fit_confidence(rows(sure_by="entropy_0", gain=1.0))
+    assert fitted is not None
+    untouched = rows(sure_by="entropy_0", gain=1.0, seed=1)
+    days = np.unique(untouched.days)
+    _, said = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
+    assert [span["days"] for span in said["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
+    for outside in (days[0], days[-1] + 1):  # one span repeats nothing
+        assert judge_spans(untouched, fitted, int(outside) * 86_400_000) == (False, {})
+
+
+def test_worth_on_one_span_alone_is_not_worth() -> None:
+    fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
+    good, chance = rows(sure_by="entropy_0", gain=1.0, seed=1), rows(seed=1)
+    half = np.arange(ROWS) < ROWS // 2
+    value = np.where(half, good.value, chance.value)
+    mixed = replaced(good, value=value)
+    strict, untouched = judge_spans(mixed, fitted)
+    first, second = (span["holm"][CALIBRATED] for span in untouched["spans"])
+    assert first < 0.05 < second
+    assert not strict
+
+
+def test_the_errors_of_the_volatility_are_found_and_widen_its_intervals() -> None:
+    fitted, evidence = fit_confidence(rows(calm_by="entropy_1"))
+    assert fitted is not None
+    gain, error = evidence["volatility"]
+    assert gain > 4 * error
+    assert list(fitted.spread) == sorted(fitted.spread, reverse=True)
+    assert fitted.spread[0] > 1.3
+    assert fitted.spread[-1] < 1.0
+    _, untouched = judge_spans(rows(calm_by="entropy_1", seed=1), fitted)
+    assert sentence(fitted, untouched).endswith("which sizing.by_confidence uses.")
+
+
+def test_more_of_a_rising_input_never_means_less() -> None:
+    fitted = fitted_to(rows(sure_by="mean_over_stdev", gain=-1.0))
+    weights = dict(zip(fitted.sign.names, fitted.sign.weight, strict=True))
+    assert weights["mean_over_stdev"] == 0.0
+    assert weights["margin"] >= 0.0
+    fitted = fitted_to(rows(sure_by="shift", gain=-1.0))
+    weights = dict(zip(fitted.sign.names, fitted.sign.weight, strict=True))
+    assert weights["shift"] < -0.5
+
+
+def test_no_label_of_a_fold_shares_a_moment_with_what_was_fitted() -> None:
+    known = outcomes(rows(horizon=7))
+    judged_once = np.zeros(len(known.hit))
+    for judged, fitted in folds(known):
+        judged_once += judged
+        first, last = known.opened_ms[judged].min(), known.until_ms[judged].max()
+        assert not (fitted & (known.until_ms >= first) & (known.opened_ms <= last)).any()
+        assert fitted.sum() > ROWS // 2
+    assert (judged_once == 1).all()
+
+
+def test_a_bar_is_judged_by_a_fit_that_its_own_outcome_cannot_move() -> None:
+    known = outcomes(rows(sure_by="entropy_0", gain=1.0))
+    before = cross_fitted(known, known.hit, NAMES, signed=True)
+    judged, _ = folds(known)[2]
+    turned = np.where(judged, 1 - known.hit, known.hit)
+    after = cross_fitted(known, turned, NAMES, signed=True)
+    assert before is not None
+    assert after is not None
+    assert (before[judged] == after[judged]).all()
+    assert (before[~judged] != after[~judged]).any()
+
+
+def test_few_rows_fit_nothing() -> None:
+    every = rows()
+    few: dict[str, Any] = {
+        name: value[:100] if isinstance(value, np.ndarray) else value
+        for name, value in vars(every).items()
+    }
+    few["inputs"] = {name: value[:100] for name, value in every.inputs.items()}
+    few["measures"] = {name: value[:100] for name, value in every.measures.items()}
+    assert fit_confidence(ExplainedRows(**few)) == (None, {})
+
+
+def test_the_gate_computes_what_was_fitted() -> None:
+    fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
+    one = builders.forecast(0.003, p_up=0.6, p_down=0.3)
+    names = names_for(one)
+    assert names == (*INPUTS, "entropy_0")
+    score = replace(
+        fitted.sign, names=names, center=fitted.sign.center[:6], scale=fitted.sign.scale[:6],
+        weight=fitted.sign.weight[:6],
+    )  # fmt: skip
+    seen = GateInputs(forecast=one, fitted=replace(fitted, sign=score))
+    values = values_of(names, one, 0)
+    assert values[:2] == [0.003 / 0.004, (0.6 - 0.3) / (0.6 + 0.3)]
+    columns = {name: np.array([value]) for name, value in zip(names, values, strict=True)}
+    assert GATES["confidence_calibrated"].measure(seen) == scored(score, columns)[0]
+    unknown = builders.forecast(explained=builders.explanation(shift=None))
+    assert GATES["confidence_calibrated"].measure(replace_forecast(seen, unknown)) is None
+
+
+def replace_forecast(seen: GateInputs, forecast: object) -> GateInputs:
+    return replace(seen, forecast=forecast)
+
+
+def test_holm_multiplies_by_how_many_are_left() -> None:
+    found = holm({"a": 0.04, "b": 0.01, "c": 0.03})
+    assert found == {"b": pytest.approx(0.03), "c": pytest.approx(0.06), "a": pytest.approx(0.06)}
+
+
+def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
+    found = rows()
+    drawn = np.random.default_rng(5)
+    planted = drawn.integers(3, size=ROWS)
+    middles = np.array([[0.0, 0.0, 0.0], [10.0, 0.0, 5.0], [0.0, 10.0, 5.0]])
+    places = middles[planted] + 0.3 * drawn.normal(size=(ROWS, 3))
+    measures = dict(zip(("recent_mass", "confidence", "shift"), places.T, strict=True))
+    realised = np.array([1.0, 3.0, 0.5])[planted]
+    made = replaced(found, measures=measures, realised=realised)
+    cells = fit_cells(made, 3)
+    assert cells is not None
+    assert cells.ratio == pytest.approx((0.5, 1.0, 3.0))
+    judged = judge_cells(made, cells, 0.1)
+    shares = [float((planted == kind).mean()) for kind in (2, 0, 1)]
+    assert [judged[str(one)]["share"] for one in (1, 2, 3)] == pytest.approx(shares, abs=1e-4)
+    assert judged["3"]["variance_ratio"] == pytest.approx([3.0, 0.0])
+    assert fit_cells(made, 3) == cells
+    assert fit_cells(made, 8) is None
+    assert regime_sentence(judged) == (
+        "Realised variance was so many times what was forecast: 0.50 (± 0.00 by days) in regime 1, "
+        "3.00 (± 0.00 by days) in regime 3 of the card."
+    )
+
+
+def test_the_card_says_what_all_gates_let_through_together() -> None:
+    found = rows(sure_by="entropy_0", gain=1.0)
+    known = {
+        name: np.percentile(values, range(1, 100)).tolist()
+        for name, values in found.measures.items()
+    }
+    section = judgement_section(found, known)
+    strict, mild = section["coverage"]
+    chosen = section["confidence"]["chosen"]
+    assert chosen == CALIBRATED
+    assert set(strict["thresholds"]) == {"confidence_calibrated", "shifted", "regime"}
+    # The lower 99 % of shift, and half or nearly all; every regime.
+    assert strict["share"] == pytest.approx(0.5 * 0.99, abs=0.02)
+    assert mild["share"] == pytest.approx(0.99 * 0.99, abs=0.02)
+    assert set(strict["regimes"]) == {"MOMENTUM", "MIXED", "MEAN_REVERSION"}
+    section, figures, said = judged_section(rows(seed=1), section)
+    assert section["confidence"]["strict"] is False
+    assert set(figures) == {"confidence", "regimes"}
+    assert len(said) == 3
+    assert said[1].startswith("Beyond mean and margin")
+    assert said[2].startswith("Realised variance was so many times what was forecast: ")
+    still = {**found.measures, "recent_mass": np.ones(ROWS)}
+    known["recent_mass"] = [1.0] * 99
+    assert judgement_section(replaced(found, measures=still), known)["coverage"] == []
+    assert judged_section(rows(), {"quantiles": known}) == ({"quantiles": known}, {}, [])

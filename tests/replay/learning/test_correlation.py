@@ -1,0 +1,178 @@
+"""Correlations of several symbols: what EWMA and a horizon hold, and how far EWMA is believed."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import replace
+from pathlib import Path
+
+import learning
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.learning.baselines import (
+    EWMA_DECAY,
+)
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.evaluation.correlation import (
+    LEARNT,
+    OTHERS,
+    CorrelationForecasts,
+    correlation_sentences,
+    correlations_of,
+    learn_correlations,
+)
+from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.features.rows import schema
+
+DAYS = 4
+BARS = DAYS * learning.DAY_BARS
+SPLIT = learning.split(2.0, 2.4, 2.8)
+HORIZONS = (2, 30)
+Moves = NDArray[np.float64]
+
+
+def candles(symbol: str, moves: Moves) -> Candles:
+    """Return minutes of these log returns."""
+    close = np.round(1e8 * np.exp(np.cumsum(moves))).astype(np.int64)
+    before = np.concatenate([close[:1], close[:-1]])
+    high, low = np.maximum(before, close), np.minimum(before, close)
+    return replace(
+        learning.learnable(len(moves), symbol=symbol), open=before, high=high, low=low, close=close
+    )
+
+
+def material(folder: Path, moves: dict[str, Moves], *, missing: int | None = None) -> Dataset:
+    paths = []
+    for symbol, own in moves.items():
+        path = learning.write_csv(candles(symbol, own), folder)
+        paths.append(str(path))
+    if missing is not None:
+        lines = gzip.decompress(Path(paths[-1]).read_bytes()).decode().splitlines()
+        del lines[1 + missing]
+        Path(paths[-1]).write_bytes(gzip.compress("\n".join(lines).encode()))
+    return Dataset.read(paths, lambda _: SPLIT, HORIZONS)
+
+
+def together(
+    correlation: NDArray[np.float64] | float, *, seed: int = 1, count: int = 2
+) -> dict[str, Moves]:
+    """Return moves of *count* symbols whose correlation is *correlation* at each bar."""
+    rng = np.random.default_rng(seed)
+    shared = rng.normal(size=BARS)
+    root = np.sqrt(np.broadcast_to(correlation, (BARS,)))
+    rest = np.sqrt(1 - root**2)
+    return {
+        f"{'ABCD'[at] * 3}USDT": 1e-3 * (root * shared + rest * rng.normal(size=BARS))
+        for at in range(count)
+    }
+
+
+def judged(found: Dataset) -> CorrelationForecasts:
+    (one,) = correlations_of(found, Part.TEST, learn_correlations(found))
+    return one
+
+
+def test_both_correlations_are_those_of_their_bars(tmp_path: Path) -> None:
+    found = material(tmp_path, together(0.5))
+    one = judged(found)
+    assert one.horizon == 30  # that of 2 bars is left out
+    assert one.pairs == ("AAAUSDT BBBUSDT",)
+    first, second = (np.diff(np.log(segment.close)) for segment in found.segments)
+    labelled = np.logical_and.reduce(
+        [SPLIT.labelled(segment, HORIZONS, Part.TEST)[:, 1] for segment in found.segments]
+    )
+    rows = np.flatnonzero(labelled)
+    assert len(rows) == len(one.days)
+    for at in (0, 7, 400):
+        bar = rows[at]
+        a, b = first[bar : bar + 30], second[bar : bar + 30]  # the 30 returns after it
+        wanted = (a @ b) / np.sqrt((a @ a) * (b @ b))
+        assert one.came[at, 0] == pytest.approx(wanted, abs=1e-9)
+        ages = np.arange(bar)[::-1]  # of the returns until it, the newest last
+        weights = EWMA_DECAY**ages
+        a, b = first[:bar], second[:bar]
+        wanted = (weights * a) @ b / np.sqrt(((weights * a) @ a) * ((weights * b) @ b))
+        assert one.said["EWMA"][at, 0] == pytest.approx(wanted, abs=1e-9)
+
+
+def test_no_later_bar_moves_what_is_said(tmp_path: Path) -> None:
+    moves = together(0.5)
+    before = material(tmp_path, moves)
+    cut = BARS - 300
+    for own, sign in zip(moves.values(), (1, -1), strict=True):
+        own[cut:] = sign * np.abs(own[cut:]) * 3
+    (tmp_path / "after").mkdir()
+    after = material(tmp_path / "after", moves)
+    learnt = learn_correlations(before)
+    assert learn_correlations(after) == learnt
+    (one,), (other,) = (correlations_of(of, Part.TEST, learnt) for of in (before, after))
+    known = len(one.days) - (300 - 30)
+    for name in one.said:
+        np.testing.assert_allclose(one.said[name][:known], other.said[name][:known], atol=1e-9)
+    np.testing.assert_allclose(one.came[: known - 30], other.came[: known - 30], atol=1e-9)
+    assert np.abs(one.said["EWMA"][known + 5 :] - other.said["EWMA"][known + 5 :]).max() > 0.1
+
+
+def test_ewma_is_not_believed_where_the_correlation_stays(tmp_path: Path) -> None:
+    found = material(tmp_path, together(0.6))
+    learnt = learn_correlations(found)["30"]
+    assert learnt["ewma_weight"] < 0.1
+    assert learnt["mean"] == pytest.approx([0.6], abs=0.03)
+    one = judged(found)
+    assert one.loss(LEARNT).mean() < 0.9 * one.loss("EWMA").mean()
+    assert "are better beside EWMA's (1 pairs)" in correlation_sentences([one], horizon=30)[0]
+    assert correlation_sentences([one], horizon=5) == []
+
+
+def test_ewma_is_believed_where_the_correlation_changes(tmp_path: Path) -> None:
+    changing = np.where(np.arange(BARS) // 400 % 2, 0.95, 0.05)
+    found = material(tmp_path, together(changing))
+    learnt = learn_correlations(found)["30"]
+    assert learnt["ewma_weight"] > 0.6
+    one = judged(found)
+    assert one.loss(LEARNT).mean() < 0.6 * one.loss("mean of the training part").mean()
+
+
+def test_what_is_learnt_of_several_is_a_correlation_matrix(tmp_path: Path) -> None:
+    found = material(tmp_path, together(np.where(np.arange(BARS) // 300 % 2, 0.99, 0.3), count=4))
+    learnt = learn_correlations(found)["30"]
+    assert len(learnt["pairs"]) == 6
+    assert 0 <= learnt["mean_weight"] + learnt["ewma_weight"] <= 1.0 + 1e-7
+    one = judged(found)
+    assert set(one.said) == {LEARNT, *OTHERS}
+    for values in one.said[LEARNT][::40]:
+        whole = np.eye(4)
+        whole[np.triu_indices(4, 1)] = values
+        whole = whole + np.triu(whole, 1).T
+        assert np.linalg.eigvalsh(whole).min() > -1e-9
+
+
+def test_bars_after_a_hole_of_one_symbol_are_left_out(tmp_path: Path) -> None:
+    gap = BARS - 700
+    whole = judged(material(tmp_path, together(0.5)))
+    (tmp_path / "hole").mkdir()
+    holed = judged(material(tmp_path / "hole", together(0.5), missing=gap))
+    # Bars whose horizon crosses it, the bar itself, and those after it without their features.
+    lost = len(whole.days) - len(holed.days)
+    assert lost == 30 + 1 + schema("v1").lookback - 1
+
+
+def test_one_symbol_has_no_correlation(tmp_path: Path) -> None:
+    (alone,) = together(0.5, count=1).items()
+    found = material(tmp_path, dict([alone]))
+    assert learn_correlations(found) == {}
+    assert correlations_of(found, Part.TEST, {"30": {}}) == []
+
+
+def test_pairs_of_a_card_that_the_candles_lack_are_left_out(tmp_path: Path) -> None:
+    learnt = learn_correlations(material(tmp_path, together(0.5, count=3)))
+    (tmp_path / "fewer").mkdir()
+    fewer = material(tmp_path / "fewer", together(0.5, count=2))
+    (one,) = correlations_of(fewer, Part.TEST, learnt)
+    assert one.pairs == ("AAAUSDT BBBUSDT",)
+    with pytest.raises(CheckpointMismatch, match=r"calibration\.correlation cannot be read"):
+        correlations_of(fewer, Part.TEST, {"30": {"pairs": ["A B"], "mean": []}})

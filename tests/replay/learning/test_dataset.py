@@ -1,0 +1,267 @@
+"""Dataset of several intervals: horizons are times, and what is kept equals what is computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from learning import DAY_BARS, MINUTE_MS, learnable, split, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.learning.array_cache import (
+    ArrayCache,
+)
+from tracepaper.replay.learning.dataset import Dataset, in_bars, intervals_of, reading
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.recipe import read_recipe, with_bars
+from tracepaper.replay.learning.samples import targets
+from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rows import schema
+
+FIVE, FIFTEEN, HALF, HOUR = (count * MINUTE_MS for count in (5, 15, 30, 60))
+DAYS = 20
+SPLIT = split(8, 9, 10, embargo=2)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return minutes of two symbols over twenty days."""
+    made = tmp_path_factory.mktemp("candles")
+    both = (
+        learnable(DAYS * DAY_BARS),
+        learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"),
+    )
+    return [str(write_csv(candles, made)) for candles in both]
+
+
+@pytest.fixture(scope="module")
+def joint(paths: list[str]) -> Dataset:
+    """Return them as bars of 15 minutes, with those of 5 and 30 minutes to learn from."""
+    return Dataset.read(paths, lambda _: SPLIT, "1h,4h", "v2", intervals=(FIFTEEN, FIVE, HALF))
+
+
+def test_one_horizon_is_other_bars_at_other_intervals(joint: Dataset) -> None:
+    assert joint.interval_ms == FIFTEEN
+    assert joint.intervals == (FIFTEEN, FIVE, HALF)
+    assert joint.schema.schema_id == "v2-15m"
+    assert joint.horizons == (4, 16)
+    assert joint.horizons_at(FIVE) == (12, 48)
+    assert joint.horizons_at(HALF) == (2, 8)
+    for samples in joint.samples(Part.TRAIN):
+        segment = samples.segment
+        row = int(np.flatnonzero(samples.weights[:, 1])[0])
+        bars = 4 * HOUR // segment.interval_ms
+        moved = np.log(segment.close[row + bars] / segment.close[row])
+        expected = moved / (segment.sigma[row] * bars**0.5)
+        assert samples.labels["returns"][row, 1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_other_intervals_are_seen_in_training_alone(joint: Dataset) -> None:
+    def seen(part: Part) -> set[int]:
+        return {samples.segment.interval_ms for samples in joint.samples(part)}
+
+    assert seen(Part.TRAIN) == {FIFTEEN, FIVE, HALF}
+    assert seen(Part.VALIDATION) == seen(Part.CALIBRATION) == seen(Part.TEST) == {FIFTEEN}
+
+
+def test_a_symbol_is_of_a_part_only_where_it_has_bars_to_judge(
+    paths: list[str], tmp_path: Path
+) -> None:
+    early = write_csv(learnable(4 * DAY_BARS, seed=2, symbol="EARLYUSDT"), tmp_path)
+    found = Dataset.read([*paths, str(early)], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,))
+    both = found.symbols(Part.TEST)
+    assert len(both) == 2
+    assert found.symbols(Part.TRAIN) == tuple(sorted([*both, "EARLYUSDT"]))
+
+
+def test_no_label_of_any_interval_reaches_out_of_training(joint: Dataset) -> None:
+    for samples in joint.samples(Part.TRAIN):
+        for column, bars in enumerate(samples.horizons):
+            last = int(np.flatnonzero(samples.weights[:, column])[-1]) + bars
+            assert samples.segment.close_time_ms[last] <= SPLIT.train_until_ms
+
+
+def test_what_is_kept_equals_what_is_computed(paths: list[str], tmp_path: Path) -> None:
+    def read(arrays: ArrayCache) -> Dataset:
+        return Dataset.read(
+            paths[:1], lambda _: SPLIT, "1h", "v2", intervals=(FIFTEEN,), arrays=arrays
+        )
+
+    computed, first = read(ArrayCache(None)), read(ArrayCache(tmp_path))
+    for part in Part:
+        first.samples(part)
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")}
+    again = read(ArrayCache(tmp_path))
+    for part in Part:
+        [ours], [theirs] = computed.samples(part), again.samples(part)
+        assert isinstance(theirs.segment.values, np.memmap)
+        assert ours.segment.values.tobytes() == theirs.segment.values.tobytes()
+        assert ours.segment.sigma.tobytes() == theirs.segment.sigma.tobytes()
+        for name, column in ours.labels.items():
+            assert column.tobytes() == theirs.labels[name].tobytes()
+            assert column.dtype == theirs.labels[name].dtype
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.npy")} == kept
+    assert len(kept) == 2 + 3
+
+
+def test_other_candles_horizons_or_features_are_kept_apart(
+    paths: list[str], tmp_path: Path
+) -> None:
+    kept = [0]
+    for path, horizons, schema_id in (
+        (paths[0], "1h", "v2"),
+        (paths[1], "1h", "v2"),
+        (paths[0], "2h", "v2"),
+        (paths[0], "1h", "tree"),
+    ):
+        material = Dataset.read(
+            [path],
+            lambda _: SPLIT,
+            horizons,
+            schema_id,
+            intervals=(FIFTEEN,),
+            arrays=ArrayCache(tmp_path),
+        )
+        material.samples(Part.TRAIN)
+        kept.append(len(list(tmp_path.iterdir())))
+    assert np.diff(kept).tolist() == [2, 2, 1, 2]
+
+
+def test_a_schema_names_the_interval(paths: list[str]) -> None:
+    material = Dataset.read(paths[:1], lambda _: SPLIT, "1h", "v2-15m")
+    assert (material.interval_ms, material.horizons) == (FIFTEEN, (4,))
+    assert Dataset.read(paths[:1], lambda _: SPLIT, (5, 30)).schema.schema_id == "v1"
+
+
+@pytest.mark.parametrize(
+    ("schema_id", "intervals", "horizons", "sentence"),
+    [
+        ("v2-5m", (FIFTEEN,), "1h", "another interval than bars of 15m; choose v2-15m"),
+        ("v1", (FIFTEEN, FIVE), "1h", "windows of the schema v1 are bars"),
+        ("v2", (FIFTEEN,), "20m", "no whole number of bars of 15m"),
+        ("v2", (FIFTEEN,), "soon", "neither a time nor bars"),
+        ("v2", (FIFTEEN,), "1h,", "neither a time nor bars"),
+        ("v2", (FIFTEEN, HOUR), "30m,4h", "30m is no whole number of bars of 1h"),
+        ("v2", (7 * MINUTE_MS,), "7m", "No feature schema is called 'v2-7m'"),
+        ("v9", (FIFTEEN,), "1h", "No feature schema is called 'v9'"),
+    ],
+)
+def test_what_cannot_be_learnt_is_one_sentence(
+    paths: list[str], schema_id: str, intervals: tuple[int, ...], horizons: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        Dataset.read(paths[:1], lambda _: SPLIT, horizons, schema_id, intervals=intervals)
+
+
+def test_too_few_bars_are_one_sentence(tmp_path: Path) -> None:
+    path = str(write_csv(learnable(400), tmp_path))
+    with pytest.raises(DataInvalid, match="480 bars without a hole"):
+        Dataset.read([path], lambda _: SPLIT, "30m", "v2")
+
+
+def test_horizons_and_intervals_are_read_from_text() -> None:
+    assert in_bars("5m,30m,4h", MINUTE_MS) == (5, 30, 240)
+    assert in_bars("240, 5,30", MINUTE_MS) == (5, 30, 240)
+    assert in_bars("1d,1h", FIVE, bars_a_day=78) == (12, 78)
+    assert in_bars((30, 5), MINUTE_MS) == (5, 30)
+    assert intervals_of("15m,5,1h,15") == (FIFTEEN, FIVE, HOUR)
+    assert intervals_of("D") == (24 * HOUR,)
+    with pytest.raises(ConfigInvalid, match="'often' is none; write some by commas"):
+        intervals_of("15m,often")
+
+
+def test_labels_follow_the_schema_by_their_unit(joint: Dataset) -> None:
+    segment = joint.segments[0]
+    assert segment.values.shape[1] == len(schema("v2-15m").names)
+    known = targets(segment, (4,))["returns"][:, 0]
+    assert np.isnan(known[: segment.first]).all()
+
+
+def test_a_material_is_described(
+    paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "describe", *paths, "--interval", "15m,5m", "--horizons", "1h,2d"]
+    command += ["--cache", str(tmp_path), "--train-until", "2023-11-23"]
+    command += ["--validate-until", "2023-11-27", "--calibrate-until", "2023-12-01"]
+    assert invoke([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [file["symbol"] for file in found["files"]] == ["AAAUSDT", "BBBUSDT"]
+    assert found["features"]["schema_id"] == "v2-15m"
+    assert [one["interval"] for one in found["intervals"]] == ["15m", "5m"]
+    hour, two_days = found["parts"]["train"]["horizons"]
+    assert hour["not_overlapping"] == pytest.approx(hour["bars"] / 4, rel=0.02)
+    assert two_days["independent_days"] == two_days["days"] // 2
+    assert found["parts"]["train"]["further_bars"] > 2 * hour["bars"]
+    assert found["most_resident_mb"] > 0
+    assert invoke(command) == 0
+    assert "2d: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("network", ["trading", "tree", "portfolio"])
+def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
+    network: str, paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two days of validation hold no label of two days: all scores had been NaN."""
+    dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
+    wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
+    made = ["--network", network, *wanted, "--out", str(tmp_path / "made")]
+    assert invoke(["train", *(f"--data={path}" for path in paths), *made]) == 1
+    said = capsys.readouterr().err
+    assert "The validation part has no bar whose next 192 (2d) end in it; give more" in said
+    assert not (tmp_path / "made").exists()
+    assert invoke(["data", "describe", *paths, *wanted, "--json"]) == 0
+    parts = json.loads(capsys.readouterr().out)["parts"]
+    assert [one["bars"] > 0 for one in parts["validation"]["horizons"]] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("features", "given", "bars"),
+    [
+        ({"schema_id": "v2", "intervals": ["15m", "5m"]}, "1h,4h", (4, 16)),
+        ({"schema_id": "v2-1h"}, "1d,4h", (4, 24)),
+        ({}, "5,30", (5, 30)),
+        ({"intervals": ["5m"], "calendar": "XNAS"}, "1h", (12,)),
+    ],
+)
+def test_a_recipe_may_say_horizons_as_times(
+    features: dict[str, object], given: str, bars: tuple[int, ...]
+) -> None:
+    found = with_bars({"features": features, "architecture": {"horizons": given}})
+    assert found["architecture"]["horizons"] == bars
+    of_gates = with_bars(
+        {"features": features, "calibration": {"horizon": given.split(",", maxsplit=1)[0]}}
+    )
+    assert of_gates["calibration"]["horizon"] in bars
+
+
+@pytest.mark.parametrize(
+    ("features", "sentence"),
+    [({}, "give --interval"), ({"intervals": ["5m"], "calendar": "XNAS"}, "counts days in bars")],
+)
+def test_a_recipe_of_times_needs_their_bars(features: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        with_bars({"features": features, "architecture": {"horizons": "1h,1d"}})
+
+
+def test_a_network_is_trained_on_two_intervals_by_one_command(
+    paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its card is a recipe, and says how to read the files again."""
+    out = tmp_path / "made"
+    command = ["train", "--data", paths[0], "--out", str(out), "--cache", str(tmp_path / "kept")]
+    command += ["--schema", "v2", "--interval", "15m,5m", "--horizons", "30m,1h", "--steps", "1"]
+    command += ["--gate-horizon", "1h", "--window", "8", "--layers", "1", "--dim", "8"]
+    command += ["--heads", "2", "--length", "64", "--explained-bars", "500"]
+    command += ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
+    assert invoke([*command, "--calibrate-until", "2023-11-29", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)["card"]
+    assert card["features"]["schema_id"] == "v2-15m"
+    assert card["market"]["horizons"] == ["30m", "1h"]
+    assert (card["architecture"]["horizons"], card["calibration"]["horizon"]) == ([2, 4], 4)
+    assert reading(card["features"]) == {"intervals": (FIFTEEN, FIVE), "calendar": None}
+    recipe = recipe_of(read_recipe(out / "card.toml"))
+    assert (recipe.schema_id, recipe.intervals) == ("v2-15m", ("15m", "5m"))
+    assert list((tmp_path / "kept").iterdir())

@@ -1,0 +1,326 @@
+"""The ETT benchmarks' protocol on a generated file: parts, z-scores, windows, leaks, baselines."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tracepaper.replay.bench.ett import (
+    DirectOptions,
+    DirectRecipe,
+    Epoch,
+    fit,
+    recipes,
+    ridge,
+    seasonal,
+    tree,
+)
+from tracepaper.replay.bench.ett_data import (
+    DirectModel,
+    SeriesTable,
+    Task,
+    errors,
+    prepare,
+    read_table,
+    time_marks,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.networks.baselines import (
+    DirectConfig,
+    DirectFlash,
+    DirectLstm,
+    PublishedInformer,
+    PublishedInformerConfig,
+)
+
+ANYWHERE = Path("series.csv")
+START = datetime(2016, 7, 1, tzinfo=UTC)
+DAYS = 600
+
+
+def series(day_rows: int = 4, variables: int = 3, extra: int = 0) -> SeriesTable:
+    """Return 20 months and *extra* rows: a wave of a day over a slow walk, and some noise."""
+    generator = np.random.default_rng(4)
+    rows = DAYS * day_rows + extra
+    walk = generator.normal(size=(rows, variables)).cumsum(axis=0) / 15
+    wave = np.sin(2 * np.pi * np.arange(rows) / day_rows)[:, None] * [1.0, 2.0, 0.5][:variables]
+    times = [START + row * timedelta(days=1) / day_rows for row in range(rows)]
+    values = 5.0 + walk + wave + 0.3 * generator.normal(size=(rows, variables))
+    return SeriesTable(tuple("abcdefg"[:variables]), times, values, day_rows)
+
+
+def task(horizon: int = 4, **options: Any) -> Task:
+    return prepare(ANYWHERE, series(**options), horizon=horizon)
+
+
+def write(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    return path
+
+
+def cells(table: SeriesTable) -> list[list[str]]:
+    body = [
+        [time.strftime("%Y-%m-%d %H:%M:%S"), *map(repr, map(float, row))]
+        for time, row in zip(table.times, table.values, strict=True)
+    ]
+    return [["date", *table.names], *body]
+
+
+def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+    table = series(day_rows=24)
+    found = read_table(write(tmp_path / "h.csv", cells(table)))
+    assert found.names == table.names
+    assert found.day_rows == 24
+    assert found.times == table.times
+    np.testing.assert_array_equal(found.values, table.values)
+
+
+def test_hourly_rows_give_the_published_number_of_test_windows() -> None:
+    rows = np.random.default_rng(1).normal(size=(17_420, 7))
+    times = [START + row * timedelta(hours=1) for row in range(len(rows))]
+    hourly = SeriesTable(tuple("abcdefg"), times, rows, 24)
+    for horizon, windows in ((24, 2857), (48, 2833), (96, 2785), (168, 2713)):
+        made = prepare(ANYWHERE, hourly, horizon=horizon)
+        assert (made.training, made.validation, made.test) == (
+            (0, 8_640), (8_640, 11_520), (11_520, 14_400),
+        )  # fmt: skip
+        for window in (0, 96, 336, 720):
+            origins = made.origins(made.test, window)
+            assert (len(origins), origins[0], origins[-1]) == (windows, 11_520, 14_400 - horizon)
+            assert len(made.origins(made.training, window)) == 8_640 - window - horizon + 1
+
+
+def test_scales_come_from_the_training_part_alone() -> None:
+    table = series()
+    made = task()
+    part = table.values[: 360 * 4]
+    np.testing.assert_allclose(made.values, (table.values - part.mean(0)) / part.std(0))
+    np.testing.assert_allclose(made.values[: 360 * 4].std(0), 1.0)
+    assert abs(made.values[360 * 4 :].mean()) > 0.05
+
+
+def test_a_window_is_what_came_before_its_answers() -> None:
+    made = task(horizon=3)
+    seen, answers = made.windows(np.array([700, 901]), 5)
+    np.testing.assert_array_equal(seen[1], made.values[896:901])
+    np.testing.assert_array_equal(answers[0], made.values[700:703])
+
+
+def test_the_last_column_alone_is_the_univariate_task() -> None:
+    alone = prepare(ANYWHERE, series(), horizon=4, univariate=True)
+    np.testing.assert_allclose(alone.values, task().values[:, -1:], atol=1e-12)
+
+
+def test_marks_are_of_hour_week_month_and_year() -> None:
+    marks = time_marks([datetime(2016, 7, 3, 23, tzinfo=UTC), datetime(2018, 1, 1, tzinfo=UTC)])
+    np.testing.assert_allclose(marks[0], [0.5, 0.5, 2 / 30 - 0.5, 184 / 365 - 0.5])
+    np.testing.assert_allclose(marks[1], [-0.5, -0.5, -0.5, -0.5])
+
+
+def put(row: int, column: int, text: str) -> Callable[[list[list[str]]], None]:
+    def edit(rows: list[list[str]]) -> None:
+        rows[row][column] = text
+
+    return edit
+
+
+def reverse(rows: list[list[str]]) -> None:
+    rows[1:] = rows[:0:-1]
+
+
+def keep(rows: int, columns: int) -> Callable[[list[list[str]]], None]:
+    def edit(cells: list[list[str]]) -> None:
+        cells[:] = [row[:columns] for row in cells[:rows]]
+
+    return edit
+
+
+def still(rows: list[list[str]]) -> None:
+    for row in rows[1:]:
+        row[1] = "3.0"
+
+
+BROKEN: list[tuple[Callable[[list[list[str]]], object], str]] = [
+    (lambda rows: rows.pop(), "holds 2,399 rows; the protocol needs 2,400"),
+    (lambda rows: rows.pop(100), "line 101: 12 h after the row before, where the first step is 6"),
+    (put(7, 2, "high"), "line 8: 'high' in column 'b' is no number"),
+    (put(7, 2, "nan"), "line 8: 'nan' in column 'b' is no number"),
+    (put(7, 2, ""), "line 8: '' in column 'b' is no number"),
+    (lambda rows: rows[7].append("1.0"), "line 8: 5 cells under a header of 4"),
+    (put(7, 0, "01.07.2016 00h"), "line 8: '01.07.2016 00h' is no date"),
+    (still, "column 'a' never moves in the training part"),
+    (reverse, "does not divide a day"),
+    (keep(2, 4), "needs a header"),
+    (keep(9, 1), "needs a header"),
+]
+
+
+@pytest.mark.parametrize(("edit", "sentence"), BROKEN)
+def test_a_file_of_another_form_is_one_sentence(
+    tmp_path: Path, edit: Callable[[list[list[str]]], object], sentence: str
+) -> None:
+    rows = cells(series())
+    edit(rows)
+    path = write(tmp_path / "bad.csv", rows)
+    with pytest.raises(DataInvalid, match=sentence):
+        prepare(path, read_table(path), horizon=4)
+
+
+def test_a_file_that_is_missing_or_binary_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataInvalid, match="cannot be read"):
+        read_table(tmp_path / "none.csv")
+    (tmp_path / "bytes.csv").write_bytes(b"date,a\n\xff\xfe")
+    with pytest.raises(DataInvalid, match="cannot be read"):
+        read_table(tmp_path / "bytes.csv")
+
+
+def test_the_naive_answer_is_the_last_day_repeated() -> None:
+    made = task(horizon=6)
+    found = seasonal(made).answer(np.array([900]))
+    np.testing.assert_array_equal(found[0], made.values[[896, 897, 898, 899, 896, 897]])
+
+
+def test_ridge_equals_least_squares_where_it_is_not_penalised() -> None:
+    made = task()
+    fitted = ridge(made)
+    window = int(fitted.chosen.split()[0])
+    penalty = float(fitted.chosen.split()[-1])
+    origins = made.origins(made.training, window)
+    seen, answers = made.windows(origins, window)
+    rows = np.concatenate([seen[:, :, i] - seen[:, -1:, i] for i in range(3)])
+    moves = np.concatenate([answers[:, :, i] - seen[:, -1:, i] for i in range(3)])
+    extra = np.sqrt(penalty * len(rows)) * np.eye(window)
+    weights = np.linalg.lstsq(
+        np.concatenate([rows, extra]), np.concatenate([moves, np.zeros((window, 4))]), rcond=None
+    )[0]
+    last = made.values[1_999]
+    expected = (made.values[2_000 - window : 2_000] - last).T @ weights
+    np.testing.assert_allclose(
+        fitted.answer(np.array([2_000]))[0], expected.T + last, rtol=1e-6, atol=1e-6
+    )
+    assert errors(made, made.origins(made.test, 0), fitted.answer).mse < 0.8 * (
+        errors(made, made.origins(made.test, 0), seasonal(made).answer).mse
+    )
+
+
+def test_errors_are_means_over_every_window_step_and_variable() -> None:
+    made = task()
+    origins = made.origins(made.test, 0)
+    found = errors(made, origins, lambda at: np.zeros((len(at), 4, 3)))
+    truth = made.windows(origins, 0).answers
+    np.testing.assert_allclose(found, (np.mean(truth**2), np.mean(np.abs(truth))))
+
+
+QUICK = DirectOptions(epochs=2, batch=64, learning_rate=3e-3, average=0.9, warm_up=5)
+TINY = DirectConfig(window=24, horizon=4, patch=4, dim=16, layers=1, heads=2, dropout=0.1)
+SPARSE = PublishedInformerConfig(
+    variables=3, window=24, horizon=4, start=8, dim=16, heads=2, hidden=16, factor=2
+)
+TINIES = {
+    "flash": DirectRecipe(lambda: DirectFlash(TINY), 24, QUICK),
+    "causal flash": DirectRecipe(lambda: DirectFlash(replace(TINY, mask="window")), 24, QUICK),
+    "lstm": DirectRecipe(lambda: DirectLstm(TINY), 24, QUICK),
+    "informer": DirectRecipe(lambda: PublishedInformer(SPARSE), 24, QUICK),
+}
+
+
+def ignore(_: Epoch) -> None:
+    pass
+
+
+@pytest.mark.parametrize("name", TINIES)
+def test_every_network_learns_from_training_alone(name: str) -> None:
+    """A test part that was changed moves no answer to what came before it, in any bit."""
+    torch.set_num_threads(1)
+    honest = task()
+    planted = honest.values.copy()
+    planted[honest.test.start :] = 7.0
+    seen: list[Epoch] = []
+    fitted = fit(honest, TINIES[name], seen.append)
+    again = fit(replace(honest, values=planted), TINIES[name], ignore)
+    before = honest.origins(honest.validation, 24)
+    np.testing.assert_array_equal(fitted.answer(before), again.answer(before))
+    assert seen[-1].training_mse < seen[0].training_mse
+
+
+@pytest.fixture(scope="module")
+def honest() -> dict[str, DirectModel]:
+    return {"ridge": ridge(task()), "tree": tree(task())}
+
+
+BASELINES: dict[str, Callable[[Task], DirectModel]] = {"ridge": ridge, "tree": tree}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_baselines_learn_from_training_alone(name: str, honest: dict[str, DirectModel]) -> None:
+    made = task()
+    before = made.origins(made.validation, 0)
+    answers = honest[name].answer(before)
+    made.values[made.test.start :] = 7.0
+    np.testing.assert_array_equal(answers, BASELINES[name](made).answer(before))
+    made.values[:400] = made.values[:400][::-1].copy()
+    assert not np.array_equal(answers, BASELINES[name](made).answer(before))
+
+
+def test_no_answer_depends_on_what_it_forecasts() -> None:
+    made = task()
+    at = np.array([2_000])
+    fitted = [seasonal(made), ridge(made)]
+    before = [each.answer(at) for each in fitted]
+    made.values[2_000:] += 1.0
+    for each, answer in zip(fitted, before, strict=True):
+        np.testing.assert_array_equal(answer, each.answer(at))
+    made.values[1_999] += 1.0
+    for each, answer in zip(fitted, before, strict=True):
+        assert not np.array_equal(answer, each.answer(at))
+
+
+def test_the_same_seed_gives_the_same_answers_and_another_one_others() -> None:
+    made = task()
+    at = made.origins(made.test, 24)[:50]
+    first, again = (fit(made, TINIES["flash"], ignore).answer(at) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    other = TINIES["flash"]._replace(options=replace(QUICK, seed=1))
+    assert not np.array_equal(first, fit(made, other, ignore).answer(at))
+
+
+def test_a_recipe_of_every_network_fits_the_hourly_protocol() -> None:
+    made = task(horizon=24, day_rows=24, variables=2)
+    for recipe in recipes(made).values():
+        network = recipe.make().eval()
+        seen, answers = made.windows(made.origins(made.test, 0)[:2], recipe.window)
+        marks = torch.zeros(2, recipe.window + 24, 4)
+        with torch.inference_mode():
+            assert network(torch.from_numpy(seen).float(), marks).shape == answers.shape
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit() -> None:
+    wild = TINIES["lstm"]._replace(options=replace(QUICK, learning_rate=1e30, clip=1e30))
+    with pytest.raises(DataInvalid, match="not finite"):
+        fit(task(), wild, ignore)
+
+
+def test_a_horizon_without_a_window_is_refused() -> None:
+    assert prepare(ANYWHERE, series(), horizon=480).origins(task().test, 0).tolist() == [1_920]
+    with pytest.raises(ConfigInvalid, match="481 rows is longer than the 480 rows"):
+        prepare(ANYWHERE, series(), horizon=481)
+    with pytest.raises(ConfigInvalid, match="shorter"):
+        fit(replace(task(), horizon=1_430), TINIES["flash"], ignore)
+    with pytest.raises(ConfigInvalid, match="shorter"):
+        ridge(replace(task(), horizon=1_430))
+
+
+def test_a_window_that_is_no_multiple_of_its_patches_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="multiple of patch"):
+        DirectConfig(window=25, patch=4)
+    with pytest.raises(ConfigInvalid, match="dim is 0"):
+        DirectConfig(dim=0)

@@ -1,0 +1,296 @@
+"""A network on the first columns of its tree's features: one command, and the longer context."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, learnable, write_csv
+
+from tracepaper.daemon import cli
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.evaluation.explained import (
+    bars_of,
+)
+from tracepaper.replay.learning.splits import segments_of
+from tracepaper.storage.checkpoints import Checkpoint, load
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import columns, compute, compute_part, schema, wider
+from tracepaper.strategies.forecasters.build import build, part_of, tensors_of
+from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
+
+NARROW, WIDE = schema("v2-15m"), schema("tree-15m")
+WINDOW, LAYERS = 16, 2
+CHOSEN = (
+    *("--network", "flash", "--window", str(WINDOW), "--layers", str(LAYERS), "--dim", "16"),
+    *("--heads", "2", "--steps", "4", "--length", "128", "--batch", "2", "--threads", "1"),
+    *("--schema", "v2-15m", "--horizons", "30m,2h", "--explained-bars", "500"),
+)
+BOTH = ("--with", "tree", "--with-schema", "tree-15m")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with candles of 22 days and an ensemble of a tiny network and a tree."""
+    torch.set_num_threads(1)
+    made = tmp_path_factory.mktemp("schemas")
+    write_csv(learnable(22 * DAY_BARS), made)
+    train(made, "both", *CHOSEN, *BOTH)
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> Checkpoint:
+    return load(folder / "both")
+
+
+@pytest.fixture(scope="module")
+def bars() -> list[Bar]:
+    """Return the candles of 15 minutes."""
+    minutes = learnable(22 * DAY_BARS)
+    [segment] = segments_of(minutes, schema("v1"))
+    whole = bars_of(segment, 0, len(segment))
+    step = 15
+    return [
+        Bar(
+            instrument=part[0].instrument,
+            open_time_ms=part[0].open_time_ms,
+            interval_ms=step * part[0].interval_ms,
+            open=part[0].open,
+            high=max(bar.high for bar in part),
+            low=min(bar.low for bar in part),
+            close=part[-1].close,
+            volume=sum(bar.volume for bar in part),
+            turnover=None,
+            market_ms=part[-1].market_ms,
+            seen_ms=part[-1].seen_ms,
+            source=part[0].source,
+        )
+        for start in range(0, len(whole), step)
+        if len(part := whole[start : start + step]) == step
+    ]
+
+
+def data(folder: Path) -> str:
+    return str(next(folder.glob("*.csv.gz")))
+
+
+def train(folder: Path, name: str, *words: str) -> Checkpoint:
+    files = ("--data", data(folder), "--out", str(folder / name), "--cache", str(folder / "cache"))
+    assert cli.invoke(["train", *words, *files]) == cli.DONE
+    return load(folder / name)
+
+
+def ensemble(found: Checkpoint, mode: str = "step") -> EnsembleForecaster:
+    built = build(found.card, found.tensors, mode=mode)
+    assert isinstance(built, EnsembleForecaster)
+    return built
+
+
+def test_the_wider_schema_holds_the_other_from_its_first_bar_on(bars: list[Bar]) -> None:
+    assert wider(NARROW, WIDE) is WIDE
+    assert wider(WIDE, NARROW) is WIDE
+    assert wider(NARROW, NARROW) is NARROW
+    for stranger in ("v1", "v2-5m", "tree-1h"):
+        with pytest.raises(ConfigInvalid, match="no part of"):
+            wider(NARROW, schema(stranger))
+    table = columns(bars[: WIDE.lookback + 40])
+    part, narrow, wide = (
+        compute_part(WIDE, NARROW, table),
+        compute(NARROW, table),
+        compute(WIDE, table),
+    )
+    own = len(NARROW.names)
+    assert part.first == NARROW.lookback - 1
+    assert part.values[:, :own].tobytes() == narrow.values.tobytes()
+    assert part.sigma.tobytes() == narrow.sigma.tobytes()
+    assert part.values[wide.first :].tobytes() == wide.values[wide.first :].tobytes()
+    assert np.isnan(part.values[part.first : wide.first, own:]).all()
+
+
+def test_the_context_is_the_longer_of_both_and_not_their_sum(
+    made: Checkpoint, bars: list[Bar]
+) -> None:
+    found = ensemble(made)
+    field = LAYERS * (WINDOW - 1) + 1
+    assert found.context == max(field + NARROW.lookback - 1, WIDE.lookback) == WIDE.lookback
+    said = [found.step(bar) for bar in bars[: found.context + 3]]
+    assert [one is None for one in said] == [at < found.context - 1 for at in range(len(said))]
+    longer = {**made.card["parts"]["network"]["architecture"], "window": 400}
+    parts = made.card["parts"]
+    wide = {**parts, "network": {**parts["network"], "architecture": longer}}
+    assert ensemble(replace(made, card={**made.card, "parts": wide})).context == (
+        LAYERS * 399 + 1 + NARROW.lookback - 1
+    )
+
+
+def test_each_half_says_what_it_says_alone(made: Checkpoint, bars: list[Bar]) -> None:
+    both = ensemble(made)
+    network, rows = (
+        build(part_of(made.card, half), tensors_of(made.tensors, half))
+        for half in ("network", "rows")
+    )
+    for bar in bars[: both.context + 20]:
+        mixed, one, other = (each.step(bar) for each in (both, network, rows))
+        if mixed is None:
+            assert other is None
+            continue
+        assert one is not None
+        assert other is not None
+        assert mixed.mean_return == one.mean_return
+        assert mixed.explanation == one.explanation
+        logs = [
+            share * np.log(a) + (1 - share) * np.log(b)
+            for share, a, b in zip(both.shares, one.volatility, other.volatility, strict=True)
+        ]
+        assert mixed.volatility == pytest.approx(np.exp(logs), rel=1e-12)
+        wide = [s * v for s, v in zip(both.spread, mixed.volatility, strict=True)]
+        assert mixed.stdev_return == tuple(wide)
+
+
+def test_a_restart_from_exactly_the_context_goes_on(made: Checkpoint, bars: list[Bar]) -> None:
+    endless, fresh, again = (ensemble(made) for _ in range(3))
+    start, name = 900, bars[0].instrument
+    for bar in bars[:start]:
+        endless.step(bar)
+    for one in (fresh, again):
+        one.warm(name, bars[start - one.context : start])
+    for bar in bars[start : start + 70]:
+        said, restarted, repeated = (known(one.step(bar)) for one in (endless, fresh, again))
+        assert restarted == repeated  # in every bit
+        assert halves(restarted)[1].tobytes() == halves(said)[1].tobytes()  # the tree: no rounding
+        assert restarted.volatility == pytest.approx(said.volatility, rel=1e-4)
+        assert restarted.mean_return == pytest.approx(said.mean_return, rel=1e-3, abs=1e-7)
+    fresh.warm(name, bars[start - fresh.context + 1 : start])
+    assert known(fresh.step(bars[start]))
+    fresh.warm(name, bars[start - fresh.context + 2 : start])
+    assert fresh.step(bars[start]) is None
+
+
+def known(forecast: Forecast | None) -> Forecast:
+    """Return a forecast that is there."""
+    assert forecast is not None
+    return forecast
+
+
+def test_known_bars_in_parts_agree_with_steps(made: Checkpoint, bars: list[Bar]) -> None:
+    scanning, stepping = ensemble(made, "scan"), ensemble(made)
+    cuts = (0, 100, 300, 481, 700, 1_000)
+    scanned = [one for first, last in pairwise(cuts) for one in scanning.scan(bars[first:last])]
+    for bar, one in zip(bars, scanned, strict=False):
+        other = stepping.step(bar)
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.volatility == pytest.approx(other.volatility, rel=1e-4)
+            assert one.mean_return == pytest.approx(other.mean_return, rel=1e-3, abs=1e-7)
+
+
+def test_its_card_makes_the_same_weights_again(made: Checkpoint, folder: Path) -> None:
+    again = train(folder, "again", "--recipe", str(folder / "both" / "card.toml"))
+    assert again.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
+    assert again.card["figures"] == made.card["figures"]
+    assert again.card["ensemble"] == made.card["ensemble"]
+    chosen = recipe_of(made.card)
+    read = recipe_of(chosen.document())
+    assert read.document() == chosen.document()
+    assert tuple(member.schema_id for member in chosen.members) == ("v2-15m", "tree-15m")
+
+
+def test_halves_that_are_trained_make_the_same_ensemble(made: Checkpoint, folder: Path) -> None:
+    train(folder, "net", *CHOSEN)
+    tree = ("--network", "tree", "--schema", "tree-15m", "--horizons", "30m,2h", "--threads", "1")
+    split = made.card["split"]
+    dates = [
+        *("--train-until", split["train_until"]),
+        *("--validate-until", split["validation_until"]),
+        *("--calibrate-until", split["calibration_until"]),
+    ]
+    train(folder, "tree", *tree, *dates)
+    halves = ("--network", str(folder / "net"), "--with", str(folder / "tree"))
+    found = train(folder, "pair", *halves, "--explained-bars", "500", "--threads", "1")
+    assert found.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
+    for section in ("ensemble", "calibration", "figures", "honesty"):
+        assert found.card[section] == made.card[section]
+
+
+def test_what_cannot_be_had_is_one_sentence(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--data", data(folder), "--out", str(folder / "no"), "--cache", str(folder / "cache")]
+
+    def refused(*words: str) -> str:
+        assert cli.invoke(["train", *words, *files]) != cli.DONE
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "not with 'forest'" in refused(*CHOSEN, "--with", "forest")
+    assert "no part of" in refused(*CHOSEN, "--with", "tree", "--with-schema", "v1")
+    both = str(folder / "both")
+    assert "Halves that are trained are two folders" in refused("--network", both, "--with", "tree")
+    assert "a network and a tree or a glm" in refused("--network", both, "--with", both)
+    assert "leave the other options out" in refused(
+        "--network", both, "--with", both, "--window", "8"
+    )
+    assert not (folder / "no").exists()
+
+
+def test_a_run_is_derived_again_and_shows_both_halves(
+    made: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def invoke(*words: str) -> str:
+        assert cli.invoke(words) == cli.DONE
+        return capsys.readouterr().out
+
+    config, database = tmp_path / "both.toml", str(tmp_path / "both.db")
+    config.write_text(
+        f'[model]\ncheckpoint = "{folder / "both"}"\n'
+        '[market]\ninterval = "15m"\n[gate]\nhorizon = 8\n'
+    )
+    words = ("replay", "--data", data(folder), "--config", str(config))
+    invoke(*words, "--to", "2023-11-20T20:00", "--db", database)
+    invoke("verify", "last", "--db", database)
+    told = json.loads(invoke("explain", "last:500", "--full", "--json", "--db", database))
+    assert told["decision"]["model_id"] == made.id
+    assert told["full"]["agreement"]["stored"][0] == pytest.approx(
+        told["full"]["agreement"]["recomputed"][0], abs=1e-7
+    )
+    assert told["by_feature"]["gap"] < 1e-8
+    assert len(told["by_feature"]["features"]) == len(WIDE.names)
+    share = made.card["ensemble"]["network_share"]["8"]
+    assert told["by_feature"]["share"] == pytest.approx(1 - share)
+    full = invoke("explain", "last:500", "--full", "--db", database)
+    assert f"the network has {share:.2f}, and the mean" in " ".join(full.split())
+    shown = invoke("models", str(folder / "both"))
+    assert f"{share:.2f} at 8" in shown
+
+
+def test_the_checkpoint_is_examined_with_both_of_its_halves(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("--explanations", "2", "--ablation", "4", "--permutation", "40", "--intervals")
+    words = ("evaluate", str(folder / "both"), "--data", data(folder), "--explained-bars", "500")
+    assert cli.invoke([*words, *asked, "--threads", "1", "--json"]) == cli.DONE
+    told = json.loads(capsys.readouterr().out)
+    found = {one["name"]: one for one in told["findings"]}
+    assert "the ensemble's network" in found["explanations"]["title"]
+    seen = {row["feature"] for row in found["permutation"]["rows"]}
+    assert seen & set(WIDE.names[len(NARROW.names) :])  # what the tree alone sees
+    own = next(row for row in found["intervals"]["rows"] if row["interval"] == "own")
+    assert own["coverage"][0] == pytest.approx(told["figures"]["8"]["coverage_90"][0], abs=1e-4)
+
+
+def test_folds_read_each_half_by_its_own_features(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(folder / "both"), "--data", data(folder), "--threads", "1"]
+    assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
+    rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
+    known = {row["forecaster"]: row["2"]["value"] for row in rows}
+    assert {"model", "network half", "row half", "tree seasonal"} <= set(known)
+    assert known["model"] != known["network half"] != known["row half"]

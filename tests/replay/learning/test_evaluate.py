@@ -1,0 +1,311 @@
+"""``evaluate`` on spans and folds; a figure of trading stands beside a second span alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, tiny, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import estimators, recipe_of
+from tracepaper.replay.learning.evaluation.evaluate import (
+    MEASURES,
+    RISKS,
+    SpanJudgement,
+    judge_checkpoint,
+    measure,
+)
+from tracepaper.replay.learning.evaluation.output import as_document
+from tracepaper.replay.learning.evaluation.tables import (
+    ACROSS,
+    SHOWN,
+    confidence_areas,
+    shown,
+    tables_across,
+    tables_of,
+)
+from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.splits import iso
+from tracepaper.replay.learning.training import train
+from tracepaper.storage.checkpoints import Checkpoint, load
+from tracepaper.strategies.errors import ConfigInvalid
+
+DAY_MS = DAY_BARS * 60_000
+SPLIT = split(4, 4.6, 5.3)
+SPANS = [
+    NamedSpan("A", START_MS + 6 * DAY_MS, START_MS + 8 * DAY_MS),
+    NamedSpan("B", START_MS + 8 * DAY_MS, START_MS + 10 * DAY_MS),
+]
+AS_TEXT = ",".join(
+    f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
+)
+
+
+def quiet(_: object) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_csv(learnable(10 * DAY_BARS), tmp_path_factory.mktemp("candles")))
+
+
+@pytest.fixture(scope="module")
+def material(candles: str) -> Dataset:
+    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+
+
+@pytest.fixture(scope="module")
+def glm(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "glm"
+    recipe = recipe_of(
+        {
+            "model": {"kind": "glm", "name": "glm"},
+            "architecture": {"horizons": list(HORIZONS)},
+            "training": {"explained_bars": 300},
+        },
+    )
+    train(recipe, material, folder, created_ms=1_700_000_000_000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    torch.set_num_threads(1)
+    options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
+    recipe = Recipe(estimators()["flash"], tiny(), options, 30, name="tiny", explained_bars=600)
+    return train(
+        recipe,
+        material,
+        tmp_path_factory.mktemp("models") / "tiny",
+        created_ms=1_700_000_000_000,
+        observe=quiet,
+        say=quiet,
+        resume=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def judgements(network: Checkpoint, material: Dataset) -> list[SpanJudgement]:
+    return [
+        judge_checkpoint(network.card, network.tensors, material, span, bars=700) for span in SPANS
+    ]
+
+
+def test_spans_are_judged_each_by_itself_and_counted(
+    glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    words = ["evaluate", str(glm), "--data", candles, "--holdout", AS_TEXT]
+    assert invoke([*words, "--json", "--html", str(page)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [span["name"] for span in found["spans"]] == ["A", "B"]
+    assert [span["days"] for span in found["spans"]] == [2, 2]
+    for span, wanted in zip(found["spans"], SPANS, strict=True):
+        assert (span["from_ms"], span["until_ms"]) == wanted[1:]
+        assert span["openings"] == 1
+        rows = span["tables"]["paired_qlike_5"]["rows"]
+        assert {row["baseline"] for row in rows} >= {"har", "ewma", "log linear"}
+        assert set(rows[0]) == {"baseline", "difference", "p", "verdict"}
+        assert set(rows[0]["difference"]) == {"value", "error"}
+        known = {r["forecaster"]: r["5"]["value"] for r in span["tables"]["qlike"]["rows"]}
+        for row in rows:
+            less = known["model"] - known[row["baseline"]]
+            assert row["difference"]["value"] == pytest.approx(less, abs=2e-5)
+        nine = next(r for r in span["tables"]["intervals"]["rows"] if r["interval"] == "90 %")
+        assert list(nine["5"].values()) == pytest.approx(
+            span["figures"]["5"]["coverage_90"], abs=1e-5
+        )
+    first, second = (span["tables"]["qlike"]["rows"] for span in found["spans"])
+    assert first != second
+    assert [one.recipe for one in read_openings(glm.parent / FILE_NAME)] == [found["recipe"]] * 2
+    text = page.read_text(encoding="utf-8")
+    assert text.count("QLIKE by day:") == 2
+    assert "http://" not in text.split("<script")[0]
+
+
+def test_the_terminal_says_what_the_document_says(
+    glm: Path, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["evaluate", str(glm), "--data", candles, "--from", iso(SPANS[1][1] or 0)]) == 0
+    said = capsys.readouterr().out
+    assert "the model less each baseline" in said
+    assert "how many recipes were judged" in said
+    assert "basis points each" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "2023-11-15"], "begins before 2023-11-20"),
+        (["--from", "2030-01-01"], "no bar of the span"),
+        (["--folds", "walk:2", "--from", "2023-11-15"], "and no span"),
+        (["--folds", "combinatorial:40/2"], "cannot be cut"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_in_one_sentence(
+    glm: Path, candles: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["evaluate", str(glm), "--data", candles, *words]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
+    glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = read_openings(glm.parent / FILE_NAME)
+    words = ["evaluate", str(glm), "--data", candles, "--html", str(tmp_path / "folds.html")]
+    assert invoke([*words, "--folds", "combinatorial:4/2", "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    own = {row["forecaster"]: row for row in tables["folds_qlike"]["rows"]}
+    assert set(own) >= {"model", "har", "gamma glm"}
+    # A glm is the gamma regression that is a baseline: fitted on the same bars, the same.
+    assert own["model"]["5"]["value"] == pytest.approx(own["gamma glm"]["5"]["value"], rel=1e-3)
+    assert own["gamma glm"]["5_verdict"] == "level"
+    luck = tables["overfitting_qlike"]["rows"]
+    assert [row["paths"] for row in luck] == [3, 3]
+    assert all(0.0 <= row["mean"] <= row["most"] <= 1.0 for row in luck)
+    assert read_openings(glm.parent / FILE_NAME) == counted
+
+
+def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
+    network: Checkpoint, material: Dataset, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tracepaper.replay.learning.evaluation.walk_forward import refit, tables
+
+    found = refit(network.card, material, "walk:1", say=quiet)
+    kept = {table.key: table.documents() for table in tables(found)}
+    assert kept["folds_qlike"][0]["forecaster"] == "model"
+    for text in ("combinatorial:4/2", "walk:4"):
+        with pytest.raises(ConfigInvalid, match="at most 3 times"):
+            refit(network.card, material, text, say=quiet)
+
+
+def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
+    network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path
+) -> None:
+    from tracepaper.replay.learning.estimators.ensemble import NAMES, Member, join, network_share
+    from tracepaper.replay.learning.evaluation.walk_forward import refit, tables
+
+    halves = (Member(network.card, network.tensors), Member(load(glm).card, load(glm).tensors))
+    joined = join(*halves, material, name="both", created_ms=0).calibrated(material, bars=600)
+    made = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
+    found = refit(made.card, material, "walk:2", say=quiet)
+    assert [bool(fold.calibration) for fold in found.folds] == [True, True]
+    for fold in found.forecasts:
+        for one in fold:
+            mix, first, second = (np.log(one.variances[n]) for n in ("network", *NAMES))
+            apart = np.abs(first - second) > 0.1
+            shares = ((mix - second) / (first - second))[apart]
+            assert np.ptp(shares) < 1e-3  # one share for every bar, and not that of the test
+            best = network_share(first, second, one.variance, one.days).share
+            assert shares.mean() != pytest.approx(best, abs=1e-4)
+    kept = {table.key: table.documents() for table in tables(found)}
+    rows = {row["forecaster"] for row in kept["folds_qlike"]}
+    assert rows >= {"model", "network half", "row half", "har", "gamma glm"}
+    with pytest.raises(ConfigInvalid, match="at most 3 times"):
+        refit(made.card, material, "combinatorial:4/2", say=quiet)
+
+
+def test_trades_are_shown_beside_a_second_span_alone(judgements: list[SpanJudgement]) -> None:
+    (alone,) = [t for t in tables_across(judgements[:1]) if t.key == "trades"]
+    assert alone.rows == ()
+    assert "give a second untouched one" in alone.notes[0]
+    (both,) = [t for t in tables_across(judgements) if t.key == "trades"]
+    rows = both.documents()
+    assert [row["span"] for row in rows[:2]] == ["A", "B"]
+    traded = [row for row in rows if row["trades"]]
+    assert traded
+    for row in traded:
+        assert row["days"] >= 1
+        assert set(row["net"]) == {"value", "error"}
+    # Under thirty days no ratio is said.
+    assert {row["deflated_sharpe"] for row in rows} == {None}
+
+
+def test_a_result_that_turns_is_not_repeated(judgements: list[SpanJudgement]) -> None:
+    def with_net(one: SpanJudgement, net: list[float]) -> SpanJudgement:
+        rule = {"bars_per_1000": 1.0, "trades": 9, "days": 2, "net_bp": net}
+        traded = {"bars": 9, **dict.fromkeys(one.judged.rules, rule)}
+        gates = {**one.judged.figures["gates"], "traded": traded}
+        return replace(
+            one, judged=one.judged._replace(figures={**one.judged.figures, "gates": gates})
+        )
+
+    def verdicts(first: list[float], second: list[float]) -> set[Any]:
+        pair = [with_net(one, net) for one, net in zip(judgements, (first, second), strict=True)]
+        (made,) = [t for t in tables_across(pair) if t.key == "trades"]
+        return {row["repeated"] for row in made.documents()}
+
+    assert verdicts([39.3, 13.5], [-1.6, 12.0]) == {"no"}
+    assert verdicts([39.3, 13.5], [30.0, 12.0]) == {"yes"}
+    assert verdicts([39.3, 13.5], [-30.0, 12.0]) == {"no"}
+
+
+def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
+    judgements: list[SpanJudgement],
+) -> None:
+    rng = np.random.default_rng(3)
+    _, _, risk = RISKS["sign"]
+    try:
+        measure("oracle")(lambda _, found: rng.random(len(found.days)) - risk(found))
+        measure("noise")(lambda _, found: np.sin(1e6 * found.value))
+        with pytest.raises(ConfigInvalid, match="already"):
+            measure("noise")(lambda _, found: found.value)
+        areas = confidence_areas(judgements[0])["sign"]
+        assert areas["oracle"].value < -0.1
+        assert abs(areas["noise"].value) < 0.05
+        (table,) = [t for t in tables_across(judgements) if t.key == "confidence_spans"]
+        assert {"oracle", "noise", "entropy"} <= {row["measure"] for row in table.documents()}
+    finally:
+        for name in ("oracle", "noise"):
+            del MEASURES[name]
+
+
+def test_one_function_adds_a_figure_to_terminal_document_and_page(
+    judgements: list[SpanJudgement],
+) -> None:
+    from tracepaper.replay.document.values import Figure, table
+
+    one = judgements[0]
+    try:
+
+        @shown("planted")
+        def planted(judgement: SpanJudgement) -> list[Any]:
+            column: Figure[SpanJudgement] = Figure("days", "days", "count", lambda of: of.days)
+            return [table("planted", "Planted", [column], [judgement])]
+
+        with pytest.raises(ConfigInvalid, match="already"):
+            shown("planted")(planted)
+        document = as_document("id", "recipe", judgements)
+        assert document["spans"][0]["tables"]["planted"]["rows"] == [{"days": one.days}]
+    finally:
+        del SHOWN["planted"]
+    assert "planted" not in {t.key for t in tables_of(one)}
+    assert set(ACROSS) == {"confidence_spans", "beside_spans", "trades", "spans"}
+
+
+def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, candles: str) -> None:
+    from tracepaper.replay.learning.stored_baselines import (
+        stored_baselines,
+    )
+
+    found = load(glm)
+    whole = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+    later = replace(whole, split=split(0.1, 0.2, 0.3), stored=None)
+    assert judge_checkpoint(found.card, found.tensors, later, SPANS[0]).missing
+    kept = replace(later, stored=stored_baselines(glm, found.card))
+    judged = judge_checkpoint(found.card, found.tensors, kept, SPANS[0])
+    assert judged.missing == ()
+    assert "har" in judged.horizons[0].variances

@@ -1,0 +1,274 @@
+"""Every kind of network, from candles by one command to a run that is verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from learning import DAY_BARS, FORMS, WINDOW, derived, learnable, recipe, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load as load_config
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.checks.isolation import FreshProcesses
+from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
+from tracepaper.replay.learning.card import experimental
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.evaluation.walk_forward import ablated
+from tracepaper.storage.checkpoints import load
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.networks.architecture import network_kinds
+from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
+from tracepaper.strategies.types.decisions import Forecast
+
+DAYS = 6
+BARS = 2 * WINDOW + schema("v1").lookback + 20
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_csv(learnable(DAYS * DAY_BARS), tmp_path_factory.mktemp("candles"))
+
+
+def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Run a command; return the JSON document that it prints."""
+    code = invoke([str(word) for word in words])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)
+
+
+def test_every_kind_has_a_form_here() -> None:
+    assert {form["kind"] for form in FORMS.values()} == set(network_kinds())
+
+
+@pytest.fixture(scope="module")
+def trained(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return what trains a form by its name, once for all tests, into the folder it returns."""
+
+    @cache
+    def of(name: str) -> Path:
+        form, folder = FORMS[name], tmp_path_factory.mktemp(name)
+        words = ("--recipe", recipe(form, folder), "--data", candles, "--out", folder / name)
+        assert invoke([str(word) for word in ("train", *words)]) == 0
+        card = load(folder / name).card
+        assert card["model"]["kind"] == form["kind"]
+        for key, value in form.items():
+            assert key == "kind" or card["architecture"][key] == value
+        return folder / name
+
+    return of
+
+
+def prepared(out: Path, folder: Path) -> tuple[Path, Path]:
+    """Return a configuration that trades by the checkpoint *out*, and candles to trade."""
+    config = folder / "config.toml"
+    config.write_text(
+        f'[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
+        f'[model]\ncheckpoint = "{out}"\nthreads = 1\n'
+        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n',
+        encoding="utf-8",
+    )
+    return config, write_csv(learnable(BARS), folder)
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_network_is_trained_replayed_and_verified(
+    name: str,
+    trained: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config, path = prepared(trained(name), tmp_path)
+    capsys.readouterr()
+    database = tmp_path / "run.db"
+    run = ("replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    assert answered(capsys, *run)["decisions"] == BARS
+    assert answered(capsys, "verify", "last", "--db", database, "--json")["exact"]
+    with Reader.open(database) as reader:
+        forecast = reader.step(reader.find("last"), BARS).step.prediction
+    assert isinstance(forecast, Forecast)
+    assert (forecast.explanation is None) == (FORMS[name]["kind"] == "lstm")
+
+
+def test_a_decision_says_which_time_frame_and_which_of_its_bars(
+    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = prepared(trained("multiscale"), tmp_path)
+    capsys.readouterr()
+    database = tmp_path / "run.db"
+    answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    asked = ("explain", f"last:{BARS}", "--db", database, "--full")
+    found = answered(capsys, *asked, "--json")["full"]["attribution"]
+    frames = found["frames"]
+    assert [(each["interval_ms"] // 60_000, each["bars"]) for each in frames] == [
+        (1, 6), (3, 4), (12, 2)
+    ]  # fmt: skip
+    assert sum(each["weight"] for each in frames) == pytest.approx(1.0, abs=1e-6)
+    assert sum(found["weights"]) == pytest.approx(1.0, abs=1e-6)
+    assert found["modalities"] == []
+    for each in frames:
+        opened = [bar["open_time_ms"] for bar in each["heaviest"]]
+        assert all(time % each["interval_ms"] == 0 for time in opened)
+        weights = [bar["weight"] for bar in each["heaviest"]]
+        assert weights == sorted(weights, reverse=True)
+        assert sum(weights) <= each["weight"] + 1e-9
+    assert invoke([str(word) for word in asked]) == 0
+    assert "By timeframe, of closed bars" in capsys.readouterr().out
+
+
+def test_a_decision_says_which_modality_and_which_bars_of_it(
+    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, path = prepared(trained("trading"), tmp_path)
+    capsys.readouterr()
+    database = tmp_path / "run.db"
+    answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    asked = ("explain", f"last:{BARS}", "--db", database, "--full")
+    full = answered(capsys, *asked, "--json")["full"]
+    for one in full["further"]:
+        assert len(one["tails"]) == 4
+        assert sum(regime["probability"] for regime in one["regimes"]) == pytest.approx(1.0)
+        assert one["path"][-1]["bars"] == one["horizon"]
+    assert [one["horizon"] for one in full["further"]] == [5, 30]
+    found = full["attribution"]
+    assert found["frames"] == []
+    shares = {each["modality"]: each["weight"] for each in found["modalities"]}
+    assert set(shares) == {"price", "time"}
+    assert sum(shares.values()) == pytest.approx(sum(found["weights"]), abs=1e-6)
+    for each in found["modalities"]:
+        weights = [bar["weight"] for bar in each["heaviest"]]
+        assert weights == sorted(weights, reverse=True)
+        assert sum(weights) <= each["weight"] + 1e-9
+    assert invoke([str(word) for word in asked]) == 0
+    told = capsys.readouterr().out
+    assert "By modality of the bars" in told
+    assert "What it says of the risk, in bp" in told
+    assert "The path that it says, in bp" in told
+
+
+def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
+    trained: Callable[[str], Path], candles: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained("trading")
+    capsys.readouterr()
+    words = ("evaluate", folder, "--data", candles, "--explained-bars", 500, "--threads", 1)
+    (span,) = answered(capsys, *words, "--json")["spans"]
+    card, tables = load(folder).card, span["tables"]
+    assert [(row["horizon"], row["tail"], row["share"]) for row in tables["tails"]["rows"]] == [
+        (horizon, f"of a {side} position", share)
+        for horizon in (5, 30)
+        for side in ("long", "short")
+        for share in (0.01, 0.05)
+    ]
+    assert {row["of"] for row in tables["drawdown"]["rows"]} == {"50 quantile", "90 quantile"}
+    assert [row["of"] for row in tables["path"]["rows"]][-4:] == [
+        "8 bars", "15 bars", "23 bars", "30 bars"
+    ]  # fmt: skip
+    assert [row["regime"] for row in tables["regimes"]["rows"]] == [1, 2, 3, 1, 2, 3]
+    for horizon in (5, 30):
+        rows = tables[f"further_{horizon}"]["rows"]
+        assert {(row["head"], row["other"]) for row in rows} == {
+            *((head, "EWMA, scaled") for head in ("tails", "drawdown", "path")),
+            ("tails", "its own Student t"),
+            ("regimes", "its average odds"),
+        }
+    assert set(card["calibration"]["further"]["factors"]["30"]) == {"tails", "drawdown", "path"}
+    found = span["figures"]["further"]
+    assert found == card["figures"]["further"]
+    said = next(row for row in tables["drawdown"]["rows"] if row["of"] == "50 quantile")
+    assert found["5"]["drawdown"]["below_50"][0] == pytest.approx(said["came"]["value"], abs=1e-5)
+    assert any(line.startswith("Its value at risk of 5 %") for line in span["sentences"])
+    assert "likelihood of a mixture" in card["training"]["losses"]
+
+
+def test_the_card_of_a_network_alone_says_how_it_stands_to_persistence(
+    trained: Callable[[str], Path],
+) -> None:
+    card = load(trained("trading")).card
+    figures = card["figures"]["30"]
+    for network, steady, is_experimental in ((0.3, 0.5, False), (0.49, 0.5, True)):
+        qlike = {**figures["qlike"], "network": [network, 0.02], "ewma": [steady, 0.02]}
+        known = {**figures, "qlike": qlike, "sign_accuracy": {"network": [0.5, 0.02]}}
+        found = experimental({**card, "figures": {**card["figures"], "30": known}})
+        assert (
+            "over 30 bars it has not beaten persistence: QLIKE 0.4900" in found
+        ) is is_experimental
+        assert bool(found) is is_experimental
+
+
+def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
+    trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    card = load(trained("trading")).card
+    assert card["architecture"]["modalities"] == ["price", "time"]
+    other = derived(recipe_of(ablated(card, "modalities=volume")), schema("v1"), 60_000)
+    assert isinstance(other.architecture, TradingConfig)
+    assert other.architecture.modalities == ("volume",)
+    assert TradingNetwork(other.architecture).fusion.names == ("volume",)
+    with pytest.raises(ConfigInvalid, match="No feature is of the modality book"):
+        derived(recipe_of(ablated(card, "modalities=book")), schema("v1"), 60_000)
+
+
+def test_correlations_of_several_symbols_are_judged_beside_ewma(
+    candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), tmp_path)
+    out, data = tmp_path / "two", ("--data", candles, "--data", other)
+    words = ("train", "--recipe", recipe(FORMS["trading"], tmp_path), *data, "--out", out)
+    card = answered(capsys, *words, "--json")["card"]
+    assert card["calibration"]["correlation"]["30"]["pairs"] == ["AAAUSDT BBBUSDT"]
+    judging = ("evaluate", out, *data, "--explained-bars", 500, "--threads", 1)
+    (span,) = answered(capsys, *judging, "--json")["spans"]
+    rows = span["tables"]["correlation"]["rows"]
+    assert [(row["horizon"], row["name"]) for row in rows] == [
+        (horizon, name)
+        for horizon in (5, 30)
+        for name in ("learnt", "EWMA", "mean of the training part")
+    ]
+    assert rows[0]["less"] is None
+    assert rows[1]["error"]["value"] == pytest.approx(
+        card["figures"]["correlation"]["5"]["ewma"][0], abs=1e-5
+    )
+    assert any(line.startswith("Correlations to ") for line in span["sentences"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "trading"])
+def test_no_future_moves_a_network_that_was_trained(
+    name: str, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config, path = prepared(trained(name), tmp_path)
+    with FreshProcesses(MODEL) as fresh:
+        given = read_candles(str(path))
+        found = lookahead(load_config(config), [given], fresh, Limits(probes=1))
+    assert found.verdict == "nothing moved"
+    assert found.probes == 1
+
+
+def test_the_command_of_a_card_makes_the_same_weights_again(
+    candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, again = tmp_path / "first", tmp_path / "again"
+    words = ("train", "--recipe", recipe(FORMS["lstm"], tmp_path), "--data", candles)
+    answered(capsys, *words, "--out", first, "--json")
+    card = load(first).card
+    judging = ("evaluate", first, "--data", candles, "--explained-bars", 500, "--threads", 1)
+    judged = answered(capsys, *judging, "--json")["figures"]
+    assert {key: judged[key] for key in ("5", "30")} == {
+        key: card["figures"][key] for key in ("5", "30")
+    }
+    command = card["training"]["command"].split()
+    assert command[:4] == ["tracepaper", "train", "--recipe", "card.toml"]
+    assert command[5] == candles.name
+    command[3], command[5], command[-1] = str(first / "card.toml"), str(candles), str(again)
+    answered(capsys, *command[1:], "--json")
+    found = load(again).card
+    assert found["model"]["weights_sha256"] == card["model"]["weights_sha256"]
+    assert found["figures"] == card["figures"]

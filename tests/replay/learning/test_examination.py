@@ -1,0 +1,390 @@
+"""Examinations find what was planted: bars, a window, a column, a shift; and nothing else."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, segment, split
+from torch import Tensor
+
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.evaluation import intervals
+from tracepaper.replay.learning.evaluation.intervals import (
+    AdaptiveConformal,
+    adaptive_widths,
+    fixed_width,
+)
+from tracepaper.replay.learning.inspection import attribution as attributed
+from tracepaper.replay.learning.inspection import perturbation as permuted
+from tracepaper.replay.learning.inspection import perturbation as perturbed
+from tracepaper.replay.learning.inspection.attribution import WeightedLinear, agreement, methods
+from tracepaper.replay.learning.inspection.examination import EXAMINATIONS, examined
+from tracepaper.replay.learning.inspection.findings import Finding
+from tracepaper.replay.learning.inspection.model import Mix, Subject
+from tracepaper.replay.learning.inspection.perturbation import context_ablation, feature_permutation
+from tracepaper.replay.learning.samples import targets
+from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.forecasters.tabular import ROW_KINDS, GlmModel, TrainedRows
+from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network, Outputs
+from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+
+WINDOW = 32
+AGES = (3, 11, 20)  # the bars that the planted networks depend on
+ELSEWHERE = tuple(age for age in range(WINDOW) if age not in AGES)
+HORIZON = 30
+
+
+@dataclass(frozen=True)
+class PlantedConfig:
+    features: int = 30
+    dim: int = 1
+    layers: int = 1
+    window: int = WINDOW
+    receptive_field: int = WINDOW
+    horizons: tuple[int, ...] = HORIZONS
+
+
+class Planted(Network):
+    """Answers by column 0 of the bars at AGES alone; *looked* is where its rollout points."""
+
+    def __init__(self, looked: tuple[int, ...] = AGES, *, any_length: bool = True) -> None:
+        super().__init__()
+        self.config = PlantedConfig()
+        self.takes_any_length = any_length  # type: ignore[misc]
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, 0.6, 0.3]))
+        self.looked = looked
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
+        del positions
+        said = torch.zeros(len(x))
+        for weight, age in zip(self.weight, AGES, strict=True):
+            if age < x.shape[1]:
+                said = said + weight * x[:, -1 - age, 0]
+        every = said[:, None, None].expand(-1, 1, len(HORIZONS))
+        logits = torch.zeros(*every.shape, 3)
+        dof = torch.full_like(every, 5.0)
+        return Outputs(every, torch.zeros_like(every), dof, logits, every, None, None)
+
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
+        del half
+        weights = torch.zeros(1, 1, x.shape[1])
+        weights[0, 0, [x.shape[1] - 1 - age for age in self.looked]] = 1 / len(self.looked)
+        rollout = Rollout(weights, torch.zeros(1, 1))
+        return ExplainedOutputs(self(x, positions), rollout, torch.ones(1, 1))
+
+    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        yield "said", self(x).mean
+
+    def content_free(self) -> float:
+        return 0.0
+
+
+def material_of(known: Segment) -> Dataset:
+    return Dataset([], [known], split(1.5, 1.8, 2.4), schema("v1"), HORIZONS)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Segment:
+    return segment(5 * DAY_BARS)
+
+
+@pytest.fixture(scope="module")
+def material(plain: Segment) -> Dataset:
+    return material_of(plain)
+
+
+@pytest.fixture(scope="module")
+def leaking(plain: Segment) -> Dataset:
+    """Return bars whose column 0 tells, AGES[2] bars ahead, the log variance to the horizon."""
+    values = plain.values.copy()
+    labels = targets(plain, HORIZONS)["variance"][:, HORIZONS.index(HORIZON)]
+    told = np.nan_to_num(np.log(labels), nan=0.0)
+    values[: -AGES[2], 0] = told[AGES[2] :]
+    values[: plain.first] = np.nan
+    return material_of(replace(plain, values=values))
+
+
+def knowing() -> Planted:
+    """Return a network that reads what ``leaking`` holds."""
+    network = Planted()
+    network.weight = torch.nn.Parameter(torch.tensor([0.0, 0.0, 1.0]))
+    return network
+
+
+def cells(finding: Finding, **chosen: str) -> dict[str, Any]:
+    """Return the one row with these cells."""
+    [found] = [row for row in finding.rows if all(row[k] == v for k, v in chosen.items())]
+    return found
+
+
+def value(cell: Any) -> float:
+    """Return a cell's number, without its error."""
+    return float(cell[0] if isinstance(cell, list) else cell)
+
+
+def beyond(cell: list[float]) -> float:
+    """Return a value in units of its error."""
+    return cell[0] / cell[1]
+
+
+def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
+    material: Dataset,
+) -> None:
+    areas, curves = perturbed.perturbations(Subject(material, HORIZON, Planted()), 40)
+    for target in ("log variance", "mean"):
+        for name in ("rollout", "integrated gradients"):
+            row = cells(areas, of=target, order=name)
+            assert beyond(row["deletion - random"]) > 5
+            assert beyond(row["insertion - random"]) < -5
+            assert beyond(row["deletion - recency"]) > 5
+        assert cells(areas, of=target, order="random")["deletion - random"] == [0.0, 0.0]
+    whole = cells(curves, of="mean", order="rollout", curve="deletion")
+    # Three of 32 bars matter: the first four ranked hold all of them, the first one does not.
+    assert whole["1/8"] == whole["1/2"]
+    assert whole["1/64"][0] != whole["1/2"][0]
+    inserted = cells(curves, of="mean", order="rollout", curve="insertion")
+    assert inserted["1/8"] == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Dataset) -> None:
+    wrong = Subject(material, HORIZON, Planted(looked=ELSEWHERE))
+    row = cells(perturbed.perturbations(wrong, 40)[0], of="mean", order="rollout")
+    assert row["deletion - random"][0] < 0.0 < row["insertion - random"][0]
+
+
+def test_ranks_go_from_high_to_low_and_prefer_the_newest_of_equals() -> None:
+    assert perturbed.ranked(np.array([0.0, 2.0, 0.0, 1.0])).tolist() == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize("any_length", [True, False])
+def test_a_window_that_matters_is_missed_when_it_is_cut(
+    leaking: Dataset, *, any_length: bool
+) -> None:
+    network = knowing()
+    network.takes_any_length = any_length  # type: ignore[misc]
+    subject = Subject(leaking, HORIZON, network)
+    [found] = context_ablation(subject, 120)
+    whole = cells(found, horizon="30m", window="whole")
+    assert whole["QLIKE"] == pytest.approx([0.0, 0.0], abs=1e-3)
+    assert whole["bars"] == WINDOW
+    half = cells(found, horizon="30m", window="1/2")
+    assert half["bars"] == 16  # the bar of age 20 is gone
+    assert beyond(half["QLIKE - whole"]) > 5
+    assert [row["bars"] for row in found.rows if row["horizon"] == "30m"] == [32, 16, 8, 4, 2, 1]
+    assert ("restarted" in found.note) is any_length
+
+
+def test_the_column_that_is_used_is_found_and_no_other(leaking: Dataset) -> None:
+    few = replace(leaking, schema=schema("v1"))
+    [found] = feature_permutation(Subject(few, HORIZON, knowing()), 400)
+    assert found.rows[0]["feature"] in {"return_1", "all of return"}
+    used = cells(found, feature="return_1")
+    assert beyond(used["QLIKE 30m"]) > 5
+    assert cells(found, feature="all of return")["QLIKE 30m"] == used["QLIKE 30m"]
+    for row in found.rows:
+        if row["feature"] not in {"return_1", "all of return"}:
+            assert row["QLIKE 30m"] == [0.0, 0.0]
+    # The weekday is one number all day long: blocks of a day cannot take it from its bars.
+    assert "weekday_sin" in found.note
+    assert "hour_sin" not in found.note
+
+
+def test_blocks_change_places_within_their_day(plain: Segment) -> None:
+    order = permuted.permutation(plain, np.random.default_rng(0))
+    assert sorted(order.tolist()) == list(range(len(plain)))
+    assert (order[: plain.first] == np.arange(plain.first)).all()
+    day = plain.open_time_ms // 86_400_000
+    assert (day[order] == day).all()
+    hours = order[DAY_BARS : 2 * DAY_BARS].reshape(24, 60)
+    assert (np.diff(hours, axis=1) == 1).all()
+    assert (np.diff(hours[:, 0]) < 0).any()
+
+
+def test_families_are_one_measure_over_several_windows() -> None:
+    names = ("return_1", "return_4h", "hour_sin", "hour_cos", "rsi_16", "garman_klass_6")
+    assert permuted.families(names) == {"return": [0, 1], "hour": [2, 3]}
+
+
+# --- intervals
+
+
+def test_a_shift_of_volatility_is_followed_online_and_not_by_a_fixed_width() -> None:
+    generator = np.random.default_rng(5)
+    scale = np.repeat([1.0, 2.0], 4_000)
+    scores = np.abs(generator.normal(size=8_000) * scale)
+    before = np.abs(generator.normal(size=2_000))
+    times = np.arange(8_000)
+    widths = adaptive_widths(scores, times, times + 30, before)
+    late = slice(5_000, None)
+    assert 0.885 < (scores <= widths)[late].mean() < 0.915
+    assert (scores <= fixed_width(before))[late].mean() < 0.65
+    assert 0.885 < (scores <= fixed_width(before))[:4_000].mean() < 0.915
+
+
+def test_a_width_depends_on_no_score_that_is_not_known_yet() -> None:
+    scores = np.abs(np.random.default_rng(6).normal(size=300))
+    times = np.arange(300)
+    widths = adaptive_widths(scores, times, times + 30, [1.0] * 50)
+    changed = scores.copy()
+    changed[200:] = 99.0
+    again = adaptive_widths(changed, times, times + 30, [1.0] * 50)
+    assert (widths[:230] == again[:230]).all()
+    assert (widths[230:] != again[230:]).any()
+
+
+def test_the_level_moves_by_the_step_and_the_oldest_score_leaves() -> None:
+    state = AdaptiveConformal([1.0, 2.0, 3.0], coverage=0.5, step=0.1, kept=3)
+    assert state.width() == 2.0
+    state.take(5.0, 2.0)  # missed: fewer misses are aimed at, and 1 has left
+    assert state.level == pytest.approx(0.45)
+    assert state.width() == 5.0
+    for _ in range(5):
+        state.take(9.0, 2.0)
+    assert state.width() == float("inf")
+    assert fixed_width(np.arange(1.0, 100.0)) == 90.0
+
+
+def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: Dataset) -> None:
+    torch.manual_seed(0)
+    config = FlashConfig(dim=4, layers=1, heads=1, window=2, horizons=HORIZONS, dropout=0.2)
+    network = FlashNetwork(config)
+    subject = Subject(material, HORIZON, network)
+    found, days = intervals.intervals(subject)
+    rows = {row["interval"]: row for row in found.rows}
+    assert list(rows) == ["own", "fixed conformal", "adaptive conformal", "MC dropout"]
+    assert 0.87 < value(rows["adaptive conformal"]["coverage"]) < 0.93
+    assert rows["MC dropout"]["coverage"] != rows["own"]["coverage"]
+    assert not network.training
+    assert not any(module.training for module in network.modules())
+    assert intervals.intervals(subject)[0] == found
+    assert days.rows[0]["day"] == "2023-11-17"
+    assert sum(value(row["bars"]) for row in days.rows) > 3_000
+    still = Subject(material, HORIZON, FlashNetwork(replace(config, dropout=0.0)))
+    [summary, _] = intervals.intervals(still)
+    assert "trained without dropout" in summary.note
+    assert "MC dropout" not in {row["interval"] for row in summary.rows}
+
+
+# --- attributions of others
+
+
+def test_the_methods_are_exact_where_the_answer_is_linear() -> None:
+    weights = torch.tensor([2.0, -1.0, 0.5, 0.0, 3.0])
+    torch.manual_seed(1)
+    for method in methods(is_smooth=True).values():
+        found = method(lambda present: present.float() @ weights + 7.0, 5)
+        assert found == pytest.approx(weights.numpy(), abs=1e-3)
+
+
+def test_the_surrogate_weighs_its_samples() -> None:
+    inputs = torch.tensor([[0.0], [1.0], [1.0]])
+    model = WeightedLinear()
+    model.fit([(inputs, torch.tensor([0.0, 1.0, 5.0]), torch.tensor([1.0, 3.0, 1.0]))])
+    assert model.representation().tolist() == pytest.approx([2.0])
+
+
+def test_a_rollout_that_is_right_agrees_with_others_and_one_that_is_not_does_not(
+    material: Dataset,
+) -> None:
+    [right] = attributed.attributions(Subject(material, HORIZON, Planted()), 8)
+    [wrong] = attributed.attributions(Subject(material, HORIZON, Planted(ELSEWHERE)), 8)
+    for method in ("integrated gradients", "KernelSHAP", "LIME"):
+        agreed = cells(right, of="mean", method=method)["rank correlation"]
+        assert agreed[0] > 0.5
+        assert agreed[0] > cells(wrong, of="mean", method=method)["rank correlation"][0] + 0.3
+
+
+def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> None:
+    count, generator = 30, np.random.default_rng(2)
+    subject = Subject(material, HORIZON)
+    arrays = {
+        "log_variance_weights": generator.normal(size=(2, count)),
+        "mean_weights": generator.normal(size=(2, count)),
+        "log_variance_base": np.zeros(2),
+        "mean_base": np.zeros(2),
+        "centre": subject.neutral.astype(np.float64),
+    }
+    model = GlmModel(arrays, count, 2)
+    trained = TrainedRows(
+        ROW_KINDS["glm"], model, material.schema, HORIZONS, "", "", (1.0, 1.0), None
+    )
+    found, added = attributed.attributions(Subject(material, HORIZON, trained=trained), 2)
+    for row in found.rows:
+        assert value(row["rank correlation"]) > 0.9
+    assert {row["method"] for row in found.rows} == {"KernelSHAP", "LIME"}
+    sizes = [value(row["log variance"]) for row in added.rows]
+    assert sizes == sorted(sizes, reverse=True)
+    with pytest.raises(ConfigInvalid, match="--ablation changes the bars"):
+        context_ablation(Subject(material, HORIZON, trained=trained), 2)
+
+
+def test_agreement_is_of_sizes() -> None:
+    assert agreement(np.array([1.0, 2.0, 3.0]), np.array([-1.0, 4.0, -9.0])) == pytest.approx(1.0)
+    assert agreement(np.zeros(3), np.array([1.0, 2.0, 3.0])) == 0.0
+
+
+def test_without_captum_one_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[attributions\]"):
+        methods(is_smooth=True)
+
+
+def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
+    subject = Subject(material, HORIZON, Planted())
+    assert list(examined(subject, dict.fromkeys(EXAMINATIONS, 0))) == []
+    [found] = examined(subject, {"ablation": 5})
+    assert found.document()["name"] == "ablation"
+    assert found.on_terminal().row_count == len(found.rows)
+
+
+def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) -> None:
+    """The planted network depends on old bars, the glm on column 1 of its own row alone."""
+    count = len(leaking.schema.names)
+    arrays: dict[str, Any] = {}
+    arrays |= {name: np.zeros((2, count)) for name in ("log_variance_weights", "mean_weights")}
+    arrays["log_variance_weights"][:, 1] = 1.0
+    arrays |= {name: np.zeros(2) for name in ("log_variance_base", "mean_base")}
+    arrays["centre"] = np.zeros(count)
+    model = GlmModel(arrays, count, 2)
+    rows = TrainedRows(ROW_KINDS["glm"], model, leaking.schema, HORIZONS, "", "", (1.0, 1.0), None)
+
+    def mixed(share: float) -> Subject:
+        mix = Mix(np.full(2, share), np.ones(2))
+        return Subject(leaking, HORIZON, knowing(), rows, mix)
+
+    alone = Subject(leaking, HORIZON, knowing())
+    [of_network] = context_ablation(alone, 40)
+    [all_network], [no_network] = (context_ablation(mixed(share), 40) for share in (1.0, 0.0))
+    assert all_network.rows == of_network.rows
+    assert any(value(row["QLIKE - whole"]) != 0 for row in all_network.rows)
+    assert all(value(row["QLIKE - whole"]) == 0 for row in no_network.rows)
+    [permuted_rows] = feature_permutation(mixed(0.0), 400)
+    used = [row["feature"] for row in permuted_rows.rows if value(row["QLIKE 30m"]) != 0]
+    assert leaking.schema.names[1] in used
+    assert leaking.schema.names[0] not in used
+    [permuted_network] = feature_permutation(mixed(1.0), 400)
+    used = [row["feature"] for row in permuted_network.rows if value(row["QLIKE 30m"]) != 0]
+    assert leaking.schema.names[0] in used
+    assert leaking.schema.names[1] not in used
+    found = {one.name for one in attributed.attributions(mixed(0.5), 2)}
+    assert found == {"attributions", "attributions_rows", "contributions"}
+
+
+def test_the_neutral_row_is_the_mean_of_the_training_part_fitted_or_read(
+    material: Dataset,
+) -> None:
+    found = Subject(material, HORIZON).neutral
+    [training] = material.samples(Part.TRAIN)
+    known = training.segment.values[training.start : training.stop]
+    assert found == pytest.approx(known.mean(axis=0, dtype=np.float64), abs=1e-6)
+    stored = {"ridge": {"centre": np.arange(30.0)}}
+    assert Subject(replace(material, stored=stored), HORIZON).neutral.tolist() == list(range(30))

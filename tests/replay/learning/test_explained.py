@@ -1,0 +1,71 @@
+"""What gates would have traded is counted once, after its cause, and after costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.replay.learning.card import ROUND_TRIP_COST
+from tracepaper.replay.learning.evaluation.explained import (
+    ExplainedRows,
+    separate,
+    traded,
+)
+
+ROWS = 600
+
+
+def explained(*, edge: np.ndarray, mean: float = 0.01) -> ExplainedRows:
+    zeros = np.zeros(ROWS)
+    return ExplainedRows(
+        horizon=30,
+        keys=np.arange(ROWS),
+        days=np.arange(ROWS) // 60,
+        place=np.arange(ROWS),
+        value=zeros,
+        traded=np.full(ROWS, 0.002),
+        mean=np.full(ROWS, mean),
+        stdev=zeros + 1,
+        margin=zeros,
+        volatility=zeros + 1,
+        opened_ms=np.arange(ROWS) * 60_000,
+        until_ms=(np.arange(ROWS) + 30) * 60_000,
+        realised=zeros + 1,
+        inputs={},
+        measures={"edge": edge, "shift": zeros + 0.5, "confidence": zeros + 0.5},
+    )
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=80), st.integers(1, 9))
+def test_trades_never_overlap_and_none_is_missed(flags: list[bool], horizon: int) -> None:
+    chosen, place = np.array(flags), np.arange(len(flags))
+    opened = np.flatnonzero(separate(chosen, place, horizon))
+    assert (np.diff(opened) >= horizon).all()
+    assert chosen[opened].all()
+    for row in np.flatnonzero(chosen):
+        assert ((opened <= row) & (row < opened + horizon)).any()
+
+
+def test_a_result_is_net_of_the_round_trip_and_signed_by_the_forecast() -> None:
+    always = np.full(ROWS, 2.0)
+    up = traded(explained(edge=always), {})["edge"]
+    down = traded(explained(edge=always, mean=-0.01), {})["edge"]
+    cost = 1e4 * ROUND_TRIP_COST
+    assert up["trades"] == ROWS // 30
+    assert up["net_bp"] == pytest.approx([20 - cost, 0.0], abs=1e-3)
+    assert down["net_bp"] == pytest.approx([-20 - cost, 0.0], abs=1e-3)
+
+
+def test_a_closed_gate_trades_nothing() -> None:
+    found = traded(explained(edge=np.zeros(ROWS)), {})["edge"]
+    assert found == {"bars_per_1000": 0.0, "trades": 0, "days": 0}
+
+
+def test_shift_is_an_upper_bound_and_the_others_are_lower() -> None:
+    edge = np.full(ROWS, 2.0)
+    open_gates = traded(explained(edge=edge), {"shift": 0.6, "confidence": 0.4})
+    assert open_gates["all_gates"]["trades"] > 0
+    for closed in ({"shift": 0.4}, {"confidence": 0.6}):
+        assert traded(explained(edge=edge), closed)["all_gates"]["trades"] == 0

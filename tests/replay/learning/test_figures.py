@@ -1,0 +1,87 @@
+"""Figures agree with scipy and scikit's definitions, and their errors with the days' noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tracepaper.replay.learning import statistics as figures
+
+RNG = np.random.default_rng(4)
+ROWS = 4_000
+DAYS = np.repeat(np.arange(40), ROWS // 40)
+FORECAST = RNG.normal(size=ROWS)
+VALUE = 0.3 * FORECAST + RNG.standard_t(3, ROWS)
+
+
+def test_correlations_agree_with_scipy() -> None:
+    assert figures.correlation(FORECAST, VALUE, DAYS).value == pytest.approx(
+        stats.pearsonr(FORECAST, VALUE)[0]
+    )
+    assert figures.rank_correlation(FORECAST, VALUE, DAYS).value == pytest.approx(
+        stats.spearmanr(FORECAST, VALUE)[0]
+    )
+
+
+def test_an_error_is_that_of_whole_days() -> None:
+    daily = RNG.normal(size=40)
+    values = np.repeat(daily, ROWS // 40)  # every bar of a day says the same
+    found = figures.mean(values, DAYS)
+    assert found.value == pytest.approx(daily.mean())
+    assert found.error == pytest.approx(daily.std() / 40**0.5, rel=0.15)
+
+
+def test_a_figure_repeats() -> None:
+    assert figures.mean(VALUE, DAYS) == figures.mean(VALUE, DAYS)
+
+
+def test_sign_accuracy_leaves_out_what_did_not_move_and_halves_what_was_not_said() -> None:
+    found = figures.sign_accuracy(
+        np.array([1.0, -1.0, 0.0, 5.0]), np.array([2.0, 2.0, 1.0, 0.0]), np.arange(4)
+    )
+    assert found.value == pytest.approx((1 + 0 + 0.5) / 3)
+
+
+def test_r_squared_is_against_no_move() -> None:
+    assert figures.r_squared(VALUE, VALUE, DAYS).value == 1.0
+    assert figures.r_squared(np.zeros(ROWS), VALUE, DAYS).value == 0.0
+    assert figures.r_squared(-VALUE, VALUE, DAYS).value == pytest.approx(-3.0)
+
+
+def test_qlike_is_least_for_the_variance_itself() -> None:
+    variance = np.abs(VALUE) + 0.1
+    best = figures.qlike(variance, variance, DAYS).value
+    assert best == pytest.approx(0.0)
+    assert figures.qlike(2 * variance, variance, DAYS).value == pytest.approx(0.5 - np.log(0.5) - 1)
+
+
+def test_coverage_of_the_right_distribution_is_ninety_percent() -> None:
+    value = RNG.standard_t(4, ROWS) * 2.0 + 1.0
+    ones = np.ones(ROWS)
+    found = figures.interval_coverage(ones, 2 * ones, 4 * ones, value, DAYS)
+    assert found.value == pytest.approx(0.9, abs=4 * found.error)
+
+
+def test_probabilities_that_are_true_are_calibrated_and_sure_ones_are_not() -> None:
+    sure = RNG.uniform(0.4, 0.9, ROWS)
+    probability = np.stack([sure, (1 - sure) / 2, (1 - sure) / 2], axis=1)
+    drawn = (RNG.random((ROWS, 1)) > probability.cumsum(axis=1)).sum(axis=1)
+    honest = figures.calibration_error(probability, drawn, DAYS)
+    boastful = figures.calibration_error(np.eye(3)[np.zeros(ROWS, dtype=int)], drawn, DAYS)
+    assert honest.value < 0.03
+    assert boastful.value == pytest.approx(1 - (drawn == 0).mean())
+
+
+def test_brier_of_certainty_is_zero_or_two() -> None:
+    classes = np.array([0, 1, 2, 0])
+    right = figures.mean(figures.brier_of(np.eye(3)[classes], classes), np.arange(4))
+    wrong = figures.mean(figures.brier_of(np.eye(3)[[1, 2, 0, 1]], classes), np.arange(4))
+    assert (right.value, wrong.value) == (0.0, 2.0)
+
+
+def test_macro_f1_agrees_with_its_definition() -> None:
+    classes = np.array([0, 0, 1, 1, 2, 2])
+    said = np.array([0, 1, 1, 1, 0, 0])
+    found = figures.macro_f1(np.eye(3)[said], classes, np.arange(6))
+    assert found.value == pytest.approx((0.4 + 0.8 + 0.0) / 3)

@@ -1,0 +1,300 @@
+"""A fit learns what can be learnt, repeats for its seed, and goes on where it was left."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, segment, split, tiny
+
+from tracepaper.replay.learning import fit as fits
+from tracepaper.replay.learning import fit as states
+from tracepaper.replay.learning.fit import STATE_NAME, FitOptions, HeadsFit, Progress, learning_rate
+from tracepaper.replay.learning.losses import head_scores
+from tracepaper.replay.learning.samples import Samples, samples_of
+from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
+from tracepaper.strategies.networks.architecture import Network, kind_of
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.informer import InformerNetwork
+
+SPLIT = split(3, 4, 5)
+SEGMENTS = [segment(4 * DAY_BARS)]
+TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+QUICK = FitOptions(
+    steps=8,
+    batch=2,
+    length=256,
+    learning_rate=3e-3,
+    validate_every=4,
+    average=0.5,
+    weight_decay=0.0,
+)
+
+
+def options(**changed: Any) -> FitOptions:
+    return replace(QUICK, **changed)
+
+
+def network(kind: str, dropout: float = 0.1) -> Network:
+    if kind == "flash":
+        return FlashNetwork(replace(tiny(), dropout=dropout))
+    known = kind_of(kind)
+    section = {"dim": 8, "layers": 2, "window": 24, "horizons": HORIZONS, "dropout": dropout}
+    return known.make(known.read(section))
+
+
+def fit(
+    folder: Path,
+    chosen: FitOptions = QUICK,
+    training: list[Samples] = TRAINING,
+    *,
+    kind: str = "flash",
+    dropout: float = 0.1,
+) -> HeadsFit:
+    torch.manual_seed(chosen.seed)
+    torch.set_num_threads(1)
+    return HeadsFit(
+        network(kind, dropout),
+        training,
+        VALIDATION,
+        chosen,
+        folder=folder,
+        about={"kind": kind},
+    )
+
+
+def ignore(_: Progress) -> None:
+    """Show nothing."""
+
+
+def test_a_network_learns_what_is_there_to_learn(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(steps=80, validate_every=40, average=0.9))
+    made.run(ignore)
+    scores = np.array(made.progress.scores)
+    assert (scores[2] > 0).all()  # volatility breathes
+    assert scores[0, 0] > 0  # returns lean back
+    assert made.progress.best_score > 0.1
+    assert set(made.best) == set(FlashNetwork(tiny()).state_dict())
+
+
+def test_a_seed_repeats_in_every_bit_and_another_does_not(tmp_path: Path) -> None:
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        made = fit(tmp_path / name, options(seed=seed))
+        made.run(ignore)
+        runs.append(made.best["embed.weight"])
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+class CutOffError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["flash", "informer", "lstm"])
+def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind: str) -> None:
+    whole = fit(tmp_path / "whole", kind=kind)
+    whole.run(ignore)
+
+    def cut(progress: Progress) -> None:
+        if progress.step == 5:
+            raise CutOffError
+
+    with pytest.raises(CutOffError):
+        fit(tmp_path / "cut", kind=kind).run(cut)
+    rest = fit(tmp_path / "cut", kind=kind)
+    assert rest.resume()
+    assert rest.progress.step == 4  # the last validation
+    rest.run(ignore)
+    assert rest.progress.scores == whole.progress.scores
+    assert rest.progress.bars == whole.progress.bars
+    for name, tensor in whole.best.items():
+        assert torch.equal(rest.best[name], tensor)
+
+
+def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path: Path) -> None:
+    made = fit(tmp_path)
+    made.save()
+    before = states.read(tmp_path / STATE_NAME)
+    program = (
+        "import os, sys; from pathlib import Path; import torch;"
+        "from tracepaper.replay.learning import fit;"
+        "fit.os.fsync = lambda _: os.kill(os.getpid(), 9);"
+        "fit.write(Path(sys.argv[1]), {'a': torch.ones(9)}, {})"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / STATE_NAME)]
+    assert subprocess.run(words, check=False).returncode == -9
+    assert (tmp_path / (STATE_NAME + ".part")).exists()
+    after = states.read(tmp_path / STATE_NAME)
+    assert after[1] == before[1]
+    assert fit(tmp_path).resume()
+
+
+def test_a_full_disk_leaves_the_state_before_and_says_where(tmp_path: Path) -> None:
+    path = tmp_path / STATE_NAME
+    states.write(path, {"a": torch.ones(9)}, {"step": 1})
+    path.with_name(path.name + ".part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        states.write(path, {"a": torch.zeros(9)}, {"step": 2})
+    assert raised.value.filename == str(path)
+    assert [one.name for one in tmp_path.iterdir()] == [STATE_NAME]
+    tensors, facts = states.read(path)
+    assert facts == {"step": 1}
+    assert torch.equal(tensors["a"], torch.ones(9))
+
+
+def test_nothing_to_take_up_is_no_error(tmp_path: Path) -> None:
+    assert not fit(tmp_path).resume()
+
+
+def test_a_state_of_other_options_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path).save()
+    with pytest.raises(CheckpointMismatch, match="other options"):
+        fit(tmp_path, options(learning_rate=1e-4)).resume()
+
+
+@pytest.mark.parametrize("at", [0, 100, -9])
+def test_a_state_that_is_no_whole_state_is_refused(tmp_path: Path, at: int) -> None:
+    path = tmp_path / STATE_NAME
+    path.write_bytes(b"half")
+    with pytest.raises(CheckpointMismatch, match="delete it"):
+        fit(tmp_path).resume()
+    fit(tmp_path).save()
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match="delete it"):
+        fit(tmp_path).resume()
+    torch.save({"options": {}}, path)
+    with pytest.raises(CheckpointMismatch, match="delete it"):
+        fit(tmp_path).resume()
+
+
+def test_a_state_of_another_network_is_refused(tmp_path: Path) -> None:
+    fit(tmp_path).save()
+    with pytest.raises(CheckpointMismatch, match="written with other kind"):
+        fit(tmp_path, kind="lstm").resume()
+
+
+def test_heads_that_no_longer_improve_end_the_fit(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(steps=400, validate_every=1, patience=1, learning_rate=1e-12))
+    made.run(ignore)
+    assert made.progress.step < 400
+
+
+def test_a_loss_that_is_not_finite_ends_the_fit(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(learning_rate=1e30))
+    with pytest.raises(InvariantBroken, match="step 2, and no weights were good before"):
+        made.run(ignore)
+
+
+def test_the_best_weights_outlive_a_loss_that_is_not_finite(tmp_path: Path) -> None:
+    made = fit(tmp_path)
+    seen: list[Progress] = []
+
+    def spoil(progress: Progress) -> None:
+        seen.append(replace(progress))
+        if progress.step == 5:
+            with torch.no_grad():
+                next(made.network.parameters()).fill_(math.nan)  # as overflow would
+
+    made.run(spoil)
+    assert made.progress.step == 5
+    assert "not finite (nan) at step 6; kept are the weights of step 4" in made.progress.stopped
+    assert seen[-1].stopped
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in made.best.values())
+    assert fit(tmp_path).resume()  # what was saved before is whole
+
+
+@pytest.mark.parametrize("kind", ["flash", "informer", "lstm"])
+def test_products_in_bfloat16_leave_the_weights_float32(tmp_path: Path, kind: str) -> None:
+    plain, half = (
+        fit(tmp_path / precision, options(steps=2, precision=precision), kind=kind)
+        for precision in ("float32", "bfloat16")
+    )
+    for made in (plain, half):
+        made.run(ignore)
+    assert all(tensor.dtype is torch.float32 for tensor in half.best.values())
+    assert half.progress.training_loss != plain.progress.training_loss
+    assert half.progress.training_loss == pytest.approx(plain.progress.training_loss, rel=0.05)
+
+
+def test_averaging_the_weights_leaves_what_is_no_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[torch.nn.Module] = []
+
+    def observed(module: Any, *rest: Any) -> Any:
+        judged.append(module)
+        return head_scores(module, *rest)
+
+    monkeypatch.setattr(fits, "head_scores", observed)
+    fit(tmp_path, options(average=0.9), kind="informer").run(ignore)
+    # The keys that each query samples are whole numbers: an average would truncate them.
+    expected = dict(network("informer").named_buffers())
+    assert any(not tensor.is_floating_point() for tensor in expected.values())
+    for name, tensor in judged[-1].named_buffers():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_rate_rises_then_falls_to_a_hundredth() -> None:
+    chosen = options(steps=100, warm_up=0.1, learning_rate=1.0)
+    rates = [learning_rate(step, chosen) for step in range(101)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert rates[-1] == pytest.approx(0.01)
+
+
+def test_accumulated_batches_are_one_larger_batch(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(accumulate=3, steps=2))
+    made.run(ignore)
+    assert made.progress.step == 2
+    assert math.isfinite(made.progress.training_loss)
+
+
+def test_a_batch_learnt_from_in_pieces_has_the_gradient_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = options(steps=1, windows=16, learned_weights=True, clip=1e9)
+    found = []
+    for rows in (None, 5 * 24):  # windows of 24 rows: pieces of 5, 5, 5 and 1
+        monkeypatch.setattr(InformerNetwork, "rows_a_pass", rows)
+        made = fit(tmp_path / str(rows), chosen, kind="informer", dropout=0.0)
+        made.run(ignore)
+        # After one step a first moment is a tenth of the gradient, those of the losses' own too.
+        moments = states.of("optimiser", states.read(tmp_path / str(rows) / STATE_NAME)[0])
+        found.append((made.progress.training_loss, moments))
+    (whole, ours), (pieced, theirs) = found
+    assert pieced == pytest.approx(whole, rel=1e-6)
+    firsts = [name for name in ours if name.endswith("exp_avg")]
+    assert len(firsts) > 20
+    for name in firsts:
+        torch.testing.assert_close(theirs[name], ours[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_weight_of_entropy_is_learnt_by_and_repeats(tmp_path: Path) -> None:
+    weighted = options(entropy_weight=0.5)
+    losses, kept = [], []
+    for folder, chosen in ((tmp_path / "a", weighted), (tmp_path / "b", weighted)):
+        folder.mkdir()
+        made = fit(folder, chosen)
+        made.run(ignore)
+        losses.append(made.progress.training_loss)
+        kept.append(made.best["blocks.0.project_in.weight"])
+    plain = fit(tmp_path, QUICK)
+    plain.run(ignore)
+    assert losses[0] == losses[1]
+    assert torch.equal(*kept)
+    assert not torch.equal(kept[0], plain.best["blocks.0.project_in.weight"])
+    with pytest.raises(ConfigInvalid, match="entropy_weight is for"):
+        fit(tmp_path, weighted, kind="lstm")

@@ -1,0 +1,141 @@
+"""Baselines lie beside a checkpoint as they were fitted, and serve on any candles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
+from safetensors.numpy import save
+
+from tracepaper.daemon import cli
+from tracepaper.replay.learning.baselines import (
+    BASELINES,
+)
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.stored_baselines import (
+    FILE_NAME,
+    NO_TREES,
+    fit_baselines,
+    save_judged,
+    stored_baselines,
+)
+from tracepaper.replay.learning.training import train
+from tracepaper.storage.checkpoints import Checkpoint, sha256_of
+from tracepaper.strategies.errors import CheckpointMismatch
+
+SPLIT = split(3, 3.7, 4.7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with candles of six days, and of the last day and a half alone."""
+    made = tmp_path_factory.mktemp("fitted")
+    write_csv(learnable(6 * DAY_BARS), made)
+    (made / "late").mkdir()
+    write_csv(learnable(2 * DAY_BARS, seed=3, start=5 * DAY_BARS), made / "late")
+    return made
+
+
+@pytest.fixture(scope="module")
+def material(folder: Path) -> Dataset:
+    return Dataset.read(sorted(map(str, folder.glob("*.csv.gz"))), lambda _: SPLIT, HORIZONS)
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, material: Dataset) -> Checkpoint:
+    return train(rows_recipe("glm", 300), material, folder / "glm", created_ms=0)
+
+
+def test_what_was_fitted_is_read_back_in_every_bit(
+    made: Checkpoint, material: Dataset, folder: Path, tmp_path: Path
+) -> None:
+    found = stored_baselines(folder / "glm", made.card)
+    assert found is not None
+    wanted = {name for name, each in BASELINES.items() if not each.on_request}
+    assert set(found) == set(material.fitted) == wanted
+    for name, arrays in material.fitted.items():
+        assert set(found[name]) == set(arrays)
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(found[name][key], array)
+    again = fit_baselines(material.samples(Part.TRAIN))
+    for key, array in again["tree_seasonal"].items():
+        np.testing.assert_array_equal(found["tree_seasonal"][key], array)
+    saved = save_judged(tmp_path / "again", made.tensors, made.card, again)
+    assert saved.sha256 == made.sha256  # and so are the bytes of the file
+    without = {key: value for key, value in made.card.items() if key != "baselines"}
+    assert stored_baselines(folder / "glm", without) is None
+
+
+def test_evaluate_needs_no_candle_of_the_training_span(
+    made: Checkpoint, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    late = str(next((folder / "late").glob("*.csv.gz")))
+    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", late, "--json"]) == cli.DONE
+    told = json.loads(capsys.readouterr().out)
+    names = set(told["figures"]["30"]["qlike"])
+    assert names == {"model", "har", "log_linear", "ewma", "gamma_glm", "tree", "tree_seasonal"}
+    assert told["figures"]["30"]["qlike"] != made.card["figures"]["30"]["qlike"]
+    assert all(error >= 0 for _, error in told["figures"]["30"]["qlike"].values())
+
+
+def test_trees_and_the_gamma_regression_bite(made: Checkpoint) -> None:
+    qlike = made.card["figures"]["5"]["qlike"]
+    assert qlike["gamma_glm"][0] == pytest.approx(qlike["model"][0], abs=0.01)  # the same fit
+    assert max(qlike["tree"][0], qlike["tree_seasonal"][0]) < qlike["ewma"][0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("v0", "5 30"), "is of .?features v0, horizons 5 30: .* and the checkpoint of .*v1"),
+        (("v1", "5 60"), "is of .?features v1, horizons 5 60: .* and the checkpoint of .*5 30"),
+        (("v1", "5 30"), "holds other, which the card does not name"),
+        (b"not at all", "is no safetensors file"),
+    ],
+)
+def test_a_file_of_another_model_is_refused(
+    made: Checkpoint, tmp_path: Path, changed: Any, said: str
+) -> None:
+    content = changed
+    if isinstance(changed, tuple):
+        names = " ".join(made.card["baselines"]["names"])
+        about = {"of": f"features {changed[0]}, horizons {changed[1]}: {names}"}
+        content = save({"other/factor": np.zeros(2)}, metadata=about)
+    (tmp_path / FILE_NAME).write_bytes(content)
+    section = {**made.card["baselines"], "sha256": sha256_of(content)}
+    with pytest.raises(CheckpointMismatch, match=said):
+        stored_baselines(tmp_path, {**made.card, "baselines": section})
+
+
+def test_changed_or_lost_bytes_are_refused(
+    made: Checkpoint, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(folder / "glm", tmp_path / "copy"))
+    kept = copy / FILE_NAME
+    content = bytearray(kept.read_bytes())
+    content[-1] ^= 1
+    kept.write_bytes(content)
+    late = str(next((folder / "late").glob("*.csv.gz")))
+    assert cli.invoke(["evaluate", str(copy), "--data", late]) == cli.FAILED
+    assert "restore the file from where it came" in capsys.readouterr().err
+    kept.unlink()
+    with pytest.raises(CheckpointMismatch, match="cannot be read"):
+        stored_baselines(copy, made.card)
+
+
+def test_without_lightgbm_the_card_says_that_trees_are_missing(
+    made: Checkpoint, material: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    fitted = fit_baselines(material.samples(Part.TRAIN))
+    assert set(BASELINES) - set(fitted) == {"tree", "tree_seasonal", "lstm"}
+    saved = save_judged(tmp_path / "made", made.tensors, made.card, fitted)
+    assert saved.card["honesty"]["sentences"][-1] == NO_TREES
+    assert NO_TREES not in made.card["honesty"]["sentences"]

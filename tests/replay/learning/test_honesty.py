@@ -1,0 +1,120 @@
+"""What a shown card says in comparison: from the paired figures by day, never from two points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tracepaper.replay.learning.comparison import paired_figures
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.evaluation.user_class import figures_of
+from tracepaper.replay.report.honesty import compared_sentences, shown_sentences
+from tracepaper.storage import checkpoints
+
+GIVEN = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
+OLD = """
+At 16 bars it named the sign of the return in 51.5 % of untouched bars (± 0.9 by days); half is chance.
+Its volatility at 16 bars is better than the best baseline's (QLIKE 0.227 against 0.228 of tree seasonal).
+It is small.
+""".strip().splitlines()  # noqa: E501 - sentences of stored cards
+
+
+def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> HorizonForecasts:
+    """Variances that are right but for noise; of ``network`` the noise is less by *better*."""
+    rng = np.random.default_rng(3)
+    rows = 40 * days
+    variance = np.exp(rng.normal(size=rows))
+    value = np.where(rng.random(rows) < rises, 1.0, -1.0) * np.sqrt(variance)
+    noise = {name: rng.normal(size=rows) for name in ("network", "ewma", "tree")}
+    noise["network"] *= 1.0 - better
+    zeros = np.zeros(rows)
+    return HorizonForecasts(
+        horizon=16,
+        keys=np.arange(rows),
+        days=np.arange(rows) // 40,
+        value=value,
+        classes=np.where(value > 0, 2, 0),
+        variance=variance,
+        unit=zeros + 1.0,
+        mean=rng.normal(size=rows),
+        scale=zeros + 1.0,
+        dof=zeros + 5.0,
+        logits=np.zeros((rows, 3), dtype=np.float32),
+        means={"network": rng.normal(size=rows)},
+        variances={name: variance * np.exp(0.3 * of) for name, of in noise.items()},
+    )
+
+
+def card(found: HorizonForecasts, sentences: list[str]) -> dict[str, Any]:
+    figures = {"16": figures_of(found, GIVEN)} | paired_figures([found], GIVEN)
+    return {"figures": figures, "honesty": {"sentences": sentences}}
+
+
+def test_a_stored_card_without_paired_figures_says_that_it_compares_nothing() -> None:
+    sign, volatility, last = shown_sentences({"figures": {}, "honesty": {"sentences": OLD}})
+    assert sign.startswith("At 16 bars it named the sign of the return in 51.5 % of untouched bars")
+    assert "nothing to hold that against" in sign
+    assert "chance" not in sign
+    assert volatility.startswith("Its volatility at 16 bars has a QLIKE of 0.227, the best basel")
+    assert "keeps no difference by day" in volatility
+    assert "better than" not in volatility
+    assert last == "It is small."
+
+
+@pytest.mark.parametrize("name", ["flash-1m", "flash-15m", "informer-1m"])
+def test_no_bundled_card_claims_more_than_it_keeps(name: str) -> None:
+    stored = checkpoints.read_card(checkpoints.BUNDLED / name)
+    shown = shown_sentences(stored)
+    assert len(shown) == len(stored["honesty"]["sentences"])
+    assert not any("half is chance" in one or "better than the best" in one for one in shown)
+    assert sum("tracepaper evaluate compares them" in one for one in shown) == 2
+
+
+def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
+    # The old sentence stands in the card; what is shown follows from the paired figures.
+    level = shown_sentences(card(forecasts(), OLD))[1]
+    assert "is level with the best baseline's (QLIKE 0.227 against" in level
+    assert "by Holm over 2" in level
+    better = shown_sentences(card(forecasts(better=0.6), OLD))[1]
+    assert "is better than the best baseline's" in better
+    worse = shown_sentences(card(forecasts(better=-0.6), OLD))[1]
+    assert "is worse than the best baseline's" in worse
+    few = shown_sentences(card(forecasts(better=0.6, days=20), OLD))[1]
+    assert "is level with the best baseline's" in few
+
+
+def test_an_option_is_shown_by_its_name_of_now() -> None:
+    stored = {"figures": {}, "honesty": {"sentences": ["Untouched: tracepaper evaluate --spans."]}}
+    assert shown_sentences(stored) == ["Untouched: tracepaper evaluate --holdout."]
+
+
+def test_what_is_derived_when_shown_is_what_training_said() -> None:
+    found = card(forecasts(better=0.6, rises=0.6), [])
+    said = compared_sentences(found["figures"], 16, "model")
+    assert shown_sentences({**found, "honesty": {"sentences": said}}) == said
+    sign, _ = said
+    # A coin is worse than always rising where six in ten rise.
+    assert "worse than always the commoner sign (58.9 %; -8.8 ± " in sign
+
+
+def test_the_commoner_sign_and_climatology_are_the_best_constants() -> None:
+    found = forecasts(rises=0.3)
+    figures = card(found, [])["figures"]["16"]
+    falls = float(np.mean(found.value < 0))
+    assert figures["sign_accuracy"]["commoner_sign"][0] == pytest.approx(falls, abs=1e-5)
+    direction = figures["direction"]
+    brier = 1 - falls**2 - (1 - falls) ** 2
+    assert direction["brier_climatology"][0] == pytest.approx(brier, abs=1e-5)
+    entropy = -falls * np.log(falls) - (1 - falls) * np.log(1 - falls)
+    assert direction["log_loss_climatology"][0] == pytest.approx(entropy, abs=1e-5)
+    assert direction["log_loss"][0] == pytest.approx(np.log(3), abs=1e-5)
+    less = direction["log_loss_less_climatology"]
+    assert less[0] == pytest.approx(np.log(3) - entropy, abs=2e-5)
+    assert 0 < less[1] < 0.02
+    # What climatology would have said costs nothing beside it.
+    logits = np.log(np.broadcast_to([falls, 1e-12, 1 - falls], (len(found.value), 3)))
+    same = figures_of(replace(found, logits=logits.astype(np.float32)), GIVEN)["direction"]
+    assert same["brier_less_climatology"][0] == pytest.approx(0.0, abs=1e-5)

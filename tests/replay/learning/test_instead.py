@@ -1,0 +1,172 @@
+"""What a change of a recipe is worth: found where it is planted, refused where it is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.evaluation.evaluate import OWN
+from tracepaper.replay.learning.evaluation.walk_forward import (
+    Refits,
+    ablated,
+    ablation_tables,
+    refit,
+)
+from tracepaper.replay.learning.statistics import (
+    qlike_of,
+)
+from tracepaper.replay.learning.training import train
+from tracepaper.storage.checkpoints import load, locate
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+
+SPLIT = split(6, 7, 8)
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_csv(learnable(9 * DAY_BARS), tmp_path_factory.mktemp("candles")))
+
+
+@pytest.fixture(scope="module")
+def material(candles: str) -> Dataset:
+    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = recipe_of(
+        {
+            "architecture": {
+                "dim": 8, "layers": 1, "heads": 2, "window": 16, "horizons": list(HORIZONS)
+            },
+            "training": {
+                "steps": 3, "validate_every": 3, "length": 256, "threads": 1,
+                "explained_bars": 600,
+            },
+        }
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "flash"
+    train(
+        recipe,
+        material,
+        folder,
+        created_ms=1_700_000_000_000,
+        observe=lambda _: None,
+        say=lambda _: None,
+        resume=False,
+    )
+    return folder
+
+
+def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
+    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(checkpoint), "--data", candles, "--folds", "walk:1", "--threads", "1"]
+    changes = ["clock=week,sessions", "training.steps=1"]
+    given = [word for change in changes for word in ("--ablate", change)]
+    assert invoke([*words, *given, "--json"]) == 0
+    tables = json.loads(capsys.readouterr().out)["tables"]
+    rows = tables["instead_qlike"]["rows"]
+    assert [row["change"] for row in rows] == changes
+    for row in rows:
+        assert row["days"] >= 2
+        assert row["5"]["value"] != 0.0
+        assert row["5"]["error"] > 0.0
+        assert row["5_verdict"] in {"better", "level", "worse"}
+    assert len(tables["instead_sign"]["rows"]) == len(changes)
+
+
+def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
+    checkpoint: Path, material: Dataset
+) -> None:
+    own = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
+    [[first, *rest]] = own.forecasts
+    truth = {OWN: first.variance.clip(1e-3)}
+    wrong = {OWN: 8.0 * first.variances[OWN]}
+
+    def others(variances: dict[str, Array]) -> Refits:
+        changed = replace(first, variances={**first.variances, **variances})
+        return replace(own, forecasts=[[changed, *rest]])
+
+    [found, _] = ablation_tables(
+        own, {"oracle": others(truth), "worse": others(wrong), "same": others({})}
+    )
+    rows = {row["change"]: row for row in found.documents()}
+    column = str(first.horizon)
+    assert rows["oracle"][f"{column}_verdict"] == "better"
+    assert rows["worse"][f"{column}_verdict"] == "worse"
+    assert rows["same"][f"{column}_verdict"] == "level"
+    assert rows["same"][column]["value"] == 0.0
+    losses = qlike_of(wrong[OWN], first.variance) - qlike_of(first.variances[OWN], first.variance)
+    assert rows["worse"][column]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("encoding", "is no change"),
+        ("=rope", "is no change"),
+        ("split.train_until=2024-01-01", "is no change"),
+        ("encoding=rope", "changes nothing"),
+        ("window=16", "changes nothing"),
+        ("encoding=moon", "choose one of"),
+        ("clock=moon", "choose of week"),
+        ("depth=3", "architecture.depth is unknown"),
+        ("training.stepz=3", "stepz"),
+        ("horizons=5,10,60", "they keep architecture.horizons"),
+        ("interval_minutes=5", "they keep architecture.interval_minutes"),
+        ("features=29", "they keep architecture.features"),
+        ("training.threads=2", "they keep training.threads"),
+        ("training.explained_bars=9", "they keep training.explained_bars"),
+        ("training.baselines=lstm", "they keep training.baselines"),
+        ("window=wide", "must be a whole number"),
+    ],
+)
+def test_what_is_no_change_is_refused_in_one_sentence(
+    checkpoint: Path, change: str, sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        ablated(load(checkpoint).card, change)
+
+
+def test_a_change_needs_folds(
+    checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", str(checkpoint), "--data", candles, "--ablate", "encoding=none"]
+    assert invoke(words) == 2
+    assert "give --folds walk:1" in capsys.readouterr().err
+
+
+def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
+    card = load(checkpoint).card
+    told = {
+        "clock=week,funding": ("clock", ["week", "funding"]),
+        "time_of_week=true": ("time_of_week", True),
+        "encoding=alibi": ("encoding", "alibi"),
+        "window=8": ("window", 8),
+        "architecture.dropout=0.3": ("dropout", 0.3),
+    }
+    for text, (key, value) in told.items():
+        assert ablated(card, text)["architecture"][key] == value
+    assert ablated(card, "training.steps=9")["training"]["steps"] == 9
+
+
+def test_of_an_ensemble_the_network_is_changed_and_the_rows_stay() -> None:
+    card = load(locate("flash-15m")).card
+    before, after = (recipe_of(one) for one in (card, ablated(card, "encoding=alibi")))
+    known, found = (one.members[0].document()["architecture"] for one in (before, after))
+    assert known["encoding"] == "rope"
+    assert found == {**known, "encoding": "alibi"}
+    assert after.members[1] == before.members[1]
+    told = ablated(card, "training.entropy_weight=0.25")
+    assert recipe_of(told).options.entropy_weight == 0.25
+    with pytest.raises(ConfigInvalid, match="changes nothing"):
+        ablated(card, "encoding=rope")

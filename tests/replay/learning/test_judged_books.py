@@ -1,0 +1,312 @@
+"""Networks of order books on spans, beside another, and on folds; of embedded books never a figure.
+
+The files claim to be of the exchange, which no test can have; what is in them is planted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from depth_cases import FIRST_MS, depth, header, walk, write
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.learning.comparison import DayDifference, difference
+from tracepaper.replay.learning.estimators.order_book import BookFitOptions
+from tracepaper.replay.learning.evaluation.order_books import (
+    FEW,
+    BookCheckpoint,
+    BookFold,
+    beside_tables,
+    fold_scores,
+    judge_books,
+    read_book_folds,
+    said_of,
+)
+from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.learning.order_books import BookDataset
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.order_book import OrderBookConfig
+from tracepaper.strategies.order_book import books_of
+from tracepaper.strategies.types.market import Depth
+from tracepaper.strategies.units import DAY_MS
+
+WHOLE, UNTOUCHED = 10, 12
+"""Days that are recorded from end to end, and days after them."""
+PACE_MS = 3_600_000
+A_DAY = 24
+LATER = 5
+"""Books of each day of the untouched time; the days before hold all."""
+AS_TEXT = "A=2025-01-11:2025-01-17,B=2025-01-17:2025-01-23"
+CLAIM = re.compile(r"accurac|log.?loss|better|\d %|\bhits?\b|model less", re.IGNORECASE)
+
+
+def planted(seen_ms: Sequence[int], *, mirrored_from: int | None = None) -> list[Depth]:
+    """Return books whose mid moves as the book before leans; against it from a row on."""
+    rng = np.random.default_rng(4)
+    made, bid = [], 10_000
+    for row, at_ms in enumerate(seen_ms):
+        lean = int(rng.integers(0, 2))
+        sizes = (50, 5) if lean else (5, 50)
+        bids, asks = [(bid, sizes[0]), (bid - 1, 9)], [(bid + 1, sizes[1]), (bid + 2, 9)]
+        made.append(depth(bids, asks, at_ms))
+        is_mirrored = mirrored_from is not None and row >= mirrored_from
+        bid += 1 if lean != is_mirrored else -1
+    return made
+
+
+def hours(days: float) -> list[int]:
+    return [FIRST_MS + row * PACE_MS for row in range(round(days * A_DAY))]
+
+
+def trained(out: Path, data: Path, *more: object) -> str:
+    words = ["train", "--network", "orderbook", "--data", data, "--out", out, "--window", 12,
+             "--dim", 8, "--layers", 1, "--heads", 2, "--horizons", "1,2", "--threads", 1,
+             "--windows", 2, "--learning-rate", 0.02, *more]  # fmt: skip
+    assert invoke([str(word) for word in words]) == 0
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("books") / "btc.depth"
+    of = header(levels=2, every_ms=PACE_MS, source="exchange")
+    days = [hours(WHOLE)]
+    days += [
+        [FIRST_MS + day * DAY_MS + row * PACE_MS for row in range(LATER)]
+        for day in range(WHOLE, WHOLE + UNTOUCHED)
+    ]
+    made = iter(planted([at_ms for day in days for at_ms in day]))
+    for day in days:
+        write(
+            path,
+            [next(made) for _ in day],
+            of=of,
+            cause="disconnected" if day[0] > FIRST_MS else "",
+        )
+    return path
+
+
+@pytest.fixture(scope="module")
+def good(file: Path) -> str:
+    return trained(file.parent / "good", file, "--steps", 80)
+
+
+@pytest.fixture(scope="module")
+def poor(file: Path) -> str:
+    return trained(file.parent / "poor", file, "--steps", 1, "--dim", 4, "--heads", 1)
+
+
+def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    code = invoke(["evaluate", *map(str, words), "--threads", "1", "--json"])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    assert invoke(["evaluate", *map(str, words), "--threads", "1"]) != 0
+    said = capsys.readouterr()
+    assert CLAIM.search(said.out) is None
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+def test_spans_are_judged_apart_and_beside_another_network(
+    good: str, poor: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    words = ("--data", file, "--holdout", AS_TEXT, "--html", page)
+    found = answered(capsys, good, *words, "--compare", poor)
+    assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 6), ("B", 6)]
+    books = [one["figures"]["1"]["books"] for one in found["spans"]]
+    assert books == [6 * (LATER - 1)] * 2  # no label reaches over a gap
+    for span in found["spans"]:
+        [own, frequent, last] = span["tables"]["accuracy"]["rows"]
+        assert own["1"]["value"] > 0.9
+        assert [frequent["1_verdict"], last["1_verdict"]] == ["better", "better"]
+        [row] = span["tables"]["beside_log_loss"]["rows"]
+        assert (row["model"], row["1_verdict"], row["days"]) == (poor, "better", 6)
+    assert [one["openings"] for one in found["spans"]] == [2, 2]
+    counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
+    assert {found["id"], found["beside"][0]["id"]} <= counted
+    assert "the model less each other model" in page.read_text(encoding="utf-8")
+    turned = answered(capsys, poor, *words, "--compare", good)["spans"][0]["tables"]
+    [other] = turned["beside_log_loss"]["rows"]
+    [same] = found["spans"][0]["tables"]["beside_log_loss"]["rows"]
+    assert other["1_verdict"] == "worse"
+    assert other["1"]["value"] == pytest.approx(-same["1"]["value"])
+
+
+def test_the_whole_is_what_the_card_says(
+    good: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = BookCheckpoint.read(good)
+    [training, *_] = [
+        one for one in read_openings(Path(good).parent / FILE_NAME) if one.model == model.model_id
+    ]
+    assert training.from_ms == model.untouched_ms  # what a training judges, it has opened
+    found = answered(capsys, good, "--data", file)
+    assert found["figures"] == BookCheckpoint.read(good).card["figures"]
+    dates = ("--from", "2025-01-17", "--to", "2025-01-23")
+    part = answered(capsys, good, "--data", file, *dates)
+    assert part["figures"]["1"]["days"] == 6
+
+
+def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
+    model = BookCheckpoint.read(good)
+    material = model.material([str(file)])
+    one = judge_books(model, material, NamedSpan("A", None, None))
+    rng = np.random.default_rng(0)
+    own = one.scores[1]
+    rows = rng.permutation(len(own.seen_ms))[:100]
+    other = own.rows(rows)._replace(loss=own.loss[rows] + 0.25)
+    both = replace(one, beside={"other": {1: other}})
+    [losses, _] = beside_tables(both)
+    [row] = losses.documents()
+    assert row["1"]["value"] == pytest.approx(-0.25)
+    assert row["2"] is None
+    wanted = difference(own.loss[rows], other.loss, own.days[rows])
+    assert row["days"] == wanted.days
+    sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (4, 5)]
+    assert [said_of(each, is_less_better=True) for each in sure] == [FEW, "better"]
+
+
+def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
+    good: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ("training.steps=1", "levels=1")
+    more = [word for change in changes for word in ("--ablate", change)]
+    found = answered(capsys, good, "--data", file, "--folds", "walk:1", *more)["tables"]
+    [own, *_] = found["folds_accuracy"]["rows"]
+    assert own["1"]["value"] > 0.9
+    [_, frequencies] = found["folds_log_loss"]["rows"]
+    assert frequencies["1_verdict"] == "better"
+    [steps, levels] = found["instead_log_loss"]["rows"]
+    assert (steps["change"], steps["1_verdict"], steps["days"]) == (changes[0], "worse", 5)
+    assert levels["1"]["value"] != 0.0
+
+
+# --- folds
+
+
+def test_folds_walk_over_recorded_days_and_parts_never_meet() -> None:
+    days = [0, 1, 2, 3, 10, 11, 12, 20]  # nothing was recorded between
+    seen = np.concatenate([day * DAY_MS + np.arange(A_DAY) * PACE_MS for day in days])
+    first, second = read_book_folds("walk:2", seen)
+    assert [one.test for one in (first, second)] == [
+        (10 * DAY_MS, 12 * DAY_MS),
+        (12 * DAY_MS, 21 * DAY_MS),
+    ]
+    assert (first.train[0], second.train[0]) == (0, 0)
+    assert first.validation == (first.train[1], 10 * DAY_MS)
+    known = seen[seen < 10 * DAY_MS]
+    assert (known >= first.train[1]).sum() == round(0.1 * len(known))
+    rolling = read_book_folds("rolling:2", seen)[1]
+    assert (rolling.train[0], rolling.test) == (2 * DAY_MS, second.test)
+    with pytest.raises(ConfigInvalid, match="are of 3 days, too few for 3 folds"):
+        read_book_folds("walk:3", seen[: 3 * A_DAY])
+
+
+def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
+    """From the middle of a test on the mid goes against the lean; all before it stays."""
+    middle = 15 * A_DAY
+    of = header(levels=2, every_ms=PACE_MS, source="exchange")
+    own, other = (
+        BookDataset(of, (books_of(planted(hours(20), mirrored_from=start), 2),), (), ())
+        for start in (None, middle)
+    )
+    config = OrderBookConfig(levels=2, window=12, dim=8, layers=1, heads=2, horizons=(1,))
+    options = BookFitOptions(steps=4, windows=1, learning_rate=0.02, threads=1)
+    [fold] = read_book_folds("walk:1", np.array(hours(20)))
+    assert fold.test[0] < FIRST_MS + middle * PACE_MS < fold.test[1]
+
+    def before(material: BookDataset, by: BookFold) -> np.ndarray:
+        found = fold_scores(by, material, config, options, lambda _: None)[1]
+        return found.loss[found.seen_ms < FIRST_MS + (middle - 12) * PACE_MS]
+
+    assert np.array_equal(before(own, fold), before(other, fold))
+    leaking = replace(fold, train=(fold.train[0], fold.test[1]))
+    assert not np.array_equal(before(own, leaking), before(other, leaking))
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("--holdout", AS_TEXT),
+        ("--folds", "walk:1"),
+        ("--folds", "walk:1", "--ablate", "layers=2"),
+        ("--html", "page.html"),
+    ],
+)
+def test_of_embedded_books_no_option_prints_a_figure(
+    more: tuple[str, ...], tmp_path: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own.depth"
+    write(own, walk(60, levels=2), of=header(levels=2))
+    model = trained(tmp_path / "model", own, "--steps", 1)
+    capsys.readouterr()
+    for data in (own, file):
+        assert invoke(["evaluate", model, "--data", str(data), *more]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("untrained: 1.0 minutes of depth, seven days are needed")
+        assert CLAIM.search(said) is None
+    assert answered(capsys, model, "--data", own, *more)["figures"] == {}
+
+
+def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
+    good: str, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = header(levels=2, every_ms=PACE_MS)
+    write(tmp_path / "loopback", planted(hours(8)), of=of)
+    write(
+        tmp_path / "short",
+        planted(hours(8)),
+        of=header(levels=2, every_ms=PACE_MS, source="exchange"),
+    )
+    short = trained(tmp_path / "m", tmp_path / "short", "--steps", 1)
+    untrained = trained(tmp_path / "u", tmp_path / "loopback", "--steps", 1)
+    walk_1 = ("--folds", "walk:1")
+    wrong: list[tuple[tuple[object, ...], str]] = [
+        ((good, "--holdout", "A=2025-01-05:2025-01-17"), "begins before 2025-01-11"),
+        ((good, "--from", "2026-01-01"), "holds no book whose move to 1 books is known"),
+        ((good, "--ablation", 5), "--ablation is for models of bars"),
+        ((good, "--explained-bars", 600), "--explained-bars is for models of bars"),
+        ((good, "--folds", "combinatorial:4/2"), "write --folds walk:3"),
+        ((good, *walk_1, "--from", "2025-01-17"), "and no span nor --compare"),
+        ((good, "--ablate", "layers=2"), "give --folds walk:1 as well"),
+        ((good, *walk_1, "--ablate", "horizons=3"), "they keep architecture.horizons"),
+        ((good, *walk_1, "--ablate", "layers=1"), "changes nothing"),
+        ((good, *walk_1, "--ablate", "levels=9"), "and the files hold 2"),
+        ((good, *walk_1, "--ablate", "training.stepz=9"), "training.stepz is no key of the recipe"),
+        ((good, *walk_1, "--ablate", "dim=7"), "give a multiple of twice"),
+        ((good, "--compare", good), "is a model that is judged already"),
+        ((good, "--compare", untrained), "--compare " + untrained + ": untrained: books from"),
+        ((good, "--compare", "flash-15m"), "which no model of bars does"),
+    ]
+    for (model, *more), sentence in wrong:
+        assert sentence in refused(capsys, model, "--data", file, *more), sentence
+    loopback = refused(capsys, good, "--data", tmp_path / "loopback", *walk_1)
+    assert "Only books that `tracepaper data record` took from" in loopback
+    few = refused(capsys, short, "--data", tmp_path / "short", *walk_1)
+    assert "are 6.4 days of depth, and folds need seven" in few
+
+
+def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
+    good: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("flash-15m", "--data", tmp_path / "candles.csv", "--compare", good)
+    assert "which flash-15m does not; name a model of bars" in refused(capsys, *words)

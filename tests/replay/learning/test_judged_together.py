@@ -1,0 +1,423 @@
+"""Networks over several assets on spans, beside other models, and fitted anew on folds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, write_csv
+from scipy.stats import spearmanr
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.learning.comparison import DayDifference, difference
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import FitRun, estimators, recipe_of
+from tracepaper.replay.learning.estimators import cross_sectional
+from tracepaper.replay.learning.evaluation.cross_section import (
+    NETWORK,
+    AcrossAssets,
+    Weighed,
+    close_ranks,
+)
+from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.evaluation.head_tables import (
+    FEW,
+    beside_tables,
+    net_difference,
+    net_verdict,
+    ranks_of_both,
+    tables_of_span,
+)
+from tracepaper.replay.learning.fit import FitOptions, Policy, policy_of
+from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
+from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
+from tracepaper.replay.learning.panel_fit import usual_return
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
+from tracepaper.replay.learning.training import train
+from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.storage.checkpoints import load, save
+from tracepaper.strategies.forecasters.cross_asset import TogetherModel
+from tracepaper.strategies.networks.flash import FlashConfig
+
+SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+DAYS = 6
+DAY_MS = DAY_BARS * 60_000
+SPLIT = split(2, 2.75, 3.25)
+SPANS = [
+    NamedSpan(name, START_MS + first * DAY_MS, START_MS + (first + 1) * DAY_MS)
+    for name, first in (("A", 4), ("B", 5))
+]
+AS_TEXT = ",".join(
+    f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
+)
+
+
+def quiet(_: object) -> None:
+    """Say nothing."""
+
+
+def candles(*, changed_from: int | None = None) -> list[Candles]:
+    """Return the candles of every symbol; from the bar *changed_from* on prices are others."""
+    made = [
+        learnable(DAYS * DAY_BARS, seed=seed, symbol=symbol) for seed, symbol in enumerate(SYMBOLS)
+    ]
+    if changed_from is None:
+        return made
+    return [_changed(one, changed_from) for one in made]
+
+
+def _changed(one: Candles, start: int) -> Candles:
+    rng = np.random.default_rng(9)
+    factor = np.ones(len(one))
+    factor[start:] = np.exp(0.002 * rng.standard_normal(len(one) - start).cumsum())
+    names = ("open", "high", "low", "close")
+    moved = {n: np.round(getattr(one, n) * factor).astype(np.int64) for n in names}
+    low = np.minimum.reduce(list(moved.values()))
+    high = np.maximum.reduce(list(moved.values()))
+    return replace(one, **{**moved, "low": low, "high": high})
+
+
+def material_of(paths: Sequence[str]) -> Dataset:
+    return Dataset.read(list(paths), lambda _: SPLIT, HORIZONS)
+
+
+def recipe(kind: str, **more: Any) -> Recipe:
+    section = {"dim": 8, "layers": 1, "heads": 2, "window": 16, "horizons": list(HORIZONS)}
+    return recipe_of(
+        {
+            "model": {"kind": kind},
+            "architecture": section | more,
+            "training": {
+                "explained_bars": 400,
+                "steps": 3, "validate_every": 3, "length": 256, "batch": 2, "threads": 1,
+            },
+            "calibration": {"horizon": 5},
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="module")
+def paths(folder: Path) -> list[str]:
+    return [str(write_csv(one, folder)) for one in candles()]
+
+
+@pytest.fixture(scope="module")
+def material(paths: list[str]) -> Dataset:
+    torch.set_num_threads(1)
+    return material_of(paths)
+
+
+@pytest.fixture(scope="module")
+def aligned(material: Dataset) -> Dataset:
+    return close_by_close(material, lambda _: SPLIT)
+
+
+@pytest.fixture(scope="module")
+def models(folder: Path, material: Dataset, aligned: Dataset) -> dict[str, Path]:
+    """Return a checkpoint of each kind over several assets, and one of a single instrument."""
+    made = {name: folder / name for name in ("crossasset", "portfolio", "flash")}
+    for kind in ("crossasset", "portfolio"):
+        train(recipe(kind), aligned, made[kind], created_ms=0)
+    config = FlashConfig(dim=8, layers=1, heads=2, window=16, horizons=HORIZONS)
+    options = FitOptions(steps=1, batch=1, length=256, validate_every=1)
+    own = Recipe(estimators()["flash"], config, options, 30, name="flash", explained_bars=500)
+    train(own, material, made["flash"], created_ms=0, observe=quiet, say=quiet, resume=False)
+    return made
+
+
+@pytest.fixture(scope="module")
+def judged(models: dict[str, Path], material: Dataset) -> SpanJudgement:
+    found = load(models["portfolio"])
+    return judge_checkpoint(found.card, found.tensors, material, SPANS[0])
+
+
+def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    code = invoke([str(word) for word in (*words, "--threads", 1, "--json")])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)
+
+
+def given(paths: Sequence[str]) -> list[str]:
+    return [word for path in paths for word in ("--data", path)]
+
+
+def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
+    models: dict[str, Path],
+    paths: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = tmp_path / "page.html"
+    words = ["evaluate", models["portfolio"], *given(paths), "--holdout", AS_TEXT, "--html", page]
+    others = [str(models[kind]) for kind in ("crossasset", "flash")]
+    found = answered(capsys, *words, "--compare", others[0], "--compare", others[1])
+    assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 1), ("B", 1)]
+    assert [one["symbols"] for one in found["spans"]] == [list(SYMBOLS)] * 2
+    assert {one["openings"] for one in found["spans"]} == {1}
+    counted = {one.model for one in read_openings(models["flash"].parent / FILE_NAME)}
+    assert {found["id"], *(one["id"] for one in found["beside"])} <= counted
+    weights = []
+    for span in found["spans"]:
+        tables = span["tables"]
+        for key in ("beside_qlike_30", "beside_sign_5", "beside_across_5", "beside_across_30"):
+            assert [row["model"] for row in tables[key]["rows"]] == others
+        # What has no weights of its own is not held to them.
+        [row] = tables["beside_weights"]["rows"]
+        assert (row["model"], row["days"], row["verdict"]) == (others[0], 1, FEW)
+        assert {"model", "equal", "inverse"} <= {r["weights"] for r in tables["weights"]["rows"]}
+        assert {"relative", "persistence"} <= {r["forecaster"] for r in tables["across"]["rows"]}
+        weights.append(tables["weights"]["rows"][0])
+        assert span["figures"]["weights"]["days"] == 1
+    assert weights[0]["net"]["value"] != weights[1]["net"]["value"]
+    assert "Rank correlation across the assets" in page.read_text(encoding="utf-8")
+    whole = found["tables"]["beside_spans"]["rows"]
+    assert [row["model"] for row in whole] == others
+
+
+def test_a_single_instruments_model_stands_beside_one_of_several(
+    models: dict[str, Path], paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The difference is that of the other order, with its sign turned."""
+    dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
+    pair = [models["flash"], models["crossasset"]]
+    values = []
+    for one, other in (pair, pair[::-1]):
+        words = ["evaluate", one, *given(paths), *dates, "--compare", other]
+        more = ["--explained-bars", 500] if one == models["flash"] else []
+        tables = answered(capsys, *words, *more)["spans"][0]["tables"]
+        values.append(
+            [
+                tables[f"beside_{loss}_{horizon}"]["rows"][0]["difference"]["value"]
+                for loss in ("qlike", "sign", "across")
+                for horizon in HORIZONS
+            ]
+        )
+    assert all(value != 0.0 for value in values[0])
+    np.testing.assert_allclose(values[0], -np.array(values[1]), rtol=2e-3, atol=1e-6)
+
+
+def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -> None:
+    one, across = judged.horizons[1], judged.judged.across
+    assert across is not None
+    said = across.relative[one.horizon]
+    found = close_ranks(one, said)
+    times = one.keys >> 32
+    expected = []
+    for time in np.unique(times)[:50]:
+        rows = np.flatnonzero(times == time)
+        assert len(rows) == len(SYMBOLS)
+        unit = one.unit[rows]
+        expected.append(spearmanr(said[rows] * unit, one.value[rows] * unit).statistic)
+    np.testing.assert_allclose(found.value[:50], expected, atol=1e-12)
+    oracle = AcrossAssets({one.horizon: one.value}, {})
+    rows = np.random.default_rng(0).permutation(len(one.keys))  # in any order of its rows
+    names = ("keys", "days", "value", "classes", "variance", "unit", "mean", "scale", "dof",
+             "logits")  # fmt: skip
+    other = replace(
+        one,
+        **{name: getattr(one, name)[rows] for name in names},
+        means={name: of[rows] for name, of in one.means.items()},
+        variances={name: of[rows] for name, of in one.variances.items()},
+    )
+    pair = ranks_of_both((one, across), (other, AcrossAssets({one.horizon: one.value[rows]}, {})))
+    assert pair is not None
+    np.testing.assert_allclose(pair[1].value, 1.0)
+    np.testing.assert_allclose(pair[0].value, found.value)
+    rival = Rival("oracle", {one.horizon: one}, judged.judged.given, oracle)
+    [made] = beside_tables(replace(judged, beside=(rival,)))
+    [row] = made.documents()
+    assert row["difference"]["value"] == pytest.approx(found.value.mean() - 1.0)
+    alone = Rival("blind", {one.horizon: one}, judged.judged.given)
+    assert [t.key for t in beside_tables(replace(judged, beside=(alone,)))] == ["beside_across_30"]
+
+
+def test_relative_returns_stand_at_the_rows_of_their_symbols(
+    judged: SpanJudgement, aligned: Dataset, models: dict[str, Path]
+) -> None:
+    found, across = load(models["portfolio"]), judged.judged.across
+    assert across is not None
+    network = TogetherModel.read(found.card, found.tensors).network
+    [panel] = aligned.panels
+    times = panel.segments[0].open_time_ms
+    rows = np.searchsorted(times, (SPANS[0].from_ms or 0) + np.array([100, 700, 1_300]) * 60_000)
+    said = predicted(network, panel, rows).relative  # [asset, row, horizon]
+    for column, one in enumerate(judged.horizons):
+        for asset, segment in enumerate(panel.segments):
+            places = [int(np.flatnonzero(one.keys == key)[0]) for key in segment.keys[rows]]
+            wanted = said[asset, :, column]
+            np.testing.assert_allclose(across.relative[one.horizon][places], wanted, atol=1e-6)
+            assert len(set(wanted.tolist())) == 3
+
+
+def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
+    def held(net: np.ndarray, first_day: int) -> Weighed:
+        days = first_day + np.arange(len(net)) // 2
+        return Weighed(net, np.ones(len(net)), np.ones(len(net)), days)
+
+    rng = np.random.default_rng(0)
+    net = 1e-3 * rng.standard_normal(2 * 40)
+    better, worse = held(net + 1e-3, 0), held(net, 5)
+    found = net_difference([better], [worse])
+    sums = [one.net.reshape(-1, 2).sum(axis=1) * 1e4 for one in (better, worse)]
+    wanted = difference(sums[0][5:], sums[1][:-5], np.arange(5, 40))
+    assert found.days == 35
+    assert found.value == pytest.approx(wanted.value)
+    assert found.error == pytest.approx(wanted.error)
+    gains = [DayDifference(5.0, 0.1, days, 1e-9) for days in (FEW_DAYS - 1, FEW_DAYS)]
+    assert [net_verdict(one) for one in gains] == [FEW, "better"]
+
+
+def test_a_span_holds_what_its_own_days_made(judged: SpanJudgement) -> None:
+    across = judged.judged.across
+    assert across is not None
+    own = across.held[NETWORK]
+    assert set(own.days) == {(SPANS[0].from_ms or 0) // DAY_MS}
+    tables = {made.key: made for made in tables_of_span(judged)}
+    [row] = [row for row in tables["weights"].documents() if row["weights"] == "model"]
+    assert row["net"]["value"] == pytest.approx(1e4 * float(own.net.sum()))
+    assert row["decisions"] == len(own.net)
+
+
+# --- folds
+
+
+def test_a_recipe_and_a_change_of_it_are_fitted_anew_on_folds(
+    models: dict[str, Path], paths: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", models["portfolio"], *given(paths), "--folds", "walk:1"]
+    changes = ["every=30", "layers=2"]
+    more = [word for change in changes for word in ("--ablate", change)]
+    tables = answered(capsys, *words, *more)["tables"]
+    for key in ("instead_qlike", "instead_sign", "instead_across", "instead_weights"):
+        rows = tables[key]["rows"]
+        assert [row["change"] for row in rows] == changes
+        assert {row["days"] for row in rows} == {1}
+    assert tables["instead_weights"]["rows"][0]["basis points a day"]["value"] != 0.0
+    assert tables["instead_across"]["rows"][1]["30"]["value"] != 0.0
+    names = [row["weights"] for row in tables["folds_weights"]["rows"]]
+    assert names[:3] == ["model", "equal", "inverse"]
+    assert tables["folds_weights"]["rows"][0]["days"] == 1
+    assert tables["folds_across"]["rows"][0]["forecaster"] == "relative"
+    assert len(tables["folds_qlike"]["rows"]) > 3
+
+
+class Leaking(Fold):
+    """A fold that learns from what it tests."""
+
+    def labelled(self, segment: Segment, horizons: Sequence[int], part: Part) -> np.ndarray:
+        found = super().labelled(segment, horizons, part)
+        if part is Part.TRAIN:
+            found = found | super().labelled(segment, horizons, Part.TEST)
+        return found
+
+
+def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
+    aligned: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(network: torch.nn.Module, options: FitOptions) -> Policy:
+        """Return how a fit goes whose third step overflows its weights."""
+        own = policy_of(network, options)
+        return own._replace(rate=lambda step: own.rate(step) if step < 2 else math.inf)
+
+    monkeypatch.setattr(cross_sectional, "policy_of", spoilt)
+    chosen = recipe("crossasset")
+    chosen = replace(chosen, options=replace(chosen.options, steps=6, validate_every=2))
+    said: list[str] = []
+    found = train(chosen, aligned, tmp_path / "wild", created_ms=0, say=said.append)
+    (stopped,) = (sentence for sentence in said if "not finite" in sentence)
+    assert stopped.endswith("not finite (nan) at step 4; kept are the weights of step 2.")
+    assert found.card["training"]["last_step"] == 3
+    assert found.card["honesty"]["sentences"][-1] == stopped
+
+
+def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(
+    aligned: Dataset, tmp_path: Path
+) -> None:
+    span = (START_MS, START_MS + 3 * DAY_MS)
+    [fold] = walk_forward(span, 1, embargo_ms=SPLIT.embargo_bars * 60_000)
+    start = (fold.test[0][0] - START_MS) // 60_000
+    files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
+    other = close_by_close(material_of(files), lambda _: SPLIT)
+
+    def weights(of: Dataset, by: Fold) -> torch.Tensor:
+        chosen = recipe("portfolio")
+        fitted = chosen.estimator.fit(of.folded(by), chosen, FitRun(tmp_path / "fit"))
+        return torch.cat([tensor.flatten() for tensor in fitted.tensors.values()])
+
+    assert torch.equal(weights(aligned, fold), weights(other, fold))
+    leaking = Leaking(fold.train, fold.validation, fold.test, fold.embargo_ms)
+    assert not torch.equal(weights(aligned, leaking), weights(other, leaking))
+
+
+def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
+    material: Dataset, tmp_path: Path
+) -> None:
+    """Its last decision is 10 minutes before a part's end, and weights are held for 30."""
+    cut = split(2 + 10 / DAY_BARS, 2.75, 3.25)
+    start = (cut.train_until_ms - START_MS) // 60_000
+    files = [str(write_csv(one, tmp_path)) for one in candles(changed_from=start)]
+    both = [close_by_close(one, lambda _: cut) for one in (material, material_of(files))]
+    for part, is_same in ((Part.TRAIN, True), (Part.VALIDATION, False)):
+        units = [usual_return(labelled_closes(one, part), 30) for one in both]
+        assert (units[0] == units[1]) is is_same
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--folds", "combinatorial:4/2"], "write --folds walk:3"),
+        (["--folds", "walk:9"], "fitted anew at most 3 times"),
+        (["--folds", "walk:1", "--ablate", "symbols=9"], "architecture.symbols is no key"),
+        (["--folds", "walk:1", "--ablate", "every=7"], "architecture.every is 7; weights are"),
+        (["--folds", "walk:1", "--ablate", "every=5"], "changes nothing"),
+        (["--ablate", "every=30"], "give --folds walk:1 as well"),
+        (["--folds", "walk:1", "--from", "2024-01-01"], "and no span nor --compare"),
+        (["--holdout", "A=2023-11-15:2023-11-20"], "until when the model had seen all"),
+        (["--explained-bars", "600"], "--explained-bars examines what a model says of one"),
+        (["--intervals"], "--intervals examines what a model says of one"),
+    ],
+)
+def test_what_cannot_be_asked_of_several_is_refused_in_one_sentence(
+    more: list[str],
+    sentence: str,
+    models: dict[str, Path],
+    paths: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["evaluate", str(models["portfolio"]), *given(paths), "--threads", "1", *more]
+    assert invoke(words) != 0
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+
+
+def test_another_without_these_symbols_is_refused_beside(
+    models: dict[str, Path], paths: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = load(models["crossasset"])
+    section = {**own.card["architecture"], "symbols": [*SYMBOLS[:2], "DDDUSDT"]}
+    save(folder / "other", own.tensors, {**own.card, "architecture": section})
+    words = [
+        "evaluate",
+        str(models["portfolio"]),
+        *given(paths),
+        "--compare",
+        str(folder / "other"),
+    ]
+    assert invoke([*words, "--threads", "1"]) != 0
+    assert "and not CCCUSDT; train it with its candles" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""Losses agree with their textbooks and ignore what they must."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from tracepaper.replay.learning.losses import (
+    LOSSES,
+    TaskWeights,
+    averaged,
+    elementwise,
+    lost_utility,
+    pinball,
+    qlike,
+    student_t_nll,
+)
+from tracepaper.replay.learning.samples import VARIANCE_FLOOR
+from tracepaper.strategies.networks.architecture import Outputs
+
+
+def labelled(returns: Tensor, direction: Tensor, variance: Tensor) -> dict[str, Tensor]:
+    return {"returns": returns, "direction": direction, "variance": variance}
+
+
+def outputs(batch: int, time: int, horizons: int, *, seed: int = 0) -> Outputs:
+    source = torch.Generator().manual_seed(seed)
+
+    def drawn(*more: int) -> Tensor:
+        return torch.randn(batch, time, horizons, *more, generator=source)
+
+    return Outputs(
+        mean=drawn(),
+        log_scale=drawn() * 0.3,
+        dof=3 + drawn().abs(),
+        direction_logits=drawn(3),
+        log_variance=drawn() * 0.3,
+        allocation=None,
+        quantiles=None,
+    )
+
+
+@given(st.floats(-5, 5), st.floats(-1, 1), st.floats(-2, 2), st.floats(2.1, 50.0))
+def test_student_t_agrees_with_scipy(
+    value: float, mean: float, log_scale: float, dof: float
+) -> None:
+    ours = student_t_nll(
+        *(torch.tensor(x, dtype=torch.float64) for x in (value, mean, log_scale, dof))
+    )
+    theirs = -stats.t.logpdf(value, dof, mean, np.exp(log_scale))
+    np.testing.assert_allclose(float(ours), theirs, rtol=1e-9, atol=1e-9)
+
+
+@given(st.floats(VARIANCE_FLOOR, 50.0), st.floats(-3, 3))
+def test_qlike_is_zero_only_for_the_variance_itself(variance: float, log_forecast: float) -> None:
+    actual = torch.tensor(variance, dtype=torch.float64)
+    assert float(qlike(actual, torch.log(actual))) < 1e-12
+    assert float(qlike(actual, torch.tensor(log_forecast, dtype=torch.float64))) >= 0.0
+
+
+def test_a_market_that_stands_still_has_a_finite_loss() -> None:
+    assert torch.isfinite(qlike(torch.zeros(3), torch.tensor([-6.0, 0.0, 6.0]))).all()
+
+
+def test_an_unused_position_has_no_say_whatever_its_label() -> None:
+    made = outputs(1, 6, 2)
+    returns, variance = torch.randn(1, 6, 2), torch.rand(1, 6, 2) + 0.1
+    classes = torch.randint(0, 3, (1, 6, 2))
+    weights = torch.ones(1, 6, 2)
+    weights[:, 4:] = 0.0
+    clean = averaged(elementwise(made, labelled(returns, classes, variance), weights > 0), weights)
+    returns[:, 4:], variance[:, 4:], classes[:, 4:] = torch.nan, torch.nan, -1
+    dirty = averaged(elementwise(made, labelled(returns, classes, variance), weights > 0), weights)
+    torch.testing.assert_close(clean, dirty, rtol=0, atol=0)
+
+
+def test_pinball_is_least_at_the_quantile() -> None:
+    value = torch.randn(20_000, generator=torch.Generator().manual_seed(5))
+    level = 0.2
+    truth = float(torch.quantile(value, level))
+
+    def loss(guess: float) -> float:
+        return float(pinball(value, torch.full((20_000, 1), guess), (level,)).mean())
+
+    assert loss(truth) < min(loss(truth - 0.1), loss(truth + 0.1))
+
+
+def test_the_best_allocation_is_mean_by_mean_square() -> None:
+    value = torch.randn(20_000, generator=torch.Generator().manual_seed(6)) + 0.3
+    best = float(value.mean() / (value * value).mean())
+
+    def loss(held: float) -> float:
+        return float(lost_utility(value, torch.tensor(held)).mean())
+
+    assert loss(best) < min(loss(best - 0.05), loss(best + 0.05))
+
+
+def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
+    plain = outputs(1, 4, 2)
+    rich = plain._replace(allocation=torch.ones(1, 4, 2), quantiles=torch.zeros(1, 4, 2, 3))
+    labels = (torch.ones(1, 4, 2), torch.zeros(1, 4, 2).long(), torch.ones(1, 4, 2))
+    used = torch.ones(1, 4, 2, dtype=torch.bool)
+    added = elementwise(rich, labelled(*labels), used, (0.1, 0.5, 0.9))
+    added = added - elementwise(plain, labelled(*labels), used)
+    # Pinball of 1 above 0 is the mean level; a unit held of a unit gained loses -1 + 1/2.
+    torch.testing.assert_close(added[0], torch.full((1, 4, 2), 0.5 - 0.5))
+    torch.testing.assert_close(added[1:], torch.zeros(2, 1, 4, 2))
+
+
+def test_nothing_used_costs_nothing() -> None:
+    made, empty = outputs(1, 4, 2), torch.zeros(1, 4, 2)
+    each = elementwise(made, labelled(empty, empty.long() - 1, empty + 1), empty > 0)
+    assert averaged(each, empty).abs().sum() == 0.0
+
+
+def test_learned_weights_lower_what_is_noisy() -> None:
+    weights = TaskWeights(1, learned=True)
+    optimiser = torch.optim.SGD(weights.parameters(), lr=0.1)
+    each = torch.tensor([[4.0], [1.0], [0.25]])
+    for _ in range(300):
+        optimiser.zero_grad()
+        weights(each, torch.ones(len(LOSSES), 1)).backward()
+        optimiser.step()
+    # Kendall's optimum: exp(-s) = 1 / loss.
+    torch.testing.assert_close(torch.exp(weights.log_variance), each, rtol=1e-3, atol=1e-3)
+
+
+def test_fixed_weights_are_one() -> None:
+    weights = TaskWeights(2, learned=False)
+    each = torch.arange(6.0).view(3, 2)
+    assert float(weights(each, torch.ones(3, 2))) == 15.0
+    assert not any(p.requires_grad for p in weights.parameters())

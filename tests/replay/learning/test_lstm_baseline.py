@@ -1,0 +1,165 @@
+"""An LSTM stands beside a model where its recipe asks for it, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
+
+from tracepaper.daemon import cli
+from tracepaper.replay.learning import lstm_baseline
+from tracepaper.replay.learning.baselines import (
+    Asked,
+    Measure,
+    past_variances,
+)
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.evaluation.forecasts import answer, judged, predict, report
+from tracepaper.replay.learning.splits import Part, iso
+from tracepaper.replay.learning.stored_baselines import (
+    Fitted,
+    answers,
+    fit_baselines,
+)
+from tracepaper.storage.checkpoints import load
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.flash import FlashNetwork
+
+SPLIT = split(2.5, 3, 3.7)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short() -> Iterator[None]:
+    """Fit for seconds."""
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        options = replace(lstm_baseline.OPTIONS, steps=60, windows=64, validate_every=30)
+        patched.setattr(lstm_baseline, "OPTIONS", options)
+        yield
+
+
+@pytest.fixture(scope="module")
+def candles(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_csv(learnable(5 * DAY_BARS), tmp_path_factory.mktemp("candles")))
+
+
+@pytest.fixture(scope="module")
+def material(candles: str) -> Dataset:
+    found = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+    return replace(found, requested=("lstm",))
+
+
+@pytest.fixture(scope="module")
+def fitted(material: Dataset) -> Fitted:
+    return material.fitted
+
+
+def test_it_learns_what_the_last_hour_says(material: Dataset, fitted: Fitted) -> None:
+    answered = answer(FlashNetwork(tiny()), material.samples(Part.TEST))
+    for one in judged(answered, answers(fitted), HORIZONS):
+        found = report(one, temperature=1.0, slope=1.0)
+        assert found["qlike"]["lstm"][0] < found["qlike"]["ewma"][0]
+        assert found["qlike"]["lstm"][0] < found["qlike"]["network"][0]
+        assert set(found["sign_accuracy"]["lstm"]) != set(found["sign_accuracy"]["ridge"])
+        assert "lstm" in found["r_squared"]
+
+
+def test_a_fit_repeats_in_every_bit_and_leaves_the_generator_as_it_was(
+    material: Dataset, fitted: Fitted
+) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    training, stopping = (material.samples(part) for part in (Part.TRAIN, Part.VALIDATION))
+    again = fit_baselines(training, stopping, ["lstm"])["lstm"]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(again) == set(fitted["lstm"])
+    for name, array in fitted["lstm"].items():
+        np.testing.assert_array_equal(array, again[name])
+
+
+def test_what_was_said_of_other_rows_is_not_said_again(material: Dataset, fitted: Fitted) -> None:
+    segment = material.segments[0]
+    said = lstm_baseline.read_lstm(fitted["lstm"])
+    network = lstm_baseline.network_of(fitted["lstm"])
+
+    def asked(rows: np.ndarray, column: int, of: Measure) -> Asked:
+        past = past_variances(segment)[:, rows]
+        return Asked(segment, rows, past, HORIZONS[column], column, of)
+
+    for rows in (np.arange(2_000, 2_100), np.arange(2_050, 2_150)):
+        wanted = predict(network, segment, rows)
+        for column in (0, 1):
+            for of in get_args(Measure):
+                np.testing.assert_array_equal(
+                    said(asked(rows, column, of)), getattr(wanted, of)[:, column]
+                )
+
+
+def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
+    candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--network", "glm", "--horizons", "5,30", "--data", candles, "--json"]
+    dates = ("train_until", "validate_until", "calibrate_until")
+    ends = (SPLIT.train_until_ms, SPLIT.validation_until_ms, SPLIT.calibration_until_ms)
+    for name, at in zip(dates, ends, strict=True):
+        words += [f"--{name.replace('_', '-')}", iso(at)]
+    words += ["--explained-bars", "500", "--threads", "1", "--cache", str(tmp_path / "cache")]
+    assert cli.invoke([*words, "--baselines", "lstm", "--out", str(tmp_path / "with")]) == cli.DONE
+    assert cli.invoke([*words, "--out", str(tmp_path / "without")]) == cli.DONE
+    capsys.readouterr()
+    made, plain = (load(tmp_path / name).card for name in ("with", "without"))
+    assert made["training"]["baselines"] == ["lstm"]
+    assert set(made["baselines"]["names"]) - set(plain["baselines"]["names"]) == {"lstm"}
+    assert {*made["figures"]["5"]["qlike"]} - {*plain["figures"]["5"]["qlike"]} == {"lstm"}
+    assert recipe_of(made).hash == recipe_of(plain).hash  # no choice of the model's
+    for name, beside in (("with", True), ("without", False)):
+        words = ["evaluate", str(tmp_path / name), "--data", candles, "--json", "--threads", "1"]
+        assert cli.invoke(words) == cli.DONE
+        tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
+        for key in ("qlike", "sign_accuracy", "ic"):
+            rows = {row["forecaster"] for row in tables[key]["rows"]}
+            assert ("lstm" in rows) is beside, key
+        assert ("lstm" in {row["baseline"] for row in tables["paired_qlike_5"]["rows"]}) is beside
+
+
+def test_a_card_asks_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in (["flash"], ["tree"], ["flash", "--with", "tree"]):
+        words = ["train", "--network", *kind, "--print-recipe"]
+        assert cli.invoke([*words, "--baselines", "lstm"]) == cli.DONE
+        said = tomllib.loads(capsys.readouterr().out)
+        assert said["training"]["baselines"] == ["lstm"]
+        assert "baselines" not in said.get("ensemble", {})
+        assert cli.invoke(words) == cli.DONE
+        assert "baselines" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("gru", "names 'gru', which is not fitted on request; choose of lstm"),
+        ("tree", "names 'tree'"),
+    ],
+)
+def test_others_cannot_be_asked_for(
+    given: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--network", "glm", "--print-recipe", "--baselines", given]
+    assert cli.invoke(words) == cli.WRONG_USAGE
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_a_recipe_names_them_in_a_list() -> None:
+
+    with pytest.raises(ConfigInvalid, match="must be a list of names"):
+        recipe_of({"training": {"baselines": "lstm"}})

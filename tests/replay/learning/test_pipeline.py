@@ -1,0 +1,351 @@
+"""From candle files to a checkpoint that a forecaster is built from, and back to its figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
+from typer.testing import CliRunner
+
+from tracepaper.replay.commands.evaluate import evaluate
+from tracepaper.replay.commands.models import list_models
+from tracepaper.replay.commands.train import train as train_command
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import Say, estimators
+from tracepaper.replay.learning.evaluation.explained import (
+    bars_of,
+)
+from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
+from tracepaper.replay.learning.openings import read_openings
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.splits import Part, iso, split_of
+from tracepaper.replay.learning.stored_baselines import (
+    stored_baselines,
+)
+from tracepaper.replay.learning.training import train
+from tracepaper.storage.checkpoints import Checkpoint, load
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.gates.evaluator import threshold_of
+from tracepaper.strategies.gates.gate import GATES
+
+DAYS = 8
+SPLIT = split(4, 5, 6.5)
+OPTIONS = FitOptions(
+    steps=6, batch=2, length=512, learning_rate=3e-3, validate_every=3, average=0.5
+)
+
+
+def quiet(_: object) -> None:
+    """Say nothing."""
+
+
+RECIPE = Recipe(estimators()["flash"], tiny(), OPTIONS, 30, name="tiny", explained_bars=2_000)
+
+
+def trained(
+    material: Dataset,
+    folder: Path,
+    recipe: Recipe = RECIPE,
+    *,
+    observe: Observe = quiet,
+    say: Say = quiet,
+    resume: bool = False,
+) -> Checkpoint:
+    return train(
+        recipe,
+        material,
+        folder,
+        created_ms=1_700_000_000_000,
+        observe=observe,
+        say=say,
+        resume=resume,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with candles of two symbols."""
+    made = tmp_path_factory.mktemp("candles")
+    write_csv(learnable(DAYS * DAY_BARS), made)
+    write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def paths(folder: Path) -> list[str]:
+    """Return their paths."""
+    return sorted(str(path) for path in folder.glob("*.csv.gz"))
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, paths: list[str]) -> Checkpoint:
+    """Return a checkpoint trained on them."""
+    torch.set_num_threads(1)
+    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
+    return trained(material, folder / "tiny")
+
+
+def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
+    card = made.card
+    assert card["model"]["kind"] == "flash"
+    assert card["model"]["id"] == made.id
+    assert card["architecture"]["horizons"] == list(HORIZONS)
+    assert card["features"]["schema_id"] == "v1"
+    symbols, horizons = ["AAAUSDT", "BBBUSDT"], ["5m", "30m"]
+    assert card["market"] == {"interval": "1", "symbols": symbols, "horizons": horizons}
+    assert [file["bars"] for file in card["data"]["files"]] == [DAYS * DAY_BARS] * 2
+    assert all(len(file["sha256"]) == 64 for file in card["data"]["files"])
+    assert card["split"]["train_until"] == iso(SPLIT.train_until_ms)
+    assert split_of(card) == SPLIT
+    assert "torch" in card["versions"]
+    assert any("paper trading only" in sentence for sentence in card["honesty"]["sentences"])
+
+
+def test_the_card_carries_99_rising_quantiles_of_every_measure(made: Checkpoint) -> None:
+    quantiles = made.card["calibration"]["quantiles"]
+    gates = {gate.calibrated_as for gate in GATES.values()} - {""}
+    assert set(quantiles) == gates | {"recent_mass"}
+    assert gates >= {"confidence", "collapsed", "shift", "direction", "edge"}
+    for values in quantiles.values():
+        assert len(values) == 99
+        assert values == sorted(values)
+    assert set(made.card["calibration"]["slope"]) == {str(h) for h in HORIZONS}
+
+
+def test_the_figures_stand_beside_every_baseline(made: Checkpoint) -> None:
+    for horizon in HORIZONS:
+        found = made.card["figures"][str(horizon)]
+        assert set(found["ic"]) == {
+            "network",
+            "ridge",
+            "persistence",
+            "reversed_persistence",
+            "seasonal_naive",
+            "random",
+        }
+        assert set(found["qlike"]) == {
+            *("network", "har", "log_linear", "ewma", "gamma_glm", "tree", "tree_seasonal")
+        }
+        assert abs(found["sign_accuracy"]["random"][0] - 0.5) < 0.05
+    gates = made.card["figures"]["gates"]
+    assert "entropy_confidence" in gates["selective"]
+    assert gates["traded"]["bars"] > 500
+
+
+def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
+    made: Checkpoint, paths: list[str]
+) -> None:
+    forecaster = build(made.card, made.tensors, threads=1)
+    material = Dataset.read(paths[:1], lambda _: SPLIT, HORIZONS)
+    known = material.segments[0]
+    bars = bars_of(known, 0, forecaster.context + 200)
+    forecasts = [forecast for forecast in forecaster.scan(bars) if forecast is not None]
+    assert len(forecasts) == 201
+    assert forecasts[0].model_id == made.id
+    # The median of the calibration slice is near the median of other bars of one market.
+    threshold = threshold_of("q0.5", "confidence", forecaster.calibration, key="gate.confidence")
+    seen = [f.explanation.confidence for f in forecasts if f.explanation is not None]
+    assert 0.02 < float(np.mean(np.array(seen) >= threshold)) < 0.98
+
+
+def test_an_unfinished_training_is_taken_up(
+    made: Checkpoint, folder: Path, paths: list[str]
+) -> None:
+    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
+
+    class CutOffError(Exception):
+        pass
+
+    def cut(progress: Progress) -> None:
+        if progress.step == 4:
+            raise CutOffError
+
+    target = folder / "cut"
+    said: list[str] = []
+    with pytest.raises(CutOffError):
+        trained(material, target, observe=cut)
+    assert not target.exists()
+    rest = trained(material, target, say=said.append, resume=True)
+    assert said[0] == "Taking up the fit at step 3."
+    assert rest.sha256 == made.sha256
+
+
+def test_a_horizon_that_the_network_lacks_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="none of the model's"):
+        replace(RECIPE, horizon=7)
+
+
+def test_no_label_of_the_untouched_part_was_seen_before(paths: list[str]) -> None:
+    material = Dataset.read(paths, lambda _: SPLIT, HORIZONS)
+    last_seen = max(
+        int(s.segment.close_time_ms[np.flatnonzero(s.weights[:, i])[-1] + horizon])
+        for part in (Part.TRAIN, Part.VALIDATION, Part.CALIBRATION)
+        for s in material.samples(part)
+        for i, horizon in enumerate(HORIZONS)
+    )
+    first_judged = min(
+        int(s.segment.close_time_ms[np.flatnonzero(s.weights.any(axis=1))[0]])
+        for s in material.samples(Part.TEST)
+    )
+    assert last_seen <= SPLIT.calibration_until_ms
+    assert first_judged >= SPLIT.calibration_until_ms + 30 * 60_000
+
+
+def test_a_card_without_a_split_cannot_be_judged() -> None:
+    with pytest.raises(CheckpointMismatch, match="does not say its split"):
+        split_of({"model": {}})
+
+
+def run(command: Any, *arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> None:
+    data = [word for path in paths for word in ("--data", path)]
+    out = folder / "by-command"
+    said = run(
+        train_command,
+        *data,
+        "--out",
+        str(out),
+        "--train-until",
+        iso(SPLIT.train_until_ms),
+        "--validate-until",
+        iso(SPLIT.validation_until_ms),
+        "--calibrate-until",
+        iso(SPLIT.calibration_until_ms),
+        "--horizons",
+        "5,30",
+        "--window",
+        "32",
+        "--layers",
+        "2",
+        "--dim",
+        "16",
+        "--heads",
+        "2",
+        "--steps",
+        "2",
+        "--quantiles",
+        "0.1,0.9",
+        "--allocation",
+        "--length",
+        "512",
+        "--explained-bars",
+        "1000",
+        "--threads",
+        "1",
+        "--json",
+    )
+    trained = json.loads(said)
+    assert trained["id"] == load(out).id
+    assert trained["card"]["architecture"]["quantiles"] == [0.1, 0.9]
+    judged = json.loads(
+        run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1", "--json")
+    )
+    assert judged["figures"] == trained["card"]["figures"]
+    assert judged["findings"] == []
+    examined = ["--explanations", "3", "--ablation", "4", "--attributions", "1", "--intervals"]
+    few = ["--explained-bars", "1000", "--threads", "1"]
+    told = run(evaluate, str(out), *data, *few, *examined)
+    for title in ("Deletion and insertion", "Context ablation", "Rank correlation", "Intervals of"):
+        assert title in told
+    assert "reversed persistence" in told
+    assert "entropy confidence" in told
+    assert all(sentence[:40] in told for sentence in judged["sentences"])
+    openings = read_openings(folder / "openings.toml")
+    assert {one.model for one in openings} == {trained["id"]}
+    assert judged["spans"][0]["openings"] == 1
+    listed = json.loads(run(list_models, str(folder), "--json"))
+    assert str(out) in [model["folder"] for model in listed["models"]]
+    text = run(list_models, str(out))
+    assert trained["id"] in text
+    assert "paper trading only" in text
+
+
+def test_several_seeds_give_several_checkpoints_and_their_spread(
+    folder: Path, paths: list[str]
+) -> None:
+    out = folder / "seeds"
+    said = run(
+        train_command,
+        "--data",
+        paths[0],
+        "--out",
+        str(out),
+        "--seed",
+        "3",
+        "--seed",
+        "4",
+        "--train-until",
+        iso(SPLIT.train_until_ms),
+        "--validate-until",
+        iso(SPLIT.validation_until_ms),
+        "--calibrate-until",
+        iso(SPLIT.calibration_until_ms),
+        "--horizons",
+        "30",
+        "--window",
+        "16",
+        "--layers",
+        "1",
+        "--dim",
+        "8",
+        "--heads",
+        "2",
+        "--steps",
+        "1",
+        "--length",
+        "512",
+        "--explained-bars",
+        "600",
+        "--threads",
+        "1",
+        "--json",
+    )
+    document = json.loads(said)
+    ids = [checkpoint["id"] for checkpoint in document["checkpoints"]]
+    assert ids == [load(out / f"seed-{seed}").id for seed in (3, 4)]
+    first, second = (
+        c["card"]["figures"]["30"]["ic"]["network"][0] for c in document["checkpoints"]
+    )
+    told = load(out / "seed-4").card
+    weights = [c["card"]["model"]["weights_sha256"] for c in document["checkpoints"]]
+    assert told["seeds"]["weights_sha256"] == weights
+    assert "From 2 seeds" in told["honesty"]["sentences"][-1]
+    mean, deviation = told["seeds"]["30"]["ic"]
+    assert mean == pytest.approx((first + second) / 2, abs=1e-5)
+    assert deviation == pytest.approx(abs(first - second) / 2**0.5, abs=1e-5)
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; import tracepaper.replay.commands.train, tracepaper.replay.commands.evaluate;"
+        " import tracepaper.replay.commands.models; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
+    listed = json.loads(run(list_models, "--json"))["models"]
+    contexts = {}
+    for place, known in ((Path(one["folder"]), one["card"]) for one in listed):
+        found = load(place)
+        contexts[place.name] = build(found.card, found.tensors, threads=1).context
+        assert sum(one.stat().st_size for one in place.iterdir()) < 4_000_000
+        assert stored_baselines(place, known) is not None
+    assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991}

@@ -1,0 +1,96 @@
+"""A recipe reads back as it was printed, and what it cannot mean is refused by name."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from learning import derived
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.recipe import over, read_recipe
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.networks.architecture import network_kinds
+
+
+@pytest.mark.parametrize("kind", sorted(network_kinds()))
+def test_a_printed_recipe_reads_back(kind: str) -> None:
+    made = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
+    assert recipe_of(tomllib.loads(made.text())) == made
+    assert set(made.document()["architecture"]) == set(
+        network_kinds()[kind].read({}).__dataclass_fields__
+    )
+    assert made.document()["architecture"]["dropout"] == 0.1
+
+
+def test_options_lie_over_the_recipe_and_a_card_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('[model]\nkind = "informer"\n[architecture]\nfactor = 3\nlayers = 2\n')
+    words = ["train", "--recipe", str(file), "--layers", "4", "--no-distil", "--seed", "9"]
+    assert invoke([*words, "--print-recipe"]) == 0
+    said = tomllib.loads(capsys.readouterr().out)
+    assert said["architecture"]["factor"] == 3
+    assert said["architecture"]["layers"] == 4
+    assert said["architecture"]["distil"] is False
+    assert said["training"]["seed"] == 9
+    with_results = over(
+        said, {"model": {"weights_sha256": "ab"}, "training": {"best_step": 3}, "figures": {"5": 1}}
+    )
+    assert recipe_of(with_results) == recipe_of(said)
+
+
+@pytest.mark.parametrize(
+    ("document", "sentence"),
+    [
+        ({"model": {"kind": "flush"}}, "no network called 'flush'; choose one of: flash, a trans"),
+        ({"trainning": {}}, r"no section \[trainning\], the nearest is training"),
+        ({"training": {"step": 3}}, "training.step is unknown, the nearest is steps"),
+        ({"training": {"steps": "3"}}, "training.steps must be a whole number"),
+        ({"training": {"steps": 0}}, "training.steps is 0"),
+        ({"training": {"average": 1.0}}, "training.average is 1.0"),
+        ({"training": {"precision": "half"}}, "choose one of auto, float32, bfloat16"),
+        ({"training": {"learning_rate": 0.0}}, "must be above 0"),
+        ({"training": {"threads": 0}}, "training.threads is 0"),
+        ({"architecture": {"widow": 3}}, "architecture.widow is unknown, the nearest is window"),
+        ({"model": {"kind": "lstm"}, "architecture": {"heads": 2}}, "architecture.heads is unkn"),
+        ({"architecture": 3}, r"\[architecture\] of the recipe is no table"),
+        ({"calibration": {"horizon": 7}}, "none of the model's"),
+    ],
+)
+def test_what_a_recipe_cannot_mean_is_refused(document: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        recipe_of(document)
+
+
+def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--network", "tree", "--seed", "4", "--horizons", "5,15", "--print-recipe"]
+    assert invoke(words) == 0
+    said = tomllib.loads(capsys.readouterr().out)
+    made = recipe_of(said)
+    assert (made.kind, made.horizons, made.horizon, made.options.seed) == ("tree", (5, 15), 15, 4)
+    assert tomllib.loads(made.text()) == said
+    assert invoke([*words, "--layers", "3"]) != 0
+    assert "A tree has no architecture.layers" in capsys.readouterr().err
+
+
+def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
+    made = recipe_of({"architecture": {"time_of_week": True}})
+    fitted = derived(made, schema("v2-15m"), 900_000)
+    section = fitted.document()["architecture"]
+    assert (section["features"], section["interval_minutes"]) == (78, 15)
+    plain = derived(recipe_of({"model": {"kind": "lstm"}}), schema("v2-15m"), 900_000)
+    assert plain.document()["architecture"]["features"] == 78
+
+
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        read_recipe(tmp_path / "none.toml")
+    (tmp_path / "half.toml").write_text("[model")
+    with pytest.raises(ConfigInvalid, match="is not TOML"):
+        read_recipe(tmp_path / "half.toml")

@@ -1,0 +1,132 @@
+"""A label, a loss and a baseline are one function each, registered: a fake of each is found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import learning
+import numpy as np
+import pytest
+import torch
+from fakes import registered
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from tracepaper.replay.document.terminal import show
+from tracepaper.replay.learning import baselines, losses, samples
+from tracepaper.replay.learning.baselines import (
+    Answer,
+    Arrays,
+    Training,
+    baseline,
+)
+from tracepaper.replay.learning.evaluation.evaluate import SpanJudgement
+from tracepaper.replay.learning.evaluation.explained import (
+    JudgedPart,
+)
+from tracepaper.replay.learning.evaluation.forecasts import ALL_MEASURES, answer, judged, report
+from tracepaper.replay.learning.evaluation.tables import tables_of
+from tracepaper.replay.learning.fit import FitOptions, HeadsFit, loss_shares
+from tracepaper.replay.learning.losses import loss
+from tracepaper.replay.learning.openings import WHOLE
+from tracepaper.replay.learning.samples import Chunks, label, samples_of, targets
+from tracepaper.replay.learning.splits import Part, Segment
+from tracepaper.replay.learning.stored_baselines import (
+    answers,
+    fit_baselines,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.architecture import Outputs
+from tracepaper.strategies.networks.flash import FlashNetwork
+
+torch.set_num_threads(1)
+KNOWN = learning.segment(4 * learning.DAY_BARS)
+SPLIT = learning.split(1.5, 2.5, 3.2)
+
+
+def crossed(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return whether the close went back to where it is now within the horizon: 0 or 1."""
+    found = np.full(len(segment), np.nan, dtype=np.float32)
+    for row in range(len(segment) - horizon):
+        ahead = np.sign(segment.close[row + 1 : row + 1 + horizon] - segment.close[row])
+        found[row] = float(len(set(ahead.tolist())) > 1)
+    return found
+
+
+def absolute_error(outputs: Outputs, labels: Mapping[str, Tensor], _: Sequence[float]) -> Tensor:
+    return (outputs.mean - labels["crossed"]).abs()
+
+
+def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
+    options = FitOptions(steps=2, batch=2, length=256, validate_every=1)
+    name = "test"
+    with (
+        registered(samples.LABELS, lambda: label("crossed", missing=0.5)(crossed)),
+        registered(losses.LOSSES, lambda: loss(name, "mean error", is_price=True)(absolute_error)),
+    ):
+        assert targets(KNOWN, (5, 30))["crossed"].shape == (len(KNOWN), 2)
+        training, validation = (
+            samples_of([KNOWN], learning.HORIZONS, SPLIT, part)
+            for part in (Part.TRAIN, Part.VALIDATION)
+        )
+        batch = next(Chunks(training, length=256, batch=2, seed=0).stream())
+        assert set(batch.labels["crossed"].unique().tolist()) <= {0.0, 0.5, 1.0}
+        assert loss_shares(learning.HORIZONS, options)[3].tolist() == pytest.approx(
+            loss_shares(learning.HORIZONS, options)[0].tolist()
+        )
+        torch.manual_seed(0)
+        fit = HeadsFit(
+            FlashNetwork(learning.tiny()),
+            training,
+            validation,
+            options,
+            folder=tmp_path,
+            about={},
+        )
+        fit.run(lambda _: None)
+        assert np.array(fit.progress.scores).shape == (4, 2)
+        assert np.isfinite(fit.progress.losses).all()
+        assert losses.titles(()) == "Student-t NLL, cross-entropy, QLIKE, mean error"
+        with pytest.raises(ConfigInvalid, match="already"):
+            label("crossed", missing=0.5)(crossed)
+        with pytest.raises(ConfigInvalid, match="already"):
+            loss(name, "again", is_price=True)(absolute_error)
+
+
+def test_a_baseline_is_one_function() -> None:
+    def zero(_: Arrays) -> Answer:
+        return lambda asked: np.zeros(len(asked.rows))
+
+    def level(training: Training) -> Arrays:
+        return {"level": np.nanmean(np.concatenate(training.variances), axis=0)}
+
+    def calm(fitted: Arrays) -> Answer:
+        return lambda asked: np.full(len(asked.rows), fitted["level"][asked.column])
+
+    with registered(
+        baselines.BASELINES,
+        lambda: (
+            baseline("zero", of="mean")(zero),
+            baseline("calm", of="variance", fit=level)(calm),
+        ),
+    ):
+        training, part = (
+            samples_of([KNOWN], learning.HORIZONS, SPLIT, which)
+            for which in (Part.TRAIN, Part.TEST)
+        )
+        network = FlashNetwork(learning.tiny())
+        answered = answer(network, part)
+        found = judged(answered, answers(fit_baselines(training)), learning.HORIZONS)
+        figures = {str(each.horizon): report(each, temperature=1.0, slope=1.0) for each in found}
+        assert figures["5"]["sign_accuracy"]["zero"][0] == 0.5
+        assert "calm" in figures["30"]["qlike"]
+        page = io.StringIO()
+        known = JudgedPart(found, ALL_MEASURES, {**figures, "gates": {}}, [])
+        show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {}, ())))
+        assert "zero" in page.getvalue()
+        assert "calm" in page.getvalue()
+        with pytest.raises(ConfigInvalid, match="already"):
+            baseline("zero", of="mean")(zero)

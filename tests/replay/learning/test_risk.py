@@ -1,0 +1,167 @@
+"""Tails held to what came: right where they are right, found where they are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import integrate, stats
+
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.evaluation.tails import (
+    SIDE_WORDS,
+    breaches_of,
+    christoffersen,
+    follows,
+    kupiec,
+    tail_factors,
+    value_at_risk,
+    without_overlap,
+)
+from tracepaper.strategies.networks.architecture import SHARES
+
+DAYS, A_DAY = 60, 288
+
+
+def keys_of(places: NDArray[np.int64], symbol: int | NDArray[np.int64]) -> NDArray[np.int64]:
+    return (places << 32) + symbol
+
+
+def forecasts(*, horizon: int = 1, dof: float = 4.0, seed: int = 0) -> HorizonForecasts:
+    """Return forecasts of Student t returns that are right."""
+    source, bars = np.random.default_rng(seed), DAYS * A_DAY
+    scale = np.exp(0.3 * source.normal(size=bars))
+    mean = 0.05 * source.normal(size=bars)
+    value = mean + scale * source.standard_t(dof, bars)
+    places = np.arange(bars) + 1_000
+    nothing = np.zeros(bars)
+    return HorizonForecasts(
+        horizon=horizon,
+        keys=keys_of(places, 7),
+        days=places // A_DAY,
+        value=value,
+        classes=np.zeros(bars, dtype=np.int64),
+        variance=value**2,
+        unit=nothing + 1,
+        mean=mean,
+        scale=scale,
+        dof=np.full(bars, dof),
+        logits=np.zeros((bars, 3), dtype=np.float32),
+        means={},
+        variances={},
+    )
+
+
+@pytest.mark.parametrize("dof", [2.5, 5.0, 40.0])
+@pytest.mark.parametrize("share", SHARES)
+def test_the_shortfall_is_the_mean_of_what_lies_beyond(dof: float, share: float) -> None:
+    limit, expected = value_at_risk(np.array([0.3]), np.array([2.0]), np.array([dof]), share)
+    law = stats.t(dof, loc=0.3, scale=2.0)
+    assert law.sf(limit[0]) == pytest.approx(share, rel=1e-9)
+    beyond, _ = integrate.quad(lambda x: x * law.pdf(x), limit[0], np.inf)
+    assert expected[0] == pytest.approx(beyond / share, rel=1e-6)
+
+
+def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
+    right = forecasts()
+    for found in breaches_of(right):
+        assert found.came.value == pytest.approx(found.share, abs=4 * found.came.error)
+        assert found.often is not None
+        assert found.often > 0.01
+        assert found.shortfall is not None
+        assert found.shortfall.value == pytest.approx(1.0, abs=4 * found.shortfall.error)
+        assert found.bars == DAYS * A_DAY
+    narrow = list(breaches_of(replace(right, scale=0.7 * right.scale)))
+    assert [(found.tail, found.share) for found in narrow] == [
+        (tail, share) for tail in SIDE_WORDS for share in SHARES
+    ]
+    for found in narrow:
+        assert found.often is not None
+        assert found.often < 1e-4
+        assert found.came.value > found.share
+    thin = list(breaches_of(replace(right, dof=np.full(len(right.dof), 200.0))))
+    assert all(one.shortfall is not None and one.shortfall.value > 1.15 for one in thin)
+
+
+@pytest.mark.parametrize("dof", [3.0, 5.0])
+def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
+    def thin(seed: int) -> HorizonForecasts:
+        # A normal law of the right 90 % interval, as an ensemble's is.
+        right = forecasts(dof=dof, seed=seed)
+        wide = stats.t.ppf(0.95, dof) / stats.norm.ppf(0.95)
+        return replace(right, scale=wide * right.scale, dof=np.full(len(right.dof), 1e6))
+
+    factors = tail_factors([thin(1)])
+    other = thin(2)
+    raw, mended = list(breaches_of(other)), list(breaches_of(other, factors, is_calibrated=True))
+    assert [(one.tail, one.share) for one in mended] == [(one.tail, one.share) for one in raw]
+    for before, after in zip(raw, mended, strict=True):
+        assert after.came.value == pytest.approx(after.share, abs=4 * after.came.error)
+        assert after.shortfall is not None
+        assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
+        if before.share == 0.01:
+            assert before.came.value > before.share + 2 * before.came.error
+    assert list(breaches_of(other, None, is_calibrated=True)) == []
+    assert list(breaches_of(other, {"7": {}}, is_calibrated=True)) == []
+
+
+def test_few_losses_calibrate_no_tail() -> None:
+    right = forecasts()
+    few = replace(
+        right, **{name: getattr(right, name)[:99] for name in ("mean", "scale", "dof", "value")}
+    )
+    as_it_was = {side: [[1.0, 1.0]] * 2 for side in ("long", "short")}
+    assert tail_factors([few])["1"] == as_it_was
+    # Bars that share their future are one loss, however many there are.
+    far = tail_factors([replace(right, horizon=len(right.value) // 99)])
+    assert list(far.values()) == [as_it_was]
+
+
+def test_each_tail_is_that_of_its_position() -> None:
+    right = forecasts()
+    fallen = replace(right, value=right.value - 1.5)
+    by_tail = {(one.tail, one.share): one for one in breaches_of(fallen)}
+    assert by_tail["of a long position", 0.05].came.value > 0.1
+    assert by_tail["of a short position", 0.05].came.value < 0.03
+
+
+def test_kupiec_is_the_published_likelihood_ratio() -> None:
+    # Kupiec (1995), table 3: of 255 days at 5 %, 6 < N < 21 is not rejected at 95 %.
+    for came, kept in ((6, False), (7, True), (20, True), (21, False)):
+        beyond = np.arange(255) < came
+        found = kupiec(beyond, 0.05)
+        assert found is not None
+        assert (found > 0.05) is kept, came
+    none = kupiec(np.zeros(255, dtype=np.bool_), 0.01)
+    assert none == pytest.approx(stats.chi2.sf(-2 * 255 * np.log(0.99), 1))
+    assert kupiec(np.zeros(0, dtype=np.bool_), 0.01) is None
+
+
+def test_breaches_that_follow_one_another_are_found() -> None:
+    source = np.random.default_rng(3)
+    always = np.ones(4_999, dtype=np.bool_)
+    even = source.random(5_000) < 0.05
+    found = christoffersen(even, always)
+    assert found is not None
+    assert found > 0.05
+    clustered = np.repeat(source.random(500) < 0.05, 10)
+    found = christoffersen(clustered, always)
+    assert found is not None
+    assert found < 1e-6
+    assert christoffersen(np.zeros(50, dtype=np.bool_), always[:49]) is None
+    assert christoffersen(clustered, ~always) is None
+
+
+def test_bars_apart_share_no_future_and_follow_where_nothing_is_missing() -> None:
+    places = np.array([7, 8, 9, 10, 12, 16, 20, 24, 9, 12, 15])
+    symbols = np.array([1] * 8 + [2] * 3)
+    shuffled = np.random.default_rng(0).permutation(len(places))
+    keys = keys_of(places, symbols)[shuffled]
+    rows = without_overlap(keys, 4)
+    chosen = keys[rows]
+    assert (chosen >> 32).tolist() == [8, 12, 16, 20, 24, 12]
+    assert (chosen & 0xFFFFFFFF).tolist() == [1, 1, 1, 1, 1, 2]
+    assert follows(chosen, 4).tolist() == [True] * 4 + [False]
+    assert follows(keys_of(np.array([8, 16, 20]), np.array([1, 1, 1])), 4).tolist() == [False, True]

@@ -1,0 +1,222 @@
+"""A tree and a glm from candles to a checkpoint, to every verb that takes one, and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_csv
+
+from tracepaper.daemon import cli
+from tracepaper.replay.learning.boosting import BoostingOptions
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
+from tracepaper.replay.learning.evaluation.explained import (
+    bars_of,
+)
+from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.training import train
+from tracepaper.storage.checkpoints import Checkpoint, load, save
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
+from tracepaper.strategies.forecasters.build import build, choose_backend
+from tracepaper.strategies.forecasters.tabular import ROW_MEASURES, RowForecaster
+from tracepaper.strategies.types.decisions import Forecast
+
+KINDS = ("tree", "glm")
+SPLIT = split(3, 3.7, 4.7)
+OPTIONS = BoostingOptions(rounds=15, patience=5, leaves=7, learning_rate=0.3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with six days of candles."""
+    made = tmp_path_factory.mktemp("rows")
+    write_csv(learnable(6 * DAY_BARS), made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def candles(folder: Path) -> str:
+    return str(next(folder.glob("*.csv.gz")))
+
+
+@pytest.fixture(scope="module")
+def material(candles: str) -> Dataset:
+    return Dataset.read([candles], lambda _: SPLIT, HORIZONS)
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path, material: Dataset) -> dict[str, Checkpoint]:
+    said: list[str] = []
+    found = {
+        kind: train(
+            rows_recipe(kind, 300, OPTIONS),
+            material,
+            folder / kind,
+            created_ms=1_700_000_000_000,
+            say=said.append,
+        )
+        for kind in KINDS
+    }
+    assert said[:2] == ["Fitting the tree.", "Calibrating."]
+    return found
+
+
+@pytest.fixture(params=KINDS)
+def checkpoint(made: dict[str, Checkpoint], request: pytest.FixtureRequest) -> Checkpoint:
+    return made[request.param]
+
+
+def forecaster_of(checkpoint: Checkpoint, **chosen: str) -> RowForecaster:
+    found = build(checkpoint.card, checkpoint.tensors, **chosen)  # type: ignore[arg-type]
+    assert isinstance(found, RowForecaster)
+    return found
+
+
+def known(forecasts: list[Forecast | None]) -> list[Forecast]:
+    return [forecast for forecast in forecasts if forecast is not None]
+
+
+def test_one_bar_and_many_are_answered_alike_in_every_bit(
+    checkpoint: Checkpoint, material: Dataset
+) -> None:
+    bars = bars_of(material.segments[0], 0, 700)
+    stepped, scanned = forecaster_of(checkpoint), forecaster_of(checkpoint, mode="scan")
+    one = [stepped.step(bar) for bar in bars]
+    assert one == scanned.scan(bars)
+    assert one[510] is None
+    first = one[511]
+    assert first is not None
+    assert first.p_up == ()
+    assert first.explanation is None
+    assert first.model_id == checkpoint.id
+    assert np.isfinite([*first.mean_return, *first.stdev_return, *first.volatility]).all()
+    fresh = forecaster_of(checkpoint)
+    fresh.warm(bars[0].instrument, bars[100:699])
+    assert fresh.step(bars[699]) == one[699]
+    assert (fresh.context, fresh.measures, fresh.causal) == (512, ROW_MEASURES, True)
+
+
+def test_it_learns_what_the_candles_hold(checkpoint: Checkpoint) -> None:
+    figures = checkpoint.card["figures"]["5"]
+    assert figures["qlike"]["model"][0] < figures["qlike"]["ewma"][0]
+    assert "direction" not in figures  # it names no probabilities
+    assert 0.8 < figures["coverage_90"][0] < 0.97
+    sentences = checkpoint.card["honesty"]["sentences"]
+    assert any("It has no attention" in sentence for sentence in sentences)
+    assert set(checkpoint.card["calibration"]["quantiles"]) == {"edge"}
+
+
+def test_the_figures_follow_from_the_weights(checkpoint: Checkpoint, material: Dataset) -> None:
+    again = RowsModel(checkpoint.card, checkpoint.tensors).evaluated(material).card
+    assert again["figures"] == checkpoint.card["figures"]
+
+
+def test_contributions_sum_to_the_forecast(checkpoint: Checkpoint, material: Dataset) -> None:
+    bars = bars_of(material.segments[0], 0, 600)
+    made = forecaster_of(checkpoint)
+    instrument = bars[0].instrument
+    with pytest.raises(InvariantBroken, match="no decision to explain yet"):
+        made.explain(instrument)
+    last = known([made.step(bar) for bar in bars])[-1]
+    row, sigma, added = made.explain(instrument)
+    np.testing.assert_array_equal(row, material.segments[0].values[599])
+    root = sigma * np.sqrt(HORIZONS)
+    mean = (added.mean.sum(axis=1) + added.mean_base) * root
+    assert mean == pytest.approx(last.mean_return, rel=1e-12)
+    total = added.log_variance.sum(axis=1) + added.log_variance_base
+    assert np.exp(0.5 * total) * root == pytest.approx(last.volatility, rel=1e-12)
+
+
+def test_no_label_of_a_later_part_is_learnt_from(material: Dataset) -> None:
+    training = material.samples(Part.TRAIN)
+    table = table_of(training, "returns")
+    reach = [np.flatnonzero(s.weights[:, 1]).max() + HORIZONS[1] for s in training]
+    closed = [s.segment.close_time_ms[at] for s, at in zip(training, reach, strict=True)]
+    assert max(closed) <= SPLIT.train_until_ms
+    assert len(table.rows) == sum(int(s.weights.any(axis=1).sum()) for s in training)
+
+
+def test_a_backend_or_horizon_that_it_has_not_is_refused(
+    checkpoint: Checkpoint, material: Dataset, tmp_path: Path
+) -> None:
+    kind = checkpoint.card["model"]["kind"]
+    assert choose_backend(checkpoint.card, "auto", device="cpu") == kind
+    with pytest.raises(ConfigInvalid, match=f"set it to auto or {kind}"):
+        choose_backend(checkpoint.card, "sdpa", device="cpu")
+    with pytest.raises(ConfigInvalid, match="none of the model's"):
+        recipe_of({"model": {"kind": kind}, "calibration": {"horizon": 7}})
+    card = {**checkpoint.card, "architecture": {"horizons": [5, 30, 60]}}
+    with pytest.raises(CheckpointMismatch):
+        build(card, checkpoint.tensors)
+    with pytest.raises(CheckpointMismatch, match="whole bars"):
+        build({**card, "architecture": {"horizons": [True]}}, checkpoint.tensors)
+
+
+def test_it_is_replayed_verified_and_taken_apart(
+    made: dict[str, Checkpoint],
+    folder: Path,
+    candles: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def invoke(*words: str) -> str:
+        assert cli.invoke(words) == cli.DONE
+        return capsys.readouterr().out
+
+    database = tmp_path / "rows.db"
+    config = tmp_path / "rows.toml"
+    config.write_text(f'[model]\ncheckpoint = "{folder / "tree"}"\n[gate]\nedge = 0.0\n')
+    words = ("replay", "--data", candles, "--config", str(config), "--to", "2023-11-15T10:00")
+    assert json.loads(invoke(*words, "--db", str(database), "--json"))["bars"] == 600
+    invoke("verify", "last", "--db", str(database))
+    told = json.loads(invoke("explain", "last:600", "--full", "--json", "--db", str(database)))
+    assert {gate["gate"] for gate in told["gates"]}.isdisjoint({"collapse", "regime", "direction"})
+    full = told["by_feature"]
+    assert full["gap"] < 1e-15
+    means = [one["mean_return"] for one in full["features"]]
+    assert full["mean_base"] + sum(means) == pytest.approx(full["mean_return"])
+    shown = invoke("explain", "last:600", "--full", "--db", str(database))
+    assert "Added by each feature, over 30 bars" in shown
+    assert made["tree"].id in invoke("models", str(folder / "tree"))
+    assert "context 512 bars" in invoke("models", str(folder / "tree"))
+
+
+def test_a_row_model_is_examined_by_column_and_interval(
+    made: dict[str, Checkpoint],
+    folder: Path,
+    candles: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["--permutation", "300", "--attributions", "1", "--intervals", "--json"]
+    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, *asked]) == 0
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
+    assert list(told) == [
+        "permutation",
+        "attributions",
+        "contributions",
+        "intervals",
+        "interval_days",
+    ]
+    assert told["permutation"]["rows"][0]["QLIKE 30m"][0] > 0
+    covered = {row["interval"]: row["coverage"][0] for row in told["intervals"]["rows"]}
+    figures = made["glm"].card["figures"]["30"]
+    assert covered["own"] == pytest.approx(figures["coverage_90"][0], abs=1e-4)
+    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, "--ablation", "5"]) != 0
+    assert "leave --ablation out" in capsys.readouterr().err
+    assert cli.invoke(["evaluate", "any:Model", "--data", candles, "--ablation", "5"]) != 0
+    assert "which a class does not show" in capsys.readouterr().err
+
+
+def test_changed_trees_are_refused(made: dict[str, Checkpoint], tmp_path: Path) -> None:
+    tensors = dict(made["tree"].tensors)
+    tensors["feature"] = tensors["feature"] + 30
+    with pytest.raises(CheckpointMismatch, match="beyond the 30"):
+        build(made["tree"].card, save(tmp_path / "made", tensors, made["tree"].card).tensors)
+    weights = tmp_path / "made" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(CheckpointMismatch, match="SHA-256"):
+        load(tmp_path / "made")

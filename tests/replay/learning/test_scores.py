@@ -1,0 +1,91 @@
+"""Heads are scored against the best constant, in units that do not depend on the network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, HORIZONS, segment, split, tiny
+
+from tracepaper.replay.learning.evaluation.forecasts import predict
+from tracepaper.replay.learning.losses import answer, constants, head_scores
+from tracepaper.replay.learning.samples import samples_of
+from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.networks.architecture import Outputs, kind_of
+from tracepaper.strategies.networks.flash import FlashNetwork
+
+SEGMENTS = [segment(4 * DAY_BARS)]
+SPLIT = split(2, 3.5, 3.7)
+TRAINING = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.TRAIN)
+VALIDATION = samples_of(SEGMENTS, HORIZONS, SPLIT, Part.VALIDATION)
+
+
+class Fixed(FlashNetwork):
+    """Answers every bar with the same outputs."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        super().__init__(tiny())
+        self.outputs = outputs
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> Outputs:
+        def spread(part: torch.Tensor) -> torch.Tensor:
+            return part.expand(1, x.shape[1], *part.shape[2:])
+
+        told = self.outputs
+        return told._replace(
+            mean=spread(told.mean),
+            log_scale=spread(told.log_scale),
+            dof=spread(told.dof),
+            direction_logits=spread(told.direction_logits),
+            log_variance=spread(told.log_variance),
+        )
+
+
+def test_the_constant_answer_scores_nothing() -> None:
+    known = constants(TRAINING, seed=0)
+    _, scores = head_scores(Fixed(answer(known)), VALIDATION, known)
+    np.testing.assert_allclose(scores, 0.0, atol=1e-3)
+
+
+def test_a_worse_constant_scores_below_zero_on_its_head_alone() -> None:
+    known = constants(TRAINING, seed=0)
+    told = answer(known)
+    worse = told._replace(log_variance=told.log_variance + 1.5)
+    _, scores = head_scores(Fixed(worse), VALIDATION, known)
+    assert (scores[2] < 0).all()
+    np.testing.assert_allclose(scores[:2], 0.0, atol=1e-3)
+
+
+def test_the_constants_are_those_of_the_training_labels() -> None:
+    known = constants(TRAINING, seed=0)
+    used = TRAINING[0].weights[:, 0] > 0
+    labels = TRAINING[0].labels
+    np.testing.assert_allclose(known.variance[0], labels["variance"][used, 0].mean(), rtol=1e-4)
+    up = (labels["direction"][used, 0] == 2).mean()
+    np.testing.assert_allclose(known.frequency[0, 2], up, atol=1e-3)
+
+
+def test_predictions_do_not_depend_on_where_they_start() -> None:
+    torch.manual_seed(0)
+    network = FlashNetwork(tiny())
+    known = SEGMENTS[0]
+    whole = predict(network, known, np.arange(known.first, known.first + 600))
+    part = predict(network, known, np.arange(known.first + 300, known.first + 600, 7))
+    np.testing.assert_allclose(part.mean, whole.mean[300::7], atol=1e-5)
+    np.testing.assert_allclose(part.variance, whole.variance[300::7], rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["informer", "lstm", "flash"])
+def test_a_window_is_answered_alone_as_in_company(kind: str) -> None:
+    torch.manual_seed(0)
+    section = {"dim": 16, "window": 40, "horizons": [5, 30]}
+    known = kind_of(kind)
+    network = known.make(known.read(section | ({"mask": "causal"} if kind == "flash" else {})))
+    assert not network.answers_every_row
+    rows = np.arange(SEGMENTS[0].first, SEGMENTS[0].first + 500, 3)
+    every = predict(network, SEGMENTS[0], rows)
+    for at in (0, 20, 166):
+        alone = predict(network, SEGMENTS[0], rows[[at]])
+        np.testing.assert_allclose(every.mean[at], alone.mean[0], atol=1e-5)
+    moved = predict(network, SEGMENTS[0], rows[[20]] - 1)
+    assert np.abs(moved.mean[0] - every.mean[20]).max() > 1e-6

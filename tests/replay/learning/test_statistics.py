@@ -1,0 +1,187 @@
+"""What is there is found, and what is not there is found as seldom as it is said to be."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracepaper.replay.learning.comparison import (
+    RISK_COVERAGES,
+    DayDifference,
+    Ranked,
+    compared,
+    corrected,
+    difference,
+    holm,
+    overfitting,
+    risk_curve,
+    verdict,
+)
+from tracepaper.replay.learning.statistics import (
+    DailyEstimate,
+)
+from tracepaper.replay.report.honesty import LEVEL
+from tracepaper.strategies.features.rolling import Array
+
+DAY_COUNT = 30
+A_DAY = 20
+DAYS = np.repeat(np.arange(DAY_COUNT), A_DAY)
+ROWS = len(DAYS)
+
+
+def by_day(rng: np.random.Generator, daily: float = 1.0) -> Array:
+    """Return noise of which a part is each day's own."""
+    return rng.normal(size=ROWS) + daily * rng.normal(size=DAY_COUNT)[DAYS]
+
+
+def test_a_useless_difference_is_credible_as_seldom_as_it_is_said_to_be() -> None:
+    found = [
+        difference(by_day(rng), by_day(rng), DAYS).p
+        for rng in map(np.random.default_rng, range(200))
+    ]
+    assert 0.01 < np.mean(np.array(found) < LEVEL) < 0.09
+    # By bars instead of days it would nearly always be: the planted mistake.
+    rng = np.random.default_rng(0)
+    bars = np.arange(ROWS)
+    naive = [difference(by_day(rng), by_day(rng), bars).p < LEVEL for _ in range(100)]
+    assert np.mean(naive) > 0.3
+
+
+def test_a_true_difference_is_found_with_its_sign() -> None:
+    rng = np.random.default_rng(1)
+    better = difference(by_day(rng) - 1.5, by_day(rng), DAYS)
+    assert verdict(better) == "better"
+    assert verdict(better._replace(value=-better.value)) == "worse"
+    assert verdict(better, is_less_better=False) == "worse"
+    assert verdict(better._replace(p=0.06)) == "level"
+
+
+def test_one_day_says_nothing() -> None:
+    assert compared(DailyEstimate(-5.0, 0.1), 1).p == 1.0
+    assert compared(DailyEstimate(-5.0, 0.0), 9).p == 1.0
+    wide, narrow = (compared(DailyEstimate(-1.0, 0.4), days) for days in (4, 400))
+    assert wide.p > narrow.p
+    assert wide.error == pytest.approx(0.4 * (4 / 3) ** 0.5)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_is_its_definition(values: list[float]) -> None:
+    found = holm(values)
+    order = np.argsort(values, kind="stable")
+    for place, value in enumerate(found):
+        rank = int(np.flatnonzero(order == place)[0])
+        steps = [min(1.0, (len(values) - r) * values[order[r]]) for r in range(rank + 1)]
+        assert value == pytest.approx(max(steps))
+        assert value >= values[place]
+
+
+def test_of_many_useless_candidates_one_seldom_looks_good() -> None:
+    wrong = 0
+    for rng in map(np.random.default_rng, range(100)):
+        every = {str(i): difference(by_day(rng), by_day(rng), DAYS) for i in range(6)}
+        wrong += any(verdict(each) != "level" for each in corrected(every).values())
+    assert wrong / 100 < 0.11
+
+
+# --- selective prediction
+
+
+def ranked(rng: np.random.Generator, *, knows: float) -> Ranked:
+    """Return bars whose risk is by day and by bar, and a measure that knows some of it."""
+    sure = rng.random(ROWS)
+    chance = np.clip(0.5 - knows * (sure - 0.5) + 0.08 * rng.normal(size=DAY_COUNT)[DAYS], 0, 1)
+    return Ranked((rng.random(ROWS) < chance).astype(float), sure, DAYS)
+
+
+def test_a_measure_that_knows_is_found_and_a_useless_one_is_not() -> None:
+    informed, useless = [], []
+    for rng in map(np.random.default_rng, range(80)):
+        parts = [ranked(rng, knows=0.3) for _ in range(2)]
+        curve = risk_curve(parts)
+        noise = risk_curve([ranked(rng, knows=0.0) for _ in range(2)])
+        assert curve is not None
+        assert noise is not None
+        informed.append(verdict(curve.area) == "better")
+        useless.append(verdict(noise.area) != "level")
+    assert np.mean(informed) > 0.9
+    assert 0.005 < np.mean(useless) < 0.11
+
+
+def test_the_curve_is_its_definition() -> None:
+    rng = np.random.default_rng(5)
+    parts = [ranked(rng, knows=0.3) for _ in range(2)]
+    found = risk_curve(parts)
+    assert found is not None
+    expected = []
+    for part in parts:
+        order = np.argsort(-part.measure)
+        counts = np.round(RISK_COVERAGES * ROWS).astype(int)
+        expected.append([part.risk[order[:n]].mean() - part.risk.mean() for n in counts])
+    np.testing.assert_allclose(found.excess, np.mean(expected, axis=0), atol=1e-12)
+    assert found.area.value == pytest.approx(np.mean(expected))
+    assert found.excess[-1] == pytest.approx(0.0)
+    assert found.bars == 2 * ROWS
+    assert found.area.days == DAY_COUNT
+
+
+def test_a_measure_that_says_one_thing_of_all_bars_chooses_by_chance() -> None:
+    # The first days are the riskiest: ties in order of time would look like knowledge.
+    risk = (DAYS < 10).astype(float)
+    found = risk_curve([Ranked(risk, np.zeros(ROWS), DAYS)])
+    assert found is not None
+    assert abs(found.area.value) < 0.02
+
+
+def test_bars_that_were_not_measured_are_left_out() -> None:
+    part = ranked(np.random.default_rng(6), knows=0.3)
+    half = part._replace(measure=np.where(np.arange(ROWS) % 2, part.measure, np.nan))
+    every_second = Ranked(part.risk[1::2], part.measure[1::2], part.days[1::2])
+    one, two = risk_curve([half]), risk_curve([every_second])
+    assert one is not None
+    assert two is not None
+    np.testing.assert_array_equal(one.excess, two.excess)
+    assert risk_curve([part._replace(measure=np.full(ROWS, np.nan))]) is None
+
+
+# --- selection
+
+
+def test_the_best_of_many_useless_is_overfitted_half_of_the_time_and_a_true_best_is_not() -> None:
+    rng = np.random.default_rng(7)
+    useless = [overfitting(rng.normal(size=(8, 6))) for _ in range(40)]
+    assert np.mean(useless) == pytest.approx(0.5, abs=0.1)  # type: ignore[arg-type]
+    good = rng.normal(size=(8, 6)) - 4.0 * (np.arange(6) == 2)
+    assert overfitting(good) == 0.0
+
+
+def test_what_is_best_on_one_half_alone_is_overfitted() -> None:
+    # Each candidate is good on two groups and bad on all others: the planted overfitting.
+    scores = np.full((8, 4), 1.0)
+    for candidate in range(4):
+        scores[2 * candidate : 2 * candidate + 2, candidate] = -1.0
+    found = overfitting(scores)
+    assert found is not None
+    assert found > 0.6
+
+
+def test_overfitting_is_its_definition() -> None:
+    scores = np.random.default_rng(8).normal(size=(6, 5))
+    lost = []
+    for half in combinations(range(6), 3):
+        other = [group for group in range(6) if group not in half]
+        best = scores[list(half)].mean(axis=0).argmin()
+        outside = scores[other].mean(axis=0)
+        worse = (outside > outside[best]).sum() + 1  # its rank from below
+        lost.append(0.5 * (worse / 6 == 0.5) + (worse / 6 < 0.5))
+    assert overfitting(scores) == pytest.approx(np.mean(lost))
+    assert overfitting(scores[:3]) is None
+    assert overfitting(scores[:, :1]) is None
+    assert overfitting(np.vstack([scores, scores[:1]])) == overfitting(scores)
+
+
+def test_a_pair_is_value_and_error() -> None:
+    assert DayDifference(1.0, 2.0, 3, 0.5).pair == (1.0, 2.0)

@@ -1,0 +1,464 @@
+"""Networks over several symbols, from candles by one command to a run that is verified."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from learning import DAY_BARS, START_MS, learnable, write_csv
+from pair_cases import replayed
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import NOTHING, Config
+from tracepaper.daemon.config.loading import load as load_config
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
+from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.learning.splits import iso
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.checkpoints import kept_folder, load, save
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
+from tracepaper.strategies.types.market import Bar
+
+SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+DAYS = 4
+BARS = 640
+"""Bars that are traded: some hundred beyond those that an answer looks back on."""
+
+
+def made(symbol: str, count: int) -> Candles:
+    return learnable(count, seed=SYMBOLS.index(symbol), symbol=symbol)
+
+
+def data(count: int = BARS) -> list[Candles]:
+    return [made(symbol, count) for symbol in SYMBOLS]
+
+
+def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
+    """Run a command; return the JSON document that it prints."""
+    code = invoke([str(word) for word in (*words, "--json")])
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    return json.loads(said.out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    """Run a command that is refused; return what it says."""
+    capsys.readouterr()
+    assert invoke([str(word) for word in words]) != 0
+    said = capsys.readouterr()
+    return " ".join((said.out + said.err).split())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("candles")
+    return [write_csv(made(symbol, DAYS * DAY_BARS), folder) for symbol in SYMBOLS]
+
+
+def given(files: Sequence[Path]) -> list[object]:
+    return [word for path in files for word in ("--data", path)]
+
+
+def training(kind: str, *more: object) -> list[object]:
+    """Return the words of a training of few and small steps."""
+    dates = [iso(START_MS + round(day * 24) * 3_600_000) for day in (2, 2.75, 3.25)]
+    return [
+        "train", "--network", kind, "--horizons", "5,30", "--gate-horizon", 5, "--window", 16,
+        "--layers", 1, "--dim", 8, "--heads", 2, "--steps", 4, "--length", 256, "--batch", 2,
+        "--threads", 1, "--explained-bars", 720, "--train-until", dates[0],
+        "--validate-until", dates[1], "--calibrate-until", dates[2], *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return what trains a kind, once for all tests, into the folder that it returns."""
+
+    @cache
+    def of(kind: str, *more: object) -> Path:
+        out = tmp_path_factory.mktemp(kind) / kind
+        words = [*training(kind, *more), *given(files), "--out", out]
+        assert invoke([str(word) for word in words]) == 0
+        return out
+
+    return of
+
+
+def configured(
+    folder: Path,
+    kind: str,
+    *,
+    symbols: Sequence[str] = SYMBOLS,
+    sections: Mapping[str, Any] = NOTHING,
+    **more: Any,
+) -> Config:
+    """Return what trades the checkpoint in *folder*; *more* are the strategy's options."""
+    return load_config(
+        None,
+        {
+            "market": {"symbols": list(symbols)},
+            "strategy": {"name": kind, "options": more, "twins": ("random_gate",)},
+            "sizing": {"mode": "equity"},
+            "model": {"checkpoint": str(folder), "threads": 1},
+            **sections,
+        },
+    )
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def held_at(path: Path, open_ms: int) -> set[str]:
+    """Return why the network had no answer at a close, where all symbols held by one gate."""
+    query = f"SELECT DISTINCT action, refused_by FROM v_decisions WHERE open_time_ms = {open_ms}"
+    assert rows(path, query) == [("HOLD", "finite")]
+    query = "SELECT text FROM v_notes WHERE name = 'no_answer' AND open_time_ms = "
+    return {text for (text,) in rows(path, f"{query}{open_ms}")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("crossasset", ("--factors", 2)), ("portfolio", ()), ("portfolio", ("--attention", "joint"))],
+)
+def test_it_is_trained_traded_verified_and_judged_again(
+    kind: str,
+    more: tuple[object, ...],
+    trained: Callable[..., Path],
+    files: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = trained(kind, *more)
+    card = load(folder).card
+    assert card["model"]["kind"] == kind
+    assert card["architecture"]["symbols"] == list(SYMBOLS)
+    figures = card["figures"]["30"]
+    assert {"network", "har", "ewma"} <= set(figures["qlike"])
+    assert {"relative", "network", "persistence", "random"} <= set(figures["relative_rank_ic"])
+    weights = card["figures"]["weights"]
+    assert {"network", "equal", "inverse"} <= set(weights["net_bp_a_day"])
+    assert weights["days"] == 1
+    of_pairs = card["figures"].get("correlation", {})
+    assert set(of_pairs) == ({"5", "30"} if "--factors" in more else set())
+    for one in of_pairs.values():
+        assert set(one) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
+    said = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
+    assert len(said) == (3 if of_pairs else 0)
+    capsys.readouterr()
+    again = answered(capsys, "evaluate", folder, *given(files), "--threads", 1)
+    assert again["figures"] == card["figures"]
+    said = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
+    assert again["sentences"] == [*said, *card["training"]["not_used"]]
+    path = tmp_path / "run.db"
+    run_id = replayed(path, configured(folder, kind), data())
+    with Reader.open(path) as reader:
+        assert verify_run(reader, path, run_id).differences == []
+    counted = rows(path, "SELECT count(DISTINCT sequence) FROM v_notes WHERE name = 'weight'")
+    assert counted[0][0] >= 3 * 10
+    if kind == "portfolio":
+        assert rows(path, "SELECT count(*) FROM v_fills")[0][0] > 3
+
+
+def test_weights_of_a_close_are_traded_together_and_noted(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, configured(trained("portfolio"), "portfolio"), data())
+    found = rows(
+        path,
+        "SELECT open_time_ms, count(*), sum(abs(number)) FROM v_notes WHERE name = 'weight' "
+        "GROUP BY open_time_ms",
+    )
+    assert all((time + 60_000) % 300_000 == 0 for time, _, _ in found)
+    assert {count for _, count, _ in found} == {3}
+    assert all(0.0 < gross <= 1.0 + 1e-5 for _, _, gross in found)
+    shares = rows(
+        path,
+        "SELECT sequence, count(*), sum(number) FROM v_notes WHERE name LIKE 'from_%' "
+        "GROUP BY sequence",
+    )
+    assert {count for _, count, _ in shares} == {3}
+    assert all(total == pytest.approx(1.0, abs=1e-6) for _, _, total in shares)
+    long = tmp_path / "long.db"
+    replayed(long, configured(trained("portfolio"), "portfolio", long_only=True, every=30), data())
+    least = rows(long, "SELECT min(number), count(*) FROM v_notes WHERE name = 'weight'")
+    assert least[0][0] >= 0.0
+    assert 0 < least[0][1] < 3 * len(found)
+
+
+@pytest.mark.parametrize(
+    ("gate", "keys"),
+    [
+        ("confidence", {"confidence": "q0.5", "confidence_by": "entropy"}),
+        ("collapsed", {"collapse": "q0.5"}),
+        ("shifted", {"shift": "q0.5"}),
+        ("regime", {"regimes": ("MOMENTUM", "MIXED")}),
+    ],
+)
+def test_a_symbol_that_a_gate_refuses_keeps_its_weight_alone(
+    gate: str, keys: dict[str, Any], trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = configured(trained("portfolio"), "portfolio", sections={"gate": keys})
+    path = tmp_path / "run.db"
+    replayed(path, config, data())
+    query = (
+        "SELECT d.instrument, d.action, d.refused_by, d.target_quantity, n.number FROM v_decisions "
+        "d LEFT JOIN v_notes n ON n.run_id = d.run_id AND n.sequence = d.sequence AND n.name = "
+        "'weight' ORDER BY d.sequence"
+    )
+    held = dict.fromkeys((f"linear:{symbol}" for symbol in SYMBOLS), 0)
+    refused_here = changed = 0
+    for instrument, action, refused_by, target, weight in rows(path, query):
+        if refused_by is not None:
+            assert (action, target) == ("HOLD", held[instrument])
+            refused_here += refused_by == gate and weight is not None
+        changed += target != held[instrument]
+        held[instrument] = target
+    assert refused_here > 3
+    assert changed > 5
+    twins = dict(rows(path, "SELECT twin, count(*) FROM v_twin_fills GROUP BY 1"))
+    assert twins["ungated"] > 5
+    assert twins["random_gate"] > 0
+
+
+def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    first, second, third = data()
+    kept = np.delete(np.arange(BARS), 594)  # its bar would close at a whole number of five
+    path = tmp_path / "missing.db"
+    replayed(
+        path,
+        configured(trained("portfolio"), "portfolio"),
+        [first, slice_candles(second, kept), third],
+    )
+    times = first.open_time_ms
+    assert held_at(path, int(times[594])) == {"BBBUSDT has no bar at this close"}
+    (after,) = held_at(path, int(times[599]))
+    assert after.startswith("BBBUSDT lacks one of the last ")
+
+
+def test_killed_it_goes_on_as_if_it_had_not_been(
+    trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tracepaper.replay.backtest.run as running_module
+
+    monkeypatch.setattr(running_module, "PROGRESS_EVENTS", 64)
+    config, candles = configured(trained("portfolio"), "portfolio"), data()
+    running, cut, through = (tmp_path / f"{name}.db" for name in ("running", "cut", "through"))
+    replayed(through, config, candles)
+
+    class Killed(Exception):
+        """The process ended here."""
+
+    def kill(bars: int) -> None:
+        if bars > 1_750 and not cut.exists():
+            with closing(sqlite3.connect(running)) as one, closing(sqlite3.connect(cut)) as other:
+                one.backup(other)
+            raise Killed
+
+    audit = SqlAuditLog.open(running, group_steps=32)
+    with pytest.raises(Killed):
+        run_replay(
+            build(config, candles, started_at_ms=0, database=running), audit, Tally(progress=kill)
+        )
+    audit.close()
+    audit = SqlAuditLog.open(cut)
+    resume_replay("last", candles, (), audit, cut, Tally())
+    audit.end(1)
+    audit.close()
+    query = "SELECT open_time_ms, instrument, decision_sha256 FROM v_decisions ORDER BY 1, 2"
+    assert rows(cut, query) == rows(through, query)
+    query = "SELECT side, quantity, price, filled_ms FROM v_fills ORDER BY filled_ms, instrument"
+    assert len(rows(cut, query)) > 3
+    assert rows(cut, query) == rows(through, query)
+
+
+@pytest.mark.slow
+def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
+    with FreshProcesses() as fresh:
+        found = lookahead(
+            configured(trained("portfolio"), "portfolio"), data(), fresh, Limits(probes=1)
+        )
+    assert found.holds, found.because
+
+
+def test_a_decision_says_which_asset_and_which_of_its_bars(
+    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, configured(trained("portfolio"), "portfolio"), data())
+    asked = rows(path, "SELECT sequence FROM v_notes WHERE name = 'weight' ORDER BY 1 DESC")
+    sequence = asked[1][0]
+    capsys.readouterr()
+    document = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    found = document["influence"]
+    assert found["largest_difference"] == 0.0
+    assert [len(row) for row in found["matrix"]] == [3, 3, 3]
+    assert all(sum(row) == pytest.approx(1.0, abs=1e-6) for row in found["matrix"])
+    at = found["symbols"].index(found["symbol"])
+    noted = {name: document["notes"][f"from_{name}"] for name in SYMBOLS}
+    assert found["matrix"][at] == pytest.approx([noted[name] for name in found["symbols"]])
+    weights = [one["weight"] for one in found["heaviest"]]
+    assert weights == sorted(weights, reverse=True)
+    closed = document["decision"]["open_time_ms"]
+    assert all(one["open_time_ms"] <= closed for one in found["heaviest"])
+    words = ["explain", f"last:{sequence}", "--db", str(path), "--full"]
+    assert invoke(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Influence: the share of each asset" in said
+    assert f"It looked at {found['symbol']}" in said
+    early = rows(path, "SELECT min(sequence) FROM v_decisions")[0][0]
+    cold = refused(capsys, "explain", f"last:{early}", "--db", path, "--full")
+    assert "came before its model was warm" in cold
+    usual = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout")[
+        "influence"
+    ]
+    assert usual == found
+    kept = answered(
+        capsys, "explain", f"last:{sequence}", "--db", path, "--method", "rollout",
+        "--residual", "0.9",
+    )["influence"]  # fmt: skip
+    assert kept["residual_weight"] == 0.9
+    assert kept["matrix"][at][at] > found["matrix"][at][at]
+    assert kept["largest_difference"] > 0
+    for words in (
+        ["--method", "norm"],
+        ["--fusion", "max"],
+        ["--method", "rollout", "--discard", "0.5"],
+    ):
+        other = refused(capsys, "explain", f"last:{sequence}", "--db", path, *words)
+        assert "A network over several symbols is explained by its rollout" in other
+    other = refused(
+        capsys, "explain", f"last:{sequence}", "--db", path, "--with", f"last:{sequence}"
+    )
+    assert "looks at several symbols, of which `explain --full` and `--method rollout` say" in other
+
+
+def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
+    trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = load(trained("portfolio"))
+    folder = tmp_path / "own"
+    save(folder, own.tensors, own.card)
+    path = tmp_path / "run.db"
+    replayed(path, configured(folder, "portfolio"), data())
+    shutil.rmtree(folder)
+    sequence = rows(path, "SELECT max(sequence) FROM v_notes")[0][0]
+    assert answered(capsys, "verify", "last", "--db", path)["holds"]
+    found = answered(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    assert found["influence"]["largest_difference"] == 0.0
+    kept = kept_folder(path, own.card["model"]["id"])
+    changed = {name: tensor * 1.01 for name, tensor in own.tensors.items()}
+    save(kept, changed, own.card)
+    assert "restore it" in refused(capsys, "verify", "last", "--db", path)
+    shutil.rmtree(kept)
+    words = refused(capsys, "explain", f"last:{sequence}", "--db", path, "--full")
+    assert "is not kept any more" in words
+
+
+def test_a_feature_that_is_not_finite_holds_all(
+    trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(streams: FeatureStreams, bars: Sequence[Bar], at: Sequence[int]) -> FeatureRows:
+        taken = step(streams, bars, at)
+        if bars[0].instrument == "linear:BBBUSDT" and bars[0].open_time_ms == spoiled:
+            taken.values[-1, 2] = np.nan
+        return taken
+
+    candles, step = data(), FeatureStreams.step
+    times = candles[0].open_time_ms.tolist()
+    spoiled = times[599]
+    monkeypatch.setattr(FeatureStreams, "step", broken)
+    path = tmp_path / "nan.db"
+    replayed(path, configured(trained("portfolio"), "portfolio"), candles)
+    query = (
+        "SELECT g.passed, count(*) FROM v_gates g JOIN v_decisions d USING (run_id, sequence) "
+        "WHERE g.gate = 'finite' AND d.open_time_ms = {} GROUP BY 1"
+    )
+    assert rows(path, query.format(times[599])) == [(0, 3)]
+    assert rows(path, query.format(times[600])) == [(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "options", "sentence"),
+    [
+        ((*SYMBOLS, "DOGEUSDT"), {}, "and not DOGEUSDT; train it with its candles"),
+        (SYMBOLS, {"evry": 5}, "options.evry is unknown; use every, long_only"),
+        (SYMBOLS, {"every": 0}, "options.every is 0; it must be a whole number"),
+        (SYMBOLS, {"long_only": 1}, "options.long_only must be true or false"),
+    ],
+)
+def test_an_option_or_a_symbol_that_is_none_is_named(
+    symbols: Sequence[str],
+    options: dict[str, Any],
+    sentence: str,
+    trained: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    config = configured(trained("portfolio"), "portfolio", symbols=symbols, **options)
+    with pytest.raises(ConfigInvalid, match=sentence):
+        replayed(tmp_path / "run.db", config, data(10))
+
+
+def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence(
+    trained: Callable[..., Path],
+    files: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = trained("portfolio")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[model]\ncheckpoint = "{folder}"\n[strategy]\nname = "attention"\n')
+    words: tuple[object, ...] = ("replay", files[0], "-c", config, "--db", tmp_path / "run.db")
+    assert "answers for all symbols of a close" in refused(capsys, *words)
+    config.write_text('[strategy]\nname = "portfolio"\n')
+    assert "needs a checkpoint of that kind, and model.checkpoint" in refused(capsys, *words)
+    config.write_text('[strategy]\nname = "portfolio"\n[model]\ncheckpoint = "none"\n')
+    assert "needs a model, and model.checkpoint is none" in refused(capsys, *words)
+    named = f'[model]\ncheckpoint = "{folder}"\n'
+    config.write_text(f'{named}[strategy]\nname = "crossasset"\n')
+    assert "is of the kind portfolio; name another" in refused(capsys, *words)
+    named += '[strategy]\nname = "portfolio"\n'
+    config.write_text(f'{named}[market]\ninterval = "5"\n')
+    assert "trained on interval 1, and market.interval is 5" in refused(capsys, *words)
+    config.write_text(f"{named}[model.explanation]\nmethod = 'norm'\n")
+    assert "take model.explanation out" in refused(capsys, *words)
+    config.write_text(f"{named}[gate]\nhorizon = 7\n")
+    assert "gate.horizon 7 is no horizon of the model" in refused(capsys, *words)
+    words = ("evaluate", folder, *given(files), "--ablation", 5)
+    assert "examines what a model says of one instrument's bars" in refused(capsys, *words)
+    out = tmp_path / "out"
+    words = (*training("crossasset"), *given(files[:1]), "--out", out)
+    assert "at least two symbols" in refused(capsys, *words)
+    words = (*training("crossasset", "--resume"), *given(files), "--out", out)
+    assert "leave --resume out" in refused(capsys, *words)
+    words = (*training("crossasset", "--every", 7), *given(files), "--out", out)
+    assert "every is 7; weights are held for one of the horizons" in refused(capsys, *words)
+
+
+def test_a_recipe_of_several_reads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = [str(word) for word in (*training("portfolio"), "--print-recipe")]
+    assert invoke(words) == 0
+    text = capsys.readouterr().out
+    assert 'kind = "portfolio"' in text
+    path = tmp_path / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    assert invoke(["train", "--recipe", str(path), "--print-recipe"]) == 0
+    assert capsys.readouterr().out == text
