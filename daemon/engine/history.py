@@ -1,4 +1,4 @@
-"""``History``: what the decisions on one instrument look back on; regimes and outcomes so far."""
+"""``InstrumentHistory``: what decisions on one instrument look back on; regimes and outcomes so far."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from tracepaper.strategies.types.market import Bar, Category, Depths, FrameBar, 
 from tracepaper.strategies.units import DAY_MS, interval_start
 
 OUTCOMES_KEPT: Final = 64
-"""Outcomes remembered at a time; reasons without end must not fill the memory."""
+"""ForecastOutcomes remembered at a time; reasons without end must not fill the memory."""
 
 OutcomeKey = tuple[Action, str, int, Regime, int | None, float | None]
 """Action, reason, gates passed, regime, cell and factor: what outcomes are told apart by."""
 
 
-class History:
+class InstrumentHistory:
     """Bars, higher timeframes and order books of one instrument, as far as decisions depend on it.
 
     Memory is finite: a start that is fed as many bars again knows the same.
@@ -288,7 +288,7 @@ class RegimeTracker:
             self.cell = self._cells.next_cell(self.cell, seen, self._hysteresis)
 
 
-class Outcomes:
+class ForecastOutcomes:
     """What became of the decisions: the newest one, and outcomes that may come again."""
 
     __slots__ = ("_known", "newest", "restored")

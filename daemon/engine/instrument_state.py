@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import Intent, PaperAccount, is_entry
 from tracepaper.daemon.broker.orders import Sent
-from tracepaper.daemon.engine.history import History, Outcomes, RegimeTracker
+from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
 from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.daemon.engine.state import (
@@ -52,7 +52,7 @@ TRADING: Final = "Trading"
 """The exchange's status of a symbol whose orders it takes."""
 
 
-class Judgement:
+class GateJudgement:
     """The gates of an instrument, and what they are shown of a bar."""
 
     __slots__ = ("_by_quotes", "_round_trip", "_share_fee", "evaluator", "inputs", "risk")
@@ -83,7 +83,13 @@ class Judgement:
         self.inputs.fitted = terms.fitted
 
     def see_bar(
-        self, bar: Bar, history: History, quote: Quote | None, status: str, *, is_running: bool
+        self,
+        bar: Bar,
+        history: InstrumentHistory,
+        quote: Quote | None,
+        status: str,
+        *,
+        is_running: bool,
     ) -> None:
         """Lay out *bar* for the gates: *quote* is the newest, *status* the exchange's word."""
         inputs = self.inputs
@@ -114,7 +120,7 @@ class Judgement:
         bar: Bar,
         target: int,
         account: PaperAccount,
-        history: History,
+        history: InstrumentHistory,
         quote: Quote | None,
         notional: int,
         *,
@@ -192,9 +198,11 @@ class InstrumentState:
         self._sizer, self._sizes_by_bars = sizer, sizer.bars > 0
         self.declared = declared  # of this instrument alone, or of the portfolio
         judges_bars = plausible.name in gates.gate_set.gates
-        self.history = History(instrument, strategy, sizer, settings, judges_bars=judges_bars)
-        self.gates = Judgement(gates, risk, instrument, settings)
-        self.regimes, self.outcomes = RegimeTracker(settings), Outcomes()
+        self.history = InstrumentHistory(
+            instrument, strategy, sizer, settings, judges_bars=judges_bars
+        )
+        self.gates = GateJudgement(gates, risk, instrument, settings)
+        self.regimes, self.outcomes = RegimeTracker(settings), ForecastOutcomes()
         self.quote: Quote | None = None  # the newest, believed or not
         self.belief = PriceBelief(
             instrument,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -109,23 +110,29 @@ class Fitted(Protocol[AnyData_contra]):
     @property
     def card(self) -> Mapping[str, Any]:
         """The model card, complete once it is evaluated."""
+        ...
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights, or the arrays."""
+        ...
 
     @property
     def stopped(self) -> str:
         """Why the fit ended before its time; else empty."""
+        ...
 
     def calibrated(self, data: AnyData_contra, *, bars: int | None = None) -> Self:
         """Return it with what the calibration slice says; *bars* of it are explained."""
+        ...
 
     def evaluated(self, data: AnyData_contra, *, bars: int | None = None) -> Self:
         """Return it with its figures on untouched time and the sentences that follow."""
+        ...
 
     def save(self, folder: Path, data: AnyData_contra) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
+        ...
 
 
 class Estimator(Protocol):
@@ -139,35 +146,36 @@ class Estimator(Protocol):
     walks_only: bool
     """Whether it is fitted on few folds that walk, for each costs a training."""
 
-    @property
-    def fixed(self) -> Mapping[str, Any]:
-        """Sections that no recipe chooses and its hash covers."""
-
-    @property
-    def Keys(self) -> type[Any]:  # noqa: N802 - a type
-        """The dataclass of ``[architecture]``."""
-
-    @property
-    def Options(self) -> type[Any]:  # noqa: N802 - a type
-        """The dataclass of ``[training]``."""
+    fixed: ClassVar[Mapping[str, Any]]
+    """Sections that no recipe chooses and its hash covers."""
+    Keys: type[Any]
+    """The dataclass of ``[architecture]``."""
+    Options: type[Any]
+    """The dataclass of ``[training]``."""
 
     def recipe(self, document: Document) -> Recipe:
         """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
+        ...
 
     def document(self, recipe: Recipe) -> dict[str, Any]:
         """Return *recipe* as the sections of a file, every key with its value."""
+        ...
 
     def check(self, recipe: Recipe, option: str) -> None:
         """Raise ``ConfigInvalid`` for an optional package that fitting *recipe* lacks."""
+        ...
 
     def read(self, recipe: Recipe, request: DataRequest) -> Any:  # noqa: ANN401 - by its source
         """Return the data that *recipe* is fitted to."""
+        ...
 
     def fit(self, data: Any, recipe: Recipe, run: FitRun) -> Fitted[Any]:  # noqa: ANN401
         """Fit *recipe* to *data*; return it, not yet calibrated."""
+        ...
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted[Any]:
         """Return what a checkpoint holds; raise ``CheckpointMismatch`` where it does not fit."""
+        ...
 
 
 _ESTIMATORS: Final[dict[str, Estimator]] = {}
@@ -234,6 +242,9 @@ class CandleEstimator:
     source: DataSource = DataSource.BARS
     takes_covariates = False
     walks_only = True
+    Keys: type[Any]
+    """The dataclass of ``[architecture]``, which names its ``horizons``."""
+    Options: type[Any] = FitOptions
     holds_out_calibration = False
     """Whether a fold needs a part of its own to calibrate on."""
     fixed: ClassVar[Mapping[str, Any]] = {}
@@ -241,16 +252,6 @@ class CandleEstimator:
     """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Values of ``[training]`` in place of those of ``Options``."""
-
-    @property
-    def Options(self) -> type[Any]:  # noqa: N802 - a type
-        """What a fit of steps takes."""
-        return FitOptions
-
-    @property
-    def Keys(self) -> type[Any]:  # noqa: N802 - a type
-        """The dataclass of ``[architecture]``, which names its ``horizons``."""
-        raise NotImplementedError
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
         """Return the ``Keys`` of the *chosen* sections."""
@@ -279,8 +280,9 @@ class CandleEstimator:
         own = own_training(chosen["training"])
         keys = self.architecture(chosen)
         horizon = chosen["calibration"].get("horizon", self.gate_horizon(chosen, keys))
+        kind: Any = self  # Pyright follows this module by two names
         return Recipe(
-            self,
+            kind,
             keys,
             typed(self.Options, {**self.defaults, **chosen["training"]}),
             whole("calibration.horizon", horizon),
@@ -362,12 +364,12 @@ class CandleModel:
         """The horizon that the gates judge."""
         return int(self.card["calibration"]["horizon"])
 
-    @property
+    @cached_property
     def network(self) -> Network | None:
         """The network of bars that can be examined; None where there is none."""
         return None
 
-    @property
+    @cached_property
     def rows(self) -> TrainedRows | None:
         """The model of one row of features that can be examined; None where there is none."""
         return None

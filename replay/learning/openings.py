@@ -159,18 +159,22 @@ class JudgedSpan(Protocol):
     @property
     def symbols(self) -> tuple[str, ...]:
         """The symbols that it is of."""
+        ...
 
     @property
     def missing(self) -> tuple[str, ...]:
         """What could not be compared, or counted: a sentence each."""
+        ...
 
     @property
     def from_ms(self) -> int:
         """The first midnight."""
+        ...
 
     @property
     def until_ms(self) -> int:
         """The last midnight."""
+        ...
 
 
 AnyJudged = TypeVar("AnyJudged", bound=JudgedSpan)
@@ -197,6 +201,7 @@ class Untouched(Protocol):
 
     def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
         """Return its symbols, and from and until when it is; None where nothing was judged."""
+        ...
 
 
 def read_openings(path: Path) -> list[SpanOpening]:

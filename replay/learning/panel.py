@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -193,11 +193,11 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
 def labelled_closes(data: Dataset, part: Part) -> list[Labelled]:
     """Return the panels' samples of *part*; raise ``DataInvalid`` where it, or a horizon, has none.
 
-    Where *data* are some bars ``only``, closes at which no symbol has one are left out by
-    ``answered_closes``: the labels stay.
+    Where *data* are some bars ``only``, the labels of the others stay.
     """
     found = []
-    for panel in data.panels:
+    panels: Any = data.panels  # Pyright follows this module by two names
+    for panel in panels:
         samples = samples_in(panel.segments, data.horizons, data.parts, part)
         if len(samples) == len(panel.segments):
             found.append(Labelled(panel, tuple(samples), panel.relative(data.horizons)))

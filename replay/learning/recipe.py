@@ -98,7 +98,8 @@ class Recipe:
 
     def document(self) -> dict[str, Any]:
         """Return it as the sections of a file, every key with its value."""
-        return self.estimator.document(self)
+        own: Any = self  # Pyright follows this module by two names
+        return self.estimator.document(own)
 
     def text(self) -> str:
         """Return it as TOML, which ``read_recipe`` reads back to an equal recipe."""

@@ -88,17 +88,21 @@ class Member(NamedTuple):
     stopped: str = ""  # why its fit ended early
 
 
+@dataclass(frozen=True)
+class EnsembleKeys:
+    """``[ensemble]``: the kind of the model of rows, and its feature schema."""
+
+    kind: str = "tree"
+    schema_id: str = "v1"
+
+
 class EnsembleEstimator(CandleEstimator):
     """A network, and the model of rows beside it, which is fitted over one split."""
 
     kind = ENSEMBLE
     summary = "a network with a tree or a glm"
     holds_out_calibration = True
-
-    @property
-    def Keys(self) -> type[Any]:  # noqa: N802 - a type
-        """``[ensemble]``: the kind of rows, their features, and how they are fitted."""
-        return EnsembleKeys
+    Keys = EnsembleKeys
 
     def recipe(self, document: Mapping[str, Any]) -> Recipe:
         """Read a recipe with ``[ensemble]``, or the card of an ensemble.
@@ -171,14 +175,6 @@ class EnsembleEstimator(CandleEstimator):
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EnsembleModel:
         """Return the ensemble of a checkpoint."""
         return EnsembleModel(card, tensors)
-
-
-@dataclass(frozen=True)
-class EnsembleKeys:
-    """``[ensemble]``: the kind of the model of rows, and its feature schema."""
-
-    kind: str = "tree"
-    schema_id: str = "v1"
 
 
 def member_as_card(card: Mapping[str, Any], half: str) -> dict[str, Any]:

@@ -78,12 +78,8 @@ class NetworkEstimator(CandleEstimator):
         self.kind = network.name
         self.summary = network.words
         self.network: NetworkKind = network
+        self.Keys = type(network.read({}))
         self.takes_covariates = network.name == "trading"
-
-    @cached_property
-    def Keys(self) -> type[Any]:  # noqa: N802 - a type
-        """The configuration of the network."""
-        return type(self.network.read({}))
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
         """Return the configuration; where no dropout is chosen, that of training.

@@ -93,7 +93,9 @@ class OrderBookEstimator:
     source = DataSource.ORDER_BOOKS
     takes_covariates = False
     walks_only = True
-    fixed: ClassVar = {"features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}}
+    fixed: ClassVar[Mapping[str, Any]] = {
+        "features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
+    }
     Keys = OrderBookConfig
     Options = BookFitOptions
 

@@ -89,6 +89,7 @@ class RowEstimator(CandleEstimator):
     """A kind of model of one bar's features."""
 
     Keys = RowKeys
+    Options = BoostingOptions  # a regression chooses nothing
     walks_only = False
     chosen_training: ClassVar = ("threads", "explained_bars", "baselines")
 
@@ -96,11 +97,6 @@ class RowEstimator(CandleEstimator):
         """Fit models of that kind by *fit*."""
         self.kind, self.summary = kind, summary
         self._fit: RowFit = fit
-
-    @property
-    def Options(self) -> type[BoostingOptions]:  # noqa: N802 - a type
-        """How trees are fitted; a regression chooses nothing."""
-        return BoostingOptions
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> RowKeys:
         """Return the horizons, all that there is."""

@@ -122,7 +122,8 @@ class Subject:
                 "The model shows no network and no arrays of its own to examine; leave that out."
             )
         network = None if model.network is None else model.network.eval()
-        return cls(material, model.horizon, network, model.rows, model.mix)
+        mix: Any = model.mix  # Pyright follows this module by two names
+        return cls(material, model.horizon, network, model.rows, mix)
 
     @property
     def column(self) -> int:

@@ -335,7 +335,7 @@ def test_explain_prints_the_map_and_the_whole_of_it_as_json(
     where = ("--depth", str(recorded), "--checkpoint", str(folder))
     text = said("explain", *where)
     assert "untrained: 2.5 minutes of depth, seven days are needed" in text
-    rows = re.findall(r"^ (?:ask|bid) .* ([\d.]+) $", text, re.MULTILINE)
+    rows = re.findall(r"^ ?(?:ask|bid) .* ([\d.]+) ?$", text, re.MULTILINE)
     assert len(rows) == 6
     assert sum(map(float, rows)) == pytest.approx(100, abs=0.4)
     document = json.loads(said("explain", *where, "--at", "2025-01-01T00:01:00.500Z", "--json"))
