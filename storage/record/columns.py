@@ -1,8 +1,9 @@
 """Every column: its type, scale and meaning; pure.
 
 The tables of ``schema``, the rows of ``rows``, ``encode`` and ``decode``, what the chain covers,
-and the columns of ``views`` with their documentation follow from ``TABLES``. A new column may be
-null, and is added to a database when that is opened for writing.
+and the columns of ``views`` with their documentation follow from ``TABLES``. A new column stands
+last in its table (in ``steps`` before the digest), may be null, and is added to a database when
+that is opened for writing.
 
 Keys. A step is one integer everywhere: ``run_key * 2**28 + sequence`` (``step_key``). It is the
 rowid, so a bar costs no second key and a run is one contiguous range of every table.
@@ -23,17 +24,18 @@ from enum import StrEnum
 from typing import Any, Final
 
 from msgspec import Struct, json
+from msgspec.structs import replace
 
 from tracepaper.strategies.gates.gate import GATES, Gate, GateKind, gate_order
 from tracepaper.strategies.types.decisions import (
     Action,
-    Decision,
     FillModel,
     LedgerKind,
     Liquidity,
     OrderKind,
     OrderRole,
     OrderStatus,
+    Step,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
 from tracepaper.strategies.units import any_of
@@ -75,6 +77,7 @@ class Column(Struct, frozen=True, kw_only=True):
     words: type[StrEnum] | None = None  # of the enumeration whose text it holds
     null: bool = False
     is_key: bool = False
+    is_made: bool = False  # by the encoder, from more than one attribute of the value stored
     refers: str = ""  # ``table.column`` of a foreign key, which SQLite checks
     read: Callable[[Any], Value] | None = None  # of the value stored; else its attribute ``name``
     shown: str = ""  # its name in views, where that is another
@@ -106,8 +109,13 @@ def _text(
     return Column(name=name, kind=TEXT, doc=doc, words=words, null=null)
 
 
+def _made(*columns: Column) -> tuple[Column, ...]:
+    """Mark the *columns* that ``encode`` fills by place: all others are read as defined."""
+    return tuple(replace(column, is_made=True) for column in columns)
+
+
 def _usual(name: str, doc: str, usual: StrEnum) -> Column:
-    """Return a column of text in which null stands for the word that is *usual*."""
+    """Return a column of text in which null stands for *usual*."""
 
     def read(stored: object) -> Value:
         value: StrEnum = getattr(stored, name)
@@ -143,11 +151,10 @@ def _blob(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> C
 _to_json: Final = json.Encoder().encode
 
 
-def _note_text(decision: Decision | None) -> str | None:
-    """Return the JSON of what the strategy noted at *decision*, in its order."""
-    if decision is None or decision.note is None:
+def _note_text(step: Step) -> str | None:
+    if step.decision is None or step.decision.note is None:
         return None
-    return _to_json(decision.note).decode()
+    return _to_json(step.decision.note).decode()
 
 
 def _is_usual(gate: Gate) -> bool:
@@ -270,8 +277,7 @@ _GATE_SETS = (
 )
 
 # A step and, where its event is a bar, the bar: one row, since nearly every step is a bar's.
-_BAR = (
-    _whole("instrument", null=True),  # place in the run
+_BAR_FIELDS = (
     _whole("open_time_ms", null=True),
     Column(name="open", doc="first price", scale=PRICE, null=True),
     Column(name="high", doc="highest price", scale=PRICE, null=True),
@@ -279,11 +285,15 @@ _BAR = (
     Column(name="close", doc="last price", scale=PRICE, null=True),
     Column(name="volume", doc="volume in base", scale=VOLUME, null=True),
     Column(name="turnover", doc="volume in quote; null where not known", scale=TURNOVER, null=True),
+)
+_BAR = (
+    _whole("instrument", null=True),  # place in the run
+    *_BAR_FIELDS,
     _whole("market_delay_ms", null=True),  # market_ms less the bar's close
     _whole("seen_delay_ms", null=True),  # seen_ms less market_ms
     _whole("source", null=True),  # of ``SOURCE_CODES``
 )
-_STEPS = (
+_STEPS = _made(
     _key("step"),
     _whole("shape"),  # see ``rows.Shape``
     _blob("window_sha256", "hash of the bars it saw", HASH, null=True),
@@ -298,10 +308,10 @@ _STEPS = (
     _blob("digest", "link of the chain", HASH),
 )
 BAR_COLUMNS: Final = tuple(column.name for column in _BAR)
-BAR_COLUMNS_MADE: Final = ("instrument", "market_delay_ms", "seen_delay_ms", "source")
-"""Those that are not the bar's own fields: the first one, and the last three."""
+BAR_FIELDS: Final = tuple(column.name for column in _BAR_FIELDS)
+"""Those that hold a field of the bar as it is."""
 
-_STATES = (
+_STATES = _made(
     _key("step"),
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     _blob("state", null=True),  # the engine's, where it changed
@@ -324,36 +334,38 @@ _EVENTS = (
 )
 
 _ANSWERS = (
-    _key("step"),
-    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
-    Column(
-        name="model_id",
-        kind=TEXT,
-        doc="the model that decided",
-        null=True,  # where it is the run's
-        sql="coalesce({t}.model_id, r.model_id)",
+    *_made(
+        _key("step"),
+        _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
+        Column(
+            name="model_id",
+            kind=TEXT,
+            doc="the model that decided",
+            null=True,  # where it is the run's
+            sql="coalesce({t}.model_id, r.model_id)",
+        ),
+        _whole("horizon", "bars; the horizon of the next six columns", null=True),
+        _real("mean_return", "expected log return, as the model gave it"),
+        _real("stdev_return", "its standard deviation"),
+        _real("p_down", "probability of a fall"),
+        _real("p_flat", "probability of neither"),
+        _real("p_up", "probability of a rise"),
+        _real("volatility", "expected volatility of the return"),
+        _blob("horizons", null=True),  # all horizons, and the columns at the other ones
+        _blob("halves", null=True),  # as ``Forecast.further``
+        _real("confidence", "1 less the mean normalised entropy of attention"),
+        _real("content_free", "what mask and encoding alone would give"),
+        _real("recent_mass", "rollout on the newest quarter of the context"),
+        _real("older_mass", "rollout before the oldest bucket"),
+        _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
+        _real("l1_error", "bound on what the weights miss of 1"),
+        _blob("entropy", null=True),  # little-endian float32, layer-major
+        _blob("buckets", null=True),  # little-endian float32, newest first
+        *_measures(ANSWER_GATES),
     ),
-    _whole("horizon", "bars; the horizon of the next six columns", null=True),
-    _real("mean_return", "expected log return, as the model gave it"),
-    _real("stdev_return", "its standard deviation"),
-    _real("p_down", "probability of a fall"),
-    _real("p_flat", "probability of neither"),
-    _real("p_up", "probability of a rise"),
-    _real("volatility", "expected volatility of the return"),
-    _blob("horizons", null=True),  # all horizons, and the columns at the other ones
-    _blob("halves", null=True),  # as ``Forecast.further``
-    _real("confidence", "1 less the mean normalised entropy of attention"),
-    _real("content_free", "what mask and encoding alone would give"),
-    _real("recent_mass", "rollout on the newest quarter of the context"),
-    _real("older_mass", "rollout before the oldest bucket"),
-    _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
-    _real("l1_error", "bound on what the weights miss of 1"),
-    _blob("entropy", null=True),  # little-endian float32, layer-major
-    _blob("buckets", null=True),  # little-endian float32, newest first
-    *_measures(ANSWER_GATES),
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
-    Column(name="note", kind=TEXT, null=True, read=lambda step: _note_text(step.decision)),
+    Column(name="note", kind=TEXT, null=True, read=_note_text),
 )
 FORECAST_COLUMNS: Final = (
     "mean_return",
@@ -376,25 +388,27 @@ EXPLANATION_COLUMNS: Final = (
 )
 
 _OUTCOMES = (
-    _key("step"),
-    _text("action", any_of(Action)),
-    _text("reason", "the strategy's reason"),
-    _whole("allowed", "1 if every gate passed", FLAG),
-    _text("refused_by", "the first gate that failed; null if none", null=True),
-    _whole("gate_set"),
-    _blob("gate_set_sha256"),
-    _whole("passed"),  # bit i: gate i of the set
-    _text("regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
-    _text(
-        "unfilled_reason",
-        "why the target is neither reached nor ordered; null where it is",
-        null=True,
+    *_made(
+        _key("step"),
+        _text("action", any_of(Action)),
+        _text("reason", "the strategy's reason"),
+        _whole("allowed", "1 if every gate passed", FLAG),
+        _text("refused_by", "the first gate that failed; null if none", null=True),
+        _whole("gate_set"),
+        _blob("gate_set_sha256"),
+        _whole("passed"),  # bit i: gate i of the set
+        _text("regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
+        _text(
+            "unfilled_reason",
+            "why the target is neither reached nor ordered; null where it is",
+            null=True,
+        ),
     ),
     _whole("regime_cell", "of the card's own regimes, from 1; null where it has none", null=True),
     _real("size_factor", "of the size, by confidence in the volatility; null where not asked for"),
 )
 
-_HOLDINGS = (
+_HOLDINGS = _made(
     _key("step"),
     _key("book"),  # 0: the run's account; i: twin i of the step
     _text("twin", "its name, such as `ungated`", null=True),
@@ -473,7 +487,7 @@ _FILLED = (
     ),
 )
 
-_LEDGER = (
+_LEDGER = _made(
     _key("step"),
     _key("ordinal"),
     _text("kind", any_of(LedgerKind), LedgerKind),
@@ -484,7 +498,7 @@ _LEDGER = (
     _whole("market_ms", "market time of the step's event", TIME),
 )
 
-_TWIN_STEPS = (
+_TWIN_STEPS = _made(
     _key("step"),
     _key("book"),  # 1 for the first twin of the step
     _whole("holding"),  # sequence of its row in ``holdings``, same book

@@ -13,8 +13,7 @@ from msgspec import Struct
 
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
-    BAR_COLUMNS,
-    BAR_COLUMNS_MADE,
+    BAR_FIELDS,
     EXPLANATION_COLUMNS,
     FLAG,
     FORECAST_COLUMNS,
@@ -63,7 +62,7 @@ SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 
 def _gather(table: str, names: Sequence[str]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Return what picks the columns *names* out of a row of *table*."""
+    """Return a getter of the columns *names* of a row of *table*."""
     at = At(table)
     return itemgetter(*(getattr(at, name) for name in names))
 
@@ -73,8 +72,7 @@ _EXPLANATION: Final = _gather("answers", EXPLANATION_COLUMNS)
 _STEP_MEASURES: Final = _gather("steps", [measure_name(gate) for gate in STEP_GATES])
 _ANSWER_MEASURES: Final = _gather("answers", [measure_name(gate) for gate in ANSWER_GATES])
 _FINITE: Final[int] = getattr(ANSWER, measure_name("finite"))
-_BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
-_BAR: Final = _gather("steps", _BAR_FIELDS)
+_BAR: Final = _gather("steps", BAR_FIELDS)
 
 
 _Field = tuple[str, int, type[StrEnum] | type[bool] | None]
@@ -103,8 +101,8 @@ class StoredRows(NamedTuple):
 
     def row(self, table: str) -> Sequence[Any] | None:
         """Return the step's first row in *table*, if it has one."""
-        found = self.sparse.get(table, ())
-        return found[0] if found else None
+        rows = self.sparse.get(table, ())
+        return rows[0] if rows else None
 
     @property
     def state(self) -> bytes | None:
@@ -120,21 +118,22 @@ class StoredRows(NamedTuple):
 
 
 class Interned(NamedTuple):
-    """Where the rows that steps share are found, by the sequence (and book) that names them."""
+    """Look-ups of the rows that steps share, by the sequence (and book) that names them."""
 
     outcome: Callable[[int], Sequence[Any]]
     holding: Callable[[int, int], Sequence[Any]]
     gate_set: Callable[[int], GateSet]
 
 
+_NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
 _IMPOSSIBLE: Final = (ValueError, LookupError, TypeError, AttributeError, msgspec.MsgspecError)
 """What decoding raises for values that no step has; ours are sentences already."""
 
 
 def _damaged(step: object, error: Exception) -> DataInvalid:
-    named = sequence_of(step) if isinstance(step, int) else shown(step)
+    sequence = sequence_of(step) if isinstance(step, int) else shown(step)
     return DataInvalid(
-        f"Step {named} holds what no step can hold ({error}); run `tracepaper audit "
+        f"Step {sequence} holds what no step can hold ({error}); run `tracepaper audit "
         "verify` and restore a backup."
     )
 
@@ -160,6 +159,13 @@ class StepDecoder:
         shape = StepShape.unpack(core[STEP.shape])
         answer_row, state_row = rows.row("answers"), rows.row("states")
         event_row = rows.row("events")
+        event: Event
+        if not shape.events:
+            event = self.bar(core)
+        elif event_row is None:
+            raise LookupError("its event is missing")
+        else:
+            event = self.event(event_row)
         marks = (
             core[STEP.unrealized_pnl],
             core[STEP.account_unrealized_pnl],
@@ -168,7 +174,7 @@ class StepDecoder:
         position, account = self._book(0, core[STEP.holding], marks)
         return Step(
             sequence=sequence_of(core[STEP.step]),
-            event=self._event(rows) if shape.events else self.bar(core),
+            event=event,
             accepted=shape.accepted,
             decision=self._decision(core, answer_row),
             prediction=None if answer_row is None else self.prediction(answer_row),
@@ -186,12 +192,6 @@ class StepDecoder:
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],
         )
-
-    def _event(self, rows: StoredRows) -> Event:
-        row = rows.row("events")
-        if row is None:
-            raise LookupError("its event is missing")
-        return self.event(row)
 
     def event(self, row: Sequence[Any]) -> Event:
         """Return the event of an ``events`` row; raise ``DataInvalid`` where it holds none."""
@@ -226,20 +226,20 @@ class StepDecoder:
             market_ms=market_ms,
             seen_ms=seen_ms,
             source=source,
-            **dict(zip(_BAR_FIELDS, values, strict=True)),
+            **dict(zip(BAR_FIELDS, values, strict=True)),
         )
 
     def prediction(self, row: Sequence[Any]) -> Prediction:
-        """Return what the forecaster answered, from an ``answers`` row."""
+        """Return the prediction that an ``answers`` row holds."""
         try:
             return self._prediction(row)
         except _IMPOSSIBLE as error:
             raise _damaged(row[0], error) from error
 
     def given(self, row: Sequence[Any]) -> Prediction:
-        """Return what the engine was given: as :meth:`prediction`, but for numbers of no use.
+        """Return the prediction as the engine received it: as stored, or a forecast of NaN.
 
-        A forecast that was not finite is stored without them; here it has none that are.
+        A forecast that was not finite is stored without its numbers; the engine got one.
         """
         is_missing = row[ANSWER.horizon] is None and row[ANSWER.late_deadline_ms] is None
         return _NOT_FINITE if is_missing and row[_FINITE] == 0 else self.prediction(row)
@@ -255,15 +255,18 @@ class StepDecoder:
         columns = [
             ()
             if rest is None
-            else tuple(_number(number) for number in (*rest[:at], number_there, *rest[at:]))
-            for number_there, rest in zip(_FORECAST(row), others, strict=True)
+            else tuple(
+                nan if number is None else number  # null is stored for what was not finite
+                for number in (*rest[:at], at_horizon, *rest[at:])
+            )
+            for at_horizon, rest in zip(_FORECAST(row), others, strict=True)
         ]
         model_id = row[ANSWER.model_id]
         return Forecast(
             tuple(horizons),
             **dict(zip(FORECAST_COLUMNS, columns, strict=True)),
             model_id=self._model_id if model_id is None else model_id,
-            explanation=_explanation(row),
+            explanation=None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
             further=row[ANSWER.halves] or b"",
         )
 
@@ -329,7 +332,7 @@ class StepDecoder:
     def _book(
         self, book: int, holding: int, marks: tuple[int | None, int | None, int | None]
     ) -> tuple[Position | None, Account]:
-        """Return position and account of a holding, at *marks*: see ``encode.Marked``."""
+        """Return position and account of a holding, at *marks*: see ``interning.Marked``."""
         row = self._interned.holding(holding, book)
         unrealized, of_account, equity = marks
         position = None
@@ -369,19 +372,3 @@ class StepDecoder:
             tuple(self.fill(fill, "twin_fills") for fill in fills if fill[TWIN_FILL.book] == book),
             bool(row[TWIN_STEP.confirmed]),
         )
-
-
-_NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
-
-
-def _number(stored: float | None) -> float:
-    """Return a number that was stored as null where it was not finite."""
-    return nan if stored is None else stored
-
-
-def _explanation(row: Sequence[Any]) -> Explanation | None:
-    """Return the explanation of an answer's row; None where there is no entropy blob."""
-    confidence, content_free, recent, older, shift, error, entropy, buckets = _EXPLANATION(row)
-    if entropy is None:
-        return None
-    return Explanation(confidence, content_free, recent, older, shift, error, entropy, buckets)

@@ -28,7 +28,6 @@ from tracepaper.strategies.types.decisions import (
     BLOCK_BARS,
     Decision,
     DecisionOutcome,
-    Explanation,
     Forecast,
     GateSet,
     Prediction,
@@ -132,7 +131,7 @@ def kept_digest(before: bytes, rows: Sequence[LaidRow]) -> bytes:
 
 
 def _canonical(table: str, row: Row) -> tuple[bytes, Row]:
-    """Return what names the columns that *row* fills, and its values: nulls are not hashed."""
+    """Return the hash of the columns that *row* fills, and their values: nulls are not hashed."""
     layout, values = laid_row(table, row)
     return layout.sha256, values
 
@@ -196,85 +195,77 @@ def _bar_text(bar: Bar, price: int, volume: int) -> bytes:
     )
 
 
-def _counts(name: str) -> bool:
-    """Return whether gate *name* belongs to a decision's identity: neither timing nor risk."""
-    return not GATES[name].is_timing and GATES[name].kind is not GateKind.RISK
-
-
 class _CountedGates:
     """The gates of a set that belong to a decision's identity: neither timing nor risk."""
 
     def __init__(self, gate_set: GateSet) -> None:
         gates = gate_set.gates
-        self.places = tuple(place for place, name in enumerate(gates) if _counts(name))
-        # One place alone would be picked bare, none at all not.
+        self.places = tuple(
+            place
+            for place, name in enumerate(gates)
+            if not GATES[name].is_timing and GATES[name].kind is not GateKind.RISK
+        )
+        # With one place ``itemgetter`` returns no tuple, and with none it cannot be made.
         self.pick = itemgetter(*self.places) if len(self.places) > 1 else self._pick_few
         names = tuple(gates[place] for place in self.places)
         thresholds = tuple(finite(gate_set.thresholds[place]) for place in self.places)
         self.sha256 = sha256(pack((names, thresholds))).digest()
-        self._passed: dict[int, int] = {}
+        self._packed: dict[int, int] = {}
 
     def _pick_few(self, measures: tuple[float | None, ...]) -> tuple[float | None, ...]:
         return tuple(measures[place] for place in self.places)
 
     def passed(self, bits: int) -> int:
         """Return the bits of the counted gates alone, packed in their order."""
-        known = self._passed.get(bits)
-        if known is None:
-            known = sum((bits >> place & 1) << i for i, place in enumerate(self.places))
-            self._passed[bits] = known
-        return known
+        packed = self._packed.get(bits)
+        if packed is None:
+            packed = sum((bits >> place & 1) << i for i, place in enumerate(self.places))
+            self._packed[bits] = packed
+        return packed
 
 
 def _forecast_part(prediction: Prediction) -> object:
-    """Return the part of a decision's identity that the forecaster gave."""
+    """Return the hashed part of *prediction*: neither the model's id nor a deadline."""
     match prediction:
         case None:
             return None
         case PredictionTimeout():
             return "late"
-        case Forecast():
-            return (
-                prediction.horizons,
-                *(
-                    all_finite(column)
-                    for column in (
-                        prediction.mean_return,
-                        prediction.stdev_return,
-                        prediction.p_down,
-                        prediction.p_flat,
-                        prediction.p_up,
-                        prediction.volatility,
-                    )
-                ),
-                _explanation_part(prediction.explanation),
+        case Forecast(explanation=explanation):
+            columns = (
+                prediction.mean_return,
+                prediction.stdev_return,
+                prediction.p_down,
+                prediction.p_flat,
+                prediction.p_up,
+                prediction.volatility,
             )
-
-
-def _explanation_part(explanation: Explanation | None) -> object:
-    if explanation is None:
-        return None
-    return (
-        finite(explanation.confidence),
-        finite(explanation.content_free),
-        finite(explanation.recent_mass),
-        finite(explanation.older_mass),
-        finite(explanation.shift),
-        finite(explanation.l1_error),
-        explanation.entropy,
-        explanation.buckets,
-    )
+            explained = (
+                None
+                if explanation is None
+                else (
+                    finite(explanation.confidence),
+                    finite(explanation.content_free),
+                    finite(explanation.recent_mass),
+                    finite(explanation.older_mass),
+                    finite(explanation.shift),
+                    finite(explanation.l1_error),
+                    explanation.entropy,
+                    explanation.buckets,
+                )
+            )
+            return (prediction.horizons, *(all_finite(column) for column in columns), explained)
 
 
 def _request_part(request: OrderRequest | Cancel) -> tuple[object, ...]:
-    """Return what of *request* is hashed: all but its reason, numbers without trailing zeros."""
+    """Return the hashed part of *request*: no reason, and numbers without trailing zeros."""
     if isinstance(request, Cancel):
         return ("cancel", request.tag)
     numbers = (request.quantity, request.price, request.trigger)
     return (
         request.kind.value,
         request.side.value,
-        *(None if one is None else str(Decimal(str(one)).normalize()) for one in numbers),
+        *(None if number is None else str(Decimal(str(number)).normalize()) for number in numbers),
         request.post_only,
         request.reduce_only,
         request.until,
@@ -284,7 +275,7 @@ def _request_part(request: OrderRequest | Cancel) -> tuple[object, ...]:
 
 def requests_sha256(requests: Sequence[OrderRequest | Cancel]) -> str:
     """Return the hash of a list of orders, in hexadecimal."""
-    return sha256(pack([_request_part(one) for one in requests])).hexdigest()
+    return sha256(pack([_request_part(request) for request in requests])).hexdigest()
 
 
 class DecisionHash:
@@ -320,10 +311,9 @@ class DecisionHash:
         if decision.outcome is not self._outcome or decision.target_quantity != self._target:
             self._encode_verdict(decision)
         measures = pack(self._gates.pick(decision.measures))
-        said = b"" if prediction is None else pack(_forecast_part(prediction))
-        if requests:
-            said += pack([_request_part(one) for one in requests])
-        parts = (canonical, self._gates_part, measures, self._verdict_part, said)
+        answer = b"" if prediction is None else pack(_forecast_part(prediction))
+        orders = pack([_request_part(request) for request in requests]) if requests else b""
+        parts = (canonical, self._gates_part, measures, self._verdict_part, answer, orders)
         return sha256(b"".join(parts)).digest()
 
     def _encode_verdict(self, decision: Decision) -> None:

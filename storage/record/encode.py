@@ -10,7 +10,7 @@ import msgspec
 
 from tracepaper.storage.record.columns import (
     BAR_COLUMNS,
-    BAR_COLUMNS_MADE,
+    BAR_FIELDS,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
     SEQUENCE_LIMIT,
@@ -20,15 +20,15 @@ from tracepaper.storage.record.columns import (
 )
 from tracepaper.storage.record.digest import Covered, all_finite, finite
 from tracepaper.storage.record.interning import (
-    _EXTRA,
-    _NO_ANSWER,
-    _NO_ANSWER_MEASURES,
+    NO_ANSWER,
+    NO_ANSWER_MEASURES,
     NO_MEASURES,
+    READ_COLUMNS,
     Holdings,
     Judged,
     Marked,
     Outcomes,
-    _extra,
+    read_values,
 )
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
@@ -44,7 +44,6 @@ from tracepaper.storage.record.rows import (
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
-    Explanation,
     Fill,
     Forecast,
     LedgerEntry,
@@ -72,10 +71,10 @@ _TABLE_ORDER: Final = {table: place for place, table in enumerate(SPARSE_TABLES)
 _NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
-_BAR_FIELDS: Final = tuple(name for name in BAR_COLUMNS if name not in BAR_COLUMNS_MADE)
-_OF_BAR: Final = attrgetter(*_BAR_FIELDS)
-_OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in _BAR_FIELDS if n != "turnover"))
+_OF_BAR: Final = attrgetter(*BAR_FIELDS)
+_OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in BAR_FIELDS if n != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
+_OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
 _ABSENT: Final = {
     (False, False): (),
     (True, False): ("turnover",),
@@ -123,7 +122,11 @@ class StepEncoder:
         place: int | None
         sparse: list[SparseRow] = []
         if type(event) is Bar:
-            place = self._place_of_bar(event)
+            if event.interval_ms != self._interval_ms:
+                raise InvariantBroken(
+                    f"A bar of {event.interval_ms} ms came to a run of {self._interval_ms} ms."
+                )
+            place = self._place(event.instrument)
             plain = self._plain_bar(step, event, place)
             if plain is not None:
                 return plain
@@ -137,19 +140,19 @@ class StepEncoder:
         return self._rows(step, place, judged, marked, sparse)
 
     def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
-        """Return the rows of a step that has one row, and its note; None where it may have more.
+        """Return the rows of a bar with a decision and at most a note; None where it may have more.
 
-        One tuple is hashed and inserted: nearly every step of a run without a model is such a bar.
+        Nearly every step of a run without a model is one, so a single tuple is hashed and inserted.
         """
         decision, position = step.decision, step.position
         if (
             decision is None or position is None or step.prediction is not None
             or step.state is not None or step.orders or step.fills or step.twins
-            or not step.accepted or step.ledger or _EXTRA["steps"]
+            or not step.accepted or step.ledger or READ_COLUMNS["steps"]
             or decision.target_quantity is None
         ):  # fmt: skip
             return None
-        noted = () if decision.note is None else _extra("answers", step)
+        noted = () if decision.note is None else read_values("answers", step)
         judged = self.outcomes.judged_before(decision)
         marked = self._holdings.unchanged((0, place), position, step.account)
         window, decided = step.window_sha256, step.decision_sha256
@@ -175,7 +178,7 @@ class StepEncoder:
         covered = self._covered.content
         if not noted:
             return StepRows(values, of_row, (), (), covered, prefix, values)
-        answer = ("answers", (key, *_NO_ANSWER, *noted))
+        answer = ("answers", (key, *NO_ANSWER, *noted))
         return StepRows(values, of_row, (answer,), (), covered, prefix, (*values, *noted))
 
     def _rows(
@@ -186,7 +189,6 @@ class StepEncoder:
         marked: Marked,
         sparse: list[SparseRow],
     ) -> StepRows:
-        """Return the rows of any step."""
         key, event = self._first_step + step.sequence, step.event
         measures = None if judged is None else judged.answer_measures
         noted = step.decision is not None and step.decision.note is not None
@@ -200,7 +202,7 @@ class StepEncoder:
         laid_rows = laid(sparse)
         kept = self._covered.take(kept_rows(laid_rows), step.state)
         if step.state is not None or kept is not None or marked.equity is not None:
-            state_row = (key, marked.equity, step.state, kept, *_extra("states", step))
+            state_row = (key, marked.equity, step.state, kept, *read_values("states", step))
             sparse.append(("states", state_row))
             sparse.sort(key=_in_order)
             laid_rows = laid(sparse)
@@ -217,7 +219,8 @@ class StepEncoder:
             None if judged is None else judged.outcome,
             None if decision is None else decision.target_quantity,
             *(NO_MEASURES if judged is None else judged.step_measures), *bar,
-            marked.holding, marked.unrealized, marked.account_unrealized, *_extra("steps", step),
+            marked.holding, marked.unrealized, marked.account_unrealized,
+            *read_values("steps", step),
         )  # fmt: skip
         of_core = layout_of("steps", core)
         values = of_core.values(core)
@@ -236,51 +239,34 @@ class StepEncoder:
             raise InvariantBroken(f"{instrument} is not an instrument of this run.")
         return place
 
-    def _place_of_bar(self, bar: Bar) -> int:
-        if bar.interval_ms != self._interval_ms:
-            raise InvariantBroken(
-                f"A bar of {bar.interval_ms} ms came to a run of {self._interval_ms} ms."
-            )
-        return self._place(bar.instrument)
-
     def _event_row(self, event: Event, key: int, belief: str | None) -> tuple[Row, int | None]:
         """Return the row of *event*, with its *belief*, and the place of its instrument."""
         content = msgspec.to_builtins(event)
-        named: int | None = None
+        place: int | None = None
         if isinstance(event, InstrumentChange):
-            named = self._place(event.instrument.id)
-            self._check_scales(event.instrument)
+            instrument = event.instrument
+            place = self._place(instrument.id)
+            # Every number of the run is counted in the decimals that it was opened with.
+            if scales(instrument) != self._scales[instrument.id]:
+                raise DataInvalid(
+                    f"The exchange changed the decimals of {instrument.id}, and a run keeps the "
+                    "ones it was opened with; restart to open a new run."
+                )
         elif "instrument" in content:
-            named = self._place(content.pop("instrument"))
+            place = self._place(content.pop("instrument"))
         market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
         books = None
         if isinstance(event, Depths):
             del content["books"]
             books = event.books
         text = msgspec.json.encode(content).decode()
-        return (
-            key,
-            EVENT_KINDS[type(event)],
-            named,
-            market_ms,
-            seen_ms,
-            text,
-            books,
-            belief,
-        ), named
-
-    def _check_scales(self, instrument: Instrument) -> None:
-        """Refuse new decimals: every number of the run counts in the old ones."""
-        if scales(instrument) != self._scales[instrument.id]:
-            raise DataInvalid(
-                f"The exchange changed the decimals of {instrument.id}, and a run keeps the "
-                "ones it was opened with; restart to open a new run."
-            )
+        kind = EVENT_KINDS[type(event)]
+        return (key, kind, place, market_ms, seen_ms, text, books, belief), place
 
     # ------------------------------------------------------------ predictions and trades
 
     def _answer_row(self, key: int, step: Step, measures: Row | None) -> Row:
-        """Return the ``answers`` row: the forecast at the gates' horizon, the rest in one blob."""
+        """Return the ``answers`` row: the forecast at the gates' horizon, all others in a blob."""
         prediction: Prediction = step.prediction
         deadline = model_id = None
         forecast, explained = _NO_FORECAST, _NO_EXPLANATION
@@ -290,12 +276,18 @@ class StepEncoder:
             case Forecast():
                 model_id = None if prediction.model_id == self._model_id else prediction.model_id
                 forecast = _forecast_columns(prediction, self._horizon)
-                explained = _explanation_columns(prediction.explanation)
+                if prediction.explanation is not None:
+                    explained = tuple(
+                        [
+                            value if isinstance(value, bytes) else finite(value)
+                            for value in _OF_EXPLANATION(prediction.explanation)
+                        ]
+                    )
             case None:
                 pass
         return (
-            key, deadline, model_id, *forecast, *explained, *(measures or _NO_ANSWER_MEASURES),
-            *_extra("answers", step),
+            key, deadline, model_id, *forecast, *explained, *(measures or NO_ANSWER_MEASURES),
+            *read_values("answers", step),
         )  # fmt: skip
 
     def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
@@ -309,7 +301,7 @@ class StepEncoder:
             marked = self._holdings.hold(held, twin.position, twin.account, sparse)
             row = (
                 key, book, marked.holding, marked.unrealized, marked.account_unrealized,
-                marked.equity, int(twin.confirmed), *_extra("twin_steps", twin),
+                marked.equity, int(twin.confirmed), *read_values("twin_steps", twin),
             )  # fmt: skip
             sparse.append(("twin_steps", row))
             for ordinal, fill in enumerate(twin.fills):
@@ -319,7 +311,7 @@ class StepEncoder:
     def _ledger_row(self, key: int, ordinal: int, entry: LedgerEntry, market_ms: int) -> Row:
         place = None if entry.instrument is None else self._place(entry.instrument)
         moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
-        return (key, ordinal, *moved, *_extra("ledger", entry))
+        return (key, ordinal, *moved, *read_values("ledger", entry))
 
     def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
         """Return the columns of *table* from place *first* on, of the order or fill *stored*."""
@@ -349,7 +341,7 @@ _NOTED: Final = _shape(("answers",), accepted=True)
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
-    """Return horizon, the six columns at it, the msgpack of all others, and what is further."""
+    """Return horizon, the six columns at it, the msgpack of the others, the further outputs."""
     horizons = forecast.horizons
     columns = _OF_FORECAST(forecast)
     if not horizons or any(column and len(column) != len(horizons) for column in columns):
@@ -359,22 +351,8 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     # A column that the model does not give is null in both places.
     others = [column[:at] + column[at + 1 :] if column else None for column in stored]
     content = msgspec.msgpack.encode((horizons, *others))
-    of_one = [column[at] if column else None for column in stored]
-    return (horizons[at], *of_one, content, forecast.further or None)
-
-
-def _explanation_columns(explanation: Explanation | None) -> Row:
-    if explanation is None:
-        return _NO_EXPLANATION
-    return tuple(
-        [
-            value if isinstance(value, bytes) else finite(value)
-            for value in _OF_EXPLANATION(explanation)
-        ]
-    )
-
-
-_OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
+    at_horizon = [column[at] if column else None for column in stored]
+    return (horizons[at], *at_horizon, content, forecast.further or None)
 
 
 def scales(instrument: Instrument) -> tuple[int, int, int, int]:

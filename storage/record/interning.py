@@ -1,4 +1,4 @@
-"""What repeats between steps and is stored once: gate sets, outcomes, holdings."""
+"""Rows that steps share and that are stored once: gate sets, outcomes, holdings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from msgspec import Struct
 
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
-    BAR_COLUMNS,
-    EXPLANATION_COLUMNS,
-    FORECAST_COLUMNS,
     STEP_GATES,
     TABLES,
     Row,
@@ -44,62 +41,45 @@ if TYPE_CHECKING:
 
 _CORE: Final = stored_columns("steps")[:-1]  # all but the digest
 _MEASURES: Final = frozenset(measure_name(gate) for gate in STEP_GATES)
-_MADE: Final = {
-    "steps": (
-        "step", "shape", "window_sha256", "decision_sha256", "outcome", "target_quantity",
-        *(measure_name(gate) for gate in STEP_GATES),
-        *BAR_COLUMNS,
-        "holding", "unrealized_pnl", "account_unrealized_pnl", "digest",
-    ),
-    "answers": (
-        "step", "late_deadline_ms", "model_id", "horizon", *FORECAST_COLUMNS, "horizons", "halves",
-        *EXPLANATION_COLUMNS,
-        *(measure_name(gate) for gate in ANSWER_GATES),
-    ),
-    "outcomes": (
-        "step", "action", "reason", "allowed", "refused_by", "gate_set", "gate_set_sha256",
-        "passed", "regime", "unfilled_reason",
-    ),
-    "holdings": (
-        "step", "book", "twin", "instrument", "quantity", "entry_notional", "realized_pnl",
-        "fees_paid", "funding_paid", "cash", "account_realized_pnl", "account_fees_paid",
-        "account_funding_paid", "margin",
-    ),
-    "states": ("step", "equity", "state", "kept_sha256"),
-    "ledger": (
-        "step", "ordinal", "kind", "instrument", "amount", "balance", "order_id", "market_ms",
-    ),
-    "twin_steps": (
-        "step", "book", "holding", "unrealized_pnl", "account_unrealized_pnl", "equity",
-        "confirmed",
-    ),
-}  # fmt: skip
-"""The columns that are made below, in this order; any other column is read as it is defined."""
 
 
-def _others(table: str) -> tuple[Column, ...]:
-    """Return the columns of *table* that are not made here; they follow the others."""
-    columns = tuple(column for column in TABLES[table] if column.name not in _MADE[table])
-    rest = [column.name for column in TABLES[table] if column not in columns]
-    assert rest == list(_MADE[table]), f"{table} has {rest}"
-    return columns
+def _read_columns(table: str) -> tuple[Column, ...]:
+    columns = [column for column in TABLES[table] if column.name != "digest"]
+    made = [column for column in columns if column.is_made]
+    # Rows are made by place: what is read stands behind what is made.
+    assert columns[: len(made)] == made, f"a new column of {table} does not stand last"
+    return tuple(columns[len(made) :])
 
 
-_EXTRA: Final = {table: _others(table) for table in _MADE}
+READ_COLUMNS: Final = {
+    table: _read_columns(table)
+    for table in ("steps", "answers", "outcomes", "holdings", "states", "ledger", "twin_steps")
+}
+"""The columns that a row takes from the value stored as they are defined; the others are made."""
 
 
-def _extra(table: str, stored: object) -> Sequence[Value]:
-    """Return the values of the columns of *table* that are read as they are defined."""
-    columns = _EXTRA[table]
+def read_values(table: str, stored: object) -> Sequence[Value]:
+    """Return the values of ``READ_COLUMNS`` of *table*."""
+    columns = READ_COLUMNS[table]
     return [column.value(stored) for column in columns] if columns else ()
 
-
-# ---------------------------------------------------------------- rows that are stored once
 
 OUTCOMES_KEPT: Final = 4096
 """Outcomes remembered at a time; reasons without end must not fill the memory."""
 
 NO_MEASURES: Final[Row] = (None,) * len(STEP_GATES)
+NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
+NO_ANSWER: Final[Row] = (None,) * (
+    len(TABLES["answers"]) - len(READ_COLUMNS["answers"]) - 1  # all but the key
+)
+_OF_NOTE: Final = layout(
+    "answers", (True, *(False,) * len(NO_ANSWER), *(True,) * len(READ_COLUMNS["answers"]))
+)
+_NO_POSITION: Final[Row] = (None,) * 5
+_OF_POSITION: Final = attrgetter(
+    "quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid"
+)
+_OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_paid")
 
 
 class GateSetPlan:
@@ -135,24 +115,24 @@ class GateSetPlan:
     def plain(self, absent: tuple[str, ...], *, noted: bool) -> tuple[RowLayout, bytes]:
         """Return layout and prefix of a plain bar's row, whose columns *absent* are null.
 
-        One that is *noted* has a row in ``answers``, which fills all of ``_EXTRA`` and no more.
+        One that is *noted* also has a row in ``answers``, which fills ``READ_COLUMNS`` alone.
         """
-        found = self._plain.get((absent, noted))
-        if found is None:
-            of_row = layout(
+        plain = self._plain.get((absent, noted))
+        if plain is None:
+            row_layout = layout(
                 "steps",
                 tuple(
                     name not in absent and (name in self._declared or name not in _MEASURES)
                     for name in _CORE
                 ),
             )
-            layouts = (of_row, _OF_NOTE) if noted else (of_row,)
-            found = self._plain[absent, noted] = of_row, layouts_sha256(layouts) + self.sha256
-        return found
+            layouts = (row_layout, _OF_NOTE) if noted else (row_layout,)
+            plain = self._plain[absent, noted] = row_layout, layouts_sha256(layouts) + self.sha256
+        return plain
 
 
 class Judged(Struct, frozen=True, gc=False):
-    """What a decision adds to a step's rows."""
+    """The part of a step's rows that a decision fills."""
 
     plan: GateSetPlan
     outcome: int  # sequence of its row
@@ -162,8 +142,8 @@ class Judged(Struct, frozen=True, gc=False):
     @property
     def step_measures(self) -> Row:
         """The measures of ``STEP_GATES``."""
-        picked: Row = self.plan.pick_step((*self.measures, None))
-        return picked
+        row: Row = self.plan.pick_step((*self.measures, None))
+        return row
 
     @property
     def answer_measures(self) -> Row | None:
@@ -174,7 +154,7 @@ class Judged(Struct, frozen=True, gc=False):
         return None if picked.count(None) == len(ANSWER_GATES) else picked
 
 
-Seen = tuple["DecisionOutcome", GateSetPlan, int]
+StoredOutcome = tuple["DecisionOutcome", GateSetPlan, int]
 """An outcome, the plan of its gate set, and the sequence of its row."""
 
 
@@ -184,9 +164,9 @@ class Outcomes:
     def __init__(self, run_key: int, gate_sets: Sequence[GateSet]) -> None:
         self._run_key = run_key
         self._plans: dict[GateSet, GateSetPlan] = {}
-        self._known: dict[Row, int] = {}
-        self._seen: dict[int, Seen] = {}  # by the outcome's id
-        self._last: Seen | None = None  # of the outcome that was asked for last
+        self._sequences: dict[Row, int] = {}  # by the outcome's row
+        self._stored: dict[int, StoredOutcome] = {}  # by the outcome's id
+        self._last: StoredOutcome | None = None  # of the outcome that was asked for last
         for gate_set in gate_sets:
             self._plans[gate_set] = GateSetPlan(gate_set, run_key, len(self._plans))
 
@@ -195,40 +175,36 @@ class Outcomes:
         return tuple(row for plan in self._plans.values() for row in plan.rows)
 
     def judge(self, decision: Decision, key: int, born: list[SparseRow]) -> Judged:
-        """Return what *decision* stores; a new outcome is appended to *born*."""
+        """Return the part of the rows that *decision* fills; append a new outcome to *born*."""
         new_set: tuple[Row, ...] = ()
         outcome = decision.outcome
-        seen = self._seen.get(id(outcome))
-        if seen is None:
-            plan, new_set = self._plan(outcome.gate_set)
-            seen = self._look_up(outcome, plan, key, born)
-        _, plan, known = seen
+        stored = self._stored.get(id(outcome))
+        if stored is None:
+            gate_set = outcome.gate_set
+            known_plan = self._plans.get(gate_set)
+            if known_plan is None:
+                known_plan = GateSetPlan(gate_set, self._run_key, len(self._plans))
+                self._plans[gate_set], new_set = known_plan, known_plan.rows
+            stored = self._store(outcome, known_plan, key, born)
+        _, plan, sequence = stored
         if len(decision.measures) != plan.length:
             raise InvariantBroken("A decision needs one measure for each of its gates.")
-        return Judged(plan, known, all_finite(decision.measures), new_set)
+        return Judged(plan, sequence, all_finite(decision.measures), new_set)
 
     def judged_before(self, decision: Decision) -> tuple[GateSetPlan, int, Row] | None:
         """Return plan, outcome and measures of *decision* where its outcome is known."""
-        seen = self._last
-        if seen is None or seen[0] is not decision.outcome:
+        stored = self._last
+        if stored is None or stored[0] is not decision.outcome:
             # Every call of ``id`` is an audit event, which a hook in Python hears.
-            seen = self._last = self._seen.get(id(decision.outcome))
-        if seen is None or len(decision.measures) != seen[1].length:
+            stored = self._last = self._stored.get(id(decision.outcome))
+        if stored is None or len(decision.measures) != stored[1].length:
             return None
-        return seen[1], seen[2], all_finite(decision.measures)
+        return stored[1], stored[2], all_finite(decision.measures)
 
-    def _plan(self, gate_set: GateSet) -> tuple[GateSetPlan, tuple[Row, ...]]:
-        """Return the plan of *gate_set* and, where it is met for the first time, its rows."""
-        plan = self._plans.get(gate_set)
-        if plan is not None:
-            return plan, ()
-        plan = self._plans[gate_set] = GateSetPlan(gate_set, self._run_key, len(self._plans))
-        return plan, plan.rows
-
-    def _look_up(
+    def _store(
         self, outcome: DecisionOutcome, plan: GateSetPlan, key: int, born: list[SparseRow]
-    ) -> Seen:
-        """Return what is known of *outcome*; a new one is appended to *born*."""
+    ) -> StoredOutcome:
+        """Find the row of *outcome*, or append a new one to *born*."""
         if outcome.passed >> plan.length:
             raise InvariantBroken("A decision needs one bit for each of its gates.")
         row: Row = (
@@ -241,25 +217,25 @@ class Outcomes:
             outcome.passed,
             outcome.regime.value,
             outcome.unfilled_reason,
-            *_extra("outcomes", outcome),
+            *read_values("outcomes", outcome),
         )
-        known = self._known.get(row)
-        if known is None:
-            if len(self._known) >= OUTCOMES_KEPT:
-                self._known.clear()
-            known = self._known[row] = sequence_of(key)
+        sequence = self._sequences.get(row)
+        if sequence is None:
+            if len(self._sequences) >= OUTCOMES_KEPT:
+                self._sequences.clear()
+            sequence = self._sequences[row] = sequence_of(key)
             born.append(("outcomes", (key, *row)))
-        if len(self._seen) >= OUTCOMES_KEPT:
-            self._seen.clear()
+        if len(self._stored) >= OUTCOMES_KEPT:
+            self._stored.clear()
             self._last = None
-        # The outcome is kept with its entry: its id is its own for as long as it exists.
-        seen = self._seen[id(outcome)] = (outcome, plan, known)
-        return seen
+        # The entry holds the outcome: while it exists, no other object can get its id.
+        stored = self._stored[id(outcome)] = (outcome, plan, sequence)
+        return stored
 
     def forget(self) -> None:
         """Forget every outcome; gate sets keep their keys."""
-        self._known.clear()
-        self._seen.clear()
+        self._sequences.clear()
+        self._stored.clear()
         self._last = None
 
 
@@ -268,7 +244,7 @@ Held = tuple[int, tuple[int, int | None], str | None]
 
 
 class Marked(Struct, frozen=True, gc=False):
-    """The row of a holding, and what is stored of its marks (see ``columns``)."""
+    """The row of a holding, and its marks as ``steps`` stores them (see ``columns``)."""
 
     holding: int  # sequence of its row
     unrealized: int | None
@@ -280,15 +256,15 @@ class Marked(Struct, frozen=True, gc=False):
 
 
 class Holdings:
-    """Interns what a book holds between two fills: position and cash, but not their marks."""
+    """Interns the holdings of a book between two fills: position and cash, but not their marks."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int | None], tuple[Row, int]] = {}
+        self._stored: dict[tuple[int, int | None], tuple[Row, int]] = {}  # row and sequence
         self._last: dict[tuple[int, int | None], Marked] = {}
 
     def forget(self) -> None:
         """Forget what every book holds."""
-        self._known.clear()
+        self._stored.clear()
         self._last.clear()
 
     def hold(
@@ -298,17 +274,20 @@ class Holdings:
         key, place, twin = held
         parts = (_NO_POSITION if position is None else _OF_POSITION(position), _OF_ACCOUNT(account))
         margin = None if position is None else position.margin or None
-        row = (twin, place[1], *parts[0], *parts[1], margin, *_extra("holdings", account))
-        marked = _marked(self._row(key, place, row, born), position, account, parts)
-        self._last[place] = marked
+        row = (twin, place[1], *parts[0], *parts[1], margin, *read_values("holdings", account))
+        stored = self._stored.get(place)
+        if stored is None or stored[0] != row:
+            stored = self._stored[place] = (row, sequence_of(key))
+            born.append(("holdings", (key, place[0], *row)))
+        marked = self._last[place] = _marked(stored[1], position, account, parts)
         return marked
 
     def unchanged(
         self, place: tuple[int, int | None], position: Position, account: Account
     ) -> Marked | None:
-        """Return what ``hold`` would where it needs no new row; None where it may."""
+        """Return the result of ``hold`` where no new row is needed; None where one may be."""
         last = self._last.get(place)
-        if last is None or _EXTRA["holdings"]:
+        if last is None or READ_COLUMNS["holdings"]:
             return None
         if last.position is position and last.account is account:  # as while nothing is held
             return last
@@ -316,16 +295,6 @@ class Holdings:
             return None
         marked = self._last[place] = _marked(last.holding, position, account, last.held)
         return marked
-
-    def _row(self, key: int, place: tuple[int, int | None], row: Row, born: list[SparseRow]) -> int:
-        """Return the sequence under which *row* is stored; a new one is appended to *born*."""
-        known = self._known.get(place)
-        if known is not None and known[0] == row:
-            return known[1]
-        sequence = sequence_of(key)
-        self._known[place] = (row, sequence)
-        born.append(("holdings", (key, place[0], *row)))
-        return sequence
 
 
 def _marked(
@@ -342,15 +311,3 @@ def _marked(
         position,
         account,
     )
-
-
-_NO_POSITION: Final[Row] = (None,) * 5
-_OF_POSITION: Final = attrgetter(
-    "quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid"
-)
-_OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_paid")
-_NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
-_NO_ANSWER: Final[Row] = (None,) * (len(_MADE["answers"]) - 1)  # all but the key
-_OF_NOTE: Final = layout(
-    "answers", (True, *(False,) * len(_NO_ANSWER), *(True,) * len(_EXTRA["answers"]))
-)

@@ -151,8 +151,8 @@ class RowLayout:
 
     def row(self, values: Sequence[Value]) -> Row:
         """Return the row of those *values*, with its nulls."""
-        given = iter(values)
-        return tuple([next(given) if there else None for there in self.present])
+        filled = iter(values)
+        return tuple([next(filled) if is_present else None for is_present in self.present])
 
 
 @lru_cache(maxsize=4096)
@@ -171,11 +171,11 @@ _LAYOUTS: Final[dict[tuple[str, int, tuple[bool, ...]], RowLayout]] = {}
 def layout_of(table: str, row: Sequence[Value]) -> RowLayout:
     """Return the layout of *row*, which may leave out the last columns of its table."""
     key = (table, len(row), tuple([row[at] is None for at in _NULLABLE[table]]))
-    found = _LAYOUTS.get(key)
-    if found is None:
+    row_layout = _LAYOUTS.get(key)
+    if row_layout is None:
         present = tuple([value is not None for value in row])
-        found = _LAYOUTS[key] = layout(table, present)
-    return found
+        row_layout = _LAYOUTS[key] = layout(table, present)
+    return row_layout
 
 
 LaidRow = tuple[RowLayout, Row]
@@ -184,8 +184,8 @@ LaidRow = tuple[RowLayout, Row]
 
 def laid_row(table: str, row: Sequence[Value]) -> LaidRow:
     """Return layout and values of one row."""
-    found = layout_of(table, row)
-    return found, found.values(row)
+    row_layout = layout_of(table, row)
+    return row_layout, row_layout.values(row)
 
 
 def laid(sparse: Iterable[SparseRow]) -> list[LaidRow]:
@@ -275,7 +275,7 @@ class StepRows(Struct, frozen=True, gc=False):
 @lru_cache(maxsize=4096)
 def layouts_sha256(layouts: tuple[RowLayout, ...]) -> bytes:
     """Return the hash of the layouts of a step's rows: it says what each hashed value is."""
-    return sha256(b"".join([one.sha256 for one in layouts])).digest()
+    return sha256(b"".join([row_layout.sha256 for row_layout in layouts])).digest()
 
 
 NO_GATES: Final = bytes(32)
@@ -287,11 +287,11 @@ def canonical(core: LaidRow, sparse: Iterable[LaidRow]) -> tuple[bytes, Row]:
 
     The key of a sparse row is left out: it is the step's own.
     """
-    layouts, values = [core[0]], list(core[1])
-    for of_row, given in sparse:
-        layouts.append(of_row)
-        values += given[1:]
-    return layouts_sha256(tuple(layouts)), tuple(values)
+    layouts, payload = [core[0]], list(core[1])
+    for row_layout, values in sparse:
+        layouts.append(row_layout)
+        payload += values[1:]
+    return layouts_sha256(tuple(layouts)), tuple(payload)
 
 
 _KIND_AT: Final = place("events", "kind")  # among the values too: no null comes before it
@@ -301,9 +301,10 @@ _KEPT: Final = frozenset(KEPT_TABLES)
 def kept_rows(sparse: Iterable[LaidRow]) -> list[LaidRow]:
     """Return those of the *sparse* rows of a step that a prune keeps."""
     return [
-        one
-        for one in sparse
-        if one[0].table in _KEPT or (one[0].table == "events" and one[1][_KIND_AT] in KEPT_EVENTS)
+        (row_layout, values)
+        for row_layout, values in sparse
+        if row_layout.table in _KEPT
+        or (row_layout.table == "events" and values[_KIND_AT] in KEPT_EVENTS)
     ]
 
 
@@ -326,7 +327,7 @@ _OF_RUN: Final = TABLES["runs"][:OPENED_AT]
 
 def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = FIRST) -> Row:
     """Return the row of *run* as opened: the columns that never change."""
-    given: dict[str, Value] = {
+    of_opening: dict[str, Value] = {
         "run_key": run_key,
         "warnings": msgspec.json.encode(run.warnings).decode(),
         "previous_run_id": previous.run_id,
@@ -335,7 +336,10 @@ def run_row(run: Run, run_key: int, opened_gate_sets: int, previous: Previous = 
         "opened_gate_sets": opened_gate_sets,
     }
     return tuple(
-        [given[column.name] if column.name in given else column.value(run) for column in _OF_RUN]
+        [
+            of_opening[column.name] if column.name in of_opening else column.value(run)
+            for column in _OF_RUN
+        ]
     )
 
 
