@@ -89,14 +89,14 @@ class Resumed(Struct, frozen=True):
 
     @property
     def covered(self) -> Covered:
-        """What the last link covers besides its own step."""
+        """The part of the last link that comes from the steps before its own."""
         covered = Covered(self.kept_sha256)
         covered.follow(None, self.state)
         return covered
 
 
 def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
-    """Return where *run_id* goes on; raise ``DataInvalid`` where its end does not fit its row."""
+    """Return all that *run_id* needs to go on; raise where its end does not fit its row."""
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
     pruned = reader.pruned(stored.run_key)
@@ -113,7 +113,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
             "counted); run `tracepaper audit verify` and restore a backup."
         )
     state = latest(connection, stored.run_key, "state") or (pruned.state if pruned else None)
-    kept = latest(connection, stored.run_key, "kept_sha256") or (
+    kept_sha256 = latest(connection, stored.run_key, "kept_sha256") or (
         pruned.kept_sha256 if pruned else NOTHING
     )
     return Resumed(
@@ -122,7 +122,7 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
         gate_sets=reader.gate_sets(stored.run_key),
         next_sequence=sequence + 1,
         head=head,
-        kept_sha256=kept,
+        kept_sha256=kept_sha256,
         state=state,
         last_open_ms=_latest(connection, stored, _OPENED),
         last_funding_ms=_latest(connection, stored, _FUNDED),
@@ -133,25 +133,24 @@ def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
 
 
 def _latest(connection: sqlite3.Connection, stored: StoredRun, query: str) -> dict[str, int]:
-    """Return what *query* finds for each instrument of the run, by the instrument's id."""
+    """Return the result of *query* by the instrument's id."""
     rows = connection.execute(query, run_span(stored.run_key))
     return {stored.run.instruments[place].id: value for place, value in rows}
 
 
 def _positions(reader: Reader, stored: StoredRun) -> dict[str, Position]:
-    """Return the position of each instrument after the last step that named it."""
-    found: dict[str, Position] = {}
+    positions: dict[str, Position] = {}
     for instrument, step in _latest(reader.connection, stored, _NAMED).items():
         position = reader.step(stored.run.run_id, sequence_of(step)).step.position
         if position is not None:
-            found[instrument] = position
-    return found
+            positions[instrument] = position
+    return positions
 
 
 GROUP_STEPS: Final = 1000
 """Steps that ``append_now`` gathers into one transaction."""
 UNHEARD_WAITS: Final = 5
-"""Attempts to write, of a second each, where nobody hears that another process has the lock."""
+"""Attempts to write, of a second each, where waits for another process's lock go unreported."""
 START_STEPS_MAX: Final = 100_000
 """Steps that may wait for the start event, with which they are stored."""
 
@@ -306,9 +305,9 @@ class SqlAuditLog:
         return resumed
 
     def end(self, ended_at_ms: int) -> None:
-        """Commit what is buffered, and the event that the run ended (wall time).
+        """Commit the buffers, and the event that the run ended (wall time).
 
-        Of a run whose start failed nothing is written.
+        Nothing is written of a run whose start failed.
         """
 
         def write_end() -> None:
@@ -343,7 +342,7 @@ class SqlAuditLog:
         self.flush(also)
 
     def close(self) -> None:
-        """Commit what is buffered, close the database and give the lock back."""
+        """Commit the buffers, close the database and give the lock back."""
         self._is_leaving = True
         try:
             if self._is_writable and self.is_open:
@@ -371,12 +370,11 @@ class SqlAuditLog:
 
     def _append_live(self, *steps: Step) -> None:
         self.append_now(*steps)
-        if any(self._is_urgent(step) for step in steps):
-            self.flush()
-
-    def _is_urgent(self, step: Step) -> bool:
-        kind = type(step.event)
-        return not _is_quiet(step) or kind in _AT_ONCE or (kind is not Bar and self.is_open)
+        for step in steps:
+            kind = type(step.event)
+            if not _is_quiet(step) or kind in _AT_ONCE or (kind is not Bar and self.is_open):
+                self.flush()
+                return
 
     def append_now(self, *steps: Step) -> None:
         """Buffer *steps* and commit when a group is full: all of them or none are stored.
@@ -400,7 +398,7 @@ class SqlAuditLog:
             self.flush()
 
     def _encode_taken(self) -> None:
-        """Bring what was taken into the buffers.
+        """Encode the steps taken into the buffers.
 
         A whole group at once, not each step as it comes: the processor's caches then hold either
         the engine or the encoder, which saves a replay a tenth of its time.
@@ -413,7 +411,16 @@ class SqlAuditLog:
                 rows, head = self._link(step, head)
                 linked.append((rows, head))
             for rows, head in linked:  # now that none of them is refused
-                self._buffer(rows, head)
+                if not self._steps or self._steps[-1][0] is not rows.layout:
+                    self._steps.append((rows.layout, []))
+                self._steps[-1][1].append((*rows.values, bytearray(head)))
+                for table, row in rows.sparse:
+                    self._rows[table].append(row)
+                if rows.gate_set:
+                    self._rows["gate_sets"].extend(rows.gate_set)
+            self._head = head
+            self._next_sequence += len(linked)
+            self._waiting += len(linked)
 
     def _link(self, step: Step, previous: bytes) -> tuple[StepRows, bytes]:
         """Return the rows of *step* and its link after *previous*."""
@@ -433,28 +440,6 @@ class SqlAuditLog:
                 ) from error
             raise
 
-    def _buffer(self, rows: StepRows, head: bytes) -> None:
-        self._head = head
-        self._next_sequence += 1
-        steps = self._steps
-        if not steps or steps[-1][0] is not rows.layout:
-            steps.append((rows.layout, []))
-        steps[-1][1].append((*rows.values, bytearray(head)))
-        for table, row in rows.sparse:
-            self._rows[table].append(row)
-        if rows.gate_set:
-            self._rows["gate_sets"].extend(rows.gate_set)
-        self._waiting += 1
-
-    def flush(self, also: Callable[[], object] = lambda: None) -> None:
-        """Commit what is buffered, whole, or raise ``AuditUnwritable`` and take nothing more."""
-        self._encode_taken()
-        if not self._waiting:
-            return
-        self._execute(self._write_buffers, also)
-        self._opening = []
-        self._drop_buffers()
-
     def _drop_buffers(self) -> None:
         self._waiting = 0
         self._models.clear()
@@ -465,35 +450,22 @@ class SqlAuditLog:
 
     # ------------------------------------------------------------ transactions
 
-    def _write_buffers(self) -> None:
-        """Insert what is buffered and move the head of the run's row."""
-        self._insert("models", list(self._models.values()))
-        for table, rows in self._opening:
-            self._insert(table, rows)
-        # In their order, so that every page is filled before the next one is begun.
-        for layout, steps in self._steps:
-            self._insert("steps", steps, (*layout.columns, "digest"))
-        for table, rows in self._rows.items():
-            if rows:
-                columns, filled = _filled(table, rows)
-                self._insert(table, filled, columns)
-        head = (self._next_sequence, self._head, self._run_key)
-        self._raw.execute(_UPDATE_HEAD, head)
+    def flush(self, also: Callable[[], object] = lambda: None) -> None:
+        """Commit the buffers in one transaction, or raise ``AuditUnwritable``.
 
-    def _insert(self, table: str, rows: Sequence[Row], columns: tuple[str, ...] = ()) -> None:
-        if rows:
-            self._connection.exec_driver_sql(insert_sql(table, columns), rows)
-
-    def _execute(self, *writes: Callable[[], object]) -> None:
-        """Run *writes* in a transaction; any failure rolls it back and closes the log for good."""
+        Any failure rolls it back and closes the log for good.
+        """
+        self._encode_taken()
+        if not self._waiting:
+            return
         if not self._is_writable:
             raise AuditUnwritable(self._refusal)
         self._is_writable = False
         self._look_at_file()
         try:
             self._begin_write()
-            for write in writes:
-                write()
+            self._write_buffers()
+            also()
             self._raw.execute("COMMIT")
         except (DBAPIError, sqlite3.Error) as error:
             self._roll_back()
@@ -510,11 +482,36 @@ class SqlAuditLog:
         self._look_at_file()
         self._writer.file.settle()
         self._is_writable = True
+        self._opening = []
+        self._drop_buffers()
+
+    def _write_buffers(self) -> None:
+        """Insert the buffered rows and move the head of the run's row."""
+        self._insert("models", list(self._models.values()))
+        for table, rows in self._opening:
+            self._insert(table, rows)
+        # In their order, so that every page is filled before the next one is begun.
+        for layout, steps in self._steps:
+            self._insert("steps", steps, (*layout.columns, "digest"))
+        for table, rows in self._rows.items():
+            if rows:
+                # Binding a null costs as much as a number, and some tables are mostly null.
+                values = list(zip(*rows, strict=True))
+                present = [column.count(None) < len(rows) for column in values]
+                columns = tuple(itertools.compress(stored_columns(table), present))
+                filled = list(zip(*itertools.compress(values, present), strict=True))
+                self._insert(table, filled, columns)
+        head = (self._next_sequence, self._head, self._run_key)
+        self._raw.execute(_UPDATE_HEAD, head)
+
+    def _insert(self, table: str, rows: Sequence[Row], columns: tuple[str, ...] = ()) -> None:
+        if rows:
+            self._connection.exec_driver_sql(insert_sql(table, columns), rows)
 
     def _begin_write(self) -> None:
         """Take the write lock; wait while another process (a shell, say) holds it.
 
-        Without end where somebody hears of it; else for as long as a command may seem to hang.
+        The wait has no end where it is reported; else it lasts as long as a command may hang.
         """
         for waits in itertools.count(1):
             try:
@@ -544,19 +541,8 @@ class SqlAuditLog:
             self._raw.rollback()
 
     def _in_writer(self, work: Callable[[], Result]) -> Result:
-        """Run *work* after all that the writer thread still has to do."""
+        """Run *work* behind the writer thread's queue."""
         return work() if self._thread is None else self._thread.submit(work).result()
-
-
-def _filled(table: str, rows: Sequence[Row]) -> tuple[tuple[str, ...], Sequence[Row]]:
-    """Return the columns of *table* that any of *rows* fills, and of the rows no others.
-
-    Binding a null costs as much as a number, and most columns of some tables are null.
-    """
-    values = list(zip(*rows, strict=True))
-    present = [column.count(None) < len(rows) for column in values]
-    columns = tuple(itertools.compress(stored_columns(table), present))
-    return columns, list(zip(*itertools.compress(values, present), strict=True))
 
 
 def _is_quiet(step: Step) -> bool:

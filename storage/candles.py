@@ -33,7 +33,7 @@ Span = tuple[int, int]
 
 
 class Series(NamedTuple):
-    """What the archive holds of one instrument at one interval."""
+    """The extent of a series: an instrument's bars at one interval."""
 
     instrument: Instrument
     interval_ms: int
@@ -51,7 +51,7 @@ class History(ReadOnly):
     """An archive open for reading."""
 
     def series(self) -> list[Series]:
-        """Return what the archive holds, by instrument and interval."""
+        """Return every series of the archive, by instrument and interval."""
         rows = self._connection.execute(
             "SELECT s.instrument, s.interval_ms, count(*), min(b.open_time_ms), "
             "max(b.open_time_ms) FROM archive_series s JOIN archive_bars b USING (series) "
@@ -67,8 +67,8 @@ class History(ReadOnly):
         self, instrument_id: str, interval_ms: int, *, from_ms: int = 0, until_ms: int = _FOREVER
     ) -> Iterator[Bar]:
         """Yield the bars that open in [*from_ms*, *until_ms*), oldest first."""
-        found = self._series(instrument_id, interval_ms)
-        for row in self._connection.execute(RANGE, (found.key, from_ms, until_ms)):
+        series = self._series(instrument_id, interval_ms)
+        for row in self._connection.execute(RANGE, (series.key, from_ms, until_ms)):
             open_time_ms, open_, high, low, close, volume, turnover = row
             end = open_time_ms + interval_ms
             yield Bar(
@@ -88,13 +88,13 @@ class History(ReadOnly):
 
     def spans(self, instrument_id: str, interval_ms: int) -> list[Span]:
         """Return the spans of time that the series covers without a hole, oldest first."""
-        found = self._series(instrument_id, interval_ms)
+        series = self._series(instrument_id, interval_ms)
         rows = self._connection.execute(
             "SELECT open_time_ms, "
             "lag(open_time_ms) OVER (ORDER BY open_time_ms), "
             "lead(open_time_ms) OVER (ORDER BY open_time_ms) "
             "FROM archive_bars WHERE series = ?",
-            (found.key,),
+            (series.key,),
         )
         spans: list[Span] = []
         start = 0
@@ -108,7 +108,7 @@ class History(ReadOnly):
     def gaps(self, instrument_id: str, interval_ms: int) -> list[Span]:
         """Return the holes between the first bar of the series and its last, oldest first."""
         spans = self.spans(instrument_id, interval_ms)
-        return [(one[1], other[0]) for one, other in pairwise(spans)]
+        return [(before[1], after[0]) for before, after in pairwise(spans)]
 
     def _series(self, instrument_id: str, interval_ms: int) -> _Found:
         row = self._connection.execute(
@@ -140,7 +140,7 @@ Values = tuple[int, int, int, int, int, int | None]
 
 
 class Written(NamedTuple):
-    """What a write did."""
+    """How many bars a write added, and how many the archive had."""
 
     added: int
     known: int  # were there already, and equal
@@ -205,7 +205,7 @@ class HistoryWriter:
         scale: tuple[int, int, int],
         bars: list[Bar],
     ) -> int:
-        """Insert the bars of one chunk that are new; return how many there were."""
+        """Insert the new bars of one chunk; return their number."""
         price, volume, turnover = scale
         times = [bar.open_time_ms for bar in bars]
         stored = self._raw.execute(RANGE, (key, min(times), max(times) + 1))
@@ -280,33 +280,34 @@ class HistoryWriter:
         return key, _factors(instrument, finest)
 
 
-def finest_of(one: Instrument, other: Instrument) -> Instrument:
-    """Return *other* in the finer decimals and steps of the two."""
-    price = max(one.price_decimals, other.price_decimals)
-    quantity = max(one.quantity_decimals, other.quantity_decimals)
-    coarse = 10 ** (quantity - other.quantity_decimals)
+def finest_of(stored: Instrument, new: Instrument) -> Instrument:
+    """Return *new* in the finer decimals and steps of the two."""
+    price = max(stored.price_decimals, new.price_decimals)
+    quantity = max(stored.quantity_decimals, new.quantity_decimals)
+    factor = 10 ** (quantity - new.quantity_decimals)
     return replace(
-        other,
+        new,
         price_decimals=price,
         quantity_decimals=quantity,
-        volume_decimals=max(one.volume_decimals, other.volume_decimals),
-        turnover_decimals=max(one.turnover_decimals, other.turnover_decimals),
+        volume_decimals=max(stored.volume_decimals, new.volume_decimals),
+        turnover_decimals=max(stored.turnover_decimals, new.turnover_decimals),
         tick_size=min(
-            known.tick_size * 10 ** (price - known.price_decimals) for known in (one, other)
+            instrument.tick_size * 10 ** (price - instrument.price_decimals)
+            for instrument in (stored, new)
         ),
         quantity_step=min(
-            known.quantity_step * 10 ** (quantity - known.quantity_decimals)
-            for known in (one, other)
+            instrument.quantity_step * 10 ** (quantity - instrument.quantity_decimals)
+            for instrument in (stored, new)
         ),
-        min_quantity=other.min_quantity * coarse,
-        max_quantity=other.max_quantity * coarse,
+        min_quantity=new.min_quantity * factor,
+        max_quantity=new.max_quantity * factor,
     )
 
 
-def _factors(of: Instrument, finest: Instrument) -> tuple[int, int, int]:
-    """Return what brings prices, volume and turnover of *of* to the decimals of *finest*."""
+def _factors(instrument: Instrument, finest: Instrument) -> tuple[int, int, int]:
+    """Return the factors of prices, volume and turnover to the decimals of *finest*."""
     return (
-        10 ** (finest.price_decimals - of.price_decimals),
-        10 ** (finest.volume_decimals - of.volume_decimals),
-        10 ** (finest.turnover_decimals - of.turnover_decimals),
+        10 ** (finest.price_decimals - instrument.price_decimals),
+        10 ** (finest.volume_decimals - instrument.volume_decimals),
+        10 ** (finest.turnover_decimals - instrument.turnover_decimals),
     )

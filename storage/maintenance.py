@@ -59,6 +59,10 @@ _KEYS: Final = "SELECT instrument_id FROM instruments WHERE run_key = ? ORDER BY
 _ASKED: Final = (
     "SELECT EXISTS (SELECT 1 FROM answers WHERE step BETWEEN ? AND ? AND horizon IS NOT NULL)"
 )
+_NEWEST_CLOSE: Final = (
+    "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
+    "WHERE s.step BETWEEN ? AND ? AND r.run_key = ?"
+)
 KEPT_BESIDE: Final = (kept_checkpoints, kept_vectors)
 """The folders beside a database without which its runs cannot be derived."""
 
@@ -69,9 +73,9 @@ _PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE ru
 def backup(path: Path, target: Path) -> list[Path]:
     """Copy the database *path* to the new file *target*, consistently, while it is written.
 
-    Reads one snapshot over a read-only connection, so the writer goes on. Return what was copied
-    from beside it, the models and vectors of its runs, without which nothing is verified. Raises
-    ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written.
+    Reads one snapshot over a read-only connection, so the writer goes on. Returns the copies of
+    the files beside it, the models and covariates of its runs, without which nothing is verified.
+    Raises ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written.
     """
     if target.exists():
         raise DataInvalid(f"{target} exists already; name a new file for the backup.")
@@ -84,9 +88,9 @@ def backup(path: Path, target: Path) -> list[Path]:
         if verdict != "ok":
             where = " ".join(verdict.replace("*", "").split())
             raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
-        # What is kept beside a database is there before a run of it says so, and never changes but
-        # by growing: so after the snapshot all that it names is there.
-        beside = [one for kept in KEPT_BESIDE for one in _copy_beside(path, target, kept)]
+        # A file beside the database is there before a run names it, and can only grow: so all
+        # files that the snapshot names are there now.
+        beside = [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]
         # A rename can reach the disk before the content that it names.
         with partial.open("rb") as written:
             os.fsync(written.fileno())
@@ -100,13 +104,13 @@ def backup(path: Path, target: Path) -> list[Path]:
     return beside
 
 
-def _copy_beside(path: Path, target: Path, kept: Callable[[Path], Path]) -> list[Path]:
-    """Copy every whole file in the folder *kept* of *path* to that of *target*; return those."""
-    source, copies = kept(path), kept(target)
+def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> list[Path]:
+    """Copy every whole file of the *folder* beside *path* to that beside *target*."""
+    source, copies = folder(path), folder(target)
     copied = []
     for place in sorted(source.rglob("*")) if source.is_dir() else ():
         name = place.relative_to(source)
-        # What is still being written has another name, which begins with a dot or none knows.
+        # A file that is still being written has a temporary name.
         if place.is_file() and not any(part.startswith((".", "tmp")) for part in name.parts):
             (copies / name).parent.mkdir(parents=True, exist_ok=True)
             write_whole(place.read_bytes(), copies / name)
@@ -115,7 +119,7 @@ def _copy_beside(path: Path, target: Path, kept: Callable[[Path], Path]) -> list
 
 
 class Pruning(Struct, frozen=True):
-    """What a prune did to one run."""
+    """The steps that a prune dropped of one run."""
 
     run_id: str
     until_sequence: int  # the last step dropped; -1 where nothing was old enough
@@ -132,10 +136,10 @@ def prune(
     """Drop what no decision of the last *keep_days* of market time of a run depends on.
 
     Bars, forecasts, steps and twins' steps go; trades, settlements, gaps and commands stay,
-    covered by a hash. So do the bars that the first decision kept looks back on: *reach* says of a
-    run how many these are, None where it cannot be told but from the record. The chain is checked
-    before, and holds from the first step kept. Raises ``ConfigInvalid`` while a daemon has the
-    database open, ``DataInvalid`` where a chain is broken already.
+    covered by a hash. So do the bars that the first decision kept looks back on: *reach* returns
+    their number for a run, or None to derive it from the record. The chain is checked before, and
+    holds from the first step kept. Raises ``ConfigInvalid`` while a daemon has the database open,
+    ``DataInvalid`` where a chain is broken already.
     """
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
@@ -150,10 +154,10 @@ def prune(
         done = []
         for run_key, run_id in runs:
 
-            def told(run_key: int = run_key, run_id: str = run_id) -> Lookback:
+            def lookback(run_key: int = run_key, run_id: str = run_id) -> Lookback:
                 return reach(run_id) or recorded_reach(raw, run_key)
 
-            until = _prunable_until(raw, run_key, keep_days * DAY_MS, told)
+            until = _prunable_until(raw, run_key, keep_days * DAY_MS, lookback)
             done.append(_prune_run(log, raw, (run_key, run_id), until, pruned_at_ms))
         if any(pruning.steps for pruning in done):
             raw.execute("VACUUM")
@@ -173,7 +177,7 @@ def _prune_run(
     until: int,
     pruned_at_ms: int,
 ) -> Pruning:
-    """Drop the steps *until* there, and say so in a step of the run's own chain."""
+    """Drop the steps up to *until*, and record the prune as a step of the run's own chain."""
     run_key, run_id = run
     before = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1, None, NOTHING)
     if until <= before[0]:
@@ -186,14 +190,16 @@ def _prune_run(
     span = (first, last)
     (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", (last,)).fetchone()
     state = latest(raw, run_key, "state", until) or before[1]
-    kept = latest(raw, run_key, "kept_sha256", until) or before[2]
-    said = Prune(
+    kept_sha256 = latest(raw, run_key, "kept_sha256", until) or before[2]
+    (market_ms,) = raw.execute(_NEWEST_CLOSE, (*run_span(run_key), run_key)).fetchone()
+    event = Prune(
         until,
         pruned_at_ms,
         digest.hex(),
-        kept.hex(),
+        kept_sha256.hex(),
         "" if state is None else sha256(state).hexdigest(),
-        *_market_times(raw, run_key),
+        market_ms,
+        market_ms,
     )
 
     def drop() -> None:
@@ -204,22 +210,12 @@ def _prune_run(
                     span,
                 )
             raw.execute(f"DELETE FROM {table} WHERE step BETWEEN ? AND ?", span)
-        row = (run_key, until, pruned_at_ms, digest, kept, state)
+        row = (run_key, until, pruned_at_ms, digest, kept_sha256, state)
         raw.execute("INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)", row)
 
     steps = until - before[0]
-    log.note(said, drop)
+    log.note(event, drop)
     return Pruning(run_id, until, steps)
-
-
-def _market_times(raw: sqlite3.Connection, run_key: int) -> tuple[int, int]:
-    """Return the close of the run's newest bar, twice: market time and time seen."""
-    query = (
-        "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
-        "WHERE s.step BETWEEN ? AND ? AND r.run_key = ?"
-    )
-    (market_ms,) = raw.execute(query, (*run_span(run_key), run_key)).fetchone()
-    return market_ms, market_ms
 
 
 def _prunable_until(
@@ -240,10 +236,10 @@ def _prunable_until(
 
 
 def recorded_reach(raw: sqlite3.Connection, run_key: int) -> Lookback:
-    """Return what a run's own record says that its decisions look back on.
+    """Return how far a run's decisions look back, estimated from its own record.
 
-    That is what its gate ``warm`` asked for, the range of a day, and what its starts warmed with;
-    an engine knows it exactly.
+    It is the larger of the threshold of its gate ``warm`` and the bars of a day; an engine knows it
+    exactly.
     """
     (interval_ms,) = raw.execute(_INTERVAL, (run_key,)).fetchone()
     (warm,) = raw.execute(_WARM, (run_key,)).fetchone()

@@ -40,7 +40,7 @@ CellKey = tuple[int, str, int]
 
 
 class Trials(NamedTuple):
-    """What was tried on the same data: how often, and the Sharpe ratios a day of those with one."""
+    """The trials on the same data: their number, and the daily Sharpe ratios of those with one."""
 
     number: int
     sharpe_day: tuple[float, ...]
@@ -56,8 +56,8 @@ class SweepFile:
     def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
         self.path = path
         wanted = json.loads(json.dumps(header))
-        self._db = _opened(path, _SWEEP_ID, "sweep", _SWEEP)
-        with _told(path):
+        self._db = _open(path, _SWEEP_ID, "sweep", _SWEEP)
+        with _explaining_errors(path):
             # Until it is closed: two processes would make every run twice.
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("BEGIN EXCLUSIVE")
@@ -67,10 +67,10 @@ class SweepFile:
             self._db.commit()
         if row is not None and (held := json.loads(row[0])) != wanted:
             self.close()
-            other = next(name for name in wanted if held.get(name) != wanted[name])
+            differing = next(name for name in wanted if held.get(name) != wanted[name])
             raise ConfigInvalid(
-                f"{path} holds a sweep with another {other.replace('_', ' ')}; name another file, "
-                "or give what that sweep was given."
+                f"{path} holds a sweep with another {differing.replace('_', ' ')}; name another "
+                "file, or give what that sweep was given."
             )
 
     def cells(self) -> Iterator[tuple[CellKey, dict[str, Any]]]:
@@ -83,7 +83,7 @@ class SweepFile:
 
     def store(self, key: CellKey, content: Mapping[str, Any]) -> None:
         """Keep one cell, at once."""
-        with _told(self.path):
+        with _explaining_errors(self.path):
             self._db.execute("INSERT INTO cells VALUES (?, ?, ?, ?)", (*key, json.dumps(content)))
             self._db.commit()
 
@@ -108,9 +108,9 @@ class TrialRegistry:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = registry_path() if path is None else path
-        with _told(self.path):
+        with _explaining_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = _opened(self.path, _TRIALS_ID, "registry of trials", _TRIALS)
+        self._db = _open(self.path, _TRIALS_ID, "registry of trials", _TRIALS)
 
     def add(
         self,
@@ -124,12 +124,12 @@ class TrialRegistry:
     ) -> None:
         """Count one trial, unless it was counted before."""
         row = (data_sha256, trial_sha256, strategy, sharpe_day, days, at_ms)
-        with _told(self.path):
+        with _explaining_errors(self.path):
             self._db.execute("INSERT OR IGNORE INTO trials VALUES (?, ?, ?, ?, ?, ?)", row)
             self._db.commit()
 
     def trials(self, data_sha256: str) -> Trials:
-        """Return what was tried on the data of this hash."""
+        """Return the trials on the data of this hash."""
         rows = self._db.execute(
             "SELECT sharpe_day FROM trials WHERE data_sha256 = ? ORDER BY trial_sha256",
             (data_sha256,),
@@ -146,39 +146,39 @@ class TrialRegistry:
 
 
 def registry_path() -> Path:
-    """Return where all sweeps of this user are counted (docs/python.md, Y17)."""
+    """Return the file of this user's registry (docs/python.md, Y17)."""
     if named := os.environ.get(REGISTRY_VARIABLE):
         return Path(named)
     home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(home) / "tracepaper" / "trials.db"
 
 
-def _opened(path: Path | None, application: int, what: str, tables: str) -> sqlite3.Connection:
-    """Open *path*, make its tables where it is new, and refuse a file that is something else."""
-    with _told(path):
+def _open(path: Path | None, application: int, noun: str, tables: str) -> sqlite3.Connection:
+    """Open *path*, make its tables where it is new, and refuse any other file."""
+    with _explaining_errors(path):
         db = sqlite3.connect(":memory:" if path is None else path, timeout=BUSY_S)
     try:
-        with _told(path):
+        with _explaining_errors(path):
             db.execute("BEGIN IMMEDIATE")
-            (found,) = db.execute("PRAGMA application_id").fetchone()
-            (held,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if not held and not found:
+            (application_id,) = db.execute("PRAGMA application_id").fetchone()
+            (table_count,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not table_count and not application_id:
                 for statement in tables.split(";\n"):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {application}")
-                found = application
+                application_id = application
             db.commit()
     except BaseException:
         db.close()
         raise
-    if found != application:
+    if application_id != application:
         db.close()
-        raise DataInvalid(f"{path} is no {what}; name another file.")
+        raise DataInvalid(f"{path} is no {noun}; name another file.")
     return db
 
 
 @contextmanager
-def _told(path: Path | None) -> Iterator[None]:
+def _explaining_errors(path: Path | None) -> Iterator[None]:
     """Say in one sentence why *path* cannot be used."""
     try:
         yield
