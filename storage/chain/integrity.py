@@ -81,15 +81,15 @@ ADDED_SINCE: Final = "Steps or runs added after the head that was kept are not f
 
 
 class Audited(Struct, frozen=True):
-    """What ``audit verify`` found: of the file, and of the chain of one run."""
+    """The result of ``audit verify``: of the file, and of the chain of one run."""
 
     chain: ChainReport
     problem: ChainProblem | None  # the first, whichever it was
-    warnings: tuple[str, ...] = ()  # what is not ours, and harms nothing
+    warnings: tuple[str, ...] = ()  # of foreign tables and the like, which do no harm
 
     @property
     def holds(self) -> bool:
-        """Whether there are steps, and nothing was found."""
+        """Whether there are steps, and no problem."""
         return self.problem is None and self.chain.steps > 0
 
 
@@ -104,34 +104,34 @@ def audit_runs(
 ) -> list[Audited]:
     """Check the file, once, and the chain of every run of *run_ids*.
 
-    Whatever SQLite itself cannot read is a problem like any other, and no exception.
+    A page that SQLite cannot read is a problem like any other, and no exception.
     """
     try:
         problem, warnings = check_database(connection)
     except _UNREADABLE as error:
         problem, warnings = _damaged(str(error)), ()
-    found = []
+    audits = []
     for run_id in run_ids:
         chain = ChainReport(run_id, 0, b"", None, None, None)
-        of_run = problem
+        first_problem = problem
         if problem is None:
             try:
                 chain = verify_chain(connection, run_id, head=head)
-                of_run = (
+                first_problem = (
                     chain.problem
                     or check_cash(connection, run_id)
                     or check_terms(connection, run_id)
                 )
-                if of_run is None and chain.pruned_until is not None:
-                    of_run = check_trades(connection, run_id)
+                if first_problem is None and chain.pruned_until is not None:
+                    first_problem = check_trades(connection, run_id)
             except _UNREADABLE as error:
-                of_run = _damaged(str(error))
-        found.append(Audited(chain, of_run, warnings))
-    return found
+                first_problem = _damaged(str(error))
+        audits.append(Audited(chain, first_problem, warnings))
+    return audits
 
 
 def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None, tuple[str, ...]]:
-    """Return the first problem of the file itself, and what to warn of."""
+    """Return the first problem of the file itself, and warnings."""
     warnings: list[str] = []
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
         lambda: check_pages(connection),
@@ -140,14 +140,14 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
         lambda: _check_links(connection),
         lambda: _check_models(connection),
     )
-    problem = next((found for check in checks for found in check()), None)
-    return problem, tuple(warnings)
+    first = next((problem for check in checks for problem in check()), None)
+    return first, tuple(warnings)
 
 
 def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
-    """Return the first step of *run_id* whose cash is not what its ledger adds up to.
+    """Return the first step of *run_id* whose cash differs from the sum of its ledger.
 
-    Of a run that an older version recorded there is no ledger.
+    An older version recorded no ledger.
     """
     (run_key,) = connection.execute(_RUN_KEY, (run_id,)).fetchone()
     first, last = run_span(run_key)
@@ -162,10 +162,10 @@ def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | No
             return _unbalanced(step, added, f"the entry there says {_money(balance)}", "ledger")
         if step == following:
             continue
-        other = connection.execute(_OTHER_CASH, (step, following - 1, added)).fetchone()
-        if other is not None:
-            said = f"the account's cash there is {_money(other[1])}"
-            return _unbalanced(other[0], added, said, "ledger", "holdings")
+        differing = connection.execute(_OTHER_CASH, (step, following - 1, added)).fetchone()
+        if differing is not None:
+            statement = f"the account's cash there is {_money(differing[1])}"
+            return _unbalanced(differing[0], added, statement, "ledger", "holdings")
     return None
 
 
@@ -173,10 +173,10 @@ def _money(amount: int) -> str:
     return unscaled(amount, MONEY_DECIMALS)
 
 
-def _unbalanced(step: int, added: int, said: str, *tables: str) -> ChainProblem:
+def _unbalanced(step: int, added: int, statement: str, *tables: str) -> ChainProblem:
     at = sequence_of(step)
-    sentence = f"The ledger adds up to {_money(added)} at step {at}, and {said}: one of the two "
-    return ChainProblem(at, tables, "changed", sentence + "was changed.")
+    sentence = f"The ledger adds up to {_money(added)} at step {at}, and {statement}: one of the "
+    return ChainProblem(at, tables, "changed", sentence + "two was changed.")
 
 
 def _damaged(verdict: str) -> ChainProblem:
@@ -185,31 +185,28 @@ def _damaged(verdict: str) -> ChainProblem:
 
 
 def check_pages(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
-    """Let SQLite look at every page."""
+    """Let SQLite check every page."""
     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if verdict != "ok":
         yield _damaged(str(verdict))
 
 
 def check_keys(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
-    """Look for rows that name a row which is not there."""
-    keys = connection.execute("PRAGMA foreign_key_check").fetchall()
-    for table in (*(str(table) for table, *_ in keys), *_orphans(connection)):
+    """Find rows that refer to a missing row."""
+    tables = [str(table) for table, *_ in connection.execute("PRAGMA foreign_key_check")]
+    # Their key to ``steps`` is not declared, so that writing a step costs no look-up.
+    for table in OF_A_STEP:
+        query = f"SELECT 1 FROM {table} a WHERE NOT EXISTS {_ITS_STEP} LIMIT 1"
+        if connection.execute(query).fetchone():
+            tables.append(table)
+    for table in tables:
         sentence = f"A row of {table} belongs to a row that was removed."
         yield ChainProblem(None, (table,), "missing", sentence)
 
 
-def _orphans(connection: sqlite3.Connection) -> Iterator[str]:
-    """Yield the tables with a row whose step is gone: SQLite checks no key as a step is written."""
-    for table in OF_A_STEP:
-        query = f"SELECT 1 FROM {table} a WHERE NOT EXISTS {_ITS_STEP} LIMIT 1"
-        if connection.execute(query).fetchone():
-            yield table
-
-
 @cache
 def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
-    """Return table and statement of everything a new database is made with, by type and name."""
+    """Return table and statement of every object of a new database, by type and name."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         create(connection)
@@ -219,8 +216,8 @@ def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
 
 
 def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
-    """Compare tables, indexes and views with ours, to the letter."""
-    ours = dict(expected_schema())
+    """Compare tables, indexes and views with those of a new database, to the letter."""
+    expected = dict(expected_schema())
     missing = missing_columns(connection)
     younger = [table for table, columns in missing.items() if is_added(table, columns)]
     lacks = [
@@ -238,17 +235,17 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
             "its views made anew, when it is opened for writing."
         )
     for kind, name, table, sql in connection.execute(_OBJECTS):
-        known = ours.pop((kind, name), None)
+        definition = expected.pop((kind, name), None)
         if kind == "trigger":
             sentence = f"The trigger {name} changes rows behind our back: drop it."
             yield ChainProblem(None, (str(table),), "extra", sentence)
-        elif known is None:
+        elif definition is None:
             warnings.append(f"The {kind} {name} is not ours.")
-        elif known == (table, sql) or (lacks and kind == "view"):
+        elif definition == (table, sql) or (lacks and kind == "view"):
             continue
         elif kind != "table" or name not in TABLES or not _is_made_by_us(connection, name, sql):
             yield _redefined(kind, name)
-    for (kind, name), (table, _) in ours.items():
+    for (kind, name), (table, _) in expected.items():
         if table in younger or (younger and kind == "view"):
             continue
         sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
@@ -260,7 +257,7 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
 
 
 def _is_made_by_us(connection: sqlite3.Connection, table: str, sql: str) -> bool:
-    """Return whether *sql* is what makes *table*: at once, or by adding its last columns later."""
+    """Return whether *sql* makes *table*, at once or by adding its last columns later."""
     query = "SELECT name FROM pragma_table_info(?, 'main')"
     there = [str(name) for (name,) in connection.execute(query, (table,))]
     columns = {column.name: column for column in TABLES[table]}
@@ -274,7 +271,7 @@ def _is_made_by_us(connection: sqlite3.Connection, table: str, sql: str) -> bool
 
 
 def _made(table: str, names: list[str], later: list[str]) -> str:
-    """Return SQLite's text for *table* made with the columns *names*, to which *later* came."""
+    """Return SQLite's text for *table* made with the columns *names*, then extended by *later*."""
     with closing(sqlite3.connect(":memory:")) as raw:
         raw.execute(made_with(table, names))
         columns = {column.name: column for column in TABLES[table]}
@@ -294,7 +291,7 @@ def _redefined(kind: str, name: str) -> ChainProblem:
 
 
 def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
-    """Hold what each run said of the run opened before it to that run."""
+    """Compare each run's row with the run opened before it: its id, count and head."""
     before_key, before_id, before_opened = 0, None, None
     for key, run_id, opened, previous, count, head in connection.execute(_RUNS).fetchall():
         if previous != before_id:
@@ -312,15 +309,15 @@ def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
                 yield _unlinked(run_id, before_id)
         else:
             at = (step_key(before_key, count - 1), before_key, count - 1)
-            found = connection.execute(_DIGEST, at).fetchone()
+            digest = connection.execute(_DIGEST, at).fetchone()
             pruned = connection.execute(_PRUNED_BEYOND, at[1:]).fetchone()
-            if found != (head,) and (found is not None or pruned is None):
+            if digest != (head,) and (digest is not None or pruned is None):
                 yield _unlinked(run_id, before_id)
         before_key, before_id, before_opened = key, run_id, opened
 
 
 def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
-    """Hold each card to its id, and each run to a card."""
+    """Check that each card gives its id, and that each run's model has a card."""
     cards = connection.execute(select("models", "TRUE")).fetchall()
     for row in cards:
         if not Identity(*row).is_true:
@@ -328,29 +325,24 @@ def _check_models(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
                 f"The card of model {row[0][:ID_DIGITS]} was changed: it does not give its id."
             )
             yield ChainProblem(None, ("models",), "changed", sentence)
-    known = {row[0] for row in cards}
+    stored = {row[0] for row in cards}
     used = set()
     for run_id, model_id, sha256 in connection.execute(_MODELS):
         used.add(sha256)
-        if sha256 and sha256 not in known:
+        if sha256 and sha256 not in stored:
             sentence = f"The card of model {model_id}, which run {run_id} used, is missing."
             yield ChainProblem(None, ("models",), "missing", sentence)
         elif model_id != sha256[:ID_DIGITS]:
             sentence = f"Run {run_id} names model {model_id} by another's hash."
             yield ChainProblem(None, ("runs",), "changed", sentence)
-    promoted = set(_promoted(connection)) - used - {"", None}
-    for sha256 in sorted(promoted - known):
+    promoted = {sha256 for (sha256,) in connection.execute(_STARTED)} - used - {"", None}
+    for sha256 in sorted(promoted - stored):
         sentence = (
             f"The card of model {sha256[:ID_DIGITS]}, which a run was changed to, is missing."
         )
         yield ChainProblem(None, ("models",), "missing", sentence)
-    if known - used - promoted:
+    if stored - used - promoted:
         yield ChainProblem(None, ("models",), "extra", "A card was added: no run used its model.")
-
-
-def _promoted(connection: sqlite3.Connection) -> list[str]:
-    """Return the hashes of the models that starts inside the runs name."""
-    return [sha256 for (sha256,) in connection.execute(_STARTED)]
 
 
 def _unlinked(run_id: str, before: str) -> ChainProblem:

@@ -92,7 +92,7 @@ class Broken(Struct, frozen=True):
 
 def laid_of(rows: StoredRows) -> list[LaidRow]:
     """Return the sparse rows of a step in the order in which the chain hashes them."""
-    return [laid_row(table, row) for table, of in rows.sparse.items() for row in of]
+    return [laid_row(table, row) for table, stored in rows.sparse.items() for row in stored]
 
 
 def step_digest(
@@ -105,7 +105,7 @@ def step_digest(
 
 
 def diagnose(broken: Broken, others: Sequence[Broken], named: str) -> ChainProblem:
-    """Say what was done to *broken*, the first of all; *others* are broken too, *named* its bar."""
+    """Name the damage to *broken*, the first of all; *others* are broken too, *named* its bar."""
     at = sequence_of(broken.step)
     if not broken.core:
         return ChainProblem(
@@ -121,15 +121,15 @@ def diagnose(broken: Broken, others: Sequence[Broken], named: str) -> ChainProbl
             f"The rows of steps {at}{named} and {sequence} in {table} were exchanged.",
         )
     for table, due in StepShape.unpack(broken.core[STEP.shape]).counts().items():
-        found = len(broken.rows(table))
-        if min(found, BYTE) != due:
-            what = "missing" if found < due else "extra"
-            done = "removed" if found < due else "added"
+        count = len(broken.rows(table))
+        if min(count, BYTE) != due:
+            what = "missing" if count < due else "extra"
+            done = "removed" if count < due else "added"
             return ChainProblem(
                 at,
                 (table,),
                 what,
-                f"Step {at}{named} has {found} rows in {table} where {due} were written: "
+                f"Step {at}{named} has {count} rows in {table} where {due} were written: "
                 f"a row was {done}.",
             )
     for outcome in broken.rows("outcomes"):
@@ -175,7 +175,7 @@ DROPPED_TABLES: Final = ("twin_steps", "answers", "states", "steps")
 def check_prune(
     connection: sqlite3.Connection, run_key: int, pruned: StoredRow | None
 ) -> ChainProblem | None:
-    """Check what a prune left, and its row against the event that it was."""
+    """Check the rows that a prune left, and its row against its event."""
     events = connection.execute(_PRUNED, run_span(run_key)).fetchone()
     if pruned is None:
         if events is None:
@@ -183,15 +183,15 @@ def check_prune(
         return ChainProblem(
             None, ("prunes",), "missing", "The run was pruned, and its row in prunes was removed."
         )
-    _, until, pruned_at_ms, digest, kept, state = pruned
-    said = {
+    _, until, pruned_at_ms, digest, kept_sha256, state = pruned
+    content = {
         "until_sequence": until,
         "pruned_at_ms": pruned_at_ms,
         "digest": digest.hex(),
-        "kept_sha256": kept.hex(),
+        "kept_sha256": kept_sha256.hex(),
         "state_sha256": "" if state is None else sha256(state).hexdigest(),
     }
-    if events is None or events[0] != _as_json(said):
+    if events is None or events[0] != msgspec.json.encode(content).decode():
         return ChainProblem(
             until,
             ("prunes",),
@@ -207,7 +207,7 @@ def check_prune(
                 sequence_of(step), (table,), "extra", f"A row was added to {table} at "
                 f"{sequence_of(step)}, whose rows were pruned.",
             )  # fmt: skip
-    if covered_until(connection, run_key, pruned).kept == kept:
+    if covered_until(connection, run_key, pruned).kept == kept_sha256:
         return None
     return ChainProblem(
         until,
@@ -219,7 +219,7 @@ def check_prune(
 
 
 def covered_until(connection: sqlite3.Connection, run_key: int, pruned: StoredRow) -> Covered:
-    """Return what the last link that was *pruned* covers, from the rows that were kept."""
+    """Derive from the rows that were kept what the last link that was *pruned* covers."""
     span = (step_key(run_key, 0), step_key(run_key, pruned[_CUT.until_sequence]))
 
     def rows(place: int, table: str) -> Iterator[tuple[int, int, LaidRow]]:
@@ -233,7 +233,3 @@ def covered_until(connection: sqlite3.Connection, run_key: int, pruned: StoredRo
         covered.take([pair for _, _, pair in of_step], None)
     covered.follow(None, pruned[_CUT.state])
     return covered
-
-
-def _as_json(content: dict[str, object]) -> str:
-    return msgspec.json.encode(content).decode()

@@ -69,7 +69,7 @@ _INSTRUMENTS: Final = (
 
 
 class Lookback(Struct, frozen=True):
-    """What the decisions of a run look back on."""
+    """How far the decisions of a run look back."""
 
     bars: dict[str, int]  # the newest ones of each instrument, by its id
     books: dict[str, int] = {}  # order books of each instrument
@@ -77,26 +77,26 @@ class Lookback(Struct, frozen=True):
     counts: bool = False  # whether a twin depends on every bar since the state was stored
 
 
-class _Said(Struct):
-    """What a start says of its model, and of the bars that this was warmed with."""
+class _StartContent(Struct):
+    """The content of a start's event: its model, and the bars that warmed it."""
 
     model_sha256: str = ""
     warm_from: list[tuple[str, int]] = []
 
 
 class _Start(NamedTuple):
-    """What a model began with."""
+    """A start of a model."""
 
     step: int
-    warm_from: dict[str, int]  # by instrument: the first bar that it was warmed with
-    is_promotion: bool  # which warmed it aside, with a context of bars
+    warm_from: dict[str, int]  # by instrument: the first bar that warmed it
+    is_promotion: bool  # which warmed it in another process, with a context of bars
 
 
 class Beginning(Struct, frozen=True):
     """Where a derivation begins."""
 
     after: int  # the last step that is taken from the record: the next one is derived
-    fed_from: int  # from this step on its events are fed again
+    fed_from: int  # from this step on the record's events are fed again
     is_started: bool = False  # whether the model is asked from there on, or warmed by a start
 
 
@@ -108,19 +108,22 @@ class Beginnings:
         self._reach = reach
         self._run_key = run_key
         self._first, self._last = run_span(run_key)
-        found = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
-        self._places = {str(name): int(place) for place, name in found}
+        instruments = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
+        self._places = {str(name): int(place) for place, name in instruments}
         # At least the newest, at whose close everything is valued.
         self._bars = {key: max(count, 1) for key, count in reach.bars.items()}
 
     # ------------------------------------------------------------ of a whole run
 
     def before(self, sequence: int) -> Beginning | None:
-        """Return the last place at which step *sequence* or an earlier one can be derived next.
+        """Return the last beginning after which step *sequence* or an earlier one is derived.
 
         None where the bars before it are fewer than its decision looks back on.
         """
-        step = self._settled(self._unit(step_key(self._run_key, sequence))[0] - 1)
+        step = self._unit(step_key(self._run_key, sequence))[0] - 1
+        pending = self._pending(step)
+        if pending is not None:  # begin before the promotion, so that its change is derived too
+            step = pending - 1
         return None if step < self._first else self._fed(step)
 
     # ------------------------------------------------------------ of a run that was pruned
@@ -132,68 +135,66 @@ class Beginnings:
         """
         since = step_key(self._run_key, until_sequence) + 1
         context = self._modelled
-        known = self._reached(since, {key: max(n, context) for key, n in self._bars.items()})
-        while known is not None:
-            step = self._unit(known)[1]
+        candidate = self._reached(since, {key: max(n, context) for key, n in self._bars.items()})
+        while candidate is not None:
+            step = self._unit(candidate)[1]
             if self._pending(step) is not None:
-                known = self._next(_CHANGE, step)
+                candidate = self._next(_CHANGE, step)
                 continue
-            found = self._fed(step, since=since)
-            if found is not None and self._stands(since, step):
-                return found
-            if found is not None:  # the next state does not depend on what was dropped
-                known = self._next(_STATE, step)
+            beginning = self._fed(step, since=since)
+            if beginning is not None:
+                # A prune drops bars that a shadow account counted since the state was stored.
+                if not self._reach.counts or self._last_stored(since, step) is not None:
+                    return beginning
+                candidate = self._next(_STATE, step)
                 continue
-            known = self._next(_NEXT_BAR, step)
+            candidate = self._next(_NEXT_BAR, step)
             started = self._start_before(step) if context else None
-            if known is not None and started is not None and started.step >= since:
+            if candidate is not None and started is not None and started.step >= since:
                 # Its bars are gone: a context later the model is known again.
                 later = self._reached(started.step + 1, dict.fromkeys(self._bars, context))
-                known = None if later is None else max(known, later)
+                candidate = None if later is None else max(candidate, later)
         return None
 
     def _next(self, query: str, step: int) -> int | None:
-        """Return the step that *query* finds behind *step*."""
-        (found,) = self._connection.execute(query, (step + 1, self._last)).fetchone()
-        return None if found is None else int(found)
+        """Return the first result of *query* behind *step*."""
+        (following,) = self._connection.execute(query, (step + 1, self._last)).fetchone()
+        return None if following is None else int(following)
 
-    def _stands(self, since: int, step: int) -> bool:
-        """Return whether the state at *step* is known: bars that are counted go with a cut."""
+    def _last_stored(self, first: int, last: int) -> int | None:
+        """Return the last step from *first* to *last* that stored the engine's state."""
         query = _STORED.format("max(step)")
-        (stored,) = self._connection.execute(query, (since, step)).fetchone()
-        return stored is not None or not self._reach.counts
+        (stored,) = self._connection.execute(query, (first, last)).fetchone()
+        return None if stored is None else int(stored)
 
     # ------------------------------------------------------------ what a prune may drop
 
     def droppable(self, sequence: int) -> int:
-        """Return the last sequence that nothing needs which derives step *sequence* on; or -1."""
-        found = self.before(sequence)
-        if found is None:
+        """Return the last sequence that step *sequence* and later ones do not need; or -1."""
+        beginning = self.before(sequence)
+        if beginning is None:
             return -1
-        until = step_key(self._run_key, found.fed_from) - 1
-        after = step_key(self._run_key, found.after)
-        query = _STORED.format("max(step)")
-        (stored,) = self._connection.execute(query, (self._first, after)).fetchone()
-        if stored is not None and stored <= until and not self._is_quiet(stored, after):
-            until = self._unit(stored)[0] - 1
+        until = step_key(self._run_key, beginning.fed_from) - 1
+        after = step_key(self._run_key, beginning.after)
+        stored = self._last_stored(self._first, after)
+        if stored is not None and stored <= until:
+            confirmed = confirmed_since(self._connection, stored + 1, after)
+            if self._reach.counts or next(iter(confirmed), None) is not None:
+                # The state at *after* is the stored one with what these steps changed.
+                until = self._unit(stored)[0] - 1
         return sequence_of(until) if until >= self._first else -1
-
-    def _is_quiet(self, stored: int, after: int) -> bool:
-        """Return whether the state of step *stored* is that at *after* without any step between."""
-        confirmed = confirmed_since(self._connection, stored + 1, after)
-        return not self._reach.counts and next(iter(confirmed), None) is None
 
     # ------------------------------------------------------------ queries
 
     def step_at(self, open_time_ms: int) -> int | None:
         """Return the sequence of the first bar that opened then or later; None where none did."""
         span = (self._first, self._last)
-        found = [
+        steps = [
             row[0]
             for place in self._places.values()
             if (row := self._connection.execute(_OPENED, (*span, place, open_time_ms)).fetchone())
         ]
-        return sequence_of(min(found)) if found else None
+        return sequence_of(min(steps)) if steps else None
 
     @property
     def _modelled(self) -> int:
@@ -201,7 +202,7 @@ class Beginnings:
         return self._reach.context + 1 if self._reach.context else 0
 
     def _unit(self, step: int) -> tuple[int, int]:
-        """Return the first and the last step of the close that *step* belongs to, or itself."""
+        """Return the first and the last step of the close that *step* belongs to, else *step*."""
         span = (max(self._first, step - len(self._places)), step)
         row = self._connection.execute(_CLOSED, span).fetchone()
         if row is None or row[0] + row[1] < step:
@@ -209,7 +210,7 @@ class Beginnings:
         return int(row[0]), int(row[0] + row[1])
 
     def _pending(self, step: int) -> int | None:
-        """Return the promotion whose change of model has not come at *step*."""
+        """Return the promotion whose change of model is still due at *step*."""
         if not self._reach.context:
             return None
         row = self._connection.execute(_PROMOTED, (self._first, step)).fetchone()
@@ -218,13 +219,8 @@ class Beginnings:
         done = self._connection.execute(_CHANGED, (row[0], step, row[1])).fetchone()
         return None if done else int(row[0])
 
-    def _settled(self, step: int) -> int:
-        """Return *step*, or the one before a promotion whose change has not come there."""
-        pending = self._pending(step)
-        return step if pending is None else pending - 1
-
     def _reached(self, first: int, wanted: dict[str, int]) -> int | None:
-        """Return the step with which each instrument has as many bars as are *wanted*."""
+        """Return the step at which each instrument has had as many bars as are *wanted*."""
         steps: list[int] = []
         for key, count in wanted.items():
             if self._is_young(key, first) and len(wanted) > 1:
@@ -249,39 +245,39 @@ class Beginnings:
         return step if row is None else int(row[0])
 
     def _is_young(self, key: str, first: int) -> bool:
-        """Return whether no bar of an instrument can have gone: nothing did, or none ever came."""
+        """Return whether no bar of an instrument was pruned: no step was, or none has a bar."""
         row = self._connection.execute(_ON, (first, self._last, self._places[key], 0)).fetchone()
         return first == self._first or row is None
 
     def _start_before(self, step: int) -> _Start | None:
-        """Return what the model that answers at *step* began with.
+        """Return the start of the model that answers at *step*.
 
-        Of a promotion that is the event at which the promoted model was warmed aside.
+        For a promotion that is the event at which another process warmed the promoted model.
         """
         return next(self._starts(step), None)
 
     def _starts(self, step: int) -> Iterator[_Start]:
         """Yield the starts and promotions up to *step*, newest first."""
         for at, content in self._connection.execute(_STARTED, (self._first, step)).fetchall():
-            said = msgspec.json.decode(content, type=_Said)
-            if self._reach.context and not said.warm_from:
+            start = msgspec.json.decode(content, type=_StartContent)
+            if self._reach.context and not start.warm_from:
                 row = self._connection.execute(_PROMOTED, (self._first, at)).fetchone()
-                if row is not None and row[1] == said.model_sha256:
+                if row is not None and row[1] == start.model_sha256:
                     yield _Start(int(row[0]), {}, is_promotion=True)
                     continue
-            yield _Start(int(at), dict(said.warm_from), is_promotion=False)
+            yield _Start(int(at), dict(start.warm_from), is_promotion=False)
 
     def _fed(self, step: int, *, since: int | None = None) -> Beginning | None:
-        """Return the beginning after *step*; None where what it needs *since* then is not there."""
+        """Return the beginning after *step*; None where an event it needs was pruned (*since*)."""
         first = self._first if since is None else since
         fed = [self._back(first, step, key, count) for key, count in self._bars.items()]
-        if any(one is not None for one in fed):
-            # What came late, or never, is known from its first bar on.
+        if any(oldest is not None for oldest in fed):
+            # An instrument that came late, or never, is known from its first bar on.
             fed = [
                 self._oldest(first, step, key)
-                if one is None and self._is_young(key, first)
-                else one
-                for key, one in zip(self._bars, fed, strict=True)
+                if oldest is None and self._is_young(key, first)
+                else oldest
+                for key, oldest in zip(self._bars, fed, strict=True)
             ]
         fed += [self._books(first, step, key, count) for key, count in self._reach.books.items()]
         fed += [self._quote(first, step, key) for key in self._bars]
@@ -289,16 +285,16 @@ class Beginnings:
         if self._reach.context:
             of_model, is_started = self._model_fed(first, step)
             fed += of_model
-        known = [one for one in fed if one is not None]
-        if len(known) < len(fed):
+        steps = [oldest for oldest in fed if oldest is not None]
+        if len(steps) < len(fed):
             return None
-        begun = self._unit(min([step + 1, *known]))[0]
-        pending = self._pending(begun - 1)
+        fed_from = self._unit(min([step + 1, *steps]))[0]
+        pending = self._pending(fed_from - 1)
         if pending is not None:  # its change comes in the run-in: the model is made ready there
             if pending < first:
                 return None
-            begun = pending
-        return Beginning(sequence_of(step), sequence_of(begun), is_started)
+            fed_from = pending
+        return Beginning(sequence_of(step), sequence_of(fed_from), is_started)
 
     def _model_fed(self, first: int, step: int) -> tuple[list[int | None], bool]:
         """Return the first steps that the model needs, and whether it is asked from there on.
@@ -310,16 +306,16 @@ class Beginnings:
         by_steps = [self._back(first, step, key, self._modelled) for key in keys]
         started = self._start_before(step)
         at = -1 if started is None else started.step
-        if started is None or all(one is not None and one > at for one in by_steps):
+        if started is None or all(oldest is not None and oldest > at for oldest in by_steps):
             return [*by_steps], True
         if at < first:
             return [None], False
         if not started.is_promotion:
-            named = started.warm_from.items()
-            return [at, *(self._bar_at(first, at, *one) for one in named)], False
+            warm_from = started.warm_from.items()
+            return [at, *(self._bar_at(first, at, key, opened) for key, opened in warm_from)], False
         before = [self._back(first, at, key, self._reach.context) for key in keys]
         if first == self._first:  # fewer were known then
-            before = [first if one is None else one for one in before]
+            before = [first if oldest is None else oldest for oldest in before]
         return [at, *before], True
 
     def _bar_at(self, first: int, last: int, key: str, open_time_ms: int) -> int | None:
@@ -328,12 +324,12 @@ class Beginnings:
         row = self._connection.execute(_OPENED, span).fetchone()
         if row is None:
             return None
-        found = self._connection.execute(_OPENS_AT, row).fetchone()
-        return int(row[0]) if found == (open_time_ms,) else None
+        opened = self._connection.execute(_OPENS_AT, row).fetchone()
+        return int(row[0]) if opened == (open_time_ms,) else None
 
     def _since_start(self, first: int, step: int) -> int:
-        """Return from where on what passes is known at *step*: a start forgets it."""
-        starts = (one.step for one in self._starts(step) if not one.is_promotion)
+        """Return the step from which quotes and books count at *step*: a start forgets others."""
+        starts = (start.step for start in self._starts(step) if not start.is_promotion)
         return max(first, next(starts, first))
 
     def _quote(self, first: int, step: int, key: str) -> int:

@@ -106,7 +106,7 @@ class _SymbolFees(Struct, frozen=True):
 
 
 class _Execution(Struct, frozen=True):
-    """What ``[execution]`` of a stored configuration says of fees."""
+    """The fees in ``[execution]`` of a stored configuration."""
 
     taker_fee: Decimal | None = None
     maker_fee: Decimal | None = None
@@ -120,7 +120,7 @@ class _Configured(Struct, frozen=True):
 
 
 class _Filled(NamedTuple):
-    """A fill, as its row says it."""
+    """A fill as it is stored."""
 
     step: int
     twin: str | None  # None is the run's own account
@@ -139,7 +139,7 @@ Entry = tuple[str, int, int, str]
 
 
 class _Position(Struct):
-    """What one account holds of one instrument, by its fills alone."""
+    """The position of one account in one instrument, by its fills alone."""
 
     is_cash: bool
     quantity: int = 0
@@ -153,7 +153,7 @@ class _Position(Struct):
         return self.quantity, self.entry_notional, self.realized_pnl, self.fees_paid
 
     def book(self, fill: _Filled) -> list[Entry]:
-        """Take in *fill*; return what it moves in cash, as docs/money.md, M5 to M8, say."""
+        """Take in *fill*; return its movements of cash (docs/money.md, M5 to M8)."""
         buys = fill.side == Side.BUY.value
         moved: list[tuple[LedgerKind, int]]
         if self.is_cash:
@@ -204,15 +204,15 @@ class _Position(Struct):
 def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
     """Return the first step of *run_id* at which an order or a fill contradicts itself.
 
-    An order has the prices of its kind, and is FILLED where nothing is left of it; one that was
-    refused may say anything. A fill has an order of its side; its notional is its price times its
-    quantity, and its fee what the run's configuration asks of that.
+    An order has the prices of its kind, and is FILLED where nothing is left of it; a rejected one
+    is not checked. A fill has an order of its side; its notional is its price times its quantity,
+    and its fee follows from that by the run's configuration.
     """
     run_key, text = connection.execute(_CONFIGURED, (run_id,)).fetchone()
     span = run_span(run_key)
-    for query, said, table in _CONTRADICTIONS:
+    for query, statement, table in _CONTRADICTIONS:
         for (step,) in connection.execute(query, span):
-            return _contradicts(step, said, table)
+            return _contradicts(step, statement, table)
     execution = msgspec.json.decode(text, type=_Configured).execution
     terms = {
         place: _Terms.of(execution, *item)
@@ -220,13 +220,13 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
     }
     for table in ("fills", "twin_fills"):
         for step, place, *fill in connection.execute(_PRICED.format(table), span):
-            if said := terms[place].contradiction(*fill):
-                return _contradicts(step, said, table)
+            if statement := terms[place].contradiction(*fill):
+                return _contradicts(step, statement, table)
     return None
 
 
 class _Terms(NamedTuple):
-    """What the fills of one instrument are worth, and cost."""
+    """Notional and fees of the fills of one instrument."""
 
     notional: Notional
     quantity_decimals: int
@@ -237,16 +237,16 @@ class _Terms(NamedTuple):
 
     @classmethod
     def of(
-        cls, said: _Execution, symbol: str, category: str, price_decimals: int, decimals: int
+        cls, execution: _Execution, symbol: str, category: str, price_decimals: int, decimals: int
     ) -> _Terms:
-        """Return those of one instrument, by what is *said* of fees."""
-        own = said.fees.get(symbol, _SymbolFees())
-        usual = BASE_FEES[category] if said.fee_per_share is None else ("0", "0")
+        """Return the terms of one instrument under *execution*."""
+        of_symbol = execution.fees.get(symbol, _SymbolFees())
+        usual = BASE_FEES[category] if execution.fee_per_share is None else ("0", "0")
         taker, maker = (
-            _money(next(one for one in given if one is not None))
-            for given in (
-                (own.taker, said.taker_fee, Decimal(usual[0])),
-                (own.maker, said.maker_fee, Decimal(usual[1])),
+            _money(next(rate for rate in rates if rate is not None))  # the first that is set
+            for rates in (
+                (of_symbol.taker, execution.taker_fee, Decimal(usual[0])),
+                (of_symbol.maker, execution.maker_fee, Decimal(usual[1])),
             )
         )
         return cls(
@@ -254,8 +254,8 @@ class _Terms(NamedTuple):
             decimals,
             Category(category) is Category.SPOT,
             {Liquidity.TAKER.value: taker, Liquidity.MAKER.value: maker},
-            _money(said.fee_per_share or Decimal(0)),
-            _money(said.fee_minimum),
+            _money(execution.fee_per_share or Decimal(0)),
+            _money(execution.fee_minimum),
         )
 
     def contradiction(
@@ -268,7 +268,7 @@ class _Terms(NamedTuple):
         fee_base: int,
         liquidity: str,
     ) -> str:
-        """Return what a fill says otherwise than follows from the rest of it; else nothing."""
+        """Return how the columns of a fill contradict each other, or nothing."""
         if notional != self.notional(price, quantity):
             return "the notional of a fill is not its price times its quantity"
         rate = self.rates[liquidity]
@@ -276,8 +276,9 @@ class _Terms(NamedTuple):
             due = {(0, divide_half_even(quantity * rate, MONEY_SCALE))}
         else:
             of_shares = divide_half_even(quantity * self.per_share, 10**self.quantity_decimals)
-            found = divide_half_even(notional * rate, MONEY_SCALE) + of_shares
-            due = {(found, 0), (max(found, self.minimum) if self.minimum else found, 0)}
+            usual = divide_half_even(notional * rate, MONEY_SCALE) + of_shares
+            # The minimum counts once an order, so it binds some of its fills alone.
+            due = {(usual, 0), (max(usual, self.minimum) if self.minimum else usual, 0)}
         if (fee, fee_base) not in due:
             return "the fee of a fill is not what the configuration asks of it"
         return ""
@@ -287,15 +288,15 @@ def _money(amount: Decimal) -> int:
     return scaled(amount, MONEY_DECIMALS, name="a fee")
 
 
-def _contradicts(step: int, said: str, table: str) -> ChainProblem:
+def _contradicts(step: int, statement: str, table: str) -> ChainProblem:
     at = sequence_of(step)
-    return ChainProblem(at, (table,), "changed", f"At step {at} {said}: its row was changed.")
+    return ChainProblem(at, (table,), "changed", f"At step {at} {statement}: its row was changed.")
 
 
 def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
     """Return the first step of *run_id* at which fills, orders, positions and ledger disagree.
 
-    Of a run that took over an account its positions begin with the first that is stored.
+    The positions of a run that took over an account begin with the first one stored.
     """
     run_key, parent = connection.execute(_RUN, (run_id,)).fetchone()
     span = run_span(run_key)
@@ -303,14 +304,14 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
     due: list[tuple[int, Entry]] = []
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
-        lambda: _positions(connection, span, is_cash, due, is_taken=parent is not None),
-        lambda: _ledger(connection, span, due),
-        lambda: _orders(connection, span, is_taken=parent is not None),
+        lambda: _check_positions(connection, span, is_cash, due, is_taken=parent is not None),
+        lambda: _check_ledger(connection, span, due),
+        lambda: _check_orders(connection, span, is_taken=parent is not None),
     )
-    return next((found for check in checks for found in check()), None)
+    return next((problem for check in checks for problem in check()), None)
 
 
-def _positions(
+def _check_positions(
     connection: sqlite3.Connection,
     span: tuple[int, int],
     is_cash: dict[int, bool],
@@ -318,13 +319,13 @@ def _positions(
     *,
     is_taken: bool,
 ) -> Iterator[ChainProblem]:
-    """Hold every position to the fills before it; *due* takes what those move in the ledger."""
+    """Check every position against the fills before it; *due* takes their movements of cash."""
     fills = [_Filled(*row) for row in connection.execute(_FILLS, span)]
     of_twins = [_Filled(*row) for row in connection.execute(_TWIN_FILLS, span)]
     waiting: dict[tuple[str | None, int], list[_Filled]] = {}
     for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
         waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
-    known: dict[tuple[str | None, int], _Position] = {}
+    positions: dict[tuple[str | None, int], _Position] = {}
     booked: dict[int, list[Entry]] = {}
     for step, twin, place, *held in connection.execute(_HOLDINGS, span):
         book = twin, place
@@ -332,10 +333,10 @@ def _positions(
         new = []
         while behind and behind[-1].step <= step:
             new.append(behind.pop())
-        if is_taken and book not in known:  # what was held before is another run's to tell
-            known[book] = _Position(is_cash[place], *held)
+        if is_taken and book not in positions:  # it was opened in the run before
+            positions[book] = _Position(is_cash[place], *held)
             continue
-        position = known.setdefault(book, _Position(is_cash[place]))
+        position = positions.setdefault(book, _Position(is_cash[place]))
         booked.update((id(fill), position.book(fill)) for fill in new)
         if position.held != tuple(held):
             yield _disagree(step, "positions", "fills", *_tables(twin))
@@ -348,42 +349,40 @@ def _positions(
 
 
 _UNKNOWN: Final[Entry] = ("", 0, 0, "")
-"""Stands for what a fill moved of a position that was taken over with it."""
+"""Stands for the movement of a fill before the first position of an account taken over."""
 
 
 def _tables(twin: str | None) -> tuple[str, str]:
     return ("holdings", "fills") if twin is None else ("holdings", "twin_fills")
 
 
-def _ledger(
+def _check_ledger(
     connection: sqlite3.Connection, span: tuple[int, int], due: list[tuple[int, Entry]]
 ) -> Iterator[ChainProblem]:
-    """Hold the ledger to what the fills are *due* to move; an older version kept none."""
+    """Compare the ledger with the movements *due* by the fills; an older version kept none."""
     if connection.execute(_IS_KEPT, span).fetchone() == (0,):
         return
-    unknown = {entry for _, entry in due} & {_UNKNOWN}
     moved: list[tuple[int, Entry]] = [
         (step, (kind, place, amount, order_id))
         for step, kind, place, amount, order_id in connection.execute(_MOVED, span)
     ]
-    if unknown:
-        skipped = [at for at, (_, entry) in enumerate(due) if entry == _UNKNOWN]
-        del due[: skipped[-1] + 1]
+    if unknown := [at for at, (_, entry) in enumerate(due) if entry == _UNKNOWN]:
+        del due[: unknown[-1] + 1]
         moved = moved[len(moved) - len(due) :]
-    for said, follows in zip_longest(moved, due):
-        if said is None or follows is None or said[1] != follows[1]:
-            at = min(one[0] for one in (said, follows) if one is not None)
-            yield _disagree(at, "ledger", "fills", "ledger", "fills")
+    for stored, follows in zip_longest(moved, due):
+        if stored is None or follows is None or stored[1] != follows[1]:
+            step = min(movement[0] for movement in (stored, follows) if movement is not None)
+            yield _disagree(step, "ledger", "fills", "ledger", "fills")
             return
 
 
-def _orders(
+def _check_orders(
     connection: sqlite3.Connection, span: tuple[int, int], *, is_taken: bool
 ) -> Iterator[ChainProblem]:
-    """Hold what each order says was filled of it to its fills."""
+    """Compare the filled quantity of each order with the sum of its fills."""
     ordered = {row[0]: row[1:] for row in connection.execute(_ORDERED, span)}
     sums = {row[0]: row[1:] for row in connection.execute(_SUMS, span)}
-    for order_id, (step, filled) in sorted(ordered.items(), key=lambda one: one[1][0]):
+    for order_id, (step, filled) in sorted(ordered.items(), key=lambda item: item[1][0]):
         if filled != sums.get(order_id, (0, 0))[1] and not is_taken:
             yield _disagree(step, f"order {order_id}", "fills", "orders", "fills")
             return
@@ -393,7 +392,7 @@ def _orders(
             return
 
 
-def _disagree(step: int, what: str, other: str, *tables: str) -> ChainProblem:
+def _disagree(step: int, first: str, second: str, *tables: str) -> ChainProblem:
     at = sequence_of(step)
-    sentence = f"What the {what} and the {other} say of one another disagrees at step {at}: one of "
-    return ChainProblem(at, tables, "changed", sentence + "them was changed, removed or added.")
+    sentence = f"The {first} and the {second} disagree at step {at}: one of them was changed, "
+    return ChainProblem(at, tables, "changed", sentence + "removed or added.")

@@ -43,7 +43,7 @@ from tracepaper.storage.database.chunks import (
 )
 from tracepaper.storage.database.schema import RUN_TABLES
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import STATE, STEP, StoredRows
+from tracepaper.storage.record.decode import STEP, StoredRows
 from tracepaper.storage.record.digest import (
     HASH_BYTES,
     Covered,
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 
 class ChainReport(Struct, frozen=True):
-    """What ``audit verify`` found."""
+    """The result of walking a run's chain."""
 
     run_id: str
     steps: int  # links that were recomputed and hold
@@ -87,7 +87,7 @@ class ChainReport(Struct, frozen=True):
 
     @property
     def holds(self) -> bool:
-        """Whether nothing was found."""
+        """Whether there is no problem."""
         return self.problem is None
 
 
@@ -108,36 +108,32 @@ def verify_chain(
     """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
 
     The run may grow meanwhile: all of it is read from one snapshot. Raises ``DataInvalid`` only
-    where there is no such run; what is wrong is in the report.
+    where there is no such run; any damage is in the report.
     """
     connection.execute("BEGIN")
     try:
-        return _verify(connection, run_id, head)
+        row = connection.execute(_RUN, (run_id,)).fetchone()
+        if row is None:
+            raise DataInvalid(f"There is no run {run_id} in the database.")
+        opened, step_count, head_digest = row[OPENED_AT:]
+        pruned = connection.execute(_PRUNE, (row[0],)).fetchone()
+        until: int | None = None
+        start = _Start(0, opened, Covered())
+        if pruned is not None:
+            until = pruned[_CUT.until_sequence]
+            covered = covered_until(connection, row[0], pruned)
+            start = _Start(until + 1, pruned[_CUT.digest], covered)
+        walk = _Walk(connection, row[0], start, head)
+        problem = _check_opening(connection, row)
+        problem = problem or check_prune(connection, row[0], pruned)
+        problem = problem or walk.first_problem(step_count)
+        problem = problem or _check_end(walk, step_count, head_digest)
+        problem = problem or _check_gate_sets(connection, row, walk.gates)
+        if problem is None and head is not None and walk.head_at is None:
+            problem = _rewritten(head, until)
+        return ChainReport(run_id, walk.held, walk.previous, until, walk.head_at, problem)
     finally:
         connection.rollback()
-
-
-def _verify(connection: sqlite3.Connection, run_id: str, head: bytes | None) -> ChainReport:
-    row = connection.execute(_RUN, (run_id,)).fetchone()
-    if row is None:
-        raise DataInvalid(f"There is no run {run_id} in the database.")
-    opened, step_count, head_digest = row[OPENED_AT:]
-    pruned = connection.execute(_PRUNE, (row[0],)).fetchone()
-    if pruned is None:
-        start = _Start(0, opened, Covered())
-    else:
-        first = pruned[_CUT.until_sequence] + 1
-        start = _Start(first, pruned[_CUT.digest], covered_until(connection, row[0], pruned))
-    walk = _Walk(connection, row[0], start, head)
-    problem = _check_opening(connection, row)
-    problem = problem or check_prune(connection, row[0], pruned)
-    problem = problem or walk.first_problem(step_count)
-    problem = problem or _check_end(walk, step_count, head_digest)
-    problem = problem or _check_gate_sets(connection, row, walk.gates)
-    if problem is None and head is not None and walk.head_at is None:
-        problem = _rewritten(head, pruned)
-    until = None if pruned is None else pruned[_CUT.until_sequence]
-    return ChainReport(run_id, walk.held, walk.previous, until, walk.head_at, problem)
 
 
 class _Start(NamedTuple):
@@ -153,7 +149,7 @@ class _UnusualStep(Exception):
 
 
 SMALL_STEPS: Final = 256
-"""Steps that are looked at row by row where a quick walk over them does not succeed."""
+"""Steps that are walked row by row where the quick walk over them fails."""
 _HEAD: Final = "SELECT step FROM steps WHERE step BETWEEN ? AND ? AND digest = ?"
 _JOINED: Final = frozenset({"answers", "twin_steps"})
 """Sparse tables that are read together with ``steps`` where nearly every step has rows there."""
@@ -165,33 +161,32 @@ class _Usual:
     """How the steps of one layout are read: all of their values in one row of one query."""
 
     def __init__(self, layouts: tuple[RowLayout, ...], shape: int) -> None:
-        core, *others = layouts
+        core, *joined = layouts
         self.layouts = layouts_sha256(layouts)
         self.outcome_at = core.columns.index("outcome")
-        self._rows = Counter(one.table for one in others)  # rows of a step in each joined table
+        # Rows of a step in each joined table.
+        self._rows = Counter(row_layout.table for row_layout in joined)
         self._counts: dict[str, int] = {}  # rows of the range in hand in each of them
         names = [f"s.{name}" for name in core.columns]
         joins, tests = [], [f"s.shape >> 1 = {shape}", *_nulls("s", core)]
-        for number, one in enumerate(others):
+        for number, row_layout in enumerate(joined):
             alias = f"j{number}"
-            names += [f"{alias}.{name}" for name in one.columns[1:]]
+            names += [f"{alias}.{name}" for name in row_layout.columns[1:]]
             on = f"{alias}.step = s.step"
-            if one.table == "twin_steps":
-                book = sum(before.table == one.table for before in others[:number]) + 1
+            if row_layout.table == "twin_steps":
+                book = sum(before.table == row_layout.table for before in joined[:number]) + 1
                 on += f" AND {alias}.book = {book}"
-            joins.append(f"CROSS JOIN {one.table} {alias} ON {on}")
-            tests += _nulls(alias, one)
-        named = " ".join(joins)
+            joins.append(f"CROSS JOIN {row_layout.table} {alias} ON {on}")
+            tests += _nulls(alias, row_layout)
         where = f"s.{_SPAN} AND {' AND '.join(tests)}"
-        self.query = f"SELECT {', '.join(names)}, s.digest FROM steps s {named} WHERE {where}"
-        self.query += " ORDER BY s.step"
-        # A step that has unusual rows elsewhere is in neither: the walk misses it, and looks again.
-        own = " AND ".join((f"shape >> 1 = {shape}", *_nulls("steps", core)))
-        others_step = f"(SELECT step FROM steps WHERE {_SPAN} AND NOT ({own}))"
-        self._odd = {
-            table: select(table, f"{_SPAN} AND step IN {others_step}") for table in _JOINED
-        }
-        self._odd_steps = select("steps", f"{_SPAN} AND NOT ({own})")
+        self.query = f"SELECT {', '.join(names)}, s.digest FROM steps s {' '.join(joins)} "
+        self.query += f"WHERE {where} ORDER BY s.step"
+        # Neither query reads a step that is usual in ``steps`` and odd elsewhere: the quick walk
+        # then fails, and the slow one follows.
+        is_usual = " AND ".join((f"shape >> 1 = {shape}", *_nulls("steps", core)))
+        odd_steps = f"(SELECT step FROM steps WHERE {_SPAN} AND NOT ({is_usual}))"
+        self._odd = {table: select(table, f"{_SPAN} AND step IN {odd_steps}") for table in _JOINED}
+        self._odd_steps = select("steps", f"{_SPAN} AND NOT ({is_usual})")
 
     def odd(self, connection: sqlite3.Connection, first: int, last: int) -> Chunk:
         """Return the rows from step *first* to *last* that the query leaves out."""
@@ -209,11 +204,14 @@ class _Usual:
         return Chunk(last, connection.execute(self._odd_steps, span).fetchall(), sparse)
 
     def is_all(self, steps: int, odd: Chunk) -> bool:
-        """Return whether *steps* usual ones and the *odd* ones have every row that is there."""
+        """Return whether *steps* usual ones and the *odd* ones have all rows of the range."""
         if not odd.sparse.keys() <= {row[0] for row in odd.steps}:
             return False
         read = Counter(
-            {table: sum(len(of.get(table, ())) for of in odd.sparse.values()) for table in _JOINED}
+            {
+                table: sum(len(rows.get(table, ())) for rows in odd.sparse.values())
+                for table in _JOINED
+            }
         )
         return all(
             count == steps * self._rows[table] + read[table]
@@ -226,14 +224,12 @@ _WHOLE: Final = {table: select(table, _SPAN) for table in _REST}
 
 
 def _nulls(alias: str, layout: RowLayout) -> list[str]:
-    """Return the tests that the columns are null which *layout* does not fill."""
+    """Return the conditions that the columns outside *layout* are null."""
     absent = [name for name in stored_columns(layout.table) if name not in layout.columns]
     return [f"{alias}.{name} IS NULL" for name in absent if name != "digest"]
 
 
-@lru_cache(maxsize=64)
-def _usual_of(layouts: tuple[RowLayout, ...], shape: int) -> _Usual:
-    return _Usual(layouts, shape)
+_usual_of: Final = lru_cache(maxsize=64)(_Usual)
 
 
 class _Walk:
@@ -259,7 +255,7 @@ class _Walk:
         self.gates = {sequence_of(step): hashes.get(key) for step, key in outcomes}
 
     def first_problem(self, step_count: int) -> ChainProblem | None:
-        """Walk until the first thing that does not hold."""
+        """Walk up to the first problem."""
         last = max(step_count - 1, *(self._newest(table.name) for table in RUN_TABLES))
         for at in range(self.first, last + 1, CHUNK_STEPS):
             first = step_key(self._run_key, at)
@@ -279,7 +275,7 @@ class _Walk:
         return problem or self._problem_in(middle + 1, last, step_count)
 
     def _walk(self, chunk: Chunk, step_count: int) -> ChainProblem | None:
-        """Walk along the links of *chunk*; return the first thing that does not hold."""
+        """Walk along the links of *chunk*; return the first problem."""
         due = step_key(self._run_key, self.first + self.held)
         previous, covered = self.previous, self._covered
         for row in chunk.steps:
@@ -313,8 +309,8 @@ class _Walk:
         except _UnusualStep:
             return False
         if self._head is not None:
-            found = self._connection.execute(_HEAD, (first, last, self._head)).fetchone()
-            self.head_at = self.head_at if found is None else sequence_of(found[0])
+            at = self._connection.execute(_HEAD, (first, last, self._head)).fetchone()
+            self.head_at = self.head_at if at is None else sequence_of(at[0])
         self._covered, self.previous = covered, previous
         self.held += last + 1 - first
         return True
@@ -337,7 +333,7 @@ class _Walk:
             except KeyError:
                 gates = self.gates.get(row[outcome_at]) or b""
                 middle = middles[row[outcome_at]] = covered.content + usual.layouts + gates
-            # ``chain_digest``, with what rarely changes put together before.
+            # ``chain_digest``, with the parts that rarely change joined once.
             previous = sha256(previous + middle + pack(row[:-1])).digest()
             if previous != row[-1]:
                 raise _UnusualStep
@@ -364,7 +360,7 @@ class _Walk:
         return previous
 
     def _usual(self, first: int, last: int) -> _Usual | None:
-        """Return how the usual steps of a range are read: like the one in its middle."""
+        """Return the reader of the usual steps of a range: those like the one in its middle."""
         middle = (first + last) // 2
         chunk = read_chunk(self._connection, middle, middle)
         if not chunk.steps:
@@ -372,26 +368,24 @@ class _Walk:
         rows = chunk.rows(chunk.steps[0])
         if rows.sparse.keys() - _JOINED or rows.core[STEP.outcome] is None:
             return None
-        others = [layout for layout, _ in laid_of(rows)]
-        return _usual_of((layout_of("steps", rows.core), *others), rows.core[STEP.shape] >> 1)
+        joined = [row_layout for row_layout, _ in laid_of(rows)]
+        return _usual_of((layout_of("steps", rows.core), *joined), rows.core[STEP.shape] >> 1)
 
     def _link(self, chunk: Chunk, row: StoredRow, previous: bytes, covered: Covered) -> bytes:
         """Return the digest that the rows of the step of *row* give after *previous*.
 
-        *covered* moves on as the step's rows say. Empty where its row denies them.
+        *covered* follows the step's rows. Empty where these do not fit the shape in ``steps``.
         """
         rows = chunk.rows(row)
         laid_rows = laid_of(rows)
-        leaves = kept_rows(laid_rows)
-        expected = kept_digest(covered.kept, leaves) if leaves else None
-        states = rows.row("states")
-        kept = None if states is None else states[STATE.kept_sha256]
-        if states is not None:
-            covered.follow(kept, states[STATE.state])
+        kept = kept_rows(laid_rows)
+        expected = kept_digest(covered.kept, kept) if kept else None
+        kept_sha256 = rows.kept_sha256
+        covered.follow(kept_sha256, rows.state)
         shape = shape_of([layout.table for layout, _ in laid_rows])
         has_bar = row[STEP.open_time_ms] is not None
         if (
-            kept != expected
+            kept_sha256 != expected
             or row[STEP.shape] >> 1 != shape >> 1
             or has_bar == ("events" in rows.sparse)
         ):
@@ -401,7 +395,7 @@ class _Walk:
         return chain_digest(previous, covered.content, prefix, payload)
 
     def _gate_set(self, row: StoredRow) -> bytes | None:
-        """Return the hash of the gate set that judged the step of *row*, as that is stored."""
+        """Return the stored hash of the gate set that judged the step of *row*."""
         outcome = row[STEP.outcome]
         return None if outcome is None else self.gates.get(outcome)
 
@@ -417,7 +411,7 @@ class _Walk:
         )
 
     def _later_broken(self, broken: Broken) -> Iterator[Broken]:
-        """Yield the broken steps after *broken*, each judged by what is stored before it."""
+        """Yield the broken steps after *broken*, each judged by the stored step before it."""
         previous, covered = broken.digest, broken.covered.copy()
         rows = StoredRows(broken.core, broken.sparse)
         covered.follow(rows.kept_sha256, rows.state)
@@ -430,7 +424,6 @@ class _Walk:
                 previous = row[-1]
 
     def _name(self, broken: Broken) -> ChainProblem:
-        """Say what was done to *broken*."""
         others = list(islice(self._later_broken(broken), CANDIDATES_MOST)) if broken.core else []
         named = self._connection.execute(_NAMED, (self._run_key, broken.step)).fetchone()
         return diagnose(broken, others, named[0] if named else "")
@@ -462,10 +455,10 @@ class _Walk:
 
 def _stray_rows(chunk: Chunk) -> ChainProblem | None:
     """Return the first row of *chunk* that belongs to no step."""
-    known = {row[0] for row in chunk.steps}
-    if known.issuperset(chunk.sparse):
+    steps = {row[0] for row in chunk.steps}
+    if steps.issuperset(chunk.sparse):
         return None
-    step = min(chunk.sparse.keys() - known)
+    step = min(chunk.sparse.keys() - steps)
     table, at = next(iter(chunk.sparse[step])), sequence_of(step)
     return ChainProblem(
         at, (table,), "extra", f"A row was added to {table} at {at}: it belongs to no step."
@@ -477,8 +470,8 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
     opened = row[:OPENED_AT]
     instruments = connection.execute(_INSTRUMENTS, (row[0],)).fetchall()
     sets = gate_set_rows(connection, row[0])
-    known = [line for key in sorted(sets) if key < opened[-1] for line in sets[key]]
-    if opened_digest(opened, instruments, known) == row[OPENED_AT]:
+    at_opening = [line for key in sorted(sets) if key < opened[-1] for line in sets[key]]
+    if opened_digest(opened, instruments, at_opening) == row[OPENED_AT]:
         for place, instrument in enumerate(instruments):
             if instrument[1:3] != (place, f"{instrument[3]}:{instrument[4]}"):
                 sentence = f"Instrument {place} of the run was changed: its row contradicts itself."
@@ -512,27 +505,24 @@ def _check_gate_sets(
     return None
 
 
-def _rewritten(head: bytes, pruned: StoredRow | None) -> ChainProblem:
-    """Say that no link has the digest *head*."""
-    until = (
-        ""
-        if pruned is None
-        else f" (or the head is older than step {pruned[_CUT.until_sequence]}, pruned since)"
-    )
+def _rewritten(head: bytes, pruned_until: int | None) -> ChainProblem:
+    older = ""
+    if pruned_until is not None:
+        older = f" (or the head is older than step {pruned_until}, pruned since)"
     sentence = f"No step has the digest {head.hex()}: the chain was rewritten, or an older copy "
-    sentence += f"was put back{until}."
+    sentence += f"was put back{older}."
     return ChainProblem(None, (), "rewritten", sentence)
 
 
 def _check_end(walk: _Walk, step_count: int, head_digest: bytes) -> ChainProblem | None:
-    """Check what the run's row says of the chain's end."""
-    found = walk.first + walk.held
-    if found > step_count:
+    """Check the count and the head in the run's row."""
+    stored = walk.first + walk.held
+    if stored > step_count:
         return ChainProblem(
             step_count,
             ("steps",),
             "extra",
-            f"The run's row counts {step_count} steps and {found} are stored: steps were added "
+            f"The run's row counts {step_count} steps and {stored} are stored: steps were added "
             "or the row was changed.",
         )
     if walk.previous != head_digest:
