@@ -64,8 +64,10 @@ class Identity(NamedTuple):
 def identity(weights_sha256: str, card: Card) -> Identity:
     """Return the identity of weights with that hash under *card*, whatever id the card names."""
     model = card.get("model")
-    own = {k: v for k, v in model.items() if k not in DERIVED} if isinstance(model, Mapping) else {}
-    text = json.dumps({**card, "model": own}, sort_keys=True, ensure_ascii=False, default=str)
+    rest = (
+        {k: v for k, v in model.items() if k not in DERIVED} if isinstance(model, Mapping) else {}
+    )
+    text = json.dumps({**card, "model": rest}, sort_keys=True, ensure_ascii=False, default=str)
     return Identity(_hashed(weights_sha256, text), weights_sha256, text)
 
 
@@ -89,18 +91,17 @@ def _table(table: Card, path: tuple[str, ...]) -> list[str]:
         inner = (*path, key)
         name = ".".join(_key(part) for part in inner)
         if isinstance(value, Mapping):
-            own = [] if value and _only_tables(value) else ["", f"[{name}]"]
-            tables += [*own, *_table(value, inner)]
+            # A table of tables alone needs no header: those of its sub-tables imply it.
+            needs_header = not value or not all(
+                isinstance(item, Mapping) or _rows(item) for item in value.values()
+            )
+            tables += [*(["", f"[{name}]"] if needs_header else []), *_table(value, inner)]
         elif rows := _rows(value):
             for row in rows:
                 tables += ["", f"[[{name}]]", *_table(row, inner)]
         else:
             lines.append(f"{_key(key)} = {_value(value, name)}")
     return [*lines, *tables]
-
-
-def _only_tables(table: Card) -> bool:
-    return all(isinstance(value, Mapping) or _rows(value) for value in table.values())
 
 
 def _rows(value: object) -> list[Card]:
@@ -180,7 +181,7 @@ class Checkpoint:
 
 def bundled() -> dict[str, Path]:
     """Return the folders of the bundled checkpoints by their names."""
-    return {one.name: one for one in sorted(BUNDLED.iterdir()) if is_checkpoint(one)}
+    return {folder.name: folder for folder in sorted(BUNDLED.iterdir()) if is_checkpoint(folder)}
 
 
 def locate(name: str) -> Path:
@@ -207,11 +208,11 @@ def load(folder: Path) -> Checkpoint:
             f"The weights in {folder} have SHA-256 {sha256[:ID_DIGITS]}… and their card names"
             f" {str(named)[:ID_DIGITS]}…; restore the folder from where it came."
         )
-    found = identity(sha256, card)
-    if (card["model"].get("id"), card["model"].get("sha256")) != (found.id, found.sha256):
+    derived = identity(sha256, card)
+    if (card["model"].get("id"), card["model"].get("sha256")) != (derived.id, derived.sha256):
         raise CheckpointMismatch(
-            f"The card in {folder} was edited: with its weights it gives the id {found.id}, and it "
-            f"names {card['model'].get('id')}; restore the folder from where it came."
+            f"The card in {folder} was edited: with its weights it gives the id {derived.id}, and "
+            f"it names {card['model'].get('id')}; restore the folder from where it came."
         )
     try:
         tensors = parse_tensors(weights)
@@ -220,7 +221,7 @@ def load(folder: Path) -> Checkpoint:
             f"{folder / WEIGHTS_NAME} is no safetensors file ({error}); restore it."
         ) from None
     _check_finite(tensors, folder)
-    return Checkpoint(tensors, card, found.sha256)
+    return Checkpoint(tensors, card, derived.sha256)
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -239,11 +240,14 @@ def read_card(folder: Path) -> dict[str, Any]:
             )
     if not all(isinstance(card["model"].get(key, ""), str) for key in ("id", "sha256", "kind")):
         raise CheckpointMismatch(
-            f"{folder / CARD_NAME} names its model by what is no text; restore the card."
+            f"{folder / CARD_NAME} has an id, sha256 or kind of its model that is no text; restore "
+            "the card."
         )
     honesty = card.get("honesty", {})
     sentences = honesty.get("sentences", []) if isinstance(honesty, dict) else None
-    if not isinstance(sentences, list) or not all(isinstance(one, str) for one in sentences):
+    if not isinstance(sentences, list) or not all(
+        isinstance(sentence, str) for sentence in sentences
+    ):
         raise CheckpointMismatch(
             f"{folder / CARD_NAME} has no list of sentences in [honesty]; restore the card."
         )
@@ -256,7 +260,7 @@ def sha256_of(content: bytes) -> str:
 
 
 class Beside(NamedTuple):
-    """A file of arrays beside the weights, and what it says of itself."""
+    """A file of arrays beside the weights, with its metadata."""
 
     arrays: dict[str, NDArray[Any]]
     metadata: dict[str, str]
@@ -267,9 +271,9 @@ def read_beside(folder: Path, name: str, sha256: str) -> Beside:
     from safetensors import SafetensorError, safe_open
 
     place = folder / name
-    if (found := sha256_of(_bytes(place))) != sha256:
+    if (actual := sha256_of(_bytes(place))) != sha256:
         raise CheckpointMismatch(
-            f"{place} has SHA-256 {found[:ID_DIGITS]}… and the card names {sha256[:ID_DIGITS]}…; "
+            f"{place} has SHA-256 {actual[:ID_DIGITS]}… and the card names {sha256[:ID_DIGITS]}…; "
             "restore the file from where it came."
         )
     try:
@@ -290,10 +294,9 @@ def save(
     """Write a checkpoint whole, in place of an older one; return it as it reads back.
 
     ``[model] id``, ``sha256`` and ``weights_sha256`` are filled in; files *beside* the weights are
-    written by their names. The folder is written beside
-    its place and renamed, so that a reader finds the old one, the new one or, for an instant, none.
-    Raises ``OSError`` that names *folder* where the disk is full or does not allow it; nothing of
-    the new one is left then.
+    written by their names. The folder is written under another name and renamed, so that a reader
+    finds the old one, the new one or, for an instant, none. Raises ``OSError`` that names *folder*
+    where it cannot be written; nothing of the new one is left then.
     """
     from safetensors.torch import save as tensor_bytes
 
@@ -303,8 +306,8 @@ def save(
     sha256 = hashlib.sha256(weights).hexdigest()
     model = {**_section(card, "model"), "weights_sha256": sha256}
     read = tomllib.loads(dump({**card, "model": model}))
-    given = identity(sha256, read)
-    text = dump({**read, "model": {**read["model"], "id": given.id, "sha256": given.sha256}})
+    derived = identity(sha256, read)
+    text = dump({**read, "model": {**read["model"], "id": derived.id, "sha256": derived.sha256}})
     files = {WEIGHTS_NAME: weights, CARD_NAME: text.encode(), **beside}
     try:
         _put_files(files, folder)
@@ -314,14 +317,20 @@ def save(
 
 
 def _put_files(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write *files* into a folder beside *folder*, and rename that to it."""
+    """Write *files* into a folder beside *folder*, and rename that to it; an older one goes."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for name, content in files.items():
             _write(part / name, content)
         part.chmod(0o755)
-        _put(part, folder)
+        if folder.exists():  # a rename replaces no folder that has files
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.rename(old / folder.name)
+            part.rename(folder)
+            shutil.rmtree(old)
+        else:
+            part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -329,30 +338,30 @@ def _put_files(files: Mapping[str, bytes], folder: Path) -> None:
 def keep(folder: Path, database: Path) -> Path:
     """Copy a checkpoint beside the *database* file that used it; return the copy's folder.
 
-    Copies lie in ``<database>.checkpoints/<id>``; one that is there already is checked instead.
-    Raises ``CheckpointMismatch`` where either is not what its card names.
+    Copies lie in ``<database>.checkpoints/<id>``; an existing one is checked instead. Raises
+    ``CheckpointMismatch`` where the content of either differs from its card.
     """
-    found = load(folder)
-    kept = kept_folder(database, found.id)
-    if not kept.exists():
-        save(kept, found.tensors, found.card)
-    if load(kept).sha256 != found.sha256:
+    checkpoint = load(folder)
+    copy = kept_folder(database, checkpoint.id)
+    if not copy.exists():
+        save(copy, checkpoint.tensors, checkpoint.card)
+    if load(copy).sha256 != checkpoint.sha256:
         raise CheckpointMismatch(
-            f"{kept} holds other weights than its name says; delete it and start again."
+            f"{copy} holds other weights than its name says; delete it and start again."
         )
-    return kept
+    return copy
 
 
-def keep_card(card: Card, known: Identity, database: Path) -> Path:
+def keep_card(card: Card, model: Identity, database: Path) -> Path:
     """Keep beside *database* the *card* of a model that is no checkpoint; return its folder.
 
-    *known* is the identity of *card*, which names the hash of what stands for its weights.
+    *model* is the identity of *card*, with the hash that stands for that of weights.
     """
-    folder = kept_folder(database, known.id)
+    folder = kept_folder(database, model.id)
     if not (folder / CARD_NAME).is_file():
-        named = {"id": known.id, "sha256": known.sha256}
+        derived = {"id": model.id, "sha256": model.sha256}
         folder.mkdir(parents=True, exist_ok=True)
-        text = dump({**card, "model": {**_section(card, "model"), **named}})
+        text = dump({**card, "model": {**_section(card, "model"), **derived}})
         _write(folder / CARD_NAME, text.encode())
     return folder
 
@@ -382,7 +391,7 @@ def find_kept(database: Path, model_id: str) -> Path:
     where there is none: no other will do.
     """
     folder = kept_folder(database, model_id)
-    lacking = [one for one in (WEIGHTS_NAME, CARD_NAME) if not (folder / one).is_file()]
+    lacking = [name for name in (WEIGHTS_NAME, CARD_NAME) if not (folder / name).is_file()]
     if not lacking:
         return folder
     if model_id and (same := find_bundled(model_id)) is not None:
@@ -394,7 +403,7 @@ def find_kept(database: Path, model_id: str) -> Path:
 
 
 def kept_identity(database: Path, model_id: str) -> Identity | None:
-    """Return what the card kept beside *database* says of *model_id*; None where none is kept."""
+    """Return the identity of *model_id* by its card kept beside *database*; None without one."""
     folder = kept_folder(database, model_id)
     if not (folder / CARD_NAME).is_file():
         return None
@@ -441,14 +450,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _put(part: Path, folder: Path) -> None:
-    """Rename *part* to *folder*, out of whose place an older one is moved first."""
-    if not folder.exists():
-        part.rename(folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-    folder.rename(old / folder.name)
-    part.rename(folder)
-    shutil.rmtree(old)

@@ -124,7 +124,7 @@ def is_text(path: Path) -> bool:
 
 
 def file_bytes(path: Path) -> bytes:
-    """Return what *path* holds; raise ``DataInvalid`` where it cannot be read."""
+    """Return the content of *path*; raise ``DataInvalid`` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -160,13 +160,12 @@ def _arrow(path: Path, raw: bytes) -> Table:
     except ImportError:
         raise ConfigInvalid(missing_sentence("pyarrow", f"{path}")) from None
     try:
-        found = parquet.read_table(pa.BufferReader(raw), page_checksum_verification=True)
-        found.validate(full=True)
-        table = {name: _arrow_column(pa, found.column(name)) for name in found.column_names}
+        stored = parquet.read_table(pa.BufferReader(raw), page_checksum_verification=True)
+        stored.validate(full=True)
+        return {name: _arrow_column(pa, stored.column(name)) for name in stored.column_names}
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}); write it again.") from None
-    return table
 
 
 def _arrow_column(pa: Any, column: Any) -> Sequence[Any]:  # noqa: ANN401 - pyarrow has no types
@@ -205,24 +204,24 @@ def _require_names(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _times(path: Path, given: Sequence[Any], before: int) -> NDArray[np.int64]:
-    if isinstance(given, np.ndarray) and given.dtype.kind in "iu":
-        found = given.astype(np.int64)
+def _times(path: Path, column: Sequence[Any], before: int) -> NDArray[np.int64]:
+    if isinstance(column, np.ndarray) and column.dtype.kind in "iu":
+        times = column.astype(np.int64)
     else:
-        found = np.array(
-            [_time_ms(path, at, one) for at, one in enumerate(given, before)], np.int64
+        times = np.array(
+            [_time_ms(path, at, value) for at, value in enumerate(column, before)], np.int64
         )
-    wrong = np.flatnonzero((found < _OLDEST_MS) | (found >= _NEWEST_MS))
+    wrong = np.flatnonzero((times < _OLDEST_MS) | (times >= _NEWEST_MS))
     if len(wrong):
         raise DataInvalid(
-            f"{path}, row {before + wrong[0] + 1}: the time {found[wrong[0]]} is no milliseconds "
+            f"{path}, row {before + wrong[0] + 1}: the time {times[wrong[0]]} is no milliseconds "
             "of the epoch; give these, or a time with a zone."
         )
-    return found
+    return times
 
 
 def _time_ms(path: Path, at: int, value: object) -> int:
-    """Return a time in milliseconds, rounded up; raise ``DataInvalid`` for what is none."""
+    """Return a time in milliseconds, rounded up: a row is known at its time, never before."""
     text = str(value).strip()
     if text.isdecimal() and len(text) <= _DIGITS:
         return int(text)
@@ -241,20 +240,22 @@ def _time_ms(path: Path, at: int, value: object) -> int:
     return -((_EPOCH - moment) // _MILLISECOND)
 
 
-def _numbers(path: Path, name: str, given: Sequence[Any], before: int) -> NDArray[np.float64]:
-    if isinstance(given, np.ndarray):
-        found = given.astype(np.float64)
+def _numbers(path: Path, name: str, column: Sequence[Any], before: int) -> NDArray[np.float64]:
+    if isinstance(column, np.ndarray):
+        numbers = column.astype(np.float64)
     else:
-        found = np.array([_number(path, name, at, one) for at, one in enumerate(given, before)])
-    wrong = np.flatnonzero(~np.isfinite(found))
+        numbers = np.array(
+            [_number(path, name, at, value) for at, value in enumerate(column, before)]
+        )
+    wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
         at = int(wrong[0])
-        value = found[at].item() if isinstance(given, np.ndarray) else given[at]
+        value = numbers[at].item() if isinstance(column, np.ndarray) else column[at]
         raise DataInvalid(
-            f"{path}, row {before + at + 1}: {name} is {shown(value)}; every vector must be "
+            f"{path}, row {before + at + 1}: {name} is {shown(value)}; every covariate must be "
             "finite, so leave such a row out."
         )
-    return found.reshape(-1)
+    return numbers.reshape(-1)
 
 
 def _number(path: Path, name: str, at: int, value: Any) -> float:  # noqa: ANN401 - of any table
@@ -274,15 +275,18 @@ def _by_symbol(
     before: int,
     newest: Mapping[str, int],
 ) -> dict[str, CovariateRows]:
-    of = [ALL_SYMBOLS] * len(times) if symbols is None else [str(one or "") for one in symbols]
-    if symbols is not None and "" in of:
-        at = before + of.index("") + 1
-        raise DataInvalid(f"{path}, row {at}: the symbol is empty; name one.")
+    if symbols is None:
+        names = [ALL_SYMBOLS] * len(times)
+    else:
+        names = [str(symbol or "") for symbol in symbols]
+        if "" in names:
+            at = before + names.index("") + 1
+            raise DataInvalid(f"{path}, row {at}: the symbol is empty; name one.")
     places: dict[str, list[int]] = {}
-    for at, symbol in enumerate(of):
+    for at, symbol in enumerate(names):
         places.setdefault(symbol, []).append(at)
-    found = {symbol: rows_of(times[own], values[own]) for symbol, own in places.items()}
-    for symbol, rows in found.items():
+    by_symbol = {symbol: rows_of(times[at], values[at]) for symbol, at in places.items()}
+    for symbol, rows in by_symbol.items():
         steps = np.diff(rows.time_ms, prepend=newest.get(symbol, 0))
         wrong = np.flatnonzero(steps <= 0)
         if len(wrong):
@@ -292,7 +296,7 @@ def _by_symbol(
                 f"{path}, row {before + places[symbol][wrong[0]] + 1}: the time "
                 f"{iso(int(rows.time_ms[wrong[0]]))}{whose} {what}; times must ascend, each once."
             )
-    return found
+    return by_symbol
 
 
 def iso(ms: int) -> str:
@@ -310,48 +314,48 @@ def kept_vectors(database: Path) -> Path:
 
 def keep_vectors(file: VectorFile, database: Path) -> Path:
     """Copy *file* beside *database* under its hash, whole or not at all; return the copy."""
-    kept = kept_vectors(database) / f"{file.sha256}{file.path.suffix}"
-    if not kept.exists():
+    copy = kept_vectors(database) / f"{file.sha256}{file.path.suffix}"
+    if not copy.exists():
         raw = file_bytes(file.path)
         if hashlib.sha256(raw).hexdigest() != file.sha256:
             raise DataInvalid(f"{file.path} changed while it was read; start again.")
-        write_whole(raw, kept)
-    return kept
+        write_whole(raw, copy)
+    return copy
 
 
-def write_whole(raw: bytes, kept: Path) -> None:
-    """Write the file *kept*, whole or not at all."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=kept.parent)
-    with os.fdopen(handle, "wb") as copy:
-        copy.write(raw)
-        copy.flush()
+def write_whole(raw: bytes, path: Path) -> None:
+    """Write the file *path*, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(raw)
+        file.flush()
         os.fsync(handle)
-    Path(part).replace(kept)
+    Path(part).replace(path)
 
 
 def find_vectors(database: Path, sha256: str) -> VectorFile:
     """Return the file that a run of *database* used; raise ``CheckpointMismatch`` if it is gone."""
     folder = kept_vectors(database)
-    kept = next((folder / (sha256 + end) for end in (*_DELIMITED, *_ARROW)
-                 if (folder / (sha256 + end)).is_file()), None)  # fmt: skip
-    if kept is None:
+    places = [folder / (sha256 + ending) for ending in (*_DELIMITED, *_ARROW)]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise CheckpointMismatch(
             f"The covariates that the run used are not kept any more ({folder / sha256}.csv or "
             ".parquet is missing); restore the file beside the database."
         )
-    found = read_vectors(kept)
-    if found.sha256 != sha256:
+    file = read_vectors(path)
+    if file.sha256 != sha256:
         raise CheckpointMismatch(
-            f"{kept} was changed since the run, which used a file of the SHA-256 in its name; "
+            f"{path} was changed since the run, which used a file of the SHA-256 in its name; "
             "restore it."
         )
-    return found
+    return file
 
 
 @dataclass(frozen=True)
 class ReadLines:
-    """The lines of a file that were read: bytes, rows, their hash, and by symbol the newest."""
+    """The lines read of a file: bytes, rows, their hash, and by symbol the newest time."""
 
     header: bytes
     size: int
@@ -361,11 +365,11 @@ class ReadLines:
 
 
 class Growth(NamedTuple):
-    """What was read of a file: all of it, or what was *added* to the lines that were read."""
+    """A file as it was read: all of it, or the lines that were added."""
 
     file: VectorFile
     is_whole: bool
-    lines: ReadLines | None  # None of a file that has none
+    lines: ReadLines | None  # None where the file is not text
 
 
 class GrowingFile:
@@ -378,50 +382,46 @@ class GrowingFile:
         self._lines: ReadLines | None = None
 
     def has_changed(self) -> bool:
-        """Return whether it is not there, or another by its size or times, since this was asked."""
+        """Return whether the file is missing, or differs in size or times from the last call."""
         before = self._stamp
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except OSError:
             self._stamp = None
             return True
-        self._stamp = found.st_size, found.st_mtime_ns, found.st_ino
+        self._stamp = status.st_size, status.st_mtime_ns, status.st_ino
         return self._stamp != before
 
     def read(self) -> Growth:
-        """Return what is new since what was taken in; raise ``DataInvalid`` as a reading does."""
+        """Read the lines behind those taken in; raise ``DataInvalid`` as ``read_vectors`` does."""
         if not is_text(self.path):
             return Growth(read_vectors(self.path), is_whole=True, lines=None)
-        found = file_bytes(self.path)
-        raw = memoryview(found)[: found.rfind(b"\n") + 1]
-        known = self._lines
-        if known is None or hashlib.sha256(raw[: known.size]).hexdigest() != known.sha256:
-            known = _header(self.path, found[: found.find(b"\n") + 1])
-        added = known.header + bytes(raw[known.size :])
-        table = text_table(self.path, added, before=known.rows)
-        columns, rows = rows_in(self.path, table, before=known.rows, newest=known.newest_ms)
-        count = known.rows + sum(map(len, rows.values()))
+        content = file_bytes(self.path)
+        raw = memoryview(content)[: content.rfind(b"\n") + 1]  # the last line may be half written
+        lines = self._lines
+        if lines is None or hashlib.sha256(raw[: lines.size]).hexdigest() != lines.sha256:
+            header = content[: content.find(b"\n") + 1]
+            if not header:
+                raise DataInvalid(f"{self.path} has no rows; give covariates.")
+            lines = ReadLines(header, len(header), 0, hashlib.sha256(header).hexdigest(), {})
+        added = lines.header + bytes(raw[lines.size :])
+        table = text_table(self.path, added, before=lines.rows)
+        columns, rows = rows_in(self.path, table, before=lines.rows, newest=lines.newest_ms)
+        count = lines.rows + sum(map(len, rows.values()))
         if not count:
             raise DataInvalid(f"{self.path} has no rows; give covariates.")
         sha256 = hashlib.sha256(raw).hexdigest()
-        newest = {symbol: int(own.time_ms[-1]) for symbol, own in rows.items()}
+        newest = {symbol: int(series.time_ms[-1]) for symbol, series in rows.items()}
         return Growth(
             VectorFile(self.path, sha256, columns, rows),
-            is_whole=not known.rows,
-            lines=ReadLines(known.header, len(raw), count, sha256, {**known.newest_ms, **newest}),
+            is_whole=not lines.rows,
+            lines=ReadLines(lines.header, len(raw), count, sha256, {**lines.newest_ms, **newest}),
         )
 
     def take(self, growth: Growth) -> None:
-        """Read no line of *growth* again, while it stands."""
+        """Take in the lines of *growth*, so that they are not read again."""
         self._lines = growth.lines
 
     def forget(self) -> None:
         """Read all of it the next time."""
         self._stamp, self._lines = None, None
-
-
-def _header(path: Path, header: bytes) -> ReadLines:
-    """Return the first line as all that was read."""
-    if not header:
-        raise DataInvalid(f"{path} has no rows; give covariates.")
-    return ReadLines(header, len(header), 0, hashlib.sha256(header).hexdigest(), {})

@@ -85,7 +85,7 @@ _NAMING_MODELS: Final = (
 
 
 class _NamesModel(Struct):
-    """What an event of one of these kinds says of models."""
+    """The models that an event of one of these kinds names."""
 
     model_sha256: str = ""
     candidate_sha256: str = ""
@@ -163,10 +163,10 @@ def chunks(connection: sqlite3.Connection, run_key: int, first: int, last: int) 
 
 def gate_set_rows(connection: sqlite3.Connection, run_key: int) -> dict[int, list[StoredRow]]:
     """Return the rows of every gate set of the run, by the set's key."""
-    found: dict[int, list[StoredRow]] = {}
+    sets: dict[int, list[StoredRow]] = {}
     for row in connection.execute(_GATE_SETS, (run_key,)):
-        found.setdefault(row[1], []).append(row)
-    return found
+        sets.setdefault(row[1], []).append(row)
+    return sets
 
 
 def gate_set_of(rows: Sequence[StoredRow]) -> GateSet:

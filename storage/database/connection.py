@@ -45,7 +45,7 @@ _WAL_FAULT_BACKPORTS: Final = ((3, 44, 6), (3, 50, 7))
 
 
 class SqliteStatus(NamedTuple):
-    """What ``doctor`` says of the SQLite library."""
+    """Whether the SQLite library can be used, and why not, for ``doctor``."""
 
     version: str
     is_usable: bool
@@ -90,7 +90,7 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
 
 class ReadOnly:
-    """What reads over a connection of its own: a context manager that closes it."""
+    """A read-only connection as a context manager that closes it."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -116,8 +116,8 @@ def lacking(connection: sqlite3.Connection, path: Path) -> dict[str, list[Column
 
     Raises ``DataInvalid`` where one of them cannot be null.
     """
-    found = missing_columns(connection)
-    for table, columns in found.items():
+    missing = missing_columns(connection)
+    for table, columns in missing.items():
         if is_added(table, columns):
             continue
         for column in columns:
@@ -126,17 +126,17 @@ def lacking(connection: sqlite3.Connection, path: Path) -> dict[str, list[Column
                     f"{path} has no column {table}.{column.name}, which this version needs: "
                     "restore a backup, or name another with --db."
                 )
-    return found
+    return missing
 
 
 def missing_columns(connection: sqlite3.Connection) -> dict[str, list[Column]]:
-    """Return, by table, the columns of this version that a database has not."""
-    there = set(connection.execute(_STORED_COLUMNS))
-    found = {
-        table: [column for column in columns if (table, column.name) not in there]
+    """Return, by table, the columns of this version that a database lacks."""
+    stored = set(connection.execute(_STORED_COLUMNS))
+    missing = {
+        table: [column for column in columns if (table, column.name) not in stored]
         for table, columns in TABLES.items()
     }
-    return {table: columns for table, columns in found.items() if columns}
+    return {table: columns for table, columns in missing.items() if columns}
 
 
 _STORED_COLUMNS: Final = (
@@ -145,30 +145,29 @@ _STORED_COLUMNS: Final = (
 )
 
 
-def _nullable(columns: list[Column]) -> list[Column]:
-    return [column for column in columns if column.null]
-
-
 def is_added(table: str, missing: list[Column]) -> bool:
     """Return whether all of *table* is *missing*, since an older version did not know it."""
     return table in ADDED_TABLES and len(missing) == len(TABLES[table])
 
 
 def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) -> None:
-    """Let questions find the *missing* columns as nulls, and the views of this version.
+    """Give queries the *missing* columns as nulls, and the views of this version.
 
-    A column that cannot be null is no older version's: ``audit verify`` names it.
+    No older version lacks a column that cannot be null: ``audit verify`` names it.
     """
     made = [table for table, columns in missing.items() if is_added(table, columns)]
-    missing = {table: nulls for table, columns in missing.items() if (nulls := _nullable(columns))}
-    if not missing and not made:
+    extended = {
+        table: nulls
+        for table, columns in missing.items()
+        if table not in made and (nulls := [column for column in columns if column.null])
+    }
+    if not extended and not made:
         return
     connection.execute("PRAGMA query_only = OFF")
     for table in made:
-        missing.pop(table, None)
         listed = ", ".join(f"NULL AS {column.name}" for column in metadata.tables[table].columns)
         connection.execute(f"CREATE TEMP VIEW {table} AS SELECT {listed} WHERE 0")
-    for table, columns in missing.items():
+    for table, columns in extended.items():
         listed = ", ".join(f"NULL AS {column.name}" for column in columns)
         connection.execute(f"CREATE TEMP VIEW {table} AS SELECT *, {listed} FROM main.{table}")
     for view in VIEWS:
@@ -240,7 +239,7 @@ def is_busy(error: BaseException | None) -> bool:
 
 
 def advice(error: BaseException | None) -> str:
-    """Return what to do about a write that failed with *error*."""
+    """Return the remedy for a write that failed with *error*."""
     if is_busy(error):
         return "end the transaction of the other process that has the file locked"
     return "free disk space or mend the file"
@@ -316,11 +315,11 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
     file: WatchedFile | None = None
     with ExitStack() as undo:
         if is_there:
-            # Look before anything is written: a stranger's file must stay what it is.
+            # Look before anything is written: another program's file must stay as it is.
             file = WatchedFile.open(path)
             undo.callback(file.close)
-            with closing(_connect_read_only(path)) as strange:
-                if _revision(strange) is None:
+            with closing(_connect_read_only(path)) as reader:
+                if _revision(reader) is None:
                     raise DataInvalid(
                         f"{path} is not a tracepaper database; name another with --db."
                     )

@@ -45,10 +45,10 @@ Identity = tuple[int, int]
 def identity(path: Path) -> Identity | None:
     """Return which file lies at *path*, by device and inode; None where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 class WatchedFile:
@@ -113,35 +113,17 @@ class WatchedFile:
         self.settle()
 
     def settle(self) -> None:
-        """Remember what a commit left."""
+        """Remember the state of the files after a commit."""
         self._size = os.fstat(self._descriptor).st_size
         if self._log is not None:
             self._log.settle()
 
     def problem(self, connection: sqlite3.Connection) -> str:
-        """Return what was done to the files of *connection* since, and what to do; or nothing.
+        """Return the damage to the files of *connection* since the last commit, and its remedy.
 
-        Steps that lie in a -wal which is gone are still ours to read: they are saved here.
+        Empty where there is none. Steps that lie in a -wal which is gone can still be read over
+        our descriptor: they are saved here.
         """
-        if refusal := self._file_problem():
-            return refusal
-        log = self._log
-        if log is None:
-            return ""
-        if log.is_gone():
-            kept = (
-                f"every stored step was saved into {self._path}: start again."
-                if log.save(connection)
-                else _LAST_STEPS
-            )
-            return f"{self._path}-wal or -shm was deleted or replaced while it was written; {kept}"
-        if log.is_cut():
-            log.leave(connection)
-            return f"{self._path}-wal was cut or overwritten while it was written; {_LAST_STEPS}"
-        return ""
-
-    def _file_problem(self) -> str:
-        """Return what was done to the database file itself; empty where nothing was."""
         if identity(self._path) != self._identity:
             return (
                 f"{self._path} was deleted, moved or replaced while it was written; put it back "
@@ -153,6 +135,21 @@ class WatchedFile:
                 f"{self._path} was cut from {self._size} to {size} bytes while it was written; "
                 "restore a backup, then start again."
             )
+        log = self._log
+        if log is None:
+            return ""
+        if log.is_gone():
+            remedy = (
+                f"every stored step was saved into {self._path}: start again."
+                if log.save(connection)
+                else _LAST_STEPS
+            )
+            return (
+                f"{self._path}-wal or -shm was deleted or replaced while it was written; {remedy}"
+            )
+        if log.is_cut():
+            log.leave(connection)
+            return f"{self._path}-wal was cut or overwritten while it was written; {_LAST_STEPS}"
         return ""
 
     def close(self) -> None:
@@ -224,19 +221,19 @@ class _WriteAheadLog:
         return not is_busy
 
     def save(self, connection: sqlite3.Connection) -> bool:
-        """Carry what only our descriptor still reaches into the database; return whether all."""
+        """Copy the steps that only our descriptor reaches into the database; return whether all."""
         try:
             (is_busy, frames, moved) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
         except sqlite3.Error:
             return False
         wal = next(iter(self._files))
         if not is_busy and frames == moved and identity(wal) not in {None, _identity_of(self._wal)}:
-            # Another log at this place would be read over what was just saved.
+            # SQLite would read the other log at this place over the steps just saved.
             wal.rename(wal.with_name(wal.name + ".replaced"))
         return not is_busy and frames == moved
 
     def leave(self, connection: sqlite3.Connection) -> None:
-        """Let the close of *connection* not carry pieces of a broken log into the database."""
+        """Keep the close of *connection* from copying pieces of a broken log into the database."""
         if sys.version_info >= (3, 12):
             connection.setconfig(sqlite3.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE)
 
@@ -261,15 +258,15 @@ class _WriteAheadLog:
 
 
 def _identity_of(descriptor: int) -> Identity:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def _holder(descriptor: int) -> int:
-    """Return the process that has its name on the file; 0 where that is not known."""
-    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, NAME_AT, 1, 0)
+    """Return the id of the process that locked ``NAME_AT``; 0 where that is not known."""
+    request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, NAME_AT, 1, 0)
     try:
-        kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+        kind, *_, pid = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, request))
     except OSError:
         return 0
     return 0 if kind == fcntl.F_UNLCK else int(pid)
@@ -301,8 +298,8 @@ class InstanceLock:
     """An flock on ``FILE.lock``, whose JSON ``{"pid", "http"}`` names the holder.
 
     The kernel drops the lock when its holder dies, so a stale file is simply taken over. The
-    file stays when the lock is released. What keeps a second writer out, whatever is done to this
-    file, is the lock on the database itself (``WatchedFile``).
+    file stays when the lock is released. The lock on the database itself (``WatchedFile``) keeps a
+    second writer out, even where this file is deleted.
     """
 
     def __init__(self, file: Path, descriptor: int) -> None:
@@ -324,10 +321,7 @@ class InstanceLock:
         if not _lock(descriptor):
             holder = _read(descriptor)
             os.close(descriptor)
-            named = f"process {holder.pid}" if holder else "another process"
-            raise ConfigInvalid(
-                f"{path} is in use by {named}; stop it or choose another file with --db."
-            )
+            raise ConfigInvalid(_in_use(path, holder.pid if holder else 0))
         lock = cls(file, descriptor)
         lock.publish("")
         return lock
@@ -340,14 +334,13 @@ class InstanceLock:
         os.truncate(self._descriptor, len(content))
 
     def keep(self) -> None:
-        """Write the file anew where somebody deleted or replaced it, so that we are found."""
-        found, ours = identity(self._file), os.fstat(self._descriptor)
-        if found == (ours.st_dev, ours.st_ino):
+        """Write the file anew where it was deleted or replaced, so that others find the holder."""
+        if identity(self._file) == _identity_of(self._descriptor):
             return
         try:
             descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError:
-            return  # nobody finds us; nobody can write either
+            return  # nobody finds the holder; nobody can write either
         if _lock(descriptor):
             os.close(self._descriptor)
             self._descriptor = descriptor

@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from tracepaper.storage.database.view_columns import View
 
 MEMORY_BYTES: Final = 2 * 2**30
-"""What a question may take beside what its process takes before it."""
+"""The memory that a question may take beyond that of its process."""
 OPEN_S: Final = 120.0
-"""Until the process must have the database open, on a machine that does much else."""
+"""How long the process may take to open the database, on a machine under load."""
 TOO_LONG: Final = "The question took too long and was given up; ask for less, or longer."
 
 
 class Answered(NamedTuple):
-    """The answer to a question; ``cut`` says why it is not whole, where it is not."""
+    """The answer to a question; ``cut`` says why it is incomplete, where it is."""
 
     columns: tuple[str, ...]
     rows: list[tuple[Any, ...]]
@@ -66,9 +66,7 @@ class Answered(NamedTuple):
         return Answered(self.columns, self.rows[::-1])
 
 
-class _Asked(Struct):
-    """What the process is asked."""
-
+class _Question(Struct):
     path: str
     sql: str
     rows_most: int
@@ -76,9 +74,7 @@ class _Asked(Struct):
     memory_bytes: int
 
 
-class _Said(Struct):
-    """What it answers: rows, or why there are none."""
-
+class _Reply(Struct):
     columns: tuple[str, ...] = ()
     rows: list[tuple[Any, ...]] = []
     cut: str = ""
@@ -94,12 +90,12 @@ _READY: Final = b"+"
 
 
 def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answered:
-    """Return what *sql* answers over the database *path*, asked in a process of its own.
+    """Run *sql* over the database *path* in a process of its own, and return its answer.
 
     Raises what ``ask`` does; ``DataInvalid`` too where the process was ended at its limit
     of *seconds*, or took more than ``MEMORY_BYTES``. Ctrl-C ends it at once.
     """
-    asked = msgspec.msgpack.encode(_Asked(str(path), sql, rows_most, seconds, MEMORY_BYTES))
+    question = msgspec.msgpack.encode(_Question(str(path), sql, rows_most, seconds, MEMORY_BYTES))
     words = [sys.executable, "-m", __name__]
     pipe = subprocess.PIPE
     with subprocess.Popen(  # noqa: S603 - this very module
@@ -107,22 +103,22 @@ def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answer
     ) as process:
         try:
             assert process.stdin is not None
-            with suppress(BrokenPipeError), process.stdin as given:
-                given.write(asked)
+            with suppress(BrokenPipeError), process.stdin as stdin:
+                stdin.write(question)
             process.stdin = None
             assert process.stdout is not None
-            begun = process.stdout.read(1)
-            is_asked = begun == _READY
-            rest, trouble = process.communicate(timeout=seconds if is_asked else OPEN_S)
-            # What cannot be opened is said without a beginning.
-            said = rest if is_asked else begun + rest
+            first = process.stdout.read(1)
+            is_open = first == _READY
+            rest, trouble = process.communicate(timeout=seconds if is_open else OPEN_S)
+            # A process that cannot open the database replies without the mark.
+            content = rest if is_open else first + rest
         except subprocess.TimeoutExpired:
             raise DataInvalid(TOO_LONG) from None
         finally:
             process.kill()
             process.wait()
     try:
-        found = msgspec.msgpack.decode(said, type=_Said)
+        reply = msgspec.msgpack.decode(content, type=_Reply)
     except msgspec.DecodeError:
         why = trouble.decode(errors="replace").strip().splitlines()[-1:] or [
             f"signal {-process.returncode}"
@@ -131,40 +127,36 @@ def ask_aside(path: Path, sql: str, *, rows_most: int, seconds: float) -> Answer
             f"The question ended its process ({why[0]}), most likely for want of memory; ask for "
             "less at once."
         ) from None
-    if found.error:
-        raise _ERRORS.get(found.error, sqlite3.DatabaseError)(found.sentence)
-    return Answered(found.columns, found.rows, found.cut)
+    if reply.error:
+        raise _ERRORS.get(reply.error, sqlite3.DatabaseError)(reply.sentence)
+    return Answered(reply.columns, reply.rows, reply.cut)
 
 
 def main() -> None:
-    """Answer the question that stands in the standard input; say when it begins."""
+    """Answer the question on the standard input; write ``_READY`` once the database is open."""
     from tracepaper.storage.database.reader import Reader
 
-    asked = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=_Asked)
-    _limit(asked)
+    question = msgspec.msgpack.decode(sys.stdin.buffer.read(), type=_Question)
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    _limit(resource.RLIMIT_AS, pages * resource.getpagesize() + question.memory_bytes)
+    # The parent ends this process in time; this limit is for the case that the parent is gone.
+    _limit(resource.RLIMIT_CPU, int(question.seconds) + 10)
     try:
-        with Reader.open(Path(asked.path)) as reader:
+        with Reader.open(Path(question.path)) as reader:
             sys.stdout.buffer.write(_READY)
             sys.stdout.buffer.flush()
-            found = ask(reader.connection, asked.sql, rows_most=asked.rows_most)
-        said = _Said(found.columns, found.rows, found.cut)
+            answer = ask(reader.connection, question.sql, rows_most=question.rows_most)
+        reply = _Reply(answer.columns, answer.rows, answer.cut)
     except KeyboardInterrupt:
-        return  # who asked has heard of it too
+        return  # the parent receives the signal too
     except (ConfigInvalid, DataInvalid, sqlite3.Error) as error:
-        said = _Said(error=type(error).__name__, sentence=str(error))
-    sys.stdout.buffer.write(msgspec.msgpack.encode(said))
+        reply = _Reply(error=type(error).__name__, sentence=str(error))
+    sys.stdout.buffer.write(msgspec.msgpack.encode(reply))
 
 
-def _limit(asked: _Asked) -> None:
-    """Bound the memory of this process; the time too, should nobody be left to end it."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    _bound(resource.RLIMIT_AS, pages * resource.getpagesize() + asked.memory_bytes)
-    _bound(resource.RLIMIT_CPU, int(asked.seconds) + 10)
-
-
-def _bound(what: int, most: int) -> None:
-    _, hard = resource.getrlimit(what)
-    resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+def _limit(kind: int, most: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 _DAMAGED: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR})
@@ -217,9 +209,9 @@ def ask(
     rows_most: int = ROWS_MOST,
     expired: Callable[[], bool] = lambda: False,
 ) -> Answered:
-    """Return what *sql*, one SELECT, answers; raise ``ConfigInvalid`` for anything else.
+    """Run *sql*, one SELECT, and return its answer; raise ``ConfigInvalid`` for anything else.
 
-    The answer ends after *rows_most* rows or ``BYTES_MOST`` bytes and then says so. Raises
+    The answer is cut after *rows_most* rows or ``BYTES_MOST`` bytes, and then says so. Raises
     ``DataInvalid`` when *expired* becomes true before the answer is whole, or a value is larger
     than ``VALUE_BYTES_MOST``; Ctrl-C ends the query at once.
     """
@@ -263,15 +255,15 @@ class _Watch:
 
 
 def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ...]], str]:
-    """Return the rows of *cursor* within the limits, and why they are not all, or ''."""
+    """Return the rows of *cursor* within the limits, and where they were cut, or ''."""
     rows: list[tuple[Any, ...]] = []
-    held = 0
-    while some := cursor.fetchmany(_FETCHED):
-        for row in some:
+    size = 0
+    while batch := cursor.fetchmany(_FETCHED):
+        for row in batch:
             if len(rows) == rows_most:
                 return rows, f"the first {rows_most:,} rows"
-            held += sum(len(value) for value in row if isinstance(value, (str, bytes)))
-            if held > BYTES_MOST:
+            size += sum(len(value) for value in row if isinstance(value, (str, bytes)))
+            if size > BYTES_MOST:
                 return rows, f"the first {len(rows):,} rows, {BYTES_MOST >> 20} MiB"
             rows.append(row)
     return rows, ""
@@ -280,30 +272,30 @@ def _fetched(cursor: sqlite3.Cursor, rows_most: int) -> tuple[list[tuple[Any, ..
 def _refusal(
     connection: sqlite3.Connection, sql: str, error: sqlite3.Error | sqlite3.Warning, watch: _Watch
 ) -> BaseException:
-    """Return what is to be raised where SQLite did not answer *sql*."""
+    """Return the exception to raise for an *error* of SQLite."""
     code = getattr(error, "sqlite_errorcode", 0)
     if watch.interrupted:
         return KeyboardInterrupt()
     if code in _DAMAGED:
         return error  # the file is to blame, not the question
     if code == sqlite3.SQLITE_INTERRUPT:
-        return DataInvalid("The question took too long and was given up; ask for less, or longer.")
+        return DataInvalid(TOO_LONG)
     if code == sqlite3.SQLITE_TOOBIG:
         return DataInvalid(
             f"A value of the answer is larger than {VALUE_BYTES_MOST >> 20} MiB; ask for less."
         )
     refused = "not authorized" in str(error) or "prohibited" in str(error)
     reason = str(error).rstrip(".")
-    said = "only one SELECT that reads tables and views is taken" if refused else reason
-    known = _known_names(connection, sql, reason)
+    cause = "only one SELECT that reads tables and views is taken" if refused else reason
+    names = _existing_names(connection, sql, reason)
     return ConfigInvalid(
-        f"The question cannot be asked: {said}; "
-        f"{known or '`SELECT * FROM v_runs` is a good start'}."
+        f"The question cannot be asked: {cause}; "
+        f"{names or '`SELECT * FROM v_runs` is a good start'}."
     )
 
 
-def _known_names(connection: sqlite3.Connection, sql: str, reason: str) -> str:
-    """Return what could have been meant where *reason* is a column or table that is not there."""
+def _existing_names(connection: sqlite3.Connection, sql: str, reason: str) -> str:
+    """List the existing names where *reason* is that a column or table is missing."""
     if not reason.startswith(("no such column", "no such table")):
         return ""
     missing = reason.rpartition(": ")[2].rpartition(".")[2]
@@ -312,11 +304,11 @@ def _known_names(connection: sqlite3.Connection, sql: str, reason: str) -> str:
     if reason.startswith("no such table"):
         views = [name for name in places if name.startswith("v_")]
         return f"the views are {', '.join(sorted(views))}{_nearest(missing, views)}"
-    asked = set(_NAME.findall(sql.lower()))
+    in_question = set(_NAME.findall(sql.lower()))
     columns = {
         place: [str(row[1]) for row in connection.execute(f"PRAGMA table_info({place})")]
         for place in places
-        if place in asked
+        if place in in_question
     }
     if not columns:
         return ""
@@ -324,8 +316,8 @@ def _known_names(connection: sqlite3.Connection, sql: str, reason: str) -> str:
     return listed + _nearest(missing, [name for names in columns.values() for name in names])
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    near = get_close_matches(name, known, n=1)
+def _nearest(name: str, names: list[str]) -> str:
+    near = get_close_matches(name, names, n=1)
     return f" (the nearest is {near[0]})" if near else ""
 
 
@@ -350,12 +342,12 @@ _EXPLAINED: Final = (
 
 def chosen(names: str) -> tuple[View, ...]:
     """Return the views of the comma-separated *names*, all of them for an empty text."""
-    known = {view.name: view for view in VIEWS}
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
+    views = {view.name: view for view in VIEWS}
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(views)
     for name in wanted:
-        if name not in known:
-            raise ConfigInvalid(f"There is no view {name}; the views are {', '.join(known)}.")
-    return tuple(known[name] for name in dict.fromkeys(wanted))
+        if name not in views:
+            raise ConfigInvalid(f"There is no view {name}; the views are {', '.join(views)}.")
+    return tuple(views[name] for name in dict.fromkeys(wanted))
 
 
 def export(
@@ -374,50 +366,44 @@ def export(
     """
     writing = _csv_file if form == "csv" else _parquet_file
     counts: dict[str, int] = {}
-    with _whole(folder) as made, _one_moment(reader.connection):
-        stored = reader.stored_run(run_id)
-        for view in views:
-            counts[view.name] = 0
-            with writing(made / f"{view.name}.{form}", view) as write:
-                for rows in _batches(reader.connection, view, stored):
-                    write(rows)
-                    counts[view.name] += len(rows)
-                    progress(view.name, counts[view.name])
+    with _whole(folder) as partial:
+        reader.connection.execute("BEGIN")  # one snapshot for all files
+        try:
+            stored = reader.stored_run(run_id)
+            for view in views:
+                counts[view.name] = 0
+                with writing(partial / f"{view.name}.{form}", view) as write:
+                    for rows in _batches(reader.connection, view, stored):
+                        write(rows)
+                        counts[view.name] += len(rows)
+                        progress(view.name, counts[view.name])
+        finally:
+            reader.connection.execute("ROLLBACK")
     return counts
 
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """Give a folder beside *folder*, which takes its place once all is written."""
+    """Make a folder beside *folder*, and rename it to *folder* once all is written."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigInvalid(f"{folder} is there already and not empty; name another folder.")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        made = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
-        made.mkdir()
+        partial = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
+        partial.mkdir()
     except OSError as error:
         raise ConfigInvalid(
             f"{folder} cannot be written ({error.strerror}); name another folder."
         ) from error
     try:
-        yield made
-        made.replace(folder)
+        yield partial
+        partial.replace(folder)
     except OSError as error:
         raise ConfigInvalid(
             f"{folder} could not be written ({error.strerror}); make room or name another folder."
         ) from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _one_moment(connection: sqlite3.Connection) -> Iterator[None]:
-    """Let every question see the database as it is at the first."""
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        connection.execute("ROLLBACK")
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _batches(connection: sqlite3.Connection, view: View, stored: StoredRun) -> Iterator[Rows]:
@@ -425,8 +411,8 @@ def _batches(connection: sqlite3.Connection, view: View, stored: StoredRun) -> I
     names = [column.name for column in view.columns]
     order = "" if view.name == "v_runs" else " ORDER BY sequence"
     explains = view.name == "v_explanations"
-    asked = ["NULL" if explains and name == _WEIGHT else name for name in names]
-    query = f"SELECT {', '.join(asked)} FROM {view.name} WHERE run_id = ?{order}"
+    selected = ["NULL" if explains and name == _WEIGHT else name for name in names]
+    query = f"SELECT {', '.join(selected)} FROM {view.name} WHERE run_id = ?{order}"
     cursor = connection.execute(query, (stored.run.run_id,))
     weigh = _weights(connection, stored, names) if explains else None
     while rows := cursor.fetchmany(BATCH_ROWS):
@@ -436,9 +422,9 @@ def _batches(connection: sqlite3.Connection, view: View, stored: StoredRun) -> I
 def _weights(
     connection: sqlite3.Connection, stored: StoredRun, names: list[str]
 ) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Return what fills in the weight of a row of ``v_explanations``; rows come by sequence.
+    """Return a function that sets the weight of a row of ``v_explanations``, in their order.
 
-    All else is the view's own: only a float32 takes SQL ten times as long as it takes here.
+    The view gives all else: SQL takes ten times as long to decode a float32.
     """
     answers = connection.execute(_EXPLAINED, run_span(stored.run_key))
     sequence_at, bucket_at, weight_at = (

@@ -115,27 +115,23 @@ class Reader(ReadOnly):
         """Return the id of the run *wanted*: an id, a unique prefix, or ``last``."""
         ids = self.run_ids()
         if not ids:
-            self._refuse_orphans()
+            for table in (*RUN_TABLES, *OF_A_RUN):
+                if self._connection.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone():
+                    raise DataInvalid(
+                        f"Every run of the database was removed, and rows of {table.name} are left:"
+                        " restore a backup."
+                    )
             raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")
         if wanted == "last":
             return ids[-1]
         if wanted in ids:
             return wanted
-        found = [run_id for run_id in ids if run_id.startswith(wanted)]
-        if len(found) == 1:
-            return found[0]
-        if not found:
+        matches = [run_id for run_id in ids if run_id.startswith(wanted)]
+        if len(matches) == 1:
+            return matches[0]
+        if not matches:
             raise DataInvalid(f"There is no run {wanted}; the last one is {ids[-1]}.")
-        raise DataInvalid(f"{wanted} could be {found[0]} or {found[1]}; write more of it.")
-
-    def _refuse_orphans(self) -> None:
-        """Raise where rows lie here without any run to which they could belong."""
-        for table in (*RUN_TABLES, *OF_A_RUN):
-            if self._connection.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone():
-                raise DataInvalid(
-                    f"Every run of the database was removed, and rows of {table.name} are left: "
-                    "restore a backup."
-                )
+        raise DataInvalid(f"{wanted} could be {matches[0]} or {matches[1]}; write more of it.")
 
     def run_ids(self) -> list[str]:
         """Return the id of every run, in the order in which they were opened."""
@@ -155,13 +151,13 @@ class Reader(ReadOnly):
     def damage(self, run_id: str) -> str:
         """Return one sentence where the run's row and its steps do not fit together, else ''.
 
-        What is counted costs a few milliseconds; only ``audit verify`` looks at every row.
+        Counting costs a few milliseconds; only ``audit verify`` looks at every row.
         """
         self._connection.execute("BEGIN")  # one snapshot: a daemon may be writing
         try:
             run_key, count, head, opened = self._connection.execute(_COUNTED, (run_id,)).fetchone()
             first, last = run_span(run_key)
-            found, newest, digest, until, cut = self._connection.execute(
+            stored, newest, digest, until, cut = self._connection.execute(
                 _FOUND, {"first": first, "last": last, "run_key": run_key}
             ).fetchone()
         finally:
@@ -175,15 +171,15 @@ class Reader(ReadOnly):
         reached = -1 if newest is None else sequence_of(newest)
         if until is not None and reached < until:
             reached, digest = until, cut
-        if (found, reached, digest or opened) == (wanted, count - 1, head):
+        if (stored, reached, digest or opened) == (wanted, count - 1, head):
             return ""
         return (
-            f"The row of run {run_id} counts {wanted} steps and {found} are stored, or its head is "
-            "not that of its last step: run `tracepaper audit verify` before you believe this."
+            f"The row of run {run_id} counts {wanted} steps and {stored} are stored, or its head "
+            "is not that of its last step: run `tracepaper audit verify` before you believe this."
         )
 
     def balance(self, run_id: str, *, until: int | None = None) -> int | None:
-        """Return what the ledger of *run_id* leaves after step *until*; None where it has none."""
+        """Return the ledger's balance after step *until*; None where *run_id* has no ledger."""
         span = _span(self.stored_run(run_id).run_key, until)
         row = self._connection.execute(_BALANCE, span).fetchone()
         return None if row is None else int(row[0])
@@ -205,8 +201,8 @@ class Reader(ReadOnly):
 
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
-        found = gate_set_rows(self._connection, run_key)
-        return tuple(gate_set_of(found[key]) for key in sorted(found))
+        rows = gate_set_rows(self._connection, run_key)
+        return tuple(gate_set_of(rows[key]) for key in sorted(rows))
 
     # ------------------------------------------------------------ steps
 
@@ -237,9 +233,9 @@ class Reader(ReadOnly):
                 yield chunk.rows(row), row[-1]
 
     def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
-        """Yield (sequence, accepted, event, answer) in order, as the engine was given them.
+        """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
 
-        Of a forecast that was refused for its numbers only that is stored: it is not finite here.
+        A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
@@ -247,9 +243,9 @@ class Reader(ReadOnly):
         for chunk in chunks(self._connection, stored.run_key, after + 1, last):
             for row in chunk.steps:
                 rows = chunk.rows(row)
-                answer, other = rows.row("answers"), rows.row("events")
+                answer, event_row = rows.row("answers"), rows.row("events")
                 prediction = None if answer is None else decoder.given(answer)
-                event = decoder.bar(row) if other is None else decoder.event(other)
+                event = decoder.bar(row) if event_row is None else decoder.event(event_row)
                 yield sequence_of(row[0]), bool(row[STEP.shape] & 1), event, prediction
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
@@ -276,11 +272,10 @@ class Reader(ReadOnly):
     ) -> list[Bar]:
         """Return the accepted bars of *instrument*, up to step *until*, oldest first.
 
-        Only the *last_n* if given: what a decision could look back on; the bars of a long run
-        beyond it are not read.
+        Only the *last_n* if given, so that the older bars of a long run are not read.
         """
         stored = self.stored_run(run_id)
-        ids = [known.id for known in stored.run.instruments]
+        ids = [item.id for item in stored.run.instruments]
         if instrument not in ids:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
@@ -426,35 +421,35 @@ class Reader(ReadOnly):
             "ORDER BY step DESC",
             (step_key(stored.run_key, 0), step_key(stored.run_key, until)),
         )
-        found: list[Depths] = []
+        depths: list[Depths] = []
         for row in rows:
             event = decoder.event(row)
             if not isinstance(event, Depths) or books <= 0:
                 break
             if event.instrument == instrument:
-                found.append(event)
+                depths.append(event)
                 books -= event.count
-        return found[::-1]
+        return depths[::-1]
 
     def starts(self, run_id: str) -> list[ModelChange]:
         """Return the starts of one run and its changes of model, oldest first."""
-        every = self._of_kind(run_id, "model_change")
-        return [event for event in every if isinstance(event, ModelChange)]
+        events = self._of_kind(run_id, "model_change")
+        return [event for event in events if isinstance(event, ModelChange)]
 
     def start_before(self, run_id: str, sequence: int) -> ModelChange | None:
         """Return the newest start, or change of model, up to step *sequence*."""
-        every = self._of_kind(run_id, "model_change", until=sequence)
-        starts = [event for event in every if isinstance(event, ModelChange)]
+        events = self._of_kind(run_id, "model_change", until=sequence)
+        starts = [event for event in events if isinstance(event, ModelChange)]
         return starts[-1] if starts else None
 
     def instrument_changes(self, run_id: str, *, until: int) -> list[Instrument]:
         """Return the filters that changed up to step *until*, oldest first."""
-        every = self._of_kind(run_id, "instrument_change", until=until)
-        return [event.instrument for event in every if isinstance(event, InstrumentChange)]
+        events = self._of_kind(run_id, "instrument_change", until=until)
+        return [event.instrument for event in events if isinstance(event, InstrumentChange)]
 
     def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
         """Return the gaps between the newest start before step *until* and that, oldest first."""
-        found: list[Gap] = []
+        gaps: list[Gap] = []
         stored = self.stored_run(run_id)
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
         rows = self._connection.execute(
@@ -465,13 +460,13 @@ class Reader(ReadOnly):
         for row in rows:
             event = decoder.event(row)
             if isinstance(event, Gap):
-                found.append(event)
+                gaps.append(event)
             elif isinstance(event, ModelChange) and (event.warm_from or not event.model_sha256):
                 break
-        return found[::-1]
+        return gaps[::-1]
 
     def newest_reading(self, run_id: str, what: str) -> ExternalRead | None:
-        """Return the last event of *run_id* that says which of *what* was read, if there is one."""
+        """Return the last reading of kind *what*, if there is one."""
         query = (
             f"{_EVENTS} WHERE kind = 'reading' AND json_extract(content, '$.what') = ? "
             "AND step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
@@ -507,13 +502,13 @@ class Reader(ReadOnly):
 
     def last_state(self, run_id: str) -> bytes | None:
         """Return the newest state of the engine that the run stored."""
-        found = self.state_at(run_id)
-        return None if found is None else found[0]
+        stored = self.state_at(run_id)
+        return None if stored is None else stored[0]
 
     def state_at(self, run_id: str, *, until: int | None = None) -> tuple[bytes, int] | None:
         """Return the newest state of the engine up to step *until*, and the step that stored it.
 
-        One that a prune kept stood after the last step that was pruned.
+        A state that a prune kept counts as stored by the last step that was pruned.
         """
         run_key = self.stored_run(run_id).run_key
         if (row := self._state(run_key, "DESC", until)) is not None:
@@ -527,7 +522,7 @@ class Reader(ReadOnly):
         """Yield the steps from the one that stored the newest state on, up to step *until*."""
         row = self._state(self.stored_run(run_id).run_key, "DESC", until)
         after = -1 if row is None else sequence_of(row[0]) - 1
-        return (one.step for one in self.steps(run_id, after=after, until=until))
+        return (stored.step for stored in self.steps(run_id, after=after, until=until))
 
     def confirmations(self, run_id: str, *, until: int | None = None) -> list[Confirmation]:
         """Return the last confirmation of each position since the newest state was stored."""
@@ -539,26 +534,26 @@ class Reader(ReadOnly):
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
 
     def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, SinceDecided]:
-        """Return what became of the last decision on each instrument, and its fills since.
+        """Return the outcome of the last decision on each instrument, and the fills since.
 
         As it was after step *until*, if that is given.
         """
         stored = self.stored_run(run_id)
         span = _span(stored.run_key, until)
         steps = dict(self._connection.execute(_DECIDED, span).fetchall())
-        found: dict[str, SinceDecided] = {}
+        since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = sequence_of(steps[place]) if place in steps else -1
             outcome: DecisionOutcome | None = None
             if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
                 outcome = decision.outcome
-            own = tuple(
+            fills = tuple(
                 fill
                 for fill in self.fills(run_id, after=decided, until=until)
                 if fill.instrument == item.id
             )
-            found[item.id] = SinceDecided(outcome, own)
-        return found
+            since[item.id] = SinceDecided(outcome, fills)
+        return since
 
     def _state(
         self, run_key: int, order: str, until: int | None = None
@@ -567,9 +562,9 @@ class Reader(ReadOnly):
             "SELECT step, state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
             f"ORDER BY step {order} LIMIT 1"
         )
-        found: tuple[int, bytes] | None
-        found = self._connection.execute(query, _span(run_key, until)).fetchone()
-        return found
+        row: tuple[int, bytes] | None
+        row = self._connection.execute(query, _span(run_key, until)).fetchone()
+        return row
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's own account after step *after* until *until*, in order."""

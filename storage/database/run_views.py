@@ -34,7 +34,7 @@ class RunViews:
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Read everything within as it stood at the first read, though a daemon may be writing."""
+        """Read from one snapshot, though a daemon may be writing."""
         self._connection.execute("BEGIN")
         try:
             yield
@@ -43,11 +43,11 @@ class RunViews:
 
     def run(self) -> Row:
         """Return the run's own row; raise ``DataInvalid`` where the database has no such run."""
-        if not (found := self.rows("v_runs")):
+        if not (rows := self.rows("v_runs")):
             raise DataInvalid(
                 f"The database holds no run {self.run_id}; `tracepaper audit` lists them."
             )
-        return found[0]
+        return rows[0]
 
     def rows(self, view: str, *, newest: int | None = None, **equal: Condition) -> list[Row]:
         """Return the rows of *view* where columns *equal* what is given, in the run's order.
@@ -58,11 +58,11 @@ class RunViews:
         names = _COLUMNS[view]
         if newest is None:
             query = f"SELECT * FROM {view} {where} {_order(view)}"
-            found = self._connection.execute(query, values).fetchall()
+            rows = self._connection.execute(query, values).fetchall()
         else:
             query = f"SELECT * FROM {view} {where} {_order(view, downwards=True)} LIMIT ?"
-            found = self._connection.execute(query, (*values, newest)).fetchall()[::-1]
-        return [dict(zip(names, row, strict=True)) for row in found]
+            rows = self._connection.execute(query, (*values, newest)).fetchall()[::-1]
+        return [dict(zip(names, row, strict=True)) for row in rows]
 
     def batches(
         self,
@@ -93,13 +93,13 @@ class RunViews:
     def count(self, view: str, **equal: Condition) -> int:
         """Return how many rows *view* has."""
         where, values = self._where(view, equal)
-        found = self._connection.execute(f"SELECT count(*) FROM {view} {where}", values)
-        return int(found.fetchone()[0])
+        row = self._connection.execute(f"SELECT count(*) FROM {view} {where}", values).fetchone()
+        return int(row[0])
 
     def counts(self, view: str, by: str, **equal: Condition) -> list[tuple[str, int]]:
         """Return how often each value of column *by* stands in *view*, the most frequent first.
 
-        Nulls are left out, and so are rows in which the columns *equal* are not what they say.
+        Nulls are left out, and so are rows in which the columns *equal* have other values.
         """
         self._check(view, (by,))
         where, values = self._where(view, equal)
@@ -107,8 +107,8 @@ class RunViews:
             f"SELECT {by}, count(*) FROM {view} {where} AND {by} IS NOT NULL "
             f"GROUP BY {by} ORDER BY 2 DESC, 1"
         )
-        found = self._connection.execute(query, values).fetchall()
-        return [(str(value), int(count)) for value, count in found]
+        rows = self._connection.execute(query, values).fetchall()
+        return [(str(value), int(count)) for value, count in rows]
 
     def bounds(self, view: str, name: str) -> tuple[Any, Any]:
         """Return the least and the greatest value of column *name*; nulls where there is no row."""
@@ -124,15 +124,15 @@ class RunViews:
         where, values = self._where(view, equal)
         where += "".join(f" AND {name} IS NOT NULL" for name in known)
         query = f"SELECT max(sequence) FROM {view} {where}"
-        found: int | None = self._connection.execute(query, values).fetchone()[0]
-        return found
+        (sequence,) = self._connection.execute(query, values).fetchone()
+        return None if sequence is None else int(sequence)
 
     def nearest(self, view: str, sequence: int) -> int | None:
         """Return the sequence of *view* that lies nearest to *sequence*."""
         where, values = self._where(view, {})
         query = f"SELECT sequence FROM {view} {where} ORDER BY abs(sequence - ?), sequence LIMIT 1"
-        found = self._connection.execute(query, (*values, sequence)).fetchone()
-        return None if found is None else int(found[0])
+        row = self._connection.execute(query, (*values, sequence)).fetchone()
+        return None if row is None else int(row[0])
 
     def _where(
         self, view: str, equal: Mapping[str, Condition]

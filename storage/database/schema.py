@@ -53,8 +53,8 @@ _TYPES: Final[dict[str, Any]] = {
     "BLOB": LargeBinary,
 }
 ADDED_TABLES: Final = frozenset({"ledger"})
-"""Tables that the first schema has not: they are made when an older database is opened for writing,
-and stand empty where one is read."""
+"""Tables that the first schema lacks: they are made when an older database is opened for writing,
+and are empty where one is read."""
 _WITH_ROWID: Final = frozenset(
     {"runs", "steps", "events", "states", "answers", "outcomes", "archive_series"}
 )
@@ -79,11 +79,6 @@ def _column(table: str, column: Column) -> SqlColumn[Any]:
     )
 
 
-def _virtual(name: str, sql: str) -> SqlColumn[int]:
-    """Return a generated column, worked out at each read."""
-    return SqlColumn(name, Integer, Computed(sql, persisted=False))
-
-
 _PLACE: Final = {
     "run_key": f"step >> {SEQUENCE_BITS}",
     "sequence": f"step & {SEQUENCE_LIMIT - 1}",
@@ -100,12 +95,15 @@ VIRTUAL: Final = {
 """The generated columns of each table that has some."""
 
 
-def _table(name: str, columns: Iterable[Column], of: MetaData) -> Table:
+def _table(name: str, columns: Iterable[Column], tables: MetaData) -> Table:
     return Table(
         name,
-        of,
+        tables,
         *(_column(name, column) for column in columns),
-        *(_virtual(virtual, _PLACE[virtual]) for virtual in VIRTUAL.get(name, ())),
+        *(
+            SqlColumn(virtual, Integer, Computed(_PLACE[virtual], persisted=False))
+            for virtual in VIRTUAL.get(name, ())
+        ),
         sqlite_strict=True,
         sqlite_with_rowid=name in _WITH_ROWID,
     )
@@ -117,11 +115,13 @@ for _name, _columns in TABLES.items():
 
 def made_with(table: str, names: Collection[str]) -> str:
     """Return the statement that makes *table* with no other stored columns than *names*."""
-    of = MetaData()
+    tables = MetaData()
     for name, columns in TABLES.items():
-        kept = columns if name != table else [one for one in columns if one.name in names]
-        _table(name, kept, of)
-    return str(CreateTable(of.tables[table]).compile(dialect=dialect()))
+        if name == table:
+            _table(name, [column for column in columns if column.name in names], tables)
+        else:
+            _table(name, columns, tables)
+    return str(CreateTable(tables.tables[table]).compile(dialect=dialect()))
 
 
 def added(table: str, column: Column) -> str:
@@ -135,8 +135,8 @@ def _newest_first(name: str, where: TextClause | None = None) -> None:
     People ask for the newest rows and join the views by run and sequence: without this, two views
     of 12,000 bars take half a minute to join.
     """
-    of = metadata.tables[name].c
-    Index(f"{name}_run_sequence", of.run_key, of.sequence, sqlite_where=where)
+    columns = metadata.tables[name].c
+    Index(f"{name}_run_sequence", columns.run_key, columns.sequence, sqlite_where=where)
 
 
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
@@ -149,14 +149,14 @@ _newest_first("twin_fills")
 _newest_first("ledger")
 
 _steps, _events = metadata.tables["steps"].c, metadata.tables["events"].c
-# So that the decision at a time is found without reading those before it: 17 bytes a bar.
+# Finds the decision at a time without reading those before it, for 17 bytes a bar.
 Index(
     "steps_time",
     _steps.open_time_ms,
     _steps.run_key,
     sqlite_where=_steps.open_time_ms.is_not(None),
 )
-# So that a run's row finds what its strategy opened among millions of quotes.
+# Finds a strategy's external inputs among millions of quotes.
 Index("events_reading", _events.step, sqlite_where=_events.kind == "reading")
 for _born in ("orders", "fills"):
     _of = metadata.tables[_born].c

@@ -195,46 +195,47 @@ def _shown(alias: str, column: Column) -> tuple[Shown, ...]:
 
 
 def complete(listed: Iterable[Shown], *tables: tuple[str, Iterable[Column]]) -> tuple[Shown, ...]:
-    """Return *listed*, and behind it what else the columns of *tables* (by alias) have a text for.
+    """Return *listed*, then the other documented columns of *tables* (by alias).
 
     So a view shows a new column of its tables without another line.
     """
-    found = list(listed)
+    shown = list(listed)
     for alias, columns in tables:
         for column in columns:
-            if column.doc and (column.shown or column.name) not in {one.name for one in found}:
-                found += _shown(alias, column)
-    return tuple(found)
+            if column.doc and (column.shown or column.name) not in {item.name for item in shown}:
+                shown += _shown(alias, column)
+    return tuple(shown)
 
 
 _BEGUN: Final = f"r.run_key << {SEQUENCE_BITS}"
 
 
-def _signed(of: str) -> str:
-    """Return what fill *of* moved the position by; a spot buy pays its fee in base."""
-    return f"CASE {of}.side WHEN 'BUY' THEN {of}.quantity - {of}.fee_base ELSE -{of}.quantity END"
+def _signed(fill: str) -> str:
+    """Return the signed quantity of *fill*; a spot buy pays its fee in base."""
+    bought = f"{fill}.quantity - {fill}.fee_base"
+    return f"CASE {fill}.side WHEN 'BUY' THEN {bought} ELSE -{fill}.quantity END"
 
 
-def _before(of: str) -> str:
-    """Return the position that fill *of* found."""
+def _before(fill: str) -> str:
+    """Return the position before *fill*."""
     return (
-        f"(coalesce((SELECT h.quantity FROM holdings h WHERE h.step < {of}.step "
-        f"AND h.step >= {_BEGUN} AND h.book = 0 AND h.instrument = {of}.instrument "
+        f"(coalesce((SELECT h.quantity FROM holdings h WHERE h.step < {fill}.step "
+        f"AND h.step >= {_BEGUN} AND h.book = 0 AND h.instrument = {fill}.instrument "
         "ORDER BY h.step DESC LIMIT 1), 0) "
-        f"+ coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step = {of}.step "
-        f"AND b.ordinal < {of}.ordinal AND b.instrument = {of}.instrument), 0))"
+        f"+ coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step = {fill}.step "
+        f"AND b.ordinal < {fill}.ordinal AND b.instrument = {fill}.instrument), 0))"
     )
 
 
-def _after(of: str) -> str:
-    return f"({_before(of)} + {_signed(of)})"
+def _after(fill: str) -> str:
+    return f"({_before(fill)} + {_signed(fill)})"
 
 
-def _turned(of: str) -> str:
-    """Return whether fill *of* left the other side than it found."""
+def _turned(fill: str) -> str:
+    """Return whether *fill* turned the position to the other side."""
     return (
-        f"(min({_before(of)}, {_after(of)}) <= -i.quantity_step "
-        f"AND max({_before(of)}, {_after(of)}) >= i.quantity_step)"
+        f"(min({_before(fill)}, {_after(fill)}) <= -i.quantity_step "
+        f"AND max({_before(fill)}, {_after(fill)}) >= i.quantity_step)"
     )
 
 
@@ -283,7 +284,7 @@ def _mean_price(side: str) -> str:
 
 
 def _worth(price: str) -> str:
-    """Return what the trade's fills moved in money at *price*, positive where it came in."""
+    """Return the money that the trade's fills moved at *price*, positive where it came in."""
     scale = f"CAST('1e' || ({PRICE} + {QUANTITY}) AS REAL)"
     return _over(f"-sum({_ENTERS} * x.{price} * 1.0 * x.quantity * {_PART})") + f" / {scale}"
 

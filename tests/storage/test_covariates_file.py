@@ -69,7 +69,7 @@ def test_rows_are_parted_by_their_symbols(tmp_path: Path) -> None:
         (f"time,mood\n{NOON_MS},1\n{NOON_MS},2\n", "row 2: .* the one before has too"),
         (f"time,symbol,mood\n{NOON_MS},A,1\n{NOON_MS},B,1\n{NOON_MS},A,1\n", "row 3: .* of A"),
         (f"time,symbol,mood\n{NOON_MS},,1\n", "row 1: the symbol is empty"),
-        (f"time,mood\n{NOON_MS},nan\n", "row 1: mood is 'nan'; every vector must be finite"),
+        (f"time,mood\n{NOON_MS},nan\n", "row 1: mood is 'nan'; every covariate must be finite"),
         (f"time,mood\n{NOON_MS},1\n{NOON_MS + 1},-inf\n", "row 2: mood is '-inf'"),
         (f"time,mood\n{NOON_MS},high\n", "row 1: mood is 'high', which is no number"),
         (f"time,mood\n{NOON_MS},\n", "row 1: mood is '', which is no number"),
