@@ -298,13 +298,13 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
     grid_ms, last_ms = interval_start(interval_ms, interval_ms) % interval_ms, interval_ms - 1
     price_decimals = instrument.price_decimals
     volume_decimals, turnover_decimals = instrument.volume_decimals, instrument.turnover_decimals
-    # The decimals that a text has where the exchange leaves no zeros out, and the zeros that bring
-    # it from there to the decimals that are kept.
+    # The decimals of a text from which the exchange leaves no zeros out, and the zeros from there
+    # to the decimals that are kept.
     volume_sent = min(instrument.quantity_decimals, volume_decimals)
     turnover_sent = min(price_decimals + instrument.quantity_decimals, turnover_decimals)
     volume_zeros = _ZEROS[volume_decimals - volume_sent]
     turnover_zeros = _ZEROS[turnover_decimals - turnover_sent]
-    # What brings turnover to the decimals of price times volume, and how far it may be off there.
+    # The factors of turnover and volume to common decimals, and the tolerance in these.
     product_decimals = price_decimals + volume_decimals
     unit = 10 ** max(product_decimals - turnover_decimals, 0)
     over = 10 ** max(turnover_decimals - product_decimals, 0)
@@ -338,7 +338,7 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
             and (candle.interval == interval or not candle.interval)
         ):
             raise _impossible(candle, name, is_on_grid=start % interval_ms == grid_ms)
-        if source is _STREAM:  # of what REST says itself, nobody is left to ask
+        if source is _STREAM:  # REST answers have no second source to ask
             traded, spent = volume * over, 1_000 * turnover * unit
             if not (999 * low * traded - slack <= spent <= 1_001 * high * traded + slack) or (
                 not volume and high != low
@@ -363,7 +363,7 @@ def candle_reader(instrument: Instrument, interval_ms: int) -> ReadCandle:
 
 
 def _impossible(candle: KlineCandle, name: str, *, is_on_grid: bool) -> FrameImpossible:
-    """Return what refuses *candle* of the instrument called *name*."""
+    """Return the refusal of *candle*, which lies off its grid or contradicts itself."""
     if not is_on_grid:
         return FrameImpossible(
             "off_grid",
@@ -379,7 +379,7 @@ def _impossible(candle: KlineCandle, name: str, *, is_on_grid: bool) -> FrameImp
 
 
 def _untraded(candle: KlineCandle, name: str) -> FrameImpossible:
-    """Return what refuses *candle*, whose volume made neither its range nor its turnover."""
+    """Return the refusal of *candle*, whose volume cannot have made its range and turnover."""
     return FrameImpossible(
         "untraded",
         f"The candle of {name} at {candle.start} cannot have been traded (volume "

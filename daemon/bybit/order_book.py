@@ -107,13 +107,13 @@ class DepthSampler:
         if isinstance(received, RefusedFrame):
             return None
         if self._next_ms is None and self._heard_ms is not None and self._book(0) is not None:
-            every = self._request.every_ms
+            every_ms = self._request.every_ms
             first_ms = max(self._heard_ms, self._taken_ms + 1)
-            self._next_ms = -(-first_ms // every) * every
+            self._next_ms = -(-first_ms // every_ms) * every_ms
         return received
 
     def pop_stale_topics(self) -> set[str]:
-        """Return the topics whose snapshot is wanted, each once."""
+        """Return the topics that need a snapshot, each once."""
         return self._wire.pop_stale_topics()
 
     def _book(self, seen_ms: int) -> Depth | None:
@@ -128,7 +128,7 @@ class DepthSampler:
         self._break("sequence" if kind == "skipped.orderbook" else "refused")
 
     def _observe(self, server_ms: int) -> bool:
-        """Hand on the books until *server_ms*, the date of a frame that is not applied yet."""
+        """Sample the books before *server_ms*, the date of a frame that is not applied yet."""
         if not self._accepts(server_ms):
             return False
         heard_ms, self._heard_ms = self._heard_ms, server_ms
@@ -138,7 +138,7 @@ class DepthSampler:
             self._break("silent")
         while self._next_ms is not None and self._next_ms < server_ms:
             book = self._book(self._next_ms)
-            if book is None:  # a snapshot that does not follow replaced what was known
+            if book is None:  # a snapshot out of sequence replaced the book
                 self._break("empty" if self._wire.knows(self.topic) else "sequence")
                 break
             self._take(book, self._cause)

@@ -75,16 +75,18 @@ def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
             f"The answer of {path} says that its server's time is {answer.time}, which is none "
             "between 2010 and 2100; trying again."
         )
-    what = f"Bybit answered {path} with retCode {code} ({answer.ret_msg[:120]})"
+    refusal = f"Bybit answered {path} with retCode {code} ({answer.ret_msg[:120]})"
     if code in REGION_CODES:
         raise ConfigInvalid(
-            f"{what}: it does not serve this region; set exchange.rest_url and "
+            f"{refusal}: it does not serve this region; set exchange.rest_url and "
             "exchange.stream_url to your regional host."
         )
     if code in REFUSED_CODES:
-        raise ConfigInvalid(f"{what}; correct market.symbols, market.category or market.interval.")
-    # Codes that pass, and codes unknown to us: a daemon that runs for months waits and asks again.
-    raise FeedLost(f"{what}; trying again.")
+        raise ConfigInvalid(
+            f"{refusal}; correct market.symbols, market.category or market.interval."
+        )
+    # Temporary and unknown codes: a daemon that runs for months waits and asks again.
+    raise FeedLost(f"{refusal}; trying again.")
 
 
 def read_klines(
@@ -131,15 +133,15 @@ def read_instruments_page(
     raw: msgspec.Raw, category: Category, symbol: str
 ) -> tuple[list[Instrument], str]:
     """Return the instruments of one page and the next page's cursor; all, or those of *symbol*."""
-    found, page = read_instruments(bytes(raw), category)
+    instruments, page = read_instruments(bytes(raw), category)
     if page.category != category.value:
         raise _unrelated(f"instruments of {page.category!r}, where {category.value} was asked")
     if symbol:
-        if any(one.symbol != symbol for one in found):
-            raise _unrelated(f"{found[0].id}, where {category.value}:{symbol} was asked")
-        if page.rows and not found:
+        if any(instrument.symbol != symbol for instrument in instruments):
+            raise _unrelated(f"{instruments[0].id}, where {category.value}:{symbol} was asked")
+        if page.rows and not instruments:
             raise _unrelated(f"filters of {symbol} that cannot be read")
-    return found, page.next_page_cursor
+    return instruments, page.next_page_cursor
 
 
 def read_settlements(
@@ -147,10 +149,10 @@ def read_settlements(
 ) -> list[Funding]:
     """Return the settlements of *page*, in its order.
 
-    Raises ``MessageMalformed`` for another category, symbol or time, or a rate that is none: a
-    row that was left out would be a payment that nobody misses.
+    Raises ``MessageMalformed`` for another category, symbol or time, or an impossible rate: where
+    such a row was left out, nobody would miss its payment.
     """
-    found = []
+    settlements = []
     for row in page.rows:
         _check_subject("settlements", instrument, page.category, row.symbol)
         settled_ms = exact(row.funding_rate_timestamp, 0)
@@ -161,23 +163,20 @@ def read_settlements(
             )
         if abs(rate) > RATE_LIMIT:
             raise _unrelated(f"a funding rate of {row.funding_rate}")
-        found.append(Funding(instrument.id, rate, settled_ms, settled_ms))
-    return found
+        settlements.append(Funding(instrument.id, rate, settled_ms, settled_ms))
+    return settlements
 
 
-def _check_subject(what: str, instrument: Instrument, category: str, symbol: str) -> None:
-    """Refuse an answer about another category or symbol."""
+def _check_subject(noun: str, instrument: Instrument, category: str, symbol: str) -> None:
     if (category, symbol) != (instrument.category.value, instrument.symbol):
-        raise _unrelated(f"{what} of {category}:{symbol}, where {instrument.id} was asked")
+        raise _unrelated(f"{noun} of {category}:{symbol}, where {instrument.id} was asked")
 
 
-def _unrelated(what: str) -> MessageMalformed:
-    """Return the error of an answer that does not speak of what was asked."""
-    return MessageMalformed(f"Bybit answered with {what}; the answer was dropped, trying again.")
+def _unrelated(content: str) -> MessageMalformed:
+    return MessageMalformed(f"Bybit answered with {content}; the answer was dropped, trying again.")
 
 
 def _undocumented(path: str, error: Exception) -> MessageMalformed:
-    """Return the error of a body that has another form than the documented one."""
     return MessageMalformed(
         f"The answer of {path} is not what Bybit documents ({error}); trying again, check "
         "exchange.rest_url if this lasts."
@@ -199,15 +198,15 @@ R = TypeVar("R")
 class RestClient:
     """One session of REST calls; an async context manager.
 
-    Every method retries recoverable errors without end, unless a *budget* says when to give up
-    and raise ``FeedLost`` or ``MessageMalformed``. ``ConfigInvalid`` is what a wrong symbol,
-    category or address earns, as long as this run never had an answer: once *is_proven*, the
-    same words come from a network that fails, and are waited out like all else.
+    Every method retries recoverable errors without end, unless a *budget* limits them; then it
+    raises ``FeedLost`` or ``MessageMalformed``. A wrong symbol, category or address raises
+    ``ConfigInvalid`` as long as this run never had an answer: once *is_proven*, the same answer
+    comes from a network that fails, and is retried like all else.
 
-    ``counters`` says how much was asked for and what could not be read.
+    ``counters`` counts the requests and the rows that could not be read.
 
     *latest_ms* returns the latest market time at which an answer can have been given: a server
-    that dates itself ahead must not make an open candle final.
+    whose date is ahead must not make an open candle final.
     """
 
     candles_max: int = CANDLES_MAX
@@ -249,7 +248,7 @@ class RestClient:
             await self._session.close()
 
     def prove(self) -> None:
-        """Learn that address, category and symbols are right: what fails now is the network."""
+        """Note that address, category and symbols are right: later failures are the network's."""
         self._is_proven = True
 
     async def server_time_ms(self) -> int:
@@ -264,9 +263,9 @@ class RestClient:
         """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
 
         A candle is final when the answer's server time is ``final_after_ms`` after its close.
-        Rows that cannot be read (counted) are left out, so what is missing may exist: it is asked
-        for again. Times of which the answer itself says that they have not come are not asked
-        for. ``seen_ms`` is the bar's close; the feed sets it on delivery.
+        Rows that cannot be read (counted) are left out, so a missing bar may exist: the feed asks
+        for it again. Candles behind the server's own time are not requested. ``seen_ms`` is the
+        bar's close; the feed sets it on delivery.
         """
         name = interval_name(interval_ms)
         bars: list[Bar] = []
@@ -283,7 +282,7 @@ class RestClient:
                     page, instrument, interval_ms, first_ms=first_ms, last_ms=last
                 ), server_ms
 
-            found, unreadable, server_ms = await self._get(
+            page_bars, unreadable, server_ms = await self._get(
                 "/v5/market/kline",
                 {
                     "category": instrument.category.value,
@@ -300,18 +299,18 @@ class RestClient:
             if self._latest_ms is not None:
                 server_ms = min(server_ms, self._latest_ms())
             final_ms = server_ms - self._exchange.final_after_ms
-            bars += (bar for bar in reversed(found) if bar.close_time_ms <= final_ms)
+            bars += (bar for bar in reversed(page_bars) if bar.close_time_ms <= final_ms)
             if last_ms + 2 * interval_ms > final_ms:
                 break
         return bars
 
     async def instruments(self, category: Category, symbol: str = "") -> list[Instrument]:
         """Return *category*'s tradable instruments, or the one called *symbol* (else none)."""
-        found: list[Instrument] = []
-        asked: set[str] = set()
+        instruments: list[Instrument] = []
+        cursors: set[str] = set()
         cursor = ""
-        while cursor not in asked and len(asked) < PAGES_MAX:
-            asked.add(cursor)
+        while cursor not in cursors and len(cursors) < PAGES_MAX:
+            cursors.add(cursor)
             query = {"category": category.value, "limit": str(CANDLES_MAX)}
             if symbol:
                 query["symbol"] = symbol
@@ -323,22 +322,22 @@ class RestClient:
                 msgspec.Raw,
                 lambda raw, _: read_instruments_page(raw, category, symbol),
             )
-            found += page
+            instruments += page
             if not cursor:
                 break
-        return found
+        return instruments
 
     async def instrument(self, category: Category, symbol: str) -> Instrument:
         """Return one instrument; one that is not listed is refused, or awaited once proven."""
 
         def read(raw: msgspec.Raw, _: int) -> Instrument:
-            found, _cursor = read_instruments_page(raw, category, symbol)
-            if not found:
+            instruments, _cursor = read_instruments_page(raw, category, symbol)
+            if not instruments:
                 raise ConfigInvalid(
                     f"Bybit trades no {category.value} instrument {symbol}; correct "
                     "market.symbols or market.category."
                 )
-            return found[0]
+            return instruments[0]
 
         query = {"category": category.value, "limit": str(CANDLES_MAX), "symbol": symbol}
         return await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
@@ -356,7 +355,7 @@ class RestClient:
 
     async def funding(self, instrument: Instrument, start_ms: int, end_ms: int) -> list[Funding]:
         """Return the settlements in [*start_ms*, *end_ms*], oldest first, each once."""
-        found: dict[int, Funding] = {}
+        settlements: dict[int, Funding] = {}
         until_ms = end_ms
         for _ in range(PAGES_MAX):
 
@@ -377,13 +376,13 @@ class RestClient:
                 messages.FundingHistory,
                 read,
             )
-            found |= {one.market_ms: one for one in page}
-            if len(page) < SETTLEMENTS_MAX or (until_ms := min(found) - 1) < start_ms:
+            settlements |= {settlement.market_ms: settlement for settlement in page}
+            if len(page) < SETTLEMENTS_MAX or (until_ms := min(settlements) - 1) < start_ms:
                 break
-        return [found[settled_ms] for settled_ms in sorted(found)]
+        return [settlements[settled_ms] for settled_ms in sorted(settlements)]
 
     async def tickers(self, category: Category, symbol: str) -> messages.TickerInfo:
-        """Return the ticker of *symbol*; one that there is not is refused, or awaited."""
+        """Return the ticker of *symbol*; a missing one is refused, or awaited once proven."""
 
         def read(page: messages.Tickers, _: int) -> messages.TickerInfo:
             for ticker in page.rows:
@@ -405,9 +404,9 @@ class RestClient:
     async def _get(
         self, path: str, query: dict[str, str], result: type[T], read: Callable[[T, int], R]
     ) -> R:
-        """Return what *read* makes of the result of a GET and the server's time.
+        """GET *path* and return ``read(result, server_ms)``, retried as the class says.
 
-        What *read* refuses is asked again, as everything that the class says.
+        An error of *read* is retried too.
         """
         if self._session is None:
             raise InvariantBroken("The REST session is not open; use it as a context manager.")
@@ -476,7 +475,7 @@ class RestClient:
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:
-    """Return the body of *response*; raises ``FeedLost`` where it is absurdly large."""
+    """Return the body of *response*; raise ``FeedLost`` where it is absurdly large."""
     parts = []
     size = 0
     async for part in response.content.iter_chunked(1 << 16):

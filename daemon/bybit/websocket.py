@@ -52,7 +52,7 @@ from tracepaper.strategies.errors import (
     MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types.market import Category, Depth, GapCause, Instrument
+from tracepaper.strategies.types.market import Category, GapCause, Instrument
 
 TOPICS_PER_REQUEST: Final = 10
 """Spot refuses more; the other categories take them."""
@@ -72,7 +72,7 @@ def stream_url(exchange: ExchangeSection, category: Category) -> str:
 
 
 class StreamCallbacks(Struct, frozen=True):
-    """What the owner of a stream does with it.
+    """The calls of a stream to its owner.
 
     ``receive`` reads a frame (None: malformed, already counted), ``connected`` is called at each
     new connection before its first frame, ``lost`` at each loss with its reason.
@@ -136,12 +136,12 @@ class PublicStream:
         )
 
     def resubscribe(self, topics: Iterable[str]) -> None:
-        """Have *topics* subscribed anew, since only that brings their snapshot."""
+        """Subscribe *topics* anew, since only that brings their snapshot."""
         self._stale_topics.update(topics)
         self._has_stale_topics.set()
 
     async def _session(self) -> None:
-        """Live through one connection; always ends by raising."""
+        """Run one connection to its end; always raises."""
         connection = await self._connect()
         self._stale_topics.clear()
         self.is_connected = True
@@ -193,7 +193,7 @@ class PublicStream:
                 "again, check exchange.stream_url if this lasts."
             ) from error
         except (OSError, TimeoutError, ValueError, WebSocketException) as error:
-            # ValueError and InvalidURI: the server sent us on to what is no address.
+            # ValueError and InvalidURI: the server redirected to something that is no address.
             raise FeedLost(
                 f"The {self._category.value} stream could not be opened "
                 f"({type(error).__name__}: {error}); trying again, check the network and "
@@ -201,7 +201,6 @@ class PublicStream:
             ) from error
 
     async def _read(self, connection: ClientConnection) -> None:
-        """Hand frames on until the connection ends."""
         while True:
             try:
                 frame = await connection.recv(decode=False)
@@ -212,24 +211,18 @@ class PublicStream:
             self.frame_s = self._clock.network_s()
             received = self._handler.receive(bytes(frame))
             if isinstance(received, Ack):
-                self._acknowledge(received)
+                future = self._acks.pop(received.request_id, None)
+                if future is not None and not future.done():
+                    future.set_result(received)
             elif received is not None and not isinstance(received, Pong | Unknown):
                 self._data_s = self._clock.network_s()
 
-    def _acknowledge(self, ack: Ack) -> None:
-        """Hand *ack* to the request that waits for it."""
-        future = self._acks.pop(ack.request_id, None)
-        if future is not None and not future.done():
-            future.set_result(ack)
-
     async def _heartbeat(self, connection: ClientConnection) -> None:
-        """Send a ping every ``ping_s``."""
         while True:
             await self._clock.sleep(self._exchange.ping_s)
             await self._send(connection, SocketRequest("ping"))
 
     async def _send(self, connection: ClientConnection, request: SocketRequest) -> None:
-        """Send *request*; raises ``FeedLost`` where the connection does not take it."""
         try:
             async with asyncio.timeout(self._exchange.connect_timeout_s):
                 await connection.send(encode(request), text=True)
@@ -250,7 +243,7 @@ class PublicStream:
         )
 
     async def _subscribe(self, connection: ClientConnection) -> None:
-        """Subscribe every topic; keep asking for those that are refused."""
+        """Subscribe every topic; retry the refused ones for ever."""
         self.refused.clear()
         batches = deque(
             self._topics[first : first + TOPICS_PER_REQUEST]
@@ -261,11 +254,11 @@ class PublicStream:
             refusal = await self._ask(connection, batch)
             if refusal is None:
                 continue
-            topic, *others = batch
-            if others:
+            if len(batch) > 1:
                 # One bad topic may have refused its neighbours: ask for each alone.
-                batches.extend((one,) for one in batch)
+                batches.extend((topic,) for topic in batch)
                 continue
+            (topic,) = batch
             self.refused.add(topic)
             log.error(
                 "refused",
@@ -283,7 +276,7 @@ class PublicStream:
                     self.refused.discard(topic)
 
     async def _resubscribe_stale(self, connection: ClientConnection) -> None:
-        """Unsubscribe and subscribe the topics whose snapshot is wanted, more and more seldom."""
+        """Unsubscribe and subscribe stale topics, with a wait that doubles while there are more."""
         wait_s = RESUBSCRIBE_FIRST_S
         while True:
             await self._has_stale_topics.wait()
@@ -301,7 +294,7 @@ class PublicStream:
     async def _ask(
         self, connection: ClientConnection, topics: tuple[str, ...], operation: str = "subscribe"
     ) -> str | None:
-        """Subscribe (or as *operation* says) *topics*; return None, or the words of refusal."""
+        """Subscribe or unsubscribe *topics*; return None, or the exchange's reason to refuse."""
         self._requests += 1
         request_id = f"{self._category.value}-{self._requests}"
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
@@ -328,10 +321,10 @@ BEST: Final = "orderbook.1."
 
 
 def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> list[str]:
-    """Return what one symbol needs: closed candles first, then quotes, marks and trades.
+    """Return the topics of one symbol: closed candles first, then quotes, marks and trades.
 
-    Spot has no mark and no funding, so its ticker has nothing that is used; its trades show
-    whether a quote that jumps is believed.
+    Spot has no mark and no funding, so its ticker is not needed; its trades confirm a quote that
+    jumps.
     """
     wanted = [f"kline.{interval}.{symbol}", f"orderbook.1.{symbol}"]
     if category is Category.LINEAR:
@@ -358,29 +351,25 @@ class CategoryStream:
     ) -> None:
         self._category = category
         self._request = request
-        self._instruments = tuple(one for one in request.instruments if one.category is category)
-        self._ids = frozenset(one.id for one in self._instruments)
+        self._instruments = tuple(
+            instrument for instrument in request.instruments if instrument.category is category
+        )
+        self._ids = frozenset(instrument.id for instrument in self._instruments)
         self._listener = listener
         self._counters = counters
         self._logged: set[str] = set()
         self._wire = self._new_wire()
-        samplers = [self._sampler(one) for one in self._instruments if request.depth]
-        self._samplers = {one.topic: one for one in samplers}
+        samplers = [self._sampler(item) for item in self._instruments if request.depth]
+        self._samplers = {sampler.topic: sampler for sampler in samplers}
         name = interval_name(request.interval_ms)
+        subscribed = [
+            topic
+            for item in self._instruments
+            for topic in topics(category, item.symbol, interval=name, trades=request.trades)
+        ]
         self._stream = PublicStream(
             category=category,
-            topics=list(
-                dict.fromkeys(
-                    [
-                        topic
-                        for one in self._instruments
-                        for topic in topics(
-                            category, one.symbol, interval=name, trades=request.trades
-                        )
-                    ]
-                    + [*self._samplers]
-                )
-            ),
+            topics=list(dict.fromkeys([*subscribed, *self._samplers])),
             exchange=exchange,
             handler=StreamCallbacks(self._receive, self._connected, self._lost),
             clock=clock,
@@ -411,22 +400,18 @@ class CategoryStream:
         return self._stream.is_connected and instrument in self._ids
 
     def _sampler(self, instrument: Instrument) -> DepthSampler:
-        """Return what takes the books that are asked for out of the frames of *instrument*."""
         request = self._request
         return DepthSampler(
             instrument,
             DepthRequest(self._category, instrument.symbol, request.depth, request.depth_every_ms),
-            self._take_book,
+            lambda depth, cause: self._listener.on_data(OrderBookSample(depth, cause)),
             accepts=self._listener.on_server_time,
             counters=self._counters,
             refused=self._refused,
         )
 
-    def _take_book(self, depth: Depth, cause: str) -> None:
-        self._listener.on_data(OrderBookSample(depth, cause))
-
     def _new_wire(self) -> Wire:
-        """Return a reader without memory: merged state dies with its connection."""
+        """Return a fresh reader: a new connection begins with snapshots."""
         return Wire(
             category=self._category,
             instruments=self._instruments,
@@ -437,13 +422,11 @@ class CategoryStream:
         )
 
     def _connected(self) -> None:
-        """Begin a new connection."""
         self._wire = self._new_wire()
         self._counters["connects"] += 1
         log.info("connected", category=self._category.value)
 
     def _lost(self, cause: Recoverable) -> None:
-        """Say why bars may be missing from now on."""
         is_stale = isinstance(cause, FeedStale)
         self._counters["stale" if is_stale else "disconnects"] += 1
         for sampler in self._samplers.values():
@@ -453,7 +436,7 @@ class CategoryStream:
         )
 
     def _receive(self, frame: bytes) -> Received | None:
-        """Read one frame and pass on what it holds; None where it was refused."""
+        """Read one frame and give its data to the listener; None where it was refused."""
         if self._samplers and (sampler := self._samplers.get(topic_of(frame))) is not None:
             received = sampler.receive(frame)
             if stale := sampler.pop_stale_topics():
@@ -474,7 +457,6 @@ class CategoryStream:
         return received
 
     def _hand_on(self, received: Received) -> None:
-        """Give the feed what a message holds."""
         listener = self._listener
         match received:
             case ClosedCandles():

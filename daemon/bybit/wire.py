@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Final
 
@@ -151,7 +151,7 @@ class Levels:
         """
         if not self.is_known or not update or update == self.update + 1:
             return True
-        if is_snapshot and update != self.update:  # the same one again says nothing new
+        if is_snapshot and update != self.update:  # a repeated snapshot changes nothing
             self.forget()
         return is_snapshot
 
@@ -182,7 +182,7 @@ def _packed(levels: list[tuple[int, int]]) -> bytes:
 
 
 def _refuse_doubles(candles: list[KlineCandle], topic: str) -> None:
-    """Refuse a frame that says two things of one candle: which of them holds, REST knows."""
+    """Refuse a frame in which two candles of one time differ: REST has the right one."""
     first: dict[int, KlineCandle] = {}
     for candle in candles:
         if first.setdefault(candle.start, candle) != candle:
@@ -194,15 +194,14 @@ def _refuse_doubles(candles: list[KlineCandle], topic: str) -> None:
 
 
 def _foreign(kind: str, topic: str, named: str) -> FrameImpossible:
-    """Return what refuses a frame whose data speak of another symbol than its topic."""
+    """Return the refusal of a frame whose data are of another symbol than its topic."""
     return FrameImpossible(
         "foreign",
         f"A {kind} frame of the topic {topic[:64]!r} speaks of {named[:32]!r}; it was dropped.",
     )
 
 
-def _ignore_refusal(_kind: str, _sentence: str) -> None:
-    """Ignore a refusal."""
+def _ignore_refusal(_kind: str, _sentence: str) -> None: ...
 
 
 class Wire:
@@ -232,11 +231,15 @@ class Wire:
         self._observe = observe
         self._refused = refused
         self.counters: Counter[str] = Counter() if counters is None else counters
-        self._symbols = {one.symbol: one for one in instruments if one.category is category}
+        self._symbols = {
+            instrument.symbol: instrument
+            for instrument in instruments
+            if instrument.category is category
+        }
         name = interval_name(interval_ms)
         self._candle_readers = {
-            f"kline.{name}.{symbol}": candle_reader(one, interval_ms)
-            for symbol, one in self._symbols.items()
+            f"kline.{name}.{symbol}": candle_reader(instrument, interval_ms)
+            for symbol, instrument in self._symbols.items()
         }
         self._tickers: dict[str, TickerData] = {}
         self._books: dict[str, Levels] = {}
@@ -254,8 +257,8 @@ class Wire:
         """
         kind, topic = "kline", ""
         try:
-            # Key order differs between categories, so this beginning is only the short way; all
-            # other frames are read by the topic that their head names.
+            # The order of keys differs between categories, so this beginning is only a shortcut;
+            # all other frames are read by the topic in their head.
             if frame[:_SHORT_WAY] == _KLINE_BEGINS:
                 kline = decode_kline(frame)
                 if (read := self._candle_readers.get(kline.topic)) is not None:
@@ -301,13 +304,11 @@ class Wire:
         stale, self.stale_topics = self.stale_topics, set()
         return stale
 
-    def _refuse(self, what: str, sentence: str) -> None:
-        """Count a refusal and tell of it."""
-        self.counters[what] += 1
-        self._refused(what, sentence)
+    def _refuse(self, kind: str, sentence: str) -> None:
+        self.counters[kind] += 1
+        self._refused(kind, sentence)
 
     def _ahead(self, kind: str, server_ms: int) -> RefusedFrame:
-        """Refuse a frame of *kind* that is dated *server_ms*."""
         self._refuse(
             f"ahead.{kind}",
             f"A {kind} frame is dated {server_ms}, ahead of the exchange's time; it was dropped "
@@ -316,11 +317,10 @@ class Wire:
         return RefusedFrame(kind)
 
     def _accepts_date(self, server_ms: int) -> bool:
-        """Return whether the owner accepts the date of a frame."""
         return self._observe is None or self._observe(server_ms)
 
     def _invalidate(self, topic: str) -> None:
-        """Forget what the frames of *topic* built, since one of them is missing now."""
+        """Drop the state built from the frames of *topic*, since one of them is missing now."""
         if (levels := self._books.get(topic)) is not None:
             levels.forget()
             self.stale_topics.add(topic)
@@ -328,9 +328,12 @@ class Wire:
             self.stale_topics.add(topic)
 
     def _route(self, head: messages.FrameHead, frame: bytes) -> Received:
-        """Read *frame* by what its *head* says it is."""
-        if not head.topic:
-            return self._control(head)
+        if not head.topic:  # an acknowledgement or a pong, whose form differs between categories
+            if head.op == "pong" or head.ret_msg == "pong":
+                return Pong()
+            if head.success is not None:
+                return Ack(head.success, str(head.req_id), head.ret_msg)
+            return self._unknown(head.op or head.type)
         kind, _, rest = head.topic.partition(".")
         argument, _, symbol = rest.rpartition(".")
         reader, instrument = self._readers.get(kind), self._symbols.get(symbol)
@@ -343,13 +346,13 @@ class Wire:
         return reader(frame, instrument)
 
     def _unknown(self, kind: str) -> Unknown:
-        """Count a frame that is not ours; foreign names are cut so that counters stay few."""
-        known = kind if kind in self._readers else "other"
-        self.counters[f"unknown.{known}"] += 1
+        """Count a frame that was not subscribed; foreign kinds share a counter, to stay few."""
+        counted = kind if kind in self._readers else "other"
+        self.counters[f"unknown.{counted}"] += 1
         return Unknown(kind[:32])
 
     def _before_snapshot(self, kind: str, topic: str) -> Unknown:
-        """Refuse a delta that comes before any snapshot, and have one asked for."""
+        """Refuse a delta that comes before any snapshot, and mark its topic as stale."""
         self.stale_topics.add(topic)
         self._refuse(
             f"unknown.{kind}",
@@ -358,16 +361,8 @@ class Wire:
         )
         return Unknown(kind)
 
-    def _control(self, head: messages.FrameHead) -> Received:
-        """Read an acknowledgement or a pong of any category."""
-        if head.op == "pong" or head.ret_msg == "pong":
-            return Pong()
-        if head.success is not None:
-            return Ack(head.success, str(head.req_id), head.ret_msg)
-        return self._unknown(head.op or head.type)
-
     def _kline(self, frame: bytes, _: Instrument) -> Received:
-        """Read a kline frame whose keys come in another order; another interval is unknown."""
+        """Read a kline frame whose keys come in another order."""
         kline = decode_kline(frame)
         if (read := self._candle_readers.get(kline.topic)) is None:
             return self._unknown("kline")
@@ -376,30 +371,30 @@ class Wire:
     def _closed_candles(self, frame: KlineFrame, read: ReadCandle) -> Received:
         """Return the closed candles of *frame* as bars; a candle is parsed once, then checked.
 
-        A candle that says it is closed before its close is an open one. Raises
+        A candle that is marked as closed before its close counts as open. Raises
         ``MessageMalformed`` where a number is not exact, ``FrameImpossible`` where a candle
-        contradicts itself, lies off the grid or stands beside another of its time.
+        contradicts itself, lies off the grid or differs from another of its time.
         """
         bars: list[Bar] = []
         candles, server_ms = frame.data, frame.ts
         if len(candles) > 1 and (len(candles) > _ROLL or candles[0].start == candles[1].start):
             _refuse_doubles(candles, frame.topic)
-        for one in candles:
+        for candle in candles:
             # The exchange repeats the open candle until it closes; only a confirmed one is a fact.
-            if not one.confirm:
+            if not candle.confirm:
                 continue
-            bar = read(one, server_ms, _STREAM)
-            if one.end - EARLY_MS >= server_ms:
-                self._early(one, server_ms)
+            bar = read(candle, server_ms, _STREAM)
+            if candle.end - EARLY_MS >= server_ms:
+                self._refuse_early(candle, server_ms)
             else:
                 bars.append(bar)
-        observe = self._observe  # not by _believes: this is the hot path
+        observe = self._observe  # not by _accepts_date: this is the hot path
         if observe is None or observe(server_ms):
             return ClosedCandles(server_ms, bars)
         return self._ahead("kline", server_ms)
 
-    def _early(self, candle: KlineCandle, server_ms: int) -> None:
-        """Tell of a candle that says it is closed before its close, or before it began."""
+    def _refuse_early(self, candle: KlineCandle, server_ms: int) -> None:
+        """Refuse a candle that is marked as closed before its close, or before it began."""
         if candle.start > server_ms + EARLY_MS:
             self._ahead("kline", candle.start)
             return
@@ -410,7 +405,7 @@ class Wire:
         )
 
     def _ticker(self, frame: bytes, instrument: Instrument) -> Received:
-        """Merge a ticker; spot's has neither mark nor funding and yields no more than its time."""
+        """Merge a ticker; spot's has neither mark nor funding, and gives only its time."""
         ticker = messages.decode_ticker(frame)
         data = ticker.data
         if data.symbol != instrument.symbol:
@@ -457,7 +452,7 @@ class Wire:
         levels = self._books.setdefault(book.topic, Levels())
         if not is_snapshot and not levels.is_known:
             return self._before_snapshot("orderbook", book.topic)
-        # Depth 1 is snapshots alone, whose numbers leave out what was not sent.
+        # A book of depth 1 comes as snapshots alone, whose numbers have gaps.
         is_deep = not book.topic.startswith("orderbook.1.")
         if is_deep and not levels.follow(book.data.u, is_snapshot=is_snapshot):
             raise FrameImpossible(
@@ -472,7 +467,7 @@ class Wire:
             return self._ahead("orderbook", max(book.ts, book.cts))
         levels.apply(sides, is_snapshot=is_snapshot)
         levels.update, levels.market_ms = book.data.u, book.ts
-        _bounded(levels.bids, levels.asks, instrument)
+        _refuse_deep(levels, instrument)
         self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:
             return Book(book.ts, None)
@@ -487,27 +482,26 @@ class Wire:
         return Book(book.ts, quote)
 
     def _trades(self, frame: bytes, instrument: Instrument) -> Received:
-        """Read public trades."""
         batch = messages.decode_trades(frame)
         trades = []
         newest_ms = batch.ts
-        for one in batch.data:
-            if one.symbol != instrument.symbol:
-                raise _foreign("publicTrade", batch.topic, one.symbol)
-            if (side := _SIDES.get(one.side)) is None:
+        for trade in batch.data:
+            if trade.symbol != instrument.symbol:
+                raise _foreign("publicTrade", batch.topic, trade.symbol)
+            if (side := _SIDES.get(trade.side)) is None:
                 raise MessageMalformed(
-                    f"A trade of {instrument.id} has the side {one.side[:16]!r}, not Buy or Sell; "
-                    "the frame was dropped."
+                    f"A trade of {instrument.id} has the side {trade.side[:16]!r}, not Buy or "
+                    "Sell; the frame was dropped."
                 )
-            newest_ms = max(newest_ms, one.time)
+            newest_ms = max(newest_ms, trade.time)
             trades.append(
                 Trade(
                     instrument.id,
-                    one.i,
+                    trade.i,
                     side,
-                    exact(one.p, instrument.price_decimals),
-                    exact(one.v, instrument.volume_decimals),
-                    one.time,
+                    exact(trade.p, instrument.price_decimals),
+                    exact(trade.v, instrument.volume_decimals),
+                    trade.time,
                     batch.ts,
                 )
             )
@@ -519,7 +513,7 @@ class Wire:
 def _mark(
     data: TickerData, instrument: Instrument, server_ms: int, rate: int | None
 ) -> Mark | None:
-    """Return the mark price of a ticker with what it shows beside it; None where it has none."""
+    """Return the mark, index and last price of a ticker; None where it has no mark price."""
     if not data.mark_price:
         return None
     decimals = instrument.price_decimals
@@ -535,7 +529,7 @@ def _mark(
 
 
 def _merged(before: TickerData, delta: TickerData) -> TickerData:
-    """Return *before* with what *delta* changes; what it leaves out is unchanged."""
+    """Return *before* with the fields that *delta* has."""
     return TickerData(
         symbol=delta.symbol,
         last_price=before.last_price if delta.last_price is None else delta.last_price,
@@ -548,9 +542,8 @@ def _merged(before: TickerData, delta: TickerData) -> TickerData:
     )
 
 
-def _bounded(bids: Sized, asks: Sized, instrument: Instrument) -> None:
-    """Refuse a side of more than ``BOOK_LEVELS_MAX`` levels."""
-    if max(len(bids), len(asks)) > BOOK_LEVELS_MAX:
+def _refuse_deep(book: Levels, instrument: Instrument) -> None:
+    if max(len(book.bids), len(book.asks)) > BOOK_LEVELS_MAX:
         raise FrameImpossible(
             "deep",
             f"The book of {instrument.id} has more than {BOOK_LEVELS_MAX} levels a side; it was "

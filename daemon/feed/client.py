@@ -104,7 +104,7 @@ async def retry(
     budget: RestartBudget | None = None,
     retry_log: RetryLog | None = None,
 ) -> T:
-    """Return what *attempt* returns; while it fails recoverably, wait and try again.
+    """Return the result of *attempt*; while it fails recoverably, wait and try again.
 
     Waits are full jitter: uniform between 0 and a ceiling that doubles up to *ceiling_s*, and
     begins anew after an attempt that lasted longer than *ceiling_s*. Without a *budget* there is
@@ -131,19 +131,19 @@ async def retry(
 
 
 def first_cause(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return what ended a session: a bug before a fatal error before a recoverable one."""
+    """Return the gravest of *failures*: a bug before a fatal error before a recoverable one."""
     flat: list[BaseException] = []
     stack: list[BaseException] = [failures]
     while stack:
-        one = stack.pop()
-        if isinstance(one, BaseExceptionGroup):
-            stack.extend(one.exceptions)
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(error.exceptions)
         else:
-            flat.append(one)
+            flat.append(error)
     ranks = (Fatal, FeedStale, Recoverable)
 
-    def rank(one: BaseException) -> int:
-        return next((place for place, kind in enumerate(ranks, 1) if isinstance(one, kind)), 0)
+    def rank(error: BaseException) -> int:
+        return next((place for place, kind in enumerate(ranks, 1) if isinstance(error, kind)), 0)
 
     return min(flat, key=rank)
 
@@ -152,7 +152,7 @@ class Cooldown:
     """The time after a ban in which nothing is sent: one for all requests of this address.
 
     ``observer`` is called with every wait of the connection, backoffs too, so that the watchdog
-    counts it as progress; ``retry_log`` says what fails.
+    counts it as progress; ``retry_log`` logs the failures.
     """
 
     def __init__(self, *, clock: Clock, observer: WaitObserver = ignore_wait) -> None:

@@ -55,7 +55,7 @@ CANCEL_AGAIN_S: Final = 2.0
 """Wall time until a task that has not ended is cancelled again; one that closes takes a second."""
 
 BEHIND_WAIT_S: Final = 5.0
-"""Between two looks at a server whose time lies behind what this run holds."""
+"""Between two readings of a server's time that lies behind the bars of this run."""
 
 
 class LiveFeed:
@@ -66,15 +66,14 @@ class LiveFeed:
         async with LiveFeed(...) as feed:
             async for event in feed: ...
 
-    ``quote_from_ms`` tells for a quote the market time from which quotes such as it matter, None
-    while it can change no order; ``liquidates`` whether a mark price takes a position away, and is
-    an event at once; ``judge`` what belongs to a price that jumps (M36). ``counters`` says what
-    happened, for /metrics. Raises
-    ``ConfigInvalid`` where the exchange and the run do not belong together; everything recoverable
-    is waited out.
+    ``quote_from_ms`` returns the earliest market time at which a quote can change an order, None
+    where it cannot; ``liquidates`` whether a mark price liquidates a position, which makes it an
+    event at once; ``judge`` whether a price that jumps is believed (M36). ``counters`` are for
+    /metrics. Raises ``ConfigInvalid`` where the exchange and the run do not belong together;
+    everything recoverable is waited out.
     """
 
-    def __init__(  # noqa: PLR0913 - what a feed is joined of
+    def __init__(  # noqa: PLR0913 - the parts that a feed joins
         self,
         *,
         client: MarketDataClient,
@@ -96,10 +95,10 @@ class LiveFeed:
         self._liquidates = liquidates
         self._judge = judge
         self._queue: EventQueue[Item] = EventQueue(queue_limit)
-        self._states = {one.id: _feed_state(one, exchange, start) for one in instruments}
+        self._states = {item.id: _feed_state(item, exchange, start) for item in instruments}
         self._start = start
         self._unanswered: set[str] = set()
-        self._resumed = {one for one, open_ms in start.known.items() if open_ms is not None}
+        self._resumed = {key for key, open_ms in start.known.items() if open_ms is not None}
         self._maintenance = FeedMaintenance(
             client=client,
             clock=clock,
@@ -144,36 +143,27 @@ class LiveFeed:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # The group may have cancelled us for a task's failure; only then is it passed to it.
+        # The group may have cancelled us for a task's failure; only then is the error passed to it.
         is_cancelled = isinstance(error, asyncio.CancelledError)
-        ours = (kind, error, traceback) if is_cancelled else (None, None, None)
+        passed_on = (kind, error, traceback) if is_cancelled else (None, None, None)
         try:
             try:
-                await self._end_tasks()
+                # Before Python 3.13 a connection that fails while it is cancelled forgets the
+                # cancellation, and would be opened again: so cancel until every task has ended.
+                while self._tasks:
+                    for task in tuple(self._tasks):
+                        task.cancel()
+                    await asyncio.wait(tuple(self._tasks), timeout=CANCEL_AGAIN_S)
             finally:
-                await self._group.__aexit__(*ours)
+                await self._group.__aexit__(*passed_on)
         except BaseExceptionGroup as failures:
             raise first_cause(failures) from None
 
-    async def _end_tasks(self) -> None:
-        """Cancel what runs in the background, until all of it has ended.
-
-        Before Python 3.13 a connection that fails as it is cancelled forgets that it was, and would
-        be opened again.
-        """
-        while self._tasks:
-            for task in tuple(self._tasks):
-                task.cancel()
-            await asyncio.wait(tuple(self._tasks), timeout=CANCEL_AGAIN_S)
-
-    def __aiter__(self) -> AsyncIterator[Event | None]:
+    async def __aiter__(self) -> AsyncIterator[Event | None]:
         """Yield events until ``stop``; None keeps the promise of ``is_behind``."""
-        return self._taken()
-
-    async def _taken(self) -> AsyncIterator[Event | None]:
-        """Yield events; whoever asks for the next one has taken in the one before."""
         async for event in self._events():
             yield event
+            # The engine has taken in an event when the next one is asked for.
             if isinstance(event, Funding) and self._judge is not None:
                 is_booked = self._judge.settled_ms(event.instrument) >= event.market_ms
                 self._states[event.instrument].funding.learn(event, is_booked=is_booked)
@@ -196,7 +186,7 @@ class LiveFeed:
 
     def frame_s(self) -> float | None:
         """Return the network time of the newest frame; None before the first."""
-        return max((s for one in self._streams if (s := one.frame_s)), default=None)
+        return max((s for stream in self._streams if (s := stream.frame_s)), default=None)
 
     def quote_ms(self, instrument: str) -> int | None:
         """Return the market time of the newest quote of *instrument*."""
@@ -205,18 +195,18 @@ class LiveFeed:
     # ------------------------------------------------------------ what connections bring
 
     def on_server_time(self, server_ms: int) -> bool:
-        """Learn the date of a frame; False where it is not believed."""
+        """Take in the date of a frame; False where it is not believed."""
         return self._maintenance.observe(server_ms)
 
     def on_future_date(self) -> None:
-        """Have the exchange's time read anew."""
+        """Request the exchange's time anew."""
         self._maintenance.request_resync()
 
     def on_data(self, item: MarketData) -> None:
-        """Queue what a stream brought.
+        """Queue data of a stream.
 
-        A bar that finds no place is repaired by REST; after an order book that finds none, the
-        next one stands after a gap.
+        REST repairs a bar for which the queue has no room; an order book without room leaves a gap
+        before the next one.
         """
         if not isinstance(item, Bar):
             if not self._queue.try_put(item, share=0.5):
@@ -227,13 +217,13 @@ class LiveFeed:
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
-        """Learn when the exchange settles the funding of *instrument* next."""
+        """Take in the time of the next settlement of *instrument*."""
         self._states[instrument].funding.announce(next_ms)
 
     def on_lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
-        """Learn that the connection of *instruments* was lost: their next hole has this cause."""
-        for one in instruments:
-            self._queue_gap_cause(one.id, cause)
+        """Note that the connection of *instruments* was lost: their next hole has this cause."""
+        for instrument in instruments:
+            self._queue_gap_cause(instrument.id, cause)
 
     def _queue_gap_cause(self, instrument: str, cause: GapCause) -> None:
         """Queue that bars may be missing from here on; the first cause in the queue stands."""
@@ -243,10 +233,12 @@ class LiveFeed:
     # ------------------------------------------------------------ events
 
     async def _events(self) -> AsyncIterator[Event | None]:
-        """Yield the warm-up, subscribe, catch up, then yield what comes."""
+        """Yield the warm-up, subscribe, catch up, then yield live events."""
         for event in self._start.first:
             yield event
-        async for event in self._warm_up():
+        # The bars before the period, as far as they are final already.
+        until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
+        async for event in self._filled(until_ms):
             yield event
         async for frame_bar in self._frames():
             yield frame_bar
@@ -256,11 +248,11 @@ class LiveFeed:
         async for event in self._catch_up():
             yield event
         self._maintenance.start()
-        async for come in self._live():
-            yield come
+        async for live in self._live():
+            yield live
 
     async def _live(self) -> AsyncIterator[Event | None]:
-        """Hand on what comes until the end, the bars of one close together."""
+        """Yield the events of the queue until the end, the bars of one close together."""
         self._is_live = True
         gatherer = CloseGatherer(
             self._states,
@@ -279,8 +271,8 @@ class LiveFeed:
                 for event in gatherer.expire(item.open_time_ms):
                     yield event
                 continue
-            async for come in self._on_item(item):
-                for event in gatherer.push(come) if gathers else (come,):
+            async for pushed in self._on_item(item):
+                for event in gatherer.push(pushed) if gathers else (pushed,):
                     yield event
         for event in gatherer.flush():
             yield event
@@ -295,7 +287,7 @@ class LiveFeed:
         self,
         item: MarketData | BackfillPage | GapCauseNotice | Submitted,
     ) -> AsyncIterator[Event]:
-        """Yield what one item of the queue causes."""
+        """Yield the events that one item of the queue causes."""
         match item:
             case Bar():
                 async for event in self._sequencer.bar(item):
@@ -318,7 +310,7 @@ class LiveFeed:
                 assert_never(item)
 
     def _is_event(self, item: Quote | Mark | Trade) -> bool:
-        """Keep *item*; return whether it is an event at once, and not before the next bar alone."""
+        """Keep *item*; return whether it is an event at once, or only before the next bar."""
         state, judge = self._states[item.instrument], self._judge
         is_evidence = judge is not None and judge.is_evidence(item)
         if isinstance(item, Trade):
@@ -332,10 +324,9 @@ class LiveFeed:
         return state.update_quote(item, from_ms, is_evidence=is_evidence, again=again)
 
     def _with_others(self, item: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
-        """Return *item*, and before it what the other sources show now where that matters.
+        """Return *item*, and before it the newest prices of the other sources where they matter.
 
-        It does where *item* is doubted, and where it shows a price that was not believed: of that
-        source the newest counts.
+        They do where *item* is doubted, and where it confirms a price that was not believed.
         """
         if (judge := self._judge) is None:
             return [item]
@@ -345,14 +336,8 @@ class LiveFeed:
             return [item]
         return [*self._states[item.instrument].beside(item), item]
 
-    async def _warm_up(self) -> AsyncIterator[Event]:
-        """Fetch the bars before the period by REST, as far as they are final already."""
-        until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
-        async for event in self._filled(until_ms):
-            yield event
-
     def _holes(self, until_ms: int) -> list[Hole]:
-        """Return what is missing until *until_ms* of the instruments that REST answers."""
+        """Return the holes until *until_ms* of the instruments that REST answers."""
         return [
             Hole(state, until_ms, cause=state.cause)
             for key, state in self._states.items()
@@ -360,14 +345,14 @@ class LiveFeed:
         ]
 
     async def _filled(self, until_ms: int) -> AsyncIterator[Event]:
-        """Fill what is missing until *until_ms*, as far as REST answers.
+        """Fill the holes until *until_ms*, as far as REST answers.
 
         Once this exchange served a run, an instrument that it does not answer for holds up no
         other: the background goes on asking.
         """
         is_patient = not self._start.is_served
         exchange = self._exchange
-        known = len(self._unanswered)
+        unanswered_before = len(self._unanswered)
         events = self._sequencer.fill(
             self._holes(until_ms),
             patience_s=None if is_patient else exchange.certain_s + exchange.connect_timeout_s,
@@ -375,7 +360,7 @@ class LiveFeed:
         )
         async for event in events:
             yield event
-        if len(self._unanswered) > known:
+        if len(self._unanswered) > unanswered_before:
             log.warning(
                 "unanswered",
                 instruments=sorted(self._unanswered),
@@ -386,34 +371,34 @@ class LiveFeed:
         """Fetch the closed candles of higher frames that the warm-up bars do not reach."""
         lacking = self._start.lacking_frames
         ranges = [
-            one
+            lack
             for key in self._states
-            for one in lacking(self._next_ms(key))
-            if one.instrument == key
+            for lack in lacking(self._next_ms(key))
+            if lack.instrument == key
         ]
-        for wanted in ranges:
-            if wanted.instrument in self._unanswered:
+        for lack in ranges:
+            if lack.instrument in self._unanswered:
                 continue
-            instrument = self._states[wanted.instrument].instrument
-            found = await self._client.candles(
-                instrument, wanted.interval_ms, wanted.from_ms, wanted.until_ms - 1
+            instrument = self._states[lack.instrument].instrument
+            bars = await self._client.candles(
+                instrument, lack.interval_ms, lack.from_ms, lack.until_ms - 1
             )
             now_ms = self._clock.market_ms()
-            self.counters["frame_bars"] += len(found)
-            for bar in found:
+            self.counters["frame_bars"] += len(bars)
+            for bar in bars:
                 yield frame_bar_of(bar, seen_ms=now_ms)
 
     def _next_ms(self, instrument: str) -> int:
-        """Return when the bar opens that *instrument* is decided on next.
+        """Return the open time of the first bar on which *instrument* is decided.
 
-        Long after the period began, where a run goes on: a prune may have dropped what was before.
+        In a run that goes on it lies long after the period's start, whose bars may be pruned.
         """
         known_ms = self._start.known.get(instrument)
         next_ms = 0 if known_ms is None else known_ms + self._start.interval_ms
         return max(next_ms, self._start.period_start_ms)
 
     def _listen(self) -> None:
-        """Begin to keep connections, time and filters up."""
+        """Start the background tasks: connections, time, settlements, filters."""
         for work in (
             *(stream.run() for stream in self._streams),
             self._maintenance.run_time(),
@@ -425,13 +410,12 @@ class LiveFeed:
             self._spawn(work)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Let *work* run in the background until the feed ends."""
         task = self._group.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _catch_up(self) -> AsyncIterator[Event]:
-        """Wait for the subscriptions, then fetch by REST what closed before them."""
+        """Wait for the subscriptions, then fetch by REST the bars that closed before them."""
         for stream in self._streams:
             # Without a stream REST alone goes on, so this wait has an end.
             await stream.subscribed(self._exchange.connect_timeout_s)
@@ -449,12 +433,12 @@ class LiveFeed:
             async for event in self._filled(until_ms):
                 yield event
             holes = self._holes(until_ms)
-            reached = {one: state.sequence.next_open_ms for one, state in self._states.items()}
+            reached = {key: state.sequence.next_open_ms for key, state in self._states.items()}
             if reached == before or not any(hole.is_open for hole in holes):
                 return
 
     def _behind(self) -> ConfigInvalid | None:
-        """Return what is wrong with a server whose time lies behind what the run already holds."""
+        """Return an error where the server's time lies behind the newest bar of the run."""
         now_ms = self._clock.market_ms()
         for state in self._states.values():
             held_ms = state.sequence.next_open_ms
@@ -467,12 +451,11 @@ class LiveFeed:
         return None
 
     def _is_up(self, state: FeedState) -> bool:
-        """Return whether the connection of the instrument stands."""
-        return any(one.is_connected(state.instrument.id) for one in self._streams)
+        return any(stream.is_connected(state.instrument.id) for stream in self._streams)
 
 
 def _feed_state(instrument: Instrument, exchange: ExchangeSection, start: FeedStart) -> FeedState:
-    """Return the state of *instrument* as the run left it, or as a new run begins."""
+    """Return the state of *instrument* as the run left it, or that of a new run."""
     interval_ms = start.interval_ms
     known_ms = start.known.get(instrument.id)
     if known_ms is None:

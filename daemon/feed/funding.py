@@ -14,9 +14,6 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import MINUTE_MS
 
-# ---------------------------------------------------------------- funding
-
-
 DOUBTED_RATES: Final = 16
 """Settlements with an absurd rate that are remembered, so that none is handed on twice."""
 
@@ -37,7 +34,7 @@ class FundingSchedule:
         self.settled_ms = settled_ms  # the newest that needs nothing more, as far as is known
 
     def announce(self, next_ms: int) -> None:
-        """Learn the ticker's ``nextFundingTime``."""
+        """Take in the ticker's ``nextFundingTime``."""
         if self._announced_ms <= self.settled_ms:
             self._announced_ms = next_ms
 
@@ -69,31 +66,30 @@ class FundingSchedule:
         settlements: Iterable[Funding],
         doubts: Callable[[Funding], bool] = lambda _funding: False,
     ) -> list[Funding | Gap]:
-        """Return those of *settlements* (oldest first) that are new, and count them as done.
+        """Return the new ones of *settlements* (oldest first), and count them as done.
 
-        One whose rate the engine *doubts* is returned once and asked for again. Before one that is
-        not the next stands a ``Gap`` for each that was due earlier: the exchange publishes
-        settlements in their order, so those never come.
+        One whose rate the engine *doubts* is returned once and asked for again. A ``Gap`` precedes
+        a settlement for each one that was due earlier: the exchange publishes settlements in their
+        order, so those never come.
         """
-        found: list[Funding | Gap] = []
-        for one in settlements:
-            if one.market_ms <= self.settled_ms:
+        new: list[Funding | Gap] = []
+        for settlement in settlements:
+            if settlement.market_ms <= self.settled_ms:
                 continue
-            if doubts(one):
-                if self._is_first_doubt(one):
-                    found.append(one)
+            if doubts(settlement):
+                if self._is_first_doubt(settlement):
+                    new.append(settlement)
                 continue
-            found += self._missed(one)
-            found.append(one)
-            self.settled_ms = one.market_ms
+            new += self._missed(settlement)
+            new.append(settlement)
+            self.settled_ms = settlement.market_ms
         self.asked(self.settled_ms)
-        return found
+        return new
 
     def learn(self, settlement: Funding, *, is_booked: bool) -> None:
-        """Learn what the engine made of a *settlement* that was handed on.
+        """Take in whether the engine booked a *settlement*: a ticker may have changed its doubts.
 
-        A ticker that came between may have changed what is doubted. What was not booked is asked
-        for again, unless a later one was handed on.
+        One that was not booked is asked for again, unless a later one was delivered.
         """
         if is_booked:
             self._booked_ms = max(self._booked_ms, settlement.market_ms)
@@ -111,18 +107,18 @@ class FundingSchedule:
             self._doubted.append(key)
         return is_first
 
-    def _missed(self, found: Funding) -> list[Gap]:
-        """Return a gap for each settlement due before *found* that the exchange did not call off.
+    def _missed(self, settlement: Funding) -> list[Gap]:
+        """Return a gap for each settlement that was due before this one.
 
-        Where the ticker announced *found* as the next one, the interval has become longer.
+        There is none where the ticker announced it as the next: then the interval became longer.
         """
-        at_ms = found.market_ms
+        at_ms = settlement.market_ms
         dues = []
         due_ms = self._due_ms(self.settled_ms)
         while due_ms < at_ms and self._announced_ms != at_ms:
             dues.append(int(due_ms))
             due_ms = self._due_ms(due_ms)
         return [
-            Gap(found.instrument, due, until, GapCause.FUNDING, "", at_ms, at_ms)
+            Gap(settlement.instrument, due, until, GapCause.FUNDING, "", at_ms, at_ms)
             for due, until in pairwise([*dues, at_ms])
         ]

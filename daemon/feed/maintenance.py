@@ -90,7 +90,7 @@ class ServerTimeReader:
         return await self._confirmed(sample)
 
     async def _confirmed(self, sample: _TimeSample) -> ServerTimeReading:
-        """Return what three answers in a row say, or the first that is near the expected time."""
+        """Return the time on which three answers in a row agree, or the first expected one."""
         agreeing = 1
         log.warning(
             "server time doubted",
@@ -137,7 +137,7 @@ FILTERS_AGAIN_S: Final = 60.0
 
 
 ANSWERS: Final = 2
-"""So many answers in a row without an instrument mean that it is gone."""
+"""An instrument that is missing from so many answers in a row is delisted."""
 
 
 class FeedMaintenance:
@@ -175,12 +175,11 @@ class FeedMaintenance:
         self._is_live = True
 
     def observe(self, server_ms: int) -> bool:
-        """Learn the time of a frame; a large difference has the clock read anew.
+        """Take in the time of a frame; a large difference has the clock read anew.
 
-        False where it lies so far ahead that only the clock itself may say so: one wrong frame
-        would have every bar until its time asked for, and every quote before it dropped. Frames
-        may move the clock by ``ahead_ms`` in all until it is read again, so that many small lies
-        come no further than one.
+        False where it lies too far ahead: one wrong frame would request every bar until its time,
+        and drop every quote before it. Frames may move the clock by ``ahead_ms`` in all until it is
+        read again, so that many small errors move it no further than one.
         """
         ahead_ms = server_ms - self._clock.market_ms()
         if abs(ahead_ms) > LAG_MS:
@@ -194,7 +193,7 @@ class FeedMaintenance:
         return True
 
     def request_resync(self) -> None:
-        """Have the exchange's clock read anew soon."""
+        """Request a reading of the exchange's clock."""
         self._resync_requested.set()
 
     async def settlements(self, state: FeedState, until_ms: int) -> list[Funding | Gap]:
@@ -202,14 +201,16 @@ class FeedMaintenance:
 
         They are due at each symbol's own interval.
         """
-        found = await self._client.funding(state.instrument, state.funding.settled_ms + 1, until_ms)
+        answer = await self._client.funding(
+            state.instrument, state.funding.settled_ms + 1, until_ms
+        )
         now_ms = self._clock.market_ms()
-        new = state.funding.settle(found, self._doubts)
-        missed = [one.from_ms for one in new if isinstance(one, Gap)]
+        new = state.funding.settle(answer, self._doubts)
+        missed = [event.from_ms for event in new if isinstance(event, Gap)]
         if missed:
             self._counters["settlements_missed"] += len(missed)
             log.warning("settlements missed", instrument=state.instrument.id, due_ms=missed)
-        return [structs.replace(one, seen_ms=now_ms) for one in new]
+        return [structs.replace(event, seen_ms=now_ms) for event in new]
 
     async def synchronise(self) -> None:
         """Read the exchange's clock."""
@@ -221,7 +222,7 @@ class FeedMaintenance:
         self._synchronised_s = self._clock.network_s()
         answer_s = min(self._synchronised_s - asked_s, UNDER_WAY_S_MAX)
         late_ms = answer_s * 1_000 * self._exchange.time_scale
-        # An answer that was on its way for longer than it is behind says nothing against frames.
+        # An answer that was under way for longer than it is behind does not contradict frames.
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:
             self._clock.synchronise(server_ms)
         self._frame_lead_ms = -late_ms
@@ -229,17 +230,14 @@ class FeedMaintenance:
             state.drop_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1
         if reading.is_jump and self._is_live:
-            self._jumped(expected_ms, server_ms)
-
-    def _jumped(self, from_ms: int, until_ms: int) -> None:
-        """Say that market time was set, and why bars may be missing from here on."""
-        self._counters["jumps"] += 1
-        log.warning("market time jumped", from_ms=from_ms, until_ms=until_ms)
-        first_ms, last_ms = sorted((from_ms, until_ms))
-        for one in self._states:
-            gap = Gap(one, first_ms, last_ms, GapCause.JUMPED, "clock", until_ms, until_ms)
-            self._queue.put(Submitted(gap))
-            self._queue.put(GapCauseNotice(one, GapCause.JUMPED))
+            self._counters["jumps"] += 1
+            log.warning("market time jumped", from_ms=expected_ms, until_ms=server_ms)
+            first_ms, last_ms = sorted((expected_ms, server_ms))
+            for key in self._states:
+                gap = Gap(key, first_ms, last_ms, GapCause.JUMPED, "clock", server_ms, server_ms)
+                self._queue.put(Submitted(gap))
+                # The next hole of the instrument has this cause.
+                self._queue.put(GapCauseNotice(key, GapCause.JUMPED))
 
     async def run_time(self) -> None:
         """Read the exchange's clock every ``RESYNC_S``, and soon after a frame differs from it."""
@@ -266,9 +264,9 @@ class FeedMaintenance:
                     self.request_bars(state)
 
     def request_bars(self, state: FeedState) -> None:
-        """Ask REST in the background for the bars that are missing; the queue brings the answer.
+        """Request the missing bars in the background; the answer comes through the queue.
 
-        One request at a time: while it is tried again, other instruments go on.
+        One request at a time: while it is retried, other instruments go on.
         """
         if state.claim_request():
             self._spawn(self._request(state))
@@ -298,16 +296,13 @@ class FeedMaintenance:
                 for settled in await self.settlements(state, now_ms):
                     self._queue.put(Submitted(settled))
 
-    async def _filters(self, kept: Instrument) -> list[Instrument]:
-        """Return the filters of *kept* as the exchange has them; closed where it has none.
-
-        One empty answer proves nothing.
-        """
+    async def _filters(self, instrument: Instrument) -> list[Instrument]:
+        """Return the instrument's current filters; closed where the exchange lists none."""
         for _ in range(ANSWERS):
-            if found := await self._client.instruments(kept.category, kept.symbol):
-                return found
+            if current := await self._client.instruments(instrument.category, instrument.symbol):
+                return current
             await self._client.cooldown.pause("filters", self._exchange.certain_s)
-        return [closed(kept)]
+        return [closed(instrument)]
 
     async def run_filters(self, state: FeedState) -> None:
         """Read the filters again once a day of market time; deliver those that changed.
@@ -331,21 +326,21 @@ class FeedMaintenance:
             ):
                 continue
             read_ms, read_s = now_ms, now_s
-            kept = state.instrument
-            for fresh in await self._filters(kept):
+            before = state.instrument
+            for fresh in await self._filters(before):
                 try:
-                    changed = rescaled(fresh, kept)
+                    changed = rescaled(fresh, before)
                 except ConfigInvalid as error:
-                    # Finer prices are refused as they come; nothing is decided on what is not.
+                    # Prices in finer steps are refused as they come, so none is decided on.
                     self._counters["filters_refused"] += 1
                     log.warning("filters kept", error=str(error))
                     continue
-                if changed != kept:
-                    if changed.status != kept.status:
+                if changed != before:
+                    if changed.status != before.status:
                         log.warning(
                             "instrument status",
-                            instrument=kept.id,
-                            was=kept.status,
+                            instrument=before.id,
+                            was=before.status,
                             now=changed.status,
                             advice="its orders wait; other symbols go on",
                         )
