@@ -328,7 +328,7 @@ class MarketDataClient(Protocol):
         ...
 
 
-# ---------------------------------------------------------------- what stands in the queue
+# ---------------------------------------------------------------- the queue of a feed
 
 
 class EventQueue(Generic[T]):
@@ -368,24 +368,23 @@ class EventQueue(Generic[T]):
 
 
 def no_frames(_market_ms: int) -> Sequence[FrameRange]:
-    """Return that no candles of higher frames are wanted."""
+    """Want no candles of higher timeframes."""
     return ()
 
 
 class FeedStart(Struct, frozen=True):
-    """What the run already holds, by instrument id.
+    """The state of a run at which its feed begins.
 
-    ``known`` has the newest bar's open time (None or missing: none, so warm-up bars are fetched),
-    ``known_funding`` the newest settlement's time, ``recent`` the bars by which closes are judged.
-    ``first`` are delivered before all else, and
-    ``started`` makes the event that follows the warm-up bars: a model is warm once it is delivered,
-    and only then is anything subscribed. ``is_served`` says that this exchange served the run
-    before, so that nothing it says now is a mistake of the configuration. A close further than
-    ``plausible`` usual ranges from the last one is accepted once REST repeats it. Where
-    ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
-    ``lacking_frames`` is asked, once the warm-up bars are delivered, for the candles of higher
-    frames that they do not reach. Order books of ``depth`` levels a side, where it is not 0, are
-    taken each ``depth_every_ms`` of market time.
+    By instrument id, ``known`` has the newest bar's open time (None or missing: none, so warm-up
+    bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars by which
+    closes are judged. ``first`` are delivered before all else, and ``started`` makes the event that
+    follows the warm-up bars: a model is warm once it is delivered, and only then is anything
+    subscribed. ``is_served`` says that this exchange served the run before, so that no error now is
+    a mistake of the configuration. A close further than ``plausible`` usual ranges from the last
+    one is accepted once REST repeats it. Where ``gather_ms``, network time, is not 0, the bars of
+    one close are delivered together. ``lacking_frames`` returns, once the warm-up bars are
+    delivered, the ranges of candles of higher timeframes that they do not reach. Order books of
+    ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms`` of market time.
     """
 
     interval_ms: int
@@ -405,7 +404,7 @@ class FeedStart(Struct, frozen=True):
 
 
 class BackfillPage(Struct, frozen=True):
-    """What REST answered about the bars of an instrument from ``from_ms`` on."""
+    """REST's answer with the bars of an instrument from ``from_ms`` on."""
 
     instrument: str
     from_ms: int
@@ -427,7 +426,7 @@ class Submitted(Struct, frozen=True):
 
 
 class CloseTimeout(Struct, frozen=True):
-    """The bars that opened at ``open_time_ms`` have been waited for long enough."""
+    """The wait for the bars that opened at ``open_time_ms`` is over."""
 
     open_time_ms: int
 

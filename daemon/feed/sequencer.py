@@ -43,9 +43,9 @@ from tracepaper.strategies.types.market import (
 class CloseGatherer:
     """Holds the stream's bars of the newest close until all that are due have come.
 
-    A bar is due where its instrument's stream stands and nothing is missing before it. The first
-    bar of a close has *remind* called with its open time, so that :meth:`expire` follows once the
-    wait is over. What comes later, what REST repaired and what revises a bar goes on by itself.
+    A bar is due where its instrument's stream is connected and nothing is missing before it. The
+    first bar of a close calls *remind* with its open time, so that :meth:`expire` follows once the
+    wait is over. Late bars, bars repaired by REST and revisions are not held.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class CloseGatherer:
         self._is_up = is_up
         self._remind = remind
         self._bars: dict[str, Bar] = {}
-        self._newest_ms = {key: one.sequence.next_open_ms - 1 for key, one in states.items()}
+        self._newest_ms = {key: state.sequence.next_open_ms - 1 for key, state in states.items()}
         self._closed_ms = -1  # the newest close that went on
 
     def push(self, event: Event) -> Iterator[Event]:
-        """Yield what goes on now that *event* has come."""
+        """Yield the events that need not wait any longer now that *event* has come."""
         if not isinstance(event, Bar):
             if isinstance(event, Gap | Funding) and event.instrument in self._bars:
                 yield from self.flush()  # it belongs after the bar that is held
@@ -83,7 +83,7 @@ class CloseGatherer:
         if not self._bars:
             self._remind(open_ms)
         self._bars[key] = event
-        if not any(self._is_due(other) for other in self._states if other not in self._bars):
+        if not any(self._is_due(absent) for absent in self._states if absent not in self._bars):
             yield from self.flush()
 
     def expire(self, open_ms: int) -> Iterator[Event]:
@@ -92,7 +92,7 @@ class CloseGatherer:
             yield from self.flush()
 
     def flush(self) -> Iterator[Event]:
-        """Yield what is held, in the order of the run's instruments, behind its ``Closed``."""
+        """Yield a ``Closed`` and the bars held, in the order of the run's instruments."""
         held, self._bars = self._bars, {}
         if not held:
             return
@@ -107,11 +107,10 @@ class CloseGatherer:
 
     @property
     def _open_ms(self) -> int:
-        """The open time of the bars that are held."""
         return next(iter(self._bars.values())).open_time_ms
 
     def _is_due(self, key: str) -> bool:
-        """Return whether the bar of *key* that opened with those held is the next of its stream."""
+        """Return whether the bar of *key* that opened with those held is its stream's next one."""
         state = self._states[key]
         is_next = state.sequence.next_open_ms == self._open_ms and not len(state.pending)
         return is_next and self._is_up(state)
@@ -125,10 +124,10 @@ LISTING_WAIT_S_MAX: Final = 1.0
 
 
 class Hole(Struct, frozen=True):
-    """What is missing of one instrument, from its sequence's next bar until ``until_ms``.
+    """The missing bars of one instrument, from its sequence's next bar until ``until_ms``.
 
-    What REST lacks at the end may still come and stays the sequence's next bar. ``cause`` is None
-    where nothing went wrong: the first warm-up of a run.
+    Bars that REST lacks at the end may still come: they stay the sequence's next ones. ``cause`` is
+    None where nothing went wrong: the first warm-up of a run.
     """
 
     state: FeedState
@@ -147,7 +146,6 @@ class Hole(Struct, frozen=True):
 
 
 async def _wait(seconds: float, client: MarketDataClient) -> None:
-    """Wait for another answer."""
     await client.cooldown.pause("a hole in the candles", seconds)
 
 
@@ -163,20 +161,20 @@ async def fill(
 ) -> AsyncIterator[Gap | Bar]:
     """Yield the missing bars of all *holes*, merged in open-time order, each hole as a gap.
 
-    A ``Gap`` repaired by ``rest`` comes before its bars, a thousand at most at a time; one that
-    is repaired by nothing is what REST lacked twice, *certain_s* apart. Each bar is accepted by
-    its sequence as it is yielded. An instrument that is not answered within *patience_s* of network
-    time after another one was stays open, and is added to *unanswered*: it holds up no other.
-    *count_left* is told before each event how many of the same answer follow it.
+    A ``Gap`` repaired by ``rest`` comes before its bars, at most a thousand at a time; an
+    unrepaired one covers bars that REST lacked twice, *certain_s* apart. Each bar is accepted by
+    its sequence as it is yielded. An instrument without an answer within *patience_s* of network
+    time after the first answer stays open, and is added to *unanswered*: it holds up no other.
+    *count_left* is called before each event with the number of events of the same answer behind it.
     """
-    holes = [one for one in holes if one.is_open]
+    holes = [hole for hole in holes if hole.is_open]
     patience = Patience(patience_s, set() if unanswered is None else unanswered)
     async for left, event in _filled(holes, client, clock, certain_s, patience):
         count_left(left)
         yield event
-    holes = [one for one in holes if one.state.instrument.id not in patience.unanswered]
-    # An instrument without any candle is as rare as an answer that wrongly says so.
-    if unknown := [one for one in holes if one.is_new]:
+    holes = [hole for hole in holes if hole.state.instrument.id not in patience.unanswered]
+    # An instrument without any candle is as rare as an answer that wrongly says so: ask twice.
+    if unknown := [hole for hole in holes if hole.is_new]:
         await _wait(min(LISTING_WAIT_S_MAX, certain_s), client)
         async for left, event in _filled(unknown, client, clock, certain_s, patience):
             count_left(left)
@@ -184,14 +182,14 @@ async def fill(
 
 
 class Patience(NamedTuple):
-    """How long the last of several answers is waited for after the first; None: without end."""
+    """How long to wait for the last of several answers after the first; None: without end."""
 
     seconds: float | None
     unanswered: set[str]  # instruments that were given up
 
-    async def answers(self, asked: Mapping[str, Coroutine[None, None, T]]) -> dict[str, T]:
-        """Return what each of *asked* answers, by instrument; those given up are left out."""
-        tasks = {key: asyncio.ensure_future(one) for key, one in asked.items()}
+    async def answers(self, requests: Mapping[str, Coroutine[None, None, T]]) -> dict[str, T]:
+        """Return the answers to *requests* by instrument; those given up are left out."""
+        tasks = {key: asyncio.ensure_future(request) for key, request in requests.items()}
         try:
             if tasks and self.seconds is not None:
                 await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
@@ -216,24 +214,24 @@ async def _filled(
     if not holes:
         return
     window_ms = client.candles_max * holes[0].state.sequence.interval_ms
-    first_ms = min(one.state.sequence.next_open_ms for one in holes)
-    last_ms = max(one.until_ms for one in holes)
+    first_ms = min(hole.state.sequence.next_open_ms for hole in holes)
+    last_ms = max(hole.until_ms for hole in holes)
     for start_ms in range(first_ms, last_ms, window_ms):
         windows = {
-            one.state.instrument.id: _HoleReader(one, client, clock, certain_s).window(
+            hole.state.instrument.id: _HoleReader(hole, client, clock, certain_s).window(
                 start_ms, start_ms + window_ms
             )
-            for one in holes
-            if one.state.instrument.id not in patience.unanswered
+            for hole in holes
+            if hole.state.instrument.id not in patience.unanswered
         }
         answers = await patience.answers(windows)
-        found = [
+        events = [
             (when_ms, place, event)
-            for place, one in enumerate(holes)
-            for when_ms, event in answers.get(one.state.instrument.id, ())
+            for place, hole in enumerate(holes)
+            for when_ms, event in answers.get(hole.state.instrument.id, ())
         ]
         # Sorting is stable: at one time a gap stays before its bars, and symbols in their order.
-        ordered = sorted(found, key=lambda entry: entry[:2])
+        ordered = sorted(events, key=lambda entry: entry[:2])
         for left, (_, place, event) in zip(reversed(range(len(ordered))), ordered, strict=True):
             sequence = holes[place].state.sequence
             now_ms = clock.market_ms()
@@ -247,7 +245,7 @@ async def _filled(
 
 
 class _HoleReader:
-    """Reads what REST has of one hole."""
+    """Reads the bars of one hole from REST."""
 
     def __init__(
         self, hole: Hole, client: MarketDataClient, clock: Clock, certain_s: float
@@ -258,7 +256,7 @@ class _HoleReader:
         self._certain_s = certain_s
 
     async def window(self, start_ms: int, end_ms: int) -> list[tuple[int, Gap | Bar]]:
-        """Return what [*start_ms*, *end_ms*) brings, with the times to sort by."""
+        """Return the bars and gaps of [*start_ms*, *end_ms*), with the times to sort by."""
         hole = self._hole
         sequence = hole.state.sequence
         interval_ms = sequence.interval_ms
@@ -290,19 +288,19 @@ class _HoleReader:
         await _wait(seconds, self._client)
 
     async def _from_listing(self, bars: list[Bar], from_ms: int) -> list[Bar]:
-        """Return *bars* and those before them that a second answer has: from the listing on."""
+        """Return *bars* and those before them that a second answer has, back to the listing."""
         while (first_ms := bars[0].open_time_ms) > from_ms:
             await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
             again = await self._request(from_ms, bars[0].close_time_ms)
             if not again or again[-1].open_time_ms < first_ms:
-                continue  # it lacks the bar that we have: it says nothing of those before
+                continue  # it lacks a bar of the first answer, so it cannot be trusted before it
             if again[0].open_time_ms == first_ms:
                 break
             bars = again[:-1] + bars
         return bars
 
     async def _verified(self, bars: list[Bar]) -> list[Bar]:
-        """Return *bars*, each implausible close as two answers in a row have it."""
+        """Return *bars* once two answers in a row agree on each implausible close."""
         verified: dict[int, Bar] = {}
         wait_s = FIRST_WAIT_S
         while unverified := self._hole.state.implausible(
@@ -320,13 +318,13 @@ class _HoleReader:
         return bars
 
     async def _close_inner_holes(self, bars: list[Bar], from_ms: int) -> list[Bar]:
-        """Return *bars* with what later answers have of the holes between them."""
+        """Return *bars* with those that later answers have between them."""
         interval_ms = self._hole.state.sequence.interval_ms
         missing = MissingRanges(self._certain_s)
-        known = {bar.open_time_ms: bar for bar in bars}
+        by_time = {bar.open_time_ms: bar for bar in bars}
         wait_s = FIRST_WAIT_S
         while True:
-            bars = [known[open_ms] for open_ms in sorted(known)]
+            bars = [by_time[open_ms] for open_ms in sorted(by_time)]
             ranges = missing_ranges(bars, from_ms, interval_ms)
             now_s = self._clock.network_s()
             missing.update(ranges, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
@@ -340,20 +338,20 @@ class _HoleReader:
                 again = await self._request(ranges[0][0], past_ms + interval_ms)
                 if not again or again[-1].open_time_ms < past_ms:
                     await self._wait(wait_s)
-                known = {**{bar.open_time_ms: bar for bar in again}, **known}
+                by_time = {**{bar.open_time_ms: bar for bar in again}, **by_time}
 
 
 def missing_ranges(bars: Sequence[Bar], from_ms: int, interval_ms: int) -> list[tuple[int, int]]:
-    """Return the stretches without a bar between *from_ms* and the last of the sorted *bars*."""
+    """Return the ranges without a bar between *from_ms* and the last of the sorted *bars*."""
     if not bars:
         return []
     until_ms = bars[-1].close_time_ms
-    found = bar_ranges(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
-    return [(run.from_ms, run.until_ms) for run in found if not run.bars]
+    ranges = bar_ranges(bars, from_ms=from_ms, until_ms=until_ms, interval_ms=interval_ms)
+    return [(run.from_ms, run.until_ms) for run in ranges if not run.bars]
 
 
 def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
-    """Return the gap that *run* is; its times seen are set as it is delivered."""
+    """Return *run* as a gap; its times are set when it is delivered."""
     return Gap(
         instrument=state.instrument.id,
         from_ms=run.from_ms,
@@ -376,9 +374,9 @@ Delivered = TypeVar("Delivered", Bar, Gap, Quote | Mark | Depths)
 class BarSequencer:
     """The order of events around bars: settlements, newest quote and mark, then the bar.
 
-    ``bar`` takes what a stream brought, ``page`` what REST answered in the background, ``fill``
-    what REST has of given holes. A bar ahead of the sequence waits until what is missing before
-    it came, or is certain never to come; other instruments go on meanwhile.
+    ``bar`` takes a bar of a stream, ``page`` an answer of REST in the background, ``fill`` closes
+    given holes from REST. A bar ahead of the sequence waits until the bars before it came, or are
+    certain never to come; other instruments go on meanwhile.
     """
 
     def __init__(
@@ -399,7 +397,7 @@ class BarSequencer:
         self._counters = counters
         self._is_up = is_up
         self._certain_s = certain_s
-        self.left = 0  # bars of an answer, or of what waited for it, that follow the one in hand
+        self.left = 0  # bars at hand that follow the one just yielded
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
         """Take a bar of the stream: deliver it exactly once, in its place."""
@@ -421,7 +419,7 @@ class BarSequencer:
             self._maintenance.request_bars(state)
 
     async def page(self, page: BackfillPage) -> AsyncIterator[Event]:
-        """Take what REST answered: what closes a hole, or lacks it for certain."""
+        """Take an answer of REST: bars that close a hole, or the certainty that there are none."""
         state = self._states[page.instrument]
         state.end_request()
         sequence = state.sequence
@@ -470,13 +468,13 @@ class BarSequencer:
         self.left = left
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
-        """Let a new run begin with *bar* where REST had nothing: before a listing nothing is."""
+        """Begin a new run at *bar* where REST had nothing: the instrument was just listed."""
         if not state.sequence.is_begun and state.cause is None:
             first_ms = state.pending.first_open_ms()
             state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 
     def _revision(self, state: FeedState, bar: Bar, place: Place) -> list[Bar]:
-        """Return *bar* where it revises one that was delivered; nothing where it repeats it."""
+        """Return *bar* where it revises a delivered one; nothing where it repeats that."""
         if place is not Place.REVISED:
             self._counters[f"{place.value}_bars"] += 1
             return []
@@ -485,7 +483,7 @@ class BarSequencer:
         return [structs.replace(bar, seen_ms=self._clock.market_ms())]
 
     async def _drain(self, state: FeedState) -> AsyncIterator[Event]:
-        """Deliver what waits, as far as nothing is missing before it or ever will come."""
+        """Deliver the waiting bars up to the first one before which a bar may still come."""
         sequence = state.sequence
         while True:
             ready, is_held = self._take_plausible(state)
@@ -510,18 +508,22 @@ class BarSequencer:
         state.missing.forget(sequence.next_open_ms)
 
     def _take_plausible(self, state: FeedState) -> tuple[list[list[Bar]], bool]:
-        """Take out what comes next as far as it is plausible; say whether a close was not.
+        """Take out the next bars up to an implausible close; return whether there was one.
 
-        A close too far from the last one leaves a hole that REST is asked about; what REST repeats
-        is accepted, and what comes after it waits.
+        A close too far from the last one leaves a hole: REST is asked for it, and its bar is
+        accepted if REST repeats it. The bars after it wait.
         """
         ready = state.pending.pop_from(state.sequence.next_open_ms)
         unverified = state.unverified(versions[0] for versions in ready)
         if not unverified:
             return ready, False
         opens = {bar.open_time_ms for bar in unverified}
-        first = next(place for place, one in enumerate(ready) if one[0].open_time_ms in opens)
-        state.pending.put_back(one for one in ready[first:] if one[0].open_time_ms not in opens)
+        first = next(
+            place for place, versions in enumerate(ready) if versions[0].open_time_ms in opens
+        )
+        state.pending.put_back(
+            versions for versions in ready[first:] if versions[0].open_time_ms not in opens
+        )
         self._counters["implausible_bars"] += len(unverified)
         earliest = unverified[0]
         log.warning(
@@ -537,7 +539,7 @@ class BarSequencer:
         return ready[:first], True
 
     def _repair_gap(self, state: FeedState, stretch: list[list[Bar]]) -> Gap:
-        """Return the gap that the bars of REST close which follow."""
+        """Return the gap that the bars of *stretch*, from REST, close."""
         bars = tuple(versions[0] for versions in stretch)
         run = BarRange(bars[0].open_time_ms, bars[-1].close_time_ms, bars)
         self._counters["repairs"] += 1
@@ -547,7 +549,7 @@ class BarSequencer:
     async def _bars(
         self, state: FeedState, stretch: list[list[Bar]], *, is_last: bool
     ) -> AsyncIterator[Event]:
-        """Deliver bars that follow one another; the newest quote belongs before the last alone."""
+        """Deliver consecutive bars; the newest quote and mark come before the last one alone."""
         for place, versions in enumerate(stretch):
             bar, *revisions = versions
             async for before in self._settlements_before(state, bar.close_time_ms):
@@ -560,8 +562,8 @@ class BarSequencer:
                 self._counters["bars"] += 1
             self.left = len(stretch) - place - 1
             yield self._seen_now(bar)
-            for other in revisions:
-                for revision in self._revision(state, other, state.sequence.place(other)):
+            for repeated in revisions:
+                for revision in self._revision(state, repeated, state.sequence.place(repeated)):
                     yield revision
 
     def _seen_now(self, event: Delivered) -> Delivered:
@@ -572,7 +574,7 @@ class BarSequencer:
         return structs.replace(event, seen_ms=now_ms)
 
     def _cause(self, state: FeedState) -> GapCause:
-        """Return why bars are missing; of a new run nothing came from its stream yet."""
+        """Return why bars are missing; the stream of a new run has brought none yet."""
         if state.cause is not None:
             return state.cause
         return GapCause.MISSED if self._is_up(state) else GapCause.DISCONNECTED
@@ -582,7 +584,7 @@ class BarSequencer:
     ) -> AsyncIterator[Funding | Gap]:
         """Yield the settlements that belong before a bar that closed at *close_ms*.
 
-        One that does not come soon is asked for in the background: no bar waits for it longer.
+        After ``FUNDING_WAIT_S`` the bar goes on, and they are asked for in the background.
         """
         if not state.funding.is_due_by(close_ms):
             return

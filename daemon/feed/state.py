@@ -40,13 +40,13 @@ class Place(StrEnum):
 
     NEXT = "next"
     AHEAD = "ahead"  # bars before it are missing
-    REPEATED = "repeated"  # equal to what was delivered
+    REPEATED = "repeated"  # equal to a bar already delivered
     REVISED = "revised"  # another value of a bar already delivered
     OLD = "old"  # too old to compare
 
 
 class BarSequence:
-    """Exactly-once order of one instrument's bars; it alone says what is newer than the last."""
+    """Exactly-once order of one instrument's bars; it alone decides which bar is the next."""
 
     def __init__(self, *, interval_ms: int, next_open_ms: int) -> None:
         self.interval_ms = interval_ms
@@ -71,9 +71,9 @@ class BarSequence:
         """Return where *bar* stands; changes nothing."""
         if self.is_new(bar):
             return Place.NEXT if bar.open_time_ms == self.next_open_ms else Place.AHEAD
-        if (known := self._values.get(bar.open_time_ms)) is None:
+        if (delivered := self._values.get(bar.open_time_ms)) is None:
             return Place.OLD
-        return Place.REPEATED if _values(bar) in known else Place.REVISED
+        return Place.REPEATED if _values(bar) in delivered else Place.REVISED
 
     def accept(self, bar: Bar) -> None:
         """Remember *bar* as delivered, be it new or a revision."""
@@ -84,7 +84,7 @@ class BarSequence:
         self.is_begun = True
 
     def skip(self, until_ms: int) -> None:
-        """Expect nothing that opens before *until_ms* any more."""
+        """Give up the bars that open before *until_ms*."""
         if self.lacks(until_ms):
             self.next_open_ms = until_ms
 
@@ -93,7 +93,7 @@ class CloseFilter:
     """Which closes are accepted at once, and which only once REST has repeated them.
 
     A close that lies more than *most* usual ranges of a bar from the last one is implausible; it is
-    accepted where REST says the same of it after the stream, or in two answers.
+    accepted where REST repeats that of the stream, or has it in two answers.
     """
 
     def __init__(self, most: float = float("inf"), recent: Iterable[Bar] = ()) -> None:
@@ -104,11 +104,11 @@ class CloseFilter:
             self.accept(bar, 1)
 
     def accept(self, bar: Bar, tick: int) -> None:
-        """Learn that *bar* was delivered."""
+        """Take in a delivered *bar*."""
         self._usual.add(bar, tick)
         if self._unverified:
             self._unverified = {
-                at: one for at, one in self._unverified.items() if at > bar.open_time_ms
+                at: values for at, values in self._unverified.items() if at > bar.open_time_ms
             }
 
     def implausible(
@@ -119,32 +119,32 @@ class CloseFilter:
     ) -> list[Bar]:
         """Return those of *bars*, the next ones, that lie too far from the last accepted one."""
         usual = self._usual
-        found = []
+        implausible = []
         for bar in bars:
-            tried = usual.copy()
-            if tried.add(bar, tick) > self._most and not is_verified(bar):
-                found.append(bar)
+            following = usual.copy()
+            if following.add(bar, tick) > self._most and not is_verified(bar):
+                implausible.append(bar)
             else:
-                usual = tried
-        return found
+                usual = following
+        return implausible
 
     def unverified(self, bars: Iterable[Bar], tick: int) -> list[Bar]:
         """Return the implausible ones of *bars* that REST has not repeated, and remember them."""
-        alone = self.implausible(bars, tick, self._is_verified)
-        self._unverified.update((bar.open_time_ms, _values(bar)) for bar in alone)
-        return alone
+        unverified = self.implausible(bars, tick, self._is_verified)
+        self._unverified.update((bar.open_time_ms, _values(bar)) for bar in unverified)
+        return unverified
 
     def _is_verified(self, bar: Bar) -> bool:
         return bar.source is Source.REST and self._unverified.get(bar.open_time_ms) == _values(bar)
 
 
 def _values(bar: Bar) -> _Values:
-    """Return what makes two bars of one time the same bar."""
+    """Return the values by which two bars of one time are compared."""
     return (bar.open, bar.high, bar.low, bar.close, bar.volume, bar.turnover)
 
 
 class BarRange(Struct, frozen=True):
-    """A stretch of a window: the bars that fill it, or none where it is a hole."""
+    """A range of times with the bars that fill it, or none where it is a hole."""
 
     from_ms: int
     until_ms: int  # exclusive
@@ -154,36 +154,35 @@ class BarRange(Struct, frozen=True):
 def bar_ranges(
     bars: Iterable[Bar], *, from_ms: int, until_ms: int, interval_ms: int
 ) -> list[BarRange]:
-    """Cut the window [*from_ms*, *until_ms*) into stretches with and without bars, in order.
+    """Cut the window [*from_ms*, *until_ms*) into ranges with and without bars, in order.
 
     *bars* are sorted by open time, each once, and open inside the window. A hole at the window's
-    end is listed too; whether it is certain is for the caller to know.
+    end is listed too, though its bars may still come.
     """
-    found: list[BarRange] = []
+    ranges: list[BarRange] = []
     stretch: list[Bar] = []
     at_ms = from_ms
     for bar in bars:
         if bar.open_time_ms > at_ms:
             if stretch:
-                found.append(_run(stretch))
+                ranges.append(_run(stretch))
                 stretch = []
-            found.append(BarRange(at_ms, bar.open_time_ms, ()))
+            ranges.append(BarRange(at_ms, bar.open_time_ms, ()))
         stretch.append(bar)
         at_ms = bar.open_time_ms + interval_ms
     if stretch:
-        found.append(_run(stretch))
+        ranges.append(_run(stretch))
     if at_ms < until_ms:
-        found.append(BarRange(at_ms, until_ms, ()))
-    return found
+        ranges.append(BarRange(at_ms, until_ms, ()))
+    return ranges
 
 
 def _run(stretch: Sequence[Bar]) -> BarRange:
-    """Return the run of consecutive bars."""
     return BarRange(stretch[0].open_time_ms, stretch[-1].close_time_ms, tuple(stretch))
 
 
 class _MissingRange(Struct, frozen=True):
-    """A stretch without bars, since when (network time), and whether that is certain."""
+    """A range without bars, since when (network time), and whether that is certain."""
 
     from_ms: int
     until_ms: int
@@ -192,10 +191,10 @@ class _MissingRange(Struct, frozen=True):
 
 
 class MissingRanges:
-    """What REST lacks although it has later bars.
+    """Ranges that REST lacks although it has later bars.
 
-    One answer proves nothing: a stretch is certain once an answer lacks it that came *certain_s*
-    or more after the first one that did.
+    One answer proves nothing: a range is certain once a second answer lacks it, *certain_s* or
+    more after the first.
     """
 
     def __init__(self, certain_s: float) -> None:
@@ -205,64 +204,68 @@ class MissingRanges:
     def update(
         self, missing: Iterable[tuple[int, int]], *, from_ms: int, until_ms: int, now_s: float
     ) -> None:
-        """Learn that an answer about [*from_ms*, *until_ms*) lacks the rising *missing* stretches.
+        """Take in that an answer lacks the rising *missing* ranges of [*from_ms*, *until_ms*).
 
-        All else of that time it has; of other times it says nothing.
+        It has all else of that window, and says nothing about times outside.
         """
-        found = [*self._outside(from_ms, until_ms)]
+        ranges = [*self._outside(from_ms, until_ms)]
         for start_ms, end_ms in missing:
             at_ms = start_ms
-            for known in self._ranges:
-                first_ms, last_ms = max(known.from_ms, at_ms), min(known.until_ms, end_ms)
+            for before in self._ranges:
+                first_ms, last_ms = max(before.from_ms, at_ms), min(before.until_ms, end_ms)
                 if first_ms >= last_ms:
                     continue
                 if first_ms > at_ms:
-                    found.append(_MissingRange(at_ms, first_ms, now_s, is_certain=False))
-                is_certain = known.is_certain or now_s - known.since_s >= self._certain_s
-                found.append(_MissingRange(first_ms, last_ms, known.since_s, is_certain))
+                    ranges.append(_MissingRange(at_ms, first_ms, now_s, is_certain=False))
+                is_certain = before.is_certain or now_s - before.since_s >= self._certain_s
+                ranges.append(_MissingRange(first_ms, last_ms, before.since_s, is_certain))
                 at_ms = last_ms
             if at_ms < end_ms:
-                found.append(_MissingRange(at_ms, end_ms, now_s, is_certain=False))
-        self._ranges = sorted(found, key=lambda one: one.from_ms)
+                ranges.append(_MissingRange(at_ms, end_ms, now_s, is_certain=False))
+        self._ranges = sorted(ranges, key=lambda missing: missing.from_ms)
 
     def _outside(self, from_ms: int, until_ms: int) -> Iterable[_MissingRange]:
-        """Yield what is known of times outside [*from_ms*, *until_ms*)."""
-        for one in self._ranges:
-            if one.from_ms < from_ms:
-                yield structs.replace(one, until_ms=min(one.until_ms, from_ms))
-            if one.until_ms > until_ms:
-                yield structs.replace(one, from_ms=max(one.from_ms, until_ms))
+        """Yield the parts of the ranges that lie outside [*from_ms*, *until_ms*)."""
+        for missing in self._ranges:
+            if missing.from_ms < from_ms:
+                yield structs.replace(missing, until_ms=min(missing.until_ms, from_ms))
+            if missing.until_ms > until_ms:
+                yield structs.replace(missing, from_ms=max(missing.from_ms, until_ms))
 
     def certain_until(self, from_ms: int) -> int:
-        """Return until when, from *from_ms* on, nothing will ever come; *from_ms* where unsure."""
+        """Return the end of the certain ranges that begin at *from_ms*; else *from_ms*."""
         at_ms = from_ms
-        for one in self._ranges:
-            if one.is_certain and one.from_ms <= at_ms < one.until_ms:
-                at_ms = one.until_ms
+        for missing in self._ranges:
+            if missing.is_certain and missing.from_ms <= at_ms < missing.until_ms:
+                at_ms = missing.until_ms
         return at_ms
 
     def due_s(self) -> float:
-        """Return when the next answer can make a stretch certain; infinity where all are."""
+        """Return when the next answer can make a range certain; infinity where all are."""
         return min(
-            (one.since_s + self._certain_s for one in self._ranges if not one.is_certain),
+            (
+                missing.since_s + self._certain_s
+                for missing in self._ranges
+                if not missing.is_certain
+            ),
             default=float("inf"),
         )
 
     def forget(self, before_ms: int) -> None:
-        """Forget what was missing before *before_ms*: it was delivered or given up."""
-        self._ranges = [one for one in self._ranges if one.until_ms > before_ms]
+        """Forget the ranges before *before_ms*: their bars were delivered or given up."""
+        self._ranges = [missing for missing in self._ranges if missing.until_ms > before_ms]
 
 
 # ---------------------------------------------------------------- order books
 
 OVERFLOW: Final = "overflow"
-"""Why books do not go on where the queue had no room for one."""
+"""Why a series of books is interrupted where the queue had no room for one."""
 
 
 class DepthHolder:
     """Holds the books of one instrument until they are an event: a block of them, or a bar comes.
 
-    Nothing is packed before: a book costs two short texts of bytes until then.
+    Until then a book is two short byte strings.
     """
 
     def __init__(self, instrument: str, levels: int, every_ms: int) -> None:
@@ -274,7 +277,7 @@ class DepthHolder:
         self._next_ms: int | None = None
 
     def add(self, depth: Depth, cause: str) -> Iterator[Depths]:
-        """Take the next book, and *cause* where it does not go on; yield what is whole now."""
+        """Take the next book, with a *cause* if some before it are missing; yield full blocks."""
         if not cause and self._next_ms not in (None, depth.seen_ms):
             cause = OVERFLOW
         if cause:
@@ -286,7 +289,7 @@ class DepthHolder:
             yield from self.flush()
 
     def flush(self) -> Iterator[Depths]:
-        """Yield what is held as one event, seen when its newest book stood so."""
+        """Yield the held books as one event, seen at the time of the newest one."""
         if not self._held:
             return
         books = books_of(self._held, self._levels)
@@ -358,15 +361,15 @@ class FeedState:
         self._close_filter.accept(bar, self.instrument.tick_size)
 
     def implausible(self, bars: Iterable[Bar], is_verified: Callable[[Bar], bool]) -> list[Bar]:
-        """Return those of *bars*, the next ones, that are too far from the last accepted one."""
+        """Return those of *bars*, the next ones, that lie too far from the last accepted one."""
         return self._close_filter.implausible(bars, self.instrument.tick_size, is_verified)
 
     def unverified(self, bars: Iterable[Bar]) -> list[Bar]:
-        """Return the implausible ones that REST has not repeated; each is asked about."""
+        """Return the implausible ones that REST has not repeated: each must be requested."""
         return self._close_filter.unverified(bars, self.instrument.tick_size)
 
     def change_filters(self, instrument: Instrument) -> None:
-        """Learn new filters of the instrument, and how often its funding is settled."""
+        """Take in new filters of the instrument, and how often its funding is settled."""
         self.instrument = instrument
         self.funding.change(instrument.funding_interval_minutes)
 
@@ -376,7 +379,7 @@ class FeedState:
         return is_free
 
     def end_request(self) -> None:
-        """Learn that the answer of REST was read from the queue."""
+        """Note that the answer of REST was read from the queue."""
         self._is_requested = False
 
     def claim_gap_cause(self) -> bool:
@@ -385,7 +388,7 @@ class FeedState:
         return is_free
 
     def set_gap_cause(self, cause: GapCause) -> None:
-        """Learn why bars may be missing from here on: after those that wait, where some do."""
+        """Note why bars may be missing from here on: behind those that wait, where some do."""
         self._has_queued_cause = False
         if len(self.pending):
             self._next_cause = cause
@@ -393,11 +396,11 @@ class FeedState:
             self.cause = cause
 
     def reject_close(self) -> None:
-        """Learn that the next bar's close is implausible: that is why it is missing."""
+        """Note that the next bar is missing because its close is implausible."""
         self.cause = GapCause.IMPLAUSIBLE
 
     def clear_gap_cause(self) -> None:
-        """Learn that a bar of the stream was delivered, so the next hole has its own cause."""
+        """Note that a bar of the stream was delivered, so the next hole has its own cause."""
         self.cause = GapCause.MISSED
         if not len(self.pending):
             self.cause, self._next_cause = self._next_cause or GapCause.MISSED, None
@@ -408,8 +411,9 @@ class FeedState:
         """Keep *quote* if it is the newest; return whether it is an event of its own.
 
         It is one while an order rests (*from_ms* is the market time from which it may fill): the
-        first quote at or after that, then each that differs from the one delivered before, or does
-        not (*again*: that one was not believed). One that *is_evidence* always is.
+        first quote at or after that, then each that differs from the one delivered before. An equal
+        one is an event too (*again*) where that one was not believed. One that *is_evidence* always
+        is.
         """
         delivered = self._quote.delivered
         if not self._quote.update(quote):
@@ -417,8 +421,8 @@ class FeedState:
         if not is_evidence:
             if from_ms is None or quote.market_ms < from_ms:
                 return False
-            is_known = delivered is not None and delivered.market_ms >= from_ms
-            if is_known and not again and delivered is not None and _same(delivered, quote):
+            is_later = delivered is not None and delivered.market_ms >= from_ms
+            if is_later and not again and _offers(delivered) == _offers(quote):
                 return False
         self._quote.deliver()
         return True
@@ -426,7 +430,7 @@ class FeedState:
     def update_mark(self, mark: Mark, *, matters: bool = False) -> bool:
         """Keep *mark* if it is the newest; return whether it is an event of its own: it *matters*.
 
-        The others are handed on before a bar alone.
+        The others are delivered only before a bar.
         """
         if not self._mark.update(mark) or not matters:
             return False
@@ -436,7 +440,7 @@ class FeedState:
     def update_trade(self, trade: Trade, *, is_evidence: bool) -> bool:
         """Keep *trade* if it is the newest; return whether it is an event: it *is_evidence*.
 
-        No other trade is one, but for the newest before a price that is doubted.
+        The only other trade delivered is the newest before a price that is doubted.
         """
         if not self._trade.update(trade) or not is_evidence:
             return False
@@ -448,32 +452,32 @@ class FeedState:
         quote = None if isinstance(price, Quote) else self._quote.deliver()
         mark = None if isinstance(price, Mark) else self._mark.deliver()
         trade = None if isinstance(price, Trade) else self._trade.deliver()
-        return [one for one in (quote, mark, trade) if one is not None]
+        return [newest for newest in (quote, mark, trade) if newest is not None]
 
     def drop_ahead(self, latest_ms: float) -> None:
-        """Forget what is dated after *latest_ms*, so that later prices do not look old."""
+        """Forget prices dated after *latest_ms*, so that later ones do not look old."""
         self._quote.drop_ahead(latest_ms)
         self._mark.drop_ahead(latest_ms)
         self._trade.drop_ahead(latest_ms)
 
     def take_book(self, sampled: OrderBookSample) -> Iterator[Depths]:
-        """Hold a book of the grid; yield those that are enough for an event."""
+        """Hold a sampled book; yield the blocks that are full."""
         if self.books is not None:
             yield from self.books.add(sampled.depth, sampled.cause)
 
     def undelivered(self) -> list[Quote | Mark | Depths]:
-        """Return the newest quote and mark unless they were delivered, and the books that are held.
+        """Return the newest quote and mark unless they were delivered, and the held books.
 
         All of it counts as delivered now.
         """
         newest = (self._quote.deliver(), self._mark.deliver())
         books = () if self.books is None else self.books.flush()
-        return [*(one for one in newest if one is not None), *books]
+        return [*(price for price in newest if price is not None), *books]
 
     def is_settlement_due(self, *, market_ms: int, network_s: float) -> bool:
         """Return True, once for each request, when a settlement is overdue.
 
-        It is asked for after twice the wait each time, up to ``REQUEST_WAIT_MAX_S``.
+        The wait between requests doubles, up to ``REQUEST_WAIT_MAX_S``.
         """
         if not self.funding.is_overdue(market_ms):
             self._settlement_wait_s = SETTLEMENT_WAIT_S
@@ -485,10 +489,10 @@ class FeedState:
         return True
 
     def is_overdue(self, *, market_ms: int, network_s: float, grace_ms: int) -> bool:
-        """Return True, once for each question, when the next bar's closing frame is overdue.
+        """Return True, once for each request, when the next bar's closing frame is overdue.
 
-        Overdue is *grace_ms* of market time and ``GRACE_S`` of network time after its close; then
-        after twice the wait each time, up to ``REQUEST_WAIT_MAX_S``, while REST has no such bar.
+        It is overdue *grace_ms* of market time and ``GRACE_S`` of network time after its close; the
+        wait between requests then doubles, up to ``REQUEST_WAIT_MAX_S``.
         """
         close_ms = self.sequence.next_close_ms
         if market_ms < close_ms:
@@ -505,7 +509,7 @@ class FeedState:
         return True
 
     def request_by(self, network_s: float) -> None:
-        """Have the next question come no later than *network_s*."""
+        """Make the next request due no later than *network_s*."""
         self._request_at_s = min(self._request_at_s, network_s)
 
 
@@ -549,9 +553,9 @@ class PendingBars:
         return len(self._bars)
 
     def add(self, bar: Bar) -> bool:
-        """Keep *bar*, or a revision of one that waits; False where there is no place.
+        """Keep *bar*, or a revision of one that waits; False where there is no room.
 
-        Without a place the newest bar goes, which is asked for again once the hole is closed.
+        Then the newest bar goes, which is requested again once the hole is closed.
         """
         versions = self._bars.setdefault(bar.open_time_ms, [])
         if len(versions) < REVISIONS_MAX:
@@ -576,11 +580,11 @@ class PendingBars:
         return min(self._bars, default=None)
 
     def put_back(self, stretch: Iterable[list[Bar]]) -> None:
-        """Let bars that were taken out wait again, each with its revisions."""
+        """Put back bars that were taken out, each with its revisions."""
         self._bars.update((versions[0].open_time_ms, versions) for versions in stretch)
 
     def pop_from(self, open_ms: int) -> list[list[Bar]]:
-        """Take out the bars that follow one another from *open_ms* on, each with its revisions."""
+        """Take out the consecutive bars from *open_ms* on, each with its revisions."""
         taken: list[list[Bar]] = []
         while (versions := self._bars.pop(open_ms, None)) is not None:
             taken.append(versions)
@@ -588,11 +592,5 @@ class PendingBars:
         return taken
 
 
-def _same(one: Quote, other: Quote) -> bool:
-    """Return whether two quotes offer the same."""
-    return (one.bid, one.bid_size, one.ask, one.ask_size) == (
-        other.bid,
-        other.bid_size,
-        other.ask,
-        other.ask_size,
-    )
+def _offers(quote: Quote | None) -> tuple[int, int, int, int] | None:
+    return quote and (quote.bid, quote.bid_size, quote.ask, quote.ask_size)
