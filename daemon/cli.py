@@ -40,7 +40,7 @@ RENAMED: Final = {
     "--spans": "--holdout",
     "--vectors": "--covariates",
 }
-"""Older names of options; whoever types one is told the name that the command knows now."""
+"""Older names of options; an error names the new one."""
 OTHERS: Final = "Added by other packages"
 
 Command = Callable[..., object]
@@ -66,7 +66,7 @@ def invoke(arguments: Sequence[str]) -> int:
         code = _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output is gone, so nothing can be said to it.
+        # The reader of the output is gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
@@ -91,9 +91,11 @@ def _run(arguments: Sequence[str]) -> int:
         called = ALIASES[called]
         arguments = [*arguments[:place], called, *arguments[place + 1 :]]
     if called in entries:
-        # Before anything else can log: stdout belongs to the command's answer.
-        _configure_log()
-        entries = {called: entries[called]}
+        from tracepaper.daemon.terminal import console
+
+        # Before anything can log: log lines go to stderr, since stdout is the command's answer. A
+        # command that reads a configuration may configure them anew.
+        console.configure()
         commands = {called: _load(entries[called])}
     else:
         commands = {name: _load_or_stand_in(entry) for name, entry in entries.items()}
@@ -104,19 +106,12 @@ def _run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else DONE
 
 
-def _configure_log() -> None:
-    """Send log lines to stderr; a command that reads a configuration may set them anew."""
-    from tracepaper.daemon.terminal import console
-
-    console.configure()
-
-
 def _entries() -> Entries:
     """Return the declared commands in the order of the help."""
-    found = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
-    known = [name for names in PANELS.values() for name in names]
-    order = [name for name in known if name in found] + sorted(set(found) - set(known))
-    return {name: found[name] for name in order}
+    entries = {entry.name: entry for entry in metadata.entry_points(group=GROUP)}
+    listed = [name for names in PANELS.values() for name in names]
+    order = [name for name in listed if name in entries] + sorted(set(entries) - set(listed))
+    return {name: entries[name] for name in order}
 
 
 def _application(commands: Mapping[str, typer.Typer | Command]) -> typer.Typer:
@@ -133,17 +128,17 @@ def _application(commands: Mapping[str, typer.Typer | Command]) -> typer.Typer:
 
 def _load(entry: metadata.EntryPoint) -> typer.Typer | Command:
     try:
-        found: typer.Typer | Command = entry.load()
+        command: typer.Typer | Command = entry.load()
     except (ImportError, AttributeError) as error:
         raise TracepaperError(
             f"The command {entry.name} cannot be loaded from {entry.value} ({error}); "
             "reinstall the package that brings it."
         ) from None
-    return found
+    return command
 
 
 def _load_or_stand_in(entry: metadata.EntryPoint) -> typer.Typer | Command:
-    """Return the command, or a line for the list, so that one fault does not hide the others."""
+    """Return the command, or a stand-in, so that one broken command does not hide the others."""
     try:
         return _load(entry)
     except TracepaperError:
@@ -154,8 +149,8 @@ def _load_or_stand_in(entry: metadata.EntryPoint) -> typer.Typer | Command:
         return stand_in
 
 
-def _version(asked: bool) -> None:  # noqa: FBT001 - the library's signature
-    if asked:
+def _version(is_given: bool) -> None:  # noqa: FBT001 - the library's signature
+    if is_given:
         typer.echo(f"tracepaper {metadata.version('tracepaper')}")
         raise typer.Exit
 
@@ -176,16 +171,18 @@ def _no_thread(error: BaseException) -> bool:
 
 
 def _explain(error: BaseException) -> int:
-    """Say *error* in one sentence on stderr and return its exit code; raise what is a bug."""
+    """Print *error* as one sentence on stderr and return its exit code; raise a bug again."""
     match error:
         case TracepaperError():
             sentence = str(error)
             code = WRONG_USAGE if isinstance(error, ConfigInvalid) else FAILED
         case BaseExceptionGroup():
-            ours, _ = error.split(lambda one: isinstance(one, TracepaperError) or _no_thread(one))
-            if ours is None:
+            explained, _ = error.split(
+                lambda inner: isinstance(inner, TracepaperError) or _no_thread(inner)
+            )
+            if explained is None:
                 raise error
-            return _explain(ours.exceptions[0])
+            return _explain(explained.exceptions[0])
         case typer.TyperException():
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else "tracepaper"
@@ -193,7 +190,9 @@ def _explain(error: BaseException) -> int:
             message = " ".join(words).rstrip(".")
             old = getattr(error, "option_name", "")
             new = RENAMED.get(old)
-            if context is not None and any(new in one.opts for one in context.command.params):
+            if context is not None and any(
+                new in parameter.opts for parameter in context.command.params
+            ):
                 message = f"{old} is called {new} now"
             sentence, code = f"{message}; see `{path} --help`.", error.exit_code
         case sqlite3.DatabaseError():

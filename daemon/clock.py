@@ -66,17 +66,17 @@ class SystemClock:
 
 
 JUMP_S = 7_123_457.891
-"""More than 82 days: the hour, the day of the week and of the month, the month are all others."""
+"""More than 82 days, so that hour, day of the week, day of the month and month all change."""
 
 JUMPS = 997
 """Jumps before it starts anew: far fewer years than a date can hold."""
 
 
 def jump_clocks() -> None:
-    """Let every clock that Python code of this process reads jump ahead at each reading.
+    """Make every clock that Python code of this process reads jump ahead at each reading.
 
-    A class whose decisions depend on the machine's time then decides otherwise. What native code
-    reads (``numpy.datetime64('now')``, say) does not jump.
+    A class whose decisions depend on the machine's time then decides otherwise. Clocks that native
+    code reads (``numpy.datetime64('now')``, say) do not jump.
     """
     readings = itertools.count(1)
 
@@ -87,30 +87,26 @@ def jump_clocks() -> None:
         _replace(time, name, lambda read, *given: read(*given) + ahead())
         _replace(time, f"{name}_ns", lambda read, *given: read(*given) + int(ahead() * 1e9))
     for name in ("localtime", "gmtime", "ctime"):
-        _replace(time, name, lambda read, seconds=None: read(_or_now(seconds)))
+        _replace(time, name, lambda read, s=None: read(time.time() if s is None else s))
     _replace(time, "asctime", lambda read, given=None: read(given or time.localtime()))
     _replace(time, "strftime", lambda read, form, t=None: read(form, t or time.localtime()))
     setattr(dt, "date", _leaping(dt.date))  # noqa: B010 - a type may not be assigned to
     setattr(dt, "datetime", _leaping(dt.datetime))  # noqa: B010 - likewise
 
 
-def _or_now(seconds: float | None) -> float:
-    return time.time() if seconds is None else seconds
-
-
 def _replace(module: ModuleType, name: str, by: Callable[..., object]) -> None:
     setattr(module, name, partial(by, getattr(module, name)))
 
 
-def _leaping(known: type) -> type:
-    """Return a subclass of *known* that asks ``time.time``; every *known* value is one of it."""
+def _leaping(original: type) -> type:
+    """Return a subclass of *original* that asks ``time.time``; ``isinstance`` takes both alike."""
 
-    class Kind(type(known)):  # type: ignore[misc]
+    class Kind(type(original)):  # type: ignore[misc]
         def __instancecheck__(cls, value: object) -> bool:
-            return isinstance(value, known)
+            return isinstance(value, original)
 
-        def __subclasscheck__(cls, other: type) -> bool:
-            return issubclass(other, known)
+        def __subclasscheck__(cls, subclass: type) -> bool:
+            return issubclass(subclass, original)
 
     def now(cls: Any, tz: Any = None) -> Any:  # noqa: ANN401 - as the library's own
         return cls.fromtimestamp(time.time(), tz)
@@ -122,8 +118,10 @@ def _leaping(known: type) -> type:
         return cls.fromtimestamp(time.time())
 
     methods = {"now": now, "utcnow": utcnow, "today": today}
-    own = {name: classmethod(method) for name, method in methods.items() if hasattr(known, name)}
-    return Kind(known.__name__, (known,), own)
+    replaced = {
+        name: classmethod(method) for name, method in methods.items() if hasattr(original, name)
+    }
+    return Kind(original.__name__, (original,), replaced)
 
 
 class Clock(Protocol):
@@ -142,7 +140,7 @@ class Clock(Protocol):
         ...
 
     def observe(self, server_ms: int) -> None:
-        """Learn that server time is at least *server_ms* (the ``ts`` of a frame)."""
+        """Advance server time to at least *server_ms* (the ``ts`` of a frame)."""
         ...
 
     def synchronise(self, server_ms: int) -> None:
@@ -163,14 +161,14 @@ class Feed(Protocol):
 
 
 class PriceJudge(Protocol):
-    """What a feed asks of the engine about prices and rates that jump: which belong together."""
+    """The engine's judgement of prices and rates that jump, for the feed."""
 
     def doubts(self, price: Quote | Mark | Funding, /) -> bool:
         """Return whether *price* would not be believed by itself."""
         ...
 
     def is_evidence(self, price: Quote | Mark | Trade, /) -> bool:
-        """Return whether *price* is evidence for what was not believed, or for an absurd rate."""
+        """Return whether *price* confirms one that was not believed, or an absurd rate."""
         ...
 
     def settled_ms(self, instrument: str, /) -> int:
@@ -178,7 +176,7 @@ class PriceJudge(Protocol):
         ...
 
     def repeats(self, price: Quote | Mark, /) -> bool:
-        """Return whether *price* only says again what its source said and was not believed."""
+        """Return whether *price* only repeats one of its source that was not believed."""
         ...
 
     def holds_quote(self, instrument: str, /) -> bool:
@@ -190,7 +188,7 @@ class Predictor(Protocol):
     """Where the model runs, and the only thing that may run elsewhere."""
 
     async def predict(self, event: Event, /) -> Prediction:
-        """Return the forecast of *event*, that it timed out, or None where none is needed."""
+        """Return the forecast at *event*, a timeout, or None where no forecast is needed."""
         ...
 
     async def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:

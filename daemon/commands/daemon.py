@@ -17,7 +17,8 @@ from tracepaper.daemon.commands.options import (
     print_json,
 )
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import CommandKind
+from tracepaper.strategies.types.market import CommandKind, RunKind
+from tracepaper.strategies.units import NOTHING, duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,7 +43,6 @@ def run(
     from tracepaper.daemon.session.daemon import Daemon
     from tracepaper.daemon.terminal import console
     from tracepaper.daemon.terminal.live_view import live_view
-    from tracepaper.strategies.types.market import RunKind
 
     loaded = load(with_settings(config, settings))
     console.configure(level=loaded.log.level, output=loaded.log.format)
@@ -117,9 +117,6 @@ def _parts(document: Document) -> list[RenderableType]:
 
 
 def _retraining(facts: Document, now_ms: int) -> str:
-    """Return one line on how the retraining of the model stands."""
-    from tracepaper.strategies.units import duration
-
     last = cast("Document | None", facts["last"])
     wait_ms = max(cast("int", facts["due_ms"]) - now_ms, 0)
     counts = cast("dict[str, int]", facts["outcomes"])
@@ -133,8 +130,6 @@ def _retraining(facts: Document, now_ms: int) -> str:
 
 def _accounts(document: Document) -> RenderableType:
     from rich.table import Table
-
-    from tracepaper.strategies.units import NOTHING
 
     table = Table(box=None, pad_edge=False, header_style="dim")
     columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]

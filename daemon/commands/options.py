@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
+from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+
 if TYPE_CHECKING:
     from tracepaper.storage.database.chunks import Located
 
@@ -79,17 +81,15 @@ R = TypeVar("R")
 
 
 def reads_record(command: Callable[P, R]) -> Callable[P, R]:
-    """Return *command*, which reads a record, so that no stored bytes end it in a traceback.
+    """Wrap *command*, which reads a record, so that no stored bytes end it in a traceback.
 
-    What is read or derived from rows that nobody wrote so may fail anywhere. The sentence names
-    the check that tells what was changed, and keeps what was raised.
+    Code that reads changed rows may fail anywhere. The sentence has the error, and names the check
+    that finds the change.
     """
 
     @wraps(command)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
         from msgspec import MsgspecError
-
-        from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 
         try:
             return command(*args, **kwargs)
@@ -105,9 +105,9 @@ def reads_record(command: Callable[P, R]) -> Callable[P, R]:
             TypeError,
             ValueError,
         ) as error:
-            said = " ".join(str(error).split()).rstrip(".")
+            reason = " ".join(str(error).split()).rstrip(".")
             raise DataInvalid(
-                f"The record holds what no run writes ({type(error).__name__}: {said}): run "
+                f"The record holds what no run writes ({type(error).__name__}: {reason}): run "
                 "`tracepaper audit verify` and restore a backup; where that finds nothing, "
                 "report a fault of tracepaper."
             ) from error
@@ -140,10 +140,10 @@ def print_json(document: object) -> None:
 
 
 def located(run: str, database: Path | None) -> Located:
-    """Find the run that *run* names, and warn on stderr where it plainly lacks something."""
+    """Find the run that *run* names, and warn on stderr where it is plainly damaged."""
     from tracepaper.storage.database.reader import resolve
 
-    found = resolve(database, run)
-    if found.damage:
-        say(f"Warning: {found.damage}", err=True)
-    return found
+    place = resolve(database, run)
+    if place.damage:
+        say(f"Warning: {place.damage}", err=True)
+    return place

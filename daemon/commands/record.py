@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,23 +55,24 @@ def verify(
 
     if every and (head is not None or run != "last"):
         raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
-    kept = None if head is None else _digest(head)
+    digest = None if head is None else _digest(head)
     path, run_id, _ = _located(run, db, config)
     with Reader.open(path) as reader:
-        known = reader.run_ids()
-        ids = known if every else [run_id]
-        found = audit_runs(reader.connection, ids, head=kept)
-    documents = [_document(path, audited) for audited in found]
+        stored = reader.run_ids()
+        ids = stored if every else [run_id]
+        audits = audit_runs(reader.connection, ids, head=digest)
+    documents = [_document(path, audited) for audited in audits]
     if json:
         print_json(documents if every else documents[0])
     else:
-        for sentence in dict.fromkeys(_sentence(audited) for audited in found):
+        # A problem of the file itself is the same for every run: say it once.
+        for sentence in dict.fromkeys(_sentence(audited) for audited in audits):
             say(sentence)
-        if len(known) > len(ids) and found[0].holds:
-            say(f"Other runs here, {len(known) - 1}, were not walked: --all does that.")
-        for warning in found[0].warnings:
+        if len(stored) > len(ids) and audits[0].holds:
+            say(f"Other runs here, {len(stored) - 1}, were not walked: --all does that.")
+        for warning in audits[0].warnings:
             say(f"warning: {warning}", err=True)
-    if not all(audited.holds for audited in found):
+    if not all(audited.holds for audited in audits):
         raise typer.Exit(1)
 
 
@@ -90,30 +92,23 @@ def _document(path: Path, audited: Audited) -> dict[str, object]:
 
 
 def _sentence(audited: Audited) -> str:
-    """Return what was found, a line or more; of the file itself the same for every run."""
     from tracepaper.storage.chain.integrity import ADDED_SINCE, NEVER_FOUND
 
     report = audited.chain
     if audited.problem is not None:
-        what = "" if report.problem is None else f"The chain of run {report.run_id} is broken. "
-        return f"{what}{audited.problem.sentence}"
+        broken = "" if report.problem is None else f"The chain of run {report.run_id} is broken. "
+        return f"{broken}{audited.problem.sentence}"
     if not report.steps:
         return f"Run {report.run_id} holds no step: no link of its chain was checked."
-    held = _held(report.run_id, report.steps, report.pruned_until)
+    holds = "holds"
+    if report.pruned_until is not None:
+        holds = f"is pruned until step {report.pruned_until} and holds from there"
+    sentence = f"The chain of run {report.run_id} {holds}: {report.steps} steps."
     if report.head_sequence is None:
-        kept = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
-        return f"{held}\n{kept}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
-    kept = f"The head that was kept is the digest of step {report.head_sequence}."
-    return f"{held}\n{kept} {ADDED_SINCE}"
-
-
-def _held(run_id: str, steps: int, pruned_until: int | None) -> str:
-    if pruned_until is None:
-        return f"The chain of run {run_id} holds: {steps} steps."
-    return (
-        f"The chain of run {run_id} is pruned until step {pruned_until} and holds from there: "
-        f"{steps} steps."
-    )
+        head = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
+        return f"{sentence}\n{head}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
+    head = f"The head that was kept is the digest of step {report.head_sequence}."
+    return f"{sentence}\n{head} {ADDED_SINCE}"
 
 
 def _digest(text: str) -> bytes:
@@ -231,8 +226,6 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write every view of a run into a file each; the folder appears when all are whole."""
-    import sys
-
     from tracepaper.storage.database.queries import chosen
     from tracepaper.storage.database.queries import export as write
     from tracepaper.storage.database.reader import Reader
@@ -281,8 +274,6 @@ def _show(question: str, limit: int, located: Located, *, json: bool) -> None:
 
 def _print(answered: Answered, *, json: bool) -> None:
     """Print rows: a table on a terminal, tab-separated lines elsewhere, or JSON."""
-    import sys
-
     if answered.cut:
         say(f"Shown: {answered.cut}; there are more (--rows N).", err=True)
     if json:
@@ -350,11 +341,11 @@ def backup(
     path = database_path(db, config)
     beside = back_up(path, file)
     if json:
-        said = {"database": str(path), "backup": str(file), "bytes": file.stat().st_size}
-        print_json({**said, "beside": [str(one) for one in beside]})
+        document = {"database": str(path), "backup": str(file), "bytes": file.stat().st_size}
+        print_json({**document, "beside": [str(copy) for copy in beside]})
         return
     typer.echo(f"Copied {path} to {file} ({file.stat().st_size:,} bytes).")
-    for folder in sorted({one.relative_to(file.parent).parts[0] for one in beside}):
+    for folder in sorted({copy.relative_to(file.parent).parts[0] for copy in beside}):
         typer.echo(f"{file.parent / folder} holds what its runs were decided by: it belongs to it.")
 
 
@@ -396,8 +387,8 @@ def prune(
     prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)
     for run_id, why in unknown.items():
         say(
-            f"Warning: what run {run_id} looks back on was told by its record alone, since its "
-            f"strategy or model cannot be loaded here: {why}",
+            f"Warning: how far run {run_id} looks back was derived from its record alone, since "
+            f"its strategy or model cannot be loaded here: {why}",
             err=True,
         )
     if json:

@@ -593,4 +593,4 @@ class PendingBars:
 
 
 def _offers(quote: Quote | None) -> tuple[int, int, int, int] | None:
-    return quote and (quote.bid, quote.bid_size, quote.ask, quote.ask_size)
+    return None if quote is None else (quote.bid, quote.bid_size, quote.ask, quote.ask_size)

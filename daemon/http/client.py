@@ -45,7 +45,7 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
 
 
 def readiness(database: Path) -> tuple[bool, str]:
-    """Return whether the daemon's ``/readyz`` says that it is ready, and its words."""
+    """Return whether the daemon is ready, and the text of its ``/readyz``."""
     holder = _serving(database)
     try:
         status, content = _exchange(holder.http, "/readyz", None, "")
@@ -85,9 +85,6 @@ def _exchange(address: str, path: str, body: Document | None, token: str) -> tup
         return answer.status, answer.read()
 
 
-# The token that a command needs, in a file that only the user of the daemon can read.
-
-
 def token_file(database: Path) -> Path:
     """Return the file of the token, beside *database*: ``tracepaper.db.token``."""
     file = database.resolve()
@@ -121,7 +118,7 @@ def write_token(database: Path) -> str:
 def read_token(database: Path) -> str:
     """Return the token of the daemon that runs on *database*.
 
-    Raises ``TracepaperError`` where it is not there, or is another user's.
+    Raises ``TracepaperError`` where the file is missing, or another user's.
     """
     file = token_file(database)
     try:

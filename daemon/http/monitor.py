@@ -101,7 +101,7 @@ class Histogram:
         self.total_s = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one that took *seconds*."""
+        """Count a duration."""
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total_s += seconds
 
@@ -109,12 +109,12 @@ class Histogram:
 class Monitor:
     """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
 
-    *counters* are the feed's own (reconnections, repairs, malformed frames); the mapping is read
-    when asked, so it may go on changing. *newest* says when the feed last received a frame;
-    *breach* returns the limit that halts new exposure, if one was breached;
-    *obstacles* returns what else keeps the daemon from deciding; *margin* has the rules of each
-    instrument that trades on margin. ``retraining`` is set where the model is retrained, and
-    ``warm_at`` to what returns until when an instrument is held for want of bars.
+    *counters* are the feed's own (reconnections, repairs, malformed frames), read at each request.
+    *newest* has the times of the feed's newest frame and quotes; *breach* returns the breached
+    limit that halts new exposure, if any; *obstacles* returns other reasons why the daemon cannot
+    decide; *margin* has the rules of each instrument that trades on margin. ``retraining`` is set
+    where the model is retrained, and ``warm_at`` to a function that returns when an instrument will
+    have enough bars.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Monitor:
         self._margin = margin or {}
         self.model_id = run.model_id
         self.retraining: RetrainProgress | None = None
-        self._instruments = {one.id: one for one in run.instruments}
+        self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
         """Count one stored step."""
@@ -167,16 +167,18 @@ class Monitor:
             case Bar(instrument=instrument):
                 if step.accepted:
                     self.bars[instrument] = step
-                    self._time(step, step.event.close_time_ms)
+                    # A late bar says nothing about how fast the daemon decides.
+                    if step.decision is not None and step.decision.refused_by != late.name:
+                        self.decision_s.add(self._age_s(step.event.close_time_ms))
                 else:
                     self.revisions += 1
         if (decision := step.decision) is not None:
-            self._judge(decision)
-
-    def _time(self, step: Step, close_ms: int) -> None:
-        """Count how long after its close a bar's decision was stored, unless it came late."""
-        if step.decision is not None and step.decision.refused_by != late.name:
-            self.decision_s.add(max(0, self._clock.market_ms() - close_ms) / 1000)
+            self.actions[decision.action.value] += 1
+            if decision.refused_by is not None:
+                self.refusals[decision.refused_by] += 1
+            gates = decision.gate_set.gates
+            if operator.name in gates:
+                self.halted = not decision.passed >> gates.index(operator.name) & 1
 
     def predicting(self, predictor: Predictor) -> Predictor:
         """Return *predictor*, timed."""
@@ -186,25 +188,25 @@ class Monitor:
         """Return *audit*, timed."""
         return _TimedAudit(audit, self._clock, self.commit_s)
 
-    # ------------------------------------------------------------ ages, when they are asked for
+    # ------------------------------------------------------------ ages
 
     def bar_age_s(self, instrument: str) -> float | None:
-        """Return how long ago, in market time, the newest bar of *instrument* closed."""
+        """Return the market time since the newest bar of *instrument* closed."""
         bar = step.event if (step := self.bars.get(instrument)) is not None else None
         return self._age_s(bar.close_time_ms) if isinstance(bar, Bar) else None
 
     def quote_age_s(self, instrument: str) -> float | None:
-        """Return how old, in market time, the newest quote of *instrument* is."""
+        """Return the age, in market time, of the newest quote of *instrument*."""
         quote_ms = self._newest.quote_ms(instrument)
         return None if quote_ms is None else self._age_s(quote_ms)
 
     def frame_age_s(self) -> float | None:
-        """Return how long ago the newest frame came."""
+        """Return the network time since the newest frame."""
         frame_s = self._newest.frame_s()
         return None if frame_s is None else self._clock.network_s() - frame_s
 
     def commit_age_s(self) -> float | None:
-        """Return how long ago the newest step was stored."""
+        """Return the network time since the newest step was stored."""
         committed_s = self._committed_s
         return None if committed_s is None else self._clock.network_s() - committed_s
 
@@ -213,26 +215,18 @@ class Monitor:
 
     @property
     def is_obstructed(self) -> bool:
-        """Whether something beside the market keeps the daemon from deciding."""
+        """Whether another reason than the market keeps the daemon from deciding."""
         return bool(self._obstacles())
 
     @property
     def halted_by(self) -> str | None:
-        """What keeps it from new exposure until RESUME: ``operator``, a limit, or None."""
+        """The gate that allows no new exposure until RESUME: ``operator``, a limit, or None."""
         return operator.name if self.halted else self._breach() or None
 
     # ------------------------------------------------------------ documents
 
-    def _judge(self, decision: Decision) -> None:
-        self.actions[decision.action.value] += 1
-        if decision.refused_by is not None:
-            self.refusals[decision.refused_by] += 1
-        gates = decision.gate_set.gates
-        if operator.name in gates:
-            self.halted = not decision.passed >> gates.index(operator.name) & 1
-
     def not_ready(self) -> Sequence[str]:
-        """Return why the daemon cannot decide now; nothing where it can."""
+        """Return the reasons why the daemon cannot decide now; none where it can."""
         reasons = list(self._obstacles())
         for instrument in self._instruments:
             step = self.bars.get(instrument)
@@ -283,27 +277,27 @@ class Monitor:
         }
 
     def _retraining_document(self) -> Document | None:
-        """Return how retraining stands; None where [model] retrain is absent."""
-        if (of := self.retraining) is None:
+        """Return the state of retraining; None where [model] retrain is absent."""
+        if (progress := self.retraining) is None:
             return None
-        last = of.last
+        last = progress.last
         return {
-            "training": of.is_training,
-            "due_ms": of.due_ms,
-            "outcomes": {outcome.value: count for outcome, count in of.outcomes.items()},
+            "training": progress.is_training,
+            "due_ms": progress.due_ms,
+            "outcomes": {outcome.value: count for outcome, count in progress.outcomes.items()},
             "last": None if last is None else msgspec.to_builtins(last),
         }
 
     def _account_document(self, last: Step) -> Document:
-        """Return the run's own account; on margin also what all its positions bind."""
+        """Return the run's own account; on margin also the margin of all positions."""
         document = account_document(last.account)
         if self._margin:
-            used = sum(one.position.margin for one in self.bars.values() if one.position)
+            used = sum(step.position.margin for step in self.bars.values() if step.position)
             document["margin_used"] = unscaled(used, MONEY_DECIMALS)
         return document
 
     def _margin_document(self, name: str, step: Step) -> Document:
-        """Return what the position of *name* binds, and where it is liquidated, if it is held."""
+        """Return margin, leverage and liquidation price of the position of *name*, if held."""
         rules = self._margin.get(name)
         if rules is None or (used := rules.use_of(step.position)) is None:
             return {}
@@ -315,7 +309,7 @@ class Monitor:
 
 
 class _TimedPredictor:
-    """A predictor whose answers are timed; the bars of one close count as one."""
+    """A predictor whose predictions are timed; the bars of one close count as one."""
 
     def __init__(self, predictor: Predictor, clock: Clock, took_s: Histogram) -> None:
         self._predictor = predictor
@@ -323,7 +317,7 @@ class _TimedPredictor:
         self._took_s = took_s
 
     async def predict(self, event: Event) -> Prediction:
-        """Return what is predicted at *event*."""
+        """Return the prediction at *event*."""
         begun_s = self._clock.network_s()
         prediction = await self._predictor.predict(event)
         if prediction is not None:
@@ -331,7 +325,7 @@ class _TimedPredictor:
         return prediction
 
     async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return what is predicted at each of *bars*."""
+        """Return the prediction at each of *bars*."""
         begun_s = self._clock.network_s()
         predictions = await self._predictor.predict_close(bars)
         if any(prediction is not None for prediction in predictions):
@@ -464,13 +458,12 @@ class MonitorCollector(Collector):
         yield from _bars(monitor)
 
 
-def _retraining(of: RetrainProgress) -> Iterable[Metric]:
-    """Yield how the retraining of the model stands."""
-    counts = {outcome.value: count for outcome, count in of.outcomes.items()}
+def _retraining(progress: RetrainProgress) -> Iterable[Metric]:
+    counts = {outcome.value: count for outcome, count in progress.outcomes.items()}
     yield _counted("retrainings", "outcome", "Retrainings of the model, by what became.", counts)
-    yield _gauge("retraining", "1 while a model is trained.", float(of.is_training))
+    yield _gauge("retraining", "1 while a model is trained.", float(progress.is_training))
     due = "UTC market time from which the next retraining begins."
-    yield _gauge("retraining_due_seconds", due, of.due_ms / 1000)
+    yield _gauge("retraining_due_seconds", due, progress.due_ms / 1000)
 
 
 def _accounts(step: Step) -> Iterable[Metric]:
@@ -485,7 +478,7 @@ def _accounts(step: Step) -> Iterable[Metric]:
 
 
 def _bars(monitor: Monitor) -> Iterable[Metric]:
-    """Yield the newest bar of each instrument: price, time, position, confidence."""
+    """Return price, time, position and confidence at the newest bar of each instrument."""
     prices = GaugeMetricFamily("tracepaper_price", "Last close.", labels=["instrument"])
     times = GaugeMetricFamily(
         "tracepaper_last_bar_close_seconds", "UTC time of its close.", labels=["instrument"]
@@ -494,14 +487,14 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
     confidences = GaugeMetricFamily(
         "tracepaper_confidence", "Entropy confidence of the last forecast.", labels=["instrument"]
     )
-    scales = {one.id: one for one in monitor.run.instruments}
+    instruments = {instrument.id: instrument for instrument in monitor.run.instruments}
     for name, step in monitor.bars.items():
-        bar, scale, prediction = step.event, scales[name], step.prediction
+        bar, instrument, prediction = step.event, instruments[name], step.prediction
         assert isinstance(bar, Bar)
-        prices.add_metric([name], bar.close / 10**scale.price_decimals)
+        prices.add_metric([name], bar.close / 10**instrument.price_decimals)
         times.add_metric([name], bar.close_time_ms / 1000)
         if step.position is not None:
-            quantity = step.position.quantity / 10**scale.quantity_decimals
+            quantity = step.position.quantity / 10**instrument.quantity_decimals
             positions.add_metric([name], quantity)
         explanation = getattr(prediction, "explanation", None)
         if explanation is not None and explanation.confidence is not None:
@@ -510,7 +503,7 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
 
 
 def _ages(monitor: Monitor) -> Iterable[Metric]:
-    """Yield how old everything is at this scrape; what never came has no age."""
+    """Yield the ages at this scrape; data that never came has no age."""
     intervals = GaugeMetricFamily(
         "tracepaper_interval_seconds", "Length of a bar.", labels=["instrument"]
     )
@@ -524,14 +517,14 @@ def _ages(monitor: Monitor) -> Iterable[Metric]:
         "Since the newest quote, market time.",
         labels=["instrument"],
     )
-    for one in monitor.run.instruments:
-        intervals.add_metric([one.id], monitor.run.interval_ms / 1000)
+    for instrument in monitor.run.instruments:
+        intervals.add_metric([instrument.id], monitor.run.interval_ms / 1000)
         for family, age_s in (
-            (bars, monitor.bar_age_s(one.id)),
-            (quotes, monitor.quote_age_s(one.id)),
+            (bars, monitor.bar_age_s(instrument.id)),
+            (quotes, monitor.quote_age_s(instrument.id)),
         ):
             if age_s is not None:
-                family.add_metric([one.id], age_s)
+                family.add_metric([instrument.id], age_s)
     yield from (intervals, bars, quotes)
     for name, text, newest_s in (
         ("frame_age_seconds", "Since the newest frame of a stream.", monitor.frame_age_s()),
@@ -542,7 +535,6 @@ def _ages(monitor: Monitor) -> Iterable[Metric]:
 
 
 def _latencies(monitor: Monitor) -> Iterable[Metric]:
-    """Yield how long the parts of a decision took."""
     for name, text, took_s in (
         ("decision_seconds", "From a bar's close to its stored decision.", monitor.decision_s),
         ("model_seconds", "One forecast.", monitor.model_s),

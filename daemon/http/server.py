@@ -35,7 +35,7 @@ from tracepaper.strategies.types.market import CommandKind
 
 CONNECTIONS_MAX: Final = 64
 REQUEST_TIMEOUT_S: Final = 10.0
-SAID_EVERY_S: Final = 60.0
+LOG_EVERY_S: Final = 60.0
 SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -58,14 +58,14 @@ class ConnectionLimits:
         self.timeout_s = timeout_s
         self._connections: dict[asyncio.BaseTransport, _Connection] = {}
         self._counts: Counter[str] = Counter()
-        self._said_s = 0.0
+        self._logged_s = 0.0
         self._restore_handler: Callable[[], None] = lambda: None
-        # What aiohttp has to say goes through here; a logger of this server's own.
+        # aiohttp logs through a logger of this server's own.
         self.logger = logging.Logger("http.server")  # noqa: LOG001
         self.logger.addFilter(self._pass_on)
 
     def protocol(self, inner: Callable[[], asyncio.BaseProtocol]) -> Callable[[], _Connection]:
-        """Return what makes a connection's protocol, with one of *inner* behind it."""
+        """Return a factory of connection protocols, each with one of *inner* behind it."""
         return lambda: _Connection(self, inner)
 
     @property
@@ -100,12 +100,12 @@ class ConnectionLimits:
     def admit(self, connection: _Connection, transport: asyncio.Transport) -> bool:
         """Count *connection* in, or answer 503 at the limit; return whether it is in.
 
-        Who only holds connections open keeps nobody else out: one that waits for its request gives
-        way, the oldest first.
+        A client that only holds connections open keeps nobody else out: a connection that waits for
+        its request gives way, the oldest first.
         """
         if len(self._connections) >= self._most:
             self.count("over_limit")
-            oldest = next((one for one in self._connections.items() if one[1].is_waiting), None)
+            oldest = next((item for item in self._connections.items() if item[1].is_waiting), None)
             if oldest is None:
                 transport.write(UNAVAILABLE)
                 transport.close()
@@ -122,7 +122,7 @@ class ConnectionLimits:
             self._connections.pop(transport, None)
 
     def count_exhaustion(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Count what *loop* could not accept for want of descriptors: a hundred each second."""
+        """Count the connections that *loop* cannot accept for want of file descriptors."""
         before = loop.get_exception_handler()
 
         def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -138,17 +138,17 @@ class ConnectionLimits:
         loop.set_exception_handler(handle)
         self._restore_handler = lambda: loop.set_exception_handler(before)
 
-    def count(self, what: str) -> None:
-        """Count what was not let through; say so once a minute."""
-        self._counts[what] += 1
+    def count(self, reason: str) -> None:
+        """Count a refused connection; log the counts once a minute."""
+        self._counts[reason] += 1
         now_s = asyncio.get_running_loop().time()
-        if not self._said_s or now_s - self._said_s >= SAID_EVERY_S:
-            self._said_s = now_s
+        if not self._logged_s or now_s - self._logged_s >= LOG_EVERY_S:
+            self._logged_s = now_s
             log.warning("connections refused", **self._counts)
             self._counts.clear()
 
     def _pass_on(self, record: logging.LogRecord) -> bool:
-        """Count what is no HTTP; hand on the rest, which is a fault of this server."""
+        """Count what is no HTTP; log the rest, which is a fault of this server."""
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError | web.HTTPException | ConnectionError):
             self.count("malformed")
@@ -203,7 +203,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether no whole request is at work: one is awaited, or an answer is being read."""
+        """Whether a request is awaited, or the client reads an answer."""
         return self._timer is not None
 
     def abort(self) -> None:
@@ -231,7 +231,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is None:
             return
         if self._is_idle and not self._transport.get_write_buffer_size():
-            self._transport.close()  # it waited for nothing, so nothing is refused
+            self._transport.close()  # an idle connection: no request is refused
             return
         self._limits.count("too_slow")
         self._transport.abort()
@@ -257,9 +257,9 @@ class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class HttpServer:
     """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command``.
 
-    *status* answers with plain values, ``ready`` among them. *submit* puts a command in line and
-    returns the sequence of the step that carried it out; only who sends *token* may do so. Use it
-    as an async context manager; ``url`` is the address, with the port that was picked for port 0.
+    *status* returns plain values, ``ready`` among them. *submit* queues a command and returns the
+    sequence of the step that carried it out; it needs *token*. Use it as an async context manager;
+    ``url`` is the address, with the chosen port where the port is 0.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         """Listen; raise ``ConfigInvalid`` where the address cannot be had."""
         application = web.Application(
-            middlewares=[self._limits.middleware, _refuse_foreigners, _token_asked(self._token)],
+            middlewares=[self._limits.middleware, _refuse_foreigners, _require_token(self._token)],
             client_max_size=BODY_LIMIT_BYTES,
         )
         application.add_routes(
@@ -313,7 +313,6 @@ class HttpServer:
         await self._stack.aclose()
 
     async def _livez(self, _request: web.Request) -> web.Response:
-        """Answer as long as the event loop turns."""
         return web.Response(text="live\n")
 
     async def _readyz(self, _request: web.Request) -> web.Response:
@@ -405,7 +404,6 @@ async def _listening(
 
 
 def _exposed(registry: CollectorRegistry) -> web.Response:
-    """Return the metrics in Prometheus's text format."""
     return web.Response(
         body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
     )
@@ -413,7 +411,7 @@ def _exposed(registry: CollectorRegistry) -> web.Response:
 
 @web.middleware
 async def _refuse_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse other machines, and pages of other sites that a browser here has open.
+    """Refuse other machines, and pages of other sites in a browser on this one.
 
     A foreign name that resolves to this machine (DNS rebinding) shows in ``Host``; a page of
     another site shows in ``Origin``.
@@ -433,15 +431,15 @@ async def _refuse_foreigners(request: web.Request, handler: Handler) -> web.Stre
     return response
 
 
-def _token_asked(token: str) -> Middleware:
-    """Let only who knows *token* do more than look: other users of this machine do not."""
+def _require_token(token: str) -> Middleware:
+    """Require *token* for all but GET and HEAD: other users of this machine may only look."""
     expected = f"Bearer {token}".encode()
 
     @web.middleware
     async def ask(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode(errors="replace")
-        # Compared in constant time: how long it takes must not tell how much of it was right.
-        if request.method in {"GET", "HEAD"} or hmac.compare_digest(given, expected):
+        header = request.headers.get("Authorization", "").encode(errors="replace")
+        # Compared in constant time, so that the time does not tell how much of it was right.
+        if request.method in {"GET", "HEAD"} or hmac.compare_digest(header, expected):
             return await handler(request)
         refusal = _refusal(
             401,

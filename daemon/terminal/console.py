@@ -37,7 +37,7 @@ class Terminal(Console):
 
 
 WIDE_COLUMNS = 160
-"""Of tables in a pipe or a file: it has no width, and 80 columns would hide figures."""
+"""The width of tables in a pipe or a file, where 80 columns would hide figures."""
 
 
 def for_tables() -> Terminal:
@@ -55,7 +55,7 @@ HEAD: Final = ("timestamp", "level", "logger", "event")
 
 
 class _CurrentStderr(logging.StreamHandler[TextIO]):
-    """Writes to what ``sys.stderr`` is now, so that a live view can print lines above itself."""
+    """Writes to the current ``sys.stderr``, so that a live view can print lines above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -108,10 +108,7 @@ def configure(
 
 
 def _our_logger(level: int, name: str = "tracepaper") -> logging.Logger:
-    """Return the logger *name*, which passes lines from *level* on and not from the root's on.
-
-    Without a name it is not the root: the root's level would let every library through.
-    """
+    """Return the logger *name* with a level of its own: the root's is that of the libraries."""
     logger = logging.getLogger(name)
     logger.setLevel(level)
     return logger
@@ -137,12 +134,12 @@ def _harmless(
     _logger: object, _method: str, line: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
     """Write control characters as text, so that the terminal does not execute them."""
-    return {name: visible(one) if isinstance(one, str) else one for name, one in line.items()}
+    return {name: visible(text) if isinstance(text, str) else text for name, text in line.items()}
 
 
 def _head_first(
     _logger: object, _method: str, line: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Begin every line with when, how grave and what, for people who read JSON."""
+    """Begin every line with time, level, logger and event, for people who read JSON."""
     head = {name: line.pop(name) for name in HEAD if name in line}
     return {**head, **line}

@@ -18,7 +18,7 @@ from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.screen import ScreenState, screen
 from tracepaper.strategies.gates.declared import late
-from tracepaper.strategies.types.decisions import Account, Fill, Forecast, Run, Step
+from tracepaper.strategies.types.decisions import Account, Forecast, Run, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, unscaled
 
@@ -55,11 +55,11 @@ class LiveView:
         self._shown.end()
 
     def opened(self, run: Run) -> None:
-        """Learn which run is shown."""
+        """Show *run*."""
         self._shown.opened(run)
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
-        """Show one stored step; *instruments* by id say how to write its numbers."""
+        """Show one stored step; *instruments* by id have the decimals of its numbers."""
         self._shown.show(step, instruments)
 
 
@@ -115,7 +115,7 @@ class Screen:
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Take in *step*; redraw if the screen is old enough."""
         if not self._state.decisions and step.decision is not None:
-            self._pace = Pace(self._clock)  # the pace of warming up is another
+            self._pace = Pace(self._clock)  # warm-up bars had another pace
         self._state.observe(step, instruments)
         if isinstance(step.event, Bar) and step.accepted:
             self._pace.count()
@@ -129,42 +129,53 @@ class Screen:
 
 
 class Lines:
-    """Says each fill, gap and command, and a decision at most once a second."""
+    """Logs each fill, gap and command, and a decision at most once a second."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._pace = Pace(clock)
-        self._said_s = -LOG_EVERY_S
+        self._logged_s = -LOG_EVERY_S
 
     def begin(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing: log lines need no preparation."""
 
     def end(self) -> None:
-        """Say how many bars there were."""
+        """Log the number of bars."""
         log.info("view closed", bars=self._pace.bars)
 
     def opened(self, run: Run) -> None:
-        """Say which run began."""
+        """Log the run that began."""
         log.info(
             "run opened",
             run_id=run.run_id,
             kind=run.kind.value,
             strategy=run.strategy,
             model_id=run.model_id,
-            instruments=[one.id for one in run.instruments],
+            instruments=[instrument.id for instrument in run.instruments],
             warnings=list(run.warnings),
         )
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
-        """Log what is worth a line."""
+        """Log fills, gaps and commands, and now and then a bar."""
         for fill in step.fills:
-            self._say_fill(step, fill, instruments[fill.instrument])
+            instrument = instruments[fill.instrument]
+            log.info(
+                "fill",
+                sequence=step.sequence,
+                instrument=fill.instrument,
+                side=fill.side.value,
+                quantity=unscaled(fill.quantity, instrument.quantity_decimals),
+                price=unscaled(fill.price, instrument.price_decimals),
+                fee=unscaled(fill.fee, MONEY_DECIMALS),
+                reason=fill.reason,
+                equity=unscaled(step.account.equity, MONEY_DECIMALS),
+            )
         match step.event:
             case Bar() as bar if step.accepted:
                 self._pace.count()
-                if self._clock.network_s() - self._said_s >= LOG_EVERY_S:
-                    self._said_s = self._clock.network_s()
-                    self._say_bar(step, bar, instruments[bar.instrument])
+                if self._clock.network_s() - self._logged_s >= LOG_EVERY_S:
+                    self._logged_s = self._clock.network_s()
+                    self._log_bar(step, bar, instruments[bar.instrument])
             case Gap() as gap:
                 log.warning(
                     "gap",
@@ -179,28 +190,15 @@ class Lines:
             case _:
                 pass
 
-    def _say_fill(self, step: Step, fill: Fill, instrument: Instrument) -> None:
-        log.info(
-            "fill",
-            sequence=step.sequence,
-            instrument=fill.instrument,
-            side=fill.side.value,
-            quantity=unscaled(fill.quantity, instrument.quantity_decimals),
-            price=unscaled(fill.price, instrument.price_decimals),
-            fee=unscaled(fill.fee, MONEY_DECIMALS),
-            reason=fill.reason,
-            equity=unscaled(step.account.equity, MONEY_DECIMALS),
-        )
-
-    def _say_bar(self, step: Step, bar: Bar, instrument: Instrument) -> None:
+    def _log_bar(self, step: Step, bar: Bar, instrument: Instrument) -> None:
         facts: dict[str, object] = {
             "sequence": step.sequence,
             "instrument": bar.instrument,
             "open_time_ms": bar.open_time_ms,
             "close": unscaled(bar.close, instrument.price_decimals),
         }
-        if isinstance(step.prediction, Forecast) and (said := step.prediction.explanation):
-            facts["confidence"] = None if said.confidence is None else round(said.confidence, 4)
+        if isinstance(step.prediction, Forecast) and (shown := step.prediction.explanation):
+            facts["confidence"] = None if shown.confidence is None else round(shown.confidence, 4)
         if (decision := step.decision) is not None:
             facts["action"] = decision.action.value
             facts["refused_by"] = decision.refused_by
@@ -233,7 +231,7 @@ class RunWatcher:
         self.run: Run | None = None
 
     def opened(self, run: Run) -> None:
-        """Learn which run it is."""
+        """Take in the run that the next steps belong to."""
         self.run = run
         self._view.opened(run)
         self._instruments = {item.id: item for item in run.instruments}
@@ -257,7 +255,7 @@ class RunWatcher:
         return not self.reached_end and (self._limit is None or self.decided < self._limit)
 
     def farewell(self, database: Path) -> None:
-        """Say what happened since the start and what to type next; a log line off a terminal."""
+        """Print a summary since the start and the next commands; a log line off a terminal."""
         if self.run is None or self._account is None:
             return
         equity = f"{self._account.equity / MONEY_SCALE:,.2f}"
@@ -274,8 +272,8 @@ class RunWatcher:
             )
             return
         refused, unfilled = (
-            ", ".join(f"{name} {count:,}" for name, count in counted.most_common(3))
-            for counted in (self._refusals, self._unfilled)
+            ", ".join(f"{name} {count:,}" for name, count in counts.most_common(3))
+            for counts in (self._refusals, self._unfilled)
         )
         run_id = self.run.run_id
         sys.stdout.write(

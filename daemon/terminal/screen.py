@@ -43,7 +43,7 @@ BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BAR_CELLS: Final = 30
 PANELS_MAX: Final = 4
 NARROW: Final = 80
-"""Columns under which the head counts nothing."""
+"""Columns below which the head has no counts."""
 CLOSES_KEPT: Final = 60
 ACTION_STYLES: Final = {
     Action.LONG: "bold green",
@@ -57,7 +57,7 @@ DOWN, FLAT, UP = "red", "bright_black", "green"
 
 @dataclass(slots=True)
 class ScreenState:
-    """What the screen is drawn from; the live view keeps it up to date."""
+    """The data of the screen; the live view keeps it up to date."""
 
     run: Run | None = None
     cash: int = 0  # money at the start of the account; 0 while unknown
@@ -72,7 +72,7 @@ class ScreenState:
     bars_per_s: float = 0.0
     margin: Mapping[str, MarginRules] = field(default_factory=dict)  # where it trades on margin
     model_id: str = ""  # of the model that decides now
-    halted_by: str = ""  # what keeps it from new exposure until RESUME, as far as it was seen
+    halted_by: str = ""  # the gate that allows no new exposure until RESUME
 
     def open(self, run: Run) -> None:
         """Remember *run*; its stored configuration names the starting cash and the horizon."""
@@ -83,7 +83,7 @@ class ScreenState:
         self.margin = margin_rules(config, run.instruments)
 
     def observe(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
-        """Remember what the screen shows of *step*."""
+        """Take in *step*."""
         self.last = step
         self.instruments = instruments
         self.fills += len(step.fills)
@@ -105,18 +105,18 @@ class ScreenState:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The screen at the size of the terminal: what passed gives way first, then instruments."""
+    """The screen at the size of the terminal: first it drops passed gates, then instruments."""
 
     state: ScreenState
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        made = _screen(self.state, options.max_width, PANELS_MAX)
+        whole = _screen(self.state, options.max_width, PANELS_MAX)
         for panels in range(PANELS_MAX, 0, -1) if options.is_terminal else ():
-            # A live view cuts what is too tall at its end, where position and equity stand.
-            if len(console.render_lines(made, options)) <= options.size.height:
+            # A live view is cut at its end, where position and equity stand.
+            if len(console.render_lines(whole, options)) <= options.size.height:
                 break
-            made = _screen(self.state, options.max_width, panels, is_short=True)
-        yield made
+            whole = _screen(self.state, options.max_width, panels, is_short=True)
+        yield whole
 
 
 def screen(state: ScreenState) -> RenderableType:
@@ -143,7 +143,7 @@ def _screen(
 
 
 def _head(state: ScreenState, width: int) -> RenderableType:
-    """Return one line: what does not fit ends in an ellipsis, the run's id first."""
+    """Return one line; where it is too long, an ellipsis cuts the run's id first."""
     counted = f"decisions {state.decisions:,}  fills {state.fills:,}  "
     pace = f"{state.bars_per_s:,.1f} bars/s "
     counts = pace if width < NARROW else counted + pace
@@ -160,7 +160,7 @@ def _head(state: ScreenState, width: int) -> RenderableType:
 
 
 def _panel(state: ScreenState, name: str, step: Step, *, is_short: bool) -> RenderableType:
-    """Return what is known of one instrument: its last bar and what was decided on it."""
+    """Return the panel of one instrument: its last bar, and the decision on it."""
     bar, instrument = step.event, state.instruments[name]
     assert isinstance(bar, Bar)
     grid = Table.grid(padding=(0, 2))
@@ -170,7 +170,7 @@ def _panel(state: ScreenState, name: str, step: Step, *, is_short: bool) -> Rend
     grid.add_row(
         "price", Text.assemble((price, "bold"), "  ", (sparkline(state.closes[name]), "cyan"))
     )
-    for title, line in _thoughts(step, state.horizon):
+    for title, line in _prediction(step, state.horizon):
         grid.add_row(title, line)
     if step.decision is not None:
         grid.add_row("decision", _decision(step.decision))
@@ -192,8 +192,8 @@ def _panel(state: ScreenState, name: str, step: Step, *, is_short: bool) -> Rend
     )
 
 
-def _thoughts(step: Step, horizon: int) -> list[tuple[str, Text]]:
-    """Return the lines on forecast and attention, as far as there are any."""
+def _prediction(step: Step, horizon: int) -> list[tuple[str, Text]]:
+    """Return the lines on forecast and attention, if any."""
     match step.prediction:
         case PredictionTimeout(deadline_ms=deadline_ms):
             return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]
@@ -234,8 +234,7 @@ def _forecast(forecast: Forecast, horizon: int) -> Text:
 def _decision(decision: Decision) -> Text:
     text = Text.assemble((decision.action.value, ACTION_STYLES[decision.action]))
     if decision.refused_by is not None:
-        found = verdict(decision.action, decision.refused_by, decision.reason)
-        text.append(f"  {found}", "yellow")
+        text.append(f"  {verdict(decision.action, decision.refused_by, decision.reason)}", "yellow")
     elif decision.unfilled_reason is not None:
         text.append(f"  unfilled: {decision.unfilled_reason}", "yellow")
     elif decision.reason:
@@ -244,9 +243,9 @@ def _decision(decision: Decision) -> Text:
 
 
 def _gates(decision: Decision, *, is_short: bool) -> RenderableType:
-    """Return every gate; those with a real measure show it beside its threshold.
+    """Return every gate; calibrated ones show measure and threshold.
 
-    Where it *is_short* the gates that passed are a number.
+    Where it *is_short* the gates that passed are only counted.
     """
     rows = zip(
         decision.gate_set.gates, decision.measures, decision.gate_set.thresholds, strict=True
@@ -302,8 +301,8 @@ def _foot(state: ScreenState) -> RenderableType:
     account = state.last.account
     costs = (account.fees_paid + account.funding_paid) / MONEY_SCALE
     if state.margin:
-        bound = sum(one.position.margin for one in state.bars.values() if one.position)
-        cells.append(Text(f"margin used {bound / MONEY_SCALE:,.2f}", "dim"))
+        used = sum(step.position.margin for step in state.bars.values() if step.position)
+        cells.append(Text(f"margin used {used / MONEY_SCALE:,.2f}", "dim"))
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))
     return Text("   ").join(cells)
 

@@ -75,7 +75,7 @@ def test_prune_says_from_where_the_chain_holds(
     code, out, err = typed(capsys, "db", "prune", "--keep", 1, "--db", path)
     assert code == 0
     # A run without a model kept: as many bars as its record says.
-    assert err.startswith("Warning: what run r-1 looks back on was told by its record alone")
+    assert err.startswith("Warning: how far run r-1 looks back was derived from its record alone")
     (steps,) = re.findall(r"Run r-1: (\d+) steps dropped; the chain holds from step \d+\.", out)
     until = int(steps) - 1
     assert 150 < until < 300
