@@ -65,7 +65,7 @@ Origins = dict[tuple[str, str], str]
 
 _OF_DEPTH: Final = ("depth", "depth_every_ms")
 STORED_AS: Final = {("model", "covariates"): "vectors"}
-"""The older names under which keys are stored and hashed; whoever types one is told the new one."""
+"""The older names under which keys are stored and hashed; an error names the new one."""
 
 
 class Config(BaseModel):
@@ -93,14 +93,14 @@ class Config(BaseModel):
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the file that it was read from; known where [model] names files."""
+        """The folder of the configuration file, where [model] names files."""
         return self._folder
 
     def beside(self, folder: Path) -> Config:
         """Return the same configuration, as one read from a file in *folder*."""
-        found = self.model_copy()
-        found._folder = folder  # noqa: SLF001 - its own class
-        return found
+        copy = self.model_copy()
+        copy._folder = folder  # noqa: SLF001 - its own class
+        return copy
 
     def document(self) -> dict[str, dict[str, object]]:
         """Return ``settings`` under the names by which a run stores and hashes them."""
@@ -129,24 +129,23 @@ class Config(BaseModel):
     def canonical_json(self, stored: str = "") -> str:
         """Return the whole configuration as JSON that is equal for equal configurations.
 
-        Keys that an older version's *stored* one lacks are left out: they are newer than that.
+        Keys that the *stored* configuration of an older version lacks are left out.
         """
-        return _json(_known(self.document(), stored))
+        return _json(_keys_of(self.document(), stored))
 
     def sha256(self, stored: str = "") -> str:
         """Return the hash of the sections that decide a run; *stored* as above."""
-        document = _known(self.document(), stored)
+        document = _keys_of(self.document(), stored)
         decides = {name for name, section in SECTIONS.items() if section.decides}
         tables = {name: table for name, table in document.items() if name in decides}
-        # Waits of the wall are compared with market time at this pace, so it decides as well.
+        # Wall time is compared with market time at this scale, so it decides as well.
         tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
-        # When the next model is trained decides no bar: each change of a model is an event.
+        # The time of the next training decides no bar: each change of a model is an event.
         tables["model"].pop("retrain", None)
-        decisive = _json(tables)
-        return hashlib.sha256(decisive.encode()).hexdigest()
+        return hashlib.sha256(_json(tables).encode()).hexdigest()
 
 
-def _known(document: dict[str, Any], stored: str) -> dict[str, Any]:
+def _keys_of(document: dict[str, Any], stored: str) -> dict[str, Any]:
     """Return *document* without the keys that the JSON *stored* lacks; all where it is empty."""
     return _within(document, json.loads(stored)) if stored else document
 
@@ -181,7 +180,7 @@ NOTHING: Final[Sections] = MappingProxyType({})
 
 
 class WithSettings(NamedTuple):
-    """A configuration file, else the default one, and what ``--set`` lays over it."""
+    """A configuration file, else the default one, and the keys that ``--set`` lays over it."""
 
     file: Path | None
     settings: Sections
@@ -220,7 +219,7 @@ ELSEWHERE: Final = {
     **dict.fromkeys(("commission", "fee", "fees"), "write [execution] taker_fee and maker_fee"),
     **dict.fromkeys(("timeframe", "period"), "write [market] interval, such as '5' minutes"),
 }
-"""Keys of other programs, without underscores, and where what they mean is said here."""
+"""Keys of other programs, without underscores, and the place of their meaning here."""
 
 
 def load(
@@ -235,9 +234,9 @@ def load(
     *given* is a file, by default ``tracepaper.toml`` in the working directory where there is
     one, or sections and their keys: these stand in place of a file, and over the environment. It
     may be a file ``with_settings``, which lie over the environment.
-    *overrides* maps a section to its keys in the same way and wins over everything; *data* does
-    so for what the data themselves say, and wins over the defaults alone. Who set *overrides* is
-    named *caller* in an error.
+    *overrides* maps a section to its keys in the same way and wins over everything; *data* has
+    the keys that follow from the data, and wins over the defaults alone. An error names the source
+    of *overrides* as *caller*.
     """
     return load_with_origins(given, overrides, data=data, caller=caller)[0]
 
@@ -249,7 +248,7 @@ def load_with_origins(
     data: Sections = NOTHING,
     caller: str = COMMAND_LINE,
 ) -> tuple[Config, Origins]:
-    """Read the configuration as ``load`` does; say as well which source set each key."""
+    """Read the configuration as ``load`` does; return the source of each key too."""
     settings = NOTHING
     if isinstance(given, WithSettings):
         given, settings = given
@@ -264,25 +263,34 @@ def load_with_origins(
     sources += [(SET, settings), (caller, overrides)]
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     config = _of_the_model(config, origins)
-    _refuse_margin(config, origins)
+    category = config.market.category
+    # Checked here and not by the sections: a stored run that says so is still read.
+    if config.account.margin != "none" and category != Category.LINEAR.value:
+        raise ConfigInvalid(
+            f'{origins["account", "margin"]}: [account] margin = "{config.account.margin}" is for '
+            f'linear positions, and category "{category}" is paid in full; take it out, or set '
+            'market.category to "linear".'
+        )
     if isinstance(given, Path) and own_classes(config):
-        _find_beside(given)
+        folder = str(given.resolve().parent)
+        if folder not in sys.path:  # classes are imported from there after all else
+            sys.path.append(folder)
     if isinstance(given, Path) and (config.model.files or config.model.covariates):
         config = config.beside(given.resolve().parent)
     return config, origins
 
 
 def _of_the_model(config: Config, origins: Origins) -> Config:
-    """Name the checkpoint that is the default at this interval; ask its card for the horizon.
+    """Set the default checkpoint of this interval, and the horizon of its card.
 
-    A checkpoint that cannot be read is left to what loads it.
+    A checkpoint that cannot be read is refused where it is loaded.
     """
     if config.model.own_class or not config.model.is_given:
         return config
     name = config.model.checkpoint
-    own = checkpoints.DEFAULT_BY_INTERVAL.get(config.market.interval)
-    if name == checkpoints.DEFAULT and own is not None:
-        name = own
+    of_interval = checkpoints.DEFAULT_BY_INTERVAL.get(config.market.interval)
+    if name == checkpoints.DEFAULT and of_interval is not None:
+        name = of_interval
         origins["model", "checkpoint"] = INTERVAL
         config = config.model_copy(
             update={"model": config.model.model_copy(update={"checkpoint": name})}
@@ -320,24 +328,6 @@ def restore(text: str) -> Config:
     return _merge([(stored, tables)], stored)[0]
 
 
-def _refuse_margin(config: Config, origins: Origins) -> None:
-    """Refuse isolated margin of what is paid in full; a stored run that says so is still read."""
-    category = config.market.category
-    if config.account.margin != "none" and category != Category.LINEAR.value:
-        raise ConfigInvalid(
-            f'{origins["account", "margin"]}: [account] margin = "{config.account.margin}" is for '
-            f'linear positions, and category "{category}" is paid in full; take it out, or set '
-            'market.category to "linear".'
-        )
-
-
-def _find_beside(path: Path) -> None:
-    """Let a class be imported from the folder of its configuration file, after all else."""
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -356,7 +346,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _environment() -> Tables:
-    """Return what ``TRACEPAPER_SECTION__KEY`` says; refuse a section that does not exist."""
+    """Read the variables ``TRACEPAPER_SECTION__KEY``; refuse a section that does not exist."""
     for name in os.environ:
         section, separator, _ = name.upper().removeprefix(PREFIX).partition("__")
         if name.upper().startswith(PREFIX) and separator and section.lower() not in SECTIONS:
@@ -370,7 +360,7 @@ def _environment() -> Tables:
 def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Origins]:
     """Lay the sources over one another, check the result, and name the source of a fault.
 
-    A fault that no single key causes is *file*'s.
+    An error that no single key causes names *file*.
     """
     merged: Tables = {}
     origins: Origins = {}
@@ -397,27 +387,27 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
 
 
 def _horizon_in_bars(merged: Tables, origins: Origins) -> None:
-    """Put the bars of the interval in place of a time that gate.horizon is given as.
+    """Convert a gate.horizon that is a time into bars of the interval.
 
-    Whatever is not right with the interval is left for the sections to say.
+    The sections refuse an interval that does not exist.
     """
-    given = merged.get("gate", {}).get("horizon")
-    if not isinstance(given, str) or time_of(given) is None:
+    horizon = merged.get("gate", {}).get("horizon")
+    if not isinstance(horizon, str) or time_of(horizon) is None:
         return
     market = merged.get("market", {})
     interval = interval_name(market.get("interval", MarketSection.model_fields["interval"].default))
     name = f"{origins['gate', 'horizon']}: [gate] horizon"
-    if market.get("calendar") and (time_of(given) or 0) % DAY_MS == 0:
+    if market.get("calendar") and (time_of(horizon) or 0) % DAY_MS == 0:
         raise ConfigInvalid(
-            f"{name} = {given!r} is days, which a calendar of sessions counts in bars of its own; "
-            "write bars, or hours."
+            f"{name} = {horizon!r} is days, which a calendar of sessions counts in bars of its "
+            "own; write bars, or hours."
         )
     if interval in INTERVALS:
-        merged["gate"]["horizon"] = bars_in(given, INTERVALS[str(interval)], name=name)
+        merged["gate"]["horizon"] = bars_in(horizon, INTERVALS[str(interval)], name=name)
 
 
 def _unknown(origin: str, section: str) -> str:
-    """Name a section that does not exist; a bare key of some section is the usual slip."""
+    """Refuse a section that does not exist, or a key that stands outside its section."""
     homes = [name for name, model in SECTIONS.items() if section in model.model_fields]
     if homes:
         return f"{origin}: {section} stands outside its section; put it below [{homes[0]}]."
@@ -425,7 +415,7 @@ def _unknown(origin: str, section: str) -> str:
 
 
 def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
-    """Say the first fault in one sentence: where it stands, what it is, what is allowed."""
+    """Return the first fault as one sentence: its place, its cause and what is allowed."""
     first = error.errors()[0]
     section, *keys = map(str, first["loc"])
     key = keys[0] if keys else ""
@@ -434,10 +424,10 @@ def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
     table = SECTIONS[section].model_fields.get(key)
     if keys[1:] and table is not None and is_table(table.annotation):
         # A table within its section, as [model.explanation] is.
-        section, key, known = f"{section}.{key}", keys[1], table.annotation.model_fields
-        suggested = _nearest(key, known)
+        section, key, fields = f"{section}.{key}", keys[1], table.annotation.model_fields
+        suggested = _nearest(key, fields)
     else:
-        known, suggested = SECTIONS[section].model_fields, _suggest(section, key)
+        fields, suggested = SECTIONS[section].model_fields, _suggest(section, key)
     if first["type"] == "extra_forbidden":
         for (home, new), old in STORED_AS.items():
             if (section, key) == (home, old):
@@ -449,7 +439,7 @@ def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
     if not key:
         return f"{origin}: {reason}."
     if first["type"] not in {"value_error", "type_error"}:
-        field = known[key]
+        field = fields[key]
         words = allowed(field.annotation, field.metadata)
         if first["type"] == "string_pattern_mismatch":
             words = (field.description or words).rstrip(".")
@@ -458,14 +448,14 @@ def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
 
 
 def _suggest(section: str, key: str) -> str:
-    """Name the nearest key of this section, else the section that has exactly this key."""
+    """Name the section that has exactly this key, else the nearest key of this one."""
     homes = [name for name, model in SECTIONS.items() if key in model.model_fields]
     return f", but [{homes[0]}] has" if homes else _nearest(key, SECTIONS[section].model_fields)
 
 
-def _nearest(name: str, known: Mapping[str, object]) -> str:
-    near = get_close_matches(name, known, n=1)
-    return f"; the nearest is {near[0]!r}" if near else f" (it knows {', '.join(known)})"
+def _nearest(name: str, names: Mapping[str, object]) -> str:
+    near = get_close_matches(name, names, n=1)
+    return f"; the nearest is {near[0]!r}" if near else f" (it knows {', '.join(names)})"
 
 
 def _shown(value: object) -> str:
@@ -534,12 +524,12 @@ def _toml(value: object) -> str:
 
 
 def _limits(field: FieldInfo) -> str:
-    """Say the limits that the description leaves out."""
+    """Return the limits that the description leaves out."""
     words = allowed(field.annotation, field.metadata)
     for start in (" from ", " above ", "one of "):
-        _, found, rest = words.partition(start)
-        known = all(name in (field.description or "") for name in rest.split(", "))
-        if found and not known:
+        _, separator, rest = words.partition(start)
+        is_described = all(name in (field.description or "") for name in rest.split(", "))
+        if separator and not is_described:
             return f"{start.strip().capitalize()} {rest}."
     return ""
 

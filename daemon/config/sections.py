@@ -108,14 +108,14 @@ class MarketSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _asset_and_category(cls, given: object) -> object:
-        """Take the one from the other where only one of them says that shares are traded."""
-        if isinstance(given, dict):
-            if given.get("asset") == STOCK and given.get("category") is None:
-                return {**given, "category": STOCK}
-            if given.get("category") == STOCK and given.get("asset") is None:
-                return {**given, "asset": STOCK}
-        return given
+    def _asset_and_category(cls, table: object) -> object:
+        """Take asset or category from the other where only one of them says stock."""
+        if isinstance(table, dict):
+            if table.get("asset") == STOCK and table.get("category") is None:
+                return {**table, "category": STOCK}
+            if table.get("category") == STOCK and table.get("asset") is None:
+                return {**table, "asset": STOCK}
+        return table
 
     @model_validator(mode="after")
     def _shares_alone(self) -> MarketSection:
@@ -217,12 +217,12 @@ class StrategySection(Section):
     def _windows(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is None:
             return None
-        found = {time_of(text) for text in value}
-        if None in found or 0 in found or len(found) < len(value):
+        lengths = {time_of(text) for text in value}
+        if None in lengths or 0 in lengths or len(lengths) < len(value):
             raise ValueError("write different times such as 12h, 8d or 2w")
-        if not 1 <= len(found) <= WINDOWS_MAX:
+        if not 1 <= len(lengths) <= WINDOWS_MAX:
             raise ValueError(f"write 1 to {WINDOWS_MAX} times")
-        return tuple(interval_text(length_ms) for length_ms in sorted(filter(None, found)))
+        return tuple(interval_text(length_ms) for length_ms in sorted(filter(None, lengths)))
 
     @model_validator(mode="after")
     def _fast_below_slow(self) -> StrategySection:

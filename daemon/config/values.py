@@ -49,7 +49,7 @@ from tracepaper.strategies.units import (
 
 MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
 CASH_MAX: Final = MONEY_MAX // 2
-"""Of an account at its start: what it earns must fit as well."""
+"""Of an account at its start, which leaves room for its profit."""
 NOTIONAL_MAX: Final = MONEY_MAX // 4
 """Of one order: prices may still rise."""
 DIGITS_MAX: Final = 40
@@ -68,7 +68,7 @@ def plain(value: Decimal) -> str:
 
 
 def _exact(value: object) -> object:
-    """Read a decimal from text; a binary float has already lost the digits that were written."""
+    """Read a decimal from text: a binary float has lost the digits that were written."""
     if isinstance(value, float):
         fault = f'write it as text, "{value!r}", for a binary float is not exact'
         raise ValueError(fault)  # noqa: TRY004 - the library turns only ValueError into its own
@@ -107,7 +107,7 @@ def _threshold(value: object) -> object:
 
 
 def _bounded(value: Decimal) -> None:
-    """Refuse a number that would fill the memory as soon as it is written out."""
+    """Refuse a number whose digits would fill the memory."""
     if value and (abs(value.adjusted()) > DIGITS_MAX or len(value.as_tuple().digits) > DIGITS_MAX):
         raise ValueError(f"write a number of at most {DIGITS_MAX} digits")
 
@@ -115,8 +115,7 @@ def _bounded(value: Decimal) -> None:
 def symbol_name(text: str) -> str:
     """Return *text* as the exchange writes a symbol: ``btcusdt`` and ``BTC/USDT`` are BTCUSDT.
 
-    What follows a colon is the settlement coin of a perpetual in ccxt's form, which the category
-    says already.
+    In ccxt's form the settlement coin of a perpetual follows a colon; the category implies it.
     """
     return text.strip().partition(":")[0].replace("/", "").upper()
 
@@ -213,7 +212,7 @@ def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 
 def allowed(annotation: object, metadata: Iterable[object] = ()) -> str:
-    """Say in words what a field accepts, such as ``a whole number from 0 to 65535``."""
+    """Describe the values that a field accepts, such as ``a whole number from 0 to 65535``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return allowed(arguments[0], [*arguments[1:], *metadata])
@@ -251,9 +250,9 @@ def _range(metadata: Iterable[object]) -> str:
 
 
 class Section(BaseModel):
-    """A frozen table of the file; keys that it does not know are refused.
+    """A frozen table of the file; unknown keys are refused.
 
-    ``decides`` says whether its keys decide a run: they are then part of ``config_sha256``.
+    Where ``decides``, its keys are part of ``config_sha256``.
     """
 
     decides: ClassVar[bool] = True
@@ -294,11 +293,10 @@ def _thresholds(section: str) -> type[Section]:
                 form if key.default is not None else form | None,
                 Field(default, description=key.words, examples=[key.example]),
             )
-    made: type[Section] = create_model(f"{section.title()}Thresholds", __base__=Section, **fields)
-    return made
+    return create_model(f"{section.title()}Thresholds", __base__=Section, **fields)
 
 
-if TYPE_CHECKING:  # a checker reads no fields that are made
+if TYPE_CHECKING:  # a type checker cannot see these fields
     GateThresholds = Section
     RiskThresholds = Section
 else:
@@ -308,7 +306,7 @@ MODULE_CLASS: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 SQLITE: Final = "sqlite:///"
 STOCK: Final = "stock"
 TREND_WINDOWS: Final = ("8d", "16d", "32d", "64d")
-"""Of a trend, where nobody chose others."""
+"""The default windows of a trend."""
 TOGETHER: Final = ("crossasset", "portfolio")
 """Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
 ORDERBOOK: Final = "orderbook"
@@ -332,8 +330,7 @@ def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> ty
     with warnings.catch_warnings():
         # A field of this name hides a deprecated method of the library's, which nothing calls.
         warnings.filterwarnings("ignore", message="Field name .* shadows an attribute")
-        made: type[Section] = create_model(name, __base__=Section, **fields)
-    return made
+        return create_model(name, __base__=Section, **fields)
 
 
 class SymbolFees(Section):
