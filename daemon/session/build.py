@@ -62,10 +62,10 @@ from tracepaper.strategies.units import (
 
 
 def needs_forecaster(config: Config) -> bool:
-    """Return whether the configured strategy is given a model's forecasts.
+    """Return whether the configured strategy uses a model's forecasts.
 
-    Raises ``ConfigInvalid`` where it needs one and there is no model, and where vectors are given
-    to a strategy that asks none.
+    Raises ``ConfigInvalid`` where it needs a model and there is none, and where covariates are
+    given without a model that is asked.
     """
     name, has_model = config.strategy.name, config.model.is_given
     needed = name in ("attention", *TOGETHER)
@@ -74,7 +74,7 @@ def needs_forecaster(config: Config) -> bool:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a model, and model.checkpoint is none; name one."
         )
-    # Without a model ``trend`` sizes by what has closed, and nothing is judged.
+    # Without a model ``trend`` sizes by closed bars, and has no gates of a prediction.
     needed = needed or (name == TREND and has_model)
     if config.model.covariates is not None and not needed:
         raise ConfigInvalid(
@@ -89,7 +89,7 @@ Strategies = Mapping[str, Strategy]
 
 
 def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
-    """Return a new strategy object for each configured symbol, with the twins that are asked for.
+    """Return a new strategy object for each configured symbol, with its twins.
 
     Those of a portfolio strategy are members of one object. A user's class is imported and made
     here; raises ``ConfigInvalid`` or ``StrategyFailed``.
@@ -131,7 +131,9 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
                 for symbol in symbols
             }
         case name:
-            strategies = _of_network(config, forecaster) or _of_class(config)
+            strategies = _of_network(config, forecaster) or make_own(
+                name, dict(chosen.options), symbols
+            )
     if len(symbols) > 1 and not config.market.closes_together and portfolio_of(strategies.values()):
         raise ConfigInvalid(
             f"{name} decides for all symbols of a close at once, and market.gather_ms = 0 decides "
@@ -144,14 +146,8 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
     return strategies
 
 
-def _of_class(config: Config) -> dict[str, Strategy]:
-    """Return guarded objects of a user's class."""
-    chosen = config.strategy
-    return make_own(chosen.name, dict(chosen.options), config.market.symbols)
-
-
 def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy] | None:
-    """Return what trades by order books, or all symbols together; None of a user's class."""
+    """Return the strategies of an order book or cross-asset network; None of a user's class."""
     symbols = config.market.symbols
     if config.strategy.name == ORDERBOOK:
         return {symbol: make_orderbook(config) for symbol in symbols}
@@ -164,12 +160,12 @@ def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Stra
 def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
     """Return the trend of one symbol; sized by closes where the model gives no volatility."""
     chosen, interval_ms = config.strategy, config.market.interval_ms
-    given = None
+    volatility = None
     if forecaster is not None and "volatility" in forecaster.measures:
         bars = config.gate.horizon * interval_ms / max(interval_ms, HOUR_MS)
-        given = ForecastVolatility(horizon_index(config, forecaster), bars)
+        volatility = ForecastVolatility(horizon_index(config, forecaster), bars)
     if chosen.trend_sized_by == "auto":
-        sized_by = SizedBy.EWMA if given is None else SizedBy.FORECAST
+        sized_by = SizedBy.EWMA if volatility is None else SizedBy.FORECAST
     else:
         sized_by = SizedBy(chosen.trend_sized_by)
     if config.sizing.mode == "volatility" and sized_by is not SizedBy.CONSTANT:
@@ -183,37 +179,37 @@ def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
         long_only=chosen.long_only,
         target_volatility=float(chosen.trend_volatility),
         sized_by=sized_by,
-        volatility=given,
+        volatility=volatility,
         context=None if forecaster is None else forecaster.context,
     )
 
 
 def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
-    """Return which of the model's horizons the gates speak of."""
+    """Return the index of ``gate.horizon`` among the model's horizons."""
     if forecaster is None:
         return 0
     if config.gate.horizon not in forecaster.horizons:
         length_ms = config.market.interval_ms
-        known = ", ".join(
+        choices = ", ".join(
             f"{bars} ({interval_text(bars * length_ms)})" for bars in forecaster.horizons
         )
         raise ConfigInvalid(
-            f"gate.horizon {config.gate.horizon} is no horizon of the model; choose from {known}."
+            f"gate.horizon {config.gate.horizon} is no horizon of the model; choose from {choices}."
         )
     return forecaster.horizons.index(config.gate.horizon)
 
 
-def _refuse_what_shares_have(config: Config) -> None:
+def _refuse_keys_of_shares(config: Config) -> None:
     """Refuse keys of shares where crypto is traded: they would change nothing."""
     if config.market.asset == STOCK:
         return
-    given = {
+    keys = {
         "market.calendar": config.market.calendar is not None,
         "market.fractional": config.market.fractional,
         "execution.fee_per_share": config.execution.fee_per_share is not None,
         "execution.fee_minimum": bool(config.execution.fee_minimum),
     }
-    for key, is_given in given.items():
+    for key, is_given in keys.items():
         if is_given:
             raise ConfigInvalid(
                 f'{key} is for shares; take it out, or set market.asset to "stock".'
@@ -251,18 +247,18 @@ def margin_rules(config: Config, instruments: Sequence[Instrument]) -> dict[str,
 
 
 def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[str, ...]:
-    """Return what must be said of a run on margin whose risk tiers are not known."""
+    """Return the warnings of a run on margin whose risk tiers are not known."""
     if config.account.margin == "none" or config.market.category != Category.LINEAR.value:
         return ()
-    found = []
+    warnings = []
     for item in instruments:
         if not item.risk_tiers:
             rate = unscaled(tiers_of(item)[0].maintenance, MONEY_DECIMALS - 2)
-            found.append(
+            warnings.append(
                 f"one tier assumed: the risk tiers of {item.id} are not known, so its maintenance "
                 f"margin is {rate} % of any position"
             )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
@@ -271,7 +267,7 @@ def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
     Raises ``ConfigInvalid`` where a symbol is named that is not traded.
     """
     general = costs_for(config)
-    found = {}
+    costs = {}
     for symbol, fees in config.execution.fees.items():
         if symbol not in config.market.symbols:
             raise ConfigInvalid(
@@ -283,8 +279,8 @@ def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
             for side, fee in (("taker", fees.taker), ("maker", fees.maker))
             if fee is not None
         }
-        found[symbol] = replace(general, **changed)
-    return found
+        costs[symbol] = replace(general, **changed)
+    return costs
 
 
 def costs_for(config: Config) -> ExecutionCosts:
@@ -336,17 +332,12 @@ def _weight(config: Config, symbol: str) -> float:
     return float(weights.get(symbol, 0))
 
 
-def _cap(most: Decimal | None) -> int:
-    """Return the largest position in money; 0 where there is no cap."""
-    return 0 if most is None else scaled(most, MONEY_DECIMALS, name="sizing.max_position")
-
-
 def sizing_bars(config: Config) -> int:
     """Return how many bars a size depends on; 0 where it needs none but the newest."""
-    given = config.sizing
-    if given.mode != "volatility" or given.volatility == "forecast":
+    sizing = config.sizing
+    if sizing.mode != "volatility" or sizing.volatility == "forecast":
         return 0
-    return given.lookback + 1
+    return sizing.lookback + 1
 
 
 def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
@@ -364,7 +355,9 @@ def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
             estimate=None if given.volatility == "forecast" else VolatilityKind(given.volatility),
             lookback=given.lookback,
             horizon=config.gate.horizon,
-            max_position=_cap(given.max_position),
+            max_position=0
+            if given.max_position is None
+            else scaled(given.max_position, MONEY_DECIMALS, name="sizing.max_position"),
             max_gross=float(given.max_gross or 0),
             quantity=scaled(given.quantity, instrument.quantity_decimals, name="sizing.quantity")
             if fixed
@@ -398,7 +391,7 @@ def build_engine(
     *strategies*, by symbol, have not seen a bar; new ones are made where none are given. Bars are
     counted by *sessions* where the configuration names a calendar.
     """
-    _refuse_what_shares_have(config)
+    _refuse_keys_of_shares(config)
     if isinstance(forecaster, UserForecaster):
         forecaster.scale(instruments)
     _refuse_sizing(config, forecaster)
@@ -457,9 +450,9 @@ def build_engine(
 def model_terms(
     config: Config, by_id: Strategies, forecaster: Forecaster | None, *, execution: FillModel
 ) -> ModelTerms:
-    """Return what the model's card decides for *by_id*, the strategies by instrument.
+    """Return the settings that the model's card decides, for the strategies *by_id*.
 
-    Raises ``ConfigInvalid`` where the configuration asks for what the card does not have.
+    Raises ``ConfigInvalid`` where the configuration needs a calibration that the card lacks.
     """
     calibration = None if forecaster is None else forecaster.calibration
     measures = MEASURES if forecaster is None else forecaster.measures
@@ -496,9 +489,9 @@ def model_terms(
 def terms_for(
     config: Config, engine: Engine, forecaster: Forecaster | None, run: Run
 ) -> ModelTerms:
-    """Return what another model's card decides for the strategies of *engine*, which made *run*.
+    """Return the settings that another model's card decides, for the strategies of *engine*.
 
-    Raises ``ConfigInvalid`` where the configuration asks for what the card does not have.
+    Raises ``ConfigInvalid`` where the configuration needs a calibration that the card lacks.
     """
     by_id = {item.id: engine.strategy_of(item.id) for item in run.instruments}
     execution = FillModel(config.execution.model)
@@ -508,20 +501,19 @@ def terms_for(
 def _passing(
     config: Config, gates: Mapping[str, GateEvaluator], calibration: Calibration | None
 ) -> dict[str, float]:
-    """Return the coverage that the card counted for an instrument's very gates, where it did."""
+    """Return the coverage that the card counted, by instrument, where it has these very gates."""
     if calibration is None or config.regime != RegimeSection():
         return {}
-    found = {}
+    shares = {}
     for key, evaluator in gates.items():
         pairs = zip(evaluator.gate_set.gates, evaluator.gate_set.thresholds, strict=True)
         judging = {name: at for name, at in pairs if GATES[name].kind is GateKind.JUDGEMENT}
         if (share := share_of(calibration.coverage, judging, config.gate.regimes)) is not None:
-            found[key] = share
-    return found
+            shares[key] = share
+    return shares
 
 
 def _refuse_by_confidence(config: Config, fitted: FittedConfidence | None) -> None:
-    """Raise where sizes are to follow a confidence that the model's card does not have."""
     if config.sizing.by_confidence and fitted is None:
         raise ConfigInvalid(
             "sizing.by_confidence needs a model whose card has a fitted confidence at gate.horizon "
@@ -530,7 +522,7 @@ def _refuse_by_confidence(config: Config, fitted: FittedConfidence | None) -> No
 
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:
-    """Return what a run must say of its random_gate twins that pass with their card's coverage."""
+    """Return the warning of a run whose random_gate twins pass with their card's coverage."""
     shares = sorted(set(engine.shadows.random_shares))
     if not shares:
         return ()
@@ -539,7 +531,7 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
 
 
 def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
-    """Raise where the sizing needs of the model what it does not give."""
+    """Refuse a sizing that needs outputs which the model, or the strategy, does not give."""
     if config.sizing.mode == "risk" and ":" not in config.strategy.name:
         raise ConfigInvalid(
             f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
@@ -559,11 +551,11 @@ _SIZED_BY: Final = {
     "tanh": frozenset({"mean_return", "stdev_return"}),
     "kelly": frozenset({"mean_return", "stdev_return"}),
 }
-"""What a mode of sizing takes from the forecast."""
+"""The outputs of a forecast that a mode of sizing needs."""
 
 
 def resolved(config: Config, execution: FillModel) -> Config:
-    """Return *config* with what the run will use: its execution model, the windows of a trend."""
+    """Return *config* with its execution model and the windows of a trend filled in."""
     chosen = config.execution.model_copy(update={"model": execution.value})
     strategy = config.strategy.model_copy(update={"trend_windows": config.strategy.windows})
     return config.model_copy(update={"execution": chosen, "strategy": strategy})
@@ -576,10 +568,10 @@ def warmup_bars(
     sessions: Sessions | None = None,
     makes_frames: bool = True,
 ) -> int:
-    """Return how many bars before their first decision *strategies*, sizes and costs want.
+    """Return how many bars *strategies*, sizes and costs need before their first decision.
 
-    Those that higher frames are made of are among them, unless candles of these come of elsewhere;
-    with *sessions* they are fewer.
+    They include those that higher timeframes are made of, unless the exchange gives candles of
+    these; with *sessions* they are fewer.
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     wanted = [frame_bars(strategy) for strategy in strategies.values()]

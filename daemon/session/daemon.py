@@ -79,7 +79,7 @@ from tracepaper.strategies.units import interval_start, interval_text, minute_te
 ExchangeClient: Final = BybitClient
 """The client of the exchange; ``replay.archive.download`` alone names it beside this module."""
 BLOCKED: Final = "another process holds the database's write lock"
-BLOCKED_SAID_EVERY_S: Final = 60.0
+BLOCKED_LOG_EVERY_S: Final = 60.0
 BLOCKED_DECLARED_S: Final = 30.0
 
 log = structlog.get_logger("daemon")
@@ -117,16 +117,16 @@ class Daemon:
         self._submitted: dict[int, asyncio.Future[int]] = {}
         self._worker = Worker(MODEL_THREAD)
         self._progress: Callable[[], object] = object
-        self._blocked_said_s = -math.inf
+        self._blocked_logged_s = -math.inf
 
     async def run(self) -> None:
-        """Run until the watch, a signal or a fatal error ends it; what is stored is whole.
+        """Run until the watch, a signal or a fatal error ends it; every stored step is whole.
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
         refuse_shares(self._config)
         audit = SqlAuditLog.open(self._database)
-        audit.report_waits(self._say_blocked)
+        audit.report_waits(self._declare_blocked)
         try:
             await self._supervisor.run({"daemon": lambda: self._serve(audit)}, essential="daemon")
         finally:
@@ -136,22 +136,22 @@ class Daemon:
         """Begin an orderly stop."""
         self._supervisor.stop()
 
-    def _say_blocked(self) -> None:
-        """Wait on purpose: another process has the database locked. Said once a minute."""
+    def _declare_blocked(self) -> None:
+        """Declare the wait for another process's lock to the watchdog, and log it once a minute."""
         self._supervisor.declare("database", BLOCKED_DECLARED_S)
         now_s = self._clock.network_s()
-        if now_s - self._blocked_said_s >= BLOCKED_SAID_EVERY_S:
-            self._blocked_said_s = now_s
+        if now_s - self._blocked_logged_s >= BLOCKED_LOG_EVERY_S:
+            self._blocked_logged_s = now_s
             log.warning(BLOCKED, file=str(self._database), advice="end its transaction")
 
     def _pulse(self) -> object:
-        """Return what changes while the daemon works: steps, requests, frames."""
+        """Return a value that changes while the daemon works: steps, requests, frames."""
         return self._progress()
 
     async def _serve(self, audit: SqlAuditLog) -> None:
         config, clock = self._config, self._clock
         forecaster = None
-        # What is wrong here is said before the network is asked.
+        # Wrong usage is refused before the network is asked.
         with usage_errors():
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
@@ -175,14 +175,14 @@ class Daemon:
             clock.synchronise(server_ms)
             category = Category(config.market.category)
             instruments = [
-                filters_for(config, one)
-                for one in await self._listed(client, category, is_served=is_served)
+                filters_for(config, item)
+                for item in await self._listed(client, category, is_served=is_served)
             ]
             if config.account.margin == "isolated" and category is Category.LINEAR:
                 instruments = [
                     replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
                 ]
-            # Address, category and symbols are right: from here on, what fails is the network.
+            # Address, category and symbols are right: from here on, failures are the network's.
             client.prove()
             if not is_served:
                 await self._refuse_sizes(instruments, client)
@@ -212,7 +212,7 @@ class Daemon:
                 audit.end(clock.wall_ms())
 
     def _newest_model(self, configured: Forecaster) -> Forecaster:
-        """Return the model that was promoted in place of *configured*, or that itself."""
+        """Return the model that was promoted in place of *configured*, else *configured*."""
         config = self._config
         if config.model.retrain is None:
             return configured
@@ -229,30 +229,33 @@ class Daemon:
     ) -> list[Instrument]:
         """Return the configured instruments as the exchange lists them.
 
-        One that an earlier run traded here and that is gone is closed; the others go on.
+        One that an earlier run traded and that is delisted now is closed; the others go on.
         """
         symbols = self._config.market.symbols
         if not is_served:
             return [await client.instrument(category, symbol) for symbol in symbols]
-        kept = last_instruments(self._database, self._kind)
-        listed = {one.symbol: one for one in await client.instruments(category)}
-        found: list[Instrument] = []
+        stored = last_instruments(self._database, self._kind)
+        listed = {item.symbol: item for item in await client.instruments(category)}
+        instruments: list[Instrument] = []
         for symbol in symbols:
-            one = listed.get(symbol)
-            if one is None and (known := kept.get(symbol)) is not None:
+            item = listed.get(symbol)
+            if item is None and (delisted := stored.get(symbol)) is not None:
                 log.warning(
                     "instrument gone",
-                    instrument=known.id,
+                    instrument=delisted.id,
                     advice="the exchange lists it no more; other symbols go on",
                 )
-                one = closed(known)
-            found.append(await client.instrument(category, symbol) if one is None else one)
-        return found
+                item = closed(delisted)
+            instruments.append(await client.instrument(category, symbol) if item is None else item)
+        return instruments
 
     async def _refuse_sizes(
         self, instruments: Sequence[Instrument], client: MarketDataClient
     ) -> None:
-        """Refuse, at the first start, a size that is no order; later it is a decision's reason."""
+        """Refuse, at the first start, a size too small or large for an order.
+
+        Later that is the reason of a decision.
+        """
         for item in instruments:
             price = Decimal(0)
             if self._config.sizing.mode == "fixed":
@@ -316,10 +319,10 @@ class Daemon:
             def watch(step: Step) -> bool:
                 monitor.observe(step)
                 if isinstance(step.event, FrameBar) and not step.accepted:
-                    _say_contradiction(step.event)
+                    _log_contradiction(step.event)
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                    _say_warming(engine, run, config, step.event.market_ms)
+                    _log_warming(engine, run, config, step.event.market_ms)
                 if retrainer is not None:
                     retrainer.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -342,7 +345,7 @@ class Daemon:
     def _answering(
         self, opened: Opened, forecaster: Forecaster | None, feed: LiveFeed
     ) -> tuple[Predictor, Retrainer | None]:
-        """Return what predicts, and what retrains it where that is asked for."""
+        """Return the predictor, and the retrainer where ``model.retrain`` is set."""
         if forecaster is None:
             return NoModel(), None
         config, clock = self._config, self._clock
@@ -381,7 +384,7 @@ class Daemon:
                 known=opened.known,
                 known_funding=opened.known_funding,
                 recent=opened.recent,
-                first=tuple(_announced(item, now_ms) for item in opened.instruments),
+                first=tuple(InstrumentChange(item, now_ms, now_ms) for item in opened.instruments),
                 started=lambda: opened.started(clock.market_ms()),
                 is_served=opened.is_served,
                 gather_ms=config.market.gather_ms,
@@ -395,20 +398,20 @@ class Daemon:
         )
 
     async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
-        """Put an operator's command in line; return the sequence of the step it caused."""
+        """Submit an operator's command; return the sequence of its step."""
         now_ms = self._clock.market_ms()
         return await self._submit(feed, Command(kind, note, now_ms, now_ms))
 
     async def _submit(self, feed: LiveFeed, event: Event) -> int:
-        """Put *event* in line; return the sequence of its step once that is stored."""
+        """Submit *event*; return the sequence of its step once that is stored."""
         waiting: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._submitted[id(event)] = waiting
         await feed.submit(event)
         return await waiting
 
 
-def _say_warming(engine: Engine, run: Run, config: Config, now_ms: int) -> None:
-    """Say until when each instrument is held, where the exchange has too few bars of its past."""
+def _log_warming(engine: Engine, run: Run, config: Config, now_ms: int) -> None:
+    """Log until when each instrument is held, where the exchange has too few past bars of it."""
     for item in run.instruments:
         if (at_ms := engine.warm_at(item.id, now_ms)) is not None:
             log.warning(
@@ -421,20 +424,20 @@ def _say_warming(engine: Engine, run: Run, config: Config, now_ms: int) -> None:
 
 
 def _shorter_windows(config: Config, lacking_ms: int) -> str:
-    """Name windows of a trend for which the past suffices that lacks so much of the longest one."""
+    """Suggest windows of a trend for a past that is *lacking_ms* shorter than the longest one."""
     if config.strategy.name != TREND:
         return ""
-    usual = [length for text in config.strategy.windows if (length := time_of(text))]
-    known_ms = max(usual) - lacking_ms
-    fitting = windows_within(usual, known_ms, config.market.interval_ms)
-    if fitting[-1] > known_ms / 2:
+    windows_ms = [length for text in config.strategy.windows if (length := time_of(text))]
+    past_ms = max(windows_ms) - lacking_ms
+    fitting = windows_within(windows_ms, past_ms, config.market.interval_ms)
+    if fitting[-1] > past_ms / 2:
         return ""
     names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
     return f"; it suffices for [strategy] trend_windows = [{names}]"
 
 
-def _say_contradiction(bar: FrameBar) -> None:
-    """Say that the exchange's candle of a higher frame is not what the run's bars add up to."""
+def _log_contradiction(bar: FrameBar) -> None:
+    """Log that the exchange's candle of a higher timeframe differs from the run's bars."""
     log.warning(
         "frame contradicted",
         instrument=bar.instrument,
@@ -445,12 +448,8 @@ def _say_contradiction(bar: FrameBar) -> None:
 
 
 def _promotion_warnings(forecaster: Forecaster | None, configured_sha256: str) -> tuple[str, ...]:
-    """Return what a new run must say of a model that is not the configured one."""
+    """Return the warning of a new run whose model is not the configured one."""
     if forecaster is None or forecaster.model_sha256 == configured_sha256:
         return ()
     configured = configured_sha256[: checkpoints.ID_DIGITS]
     return (f"the model {forecaster.model_id} was promoted in service in place of {configured}",)
-
-
-def _announced(instrument: Instrument, now_ms: int) -> Event:
-    return InstrumentChange(instrument, now_ms, now_ms)

@@ -46,14 +46,14 @@ class Close(NamedTuple):
 
 
 Unit = Event | Close
-"""What the engine takes in at once."""
+"""The input of one call of the engine."""
 
 
 class KnownPredictor(Protocol):
-    """What answers known events: in this thread, without a deadline."""
+    """A predictor of known events: in this thread, without a deadline."""
 
     def predict(self, event: Event, /) -> Prediction:
-        """Return the forecast of *event*, that it timed out, or None where none is needed."""
+        """Return the forecast at *event*, a timeout, or None where no forecast is needed."""
         ...
 
     def predict_close(self, bars: Sequence[Bar], /) -> Sequence[Prediction]:
@@ -97,14 +97,14 @@ def events_of(unit: Unit) -> Sequence[Event]:
 
 
 def predictions_of(predictor: KnownPredictor, unit: Unit) -> Sequence[Prediction]:
-    """Return what *predictor* says to each of the events of *unit*."""
+    """Return the prediction of *predictor* at each event of *unit*."""
     if isinstance(unit, Close):
         return (predictor.predict(unit.closed), *predictor.predict_close(unit.bars))
     return (predictor.predict(unit),)
 
 
 def steps_of(engine: Engine, unit: Unit, predictions: Sequence[Prediction]) -> list[Step]:
-    """Return the step of each of the events of *unit*, given what was predicted at each."""
+    """Return the step of each event of *unit*, given the prediction at each."""
     if isinstance(unit, Close):
         return engine.close(unit.closed, unit.bars, predictions[1:])
     return [engine.step(unit, predictions[0])]
@@ -118,13 +118,13 @@ def advance(
 ) -> list[Step]:
     """Return the steps that *unit* causes; they are stored together or not at all.
 
-    *newly_opened* returns what a user's class has opened since the call before; each of it is a
-    step of its own, after these. Live and in replay every event goes through here.
+    *newly_opened* returns the external inputs that a user's class has opened since the last call;
+    each is a step of its own, after these. Live and in replay every event goes through here.
     """
     steps = steps_of(engine, unit, predictions)
     if opened := newly_opened():
         at = steps[0].event
-        readings = [ExternalRead(one.what, one.name, at.market_ms, at.seen_ms) for one in opened]
+        readings = [ExternalRead(item.what, item.name, at.market_ms, at.seen_ms) for item in opened]
         steps += [engine.step(reading, None) for reading in readings]
     return steps
 
@@ -142,7 +142,7 @@ async def drive(
     """Carry every event of a live feed through the engine; stop if it cannot be recorded.
 
     *watch* sees each step once it is stored, and ends the loop by returning False. Where
-    *is_behind* says that more comes without a wait, steps of late bars that trade nothing are
+    *is_behind* says that the next event is at hand, steps of late bars that trade nothing are
     stored with those that follow, ``GROUP_STEPS`` at most in one commit.
     """
     steps: list[Step] = []
@@ -175,7 +175,7 @@ def _may_wait(step: Step) -> bool:
 
 
 async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
-    """Return what *predictor* says to each of the events of *unit*; a ``Closed`` needs nothing."""
+    """Return the prediction at each event of *unit*; a ``Closed`` needs none."""
     if isinstance(unit, Close):
         return (None, *await predictor.predict_close(unit.bars))
     return (await predictor.predict(unit),)
@@ -200,7 +200,7 @@ Job = Callable[[], None]
 
 
 class BarHistory:
-    """The newest ``context`` accepted bars of every instrument: what a model is warmed with."""
+    """The newest ``context`` accepted bars of every instrument, which warm a model."""
 
     def __init__(self, instruments: Iterable[str], *, context: int) -> None:
         self.context = context
@@ -235,8 +235,9 @@ class BarHistory:
 class Aside:
     """A model that is warmed beside the running one, with the bars known at ``Retrained``.
 
-    Live that is done in a thread of its own while bars go on to be answered; those are stepped
-    behind it in the groups in which they came, so that a replay of the record gets the same bits.
+    Live, a thread of its own warms it while the running model answers bars; the new one then steps
+    through those in the groups in which they came, so that a replay of the record gets the same
+    bits.
     """
 
     def __init__(self, forecaster: Forecaster, known: Mapping[str, Sequence[Bar]]) -> None:
@@ -246,8 +247,8 @@ class Aside:
 
     def warm(self) -> None:
         """Warm the model with the bars known at the event, once."""
-        known, self._known = self._known or {}, None
-        for instrument, bars in known.items():
+        history, self._known = self._known or {}, None
+        for instrument, bars in history.items():
             self.forecaster.warm(instrument, bars)
 
     def catch_up(self) -> None:
@@ -273,7 +274,7 @@ class InlinePredictor:
     ) -> None:
         """Answer by *forecaster*; only once a start has warmed it, unless it is *started*."""
         self.history = history
-        self.aside: Aside | None = None  # the model that is being warmed to take over
+        self.aside: Aside | None = None  # the promoted model, while it is warmed
         self._forecaster = forecaster
         self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
@@ -312,7 +313,7 @@ class InlinePredictor:
                 return None
 
     def _change(self, change: ModelChange) -> None:
-        """Warm the model of a start, or go over to one that was warmed aside."""
+        """Warm the model of a start, or change to a promoted one."""
         candidate, aside = self._prepared.pop(change.model_sha256, None), self.aside
         self.aside = None
         if candidate is not None:
@@ -337,17 +338,17 @@ class InlinePredictor:
         if bars[0].open_time_ms < self._period_start_ms:
             return [None] * len(bars)
         predictions: list[Prediction] = [answers.get(bar.instrument) for bar in bars]
-        for place, given in enumerate(recorded):
-            if isinstance(given, PredictionTimeout):
-                predictions[place] = given
+        for place, prediction in enumerate(recorded):
+            if isinstance(prediction, PredictionTimeout):
+                predictions[place] = prediction
         return predictions
 
 
 class Worker:
-    """Runs jobs one after the other in a thread of its own, which nobody waits for at the end.
+    """Runs jobs one after the other in a daemon thread.
 
     A pool's threads are joined when the interpreter ends, so a forecast under way would hold up an
-    orderly stop; this thread is a daemon, and its unfinished work is never returned.
+    orderly stop; the unfinished work of a daemon thread is dropped.
     """
 
     def __init__(self, name: str) -> None:
@@ -358,11 +359,11 @@ class Worker:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a job is under way or in line."""
+        """Whether a job is under way or queued."""
         return self._waiting > 0
 
     def submit(self, work: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
-        """Put *work* in line; return the future of its result in the running loop."""
+        """Queue *work*; return the future of its result in the running loop."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._waiting += 1
@@ -370,7 +371,7 @@ class Worker:
         def job() -> None:
             try:
                 result = work(*arguments)
-            except BaseException as error:  # noqa: BLE001 - handed to whoever awaits it
+            except BaseException as error:  # noqa: BLE001 - the awaiting task gets it
                 _deliver(loop, partial(_fail, future, error))
             else:
                 _deliver(loop, partial(_resolve, future, result))
@@ -423,7 +424,7 @@ class WorkerPredictor:
         self._inline.prepare(forecaster)
 
     async def warm_aside(self, worker: Worker) -> None:
-        """Warm the promoted model by *worker*; bars go on to be answered by the one before."""
+        """Warm the promoted model in *worker*, while the running one goes on to answer bars."""
         if (aside := self._inline.aside) is not None:
             await worker.submit(aside.warm)
 
@@ -439,14 +440,14 @@ class WorkerPredictor:
         )
 
     async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
-        """Return the forecast of each of *bars*; all of them have one deadline together."""
+        """Return the forecast of each of *bars*; they share one deadline."""
         return await self._within_deadline(
             self._worker.submit(self._inline.predict_close, bars),
             [PredictionTimeout(self._deadline_ms)] * len(bars),
         )
 
     async def _within_deadline(self, answer: asyncio.Future[T], late: T) -> T:
-        """Return *answer*, or *late* where it does not come in time; the work goes on."""
+        """Return *answer*, or *late* after the deadline; the work goes on."""
         if len(self._pending) >= PENDING_LIMIT:
             raise InvariantBroken(
                 f"the model left {PENDING_LIMIT} bars unanswered; raise model.deadline_ms or "
@@ -463,7 +464,7 @@ class WorkerPredictor:
 
 
 async def _answer_of(answer: asyncio.Future[T]) -> T:
-    """Return *answer*; a stop that comes with an error of the model does not hide it."""
+    """Return *answer*; a simultaneous stop does not hide an error of the model."""
     try:
         return await asyncio.shield(answer)
     except asyncio.CancelledError:
