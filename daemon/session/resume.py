@@ -57,7 +57,7 @@ class _Market(msgspec.Struct):
 
 
 class _Served(msgspec.Struct):
-    """What a stored configuration says of where a run's market came from."""
+    """The exchange and the market in a stored configuration."""
 
     exchange: _Address
     market: _Market
@@ -65,7 +65,7 @@ class _Served(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Opening:
-    """What a start knows before it has a run.
+    """The inputs of a start, before it has a run.
 
     ``is_served`` says that a run of this database traded this market at this exchange before;
     ``strategies`` were made for this start already.
@@ -86,7 +86,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Opened:
-    """A run that is open in the log, with an engine that stands where the run stands."""
+    """A run that is open in the log, with an engine in the state at its end."""
 
     run: Run
     engine: Engine
@@ -115,8 +115,7 @@ def filters_for(config: Config, instrument: Instrument) -> Instrument:
 def was_served(config: Config, kind: RunKind, database: Path) -> bool:
     """Return whether a run in *database* already traded this market at this exchange.
 
-    Then address, category and symbols were right once, and whatever the network says of them now
-    is waited out.
+    Then address, category and symbols were right once, and errors about them now are retried.
     """
     wanted = config.exchange.rest_url, config.market.category
     with Reader.open(database) as reader:
@@ -142,18 +141,18 @@ def last_instruments(database: Path, kind: RunKind) -> dict[str, Instrument]:
 def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
     """Go on with the newest run of the same kind, or open a new one that takes over its account.
 
-    Raises ``ConfigInvalid`` where another exchange's instruments are beyond what the run can hold,
-    and where the covariates that it knew are not kept any more.
+    Raises ``ConfigInvalid`` where another exchange's instruments do not fit the run's decimals, and
+    where the covariates that it knew are not kept any more.
     """
     with Reader.open(opening.database) as reader:
         last = reader.newest(opening.kind)
         if last is not None:
-            own = reader.models(last.run_id)
-            if continues(last, opening.config, opening.forecaster, model_sha256=own.next):
+            models = reader.models(last.run_id)
+            if continues(last, opening.config, opening.forecaster, model_sha256=models.next):
                 known = reader.newest_reading(last.run_id, VECTORS)
                 with usage_errors():
                     require_known(vectors_of(opening.forecaster), known, last.run_id)
-                return _go_on(opening, audit, reader, last, own)
+                return _go_on(opening, audit, reader, last, models)
         return _begin(opening, audit, reader, last)
 
 
@@ -168,7 +167,7 @@ def _go_on(
     instruments = _rescaled(opening, run.instruments)
     engine = _engine(opening, run.instruments, run.period_start_ms)
     if models.next != models.deciding:
-        # Promoted, and cut off before the change: the start event is the change.
+        # The daemon ended between promotion and change: the start event is the change.
         engine.prepare(models.next, terms_for(opening.config, engine, opening.forecaster, run))
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
@@ -225,7 +224,7 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
 
 
 def _taken_over(stored: bytes | None, parent: Run, config: Config) -> EngineState | None:
-    """Return the state that a new run begins with; what another strategy declared is left out."""
+    """Return the state that a new run begins with, without the state of another strategy."""
     if stored is None:
         return None
     state = decode_state(stored)
@@ -245,30 +244,23 @@ def _engine(opening: Opening, instruments: tuple[Instrument, ...], period_start_
     )
 
 
-def _rescaled(opening: Opening, kept: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
-    """Return the exchange's filters in the decimals that the run *kept*."""
-    by_id = {item.id: item for item in kept}
-    return tuple(
-        _with_decimals(item, by_id[item.id], is_served=opening.is_served)
-        for item in opening.instruments
-    )
-
-
-def _with_decimals(fresh: Instrument, kept: Instrument, *, is_served: bool) -> Instrument:
-    try:
-        return rescaled(fresh, kept)
-    except ConfigInvalid as error:
-        if not is_served:
-            raise
-        log.warning("filters kept", error=str(error))
-        return kept
-
-
-# How a run goes on: the account from its last step, checked against its fills; the bars again.
+def _rescaled(opening: Opening, stored: tuple[Instrument, ...]) -> tuple[Instrument, ...]:
+    """Return the exchange's filters in the decimals of the *stored* instruments."""
+    by_id = {item.id: item for item in stored}
+    instruments = []
+    for fresh in opening.instruments:
+        try:
+            instruments.append(rescaled(fresh, by_id[fresh.id]))
+        except ConfigInvalid as error:
+            if not opening.is_served:
+                raise
+            log.warning("filters kept", error=str(error))
+            instruments.append(by_id[fresh.id])
+    return tuple(instruments)
 
 
 def reach_of(engine: Engine, context: int) -> Lookback:
-    """Return what the decisions of *engine* look back on, with a model of *context* bars, or 0."""
+    """Return how far the decisions of *engine* look back, with a model of *context* bars, or 0."""
     keys = engine.instruments
     return Lookback(
         {key: max(engine.warmup_of(key), engine.range_bars_of(key), context) for key in keys},
@@ -279,7 +271,7 @@ def reach_of(engine: Engine, context: int) -> Lookback:
 
 
 def recorded_reach(database: Path, run_id: str) -> Lookback:
-    """Return what the decisions of a run of *database* look back on, by its own strategy and model.
+    """Return how far the decisions of a run of *database* look back, by its strategy and model.
 
     Raises ``TracepaperError``, or ``ValueError``, where one of them cannot be loaded here any more.
     """
@@ -306,9 +298,9 @@ def recorded_reach(database: Path, run_id: str) -> Lookback:
 def restore_engine(
     engine: Engine, reader: Reader, resumed: Resumed, history: BarHistory | None
 ) -> None:
-    """Bring *engine* to where *resumed* ended, and *history* to the bars its model needs.
+    """Restore *engine* to the end of *resumed*, and *history* to the bars its model needs.
 
-    Raises ``InvariantBroken`` where the stored state is not what the stored fills add up to, or
+    Raises ``InvariantBroken`` where the stored state differs from the sum of the stored fills, or
     where there is none: the first step of every run stores one.
     """
     run = resumed.run
@@ -343,21 +335,21 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
 
 
 def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
-    """Feed the newest bars of *run* into *engine* and *history* again; they cause nothing.
+    """Feed the newest bars of *run* into *engine* and *history* again, without steps.
 
-    In the order of their times, as they came: a portfolio strategy sees those of all instruments.
+    They come in the order of their times: a portfolio strategy sees those of all instruments.
     """
     restart = Restart(engine)
     for frame_bar in reader.frame_bars(run.run_id):
         restart.recall_frame(frame_bar)
-    known = []
+    recalled = []
     for item in run.instruments:
         wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
         bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
         for bar in bars[:-wanted]:
             restart.recall_range(bar)
-        known.append(bars[-wanted:])
-    for bar in heapq.merge(*known, key=attrgetter("open_time_ms")):
+        recalled.append(bars[-wanted:])
+    for bar in heapq.merge(*recalled, key=attrgetter("open_time_ms")):
         restart.recall(bar)
         if history is not None:
             history.push(bar)
@@ -366,7 +358,7 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
 def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:
     """Add up the run's own fills and compare; the account must equal its ledger.
 
-    Of a run that was pruned, from the account at the cut on.
+    A pruned run is added up from the account at the prune.
     """
     start = reader.first_state(run.run_id)
     if start is None:
@@ -376,9 +368,9 @@ def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:
 
 
 def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> None:
-    """Hold the *state* after step *until* to all fills of *run* until there, and to its ledger.
+    """Compare the *state* after step *until* with all fills of *run* up to there, and its ledger.
 
-    Every run keeps these. Of one that took over an account, from the oldest state left on.
+    Every run keeps these. A run that took over an account is added up from its oldest state.
     """
     start = reader.first_state(run.run_id)
     if start is None or start[1] > until:
@@ -388,12 +380,16 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
         check_fills(reader, run, (opened.cash, opened.holdings), state, after=after, until=until)
         return
     cash = restore(run.config).account.cash
-    own: dict[str, Holding] = {}
-    begun = scaled(cash, MONEY_DECIMALS, name="account.cash"), own
+    nothing: dict[str, Holding] = {}
+    begun = scaled(cash, MONEY_DECIMALS, name="account.cash"), nothing
     check_fills(reader, run, begun, state, after=-1, until=until)
     stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
-    brokers = [book.orders for book in state.account.books.values()]
-    resting = [order for one in brokers for order in (one.order, *one.others) if order is not None]
+    resting = [
+        order
+        for book in state.account.books.values()
+        for order in (book.orders.order, *book.orders.others)
+        if order is not None
+    ]
     if stored != {_standing(order) for order in resting}:
         raise InvariantBroken(
             f"the orders of run {run.run_id} that rest after step {until} are not those of the "
@@ -402,7 +398,7 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
 
 
 def _standing(order: Order) -> tuple[str, str, Side, int, int]:
-    """Return what of a resting order is stored at each of its changes."""
+    """Return the fields of a resting order that are stored at each of its changes."""
     return order.order_id, order.instrument, order.side, order.quantity, order.filled
 
 
@@ -424,13 +420,13 @@ def check_fills(
     for key, holding in state.account.holdings.items():
         added = ledger.holdings[key]
         funding += holding.funding_paid - added.funding_paid
-        same = (
+        is_equal = (
             added.quantity == holding.quantity
             and added.entry_notional == holding.entry_notional
             and added.realized_pnl == holding.realized_pnl
             and added.fees_paid == holding.fees_paid
         )
-        if not same:
+        if not is_equal:
             raise InvariantBroken(
                 f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
                 f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"

@@ -92,63 +92,63 @@ def one_sided(difference: float, p: float) -> float:
 def is_better(difference: float | None, p: float | None, level: float | None) -> bool:
     """Return whether a candidate is credibly better than the running model at *level*.
 
-    *p* is one-sided; None says that nothing was judged.
+    *p* is one-sided; None where nothing was judged.
     """
     if difference is None or p is None or level is None:
         return False
     return difference < 0 and p < level
 
 
-def verdict(found: CandidateJudgement, *, test: int, alpha: float) -> tuple[RetrainOutcome, str]:
-    """Return what becomes of a judged candidate, and why in one sentence."""
-    assert found.difference is not None
-    assert found.error is not None
-    assert found.p is not None
+def verdict(judged: CandidateJudgement, *, test: int, alpha: float) -> tuple[RetrainOutcome, str]:
+    """Return the outcome of a judged candidate, and its reason."""
+    assert judged.difference is not None
+    assert judged.error is not None
+    assert judged.p is not None
     level = level_of(alpha, test)
-    taken = is_better(found.difference, found.p, level)
-    return RetrainOutcome.PROMOTED if taken else RetrainOutcome.REFUSED, (
-        f"QLIKE {found.difference:+.5f} ± {found.error:.5f} over {found.days} days at "
-        f"{found.horizon} bars: p {found.p:.2g} is {'below' if taken else 'not below'} "
+    is_taken = is_better(judged.difference, judged.p, level)
+    return RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED, (
+        f"QLIKE {judged.difference:+.5f} ± {judged.error:.5f} over {judged.days} days at "
+        f"{judged.horizon} bars: p {judged.p:.2g} is {'below' if is_taken else 'not below'} "
         f"{level:.2g}, the share of test {test} in {alpha:g}"
     )
 
 
 def tests_of(events: Iterable[Retrained]) -> int:
-    """Return how many of *events* were judgements, each of which spent its share."""
+    """Count the judgements among *events*, each of which spent its share."""
     return sum(event.level is not None for event in events)
 
 
 def unlike(candidate: Forecaster, running: Forecaster) -> str:
     """Return why *candidate* cannot take the place of *running* within a run; empty if it can.
 
-    A run's decisions depend on so many bars, gates and horizons as its model has; another number
-    of them is another run.
+    A run's decisions depend on its model's context, measures and horizons; with others it would be
+    another run.
     """
     differing: list[tuple[str, object, object]] = [
         ("context", candidate.context, running.context),
         ("horizons", list(candidate.horizons), list(running.horizons)),
         ("measures", sorted(candidate.measures), sorted(running.measures)),
     ]
-    for name, own, wanted in differing:
-        if own != wanted:
+    for name, trained, wanted in differing:
+        if trained != wanted:
             return (
-                f"the candidate's {name} {own} differs from the running model's {wanted}; give a "
-                "recipe that keeps it, or name the candidate in [model] checkpoint for a new run"
+                f"the candidate's {name} {trained} differs from the running model's {wanted}; give "
+                "a recipe that keeps it, or name the candidate in [model] checkpoint for a new run"
             )
     return ""
 
 
 def retrain_folder(config: Config, database: Path) -> Path:
     """Return the folder in which retrainings for *database* work."""
-    given = config.retrain.folder
-    return database.with_name(database.name + ".retrain") if given is None else Path(given)
+    folder = config.retrain.folder
+    return database.with_name(database.name + ".retrain") if folder is None else Path(folder)
 
 
 def tidy(folder: Path) -> None:
-    """Remove from *folder* what a retraining needs while it runs alone, however that ended.
+    """Remove the temporary files of a retraining from *folder*, however it ended.
 
-    The room is the database's, which ends the daemon where it finds none. What cannot be removed
-    is left to the next retraining.
+    The database needs the disk space: a full disk ends the daemon. A file that cannot be removed is
+    left to the next retraining.
     """
     for pattern in (CACHE, f"{CANDIDATE}.training", f".{CANDIDATE}-*", f"{BARS_FILE}*"):
         for old in folder.glob(pattern):
@@ -177,14 +177,14 @@ def promoted_for(
 
 
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "retrain")
-"""What trains and judges: the command that does the same by hand."""
+"""The process that trains and judges: the command that does the same by hand."""
 CONFIG_FILE: Final = "config.toml"
 LOG_FILE: Final = "log.txt"
 MARK_FILE: Final = "began"
-"""Holds since when, in market milliseconds, a training is under way."""
+"""Holds the market time at which the training under way began."""
 REFUSED: Final = "refused"
 END_WITHIN_S: Final = 2.0
-"""Wall seconds that the end of a killed training is awaited: an orderly stop has seven in all."""
+"""Wall seconds to wait for the end of a killed training: an orderly stop has seven in all."""
 ANSWER_MAX: Final = 1 << 20
 """Bytes of an answer: a judgement has some hundreds."""
 _TAIL_BYTES: Final = 4_096
@@ -194,13 +194,13 @@ log = structlog.get_logger("retrain")
 
 
 class TrainingFailed(Exception):
-    """The process that trains ended without a judgement; the text says how."""
+    """The training process ended without a judgement, for the reason in the text."""
 
 
 class Service(NamedTuple):
     """The parts of a running daemon that a change of its model concerns.
 
-    ``submit`` puts an event in line and returns once its step is stored.
+    ``submit`` queues an event and returns once its step is stored.
     """
 
     engine: Engine
@@ -249,14 +249,14 @@ class Retrainer:
     # ------------------------------------------------------------ when
 
     def observe(self, step: Step) -> None:
-        """Learn from a stored step how late it is; a bar of the market's time alone may be due."""
+        """Begin a retraining once a stored bar of the market reaches its due time."""
         if isinstance(step.event, Bar) and step.accepted and step.event.market_ms >= self.due_ms:
             self._is_due.set()
 
     def _next_due(self, since_ms: int) -> int:
-        """Return when the next retraining begins: after the last one, or so long after *since_ms*.
+        """Return when the next retraining begins: after the last one, else after *since_ms*.
 
-        What failed or was cut off is tried again a day later, if that is sooner.
+        One that failed or was cut off is retried a day later, if that is sooner.
         """
         wait_ms = self._every_ms
         if (last := self.last) is not None:
@@ -264,11 +264,11 @@ class Retrainer:
             if last.outcome not in _JUDGED:
                 wait_ms = min(wait_ms, DAY_MS)
         if self._cut_off_ms is not None and self._cut_off_ms >= since_ms:
-            return 0  # to be said at once, before the next is due
+            return 0  # its failure is stored at once, before the next is due
         return _at(self._config.retrain.at, since_ms + wait_ms)
 
     def _read_mark(self) -> int | None:
-        """Return when a training began whose end no event told: its daemon was ended meanwhile."""
+        """Return when a training began that has no event: its daemon ended meanwhile."""
         try:
             began_ms = int((self._folder / MARK_FILE).read_text(encoding="ascii"))
         except (OSError, ValueError):
@@ -277,7 +277,7 @@ class Retrainer:
 
     @asynccontextmanager
     async def at_work(self, failed: Callable[[], object]) -> AsyncIterator[None]:
-        """Retrain beside the block; *failed* is called where that ends by an error of its own."""
+        """Retrain in the background of the block; call *failed* where an error ends that."""
 
         def ended(task: asyncio.Task[None]) -> None:
             if not task.cancelled() and task.exception() is not None:
@@ -308,13 +308,13 @@ class Retrainer:
     # ------------------------------------------------------------ one retraining
 
     async def retrain(self) -> None:
-        """Train, judge and promote or refuse; whatever comes of it is stored as an event."""
+        """Train, judge and promote or refuse; store the outcome as an event."""
         began_ms = self._clock.market_ms()
         self.is_training = True
         log.info("retraining", folder=str(self._folder), model_id=self.running.model_id)
         try:
-            found = await self._judgement(began_ms)
-            event, candidate = await self._ruled(found, began_ms)
+            judged = await self._judge(began_ms)
+            event, candidate = await self._decide(judged, began_ms)
         except TrainingFailed as error:
             event, candidate = self._event(RetrainOutcome.FAILED, str(error), began_ms), None
             await self._worker.submit(tidy, self._folder)
@@ -322,7 +322,7 @@ class Retrainer:
             self.is_training = False
         await self._store(event)
         if candidate is not None:
-            # Bars that close meanwhile are answered by the model before.
+            # The running model answers the bars that close meanwhile.
             await self._service.predictor.warm_aside(self._worker)
             now_ms = self._clock.market_ms()
             await self._service.submit(start_event(candidate, warm_from=(), market_ms=now_ms))
@@ -336,42 +336,41 @@ class Retrainer:
         self._tests += event.level is not None
         log.info("retrained", outcome=event.outcome.value, reason=event.reason)
 
-    async def _ruled(
-        self, found: CandidateJudgement, began_ms: int
+    async def _decide(
+        self, judged: CandidateJudgement, began_ms: int
     ) -> tuple[Retrained, Forecaster | None]:
-        """Return the event of a judgement, and the model that is promoted by it."""
-        if found.running_sha256 != self.running.model_sha256:
+        """Return the event of a judgement, and the model that it promotes.
+
+        Engine and predictor know a promoted model from here on.
+        """
+        if judged.running_sha256 != self.running.model_sha256:
             raise TrainingFailed("the training judged another model than the one that decides")
-        if not found.is_judged:
-            return self._event(RetrainOutcome.SKIPPED, found.reason, began_ms, found), None
+        if not judged.is_judged:
+            return self._event(RetrainOutcome.SKIPPED, judged.reason, began_ms, judged), None
         alpha, test = float(self._config.retrain.alpha), self._tests + 1
-        outcome, reason = verdict(found, test=test, alpha=alpha)
+        outcome, reason = verdict(judged, test=test, alpha=alpha)
         candidate: Forecaster | None = None
         if outcome is RetrainOutcome.PROMOTED:
             try:
-                candidate = await self._prepared(found)
+                loaded = await self._worker.submit(self._load, judged)
+                terms = terms_for(self._config, self._service.engine, loaded, self._run)
+                self._service.engine.prepare(loaded.model_sha256, terms)
+                self._service.predictor.prepare(loaded)
+                candidate = loaded
             except (CheckpointMismatch, ConfigInvalid, DataInvalid, OSError) as error:
                 # It was judged, so its share is spent all the same.
-                reason = f"{reason}; but it cannot be promoted: {_said(error)}"
+                reason = f"{reason}; but it cannot be promoted: {_reason(error)}"
                 outcome = RetrainOutcome.FAILED
         if outcome is RetrainOutcome.REFUSED:
-            await self._worker.submit(self._keep_refused, Path(found.candidate))
-        return self._event(outcome, reason, began_ms, found, test=test), candidate
+            await self._worker.submit(self._keep_refused, Path(judged.candidate))
+        return self._event(outcome, reason, began_ms, judged, test=test), candidate
 
-    async def _prepared(self, found: CandidateJudgement) -> Forecaster:
-        """Return the candidate, which engine and predictor know from here on."""
-        candidate = await self._worker.submit(self._load, found)
-        terms = terms_for(self._config, self._service.engine, candidate, self._run)
-        self._service.engine.prepare(candidate.model_sha256, terms)
-        self._service.predictor.prepare(candidate)
-        return candidate
-
-    def _load(self, found: CandidateJudgement) -> Forecaster:
-        """Keep the candidate beside the database, for good, and return it, ready to be warmed."""
-        kept = checkpoints.keep(Path(found.candidate), self._database)
-        candidate = forecaster_of(kept, self._config, mode=self.running.mode)
-        if candidate.model_sha256 != found.candidate_sha256:
-            raise CheckpointMismatch(f"{kept} is not the model that was judged; train again.")
+    def _load(self, judged: CandidateJudgement) -> Forecaster:
+        """Copy the candidate beside the database, for good, and load it."""
+        copy = checkpoints.keep(Path(judged.candidate), self._database)
+        candidate = forecaster_of(copy, self._config, mode=self.running.mode)
+        if candidate.model_sha256 != judged.candidate_sha256:
+            raise CheckpointMismatch(f"{copy} is not the model that was judged; train again.")
         if reason := unlike(candidate, self.running):
             raise ConfigInvalid(f"{reason}.")
         return candidate
@@ -382,39 +381,39 @@ class Retrainer:
         try:
             refused.mkdir(exist_ok=True)
             folder.rename(refused / f"{self._clock.market_ms()}")
-            kept = sorted(refused.iterdir(), key=lambda one: one.name, reverse=True)
-            for old in kept[self._config.retrain.keep :]:
+            newest_first = sorted(refused.iterdir(), key=lambda folder: folder.name, reverse=True)
+            for old in newest_first[self._config.retrain.keep :]:
                 shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
-            log.warning("candidate not kept", error=_said(error))
+            log.warning("candidate not kept", error=_reason(error))
 
     def _event(
         self,
         outcome: RetrainOutcome,
         reason: str,
         began_ms: int,
-        found: CandidateJudgement | None = None,
+        judged: CandidateJudgement | None = None,
         *,
         test: int = 0,
     ) -> Retrained:
-        known = found or CandidateJudgement("", self.running.model_sha256)
+        judged = judged or CandidateJudgement("", self.running.model_sha256)
         now_ms = self._clock.market_ms()
         return Retrained(
             outcome=outcome,
             reason=reason,
             configured_sha256=self._configured_sha256,
-            running_sha256=known.running_sha256,
-            candidate_sha256=known.candidate_sha256,
-            recipe=known.recipe,
+            running_sha256=judged.running_sha256,
+            candidate_sha256=judged.candidate_sha256,
+            recipe=judged.recipe,
             began_ms=began_ms,
-            from_ms=known.from_ms,
-            until_ms=known.until_ms,
-            horizon=known.horizon,
-            bars=known.bars,
-            days=known.days,
-            difference=known.difference,
-            error=known.error,
-            p=known.p,
+            from_ms=judged.from_ms,
+            until_ms=judged.until_ms,
+            horizon=judged.horizon,
+            bars=judged.bars,
+            days=judged.days,
+            difference=judged.difference,
+            error=judged.error,
+            p=judged.p,
             test=test,
             level=level_of(float(self._config.retrain.alpha), test) if test else None,
             market_ms=now_ms,
@@ -423,24 +422,35 @@ class Retrainer:
 
     # ------------------------------------------------------------ the process that trains
 
-    async def _judgement(self, began_ms: int) -> CandidateJudgement:
+    async def _judge(self, began_ms: int) -> CandidateJudgement:
         """Train and judge in a process of its own; raise ``TrainingFailed`` where that breaks off.
 
         The process ends with this one, however this one ends: it watches its standard input.
         """
+        command = (
+            *(*PROGRAM, self._run.run_id),
+            *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
+            *("--folder", str(self._folder), "--to", str(began_ms), "--service", "--json"),
+        )
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(self._config.retrain.threads),
+            "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
+        }
         try:
-            # A disk may stall: no file is written, nor read, where decisions are made.
-            with await self._worker.submit(self._begun, began_ms) as said:
+            # A disk may stall, so the worker reads and writes files, not the loop that decides.
+            with await self._worker.submit(self._begin_folder, began_ms) as log_file:
                 process = await asyncio.create_subprocess_exec(
-                    *self._command(began_ms),
+                    *command,
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
-                    stderr=said,
-                    env=self._environment(),
+                    stderr=log_file,
+                    env=environment,
                     limit=ANSWER_MAX,
                 )
         except OSError as error:
-            raise TrainingFailed(f"it could not begin in {self._folder} ({_said(error)})") from None
+            reason = f"it could not begin in {self._folder} ({_reason(error)})"
+            raise TrainingFailed(reason) from None
         limit = self._config.retrain.time_limit
         try:
             async with asyncio.timeout((time_of(limit) or 0) / 1000):
@@ -458,35 +468,22 @@ class Retrainer:
         except msgspec.MsgspecError:
             raise TrainingFailed(f"its answer is no judgement; see {LOG_FILE}") from None
 
-    def _begun(self, began_ms: int) -> BinaryIO:
-        """Write what the process reads, and that it began; return the file that it speaks to."""
+    def _begin_folder(self, began_ms: int) -> BinaryIO:
+        """Write the configuration and the mark of a training; return its open log file."""
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / MARK_FILE).write_text(str(began_ms), encoding="ascii")
         (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
         return (self._folder / LOG_FILE).open("wb")
 
-    def _command(self, began_ms: int) -> Sequence[str]:
-        return (
-            *(*PROGRAM, self._run.run_id),
-            *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
-            *("--folder", str(self._folder), "--to", str(began_ms), "--service", "--json"),
-        )
-
-    def _environment(self) -> dict[str, str]:
-        """Return the environment of the process: as many threads as it may have, and our path."""
-        threads = str(self._config.retrain.threads)
-        path = os.pathsep.join(place for place in sys.path if place)
-        return {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path}
-
     def _cause(self, code: int) -> str:
-        """Return how the process ended, by its exit code and the last line that it said."""
+        """Return why the process ended, by its exit code and the last line of its log."""
         if code < 0:
             name = signal.Signals(-code).name
             return f"the training process was ended by {name}; the machine may lack memory"
         try:
-            with (self._folder / LOG_FILE).open("rb") as said:
-                said.seek(max(said.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-                lines = said.read().decode(errors="replace").split("\n")
+            with (self._folder / LOG_FILE).open("rb") as log_file:
+                log_file.seek(max(log_file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+                lines = log_file.read().decode(errors="replace").split("\n")
         except OSError:
             lines = []
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
@@ -496,7 +493,8 @@ class Retrainer:
 async def _end(process: asyncio.subprocess.Process) -> None:
     """Kill *process*, if it still runs, and wait a moment for its end.
 
-    An idle process of a busy machine is not given the time to die, so it is raised before.
+    On a busy machine a process of idle priority gets no time even to die, so its priority is
+    raised.
     """
     if process.returncode is not None:
         return
@@ -511,18 +509,17 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:
     """Return when the oldest run of the same kind and *symbols* began to decide."""
     with Reader.open(database) as reader:
-        every = [reader.run(name) for name in reader.run_ids()]
-    own = [one for one in every if one.kind is run.kind]
+        runs = [reader.run(name) for name in reader.run_ids()]
     starts = [
-        one.period_start_ms
-        for one in own
-        if {item.symbol for item in one.instruments} == set(symbols)
+        past.period_start_ms
+        for past in runs
+        if past.kind is run.kind and {item.symbol for item in past.instruments} == set(symbols)
     ]
     return min([*starts, run.period_start_ms])
 
 
 def _at(clock_time: str | None, due_ms: int) -> int:
-    """Return the first moment from *due_ms* on that is *clock_time* (UTC) of a day, if one is."""
+    """Return *due_ms*, or the next *clock_time* (UTC) from there on where one is given."""
     if clock_time is None:
         return due_ms
     hours, minutes = map(int, clock_time.split(":"))
@@ -530,7 +527,7 @@ def _at(clock_time: str | None, due_ms: int) -> int:
     return due_ms + (offset_ms - due_ms) % DAY_MS
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

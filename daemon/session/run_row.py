@@ -65,7 +65,7 @@ OF_THE_PLACE: Final = (
     "instruction_set",
     "libraries",
 )
-"""Fields of a run, and of each of its starts, that say where and by which code it was made."""
+"""Fields of a run, and of each of its starts: the machine and the code that made it."""
 NO_MODEL: Final = {
     "model_id": "",
     "model_sha256": "",
@@ -75,7 +75,7 @@ NO_MODEL: Final = {
     "threads": 0,
     "backend": "",
 }
-"""Fields of the same two that a forecaster has under the same names, where there is none."""
+"""Their fields that a forecaster has under the same names, and the values without a forecaster."""
 
 
 def describe_run(  # noqa: PLR0913 - the fields of a run
@@ -92,6 +92,14 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
     sees_account: bool = False,
 ) -> Run:
     """Return the row of a new run; its id is random, so that no two databases share one."""
+    counted_by: dict[str, Any] = {}
+    if sessions is not None:
+        counted_by = {
+            "calendar": sessions.name,
+            "calendar_version": sessions.version,
+            "calendar_sha256": sessions.sha256,
+            "sessions": sessions.packed(),
+        }
     return Run(
         run_id=secrets.token_hex(8),
         kind=kind,
@@ -109,20 +117,8 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
         sees_account=sees_account,
         rules=len(CHANGES),
         **_computed_by(forecaster),
-        **_counted_by(sessions),
+        **counted_by,
     )
-
-
-def _counted_by(sessions: Sessions | None) -> dict[str, Any]:
-    """Return the fields that say which sessions are counted, and keep them."""
-    if sessions is None:
-        return {}
-    return {
-        "calendar": sessions.name,
-        "calendar_version": sessions.version,
-        "calendar_sha256": sessions.sha256,
-        "sessions": sessions.packed(),
-    }
 
 
 def sessions_of(run: Run) -> Sessions | None:
@@ -148,15 +144,18 @@ def start_event(
     warm_from: tuple[tuple[str, int], ...],
     market_ms: int,
 ) -> ModelChange:
-    """Return the event that says: the process started, and its model was warmed like this."""
+    """Return the event of a start of the process, with the bars that warmed its model."""
     return ModelChange(
         warm_from=warm_from, market_ms=market_ms, seen_ms=market_ms, **_computed_by(forecaster)
     )
 
 
 def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
-    """Return the fields that say which model, code and libraries compute, and on what."""
+    """Return the fields that name the model, code, libraries and processor."""
     torch_version, instruction_set = computing(forecaster)
+    versions = libraries()
+    if further := further_libraries(forecaster):
+        versions = json.dumps({**json.loads(versions), **further}, sort_keys=True)
     model = {
         name: empty if forecaster is None else getattr(forecaster, name)
         for name, empty in NO_MODEL.items()
@@ -166,7 +165,7 @@ def _computed_by(forecaster: Forecaster | None) -> dict[str, Any]:
         "code_version": code_version(),
         "torch_version": torch_version,
         "instruction_set": instruction_set,
-        "libraries": _libraries_with(forecaster),
+        "libraries": versions,
     }
 
 
@@ -175,7 +174,7 @@ def continues(
 ) -> bool:
     """Return whether a start with *config* goes on with *run* rather than opening another.
 
-    *model_sha256* is of the model with which the run goes on: it may have been promoted in it.
+    *model_sha256* is of the run's present model, which may have been promoted in it.
     """
     return (
         run.config_sha256 == config.sha256()
@@ -197,22 +196,15 @@ def strategy_sha256(config: Config) -> str:
     return class_sha256(user_class(name)) if ":" in name else ""
 
 
-def _libraries_with(forecaster: Forecaster | None) -> str:
-    """Return ``libraries`` with what else computes for this forecaster."""
-    if not (further := further_libraries(forecaster)):
-        return libraries()
-    return json.dumps({**json.loads(libraries()), **further}, sort_keys=True)
-
-
 @cache
 def libraries() -> str:
-    """Return the versions of what computes besides torch, as JSON with sorted keys."""
-    found = {
+    """Return machine, Python and the libraries besides torch, as JSON with sorted keys."""
+    versions = {
         "machine": platform.machine(),
         "numpy": importlib.metadata.version("numpy"),
         "python": platform.python_version(),
     }
-    return json.dumps(found, sort_keys=True)
+    return json.dumps(versions, sort_keys=True)
 
 
 @cache
@@ -228,10 +220,10 @@ def code_version() -> str:
 
 
 ABSURD: Final = 100
-"""So many times the largest order that was recorded is no size, whatever has changed since."""
+"""A size beyond so many times the largest recorded order is a mistake, whatever changed since."""
 
-_MADE: Final = 77
-"""How a process ends that came back from the user's code, whatever that raised."""
+_CAME_BACK: Final = 77
+"""The exit code of a process in which the user's code returned or raised, but did not exit."""
 _MAKE: Final = f"""
 import os, pickle, sys
 try:
@@ -242,15 +234,15 @@ try:
     else:
         user_model.load_model(config)
 finally:
-    os._exit({_MADE})
+    os._exit({_CAME_BACK})
 """
 
 
 def preflight(config: Config, database: Path) -> None:
-    """Build all that ``run`` builds, but for what only the exchange knows.
+    """Build everything that ``run`` builds, without the exchange's data.
 
-    The checkpoint is loaded, the strategy made with its options, thresholds and sizes worked
-    out; *database* is looked at, and nothing is written. Raises what the run would.
+    The checkpoint is loaded, the strategy made with its options, thresholds and sizes computed;
+    *database* is read, and nothing is written. Raises the errors that the run would.
     """
     refuse_database(database)
     with usage_errors():
@@ -262,8 +254,7 @@ def preflight(config: Config, database: Path) -> None:
 def usage_errors() -> Iterator[None]:
     """Raise ``ConfigInvalid`` for a file of the configuration, or a class, that cannot be used.
 
-    No later start mends it. What the disk or the network refused may come back: that is raised as
-    it is.
+    No later start mends it. An error of the disk or the network may pass: that is raised as it is.
     """
     try:
         yield
@@ -276,30 +267,27 @@ def usage_errors() -> Iterator[None]:
 def refuse_class_that_exits(config: Config) -> None:
     """Raise where a class of the user's ends the process that imports and makes it.
 
-    A check would end with it, silently and as if it held; so it is done elsewhere first.
+    A check would end with it, silently and as if it held; so another process does it first.
     """
     for name in (config.strategy.name, config.model.own_class):
-        if ":" in name:
-            _refuse_exit(config, name)
-
-
-def _refuse_exit(config: Config, name: str) -> None:
-    done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
-        [sys.executable, "-B", "-c", _MAKE],
-        input=pickle.dumps((sys.path, config, name)),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        check=False,
-    )
-    if done.returncode != _MADE:
-        raise ConfigInvalid(
-            f"{name} ends the process that imports or makes it; let it raise instead, and put what "
-            'it runs under if __name__ == "__main__".'
+        if ":" not in name:
+            continue
+        done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
+            [sys.executable, "-B", "-c", _MAKE],
+            input=pickle.dumps((sys.path, config, name)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
         )
+        if done.returncode != _CAME_BACK:
+            raise ConfigInvalid(
+                f"{name} ends the process that imports or makes it; let it raise instead, and put "
+                'what it runs under if __name__ == "__main__".'
+            )
 
 
 def refuse_shares(config: Config) -> None:
-    """Raise where shares are to be traded live: they come from candle files alone."""
+    """Refuse shares in a live run: they come from candle files alone."""
     if config.market.asset == STOCK:
         raise ConfigInvalid(
             'market.asset = "stock" has no exchange here; trade its candle files by `tracepaper '
@@ -308,7 +296,7 @@ def refuse_shares(config: Config) -> None:
 
 
 def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
-    """Raise where a model is to be retrained and there is none, or a file is missing for it."""
+    """Refuse ``model.retrain`` without a model that can be trained, or with a missing file."""
     if config.model.retrain is None:
         return
     if config.model.own_class:
@@ -326,15 +314,14 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
             f"[model] retrain trains models of single symbols, and {config.strategy.name} trades "
             "all of them together; take it out, and train by `tracepaper train`."
         )
-    given = config.retrain
-    files = [*([] if given.recipe is None else [given.recipe]), *given.data]
-    for name in files:
+    recipe = config.retrain.recipe
+    for name in (*(() if recipe is None else (recipe,)), *config.retrain.data):
         if not Path(name.rpartition("=")[2]).is_file():
             raise ConfigInvalid(f"[retrain] names {name}, which is no file; correct it.")
 
 
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
-    """Build engine and run over instruments that would take any size.
+    """Build engine and run over instruments without limits.
 
     Returns the strategies that were made, for the run to use: a user's class is made once.
     """
@@ -366,14 +353,16 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
 
 
 def refuse_database(path: Path) -> None:
-    """Raise where no run could write its database at *path*; nothing is made or changed."""
+    """Refuse a *path* at which no run could write its database; nothing is made or changed."""
     if not (status := sqlite_status()).is_usable:
         raise ConfigInvalid(f"SQLite {status.version} is {status.verdict}; upgrade it.")
     if path.is_dir():
         raise ConfigInvalid(f"{path} is a folder; name a file with storage.url or --db.")
     if path.exists():
         open_reader(path).close()
-    place = path.absolute() if path.exists() else _nearest(path.absolute().parent)
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
     if (place.is_file() and place != path.absolute()) or not os.access(place, os.W_OK):
         raise ConfigInvalid(
             f"{path} cannot be made or written, because of {place}; name another place with "
@@ -381,18 +370,11 @@ def refuse_database(path: Path) -> None:
         )
 
 
-def _nearest(folder: Path) -> Path:
-    """Return *folder*, or the nearest one above it that there is."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
 def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
-    """Raise where no order of the configured size could ever be taken at about *price*.
+    """Refuse a configured size of which no order could ever be taken at about *price*.
 
-    What changes later is no fault of the configuration: then each decision says why it is left
-    unfilled.
+    Filters that change later are no fault of the configuration: then each decision says why it is
+    left unfilled.
     """
     sizing = config.sizing
     if sizing.mode != "fixed":
@@ -439,7 +421,7 @@ def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
 
 
 def _stand_in(config: Config, symbol: str) -> Instrument:
-    """Return an instrument without limits, as fine as the configured quantity."""
+    """Return an instrument without limits, in the decimals of the configured quantity."""
     exponent = config.sizing.quantity.normalize().as_tuple().exponent
     decimals = max(-exponent, 0) if isinstance(exponent, int) else 0
     category = Category(config.market.category)
@@ -470,5 +452,8 @@ class _Recorded(msgspec.Struct, rename="camel"):
 @cache
 def _largest_orders() -> dict[str, Decimal]:
     packed = RECORDED_INSTRUMENTS.read_bytes()
-    known = msgspec.json.decode(gzip.decompress(packed), type=dict[str, _Recorded])
-    return {symbol: Decimal(one.lot_size_filter.max_order_qty) for symbol, one in known.items()}
+    recorded = msgspec.json.decode(gzip.decompress(packed), type=dict[str, _Recorded])
+    return {
+        symbol: Decimal(filters.lot_size_filter.max_order_qty)
+        for symbol, filters in recorded.items()
+    }

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.daemon.session import external_inputs
-from tracepaper.daemon.session.user_code import Code, ForeignCode, own_folder, short
+from tracepaper.daemon.session.user_code import ForeignCode, own_folder, short
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -63,10 +63,10 @@ _UNMEASURED: Final = Signal(Action.HOLD, "strength is not finite")
 
 Own = TypeVar("Own", Strategy, PortfolioStrategy)
 OwnClass = type[Strategy] | type[PortfolioStrategy]
-"""What a configuration may name: one object an instrument, or one for all of them."""
+"""The classes that a configuration may name: one object an instrument, or one for all."""
 
 _objects: Final[ContextVar[Mapping[str, type]]] = ContextVar("_objects", default={})  # noqa: B039
-"""Classes that were handed over as objects, by the names that their runs store; never changed."""
+"""Classes that were passed as objects, by the names that their runs store; never changed."""
 
 
 @contextmanager
@@ -98,39 +98,40 @@ def is_importable(made_of: type) -> bool:
 
 def user_class(name: str) -> OwnClass:
     """Return the strategy that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
-    found = imported(name, key="strategy.name")
-    if not (isinstance(found, type) and issubclass(found, (Strategy, PortfolioStrategy))):
+    made_of = imported(name, key="strategy.name")
+    if not (isinstance(made_of, type) and issubclass(made_of, (Strategy, PortfolioStrategy))):
         raise ConfigInvalid(
             f"strategy.name '{name}' is no tracepaper.Strategy; derive from it, or from "
             "tracepaper.PortfolioStrategy."
         )
-    return found
+    return made_of
 
 
 def imported(name: str, *, key: str) -> object:
-    """Return what ``module:Name``, which stands at *key* of the configuration, names.
+    """Import ``module:Name``, the value of *key* of the configuration.
 
     Its module is looked for where Python looks, beside the configuration file and in the working
-    folder, in this order. A class that was handed over as an object (:func:`known_class`) is
-    itself. Raises ``ConfigInvalid`` where there is no such name or its module is no Python, and
+    folder, in this order. A class that was passed as an object (:func:`known_class`) is itself.
+    Raises ``ConfigInvalid`` where there is no such name or its module is no Python, and
     ``StrategyFailed`` where its module fails.
     """
-    if (handed := _objects.get().get(name)) is not None:
-        external_inputs.belongs(name, own_folder(handed))
-        return handed
+    if (passed := _objects.get().get(name)) is not None:
+        external_inputs.belongs(name, own_folder(passed))
+        return passed
     module_name, _, class_name = name.partition(":")
     if module_name == "__main__" and not hasattr(sys.modules["__main__"], class_name):
         raise ConfigInvalid(
             f"The class of {key} '{name}' was typed in a session or a script that is not "
             "here; put it into a module of its own and name it module:Class."
         )
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)
     try:
         with ForeignCode(name, "when it was imported"):
-            found: object = getattr(importlib.import_module(module_name), class_name)
-            if (made_of := _code_of(found)) is not None:
-                external_inputs.belongs(name, own_folder(made_of))
+            named: object = getattr(importlib.import_module(module_name), class_name)
+            code = named.function if isinstance(named, FeatureFunction) else named
+            if isinstance(code, type | FunctionType):
+                external_inputs.belongs(name, own_folder(code))
     except StrategyFailed as error:
         if isinstance(error.__cause__, SyntaxError):
             raise ConfigInvalid(str(error)) from error  # no start mends it
@@ -145,19 +146,12 @@ def imported(name: str, *, key: str) -> object:
             "beside the configuration, or its folder on PYTHONPATH."
         ) from error
     except SystemExit as error:
-        # Else a check would end silently, as if it held.
+        # Otherwise a check would end silently, as if it held.
         raise StrategyFailed(
             f"{module_name} exits while it is imported; put what it runs under "
             'if __name__ == "__main__".'
         ) from error
-    return found
-
-
-def _code_of(found: object) -> Code | None:
-    """Return the class or function whose sources *found* is made of."""
-    if isinstance(found, FeatureFunction):
-        found = found.function
-    return found if isinstance(found, type | FunctionType) else None
+    return named
 
 
 def make_own(name: str, options: dict[str, object], symbols: Sequence[str]) -> dict[str, Strategy]:
@@ -177,11 +171,11 @@ def user_strategy(
 ) -> Strategy:
     """Return an object of the user's class, guarded; its constructor takes *options*.
 
-    They are handed over as one dictionary, or as keywords, or not at all, as the constructor asks
-    (docs/strategies.md, U1). *known_as* is the name by which the configuration calls it: what it
-    opens is kept under that.
+    They are passed as one dictionary, or as keywords, or not at all, by the constructor's signature
+    (docs/strategies.md, U1). *known_as* is its name in the configuration, under which the files
+    that it opens are recorded.
 
-    Raises ``ConfigInvalid`` where it refuses them or declares what cannot be, and
+    Raises ``ConfigInvalid`` where it refuses them or has an impossible declaration, and
     ``StrategyFailed`` where it fails otherwise.
     """
     with ForeignCode(made_of.__name__, "when its State was made", known_as):
@@ -229,29 +223,29 @@ def _check_decide(made_of: OwnClass) -> None:
     if inspect.isabstract(made_of):
         raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, context).")
     try:
-        asked = inspect.signature(made_of.decide)
-    except ValueError:  # compiled code says nothing
+        signature = inspect.signature(made_of.decide)
+    except ValueError:  # compiled code has none
         return
     try:
-        asked.bind(None, None)
+        signature.bind(None, None)
     except TypeError as error:
         raise ConfigInvalid(
-            f"{made_of.__name__} has decide{asked}; let it be decide(self, context)."
+            f"{made_of.__name__} has decide{signature}; let it be decide(self, context)."
         ) from error
 
 
 def _called(made_of: type[Own], options: dict[str, object]) -> Own:
-    """Call the constructor as it asks for its options.
+    """Call the constructor with the options, in the form of its signature.
 
     A first argument ``options``, or a single one without a default that the options do not name,
     is the dictionary; else every option is an argument of its name.
     """
     try:
-        asked = list(inspect.signature(made_of).parameters.values())
-    except (TypeError, ValueError):  # a constructor in compiled code says nothing
-        asked = []
-    by_place = [one for one in asked if one.kind in _BY_PLACE]
-    needed = [one for one in by_place if one.default is one.empty]
+        parameters = list(inspect.signature(made_of).parameters.values())
+    except (TypeError, ValueError):  # a constructor in compiled code has no signature
+        parameters = []
+    by_place = [parameter for parameter in parameters if parameter.kind in _BY_PLACE]
+    needed = [parameter for parameter in by_place if parameter.default is parameter.empty]
     make = cast("Callable[..., Own]", made_of)
     if by_place and by_place[0].name == "options":
         return make(options)
@@ -262,8 +256,8 @@ def _called(made_of: type[Own], options: dict[str, object]) -> Own:
 
 def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
     """Return the user's own object behind *strategy*; a built-in strategy as it is."""
-    given = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
-    return given.guarded if isinstance(given, (_Guarded, _GuardedPortfolio)) else given
+    whole = strategy.portfolio if isinstance(strategy, PortfolioMember) else strategy
+    return whole.guarded if isinstance(whole, (_Guarded, _GuardedPortfolio)) else whole
 
 
 class _Checks:
@@ -272,7 +266,6 @@ class _Checks:
     _name: str
 
     def _copy_declared(self, declared: Strategy | PortfolioStrategy) -> None:
-        """Declare what the user's class declares."""
         self.gates = frozenset(declared.gates)
         self.warmup = declared.warmup
         self.sees_account = declared.sees_account
@@ -289,15 +282,16 @@ class _Checks:
     def _checked(self, answer: object) -> Signal | Orders:
         if type(answer) is Orders:
             return self._checked_orders(answer)
-        if type(answer) is not Signal or not _is_for_signals(answer.action):
+        action = answer.action if type(answer) is Signal else None
+        if type(answer) is not Signal or not isinstance(action, Action) or action is Action.ORDERS:
             raise StrategyFailed(
                 f"{self._name} answered {short(answer)} in decide; return a Signal with an "
                 "Action, or Orders."
             )
-        return self._believed(answer)
+        return self._checked_signal(answer)
 
     def _checked_orders(self, orders: Orders) -> Orders:
-        """Return *orders* if they have the right types; what they say, the broker judges."""
+        """Return *orders* if they have the right types; the broker checks their values."""
         self._check_text("reason", orders.reason, REASON_LONGEST)
         requests = orders.requests
         if type(requests) is not tuple or len(requests) > REQUESTS_MOST:
@@ -318,14 +312,14 @@ class _Checks:
                 self._check_text("reason", request.reason, REASON_LONGEST)
         return orders if orders.note is None else replace(orders, note=self._noted(orders.note))
 
-    def _check_text(self, what: str, text: object, longest: int) -> None:
+    def _check_text(self, noun: str, text: object, longest: int) -> None:
         if type(text) is not str or len(text) > longest or not text.isprintable():
             raise StrategyFailed(
-                f"{self._name} gave the {what} {short(text)}; give one line of at most "
+                f"{self._name} gave the {noun} {short(text)}; give one line of at most "
                 f"{longest} printable characters."
             )
 
-    def _believed(self, signal: Signal) -> Signal:
+    def _checked_signal(self, signal: Signal) -> Signal:
         reason, strength = signal.reason, signal.strength
         self._check_text("reason", reason, REASON_LONGEST)
         if not isinstance(strength, (int, float)):
@@ -346,19 +340,19 @@ class _Checks:
         return replace(signal, note=self._noted(signal.note))
 
     def _check_protection(self, signal: Signal) -> None:
-        """Refuse protection of other types than a signal has; what it says, the engine judges."""
+        """Refuse protection of wrong types; the engine checks its values."""
         for name in ("stop", "target", "trailing"):
-            asked = getattr(signal, name)
-            if asked is None:
+            level = getattr(signal, name)
+            if level is None:
                 continue
-            number = asked
-            if isinstance(asked, Percent):
-                number = asked.value
-            elif isinstance(asked, Volatility):
-                number = asked.multiple
-            if type(number) is bool or not isinstance(number, Real) or not _is_float(number):
+            number = level
+            if isinstance(level, Percent):
+                number = level.value
+            elif isinstance(level, Volatility):
+                number = level.multiple
+            if type(number) is bool or not isinstance(number, Real) or not _fits_float(number):
                 raise StrategyFailed(
-                    f"{self._name} gave the {name} {short(asked)}; give a price, Percent(2) or "
+                    f"{self._name} gave the {name} {short(level)}; give a price, Percent(2) or "
                     "Volatility(2)."
                 )
         until = signal.until
@@ -392,12 +386,12 @@ class _Checks:
         )
 
     def _note_value(self, name: object, value: object) -> float | str | None:
-        if type(value) is float or isinstance(value, Real):  # the usual type is quickly told
+        if type(value) is float or isinstance(value, Real):  # the usual type is tested quickly
             try:
                 number = float(value)
             except OverflowError:
                 return None
-            # The market can cause it, as a division by no volatility; null says so.
+            # The market can cause it (a division by no volatility), so it is null, not fatal.
             return number + 0.0 if math.isfinite(number) else None
         if type(value) is str and len(value) <= REASON_LONGEST and value.isprintable():
             return value
@@ -465,37 +459,34 @@ class _GuardedPortfolio(_Checks, PortfolioStrategy):
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         with self._deciding:
             answers = self.guarded.decide(contexts)
-            # What a user's mapping does is the user's code as well.
-            given = dict(answers) if isinstance(answers, Mapping) else None
-        if given is None:
+            # A user's mapping is the user's code as well.
+            by_symbol = dict(answers) if isinstance(answers, Mapping) else None
+        if by_symbol is None:
             raise StrategyFailed(
                 f"{self._name} answered {short(answers)} in decide; return a mapping from symbols "
                 "to signals."
             )
-        for symbol in given:
+        for symbol in by_symbol:
             if symbol not in self.symbols:
                 raise StrategyFailed(
                     f"{self._name} answered for {short(symbol)} in decide, which the run does not "
                     f"trade; name symbols of: {', '.join(self.symbols)}."
                 )
-        return {symbol: self._checked(signal) for symbol, signal in given.items()}
-
-
-def _is_for_signals(action: object) -> bool:
-    return isinstance(action, Action) and action is not Action.ORDERS
+        return {symbol: self._checked(signal) for symbol, signal in by_symbol.items()}
 
 
 def _is_well_typed(request: OrderRequest) -> bool:
-    """Return whether the fields of *request* have the types that they are declared with."""
+    """Return whether the fields of *request* have their declared types."""
     numbers = (request.quantity, request.price, request.trigger)
+    until = request.until
     return (
         isinstance(request.side, Side)
         and isinstance(request.kind, OrderKind)
         and request.quantity is not None
-        and all(one is None or _is_number(one) for one in numbers)
+        and all(number is None or _is_number(number) for number in numbers)
         and type(request.post_only) is bool
         and type(request.reduce_only) is bool
-        and (request.until is None or _is_time(request.until))
+        and (until is None or (type(until) is int and 0 <= until <= MONEY_LIMIT))
     )
 
 
@@ -505,17 +496,12 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_float(number: Real) -> bool:
-    """Return whether *number* is not too large for a float; one that is infinite is none too."""
+def _fits_float(number: Real) -> bool:
     try:
         float(number)
     except OverflowError:
         return False
     return True
-
-
-def _is_time(value: object) -> bool:
-    return type(value) is int and 0 <= value <= MONEY_LIMIT
 
 
 def _check(strategy: Strategy | PortfolioStrategy) -> None:
@@ -550,14 +536,14 @@ def _check(strategy: Strategy | PortfolioStrategy) -> None:
         )
 
 
-def _are_names(declared: object, known: Mapping[str, object]) -> bool:
+def _are_names(declared: object, existing: Mapping[str, object]) -> bool:
     if not isinstance(declared, Collection):
         return False
-    return all(isinstance(one, str) and one in known for one in declared)
+    return all(isinstance(name, str) and name in existing for name in declared)
 
 
 def _check_frames(name: str, strategy: Strategy | PortfolioStrategy) -> None:
-    """Raise ``ConfigInvalid`` for frames that are none, and for counts of their bars."""
+    """Refuse frames that are no intervals, and impossible counts of their bars."""
     if not isinstance(strategy.frames, tuple) or not _are_names(strategy.frames, INTERVALS):
         raise ConfigInvalid(
             f"{name}.frames are {short(strategy.frames)}; give a tuple of intervals of: "

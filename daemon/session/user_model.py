@@ -66,8 +66,8 @@ Rows = NDArray[np.float32]
 def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     """Return the model that ``[model] class`` names, made with its options and files.
 
-    Raises ``ConfigInvalid`` where it cannot be found, refuses its options or declares what cannot
-    be, and ``StrategyFailed`` where it fails otherwise.
+    Raises ``ConfigInvalid`` where it cannot be found, refuses its options or has an impossible
+    declaration, and ``StrategyFailed`` where it fails otherwise.
     """
     name = config.model.own_class
     made_of = model_class(name)
@@ -98,23 +98,25 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
         "options": {"json": json.dumps(config.document()["model"]["options"], sort_keys=True)},
         "files": {written: _sha256(path) for written, path in files.items()},
     }
-    known = identity(sources_sha256, card)
+    identified = identity(sources_sha256, card)
     model.deadline_s = config.model.deadline_ms / 1000
-    return UserForecaster(model, schema, known, card, known_as=name, mode=mode, config=config)
+    return UserForecaster(model, schema, identified, card, known_as=name, mode=mode, config=config)
 
 
 def model_class(name: str) -> type[Model]:
     """Return the model that ``module:Class`` names; raise ``ConfigInvalid`` where it is none."""
-    found = imported(name, key="model.class")
-    if not (isinstance(found, type) and issubclass(found, Model)):
+    made_of = imported(name, key="model.class")
+    if not (isinstance(made_of, type) and issubclass(made_of, Model)):
         raise ConfigInvalid(f"model.class '{name}' is no tracepaper.Model; derive from it.")
-    return found
+    return made_of
 
 
 def _files(config: Config, made_of: type[Model]) -> dict[str, Path]:
-    """Return the paths of ``[model] files``: beside the configuration, the class, or here."""
-    folders = [config.folder, _module_folder(made_of), Path.cwd()]
-    found = {}
+    """Find ``[model] files`` beside the configuration, beside the class, or in the working folder."""
+    is_typed = own_folder(made_of) is None  # in a session, so it has no file
+    beside = None if is_typed else Path(inspect.getfile(made_of)).resolve().parent
+    folders = [config.folder, beside, Path.cwd()]
+    files = {}
     for written in config.model.files:
         places = [folder / written for folder in folders if folder is not None]
         path = next((place for place in places if place.is_file()), None)
@@ -123,19 +125,12 @@ def _files(config: Config, made_of: type[Model]) -> dict[str, Path]:
                 f"[model] files: there is no {written} beside the configuration or its class; "
                 "put it there, or name its absolute path."
             )
-        found[written] = path.resolve()
-    return found
-
-
-def _module_folder(made_of: type[Model]) -> Path | None:
-    """Return the folder of the file in which the class stands; None where it was typed."""
-    if own_folder(made_of) is None:
-        return None
-    return Path(inspect.getfile(made_of)).resolve().parent
+        files[written] = path.resolve()
+    return files
 
 
 def _schema(config: Config, model: Model) -> tuple[Schema, str]:
-    """Return the features that the configuration or else the class names, and their name."""
+    """Return the features that the configuration names, else the class, and their name."""
     named: Any = config.features.own_schema or model.features
     if named is None:
         return None, ""
@@ -165,7 +160,7 @@ def _check(model: Model) -> None:
             f"{CONTEXT_MOST:,}."
         )
     model.horizons = tuple(model.horizons)
-    if not model.horizons or any(type(one) is not int or one < 1 for one in model.horizons):
+    if not model.horizons or any(type(bars) is not int or bars < 1 for bars in model.horizons):
         raise ConfigInvalid(f"{name}.horizons are {short(model.horizons)}; give whole bars.")
     if isinstance(model.measures, str) or not model.measures or not {*model.measures} <= MEASURES:
         raise ConfigInvalid(
@@ -195,7 +190,7 @@ def _check_calibration(name: str, calibration: Calibration) -> None:
     if not isinstance(calibration, Calibration):
         raise ConfigInvalid(f"{name}.calibration is no tracepaper.strategies.types.Calibration.")
     for measure, values in calibration.quantiles.items():
-        rising = all(one <= two for one, two in pairwise(values))
+        rising = all(before <= after for before, after in pairwise(values))
         if len(values) != QUANTILES or not rising or not np.isfinite(values).all():
             raise ConfigInvalid(
                 f"{name}.calibration.quantiles[{measure!r}] must be the {QUANTILES} numbers at "
@@ -222,9 +217,6 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------- what is remembered
-
-
 class _Past:
     """The newest bars of one instrument as columns, and their newest rows of features."""
 
@@ -245,7 +237,11 @@ class _Past:
 
     def take(self, bar: Bar) -> None:
         """Take in *bar*, which must follow the last one, and its row of features."""
-        self._follows(bar)
+        if self.bars and bar.open_time_ms <= self.bars[-1].open_time_ms:
+            raise InvariantBroken(
+                f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
+                f"{self.bars[-1].open_time_ms}; feed bars oldest first."
+            )
         self.bars.append(bar)
         row = (bar.close_time_ms, bar.open, bar.high, bar.low, bar.close, bar.volume)
         at = self._count % self.held
@@ -258,16 +254,9 @@ class _Past:
             case FeatureFunction() if self._count >= self._lookback:
                 self._rows.append(self._computed(self._schema, self.past(self._lookback)))
 
-    def _follows(self, bar: Bar) -> None:
-        if self.bars and bar.open_time_ms <= self.bars[-1].open_time_ms:
-            raise InvariantBroken(
-                f"{bar.instrument}: the bar at {bar.open_time_ms} does not follow the one at "
-                f"{self.bars[-1].open_time_ms}; feed bars oldest first."
-            )
-
     @property
     def is_full(self) -> bool:
-        """Whether all bars are known on which an answer depends."""
+        """Whether it holds all bars on which an answer depends."""
         return self._count >= self.held
 
     def past(self, count: int) -> PastBars:
@@ -276,7 +265,7 @@ class _Past:
         return self._as_past(self._table[end - count : end])
 
     def _as_past(self, table: Floats) -> PastBars:
-        """Return copies: whatever is done to them, no other bar is reached through them."""
+        """Return copies, so that no change of them reaches the bars that are held."""
         columns = np.ascontiguousarray(table.T)
         times = columns[0].astype(np.int64)
         prices, volumes = columns[1:5] / self._prices, columns[5] / self._volumes
@@ -331,14 +320,14 @@ class _Past:
 
     def warm(self, bars: Sequence[Bar]) -> None:
         """Take in *bars*, of which only the last ones matter."""
-        known = bars[-self.held :]
+        newest = bars[-self.held :]
         if isinstance(self._schema, FeatureSchema):
-            # Rows before the context are needed by no answer: their bars are taken in at once.
-            early = max(len(known) - self._context, 0)
-            for bar in known[:early]:
+            # No answer needs a row before the context: of these bars none is computed.
+            early = max(len(newest) - self._context, 0)
+            for bar in newest[:early]:
                 self._remember(bar)
-            known = known[early:]
-        for bar in known:
+            newest = newest[early:]
+        for bar in newest:
             self.take(bar)
 
     def _remember(self, bar: Bar) -> None:
@@ -347,33 +336,33 @@ class _Past:
         self._schema = schema
 
     def scan(self, bars: Sequence[Bar]) -> tuple[Rows, int]:
-        """Take in *bars*; return the rows of features of those of them that have a whole past.
+        """Take in *bars*; return the rows of features of the last ones, and their number.
 
-        These are the last ones; their number is that of the rows.
+        The first bars without a whole past have no row.
         """
         schema, before = self._schema, len(self.bars)
-        known = [*self.bars, *bars]
+        past = [*self.bars, *bars]
         first = max(before, self.held - 1)
-        found: list[Rows] | Rows = []
+        values: list[Rows] | Rows = []
         match schema:
             case FeatureSchema():
-                found = features.compute(schema, features.columns(known)).values[first:]
+                values = features.compute(schema, features.columns(past)).values[first:]
             case FeatureFunction():
                 table = np.array(
-                    [(b.close_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in known],
+                    [(b.close_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in past],
                     dtype=np.float64,
                 )
                 back = self._lookback
-                found = [
+                values = [
                     self._computed(schema, self._as_past(table[at + 1 - back : at + 1]))
-                    for at in range(first, len(known))
+                    for at in range(first, len(past))
                 ]
         for bar in bars[-self.held :] if len(bars) > self.held else bars:
             self._remember(bar)
         self._streams = None
         self._rows.clear()
-        count = len(known) - first
-        rows = np.array(found, dtype=np.float32) if count > 0 else np.zeros((0, 1), np.float32)
+        count = len(past) - first
+        rows = np.array(values, dtype=np.float32) if count > 0 else np.zeros((0, 1), np.float32)
         return rows, max(count, 0)
 
 
@@ -394,7 +383,7 @@ class UserForecaster:
         self,
         model: Model,
         schema: Schema,
-        known: Identity,
+        identified: Identity,
         card: Mapping[str, Any],
         *,
         known_as: str,
@@ -403,8 +392,8 @@ class UserForecaster:
     ) -> None:
         self.model = model
         self.card = card
-        self.identity = known
-        self.model_id, self.model_sha256 = known.id, known.sha256
+        self.identity = identified
+        self.model_id, self.model_sha256 = identified.id, identified.sha256
         self.context = model.context + (0 if schema is None else schema.lookback - 1)
         self.horizons = tuple(model.horizons)
         self.calibration = model.calibration
@@ -421,10 +410,10 @@ class UserForecaster:
         self._asking = ForeignCode(self._name, "in predict", known_as)
         self._scales: dict[str, tuple[int, int]] = {}
         self._past: dict[str, _Past] = {}
-        self._said = ""
+        self._logged = ""
 
     def scale(self, instruments: Sequence[Instrument]) -> None:
-        """Learn in which units the bars of *instruments* count prices and volumes."""
+        """Set the decimals of prices and volumes in the bars of *instruments*."""
         for item in instruments:
             self._scales[item.id] = (item.price_decimals, item.volume_decimals)
 
@@ -442,20 +431,20 @@ class UserForecaster:
         rows = past.features()
         if not np.isfinite(rows).all():
             return self._unusable()
-        seen = ModelInput(
+        inputs = ModelInput(
             bar.instrument,
             bar.close_time_ms,
             bar.interval_ms,
             past.past(self.model.context),
             rows,
         )
-        found: Forecast | None = self._answered(
-            lambda: self.model.predict(seen),
+        forecast: Forecast | None = self._answered(
+            lambda: self.model.predict(inputs),
             lambda answer: forecast_of(
                 answer, horizons=self.horizons, measures=self.measures, model_id=self.model_id
             ),
         )
-        return found
+        return forecast
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments, one after the other, as ``step`` does."""
@@ -464,25 +453,25 @@ class UserForecaster:
         return [self.step(bar) for bar in bars]
 
     def scan(self, bars: Sequence[Bar]) -> list[Forecast | None]:
-        """Take in many known bars of one instrument; their rows are answered at once.
+        """Take in many bars of one instrument; ask the model for all of their rows at once.
 
         Raises ``InvariantBroken`` for a model that answers one bar at a time.
         """
         if not self.causal:
             raise InvariantBroken(f"{self._name} answers one bar at a time.")
-        found: list[Forecast | None] = [None] * len(bars)
+        forecasts: list[Forecast | None] = [None] * len(bars)
         rows, count = self._past_of(bars[0].instrument).scan(bars)
         usable = np.isfinite(rows).all(axis=1)
         for place in range(count):
-            found[len(bars) - count + place] = self._unusable()
-        if (asked := int(usable.sum())) > 0:
-            given = rows[usable]
-            given.flags.writeable = False
+            forecasts[len(bars) - count + place] = self._unusable()
+        if (usable_count := int(usable.sum())) > 0:
+            usable_rows = rows[usable]
+            usable_rows.flags.writeable = False
             answers = self._answered(
-                lambda: self.model.predict_rows(given),
+                lambda: self.model.predict_rows(usable_rows),
                 lambda answer: forecasts_of(
                     answer,
-                    asked,
+                    usable_count,
                     horizons=self.horizons,
                     measures=self.measures,
                     model_id=self.model_id,
@@ -490,8 +479,8 @@ class UserForecaster:
             )
             places = np.flatnonzero(usable) + len(bars) - count
             for place, answer in zip(places.tolist(), answers, strict=True):
-                found[place] = answer
-        return found
+                forecasts[place] = answer
+        return forecasts
 
     def _past_of(self, instrument: str) -> _Past:
         if (past := self._past.get(instrument)) is None:
@@ -503,10 +492,9 @@ class UserForecaster:
         return past
 
     def _answered(self, ask: Callable[[], object], read: Callable[[object], Any]) -> Any:  # noqa: ANN401 - what *read* returns
-        """Return what *read* makes of an answer; of a service's failure, numbers of no use.
+        """Return ``read(ask())``, or an unusable forecast where a service fails.
 
-        That a service fails is the world's doing, so it refuses one bar; that code of the user's
-        own does, ends the run.
+        A failure of a service refuses one bar; a failure of the user's own code ends the run.
         """
         try:
             with self._asking:
@@ -520,8 +508,8 @@ class UserForecaster:
             if not self.is_outside:
                 raise
             sentence = str(error).removesuffix(MEND) + "."
-        if sentence != self._said:  # a service that stays away says so once
-            self._said = sentence
+        if sentence != self._logged:  # a service that stays away is logged once
+            self._logged = sentence
             log.warning("no usable answer", error=sentence)
         return self._unusable()
 
@@ -534,7 +522,7 @@ class UserForecaster:
 
 
 def refuse_other_model(forecaster: UserForecaster, sha256: str, run_id: str) -> None:
-    """Raise ``DataInvalid`` where the class is not, or reads not, what it was for run *run_id*."""
+    """Refuse a class that, or whose files, changed since run *run_id*."""
     if forecaster.model_sha256 != sha256:
         name = forecaster.card["model"]["name"]
         raise DataInvalid(
