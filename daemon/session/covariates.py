@@ -65,7 +65,7 @@ class KnownRow(NamedTuple):
 
 
 class VectorFault(NamedTuple):
-    """From a close on the file was no use, for a reason; empty where it was again."""
+    """From a close on the file could not be used, for a reason; empty where it could again."""
 
     from_ms: int
     reason: str
@@ -79,16 +79,16 @@ class JournalHead(NamedTuple):
 
 
 def journal_name(written: str, columns: Sequence[str]) -> str:
-    """Return the name of the journal of a file as the configuration names it."""
-    said = json.dumps([written, *columns])
-    return LIVE + hashlib.sha256(said.encode()).hexdigest()[:12]
+    """Return the name of the journal of a file that the configuration calls *written*."""
+    key = json.dumps([written, *columns])
+    return LIVE + hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
 class VectorJournal:
     """The lines of one growing file; a ``CovariateSource`` of what was known at each bar."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, lines: Sequence[bytes] = ()) -> None:
-        """Begin with *lines* that are stored; use ``open_journal``."""
+        """Begin with the stored *lines*; use ``open_journal``."""
         self.path = path
         self.columns = tuple(columns)
         self.name = path.name.removesuffix(_SUFFIX)
@@ -107,18 +107,18 @@ class VectorJournal:
         return NO_COVARIATES if filled is None else filled.rows()
 
     def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether the file was of use at each close."""
+        """Return whether the file could be used at each close."""
         if not self._faults:
             return np.ones(len(closes_ms), dtype=np.bool_)
         from_ms = np.maximum.accumulate([fault.from_ms for fault in self._faults])
         sound = np.array([True, *(not fault.reason for fault in self._faults)])
-        found: NDArray[np.bool_] = sound[np.searchsorted(from_ms, closes_ms, side="right")]
-        return found
+        usable: NDArray[np.bool_] = sound[np.searchsorted(from_ms, closes_ms, side="right")]
+        return usable
 
     def look(self, close_ms: int) -> None:
         """Do nothing: it holds what was known."""
 
-    # ---------------------------------------------------------------- what is kept
+    # ---------------------------------------------------------------- the file
 
     @property
     def head(self) -> JournalHead:
@@ -128,12 +128,12 @@ class VectorJournal:
 
     @property
     def fault(self) -> str:
-        """Why the file is no use now; empty where it is."""
+        """Why the file cannot be used now; empty where it can."""
         return self._faults[-1].reason if self._faults else ""
 
     @property
     def symbols(self) -> Collection[str]:
-        """Whose rows it has."""
+        """The symbols that have rows."""
         return self._rows.keys()
 
     def newest(self, symbol: str) -> int | None:
@@ -178,15 +178,15 @@ class VectorJournal:
     def _take(self, line: bytes) -> None:
         self._digest.update(line)
         self._heads.append(self._digest.digest())
-        found = json.loads(line)
-        match found:
+        entry = json.loads(line)
+        match entry:
             case {"columns": _}:
                 pass
             case {"fault": reason}:
-                self._faults.append(VectorFault(found["from"], reason))
+                self._faults.append(VectorFault(entry["from"], reason))
             case _:
                 row = KnownRow(
-                    found["from"], found["time"], found["symbol"], tuple(found["values"])
+                    entry["from"], entry["time"], entry["symbol"], tuple(entry["values"])
                 )
                 self._rows.setdefault(row.symbol, _Filled(len(self.columns))).add(row)
 
@@ -245,20 +245,20 @@ def find_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJou
 def keep_journal(journal: VectorJournal, database: Path) -> None:
     """Copy *journal* beside *database*, for a run that is fed with another's record.
 
-    One that is there and is the beginning of *journal*, or begins with it, is the same. Raises
+    An existing one that is the beginning of *journal*, or begins with it, is the same. Raises
     ``CheckpointMismatch`` for another.
     """
-    kept = kept_vectors(database) / (journal.name + _SUFFIX)
-    given = journal.path.read_bytes()
-    there = kept.read_bytes() if kept.exists() else b""
-    if there.startswith(given):
+    path = kept_vectors(database) / (journal.name + _SUFFIX)
+    content = journal.path.read_bytes()
+    existing = path.read_bytes() if path.exists() else b""
+    if existing.startswith(content):
         return
-    if not given.startswith(there):
+    if not content.startswith(existing):
         raise CheckpointMismatch(
-            f"{kept} holds other covariates than those of the run that is replayed; give another "
+            f"{path} holds other covariates than those of the run that is replayed; give another "
             "database."
         )
-    write_whole(given, kept)
+    write_whole(content, path)
 
 
 def _read(path: Path, columns: Sequence[str], whole: bytes) -> VectorJournal:
@@ -291,14 +291,14 @@ def _document(entry: KnownRow | VectorFault) -> dict[str, Any]:
 log = structlog.get_logger("vectors")
 
 VECTORS: Final = "vectors"
-"""The key, among what else an answer follows from, of what they are kept as."""
+"""The key of their file's name among the libraries of a run."""
 
 
 class GrowingVectors:
     """A file that grows, read again before a bar is answered; a ``CovariateSource``.
 
     A row counts from the close at which it was first read, or from its time where that is later.
-    One with a time before the newest that is known comes too late to be held by any bar.
+    One with a time before the newest known one comes too late for any bar.
     """
 
     def __init__(self, path: Path, journal: VectorJournal) -> None:
@@ -309,7 +309,7 @@ class GrowingVectors:
         self.name = journal.name
         self._file, self._journal = GrowingFile(path), journal
         self._looked_ms = -math.inf
-        self._told = JournalHead(0, "")
+        self._reported = JournalHead(0, "")
         if not journal.head.lines:
             self._file.has_changed()
             growth = self._file.read()
@@ -321,16 +321,16 @@ class GrowingVectors:
         return self._journal.known(symbol)
 
     def usable(self, closes_ms: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether the file was of use at each close; these are answered from now on.
+        """Return whether the file could be used at each close.
 
-        What is read later counts from a later close than any of them.
+        Rows that are read later count from a later close than any of these.
         """
         if len(closes_ms):
             self._looked_ms = max(self._looked_ms, int(closes_ms.max()))
         return self._journal.usable(closes_ms)
 
     def look(self, close_ms: int) -> None:
-        """Read the file again where it changed or was no use, once a close."""
+        """Read the file again where it changed or could not be used, once a close."""
         if close_ms <= self._looked_ms:
             return
         self._looked_ms = close_ms
@@ -349,7 +349,7 @@ class GrowingVectors:
         self._keep(growth, entries)
 
     def _keep(self, growth: Growth | None, entries: Sequence[KnownRow | VectorFault]) -> None:
-        """Store what is new; where that fails nothing of it is known, until a later close."""
+        """Store the new entries; where that fails none of them is known until a later close."""
         try:
             if entries:
                 self._journal.append(entries)
@@ -365,11 +365,11 @@ class GrowingVectors:
         self._journal.require(head, run_id)
 
     def newly(self) -> Sequence[Outside]:
-        """Return how far the vectors are known, where that changed since the call before."""
+        """Return the head of the journal where it changed since the last call."""
         head = self._journal.head
-        if head == self._told:
+        if head == self._reported:
             return ()
-        self._told = head
+        self._reported = head
         return (Outside(VECTORS, f"{self.name} {head.lines} {head.sha256}"),)
 
     def _new(self, growth: Growth, close_ms: int) -> list[KnownRow]:
@@ -390,16 +390,16 @@ class GrowingVectors:
         return new
 
     def _require_same_symbols(self, file: VectorFile) -> None:
-        """Raise ``DataInvalid`` where rows were everyone's and are some symbols' now, or not."""
-        known = self._journal.symbols
-        if known and file.rows and (ALL_SYMBOLS in known) != (ALL_SYMBOLS in file.rows):
+        """Raise ``DataInvalid`` where the file has got or lost its column of symbols."""
+        symbols = self._journal.symbols
+        if symbols and file.rows and (ALL_SYMBOLS in symbols) != (ALL_SYMBOLS in file.rows):
             raise DataInvalid(
                 f"{self._file.path} has got or lost the column symbol; a file that is traded by "
                 "may only grow, so restore it."
             )
 
     def _require_unchanged(self, symbol: str, rows: CovariateRows) -> None:
-        """Raise ``DataInvalid`` where a row that was known has other values now."""
+        """Raise ``DataInvalid`` where a known row has other values now."""
         known = self._journal.known(symbol)
         if not len(known) or not len(rows):
             return
@@ -415,7 +415,7 @@ class GrowingVectors:
 
 
 def refuse_vectors(config: Config) -> None:
-    """Raise ``ConfigInvalid`` where ``[model] covariates`` stands beside what cannot use them."""
+    """Refuse ``[model] covariates`` with a class or a retraining, which cannot use them."""
     if config.model.covariates is None:
         return
     if config.model.own_class:
@@ -438,11 +438,11 @@ def vectors_path(config: Config, written: str) -> Path:
 def configured_vectors(
     config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
 ) -> CovariateSource | None:
-    """Return the covariates that ``[model] covariates`` names, of the columns that *card* says.
+    """Return the covariates that ``[model] covariates`` names, in the columns of *card*.
 
     They are kept beside the database *beside*, as a journal where they are *growing*. Raises
-    ``DataInvalid`` for a file that cannot be believed, or lacks a column, or, where it stands, a
-    symbol.
+    ``DataInvalid`` for a file that cannot be used, or lacks a column, or, where it is not growing,
+    a symbol.
     """
     if config.model.covariates is None:
         return None
@@ -454,17 +454,17 @@ def configured_vectors(
         _require_symbols(path, grown, symbols, growing=True)
         return grown
     file = read_vectors(path)
-    found = file.standing(columns)
-    _require_symbols(path, found, symbols, growing=growing)
+    source = file.standing(columns)
+    _require_symbols(path, source, symbols, growing=growing)
     if beside is not None:
         keep_vectors(file, beside)
-    return found
+    return source
 
 
 def _require_symbols(
     path: Path, source: CovariateSource, symbols: Sequence[str], *, growing: bool
 ) -> None:
-    """Raise ``DataInvalid`` for a symbol without a row; of a file that is *growing* say so."""
+    """Raise ``DataInvalid`` for a symbol without a row; of a *growing* file only log it."""
     for symbol in symbols:
         if len(source.known(symbol)):
             continue
@@ -477,21 +477,19 @@ def _require_symbols(
 
 
 def vectors_of(forecaster: Forecaster | None) -> CovariateSource | None:
-    """Return the vectors of *forecaster*; None where it has none."""
+    """Return the covariates of *forecaster*; None where it has none."""
     source: CovariateSource | None = getattr(forecaster, VECTORS, None)
     return source
 
 
 def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]]:
-    """Return what says how far the vectors of *forecaster* are known, for the run's events."""
+    """Return a function that gives the new heads of the forecaster's journal, for run events."""
     source = vectors_of(forecaster)
     return source.newly if isinstance(source, GrowingVectors) else tuple
 
 
-def require_known(
-    source: CovariateSource | None, reading: ExternalRead | None, run_id: str
-) -> None:
-    """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* says."""
+def require_known(source: CovariateSource | None, reading: ExternalRead | None, run_id: str) -> None:
+    """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* names."""
     if reading is None or reading.what != VECTORS:
         return
     if isinstance(source, VectorJournal | GrowingVectors):
@@ -522,19 +520,16 @@ def recorded_vectors(
 
 
 def kept_vectors_of(libraries: str) -> str:
-    """Return what a run's vectors are kept as, by its ``libraries``; empty where it has none.
-
-    That of a row which was changed into no JSON says nothing.
-    """
+    """Return the name of a run's kept covariates, by its ``libraries``; empty where it has none."""
     try:
-        named = json.loads(libraries or "{}")
-    except ValueError:
+        versions = json.loads(libraries or "{}")
+    except ValueError:  # the row was changed
         return ""
-    return str(named.get(VECTORS, "")) if isinstance(named, dict) else ""
+    return str(versions.get(VECTORS, "")) if isinstance(versions, dict) else ""
 
 
 def vectors_kept_as(forecaster: Forecaster | None) -> str:
-    """Return what the vectors of *forecaster* are kept as; empty where it has none."""
+    """Return the name of the forecaster's kept covariates; empty where it has none."""
     source = vectors_of(forecaster)
     return "" if source is None else source.name
 

@@ -83,8 +83,8 @@ def _python() -> Diagnosis:
 
 
 def _packages() -> Diagnosis:
-    """Compare what is installed with the lower bounds that the package declares."""
-    wrong, found = [], []
+    """Compare the installed packages with the lower bounds that tracepaper declares."""
+    wrong, installed = [], []
     for requirement in metadata.requires("tracepaper") or []:
         if "extra ==" in requirement:
             continue
@@ -95,7 +95,7 @@ def _packages() -> Diagnosis:
         except metadata.PackageNotFoundError:
             wrong.append(f"{name} is missing")
             continue
-        found.append(f"{name} {version}")
+        installed.append(f"{name} {version}")
         if bound is not None and _numbers(version) < _numbers(bound[1]):
             wrong.append(f"{name} {version} is older than {bound[1]}")
     if wrong:
@@ -103,7 +103,7 @@ def _packages() -> Diagnosis:
             "packages", Verdict.FAIL, f"{'; '.join(wrong)}; install tracepaper again with pip"
         )
     version = metadata.version("tracepaper")
-    return Diagnosis("packages", Verdict.OK, f"tracepaper {version} with {', '.join(found)}")
+    return Diagnosis("packages", Verdict.OK, f"tracepaper {version} with {', '.join(installed)}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -123,13 +123,12 @@ def _sqlite() -> Diagnosis:
 def _times() -> Diagnosis:
     """Compare SQLite's conversion of a time with Python's: both must be UTC in every zone."""
     moment_ms = 1_700_000_000_000
-    ours = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    python_text = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
     connection = sqlite3.connect(":memory:")
-    theirs = connection.execute("SELECT datetime(?, 'unixepoch')", (moment_ms // 1000,))
-    agree = theirs.fetchone() == (ours,)
+    row = connection.execute("SELECT datetime(?, 'unixepoch')", (moment_ms // 1000,)).fetchone()
     connection.close()
     zone = time.tzname[0]
-    if not agree:
+    if row != (python_text,):
         return Diagnosis("times", Verdict.FAIL, f"SQLite's times are not UTC under zone {zone}")
     return Diagnosis("times", Verdict.OK, f"UTC everywhere; the local zone ({zone}) is not used")
 
@@ -175,7 +174,7 @@ def _disk(database: Path) -> Diagnosis:
 
 
 def _attention(config: Config) -> Diagnosis:
-    """Name the kernels there are, and what the configured checkpoint's network attends by."""
+    """Name the available kernels, and the one of the configured checkpoint's network."""
     from tracepaper.daemon.session.models import chosen_backend
     from tracepaper.strategies.attention import compiled, kernels
 
@@ -208,8 +207,8 @@ def _own_model(config: Config) -> Diagnosis:
     from tracepaper.daemon.session.user_model import load_model
 
     model = load_model(config)
-    given = ", ".join(sorted(model.measures))
-    detail = f"{config.model.own_class} {model.model_id}: {given}, from {model.context} bars"
+    measures = ", ".join(sorted(model.measures))
+    detail = f"{config.model.own_class} {model.model_id}: {measures}, from {model.context} bars"
     return Diagnosis("model", Verdict.OK, detail)
 
 
@@ -234,8 +233,8 @@ async def ask_exchange(config: Config) -> list[Diagnosis]:
             detail = f"{exchange.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"
             findings.append(Diagnosis("exchange", verdict, detail))
             for symbol in config.market.symbols:
-                one = await client.instrument(category, symbol)
-                findings.append(Diagnosis(one.id, Verdict.OK, f"status {one.status}"))
+                item = await client.instrument(category, symbol)
+                findings.append(Diagnosis(item.id, Verdict.OK, f"status {item.status}"))
     except FeedLost as error:
         findings.append(Diagnosis("exchange", Verdict.FAIL, str(error)))
     except TracepaperError as error:

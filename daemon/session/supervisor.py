@@ -69,7 +69,7 @@ class Notifier:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
                 channel.sendto(message, socket.MSG_DONTWAIT, address)
         except OSError:
-            # Nobody there, a full queue or no descriptor: the daemon goes on, and the watchdog
+            # No listener, a full queue or no descriptor: the daemon goes on, and the watchdog
             # decides.
             return False
         return True
@@ -146,8 +146,8 @@ class Supervisor:
         """
         if self.stopping.is_set():
             return
-        # A thread, for a loop that hangs could not run a timer of its own; started now, for at the
-        # stop the machine may have none left.
+        # A thread, since a loop that hangs could not run a timer of its own; started now, since at
+        # the stop the machine may have none left.
         threading.Thread(target=self._limit_stop, name="deadline", daemon=True).start()
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
@@ -161,10 +161,10 @@ class Supervisor:
                     watchdog = self._feed_watchdog(self._notifier.watchdog_s)
                     self._tasks["watchdog"] = group.create_task(watchdog, name="watchdog")
         except BaseExceptionGroup as group_error:
-            ours, others = group_error.split(TracepaperError)
-            if ours is None or others is not None:
+            expected, bugs = group_error.split(TracepaperError)
+            if expected is None or bugs is not None:
                 raise
-            raise _first(ours) from None
+            raise _first(expected) from None
         finally:
             for number in SIGNALS:
                 loop.remove_signal_handler(number)
@@ -175,14 +175,14 @@ class Supervisor:
         try:
             await service()
         except asyncio.CancelledError:
-            # Ours: an orderly end. Another's (the group failed): let it through.
+            # By ``stop``: an orderly end. By the group, which failed: let it through.
             if not self.stopping.is_set():
                 raise
             if self._failure is not None:
                 raise self._failure from None
 
     async def _feed_watchdog(self, interval_s: float) -> None:
-        """Tell systemd that we live, but only where something moves."""
+        """Feed systemd's watchdog, but only while there is progress."""
         last: object = None
         while True:
             pulse = self._pulse()
@@ -203,7 +203,9 @@ class Supervisor:
         log.error(
             "stop took too long",
             hanging=hanging,
-            running=[f"{one.name}:{one.lineno}" for one in traceback.extract_stack(main)[-PHASES:]],
+            running=[
+                f"{frame.name}:{frame.lineno}" for frame in traceback.extract_stack(main)[-PHASES:]
+            ],
             limit_s=self._stop_within_s,
         )
         self._end_process(1)
@@ -211,17 +213,17 @@ class Supervisor:
 
 def _waits_in(task: asyncio.Task[None]) -> list[str]:
     """Return the innermost functions in which *task* waits, outermost first, with their lines."""
-    found: list[str] = []
+    places: list[str] = []
     waiting: Any = task.get_coro()
     while waiting is not None:
         for kind in ("cr", "ag", "gi"):
             if (frame := getattr(waiting, f"{kind}_frame", None)) is not None:
-                found.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
+                places.append(f"{frame.f_code.co_qualname}:{frame.f_lineno}")
                 waiting = getattr(waiting, f"{kind}_await", None)
                 break
         else:
             break
-    return found[-PHASES:]
+    return places[-PHASES:]
 
 
 def _first(group: BaseExceptionGroup[TracepaperError]) -> TracepaperError:
@@ -233,43 +235,38 @@ def _first(group: BaseExceptionGroup[TracepaperError]) -> TracepaperError:
 IDLE_NICE: Final = 19
 """The niceness at which the process takes only what the machine has left."""
 ENDED: Final = 3
-"""How the process ends whose daemon is gone."""
+"""The exit code of a process whose daemon is gone."""
 _OOM_FIRST: Final = "1000"
 _MIB: Final = 1 << 20
 _STDIN: Final = 0
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def stay_behind(given: RetrainSection) -> None:
-    """Lower this process as *given* says, and end it as soon as its standard input is closed.
+def stay_behind(retrain: RetrainSection) -> None:
+    """Limit this process as *retrain* says, and end it as soon as its standard input is closed.
 
-    Where the machine does not allow a step it is left out: it is the daemon's process that the
-    limits of its unit hold to.
+    A limit that the machine does not allow is left out.
     """
-    _yield_processor(given.nice)
-    # Of what shares the daemon's memory limit, this is to be killed first.
+    with contextlib.suppress(OSError):
+        os.nice(retrain.nice - os.nice(0))
+    if retrain.nice == IDLE_NICE and hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    # Among the processes that share the daemon's memory limit, this is to be killed first.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST, encoding="ascii")
-    if given.memory_mb is not None:
-        limit = given.memory_mb * _MIB
+    if retrain.memory_mb is not None:
+        limit = retrain.memory_mb * _MIB
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    # The kernel kills it with the daemon at once; the input tells where there is no such signal.
+    # The kernel kills it with the daemon; where it cannot, the end of the input does.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
-def _yield_processor(nice: int) -> None:
-    with contextlib.suppress(OSError):
-        os.nice(nice - os.nice(0))
-    if nice == IDLE_NICE and hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def _end_with_parent() -> None:
-    """Wait for the end of standard input: whoever holds its other end has ended, however it did."""
+    # Standard input ends when the parent ends, however it does.
     while os.read(_STDIN, 1):
         pass
     os._exit(ENDED)

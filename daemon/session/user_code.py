@@ -67,9 +67,9 @@ def class_sha256(made_of: Code) -> str:
 
 
 def own_folder(made_of: Code) -> Path | None:
-    """Return the folder in which its own code lies; None where it was typed.
+    """Return the folder of the code of *made_of*; None where it was typed in a session.
 
-    Of a package it is the folder that holds the outermost package.
+    For a package it is the folder that holds the outermost package.
     """
     module = sys.modules.get(made_of.__module__)
     file = getattr(module, "__file__", None)
@@ -86,23 +86,23 @@ def own_folder(made_of: Code) -> Path | None:
 
 def own_sources(start: Path, root: Path) -> list[Path]:
     """Return *start* and every file under *root* that it imports, directly or not, sorted."""
-    found: set[Path] = set()
+    sources: set[Path] = set()
     waiting = [start.resolve()]
     files = _Files(root)
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in sources:
             continue
-        found.add(path)
+        sources.add(path)
         if path.suffix == ".py":
             waiting += _imported(path, files)
-    return sorted(found)
+    return sorted(sources)
 
 
 def _imported(path: Path, files: _Files) -> Iterator[Path]:
     """Yield the files below a root that the source at *path* names in an import.
 
-    Of an installed package only its own files: its folder also holds everybody else's.
+    For an installed package only its own files: its folder also holds other packages.
     """
     root = files.root
     package = path.parent.relative_to(root).parts
@@ -122,31 +122,33 @@ class _Files:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._folders: dict[tuple[str, ...], frozenset[str]] = {}
-        self._known: dict[tuple[str, ...], list[Path]] = {}
+        self._of_name: dict[tuple[str, ...], list[Path]] = {}
 
     def of(self, name: tuple[str, ...]) -> list[Path]:
         """Return the files of the module *name* and of the packages around it."""
-        if name not in self._known:
-            around = self.of(name[:-1]) if name else []
-            own = self._files(name, "__init__") + self._files(name[:-1], name[-1]) if name else []
-            self._known[name] = around + own
-        return self._known[name]
+        if name not in self._of_name:
+            files: list[Path] = []
+            if name:
+                files = self.of(name[:-1]) + self._files(name, "__init__")
+                files += self._files(name[:-1], name[-1])
+            self._of_name[name] = files
+        return self._of_name[name]
 
     def _files(self, folder: tuple[str, ...], stem: str) -> list[Path]:
-        """Return what *folder* holds under *stem*: the first kind of file, or compiled ones."""
+        """Return the first kind of source file of *stem* in *folder*, else its compiled files."""
         listed = self._listed(folder)
         for suffix in SUFFIXES:
             if stem + suffix in listed:
                 path = self.root.joinpath(*folder, stem + suffix)
                 if path.is_file():
                     return [path]
-        compiled = [one for one in listed if one.endswith(".so")]
-        found = fnmatch.filter(compiled, f"{stem}.*.so") if compiled else []
-        return [self.root.joinpath(*folder, one) for one in found]
+        compiled = [name for name in listed if name.endswith(".so")]
+        matching = fnmatch.filter(compiled, f"{stem}.*.so") if compiled else []
+        return [self.root.joinpath(*folder, name) for name in matching]
 
     def _listed(self, folder: tuple[str, ...]) -> frozenset[str]:
         if folder not in self._folders:
-            # What no folder around it holds is not asked for: most names are of no module.
+            # Most names are of no module, so a folder that its parent lacks is not listed.
             names: Iterable[str] = ()
             if not folder or folder[-1] in self._listed(folder[:-1]):
                 path = self.root.joinpath(*folder)
@@ -163,25 +165,25 @@ def _imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def written_imports(source: bytes, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield what :func:`names_of` does for a source of tracepaper's own, which is not parsed.
+    """Yield the result of :func:`names_of` for a source of tracepaper's own, without parsing it.
 
-    That is fifty times as fast; it goes by how our sources are laid out, which the tests compare.
+    That is fifty times as fast; it relies on the format of our sources, and tests compare the two.
     """
     text, counted, outside_text = source.decode(), 0, True
-    for found in _IMPORT.finditer(text):
-        outside_text ^= bool(text.count('"""', counted, found.start()) % 2)
-        counted = found.start()
+    for match in _IMPORT.finditer(text):
+        outside_text ^= bool(text.count('"""', counted, match.start()) % 2)
+        counted = match.start()
         if not outside_text:
             continue
-        dots, module, names, modules = found.groups()
+        dots, module, names, modules = match.groups()
         if modules is not None:
-            yield from (tuple(one.split()[0].split(".")) for one in modules.split(","))
+            yield from (tuple(name.split()[0].split(".")) for name in modules.split(","))
             continue
         base = package[: len(package) - len(dots) + 1] if dots else ()
         base += tuple(module.split(".")) if module else ()
         yield base
         listed = re.sub(r"#.*", "", names).strip("() \n").split(",")
-        yield from ((*base, one.split()[0]) for one in listed if one.strip())
+        yield from ((*base, name.split()[0]) for name in listed if name.strip())
     if any(f"{name}(" in text for name in _DYNAMIC):
         for name in _DYNAMIC_CALL.findall(text):
             yield tuple(part for part in name.split(".") if part)
@@ -220,17 +222,17 @@ def _cell_source(part: type) -> str:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and node.name == part.__name__:
-                first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
+                first = min([node.lineno, *(line.lineno for line in node.decorator_list)])
                 if first <= code.co_firstlineno <= (node.end_lineno or 0):
                     return "".join(lines[first - 1 : node.end_lineno])
     return ""
 
 
 def _alone(parse: Callable[[], _Parsed]) -> _Parsed:
-    """Return what *parse* gives, one of ours at a time.
+    """Return the result of *parse*, which runs alone among ours.
 
-    Libraries parse too, as ``inspect.signature`` does, and know no lock of ours: where one came
-    amid, Python says so by a ``SystemError``, and it is asked again.
+    Libraries parse too, as ``inspect.signature`` does, without our lock: where one interferes,
+    Python raises ``SystemError``, and *parse* runs again.
     """
     with _PARSING:
         for _ in range(_PARSES):
@@ -249,21 +251,21 @@ def packages_of(made_of: type) -> list[str]:
     names: set[str] = set()
     for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
         if path.suffix == ".py":
-            names |= {one[0] for one in _imports(path, ()) if one}
+            names |= {name[0] for name in _imports(path, ()) if name}
     own = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
     return sorted(names - sys.stdlib_module_names - own - {"tracepaper"})
 
 
 def versions_of(made_of: type) -> dict[str, str]:
     """Return the versions of the installed packages that the class's own sources import."""
-    found = {}
+    versions = {}
     for name in packages_of(made_of):
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             for package in importlib.metadata.packages_distributions().get(name, ()):
-                found[package] = importlib.metadata.version(package)
-    return found
+                versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def names_of(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -286,7 +288,7 @@ def names_of(tree: ast.Module, package: tuple[str, ...]) -> Iterator[tuple[str, 
 
 
 def _typed_source(made_of: Code) -> bytes:
-    """Return what is known of a typed function, or class and those that it derives from."""
+    """Return the source, else the bytecode, of a typed function, or of a class and its bases."""
     parts: list[bytes] = []
     if isinstance(made_of, FunctionType):
         try:
@@ -325,15 +327,15 @@ def has_source(made_of: type) -> bool:
 
 
 MEND: Final = "; mend it and start again."
-"""How the sentence of a failure ends."""
+"""The end of the sentence of a failure."""
 
-_GIVEN: Final = {
+_WHY_NONE: Final = {
     "account": "it is None unless the class declares sees_account = True",
     "forecast": "it is None unless the class declares needs_forecast = True and the model answered",
     "explanation": "it is None unless the class declares needs_forecast = True and the model says",
     "verdict": "it is None before the first decision of a run",
 }
-"""What may be None of a context, and when."""
+"""The parts of a context that may be None, and when."""
 
 
 class ForeignCode:
@@ -366,20 +368,20 @@ class ForeignCode:
             return
         frames = traceback.extract_tb(trace)
         where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        hint = _not_given(error, frames[-1].line or "") if frames else ""
+        hint = _hint(error, frames[-1].line or "") if frames else ""
         raise StrategyFailed(
             f"{self._name} failed {self._doing} with {type(error).__name__}: "
             f"{short(str(error), quoted=False)}{where}{hint or MEND}"
         ) from error
 
 
-def _not_given(error: Exception, line: str) -> str:
-    """Return what was not given where *line* took an attribute of it; empty where another."""
+def _hint(error: Exception, line: str) -> str:
+    """Explain an attribute of None where *line* read a part of the context that may be None."""
     if not isinstance(error, AttributeError) or error.obj is not None:
         return ""
-    for given, when in _GIVEN.items():
-        if re.search(rf"\b{given}\.{re.escape(error.name or '')}\b", line):
-            return f"; context.{given} was read: {when}."
+    for part, when in _WHY_NONE.items():
+        if re.search(rf"\b{part}\.{re.escape(error.name or '')}\b", line):
+            return f"; context.{part} was read: {when}."
     return ""
 
 

@@ -112,7 +112,7 @@ def model_class(name: str) -> type[Model]:
 
 
 def _files(config: Config, made_of: type[Model]) -> dict[str, Path]:
-    """Find ``[model] files`` beside the configuration, beside the class, or in the working folder."""
+    """Find ``[model] files`` beside the configuration, the class, or in the working folder."""
     is_typed = own_folder(made_of) is None  # in a session, so it has no file
     beside = None if is_typed else Path(inspect.getfile(made_of)).resolve().parent
     folders = [config.folder, beside, Path.cwd()]
