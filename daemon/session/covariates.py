@@ -488,7 +488,9 @@ def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]
     return source.newly if isinstance(source, GrowingVectors) else tuple
 
 
-def require_known(source: CovariateSource | None, reading: ExternalRead | None, run_id: str) -> None:
+def require_known(
+    source: CovariateSource | None, reading: ExternalRead | None, run_id: str
+) -> None:
     """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* names."""
     if reading is None or reading.what != VECTORS:
         return
