@@ -1,4 +1,4 @@
-"""``InstrumentHistory``: what decisions on one instrument look back on; regimes and outcomes so far."""
+"""``InstrumentHistory``: what decisions on an instrument look back on; regimes and outcomes."""
 
 from __future__ import annotations
 
