@@ -296,7 +296,8 @@ def seeds_sentence(cards: Sequence[Mapping[str, Any]], *, horizon: int) -> str:
 
 def _net(card: Mapping[str, Any]) -> list[float]:
     """Return the net result of the edge's trades, [mean, error]; empty where there were none."""
-    return list(card["figures"]["gates"]["traded"]["edge"].get("net_bp", []))
+    traded = card["figures"]["gates"].get("traded", {})
+    return list(traded.get("edge", {}).get("net_bp", []))
 
 
 COINS: Final = ("persistence", "reversed_persistence", "random")

@@ -102,7 +102,9 @@ def train_seeds(
         train(recipe, data, own, created_ms=created_ms, observe=observe, say=say, resume=resume)
         for recipe, own in zip(recipes, folders, strict=True)
     ]
-    if len(made) > 1 and all("figures" in one.card for one in made):
+    # An order book's card has no horizon of the gates, and a regression draws nothing by a seed.
+    card = made[0].card
+    if len(made) > 1 and "horizon" in card["calibration"] and "seed" in card["training"]:
         made = compare_seeds(folders)
     for own, found in zip(folders, made, strict=True):
         if said := opened_by_training(own, found.card, data):

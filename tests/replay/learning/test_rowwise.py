@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, write_cs
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.estimator import DataRequest, recipe_of
 from tracepaper.replay.learning.estimators.tabular import RowsModel, table_of
 from tracepaper.replay.learning.evaluation.explained import (
     bars_of,
 )
 from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.training import train
+from tracepaper.replay.learning.training import train, train_seeds
 from tracepaper.storage.checkpoints import Checkpoint, load, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.build import build, choose_backend
@@ -220,3 +221,19 @@ def test_changed_trees_are_refused(made: dict[str, Checkpoint], tmp_path: Path) 
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CheckpointMismatch, match="SHA-256"):
         load(tmp_path / "made")
+
+
+def test_seeds_of_a_tree_compare_each_other_on_their_cards(candles: str, tmp_path: Path) -> None:
+    """A regression draws nothing by a seed, so its cards compare nothing."""
+    found = {}
+    for kind in ("tree", "glm"):
+        recipes = [rows_recipe(kind, 300, replace(OPTIONS, rounds=3, seed=seed)) for seed in (1, 2)]
+        for folder, made in train_seeds(
+            recipes, DataRequest([candles]), tmp_path / kind, created_ms=0
+        ):
+            found[kind, folder.name] = made.card
+    trees = [found["tree", name] for name in ("seed-1", "seed-2")]
+    assert trees[0]["seeds"] == trees[1]["seeds"]
+    assert trees[0]["seeds"]["seeds"] == [1, 2]
+    assert "what separates seeds is luck" in trees[0]["honesty"]["sentences"][-1]
+    assert "seeds" not in found["glm", "seed-1"]
