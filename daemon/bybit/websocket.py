@@ -258,7 +258,7 @@ class PublicStream:
                 # One bad topic may have refused its neighbours: ask for each alone.
                 batches.extend((topic,) for topic in batch)
                 continue
-            (topic,) = batch
+            topic = batch[0]
             self.refused.add(topic)
             log.error(
                 "refused",

@@ -120,9 +120,10 @@ def verify_chain(
         until: int | None = None
         start = _Start(0, opened, Covered())
         if pruned is not None:
-            until = pruned[_CUT.until_sequence]
+            cut: int = pruned[_CUT.until_sequence]
+            until = cut
             covered = covered_until(connection, row[0], pruned)
-            start = _Start(until + 1, pruned[_CUT.digest], covered)
+            start = _Start(cut + 1, pruned[_CUT.digest], covered)
         walk = _Walk(connection, row[0], start, head)
         problem = _check_opening(connection, row)
         problem = problem or check_prune(connection, row[0], pruned)
