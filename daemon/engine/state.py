@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from msgspec import Struct
@@ -334,10 +334,8 @@ class Restart:
             state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
         )
         engine.prices.settled = dict(state.settled)
-        if engine.shadows.counts and not taken_over:
-            # Pyright reads this module by two names, and takes their structs for different ones.
-            bases: dict[str, Any] = state.bases
-            engine.shadows.bases.update(bases)
+        if engine.shadows.bases and not taken_over:
+            engine.shadows.bases.update(state.bases)
         for key, encoded in state.declared.items():
             if key in engine.declared:
                 engine.declared[key].hand_back(encoded)

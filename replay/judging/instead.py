@@ -8,7 +8,6 @@ The rule is docs/models.md, L55.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
@@ -27,6 +26,7 @@ from tracepaper.replay.judging.beside import on_same_bars
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
 from tracepaper.replay.report.document import Figure, Form, Table, Value, table
+from tracepaper.replay.training.document import ARCHITECTURE, KeyValue, kind_of
 from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.estimators.ensemble import member_as_card
 from tracepaper.replay.training.paired import (
@@ -39,8 +39,7 @@ from tracepaper.replay.training.weighed import NETWORK
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import HALVES
 
-_SECTION: Final = "architecture"
-_SECTIONS: Final = (_SECTION, "training")
+_SECTIONS: Final = (ARCHITECTURE, "training")
 _KEPT: Final = frozenset(
     {
         "architecture.features",
@@ -60,11 +59,9 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for a key or
     value that the recipe cannot have, one that the folds keep, and one that changes nothing.
     """
-    name, equals, value = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not dot:
-        section, key = _SECTION, section
-    if not equals or section not in _SECTIONS or not key:
+    change = KeyValue.read("--ablate", text)
+    section, key = change.section, change.key
+    if section not in _SECTIONS:
         raise ConfigInvalid(
             f"--ablate {text} is no change; write one such as encoding=alibi, clock=week,funding "
             "or training.steps=500."
@@ -75,26 +72,16 @@ def changed(card: Mapping[str, Any], text: str) -> dict[str, Any]:
             "change another key."
         )
     own = member_as_card(card, HALVES[0]) if "parts" in card else card
+    kind = kind_of(own)
+    value = change.typed(kind.sections, f"a recipe of the kind {kind.name}", derived=True)
     before = recipe_of(own).document()[section].get(key)
-    other = {**own, section: {**own[section], key: _value(value.strip(), before)}}
+    other = {**own, section: {**own[section], key: value}}
     now = recipe_of(other).document()[section].get(key)
-    if now is None:
-        raise ConfigInvalid(f"--ablate {text}: {section}.{key} is no key of the recipe.")
     if now == before:
         raise ConfigInvalid(f"--ablate {text} changes nothing; {section}.{key} is so already.")
     if own is card:
         return other
     return {**card, "parts": {**card["parts"], HALVES[0]: other}}
-
-
-def _value(text: str, like: object) -> object:
-    """Return *text* as a value of a recipe, of the kind of the one that it replaces."""
-    if isinstance(like, list):
-        return [_value(part.strip(), None) for part in text.split(",") if part.strip()]
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:

@@ -68,7 +68,7 @@ def _network_seeing(subject: Subject, network: Network, decision: DecidedBar, ba
 
 def context_ablation(subject: Subject, count: int) -> list[Finding]:
     """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
-    network = subject.need_network("--ablation")
+    network = subject.need_network("--inspect context")
     decisions, seen = subject.decisions(count), bars_seen(network)
     said: dict[int, tuple[Array, Array]] = {}  # of a part: mean and variance [decision, horizon]
     for part, bars in seen.items():

@@ -52,7 +52,7 @@ def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
     if (kind := card["model"].get("kind")) != KIND:
         raise CheckpointMismatch(
             f"{folder} holds a model of the kind {shown(kind)}, not {KIND}; name one that "
-            f"`tracepaper train --network {KIND}` wrote."
+            f"`tracepaper train --set model.kind={KIND}` wrote."
         )
     network = OrderBookNetwork(OrderBookConfig.read(card["architecture"]))
     try:

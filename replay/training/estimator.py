@@ -148,6 +148,10 @@ class Estimator(Protocol):
     takes_covariates: bool
     walks_only: bool
     """Whether it is fitted on few folds that walk, for each costs a training."""
+    joins_rows: bool
+    """Whether an ensemble may join it with a model of rows."""
+    chosen_training: ClassVar[Sequence[str]]
+    """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
 
     @property
     def fixed(self) -> Mapping[str, Any]:
@@ -244,6 +248,7 @@ class CandleEstimator:
     source: DataSource = DataSource.BARS
     takes_covariates = False
     walks_only = True
+    joins_rows = False
     holds_out_calibration = False
     """Whether a fold needs a part of its own to calibrate on."""
     fixed: ClassVar[Mapping[str, Any]] = {}

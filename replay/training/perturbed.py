@@ -98,7 +98,7 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
 
 def perturbations(subject: Subject, count: int) -> list[Finding]:
     """Return areas and curves over *count* decisions, in orders that are paired by decision."""
-    network = subject.need_network("--explanations")
+    network = subject.need_network("--inspect deletion")
     decisions = subject.decisions(count)
     found: dict[tuple[str, int], list[Array]] = {}  # of an order and a target
     for number, decision in enumerate(decisions):

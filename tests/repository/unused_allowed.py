@@ -22,6 +22,9 @@ representation, interpretable_model  # captum asks for them
 deadline_s, Allocation, BoostedTree, Trend, Grid, RsiReversion, unrealised
 
 
+# Keys of a recipe, read by their names.
+validation_until, calibration_until
+
 # Written whole, as documents, rows or frames of a notebook.
 state_sha256, exit_sequence, mean_profit, must_pass
 twin_equity

@@ -86,6 +86,7 @@ from tracepaper.strategies.forecasters.tabular import (
 )
 from tracepaper.strategies.forecasters.trees import joined
 from tracepaper.strategies.gates.gate import GATES, GateInputs
+from tracepaper.strategies.networks import keys
 
 WITHOUT_ATTENTION: Final = (
     "It has no attention, so the gates of entropy, shift and regime are not declared."
@@ -96,7 +97,7 @@ WITHOUT_ATTENTION: Final = (
 class RowKeys:
     """``[architecture]`` of a model of one bar's features."""
 
-    horizons: tuple[int, ...] = (5, 30, 240)
+    horizons: keys.Horizons = (5, 30, 240)
 
 
 RowFit = Callable[[Dataset, Recipe], tuple[dict[str, NDArray[Any]], dict[str, Any]]]
@@ -108,7 +109,7 @@ class RowEstimator(CandleEstimator):
 
     Keys = RowKeys
     walks_only = False
-    chosen_training: ClassVar = ("threads", "explained_bars", "baselines")
+    chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
 
     def __init__(self, kind: str, summary: str, fit: RowFit) -> None:
         """Fit models of that kind by *fit*."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from learning import DAY_BARS, HORIZONS, learnable, split, write_csv
+from learning import DAY_BARS, HORIZONS, choose, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.judging import instead
@@ -63,7 +63,15 @@ def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
 def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
     checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["evaluate", str(checkpoint), "--data", candles, "--folds", "walk:1", "--threads", "1"]
+    words = [
+        "evaluate",
+        str(checkpoint),
+        "--data",
+        candles,
+        "--folds",
+        "walk:1",
+        *choose("evaluation.threads=1"),
+    ]
     changes = ["clock=week,sessions", "training.steps=1"]
     given = [word for change in changes for word in ("--ablate", change)]
     assert invoke([*words, *given, "--json"]) == 0
