@@ -405,8 +405,8 @@ def _recipe(document: Mapping[str, Any]) -> AnyRecipe:
     from tracepaper.replay.training.ensemble import EnsembleRecipe, is_recipe
     from tracepaper.replay.training.recipe import Recipe
     from tracepaper.replay.training.rowwise import RowRecipe
+    from tracepaper.strategies.forecasters.cross_asset import KINDS
     from tracepaper.strategies.forecasters.tabular import ROW_KINDS
-    from tracepaper.strategies.networks.cross_asset import KINDS
 
     if is_recipe(document):
         return EnsembleRecipe.of(document, created_ms=SystemClock().wall_ms())
@@ -575,9 +575,9 @@ def _fit_both(
 def _is_checkpoint(given: str | None) -> bool:
     """Return whether *given* is a folder with a checkpoint, and no kind of one."""
     from tracepaper.storage.checkpoints import CARD_NAME
+    from tracepaper.strategies.forecasters.cross_asset import KINDS
     from tracepaper.strategies.forecasters.tabular import ROW_KINDS
     from tracepaper.strategies.networks.architecture import network_kinds
-    from tracepaper.strategies.networks.cross_asset import KINDS
 
     if given is None or not (Path(given) / CARD_NAME).is_file():
         return False
@@ -646,7 +646,7 @@ def _fit_rows(material: Material, recipe: RowRecipe, folder: Path) -> Checkpoint
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
-    from tracepaper.strategies.networks.cross_asset import KINDS
+    from tracepaper.strategies.forecasters.cross_asset import KINDS
 
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:

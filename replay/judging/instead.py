@@ -34,8 +34,9 @@ from tracepaper.replay.training.paired import DayDifference, corrected, differen
 from tracepaper.replay.training.recipe import Recipe
 from tracepaper.replay.training.weighed import NETWORK
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, row_kind
+from tracepaper.strategies.forecasters.build import HALVES, is_ensemble
 from tracepaper.strategies.forecasters.cross_asset import is_together
+from tracepaper.strategies.forecasters.tabular import row_kind
 from tracepaper.strategies.order_book import KIND
 
 _SECTION: Final = "architecture"

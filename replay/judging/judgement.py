@@ -30,9 +30,9 @@ from tracepaper.replay.training.series import Part
 from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
+from tracepaper.strategies.forecasters.build import is_ensemble, restore
 from tracepaper.strategies.forecasters.cross_asset import is_together
-from tracepaper.strategies.forecasters.tabular import ROW_MEASURES
+from tracepaper.strategies.forecasters.tabular import ROW_MEASURES, row_kind
 from tracepaper.strategies.units import DAY_MS
 
 NO_BASELINES: Final = (

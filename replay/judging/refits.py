@@ -52,8 +52,9 @@ from tracepaper.replay.training.rowwise import RowRecipe, fit_rows, judge_row_pa
 from tracepaper.replay.training.series import Part, Parts
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import is_ensemble, restore, row_kind
+from tracepaper.strategies.forecasters.build import is_ensemble, restore
 from tracepaper.strategies.forecasters.cross_asset import is_together
+from tracepaper.strategies.forecasters.tabular import row_kind
 from tracepaper.strategies.units import DAY_MS
 
 REFITS_MOST: Final = 3

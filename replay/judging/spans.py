@@ -27,8 +27,9 @@ from tracepaper.replay.training.series import Part, date_ms, iso
 from tracepaper.storage.checkpoints import BUNDLED, Checkpoint, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.forecasters.build import is_ensemble, row_kind
+from tracepaper.strategies.forecasters.build import is_ensemble
 from tracepaper.strategies.forecasters.cross_asset import is_together
+from tracepaper.strategies.forecasters.tabular import row_kind
 from tracepaper.strategies.order_book import KIND
 
 FILE_NAME: Final = "openings.toml"

@@ -59,16 +59,13 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import schema, wider
 from tracepaper.strategies.forecasters.build import (
-    ENSEMBLE,
     HALVES,
     is_ensemble,
     part_of,
     restore,
-    row_kind,
     tensors_of,
-    trained_rows,
 )
-from tracepaper.strategies.forecasters.tabular import ROW_KINDS
+from tracepaper.strategies.forecasters.tabular import ENSEMBLE, ROW_KINDS, row_kind, trained_rows
 
 SECTION: Final = "ensemble"
 """The section of a recipe that says which row model is fitted beside the network."""

@@ -22,21 +22,18 @@ from tracepaper.replay.training.fitted import requested_names
 from tracepaper.replay.training.material import in_bars, intervals_of, own_interval
 from tracepaper.replay.training.series import TrainingFile
 from tracepaper.storage.checkpoints import dump
+from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import FeatureSchema
-from tracepaper.strategies.forecasters.tabular import ROW_KINDS
-from tracepaper.strategies.networks import order_book
+from tracepaper.strategies.forecasters.build import model_kinds
 from tracepaper.strategies.networks.architecture import (
     Architecture,
     Network,
-    NetworkKind,
     kind_of,
     nearest,
     network_kinds,
 )
-from tracepaper.strategies.networks.cross_asset import KINDS
 from tracepaper.strategies.networks.flash import FlashNetwork
-from tracepaper.strategies.order_book import KIND
 from tracepaper.strategies.units import MINUTE_MS, time_of
 
 Document = Mapping[str, Any]
@@ -69,7 +66,7 @@ DEFAULT_KIND: Final = "flash"
 class Recipe:
     """What is trained, how, and on what device; *split* may be left to the data."""
 
-    kind: NetworkKind
+    kind: ModelKind
     config: Architecture
     options: FitOptions
     horizon: int  # of the gates
@@ -228,7 +225,7 @@ def command(sources: Sequence[TrainingFile], vectors: str | None = None) -> str:
     return shlex.join(["tracepaper", "train", "--recipe", "card.toml", *words, "--out", "FOLDER"])
 
 
-def _architecture(kind: NetworkKind, section: Document) -> Architecture:
+def _architecture(kind: ModelKind, section: Document) -> Architecture:
     """Return the configuration; where no dropout is named, the one that networks are trained with.
 
     A card that names none was made without, so it is no default of the network's own.
@@ -240,13 +237,11 @@ def _architecture(kind: NetworkKind, section: Document) -> Architecture:
     return kind.read({**section, "dropout": DROPOUT})
 
 
-def _kind(name: object) -> NetworkKind:
-    known = network_kinds()
-    if name not in known:
-        every = [f"{kind.name}, {kind.words}" for kind in known.values()]
-        every += [f"{several}, {words}" for several, words in KINDS.items()]
-        every += [f"{row}, of one bar's features" for row in ROW_KINDS]
-        every.append(f"{KIND}, {order_book.WORDS}")
+def _kind(name: object) -> ModelKind:
+    if name not in network_kinds():
+        every = [
+            f"{kind.name}, {kind.summary}" for kind in model_kinds().values() if not kind.members
+        ]
         raise ConfigInvalid(
             f"There is no network called {name!r}; choose one of: {'; '.join(every)}."
         )

@@ -53,13 +53,14 @@ from tracepaper.replay.training.tails import TAILS, tail_factors
 from tracepaper.storage.checkpoints import Checkpoint, dump
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import row_kind, trained_rows
 from tracepaper.strategies.forecasters.tabular import (
     ROW_MEASURES,
     GlmModel,
     RowForecaster,
     RowModel,
     TrainedRows,
+    row_kind,
+    trained_rows,
 )
 from tracepaper.strategies.forecasters.trees import joined
 from tracepaper.strategies.gates.gate import GATES, GateInputs

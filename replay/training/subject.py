@@ -28,11 +28,9 @@ from tracepaper.strategies.forecasters.build import (
     is_ensemble,
     part_of,
     restore,
-    row_kind,
     tensors_of,
-    trained_rows,
 )
-from tracepaper.strategies.forecasters.tabular import TrainedRows
+from tracepaper.strategies.forecasters.tabular import TrainedRows, row_kind, trained_rows
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.units import DAY_MS
 

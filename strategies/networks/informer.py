@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
@@ -43,10 +44,8 @@ from tracepaper.strategies.networks.architecture import (
     LayerLook,
     Look,
     Network,
-    NetworkKind,
     Outputs,
     checked_section,
-    register,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
 
@@ -348,11 +347,11 @@ def _carry(stages: Sequence[Stage], weights: Tensor) -> Tensor:
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "informer",
-        InformerConfig.read,
-        InformerNetwork,
+        "ProbSparse attention and distilling over one window",
+        read=InformerConfig.read,
+        make=InformerNetwork,
         backend=lambda _: "probsparse",
-        words="ProbSparse attention and distilling over one window",
     )
 )

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.linear import (
     LinearLayer,
     attend_linearly,
@@ -31,10 +32,8 @@ from tracepaper.strategies.networks.architecture import (
     LayerLook,
     Look,
     Network,
-    NetworkKind,
     Outputs,
     checked_section,
-    register,
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
@@ -206,11 +205,11 @@ class LinearNetwork(Network):
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "linear",
-        LinearConfig.read,
-        LinearNetwork,
+        "linear attention over whole windows, by features of queries and keys",
+        read=LinearConfig.read,
+        make=LinearNetwork,
         backend=lambda _: "sums",
-        words="linear attention over whole windows, by features of queries and keys",
     )
 )

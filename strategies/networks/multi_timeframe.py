@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.architecture import (
@@ -25,10 +26,8 @@ from tracepaper.strategies.networks.architecture import (
     Look,
     LookedAt,
     Network,
-    NetworkKind,
     Outputs,
     checked_section,
-    register,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_columns, clock_of
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -306,11 +305,11 @@ class MultiscaleNetwork(Network):
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "multiscale",
-        MultiscaleConfig.read,
-        MultiscaleNetwork,
+        "closed bars of several timeframes, each a token, in full attention",
+        read=MultiscaleConfig.read,
+        make=MultiscaleNetwork,
         backend=lambda _: None,
-        words="closed bars of several timeframes, each a token, in full attention",
     )
 )

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks.architecture import (
     Heads,
@@ -25,11 +26,9 @@ from tracepaper.strategies.networks.architecture import (
     Look,
     LookedAt,
     Network,
-    NetworkKind,
     Outputs,
     checked_section,
     nearest,
-    register,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
@@ -313,12 +312,12 @@ class TradingNetwork(Network):
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "trading",
-        TradingConfig.read,
-        TradingNetwork,
+        "an encoder for each modality of a bar, and a transformer over a causal window",
+        read=TradingConfig.read,
+        make=TradingNetwork,
         backend=lambda _: None,
-        words="an encoder for each modality of a bar, and a transformer over a causal window",
         by_names=by_names,
         follows=("columns",),
     )
