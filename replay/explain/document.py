@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
-from tracepaper.daemon.config.values import ORDERBOOK, TOGETHER
+from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.page import (
@@ -68,6 +68,7 @@ from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.page import head_pictures
 from tracepaper.replay.report.trades import listed
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.forecasters.attribution import DECISIONS
@@ -232,12 +233,11 @@ def _asked_again(
     beside: ComparedWith,
 ) -> Recomputed:
     """Return what is said again of a decision, by whatever decided it."""
-    strategy = stored.run["strategy"]
-    if not beside:
-        if strategy in TOGETHER:
-            return _over_assets(path, run_id, sequence, asked)
-        if strategy == ORDERBOOK and not asked:
-            return _over_books(path, run_id, sequence, stored)
+    asks = None if beside else ASKS.get(stored.run["strategy"])
+    if asks is Serves.CLOSE:
+        return _over_assets(path, run_id, sequence, asked)
+    if asks is Serves.BOOK and not asked:
+        return _over_books(path, run_id, sequence, stored)
     return _recomputed(path, run_id, sequence, full=full, asked=asked, beside=beside)
 
 
@@ -273,7 +273,6 @@ def _recomputed(
 ) -> Recomputed:
     from tracepaper.replay.explain.attribution import by_feature, of_rows, share_of_rows
     from tracepaper.replay.explain.recompute import explain_fully, open_any, open_past
-    from tracepaper.strategies.forecasters.tabular import RowForecaster
 
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
@@ -288,7 +287,7 @@ def _recomputed(
         past = open_any(path, run_id, sequence)
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
-        if isinstance(past.forecaster, RowForecaster):
+        if rows is not None and rows.forecaster is past.forecaster:
             return Recomputed(None, added)
         return Recomputed(explain_fully(open_past(path, run_id, sequence)), added, chosen, compared)
 

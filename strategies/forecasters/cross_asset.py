@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, Serves, register
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.attention.time_buckets import RECENT_SHARE, shift
@@ -348,6 +349,11 @@ class TogetherForecaster:
                 answers, weights, relative.tolist(), shares.tolist(), strict=True
             )
         ]
+
+
+def over_symbols(forecaster: Forecaster | None) -> TogetherForecaster | None:
+    """Return what answers for all symbols of a close; None for other forecasters, and for none."""
+    return forecaster if isinstance(forecaster, TogetherForecaster) else None
 
 
 def _of_close(

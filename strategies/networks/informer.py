@@ -45,6 +45,7 @@ from tracepaper.strategies.networks.architecture import (
     Look,
     Network,
     Outputs,
+    WatchedBlocks,
     checked_section,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
@@ -283,6 +284,10 @@ class InformerNetwork(Network):
     def content_free(self) -> float:
         """Return the confidence without content: 0, for every key is alike."""
         return 0.0
+
+    def watched_blocks(self) -> WatchedBlocks:
+        """Return its blocks."""
+        return WatchedBlocks(tuple(self.blocks), self.config.heads)
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for a window *x*, first to last."""
