@@ -154,7 +154,7 @@ def _looked_by(network: Network, x: Tensor, positions: Tensor, way: Way) -> Roll
 
 
 @_looked_by.register(FlashNetwork)
-def _of_flash(network: FlashNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
+def _(network: FlashNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
     with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
         outputs, traces = network.trace(x, positions)
     slopes = _slopes(network, outputs, layers, way)
@@ -163,7 +163,7 @@ def _of_flash(network: FlashNetwork, x: Tensor, positions: Tensor, way: Way) -> 
 
 
 @_looked_by.register(InformerNetwork)
-def _of_informer(network: InformerNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
+def _(network: InformerNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
     with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
         outputs, stages = network.trace(x, positions)
     slopes = _slopes(network, outputs, layers, way)
@@ -172,7 +172,7 @@ def _of_informer(network: InformerNetwork, x: Tensor, positions: Tensor, way: Wa
 
 
 @_looked_by.register(LinearNetwork)
-def _of_sums(network: LinearNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
+def _(network: LinearNetwork, x: Tensor, positions: Tensor, way: Way) -> Rollout:
     """Return the rollout of linear attention: of the heads' mean, by its own sums."""
     plain = RolloutOptions(
         residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
