@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.judging.books import (
     LOSSES,
     BookCheckpoint,
@@ -23,7 +24,6 @@ from tracepaper.replay.judging.books import (
     score_tables,
 )
 from tracepaper.replay.judging.refits import refuse_many
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.estimators.order_book import (
     BookFitOptions,
@@ -176,14 +176,6 @@ def fold_scores(
 # --- what the folds say
 
 
-class _Row(dict[str, Value]):
-    """A row of values by the keys of its columns."""
-
-
-def _column(key: str, title: str, form: Form) -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.get(key))
-
-
 _NOTE: Final = (
     "The change less the recipe as it is, on the same books; fitted anew on the same folds with "
     "the same seed, errors by day, the verdict by Holm over the changes."
@@ -198,8 +190,8 @@ def book_fold_tables(own: BookRefits, others: Mapping[str, BookRefits]) -> list[
 
 def _compared(own: BookRefits, others: Mapping[str, BookRefits], key: str) -> Table:
     title, is_less_better, losses = LOSSES[key]
-    rows = {text: _Row(change=text) for text in others}
-    columns = [_column("change", "change", "text")]
+    rows: dict[str, dict[str, Value]] = {text: {"change": text} for text in others}
+    columns = [of_row("change", "change", "text")]
     for horizon in own.scores[0]:
         mine = [part[horizon] for part in own.scores]
         every = {
@@ -214,9 +206,9 @@ def _compared(own: BookRefits, others: Mapping[str, BookRefits], key: str) -> Ta
                 "days": one.days,
             }
         columns += [
-            _column(str(horizon), f"{horizon} books", "measure"),
-            _column(f"{horizon}_verdict", "the change is", "text"),
+            of_row(str(horizon), f"{horizon} books", "measure"),
+            of_row(f"{horizon}_verdict", "the change is", "text"),
         ]
-    columns.append(_column("days", "days", "count"))
+    columns.append(of_row("days", "days", "count"))
     whole = f"{title}: what changes are worth, {own.text}"
     return table(f"instead_{key}", whole, columns, rows.values(), notes=[_NOTE])

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.archive.columns import instant, iso
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
+from tracepaper.replay.document.values import Figure, Table, Value, of_row, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.book_map import (
     check_fits,
@@ -221,14 +221,6 @@ def with_rival(
 # --- tables
 
 
-class _Row(dict[str, Value]):
-    """A row of values by the keys of its columns."""
-
-
-def _column(key: str, title: str, form: Form) -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.get(key))
-
-
 Losses = Callable[[BookScores], Mapping[str, Array]]
 MODEL: Final = "model"
 LOSSES: Final[Mapping[str, tuple[str, bool, Losses]]] = {
@@ -261,8 +253,8 @@ def score_tables(
     """Return log loss and accuracy, a row a forecaster, pooled over *parts*, which are disjoint."""
     made = []
     for key, (title, is_less_better, losses) in LOSSES.items():
-        rows: dict[str, _Row] = {}
-        columns = [_column("forecaster", "forecaster", "text")]
+        rows: dict[str, dict[str, Value]] = {}
+        columns = [of_row("forecaster", "forecaster", "text")]
         for horizon in parts[0]:
             whole = joined([part[horizon] for part in parts])
             every = losses(whole)
@@ -274,7 +266,7 @@ def score_tables(
                 }
             )
             for name, of in every.items():
-                row = rows.setdefault(name, _Row(forecaster=name))
+                row = rows.setdefault(name, {"forecaster": name})
                 row[str(horizon)] = figures.mean(of, whole.days)
                 if name in against:
                     row[f"{horizon}_less"] = against[name].pair
@@ -282,9 +274,9 @@ def score_tables(
                         against[name], is_less_better=is_less_better
                     )
             columns += [
-                _column(str(horizon), f"{horizon} books", "measure"),
-                _column(f"{horizon}_less", "model less it", "measure"),
-                _column(f"{horizon}_verdict", "the model is", "text"),
+                of_row(str(horizon), f"{horizon} books", "measure"),
+                of_row(f"{horizon}_less", "model less it", "measure"),
+                of_row(f"{horizon}_verdict", "the model is", "text"),
             ]
         whole_title = f"{title}{suffix}"
         made.append(table(f"{prefix}{key}", whole_title, columns, rows.values(), notes=[_NOTE]))
@@ -295,8 +287,8 @@ def beside_tables(one: BookJudgement) -> list[Table]:
     """Return the network less each other on the same books, Holm over the others."""
     made = []
     for key, (title, is_less_better, losses) in LOSSES.items() if one.beside else ():
-        rows = {name: _Row(model=name) for name in one.beside}
-        columns = [_column("model", "model", "text")]
+        rows: dict[str, dict[str, Value]] = {name: {"model": name} for name in one.beside}
+        columns = [of_row("model", "model", "text")]
         for horizon in one.scores:
             for name, found in _compared(one, horizon, losses).items():
                 rows[name] |= {
@@ -305,10 +297,10 @@ def beside_tables(one: BookJudgement) -> list[Table]:
                     "days": found.days,
                 }
             columns += [
-                _column(str(horizon), f"{horizon} books, model less it", "measure"),
-                _column(f"{horizon}_verdict", "verdict", "text"),
+                of_row(str(horizon), f"{horizon} books, model less it", "measure"),
+                of_row(f"{horizon}_verdict", "verdict", "text"),
             ]
-        columns.append(_column("days", "days", "count"))
+        columns.append(of_row("days", "days", "count"))
         whole = f"{title}: the model less each other model, on the books of both"
         made.append(table(f"beside_{key}", whole, columns, rows.values(), notes=[_NOTE]))
     return made

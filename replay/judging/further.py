@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.replay.document.values import Figure, Table, Value, table
 from tracepaper.replay.judging.judgement import SpanJudgement
 from tracepaper.replay.judging.risk import TAILS, Breaches, TailSaid, held
-from tracepaper.replay.report.document import Figure, Table, Value, table
 from tracepaper.replay.training import figures
 from tracepaper.replay.training.evaluation import HorizonForecasts
 from tracepaper.replay.training.further import (

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.judging.across import (
     RANKS,
     WEIGHTS,
@@ -26,7 +27,6 @@ from tracepaper.replay.judging.across import (
 from tracepaper.replay.judging.beside import on_same_bars
 from tracepaper.replay.judging.judgement import LOSSES, OWN, Losses
 from tracepaper.replay.judging.refits import Refits
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.training.estimator import recipe_of
 from tracepaper.replay.training.estimators.ensemble import member_as_card
 from tracepaper.replay.training.paired import (
@@ -127,14 +127,6 @@ def tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
     return made
 
 
-class _Row(dict[str, Value]):
-    """A row of values by the keys of its columns."""
-
-
-def _column(key: str, title: str, form: Form) -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.get(key))
-
-
 def _compared(
     own: Refits,
     others: Mapping[str, Refits],
@@ -144,17 +136,17 @@ def _compared(
     say: Callable[[DayDifference], str],
 ) -> Table:
     """Return a row a change, and two columns for each of *differences* by its name."""
-    rows = {text: _Row(change=text) for text in others}
-    columns = [_column("change", "change", "text")]
+    rows: dict[str, dict[str, Value]] = {text: {"change": text} for text in others}
+    columns = [of_row("change", "change", "text")]
     for name, of in differences.items():
         column = name.removesuffix(" bars")
         every = {text: of(other) for text, other in others.items()}
         known = {text: one for text, one in every.items() if one is not None}
         for text, one in corrected(known).items():
             rows[text] |= {column: one.pair, f"{column}_verdict": say(one), "days": one.days}
-        columns.append(_column(column, name, "measure"))
-        columns.append(_column(f"{column}_verdict", "the change is", "text"))
-    columns.append(_column("days", "days", "count"))
+        columns.append(of_row(column, name, "measure"))
+        columns.append(of_row(f"{column}_verdict", "the change is", "text"))
+    columns.append(of_row("days", "days", "count"))
     note = (
         "The change less the recipe as it is, on the bars that both answer; fitted anew on the "
         "same folds with the same seed, errors by day, the verdict by Holm over the changes."

@@ -12,12 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from tracepaper.replay.training.figures import qlike_of
-from tracepaper.replay.training.findings import (
-    Cell,
-    Finding,
-    paired,
-)
+from tracepaper.replay.document.values import Table, Value, table_of_rows
+from tracepaper.replay.training.figures import estimate, qlike_of
 from tracepaper.replay.training.subject import (
     DecidedBar,
     Said,
@@ -66,7 +62,7 @@ def _network_seeing(subject: Subject, network: Network, decision: DecidedBar, ba
     return ask(network, window[None], decision.positions(count))
 
 
-def context_ablation(subject: Subject, count: int) -> list[Finding]:
+def context_ablation(subject: Subject, count: int) -> list[Table]:
     """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
     network = subject.need_network("--ablation")
     decisions, seen = subject.decisions(count), bars_seen(network)
@@ -91,7 +87,7 @@ def context_ablation(subject: Subject, count: int) -> list[Finding]:
         beside = " The variance is the ensemble's, whose row model sees its row as it is."
     days = len(np.unique(days_of(decisions)))
     return [
-        Finding(
+        table_of_rows(
             "ablation",
             f"Context ablation, {len(decisions)} decisions of {days} days",
             f"The network sees the last part of its window alone: {how}.{beside} Differences are"
@@ -108,7 +104,7 @@ def _of_horizon(
     seen: dict[int, int],
     said: dict[int, tuple[Array, Array]],
     column: int,
-) -> list[dict[str, Cell]]:
+) -> list[dict[str, Value]]:
     """Return a row for each part of the window, of the decisions labelled at one horizon."""
     weights = np.array([one.samples.weights[one.row, column] for one in decisions])
     known = np.flatnonzero(weights > 0)
@@ -132,10 +128,10 @@ def _of_horizon(
             "horizon": time,
             "window": "whole" if part == 1 else f"1/{part}",
             "bars": bars,
-            "QLIKE": paired(losses[part], days),
-            "QLIKE - whole": paired(losses[part] - losses[1], days),
-            "sign": paired(hits[part], days[moved]),
-            "sign - whole": paired(hits[part] - hits[1], days[moved]),
+            "QLIKE": estimate(losses[part], days),
+            "QLIKE - whole": estimate(losses[part] - losses[1], days),
+            "sign": estimate(hits[part], days[moved]),
+            "sign - whole": estimate(hits[part] - hits[1], days[moved]),
         }
         for part, bars in seen.items()
     ]

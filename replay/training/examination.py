@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from tracepaper.replay.document.values import Table
 from tracepaper.replay.training.ablation import context_ablation
 from tracepaper.replay.training.attributed import attributions
-from tracepaper.replay.training.findings import Finding
 from tracepaper.replay.training.intervals import intervals
 from tracepaper.replay.training.permuted import feature_permutation
 from tracepaper.replay.training.perturbed import perturbations
 from tracepaper.replay.training.subject import Subject
 
-EXAMINATIONS: Final[Mapping[str, Callable[[Subject, int], list[Finding]]]] = {
+EXAMINATIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
     "explanations": perturbations,
     "ablation": context_ablation,
     "permutation": feature_permutation,
@@ -23,7 +23,7 @@ EXAMINATIONS: Final[Mapping[str, Callable[[Subject, int], list[Finding]]]] = {
 """Each takes the subject and how many decisions, or bars, it is asked for."""
 
 
-def examined(subject: Subject, asked: Mapping[str, int]) -> Iterator[Finding]:
+def examined(subject: Subject, asked: Mapping[str, int]) -> Iterator[Table]:
     """Yield the findings of every examination that is *asked* for, by name, with its number."""
     for name, examine in EXAMINATIONS.items():
         if asked.get(name):

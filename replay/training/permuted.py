@@ -15,16 +15,12 @@ from typing import Final
 
 import numpy as np
 
+from tracepaper.replay.document.values import Table, Value, table_of_rows
 from tracepaper.replay.training.evaluation import (
     Predictions,
     joined,
 )
-from tracepaper.replay.training.figures import qlike_of
-from tracepaper.replay.training.findings import (
-    Cell,
-    Finding,
-    paired,
-)
+from tracepaper.replay.training.figures import estimate, qlike_of
 from tracepaper.replay.training.samples import Samples
 from tracepaper.replay.training.series import (
     Part,
@@ -76,7 +72,7 @@ def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
     return found
 
 
-def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
+def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
     """Return what each column and each family is worth, on up to *at_most* bars of the test."""
     asked = subject.labelled(Part.TEST, at_most)
     whole = joined([subject.predict(samples.segment, rows) for samples, rows in asked])
@@ -84,7 +80,7 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
     single = {name: [column] for column, name in enumerate(names)}
     several = {f"all of {name}": of for name, of in families(names).items()}
     judge = _Judge(subject, asked, whole)
-    rows: list[dict[str, Cell]] = []
+    rows: list[dict[str, Value]] = []
     alike: list[str] = []
     for name, columns in {**single, **several}.items():
         changed = list(_changed(asked, columns))
@@ -104,7 +100,7 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
     rows.sort(key=lambda row: -_value(row[main]))
     left = f" Left out, for they do not vary within a day: {', '.join(alike)}." if alike else ""
     return [
-        Finding(
+        table_of_rows(
             "permutation",
             f"Permutation of features, {judge.bars:,} bars of {judge.days} days",
             f"Blocks of a 24th of a day change places within it, {DRAWS} draws; how much QLIKE"
@@ -114,8 +110,8 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
     ]
 
 
-def _value(cell: Cell) -> float:
-    assert isinstance(cell, list)
+def _value(cell: Value) -> float:
+    assert isinstance(cell, tuple)
     return cell[0]
 
 
@@ -149,19 +145,19 @@ class _Judge:
         self._whole = whole
         self.bars, self.days = len(self._days), len(np.unique(self._days))
 
-    def row(self, drawn: Sequence[Predictions]) -> dict[str, Cell]:
+    def row(self, drawn: Sequence[Predictions]) -> dict[str, Value]:
         """Return the losses that *drawn* add, at each horizon."""
-        found: dict[str, Cell] = {}
+        found: dict[str, Value] = {}
         for column, time in enumerate(self._times):
             known = self._weights[:, column] > 0
             days = self._days[known]
             value = self._labels["returns"][known, column]
             added = [self._qlike(one, column) - self._qlike(self._whole, column) for one in drawn]
-            found[f"QLIKE {time}"] = paired(np.mean(added, axis=0), days)
+            found[f"QLIKE {time}"] = estimate(np.mean(added, axis=0), days)
             hit = np.sign(self._whole.mean[known, column]) == np.sign(value)
             kept = [np.sign(one.mean[known, column]) == np.sign(value) for one in drawn]
             lost = hit - np.mean(kept, axis=0)
-            found[f"sign {time}"] = paired(lost[value != 0], days[value != 0])
+            found[f"sign {time}"] = estimate(lost[value != 0], days[value != 0])
         return found
 
     def _qlike(self, said: Predictions, column: int) -> Array:

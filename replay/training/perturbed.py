@@ -14,11 +14,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 
-from tracepaper.replay.training.findings import (
-    Cell,
-    Finding,
-    paired,
-)
+from tracepaper.replay.document.values import Table, Value, table_of_rows
+from tracepaper.replay.training.figures import estimate
 from tracepaper.replay.training.subject import (
     TARGETS,
     DecidedBar,
@@ -96,7 +93,7 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
     return moved.swapaxes(0, 1)
 
 
-def perturbations(subject: Subject, count: int) -> list[Finding]:
+def perturbations(subject: Subject, count: int) -> list[Table]:
     """Return areas and curves over *count* decisions, in orders that are paired by decision."""
     network = subject.need_network("--explanations")
     decisions = subject.decisions(count)
@@ -116,21 +113,21 @@ def perturbations(subject: Subject, count: int) -> list[Finding]:
 
 def _areas(
     subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
-) -> Finding:
+) -> Table:
     """Return the areas of every order, beside their differences from random and recency."""
     days = days_of(decisions)
     count = len(np.unique(days))
     areas = {key: moved.mean(axis=2) for key, moved in measured.items()}  # [decision, side]
-    rows: list[dict[str, Cell]] = []
+    rows: list[dict[str, Value]] = []
     for (name, target), area in sorted(areas.items(), key=lambda one: one[0][1]):
-        row: dict[str, Cell] = {"of": TARGETS[target], "order": name}
+        row: dict[str, Value] = {"of": TARGETS[target], "order": name}
         for side, word in enumerate(_SIDES):
-            row[word] = paired(area[:, side], days)
+            row[word] = estimate(area[:, side], days)
             for other in (RANDOM, "recency"):
                 gap = area[:, side] - areas[other, target][:, side]
-                row[f"{word} - {other}"] = paired(gap, days)
+                row[f"{word} - {other}"] = estimate(gap, days)
         rows.append(row)
-    return Finding(
+    return table_of_rows(
         "explanations",
         f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
         f"{count} days",
@@ -141,18 +138,18 @@ def _areas(
     )
 
 
-def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Finding:
+def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
     """Return the curves, a row an order, side and target."""
     days = days_of(decisions)
-    rows: list[dict[str, Cell]] = []
+    rows: list[dict[str, Value]] = []
     for (name, target), moved in sorted(measured.items(), key=lambda one: one[0][1]):
         for side, word in enumerate(_SIDES):
             cells = {
-                f"1/{round(1 / share)}": paired(moved[:, side, at], days)
+                f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
                 for at, share in enumerate(SHARES)
             }
             rows.append({"of": TARGETS[target], "order": name, "curve": word, **cells})
-    return Finding(
+    return table_of_rows(
         "explanation_curves",
         "How far the forecast moved, by the share of bars taken (deletion) or given (insertion)",
         "Absolute changes of the log variance, and of the mean in units of σ √h.",
