@@ -245,7 +245,7 @@ class PublicStream:
     async def _subscribe(self, connection: ClientConnection) -> None:
         """Subscribe every topic; retry the refused ones for ever."""
         self.refused.clear()
-        batches = deque(
+        batches: deque[tuple[str, ...]] = deque(
             self._topics[first : first + TOPICS_PER_REQUEST]
             for first in range(0, len(self._topics), TOPICS_PER_REQUEST)
         )
@@ -254,11 +254,11 @@ class PublicStream:
             refusal = await self._ask(connection, batch)
             if refusal is None:
                 continue
-            if len(batch) > 1:
+            topic, *others = batch
+            if others:
                 # One bad topic may have refused its neighbours: ask for each alone.
                 batches.extend((topic,) for topic in batch)
                 continue
-            topic = batch[0]
             self.refused.add(topic)
             log.error(
                 "refused",
