@@ -235,9 +235,7 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
         )
         return
     console = for_tables()
-    show(console, every)
-    for finding in judged.findings:
-        console.print(finding.on_terminal())
+    show(console, every, [finding.table() for finding in judged.findings])
     if html is not None:
         typer.echo(f"The page is {html}.")
 

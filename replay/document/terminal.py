@@ -52,7 +52,9 @@ def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -
 
 def printed(table: Table) -> RenderableType:
     """Return *table* with its title and its notes; one without rows is these alone."""
-    parts: list[RenderableType] = [Text(table.title + _left_out(table), style="bold")]
+    parts: list[RenderableType] = []
+    if table.title:
+        parts.append(Text(table.title + _left_out(table), style="bold"))
     if table.rows:
         parts += _grids(table)
     parts += [_paragraph(Paragraph(note, "note")) for note in table.notes]
@@ -69,6 +71,8 @@ def _paragraph(part: Paragraph) -> RenderableType:
             return Text(part.text, style="bold")
         case "warning":
             return Text(part.text, style="yellow")
+        case "item":
+            return Padding(Text(part.text), (0, 0, 0, 2))
         case "note":
             return Padding(Text(part.text, style="dim"), (0, 0, 0, 2))
 

@@ -22,18 +22,19 @@ Cells = Mapping[str, Value]
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
     "gain bp", "share", "days", "measure", "points", "minute", "second", "span", "exact", "bar",
-    "gain bar", "mark",
+    "signed", "gain bar", "mark",
 ]  # fmt: skip
 _PATTERNS: Final = {
     "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
     "gain bp": ("{:+,.1f}", 1e4), "money": ("{:,.2f}", 1.0), "percent": ("{:,.2f}", 100.0),
     "share": ("{:,.1f}", 100.0), "ratio": ("{:,.2f}", 1.0), "bp": ("{:,.1f}", 1e4),
     "days": ("{:,.1f}", 1.0), "measure": ("{:.4f}", 1.0), "count": ("{:,}", 1),
-    "points": ("{:+.3f}", 1e4),
+    "points": ("{:+.3f}", 1e4), "signed": ("{:+.4f}", 1.0),
 }  # fmt: skip
 _UNITS: Final = {"gain percent": " %", "percent": " %", "share": " %"}
 _WITHOUT_SIGN: Final[dict[Form, Form]] = {
     "gain": "money", "gain percent": "percent", "gain ratio": "ratio", "gain bp": "bp",
+    "signed": "measure",
 }  # fmt: skip
 BAR_CELLS: Final = 28
 SIGNED_BAR_CELLS: Final = 16
@@ -72,7 +73,7 @@ class Paragraph:
     """A paragraph; a ``note`` qualifies what stands above it."""
 
     text: str
-    style: Literal["plain", "strong", "heading", "note", "warning"] = "plain"
+    style: Literal["plain", "strong", "heading", "item", "note", "warning"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -131,11 +132,15 @@ def table(
 
 
 def table_of(
-    key: str, title: str, forms: Mapping[str, Form], rows: Iterable[Sequence[Value]]
+    key: str,
+    title: str,
+    forms: Mapping[str, Form],
+    rows: Iterable[Sequence[Value]],
+    notes: Sequence[str] = (),
 ) -> Table:
     """Return *rows* as a table whose columns bear the names and forms of *forms*."""
     figures = tuple(of_row(name, name, form) for name, form in forms.items())
-    return Table(key, title, figures, tuple(map(tuple, rows)), whole=True)
+    return Table(key, title, figures, tuple(map(tuple, rows)), tuple(notes), whole=True)
 
 
 def documents(tables: Iterable[Table]) -> dict[str, Any]:

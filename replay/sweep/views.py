@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from tracepaper.replay.document.page import (
@@ -22,7 +19,8 @@ from tracepaper.replay.document.page import (
     whole_page,
     write_text,
 )
-from tracepaper.replay.document.values import Form, written
+from tracepaper.replay.document.terminal import show
+from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, of_row, written
 from tracepaper.replay.report.charts import ACCENT, MUTED, axis, layout
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual
 from tracepaper.replay.sweep.result import Heat, SweepResult
@@ -34,68 +32,67 @@ CELLS_SHOWN: Final = 5
 HEAT_ROWS: Final = 16
 HEAT_COLUMNS: Final = 10
 ERRORS_SHOWN: Final = 3
-BESIDE: Final[dict[str, Form]] = {
+COMPARED: Final[dict[str, Form]] = {
     "return": "gain percent",
     "trades": "count",
     "max_drawdown": "percent",
     "random_beaten": "share",
 }
-"""Figures that stand beside the objective."""
+"""Figures that are shown with the objective."""
 TITLES: Final = {"max_drawdown": "drawdown", "random_beaten": "beats twins"}
 
 
 def show_sweep(console: Console, sweep: SweepResult) -> None:
-    """Print *sweep*."""
+    """Print *sweep*, and the command that runs its best point again."""
+    show(console, _parts(sweep), blank_lines=False)
+    if sweep.command is not None:
+        console.print(Text(sweep.command), soft_wrap=True)  # to be copied, so no line is broken
+
+
+def _parts(sweep: SweepResult) -> Iterator[Part]:
     request = sweep.request
     strategy = request.work.strategy or "the configured strategy"
     symbols = ", ".join(dict.fromkeys(part.symbol for part in request.work.candles))
-    console.print(
-        Text(f"sweep of {strategy} on {symbols}: {_counted(sweep)}, by {sweep.objective}"),
-    )
+    count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
+    runs = f"{count:,} runs" + (f", {failed:,} of them failed" if failed else "")
+    made = "" if sweep.made == count else f" ({sweep.made:,} made now)"
+    yield Paragraph(f"sweep of {strategy} on {symbols}: {runs}{made}, by {sweep.objective}")
     for sentence in request.warnings:
-        console.print(Text(f"Warning: {sentence}."))
+        yield Paragraph(f"Warning: {sentence}.", "warning")
     if sweep.best is None:
-        console.print(Text(f"No run succeeded; the first says: {sweep.first_error}"))
+        yield Paragraph(f"No run succeeded; the first says: {sweep.first_error}")
         return
-    if request.spans[0].test_ms is not None or len(request.spans) > 1:
-        console.print(_windows(sweep))
-    else:
-        console.print(_best_cells(sweep))
+    is_walk = request.spans[0].test_ms is not None or len(request.spans) > 1
+    yield _windows(sweep) if is_walk else _best_cells(sweep)
     if (heat := sweep.heat()) is not None and len(heat.columns) > 1:
-        by = f"{heat.y} (down) and {heat.x} (across)" if heat.y else heat.x
-        said = f"{sweep.objective} by {by}: medians over all else, the best in brackets"
-        console.print(Text(said))
-        console.print(_heat(sweep, heat))
-    console.print(Text("How much of it is luck"))
+        yield _heat(sweep, heat)
+    yield Paragraph("How much of it is luck", "strong")
     for sentence in luck(sweep):
-        console.print(Padding(Text(sentence), (0, 0, 0, 2)))
+        yield Paragraph(sentence, "item")
     for sentence in _errors(sweep):
-        console.print(Text(sentence))
+        yield Paragraph(sentence)
     if sweep.command is not None:
-        console.print(Text("The best point again, over all the data, with its whole record:"))
-        console.print(Text(sweep.command), soft_wrap=True)
-
-
-def _counted(sweep: SweepResult) -> str:
-    count = len(sweep.cells)
-    failed = sum(bool(cell.error) for cell in sweep.cells)
-    said = f"{count:,} runs" + (f", {failed:,} of them failed" if failed else "")
-    return said if sweep.made == count else f"{said} ({sweep.made:,} made now)"
+        yield Paragraph("The best point again, over all the data, with its whole record:")
 
 
 def _best_cells(sweep: SweepResult) -> Table:
     names = [axis.name for axis in sweep.request.axes]
-    beside: dict[str, Form] = {key: form for key, form in BESIDE.items() if key != sweep.objective}
-    table = _table([*names, sweep.objective, *(TITLES.get(key, key) for key in beside)])
+    compared = {key: form for key, form in COMPARED.items() if key != sweep.objective}
     sign = -1.0 if sweep.maximize else 1.0
     ranked = sorted(
         (cell for cell in sweep.tried if cell.value is not None),
         key=lambda cell: (sign * (cell.value or 0.0), cell.number),
     )
-    for cell in ranked[:CELLS_SHOWN]:
-        figures = (written(cell.figures[key], form) for key, form in beside.items())
-        table.add_row(*_point(sweep, cell), in_words(cell.value, sweep.objective), *figures)
-    return table
+    rows: list[list[Value]] = [
+        [
+            *_point(sweep, cell),
+            in_words(cell.value, sweep.objective),
+            *(written(cell.figures[key], form) for key, form in compared.items()),
+        ]
+        for cell in ranked[:CELLS_SHOWN]
+    ]
+    columns = [*names, sweep.objective, *(TITLES.get(key, key) for key in compared)]
+    return _table("best", "", columns, rows)
 
 
 def _point(sweep: SweepResult, cell: CellResult) -> list[str]:
@@ -107,51 +104,52 @@ def _value(value: object) -> str:
 
 
 def _windows(sweep: SweepResult) -> Table:
-    """Return what each window chose, and what that came to in the time after it."""
+    """Make a row a window: what it chose, and what that came to in the time after it."""
     names = [axis.name for axis in sweep.request.axes]
-    table = _table(["window", *names, f"{sweep.objective}: train", "test", "test return", "trades"])
+    rows: list[list[Value]] = []
     for span in range(len(sweep.request.spans)):
         tested = next((of for of in sweep.cells if of.key == (span, TEST, 0)), None)
         if tested is None:
-            table.add_row(str(span + 1), *("–" for _ in names), "–", "–", "–", "–")
+            rows.append([str(span + 1), *(None for _ in names), None, None, None, None])
             continue
         train = next(of for of in sweep.tried if of.span == span and of.point == tested.point
                      and of.value is not None)  # fmt: skip
-        table.add_row(
-            str(span + 1),
-            *_point(sweep, tested),
-            in_words(train.value, sweep.objective),
-            in_words(tested.value, sweep.objective),
-            written(tested.figures.get("return"), "gain percent"),
-            written(tested.figures.get("trades"), "count"),
+        rows.append(
+            [
+                str(span + 1),
+                *_point(sweep, tested),
+                in_words(train.value, sweep.objective),
+                in_words(tested.value, sweep.objective),
+                written(tested.figures.get("return"), "gain percent"),
+                written(tested.figures.get("trades"), "count"),
+            ]
         )
-    return table
+    columns = ["window", *names, f"{sweep.objective}: train", "test", "test return", "trades"]
+    return _table("windows", "", columns, rows)
 
 
-def _table(names: list[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for name in names:
-        table.add_column(name, justify="right")
-    return table
+def _table(key: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[Value]]) -> Table:
+    # An option may be called as a figure is, so columns are told apart by their place.
+    figures = [of_row(str(place), name, "exact") for place, name in enumerate(columns)]
+    return Table(key, title, tuple(figures), tuple(map(tuple, rows)), whole=True)
 
 
 def _heat(sweep: SweepResult, heat: Heat) -> Table:
-    """Return the heat map; of a large one the part around the best."""
+    """Make the heat map a table; of a large one the part around the best."""
     rows = _around(heat.best[0], len(heat.rows), HEAT_ROWS)
     columns = _around(heat.best[1], len(heat.columns), HEAT_COLUMNS)
-    table = _table([heat.y, *(heat.columns[column] for column in columns)])
+    cells: list[list[Value]] = []
     for row in rows:
-        cells = []
+        cells.append([heat.rows[row]])
         for column in columns:
             value = float(heat.values[row, column])
-            text = (
-                "·"
-                if np.isnan(value)
-                else in_words(value, sweep.objective).removesuffix(" %").removesuffix(" bp")
-            )
-            cells.append(f"[{text}]" if (row, column) == heat.best else text)
-        table.add_row(heat.rows[row], *map(Text, cells))
-    return table
+            text = "·"
+            if not np.isnan(value):
+                text = in_words(value, sweep.objective).removesuffix(" %").removesuffix(" bp")
+            cells[-1].append(f"[{text}]" if (row, column) == heat.best else text)
+    by = f"{heat.y} (down) and {heat.x} (across)" if heat.y else heat.x
+    title = f"{sweep.objective} by {by}: medians over all else, the best in brackets"
+    return _table("heat", title, [heat.y, *(heat.columns[column] for column in columns)], cells)
 
 
 def _around(place: int, size: int, most: int) -> range:

@@ -17,13 +17,13 @@ from tracepaper.replay.learning.evaluation.order_books import BookJudgement
 from tracepaper.replay.learning.evaluation.tables import SHOWN, tables_across, tables_of
 
 
-def show(console: Console, every: Sequence[SpanJudgement]) -> None:
-    """Print every table of each span, then those of all together."""
+def show(console: Console, every: Sequence[SpanJudgement], examined: Sequence[Table] = ()) -> None:
+    """Print every table of each span, then those of all together, and what was *examined*."""
     parts: list[Part] = []
     for one in every:
         sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
         parts += [Paragraph(heading(one), "heading"), *tables_of(one), *sentences]
-    terminal.show(console, [*parts, *tables_across(every)])
+    terminal.show(console, [*parts, *tables_across(every), *examined])
 
 
 def heading(one: SpanJudgement | BookJudgement) -> str:

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 
-from tracepaper.replay.learning.statistics import (
-    mean,
-)
+from tracepaper.replay.document.values import Form, Table, Value, table_of
+from tracepaper.replay.learning.statistics import mean
 from tracepaper.strategies.features.rolling import Array
 
 Cell = str | int | float | list[float]
@@ -31,14 +29,11 @@ class Finding:
         """Return it as plain values."""
         return asdict(self)
 
-    def on_terminal(self) -> Table:
-        """Return it for a terminal."""
-        table = Table(title=self.title, caption=self.note or None)
-        for name, cell in (self.rows[0] if self.rows else {}).items():
-            table.add_column(name, justify="left" if isinstance(cell, str) else "right")
-        for row in self.rows:
-            table.add_row(*map(_text, row.values()))
-        return table
+    def table(self) -> Table:
+        """Return it as a part of a document."""
+        forms = {name: _form(cell) for name, cell in (self.rows[0] if self.rows else {}).items()}
+        rows = [[_value(cell) for cell in row.values()] for row in self.rows]
+        return table_of(self.name, self.title, forms, rows, notes=[self.note] if self.note else [])
 
 
 def paired(values: Array, days: NDArray[np.int64]) -> list[float]:
@@ -47,11 +42,17 @@ def paired(values: Array, days: NDArray[np.int64]) -> list[float]:
     return [round(found.value, 6), round(found.error, 6)]
 
 
-def _text(cell: Cell) -> str:
+def _form(cell: Cell) -> Form:
     match cell:
-        case [value, error]:
-            return f"{value:+.4f} ± {error:.4f}"
+        case str():
+            return "text"
+        case int():
+            return "count"
         case float():
-            return f"{cell:.4f}"
-        case _:
-            return str(cell)
+            return "measure"
+        case list():
+            return "signed"
+
+
+def _value(cell: Cell) -> Value:
+    return (cell[0], cell[1]) if isinstance(cell, list) else cell

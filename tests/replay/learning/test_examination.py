@@ -343,7 +343,7 @@ def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
     assert list(examined(subject, dict.fromkeys(EXAMINATIONS, 0))) == []
     [found] = examined(subject, {"ablation": 5})
     assert found.document()["name"] == "ablation"
-    assert found.on_terminal().row_count == len(found.rows)
+    assert len(found.table().rows) == len(found.rows)
 
 
 def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) -> None:
