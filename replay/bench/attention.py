@@ -380,7 +380,7 @@ def _live_lines(live: Figures) -> list[Figures]:
 
 
 def _of(name: str, form: str, unit: float = 1.0) -> Callable[[Figures], str]:
-    """Return the text of a figure in *unit*, a dash where a row lacks it."""
+    """Write a figure in *unit*, a dash where a row lacks it."""
     return lambda row: format(row[name] * unit, form) if name in row else "-"
 
 

@@ -432,7 +432,7 @@ class TimedFeed:
 def model_alone(
     forecaster: Forecaster, closes: Sequence[Sequence[Bar]]
 ) -> Iterable[tuple[str, Spent]]:
-    """Return what the model's answers to *closes* took, in turn bar by bar and batched."""
+    """Time the model's answers to *closes*, in turn bar by bar and batched."""
     single, batched = Spent(), Spent()
     for number, close in enumerate(closes):
         if number % 2:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def machine_line() -> str:
-    """Return what a figure was measured on, as deploy/FIGURES.md has it beside each.
+    """Describe the machine in one line, as deploy/FIGURES.md has it beside each figure.
 
     The load is that of the last 1, 5 and 15 minutes; a measurement adds its own.
     """

@@ -147,7 +147,7 @@ def generated(count: int, levels: int, seed: int = 0) -> Books:
 
 
 def measure_order_book(books: int, levels: int, *, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Return what *books* of *levels* a side cost, beyond what the process held before them.
+    """Measure what *books* of *levels* a side cost, beyond what the process held before them.
 
     The books are generated and the network is untrained: it is a test of size. Memory is the most
     that the process ever held less what it held before, so it is never told too small.
@@ -223,7 +223,7 @@ def measure_training(
 def _others(
     training: Sequence[Samples], options: FitOptions, steps: int, tell: Tell
 ) -> Mapping[str, float]:
-    """Return bars a CPU second of every kind that learns from single windows, by its name."""
+    """Measure bars a CPU second of every kind that learns from single windows."""
     found = {}
     for name, kind in network_kinds().items():
         network = kind.make(kind.read({"horizons": list(training[0].horizons)}))

@@ -278,7 +278,7 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
 def measure_windows(
     checkpoint: Path, bars: int = 600, *, tell: Tell = lambda _: None
 ) -> dict[str, Any]:
-    """Return what a bar of the windowed model in *checkpoint* costs in a replay, logged in full.
+    """Measure the cost of a bar of the windowed model in *checkpoint*, logged in full.
 
     *checkpoint* is a folder or a bundled name, of a network or an ensemble with one. Beside it, in
     the same run, the network alone and full attention of the same size. Raises ``ConfigInvalid`` of

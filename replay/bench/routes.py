@@ -185,7 +185,7 @@ class Peaks:
             self._process.kill()
 
     def of(self, route: str, mask: str, bars: int) -> int:
-        """Return what *route* takes at its peak beyond the imports.
+        """Measure the peak memory of *route* beyond the imports.
 
         Raises ``DataInvalid`` where its process fails, as when memory runs out.
         """
@@ -314,7 +314,7 @@ class Linear:
         return rollout_linearly(self._layers, last, self._mask).weights
 
     def distance(self) -> float:
-        """Return how far the last row lies from the softmax of the same queries and keys."""
+        """Return the distance of the last row from the softmax of the same queries and keys."""
         last = [self._inputs.queries[0].shape[2] - 1]
         far = [
             distance_from_softmax(layer, query, key, last, self._mask).mean()

@@ -300,7 +300,7 @@ class WholeWindow:
         self._positions = torch.arange(config.window)
 
     def routes(self) -> dict[str, Route]:
-        """Return what can be run by its name: each network alone, and with its explanation."""
+        """Return the routes by name: each network alone, and with its explanation."""
         found: dict[str, Route] = {}
         for name, network in self._networks.items():
             found[f"{name}_forward"] = lambda own=network: self._run(own)  # type: ignore[misc]
@@ -324,7 +324,7 @@ def device_name(device: str) -> str | None:
 
 
 def waiter(device: str) -> Callable[[], None]:
-    """Return what waits until *device* has done all that it was given."""
+    """Return a function that waits until *device* has finished all its work."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
@@ -428,7 +428,7 @@ class BookWorkload:
         self._network = OrderBookNetwork(OrderBookConfig(levels=levels, window=books)).eval()
 
     def look(self, tokens: NDArray[np.float32]) -> OrderBookAttribution:
-        """Return what it says of the newest of *tokens* [book, token, column], and its map."""
+        """Forecast from the newest of *tokens* [book, token, column], with the depth map."""
         return self._network.look(torch.from_numpy(tokens))
 
 

@@ -223,11 +223,11 @@ def explain(
     from tracepaper.replay.explain.attribution import ComparedWith, TypedMethod
     from tracepaper.replay.explain.document import explain_decision
 
-    asked = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
+    typed = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
     database = None if "#" in decision else database_path(db)
     explain_decision(
-        decision, database, full=full, png=png, page=page, as_json=json, asked=asked,
-        beside=ComparedWith(other, compare),
+        decision, database, full=full, png=png, page=page, as_json=json, method=typed,
+        other=ComparedWith(other, compare),
     )  # fmt: skip
 
 

@@ -90,13 +90,13 @@ def line_of(told: Told) -> bytes:
 
 
 def read(line: bytes) -> Told:
-    """Return what *line* tells; raise ``msgspec.DecodeError`` where it is cut short."""
+    """Decode *line*; raise ``msgspec.DecodeError`` where it is cut short."""
     found: Told = _DECODER.decode(line)
     return found
 
 
 def begun(run: Run, *, pid: int, cash: float) -> Begun:
-    """Return what is told of *run* when process *pid* has it open."""
+    """Describe *run*, which process *pid* has opened."""
     return Begun(pid, run.run_id, run.strategy, run.model_id, cash, run.warnings)
 
 
@@ -279,7 +279,7 @@ class MarketPast:
         return from_ms + round((now_s - from_s) * 1_000 * speed)
 
     def seconds_since(self, time_ms: int, *, now_s: float) -> float:
-        """Return how many seconds of this machine ago market time was *time_ms*.
+        """Return the seconds on this machine since market time was *time_ms*.
 
         No further back than the paces that are known; 0 before the first.
         """

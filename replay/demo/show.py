@@ -172,7 +172,7 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
 
 
 def _pointed(served: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the settings that point the daemon at the exchange and at what it serves."""
+    """Point the daemon's settings at the exchange and at what it serves."""
     return {
         "market": {"symbols": served["symbols"], "interval": served["interval"]},
         "exchange": {"rest_url": served["rest_url"], "stream_url": served["stream_url"]},

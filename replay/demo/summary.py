@@ -144,7 +144,7 @@ def earned(ending: Ending) -> Iterator[str]:
 
 
 def _why(ending: Ending) -> str:
-    """Return where the result came from: the prices, or what trading cost."""
+    """Say where the result came from: prices, or trading costs."""
     own = ending.accounts[0]
     if own.costs is None or not own.activity or not own.costs.fee:
         return "It did not trade: no signal passed its gates."
@@ -242,7 +242,7 @@ GATES: Final = (
 
 
 def gates_sentence(ending: Ending) -> str:
-    """Return what the table compares, and what it comes to."""
+    """Say what the table of gates compares, and its verdict."""
     bars = ending.record.config.gate.horizon
     credible = [f"{of.gate} {of.said}" for of in _judged(ending) if of.said in ("saved", "cost")]
     verdict = (
@@ -257,7 +257,7 @@ def gates_sentence(ending: Ending) -> str:
 
 
 def _judged(ending: Ending) -> list[Refusal]:
-    """Return the gates of judgement that refused signals, those of most signals first."""
+    """List the gates of judgement that refused signals, those of most signals first."""
     found = [
         of
         for of in ending.refusals
@@ -267,7 +267,7 @@ def _judged(ending: Ending) -> list[Refusal]:
 
 
 def gates_table(ending: Ending) -> Table:
-    """Return what the gates that refused most made of it."""
+    """Return the table of the gates that refused most."""
     return table("gates", "Refused signals by gate, bp before costs", GATES, _judged(ending))
 
 
@@ -304,7 +304,7 @@ def explained(stored: StoredDecision) -> Iterator[str]:
 
 
 def traced(ending: Ending, played: Played) -> str:
-    """Return what became of the incidents, how prompt the run was, and whether its chain holds."""
+    """Say how many incidents there were, how prompt the run was, and whether its chain holds."""
     race, outcomes = played.race, played.outcomes
     holds = "holds" if ending.chain.holds else f"is broken: {ending.chain.problem}"
     incidents = f"{len(outcomes)} incidents, {race.starts} processes, one run. " if outcomes else ""

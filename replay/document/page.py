@@ -115,7 +115,6 @@ def _notes(table: Table) -> Markup:
 
 
 def _html_cell(value: Value, form: Form) -> Markup:
-    """Return a value as a cell, in the colour of a gain or a loss."""
     kinds = [*(["text"] if form in TEXTS else []), tone(value, form)]
     return element("td", written(value, form), class_=" ".join(filter(None, kinds)))
 

@@ -167,7 +167,7 @@ def written(value: Value, form: Form) -> str:
 
 
 def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:
-    """Return how *value* is coloured: only signed forms are."""
+    """Return the colour of *value*: only signed forms have one."""
     number = value[0] if isinstance(value, tuple) else value
     if not form.startswith("gain") or number is None or isinstance(number, str) or not number:
         return ""

@@ -101,7 +101,7 @@ def share_of_rows(past: PastOf[Forecaster]) -> float | None:
 
 
 def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> ByFeature:
-    """Return what each feature added to the forecast, computed from the stored bars.
+    """Return the contribution of each feature to the forecast, computed from the stored bars.
 
     *share* is that of an ensemble, where the model is a half.
     """
@@ -217,7 +217,7 @@ class ByMethod:
 
 
 def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
-    """Return where the decision looked as *asked*; raise ``AttentionInvalid`` if that cannot be."""
+    """Attribute the decision by the method *asked*; raise ``AttentionInvalid`` if it cannot be."""
     horizon = past.forecast.horizons[past.horizon_index]
     way = dataclasses.replace(way_of(asked, past.forecaster.way), horizon=horizon)
     way.check()
@@ -277,7 +277,7 @@ class SideBySide:
 
 
 def compare(first: Sided, second: Sided) -> SideBySide:
-    """Return what *first* and *second* have in common."""
+    """Measure how far *first* and *second* agree."""
     ages = max(len(first.weights), len(second.weights))
     both = min(len(first.weights), len(second.weights))
     one, other = first.by_age(ages), second.by_age(ages)
@@ -426,7 +426,7 @@ class Influence:
 def influence(
     database: Path, run_id: str, sequence: int, asked: TypedMethod | None = None
 ) -> Influence:
-    """Return where the decision looked, asked again of the model that decided.
+    """Return the influence between assets in a decision, recomputed by the model that decided.
 
     *asked* is a rollout by another residual, or without the layers below a start. Raises
     ``AttentionInvalid`` for another method or option, ``DataInvalid`` where it has no forecast, the

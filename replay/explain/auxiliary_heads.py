@@ -92,7 +92,7 @@ class FurtherAhead:
 def further_ahead(
     network: Network, outputs: Outputs, sigma: float, levels: Mapping[str, Any]
 ) -> tuple[FurtherAhead, ...]:
-    """Return what *outputs* [1, 1, ..] of a decision say, where *network* has such heads.
+    """Return the auxiliary heads' forecasts in *outputs* [1, 1, ..] of a decision, where any.
 
     *sigma* is the volatility of a bar, *levels* the card's ``calibration.further``. Raises
     ``CheckpointMismatch`` for levels that do not fit the heads.
@@ -143,7 +143,7 @@ def _regimes(said: Mapping[str, Said], unit: float) -> tuple[RegimeAhead, ...]:
 
 
 def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecision) -> BookMap:
-    """Return where the decision looked, asked again of the run's own checkpoint.
+    """Return the depth map of a decision, recomputed by the run's own checkpoint.
 
     Raises ``DataInvalid`` where it asked no network or the run no longer has the books, and
     ``CheckpointMismatch`` where the checkpoint is another one now.
@@ -192,7 +192,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
 def _difference(
     stored: StoredDecision, odds: tuple[tuple[float, ...], ...], at: int
 ) -> tuple[str, ...]:
-    """Return in a sentence how far what was said again is from what was noted, where it is."""
+    """Say how far the recomputed odds differ from those noted, where they do."""
     noted = {row["name"]: row["number"] for row in stored.notes}
     names = ("p_down", "p_flat", "p_up")
     furthest = max(

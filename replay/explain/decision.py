@@ -149,7 +149,7 @@ def last_decision(database: Path, run_id: str) -> int:
 
 
 def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
-    """Return what *database* holds of one decision; raise ``DataInvalid`` where it holds none."""
+    """Read one decision from *database*; raise ``DataInvalid`` where it holds none."""
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         with views.snapshot():  # a prune between two reads must not leave half a decision
@@ -178,7 +178,7 @@ def _missing(views: RunViews, sequence: int) -> str:
 
 
 def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what the gates made of a row of ``v_decisions``, and its reason; "" if it is that."""
+    """Return the gates' verdict on a row of ``v_decisions``, and its reason if that says more."""
     refused_by, reason = decision["refused_by"], decision["reason"]
     words = verdict(Action(decision["action"]), refused_by, reason)
     return words, "" if reason in (words, refusal(refused_by or "")) else reason
@@ -236,7 +236,7 @@ class Flips:
 
 
 def flips_of(stored: StoredDecision) -> Flips:
-    """Return how far one decision was from the other verdict and from the other side."""
+    """Measure how far one decision was from the other verdict and from the other side."""
     gates = tuple(_margin(row) for row in stored.gates)
     allowed = bool(stored.decision["allowed"])
     failed = tuple(gate for gate in gates if not gate.passed)
@@ -255,7 +255,6 @@ def flips_of(stored: StoredDecision) -> Flips:
 
 
 def _margin(row: Mapping[str, Any]) -> GateMargin:
-    """Return the margin of one row of ``v_gates``."""
     gate, measure, threshold = GATES[row["gate"]], row["measure"], float(row["threshold"])
     margin = None
     if measure is not None:
@@ -293,7 +292,7 @@ def _refused_sentence(failed: tuple[GateMargin, ...], nearest: GateMargin | None
 
 
 def _went_on(decision: Mapping[str, Any]) -> str:
-    """Return what to add of an exit that its refusal did not hold up."""
+    """Say that an exit went on in spite of its refusal."""
     is_exit = decision["action"] == Action.FLAT and verdict_of(decision)[1]
     return " The FLAT went on all the same." if is_exit else ""
 

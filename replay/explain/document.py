@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -28,11 +28,25 @@ from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import Part
 from tracepaper.replay.explain.attribution import (
     ALONE,
+    ByFeature,
+    ByMethod,
     ComparedWith,
+    Influence,
     SideBySide,
     Sided,
     TypedMethod,
+    as_document,
+    by_feature,
+    by_model,
+    check_asked,
+    compare,
+    explain_by,
+    influence,
+    of_rows,
+    share_of_rows,
+    sided,
 )
+from tracepaper.replay.explain.auxiliary_heads import decided_map
 from tracepaper.replay.explain.decision import (
     StoredDecision,
     flips_of,
@@ -40,7 +54,16 @@ from tracepaper.replay.explain.decision import (
     read_stored,
     verdict_of,
 )
-from tracepaper.replay.explain.recompute import Floats, Full, Past
+from tracepaper.replay.explain.order_book import BookMap
+from tracepaper.replay.explain.picture import draw, map_document, map_parts
+from tracepaper.replay.explain.recompute import (
+    Floats,
+    Full,
+    Past,
+    explain_fully,
+    open_any,
+    open_past,
+)
 from tracepaper.replay.explain.tables import (
     BASIS_POINTS,
     compared_parts,
@@ -71,10 +94,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.forecasters.attribution import DECISIONS
-
-if TYPE_CHECKING:
-    from tracepaper.replay.explain.attribution import ByFeature, ByMethod, Influence
-    from tracepaper.replay.explain.order_book import BookMap
+from tracepaper.strategies.forecasters.tabular import RowForecaster
 
 
 class Recomputed(NamedTuple):
@@ -101,36 +121,34 @@ def explain_decision(
     png: Path | None,
     as_json: bool,
     page: Path | None = None,
-    asked: TypedMethod | None = None,
-    beside: ComparedWith = ALONE,
+    method: TypedMethod | None = None,
+    other: ComparedWith = ALONE,
 ) -> None:
     """Explain *decision* (``RUN:SEQUENCE``); what was stored is shown even where --full fails.
 
-    *asked* is the method of one's choice, *beside* what it is compared with; a *page* takes
-    all that --full does. Raises ``DataInvalid``, ``AttentionInvalid`` or
+    *method* is an attribution method beside the stored one, *other* what the decision is compared
+    with; a *page* takes all that --full does. Raises ``DataInvalid``, ``AttentionInvalid`` or
     ``CheckpointMismatch`` where what was asked for cannot be had.
     """
     require("matplotlib", "--png", png)
     require("plotly", "--page", page)
-    beside.check()
-    if asked:
-        from tracepaper.replay.explain.attribution import check_asked
-
-        check_asked(asked)
+    other.check()
+    if method:
+        check_asked(method)
     path, run_id, sequence = locate(decision, database)
     stored = read_stored(path, run_id, sequence)
     found = Recomputed()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
-    if full or asked or beside or page is not None:
+    if full or method or other or page is not None:
         try:
-            found = _asked_again(
+            found = _recompute(
                 path,
                 run_id,
                 sequence,
                 stored,
                 full=full or page is not None,
-                asked=asked,
-                beside=beside,
+                method=method,
+                other=other,
             )
         except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
             missing = error
@@ -141,26 +159,17 @@ def explain_decision(
     if missing is not None:
         raise missing
     if png is not None:
-        from tracepaper.replay.explain.picture import draw
-
         draw(path, stored, found.full, png)
         _say(f"The picture is {png}.")
     if page is not None:
-        _write(page, path, stored, found)
+        if found.full is None:
+            raise DataInvalid(
+                "A page shows where a network looked, and this model has no attention; leave "
+                "--page out."
+            )
+        heads = read_heads_at(path, open_past(path, run_id, sequence))
+        write_page(page, stored, found.full, heads, found.compared)
         _say(f"The page is {page}.")
-
-
-def _write(page: Path, path: Path, stored: StoredDecision, found: Recomputed) -> None:
-    """Write the page of a decision; raise ``DataInvalid`` for one without attention."""
-    if found.full is None:
-        raise DataInvalid(
-            "A page shows where a network looked, and this model has no attention; leave --page "
-            "out."
-        )
-    from tracepaper.replay.explain.recompute import open_past
-
-    past = open_past(path, str(stored.run["run_id"]), int(stored.decision["sequence"]))
-    write_page(page, stored, found.full, read_heads_at(path, past), found.compared)
 
 
 def _say(sentence: str) -> None:
@@ -190,99 +199,46 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "full": None if found.full is None else asdict(found.full),
         "by_feature": None if found.by_feature is None else asdict(found.by_feature),
         "by_method": None if found.by_method is None else asdict(found.by_method),
-        "compared": None if found.compared is None else compared_document(found.compared),
+        "compared": None if found.compared is None else as_document(found.compared),
         "influence": None if found.influence is None else asdict(found.influence),
-        "books": None if found.books is None else _books_document(found.books),
+        "books": None if found.books is None else map_document(found.books),
         "full_missing": missing,
     }
 
 
-def compared_document(found: SideBySide) -> dict[str, Any]:
-    """Return a comparison as plain values."""
-    from tracepaper.replay.explain.attribution import as_document
-
-    return as_document(found)
-
-
-def _compared(path: Path, run_id: str, sequence: int, beside: ComparedWith) -> SideBySide:
-    """Return the decision compared with what *beside* names."""
-    from tracepaper.replay.explain.attribution import by_model, compare, sided
-    from tracepaper.replay.explain.recompute import open_past
-
+def _compared(path: Path, run_id: str, sequence: int, against: ComparedWith) -> SideBySide:
     past = open_past(path, run_id, sequence)
-    if beside.model is not None:
-        other, name = by_model(path, past, beside.model), beside.model
+    if against.model is not None:
+        other, name = by_model(path, past, against.model), against.model
         own = past.forecaster.model_id
     else:
-        assert beside.decision is not None
-        place = locate(beside.decision, None if "#" in beside.decision else path)
+        assert against.decision is not None
+        place = locate(against.decision, None if "#" in against.decision else path)
         other, name = open_past(*place), f"decision {place[2]:,}"
         own = f"decision {sequence:,}"
     return compare(sided(past, own), sided(other, name))
 
 
-def _asked_again(
+def _recompute(
     path: Path,
     run_id: str,
     sequence: int,
     stored: StoredDecision,
     *,
     full: bool,
-    asked: TypedMethod | None,
-    beside: ComparedWith,
+    method: TypedMethod | None,
+    other: ComparedWith,
 ) -> Recomputed:
-    """Return what is said again of a decision, by whatever decided it."""
     strategy = stored.run["strategy"]
-    if not beside:
+    if not other:
         if strategy in TOGETHER:
-            return _over_assets(path, run_id, sequence, asked)
-        if strategy == ORDERBOOK and not asked:
-            return _over_books(path, run_id, sequence, stored)
-    return _recomputed(path, run_id, sequence, full=full, asked=asked, beside=beside)
-
-
-def _over_assets(path: Path, run_id: str, sequence: int, asked: TypedMethod | None) -> Recomputed:
-    """Return where a decision over several assets looked, by the rollout that was asked."""
-    from tracepaper.replay.explain.attribution import influence
-
-    return Recomputed(influence=influence(path, run_id, sequence, asked))
-
-
-def _over_books(path: Path, run_id: str, sequence: int, stored: StoredDecision) -> Recomputed:
-    """Return at which level and time a decision by order books looked."""
-    from tracepaper.replay.explain.auxiliary_heads import decided_map
-
-    return Recomputed(books=decided_map(path, run_id, sequence, stored))
-
-
-def _books_document(found: BookMap) -> dict[str, Any]:
-    """Return a map of level and time as plain values."""
-    from tracepaper.replay.explain.picture import map_document
-
-    return map_document(found)
-
-
-def _recomputed(
-    path: Path,
-    run_id: str,
-    sequence: int,
-    *,
-    full: bool,
-    asked: TypedMethod | None,
-    beside: ComparedWith,
-) -> Recomputed:
-    from tracepaper.replay.explain.attribution import by_feature, of_rows, share_of_rows
-    from tracepaper.replay.explain.recompute import explain_fully, open_any, open_past
-    from tracepaper.strategies.forecasters.tabular import RowForecaster
-
+            return Recomputed(influence=influence(path, run_id, sequence, method))
+        if strategy == ORDERBOOK and not method:
+            return Recomputed(books=decided_map(path, run_id, sequence, stored))
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
-        chosen = None
-        if asked:
-            from tracepaper.replay.explain.attribution import explain_by
-
-            chosen = explain_by(open_past(path, run_id, sequence), asked)
-        compared = _compared(path, run_id, sequence, beside) if beside else None
+        chosen = explain_by(open_past(path, run_id, sequence), method) if method else None
+        compared = _compared(path, run_id, sequence, other) if other else None
         if not full:
             return Recomputed(by_method=chosen, compared=compared)
         past = open_any(path, run_id, sequence)
@@ -306,8 +262,6 @@ def _parts(stored: StoredDecision, found: Recomputed) -> Iterator[Part]:
     if found.influence is not None:
         yield from influence_parts(found.influence)
     if found.books is not None:
-        from tracepaper.replay.explain.picture import map_parts
-
         yield from map_parts(found.books)
 
 
@@ -367,20 +321,20 @@ def attribution_chart(full: Full) -> Figure:
 
 
 def age_chart(found: SideBySide) -> Figure:
-    """Return where both looked, by age."""
+    """Draw the rollout of both by age."""
     ages = max(len(found.first.weights), len(found.second.weights))
     return _by_age([side.by_age(ages) for side in (found.first, found.second)], found)
 
 
 def layer_chart(found: SideBySide, layer: int) -> Figure:
-    """Return where the heads of *layer* of both looked in the mean, by age; 0 is the lowest."""
+    """Draw the mean attention of the heads of *layer* of both by age; 0 is the lowest."""
     rows = [side.layers[layer].mean(axis=0) for side in (found.first, found.second)]
     ages = max(map(len, rows))
     return _by_age([np.pad(row, (0, ages - len(row))) for row in rows], found, height=200)
 
 
 def features_chart(found: SideBySide) -> Figure | None:
-    """Return what each feature added to both; None where they have none in common."""
+    """Draw each feature's contribution to both; None where they have none in common."""
     sides = (found.first, found.second)
     names = [name for name in found.first.features if name in found.second.features]
     names.sort(key=lambda name: max(abs(side.features[name]) for side in sides))
@@ -439,7 +393,7 @@ FEWEST: Final = 2
 
 
 def read_heads_at(database: Path, past: Past) -> HeadReport | None:
-    """Return what the heads do at the decision; None where the run has too few bars before it."""
+    """Analyse the heads at the decision; None where the run has too few bars before it."""
     wanted = past.forecaster.context + DECISIONS - 1
     with Reader.open(database) as reader:
         bars = reader.bars(past.run.run_id, past.decided.instrument, wanted, until=past.sequence)

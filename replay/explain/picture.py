@@ -311,7 +311,6 @@ def ranges(count: int, most: int) -> list[tuple[int, int]]:
 
 
 def _age(start: int, stop: int, every_ms: int) -> str:
-    """Return the ages of the books of a range."""
     if stop == start + 1:
         return "now" if start == 0 else duration(start * every_ms)
     return f"–{duration((stop - 1) * every_ms)}"

@@ -138,7 +138,7 @@ class FullAttribution:
 
 
 def open_past(database: Path, run_id: str, sequence: int) -> Past:
-    """Return what the decision was made of, with its network warmed up to it.
+    """Open the decision's bars and forecast, with its network warmed up to it.
 
     Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
     """
@@ -159,7 +159,7 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
 
 
 def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
-    """Return what the decision was made of, with its model warmed up to it.
+    """Open the decision's bars and forecast, with its model warmed up to it.
 
     Raises ``DataInvalid`` where the decision has no forecast, the run no longer has the bars,
     or the model's checkpoint is gone.
@@ -246,7 +246,7 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
 
 
 def recompute(database: Path, run_id: str, sequence: int) -> FullAttribution:
-    """Return where the decision looked, bar by bar; raise ``DataInvalid`` as ``open_past``."""
+    """Attribute the decision bar by bar; raise ``DataInvalid`` as ``open_past``."""
     return attribute(open_past(database, run_id, sequence))
 
 
@@ -267,7 +267,7 @@ def attribute(past: Past) -> FullAttribution:
 
 
 def _parts(past: Past) -> tuple[AttendedPart, ...]:
-    """Return what the network saw instead of single rows; empty where it saw these."""
+    """Return the parts that the network sees instead of single rows; empty where it sees rows."""
     if not isinstance(past.forecaster, WindowedForecaster):
         return ()
     return past.forecaster.look(past.decided.instrument).parts
@@ -276,7 +276,7 @@ def _parts(past: Past) -> tuple[AttendedPart, ...]:
 def _modalities(
     parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[ModalityShare, ...]:
-    """Return what each modality holds; empty of a network that does not tell them apart."""
+    """Return the share of each modality; empty of a network that does not tell them apart."""
     found = []
     for name in dict.fromkeys(part.modality for part in parts if part.modality):
         own = [part for part in parts if part.modality == name]
@@ -293,7 +293,7 @@ def _heaviest(own: Sequence[AttendedPart], open_time_ms: Sequence[int]) -> tuple
 def _frames(
     past: Past, parts: Sequence[AttendedPart], open_time_ms: Sequence[int]
 ) -> tuple[FrameShare, ...]:
-    """Return what each timeframe holds; empty of a network that sees bars of one."""
+    """Return the share of each timeframe; empty of a network that sees bars of one."""
     found = []
     for frame in sorted({part.frame for part in parts if not part.modality}):
         own = [part for part in parts if part.frame == frame]
@@ -447,7 +447,7 @@ def explain_fully(past: Past) -> Full:
 
 
 def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
-    """Return what heads that only some networks have said; *sigma* is the volatility of a bar."""
+    """Return the auxiliary heads' forecasts; *sigma* is the volatility of a bar."""
     network = past.forecaster.model.network
     if not network.further_heads or not isinstance(past.forecaster, WindowedForecaster):
         return ()

@@ -100,7 +100,7 @@ def rollout_chart(report: Report, heatmap: Heatmap) -> Figure:
 
 
 def ages_shown(heatmap: Heatmap) -> int:
-    """Return how many cells of age, the newest first, hold ``SHOWN_SHARE`` of what lies in them."""
+    """Count the newest cells of age that together hold ``SHOWN_SHARE`` of the rollout."""
     usual = heatmap.weights[:-1].mean(axis=1)
     return 1 + int(np.searchsorted(np.cumsum(usual), SHOWN_SHARE * usual.sum()))
 
@@ -119,7 +119,6 @@ def _ribbon(report: Report, heatmap: Heatmap) -> list[float | None]:
 
 
 def _steps(colours: tuple[str, ...]) -> list[list[float | str]]:
-    """Return a colour scale of even steps."""
     count = len(colours)
     return [
         [edge, colour]
@@ -138,7 +137,7 @@ def _ticks(far: float) -> Figure:
 
 
 def confidence_chart(report: Report) -> Figure:
-    """Return how the confidence is spread, below and above its gate."""
+    """Draw the distribution of confidence, below and above its gate."""
     record = report.record
     values = record.decisions.confidence[np.isfinite(record.decisions.confidence)]
     low, high = np.quantile(values, (0.001, 0.999))

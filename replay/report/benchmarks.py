@@ -61,7 +61,7 @@ class RandomTwins:
 
 
 def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
-    """Return what a position earns in each bar, in quote currency.
+    """Return the earnings of a position in each bar, in quote currency.
 
     *held* [bar] is the position from each bar's open on and *traded* [bar] the quantity that
     changed hands there, not negative; *cost_rate* is the cost of trading by notional.
@@ -427,7 +427,6 @@ def _starts(days: Ints) -> Ints:
 
 
 def _sums(values: npt.NDArray[Any], days: Ints) -> Floats:
-    """Return the sum of *values* on each day."""
     summed: Floats = np.add.reduceat(values.astype(np.float64), _starts(days))
     return summed
 

@@ -188,7 +188,7 @@ class _Scale:
         return cls(own / 3, furthest)
 
     def __call__(self, change: Floats) -> Floats:
-        """Return where *change* is drawn."""
+        """Return the place of *change* on the axis."""
         return change if self._unit is None else np.arcsinh(change / self._unit)
 
 
@@ -207,7 +207,7 @@ def exposure_share(report: Report) -> Floats:
 
 
 def refusal_chart(report: Report) -> Figure | None:
-    """Return how much better the signals were that a gate let pass, beside a random gate.
+    """Draw how much better the signals were that a gate let pass, beside a random gate.
 
     None where no gate refused enough signals to be judged.
     """
@@ -336,7 +336,7 @@ def _folded(
 
 
 def _marks(trades: Sequence[ClosedTrade]) -> list[Figure]:
-    """Return entries by side, and exits by what came of them."""
+    """Mark entries by side, and exits by their result."""
     found = []
     for side, symbol in (("LONG", "triangle-up"), ("SHORT", "triangle-down")):
         of = [trade for trade in trades if trade.side == side]
@@ -376,7 +376,7 @@ def _points(
 
 
 def _noted(report: Report, instrument: str) -> list[Figure]:
-    """Return what the strategy noted: numbers as lines, texts as points where they change.
+    """Draw the strategy's notes: numbers as lines, texts as points where they change.
 
     A number that moves where the price does is drawn over it, any other one below it.
     """
@@ -405,7 +405,7 @@ def _noted(report: Report, instrument: str) -> list[Figure]:
 
 
 def _plain(text: str) -> str:
-    """Return *text* so that the chart's library takes none of it for a tag."""
+    """Escape *text*, of which the chart's library would take parts for tags."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -431,7 +431,7 @@ def _refused(report: Report, instrument: str) -> Figure | None:
 
 
 def trades_chart(report: Report) -> Figure | None:
-    """Return how returns and times in the market are spread; None below two closed trades."""
+    """Draw the distributions of returns and holding times; None below two closed trades."""
     closed = report.trades[report.shown]
     if len(closed) < 2:  # a spread takes two
         return None
@@ -499,7 +499,7 @@ def rolling_chart(report: Report) -> Figure | None:
 
 
 def caption(report: Report, instrument: str) -> str:
-    """Return what the price chart shows, and what it leaves out."""
+    """Caption the price chart: what it shows, and what it leaves out."""
     every = sum(trade.instrument == instrument for trade in report.trades[report.shown])
     drawn = len(drawn_trades(report, instrument))
     marked = f"{drawn:,} of the {every:,}" if drawn < every else f"the {every:,}"

@@ -45,7 +45,7 @@ _QUANTILES: Final = ((0.0, "least"), (0.05, "5 %"), (0.25, "25 %"), (0.5, "media
 
 
 def _of(part: str, name: str) -> Callable[[AccountReport], float | None]:
-    """Return how to take a figure from a *part* of an account that not every account has."""
+    """Take the figure *name* from a *part* of an account that not every account has."""
 
     def taken(account: AccountReport) -> float | None:
         found: float | None = getattr(getattr(account, part), name, None)
@@ -185,7 +185,6 @@ def _quantile(at: int) -> Callable[[_Spread], float]:
 
 
 def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
-    """Return the quantiles as figures, written in *form*."""
     return (
         Figure[_Spread]("trades_of", "trades", "text", lambda of: of.name),
         *(
@@ -333,7 +332,6 @@ def _decided(report: Report) -> Iterator[Table]:
 
 @declared
 def _listed(report: Report) -> Iterator[Table]:
-    """Yield the orders that the strategy sent by list."""
     if report.listed:
         title = "Orders by list, and what became of each"
         yield listed(report.listed, title=title, shown=LAST_TRADES)
@@ -341,7 +339,6 @@ def _listed(report: Report) -> Iterator[Table]:
 
 @declared
 def _gaps(report: Report) -> Iterator[Table]:
-    """Yield the holes in the data."""
     if report.record.gaps:
         yield table("gaps", "Gaps in the data", GAPS, report.record.gaps, shown=GAPS_SHOWN)
 
@@ -394,7 +391,7 @@ _MAKERS_NOTE: Final = (
 
 
 def _annual(report: Report) -> tuple[str, ...]:
-    """Return what the figures by day and by year are made of, and why some are not there."""
+    """Say what the figures by day and by year are made of, and why some are missing."""
     record, own = report.record, report.accounts[0].performance
     bars = "" if own.bars is None else f"{own.bars:,} bars on "
     said = f"Errors count days with bars: {bars}{own.days:,.1f} days. "

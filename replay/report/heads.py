@@ -158,7 +158,7 @@ class HeadReport:
 
 
 def read_heads(record: RunRecord) -> HeadReport:
-    """Return what the heads of the run's model do, at its last explained decision and before.
+    """Analyse the heads of the run's model, at its last explained decision and before.
 
     Raises ``DataInvalid`` where the run has no model that attends, or too few bars.
     """
@@ -176,7 +176,7 @@ def read_heads(record: RunRecord) -> HeadReport:
 def heads_of(
     forecaster: Attending, bars: Sequence[Bar], sequence: int, *, half: bool, places: int = 1
 ) -> HeadReport:
-    """Return what the heads do at the last of *bars*, which is decision *sequence*.
+    """Analyse the heads at the last of *bars*, which is decision *sequence*.
 
     Their kinds are told at so many *places*, evenly spread over *bars*. Raises ``DataInvalid``
     where the bars are too few.
@@ -222,7 +222,7 @@ def heads_of(
 
 
 def _note(forecaster: Attending) -> str:
-    """Return the sentence that is due where a run stores another explanation than flows here."""
+    """Say where a run stores another attribution than the flow here."""
     if isinstance(forecaster, StreamingForecaster) or forecaster.way == STORED:
         return ""
     return (
@@ -232,7 +232,7 @@ def _note(forecaster: Attending) -> str:
 
 
 def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, bool, list[Bar]]:
-    """Return what attended at the decision at *place*, whether it is a half, and the bars."""
+    """Open the network of the decision at *place*, whether it is an ensemble's, and its bars."""
     run_id, open_time_ms = str(record.run["run_id"]), int(record.decisions.open_time_ms[place])
     if record.config.model.own_class:
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
@@ -260,7 +260,7 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
 
 
 def group_names(time: int) -> tuple[str, ...]:
-    """Return what the groups of age among *time* bars are called."""
+    """Name the groups of age among *time* bars."""
     firsts = [edge for edge in AGE_EDGES if edge < time]
     lasts = [*(edge - 1 for edge in firsts[1:]), time - 1]
     return tuple(f"{first}–{last}" for first, last in zip(firsts, lasts, strict=True))
@@ -316,7 +316,6 @@ FIGURES: Final = (
 
 
 def _holding(place: int, name: str) -> Figure[_Level]:
-    """Return the figure of what the group of age at *place* holds."""
     return Figure(name, name, "share", lambda of: float(of.held[place]))
 
 
@@ -366,7 +365,7 @@ def event_bars(found: RolloutMap, open_time_ms: Sequence[int]) -> list[EventBar]
 
 
 def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
-    """Return what moves the mean return, by feature, and the bars that many decisions looked at."""
+    """Return the features that move the mean return, and the bars that many decisions looked at."""
     ranked = sorted(heads.features.items(), key=lambda item: -item[1])
     note = (
         f"Shares of |value × gradient| of the mean return to {heads.horizon} bars, bars weighed by "
@@ -417,10 +416,10 @@ def asked_of(heads: HeadReport) -> str:
 
 
 def levels(heads: HeadReport) -> list[str]:
-    """Return what the columns of the flow are called, from the decision down."""
+    """Name the columns of the flow, from the decision down."""
     return ["the decision", *(f"below layer {at}" for at in range(len(heads.flow), 1, -1)), "bars"]
 
 
 def held_by_level(heads: HeadReport) -> list[Floats]:
-    """Return what each group of age holds at each of these levels: it sums to 1."""
+    """Return the share of each group of age at each of these levels; a level sums to 1."""
     return [np.eye(len(heads.groups))[0], *(layer.sum(axis=0) for layer in heads.flow)]

@@ -88,17 +88,16 @@ def is_annual(days: float) -> bool:
 
 
 def year_days(calendar: Calendar | None = None) -> float:
-    """Return how many days a year has: 365, or the sessions of *calendar*."""
+    """Return the days of a year: 365, or the sessions of *calendar*."""
     return YEAR_DAYS if calendar is None else calendar.sessions.a_year
 
 
 def days_in_year(interval_ms: int, calendar: Calendar | None = None) -> float:
-    """Return how many returns by day (or by bar, where a bar is longer) a year has."""
+    """Return the returns of a year: by day, or by bar where a bar is longer."""
     return year_days(calendar) / _days_a_bar(interval_ms, calendar)
 
 
 def _days_a_bar(interval_ms: int, calendar: Calendar | None) -> float:
-    """Return how many days a bar holds, at least one."""
     if calendar is None:
         return max(interval_ms, DAY_MS) / DAY_MS
     return max(1.0, len(set(calendar.sessions.days)) / len(calendar))
@@ -112,7 +111,7 @@ def day_ends(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray
 
 
 def days_of(times_ms: Numbers, interval_ms: int, calendar: Calendar | None = None) -> float:
-    """Return how many days the bars that close at *times_ms* cover, holes left out.
+    """Return the days that the bars that close at *times_ms* cover, holes left out.
 
     The first and the last UTC day count by their part only where that makes fewer.
     """
@@ -230,7 +229,7 @@ def deflated_sharpe(returns: Numbers, *, trials: int, variance: float) -> float 
 
 
 def lost_elsewhere(groups: Floats, score: Callable[[Floats], Floats]) -> float:
-    """Return how often the best candidate of one half is among the worse half on the other.
+    """Return the share of splits in which one half's best candidate is in the other's worse half.
 
     *groups* [group, sum, candidate] are sums that add up, of an even number of groups; *score*
     makes of the sums of a half [sum, candidate] a score of each candidate, of which more is better.
@@ -438,7 +437,7 @@ def activity(
     days: float,
     year_days: float = YEAR_DAYS,
 ) -> Activity:
-    """Return how much was traded.
+    """Measure how much was traded.
 
     *exposures* is what was held at each bar that could be decided by equity, not negative, or None
     where that is not known bar by bar; *notionals* each fill's, *equity* one value a bar in the

@@ -103,7 +103,6 @@ def _titled(made: dict[str, Table], key: str) -> Markup:
 
 
 def _money(report: Report, charts: Charts, made: dict[str, Table]) -> list[Markup]:
-    """Return the sections on money, trades and refusals."""
     shown = list(report.record.bars)[:INSTRUMENTS_MAX]
     return [
         _section(
@@ -150,7 +149,6 @@ def _money(report: Report, charts: Charts, made: dict[str, Table]) -> list[Marku
 
 
 def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[Markup]:
-    """Return the sections on attention."""
     assert report.attention is not None
     maps = report.attention.heatmaps
     left_out = len(maps) - INSTRUMENTS_MAX
@@ -197,7 +195,6 @@ def _attention(report: Report, charts: Charts, made: dict[str, Table]) -> list[M
 
 
 def _head_section(found: HeadReport, charts: Charts) -> Markup:
-    """Return what each head does."""
     kinds, looks, flow, *subjects = found.tables()
     return _section(
         kinds.title,
@@ -209,7 +206,6 @@ def _head_section(found: HeadReport, charts: Charts) -> Markup:
 
 
 def _influence_section(found: InfluenceReport, charts: Charts) -> Markup:
-    """Return the influence between symbols, over the run and in each quarter of it."""
     from tracepaper.replay.report.attention_charts import influence_chart, influence_quarters_chart
 
     matrix, *others = found.tables()
@@ -310,7 +306,7 @@ def _held_as_so_far(of: AccountReport) -> str:
 
 
 def _tiles(report: Report) -> list[tuple[str, Value, Form]]:
-    """Return the figures that matter first: name, value, form."""
+    """List the figures that matter first: name, value, form."""
     own = report.accounts[0]
     figures, done, spent = own.performance, own.activity, own.costs
     twin = report.record.held_twin
@@ -357,7 +353,7 @@ def _tile(name: str, value: Value, form: Form) -> Markup:
 
 
 def _sentences(report: Report) -> Markup:
-    """Return what to know before believing any of it, folded under its first sentence."""
+    """Fold the caveats under the first of them."""
     first, *others = report.sentences
     return element(
         "details",
@@ -394,7 +390,7 @@ def _tinted(value: float | None, most: float) -> Markup:
 
 
 def identity(report: Report) -> Markup:
-    """Return what the run was made of, and how to check it."""
+    """Return the run's identity, and how to check it."""
     run = report.record.run
     rows = [
         (name.replace("_", " "), run[name])

@@ -230,7 +230,7 @@ class RunRecord:
         return _closes(opens_ms, self.interval_ms, self.calendar)
 
     def bars_between(self, first_ms: Ints, second_ms: Ints) -> Ints:
-        """Return how many bars the opens *second_ms* are after the opens *first_ms*."""
+        """Count the bars from the opens *first_ms* to the opens *second_ms*."""
         if self.calendar is None:
             return (second_ms - first_ms) // self.interval_ms
         return self.calendar.places(second_ms) - self.calendar.places(first_ms)
@@ -333,7 +333,7 @@ def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
 
 
 def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:
-    """Return what the strategy noted, by instrument and name, each in the order of its first."""
+    """Read the strategy's notes by instrument and name, each in the order of its first."""
     columns = _arrays(views, "v_notes", _NOTED)
     found: dict[str, dict[str, Noted]] = {}
     keys = list(zip(columns["instrument"].tolist(), columns["name"].tolist(), strict=True))
@@ -377,7 +377,7 @@ def _decisions(views: RunViews, *, predicted: bool) -> Decisions:
 def _settlements(
     gaps: Sequence[Row], settled: Sequence[Row], account: AccountRecord
 ) -> Settlements:
-    """Return what is missing of the settlements, and how many came twice."""
+    """List missing settlements, and count those that came twice."""
     missing = tuple(row for row in gaps if row["cause"] == GapCause.FUNDING)
     held = sum(account.holds(row["instrument"], row["from_ms"]) for row in missing)
     known = {(row["instrument"], row["market_ms"]) for row in settled}
@@ -391,7 +391,6 @@ def _bars(
     calendar: Calendar | None,
     settlements: Sequence[Row],
 ) -> dict[str, Bars]:
-    """Return the decided bars of every instrument, by its id."""
     columns = _arrays(views, "v_bars", _CANDLES, {"accepted": 1})
     # Both are in the order of the run, so one index by sequence serves decisions and bars alike.
     at = np.searchsorted(columns["sequence"], decisions.sequence).clip(
@@ -446,14 +445,12 @@ def without_dust(held: Floats, step: float) -> Floats:
 
 
 def _account(views: RunViews, frame: _Frame) -> AccountRecord:
-    """Return the run's own account."""
     curve = _arrays(views, "v_equity", _CURVE)
     (last,) = views.rows("v_equity", newest=1)
     return _ledger("this run", curve, views.rows("v_fills"), last, frame)
 
 
 def _twins(views: RunViews, frame: _Frame) -> list[AccountRecord]:
-    """Return the shadow accounts of the run, by name."""
     found = []
     for name, _ in sorted(views.counts("v_twin_equity", "twin")):
         curve = _arrays(views, "v_twin_equity", _CURVE, {"twin": name})

@@ -79,7 +79,7 @@ def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[Clo
 def explain_trades(
     reader: Reader, record: RunRecord, trades: Sequence[ClosedTrade], attention: RunAttention | None
 ) -> list[ExplainedTrade]:
-    """Return what opened each of *trades*, from the views."""
+    """Read the decision that opened each of *trades*."""
     views = RunViews(reader.connection, str(record.run["run_id"]))
     found = []
     for trade in trades:
@@ -309,7 +309,7 @@ def _times(record: RunRecord) -> Ints:
 
 
 def _within(record: RunRecord) -> Ints:
-    """Return the same with every close in the bar it ends: midnight belongs to the day before."""
+    """Put every close into the bar that it ends: midnight belongs to the day before."""
     return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms - 1))
 
 
@@ -367,7 +367,7 @@ def account_report(
 
 
 def _margin(record: RunRecord) -> MarginHeld | None:
-    """Return what the run's own positions bind at its end."""
+    """Sum the margin of the run's own positions at its end."""
     if not (held := record.margins):
         return None
     prices = [(row["instrument"], row["liquidation_price_text"]) for row in held]
@@ -427,7 +427,7 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
 
 
 def _warnings(record: RunRecord) -> tuple[str, ...]:
-    """Return what the run warns of, and what this report cannot say of it."""
+    """List the run's warnings, and what this report lacks."""
     found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
     if opened := json.loads(record.run["opened"] or "[]"):
         found.append(
@@ -441,7 +441,7 @@ def _warnings(record: RunRecord) -> tuple[str, ...]:
 
 
 def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
-    """Return what this report says of itself, and the honest sentences of the model's card."""
+    """List the caveats of this report and of the model's card."""
     found = [PAPER_SENTENCE]
     if record.gaps:
         lost = sum(
@@ -478,7 +478,7 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
 
 
 def _retrained_sentences(events: Sequence[Retrained]) -> Iterator[str]:
-    """Yield what became of the model in service, and whose the decisions are."""
+    """Say whether the model was replaced, and whose the decisions are."""
     if not events:
         return
     counts = Counter(event.outcome.value for event in events)
@@ -505,7 +505,6 @@ def _card(record: RunRecord) -> Card:
 
 
 def _card_sentences(card: Card) -> list[str]:
-    """Return what the card of the run's model says of itself."""
     if not card:
         return ["The checkpoint is no longer beside the database, so its card says nothing here."]
     said = shown_sentences(card) or [card["model"].get("notice", "")]

@@ -52,7 +52,7 @@ def show_report(
 
 
 def counted(report: Report) -> str:
-    """Return how many bars the run decided and how many of them were allowed, if that is known."""
+    """Count the bars decided and those allowed, where the run kept every bar."""
     decisions = report.record.decisions
     if not report.record.every_bar:
         return "bars not counted (--log acted)"
@@ -127,7 +127,7 @@ OPENED_SHOWN: Final = 5
 
 
 def program_name() -> str:
-    """Return how to call this program from here: its name, or its path where PATH lacks it."""
+    """Return the command that starts this program: its name, or its path where PATH lacks it."""
     called = Path(sys.argv[0])
     found = shutil.which("tracepaper")
     if called.name != "tracepaper" or (found and Path(found).resolve() == called.resolve()):
@@ -197,7 +197,7 @@ def summarise(database: Path, run_id: str) -> Summary:
 
 
 def _told(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
-    """Yield the newest of *fills*, those that only changed a size with what changed it as reason.
+    """Yield the newest of *fills*; one that only changed a size has the cause of that as reason.
 
     ``trend up`` is why a position is held, and no reason to sell a part of it. Such a fill is told
     by the decision behind it, beside that behind the fill before.
@@ -226,7 +226,7 @@ def _told(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
 
 
 def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
-    """Return whether a fill made the side that *decision* holds less or more; empty if neither."""
+    """Say whether a fill made the side of *decision* less or more; empty if neither."""
     opens = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
     if opens is None:
         return ""
@@ -238,7 +238,7 @@ def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
 def _size_cause(
     change: str, now: Mapping[str, float] | None, before: Mapping[str, float] | None
 ) -> str:
-    """Return what moved a size most, of the trend and of volatility; empty where none is noted."""
+    """Name what moved a size most, trend or volatility; empty where none is noted."""
     found, earlier = _factors(now), _factors(before)
     if found is None or earlier is None:
         return ""
@@ -334,7 +334,6 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
 def _counted(
     key: str, name: str, title: str, counts: Sequence[tuple[str, int]], decisions: int
 ) -> Table:
-    """Return how many of the *decisions* each of *counts* has."""
     # A bar of the rarest of refusals, alone in its table, is not a full one.
     most = max(decisions / 100, *(count for _, count in counts))
     figures = (

@@ -71,7 +71,7 @@ def _trade(explained: ExplainedTrade) -> Markup:
 
 
 def _said(explained: ExplainedTrade) -> Markup:
-    """Return what was held, and what the decision's row says."""
+    """Describe the position, and the decision that opened it."""
     trade, decision = explained.trade, explained.decision
     said = (
         f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
@@ -175,7 +175,7 @@ class _Scale:
         self._offset = 0.0 if high != low else (last - first) / 2
 
     def __call__(self, value: float) -> float:
-        """Return where *value* lies."""
+        """Return the place of *value*."""
         return self._first + self._offset + (value - self._low) * self._slope
 
 

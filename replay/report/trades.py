@@ -233,7 +233,7 @@ def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]
 
 
 def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
-    """Return what the fills of *ledger* cost under *terms*."""
+    """Sum the costs of the fills of *ledger* under *terms*."""
     spread = slippage = 0.0
     for fill in ledger.fills:
         distance = abs(fill["price"] - fill["reference_price"]) * fill["quantity"]
@@ -249,7 +249,7 @@ _OF_BARS: Final = (FillModel.NEXT_OPEN, FillModel.BAR_PATH)
 
 
 def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
-    """Return which part of a fill's distance from its reference is slippage; the rest is spread."""
+    """Return the share of slippage in a fill's distance from its reference; the rest is spread."""
     if not (terms.slippage or terms.ranges or terms.impact):
         return 0.0
     distance = abs(fill["price"] - fill["reference_price"])
@@ -332,7 +332,6 @@ def _decided_at(fill: Row) -> int:
 
 
 def _scaled(text: str, decimals: int) -> int:
-    """Return exact decimal *text* as an integer of 10^-decimals."""
     return int(Decimal(text).scaleb(decimals))
 
 
@@ -378,7 +377,7 @@ class Aftermath(NamedTuple):
 
 
 def aftermaths(record: RunRecord) -> list[Aftermath]:
-    """Return what followed the fills as maker of the run's account; nothing where it has none."""
+    """Return the markouts of the run's fills as maker; empty where it has none."""
     made = [fill for fill in record.account.fills if fill["liquidity"] == Liquidity.MAKER]
     closes = {key: record.closes_of(bars.open_time_ms) for key, bars in record.bars.items()}
     found = []
@@ -406,7 +405,7 @@ _VIEW: Final = "v_orders"
 
 
 def became(row: Row) -> str:
-    """Return what became of one order, in a few words."""
+    """Describe the outcome of an order in a few words."""
     filled = _filled(row)
     match OrderStatus(row["status"]):
         case OrderStatus.FILLED:

@@ -458,7 +458,7 @@ class _Maker:
             return replace(raw, error=str(error), run_id="")
 
     def _value(self, of: Callable[[Backtest], float], raw: CellResult) -> float:
-        """Return what the objective says of the run of *raw*; remove its record then."""
+        """Return the objective of the run of *raw*; remove its record then."""
         name, database = self._request.objective_name, kept_database(self._work, raw)
         try:
             with limited(self._request.limit_s), ForeignCode(name, "as the objective"):

@@ -311,7 +311,7 @@ def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
 
 
 def kept_database(work: Work, cell: Cell | CellResult) -> Path:
-    """Return where the record of one run waits for the objective."""
+    """Return the path at which the record of one run waits for the objective."""
     assert work.kept_in is not None
     return work.kept_in / f"{cell.span}-{cell.part}-{cell.number}.db"
 
@@ -371,7 +371,7 @@ class SweepRequest:
         return of if isinstance(of, str) else getattr(of, "__name__", type(of).__name__)
 
     def header(self) -> dict[str, Any]:
-        """Return what decides every cell: a sweep goes on only with an equal one."""
+        """Return all that decides every cell: a sweep goes on only with an equal one."""
         of = self.work.strategy
         own = of is not None and ":" in of
         with known_class(self.work.made_of):
@@ -482,12 +482,11 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
 
 
 def _chooses_windows(axes: Iterable[str], params: Mapping[str, Any] | None) -> bool:
-    """Return whether the windows of a trend are among what is tried or given."""
     return "trend_windows" in {*(name.rpartition(".")[2] for name in axes), *(params or {})}
 
 
 def _fitted(strategy: str | None, given: Given, candles: Sequence[Candles]) -> tuple[str, ...]:
-    """Return what each run says of windows that it takes because the candles are few."""
+    """List the warnings of runs that shorten their windows because the candles are few."""
     named = {} if strategy is None else {"strategy": {"name": strategy}}
     if (strategy or load(given).strategy.name) != TREND:
         return ()
@@ -495,7 +494,6 @@ def _fitted(strategy: str | None, given: Given, candles: Sequence[Candles]) -> t
 
 
 def _vectors(given: Given) -> bytes:
-    """Return what a user's file of covariates holds, where the configuration names one."""
     config = load(given)
     written = config.model.covariates
     return b"" if written is None else file_bytes(vectors_path(config, written))

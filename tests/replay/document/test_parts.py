@@ -41,7 +41,7 @@ def counted(rows: int, *, key: str = "rows", title: str = "Rows") -> Table:
 
 
 def test_a_blank_line_stands_before_each_table_but_a_leading_one() -> None:
-    parts = [counted(1), Paragraph("said"), counted(1)]
+    parts: list[Part] = [counted(1), Paragraph("said"), counted(1)]
     assert printed(parts) == ["Rows", "n", "0", "said", "", "Rows", "n", "0"]
     assert printed(parts, blank_lines=False) == ["Rows", "n", "0", "said", "Rows", "n", "0"]
 
