@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
+    from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.estimator import DataSource
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
-    from tracepaper.replay.learning.inspection.findings import Finding
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import VectorFile
@@ -216,7 +216,7 @@ class _Judged(NamedTuple):
     recipe: str  # its hash
     interval_ms: int
     every: list[SpanJudgement]
-    findings: Sequence[Finding] = ()
+    findings: Sequence[Table] = ()
     beside: tuple[tuple[str, str], ...] = ()
 
 
@@ -228,14 +228,17 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     if html is not None:
         write_page(model_id, every, html)
     if as_json:
-        told = [finding.document() for finding in judged.findings]
+        told = [
+            {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
+            for of in judged.findings
+        ]
         others = [{"name": name, "id": other} for name, other in judged.beside]
         print_json(
             {**as_document(model_id, judged.recipe, every), "findings": told, "beside": others}
         )
         return
     console = for_tables()
-    show(console, every, [finding.table() for finding in judged.findings])
+    show(console, every, judged.findings)
     if html is not None:
         typer.echo(f"The page is {html}.")
 
@@ -293,7 +296,7 @@ def _of_checkpoint(
     card = found.card
     material = read_candles_of(card, DataRequest(data, covariates=supplied), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
-    findings: list[Finding] = []
+    findings: list[Table] = []
     if any(asked.values()):
         findings += examined(Subject.of(card, found.tensors, material), asked)
     recipe = recipe_of(card).hash

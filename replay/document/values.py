@@ -98,16 +98,19 @@ class Table:
     newest: bool = False  # the last rows are shown, not the first
     whole: bool = False  # a terminal shows every row
 
+    def records(self) -> list[dict[str, Value]]:
+        """Return the rows by the figures' keys."""
+        keys = [figure.key for figure in self.figures]
+        return [dict(zip(keys, row, strict=True)) for row in self.rows]
+
     def documents(self) -> list[dict[str, Any]]:
         """Return the rows as plain values by the figures' keys."""
         return [
             {
-                figure.key: {"value": value[0], "error": value[1]}
-                if isinstance(value, tuple)
-                else value
-                for figure, value in zip(self.figures, row, strict=True)
+                key: {"value": value[0], "error": value[1]} if isinstance(value, tuple) else value
+                for key, value in record.items()
             }
-            for row in self.rows
+            for record in self.records()
         ]
 
 
@@ -141,6 +144,25 @@ def table_of(
     """Return *rows* as a table whose columns bear the names and forms of *forms*."""
     figures = tuple(of_row(name, name, form) for name, form in forms.items())
     return Table(key, title, figures, tuple(map(tuple, rows)), tuple(notes), whole=True)
+
+
+def table_of_rows(key: str, title: str, note: str, rows: Sequence[Cells]) -> Table:
+    """Return *rows* as a table whose forms follow from the first row's values."""
+    forms = {name: _form_of(value) for name, value in (rows[0] if rows else {}).items()}
+    cells = [tuple(row.values()) for row in rows]
+    return table_of(key, title, forms, cells, notes=[note] if note else [])
+
+
+def _form_of(value: Value) -> Form:
+    match value:
+        case tuple():
+            return "signed"
+        case float():
+            return "measure"
+        case int():
+            return "count"
+        case _:
+            return "text"
 
 
 def documents(tables: Iterable[Table]) -> dict[str, Any]:

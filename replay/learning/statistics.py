@@ -69,6 +69,12 @@ def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
     return figure(np.stack([values, np.ones_like(values)]), days, lambda s: s[:, 0] / s[:, 1])
 
 
+def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the mean of *values* [decision] with its error over days, rounded to be shown."""
+    found = mean(values, days)
+    return round(found.value, 6), round(found.error, 6)
+
+
 def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return Pearson's correlation; of forecasts and returns it is the information coefficient."""
     a, b = first - first.mean(), second - second.mean()

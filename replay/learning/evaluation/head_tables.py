@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.comparison import DayDifference, corrected, difference, verdict
 from tracepaper.replay.learning.evaluation.auxiliary_heads import EWMA, FurtherForecasts, coverage
@@ -42,7 +43,6 @@ from tracepaper.replay.learning.splits import SYMBOL_MASK
 from tracepaper.replay.learning.statistics import (
     daily_sums,
 )
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import DRAWDOWN_LEVELS, PATH_LEVELS, SHARES
@@ -275,14 +275,6 @@ _WEIGHTS_NOTE: Final = (
 )
 
 
-class _Row(dict[str, Value]):
-    """A row of values by the keys of its columns."""
-
-
-def _column(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.get(key), wide=wide)
-
-
 def _words(name: str) -> str:
     return (OF_MODEL if name == OWN else name).replace("_", " ")
 
@@ -321,24 +313,24 @@ def rank_table(
 
     *parts* are by horizon, then by fold or span.
     """
-    rows: dict[str, _Row] = {}
-    columns = [_column("forecaster", "forecaster", "text")]
+    rows: dict[str, dict[str, Value]] = {}
+    columns = [of_row("forecaster", "forecaster", "text")]
     for of_horizon in parts:
         horizon = of_horizon[0][0].horizon
         ranks = _ranks(of_horizon)
         against = _paired_ranks(ranks)
         for name, one in ranks.items():
-            row = rows.setdefault(name, _Row(forecaster=_words(name)))
+            row = rows.setdefault(name, {"forecaster": _words(name)})
             row[str(horizon)] = figures.mean(one.value, one.days)
             if name in against:
                 row[f"{horizon}_less"] = against[name].pair
                 row[f"{horizon}_p"] = against[name].p
                 row[f"{horizon}_verdict"] = rank_verdict(against[name])
         columns += [
-            _column(str(horizon), f"{horizon} bars", "measure"),
-            _column(f"{horizon}_less", "relative less it", "measure"),
-            _column(f"{horizon}_p", "p", "measure", wide=True),
-            _column(f"{horizon}_verdict", "relative is", "text"),
+            of_row(str(horizon), f"{horizon} bars", "measure"),
+            of_row(f"{horizon}_less", "relative less it", "measure"),
+            of_row(f"{horizon}_p", "p", "measure", wide=True),
+            of_row(f"{horizon}_verdict", "relative is", "text"),
         ]
     note = (
         "Of expected with realised returns, Spearman's; relative is the network's head of relative "
@@ -391,7 +383,7 @@ def weights_table(key: str, title: str, parts: Sequence[Mapping[str, Weighed]]) 
     for name in names:
         every = [part[name] for part in parts]
         days, made = (np.concatenate(of) for of in zip(*map(_by_day, every), strict=True))
-        row = _Row(weights=_words(name), net=figures.mean(made, days))
+        row: dict[str, Value] = {"weights": _words(name), "net": figures.mean(made, days)}
         if name in against:
             row |= {"less": against[name].pair, "p": against[name].p}
             row["verdict"] = net_verdict(against[name])
@@ -401,15 +393,15 @@ def weights_table(key: str, title: str, parts: Sequence[Mapping[str, Weighed]]) 
         row |= {"decisions": sum(len(one.net) for one in every), "days": len(days)}
         rows.append(row)
     columns = [
-        _column("weights", "weights", "text"),
-        _column("net", "net, bp a day", "measure"),
-        _column("less", "model less it", "measure"),
-        _column("p", "p", "measure"),
-        _column("verdict", "the model is", "text"),
-        _column("turnover", "turnover a day", "ratio"),
-        _column("gross", "gross", "ratio"),
-        _column("decisions", "decisions", "count", wide=True),
-        _column("days", "days", "count"),
+        of_row("weights", "weights", "text"),
+        of_row("net", "net, bp a day", "measure"),
+        of_row("less", "model less it", "measure"),
+        of_row("p", "p", "measure"),
+        of_row("verdict", "the model is", "text"),
+        of_row("turnover", "turnover a day", "ratio"),
+        of_row("gross", "gross", "ratio"),
+        of_row("decisions", "decisions", "count", wide=True),
+        of_row("days", "days", "count"),
     ]
     return table(key, title, columns, rows, notes=[_WEIGHTS_NOTE])
 
@@ -470,16 +462,22 @@ def _beside_across(
     note: str,
     say: Callable[[DayDifference], str],
 ) -> Table:
-    rows = [
-        _Row(model=name, difference=one.pair, p=one.p, verdict=say(one), days=one.days)
+    rows: list[Cells] = [
+        {
+            "model": name,
+            "difference": one.pair,
+            "p": one.p,
+            "verdict": say(one),
+            "days": one.days,
+        }
         for name, one in found.items()
     ]
     columns = [
-        _column("model", "model", "text"),
-        _column("difference", "model less the other", "measure"),
-        _column("p", "p", "measure"),
-        _column("verdict", "verdict", "text"),
-        _column("days", "days", "count"),
+        of_row("model", "model", "text"),
+        of_row("difference", "model less the other", "measure"),
+        of_row("p", "p", "measure"),
+        of_row("verdict", "verdict", "text"),
+        of_row("days", "days", "count"),
     ]
     return table(key, title, columns, rows, notes=[note])
 

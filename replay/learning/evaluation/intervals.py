@@ -19,13 +19,14 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import norm, t
 
+from tracepaper.replay.document.values import Table, Value, table_of_rows
 from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict
-from tracepaper.replay.learning.inspection.findings import Cell, Finding, paired
 from tracepaper.replay.learning.inspection.model import Ids, Subject
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
+    estimate,
 )
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
@@ -101,7 +102,7 @@ def fixed_width(scores: Array, coverage: float = COVERAGE) -> float:
     return state.width()
 
 
-def intervals(subject: Subject) -> list[Finding]:
+def intervals(subject: Subject) -> list[Table]:
     """Return the coverage and width of every interval on the test part, in all and by day."""
     calibration, test = subject.labelled(Part.CALIBRATION), subject.labelled(Part.TEST)
     before = _scored(subject, calibration)
@@ -212,20 +213,20 @@ def _dropout(
 
 def _summary(
     subject: Subject, covered: dict[str, Array], halves: dict[str, Array], days: Ids, left: str
-) -> Finding:
-    rows: list[dict[str, Cell]] = []
+) -> Table:
+    rows: list[dict[str, Value]] = []
     for name, hit in covered.items():
         daily = _daily(hit, days)
         rows.append(
             {
                 "interval": name,
-                "coverage": paired(hit, days),
+                "coverage": estimate(hit, days),
                 "least day": round(float(daily.min()), 4),
                 "spread of days": round(float(daily.std()), 4),
                 "median half width": round(float(np.median(halves[name])), 4),
             }
         )
-    return Finding(
+    return table_of_rows(
         "intervals",
         f"Intervals of {COVERAGE:.0%}, {subject.material.times[subject.column]} ahead,"
         f" {len(days):,} bars of {len(np.unique(days))} days",
@@ -235,11 +236,11 @@ def _summary(
     )
 
 
-def _by_day(covered: dict[str, Array], days: Ids) -> Finding:
+def _by_day(covered: dict[str, Array], days: Ids) -> Table:
     """Return the coverage of every interval on each day."""
     daily = {name: _daily(hit, days).round(4).tolist() for name, hit in covered.items()}
     each, counts = np.unique(days, return_counts=True)
-    rows: list[dict[str, Cell]] = [
+    rows: list[dict[str, Value]] = [
         {
             "day": str(np.datetime64(int(day), "D")),
             "bars": int(count),
@@ -247,7 +248,7 @@ def _by_day(covered: dict[str, Array], days: Ids) -> Finding:
         }
         for at, (day, count) in enumerate(zip(each, counts, strict=True))
     ]
-    return Finding("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", rows)
+    return table_of_rows("interval_days", f"Coverage of {COVERAGE:.0%} intervals by day", "", rows)
 
 
 def _daily(hit: Array, days: Ids) -> Array:

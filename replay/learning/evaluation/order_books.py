@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.archive.columns import instant, iso
+from tracepaper.replay.document.values import Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.comparison import DayDifference, corrected, difference, verdict
 from tracepaper.replay.learning.estimator import recipe_of
@@ -42,7 +43,6 @@ from tracepaper.replay.learning.evaluation.walk_forward import refuse_many
 from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.order_books import DAYS_LEAST, JUDGED_SOURCE, BookDataset
 from tracepaper.replay.learning.splits import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.storage.checkpoints import locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -219,14 +219,6 @@ def with_rival(
 # --- tables
 
 
-class _Row(dict[str, Value]):
-    """A row of values by the keys of its columns."""
-
-
-def _column(key: str, title: str, form: Form) -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.get(key))
-
-
 Losses = Callable[[BookScores], Mapping[str, Array]]
 MODEL: Final = "model"
 LOSSES: Final[Mapping[str, tuple[str, bool, Losses]]] = {
@@ -259,8 +251,8 @@ def score_tables(
     """Return log loss and accuracy, a row a forecaster, pooled over *parts*, which are disjoint."""
     made = []
     for key, (title, is_less_better, losses) in LOSSES.items():
-        rows: dict[str, _Row] = {}
-        columns = [_column("forecaster", "forecaster", "text")]
+        rows: dict[str, dict[str, Value]] = {}
+        columns = [of_row("forecaster", "forecaster", "text")]
         for horizon in parts[0]:
             whole = joined([part[horizon] for part in parts])
             every = losses(whole)
@@ -272,7 +264,7 @@ def score_tables(
                 }
             )
             for name, of in every.items():
-                row = rows.setdefault(name, _Row(forecaster=name))
+                row = rows.setdefault(name, {"forecaster": name})
                 row[str(horizon)] = figures.mean(of, whole.days)
                 if name in against:
                     row[f"{horizon}_less"] = against[name].pair
@@ -280,9 +272,9 @@ def score_tables(
                         against[name], is_less_better=is_less_better
                     )
             columns += [
-                _column(str(horizon), f"{horizon} books", "measure"),
-                _column(f"{horizon}_less", "model less it", "measure"),
-                _column(f"{horizon}_verdict", "the model is", "text"),
+                of_row(str(horizon), f"{horizon} books", "measure"),
+                of_row(f"{horizon}_less", "model less it", "measure"),
+                of_row(f"{horizon}_verdict", "the model is", "text"),
             ]
         whole_title = f"{title}{suffix}"
         made.append(table(f"{prefix}{key}", whole_title, columns, rows.values(), notes=[_NOTE]))
@@ -293,8 +285,8 @@ def beside_tables(one: BookJudgement) -> list[Table]:
     """Return the network less each other on the same books, Holm over the others."""
     made = []
     for key, (title, is_less_better, losses) in LOSSES.items() if one.beside else ():
-        rows = {name: _Row(model=name) for name in one.beside}
-        columns = [_column("model", "model", "text")]
+        rows: dict[str, dict[str, Value]] = {name: {"model": name} for name in one.beside}
+        columns = [of_row("model", "model", "text")]
         for horizon in one.scores:
             for name, found in _compared(one, horizon, losses).items():
                 rows[name] |= {
@@ -303,10 +295,10 @@ def beside_tables(one: BookJudgement) -> list[Table]:
                     "days": found.days,
                 }
             columns += [
-                _column(str(horizon), f"{horizon} books, model less it", "measure"),
-                _column(f"{horizon}_verdict", "verdict", "text"),
+                of_row(str(horizon), f"{horizon} books, model less it", "measure"),
+                of_row(f"{horizon}_verdict", "verdict", "text"),
             ]
-        columns.append(_column("days", "days", "count"))
+        columns.append(of_row("days", "days", "count"))
         whole = f"{title}: the model less each other model, on the books of both"
         made.append(table(f"beside_{key}", whole, columns, rows.values(), notes=[_NOTE]))
     return made
@@ -499,8 +491,8 @@ def book_fold_tables(own: BookRefits, others: Mapping[str, BookRefits]) -> list[
 
 def _compared_book_refits(own: BookRefits, others: Mapping[str, BookRefits], key: str) -> Table:
     title, is_less_better, losses = LOSSES[key]
-    rows = {text: _Row(change=text) for text in others}
-    columns = [_column("change", "change", "text")]
+    rows: dict[str, dict[str, Value]] = {text: {"change": text} for text in others}
+    columns = [of_row("change", "change", "text")]
     for horizon in own.scores[0]:
         mine = [part[horizon] for part in own.scores]
         every = {
@@ -515,9 +507,9 @@ def _compared_book_refits(own: BookRefits, others: Mapping[str, BookRefits], key
                 "days": one.days,
             }
         columns += [
-            _column(str(horizon), f"{horizon} books", "measure"),
-            _column(f"{horizon}_verdict", "the change is", "text"),
+            of_row(str(horizon), f"{horizon} books", "measure"),
+            of_row(f"{horizon}_verdict", "the change is", "text"),
         ]
-    columns.append(_column("days", "days", "count"))
+    columns.append(of_row("days", "days", "count"))
     whole = f"{title}: what changes are worth, {own.text}"
     return table(f"instead_{key}", whole, columns, rows.values(), notes=[_NOTE_book_refits])

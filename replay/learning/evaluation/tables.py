@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.comparison import (
     DayDifference,
@@ -43,7 +44,6 @@ from tracepaper.replay.learning.evaluation.head_tables import (
 from tracepaper.replay.learning.evaluation.tails import Breaches, breaches_of
 from tracepaper.replay.learning.evaluation.user_class import OF_MODEL
 from tracepaper.replay.report import metrics
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -114,30 +114,15 @@ def tables_across(every: Sequence[SpanJudgement]) -> list[Table]:
     return [each for each in made if each.rows or each.notes]
 
 
-class _Row(NamedTuple):
-    """A row of a table of horizons: its name, and a value a column."""
-
-    name: str
-    values: Mapping[str, Value]
-
-
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _named(key: str, title: str) -> Figure[_Row]:
-    return Figure(key, title, "text", lambda row: row.name)
-
-
-def _columns(judgement: SpanJudgement) -> list[Figure[_Row]]:
+def _columns(judgement: SpanJudgement) -> list[Figure[Cells]]:
     """Return a column a horizon, whose values stand under its number in a row."""
     return [
-        _column(str(one.horizon), f"{one.horizon} bars", "measure") for one in judgement.horizons
+        of_row(str(one.horizon), f"{one.horizon} bars", "measure") for one in judgement.horizons
     ]
-
-
-def _column(key: str, title: str, form: Form) -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.values.get(key))
 
 
 # --- how good the forecasts are
@@ -162,8 +147,8 @@ def _forecasts(judgement: SpanJudgement) -> Iterable[Table]:
             for name, pair in by_horizon[str(one.horizon)].get(key, {}).items():
                 shown_as = OF_MODEL if name == OWN else name
                 rows.setdefault(shown_as, {})[str(one.horizon)] = tuple(pair)
-        columns = [_named("forecaster", "forecaster"), *_columns(judgement)]
-        found = [_Row(_words(name), values) for name, values in rows.items()]
+        columns = [of_row("forecaster", "forecaster", "text"), *_columns(judgement)]
+        found = [{"forecaster": _words(name), **values} for name, values in rows.items()]
         yield table(key, title, columns, found)
 
 
@@ -175,8 +160,8 @@ def _probabilities(judgement: SpanJudgement) -> Iterable[Table]:
         found = judgement.judged.figures[str(one.horizon)].get("direction", {})
         for name, pair in found.items():
             rows.setdefault(_words(name), {})[str(one.horizon)] = tuple(pair)
-    columns = [_named("figure", "figure"), *_columns(judgement)]
-    found_rows = [_Row(name, values) for name, values in rows.items()]
+    columns = [of_row("figure", "figure", "text"), *_columns(judgement)]
+    found_rows = [{"figure": name, **values} for name, values in rows.items()]
     notes = [_CLIMATOLOGY] if found_rows else []
     yield table("direction", "Direction: down, flat, up", columns, found_rows, notes=notes)
 
@@ -251,10 +236,13 @@ def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
         return
     every = judgement.horizons
     rows = [
-        _Row(f"{100 * level:.0f} %", {str(one.horizon): _inside(one, level) for one in every})
+        {
+            "interval": f"{100 * level:.0f} %",
+            **{str(one.horizon): _inside(one, level) for one in every},
+        }
         for level in LEVELS
     ]
-    columns = [_named("interval", "interval"), *_columns(judgement)]
+    columns = [of_row("interval", "interval", "text"), *_columns(judgement)]
     yield table("intervals", "Share of returns inside the interval", columns, rows)
 
 
@@ -383,13 +371,15 @@ def _gates(judgement: SpanJudgement) -> Iterable[Table]:
     """Return the accuracy gained on the surest bars."""
     selective = judgement.judged.figures.get("gates", {}).get("selective", {})
     columns = [
-        _named("gate", "gate"),
-        *(_column(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),
+        of_row("gate", "gate", "text"),
+        *(of_row(f"{share:g}", f"{100 * share:.0f} %", "share") for share in figures.COVERAGES),
     ]
-    rows = []
+    rows: list[Cells] = []
     for name, found in selective.items():
         gained = zip(figures.COVERAGES, found["gained"], found["error"], strict=True)
-        rows.append(_Row(_words(name), {f"{share:g}": (value, e) for share, value, e in gained}))
+        rows.append(
+            {"gate": _words(name), **{f"{share:g}": (value, e) for share, value, e in gained}}
+        )
     title = "Accuracy gained on the surest bars of the gates' horizon, in points"
     yield table("gates", title, columns, rows)
 
@@ -404,10 +394,13 @@ def _seeds(judgement: SpanJudgement) -> Iterable[Table]:
     for one in judgement.horizons:
         for name, pair in section.get(str(one.horizon), {}).items():
             rows.setdefault(name, {})[str(one.horizon)] = (pair[0], pair[1])
-    columns = [_named("figure", "figure"), *_columns(judgement)]
+    columns = [of_row("figure", "figure", "text"), *_columns(judgement)]
     title = f"Mean ± spread of {len(section.get('seeds', ()))} seeds, from the card"
     yield table(
-        "seeds", title, columns, [_Row(_words(name), values) for name, values in rows.items()]
+        "seeds",
+        title,
+        columns,
+        [{"figure": _words(name), **values} for name, values in rows.items()],
     )
 
 
@@ -429,9 +422,9 @@ def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
             if len(known) == len(every):
                 said[risk] = "yes" if all(verdict(each) == "better" for each in known) else "no"
         if said:
-            rows.append(_Row(_words(name), said))
-    columns = [_named("measure", "measure")]
-    columns += [_column(risk, title, "text") for risk, (title, _, _) in RISKS.items()]
+            rows.append({"measure": _words(name), **said})
+    columns = [of_row("measure", "measure", "text")]
+    columns += [of_row(risk, title, "text") for risk, (title, _, _) in RISKS.items()]
     yield table(
         "confidence_spans", "Credibly better than a random gate on every span", columns, rows
     )
@@ -466,13 +459,13 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
                 verdicts = {verdict(each) for each in found if each is not None}
                 if None not in found:
                     said[f"{key}_{one.horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
-        rows.append(_Row(rival.name, said))
+        rows.append({"model": rival.name, **said})
     columns = [
-        _column(f"{key}_{one.horizon}", f"{title}, {one.horizon} bars", "text")
+        of_row(f"{key}_{one.horizon}", f"{title}, {one.horizon} bars", "text")
         for key, (title, _, _) in LOSSES.items()
         for one in every[0].horizons
     ]
-    columns = [_named("model", "model"), *columns]
+    columns = [of_row("model", "model", "text"), *columns]
     yield table("beside_spans", "The model against each other model on every span", columns, rows)
 
 

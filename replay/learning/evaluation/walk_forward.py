@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.comparison import (
     DayDifference,
@@ -56,7 +57,6 @@ from tracepaper.replay.learning.splits import (
     read_folds,
     with_calibration,
 )
-from tracepaper.replay.report.document import Figure, Form, Table, Value, table
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.build import HALVES
@@ -145,13 +145,9 @@ def tables(found: Refits) -> list[Table]:
     return made
 
 
-class _Row(dict[str, Value]):
-    """A row of values by the keys of its columns."""
-
-
 def _pooled(found: Refits, key: str, title: str, losses: Losses) -> Table:
     """Return a row a forecaster: its mean loss over all tests, and the model's less it."""
-    rows: dict[str, _Row] = {}
+    rows: dict[str, dict[str, Value]] = {}
     horizons = [one.horizon for one in found.forecasts[0]]
     for column, horizon in enumerate(horizons):
         every = [fold[column] for fold in found.forecasts]
@@ -161,14 +157,14 @@ def _pooled(found: Refits, key: str, title: str, losses: Losses) -> Table:
             {n: difference(by_name[OWN], of, days) for n, of in by_name.items() if n != OWN}
         )
         for name, loss in by_name.items():
-            row = rows.setdefault(name, _Row(forecaster=_words(name)))
+            row = rows.setdefault(name, {"forecaster": _words(name)})
             row[str(horizon)] = figures.mean(loss, days)
             if name in against:
                 row[f"{horizon}_verdict"] = verdict(against[name])
-    columns = [Figure[_Row]("forecaster", "forecaster", "text", lambda row: row["forecaster"])]
+    columns = [of_row("forecaster", "forecaster", "text")]
     for horizon in horizons:
-        columns.append(_column(str(horizon), f"{horizon} bars", "measure"))
-        columns.append(_column(f"{horizon}_verdict", "the model is", "text"))
+        columns.append(of_row(str(horizon), f"{horizon} bars", "measure"))
+        columns.append(of_row(f"{horizon}_verdict", "the model is", "text"))
     note = (
         "Each fold fits the model and every baseline on its own training spans; errors by day, the "
         "verdict by Holm over the baselines."
@@ -184,15 +180,15 @@ def _selected(found: Refits, key: str, title: str, losses: Losses) -> Table:
     for column, one in enumerate(found.forecasts[0]):
         values = [overfitting(_scores(found, route, column, losses)) for route in routes]
         known = [value for value in values if value is not None]
-        row = _Row(horizon=str(one.horizon), paths=len(routes))
+        row: dict[str, Value] = {"horizon": str(one.horizon), "paths": len(routes)}
         if known:
             row |= {"mean": float(np.mean(known)), "most": max(known)}
         rows.append(row)
     columns = [
-        _column("horizon", "bars ahead", "text"),
-        _column("paths", "paths", "count"),
-        _column("mean", "probability", "measure"),
-        _column("most", "highest of a path", "measure"),
+        of_row("horizon", "bars ahead", "text"),
+        of_row("paths", "paths", "count"),
+        of_row("mean", "probability", "measure"),
+        of_row("most", "highest of a path", "measure"),
     ]
     note = (
         "How often the forecaster that is best on half of the groups is in the worse half on the "
@@ -230,10 +226,6 @@ def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
 
 def _words(name: str) -> str:
     return (OF_MODEL if name == OWN else name).replace("_", " ")
-
-
-def _column(key: str, title: str, form: Form) -> Figure[_Row]:
-    return Figure(key, title, form, lambda row: row.get(key))
 
 
 _SECTION: Final = "architecture"
@@ -333,17 +325,17 @@ def _compared(
     say: Callable[[DayDifference], str],
 ) -> Table:
     """Return a row a change, and two columns for each of *differences* by its name."""
-    rows = {text: _Row(change=text) for text in others}
-    columns = [_column("change", "change", "text")]
+    rows: dict[str, dict[str, Value]] = {text: {"change": text} for text in others}
+    columns = [of_row("change", "change", "text")]
     for name, of in differences.items():
         column = name.removesuffix(" bars")
         every = {text: of(other) for text, other in others.items()}
         known = {text: one for text, one in every.items() if one is not None}
         for text, one in corrected(known).items():
             rows[text] |= {column: one.pair, f"{column}_verdict": say(one), "days": one.days}
-        columns.append(_column(column, name, "measure"))
-        columns.append(_column(f"{column}_verdict", "the change is", "text"))
-    columns.append(_column("days", "days", "count"))
+        columns.append(of_row(column, name, "measure"))
+        columns.append(of_row(f"{column}_verdict", "the change is", "text"))
+    columns.append(of_row("days", "days", "count"))
     note = (
         "The change less the recipe as it is, on the bars that both answer; fitted anew on the "
         "same folds with the same seed, errors by day, the verdict by Holm over the changes."

@@ -16,7 +16,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from tracepaper.replay.learning.inspection.findings import Cell, Finding, paired
+from tracepaper.replay.document.values import Table, Value, table_of_rows
 from tracepaper.replay.learning.inspection.model import (
     TARGETS,
     DecidedBar,
@@ -26,6 +26,7 @@ from tracepaper.replay.learning.inspection.model import (
     days_of,
     looked,
 )
+from tracepaper.replay.learning.statistics import estimate
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.features.rolling import Array
@@ -179,7 +180,7 @@ def agreement(ours: Array, theirs: Array) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def attributions(subject: Subject, count: int) -> list[Finding]:
+def attributions(subject: Subject, count: int) -> list[Table]:
     """Return rank correlations over *count* decisions, and what features add to a row model.
 
     Of an ensemble both halves are compared, each by its own.
@@ -206,7 +207,7 @@ def attributions(subject: Subject, count: int) -> list[Finding]:
             lambda one: row_games(subject, trained, one), decisions, known[False]
         )
         name = "attributions_rows" if network is not None else "attributions"
-        found.append(replace(_agreements(agreed, decisions, of_rows=True), name=name))
+        found.append(replace(_agreements(agreed, decisions, of_rows=True), key=name))
         found.append(_added(trained, own, decisions))
     return found
 
@@ -231,14 +232,14 @@ def _compared(
 
 def _agreements(
     agreed: Mapping[tuple[str, str], list[float]], decisions: Sequence[DecidedBar], *, of_rows: bool
-) -> Finding:
+) -> Table:
     days = days_of(decisions)
-    rows: list[dict[str, Cell]] = [
-        {"of": target, "method": name, "rank correlation": paired(np.array(values), days)}
+    rows: list[dict[str, Value]] = [
+        {"of": target, "method": name, "rank correlation": estimate(np.array(values), days)}
         for (target, name), values in agreed.items()
     ]
     ours = "exact contributions of features" if of_rows else f"rollout over {GROUPS} blocks of bars"
-    return Finding(
+    return table_of_rows(
         "attributions",
         f"Rank correlation of the {ours} with captum's attributions, {len(decisions)} decisions"
         f" of {len(np.unique(days))} days",
@@ -250,17 +251,20 @@ def _agreements(
 
 def _added(
     trained: TrainedRows, own: Mapping[str, Sequence[Array]], decisions: Sequence[DecidedBar]
-) -> Finding:
+) -> Table:
     """Return the mean size of each feature's exact contribution."""
     days = days_of(decisions)
     sizes = {target: np.abs(np.stack(each)) for target, each in own.items()}
     order = np.argsort(-sizes[TARGETS[0]].mean(axis=0), kind="stable").tolist()
     names = trained.schema.names
-    rows: list[dict[str, Cell]] = [
-        {"feature": names[at], **{target: paired(of[:, at], days) for target, of in sizes.items()}}
+    rows: list[dict[str, Value]] = [
+        {
+            "feature": names[at],
+            **{target: estimate(of[:, at], days) for target, of in sizes.items()},
+        }
         for at in order
     ]
-    return Finding(
+    return table_of_rows(
         "contributions",
         "Mean size of each feature's exact contribution",
         "To the log variance, and to the mean in units of σ √h.",

@@ -25,8 +25,8 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 
+from tracepaper.replay.document.values import Table, Value, table_of_rows
 from tracepaper.replay.learning.evaluation.forecasts import Predictions, joined
-from tracepaper.replay.learning.inspection.findings import Cell, Finding, paired
 from tracepaper.replay.learning.inspection.model import (
     TARGETS,
     DecidedBar,
@@ -42,6 +42,7 @@ from tracepaper.replay.learning.inspection.model import (
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.statistics import (
+    estimate,
     qlike_of,
 )
 from tracepaper.strategies.features.rolling import Array
@@ -87,7 +88,7 @@ def _network_seeing(subject: Subject, network: Network, decision: DecidedBar, ba
     return ask(network, window[None], decision.positions(count))
 
 
-def context_ablation(subject: Subject, count: int) -> list[Finding]:
+def context_ablation(subject: Subject, count: int) -> list[Table]:
     """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
     network = subject.need_network("--ablation")
     decisions, seen = subject.decisions(count), bars_seen(network)
@@ -112,7 +113,7 @@ def context_ablation(subject: Subject, count: int) -> list[Finding]:
         beside = " The variance is the ensemble's, whose row model sees its row as it is."
     days = len(np.unique(days_of(decisions)))
     return [
-        Finding(
+        table_of_rows(
             "ablation",
             f"Context ablation, {len(decisions)} decisions of {days} days",
             f"The network sees the last part of its window alone: {how}.{beside} Differences are"
@@ -129,7 +130,7 @@ def _of_horizon(
     seen: dict[int, int],
     said: dict[int, tuple[Array, Array]],
     column: int,
-) -> list[dict[str, Cell]]:
+) -> list[dict[str, Value]]:
     """Return a row for each part of the window, of the decisions labelled at one horizon."""
     weights = np.array([one.samples.weights[one.row, column] for one in decisions])
     known = np.flatnonzero(weights > 0)
@@ -153,10 +154,10 @@ def _of_horizon(
             "horizon": time,
             "window": "whole" if part == 1 else f"1/{part}",
             "bars": bars,
-            "QLIKE": paired(losses[part], days),
-            "QLIKE - whole": paired(losses[part] - losses[1], days),
-            "sign": paired(hits[part], days[moved]),
-            "sign - whole": paired(hits[part] - hits[1], days[moved]),
+            "QLIKE": estimate(losses[part], days),
+            "QLIKE - whole": estimate(losses[part] - losses[1], days),
+            "sign": estimate(hits[part], days[moved]),
+            "sign - whole": estimate(hits[part] - hits[1], days[moved]),
         }
         for part, bars in seen.items()
     ]
@@ -225,7 +226,7 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
     return moved.swapaxes(0, 1)
 
 
-def perturbations(subject: Subject, count: int) -> list[Finding]:
+def perturbations(subject: Subject, count: int) -> list[Table]:
     """Return areas and curves over *count* decisions, in orders that are paired by decision."""
     network = subject.need_network("--explanations")
     decisions = subject.decisions(count)
@@ -245,21 +246,21 @@ def perturbations(subject: Subject, count: int) -> list[Finding]:
 
 def _areas(
     subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
-) -> Finding:
+) -> Table:
     """Return the areas of every order, beside their differences from random and recency."""
     days = days_of(decisions)
     count = len(np.unique(days))
     areas = {key: moved.mean(axis=2) for key, moved in measured.items()}  # [decision, side]
-    rows: list[dict[str, Cell]] = []
+    rows: list[dict[str, Value]] = []
     for (name, target), area in sorted(areas.items(), key=lambda one: one[0][1]):
-        row: dict[str, Cell] = {"of": TARGETS[target], "order": name}
+        row: dict[str, Value] = {"of": TARGETS[target], "order": name}
         for side, word in enumerate(_SIDES):
-            row[word] = paired(area[:, side], days)
+            row[word] = estimate(area[:, side], days)
             for other in (RANDOM, "recency"):
                 gap = area[:, side] - areas[other, target][:, side]
-                row[f"{word} - {other}"] = paired(gap, days)
+                row[f"{word} - {other}"] = estimate(gap, days)
         rows.append(row)
-    return Finding(
+    return table_of_rows(
         "explanations",
         f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
         f"{count} days",
@@ -270,18 +271,18 @@ def _areas(
     )
 
 
-def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Finding:
+def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]) -> Table:
     """Return the curves, a row an order, side and target."""
     days = days_of(decisions)
-    rows: list[dict[str, Cell]] = []
+    rows: list[dict[str, Value]] = []
     for (name, target), moved in sorted(measured.items(), key=lambda one: one[0][1]):
         for side, word in enumerate(_SIDES):
             cells = {
-                f"1/{round(1 / share)}": paired(moved[:, side, at], days)
+                f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
                 for at, share in enumerate(SHARES)
             }
             rows.append({"of": TARGETS[target], "order": name, "curve": word, **cells})
-    return Finding(
+    return table_of_rows(
         "explanation_curves",
         "How far the forecast moved, by the share of bars taken (deletion) or given (insertion)",
         "Absolute changes of the log variance, and of the mean in units of σ √h.",
@@ -326,7 +327,7 @@ def permutation(segment: Segment, generator: np.random.Generator) -> Ids:
     return found
 
 
-def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
+def feature_permutation(subject: Subject, at_most: int) -> list[Table]:
     """Return what each column and each family is worth, on up to *at_most* bars of the test."""
     asked = subject.labelled(Part.TEST, at_most)
     whole = joined([subject.predict(samples.segment, rows) for samples, rows in asked])
@@ -334,7 +335,7 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
     single = {name: [column] for column, name in enumerate(names)}
     several = {f"all of {name}": of for name, of in families(names).items()}
     judge = _Judge(subject, asked, whole)
-    rows: list[dict[str, Cell]] = []
+    rows: list[dict[str, Value]] = []
     alike: list[str] = []
     for name, columns in {**single, **several}.items():
         changed = list(_changed(asked, columns))
@@ -354,7 +355,7 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
     rows.sort(key=lambda row: -_value(row[main]))
     left = f" Left out, for they do not vary within a day: {', '.join(alike)}." if alike else ""
     return [
-        Finding(
+        table_of_rows(
             "permutation",
             f"Permutation of features, {judge.bars:,} bars of {judge.days} days",
             f"Blocks of a 24th of a day change places within it, {PERMUTATIONS} draws; how much "
@@ -364,8 +365,8 @@ def feature_permutation(subject: Subject, at_most: int) -> list[Finding]:
     ]
 
 
-def _value(cell: Cell) -> float:
-    assert isinstance(cell, list)
+def _value(cell: Value) -> float:
+    assert isinstance(cell, tuple)
     return cell[0]
 
 
@@ -399,19 +400,19 @@ class _Judge:
         self._whole = whole
         self.bars, self.days = len(self._days), len(np.unique(self._days))
 
-    def row(self, drawn: Sequence[Predictions]) -> dict[str, Cell]:
+    def row(self, drawn: Sequence[Predictions]) -> dict[str, Value]:
         """Return the losses that *drawn* add, at each horizon."""
-        found: dict[str, Cell] = {}
+        found: dict[str, Value] = {}
         for column, time in enumerate(self._times):
             known = self._weights[:, column] > 0
             days = self._days[known]
             value = self._labels["returns"][known, column]
             added = [self._qlike(one, column) - self._qlike(self._whole, column) for one in drawn]
-            found[f"QLIKE {time}"] = paired(np.mean(added, axis=0), days)
+            found[f"QLIKE {time}"] = estimate(np.mean(added, axis=0), days)
             hit = np.sign(self._whole.mean[known, column]) == np.sign(value)
             kept = [np.sign(one.mean[known, column]) == np.sign(value) for one in drawn]
             lost = hit - np.mean(kept, axis=0)
-            found[f"sign {time}"] = paired(lost[value != 0], days[value != 0])
+            found[f"sign {time}"] = estimate(lost[value != 0], days[value != 0])
         return found
 
     def _qlike(self, said: Predictions, column: int) -> Array:

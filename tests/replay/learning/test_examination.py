@@ -13,6 +13,7 @@ import torch
 from learning import DAY_BARS, HORIZONS, segment, split
 from torch import Tensor
 
+from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.evaluation import intervals
 from tracepaper.replay.learning.evaluation.intervals import (
@@ -25,7 +26,6 @@ from tracepaper.replay.learning.inspection import perturbation as permuted
 from tracepaper.replay.learning.inspection import perturbation as perturbed
 from tracepaper.replay.learning.inspection.attribution import WeightedLinear, agreement, methods
 from tracepaper.replay.learning.inspection.examination import EXAMINATIONS, examined
-from tracepaper.replay.learning.inspection.findings import Finding
 from tracepaper.replay.learning.inspection.model import Mix, Subject
 from tracepaper.replay.learning.inspection.perturbation import context_ablation, feature_permutation
 from tracepaper.replay.learning.samples import targets
@@ -120,18 +120,18 @@ def knowing() -> Planted:
     return network
 
 
-def cells(finding: Finding, **chosen: str) -> dict[str, Any]:
+def cells(finding: Table, **chosen: str) -> dict[str, Any]:
     """Return the one row with these cells."""
-    [found] = [row for row in finding.rows if all(row[k] == v for k, v in chosen.items())]
+    [found] = [row for row in finding.records() if all(row[k] == v for k, v in chosen.items())]
     return found
 
 
 def value(cell: Any) -> float:
     """Return a cell's number, without its error."""
-    return float(cell[0] if isinstance(cell, list) else cell)
+    return float(cell[0] if isinstance(cell, tuple) else cell)
 
 
-def beyond(cell: list[float]) -> float:
+def beyond(cell: tuple[float, float]) -> float:
     """Return a value in units of its error."""
     return cell[0] / cell[1]
 
@@ -146,13 +146,13 @@ def test_bars_that_matter_are_found_by_the_right_order_and_not_by_another(
             assert beyond(row["deletion - random"]) > 5
             assert beyond(row["insertion - random"]) < -5
             assert beyond(row["deletion - recency"]) > 5
-        assert cells(areas, of=target, order="random")["deletion - random"] == [0.0, 0.0]
+        assert cells(areas, of=target, order="random")["deletion - random"] == (0.0, 0.0)
     whole = cells(curves, of="mean", order="rollout", curve="deletion")
     # Three of 32 bars matter: the first four ranked hold all of them, the first one does not.
     assert whole["1/8"] == whole["1/2"]
     assert whole["1/64"][0] != whole["1/2"][0]
     inserted = cells(curves, of="mean", order="rollout", curve="insertion")
-    assert inserted["1/8"] == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert inserted["1/8"] == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 def test_a_rollout_that_points_elsewhere_is_worse_than_random(material: Dataset) -> None:
@@ -174,28 +174,35 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
     subject = Subject(leaking, HORIZON, network)
     [found] = context_ablation(subject, 120)
     whole = cells(found, horizon="30m", window="whole")
-    assert whole["QLIKE"] == pytest.approx([0.0, 0.0], abs=1e-3)
+    assert whole["QLIKE"] == pytest.approx((0.0, 0.0), abs=1e-3)
     assert whole["bars"] == WINDOW
     half = cells(found, horizon="30m", window="1/2")
     assert half["bars"] == 16  # the bar of age 20 is gone
     assert beyond(half["QLIKE - whole"]) > 5
-    assert [row["bars"] for row in found.rows if row["horizon"] == "30m"] == [32, 16, 8, 4, 2, 1]
-    assert ("restarted" in found.note) is any_length
+    assert [row["bars"] for row in found.records() if row["horizon"] == "30m"] == [
+        32,
+        16,
+        8,
+        4,
+        2,
+        1,
+    ]
+    assert ("restarted" in found.notes[0]) is any_length
 
 
 def test_the_column_that_is_used_is_found_and_no_other(leaking: Dataset) -> None:
     few = replace(leaking, schema=schema("v1"))
     [found] = feature_permutation(Subject(few, HORIZON, knowing()), 400)
-    assert found.rows[0]["feature"] in {"return_1", "all of return"}
+    assert found.records()[0]["feature"] in {"return_1", "all of return"}
     used = cells(found, feature="return_1")
     assert beyond(used["QLIKE 30m"]) > 5
     assert cells(found, feature="all of return")["QLIKE 30m"] == used["QLIKE 30m"]
-    for row in found.rows:
+    for row in found.records():
         if row["feature"] not in {"return_1", "all of return"}:
-            assert row["QLIKE 30m"] == [0.0, 0.0]
+            assert row["QLIKE 30m"] == (0.0, 0.0)
     # The weekday is one number all day long: blocks of a day cannot take it from its bars.
-    assert "weekday_sin" in found.note
-    assert "hour_sin" not in found.note
+    assert "weekday_sin" in found.notes[0]
+    assert "hour_sin" not in found.notes[0]
 
 
 def test_blocks_change_places_within_their_day(plain: Segment) -> None:
@@ -259,19 +266,19 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     network = FlashNetwork(config)
     subject = Subject(material, HORIZON, network)
     found, days = intervals.intervals(subject)
-    rows = {row["interval"]: row for row in found.rows}
+    rows = {row["interval"]: row for row in found.records()}
     assert list(rows) == ["own", "fixed conformal", "adaptive conformal", "MC dropout"]
     assert 0.87 < value(rows["adaptive conformal"]["coverage"]) < 0.93
     assert rows["MC dropout"]["coverage"] != rows["own"]["coverage"]
     assert not network.training
     assert not any(module.training for module in network.modules())
-    assert intervals.intervals(subject)[0] == found
-    assert days.rows[0]["day"] == "2023-11-17"
-    assert sum(value(row["bars"]) for row in days.rows) > 3_000
+    assert intervals.intervals(subject)[0].records() == found.records()
+    assert days.records()[0]["day"] == "2023-11-17"
+    assert sum(value(row["bars"]) for row in days.records()) > 3_000
     still = Subject(material, HORIZON, FlashNetwork(replace(config, dropout=0.0)))
     [summary, _] = intervals.intervals(still)
-    assert "trained without dropout" in summary.note
-    assert "MC dropout" not in {row["interval"] for row in summary.rows}
+    assert "trained without dropout" in summary.notes[0]
+    assert "MC dropout" not in {row["interval"] for row in summary.records()}
 
 
 # --- attributions of others
@@ -318,10 +325,10 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
         ROW_KINDS["glm"], model, material.schema, HORIZONS, "", "", (1.0, 1.0), None
     )
     found, added = attributed.attributions(Subject(material, HORIZON, trained=trained), 2)
-    for row in found.rows:
+    for row in found.records():
         assert value(row["rank correlation"]) > 0.9
-    assert {row["method"] for row in found.rows} == {"KernelSHAP", "LIME"}
-    sizes = [value(row["log variance"]) for row in added.rows]
+    assert {row["method"] for row in found.records()} == {"KernelSHAP", "LIME"}
+    sizes = [value(row["log variance"]) for row in added.records()]
     assert sizes == sorted(sizes, reverse=True)
     with pytest.raises(ConfigInvalid, match="--ablation changes the bars"):
         context_ablation(Subject(material, HORIZON, trained=trained), 2)
@@ -342,8 +349,7 @@ def test_what_is_not_asked_for_is_not_examined(material: Dataset) -> None:
     subject = Subject(material, HORIZON, Planted())
     assert list(examined(subject, dict.fromkeys(EXAMINATIONS, 0))) == []
     [found] = examined(subject, {"ablation": 5})
-    assert found.document()["name"] == "ablation"
-    assert len(found.table().rows) == len(found.rows)
+    assert found.key == "ablation"
 
 
 def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) -> None:
@@ -364,18 +370,18 @@ def test_an_ensemble_is_as_deaf_to_a_half_as_its_share_says(leaking: Dataset) ->
     alone = Subject(leaking, HORIZON, knowing())
     [of_network] = context_ablation(alone, 40)
     [all_network], [no_network] = (context_ablation(mixed(share), 40) for share in (1.0, 0.0))
-    assert all_network.rows == of_network.rows
-    assert any(value(row["QLIKE - whole"]) != 0 for row in all_network.rows)
-    assert all(value(row["QLIKE - whole"]) == 0 for row in no_network.rows)
+    assert all_network.records() == of_network.records()
+    assert any(value(row["QLIKE - whole"]) != 0 for row in all_network.records())
+    assert all(value(row["QLIKE - whole"]) == 0 for row in no_network.records())
     [permuted_rows] = feature_permutation(mixed(0.0), 400)
-    used = [row["feature"] for row in permuted_rows.rows if value(row["QLIKE 30m"]) != 0]
+    used = [row["feature"] for row in permuted_rows.records() if value(row["QLIKE 30m"]) != 0]
     assert leaking.schema.names[1] in used
     assert leaking.schema.names[0] not in used
     [permuted_network] = feature_permutation(mixed(1.0), 400)
-    used = [row["feature"] for row in permuted_network.rows if value(row["QLIKE 30m"]) != 0]
+    used = [row["feature"] for row in permuted_network.records() if value(row["QLIKE 30m"]) != 0]
     assert leaking.schema.names[0] in used
     assert leaking.schema.names[1] not in used
-    found = {one.name for one in attributed.attributions(mixed(0.5), 2)}
+    found = {one.key for one in attributed.attributions(mixed(0.5), 2)}
     assert found == {"attributions", "attributions_rows", "contributions"}
 
 
