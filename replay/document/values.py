@@ -148,7 +148,8 @@ def table_of(
 
 def table_of_rows(key: str, title: str, note: str, rows: Sequence[Cells]) -> Table:
     """Return *rows* as a table whose forms follow from the first row's values."""
-    forms = {name: _form_of(value) for name, value in (rows[0] if rows else {}).items()}
+    first: Cells = rows[0] if rows else {}
+    forms: dict[str, Form] = {name: _form_of(value) for name, value in first.items()}
     cells = [tuple(row.values()) for row in rows]
     return table_of(key, title, forms, cells, notes=[note] if note else [])
 

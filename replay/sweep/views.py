@@ -77,13 +77,15 @@ def _parts(sweep: SweepResult) -> Iterator[Part]:
 
 def _best_cells(sweep: SweepResult) -> Table:
     names = [axis.name for axis in sweep.request.axes]
-    compared = {key: form for key, form in COMPARED.items() if key != sweep.objective}
+    compared: dict[str, Form] = {
+        key: form for key, form in COMPARED.items() if key != sweep.objective
+    }
     sign = -1.0 if sweep.maximize else 1.0
     ranked = sorted(
         (cell for cell in sweep.tried if cell.value is not None),
         key=lambda cell: (sign * (cell.value or 0.0), cell.number),
     )
-    rows: list[list[Value]] = [
+    rows = [
         [
             *_point(sweep, cell),
             in_words(cell.value, sweep.objective),
