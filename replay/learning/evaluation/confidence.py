@@ -428,7 +428,7 @@ def judge_cells(found: ExplainedRows, cells: RegimeCells, hysteresis: float) -> 
         str(one): {
             "share": round(float(rows.mean()), 5),
             "days": len(np.unique(found.days[rows])),
-            "variance_ratio": _pair_regimes(_ratio(found, every, rows)) if rows.any() else [],
+            "variance_ratio": _pair(_ratio(found, every, rows)) if rows.any() else [],
         }
         for one, rows in inside.items()
     }
@@ -490,7 +490,3 @@ def _ratio(
     # Each bar counts alike: a few violent days would decide a ratio of sums.
     terms = np.stack([realised / forecast, np.ones_like(realised)])
     return figure(terms, found.days[known][rows], lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
-
-
-def _pair_regimes(found: DailyEstimate) -> list[float]:
-    return [round(found.value, 5), round(found.error, 5)]

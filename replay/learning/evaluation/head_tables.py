@@ -430,7 +430,7 @@ def beside_tables(judgement: SpanJudgement) -> Iterable[Table]:
         if ranked:
             title = f"{RANKS}, {one.horizon} bars ahead: the model less each other model"
             key = f"beside_across_{one.horizon}"
-            yield _beside_across(key, title, corrected(ranked), _RANKS_NOTE, rank_verdict)
+            yield _rival_table(key, title, corrected(ranked), _RANKS_NOTE, rank_verdict)
     own = judgement.judged.across
     weighed = {
         rival.name: net_difference([own.held[NETWORK]], [rival.across.held[NETWORK]])
@@ -439,9 +439,7 @@ def beside_tables(judgement: SpanJudgement) -> Iterable[Table]:
     }
     if weighed:
         title = f"{WEIGHTS}: the model less each other model"
-        yield _beside_across(
-            "beside_weights", title, corrected(weighed), _WEIGHTS_NOTE, net_verdict
-        )
+        yield _rival_table("beside_weights", title, corrected(weighed), _WEIGHTS_NOTE, net_verdict)
 
 
 _RANKS_NOTE: Final = (
@@ -455,7 +453,7 @@ def rank_verdict(found: DayDifference) -> str:
     return verdict(found, is_less_better=False)
 
 
-def _beside_across(
+def _rival_table(
     key: str,
     title: str,
     found: Mapping[str, DayDifference],

@@ -477,7 +477,7 @@ def fold_scores(
 # --- what the folds say
 
 
-_NOTE_book_refits: Final = (
+_ABLATION_NOTE: Final = (
     "The change less the recipe as it is, on the same books; fitted anew on the same folds with "
     "the same seed, errors by day, the verdict by Holm over the changes."
 )
@@ -486,10 +486,10 @@ _NOTE_book_refits: Final = (
 def book_fold_tables(own: BookRefits, others: Mapping[str, BookRefits]) -> list[Table]:
     """Return log loss and accuracy over all tests, and how each change of *others* differs."""
     made = score_tables(own.scores, "folds_", f", over {own.text}")
-    return made + [_compared_book_refits(own, others, key) for key in LOSSES if others]
+    return made + [_ablation_table(own, others, key) for key in LOSSES if others]
 
 
-def _compared_book_refits(own: BookRefits, others: Mapping[str, BookRefits], key: str) -> Table:
+def _ablation_table(own: BookRefits, others: Mapping[str, BookRefits], key: str) -> Table:
     title, is_less_better, losses = LOSSES[key]
     rows: dict[str, dict[str, Value]] = {text: {"change": text} for text in others}
     columns = [of_row("change", "change", "text")]
@@ -512,4 +512,4 @@ def _compared_book_refits(own: BookRefits, others: Mapping[str, BookRefits], key
         ]
     columns.append(of_row("days", "days", "count"))
     whole = f"{title}: what changes are worth, {own.text}"
-    return table(f"instead_{key}", whole, columns, rows.values(), notes=[_NOTE_book_refits])
+    return table(f"instead_{key}", whole, columns, rows.values(), notes=[_ABLATION_NOTE])
