@@ -40,7 +40,49 @@ RENAMED: Final = {
     "--spans": "--holdout",
     "--vectors": "--covariates",
 }
-"""Older names of options; an error names the new one."""
+"""Older names of options; whoever types one is told the name that the command knows now."""
+_ARCHITECTURE: Final = (
+    "horizons", "window", "layers", "dim", "heads", "encoding", "clock", "mask", "blocks", "norm",
+    "volatility_gate", "factor", "feature_map", "frames", "tokens", "modalities", "regimes",
+    "attention", "every", "factors", "dropout", "quantiles",
+)  # fmt: skip
+_TRAINING: Final = (
+    "steps", "length", "batch", "windows", "accumulate", "learning_rate", "precision",
+    "explained_bars", "baselines", "threads", "device",
+)  # fmt: skip
+_SWITCHES: Final = ("gated", "distil", "checkpointing", "allocation")
+REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
+    "train": {
+        **{f"--{key.replace('_', '-')}": f"--set {key}=…" for key in _ARCHITECTURE},
+        **{f"--{key.replace('_', '-')}": f"--set training.{key}=…" for key in _TRAINING},
+        **{f"--{key}": f"--set {key}=true" for key in _SWITCHES},
+        **{f"--no-{key}": f"--set {key}=false" for key in _SWITCHES},
+        "--learned-weights": "--set training.learned_weights=true",
+        "--no-learned-weights": "--set training.learned_weights=false",
+        "--network": "--set model.kind=…",
+        "--name": "--set model.name=…",
+        "--schema": "--set features.schema_id=…",
+        "--interval": "--set features.intervals=…",
+        "--calendar": "--set features.calendar=…",
+        "--gate-horizon": "--set calibration.horizon=…",
+        "--train-until": "--set split.train_until=…",
+        "--validate-until": "--set split.validation_until=…",
+        "--calibrate-until": "--set split.calibration_until=…",
+        "--with": "--set ensemble.kind=…, or ensemble.members=… of two folders",
+        "--with-schema": "--set ensemble.schema_id=…",
+        "--print-recipe": "--init KIND",
+    },
+    "evaluate": {
+        "--explanations": "--inspect deletion=…",
+        "--ablation": "--inspect context=…",
+        "--permutation": "--inspect permutation=…",
+        "--attributions": "--inspect attribution=…",
+        "--intervals": "--inspect intervals",
+        "--explained-bars": "--set evaluation.explained_bars=…",
+        "--threads": "--set evaluation.threads=…",
+    },
+}
+"""Options of former releases by their command, and what is written now."""
 OTHERS: Final = "Added by other packages"
 
 Command = Callable[..., object]
@@ -194,6 +236,9 @@ def _explain(error: BaseException) -> int:
                 new in parameter.opts for parameter in context.command.params
             ):
                 message = f"{old} is called {new} now"
+            command = path.rpartition(" ")[2]
+            if old in REPLACED.get(command, {}):
+                message = f"{old} is {REPLACED[command][old]} now"
             sentence, code = f"{message}; see `{path} --help`.", error.exit_code
         case sqlite3.DatabaseError():
             sentence = (

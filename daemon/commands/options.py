@@ -25,15 +25,15 @@ ConfigOption = Annotated[
         "--config",
         "-c",
         metavar="FILE",
-        help="The configuration; by default tracepaper.toml here, if there is one.",
+        help="The configuration; by default a tracepaper.toml that is here.",
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        metavar="SECTION.KEY=VALUE",
-        help="A key of the configuration, over file and environment; repeat.",
+        metavar="KEY=VALUE",
+        help="A section.key of the configuration, over file and environment; repeat.",
     ),
 ]
 JsonOption = Annotated[
@@ -56,7 +56,7 @@ ToOption = Annotated[
 ]
 FundingOption = Annotated[
     list[Path] | None,
-    typer.Option("--funding", help="Settled funding rates: a CSV file; repeat."),
+    typer.Option("--funding", metavar="FILE", help="Settled funding rates, CSV; repeat."),
 ]
 DepthOption = Annotated[
     list[Path] | None,
@@ -72,7 +72,7 @@ FrameDataOption = Annotated[
     typer.Option(
         "--frame-data",
         metavar="PATH",
-        help="Candles of a higher timeframe that begin before the data; repeat.",
+        help="Candles of a higher timeframe from before the data; repeat.",
     ),
 ]
 

@@ -96,7 +96,7 @@ def refuse_other_strategy(config: Config, kind: str) -> None:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a checkpoint of that kind, and model.checkpoint "
             f"{config.model.checkpoint} is of the kind {kind}; name another, or train one by "
-            f"`tracepaper train --network {name}`."
+            f"`tracepaper train --set model.kind={name}`."
         )
     if kind in TOGETHER and name in BUILT_IN and name != kind:
         raise ConfigInvalid(

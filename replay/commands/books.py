@@ -1,4 +1,4 @@
-"""``train``, ``evaluate`` and ``explain`` of order book networks."""
+"""``evaluate`` and ``explain`` of order book networks."""
 
 from __future__ import annotations
 

@@ -279,8 +279,8 @@ def describe(
 
 def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: int) -> Split:
     """Return the split of three dates, or of a training's shares where there are none."""
-    from tracepaper.replay.commands.train import SHARES
     from tracepaper.replay.learning.splits import (
+        SHARES,
         Split,
         by_shares,
         date_ms,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from tracepaper.daemon.commands.options import ConfigOption, JsonOption, SetOption, print_json
-from tracepaper.replay.commands.train import CovariatesOption, DataOption, ThreadsOption
+from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_json
+from tracepaper.replay.commands.train import CovariatesOption, DataOption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import VectorFile
+
+
+INSPECTIONS: Final = {
+    "deletion": "explanations",
+    "context": "ablation",
+    "permutation": "permutation",
+    "attribution": "attributions",
+    "intervals": "intervals",
+}
+"""What ``--inspect`` names, and what its result is called."""
+_NAMES: Final = {result: name for name, result in INSPECTIONS.items()}
+_DECISIONS: Final = 200
 
 
 def evaluate(
@@ -59,70 +71,58 @@ def evaluate(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
     ] = None,
-    config: ConfigOption = None,
-    settings: SetOption = None,
     covariates: CovariatesOption = None,
-    explained_bars: Annotated[
-        int | None,
-        typer.Option(min=500, help="Bars to explain for the gates; takes minutes."),
+    config: ConfigOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="evaluation.threads, evaluation.explained_bars, or a section.key of the "
+            "configuration for a class; repeat.",
+        ),
     ] = None,
-    explanations: Annotated[
-        int, typer.Option(min=0, help="Decisions for deletion and insertion curves of bars.")
-    ] = 0,
-    ablation: Annotated[
-        int, typer.Option(min=0, help="Decisions to repeat with 1/2 to 1/64 of the window.")
-    ] = 0,
-    permutation: Annotated[
-        int, typer.Option(min=0, help="Bars for the permutation importance of features, at most.")
-    ] = 0,
-    attributions: Annotated[
-        int, typer.Option(min=0, help="Decisions to compare with captum's attributions.")
-    ] = 0,
-    intervals: Annotated[
-        bool,
-        typer.Option("--intervals", help="Evaluate intervals by day: own, conformal, MC dropout."),
-    ] = False,
-    threads: ThreadsOption = 2,
+    inspect: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=N]",
+            help="Inspect N decisions: deletion, context, permutation, attribution; or intervals.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Evaluate a model on the bars after its calibration, against every baseline.
 
-    The baselines are stored with the checkpoint; for one without them they are fitted on the bars
-    before its training end, if --data has candles of both. Errors are bootstrapped by calendar day.
-    Each recipe that is evaluated on a span counts as one opening of it. --folds trains the recipe
-    again on the time before the untouched spans instead. --compare asks other models, or classes,
-    about the same bars, and tests the differences by day. A class of your own is evaluated after
-    its trained_until, with the options, files and features of the configuration. An option with a
-    number of decisions examines so many, evenly spread; 0 skips it.
+    Each recipe that is evaluated on a span counts as one opening of it; --folds trains it again on
+    the time before the untouched spans instead. --compare asks other models, or classes, about the
+    same bars and tests the differences by day. A class of your own is evaluated after its
+    trained_until. --inspect takes 200 decisions unless N is given.
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.commands.books import BooksAsked, evaluate_books, refuse_for_books
     from tracepaper.replay.learning.estimator import DataSource
     from tracepaper.replay.learning.openings import read_spans
+    from tracepaper.replay.learning.recipe_file import evaluation_options
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.extras import require
 
     require("plotly", "--html", html)
-    require("captum", "--attributions", attributions)
-    given = with_settings(config, settings)
-    asked = {
-        "explanations": explanations,
-        "ablation": ablation,
-        "permutation": permutation,
-        "attributions": attributions,
-        "intervals": int(intervals),
-    }
+    asked = _inspections(inspect or ())
+    require("captum", "--inspect attribution", asked.get("attributions"))
+    options, others = evaluation_options(settings or ())
+    given = with_settings(config, others)
     source = _source(checkpoint)
     of_books = source == DataSource.ORDER_BOOKS
-    examined = asked | {"explained-bars": explained_bars or 0}
+    inspected = {f"inspect {_NAMES[result]}": count for result, count in asked.items()}
+    examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
         refuse_for_books(
             checkpoint,
             {
                 **examined,
                 "config": config is not None,
-                "set": bool(settings),
+                "set": bool(others),
                 "covariates": covariates is not None,
             },
         )
@@ -130,7 +130,7 @@ def evaluate(
         _refuse_for_several(checkpoint, examined)
     chosen = read_spans(holdout, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
-    if settings and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
+    if others and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
         raise ConfigInvalid("--set configures a class of your own; leave it out, or name a class.")
     if folds is not None and (is_class or holdout or start or end or compare):
         raise ConfigInvalid(
@@ -141,7 +141,7 @@ def evaluate(
         raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
     if of_books:
         question = BooksAsked(chosen, compare or (), folds, ablate or (), html)
-        evaluate_books(checkpoint, data, question, threads=threads, as_json=json)
+        evaluate_books(checkpoint, data, question, threads=options.threads, as_json=json)
         return
     if folds is not None:
         _refit(
@@ -151,13 +151,13 @@ def evaluate(
             ablate or [],
             html,
             vectors=covariates,
-            threads=threads,
+            threads=options.threads,
             as_json=json,
         )
         return
     _refuse_books_beside(checkpoint, compare or ())
     if is_class:
-        _refuse_for_class(asked | {"covariates": int(covariates is not None)})
+        _refuse_for_class(inspected | {"covariates": int(covariates is not None)})
         judged = _of_class(checkpoint, data, given, chosen)
     else:
         judged = _of_checkpoint(
@@ -166,11 +166,11 @@ def evaluate(
             chosen,
             asked,
             vectors=covariates,
-            threads=threads,
-            bars=explained_bars,
+            threads=options.threads,
+            bars=options.explained_bars,
         )
     for name in compare or ():
-        judged = _with_rival(judged, name, data, given, vectors=covariates, threads=threads)
+        judged = _with_rival(judged, name, data, given, vectors=covariates, threads=options.threads)
     _print(judged, html, as_json=json)
 
 
@@ -181,6 +181,27 @@ def _source(name: str) -> DataSource:
 
     folder = locate(name)
     return estimator_of(read_card(folder)).source if is_checkpoint(folder) else DataSource.BARS
+
+
+def _inspections(texts: Sequence[str]) -> dict[str, int]:
+    """Return how many decisions are inspected, by the name of the result."""
+    from tracepaper.strategies.errors import ConfigInvalid
+    from tracepaper.strategies.networks.keys import nearest
+
+    found = {}
+    for text in texts:
+        name, equals, count = text.partition("=")
+        if name not in INSPECTIONS:
+            raise ConfigInvalid(
+                f"--inspect {text} names no inspection{nearest(name, INSPECTIONS)}."
+            )
+        if equals and (name == "intervals" or not count.isdecimal() or not int(count)):
+            raise ConfigInvalid(
+                f"--inspect {text}: write {name}"
+                f"{'' if name == 'intervals' else ' or ' + name + '=N, a number of decisions'}."
+            )
+        found[INSPECTIONS[name]] = int(count) if equals else _DECISIONS
+    return found
 
 
 def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:

@@ -86,7 +86,7 @@ def list_models(
     if not (folders or card) and (kinds := _unproven(found)):
         typer.echo(
             f"Experimental, for no bundled checkpoint of theirs has beaten persistence: "
-            f"{', '.join(kinds)}; `tracepaper train --network NAME` fits one."
+            f"{', '.join(kinds)}; `tracepaper train --set model.kind=NAME` fits one."
         )
 
 

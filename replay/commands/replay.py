@@ -102,9 +102,9 @@ def sweep(
     space: Annotated[
         list[str],
         typer.Option(
-            metavar="OPTION=VALUES",
-            help="Values 5,10,20 or 5..50 or 5..50:5 or 0.1..10:log of an option of the strategy "
-            "or of a section.key; repeat.",
+            metavar="KEY=VALUES",
+            help="Values 5,10,20, 5..50:5 or 0.1..10:log of a strategy's option or a section.key; "
+            "repeat.",
         ),
     ],
     data: Annotated[
@@ -112,36 +112,43 @@ def sweep(
         typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
     ] = None,
     objective: Annotated[
-        str, typer.Option(help="What to optimise: a figure's key, or module:function of a run.")
+        str,
+        typer.Option(
+            help="A figure's key (sharpe), or a module:function of a run.",
+            show_default=False,
+        ),
     ] = "sharpe",
     strategy: Annotated[
         str | None, typer.Option(help="A name or module:Class; by default the configured one.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="grid, random or tpe.")] = "grid",
+    sampler: Annotated[
+        str, typer.Option(help="grid (default), random or tpe.", show_default=False)
+    ] = "grid",
     trials: Annotated[
-        int | None, typer.Option(min=1, help="Number of points for random and tpe; by default 100.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Points of random and tpe (100)."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of random and tpe.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random and tpe (0).", show_default=False)] = 0,
     walk: Annotated[
         str | None,
-        typer.Option(
-            metavar="TRAIN/TEST", help="Walk-forward windows such as 90d/30d: optimise, then test."
-        ),
+        typer.Option(metavar="TRAIN/TEST", help="Walk-forward windows: 90d/30d."),
     ] = None,
-    direction: Annotated[
-        str | None, typer.Option(help="maximize or minimize, where the figure does not imply it.")
-    ] = None,
+    direction: Annotated[str | None, typer.Option(help="maximize or minimize.")] = None,
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Processes; by default one per core.")
+        int | None, typer.Option(min=1, metavar="N", help="Processes; by default one per core.")
     ] = None,
     limit: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Time limit of one run.")
+        float,
+        typer.Option(
+            min=0.1,
+            metavar="S",
+            help="Seconds that a run may take (600).",
+            show_default=False,
+        ),
     ] = 600.0,
     state: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="Where its cells are kept; by default a name of what is swept."
-        ),
+        typer.Option(metavar="FILE", help="Where its results are kept."),
     ] = None,
     from_: FromOption = None,
     to: ToOption = None,
@@ -350,20 +357,31 @@ def demo(
 def exchange(
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Candles to serve: PATH or SYMBOL=PATH; repeat for more."),
+        typer.Option(metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
     ] = None,
     category: Annotated[
         str | None, typer.Option(help="linear or spot; by default from the file's name.")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 picks a free one.")] = 0,
-    speed: Annotated[float, typer.Option(help="Market seconds per second.")] = 1.0,
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0, max=65_535, metavar="N", help="0, the default, picks one.", show_default=False
+        ),
+    ] = 0,
+    speed: Annotated[
+        float,
+        typer.Option(help="Market seconds per second; by default 1.", show_default=False),
+    ] = 1.0,
     start: Annotated[
         int | None,
         typer.Option(
             help="Bars into the data; by default 7,250, or three quarters of a shorter file."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the price paths inside bars.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the prices inside bars; by default 0.", show_default=False),
+    ] = 0,
     hold: Annotated[
         bool, typer.Option("--hold", help="Wait until a client subscribes to candles.")
     ] = False,
@@ -379,9 +397,18 @@ def exchange(
     faults: Annotated[
         Path | None, typer.Option(help="Faults to inject: a TOML or JSON file.")
     ] = None,
-    fault_seed: Annotated[int, typer.Option(help="Random seed of the schedule of faults.")] = 0,
+    fault_seed: Annotated[
+        int,
+        typer.Option(help="Seed of the schedule of faults; by default 0.", show_default=False),
+    ] = 0,
     fault_every: Annotated[
-        float, typer.Option(min=0, help="Seconds between scheduled faults; 0 is none.")
+        float,
+        typer.Option(
+            min=0,
+            metavar="S",
+            help="Seconds between scheduled faults; by default none.",
+            show_default=False,
+        ),
     ] = 0.0,
     list_faults: Annotated[
         bool, typer.Option("--list-faults", help="Print every kind of fault, and end.")

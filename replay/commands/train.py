@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
@@ -10,9 +11,6 @@ import typer
 from tracepaper.daemon.commands.options import JsonOption, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from tracepaper.replay.learning.recipe import Recipe
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.strategies.errors import ConfigInvalid
 
@@ -30,13 +28,16 @@ CovariatesOption = Annotated[
         "--covariates", metavar="FILE", help="trading: your own covariates by time, CSV or Parquet."
     ),
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="PyTorch threads.")]
-
-SHARES = (0.65, 0.1, 0.1)
-"""Of all bars: training, validation and calibration; the rest stays untouched for the figures."""
 
 
 def train(
+    recipe: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RECIPE]", help="TOML file with every choice, or a checkpoint's card."
+        ),
+    ] = None,
+    *,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,237 +49,89 @@ def train(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the new checkpoint.")
     ] = None,
-    *,
-    network: Annotated[
-        str | None,
+    settings: Annotated[
+        list[str] | None,
         typer.Option(
-            help="Kind of network, by default flash; ? lists all. Beside --with FOLDER: a FOLDER."
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of the recipe: model.kind=lstm, layers=4, training.steps=800; repeat.",
         ),
     ] = None,
-    beside: Annotated[
-        str | None,
-        typer.Option(
-            "--with",
-            metavar="KIND|FOLDER",
-            help="Train an ensemble: with a tree or glm, or with the one in FOLDER.",
-        ),
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Random seed; repeat for several checkpoints, FOLDER/seed-N."),
     ] = None,
-    beside_schema: Annotated[
-        str | None,
-        typer.Option(
-            "--with-schema", help="Feature schema of --with, such as tree-1m beside v2-1m."
-        ),
-    ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="TOML file with every choice, or a checkpoint's card."),
-    ] = None,
-    print_recipe: Annotated[
-        bool, typer.Option("--print-recipe", help="Print the whole recipe; do not train.")
-    ] = False,
-    name: Annotated[str | None, typer.Option(help="Name on the card.")] = None,
-    train_until: Annotated[str | None, typer.Option(help="End of training (date).")] = None,
-    validate_until: Annotated[str | None, typer.Option(help="End of validation (date).")] = None,
-    calibrate_until: Annotated[
-        str | None, typer.Option(help="End of calibration (date); the rest is the test set.")
-    ] = None,
-    schema: Annotated[
-        str | None, typer.Option(help="Feature schema: v1, or v2 or tree for the interval's.")
-    ] = None,
-    interval: Annotated[
-        str | None, typer.Option(help="Interval of the model, then others to train on: 15m,5m,1h.")
-    ] = None,
-    calendar: Annotated[
-        str | None,
-        typer.Option(metavar="CODE", help="Shares: the exchange's calendar, such as XNAS."),
-    ] = None,
+    covariates: CovariatesOption = None,
     cache: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER", help="Cache of features and labels; by default in ~/.cache."
         ),
     ] = None,
-    horizons: Annotated[
-        str | None, typer.Option(help="Forecast horizons, in bars or times: 5m,30m,4h.")
-    ] = None,
-    gate_horizon: Annotated[
-        str | None, typer.Option(help="Horizon that the gates use; by default the middle one.")
-    ] = None,
-    window: Annotated[int | None, typer.Option(help="Bars that one layer attends to.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Number of layers.")] = None,
-    dim: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Position encoding; ? lists all.")] = None,
-    clock: Annotated[
-        str | None, typer.Option(help="Time features to add, by commas; ? lists all.")
-    ] = None,
-    mask: Annotated[
-        str | None,
-        typer.Option(help="flash: mask: window; over whole windows causal, full or blocks."),
-    ] = None,
-    blocks: Annotated[
-        str | None,
-        typer.Option(help="flash: bars of a block, then the last, each n-th and the first seen."),
-    ] = None,
-    norm: Annotated[str | None, typer.Option(help="flash: layer norm, pre or post.")] = None,
-    gated: Annotated[
-        bool | None, typer.Option(help="flash: each bar's state sharpens or softens its attention.")
-    ] = None,
-    volatility_gate: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FEATURE", help="flash: scale the attention to a bar by its volatility."
-        ),
-    ] = None,
-    factor: Annotated[
-        int | None, typer.Option(help="informer: sampling factor of queries and keys.")
-    ] = None,
-    distil: Annotated[
-        bool | None, typer.Option(help="informer: halve the sequence between layers.")
-    ] = None,
-    feature_map: Annotated[
-        str | None, typer.Option(help="linear: elu, or random features of the softmax.")
-    ] = None,
-    frames: Annotated[
-        str | None, typer.Option(help="multiscale: bars per bar of each timeframe, by commas.")
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="multiscale: closed bars of each timeframe, by commas.")
-    ] = None,
-    modalities: Annotated[
-        str | None, typer.Option(help="trading: modalities such as price,volume,time.")
-    ] = None,
-    covariates: CovariatesOption = None,
-    regimes: Annotated[
-        int | None, typer.Option(help="trading: regimes of the coming variance, 2 to 7; 0: none.")
-    ] = None,
-    attention: Annotated[
-        str | None, typer.Option(help="crossasset, portfolio: factorised, or joint over windows.")
-    ] = None,
-    every: Annotated[
-        int | None, typer.Option(help="crossasset, portfolio: bars between rebalances, a horizon.")
-    ] = None,
-    factors: Annotated[
-        int | None,
-        typer.Option(help="crossasset, portfolio: factors of correlations; 0: none."),
-    ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Share of activations to drop.")] = None,
-    checkpointing: Annotated[
-        bool | None, typer.Option(help="flash: recompute activations, to save memory.")
-    ] = None,
-    quantiles: Annotated[
-        str | None, typer.Option(help="Also forecast these quantiles of the return, by commas.")
-    ] = None,
-    allocation: Annotated[
-        bool | None, typer.Option(help="Also learn a position from -1 to 1.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    length: Annotated[int | None, typer.Option(min=64, help="Bars per chunk.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Chunks per batch.")] = None,
-    windows: Annotated[
-        int | None, typer.Option(help="Windows per batch, for networks over whole windows.")
-    ] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Batches per step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    learned_weights: Annotated[
-        bool | None, typer.Option(help="Learn the weights of the losses.")
-    ] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="Precision of products: auto, float32 or bfloat16.")
-    ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(help="Random seed; repeat for several checkpoints, FOLDER/seed-N."),
-    ] = None,
-    explained_bars: Annotated[
-        int | None, typer.Option(min=500, help="Calibration and test bars to explain.")
-    ] = None,
-    baselines: Annotated[
-        str | None, typer.Option(help="Baselines to fit as well, which takes minutes: lstm.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="PyTorch threads.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an unfinished training.")
     ] = False,
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="Print the recipe of a kind or a file, each key explained; ? lists the kinds.",
+        ),
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="List the keys of a kind: type, range, default, text."),
+    ] = None,
+    # The command on the card of an older checkpoint names its recipe so.
+    recipe_file: Annotated[Path | None, typer.Option("--recipe", hidden=True)] = None,
     json: JsonOption = False,
 ) -> None:
-    """Train a network on candles, evaluate it on untouched time, and write it with its card.
+    """Train a model on candles, evaluate it on untouched time, and write it with its card.
 
-    Options override the recipe, and the recipe the network's defaults; --print-recipe shows the
-    result. All files are split at the same dates. Give all three split dates, or none to split the
-    bars 65/10/10 % into training, validation and calibration; the rest is the test set.
+    --set lies over RECIPE, and RECIPE over the defaults of the kind, flash; a key without a section
+    is of the architecture. --init KIND prints a recipe to begin with. All files are split at the
+    same dates: set split.train_until, split.validation_until and split.calibration_until, or none
+    to split the bars 65/10/10 %; the rest is the test set.
     """
-    given: dict[str, dict[str, Any]] = {
-        "model": {"kind": network, "name": name},
-        "architecture": {
-            "horizons": horizons,
-            "window": window,
-            "layers": layers,
-            "dim": dim,
-            "heads": heads,
-            "encoding": encoding,
-            "clock": None if clock is None else [name for name in clock.split(",") if name],
-            "mask": mask,
-            "blocks": None if blocks is None else _wholes("--blocks", blocks),
-            "norm": norm,
-            "gated": gated,
-            "volatility_gate": volatility_gate,
-            "factor": factor,
-            "distil": distil,
-            "feature_map": feature_map,
-            "frames": None if frames is None else _wholes("--frames", frames),
-            "tokens": None if tokens is None else _wholes("--tokens", tokens),
-            "modalities": None if modalities is None else modalities.split(","),
-            "regimes": regimes,
-            "attention": attention,
-            "every": every,
-            "factors": factors,
-            "dropout": dropout,
-            "checkpointing": checkpointing,
-            "quantiles": None if quantiles is None else _shares(quantiles),
-            "allocation": allocation,
-        },
-        "training": {
-            "steps": steps,
-            "length": length,
-            "batch": batch,
-            "windows": windows,
-            "accumulate": accumulate,
-            "learning_rate": learning_rate,
-            "learned_weights": learned_weights,
-            "precision": precision,
-            "explained_bars": explained_bars,
-            "baselines": None if baselines is None else baselines.split(","),
-            "threads": threads,
-            "device": device,
-        },
-        "features": {
-            "schema_id": schema,
-            "intervals": None if interval is None else interval.split(","),
-            "calendar": calendar,
-        },
-        "calibration": {"horizon": gate_horizon},
-        "split": {**_dates(train_until, validate_until, calibrate_until)},
-        "ensemble": {"kind": beside, "schema_id": beside_schema},
-    }
-    trained = [_is_checkpoint(one) for one in (network, beside)]
-    if any(trained):
-        if not all(trained) or recipe is not None or print_recipe or seed or covariates:
-            raise _half_trained()
-        _tell([_combine(given, *_required(data, out), cache, threads=threads)], as_json=json)
+    if init is not None or keys is not None:
+        _describe(init, keys, settings or (), as_json=json)
         return
-    recipes = _recipes(recipe, given, seed)
-    if print_recipe:
-        typer.echo(recipes[0].text(), nl=False)
+    if not data or out is None:
+        missing = "--out FOLDER" if data else "--data PATH"
+        from tracepaper.strategies.errors import ConfigInvalid
+
+        raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
+    file = recipe or recipe_file
+    document = _document(file, settings or ())
+    if document.get("ensemble", {}).get("members"):
+        if seed or covariates:
+            raise _members_wrong()
+        made = [_join(document, data, out, cache)]
+    else:
+        made = _trained(document, file, seed or (), data, out, cache, covariates, resume=resume)
+    if json:
+        documents = [
+            {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
+        ]
+        print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
         return
-    files, folder = _required(data, out)
-    _tell(_trained(recipes, recipe, files, folder, cache, covariates, resume=resume), as_json=json)
+    for folder, found in made:
+        _print(folder, found)
+
+
+def _document(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
+    """Read a recipe or a card, and lay *settings* over it."""
+    from tracepaper.replay.learning.estimator import as_recipe
+    from tracepaper.replay.learning.recipe import read_recipe
+    from tracepaper.replay.learning.recipe_file import with_settings
+
+    return with_settings({} if file is None else as_recipe(read_recipe(file)), settings)
 
 
 def _trained(
-    recipes: Sequence[Recipe],
+    document: Mapping[str, Any],
     file: Path | None,
+    seeds: Sequence[int],
     data: Sequence[str],
     out: Path,
     cache: Path | None,
@@ -286,21 +139,21 @@ def _trained(
     *,
     resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:
-    """Train a checkpoint by each recipe, of a *file* or of options."""
+    """Train a checkpoint of each seed; *file* is where the recipe was read, if anywhere."""
     from tracepaper.daemon.clock import SystemClock
-    from tracepaper.replay.learning.array_cache import (
-        ArrayCache,
-        default_folder,
-    )
-    from tracepaper.replay.learning.estimator import DataRequest
+    from tracepaper.replay.learning.array_cache import ArrayCache, default_folder
+    from tracepaper.replay.learning.estimator import DataRequest, recipe_of
+    from tracepaper.replay.learning.recipe import over
     from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
     from tracepaper.storage.covariates import read_vectors
     from tracepaper.strategies.extras import require
 
+    documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
+    recipes = [recipe_of(each) for each in documents or [dict(document)]]
     first = recipes[0]
-    require("exchange_calendars", "--calendar", first.calendar)
-    option = "--with tree" if first.members else "--network tree"
-    first.estimator.check(first, option if file is None else f"The tree of {file}")
+    require("exchange_calendars", "features.calendar", first.calendar)
+    key = "ensemble.kind=tree" if first.members else "model.kind=tree"
+    first.estimator.check(first, key if file is None else f"The tree of {file}")
     if covariates is not None:
         require_encoder(first)
     request = DataRequest(
@@ -320,73 +173,10 @@ def _trained(
         )
 
 
-def _tell(made: Sequence[tuple[Path, Checkpoint]], *, as_json: bool) -> None:
-    documents = [
-        {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
-    ]
-    if as_json and documents:
-        print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
-        return
-    for folder, found in made:
-        _print(folder, found)
-
-
-def _required(data: list[str] | None, out: Path | None) -> tuple[list[str], Path]:
-    """Return both; raise ``ConfigInvalid`` where one is missing."""
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    if not data or out is None:
-        missing = "--out FOLDER" if data else "--data PATH"
-        raise ConfigInvalid(f"{missing} is missing; give it, or --print-recipe alone.")
-    return data, out
-
-
-def _recipes(
-    file: Path | None, given: Mapping[str, Mapping[str, Any]], seeds: Sequence[int] | None
-) -> list[Recipe]:
-    """Return the recipe of each seed: what is *given*, over *file*, over the defaults."""
-    from tracepaper.replay.learning.estimator import as_recipe, recipe_of
-    from tracepaper.replay.learning.recipe import over, read_recipe
-
-    document = {} if file is None else as_recipe(read_recipe(file))
-    said = {
-        name: {key: value for key, value in section.items() if value is not None}
-        for name, section in given.items()
-    }
-    document = over(document, {name: section for name, section in said.items() if section})
-    if not seeds:
-        return [recipe_of(document)]
-    return [recipe_of(over(document, {"training": {"seed": seed}})) for seed in seeds]
-
-
-def _is_checkpoint(given: str | None) -> bool:
-    """Return whether *given* is a folder with a checkpoint, and no kind of one."""
-    from tracepaper.replay.learning.estimator import estimators
-    from tracepaper.storage.checkpoints import CARD_NAME
-
-    if given is None or not (Path(given) / CARD_NAME).is_file():
-        return False
-    return given not in estimators()
-
-
-def _half_trained() -> ConfigInvalid:
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    return ConfigInvalid(
-        "Halves that are trained are two folders, --network FOLDER --with FOLDER, and nothing "
-        "about them is chosen but --name and --threads; leave the other options out."
-    )
-
-
-def _combine(
-    given: Mapping[str, Mapping[str, Any]],
-    data: list[str],
-    out: Path,
-    cache: Path | None,
-    *,
-    threads: int | None,
+def _join(
+    document: Mapping[str, Any], data: Sequence[str], out: Path, cache: Path | None
 ) -> tuple[Path, Checkpoint]:
-    """Combine the halves in two folders; return where the ensemble lies, and itself."""
+    """Join the checkpoints in two folders; return where the ensemble lies, and itself."""
     from rich.console import Console
 
     from tracepaper.daemon.clock import SystemClock
@@ -399,22 +189,74 @@ def _combine(
     from tracepaper.replay.learning.recipe import THREADS
     from tracepaper.replay.learning.training import combine
 
-    kept = {("model", "kind"), ("model", "name"), ("ensemble", "kind")}
-    kept |= {("training", "threads"), ("training", "explained_bars")}
-    for section, options in given.items():
-        if any(v is not None and (section, name) not in kept for name, v in options.items()):
-            raise _half_trained()
-    use_threads(threads or THREADS)
+    taken = {"ensemble.members", "model.name", "training.threads", "training.explained_bars"}
+    given = {f"{name}.{key}" for name, section in document.items() for key in section}
+    members = [Path(member) for member in document["ensemble"]["members"]]
+    if given - taken or len(members) != 2:
+        raise _members_wrong()
+    training = document.get("training", {})
+    use_threads(training.get("threads", THREADS))
     found = combine(
-        (Path(given["model"]["kind"]), Path(given["ensemble"]["kind"])),
+        (members[0], members[1]),
         DataRequest(data, ArrayCache(cache or default_folder())),
         out,
-        name=given["model"]["name"] or out.name,
+        name=document.get("model", {}).get("name") or out.name,
         created_ms=SystemClock().wall_ms(),
-        bars=given["training"]["explained_bars"],
+        bars=training.get("explained_bars"),
         say=Console(stderr=True).print,
     )
     return out, found
+
+
+def _members_wrong() -> ConfigInvalid:
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    return ConfigInvalid(
+        "ensemble.members are two folders, of a network and of a tree or glm, which are joined as "
+        "they are: set nothing else but model.name, training.threads and training.explained_bars."
+    )
+
+
+def _describe(
+    init: str | None, keys: str | None, settings: Sequence[str], *, as_json: bool
+) -> None:
+    """Print the recipe or the keys of a kind, or of a file; of ? which kinds there are."""
+    import msgspec
+    from rich.table import Table
+
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.learning.estimator import as_recipe, recipe_of
+    from tracepaper.replay.learning.recipe import read_recipe
+    from tracepaper.replay.learning.recipe_file import (
+        commented,
+        key_rows,
+        kind_of,
+        kinds,
+        with_settings,
+    )
+
+    name = init or keys or ""
+    if name == "?":
+        for kind in kinds().values():
+            typer.echo(f"{kind.name:<12}{kind.summary}")
+        return
+    document: Mapping[str, Any] = {"model": {"kind": name}}
+    if name not in kinds() and Path(name).is_file():
+        document = as_recipe(read_recipe(Path(name)))
+    document = with_settings(document, settings)
+    recipe = recipe_of(document)
+    if init is not None:
+        typer.echo(commented(recipe.text(), kind_of(document)), nl=False)
+        return
+    rows = key_rows(kind_of(document), recipe.document())
+    if as_json:
+        print_json([row._asdict() for row in rows])
+        return
+    table = Table("key", "type", "range", "default", "text", box=None, pad_edge=False)
+    for row in rows:
+        default = "-" if row.default is None else msgspec.json.encode(row.default).decode()
+        table.add_row(row.key, row.type, row.range, default, row.text)
+    for_tables().print(table)
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
@@ -438,41 +280,3 @@ def _print(folder: Path, found: Checkpoint) -> None:
             )
         case _:
             assert_never(estimator.source)
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    try:
-        return tuple(sorted(float(part) for part in text.split(","))) if text else ()
-    except ValueError:
-        raise ConfigInvalid(
-            f"--quantiles is {text!r}; write shares by commas, such as 0.05,0.5,0.95."
-        ) from None
-
-
-def _wholes(option: str, text: str) -> tuple[int, ...]:
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigInvalid(
-            f"{option} is {text!r}; write whole numbers by commas, such as 1,5,15."
-        ) from None
-
-
-def _dates(
-    train_until: str | None, validate_until: str | None, calibrate_until: str | None
-) -> dict[str, str]:
-    """Return the dates by the keys of a card; raise ``ConfigInvalid`` for some without others."""
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    names = ("train_until", "validation_until", "calibration_until")
-    dates = dict(zip(names, (train_until, validate_until, calibrate_until), strict=True))
-    said = {name: date for name, date in dates.items() if date is not None}
-    if said and len(said) < len(names):
-        raise ConfigInvalid(
-            "Give all three of --train-until, --validate-until and --calibrate-until, or none."
-        )
-    return said

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -29,17 +30,28 @@ _MISSING_ZERO, _MISSING_NAN = 1, 2  # its third and fourth bit
 class BoostingOptions:
     """How ensembles are fitted; the seed fixes them, whatever the number of threads."""
 
-    rounds: int = 100
-    patience: int = 0  # rounds without a better validation score, after which it stops; 0 is never
-    learning_rate: float = 0.1
-    leaves: int = 31
-    mean_leaves: int = 7
-    mean_learning_rate: float = 0.03
-    rows_least: int = 200  # of a leaf; fewer where there are few rows
-    bins: int = 63
-    column_share: float = 0.8
-    l2: float = 1.0
-    seed: int = 0
+    rounds: Annotated[int, Meta(description="Trees of a horizon.")] = 100
+    patience: Annotated[
+        int,
+        Meta(ge=0, description="Rounds without a better validation score, then stop; 0: never."),
+    ] = 0
+    learning_rate: Annotated[float, Meta(description="Learning rate.")] = 0.1
+    leaves: Annotated[
+        int, Meta(ge=2, le=LEAVES_MOST, description="Leaves of a tree of the variance.")
+    ] = 31
+    mean_leaves: Annotated[
+        int, Meta(ge=2, le=LEAVES_MOST, description="Leaves of a tree of the mean.")
+    ] = 7
+    mean_learning_rate: Annotated[float, Meta(description="Learning rate of the mean.")] = 0.03
+    rows_least: Annotated[
+        int, Meta(description="Rows of a leaf at least; fewer where there are few rows.")
+    ] = 200
+    bins: Annotated[int, Meta(description="Bins of a feature.")] = 63
+    column_share: Annotated[float, Meta(description="Share of the features that a tree sees.")] = (
+        0.8
+    )
+    l2: Annotated[float, Meta(description="L2 penalty of a leaf's value.")] = 1.0
+    seed: Annotated[int, Meta(description="Random seed.")] = 0
 
     def __post_init__(self) -> None:
         """Refuse trees that cannot be scored."""

@@ -326,7 +326,7 @@ class Dataset:
             if not any(one.weights[:, column].any() for one in samples):
                 raise DataInvalid(
                     f"The {part.value} part has no bar whose next {bars} ({time}) end in it; give "
-                    "more candles or shorter --horizons. `tracepaper data describe` says how many "
+                    "more candles or shorter horizons. `tracepaper data describe` says how many "
                     "labels each part has."
                 )
 
@@ -429,8 +429,7 @@ def full_id(schema_id: str, interval_ms: int) -> str:
         return schema_id
     if not interval_ms:
         raise ConfigInvalid(
-            f"Features {schema_id} need an interval: give --interval, such as 15m, or {schema_id}"
-            "-15m."
+            f"Features {schema_id} need an interval: name one, such as 15m, or {schema_id}-15m."
         )
     return f"{schema_id}-{interval_text(interval_ms)}"
 
@@ -463,7 +462,7 @@ def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:
     for part in parts:
         length_ms = time_of(part) or INTERVALS.get(part.strip(), 0)
         if not length_ms:
-            raise ConfigInvalid(f"--interval {part!r} is none; write some by commas: 15m,5m,1h.")
+            raise ConfigInvalid(f"The interval {part!r} is none; write some by commas: 15m,5m,1h.")
         found.append(length_ms)
     return tuple(dict.fromkeys(found))
 
@@ -483,7 +482,7 @@ def in_bars(
         if bars_a_day and length_ms and length_ms % DAY_MS == 0:
             found.add(length_ms // DAY_MS * bars_a_day)
         else:
-            found.add(bars_in(text, interval_ms, name="--horizons"))
+            found.add(bars_in(text, interval_ms, name="horizons"))
     return tuple(sorted(found))
 
 

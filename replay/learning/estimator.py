@@ -145,6 +145,10 @@ class Estimator(Protocol):
     takes_covariates: bool
     walks_only: bool
     """Whether it is fitted on few folds that walk, for each costs a training."""
+    joins_rows: bool
+    """Whether an ensemble may join it with a model of rows."""
+    chosen_training: ClassVar[Sequence[str]]
+    """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
 
     fixed: ClassVar[Mapping[str, Any]]
     """Sections that no recipe chooses and its hash covers."""
@@ -245,6 +249,7 @@ class CandleEstimator:
     Keys: type[Any]
     """The dataclass of ``[architecture]``, which names its ``horizons``."""
     Options: type[Any] = FitOptions
+    joins_rows = False
     holds_out_calibration = False
     """Whether a fold needs a part of its own to calibrate on."""
     fixed: ClassVar[Mapping[str, Any]] = {}

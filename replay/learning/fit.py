@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from msgspec import Meta
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -61,31 +62,47 @@ class FitOptions:
     A batch is *batch* chunks of *length* bars, or *windows* single windows.
     """
 
-    steps: int = 400
-    batch: int = 2
-    length: int = 4_352
-    windows: int = 64
-    accumulate: int = 1
-    learning_rate: float = 8e-4
-    weight_decay: float = 0.1
-    warm_up: float = 0.05
-    clip: float = 1.0
-    validate_every: int = 50
-    patience: int = 5
-    average: float = 0.985  # decay of the averaged weights; 0 keeps the last ones
-    learned_weights: bool = False
-    price_weight: float = 0.5  # of return and direction, where volatility has 1
-    uniqueness_power: float = 0.5  # and these by (first horizon ÷ horizon) ** power
-    entropy_weight: float = 0.0  # of the correlation of confidence with loss; 0 leaves it out
-    precision: str = "auto"  # of products: bfloat16 on CUDA, float32 on the CPU; or one of both
-    seed: int = 0
+    steps: Annotated[int, Meta(ge=1, description="Optimiser steps.")] = 400
+    batch: Annotated[int, Meta(ge=1, description="Chunks per batch.")] = 2
+    length: Annotated[int, Meta(ge=64, description="Bars per chunk.")] = 4_352
+    windows: Annotated[
+        int, Meta(ge=1, description="Windows per batch, for networks over whole windows.")
+    ] = 64
+    accumulate: Annotated[int, Meta(ge=1, description="Batches per step.")] = 1
+    learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 8e-4
+    weight_decay: Annotated[float, Meta(description="Weight decay of matrices.")] = 0.1
+    warm_up: Annotated[
+        float, Meta(ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    ] = 0.05
+    clip: Annotated[float, Meta(gt=0, description="Largest norm of a gradient.")] = 1.0
+    validate_every: Annotated[int, Meta(ge=1, description="Steps between validations.")] = 50
+    patience: Annotated[
+        int, Meta(ge=1, description="Validations without a better score, after which a head stops.")
+    ] = 5
+    average: Annotated[
+        float, Meta(ge=0, lt=1, description="Decay of the averaged weights; 0 keeps the last.")
+    ] = 0.985
+    learned_weights: Annotated[bool, Meta(description="Learn the weights of the losses.")] = False
+    price_weight: Annotated[
+        float, Meta(description="Weight of return and direction; that of the volatility is 1.")
+    ] = 0.5
+    uniqueness_power: Annotated[
+        float, Meta(description="Their weight by horizon: (first horizon / it) to this power.")
+    ] = 0.5
+    entropy_weight: Annotated[
+        float, Meta(ge=0, description="Weight of confidence's correlation with loss; 0: none.")
+    ] = 0.0
+    precision: Annotated[
+        str, Meta(description="Precision of products: auto, float32 or bfloat16.")
+    ] = "auto"
+    seed: Annotated[int, Meta(description="Random seed.")] = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be fitted with, with one sentence each."""
         for name in _COUNTS:
             if (value := getattr(self, name)) < 1:
                 raise ConfigInvalid(f"training.{name} is {value}; it must be at least 1.")
-        for name in _SHARES:
+        for name in ("warm_up", "average"):
             if not 0.0 <= (value := getattr(self, name)) < 1.0:
                 raise ConfigInvalid(
                     f"training.{name} is {value}; it must be at least 0 and below 1."
@@ -103,7 +120,6 @@ class FitOptions:
 _COUNTS: Final = (
     "steps", "batch", "length", "windows", "accumulate", "validate_every", "patience"
 )  # fmt: skip
-_SHARES: Final = ("warm_up", "average")
 PRECISIONS: Final = ("auto", "float32", "bfloat16")
 
 

@@ -416,7 +416,7 @@ def traced(network: Network) -> FlashNetwork:
     """Return *network*, whose attention can be trained by its entropy; refuse any other."""
     if not isinstance(network, FlashNetwork) or network.config.checkpointing:
         raise ConfigInvalid(
-            "training.entropy_weight is for --network flash without checkpointing; leave it out."
+            "training.entropy_weight is for the kind flash without checkpointing; leave it out."
         )
     return network
 

@@ -416,7 +416,7 @@ class AlignedChunks:
             raise DataInvalid(
                 f"A part has at most {max(lengths):,} closes in a row, of which chunks are "
                 f"{self._length:,}, and weights held for {self._every} bars need "
-                f"{least + self._every:,}; give longer candles, or lower --every."
+                f"{least + self._every:,}; give longer candles, or lower every."
             )
 
     def drawn(self, generator: np.random.Generator) -> AlignedBatch:

@@ -25,7 +25,7 @@ from tracepaper.replay.learning.stored_baselines import (
 )
 from tracepaper.storage.checkpoints import dump
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.architecture import nearest
+from tracepaper.strategies.networks.keys import nearest
 from tracepaper.strategies.units import time_of
 
 if TYPE_CHECKING:
@@ -164,12 +164,12 @@ def with_bars(document: Document) -> Document:
     )
     if not interval_ms and any(time_of(text) for text in f"{given},{of_gates}".split(",")):
         raise ConfigInvalid(
-            "Horizons that are times need the interval: give --interval, such as 15m, or a schema"
-            " that names one, such as v2-15m."
+            "Horizons that are times need the interval: set features.intervals, such as 15m, or a "
+            "schema that names one, such as v2-15m."
         )
     if features.get("calendar") and "d" in f"{given},{of_gates or ''}".lower():
         raise ConfigInvalid(
-            "A calendar of sessions counts days in bars of its own; give --horizons in bars, or"
+            "A calendar of sessions counts days in bars of its own; give horizons in bars, or"
             " hours."
         )
     if isinstance(given, str):
@@ -185,9 +185,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigInvalid(f"--recipe {path} cannot be read ({error.strerror}).") from None
+        raise ConfigInvalid(f"The recipe {path} cannot be read ({error.strerror}).") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigInvalid(f"--recipe {path} is not TOML ({error}); mend it.") from None
+        raise ConfigInvalid(f"The recipe {path} is not TOML ({error}); mend it.") from None
 
 
 def over(document: Document, given: Document) -> dict[str, Any]:

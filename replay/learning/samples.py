@@ -353,7 +353,7 @@ class SingleWindows:
         if not len(self._rows):
             raise DataInvalid(
                 f"No labelled bar has {window} rows of features before it; give longer candles or "
-                "a smaller --window."
+                "a smaller window."
             )
 
     def stream(self, skipped: int = 0) -> Iterator[Batch]:

@@ -55,7 +55,7 @@ class BookModel:
         if (kind := section_of(card, "model").get("kind")) != KIND:
             raise ConfigInvalid(
                 f"The checkpoint is of the kind {shown(kind)}, and strategy.name '{KIND}' takes "
-                f"one that `tracepaper train --network {KIND}` wrote."
+                f"one that `tracepaper train --set model.kind={KIND}` wrote."
             )
         config = OrderBookConfig.read(section_of(card, "architecture"))
         market = section_of(card, "market")

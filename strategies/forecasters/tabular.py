@@ -330,7 +330,7 @@ class EnsembleForecaster:
         if network.horizons != rows.horizons:
             raise ConfigInvalid(
                 "The halves of an ensemble must speak of the same horizons; train both with the "
-                "same --horizons."
+                "same horizons."
             )
         if len(shares) != len(network.horizons) or not all(0 <= one <= 1 for one in shares):
             raise ConfigInvalid(

@@ -14,9 +14,8 @@ The rules are docs/models.md, L59 and L60.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
@@ -237,89 +236,6 @@ class RegimeLevels(nn.Module):
         levels = torch.stack((_bounded(mean), _bounded(shape + 0.7)), dim=-2)
         wide = levels.to(probabilities.dtype).expand(*probabilities.shape[:-2], *levels.shape)
         return torch.cat((probabilities[..., None, :], wide), dim=-2)
-
-
-WINDOW_MAX: Final = 65_536
-_LIMITS: Final[dict[str, tuple[float, float]]] = {
-    "features": (1, 4_096),
-    "dim": (2, 8_192),
-    "layers": (1, 256),
-    "levels": (1, 1_000),
-    "heads": (1, 256),
-    "window": (1, WINDOW_MAX),
-    "interval_minutes": (1, 100_800),
-    "factor": (1, 20),
-    "factors": (0, 32),
-    "random_features": (1, 8_192),
-    "mlp_ratio": (0.01, 64),
-    "horizons": (1, 1_000_000),
-    "frames": (1, WINDOW_MAX),
-    "tokens": (1, WINDOW_MAX),
-    "blocks": (0, WINDOW_MAX),
-    "columns": (-1, 63),
-    "volatility_column": (-1, 4_095),
-    "regimes": (0, 7),
-    "quantiles": (0, 1),
-    "every": (1, 1_000_000),
-    "seed": (0, 2**63 - 1),
-}
-"""What a card may ask for: beyond it a number is a slip, and would fill the memory or hang."""
-_TEXTS: Final = ("clock", "modalities")
-_WHOLE: Final = ("horizons", "frames", "tokens", "blocks", "columns")
-_ITEMS_MAX: Final = 64
-_ITEMS: Final = {"columns": 4_096}  # one for each feature
-
-
-def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a card's ``[architecture]`` for the dataclass *made_of*, as tuples.
-
-    Raises ``ConfigInvalid`` for an unknown key, a value of another kind than the default's, and
-    a number outside its limits.
-    """
-    kinds = {field.name: field.default for field in fields(made_of)}
-    if unknown := sorted(set(section) - set(kinds)):
-        raise ConfigInvalid(
-            f"architecture.{unknown[0]} is unknown{nearest(unknown[0], kinds)}; remove it or use a "
-            "newer version."
-        )
-    return {name: _checked(name, value, kinds[name]) for name, value in section.items()}
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """Return words that name what of *known* is like *name*; all of it where nothing is."""
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f", the nearest is {near[0]}" if near else f" (known are {', '.join(known)})"
-
-
-def _checked(name: str, value: object, default: object) -> object:
-    """Return *value* as the kind of *default*; raise ``ConfigInvalid`` where it is another."""
-    if isinstance(default, tuple):
-        most = _ITEMS.get(name, _ITEMS_MAX)
-        if not isinstance(value, list | tuple) or len(value) > most:
-            raise ConfigInvalid(f"architecture.{name} must be a list of at most {most:,} entries.")
-        if name in _TEXTS:
-            if not all(isinstance(item, str) for item in value):
-                raise ConfigInvalid(f"architecture.{name} must be a list of names.")
-            return tuple(value)
-        like = 1 if name in _WHOLE else 1.0
-        return tuple(_number(name, item, like) for item in value)
-    if isinstance(default, bool | str):
-        if type(value) is not type(default):
-            kind = "true or false" if isinstance(default, bool) else "text"
-            raise ConfigInvalid(f"architecture.{name} must be {kind}.")
-        return value
-    assert isinstance(default, int | float)
-    return _number(name, value, default)
-
-
-def _number(name: str, value: object, like: float) -> float:
-    """Return a number of the kind of *like* within the limits of *name*."""
-    low, high = _LIMITS.get(name, (0, 1))
-    kinds = (int,) if isinstance(like, int) else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-        kind = "a whole number" if isinstance(like, int) else "a number"
-        raise ConfigInvalid(f"architecture.{name} must be {kind} from {low:g} to {high:g}.")
-    return value
 
 
 class Architecture(Protocol):

@@ -32,15 +32,16 @@ from torch.nn import functional
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import STRIDE, TAPS, attend_sparsely, sample_keys
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     Heads,
     Network,
     NetworkKind,
     Outputs,
-    checked_section,
     register,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.keys import checked_section
 
 MARKS: Final = 4
 """Features of time beside each row: hour, day of week, of month and of year, -0.5 to 0.5."""
@@ -439,14 +440,14 @@ _LSTM_POSITIVE: Final = ("features", "dim", "layers", "window")
 class LstmConfig:
     """The architecture; it is stored in a model's card as ``[architecture]``."""
 
-    features: int = 30
-    dim: int = 64
-    layers: int = 1
-    window: int = 64
-    horizons: tuple[int, ...] = (5, 30, 240)
-    dropout: float = 0.0
-    allocation: bool = False
-    quantiles: tuple[float, ...] = ()
+    features: keys.Features = 30
+    dim: keys.Dim = 64
+    layers: keys.Layers = 1
+    window: keys.Window = 64
+    horizons: keys.Horizons = (5, 30, 240)
+    dropout: keys.Dropout = 0.0
+    allocation: keys.Allocation = False
+    quantiles: keys.Quantiles = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,9 +28,11 @@ from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import carry_rows
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, shown
-from tracepaper.strategies.networks.architecture import Heads, Outputs, checked_section
+from tracepaper.strategies.networks import keys
+from tracepaper.strategies.networks.architecture import Heads, Outputs
 from tracepaper.strategies.networks.encodings import ENCODINGS, Phases, Sizes
 from tracepaper.strategies.networks.flash import Block, FlashConfig
+from tracepaper.strategies.networks.keys import checked_section
 
 SYMBOLS_MAX: Final = 1_000
 FACTORISED: Final = "factorised"
@@ -54,24 +57,38 @@ KINDS: Final[Mapping[str, str]] = {
 class CrossAssetConfig:
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``symbols`` have an embedding each, in their order. ``every``, one of the horizons, is how many
-    bars weights are held. ``factors`` are those of the correlations to the horizons; 0 says none.
+    ``symbols`` have an embedding each, in their order. Weights are held for ``every`` bars.
     """
 
-    symbols: tuple[str, ...] = ()
-    features: int = 30
-    dim: int = 32
-    layers: int = 2
-    heads: int = 4
-    window: int = 64
-    horizons: tuple[int, ...] = (5, 30, 240)
-    attention: str = FACTORISED
-    interval_minutes: int = 1
-    mlp_ratio: float = 2.0
-    dropout: float = 0.0
-    allocation: bool = False
-    every: int = 30
-    factors: int = 0
+    symbols: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Symbols, each with an embedding; the candles tell.",
+            extra_json_schema=keys.DERIVED,
+        ),
+    ] = ()
+    features: keys.Features = 30
+    dim: keys.Dim = 32
+    layers: keys.Layers = 2
+    heads: keys.Heads = 4
+    window: keys.Window = 64
+    horizons: keys.Horizons = (5, 30, 240)
+    attention: Annotated[str, Meta(description="Attention: factorised, or joint over windows.")] = (
+        FACTORISED
+    )
+    interval_minutes: keys.IntervalMinutes = 1
+    mlp_ratio: keys.MlpRatio = 2.0
+    dropout: keys.Dropout = 0.0
+    allocation: Annotated[
+        bool,
+        Meta(description="Also learn weights; the kind tells.", extra_json_schema=keys.DERIVED),
+    ] = False
+    every: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="Bars between rebalances: one of the horizons.")
+    ] = 30
+    factors: Annotated[
+        int, Meta(ge=0, le=32, description="Factors of the correlations; 0: none.")
+    ] = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -27,16 +28,14 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import carry_rows, rollout_rows
 from tracepaper.strategies.attention.rollout_kernels import Fuse
 from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
-    WINDOW_MAX,
     ExplainedOutputs,
     Heads,
     LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
-    checked_section,
-    nearest,
     register,
 )
 from tracepaper.strategies.networks.encodings import (
@@ -47,6 +46,7 @@ from tracepaper.strategies.networks.encodings import (
     clock_codes,
     rotate,
 )
+from tracepaper.strategies.networks.keys import WINDOW_MAX, checked_section, nearest
 
 _CHOICES: Final = {
     "mlp": ("gelu", "gated"),
@@ -69,36 +69,59 @@ _RATES: Final = ("dropout", "stochastic_depth")
 class FlashConfig:
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``gated`` lets each bar's state, which holds its volatility, say how sharply each head attends.
-    ``blocks`` are those of the mask of that name: the bars of one, then how many before its own a
-    bar sees, every which one before these, and how many of the first. ``volatility_gate`` is the
-    name of a feature of recent volatility, in ``volatility_column`` of a row: each head learns how
+    ``volatility_gate`` names a feature, in ``volatility_column`` of a row: each head learns how
     much that of a bar scales the scores of the bar as a key.
     """
 
-    features: int = 30
-    dim: int = 64
-    layers: int = 4
-    heads: int = 4
-    window: int = 1088
-    horizons: tuple[int, ...] = (5, 30, 240)
-    encoding: str = "rope"
-    time_of_week: bool = False
-    clock: tuple[str, ...] = ()
-    interval_minutes: int = 1
-    gated: bool = False
-    volatility_gate: str = ""
-    volatility_column: int = -1
-    mlp: str = "gelu"
-    mlp_ratio: float = 4.0
-    norm: str = "pre"
-    mask: str = "window"
-    blocks: tuple[int, ...] = (64, 2, 4, 1)
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-    checkpointing: bool = False
-    allocation: bool = False
-    quantiles: tuple[float, ...] = ()
+    features: keys.Features = 30
+    dim: keys.Dim = 64
+    layers: keys.Layers = 4
+    heads: keys.Heads = 4
+    window: keys.Window = 1088
+    horizons: keys.Horizons = (5, 30, 240)
+    encoding: keys.Encoding = "rope"
+    time_of_week: keys.TimeOfWeek = False
+    clock: keys.Clock = ()
+    interval_minutes: keys.IntervalMinutes = 1
+    gated: Annotated[
+        bool,
+        Meta(description="Let each bar's state sharpen or soften its attention, a head at a time."),
+    ] = False
+    volatility_gate: Annotated[
+        str,
+        Meta(description="Feature of recent volatility that scales the attention to a bar."),
+    ] = ""
+    volatility_column: Annotated[
+        int,
+        Meta(
+            ge=-1,
+            le=4_095,
+            description="Column of volatility_gate in a row; the schema tells.",
+            extra_json_schema=keys.DERIVED,
+        ),
+    ] = -1
+    mlp: Annotated[str, Meta(description="Activation of the MLP: gelu or gated.")] = "gelu"
+    mlp_ratio: keys.MlpRatio = 4.0
+    norm: keys.Norm = "pre"
+    mask: Annotated[
+        str,
+        Meta(description="Mask: window, which streams; over whole windows causal, full or blocks."),
+    ] = "window"
+    blocks: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=keys.WINDOW_MAX)], ...],
+        Meta(
+            description="Mask blocks: bars of a block, then the last, each n-th and the first seen."
+        ),
+    ] = (64, 2, 4, 1)
+    dropout: keys.Dropout = 0.0
+    stochastic_depth: Annotated[
+        float, Meta(ge=0, lt=1, description="Share of layers to skip while training.")
+    ] = 0.0
+    checkpointing: Annotated[bool, Meta(description="Recompute activations, to save memory.")] = (
+        False
+    )
+    allocation: keys.Allocation = False
+    quantiles: keys.Quantiles = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

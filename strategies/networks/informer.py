@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,6 +39,7 @@ from tracepaper.strategies.attention.probsparse import (
     sample_keys,
 )
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     ExplainedOutputs,
     Heads,
@@ -45,10 +47,10 @@ from tracepaper.strategies.networks.architecture import (
     Network,
     NetworkKind,
     Outputs,
-    checked_section,
     register,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
+from tracepaper.strategies.networks.keys import checked_section
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
 _SAMPLED: Final = "keys_{depth}"
@@ -61,22 +63,24 @@ class InformerConfig:
     ``seed`` draws the keys that queries sample: it belongs to the function that was learned.
     """
 
-    features: int = 30
-    dim: int = 64
-    layers: int = 3
-    heads: int = 4
-    window: int = 512
-    horizons: tuple[int, ...] = (5, 30, 240)
-    factor: int = 5
-    distil: bool = True
-    time_of_week: bool = False
-    clock: tuple[str, ...] = ()
-    interval_minutes: int = 1
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    allocation: bool = False
-    quantiles: tuple[float, ...] = ()
-    seed: int = 0
+    features: keys.Features = 30
+    dim: keys.Dim = 64
+    layers: keys.Layers = 3
+    heads: keys.Heads = 4
+    window: keys.Window = 512
+    horizons: keys.Horizons = (5, 30, 240)
+    factor: Annotated[
+        int, Meta(ge=1, le=20, description="Sampling factor of queries and keys.")
+    ] = 5
+    distil: Annotated[bool, Meta(description="Halve the sequence between layers.")] = True
+    time_of_week: keys.TimeOfWeek = False
+    clock: keys.Clock = ()
+    interval_minutes: keys.IntervalMinutes = 1
+    mlp_ratio: keys.MlpRatio = 4.0
+    dropout: keys.Dropout = 0.0
+    allocation: keys.Allocation = False
+    quantiles: keys.Quantiles = ()
+    seed: keys.DrawSeed = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

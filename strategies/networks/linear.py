@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from tracepaper.strategies.attention.linear import (
@@ -27,17 +28,18 @@ from tracepaper.strategies.attention.linear import (
 )
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     ExplainedOutputs,
     LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
-    checked_section,
     register,
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.keys import checked_section
 
 _FEATURE_MAPS: Final = ("elu", "random")
 _MASKS: Final = {"full": Mask.full(), "causal": Mask.causal()}
@@ -52,25 +54,29 @@ class LinearConfig:
     ``seed`` draws the random features: it belongs to the function that was learned.
     """
 
-    features: int = 30
-    dim: int = 64
-    layers: int = 4
-    heads: int = 4
-    window: int = 1088
-    horizons: tuple[int, ...] = (5, 30, 240)
-    encoding: str = "rope"
-    time_of_week: bool = False
-    clock: tuple[str, ...] = ()
-    interval_minutes: int = 1
-    mlp_ratio: float = 4.0
-    norm: str = "pre"
-    mask: str = "causal"
-    feature_map: str = "elu"
-    random_features: int = 64
-    dropout: float = 0.0
-    allocation: bool = False
-    quantiles: tuple[float, ...] = ()
-    seed: int = 0
+    features: keys.Features = 30
+    dim: keys.Dim = 64
+    layers: keys.Layers = 4
+    heads: keys.Heads = 4
+    window: keys.Window = 1088
+    horizons: keys.Horizons = (5, 30, 240)
+    encoding: keys.Encoding = "rope"
+    time_of_week: keys.TimeOfWeek = False
+    clock: keys.Clock = ()
+    interval_minutes: keys.IntervalMinutes = 1
+    mlp_ratio: keys.MlpRatio = 4.0
+    norm: keys.Norm = "pre"
+    mask: Annotated[str, Meta(description="Mask: causal or full.")] = "causal"
+    feature_map: Annotated[
+        str, Meta(description="Features of queries and keys: elu, or random ones of the softmax.")
+    ] = "elu"
+    random_features: Annotated[
+        int, Meta(ge=1, le=8_192, description="Random features of a head.")
+    ] = 64
+    dropout: keys.Dropout = 0.0
+    allocation: keys.Allocation = False
+    quantiles: keys.Quantiles = ()
+    seed: keys.DrawSeed = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

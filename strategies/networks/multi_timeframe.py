@@ -12,26 +12,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor
 
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
-    WINDOW_MAX,
     AttendedPart,
     ExplainedOutputs,
     LayerAttribution,
     Network,
     NetworkKind,
     Outputs,
-    checked_section,
     register,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_columns, clock_of
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.keys import WINDOW_MAX, checked_section
 
 _TOKENS_MAX: Final = 8_192
 
@@ -44,19 +45,25 @@ class MultiscaleConfig:
     each are seen: of one-minute bars the defaults are 1, 5, 15, 60 and 240 minutes.
     """
 
-    features: int = 30
-    dim: int = 32
-    layers: int = 3
-    heads: int = 4
-    frames: tuple[int, ...] = (1, 5, 15, 60, 240)
-    tokens: tuple[int, ...] = (96, 48, 48, 48, 24)
-    horizons: tuple[int, ...] = (5, 30, 240)
-    clock: tuple[str, ...] = ("week",)
-    interval_minutes: int = 1
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    allocation: bool = False
-    quantiles: tuple[float, ...] = ()
+    features: keys.Features = 30
+    dim: keys.Dim = 32
+    layers: keys.Layers = 3
+    heads: keys.Heads = 4
+    frames: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=keys.WINDOW_MAX)], ...],
+        Meta(description="Bars per bar of each timeframe."),
+    ] = (1, 5, 15, 60, 240)
+    tokens: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=keys.WINDOW_MAX)], ...],
+        Meta(description="Closed bars seen of each timeframe."),
+    ] = (96, 48, 48, 48, 24)
+    horizons: keys.Horizons = (5, 30, 240)
+    clock: keys.Clock = ("week",)
+    interval_minutes: keys.IntervalMinutes = 1
+    mlp_ratio: keys.MlpRatio = 4.0
+    dropout: keys.Dropout = 0.0
+    allocation: keys.Allocation = False
+    quantiles: keys.Quantiles = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
 from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
     ExplainedOutputs,
@@ -27,11 +29,10 @@ from tracepaper.strategies.networks.architecture import (
     Network,
     NetworkKind,
     Outputs,
-    checked_section,
-    nearest,
     register,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.keys import checked_section, nearest
 
 _VECTORS: Final = "vectors"
 MODALITIES: Final[dict[str, tuple[str, ...]]] = {
@@ -49,31 +50,51 @@ _UNUSED: Final = -1
 class TradingConfig:
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
-    ``window`` is how many bars an answer sees; each layer sees an equal share of it. ``columns``
-    gives each feature's place in ``modalities``, -1 where it is not used; the names of the features
-    say it when a network is trained. Without it every feature is of the first modality. ``risk``
-    gives it tails and drawdown, ``path`` the steps to each horizon, ``regimes`` so many of the
-    coming variance, 0 for none.
+    ``columns`` gives each feature's place in ``modalities``, -1 where it is not used; the names of
+    the features tell it when a network is trained. Without it all are of the first modality.
     """
 
-    features: int = 30
-    dim: int = 32
-    layers: int = 3
-    heads: int = 4
-    window: int = 193
-    modalities: tuple[str, ...] = ()
-    columns: tuple[int, ...] = ()
-    horizons: tuple[int, ...] = (5, 30, 240)
-    encoding: str = "rope"
-    clock: tuple[str, ...] = ()
-    interval_minutes: int = 1
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-    allocation: bool = False
-    quantiles: tuple[float, ...] = ()
-    risk: bool = True
-    path: bool = True
-    regimes: int = 3
+    features: keys.Features = 30
+    dim: keys.Dim = 32
+    layers: keys.Layers = 3
+    heads: keys.Heads = 4
+    window: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=keys.WINDOW_MAX,
+            description="Bars that an answer sees; each layer sees an equal share.",
+        ),
+    ] = 193
+    modalities: Annotated[
+        tuple[str, ...],
+        Meta(description="Modalities such as price, volume, time; empty: all that have a feature."),
+    ] = ()
+    columns: Annotated[
+        tuple[Annotated[int, Meta(ge=-1, le=63)], ...],
+        Meta(
+            description="Place of each feature in modalities, -1 where unused; the schema tells.",
+            max_length=4_096,
+            extra_json_schema=keys.DERIVED,
+        ),
+    ] = ()
+    horizons: keys.Horizons = (5, 30, 240)
+    encoding: keys.Encoding = "rope"
+    clock: keys.Clock = ()
+    interval_minutes: keys.IntervalMinutes = 1
+    mlp_ratio: keys.MlpRatio = 4.0
+    dropout: keys.Dropout = 0.0
+    allocation: keys.Allocation = False
+    quantiles: keys.Quantiles = ()
+    risk: Annotated[
+        bool, Meta(description="Also learn the tails of the return and the drawdown.")
+    ] = True
+    path: Annotated[bool, Meta(description="Also learn the path to each horizon, in quarters.")] = (
+        True
+    )
+    regimes: Annotated[
+        int, Meta(ge=0, le=7, description="Regimes of the coming variance, 2 to 7; 0: none.")
+    ] = 3
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

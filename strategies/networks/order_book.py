@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,8 +25,9 @@ from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import carry_rows
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.architecture import checked_section
+from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.encodings import rotate, turns
+from tracepaper.strategies.networks.keys import checked_section
 from tracepaper.strategies.order_book import COLUMNS, LEVELS_MAX, SIDES
 
 WORDS: Final = "levels of an order book and their history, from files of `data record`"
@@ -42,13 +44,26 @@ class OrderBookConfig:
     ``window`` and ``horizons`` count books, ``levels`` those of a side.
     """
 
-    levels: int = 50
-    window: int = 256
-    dim: int = 32
-    layers: int = 2
-    heads: int = 4
-    horizons: tuple[int, ...] = (1, 10, 60)
-    mlp_ratio: float = 2.0
+    levels: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000,
+            description="Levels of a side; the files tell.",
+            extra_json_schema=keys.DERIVED,
+        ),
+    ] = 50
+    window: Annotated[
+        int, Meta(ge=1, le=keys.WINDOW_MAX, description="Books that an answer sees.")
+    ] = 256
+    dim: keys.Dim = 32
+    layers: keys.Layers = 2
+    heads: keys.Heads = 4
+    horizons: Annotated[
+        tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...],
+        Meta(description="Forecast horizons, in books."),
+    ] = (1, 10, 60)
+    mlp_ratio: keys.MlpRatio = 2.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""

@@ -14,14 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from depth_cases import long, write
 from learning import DAY_BARS, FORMS, START_MS, learnable, recipe, write_csv
 
 from tracepaper.replay.learning.splits import iso
+from tracepaper.storage.checkpoints import dump
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 CREATED_NS: Final = 1_700_000_000_000_000_000
@@ -37,12 +38,15 @@ sys.exit(f"{{found}} was trained by, not {{wanted}}." if found != wanted else in
 """Run one command at one time by the package that is found first, which must be the wanted one."""
 SYMBOLS: Final = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 ROWS: Final = ("tree", "glm")
-SMALL: Final = ("--threads", "1", "--explained-bars", "500", "--horizons", "5,30")
-NETWORK: Final = ("--layers", "1", "--dim", "8", "--heads", "2", "--steps", "4")
+SMALL: Final = {"threads": 1, "explained_bars": 500}
+NETWORK: Final = {"layers": 1, "dim": 8, "heads": 2}
 
 
 def trainings(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield a name and the words of a training for everything that is fitted, data in *folder*."""
+    """Yield a name and the words of a training for everything that is fitted, data in *folder*.
+
+    All that is chosen stands in a recipe, since options are spelt differently in other revisions.
+    """
     candles = write_csv(learnable(6 * DAY_BARS), folder)
     several = [
         write_csv(learnable(4 * DAY_BARS, seed=at, symbol=name), folder / "several")
@@ -55,25 +59,47 @@ def trainings(folder: Path) -> Iterator[tuple[str, list[str]]]:
         own = folder / name
         own.mkdir()
         yield name, ["--recipe", str(recipe(form, own)), "--data", str(candles)]
+
+    def words(name: str, data: Sequence[Path], chosen: Mapping[str, Any]) -> list[str]:
+        file = folder / f"{name}.toml"
+        file.write_text(dump(chosen), encoding="utf-8")
+        files = [word for path in data for word in ("--data", str(path))]
+        return ["--recipe", str(file), *files]
+
+    two = {"horizons": [5, 30]}
     for kind in ("crossasset", "portfolio"):
-        data = [word for path in several for word in ("--data", str(path))]
-        words = (*split(2, 2.75, 3.25), *NETWORK, "--window", "16", "--length", "256")
-        factors = ("--factors", "2") if kind == "crossasset" else ("--attention", "joint")
-        yield kind, ["--network", kind, *SMALL, *words, *factors, *data]
+        own_key = {"factors": 2} if kind == "crossasset" else {"attention": "joint"}
+        chosen = {
+            "model": {"kind": kind},
+            "architecture": {**NETWORK, **two, "window": 16, **own_key},
+            "training": {**SMALL, "steps": 4, "length": 256},
+            "split": split(2, 2.75, 3.25),
+        }
+        yield kind, words(kind, several, chosen)
     for kind in ROWS:
-        yield kind, ["--network", kind, *SMALL, *split(3, 4, 5), "--data", str(candles)]
-    both = (*NETWORK, "--window", "16", "--length", "128", "--schema", "v2-15m", "--with", "tree")
-    more = ("--with-schema", "tree-15m", "--data", str(quarters))
-    yield "ensemble", ["--network", "flash", *SMALL, *both, *more]
-    books = ("--threads", "1", "--horizons", "1,3", "--window", "24", "--windows", "2")
-    yield "books", ["--network", "orderbook", *NETWORK, *books, "--data", str(folder / "books")]
+        chosen = {"model": {"kind": kind}, "architecture": two, "training": SMALL}
+        yield kind, words(kind, [candles], {**chosen, "split": split(3, 4, 5)})
+    chosen = {
+        "model": {"kind": "flash"},
+        "architecture": {**NETWORK, **two, "window": 16},
+        "training": {**SMALL, "steps": 4, "length": 128},
+        "features": {"schema_id": "v2-15m"},
+        "ensemble": {"kind": "tree", "schema_id": "tree-15m"},
+    }
+    yield "ensemble", words("ensemble", [quarters], chosen)
+    chosen = {
+        "model": {"kind": "orderbook"},
+        "architecture": {**NETWORK, "horizons": [1, 3], "window": 24},
+        "training": {"threads": 1, "steps": 4, "windows": 2},
+    }
+    yield "books", words("books", [folder / "books"], chosen)
 
 
-def split(*days: float) -> tuple[str, ...]:
-    """Return the options that end the parts of the candles after so many days."""
-    names = ("--train-until", "--validate-until", "--calibrate-until")
+def split(*days: float) -> dict[str, str]:
+    """Return ``[split]``, which ends the parts of the candles after so many days."""
+    names = ("train_until", "validation_until", "calibration_until")
     dates = [iso(START_MS + round(day * 86_400_000)) for day in days]
-    return tuple(word for pair in zip(names, dates, strict=True) for word in pair)
+    return dict(zip(names, dates, strict=True))
 
 
 def train(code: Path, words: Sequence[str], out: Path) -> dict[str, bytes]:
@@ -81,7 +107,7 @@ def train(code: Path, words: Sequence[str], out: Path) -> dict[str, bytes]:
     found = out.parent / "path"
     found.mkdir(parents=True)
     (found / "tracepaper").symlink_to(code)
-    cache = () if "orderbook" in words else ("--cache", str(out.parent / "cache"))
+    cache = () if "books.toml" in " ".join(words) else ("--cache", str(out.parent / "cache"))
     own = {"PYTHONPATH": str(found), "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(out.parent)}
     done = subprocess.run(
         [sys.executable, "-c", TRAIN],

@@ -119,7 +119,8 @@ def _command(name: str, command: Any) -> Iterator[str]:
     with command.make_context(name, [], resilient_parsing=True) as context:
         yield f"### `{name}`"
         yield " ".join((command.help or "").replace("\n\n", " ¶ ").split()).replace(" ¶ ", "\n\n")
-        rows = [_row(one, context) for one in command.params if one.name != "help"]
+        shown = [one for one in command.params if one.name != "help" and not one.hidden]
+        rows = [_row(one, context) for one in shown]
         if rows:
             yield "\n".join(["| | default | |", "|---|---|---|", *rows])
 

@@ -10,12 +10,14 @@ import shlex
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
 import torch
 from fakes import registered
+from learning import choose
 from programs import ROOT
 from readme import blocks
 
@@ -43,7 +45,7 @@ pytestmark = pytest.mark.slow
 PAGE: Final = (ROOT / "docs" / "library.md").read_text("utf-8")
 SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""
-SHORT: Final = {"steps": 2, "length": 128, "windows": 8, "batch": 2, "explained-bars": 500}
+SHORT: Final = {"steps": 2, "length": 128, "windows": 8, "batch": 2, "explained_bars": 500}
 """Sizes of a fit, and of what is explained after it."""
 SIZES: Final = {name.replace("-", "_") for name in (*SMALL, *SHORT, "threads")}
 """Keys of a recipe that a test may lower; nothing else may differ from what the page prints."""
@@ -137,17 +139,29 @@ def test_what_is_not_listed_is_found() -> None:
     assert found(PAGE.replace("`heads_chart`", "heads")) == {"Plots: heads_chart"}
 
 
+def kind_in(words: Sequence[str]) -> str:
+    """Return the kind of model that a training's *words* choose."""
+    prefix = "model.kind="
+    return next((word.removeprefix(prefix) for word in words if word.startswith(prefix)), "flash")
+
+
+def settings_in(words: Sequence[str]) -> list[str]:
+    """Return what *words* set of a recipe, as words."""
+    pairs = pairwise(words)
+    return [word for option, value in pairs if option == "--set" for word in (option, value)]
+
+
 def sized(words: Sequence[str]) -> list[str]:
     """Return a training's *words* with sizes that its network has, and few steps."""
-    name = words[words.index("--network") + 1] if "--network" in words else "flash"
+    name = kind_in(words)
     kinds = network_kinds()
     if name not in {*KINDS, *kinds}:
-        return [*words, "--threads=1"]
+        return [*words, *choose("training.threads=1")]
     own = type(kinds[name].read({})) if name in kinds else CrossAssetConfig
     usual: dict[str, Any] = {one.name: one.default for one in fields(own)}
     lowered = {key: min(size, usual[key]) for key, size in SMALL.items() if key in usual}
-    lowered |= SHORT | {"threads": 1}
-    return [*words, *(f"--{name}={size}" for name, size in lowered.items())]
+    short = {f"training.{key}": size for key, size in (SHORT | {"threads": 1}).items()}
+    return [*words, *choose(*(f"{key}={size}" for key, size in (lowered | short).items()))]
 
 
 def printed(command: str, patch: pytest.MonkeyPatch) -> list[str]:
@@ -173,7 +187,7 @@ def run(command: str, patch: pytest.MonkeyPatch) -> int:
 
 def recipe(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Return every key of the recipe of a training by these *words*, sections joined."""
-    assert invoke([*words, "--print-recipe"]) == 0
+    assert invoke(["train", "--init", "flash", *settings_in(words)]) == 0
     document = tomllib.loads(capsys.readouterr().out)
     return {f"{part} {key}": value for part in document for key, value in document[part].items()}
 
@@ -255,12 +269,15 @@ def test_a_window_too_wide_for_these_candles_is_refused_before_the_fit(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    command = f"tracepaper train --data $BTC --network {network} --horizons 4,16 --out wide"
-    code = invoke([*printed(command, monkeypatch), f"--window={window}", "--dim=8", "--steps=2"])
+    command = (
+        f"tracepaper train --data $BTC --set horizons=4,16 --out wide --set model.kind={network}"
+    )
+    small = choose(f"window={window}", "dim=8", "training.steps=2")
+    code = invoke([*printed(command, monkeypatch), *small])
     err = " ".join(capsys.readouterr().err.split())
     assert (code, "loss" in err) == (2, False)
     assert "has no bar with " in err
-    assert "narrow the window by --window" in err
+    assert "narrow the window" in err
     assert not (place / "wide").exists()
 
 
@@ -281,7 +298,8 @@ def test_a_training_is_made_as_printed_but_for_lower_sizes(
 def test_the_printed_window_leaves_bars_to_judge_in_its_own_size(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert invoke([*printed(command, monkeypatch), "--print-recipe"]) == 0
+    words = printed(command, monkeypatch)
+    assert invoke(["train", "--init", "flash", *settings_in(words)]) == 0
     document = tomllib.loads(capsys.readouterr().out)
     document.pop("ensemble", None)
     kind = document["model"]["kind"]
@@ -293,12 +311,14 @@ def test_the_printed_window_leaves_bars_to_judge_in_its_own_size(
 def test_another_difference_from_what_is_printed_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = printed("tracepaper train --data $BTC --network flash --out flash", monkeypatch)
-    assert changed(words, [*words, "--horizons=4,16"], capsys) == [
+    words = printed("tracepaper train --data $BTC --out flash", monkeypatch)
+    assert changed(words, [*words, *choose("horizons=4,16")], capsys) == [
         "architecture horizons: [5, 30, 240] → [4, 16]",
         "calibration horizon: 30 → 16",
     ]
-    assert changed(words, [*words, "--steps=500"], capsys) == ["training steps: 400 → 500"]
+    assert changed(words, [*words, *choose("training.steps=500")], capsys) == [
+        "training steps: 400 → 500"
+    ]
     assert changed(words, words[:-2], capsys) == ["words of the page"]
 
 

@@ -15,12 +15,13 @@ collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 down_revision, branch_labels, depends_on, downgrade  # Alembic
 writeable  # an attribute that numpy reads
-Keys  # of an estimator: `tracepaper train --keys` reads it
 representation, interpretable_model  # captum asks for them
 
 # Read and derived from by classes of users' own, and classes for them to copy from.
-deadline_s, Allocation, BoostedTree, Trend, Grid, RsiReversion, unrealised
+deadline_s, BoostedTree, Trend, Grid, RsiReversion, unrealised
 
+# Keys of a recipe, read by their names.
+validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
 state_sha256, exit_sequence, mean_profit, must_pass

@@ -111,6 +111,11 @@ def write_csv(candles: Candles, folder: Path) -> Path:
     return path
 
 
+def choose(*settings: str) -> tuple[str, ...]:
+    """Return the words of a command line that set these keys of a recipe."""
+    return tuple(word for setting in settings for word in ("--set", setting))
+
+
 def recipe(form: dict[str, Any], folder: Path) -> Path:
     """Write a recipe of few and small steps; return its path."""
     network = {key: value for key, value in form.items() if key != "kind"}

@@ -114,7 +114,7 @@ class CrossAssetEstimator(CandleEstimator):
 
     Keys = CrossAssetConfig
     source = DataSource.CLOSES
-    chosen_training: ClassVar = ("threads", "explained_bars", "baselines")
+    chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
     defaults: ClassVar = {"length": 512, "batch": 4}
 
     def __init__(self, kind: str, summary: str, *, allocates: bool) -> None:
@@ -127,7 +127,7 @@ class CrossAssetEstimator(CandleEstimator):
         if chosen["features"].get("calendar") or chosen["training"].get("device", "cpu") != "cpu":
             raise ConfigInvalid(
                 f"A {self.kind} network is trained on crypto's candles, by the processor; take "
-                "--calendar and --device out."
+                "features.calendar and training.device out."
             )
         section = dict(chosen["architecture"])
         horizons = section.get("horizons", CrossAssetConfig(symbols=_UNKNOWN).horizons)

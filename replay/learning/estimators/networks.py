@@ -73,6 +73,8 @@ EXPLAINED_WINDOWS: Final = 12_000
 class NetworkEstimator(CandleEstimator):
     """A kind of network over the bars of one symbol."""
 
+    joins_rows = True
+
     def __init__(self, network: NetworkKind) -> None:
         """Fit networks of that kind."""
         self.kind = network.name
@@ -277,9 +279,9 @@ def explained_rows(
 def _device(name: str) -> torch.device:
     """Return the device of that name; raise ``ConfigInvalid`` where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigInvalid("No CUDA device was found; train with --device cpu.")
+        raise ConfigInvalid("No CUDA device was found; train with training.device=cpu.")
     if name not in ("cpu", "cuda"):
-        raise ConfigInvalid(f"--device is {name!r}; choose cpu or cuda.")
+        raise ConfigInvalid(f"training.device is {name!r}; choose cpu or cuda.")
     return torch.device(name)
 
 

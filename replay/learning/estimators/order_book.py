@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self
 
 import numpy as np
 import torch
+from msgspec import Meta
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -58,11 +59,11 @@ Floats = NDArray[np.float64]
 class BookFitOptions:
     """How to fit: windows a step, and where the seed of all chance stands."""
 
-    steps: int = 200
-    windows: int = 4
-    learning_rate: float = 2e-3
-    seed: int = 0
-    threads: int = 2
+    steps: Annotated[int, Meta(ge=1, description="Optimiser steps.")] = 200
+    windows: Annotated[int, Meta(ge=1, description="Windows per step.")] = 4
+    learning_rate: Annotated[float, Meta(gt=0, lt=1, description="Peak learning rate.")] = 2e-3
+    seed: Annotated[int, Meta(description="Random seed.")] = 0
+    threads: Annotated[int, Meta(ge=1, description="PyTorch threads.")] = 2
 
     @classmethod
     def read(cls, section: Mapping[str, Any]) -> Self:
@@ -80,9 +81,11 @@ class BookFitOptions:
         """Refuse what fits nothing, with one sentence each."""
         for name in ("steps", "windows", "threads"):
             if getattr(self, name) < 1:
-                raise ConfigInvalid(f"--{name} is {getattr(self, name)}; give at least 1.")
+                raise ConfigInvalid(f"training.{name} is {getattr(self, name)}; give at least 1.")
         if not 0.0 < self.learning_rate < 1.0:
-            raise ConfigInvalid(f"--learning-rate is {self.learning_rate}; give one below 1.")
+            raise ConfigInvalid(
+                f"training.learning_rate is {self.learning_rate}; give one below 1."
+            )
 
 
 class OrderBookEstimator:
@@ -93,6 +96,8 @@ class OrderBookEstimator:
     source = DataSource.ORDER_BOOKS
     takes_covariates = False
     walks_only = True
+    joins_rows = False
+    chosen_training: ClassVar[Sequence[str]] = ()
     fixed: ClassVar[Mapping[str, Any]] = {
         "features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
     }
@@ -163,7 +168,7 @@ class OrderBookEstimator:
             raise DataInvalid(
                 f"{data.files[0].name} holds {longest} books in a row to learn from, and the "
                 f"horizon of {config.horizons[-1]} needs more; record longer, or give shorter "
-                "--horizons."
+                "horizons."
             )
         for sentence in (*data.notes, *data.untrained()):
             run.say(sentence)
@@ -292,7 +297,7 @@ def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:
     if (kind := card["model"].get("kind")) != KIND:
         raise CheckpointMismatch(
             f"{folder} holds a model of the kind {shown(kind)}, not {KIND}; name one that "
-            f"`tracepaper train --network {KIND}` wrote."
+            f"`tracepaper train --set model.kind={KIND}` wrote."
         )
     return network_of(card, checkpoint.tensors), card
 

@@ -68,6 +68,7 @@ from tracepaper.strategies.forecasters.tabular import (
 )
 from tracepaper.strategies.forecasters.trees import joined
 from tracepaper.strategies.gates.gate import GATES, GateInputs
+from tracepaper.strategies.networks import keys
 
 WITHOUT_ATTENTION: Final = (
     "It has no attention, so the gates of entropy, shift and regime are not declared."
@@ -78,7 +79,7 @@ WITHOUT_ATTENTION: Final = (
 class RowKeys:
     """``[architecture]`` of a model of one bar's features."""
 
-    horizons: tuple[int, ...] = (5, 30, 240)
+    horizons: keys.Horizons = (5, 30, 240)
 
 
 RowFit = Callable[[Dataset, Recipe], tuple[dict[str, NDArray[Any]], dict[str, Any]]]
@@ -91,7 +92,7 @@ class RowEstimator(CandleEstimator):
     Keys = RowKeys
     Options = BoostingOptions  # a regression chooses nothing
     walks_only = False
-    chosen_training: ClassVar = ("threads", "explained_bars", "baselines")
+    chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
 
     def __init__(self, kind: str, summary: str, fit: RowFit) -> None:
         """Fit models of that kind by *fit*."""

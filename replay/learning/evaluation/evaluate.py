@@ -92,7 +92,7 @@ class SpanJudgement:
         days = len(np.unique(seen.days))
         said = (
             f"The figures of gates are of the {len(seen.value):,} bars that were explained, on "
-            f"{days:,} of {self.days:,} days: --explained-bars takes more."
+            f"{days:,} of {self.days:,} days: evaluation.explained_bars takes more."
         )
         return [said]
 

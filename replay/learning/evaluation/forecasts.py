@@ -169,7 +169,7 @@ def no_context(part: Part, rows: int) -> ConfigInvalid:
     """Return what is said of a *part* without a bar that has the *rows* an answer depends on."""
     return ConfigInvalid(
         f"The {part.value} part has no bar with {rows:,} bars before it, on which an answer "
-        "depends; narrow the window by --window, move the split's dates or give more candles."
+        "depends; narrow the window, move the split's dates or give more candles."
     )
 
 

@@ -12,7 +12,6 @@ The rules are docs/models.md, L44; docs/models.md, L55.
 from __future__ import annotations
 
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +46,7 @@ from tracepaper.replay.learning.evaluation.head_tables import (
     weights_table,
 )
 from tracepaper.replay.learning.evaluation.user_class import OF_MODEL
+from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue, kind_of
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
     Fold,
@@ -228,8 +228,7 @@ def _words(name: str) -> str:
     return (OF_MODEL if name == OWN else name).replace("_", " ")
 
 
-_SECTION: Final = "architecture"
-_SECTIONS: Final = (_SECTION, "training")
+_SECTIONS: Final = (ARCHITECTURE, "training")
 _KEPT: Final = frozenset(
     {
         "architecture.features",
@@ -249,11 +248,9 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     A key without a section is of the network's architecture. Raises ``ConfigInvalid`` for a key or
     value that the recipe cannot have, one that the folds keep, and one that changes nothing.
     """
-    name, equals, value = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not dot:
-        section, key = _SECTION, section
-    if not equals or section not in _SECTIONS or not key:
+    change = KeyValue.read("--ablate", text)
+    section, key = change.section, change.key
+    if section not in _SECTIONS:
         raise ConfigInvalid(
             f"--ablate {text} is no change; write one such as encoding=alibi, clock=week,funding "
             "or training.steps=500."
@@ -264,8 +261,10 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
             "change another key."
         )
     own = member_as_card(card, HALVES[0]) if "parts" in card else card
+    kind = kind_of(own)
+    value = change.typed(kind.sections, f"a recipe of the kind {kind.name}", derived=True)
     before = recipe_of(own).document()[section].get(key)
-    other = {**own, section: {**own[section], key: _value(value.strip(), before)}}
+    other = {**own, section: {**own[section], key: value}}
     now = recipe_of(other).document()[section].get(key)
     if now is None:
         raise ConfigInvalid(f"--ablate {text}: {section}.{key} is no key of the recipe.")
@@ -274,16 +273,6 @@ def ablated(card: Mapping[str, Any], text: str) -> dict[str, Any]:
     if own is card:
         return other
     return {**card, "parts": {**card["parts"], HALVES[0]: other}}
-
-
-def _value(text: str, like: object) -> object:
-    """Return *text* as a value of a recipe, of the kind of the one that it replaces."""
-    if isinstance(like, list):
-        return [_value(part.strip(), None) for part in text.split(",") if part.strip()]
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:

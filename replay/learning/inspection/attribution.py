@@ -86,7 +86,7 @@ def methods(*, is_smooth: bool) -> Mapping[str, Callable[[Answer, int], Array]]:
     try:
         from captum.attr import IntegratedGradients, KernelShap, Lime
     except ImportError:
-        raise ConfigInvalid(missing_sentence("captum", "--attributions")) from None
+        raise ConfigInvalid(missing_sentence("captum", "--inspect attribution")) from None
 
     def asked(made: _Method, groups: int) -> Array:
         given = torch.ones(1, groups)
@@ -189,8 +189,8 @@ def attributions(subject: Subject, count: int) -> list[Table]:
     if network is not None and not network.has_attention:
         if trained is None:
             raise ConfigInvalid(
-                "--attributions compares with a rollout, and this network has no attention; leave"
-                " it out."
+                "--inspect attribution compares with a rollout, and this network has no attention; "
+                "leave it out."
             )
         network = None
     known = {True: methods(is_smooth=True), False: methods(is_smooth=False)}

@@ -90,7 +90,7 @@ def _network_seeing(subject: Subject, network: Network, decision: DecidedBar, ba
 
 def context_ablation(subject: Subject, count: int) -> list[Table]:
     """Return QLIKE and sign over *count* decisions by the share of the window that is seen."""
-    network = subject.need_network("--ablation")
+    network = subject.need_network("--inspect context")
     decisions, seen = subject.decisions(count), bars_seen(network)
     said: dict[int, tuple[Array, Array]] = {}  # of a part: mean and variance [decision, horizon]
     for part, bars in seen.items():
@@ -228,7 +228,7 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
 
 def perturbations(subject: Subject, count: int) -> list[Table]:
     """Return areas and curves over *count* decisions, in orders that are paired by decision."""
-    network = subject.need_network("--explanations")
+    network = subject.need_network("--inspect deletion")
     decisions = subject.decisions(count)
     found: dict[tuple[str, int], list[Array]] = {}  # of an order and a target
     for number, decision in enumerate(decisions):

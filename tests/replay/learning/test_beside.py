@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, tiny, write_csv
 from own_strategies import importable
 
 from tracepaper.daemon.cli import invoke
@@ -144,7 +144,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
 ) -> None:
     page = tmp_path / "page.html"
     words = ["evaluate", str(network), "--data", candles, "--holdout", AS_TEXT, "--json"]
-    words += ["--threads", "1", "--explained-bars", "600", "--html", str(page)]
+    words += [*choose("evaluation.threads=1", "evaluation.explained_bars=600"), "--html", str(page)]
     others = [str(first), str(wide), "beside_mine:Mine"]
     for name in others:
         words += ["--compare", name]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from depth_cases import FIRST_MS, depth, header, long, walk, write
+from learning import choose
 from msgspec import structs
 from typer.testing import CliRunner
 
@@ -43,8 +44,16 @@ from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBook
 from tracepaper.strategies.order_book import Books, books_of
 from tracepaper.strategies.units import DAY_MS
 
-TINY = ("--window", "8", "--dim", "8", "--layers", "1", "--heads", "2", "--steps", "2",
-        "--horizons", "1,3", "--threads", "1", "--windows", "1")  # fmt: skip
+TINY = choose(
+    "window=8",
+    "dim=8",
+    "layers=1",
+    "heads=2",
+    "training.steps=2",
+    "horizons=1,3",
+    "training.threads=1",
+    "training.windows=1",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,7 +100,7 @@ def _typed(name: str) -> Any:
 
 
 def _train(data: Path, out: Path, *more: str) -> list[str]:
-    return ["--network", "orderbook", "--data", str(data), "--out", str(out), *TINY, *more]
+    return [*choose("model.kind=orderbook"), "--data", str(data), "--out", str(out), *TINY, *more]
 
 
 def said(name: str, *arguments: str) -> str:
@@ -127,7 +136,9 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
         "train": output,
         "card": card.replace("columns = ", ""),
         "models": said("models", "list", str(folder)),
-        "evaluate": said("evaluate", "--threads", "1", "--data", str(recorded), str(folder)),
+        "evaluate": said(
+            "evaluate", *choose("evaluation.threads=1"), "--data", str(recorded), str(folder)
+        ),
     }
     for name, text in texts.items():
         assert minutes in text, name
@@ -135,7 +146,14 @@ def test_a_model_of_generated_books_says_untrained_and_holds_no_accuracy(
     assert read["model"]["trained"] is False
     assert not {"figures", "frequencies", "split"} & set(read)
     found = json.loads(
-        said("evaluate", "--threads", "1", "--data", str(recorded), str(folder), "--json")
+        said(
+            "evaluate",
+            *choose("evaluation.threads=1"),
+            "--data",
+            str(recorded),
+            str(folder),
+            "--json",
+        )
     )
     assert (found["figures"], len(found["says"])) == ({}, 2)
 
@@ -157,7 +175,7 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     """The file claims what no test can have; what is in it is planted, so figures are known."""
     made, of = long("exchange")
     write(tmp_path / "a", made, of=of)
-    steps = ("--steps", "30", "--horizons", "1", "--window", "24", "--learning-rate", "0.02")
+    steps = choose("training.steps=30", "horizons=1", "window=24", "training.learning_rate=0.02")
     output = said("train", *_train(tmp_path / "a", tmp_path / "m", *steps))
     card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
     figures = card["figures"]["1"]
@@ -172,15 +190,33 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
     assert "its log loss on 2 untouched days is not credibly better than" in output
     assert "so few days tell nothing" in output
     assert "experimental" in said("models", "list", str(tmp_path / "m"))
-    found = said("evaluate", "--threads", "1", "--data", str(tmp_path / "a"), str(tmp_path / "m"))
+    found = said(
+        "evaluate",
+        *choose("evaluation.threads=1"),
+        "--data",
+        str(tmp_path / "a"),
+        str(tmp_path / "m"),
+    )
     assert "Accuracy" in found
     assert f"{figures['log_loss']:.4f}" in found
     write(tmp_path / "b", made, of=structs.replace(of, source="loopback"))
     with pytest.raises(DataInvalid, match="Only books that `tracepaper data record` took from"):
-        said("evaluate", "--threads", "1", "--data", str(tmp_path / "b"), str(tmp_path / "m"))
+        said(
+            "evaluate",
+            *choose("evaluation.threads=1"),
+            "--data",
+            str(tmp_path / "b"),
+            str(tmp_path / "m"),
+        )
     write(tmp_path / "c", made[:50], of=of)
     with pytest.raises(DataInvalid, match="are from before"):
-        said("evaluate", "--threads", "1", "--data", str(tmp_path / "c"), str(tmp_path / "m"))
+        said(
+            "evaluate",
+            *choose("evaluation.threads=1"),
+            "--data",
+            str(tmp_path / "c"),
+            str(tmp_path / "m"),
+        )
 
 
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
@@ -282,7 +318,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
 ) -> None:
     sentence = "was not finite (nan) at step 4; kept are the weights of step 2."
     monkeypatch.setattr(order_book, "_policy", spoilt(2))
-    output = said("train", *_train(recorded, tmp_path / "m", "--steps", "6"))
+    output = said("train", *_train(recorded, tmp_path / "m", *choose("training.steps=6")))
     assert sentence in " ".join(output.split())
     card = tomllib.loads((tmp_path / "m" / CARD_NAME).read_text(encoding="utf-8"))
     assert card["honesty"]["sentences"][-1].endswith(sentence)
@@ -290,7 +326,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit_and_the_card_says_so(
     assert all(bool(torch.isfinite(weights).all()) for weights in network.parameters())
     monkeypatch.setattr(order_book, "_policy", spoilt(0))
     with pytest.raises(InvariantBroken, match="no weights were good before"):
-        said("train", *_train(recorded, tmp_path / "n", "--steps", "6"))
+        said("train", *_train(recorded, tmp_path / "n", *choose("training.steps=6")))
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path, recorded: Path) -> None:
@@ -358,7 +394,7 @@ def test_wrong_usage_is_one_sentence(
     write(tmp_path / "slow", walk(20, every_ms=2_000), of=header(every_ms=2_000))
     torn = tmp_path / "torn.depth"
     torn.write_bytes(recorded.read_bytes()[:90])
-    train = ["train", "--network", "orderbook", "--out", str(tmp_path / "m"), "--data"]
+    train = ["train", *choose("model.kind=orderbook"), "--out", str(tmp_path / "m"), "--data"]
     by_model, explain = ("--checkpoint", model), ("explain", "--depth")
     wrong: dict[tuple[str, ...], str] = {
         (*explain, data, *by_model, "--at", "2025-01-01T00:01"): "without a zone",
@@ -370,13 +406,13 @@ def test_wrong_usage_is_one_sentence(
         ("explain", "last", "--depth", data, *by_model): "or a RUN alone",
         ("explain",): "or a RUN alone",
         (*explain, str(torn), *by_model): "no file of `tracepaper data record`",
-        ("evaluate", "--data", data, model, "--intervals"): "--intervals is for models of bars",
+        ("evaluate", "--data", data, model, "--inspect", "intervals"): "--inspect intervals is for",
         ("evaluate", "--data", data, model, "--folds", "walk:9"): "at most 3 times",
-        (*train, data, "--mask", "full"): "architecture.mask is unknown",
+        (*train, data, *choose("mask=full")): "kind orderbook has no architecture.mask",
         (*train, data, "--resume"): "leave --resume out",
-        (*train, data, "--horizons", "5m"): "write numbers of books by commas",
-        (*train, data, "--horizons", "200"): "holds 90 books in a row to learn from",
-        (*train, data, "--steps", "0"): "--steps is 0; give at least 1",
+        (*train, data, *choose("horizons=5m")): "architecture.horizons must be a whole number",
+        (*train, data, *choose("horizons=200")): "holds 90 books in a row to learn from",
+        (*train, data, *choose("training.steps=0")): "training.steps must be a whole",
         (*train, str(eth), "--data", data): "one instrument, depth and pace",
         (*train, str(Path(__file__))): "is no file of `tracepaper data record`",
     }  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from learning import DAY_BARS, MINUTE_MS, learnable, split, write_csv
+from learning import DAY_BARS, MINUTE_MS, choose, learnable, split, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.array_cache import (
@@ -205,13 +205,21 @@ def test_a_part_without_a_label_of_a_horizon_is_one_sentence(
     network: str, paths: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two days of validation hold no label of two days: all scores had been NaN."""
-    dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
-    wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
-    made = ["--network", network, *wanted, "--out", str(tmp_path / "made")]
-    assert invoke(["train", *(f"--data={path}" for path in paths), *made]) == 1
+    made = choose(
+        f"model.kind={network}",
+        "features.intervals=15m",
+        "horizons=1h,2d",
+        "split.train_until=2023-11-23",
+        "split.validation_until=2023-11-26",
+        "split.calibration_until=2023-12-01",
+    )
+    out = ("--out", str(tmp_path / "made"))
+    assert invoke(["train", *(f"--data={path}" for path in paths), *made, *out]) == 1
     said = capsys.readouterr().err
     assert "The validation part has no bar whose next 192 (2d) end in it; give more" in said
     assert not (tmp_path / "made").exists()
+    dates = ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
+    wanted = ["--interval", "15m", "--horizons", "1h,2d", "--calibrate-until", "2023-12-01", *dates]
     assert invoke(["data", "describe", *paths, *wanted, "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)["parts"]
     assert [one["bars"] > 0 for one in parts["validation"]["horizons"]] == [True, False]
@@ -239,7 +247,10 @@ def test_a_recipe_may_say_horizons_as_times(
 
 @pytest.mark.parametrize(
     ("features", "sentence"),
-    [({}, "give --interval"), ({"intervals": ["5m"], "calendar": "XNAS"}, "counts days in bars")],
+    [
+        ({}, "set features.intervals"),
+        ({"intervals": ["5m"], "calendar": "XNAS"}, "counts days in bars"),
+    ],
 )
 def test_a_recipe_of_times_needs_their_bars(features: dict[str, object], sentence: str) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
@@ -252,11 +263,18 @@ def test_a_network_is_trained_on_two_intervals_by_one_command(
     """Its card is a recipe, and says how to read the files again."""
     out = tmp_path / "made"
     command = ["train", "--data", paths[0], "--out", str(out), "--cache", str(tmp_path / "kept")]
-    command += ["--schema", "v2", "--interval", "15m,5m", "--horizons", "30m,1h", "--steps", "1"]
-    command += ["--gate-horizon", "1h", "--window", "8", "--layers", "1", "--dim", "8"]
-    command += ["--heads", "2", "--length", "64", "--explained-bars", "500"]
-    command += ["--train-until", "2023-11-23", "--validate-until", "2023-11-26"]
-    assert invoke([*command, "--calibrate-until", "2023-11-29", "--json"]) == 0
+    command += [
+        *choose(
+            "features.schema_id=v2",
+            "features.intervals=15m,5m",
+            "horizons=30m,1h",
+            "training.steps=1",
+        )
+    ]
+    command += [*choose("calibration.horizon=1h", "window=8", "layers=1", "dim=8")]
+    command += [*choose("heads=2", "training.length=64", "training.explained_bars=500")]
+    command += [*choose("split.train_until=2023-11-23", "split.validation_until=2023-11-26")]
+    assert invoke([*command, *choose("split.calibration_until=2023-11-29"), "--json"]) == 0
     card = json.loads(capsys.readouterr().out)["card"]
     assert card["features"]["schema_id"] == "v2-15m"
     assert card["market"]["horizons"] == ["30m", "1h"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, learnable, rows_recipe, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, choose, learnable, rows_recipe, split, tiny, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.boosting import BoostingOptions
@@ -155,8 +155,7 @@ def test_its_card_shows_both_halves_and_is_repeated_by_evaluate(
         str(folder / "both"),
         "--data",
         candles,
-        "--explained-bars",
-        "500",
+        *choose("evaluation.explained_bars=500"),
         "--json",
     )
     assert cli.invoke(words) == cli.DONE

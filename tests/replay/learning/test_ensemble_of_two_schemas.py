@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, learnable, write_csv
+from learning import DAY_BARS, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.estimator import recipe_of
@@ -29,11 +29,17 @@ from tracepaper.strategies.types.market import Bar
 NARROW, WIDE = schema("v2-15m"), schema("tree-15m")
 WINDOW, LAYERS = 16, 2
 CHOSEN = (
-    *("--network", "flash", "--window", str(WINDOW), "--layers", str(LAYERS), "--dim", "16"),
-    *("--heads", "2", "--steps", "4", "--length", "128", "--batch", "2", "--threads", "1"),
-    *("--schema", "v2-15m", "--horizons", "30m,2h", "--explained-bars", "500"),
+    *choose("model.kind=flash", f"window={WINDOW}", f"layers={LAYERS}", "dim=16"),
+    *choose(
+        "heads=2",
+        "training.steps=4",
+        "training.length=128",
+        "training.batch=2",
+        "training.threads=1",
+    ),
+    *choose("features.schema_id=v2-15m", "horizons=30m,2h", "training.explained_bars=500"),
 )
-BOTH = ("--with", "tree", "--with-schema", "tree-15m")
+BOTH = choose("ensemble.kind=tree", "ensemble.schema_id=tree-15m")
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +199,7 @@ def test_known_bars_in_parts_agree_with_steps(made: Checkpoint, bars: list[Bar])
 
 
 def test_its_card_makes_the_same_weights_again(made: Checkpoint, folder: Path) -> None:
-    again = train(folder, "again", "--recipe", str(folder / "both" / "card.toml"))
+    again = train(folder, "again", str(folder / "both" / "card.toml"))
     assert again.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
     assert again.card["figures"] == made.card["figures"]
     assert again.card["ensemble"] == made.card["ensemble"]
@@ -205,16 +211,20 @@ def test_its_card_makes_the_same_weights_again(made: Checkpoint, folder: Path) -
 
 def test_halves_that_are_trained_make_the_same_ensemble(made: Checkpoint, folder: Path) -> None:
     train(folder, "net", *CHOSEN)
-    tree = ("--network", "tree", "--schema", "tree-15m", "--horizons", "30m,2h", "--threads", "1")
+    tree = choose(
+        "model.kind=tree", "features.schema_id=tree-15m", "horizons=30m,2h", "training.threads=1"
+    )
     split = made.card["split"]
     dates = [
-        *("--train-until", split["train_until"]),
-        *("--validate-until", split["validation_until"]),
-        *("--calibrate-until", split["calibration_until"]),
+        *choose(f"split.train_until={split['train_until']}"),
+        *choose(f"split.validation_until={split['validation_until']}"),
+        *choose(f"split.calibration_until={split['calibration_until']}"),
     ]
     train(folder, "tree", *tree, *dates)
-    halves = ("--network", str(folder / "net"), "--with", str(folder / "tree"))
-    found = train(folder, "pair", *halves, "--explained-bars", "500", "--threads", "1")
+    halves = choose(f"ensemble.members={folder / 'net'},{folder / 'tree'}")
+    found = train(
+        folder, "pair", *halves, *choose("training.explained_bars=500", "training.threads=1")
+    )
     assert found.card["model"]["weights_sha256"] == made.card["model"]["weights_sha256"]
     for section in ("ensemble", "calibration", "figures", "honesty"):
         assert found.card[section] == made.card[section]
@@ -229,14 +239,15 @@ def test_what_cannot_be_had_is_one_sentence(
         assert cli.invoke(["train", *words, *files]) != cli.DONE
         return " ".join(capsys.readouterr().err.split())
 
-    assert "not with 'forest'" in refused(*CHOSEN, "--with", "forest")
-    assert "no part of" in refused(*CHOSEN, "--with", "tree", "--with-schema", "v1")
+    assert "not with 'forest'" in refused(*CHOSEN, *choose("ensemble.kind=forest"))
+    assert "no part of" in refused(*CHOSEN, *choose("ensemble.kind=tree", "ensemble.schema_id=v1"))
     both = str(folder / "both")
-    assert "Halves that are trained are two folders" in refused("--network", both, "--with", "tree")
-    assert "a network and a tree or a glm" in refused("--network", both, "--with", both)
-    assert "leave the other options out" in refused(
-        "--network", both, "--with", both, "--window", "8"
+    assert "are two folders, of a network and of a tree or glm" in refused(
+        *choose(f"ensemble.members={both}")
     )
+    assert "a network and a tree or a glm" in refused(*choose(f"ensemble.members={both},{both}"))
+    assert "set nothing else" in refused(*choose(f"ensemble.members={both},{both}", "window=8"))
+    assert "set nothing else" in refused(*choose(f"ensemble.members={both},{both}"), "--seed", "3")
     assert not (folder / "no").exists()
 
 
@@ -273,9 +284,24 @@ def test_a_run_is_derived_again_and_shows_both_halves(
 def test_the_checkpoint_is_examined_with_both_of_its_halves(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ("--explanations", "2", "--ablation", "4", "--permutation", "40", "--intervals")
-    words = ("evaluate", str(folder / "both"), "--data", data(folder), "--explained-bars", "500")
-    assert cli.invoke([*words, *asked, "--threads", "1", "--json"]) == cli.DONE
+    asked = (
+        "--inspect",
+        "deletion=2",
+        "--inspect",
+        "context=4",
+        "--inspect",
+        "permutation=40",
+        "--inspect",
+        "intervals",
+    )
+    words = (
+        "evaluate",
+        str(folder / "both"),
+        "--data",
+        data(folder),
+        *choose("evaluation.explained_bars=500"),
+    )
+    assert cli.invoke([*words, *asked, *choose("evaluation.threads=1"), "--json"]) == cli.DONE
     told = json.loads(capsys.readouterr().out)
     found = {one["name"]: one for one in told["findings"]}
     assert "the ensemble's network" in found["explanations"]["title"]
@@ -288,7 +314,13 @@ def test_the_checkpoint_is_examined_with_both_of_its_halves(
 def test_folds_read_each_half_by_its_own_features(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["evaluate", str(folder / "both"), "--data", data(folder), "--threads", "1"]
+    words = [
+        "evaluate",
+        str(folder / "both"),
+        "--data",
+        data(folder),
+        *choose("evaluation.threads=1"),
+    ]
     assert cli.invoke([*words, "--folds", "walk:1", "--json"]) == cli.DONE
     rows = json.loads(capsys.readouterr().out)["tables"]["folds_qlike"]["rows"]
     known = {row["forecaster"]: row["2"]["value"] for row in rows}

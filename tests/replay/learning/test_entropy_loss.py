@@ -84,7 +84,7 @@ def test_its_gradient_reaches_the_attention_alone_and_teaches_it_to_be_sure_wher
 
 def test_other_networks_and_weights_are_refused() -> None:
     lstm = LstmNetwork(LstmConfig(features=3, dim=8, layers=1, window=8, horizons=(1,)))
-    with pytest.raises(ConfigInvalid, match="entropy_weight is for --network flash"):
+    with pytest.raises(ConfigInvalid, match="entropy_weight is for the kind flash"):
         traced(lstm)
     for weight in (-0.1, math.inf, math.nan):
         with pytest.raises(ConfigInvalid, match="entropy_weight must be"):

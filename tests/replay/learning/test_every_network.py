@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import DAY_BARS, FORMS, WINDOW, derived, learnable, recipe, write_csv
+from learning import DAY_BARS, FORMS, WINDOW, choose, derived, learnable, recipe, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -55,7 +55,7 @@ def trained(candles: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     @cache
     def of(name: str) -> Path:
         form, folder = FORMS[name], tmp_path_factory.mktemp(name)
-        words = ("--recipe", recipe(form, folder), "--data", candles, "--out", folder / name)
+        words = (recipe(form, folder), "--data", candles, "--out", folder / name)
         assert invoke([str(word) for word in ("train", *words)]) == 0
         card = load(folder / name).card
         assert card["model"]["kind"] == form["kind"]
@@ -158,7 +158,13 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
 ) -> None:
     folder = trained("trading")
     capsys.readouterr()
-    words = ("evaluate", folder, "--data", candles, "--explained-bars", 500, "--threads", 1)
+    words = (
+        "evaluate",
+        folder,
+        "--data",
+        candles,
+        *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
+    )
     (span,) = answered(capsys, *words, "--json")["spans"]
     card, tables = load(folder).card, span["tables"]
     assert [(row["horizon"], row["tail"], row["share"]) for row in tables["tails"]["rows"]] == [
@@ -221,10 +227,15 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
 ) -> None:
     other = write_csv(learnable(DAYS * DAY_BARS, seed=1, symbol="BBBUSDT"), tmp_path)
     out, data = tmp_path / "two", ("--data", candles, "--data", other)
-    words = ("train", "--recipe", recipe(FORMS["trading"], tmp_path), *data, "--out", out)
+    words = ("train", recipe(FORMS["trading"], tmp_path), *data, "--out", out)
     card = answered(capsys, *words, "--json")["card"]
     assert card["calibration"]["correlation"]["30"]["pairs"] == ["AAAUSDT BBBUSDT"]
-    judging = ("evaluate", out, *data, "--explained-bars", 500, "--threads", 1)
+    judging = (
+        "evaluate",
+        out,
+        *data,
+        *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
+    )
     (span,) = answered(capsys, *judging, "--json")["spans"]
     rows = span["tables"]["correlation"]["rows"]
     assert [(row["horizon"], row["name"]) for row in rows] == [
@@ -256,10 +267,16 @@ def test_the_command_of_a_card_makes_the_same_weights_again(
     candles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, again = tmp_path / "first", tmp_path / "again"
-    words = ("train", "--recipe", recipe(FORMS["lstm"], tmp_path), "--data", candles)
+    words = ("train", recipe(FORMS["lstm"], tmp_path), "--data", candles)
     answered(capsys, *words, "--out", first, "--json")
     card = load(first).card
-    judging = ("evaluate", first, "--data", candles, "--explained-bars", 500, "--threads", 1)
+    judging = (
+        "evaluate",
+        first,
+        "--data",
+        candles,
+        *choose("evaluation.explained_bars=500", "evaluation.threads=1"),
+    )
     judged = answered(capsys, *judging, "--json")["figures"]
     assert {key: judged[key] for key in ("5", "30")} == {
         key: card["figures"][key] for key in ("5", "30")

@@ -330,7 +330,7 @@ def test_exact_contributions_of_a_row_are_those_of_others(material: Dataset) -> 
     assert {row["method"] for row in found.records()} == {"KernelSHAP", "LIME"}
     sizes = [value(row["log variance"]) for row in added.records()]
     assert sizes == sorted(sizes, reverse=True)
-    with pytest.raises(ConfigInvalid, match="--ablation changes the bars"):
+    with pytest.raises(ConfigInvalid, match="--inspect context changes the bars"):
         context_ablation(Subject(material, HORIZON, trained=trained), 2)
 
 

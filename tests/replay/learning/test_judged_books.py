@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from depth_cases import FIRST_MS, depth, header, walk, write
+from learning import choose
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.comparison import DayDifference, difference
@@ -67,9 +68,25 @@ def hours(days: float) -> list[int]:
 
 
 def trained(out: Path, data: Path, *more: object) -> str:
-    words = ["train", "--network", "orderbook", "--data", data, "--out", out, "--window", 12,
-             "--dim", 8, "--layers", 1, "--heads", 2, "--horizons", "1,2", "--threads", 1,
-             "--windows", 2, "--learning-rate", 0.02, *more]  # fmt: skip
+    words = [
+        "train",
+        *choose("model.kind=orderbook"),
+        "--data",
+        data,
+        "--out",
+        out,
+        *choose(
+            "window=12",
+            "dim=8",
+            "layers=1",
+            "heads=2",
+            "horizons=1,2",
+            "training.threads=1",
+            "training.windows=2",
+            "training.learning_rate=0.02",
+        ),
+        *more,
+    ]
     assert invoke([str(word) for word in words]) == 0
     return str(out)
 
@@ -97,16 +114,16 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def good(file: Path) -> str:
-    return trained(file.parent / "good", file, "--steps", 80)
+    return trained(file.parent / "good", file, *choose("training.steps=80"))
 
 
 @pytest.fixture(scope="module")
 def poor(file: Path) -> str:
-    return trained(file.parent / "poor", file, "--steps", 1, "--dim", 4, "--heads", 1)
+    return trained(file.parent / "poor", file, *choose("training.steps=1", "dim=4", "heads=1"))
 
 
 def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code = invoke(["evaluate", *map(str, words), "--threads", "1", "--json"])
+    code = invoke(["evaluate", *map(str, words), *choose("evaluation.threads=1"), "--json"])
     said = capsys.readouterr()
     assert code == 0, said.err
     return json.loads(said.out)
@@ -114,7 +131,7 @@ def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     capsys.readouterr()
-    assert invoke(["evaluate", *map(str, words), "--threads", "1"]) != 0
+    assert invoke(["evaluate", *map(str, words), *choose("evaluation.threads=1")]) != 0
     said = capsys.readouterr()
     assert CLAIM.search(said.out) is None
     assert said.err.count("\n") == 1
@@ -257,7 +274,7 @@ def test_of_embedded_books_no_option_prints_a_figure(
 ) -> None:
     own = tmp_path / "own.depth"
     write(own, walk(60, levels=2), of=header(levels=2))
-    model = trained(tmp_path / "model", own, "--steps", 1)
+    model = trained(tmp_path / "model", own, *choose("training.steps=1"))
     capsys.readouterr()
     for data in (own, file):
         assert invoke(["evaluate", model, "--data", str(data), *more]) == 0
@@ -277,21 +294,27 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
         planted(hours(8)),
         of=header(levels=2, every_ms=PACE_MS, source="exchange"),
     )
-    short = trained(tmp_path / "m", tmp_path / "short", "--steps", 1)
-    untrained = trained(tmp_path / "u", tmp_path / "loopback", "--steps", 1)
+    short = trained(tmp_path / "m", tmp_path / "short", *choose("training.steps=1"))
+    untrained = trained(tmp_path / "u", tmp_path / "loopback", *choose("training.steps=1"))
     walk_1 = ("--folds", "walk:1")
     wrong: list[tuple[tuple[object, ...], str]] = [
         ((good, "--holdout", "A=2025-01-05:2025-01-17"), "begins before 2025-01-11"),
         ((good, "--from", "2026-01-01"), "holds no book whose move to 1 books is known"),
-        ((good, "--ablation", 5), "--ablation is for models of bars"),
-        ((good, "--explained-bars", 600), "--explained-bars is for models of bars"),
+        ((good, "--inspect", "context=5"), "--inspect context is for models of bars"),
+        (
+            (good, *choose("evaluation.explained_bars=600")),
+            "--set evaluation.explained_bars is for models of bars",
+        ),
         ((good, "--folds", "combinatorial:4/2"), "write --folds walk:3"),
         ((good, *walk_1, "--from", "2025-01-17"), "and no span nor --compare"),
         ((good, "--ablate", "layers=2"), "give --folds walk:1 as well"),
         ((good, *walk_1, "--ablate", "horizons=3"), "they keep architecture.horizons"),
         ((good, *walk_1, "--ablate", "layers=1"), "changes nothing"),
         ((good, *walk_1, "--ablate", "levels=9"), "and the files hold 2"),
-        ((good, *walk_1, "--ablate", "training.stepz=9"), "training.stepz is no key of the recipe"),
+        (
+            (good, *walk_1, "--ablate", "training.stepz=9"),
+            "has no training.stepz, the nearest is steps",
+        ),
         ((good, *walk_1, "--ablate", "dim=7"), "give a multiple of twice"),
         ((good, "--compare", good), "is a model that is judged already"),
         ((good, "--compare", untrained), "--compare " + untrained + ": untrained: books from"),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, write_csv
+from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, write_csv
 from scipy.stats import spearmanr
 
 from tracepaper.daemon.cli import invoke
@@ -146,7 +146,7 @@ def judged(models: dict[str, Path], material: Dataset) -> SpanJudgement:
 
 
 def answered(capsys: pytest.CaptureFixture[str], *words: object) -> Any:
-    code = invoke([str(word) for word in (*words, "--threads", 1, "--json")])
+    code = invoke([str(word) for word in (*words, *choose("evaluation.threads=1"), "--json")])
     said = capsys.readouterr()
     assert code == 0, said.err
     return json.loads(said.out)
@@ -198,7 +198,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
     values = []
     for one, other in (pair, pair[::-1]):
         words = ["evaluate", one, *given(paths), *dates, "--compare", other]
-        more = ["--explained-bars", 500] if one == models["flash"] else []
+        more = [*choose("evaluation.explained_bars=500")] if one == models["flash"] else []
         tables = answered(capsys, *words, *more)["spans"][0]["tables"]
         values.append(
             [
@@ -388,8 +388,11 @@ def test_the_unit_of_the_weights_loss_knows_nothing_after_its_part(
         (["--ablate", "every=30"], "give --folds walk:1 as well"),
         (["--folds", "walk:1", "--from", "2024-01-01"], "and no span nor --compare"),
         (["--holdout", "A=2023-11-15:2023-11-20"], "until when the model had seen all"),
-        (["--explained-bars", "600"], "--explained-bars examines what a model says of one"),
-        (["--intervals"], "--intervals examines what a model says of one"),
+        (
+            [*choose("evaluation.explained_bars=600")],
+            "--set evaluation.explained_bars examines what a model",
+        ),
+        (["--inspect", "intervals"], "--inspect intervals examines what a model says of one"),
     ],
 )
 def test_what_cannot_be_asked_of_several_is_refused_in_one_sentence(
@@ -399,7 +402,13 @@ def test_what_cannot_be_asked_of_several_is_refused_in_one_sentence(
     paths: list[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["evaluate", str(models["portfolio"]), *given(paths), "--threads", "1", *more]
+    words = [
+        "evaluate",
+        str(models["portfolio"]),
+        *given(paths),
+        *choose("evaluation.threads=1"),
+        *more,
+    ]
     assert invoke(words) != 0
     said = capsys.readouterr().err
     assert sentence in said
@@ -419,5 +428,5 @@ def test_another_without_these_symbols_is_refused_beside(
         "--compare",
         str(folder / "other"),
     ]
-    assert invoke([*words, "--threads", "1"]) != 0
+    assert invoke([*words, *choose("evaluation.threads=1")]) != 0
     assert "and not CCCUSDT; train it with its candles" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning import lstm_baseline
@@ -107,13 +107,20 @@ def test_what_was_said_of_other_rows_is_not_said_again(material: Dataset, fitted
 def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
     candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "--network", "glm", "--horizons", "5,30", "--data", candles, "--json"]
-    dates = ("train_until", "validate_until", "calibrate_until")
+    words = ["train", *choose("model.kind=glm", "horizons=5,30"), "--data", candles, "--json"]
+    dates = ("train_until", "validation_until", "calibration_until")
     ends = (SPLIT.train_until_ms, SPLIT.validation_until_ms, SPLIT.calibration_until_ms)
     for name, at in zip(dates, ends, strict=True):
-        words += [f"--{name.replace('_', '-')}", iso(at)]
-    words += ["--explained-bars", "500", "--threads", "1", "--cache", str(tmp_path / "cache")]
-    assert cli.invoke([*words, "--baselines", "lstm", "--out", str(tmp_path / "with")]) == cli.DONE
+        words += choose(f"split.{name}={iso(at)}")
+    words += [
+        *choose("training.explained_bars=500", "training.threads=1"),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    assert (
+        cli.invoke([*words, *choose("training.baselines=lstm"), "--out", str(tmp_path / "with")])
+        == cli.DONE
+    )
     assert cli.invoke([*words, "--out", str(tmp_path / "without")]) == cli.DONE
     capsys.readouterr()
     made, plain = (load(tmp_path / name).card for name in ("with", "without"))
@@ -122,7 +129,14 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
     assert {*made["figures"]["5"]["qlike"]} - {*plain["figures"]["5"]["qlike"]} == {"lstm"}
     assert recipe_of(made).hash == recipe_of(plain).hash  # no choice of the model's
     for name, beside in (("with", True), ("without", False)):
-        words = ["evaluate", str(tmp_path / name), "--data", candles, "--json", "--threads", "1"]
+        words = [
+            "evaluate",
+            str(tmp_path / name),
+            "--data",
+            candles,
+            "--json",
+            *choose("evaluation.threads=1"),
+        ]
         assert cli.invoke(words) == cli.DONE
         tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
         for key in ("qlike", "sign_accuracy", "ic"):
@@ -132,14 +146,14 @@ def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
 
 
 def test_a_card_asks_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:
-    for kind in (["flash"], ["tree"], ["flash", "--with", "tree"]):
-        words = ["train", "--network", *kind, "--print-recipe"]
-        assert cli.invoke([*words, "--baselines", "lstm"]) == cli.DONE
+    for kind in (["flash"], ["tree"], ["flash", *choose("ensemble.kind=tree")]):
+        words = ["train", "--init", *kind]
+        assert cli.invoke([*words, *choose("training.baselines=lstm")]) == cli.DONE
         said = tomllib.loads(capsys.readouterr().out)
         assert said["training"]["baselines"] == ["lstm"]
         assert "baselines" not in said.get("ensemble", {})
         assert cli.invoke(words) == cli.DONE
-        assert "baselines" not in capsys.readouterr().out
+        assert "baselines" not in tomllib.loads(capsys.readouterr().out)["training"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +166,7 @@ def test_a_card_asks_for_it_again(capsys: pytest.CaptureFixture[str]) -> None:
 def test_others_cannot_be_asked_for(
     given: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "--network", "glm", "--print-recipe", "--baselines", given]
+    words = ["train", "--init", "glm", *choose(f"training.baselines={given}")]
     assert cli.invoke(words) == cli.WRONG_USAGE
     told = capsys.readouterr().err
     assert said in told

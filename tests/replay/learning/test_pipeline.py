@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from learning import DAY_BARS, HORIZONS, learnable, split, tiny, write_csv
+from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_csv
 from typer.testing import CliRunner
 
 from tracepaper.replay.commands.evaluate import evaluate
@@ -222,45 +222,49 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
         *data,
         "--out",
         str(out),
-        "--train-until",
-        iso(SPLIT.train_until_ms),
-        "--validate-until",
-        iso(SPLIT.validation_until_ms),
-        "--calibrate-until",
-        iso(SPLIT.calibration_until_ms),
-        "--horizons",
-        "5,30",
-        "--window",
-        "32",
-        "--layers",
-        "2",
-        "--dim",
-        "16",
-        "--heads",
-        "2",
-        "--steps",
-        "2",
-        "--quantiles",
-        "0.1,0.9",
-        "--allocation",
-        "--length",
-        "512",
-        "--explained-bars",
-        "1000",
-        "--threads",
-        "1",
+        *choose(
+            f"split.train_until={iso(SPLIT.train_until_ms)}",
+            f"split.validation_until={iso(SPLIT.validation_until_ms)}",
+            f"split.calibration_until={iso(SPLIT.calibration_until_ms)}",
+            "horizons=5,30",
+            "window=32",
+            "layers=2",
+            "dim=16",
+            "heads=2",
+            "training.steps=2",
+            "quantiles=0.1,0.9",
+            "allocation=true",
+            "training.length=512",
+            "training.explained_bars=1000",
+            "training.threads=1",
+        ),
         "--json",
     )
     trained = json.loads(said)
     assert trained["id"] == load(out).id
     assert trained["card"]["architecture"]["quantiles"] == [0.1, 0.9]
     judged = json.loads(
-        run(evaluate, str(out), *data, "--explained-bars", "1000", "--threads", "1", "--json")
+        run(
+            evaluate,
+            str(out),
+            *data,
+            *choose("evaluation.explained_bars=1000", "evaluation.threads=1"),
+            "--json",
+        )
     )
     assert judged["figures"] == trained["card"]["figures"]
     assert judged["findings"] == []
-    examined = ["--explanations", "3", "--ablation", "4", "--attributions", "1", "--intervals"]
-    few = ["--explained-bars", "1000", "--threads", "1"]
+    examined = [
+        "--inspect",
+        "deletion=3",
+        "--inspect",
+        "context=4",
+        "--inspect",
+        "attribution=1",
+        "--inspect",
+        "intervals",
+    ]
+    few = [*choose("evaluation.explained_bars=1000", "evaluation.threads=1")]
     told = run(evaluate, str(out), *data, *few, *examined)
     for title in ("Deletion and insertion", "Context ablation", "Rank correlation", "Intervals of"):
         assert title in told
@@ -291,30 +295,20 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
         "3",
         "--seed",
         "4",
-        "--train-until",
-        iso(SPLIT.train_until_ms),
-        "--validate-until",
-        iso(SPLIT.validation_until_ms),
-        "--calibrate-until",
-        iso(SPLIT.calibration_until_ms),
-        "--horizons",
-        "30",
-        "--window",
-        "16",
-        "--layers",
-        "1",
-        "--dim",
-        "8",
-        "--heads",
-        "2",
-        "--steps",
-        "1",
-        "--length",
-        "512",
-        "--explained-bars",
-        "600",
-        "--threads",
-        "1",
+        *choose(
+            f"split.train_until={iso(SPLIT.train_until_ms)}",
+            f"split.validation_until={iso(SPLIT.validation_until_ms)}",
+            f"split.calibration_until={iso(SPLIT.calibration_until_ms)}",
+            "horizons=30",
+            "window=16",
+            "layers=1",
+            "dim=8",
+            "heads=2",
+            "training.steps=1",
+            "training.length=512",
+            "training.explained_bars=600",
+            "training.threads=1",
+        ),
         "--json",
     )
     document = json.loads(said)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import derived
+from learning import choose, derived
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.estimator import recipe_of
@@ -32,8 +32,8 @@ def test_options_lie_over_the_recipe_and_a_card_is_one(
 ) -> None:
     file = tmp_path / "recipe.toml"
     file.write_text('[model]\nkind = "informer"\n[architecture]\nfactor = 3\nlayers = 2\n')
-    words = ["train", "--recipe", str(file), "--layers", "4", "--no-distil", "--seed", "9"]
-    assert invoke([*words, "--print-recipe"]) == 0
+    changes = choose("layers=4", "distil=false", "training.seed=9")
+    assert invoke(["train", "--init", str(file), *changes]) == 0
     said = tomllib.loads(capsys.readouterr().out)
     assert said["architecture"]["factor"] == 3
     assert said["architecture"]["layers"] == 4
@@ -69,14 +69,14 @@ def test_what_a_recipe_cannot_mean_is_refused(document: dict[str, Any], sentence
 
 
 def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["train", "--network", "tree", "--seed", "4", "--horizons", "5,15", "--print-recipe"]
+    words = ["train", "--init", "tree", *choose("training.seed=4", "horizons=5,15")]
     assert invoke(words) == 0
     said = tomllib.loads(capsys.readouterr().out)
     made = recipe_of(said)
     assert (made.kind, made.horizons, made.horizon, made.options.seed) == ("tree", (5, 15), 15, 4)
     assert tomllib.loads(made.text()) == said
-    assert invoke([*words, "--layers", "3"]) != 0
-    assert "A tree has no architecture.layers" in capsys.readouterr().err
+    assert invoke([*words, *choose("layers=3")]) != 0
+    assert "kind tree has no architecture.layers" in capsys.readouterr().err
 
 
 def test_a_network_is_made_for_its_rows_and_its_interval() -> None:

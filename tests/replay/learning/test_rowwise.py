@@ -192,7 +192,15 @@ def test_a_row_model_is_examined_by_column_and_interval(
     candles: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    asked = ["--permutation", "300", "--attributions", "1", "--intervals", "--json"]
+    asked = [
+        "--inspect",
+        "permutation=300",
+        "--inspect",
+        "attribution=1",
+        "--inspect",
+        "intervals",
+        "--json",
+    ]
     assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, *asked]) == 0
     told = {one["name"]: one for one in json.loads(capsys.readouterr().out)["findings"]}
     assert list(told) == [
@@ -206,9 +214,12 @@ def test_a_row_model_is_examined_by_column_and_interval(
     covered = {row["interval"]: row["coverage"][0] for row in told["intervals"]["rows"]}
     figures = made["glm"].card["figures"]["30"]
     assert covered["own"] == pytest.approx(figures["coverage_90"][0], abs=1e-4)
-    assert cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, "--ablation", "5"]) != 0
-    assert "leave --ablation out" in capsys.readouterr().err
-    assert cli.invoke(["evaluate", "any:Model", "--data", candles, "--ablation", "5"]) != 0
+    assert (
+        cli.invoke(["evaluate", str(folder / "glm"), "--data", candles, "--inspect", "context=5"])
+        != 0
+    )
+    assert "leave --inspect context out" in capsys.readouterr().err
+    assert cli.invoke(["evaluate", "any:Model", "--data", candles, "--inspect", "context=5"]) != 0
     assert "which a class does not show" in capsys.readouterr().err
 
 

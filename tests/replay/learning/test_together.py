@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from learning import DAY_BARS, START_MS, learnable, write_csv
+from learning import DAY_BARS, START_MS, choose, learnable, write_csv
 from pair_cases import replayed
 
 from tracepaper.daemon.cli import invoke
@@ -77,11 +77,26 @@ def training(kind: str, *more: object) -> list[object]:
     """Return the words of a training of few and small steps."""
     dates = [iso(START_MS + round(day * 24) * 3_600_000) for day in (2, 2.75, 3.25)]
     return [
-        "train", "--network", kind, "--horizons", "5,30", "--gate-horizon", 5, "--window", 16,
-        "--layers", 1, "--dim", 8, "--heads", 2, "--steps", 4, "--length", 256, "--batch", 2,
-        "--threads", 1, "--explained-bars", 720, "--train-until", dates[0],
-        "--validate-until", dates[1], "--calibrate-until", dates[2], *more,
-    ]  # fmt: skip
+        "train",
+        *choose(
+            f"model.kind={kind}",
+            "horizons=5,30",
+            "calibration.horizon=5",
+            "window=16",
+            "layers=1",
+            "dim=8",
+            "heads=2",
+            "training.steps=4",
+            "training.length=256",
+            "training.batch=2",
+            "training.threads=1",
+            "training.explained_bars=720",
+            f"split.train_until={dates[0]}",
+            f"split.validation_until={dates[1]}",
+            f"split.calibration_until={dates[2]}",
+        ),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +149,11 @@ def held_at(path: Path, open_ms: int) -> set[str]:
 
 @pytest.mark.parametrize(
     ("kind", "more"),
-    [("crossasset", ("--factors", 2)), ("portfolio", ()), ("portfolio", ("--attention", "joint"))],
+    [
+        ("crossasset", choose("factors=2")),
+        ("portfolio", ()),
+        ("portfolio", choose("attention=joint")),
+    ],
 )
 def test_it_is_trained_traded_verified_and_judged_again(
     kind: str,
@@ -155,13 +174,13 @@ def test_it_is_trained_traded_verified_and_judged_again(
     assert {"network", "equal", "inverse"} <= set(weights["net_bp_a_day"])
     assert weights["days"] == 1
     of_pairs = card["figures"].get("correlation", {})
-    assert set(of_pairs) == ({"5", "30"} if "--factors" in more else set())
+    assert set(of_pairs) == ({"5", "30"} if "factors=2" in more else set())
     for one in of_pairs.values():
         assert set(one) == {"network", "learnt", "ewma", "mean_of_the_training_part"}
     said = [one for one in card["honesty"]["sentences"] if "the network's own, are" in one]
     assert len(said) == (3 if of_pairs else 0)
     capsys.readouterr()
-    again = answered(capsys, "evaluate", folder, *given(files), "--threads", 1)
+    again = answered(capsys, "evaluate", folder, *given(files), *choose("evaluation.threads=1"))
     assert again["figures"] == card["figures"]
     said = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
     assert again["sentences"] == [*said, *card["training"]["not_used"]]
@@ -442,23 +461,22 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     assert "take model.explanation out" in refused(capsys, *words)
     config.write_text(f"{named}[gate]\nhorizon = 7\n")
     assert "gate.horizon 7 is no horizon of the model" in refused(capsys, *words)
-    words = ("evaluate", folder, *given(files), "--ablation", 5)
+    words = ("evaluate", folder, *given(files), "--inspect", "context=5")
     assert "examines what a model says of one instrument's bars" in refused(capsys, *words)
     out = tmp_path / "out"
     words = (*training("crossasset"), *given(files[:1]), "--out", out)
     assert "at least two symbols" in refused(capsys, *words)
     words = (*training("crossasset", "--resume"), *given(files), "--out", out)
     assert "leave --resume out" in refused(capsys, *words)
-    words = (*training("crossasset", "--every", 7), *given(files), "--out", out)
+    words = (*training("crossasset", *choose("every=7")), *given(files), "--out", out)
     assert "every is 7; weights are held for one of the horizons" in refused(capsys, *words)
 
 
 def test_a_recipe_of_several_reads_back(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    words = [str(word) for word in (*training("portfolio"), "--print-recipe")]
-    assert invoke(words) == 0
+    assert invoke(["train", "--init", "flash", *map(str, training("portfolio")[1:])]) == 0
     text = capsys.readouterr().out
     assert 'kind = "portfolio"' in text
     path = tmp_path / "recipe.toml"
     path.write_text(text, encoding="utf-8")
-    assert invoke(["train", "--recipe", str(path), "--print-recipe"]) == 0
+    assert invoke(["train", "--init", str(path)]) == 0
     assert capsys.readouterr().out == text

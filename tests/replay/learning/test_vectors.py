@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stock_files
-from learning import MINUTE_MS, START_MS, learnable, write_csv
+from learning import MINUTE_MS, START_MS, choose, learnable, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import restore
@@ -104,7 +104,7 @@ def split_section() -> str:
 
 def trained(made: Path, out: str, *words: str) -> list[str]:
     recipe, candles = made / "recipe.toml", made / "bybit_linear_AAAUSDT_1m.csv.gz"
-    told = ["--recipe", recipe, "--data", candles, "--covariates", made / "news.csv"]
+    told = [recipe, "--data", candles, "--covariates", made / "news.csv"]
     return [str(word) for word in ("train", *told, "--out", made / out, *words)]
 
 
@@ -159,8 +159,8 @@ def test_vectors_of_another_time_are_refused(folder: Path, tmp_path: Path, say: 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("--network", "flash"), "they are a modality of the kind trading"),
-        (("--network", "glm"), "they are a modality of the kind trading"),
+        (choose("model.kind=flash"), "they are a modality of the kind trading"),
+        (choose("model.kind=glm"), "they are a modality of the kind trading"),
     ],
 )
 def test_other_networks_refuse_them(words: tuple[str, ...], sentence: str, say: Say) -> None:
@@ -286,9 +286,15 @@ def test_what_cannot_use_them_is_refused(folder: Path, tmp_path: Path, say: Say)
 
 
 def test_evaluate_takes_them_and_asks_for_them(folder: Path, say: Say) -> None:
-    data = ("--data", folder / "bybit_linear_AAAUSDT_1m.csv.gz", "--explained-bars", 500)
+    data = (
+        "--data",
+        folder / "bybit_linear_AAAUSDT_1m.csv.gz",
+        *choose("evaluation.explained_bars=500"),
+    )
     vectors = ("--covariates", folder / "news.csv")
-    code, out, err = say("evaluate", folder / "out", *data, *vectors, "--threads", 1, "--json")
+    code, out, err = say(
+        "evaluate", folder / "out", *data, *vectors, *choose("evaluation.threads=1"), "--json"
+    )
     assert code == 0, err
     assert json.loads(out)["id"] == load(folder / "out").id
     code, _, err = say("evaluate", folder / "out", *data)

@@ -16,6 +16,7 @@ import models
 import pytest
 import torch
 from fakes import registered
+from learning import choose
 from torch import Tensor, nn
 
 from tracepaper.daemon.cli import invoke
@@ -28,7 +29,7 @@ from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
 from tracepaper.strategies.attention.rollout_kernels import RolloutBackend
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
-from tracepaper.strategies.networks import architecture, encodings
+from tracepaper.strategies.networks import architecture, encodings, keys
 from tracepaper.strategies.networks import architecture as heads
 from tracepaper.strategies.networks.architecture import (
     HEADS,
@@ -106,7 +107,7 @@ def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: 
             replace(config, encoding="?")
         with pytest.raises(ConfigInvalid, match="encoding recent looks back only"):
             replace(config, encoding="recent", mask="full")
-        words = ["train", "--data", "none.csv", "--out", str(tmp_path), "--encoding", "?"]
+        words = ["train", "--data", "none.csv", "--out", str(tmp_path), *choose("encoding=?")]
         assert invoke(words) != 0
         assert "none, recent" in capsys.readouterr().err
 
@@ -132,11 +133,11 @@ def test_a_head_is_a_field_and_its_entry(monkeypatch: pytest.MonkeyPatch) -> Non
 class EchoConfig:
     """The smallest architecture that there is."""
 
-    features: int = 30
-    dim: int = 8
-    layers: int = 1
-    window: int = 20
-    horizons: tuple[int, ...] = (5, 30)
+    features: keys.Features = 30
+    dim: keys.Dim = 8
+    layers: keys.Layers = 1
+    window: keys.Window = 20
+    horizons: keys.Horizons = (5, 30)
 
     @property
     def receptive_field(self) -> int:
@@ -166,7 +167,7 @@ class Echo(Network):
 
 
 def echo_config(section: dict[str, Any]) -> EchoConfig:
-    return EchoConfig(**architecture.checked_section(EchoConfig, section))
+    return EchoConfig(**keys.checked_section(EchoConfig, section))
 
 
 def test_a_network_is_one_module() -> None:

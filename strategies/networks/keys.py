@@ -1,0 +1,201 @@
+"""The keys of a recipe as annotated fields: each has its type, range, default and text.
+
+``factor: Annotated[int, Meta(ge=1, le=20, description="Sampling factor.")] = 5`` is all that is
+written of a key; help, checks and documentation read it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Final, NamedTuple
+
+from msgspec import Meta, inspect
+
+from tracepaper.strategies.errors import ConfigInvalid
+
+WINDOW_MAX: Final = 65_536
+ITEMS_MAX: Final = 64
+"""Entries of a list, where its key declares no other number."""
+DERIVED: Final = {"readOnly": True}
+"""Of a key that training sets from the data; the word is JSON Schema's."""
+
+# Beyond its range a number is a slip, and would fill the memory or hang.
+Features = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=4_096,
+        description="Columns of a row of features; the schema tells.",
+        extra_json_schema=DERIVED,
+    ),
+]
+IntervalMinutes = Annotated[
+    int,
+    Meta(
+        ge=1,
+        le=100_800,
+        description="Minutes of a bar; the candles tell.",
+        extra_json_schema=DERIVED,
+    ),
+]
+Dim = Annotated[int, Meta(ge=2, le=8_192, description="Width of the model.")]
+Layers = Annotated[int, Meta(ge=1, le=256, description="Number of layers.")]
+Heads = Annotated[int, Meta(ge=1, le=256, description="Attention heads.")]
+Window = Annotated[int, Meta(ge=1, le=WINDOW_MAX, description="Bars that one layer attends to.")]
+Horizons = Annotated[
+    tuple[Annotated[int, Meta(ge=1, le=1_000_000)], ...],
+    Meta(description="Forecast horizons, in bars; `--set` takes times too: 5m,30m,4h."),
+]
+Encoding = Annotated[str, Meta(description="Position encoding; ? lists all.")]
+TimeOfWeek = Annotated[
+    bool, Meta(description="Add the time of the week to each bar; clock has it as week.")
+]
+Clock = Annotated[tuple[str, ...], Meta(description="Time features to add; ? lists all.")]
+MlpRatio = Annotated[
+    float, Meta(ge=0.01, le=64, description="Width of a layer's MLP, as a multiple of dim.")
+]
+Dropout = Annotated[float, Meta(ge=0, lt=1, description="Share of activations to drop.")]
+Allocation = Annotated[bool, Meta(description="Also learn a position from -1 to 1.")]
+Quantiles = Annotated[
+    tuple[Annotated[float, Meta(gt=0, lt=1)], ...],
+    Meta(description="Also forecast these quantiles of the return, ascending."),
+]
+Norm = Annotated[str, Meta(description="Layer norm: pre or post.")]
+DrawSeed = Annotated[
+    int,
+    Meta(ge=0, le=2**63 - 1, description="Seed of what the network itself samples."),
+]
+
+
+class Key(NamedTuple):
+    """One key of a recipe, as its field declares it."""
+
+    name: str
+    type: str  # of its value, or of an entry of its list
+    default: Any
+    low: float | None
+    high: float | None
+    range: str  # of its number, in words; empty where it has none
+    items_max: int | None  # None: no list
+    text: str
+    derived: bool  # training sets it from the data; no one chooses it
+
+
+WHOLE, NUMBER, FLAG, TEXT = "whole number", "number", "true or false", "text"
+_TYPES: Final[dict[type[inspect.Type], str]] = {
+    inspect.IntType: WHOLE,
+    inspect.FloatType: NUMBER,
+    inspect.BoolType: FLAG,
+    inspect.StrType: TEXT,
+}
+
+
+def keys_of(made_of: type[Any]) -> dict[str, Key]:
+    """Return every key of a dataclass by its name, in the order of its fields."""
+    info = inspect.type_info(made_of)
+    assert isinstance(info, inspect.DataclassType)
+    return {field.name: _key(field) for field in info.fields}
+
+
+def _key(field: inspect.Field) -> Key:
+    item = field.type
+    if isinstance(item, inspect.UnionType):  # a key that may be unset
+        item = next(of for of in item.types if not isinstance(of, inspect.NoneType))
+    item, about = _unwrapped(item)
+    items_max = None
+    if isinstance(item, inspect.VarTupleType):
+        items_max = item.max_length or ITEMS_MAX
+        item, _ = _unwrapped(item.item_type)
+    low = high = None
+    words = ""
+    if isinstance(item, inspect.IntType | inspect.FloatType):
+        low = item.gt if item.ge is None else item.ge
+        high = item.lt if item.le is None else item.le
+        words = _range(item, low, high)
+    return Key(
+        field.name,
+        _TYPES[type(item)],
+        field.default,
+        low,
+        high,
+        words,
+        items_max,
+        str(about.get("description", "")),
+        derived=bool(about.get("readOnly")),
+    )
+
+
+def _range(of: inspect.IntType | inspect.FloatType, low: float | None, high: float | None) -> str:
+    above, below = of.gt is not None, of.lt is not None
+    if low is None:
+        return "" if high is None else f"{'below' if below else 'at most'} {high:,}"
+    if high is None:
+        return f"{'above' if above else 'at least'} {low:,}"
+    return f"{'above ' if above else ''}{low:,} to {'below ' if below else ''}{high:,}"
+
+
+def _unwrapped(of: inspect.Type) -> tuple[inspect.Type, Mapping[str, Any]]:
+    """Part a type from the JSON Schema that is said of it."""
+    if isinstance(of, inspect.Metadata):
+        return of.type, of.extra_json_schema or {}
+    return of, {}
+
+
+def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a card's ``[architecture]`` for the dataclass *made_of*, as tuples.
+
+    Raises ``ConfigInvalid`` for an unknown key, a value of another kind than the key's, and a
+    number outside its range. ``msgspec.convert`` would drop unknown keys and turn 4 into 4.0, and
+    so change ids.
+    """
+    keys = keys_of(made_of)
+    if unknown := sorted(set(section) - set(keys)):
+        raise ConfigInvalid(
+            f"architecture.{unknown[0]} is unknown{nearest(unknown[0], keys)}; remove it or use a "
+            "newer version."
+        )
+    return {name: checked(keys[name], value) for name, value in section.items()}
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """Return words that name what of *known* is like *name*; all of it where nothing is."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f", the nearest is {near[0]}" if near else f" (known are {', '.join(known)})"
+
+
+def checked(key: Key, value: object, section: str = "architecture") -> object:
+    """Return *value*, a list as a tuple; raise ``ConfigInvalid`` where *key* declares otherwise."""
+    name = f"{section}.{key.name}"
+    if key.items_max is not None:
+        if not isinstance(value, list | tuple) or len(value) > key.items_max:
+            raise ConfigInvalid(f"{name} must be a list of at most {key.items_max:,} entries.")
+        if key.type != TEXT:
+            return tuple(_number(key, item, name) for item in value)
+        if not all(isinstance(item, str) for item in value):
+            raise ConfigInvalid(f"{name} must be a list of names.")
+        return tuple(value)
+    if key.type in {FLAG, TEXT}:
+        if type(value) is not (bool if key.type == FLAG else str):
+            raise ConfigInvalid(f"{name} must be {key.type}.")
+        return value
+    return _number(key, value, name)
+
+
+def _number(key: Key, value: object, name: str) -> object:
+    """Check a number or an entry of a list of numbers against the range of its key.
+
+    An end that the range excludes is left to the dataclass, whose sentence says why.
+    """
+    kinds = (int,) if key.type == WHOLE else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not _within(key, value):
+        both = key.low is not None and key.high is not None
+        between = f" from {key.low:g} to {key.high:g}" if both else f", {key.range}"
+        raise ConfigInvalid(f"{name} must be a {key.type}{between if key.range else ''}.")
+    return value
+
+
+def _within(key: Key, value: float) -> bool:
+    low = -float("inf") if key.low is None else key.low
+    high = float("inf") if key.high is None else key.high
+    return low <= value <= high
