@@ -207,7 +207,7 @@ def command(sources: Sequence[TrainingFile], vectors: str | None = None) -> str:
     ]
     words = [word for name in names for word in ("--data", name)]
     words += [] if vectors is None else ["--covariates", vectors]
-    return shlex.join(["tracepaper", "train", "--recipe", "card.toml", *words, "--out", "FOLDER"])
+    return shlex.join(["tracepaper", "train", "card.toml", *words, "--out", "FOLDER"])
 
 
 def chosen_of(document: Document, options: type[Any]) -> dict[str, dict[str, Any]]:

@@ -282,9 +282,9 @@ def test_the_command_of_a_card_makes_the_same_weights_again(
         key: card["figures"][key] for key in ("5", "30")
     }
     command = card["training"]["command"].split()
-    assert command[:4] == ["tracepaper", "train", "--recipe", "card.toml"]
-    assert command[5] == candles.name
-    command[3], command[5], command[-1] = str(first / "card.toml"), str(candles), str(again)
+    assert command[:3] == ["tracepaper", "train", "card.toml"]
+    assert command[4] == candles.name
+    command[2], command[4], command[-1] = str(first / "card.toml"), str(candles), str(again)
     answered(capsys, *command[1:], "--json")
     found = load(again).card
     assert found["model"]["weights_sha256"] == card["model"]["weights_sha256"]
