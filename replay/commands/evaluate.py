@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,21 +20,10 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.estimator import DataSource
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
+    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import VectorFile
-
-
-INSPECTIONS: Final = {
-    "deletion": "explanations",
-    "context": "ablation",
-    "permutation": "permutation",
-    "attribution": "attributions",
-    "intervals": "intervals",
-}
-"""What ``--inspect`` names, and what its result is called."""
-_NAMES: Final = {result: name for name, result in INSPECTIONS.items()}
-_DECISIONS: Final = 200
 
 
 def evaluate(
@@ -100,24 +89,26 @@ def evaluate(
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.commands.books import BooksAsked, evaluate_books, refuse_for_books
     from tracepaper.replay.learning.estimator import DataSource
+    from tracepaper.replay.learning.inspection.examination import INSPECTIONS, read_inspections
     from tracepaper.replay.learning.openings import read_spans
     from tracepaper.replay.learning.recipe_file import evaluation_options
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.extras import require
 
     require("plotly", "--html", html)
-    asked = _inspections(inspect or ())
+    asked = read_inspections(inspect or ())
     require("captum", "--inspect attribution", asked.get("attributions"))
     options, others = evaluation_options(settings or ())
     given = with_settings(config, others)
     source = _source(checkpoint)
     of_books = source == DataSource.ORDER_BOOKS
-    inspected = {f"inspect {_NAMES[result]}": count for result, count in asked.items()}
+    inspected = {
+        f"inspect {name}": asked[result] for name, result in INSPECTIONS.items() if result in asked
+    }
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
-        refuse_for_books(
+        _refuse_for_books(
             checkpoint,
             {
                 **examined,
@@ -140,20 +131,14 @@ def evaluate(
     if ablate and folds is None:
         raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
     if of_books:
-        question = BooksAsked(chosen, compare or (), folds, ablate or (), html)
-        evaluate_books(checkpoint, data, question, threads=options.threads, as_json=json)
+        question = _BooksAsked(chosen, compare or (), folds, ablate or (), html)
+        _evaluate_books(checkpoint, data, question, threads=options.threads, as_json=json)
         return
     if folds is not None:
-        _refit(
-            checkpoint,
-            data,
-            folds,
-            ablate or [],
-            html,
-            vectors=covariates,
-            threads=options.threads,
-            as_json=json,
+        found = _folds_of_bars(
+            checkpoint, data, folds, ablate or (), vectors=covariates, threads=options.threads
         )
+        _print_folds(found, html, as_json=json)
         return
     _refuse_books_beside(checkpoint, compare or ())
     if is_class:
@@ -181,27 +166,6 @@ def _source(name: str) -> DataSource:
 
     folder = locate(name)
     return estimator_of(read_card(folder)).source if is_checkpoint(folder) else DataSource.BARS
-
-
-def _inspections(texts: Sequence[str]) -> dict[str, int]:
-    """Return how many decisions are inspected, by the name of the result."""
-    from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.networks.keys import nearest
-
-    found = {}
-    for text in texts:
-        name, equals, count = text.partition("=")
-        if name not in INSPECTIONS:
-            raise ConfigInvalid(
-                f"--inspect {text} names no inspection{nearest(name, INSPECTIONS)}."
-            )
-        if equals and (name == "intervals" or not count.isdecimal() or not int(count)):
-            raise ConfigInvalid(
-                f"--inspect {text}: write {name}"
-                f"{'' if name == 'intervals' else ' or ' + name + '=N, a number of decisions'}."
-            )
-        found[INSPECTIONS[name]] = int(count) if equals else _DECISIONS
-    return found
 
 
 def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
@@ -435,29 +399,29 @@ def _beside(
     return folder, found, supplied
 
 
-def _refit(
+class _Folds(NamedTuple):
+    """What folds say of the recipe of a checkpoint."""
+
+    model_id: str
+    recipe: str  # its hash
+    text: str  # which folds
+    tables: Sequence[Table]
+
+
+def _folds_of_bars(
     name: str,
     data: list[str],
     text: str,
     changes: Sequence[str],
-    html: Path | None,
     *,
     vectors: Path | None,
     threads: int,
-    as_json: bool,
-) -> None:
-    """Fit the recipe of a checkpoint anew on folds, and print what they say.
-
-    So is the recipe with each of *changes* in turn.
-    """
+) -> _Folds:
+    """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
     from rich.console import Console
 
-    from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.document.values import documents
     from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
     from tracepaper.replay.learning.estimators.ensemble import with_narrow
-    from tracepaper.replay.learning.evaluation.output import write_tables
     from tracepaper.replay.learning.evaluation.walk_forward import (
         ablated,
         ablation_tables,
@@ -479,16 +443,150 @@ def _refit(
     say = Console(stderr=True).print
     own_folds = refit(card, material, text, say=say)
     made = tables(own_folds)
-    if cards:
-        others = {}
-        for change, other in cards.items():
-            say(f"With {change}.")
-            others[change] = refit(other, material, text, say=say)
+    others = {}
+    for change, other in cards.items():
+        say(f"With {change}.")
+        others[change] = refit(other, material, text, say=say)
+    if others:
         made += ablation_tables(own_folds, others)
+    return _Folds(found.id, recipe.hash, text, made)
+
+
+def _print_folds(found: _Folds, html: Path | None, *, as_json: bool) -> None:
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import documents
+    from tracepaper.replay.learning.evaluation.output import write_tables
+
     if html is not None:
-        write_tables(f"Folds of {found.id}", made, html)
+        write_tables(f"Folds of {found.model_id}", found.tables, html)
     if as_json:
-        document = {"id": found.id, "recipe": recipe.hash, "folds": text}
-        print_json({**document, "tables": documents(made)})
+        document = {"id": found.model_id, "recipe": found.recipe, "folds": found.text}
+        print_json({**document, "tables": documents(found.tables)})
         return
-    show(for_tables(), made)
+    show(for_tables(), found.tables)
+    if html is not None:
+        typer.echo(f"The page is {html}.")
+
+
+# --- networks of order books
+
+
+class _BooksAsked(NamedTuple):
+    """What ``evaluate`` is asked of a network of order books."""
+
+    spans: Sequence[NamedSpan]
+    beside: Sequence[str]
+    folds: str | None
+    instead: Sequence[str]
+    html: Path | None
+
+
+def _evaluate_books(
+    name: str, data: Sequence[str], asked: _BooksAsked, *, threads: int, as_json: bool
+) -> None:
+    """Judge a network of order books on *data*, or say why nothing can be said of it.
+
+    A model that is called untrained stays so, and gets no figure, whatever *data* are.
+    """
+    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint, asked_of_books
+    from tracepaper.replay.learning.evaluation.walk_forward import ablated
+    from tracepaper.replay.learning.fit import use_threads
+
+    use_threads(threads)
+    model = BookCheckpoint.read(name)
+    # First, for they refuse what cannot be had before minutes have passed.
+    if asked.folds is not None:
+        asked_of_books(asked.folds)
+    cards = {change: ablated(model.card, change) for change in asked.instead}
+    if model.untrained:
+        _tell_untrained(model.untrained, as_json=as_json)
+    elif asked.folds is not None:
+        found = _folds_of_books(model, data, asked.folds, cards)
+        _print_folds(found, asked.html, as_json=as_json)
+    else:
+        _judge_books(model, data, asked, as_json=as_json)
+
+
+def _tell_untrained(said: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"says": list(said), "figures": {}})
+        return
+    for sentence in said:
+        typer.echo(sentence)
+
+
+def _judge_books(
+    model: BookCheckpoint, data: Sequence[str], asked: _BooksAsked, *, as_json: bool
+) -> None:
+    """Judge *model* on each span, and others beside it; each counts as an opening."""
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.learning.evaluation.order_books import (
+        judge_books,
+        tables_across_books,
+        tables_of_books,
+        with_rival,
+    )
+    from tracepaper.replay.learning.evaluation.output import (
+        books_document,
+        show_books,
+        write_tables,
+    )
+    from tracepaper.replay.learning.openings import counted
+
+    material = model.material(data)
+    every = [judge_books(model, material, span) for span in asked.spans]
+    others = []
+    for name in asked.beside:
+        every, rival = with_rival(every, model, name, data)
+        others.append(rival)
+    for rival in others:
+        counted(every, rival.folder, rival.recipe, rival.model_id)
+    every = counted(every, model.folder, model.recipe, model.model_id)
+    if asked.html is not None:
+        made = [table for one in every for table in tables_of_books(one)]
+        title = f"Judgement of {model.model_id}"
+        write_tables(title, [*tables_across_books(every), *made], asked.html)
+    if as_json:
+        beside = [{"name": one.name, "id": one.model_id} for one in others]
+        print_json({**books_document(model.model_id, every), "beside": beside})
+        return
+    show_books(for_tables(), every)
+    if asked.html is not None:
+        typer.echo(f"The page is {asked.html}.")
+
+
+def _folds_of_books(
+    model: BookCheckpoint, data: Sequence[str], text: str, cards: Mapping[str, Mapping[str, Any]]
+) -> _Folds:
+    """Fit the recipe of *model* anew on folds, and that of each of *cards*, by its change."""
+    from rich.console import Console
+
+    from tracepaper.replay.learning.evaluation.order_books import (
+        book_fold_tables,
+        chosen_for,
+        refit_books,
+    )
+
+    material = model.material(data)
+    for card in cards.values():
+        chosen_for(card, material)
+    say = Console(stderr=True).print
+    own = refit_books(model, model.card, material, text, say=say)
+    others = {}
+    for change, card in cards.items():
+        say(f"With {change}.")
+        others[change] = refit_books(model, card, material, text, say=say)
+    return _Folds(model.model_id, model.recipe, text, book_fold_tables(own, others))
+
+
+def _refuse_for_books(name: str, given: Mapping[str, object]) -> None:
+    """Raise ``ConfigInvalid`` for an option of ``evaluate`` that means nothing to order books."""
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    for option, value in given.items():
+        if value:
+            raise ConfigInvalid(
+                f"--{option} is for models of bars, and {name} reads order books; leave it out, "
+                f"and see where it looked by `tracepaper explain --depth FILE --checkpoint {name}`."
+            )

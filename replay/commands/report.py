@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,6 +17,7 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     database_path,
     located,
+    print_json,
     reads_record,
 )
 from tracepaper.replay.report import BARS_DRAWN
@@ -57,7 +59,6 @@ def report(
     json: JsonOption = False,
 ) -> None:
     """Report a run: performance, costs, refusals by gate, and attribution."""
-    from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.report.report import build_report
     from tracepaper.replay.report.terminal import as_document, show_report
@@ -234,6 +235,39 @@ def explain(
 def _explain_book(
     depth: Path | None, checkpoint: str | None, at: str | None, *, as_json: bool
 ) -> None:
-    from tracepaper.replay.commands.books import THREADS, explain_book
+    """Print the map of level and time of one answer."""
+    from rich.console import Console
 
-    explain_book(depth, checkpoint, at, threads=THREADS, as_json=as_json)
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.explain.order_book import book_map
+    from tracepaper.replay.explain.picture import map_document, map_parts
+    from tracepaper.storage.checkpoints import locate
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if depth is None or checkpoint is None:
+        raise ConfigInvalid("Give --depth FILE and --checkpoint FOLDER together, or a RUN alone.")
+    at_ms = None if at is None else _instant(at)
+    found = book_map(locate(checkpoint), depth, at_ms, threads=1)
+    if as_json:
+        print_json(map_document(found))
+        return
+    console = Console()
+    show(console if console.is_terminal else Console(width=WIDE), map_parts(found))
+
+
+_ZONE: Final = re.compile(r"(Z|[+-]\d\d:?\d\d)$")
+_NUMBER: Final = re.compile(r"\d+")
+WIDE: Final = 132
+"""A pipe has no width, and a map cut to 80 columns would hide shares."""
+
+
+def _instant(text: str) -> int:
+    """Return the UTC milliseconds of a time with its zone; raise ``ConfigInvalid``."""
+    from tracepaper.replay.archive.columns import instant
+    from tracepaper.strategies.errors import ConfigInvalid
+
+    if not _NUMBER.fullmatch(text) and not _ZONE.search(text):
+        raise ConfigInvalid(
+            f"--at is {text!r}, a time without a zone; write it as 2026-08-09T21:27:30Z."
+        )
+    return instant(text)

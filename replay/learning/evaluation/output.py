@@ -13,7 +13,11 @@ from tracepaper.replay.document import terminal
 from tracepaper.replay.document.page import Charts, Markup, element, joined, whole_page, write_text
 from tracepaper.replay.document.values import Chart, Paragraph, Part, Table, documents
 from tracepaper.replay.learning.evaluation.evaluate import SpanJudgement
-from tracepaper.replay.learning.evaluation.order_books import BookJudgement
+from tracepaper.replay.learning.evaluation.order_books import (
+    BookJudgement,
+    tables_across_books,
+    tables_of_books,
+)
 from tracepaper.replay.learning.evaluation.tables import SHOWN, tables_across, tables_of
 
 
@@ -59,6 +63,38 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
             for one in every
         ],
         "tables": documents(tables_across(every)),
+    }
+
+
+def show_books(console: Console, every: Sequence[BookJudgement]) -> None:
+    """Print the tables of each span of order books, then those of all together."""
+    parts: list[Part] = []
+    for one in every:
+        sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
+        parts += [Paragraph(heading(one), "heading"), *tables_of_books(one), *sentences]
+    terminal.show(console, [*parts, *tables_across_books(every)])
+
+
+def books_document(model_id: str, every: Sequence[BookJudgement]) -> dict[str, Any]:
+    """Return the judgement of a network of order books as plain values."""
+    return {
+        "id": model_id,
+        "says": every[0].sentences,
+        "figures": every[0].figures,
+        "spans": [
+            {
+                "name": one.span.name,
+                "from_ms": one.from_ms,
+                "until_ms": one.until_ms,
+                "days": one.days,
+                "openings": one.openings,
+                "figures": one.figures,
+                "sentences": one.sentences,
+                "tables": documents(tables_of_books(one)),
+            }
+            for one in every
+        ],
+        "tables": documents(tables_across_books(every)),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from tracepaper.replay.document.values import Table
@@ -14,6 +14,8 @@ from tracepaper.replay.learning.inspection.perturbation import (
     feature_permutation,
     perturbations,
 )
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.networks.keys import nearest
 
 EXAMINATIONS: Final[Mapping[str, Callable[[Subject, int], list[Table]]]] = {
     "explanations": perturbations,
@@ -30,3 +32,32 @@ def examined(subject: Subject, asked: Mapping[str, int]) -> Iterator[Table]:
     for name, examine in EXAMINATIONS.items():
         if asked.get(name):
             yield from examine(subject, asked[name])
+
+
+INSPECTIONS: Final = {
+    "deletion": "explanations",
+    "context": "ablation",
+    "permutation": "permutation",
+    "attribution": "attributions",
+    "intervals": "intervals",
+}
+"""What ``--inspect`` names, and what its result is called."""
+_DECISIONS: Final = 200
+
+
+def read_inspections(texts: Sequence[str]) -> dict[str, int]:
+    """Return how many decisions each ``NAME`` or ``NAME=N`` asks for, by the name of the result."""
+    found = {}
+    for text in texts:
+        name, equals, count = text.partition("=")
+        if name not in INSPECTIONS:
+            raise ConfigInvalid(
+                f"--inspect {text} names no inspection{nearest(name, INSPECTIONS)}."
+            )
+        if equals and (name == "intervals" or not count.isdecimal() or not int(count)):
+            raise ConfigInvalid(
+                f"--inspect {text}: write {name}"
+                f"{'' if name == 'intervals' else ' or ' + name + '=N, a number of decisions'}."
+            )
+        found[INSPECTIONS[name]] = int(count) if equals else _DECISIONS
+    return found
