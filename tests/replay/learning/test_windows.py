@@ -64,5 +64,5 @@ def test_a_stream_goes_on_where_it_was_left() -> None:
 
 
 def test_a_window_longer_than_any_segment_is_refused() -> None:
-    with pytest.raises(DataInvalid, match="smaller --window"):
+    with pytest.raises(DataInvalid, match="a smaller window"):
         SingleWindows(TRAINING, window=2_000, batch=1, seed=0)
