@@ -201,11 +201,9 @@ def _condition(found: NetworkCheck) -> Iterator[Part]:
 
 
 def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
-    """Return the kinds of networks of which no checkpoint in *found* has beaten persistence."""
+    """Return the kinds of which no checkpoint in *found* has beaten persistence."""
     from tracepaper.replay.learning.card import experimental
-    from tracepaper.strategies import order_book
-    from tracepaper.strategies.networks.architecture import network_kinds
-    from tracepaper.strategies.networks.cross_asset import KINDS
+    from tracepaper.strategies.forecasters.build import model_kinds
 
     proven = {
         section.get("kind")
@@ -213,7 +211,9 @@ def _unproven(found: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
         for section, name in ((card["model"], "model"), (_network_half(card), "network_half"))
         if not experimental(card, of=name)
     }
-    return [name for name in (*network_kinds(), *KINDS, order_book.KIND) if name not in proven]
+    return [
+        name for name, kind in model_kinds().items() if kind.is_experimental and name not in proven
+    ]
 
 
 def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""``Model``: a user's own forecaster.
+"""``Model``: a user's own forecaster; ``ModelKind``: a kind of checkpoint, and the registry of all.
 
 A class says what it needs and gives, and answers one bar, or the rows of many. Where it runs, what
 it is warmed with and what its answers are held to is ``daemon/session/user_model.py``.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -17,6 +18,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Explanation, Forecast
 
@@ -254,3 +256,69 @@ def _explanation(given: Mapping[str, tuple[float, ...]]) -> Explanation | None:
         given[name][0] if name in given else None for name in EXPLAINED
     )
     return Explanation(confidence, content_free, recent, None, shift, None, b"", b"")
+
+
+# ---------------------------------------------------------------- kinds of checkpoints
+
+
+class Serves(StrEnum):
+    """What a model is asked of."""
+
+    BAR = "bar"  # one symbol's bars
+    CLOSE = "close"  # the bars of all its symbols at one close
+    BOOK = "book"  # one symbol's order books
+
+
+def no_network(*_: object) -> Any:  # noqa: ANN401 - it returns nothing
+    """Raise ``InvariantBroken``: the kind is no network of one symbol's bars."""
+    raise InvariantBroken("This kind of model has no network to make; ask its forecaster.")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKind:
+    """A kind of checkpoint, by the name that a card gives as ``[model] kind``."""
+
+    name: str
+    summary: str
+    """What it is, for ``tracepaper train``: a few words."""
+    serves: Serves = Serves.BAR
+    build: Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any] | None = None
+    """A card, its tensors and the ``RunOptions`` of ``strategies.forecasters.build`` → the
+    ``Forecaster``. None where its network is run as it is, or where a strategy asks it."""
+    read: Callable[[dict[str, Any]], Any] = no_network
+    """A card's ``[architecture]`` → its configuration; raises ``ConfigInvalid``."""
+    make: Callable[[Any], Any] = no_network
+    """A configuration → the ``Network``, untrained."""
+    backend: Callable[[Any], str | None] = lambda _: None
+    """What attends, by name, where it is the network's own; None where a kernel does."""
+    by_names: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]] = lambda *_: {}
+    """Its ``[architecture]`` and the names of features → what of it follows from these."""
+    follows: tuple[str, ...] = ()
+    """The keys of that which no recipe chooses; of a card handed in as one they are left aside."""
+    rows: Callable[[Mapping[str, NDArray[Any]], int, int], Any] | None = None
+    """Arrays, features and horizons → the ``RowModel`` that answers one row; None for others."""
+    members: tuple[str, ...] = ()
+    """The ``[parts]`` of its card, each a checkpoint; the network is the first."""
+    heads: frozenset[str] = frozenset()
+    """What its network says beyond the heads of every network."""
+    refusal: str = ""
+    """Why it is not asked of one symbol's bars, in a sentence; empty where it serves them."""
+    is_experimental: bool = True
+    """Whether lists call it so until a bundled checkpoint of it has beaten persistence."""
+
+    @property
+    def has_network(self) -> bool:
+        """Whether a checkpoint is one ``Network``, which can be restored by itself."""
+        return self.make is not no_network
+
+
+KINDS: Final[dict[str, ModelKind]] = {}
+"""The kinds registered so far; ``strategies.forecasters.build.model_kinds`` returns all."""
+
+
+def register(kind: ModelKind) -> ModelKind:
+    """Make *kind* known; raise ``ConfigInvalid`` for a name that is taken."""
+    if kind.name in KINDS:
+        raise ConfigInvalid(f"There is a kind of model called {kind.name} already.")
+    KINDS[kind.name] = kind
+    return kind

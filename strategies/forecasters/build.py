@@ -1,11 +1,13 @@
-"""Builds the forecaster that a checkpoint's card describes."""
+"""Builds the forecaster that a checkpoint's card describes, by the registry of model kinds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import pairwise
 from math import isfinite
+from pkgutil import iter_modules
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tracepaper.strategies.api.model import KINDS, ModelKind, Serves
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.masks import Mask
@@ -28,20 +31,16 @@ from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.tabular import (
-    ROW_KINDS,
-    EnsembleForecaster,
-    NetworkForecaster,
-    RowForecaster,
-    RowKind,
-    TrainedRows,
-)
 from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
-from tracepaper.strategies.networks.architecture import Architecture, Network, NetworkKind, kind_of
+from tracepaper.strategies.networks.architecture import (
+    Architecture,
+    Network,
+    kind_of,
+    network_kinds,
+)
 from tracepaper.strategies.networks.attribution import AttributionMethod
-from tracepaper.strategies.networks.cross_asset import KINDS
-from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.stream import (
     STORED,
     by_compiled_loops,
@@ -58,12 +57,9 @@ from tracepaper.strategies.types.calibration import (
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 AnyFit = TypeVar("AnyFit")
-ENSEMBLE: Final = "ensemble"
-"""The kind of checkpoint that holds a network and a row model."""
 MODES: Final = ("step", "batched", "scan")
 _PROBE_BARS: Final = 64
 _QUANTILES_MAX: Final = 1_000
-_HORIZON_MAX: Final = 1_000_000
 _PROBE_SEED: Final = 20_240_501
 _PROBE_CLIP: Final = 5.0  # features are clipped there
 
@@ -71,6 +67,44 @@ _PROBE_CLIP: Final = 5.0  # features are clipped there
 def computing() -> tuple[str, str]:
     """Return what a forecast's last bits depend on: torch's version and its instruction set."""
     return str(torch.__version__), torch.backends.cpu.get_cpu_capability()
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How a checkpoint is run, whatever its kind; ``build`` says what each means."""
+
+    device: str = "cpu"
+    threads: int = 1
+    mode: str = "step"
+    backend: str = "auto"
+    instruments: int = 1
+    free_bytes: int | None = None
+    way: AttributionMethod = STORED
+    vectors: CovariateSource | None = None
+    symbols: tuple[str, ...] = ()
+    horizon: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ``ConfigInvalid`` for an unknown mode and for no threads."""
+        if self.mode not in MODES:
+            raise ConfigInvalid(f"model.mode is {self.mode!r}; choose step, batched or scan.")
+        if self.threads < 1:
+            raise ConfigInvalid(f"model.threads is {self.threads}; it must be at least 1.")
+
+
+def model_kinds() -> Mapping[str, ModelKind]:
+    """Return every kind by its name, once each module that registers one was imported."""
+    from tracepaper.strategies import forecasters
+
+    network_kinds()
+    for module in iter_modules(forecasters.__path__):
+        import_module(f"{forecasters.__name__}.{module.name}")
+    return KINDS
+
+
+def known_kind(card: Mapping[str, Any]) -> ModelKind | None:
+    """Return the kind that *card* names; None for one that is not registered."""
+    return model_kinds().get(str(section_of(card, "model").get("kind")))
 
 
 def build(  # noqa: PLR0913
@@ -85,11 +119,14 @@ def build(  # noqa: PLR0913
     free_bytes: int | None = None,
     way: AttributionMethod = STORED,
     vectors: CovariateSource | None = None,
+    symbols: Sequence[str] = (),
+    horizon: int | None = None,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
     *way* is how each bar's decision is explained, where it is not by the rollout that is usual;
-    *vectors* are those that a user supplies to a network that was trained with some.
+    *vectors* are those that a user supplies to a network that was trained with some. *symbols* and
+    *horizon* are what a model of all symbols of a close is asked of.
 
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
     see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
@@ -98,64 +135,65 @@ def build(  # noqa: PLR0913
     ``CheckpointMismatch`` for tensors that are not the ones the card's architecture asks for or
     that give values that are not finite.
     """
-    if mode not in MODES:
-        raise ConfigInvalid(f"model.mode is {mode!r}; choose step, batched or scan.")
-    if threads < 1:
-        raise ConfigInvalid(f"model.threads is {threads}; it must be at least 1.")
-    chosen = choose_backend(card, backend, device=device)
-    torch.set_num_threads(threads)
-    if vectors is not None and not takes_vectors(card):
+    options = RunOptions(
+        device, threads, mode, backend, instruments, free_bytes, way, vectors,
+        tuple(symbols), horizon,
+    )  # fmt: skip
+    return build_of(card, tensors, options)
+
+
+def build_of(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
+) -> Forecaster:
+    """Return the forecaster of a checkpoint, built as its kind says; raises as ``build``."""
+    if options.vectors is not None and not takes_vectors(card):
         raise ConfigInvalid(
             "The checkpoint was trained without covariates; leave them out, or train one with "
             "--covariates."
         )
-    if is_ensemble(card):
-        return _ensemble(
-            card,
-            tensors,
-            lambda part, own: build(
-                part,
-                own,
-                device=device,
-                threads=threads,
-                mode=mode,
-                backend="auto" if row_kind(part) else backend,
-                instruments=instruments,
-                free_bytes=free_bytes,
-                way=STORED if row_kind(part) else way,
-            ),
-        )
-    if (rows := row_kind(card)) is not None:
-        _refuse_way(way, rows.name)
-        return RowForecaster(trained_rows(card, tensors, rows), mode=mode, threads=threads)
+    kind = known_kind(card)
+    own = None if kind is None else kind.build
+    found: Forecaster = (own or _of_network)(card, tensors, options)
+    return found
+
+
+def _of_network(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
+) -> Forecaster:
+    """Return the forecaster of a network: streaming, over whole windows or without attention."""
+    attends_by = choose_backend(card, options.backend, device=options.device)
+    torch.set_num_threads(options.threads)
     kind, config = architecture(card)
-    if free_bytes is not None:
+    way, mode, threads = options.way, options.mode, options.threads
+    streams = kind.backend(config) == TILES
+    if options.free_bytes is not None:
+        by_norm = way.method == "norm"
         require_memory(
-            _need(config, instruments, by_norm=way.method == "norm"),
+            _stream_need(config, options.instruments, by_norm=by_norm)
+            if streams
+            else _window_need(config),
             config.window,
-            available_bytes=free_bytes,
+            available_bytes=options.free_bytes,
             name="window",
         )
-    network = _loaded(lambda: kind.make(config), tensors).to(torch.device(device))
-    model = _model(card, network, vectors)
-    if kind.backend(config) == TILES:
+    network = _loaded(lambda: kind.make(config), tensors).to(torch.device(options.device))
+    model = _model(card, network, options.vectors)
+    if streams:
         return StreamingForecaster(
             model,
             mode=mode,
             threads=threads,
-            instruments=instruments,
-            backend=_streams_by(chosen, backend, way),
+            instruments=options.instruments,
+            backend=_streams_by(attends_by, options.backend, way),
             way=way,
         )
-    if not model.network.has_attention:
-        _refuse_way(way, kind.name)
-        return PlainForecaster(model, mode=mode, threads=threads, backend=chosen)
-    dtype = "float32"
-    if isinstance(model.network, FlashNetwork):
-        model.network.backend = chosen
-        dtype = "bfloat16" if kernels.is_half(chosen) else "float32"
+    if not network.has_attention:
+        refuse_way(way, kind.name)
+        return PlainForecaster(model, mode=mode, threads=threads, backend=attends_by)
+    takes_kernel = network.attend_by(attends_by)
+    dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
     return WindowedForecaster(
-        model, threads=threads, backend=chosen, dtype=dtype, way=way, mode=mode
+        model, threads=threads, backend=attends_by, dtype=dtype, way=way, mode=mode
     )
 
 
@@ -171,7 +209,7 @@ def _streams_by(chosen: str, wanted: str, way: AttributionMethod) -> str:
     return TILES
 
 
-def _refuse_way(way: AttributionMethod, kind: str) -> None:
+def refuse_way(way: AttributionMethod, kind: str) -> None:
     """Raise ``ConfigInvalid`` where a *way* is asked for of a model without attention."""
     if way != STORED:
         raise ConfigInvalid(
@@ -179,12 +217,15 @@ def _refuse_way(way: AttributionMethod, kind: str) -> None:
         )
 
 
-def _need(config: Architecture, instruments: int, *, by_norm: bool = False) -> Callable[[int], int]:
-    """Return what tells the bytes that a forecaster of such a network needs for a window."""
-    if isinstance(config, FlashConfig) and config.mask == "window":
-        return lambda window: stream_bytes(
-            replace(config, window=window), instruments=instruments, by_norm=by_norm
-        )
+def _stream_need(config: Any, instruments: int, *, by_norm: bool) -> Callable[[int], int]:  # noqa: ANN401 - any that streams
+    """Return what tells the bytes that streams of so many instruments need for a window."""
+    return lambda window: stream_bytes(
+        replace(config, window=window), instruments=instruments, by_norm=by_norm
+    )
+
+
+def _window_need(config: Architecture) -> Callable[[int], int]:
+    """Return what tells the bytes that a network needs for a window."""
     # A network without attention counts as one head: what it holds is less.
     shape = Shape(config.layers, getattr(config, "heads", 1), config.dim)
     return lambda window: forward_bytes(shape, window) + rollout_bytes(shape, window)
@@ -199,22 +240,22 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     that or ``AttentionInvalid`` for a name that cannot be had.
     """
     require_device(device)
-    if is_ensemble(card):
-        return choose_backend(part_of(card, "network"), wanted, device=device)
-    if (rows := row_kind(card)) is not None:
-        return _own_backend(wanted, (rows.name,))
+    named = known_kind(card)
+    if named is not None and named.members:
+        return choose_backend(part_of(card, named.members[0]), wanted, device=device)
+    if named is not None and named.build is not None and named.serves is Serves.BAR:
+        return _own_backend(wanted, (named.name,))  # nothing attends: it is recorded by its name
     kind, config = architecture(card)
     own = kind.backend(config)
     if own is None:
         dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
-        sees = config.sees if isinstance(config, FlashConfig) else Mask.full()
+        sees: Mask = getattr(config, "sees", Mask.full())
         heads = getattr(config, "heads", None)
         return kernels.resolve(
             wanted, device, dtype, sees, None if heads is None else config.dim // heads
         )
-    if own == TILES and isinstance(config, FlashConfig):
-        return _own_backend(wanted, stream_backends(config, device))
-    return _own_backend(wanted, (own,))
+    streams: Any = config
+    return _own_backend(wanted, stream_backends(streams, device) if own == TILES else (own,))
 
 
 def _own_backend(wanted: str, own: Sequence[str]) -> str:
@@ -252,25 +293,27 @@ def require_device(device: str) -> None:
         )
 
 
-def architecture(card: Mapping[str, Any]) -> tuple[NetworkKind, Architecture]:
+def architecture(card: Mapping[str, Any]) -> tuple[ModelKind, Architecture]:
     """Return the kind and the configuration of the network that *card* describes, checked.
 
     Raises ``ConfigInvalid`` for an unknown kind or an architecture that cannot be built.
     """
-    name = section_of(card, "model").get("kind")
-    if isinstance(name, str) and name in KINDS:
-        raise ConfigInvalid(
-            f"A {name} checkpoint answers for all symbols of a close; trade it by strategy.name "
-            f"'{name}'."
-        )
-    kind = kind_of(name)
+    model_kinds()
+    kind = kind_of(section_of(card, "model").get("kind"))
     config: Architecture = kind.read(section_of(card, "architecture"))
     return kind, config
 
 
 def is_ensemble(card: Mapping[str, Any]) -> bool:
     """Return whether *card* is of a network and a row model together."""
-    return bool(section_of(card, "model").get("kind") == ENSEMBLE)
+    kind = known_kind(card)
+    return kind is not None and bool(kind.members)
+
+
+def network_card(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the card of the network among the members of *card*; itself without members."""
+    kind = known_kind(card)
+    return part_of(card, kind.members[0]) if kind is not None and kind.members else card
 
 
 COMPUTED: Final = "computed_by"
@@ -296,77 +339,11 @@ def tensors_of(tensors: Mapping[str, Tensor], half: str) -> dict[str, Tensor]:
     }
 
 
-def _ensemble(
-    card: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-    build_half: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Forecaster],
-) -> EnsembleForecaster:
-    """Return the forecaster of both halves, each built of its own part of card and tensors."""
-    cards = [part_of(card, half) for half in HALVES]
-    if row_kind(cards[0]) is not None or row_kind(cards[1]) is None:
-        raise CheckpointMismatch(
-            "An ensemble is a network and a tree or a glm; combine two such checkpoints."
-        )
-    wide = features.wider(*map(known_schema, cards))
-    cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
-    network, rows = (
-        build_half(part, tensors_of(tensors, half))
-        for part, half in zip(cards, HALVES, strict=True)
-    )
-    assert isinstance(network, NetworkForecaster)
-    assert isinstance(rows, RowForecaster)
-    section = section_of(card, "calibration")
-    return EnsembleForecaster(
-        network,
-        rows,
-        per_horizon(section_of(card, "ensemble").get("network_share"), network.horizons),
-        spread=per_horizon(section.get("spread"), network.horizons),
-        calibration=calibration_of(section, network.model.network.content_free(), network.horizons),
-    )
-
-
-def row_kind(card: Mapping[str, Any]) -> RowKind | None:
-    """Return the kind of row model that *card* describes; None where it is a network's."""
-    return ROW_KINDS.get(str(section_of(card, "model").get("kind")))
-
-
-def trained_rows(
-    card: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: RowKind
-) -> TrainedRows:
-    """Return the row model of *card* with its arrays read and checked.
-
-    Raises ``ConfigInvalid`` for an unknown feature schema, and ``CheckpointMismatch`` for arrays or
-    a calibration that do not fit the card.
-    """
-    identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
-    horizons = section_of(card, "architecture").get("horizons")
-    if not (
-        isinstance(horizons, list | tuple)
-        and 0 < len(horizons) <= _QUANTILES_MAX
-        and all(type(one) is int and 1 <= one <= _HORIZON_MAX for one in horizons)
-    ):
-        raise CheckpointMismatch(
-            "The card's architecture.horizons must list whole bars; use the card that was written."
-        )
-    schema = known_schema(card)
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-    ahead = tuple(horizons)
-    return TrainedRows(
-        kind=kind,
-        model=kind.read(arrays, len(schema.names), len(ahead)),
-        schema=schema,
-        horizons=ahead,
-        model_id=str(identity.get("id", "")),
-        sha256=str(identity.get("sha256", "")),
-        spread=per_horizon(calibration.get("spread", 1.0), ahead),
-        calibration=calibration_of(calibration, 0.0, ahead),
-    )
-
-
 def restore(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Network:
     """Return the network of *card* with *tensors* as its weights, checked and probed."""
     kind, config = architecture(card)
-    return _loaded(lambda: kind.make(config), tensors)
+    network: Network = _loaded(lambda: kind.make(config), tensors)
+    return network
 
 
 def _loaded(make: Callable[[], AnyNetwork], tensors: Mapping[str, Tensor]) -> AnyNetwork:

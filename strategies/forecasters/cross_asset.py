@@ -10,6 +10,7 @@ The rules are docs/several.md, P26 to P28.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -20,6 +21,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracepaper.strategies.api.model import ModelKind, Serves, register
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.attention.time_buckets import RECENT_SHARE, shift
@@ -34,8 +36,10 @@ from tracepaper.strategies.errors import (
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import (
+    RunOptions,
     calibration_of,
     filled,
+    known_kind,
     known_schema,
     per_horizon,
     section_of,
@@ -44,7 +48,6 @@ from tracepaper.strategies.forecasters.outputs import forecasts, require_one_of_
 from tracepaper.strategies.forecasters.windowed import CONTENT_FREE, FeatureWindow, buckets_of
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.cross_asset import (
-    KINDS,
     CrossAssetConfig,
     CrossAssetNetwork,
     CrossLook,
@@ -58,6 +61,17 @@ Ids = NDArray[np.int64]
 USUAL: Final = RolloutOptions()
 DECIMALS: Final = 6
 """Weights are rounded to so many."""
+
+
+def is_together(card: Mapping[str, Any]) -> bool:
+    """Return whether *card* is of a network that answers for all symbols of a close."""
+    return _kind(card) is not None
+
+
+def _kind(card: Mapping[str, Any]) -> ModelKind | None:
+    """Return the kind of *card*; None for one that does not serve all symbols of a close."""
+    kind = known_kind(card)
+    return kind if kind is not None and kind.serves is Serves.CLOSE else None
 
 
 @dataclass(frozen=True)
@@ -82,18 +96,20 @@ class TogetherModel:
         unknown schema, ``CheckpointMismatch`` for tensors or a calibration that do not fit.
         """
         identity = section_of(card, "model")
-        kind = str(identity.get("kind"))
-        if kind not in KINDS:
+        kind = _kind(card)
+        if kind is None:
             raise ConfigInvalid(
-                f"The checkpoint is of the kind {shown(kind)}, and not {' or '.join(KINDS)}; name "
-                "another."
+                f"The checkpoint is of the kind {shown(str(identity.get('kind')))}, and not "
+                f"{' or '.join(KINDS)}; name another."
             )
         config = CrossAssetConfig.read(section_of(card, "architecture"))
         schema, scales = known_schema(card), section_of(card, "calibration")
-        if len(schema.names) != config.features or config.allocation != (kind == "portfolio"):
+        if len(schema.names) != config.features or config.allocation != (
+            "allocation" in kind.heads
+        ):
             raise CheckpointMismatch(
-                f"The card's features {schema.schema_id} or its kind {kind} are not those of its "
-                "architecture; use the card that was written."
+                f"The card's features {schema.schema_id} or its kind {kind.name} are not those of "
+                "its architecture; use the card that was written."
             )
         horizon = scales.get("horizon", config.horizons[0])
         if horizon not in config.horizons:
@@ -102,7 +118,7 @@ class TogetherModel:
                 f"{list(config.horizons)}; use the card that was written."
             )
         return cls(
-            kind,
+            kind.name,
             filled(lambda: CrossAssetNetwork(config), tensors),
             schema,
             str(identity.get("id", "")),
@@ -332,3 +348,46 @@ class TogetherForecaster:
                 answers, weights, relative.tolist(), shares.tolist(), strict=True
             )
         ]
+
+
+def _of_close(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
+) -> TogetherForecaster:
+    """Return the forecaster of the symbols that *options* name, by their horizon where it has it.
+
+    Raises ``ConfigInvalid`` where they name none: bars of one symbol have no answer.
+    """
+    model = TogetherModel.read(card, tensors)
+    if not options.symbols:
+        raise ConfigInvalid(KINDS[model.kind].refusal)
+    if options.horizon in model.config.horizons:
+        model = dataclasses.replace(model, horizon=options.horizon)
+    return TogetherForecaster(model, options.symbols, threads=options.threads)
+
+
+KINDS: Final[Mapping[str, ModelKind]] = {
+    name: register(
+        ModelKind(
+            name,
+            summary,
+            Serves.CLOSE,
+            build=_of_close,
+            heads=heads,
+            refusal=f"A {name} checkpoint answers for all symbols of a close; trade it by "
+            f"strategy.name '{name}'.",
+        )
+    )
+    for name, summary, heads in (
+        (
+            "crossasset",
+            "several symbols at once, with returns relative to each other",
+            frozenset({"relative"}),
+        ),
+        (
+            "portfolio",
+            "the same with weights, costs and turnover inside the loss",
+            frozenset({"relative", "allocation"}),
+        ),
+    )
+}
+"""The kinds that answer for all symbols of a close."""

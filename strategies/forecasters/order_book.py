@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.model import ModelKind, Serves, register
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.forecasters.build import filled, section_of
+from tracepaper.strategies.forecasters.build import filled, known_kind, section_of
 from tracepaper.strategies.networks.order_book import (
     MOVES,
     OrderBookAttribution,
@@ -52,9 +53,11 @@ class BookModel:
         Raises ``ConfigInvalid`` for another kind or an architecture that cannot be built,
         ``CheckpointMismatch`` for tensors that are not its weights.
         """
-        if (kind := section_of(card, "model").get("kind")) != KIND:
+        kind = known_kind(card)
+        if kind is None or kind.serves is not Serves.BOOK:
+            named = section_of(card, "model").get("kind")
             raise ConfigInvalid(
-                f"The checkpoint is of the kind {shown(kind)}, and strategy.name '{KIND}' takes "
+                f"The checkpoint is of the kind {shown(named)}, and strategy.name '{KIND}' takes "
                 f"one that `tracepaper train --set model.kind={KIND}` wrote."
             )
         config = OrderBookConfig.read(section_of(card, "architecture"))
@@ -153,3 +156,15 @@ def shares_of(look: OrderBookAttribution, levels: int) -> dict[str, float]:
         "looked_newest": float(by_side[-1].sum()),
         "looked_late": float(by_side[len(by_side) // 2 :].sum()),
     }
+
+
+ORDER_BOOK: Final = register(
+    ModelKind(
+        KIND,
+        "levels of an order book and their history, from files of `data record`",
+        Serves.BOOK,
+        refusal="A network of order books reads files of `tracepaper data record`, not bars; ask "
+        "it by `tracepaper explain --depth FILE --checkpoint FOLDER`.",
+    )
+)
+"""The kind that answers over order books."""

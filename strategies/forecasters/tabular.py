@@ -3,7 +3,7 @@
 It gives mean return, its spread and volatility, and nothing of attention: gates of other measures
 are not declared (docs/own_models.md, N3).
 
-A kind is one entry of ``ROW_KINDS``. Both speak in the units of the labels: the return to a
+Both speak in the units of the labels: the return to a
 horizon h of bars in σ √h, and its variance in σ² h. A row is answered alike, bit for bit, in any
 company.
 
@@ -17,18 +17,37 @@ The rules are docs/models.md, L36 to L37 and L49.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
+from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
+from tracepaper.strategies.forecasters.build import (
+    COMPUTED,
+    HALVES,
+    RunOptions,
+    build_of,
+    calibration_of,
+    choose_backend,
+    known_kind,
+    known_schema,
+    part_of,
+    per_horizon,
+    refuse_way,
+    section_of,
+    tensors_of,
+)
 from tracepaper.strategies.forecasters.outputs import require_one_of_each
 from tracepaper.strategies.forecasters.streaming import (
     Attribution,
@@ -38,11 +57,14 @@ from tracepaper.strategies.forecasters.streaming import (
 )
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
 from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
+from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
 _BLOCK_ROWS: Final = 4_096  # rows answered at once; bounds memory
+_HORIZONS_MAX: Final = 1_000
+_HORIZON_MAX: Final = 1_000_000
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -70,15 +92,6 @@ class RowModel(Protocol):
     def added(self, row: NDArray[np.floating]) -> Added:
         """Return what each feature of one [feature] *row* adds."""
         ...
-
-
-@dataclass(frozen=True)
-class RowKind:
-    """A kind of row model, by the name that a card gives as ``[model] kind``."""
-
-    name: str
-    read: Callable[[Arrays, int, int], RowModel]
-    """Arrays, features and horizons → the model; raises ``CheckpointMismatch``."""
 
 
 class TreeModel:
@@ -160,12 +173,6 @@ class GlmModel:
         return found
 
 
-ROW_KINDS: Final[Mapping[str, RowKind]] = {
-    kind.name: kind for kind in (RowKind("tree", TreeModel), RowKind("glm", GlmModel))
-}
-"""Every kind of row model by its name."""
-
-
 ROW_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility"})
 """What a row model gives, of ``gates.gate.MEASURES``."""
 
@@ -174,7 +181,7 @@ ROW_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility"})
 class TrainedRows:
     """What a checkpoint says of a row model: arrays read, identity, features and calibration."""
 
-    kind: RowKind
+    kind: ModelKind
     model: RowModel
     schema: FeatureSchema
     horizons: tuple[int, ...]
@@ -446,3 +453,112 @@ def halves(forecast: Forecast) -> Floats:
     """
     found = np.frombuffer(forecast.further, dtype="<f4").astype(np.float64)
     return found.reshape(-1, 2, len(forecast.horizons))
+
+
+# ---------------------------------------------------------------- from a card
+
+
+def row_kind(card: Mapping[str, Any]) -> ModelKind | None:
+    """Return the kind of row model that *card* describes; None where it is another's."""
+    kind = known_kind(card)
+    return kind if kind is not None and kind.rows is not None else None
+
+
+def trained_rows(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: ModelKind
+) -> TrainedRows:
+    """Return the row model of *card* with its arrays read and checked.
+
+    Raises ``ConfigInvalid`` for an unknown feature schema, and ``CheckpointMismatch`` for arrays or
+    a calibration that do not fit the card.
+    """
+    assert kind.rows is not None
+    identity, calibration = section_of(card, "model"), section_of(card, "calibration", {})
+    horizons = section_of(card, "architecture").get("horizons")
+    if not (
+        isinstance(horizons, list | tuple)
+        and 0 < len(horizons) <= _HORIZONS_MAX
+        and all(type(one) is int and 1 <= one <= _HORIZON_MAX for one in horizons)
+    ):
+        raise CheckpointMismatch(
+            "The card's architecture.horizons must list whole bars; use the card that was written."
+        )
+    schema = known_schema(card)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    ahead = tuple(horizons)
+    return TrainedRows(
+        kind=kind,
+        model=kind.rows(arrays, len(schema.names), len(ahead)),
+        schema=schema,
+        horizons=ahead,
+        model_id=str(identity.get("id", "")),
+        sha256=str(identity.get("sha256", "")),
+        spread=per_horizon(calibration.get("spread", 1.0), ahead),
+        calibration=calibration_of(calibration, 0.0, ahead),
+    )
+
+
+def _of_rows(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
+) -> RowForecaster:
+    choose_backend(card, options.backend, device=options.device)
+    torch.set_num_threads(options.threads)
+    kind = row_kind(card)
+    assert kind is not None
+    refuse_way(options.way, kind.name)
+    return RowForecaster(
+        trained_rows(card, tensors, kind), mode=options.mode, threads=options.threads
+    )
+
+
+def _of_members(
+    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
+) -> EnsembleForecaster:
+    """Return the forecaster of both halves, each built of its own part of card and tensors."""
+    choose_backend(card, options.backend, device=options.device)
+    cards = [part_of(card, half) for half in HALVES]
+    if row_kind(cards[0]) is not None or row_kind(cards[1]) is None:
+        raise CheckpointMismatch(
+            "An ensemble is a network and a tree or a glm; combine two such checkpoints."
+        )
+    wide = features.wider(*map(known_schema, cards))
+    cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
+    of_network, of_rows = (tensors_of(tensors, half) for half in HALVES)
+    network = build_of(cards[0], of_network, replace(options, vectors=None))
+    rows = build_of(cards[1], of_rows, replace(options, backend="auto", way=STORED, vectors=None))
+    assert isinstance(network, NetworkForecaster)
+    assert isinstance(rows, RowForecaster)
+    section = section_of(card, "calibration")
+    return EnsembleForecaster(
+        network,
+        rows,
+        per_horizon(section_of(card, "ensemble").get("network_share"), network.horizons),
+        spread=per_horizon(section.get("spread"), network.horizons),
+        calibration=calibration_of(section, network.model.network.content_free(), network.horizons),
+    )
+
+
+ROW_KINDS: Final[Mapping[str, ModelKind]] = {
+    name: register(
+        ModelKind(
+            name,
+            "of one bar's features",
+            build=_of_rows,
+            rows=model,
+            is_experimental=False,  # none is bundled alone
+        )
+    )
+    for name, model in (("tree", TreeModel), ("glm", GlmModel))
+}
+"""The kinds that answer one row of features."""
+ENSEMBLE: Final = "ensemble"
+"""The kind of checkpoint that holds a network and a row model."""
+register(
+    ModelKind(
+        ENSEMBLE,
+        "a network with a tree or a glm",
+        build=_of_members,
+        members=HALVES,
+        is_experimental=False,  # its network is listed
+    )
+)

@@ -1,7 +1,7 @@
 """What all networks share: the ``[architecture]`` of a card, and output heads.
 
-A kind is registered in its own module, which need not be named anywhere else: cards, forecasters,
-``doctor`` and error messages find it here.
+A network registers its ``ModelKind`` in its own module, which need not be named anywhere else:
+cards, forecasters, ``doctor`` and error messages find it here.
 
 Beyond the return, the direction and the volatility, which every network has, stand quantiles, an
 allocation, and what only some have: the tails of the return, the drawdown, the regime of the
@@ -15,16 +15,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, ClassVar, Final, NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.strategies import order_book
+from tracepaper.strategies.api.model import KINDS, ModelKind
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
 
@@ -320,6 +319,11 @@ class Network(nn.Module):
         """The heads beyond those that every network has, which are learnt from their own labels."""
         return frozenset()
 
+    def attend_by(self, backend: str) -> bool:
+        """Attend by the kernel *backend*; return whether this network can be told to."""
+        del backend
+        return False
+
     @property
     def answers_every_row(self) -> bool:
         """Whether one pass answers each of many rows as the rows before it alone would.
@@ -371,54 +375,20 @@ class Network(nn.Module):
         return next(self.parameters()).device
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkKind:
-    """A kind of network, by the name that a card gives as ``[model] kind``."""
-
-    name: str
-    read: Callable[[dict[str, Any]], Any]
-    """A card's ``[architecture]`` → its configuration; raises ``ConfigInvalid``."""
-    make: Callable[[Any], Network]
-    """A configuration → the network, untrained."""
-    backend: Callable[[Any], str | None]
-    """What attends, by name, where it is the network's own; None where a kernel does."""
-    words: str = ""
-    """What it is, for ``tracepaper train``: a few words."""
-    by_names: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]] = lambda *_: {}
-    """Its ``[architecture]`` and the names of features → what of it follows from these."""
-    follows: tuple[str, ...] = ()
-    """The keys of that which no recipe chooses; of a card handed in as one they are left aside."""
-
-
-KINDS: Final[dict[str, NetworkKind]] = {}
-"""The kinds registered so far; ask ``network_kinds`` for all."""
-
-
-def register(kind: NetworkKind) -> NetworkKind:
-    """Make *kind* known; raise ``ConfigInvalid`` for a name that is taken."""
-    if kind.name in KINDS:
-        raise ConfigInvalid(f"There is a kind of network called {kind.name} already.")
-    KINDS[kind.name] = kind
-    return kind
-
-
-def network_kinds() -> Mapping[str, NetworkKind]:
-    """Return every kind by its name, once each module of this package was imported."""
+def network_kinds() -> Mapping[str, ModelKind]:
+    """Return every kind that is one ``Network``, once each module of this package was imported."""
     from tracepaper.strategies import networks
 
     for module in iter_modules(networks.__path__):
         import_module(f"{networks.__name__}.{module.name}")
-    return KINDS
+    return {name: kind for name, kind in KINDS.items() if kind.has_network}
 
 
-def kind_of(name: object) -> NetworkKind:
-    """Return the kind of that name; raise ``ConfigInvalid`` for an unknown one."""
+def kind_of(name: object) -> ModelKind:
+    """Return the kind of network of that name; raise ``ConfigInvalid`` where none has it."""
     known = network_kinds()
-    if name == order_book.KIND:
-        raise ConfigInvalid(
-            "A network of order books reads files of `tracepaper data record`, not bars; ask it by "
-            "`tracepaper explain --depth FILE --checkpoint FOLDER`."
-        )
+    if isinstance(name, str) and name in KINDS and (refusal := KINDS[name].refusal):
+        raise ConfigInvalid(refusal)
     if not isinstance(name, str) or name not in known:
         raise ConfigInvalid(
             f"The model's card names the kind {shown(name)}; use {' or '.join(known)}."

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import STRIDE, TAPS, attend_sparsely, sample_keys
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
@@ -36,9 +37,7 @@ from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     Heads,
     Network,
-    NetworkKind,
     Outputs,
-    register,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.keys import checked_section
@@ -523,11 +522,11 @@ class LstmNetwork(Network):
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "lstm",
-        LstmConfig.read,
-        LstmNetwork,
+        "an LSTM over one window, from zeros; it has no attention to explain",
+        read=LstmConfig.read,
+        make=LstmNetwork,
         backend=lambda _: "recurrence",
-        words="an LSTM over one window, from zeros; it has no attention to explain",
     )
 )

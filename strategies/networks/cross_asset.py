@@ -46,11 +46,6 @@ _ROWS_AT_ONCE: Final = 16
 """Decided assets whose weights over the tokens are carried together; bounds memory."""
 _NOWHERE: Final = Phases(None, None, None)
 """Assets stand in no order."""
-KINDS: Final[Mapping[str, str]] = {
-    "crossasset": "several symbols at once, with returns relative to each other",
-    "portfolio": "the same with weights, costs and turnover inside the loss",
-}
-"""Kinds of networks that answer for all symbols of a close, and what each is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.heads import head_rows
 from tracepaper.strategies.attention.kernels import attend
@@ -34,9 +35,7 @@ from tracepaper.strategies.networks.architecture import (
     Heads,
     LayerAttribution,
     Network,
-    NetworkKind,
     Outputs,
-    register,
 )
 from tracepaper.strategies.networks.encodings import (
     ENCODINGS,
@@ -359,6 +358,11 @@ class FlashNetwork(Network):
             allocation=config.allocation,
         )
 
+    def attend_by(self, backend: str) -> bool:
+        """Attend by the kernel *backend*."""
+        self.backend = backend
+        return True
+
     @property
     def answers_every_row(self) -> bool:
         """Whether its mask is a causal window of each row."""
@@ -528,12 +532,12 @@ TILES: Final = "tiles"
 """What attends in a stream: each tile's scores are there, and give its explanation as well."""
 
 register(
-    NetworkKind(
+    ModelKind(
         "flash",
-        FlashConfig.read,
-        FlashNetwork,
+        "a transformer over a causal window, streaming; or over whole windows",
+        read=FlashConfig.read,
+        make=FlashNetwork,
         backend=lambda config: TILES if config.mask == "window" else None,
         by_names=by_names,
-        words="a transformer over a causal window, streaming; or over whole windows",
     )
 )

@@ -19,6 +19,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
@@ -45,9 +46,7 @@ from tracepaper.strategies.networks.architecture import (
     Heads,
     LayerAttribution,
     Network,
-    NetworkKind,
     Outputs,
-    register,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
 from tracepaper.strategies.networks.keys import checked_section
@@ -356,11 +355,11 @@ def _carry(stages: Sequence[Stage], weights: Tensor) -> Tensor:
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "informer",
-        InformerConfig.read,
-        InformerNetwork,
+        "ProbSparse attention and distilling over one window",
+        read=InformerConfig.read,
+        make=InformerNetwork,
         backend=lambda _: "probsparse",
-        words="ProbSparse attention and distilling over one window",
     )
 )

@@ -15,6 +15,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.linear import (
     LinearLayer,
     attend_linearly,
@@ -33,9 +34,7 @@ from tracepaper.strategies.networks.architecture import (
     ExplainedOutputs,
     LayerAttribution,
     Network,
-    NetworkKind,
     Outputs,
-    register,
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
@@ -216,11 +215,11 @@ class LinearNetwork(Network):
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "linear",
-        LinearConfig.read,
-        LinearNetwork,
+        "linear attention over whole windows, by features of queries and keys",
+        read=LinearConfig.read,
+        make=LinearNetwork,
         backend=lambda _: "sums",
-        words="linear attention over whole windows, by features of queries and keys",
     )
 )

@@ -18,6 +18,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
@@ -26,9 +27,7 @@ from tracepaper.strategies.networks.architecture import (
     ExplainedOutputs,
     LayerAttribution,
     Network,
-    NetworkKind,
     Outputs,
-    register,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_columns, clock_of
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -315,11 +314,11 @@ class MultiscaleNetwork(Network):
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "multiscale",
-        MultiscaleConfig.read,
-        MultiscaleNetwork,
+        "closed bars of several timeframes, each a token, in full attention",
+        read=MultiscaleConfig.read,
+        make=MultiscaleNetwork,
         backend=lambda _: None,
-        words="closed bars of several timeframes, each a token, in full attention",
     )
 )

@@ -19,6 +19,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
@@ -27,9 +28,7 @@ from tracepaper.strategies.networks.architecture import (
     Heads,
     LayerAttribution,
     Network,
-    NetworkKind,
     Outputs,
-    register,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.keys import checked_section, nearest
@@ -336,12 +335,12 @@ class TradingNetwork(Network):
 
 
 register(
-    NetworkKind(
+    ModelKind(
         "trading",
-        TradingConfig.read,
-        TradingNetwork,
+        "an encoder for each modality of a bar, and a transformer over a causal window",
+        read=TradingConfig.read,
+        make=TradingNetwork,
         backend=lambda _: None,
-        words="an encoder for each modality of a bar, and a transformer over a causal window",
         by_names=by_names,
         follows=("columns",),
     )

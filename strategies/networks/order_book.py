@@ -30,7 +30,6 @@ from tracepaper.strategies.networks.encodings import rotate, turns
 from tracepaper.strategies.networks.keys import checked_section
 from tracepaper.strategies.order_book import COLUMNS, LEVELS_MAX, SIDES
 
-WORDS: Final = "levels of an order book and their history, from files of `data record`"
 MOVES: Final = ("down", "flat", "up")
 """What the mid does to a horizon, in the order of every answer."""
 _TOKENS_AT_ONCE: Final = 8_192

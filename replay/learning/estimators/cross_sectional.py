@@ -87,12 +87,12 @@ from tracepaper.replay.learning.panel_fit import CrossSection
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, middle
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
+from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster, TogetherModel
+from tracepaper.strategies.forecasters.cross_asset import KINDS, TogetherForecaster, TogetherModel
 from tracepaper.strategies.networks.cross_asset import (
     JOINT,
-    KINDS,
     CrossAssetConfig,
     CrossAssetNetwork,
     correlations_of,
@@ -117,10 +117,10 @@ class CrossAssetEstimator(CandleEstimator):
     chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
     defaults: ClassVar = {"length": 512, "batch": 4}
 
-    def __init__(self, kind: str, summary: str, *, allocates: bool) -> None:
-        """Fit networks that forecast, and allocate where *allocates*."""
-        self.kind, self.summary = kind, summary
-        self._allocates: bool = allocates
+    def __init__(self, kind: ModelKind) -> None:
+        """Fit networks of that kind."""
+        self.kind, self.summary = kind.name, kind.summary
+        self._allocates: bool = "allocation" in kind.heads
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> CrossAssetConfig:
         """Return the configuration for symbols that are not known yet."""
@@ -473,5 +473,5 @@ def _sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     ]
 
 
-for _kind, _summary in KINDS.items():
-    register(CrossAssetEstimator(_kind, _summary, allocates=_kind == "portfolio"))
+for _kind in KINDS.values():
+    register(CrossAssetEstimator(_kind))

@@ -67,8 +67,8 @@ from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import schema, wider
-from tracepaper.strategies.forecasters.build import HALVES, part_of, row_kind, tensors_of
-from tracepaper.strategies.forecasters.tabular import ROW_KINDS, TrainedRows
+from tracepaper.strategies.forecasters.build import HALVES, part_of, tensors_of
+from tracepaper.strategies.forecasters.tabular import ROW_KINDS, TrainedRows, row_kind
 from tracepaper.strategies.networks.architecture import Network
 
 NAMES: Final = ("network_half", "row_half")

@@ -58,10 +58,11 @@ from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, listed
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
 from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import build, restore
-from tracepaper.strategies.networks.architecture import Network, NetworkKind, network_kinds
+from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.units import MINUTE_MS
 
@@ -75,11 +76,11 @@ class NetworkEstimator(CandleEstimator):
 
     joins_rows = True
 
-    def __init__(self, network: NetworkKind) -> None:
+    def __init__(self, network: ModelKind) -> None:
         """Fit networks of that kind."""
         self.kind = network.name
-        self.summary = network.words
-        self.network: NetworkKind = network
+        self.summary = network.summary
+        self.network: ModelKind = network
         self.Keys = type(network.read({}))
         self.takes_covariates = network.name == "trading"
 

@@ -30,7 +30,7 @@ from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_
 from tracepaper.replay.learning.recipe import Recipe, chosen_of
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.networks import order_book
+from tracepaper.strategies.forecasters.order_book import ORDER_BOOK
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import COLUMNS, KIND, Books, Integers, tokens_of
 from tracepaper.strategies.units import DAY_MS
@@ -92,7 +92,7 @@ class OrderBookEstimator:
     """The kind of network over order books."""
 
     kind = KIND
-    summary = order_book.WORDS
+    summary = ORDER_BOOK.summary
     source = DataSource.ORDER_BOOKS
     takes_covariates = False
     walks_only = True

@@ -57,7 +57,6 @@ from tracepaper.replay.learning.statistics import (
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.build import trained_rows
 from tracepaper.strategies.forecasters.tabular import (
     ROW_KINDS,
     ROW_MEASURES,
@@ -65,6 +64,7 @@ from tracepaper.strategies.forecasters.tabular import (
     RowForecaster,
     RowModel,
     TrainedRows,
+    trained_rows,
 )
 from tracepaper.strategies.forecasters.trees import joined
 from tracepaper.strategies.gates.gate import GATES, GateInputs

@@ -41,12 +41,11 @@ from tracepaper.strategies.forecasters.build import (
     known_schema,
     part_of,
     restore,
-    row_kind,
     takes_vectors,
     tensors_of,
     vector_scale,
 )
-from tracepaper.strategies.forecasters.tabular import TrainedRows
+from tracepaper.strategies.forecasters.tabular import TrainedRows, row_kind
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.checks import (
     NetworkCheck,

@@ -50,7 +50,8 @@ def network(kind: str, dropout: float = 0.1) -> Network:
         return FlashNetwork(replace(tiny(), dropout=dropout))
     known = kind_of(kind)
     section = {"dim": 8, "layers": 2, "window": 24, "horizons": HORIZONS, "dropout": dropout}
-    return known.make(known.read(section))
+    made: Network = known.make(known.read(section))
+    return made
 
 
 def fit(

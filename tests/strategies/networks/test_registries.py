@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.diagnostics import diagnose
+from tracepaper.strategies.api.model import KINDS, ModelKind, register
 from tracepaper.strategies.attention import backends, kernels, rollout_kernels
 from tracepaper.strategies.attention.backends import Backend, Chunked
 from tracepaper.strategies.attention.masks import Mask
@@ -37,7 +38,6 @@ from tracepaper.strategies.networks.architecture import (
     Head,
     Heads,
     Network,
-    NetworkKind,
     Outputs,
 )
 from tracepaper.strategies.networks.encodings import Encoding
@@ -171,13 +171,15 @@ def echo_config(section: dict[str, Any]) -> EchoConfig:
 
 
 def test_a_network_is_one_module() -> None:
-    made = NetworkKind("echo", echo_config, Echo, backend=lambda _: "echoing")
+    made = ModelKind(
+        "echo", "says it again", read=echo_config, make=Echo, backend=lambda _: "echoing"
+    )
     card = models.card()
     card["model"]["kind"], card["architecture"] = "echo", {"window": 30}
     weights = Echo(EchoConfig(window=30)).state_dict()
     with pytest.raises(ConfigInvalid, match=r"names the kind 'echo'; use .*informer"):
         build(card, weights)
-    with registered(architecture.KINDS, lambda: architecture.register(made)):
+    with registered(KINDS, lambda: register(made)):
         with pytest.raises(ConfigInvalid, match=r"architecture\.depth is unknown"):
             build(card | {"architecture": {"depth": 1}}, weights)
         assert choose_backend(card, "auto", device="cpu") == "echoing"
