@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from tracepaper.daemon.config.loading import Given, Sections, WithSettings, load, load_with_origins
-from tracepaper.daemon.config.values import BUILT_IN, ORDERBOOK, STOCK, TOGETHER
+from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay.archive import Candles
@@ -42,6 +42,7 @@ from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
@@ -425,7 +426,8 @@ def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) ->
     if params is not None and not isinstance(params, Mapping):
         raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
     given = plain_values(dict(params or {}), "params")
-    if name not in (*TOGETHER, ORDERBOOK) and (name in BUILT_IN or ":" not in name):
+    has_options = ":" in name or ASKS.get(name) in (Serves.CLOSE, Serves.BOOK)
+    if not has_options:
         return {**given, "name": name}
     own = load(config).strategy
     return {"name": name, "options": {**(own.options if own.name == name else {}), **given}}

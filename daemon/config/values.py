@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from types import NoneType, UnionType
 from typing import (
@@ -34,6 +34,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import AUTO, GATES, ThresholdForm, ThresholdKey, gate_order
 from tracepaper.strategies.units import (
@@ -311,6 +312,12 @@ TOGETHER: Final = ("crossasset", "portfolio")
 """Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
 ORDERBOOK: Final = "orderbook"
 """The strategy that trades one symbol by order books, with a checkpoint of its own options."""
+ASKS: Final[Mapping[str, Serves]] = {
+    "attention": Serves.BAR,
+    **dict.fromkeys(TOGETHER, Serves.CLOSE),
+    ORDERBOOK: Serves.BOOK,
+}
+"""What each built-in strategy that cannot do without a model asks it of."""
 BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")
 """Strategies by name; any other is a class of the user's."""
 WINDOWS_MAX: Final = 8

@@ -12,12 +12,13 @@ from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExecutionSection, RegimeSection
-from tracepaper.daemon.config.values import ORDERBOOK, STOCK, TOGETHER
+from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 from tracepaper.daemon.session.models import make_orderbook, make_together
 from tracepaper.daemon.session.user_class import make_own, user_class
-from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.daemon.session.user_model import user_model
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode, VolatilityKind
 from tracepaper.strategies.api.strategy import (
     AttentionStrategy,
@@ -68,7 +69,7 @@ def needs_forecaster(config: Config) -> bool:
     given without a model that is asked.
     """
     name, has_model = config.strategy.name, config.model.is_given
-    needed = name in ("attention", *TOGETHER)
+    needed = ASKS.get(name) in (Serves.BAR, Serves.CLOSE)
     needed = needed or (":" in name and user_class(name).needs_forecast)
     if needed and not has_model:
         raise ConfigInvalid(
@@ -149,12 +150,13 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
 def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy] | None:
     """Return the strategies of an order book or cross-asset network; None of a user's class."""
     symbols = config.market.symbols
-    if config.strategy.name == ORDERBOOK:
-        return {symbol: make_orderbook(config) for symbol in symbols}
-    if config.strategy.name not in TOGETHER:
-        return None
-    portfolio = make_together(config, forecaster, horizon_index(config, forecaster))
-    return {symbol: PortfolioMember(portfolio) for symbol in symbols}
+    match ASKS.get(config.strategy.name):
+        case Serves.BOOK:
+            return {symbol: make_orderbook(config) for symbol in symbols}
+        case Serves.CLOSE:
+            portfolio = make_together(config, forecaster, horizon_index(config, forecaster))
+            return {symbol: PortfolioMember(portfolio) for symbol in symbols}
+    return None
 
 
 def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
@@ -392,8 +394,8 @@ def build_engine(
     counted by *sessions* where the configuration names a calendar.
     """
     _refuse_keys_of_shares(config)
-    if isinstance(forecaster, UserForecaster):
-        forecaster.scale(instruments)
+    if (own := user_model(forecaster)) is not None:
+        own.scale(instruments)
     _refuse_sizing(config, forecaster)
     if strategies is None:
         horizon_index(config, forecaster)

@@ -1,7 +1,5 @@
 """Loads the forecaster that ``[model]`` names.
 
-torch is imported here only when such a strategy is wanted.
-
 It is the run's model, named by ``[model] checkpoint``. torch is imported here only when such a
 strategy is wanted.
 """
@@ -9,13 +7,12 @@ strategy is wanted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
-from tracepaper.daemon.config.values import BUILT_IN, TOGETHER
+from tracepaper.daemon.config.values import ASKS, BUILT_IN
 from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_vectors,
@@ -23,7 +20,8 @@ from tracepaper.daemon.session.covariates import (
     refuse_vectors,
     vectors_kept_as,
 )
-from tracepaper.daemon.session.user_model import UserForecaster, load_model
+from tracepaper.daemon.session.user_model import UserForecaster, load_model, user_model
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -31,7 +29,6 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.strategies.covariates import CovariateSource
-    from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
     from tracepaper.strategies.networks.attribution import AttributionMethod
 
@@ -86,43 +83,39 @@ def checkpoint_folder(config: Config) -> Path:
     return locate(given)
 
 
-def refuse_other_strategy(config: Config, kind: str) -> None:
-    """Raise ``ConfigInvalid`` where a checkpoint of *kind* cannot serve the configured strategy.
+def refuse_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
+    """Raise ``ConfigInvalid`` where *card*'s checkpoint cannot serve the configured strategy.
 
     A user's own class may ask any model, one over several symbols too.
     """
-    name = config.strategy.name
-    if name in TOGETHER and kind != name:
+    from tracepaper.strategies.forecasters.build import known_kind
+
+    name, kind, known = config.strategy.name, str(card["model"].get("kind")), known_kind(card)
+    if ASKS.get(name) is Serves.CLOSE and kind != name:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a checkpoint of that kind, and model.checkpoint "
             f"{config.model.checkpoint} is of the kind {kind}; name another, or train one by "
             f"`tracepaper train --set model.kind={name}`."
         )
-    if kind in TOGETHER and name in BUILT_IN and name != kind:
+    serves_close = known is not None and known.serves is Serves.CLOSE
+    if serves_close and name in BUILT_IN and name != kind:
         raise ConfigInvalid(
             f"A {kind} checkpoint answers for all symbols of a close; set strategy.name to "
             f"'{kind}', which is '{name}'."
         )
 
 
-def together_forecaster(config: Config, found: Checkpoint) -> TogetherForecaster:
-    """Return the model of a checkpoint over several symbols, for those of the run.
-
-    Raises ``ConfigInvalid`` for symbols or an interval that it was not made for, and for what no
-    such model has, ``CheckpointMismatch`` for weights and a card that do not belong together.
-    """
-    from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster, TogetherModel
-
-    model, chosen = TogetherModel.read(found.card, found.tensors), config.model
+def _refuse_of_a_close(config: Config, card: Mapping[str, Any], kind: str) -> None:
+    """Raise ``ConfigInvalid`` for what no model of all symbols of a close has."""
+    chosen = config.model
     if config.market.calendar is not None:
         raise ConfigInvalid(
-            f"A {model.kind} checkpoint counts every interval of the clock; take market.calendar "
-            "out."
+            f"A {kind} checkpoint counts every interval of the clock; take market.calendar out."
         )
-    trained = str(found.card["market"].get("interval", ""))
+    trained = str(card["market"].get("interval", ""))
     if trained != config.market.interval:
         raise ConfigInvalid(
-            f"The {model.kind} checkpoint was trained on interval {trained}, and market.interval "
+            f"The {kind} checkpoint was trained on interval {trained}, and market.interval "
             f"is {config.market.interval}; make them one."
         )
     for key, given, usual in (
@@ -132,12 +125,9 @@ def together_forecaster(config: Config, found: Checkpoint) -> TogetherForecaster
     ):
         if given != usual:
             raise ConfigInvalid(
-                f"A {model.kind} checkpoint runs on the processor and is explained by the usual "
+                f"A {kind} checkpoint runs on the processor and is explained by the usual "
                 f"rollout; take model.{key} out."
             )
-    if config.gate.horizon in model.config.horizons:  # another is refused with the gates
-        model = replace(model, horizon=config.gate.horizon)
-    return TogetherForecaster(model, config.market.symbols, threads=chosen.threads)
 
 
 def make_together(
@@ -147,9 +137,9 @@ def make_together(
 
     Raises ``ConfigInvalid`` for options that it does not have.
     """
-    from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
+    from tracepaper.strategies.forecasters.cross_asset import over_symbols
 
-    if not isinstance(forecaster, TogetherForecaster):
+    if (several := over_symbols(forecaster)) is None:
         raise ConfigInvalid(
             f"strategy.name '{config.strategy.name}' needs a checkpoint of that kind; name it by "
             "model.checkpoint."
@@ -157,8 +147,8 @@ def make_together(
     return CrossAssetStrategy(
         config.market.symbols,
         config.strategy.options,
-        context=forecaster.context,
-        every=forecaster.every,
+        context=several.context,
+        every=several.every,
         horizon_index=horizon_index,
     )
 
@@ -289,7 +279,7 @@ def forecaster_of(
 
 def computing(forecaster: Forecaster | None) -> tuple[str, str]:
     """Return torch's version and instruction set; both empty without a checkpoint."""
-    if forecaster is None or isinstance(forecaster, UserForecaster):
+    if forecaster is None or user_model(forecaster) is not None:
         return "", ""
     from tracepaper.strategies.forecasters import build
 
@@ -300,8 +290,8 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
     """Return what else an answer follows from: libraries of a class, loops, a user's covariates."""
     if forecaster is None:
         return {}
-    if isinstance(forecaster, UserForecaster):
-        return forecaster.libraries
+    if (own := user_model(forecaster)) is not None:
+        return own.libraries
     if kept := vectors_kept_as(forecaster):
         return {VECTORS: kept}
     if not forecaster.backend.startswith("native"):
@@ -314,18 +304,19 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
 def _built(
     checkpoint: Checkpoint, config: Config, mode: str, vectors: CovariateSource | None
 ) -> Forecaster:
-    from tracepaper.strategies.forecasters.build import build
+    from tracepaper.strategies.forecasters.build import build, known_kind
 
-    kind = str(checkpoint.card["model"].get("kind"))
-    refuse_other_strategy(config, kind)
+    refuse_other_strategy(config, checkpoint.card)
     asked, own = config.features.own_schema, checkpoint.card["features"].get("schema_id")
     if asked not in (None, own):
         raise ConfigInvalid(
             f"[features] schema = '{asked}' is for a class of your own, and the checkpoint sees "
             f"{own}; leave it out, or name a class with [model] class."
         )
-    if kind in TOGETHER:
-        return together_forecaster(config, checkpoint)
+    kind = known_kind(checkpoint.card)
+    serves_close = kind is not None and kind.serves is Serves.CLOSE
+    if kind is not None and serves_close:
+        _refuse_of_a_close(config, checkpoint.card, kind.name)
     return build(
         checkpoint.card,
         checkpoint.tensors,
@@ -337,6 +328,8 @@ def _built(
         free_bytes=free_bytes(),
         way=_way(config),
         vectors=vectors,
+        symbols=config.market.symbols,
+        horizon=config.gate.horizon,
     )
 
 

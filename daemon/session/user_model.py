@@ -43,7 +43,7 @@ from tracepaper.strategies.api.model import (
     forecast_of,
     forecasts_of,
 )
-from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
+from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams
@@ -519,6 +519,11 @@ class UserForecaster:
         return Forecast(
             self.horizons, nothing, nothing, nothing, nothing, nothing, nothing, self.model_id
         )
+
+
+def user_model(forecaster: Forecaster | None) -> UserForecaster | None:
+    """Return the user's model that answers; None for a checkpoint's forecaster, and for none."""
+    return forecaster if isinstance(forecaster, UserForecaster) else None
 
 
 def refuse_other_model(forecaster: UserForecaster, sha256: str, run_id: str) -> None:

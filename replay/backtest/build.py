@@ -34,7 +34,7 @@ from tracepaper.daemon.session.build import (
 )
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.run_row import describe_run, refuse_size
-from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, FundingRates, read_candles
 from tracepaper.replay.archive.candles import merge_candles, resample
 from tracepaper.replay.archive.order_book import DepthSource
@@ -70,8 +70,8 @@ class Replay:
     def prober(self) -> Forecaster:
         """Return a second, fresh forecaster of the same model."""
         found = load_forecaster(self.config)
-        if isinstance(found, UserForecaster):
-            found.scale(self.instruments)
+        if (own := user_model(found)) is not None:
+            own.scale(self.instruments)
         return found
 
 

@@ -34,7 +34,7 @@ from tracepaper.daemon.session.loop import (
 from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.resume import reach_of, restore_at
 from tracepaper.daemon.session.run_row import OF_THE_PLACE, sessions_of, start_event
-from tracepaper.daemon.session.user_model import UserForecaster, refuse_other_model
+from tracepaper.daemon.session.user_model import refuse_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage import checkpoints
@@ -163,8 +163,8 @@ def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> F
         backend=run.backend,
         vectors="" if sha256 else kept_vectors_of(run.libraries),
     )
-    if isinstance(found, UserForecaster):
-        refuse_other_model(found, run.model_sha256, run.run_id)
+    if (own := user_model(found)) is not None:
+        refuse_other_model(own, run.model_sha256, run.run_id)
     elif found.model_sha256 != (sha256 or run.model_sha256):
         kept = checkpoints.find_kept(database, model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
@@ -205,8 +205,8 @@ def _made_again(recorded: Recorded, database: Path, *, into: Path | None = None)
         into=into,
         vectors=kept_vectors_of(run.libraries),
     )
-    if isinstance(found, UserForecaster):
-        found.scale(run.instruments)
+    if (own := user_model(found)) is not None:
+        own.scale(run.instruments)
     return found
 
 

@@ -236,7 +236,7 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
     """
     from tracepaper.replay.bench.workloads import Scan
     from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-    from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
+    from tracepaper.strategies.forecasters.tabular import network_half
 
     candles = tiled(bars + 7_201)
     with tempfile.TemporaryDirectory() as folder:
@@ -245,10 +245,10 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         replay = replay_of([candles], "attention")
         tell(f"replaying {len(candles):,} bars")
         audit = SqlAuditLog.open(database)
-        forecaster = replay.forecaster
-        assert isinstance(forecaster, EnsembleForecaster)
-        assert isinstance(forecaster.network, StreamingForecaster)
-        watch = ExplainedBars(Scan(forecaster.network.network))
+        assert replay.forecaster is not None
+        network = network_half(replay.forecaster)
+        assert isinstance(network, StreamingForecaster)
+        watch = ExplainedBars(Scan(network.network))
         tally = Tally(progress=watch.observe)
         wall, began = time.perf_counter(), time.process_time()
         run_replay(replay, audit, tally)
@@ -285,14 +285,13 @@ def measure_windows(
     a model that streams or has no attention.
     """
     from tracepaper.replay.bench.workloads import WholeWindow
-    from tracepaper.strategies.forecasters.tabular import network_half
-    from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+    from tracepaper.strategies.forecasters.attribution import attending
 
     tell("loading the model")
     replay = replay_of([tiled(1)], "attention", checkpoint=checkpoint)
     assert replay.forecaster is not None
-    forecaster = network_half(replay.forecaster)
-    if not isinstance(forecaster, WindowedForecaster):
+    forecaster = attending(replay.forecaster)
+    if forecaster is None or forecaster.streams:
         raise ConfigInvalid(
             f"{checkpoint} is no model of whole windows; measure the default one with --model."
         )

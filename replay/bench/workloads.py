@@ -25,7 +25,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.order_book import (
     OrderBookAttribution,
     OrderBookConfig,
@@ -289,7 +288,6 @@ class WholeWindow:
             raise ConfigInvalid(
                 "This is no network of whole windows with attention; give an informer's checkpoint."
             )
-        assert isinstance(config, InformerConfig | FlashConfig)
         kept = ("features", "dim", "layers", "heads", "window", "horizons", "mlp_ratio")
         size = {name: getattr(config, name) for name in kept}
         dense = FlashNetwork(FlashConfig(**size, encoding="sinusoidal", mask="full"))

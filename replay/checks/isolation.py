@@ -41,7 +41,7 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import code_version, libraries
-from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.archive.series import recorded_instruments
@@ -300,11 +300,12 @@ class Setup:
             forecaster=forecaster,
             sessions=self.sessions,
         )
-        if not isinstance(forecaster, UserForecaster) or forecaster.is_outside:
+        own = user_model(forecaster)
+        if own is None or own.is_outside:
             return Machine(engine, None)
-        history = BarHistory([item.id for item in self.instruments], context=forecaster.context)
+        history = BarHistory([item.id for item in self.instruments], context=own.context)
         start_ms = self.period_start_ms
-        return Machine(engine, InlinePredictor(forecaster, history, period_start_ms=start_ms))
+        return Machine(engine, InlinePredictor(own, history, period_start_ms=start_ms))
 
 
 class Files(NamedTuple):

@@ -382,7 +382,7 @@ def recursive(
 
 def _preloaded(given: Config) -> list[str]:
     """Return the slow packages that the model needs, to be loaded once for all processes."""
-    from tracepaper.daemon.config.values import ORDERBOOK
+    from tracepaper.daemon.config.values import ASKS
     from tracepaper.daemon.session.build import needs_forecaster
     from tracepaper.daemon.session.user_code import packages_of
     from tracepaper.daemon.session.user_model import model_class
@@ -390,7 +390,7 @@ def _preloaded(given: Config) -> list[str]:
 
     if name := given.model.own_class:
         return packages_of(model_class(name))
-    asks_torch = needs_forecaster(given) or given.strategy.name == ORDERBOOK
+    asks_torch = needs_forecaster(given) or given.strategy.name in ASKS
     return [MODEL] if asks_torch else []
 
 

@@ -18,7 +18,6 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.explain.recompute import (
-    Explainable,
     Floats,
     FullAttribution,
     Past,
@@ -34,16 +33,14 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention.rollout import RolloutOptions, check_plain_options
 from tracepaper.strategies.builtin import SymbolAnswer
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
-from tracepaper.strategies.forecasters.attribution import Probe
-from tracepaper.strategies.forecasters.cross_asset import USUAL, TogetherForecaster
-from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.attribution import Probe, attending
+from tracepaper.strategies.forecasters.cross_asset import USUAL, over_symbols
 from tracepaper.strategies.forecasters.tabular import (
-    EnsembleForecaster,
     RowForecaster,
     halves,
-    network_half,
+    network_shares,
+    row_half,
 )
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.attribution import AttributionMethod, head_weights
 from tracepaper.strategies.types.market import Bar
 
@@ -82,22 +79,20 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
 
     Of an ensemble its forecast is what that half said.
     """
-    forecaster, forecast = past.forecaster, past.forecast
-    if isinstance(forecaster, EnsembleForecaster):
-        forecaster = forecaster.rows
+    forecaster, forecast = row_half(past.forecaster), past.forecast
+    if forecaster is None:
+        return None
+    if forecaster is not past.forecaster:
         forecaster.warm(past.decided.instrument, past.bars)
         mean, volatility = (tuple(column) for column in halves(forecast)[1].tolist())
         forecast = replace(forecast, mean_return=mean, volatility=volatility)
-    if not isinstance(forecaster, RowForecaster):
-        return None
     return PastOf(**{**vars(past), "forecaster": forecaster, "forecast": forecast})
 
 
 def share_of_rows(past: PastOf[Forecaster]) -> float | None:
     """Return the row model's share of an ensemble's log variance; None for any other model."""
-    if not isinstance(past.forecaster, EnsembleForecaster):
-        return None
-    return 1.0 - past.forecaster.shares[past.horizon_index]
+    shares = network_shares(past.forecaster)
+    return None if shares is None else 1.0 - shares[past.horizon_index]
 
 
 def by_feature(past: PastOf[RowForecaster], *, share: float | None = None) -> ByFeature:
@@ -340,10 +335,8 @@ def by_model(database: Path, past: Past, model: str) -> Past:
             f"of {minutes}; choose another model."
         )
     vectors = recorded_vectors(database, kept_vectors_of(past.run.libraries), card)
-    found = network_half(
-        forecaster_of(folder, restore(past.run.config), mode="step", vectors=vectors)
-    )
-    if not isinstance(found, StreamingForecaster | WindowedForecaster):
+    found = attending(forecaster_of(folder, restore(past.run.config), mode="step", vectors=vectors))
+    if found is None:
         raise DataInvalid(f"{model} has no attention to compare; choose a network's checkpoint.")
     run_id, instrument = past.run.run_id, past.decided.instrument
     with Reader.open(database) as reader:
@@ -357,9 +350,7 @@ def by_model(database: Path, past: Past, model: str) -> Past:
     forecast = found.step(bars[-1])
     if forecast is None:
         raise DataInvalid(f"{model} gives no forecast at that bar; choose another decision.")
-    made: PastOf[Explainable] = PastOf(
-        past.run, past.sequence, found, forecast, tuple(bars), past.price_decimals
-    )
+    made: Past = PastOf(past.run, past.sequence, found, forecast, tuple(bars), past.price_decimals)
     return made
 
 
@@ -438,8 +429,8 @@ def influence(
         step = reader.step(run_id, sequence).step
         said, event = stored_forecast(run, step), step.event
         assert isinstance(event, Bar)
-        _, forecaster = kept_forecaster(database, run, said.model_id)
-        if not isinstance(forecaster, TogetherForecaster):
+        forecaster = over_symbols(kept_forecaster(database, run, said.model_id)[1])
+        if forecaster is None:
             raise DataInvalid(f"The model {said.model_id} sees one symbol; leave --full as it is.")
         for item in run.instruments:
             # The bars of a close are steps in a row, so others' may be stored after this one.

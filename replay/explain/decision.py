@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
-from tracepaper.daemon.config.values import ORDERBOOK, TOGETHER
+from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.report.trades import of_decision
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.api.strategy import SHARE_OF
 from tracepaper.strategies.builtin import TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -45,6 +46,11 @@ class StoredDecision:
         return self.decision["horizon"] is not None
 
     @property
+    def _asks(self) -> Serves | None:
+        """What the strategy asks a model of; None where it needs none."""
+        return ASKS.get(self.run["strategy"])
+
+    @property
     def trend(self) -> str | None:
         """What the strategy trend decided by, in a sentence or two; None of other strategies."""
         if self.run["strategy"] != TREND:
@@ -68,7 +74,7 @@ class StoredDecision:
         """Why the decision has no attribution, in one sentence; None where it has one."""
         if self.buckets:
             return None
-        if self.run["strategy"] == ORDERBOOK:
+        if self._asks is Serves.BOOK:
             return self._looked_at_books
         if not self.run["model_id"]:
             return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
@@ -84,7 +90,7 @@ class StoredDecision:
     def _no_forecast(self) -> str:
         """Why the model gave no forecast in time, in one sentence."""
         for row in self.notes:
-            if row["name"] == WITHOUT_ANSWER and self.run["strategy"] in TOGETHER:
+            if row["name"] == WITHOUT_ANSWER and self._asks is Serves.CLOSE:
                 return f"The network has no answer for this close: {row['text']}."
         for gate in self.gates:
             if gate["gate"] == warm.name and not gate["passed"]:
@@ -114,7 +120,7 @@ class StoredDecision:
             for row in self.notes
             if row["name"].startswith(SHARE_OF) and row["number"] is not None
         )
-        if not told or self.run["strategy"] not in TOGETHER:
+        if not told or self._asks is not Serves.CLOSE:
             return ""
         return f"It looked at {told}; --full says at which of their bars."
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
-from tracepaper.daemon.config.values import ORDERBOOK, TOGETHER
+from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.page import (
@@ -91,6 +91,7 @@ from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.page import head_pictures
 from tracepaper.replay.report.trades import listed
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.forecasters.attribution import DECISIONS
@@ -229,12 +230,11 @@ def _recompute(
     method: TypedMethod | None,
     other: ComparedWith,
 ) -> Recomputed:
-    strategy = stored.run["strategy"]
-    if not other:
-        if strategy in TOGETHER:
-            return Recomputed(influence=influence(path, run_id, sequence, method))
-        if strategy == ORDERBOOK and not method:
-            return Recomputed(books=decided_map(path, run_id, sequence, stored))
+    asks = None if other else ASKS.get(stored.run["strategy"])
+    if asks is Serves.CLOSE:
+        return Recomputed(influence=influence(path, run_id, sequence, method))
+    if asks is Serves.BOOK and not method:
+        return Recomputed(books=decided_map(path, run_id, sequence, stored))
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):
         chosen = explain_by(open_past(path, run_id, sequence), method) if method else None
@@ -244,7 +244,7 @@ def _recompute(
         past = open_any(path, run_id, sequence)
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
-        if isinstance(past.forecaster, RowForecaster):
+        if rows is not None and rows.forecaster is past.forecaster:
             return Recomputed(None, added)
         return Recomputed(explain_fully(open_past(path, run_id, sequence)), added, chosen, compared)
 

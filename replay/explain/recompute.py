@@ -23,12 +23,16 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
-from tracepaper.strategies.forecasters.build import HALVES, is_ensemble, part_of
-from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
-from tracepaper.strategies.forecasters.streaming import Attribution, StreamingForecaster
-from tracepaper.strategies.forecasters.tabular import network_half
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.forecasters.attribution import (
+    Attending,
+    Contributions,
+    Figures,
+    Probe,
+    attending,
+)
+from tracepaper.strategies.forecasters.build import network_card
+from tracepaper.strategies.forecasters.cross_asset import over_symbols
+from tracepaper.strategies.forecasters.streaming import Attribution
 from tracepaper.strategies.networks.architecture import AttendedPart
 from tracepaper.strategies.types.decisions import (
     BLOCK_BARS,
@@ -45,9 +49,6 @@ HEAVIEST: Final = 16
 
 FRAME_BARS: Final = 3
 """Bars of each timeframe, or modality, that a table names."""
-
-Explainable = StreamingForecaster | WindowedForecaster
-
 
 Kind = TypeVar("Kind", bound=Forecaster)
 
@@ -78,7 +79,7 @@ class PastOf(Generic[Kind]):
         return self.forecast.horizons.index(wanted) if wanted in self.forecast.horizons else 0
 
 
-Past = PastOf[Explainable]
+Past = PastOf[Attending]
 """A decision of a network that attends."""
 
 
@@ -143,15 +144,15 @@ def open_past(database: Path, run_id: str, sequence: int) -> Past:
     Raises ``DataInvalid`` as ``open_any``, and for a model without attention.
     """
     found = open_any(database, run_id, sequence)
-    forecaster = network_half(found.forecaster)
-    if isinstance(forecaster, TogetherForecaster):
+    forecaster, model_id = attending(found.forecaster), found.forecaster.model_id
+    if over_symbols(found.forecaster) is not None:
         raise DataInvalid(
-            f"The model {forecaster.model_id} looks at several symbols, of which `explain --full` "
+            f"The model {model_id} looks at several symbols, of which `explain --full` "
             "and `--method rollout` say what it looked at; leave comparisons and pages out."
         )
-    if not isinstance(forecaster, StreamingForecaster | WindowedForecaster):
+    if forecaster is None:
         raise DataInvalid(
-            f"The model {forecaster.model_id} has no attention to look back through; leave --full "
+            f"The model {model_id} has no attention to look back through; leave --full "
             "and --method out, and see its gates and its forecast."
         )
     half = forecaster is not found.forecaster
@@ -185,8 +186,7 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
 
 def _levels(card: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return ``calibration.further`` of a card, of an ensemble that of its network."""
-    own = part_of(card, HALVES[0]) if is_ensemble(card) else card
-    found: Mapping[str, Any] = own.get("calibration", {}).get("further", {})
+    found: Mapping[str, Any] = network_card(card).get("calibration", {}).get("further", {})
     return found
 
 
@@ -252,9 +252,9 @@ def recompute(database: Path, run_id: str, sequence: int) -> FullAttribution:
 
 def attribute(past: Past) -> FullAttribution:
     """Return the attribution at full resolution, compared with the buckets that were stored."""
-    found = _attribution(past)
+    found = past.forecaster.attribution(past.decided.instrument, past.bars)
     closes = {bar.open_time_ms: bar.close / 10**past.price_decimals for bar in past.bars}
-    parts = _parts(past)
+    parts = past.forecaster.parts(past.decided.instrument)
     return FullAttribution(
         found.open_time_ms,
         tuple(closes[time] for time in found.open_time_ms),
@@ -264,13 +264,6 @@ def attribute(past: Past) -> FullAttribution:
         _frames(past, parts, found.open_time_ms),
         _modalities(parts, found.open_time_ms),
     )
-
-
-def _parts(past: Past) -> tuple[AttendedPart, ...]:
-    """Return the parts that the network sees instead of single rows; empty where it sees rows."""
-    if not isinstance(past.forecaster, WindowedForecaster):
-        return ()
-    return past.forecaster.look(past.decided.instrument).parts
 
 
 def _modalities(
@@ -306,16 +299,6 @@ def _frames(
             )
         )
     return tuple(found)
-
-
-def _attribution(past: Past) -> Attribution:
-    instrument = past.decided.instrument
-    if isinstance(past.forecaster, StreamingForecaster):
-        return past.forecaster.explain(instrument)
-    rollout = past.forecaster.explain(instrument)
-    weights = tuple(rollout.weights[0, 0].tolist())
-    times = tuple(bar.open_time_ms for bar in past.bars[-len(weights) :])
-    return Attribution(instrument, times, weights, float(rollout.l1_error[0, 0]))
 
 
 def _difference(stored: Explanation | None, found: Attribution, decided: Bar) -> float:
@@ -448,11 +431,10 @@ def explain_fully(past: Past) -> Full:
 
 def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
     """Return the auxiliary heads' forecasts; *sigma* is the volatility of a bar."""
-    network = past.forecaster.model.network
-    if not network.further_heads or not isinstance(past.forecaster, WindowedForecaster):
+    outputs = past.forecaster.further_outputs(past.decided.instrument)
+    if outputs is None:
         return ()
-    outputs = past.forecaster.look(past.decided.instrument).outputs
-    return further_ahead(network, outputs, sigma, past.levels)
+    return further_ahead(past.forecaster.model.network, outputs, sigma, past.levels)
 
 
 def moves_of(

@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.config.values import TOGETHER
+from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.document.values import Cells, Estimate, Figure, Table, Value, of_row, table
 from tracepaper.replay.report.record import Bars, Floats, Ints, Noted, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.model import Serves
 from tracepaper.strategies.api.strategy import SHARE_OF
 from tracepaper.strategies.attention.time_buckets import cells_by_age
 
@@ -282,7 +283,7 @@ def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> Inf
 
     None where the run is of no network over several symbols, or no decision noted where it looked.
     """
-    if record.config.strategy.name not in TOGETHER:
+    if ASKS.get(record.config.strategy.name) is not Serves.CLOSE:
         return None
     every = {
         of.symbol: _noted(record.notes.get(name, {})) for name, of in record.instruments.items()

@@ -26,11 +26,15 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.forecasters.attribution import DECISIONS, Probe, RolloutMap, look_into
-from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
-from tracepaper.strategies.forecasters.streaming import StreamingForecaster
-from tracepaper.strategies.forecasters.tabular import network_half
-from tracepaper.strategies.forecasters.windowed import WindowedForecaster
+from tracepaper.strategies.forecasters.attribution import (
+    DECISIONS,
+    Attending,
+    Probe,
+    RolloutMap,
+    attending,
+    look_into,
+)
+from tracepaper.strategies.forecasters.cross_asset import over_symbols
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
@@ -103,7 +107,6 @@ FLOW_NOTE: Final = (
 )
 
 STORED: Final = AttributionMethod()
-Attending = StreamingForecaster | WindowedForecaster
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ def heads_of(
 
 def _note(forecaster: Attending) -> str:
     """Say where a run stores another attribution than the flow here."""
-    if isinstance(forecaster, StreamingForecaster) or forecaster.way == STORED:
+    if forecaster.streams or forecaster.way == STORED:
         return ""
     return (
         f"The run stores where it looked by {forecaster.way.method} with options of its own; the "
@@ -247,13 +250,13 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
         checkpoints.read_card(folder),
     )
     forecaster = forecaster_of(folder, record.config, mode="step", vectors=vectors)
-    asked = network_half(forecaster)
-    if isinstance(asked, TogetherForecaster):
+    asked = attending(forecaster)
+    if over_symbols(forecaster) is not None:
         raise DataInvalid(
             "Heads are looked into of networks that see one symbol, and this one sees several; "
             "leave --heads out."
         )
-    if not isinstance(asked, StreamingForecaster | WindowedForecaster):
+    if asked is None:
         raise DataInvalid("This model has no attention to look into; leave --heads out.")
     known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
     return asked, asked is not forecaster, known

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention.heads import (
     HeadFigures,
     HeadReading,
@@ -34,6 +35,7 @@ from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
+from tracepaper.strategies.forecasters.tabular import network_half
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.architecture import LayerAttribution
 from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
@@ -45,6 +47,16 @@ Rows = NDArray[np.float32]
 PATH_NODES: Final = 8
 """Gauss-Legendre nodes of the path integral: exact where the answer along the path is a polynomial
 of degree 16, and within 1e-4 of the forecast for the default model."""
+
+
+Attending = StreamingForecaster | WindowedForecaster
+"""What answers by a network that attends."""
+
+
+def attending(forecaster: Forecaster) -> Attending | None:
+    """Return the network that attends behind *forecaster*, of an ensemble its half; else None."""
+    network = network_half(forecaster)
+    return network if isinstance(network, StreamingForecaster | WindowedForecaster) else None
 
 
 class Figures(NamedTuple):
@@ -78,7 +90,7 @@ class Probe:
 
     def __init__(
         self,
-        forecaster: StreamingForecaster | WindowedForecaster,
+        forecaster: Attending,
         bars: Sequence[Bar],
         *,
         horizon: int,
@@ -210,7 +222,7 @@ class HeadsSeen:
 
 
 def look_into(
-    forecaster: StreamingForecaster | WindowedForecaster,
+    forecaster: Attending,
     bars: Sequence[Bar],
     edges: Sequence[int],
 ) -> HeadsSeen:
@@ -254,14 +266,11 @@ def look_into(
     )
 
 
-def map_of(
-    forecaster: StreamingForecaster | WindowedForecaster, layers: Sequence[LayerAttribution]
-) -> RolloutMap:
+def map_of(forecaster: Attending, layers: Sequence[LayerAttribution]) -> RolloutMap:
     """Return the map of the newest bars, as many as a layer sees and each of which is exact."""
     time, window = layers[0].rows.shape[-1], forecaster.model.network.config.window
-    streams = isinstance(forecaster, StreamingForecaster) or time > window
     # The windows of a stream's oldest bars began before those that are kept.
-    whole = time - window + 1 if streams else time
+    whole = time - window + 1 if forecaster.streams or time > window else time
     return rollout_map(layers, min(time, window, max(whole, 1)))
 
 

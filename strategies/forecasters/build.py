@@ -139,27 +139,24 @@ def build(  # noqa: PLR0913
         device, threads, mode, backend, instruments, free_bytes, way, vectors,
         tuple(symbols), horizon,
     )  # fmt: skip
-    return build_of(card, tensors, options)
-
-
-def build_of(
-    card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
-) -> Forecaster:
-    """Return the forecaster of a checkpoint, built as its kind says; raises as ``build``."""
-    if options.vectors is not None and not takes_vectors(card):
+    if vectors is not None and not takes_vectors(card):
         raise ConfigInvalid(
             "The checkpoint was trained without covariates; leave them out, or train one with "
             "--covariates."
         )
     kind = known_kind(card)
     own = None if kind is None else kind.build
-    found: Forecaster = (own or _of_network)(card, tensors, options)
+    found: Forecaster = (own or network_forecaster)(card, tensors, options)
     return found
 
 
-def _of_network(
+NetworkForecaster = StreamingForecaster | WindowedForecaster | PlainForecaster
+"""What answers by a network of one symbol's bars."""
+
+
+def network_forecaster(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
-) -> Forecaster:
+) -> NetworkForecaster:
     """Return the forecaster of a network: streaming, over whole windows or without attention."""
     attends_by = choose_backend(card, options.backend, device=options.device)
     torch.set_num_threads(options.threads)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, Serves, register
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.attention.time_buckets import RECENT_SHARE, shift
@@ -61,11 +62,6 @@ Ids = NDArray[np.int64]
 USUAL: Final = RolloutOptions()
 DECIMALS: Final = 6
 """Weights are rounded to so many."""
-
-
-def is_together(card: Mapping[str, Any]) -> bool:
-    """Return whether *card* is of a network that answers for all symbols of a close."""
-    return _kind(card) is not None
 
 
 def _kind(card: Mapping[str, Any]) -> ModelKind | None:
@@ -348,6 +344,11 @@ class TogetherForecaster:
                 answers, weights, relative.tolist(), shares.tolist(), strict=True
             )
         ]
+
+
+def over_symbols(forecaster: Forecaster | None) -> TogetherForecaster | None:
+    """Return what answers for all symbols of a close; None for other forecasters, and for none."""
+    return forecaster if isinstance(forecaster, TogetherForecaster) else None
 
 
 def _of_close(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from tracepaper.strategies.forecasters.outputs import (
     require_one_of_each,
 )
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.networks.architecture import LayerAttribution
+from tracepaper.strategies.networks.architecture import AttendedPart, LayerAttribution, Outputs
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import TILES, FlashNetwork, look_of
 from tracepaper.strategies.networks.stream import (
@@ -141,6 +141,9 @@ class Attribution:
 
 class StreamingForecaster:
     """A causal-window flash network behind the ``Forecaster`` protocol, for many instruments."""
+
+    streams: ClassVar[bool] = True
+    """Whether it keeps queries, keys and values from bar to bar, explained by its own way."""
 
     def __init__(
         self,
@@ -285,6 +288,21 @@ class StreamingForecaster:
         weights = rollout.weights[0, 0].tolist()
         times = (positions * known.interval_ms).tolist()
         return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))
+
+    def attribution(self, instrument: str, bars: Sequence[Bar]) -> Attribution:
+        """Return ``explain``'s answer, whose times are those of the last of *bars*."""
+        del bars  # a stream knows the positions of what it keeps
+        return self.explain(instrument)
+
+    def parts(self, instrument: str) -> tuple[AttendedPart, ...]:
+        """Return what the network saw instead of single rows: nothing."""
+        del instrument
+        return ()
+
+    def further_outputs(self, instrument: str) -> Outputs | None:
+        """Return the outputs of heads that only some networks have: None."""
+        del instrument
+        return None
 
     def attribution_by_layer(self, instrument: str) -> list[LayerAttribution]:
         """Return what each layer did at *instrument*'s last decision, the lowest first.

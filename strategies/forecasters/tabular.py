@@ -36,12 +36,13 @@ from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, Feat
 from tracepaper.strategies.forecasters.build import (
     COMPUTED,
     HALVES,
+    NetworkForecaster,
     RunOptions,
-    build_of,
     calibration_of,
     choose_backend,
     known_kind,
     known_schema,
+    network_forecaster,
     part_of,
     per_horizon,
     refuse_way,
@@ -52,11 +53,9 @@ from tracepaper.strategies.forecasters.outputs import require_one_of_each
 from tracepaper.strategies.forecasters.streaming import (
     Attribution,
     InstrumentMemory,
-    StreamingForecaster,
     take_rows,
 )
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
-from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
 from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
@@ -312,10 +311,6 @@ class RowForecaster:
         )
 
 
-NetworkForecaster = StreamingForecaster | WindowedForecaster | PlainForecaster
-"""What answers for the half that is a network."""
-
-
 class EnsembleForecaster:
     """Both halves behind the ``Forecaster`` protocol, for many instruments."""
 
@@ -386,12 +381,10 @@ class EnsembleForecaster:
         return [*said[:unknown], *self._mixed(said[unknown:], found)]
 
     def explain(self, instrument: str) -> Attribution | Rollout:
-        """Return where the network looked at *instrument*'s last decision, bar by bar."""
-        if isinstance(self.network, PlainForecaster):
-            raise InvariantBroken(
-                f"The network of {self.model_id} has no attention, so there is nowhere it looked; "
-                "ask its features."
-            )
+        """Return where the network looked at *instrument*'s last decision, bar by bar.
+
+        Raises ``InvariantBroken`` for a network without attention.
+        """
         return self.network.explain(instrument)
 
     def _mixed(self, said: Sequence[Forecast | None], seen: FeatureRows) -> list[Forecast | None]:
@@ -444,6 +437,17 @@ class EnsembleForecaster:
 def network_half(forecaster: Forecaster) -> Forecaster:
     """Return the half of an ensemble that is a network; any other forecaster itself."""
     return forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
+
+
+def row_half(forecaster: Forecaster) -> RowForecaster | None:
+    """Return what answers by one row: a forecaster itself, or an ensemble's half; else None."""
+    found = forecaster.rows if isinstance(forecaster, EnsembleForecaster) else forecaster
+    return found if isinstance(found, RowForecaster) else None
+
+
+def network_shares(forecaster: Forecaster) -> tuple[float, ...] | None:
+    """Return the network's share of an ensemble's log variance by horizon; None for others."""
+    return forecaster.shares if isinstance(forecaster, EnsembleForecaster) else None
 
 
 def halves(forecast: Forecast) -> Floats:
@@ -503,7 +507,7 @@ def _of_rows(
 ) -> RowForecaster:
     choose_backend(card, options.backend, device=options.device)
     torch.set_num_threads(options.threads)
-    kind = row_kind(card)
+    kind = known_kind(card)
     assert kind is not None
     refuse_way(options.way, kind.name)
     return RowForecaster(
@@ -517,17 +521,16 @@ def _of_members(
     """Return the forecaster of both halves, each built of its own part of card and tensors."""
     choose_backend(card, options.backend, device=options.device)
     cards = [part_of(card, half) for half in HALVES]
-    if row_kind(cards[0]) is not None or row_kind(cards[1]) is None:
+    answer_rows = [kind is not None and kind.rows is not None for kind in map(known_kind, cards)]
+    if answer_rows != [False, True]:
         raise CheckpointMismatch(
             "An ensemble is a network and a tree or a glm; combine two such checkpoints."
         )
     wide = features.wider(*map(known_schema, cards))
     cards[0]["features"] = {**section_of(cards[0], "features"), COMPUTED: wide.schema_id}
     of_network, of_rows = (tensors_of(tensors, half) for half in HALVES)
-    network = build_of(cards[0], of_network, replace(options, vectors=None))
-    rows = build_of(cards[1], of_rows, replace(options, backend="auto", way=STORED, vectors=None))
-    assert isinstance(network, NetworkForecaster)
-    assert isinstance(rows, RowForecaster)
+    network = network_forecaster(cards[0], of_network, replace(options, vectors=None))
+    rows = _of_rows(cards[1], of_rows, replace(options, backend="auto", way=STORED))
     section = section_of(card, "calibration")
     return EnsembleForecaster(
         network,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import Final, NamedTuple, Self
+from typing import ClassVar, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, Feat
 from tracepaper.strategies.forecasters.outputs import TrainedModel, forecasts, require_one_of_each
 from tracepaper.strategies.forecasters.streaming import (
     NO_ROWS,
+    Attribution,
     Ids,
     InstrumentMemory,
     bars_needed,
@@ -42,6 +43,7 @@ from tracepaper.strategies.forecasters.streaming import (
 )
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import (
+    AttendedPart,
     ExplainedOutputs,
     LayerAttribution,
     Outputs,
@@ -171,6 +173,9 @@ class _Seen(NamedTuple):
 class WindowedForecaster:
     """A window network behind the ``Forecaster`` protocol, for many instruments."""
 
+    streams: ClassVar[bool] = False
+    """Whether it keeps queries, keys and values from bar to bar, explained by its own way."""
+
     def __init__(
         self,
         model: TrainedModel,
@@ -293,6 +298,21 @@ class WindowedForecaster:
         Raises ``InvariantBroken`` before the first decision.
         """
         return self.look(instrument).rollout
+
+    def attribution(self, instrument: str, bars: Sequence[Bar]) -> Attribution:
+        """Return ``explain``'s answer with the times of the last of *bars*, the window's."""
+        rollout = self.explain(instrument)
+        weights = tuple(rollout.weights[0, 0].tolist())
+        times = tuple(bar.open_time_ms for bar in bars[-len(weights) :])
+        return Attribution(instrument, times, weights, float(rollout.l1_error[0, 0]))
+
+    def parts(self, instrument: str) -> tuple[AttendedPart, ...]:
+        """Return what the network saw instead of single rows; empty where it saw these."""
+        return self.look(instrument).parts
+
+    def further_outputs(self, instrument: str) -> Outputs | None:
+        """Return the outputs where the network has heads that only some have; else None."""
+        return self.look(instrument).outputs if self.model.network.further_heads else None
 
     def look(self, instrument: str) -> ExplainedOutputs:
         """Return what the network says of the last decision, and where it looked.
@@ -461,6 +481,14 @@ class PlainForecaster:
             seen.append(self.newest)
         self.newest = rows_together(seen)
         return found
+
+    def explain(self, instrument: str) -> Rollout:
+        """Raise ``InvariantBroken``: there is nowhere it looked."""
+        del instrument
+        raise InvariantBroken(
+            f"The network of {self.model_id} has no attention, so there is nowhere it looked; ask "
+            "its features."
+        )
 
     def _answered(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in *bars*, in order, and answer those whose window is full."""

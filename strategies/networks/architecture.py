@@ -300,6 +300,23 @@ class LayerAttribution(NamedTuple):
     """Row weights [row, position] on what the layer gave → on what it took in, oldest first."""
 
 
+class Inner(NamedTuple):
+    """The network inside another, and what it is given of one window."""
+
+    network: Network
+    x: Tensor  # [1, row, width]
+    positions: Tensor  # [row]
+    spread: Callable[[Tensor], tuple[Tensor, tuple[AttendedPart, ...]]]
+    """Weights [row] on what it is given → on the window's bars, and on what was seen as one."""
+
+
+class WatchedBlocks(NamedTuple):
+    """Blocks whose projections of values and outputs can be watched, the lowest first."""
+
+    blocks: tuple[nn.Module, ...]
+    heads: int
+
+
 class Network(nn.Module):
     """A network of this package: rows of features in, forecasts with their explanation out."""
 
@@ -351,6 +368,15 @@ class Network(nn.Module):
         """
         del x, positions, half
         raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
+
+    def inner(self, x: Tensor, positions: Tensor) -> Inner | None:
+        """Return the network inside that attends, for one window; None where itself does."""
+        del x, positions
+        return None
+
+    def watched_blocks(self) -> WatchedBlocks | None:
+        """Return its blocks of attention; None where no block has projections of its heads."""
+        return None
 
     @abstractmethod
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import singledispatch
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import torch
@@ -47,12 +48,10 @@ from tracepaper.strategies.attention.weighted import (
     value_norms,
 )
 from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
-from tracepaper.strategies.networks.architecture import AttendedPart
+from tracepaper.strategies.networks.architecture import AttendedPart, Network
 from tracepaper.strategies.networks.flash import FlashNetwork, Trace, explained_by
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.networks.linear import LinearNetwork
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleNetwork
-from tracepaper.strategies.networks.multimodal import TradingNetwork
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,7 +130,7 @@ class WatchedLayers(NamedTuple):
 
 
 def attribute_last_bar(
-    network: nn.Module, x: Tensor, positions: Tensor, way: AttributionMethod
+    network: Network, x: Tensor, positions: Tensor, way: AttributionMethod
 ) -> BarAttribution:
     """Return where the last bar of *x* [1, window, features] looked: weights [1, 1, bars].
 
@@ -140,38 +139,45 @@ def attribute_last_bar(
     and for what cannot be had.
     """
     way.check()
-    if isinstance(network, MultiscaleNetwork):
-        tokens, frames = network.tokens(x, positions)
-        places = torch.arange(tokens.shape[1], device=x.device)
-        seen = attribute_last_bar(network.trunk, tokens, places, way)
-        by_bar, parts = network.shared(seen.weights[0, 0], frames)
-        return BarAttribution(by_bar[None, None], seen.l1_error, parts)
-    if isinstance(network, TradingNetwork):
-        with torch.no_grad():
-            fused = network.fusion(x)
-        looked = attribute_last_bar(network.trunk, fused.state, positions, way)
-        return looked._replace(parts=network.shared(looked.weights[0, 0], fused.shares[0]))
-    if isinstance(network, LinearNetwork):
-        return BarAttribution(*_of_sums(network, x, positions, way))
-    if not isinstance(network, FlashNetwork | InformerNetwork):
-        raise AttentionInvalid(
-            f"A {type(network).__name__} has no attention to look back through; ask its features."
-        )
+    if (inside := network.inner(x, positions)) is not None:
+        seen = attribute_last_bar(inside.network, inside.x, inside.positions, way)
+        weights, parts = inside.spread(seen.weights[0, 0])
+        return BarAttribution(weights[None, None], seen.l1_error, parts)
+    return BarAttribution(*_attributed(network, x, positions, way))
+
+
+@singledispatch
+def _attributed(network: Network, x: Tensor, positions: Tensor, way: AttributionMethod) -> Rollout:
+    """Return where the last bar looked, as each network that attends by itself says."""
+    del x, positions, way
+    raise AttentionInvalid(
+        f"A {type(network).__name__} has no attention to look back through; ask its features."
+    )
+
+
+@_attributed.register(FlashNetwork)
+def _of_flash(
+    network: FlashNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
+) -> Rollout:
     with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
-        outputs, traced = network.trace(x, positions)
-    slopes = []
-    if way.method == "gradient":
-        horizons = network.config.horizons
-        index = horizons.index(way.horizon) if way.horizon in horizons else 0
-        slopes = _slopes(outputs, layers, index)
+        outputs, traces = network.trace(x, positions)
+    slopes = _slopes(network, outputs, layers, way)
     with torch.no_grad():
-        if isinstance(network, InformerNetwork):
-            return BarAttribution(*_of_stages(cast("list[Stage]", traced), layers, slopes, way))
-        return BarAttribution(
-            *_of_traces(network, cast("list[Trace]", traced), layers, slopes, way)
-        )
+        return _of_traces(network, traces, layers, slopes, way)
 
 
+@_attributed.register(InformerNetwork)
+def _of_informer(
+    network: InformerNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
+) -> Rollout:
+    with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
+        outputs, stages = network.trace(x, positions)
+    slopes = _slopes(network, outputs, layers, way)
+    with torch.no_grad():
+        return _of_stages(stages, layers, slopes, way)
+
+
+@_attributed.register(LinearNetwork)
 def _of_sums(
     network: LinearNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
 ) -> Rollout:
@@ -196,12 +202,13 @@ def _of_sums(
 
 
 @contextmanager
-def watched(network: FlashNetwork | InformerNetwork) -> Iterator[WatchedLayers]:
+def watched(network: Network) -> Iterator[WatchedLayers]:
     """Keep what the projections of every block take and give while the network runs."""
-    kept = WatchedLayers([], [], [])
+    kept, found = WatchedLayers([], [], []), network.watched_blocks()
+    assert found is not None
 
     def entered(_module: nn.Module, _given: object, mixed: Tensor) -> None:
-        value = mixed.unflatten(-1, (3, network.config.heads, -1))[..., 2, :, :]
+        value = mixed.unflatten(-1, (3, found.heads, -1))[..., 2, :, :]
         kept.values.append(value.transpose(1, 2).detach())
 
     def left(module: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -209,7 +216,7 @@ def watched(network: FlashNetwork | InformerNetwork) -> Iterator[WatchedLayers]:
         kept.weights.append(cast("nn.Linear", module).weight.detach())
 
     hooks = []
-    for block in network.blocks:
+    for block in found.blocks:
         entry, exit_ = (block.get_submodule(name) for name in ("project_in", "project_out"))
         hooks.append(entry.register_forward_hook(entered))
         hooks.append(exit_.register_forward_pre_hook(left))
@@ -220,12 +227,19 @@ def watched(network: FlashNetwork | InformerNetwork) -> Iterator[WatchedLayers]:
             hook.remove()
 
 
-def _slopes(outputs: Outputs, layers: WatchedLayers, horizon_index: int) -> list[Tensor]:
+def _slopes(
+    network: Network, outputs: Outputs, layers: WatchedLayers, way: AttributionMethod
+) -> list[Tensor]:
     """Return the gradient of the mean return with respect to each A·V, [1, head, time, dim].
 
-    The last layer of a network that computes the decided bar alone has slopes at that bar alone.
+    Empty for another method. The last layer of a network that computes the decided bar alone has
+    slopes at that bar alone.
     """
-    slopes = torch.autograd.grad(outputs.mean[0, -1, horizon_index], layers.outputs)
+    if way.method != "gradient":
+        return []
+    horizons = network.config.horizons
+    index = horizons.index(way.horizon) if way.horizon in horizons else 0
+    slopes = torch.autograd.grad(outputs.mean[0, -1, index], layers.outputs)
     found = []
     for slope, value in zip(slopes, layers.values, strict=True):
         whole = slope.new_zeros(1, value.shape[2], slope.shape[-1])

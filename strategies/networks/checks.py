@@ -28,10 +28,6 @@ from tracepaper.strategies.attention.weighted import value_norms
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.networks.attribution import watched
-from tracepaper.strategies.networks.flash import FlashNetwork
-from tracepaper.strategies.networks.informer import InformerNetwork
-from tracepaper.strategies.networks.multi_timeframe import MultiscaleNetwork
-from tracepaper.strategies.networks.multimodal import TradingNetwork
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -148,16 +144,14 @@ def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterat
 
 def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor] | None:
     """Return each head's share of its layer's output by length, [head] a layer; None if unknown."""
-    is_around = isinstance(network, MultiscaleNetwork | TradingNetwork)
-    inner = network.trunk if is_around else network
-    if not isinstance(inner, FlashNetwork | InformerNetwork):
+    if (known := network.watched_blocks()) is None:
         return None
     lengths: list[Tensor] = []
     for window in windows:
-        with watched(inner) as layers:
+        with watched(network) as layers:
             network(*window)
         for number, (output, weight) in enumerate(zip(layers.outputs, layers.weights, strict=True)):
-            by_head = output.unflatten(-1, (inner.config.heads, -1)).transpose(1, 2)
+            by_head = output.unflatten(-1, (known.heads, -1)).transpose(1, 2)
             moved = value_norms(by_head, weight).mean(dim=(0, 2)).double()  # [head]
             if number == len(lengths):
                 lengths.append(torch.zeros_like(moved))

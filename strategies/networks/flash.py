@@ -36,6 +36,7 @@ from tracepaper.strategies.networks.architecture import (
     LayerAttribution,
     Network,
     Outputs,
+    WatchedBlocks,
 )
 from tracepaper.strategies.networks.encodings import (
     ENCODINGS,
@@ -440,6 +441,10 @@ class FlashNetwork(Network):
     def read_out(self, state: Tensor) -> Outputs:
         """Return the heads' outputs of the last layer's *state* [batch, time, dim]."""
         return self.heads(self.norm(state))
+
+    def watched_blocks(self) -> WatchedBlocks:
+        """Return its blocks."""
+        return WatchedBlocks(tuple(self.blocks), self.config.heads)
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""

@@ -47,6 +47,7 @@ from tracepaper.strategies.networks.architecture import (
     LayerAttribution,
     Network,
     Outputs,
+    WatchedBlocks,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
 from tracepaper.strategies.networks.keys import checked_section
@@ -291,6 +292,10 @@ class InformerNetwork(Network):
     def content_free(self) -> float:
         """Return the confidence without content: 0, for every key is alike."""
         return 0.0
+
+    def watched_blocks(self) -> WatchedBlocks:
+        """Return its blocks."""
+        return WatchedBlocks(tuple(self.blocks), self.config.heads)
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for a window *x*, first to last."""

@@ -25,9 +25,11 @@ from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
     ExplainedOutputs,
+    Inner,
     LayerAttribution,
     Network,
     Outputs,
+    WatchedBlocks,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_columns, clock_of
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -303,6 +305,16 @@ class MultiscaleNetwork(Network):
             for start, rows, each in zip(first, length, spread, strict=True):
                 by_bar[:, start : start + rows] += each[:, None]
         return by_bar
+
+    def inner(self, x: Tensor, positions: Tensor) -> Inner:
+        """Return the transformer over the tokens of one window."""
+        tokens, frames = self.tokens(x, positions)
+        places = torch.arange(tokens.shape[1], device=x.device)
+        return Inner(self.trunk, tokens, places, lambda weights: self.shared(weights, frames))
+
+    def watched_blocks(self) -> WatchedBlocks:
+        """Return those of the transformer inside."""
+        return self.trunk.watched_blocks()
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for windows *x*, first to last."""

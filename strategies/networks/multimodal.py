@@ -26,9 +26,11 @@ from tracepaper.strategies.networks.architecture import (
     AttendedPart,
     ExplainedOutputs,
     Heads,
+    Inner,
     LayerAttribution,
     Network,
     Outputs,
+    WatchedBlocks,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.keys import checked_section, nearest
@@ -322,6 +324,21 @@ class TradingNetwork(Network):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             fused: Fused = self.fusion(x)
         return self.trunk.attribution_by_layer(fused.state, positions, half=half)
+
+    def inner(self, x: Tensor, positions: Tensor) -> Inner:
+        """Return the transformer over the fused rows of one window."""
+        with torch.no_grad():
+            fused = self.fusion(x)
+        return Inner(
+            self.trunk,
+            fused.state,
+            positions,
+            lambda weights: (weights, self.shared(weights, fused.shares[0])),
+        )
+
+    def watched_blocks(self) -> WatchedBlocks:
+        """Return those of the transformer inside."""
+        return self.trunk.watched_blocks()
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""
