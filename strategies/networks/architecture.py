@@ -413,8 +413,10 @@ def network_kinds() -> Mapping[str, ModelKind]:
 def kind_of(name: object) -> ModelKind:
     """Return the kind of network of that name; raise ``ConfigInvalid`` where none has it."""
     known = network_kinds()
-    if isinstance(name, str) and name in KINDS and (refusal := KINDS[name].refusal):
-        raise ConfigInvalid(refusal)
+    if isinstance(name, str) and (kind := KINDS.get(name)) is not None and not kind.has_network:
+        raise ConfigInvalid(
+            kind.refusal or f"A {name} checkpoint has no network; name a network's checkpoint."
+        )
     if not isinstance(name, str) or name not in known:
         raise ConfigInvalid(
             f"The model's card names the kind {shown(name)}; use {' or '.join(known)}."

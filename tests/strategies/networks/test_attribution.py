@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attention_cases import largest_score, tie_slack
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
@@ -15,6 +15,7 @@ from tracepaper.strategies.attention.probsparse import SparseRows, Taps, dense_r
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.attention.weighted import attention_flow, value_norms
 from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.attribution import (
     METHODS,
     AttributionMethod,
@@ -70,7 +71,7 @@ def window() -> Tensor:
     return torch.randn(1, TIME, 5, generator=generator, dtype=torch.float64)
 
 
-def looked(made: nn.Module, way: AttributionMethod) -> Tensor:
+def looked(made: Network, way: AttributionMethod) -> Tensor:
     found = attribute_last_bar(made, window(), torch.arange(TIME), replace(way, horizon=HORIZON))
     assert float(found.l1_error.max()) < 1e-5
     return found.weights[0, 0].double()

@@ -1,0 +1,69 @@
+"""A kind of model that is registered once is found wherever kinds are: nothing else names it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from programs import ROOT, environment
+from waiting import deadline_s
+
+from tracepaper.strategies.api.model import KINDS, ModelKind, register
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.forecasters.build import model_kinds
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return what every command answers, by its name, where one more kind is registered."""
+    folder = tmp_path_factory.mktemp("new_kind")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "support" / "new_kind_program.py"), str(folder)],
+        env=environment({"COLUMNS": "200"}),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=deadline_s(300),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
+
+
+def test_a_run_trades_by_its_checkpoint_and_is_verified(said: dict[str, str]) -> None:
+    assert said["replay"].endswith("exit code 0\n")
+    assert "400 of 400 decisions follow from the record" in said["verify"]
+
+
+def test_a_run_has_the_gates_of_what_it_measures_alone(said: dict[str, str]) -> None:
+    gates = set(said["gates"].splitlines())
+    assert {"warm", "finite", "edge"} <= gates
+    assert gates & {"confidence", "collapse", "shift", "direction", "regime"} == set()
+
+
+def test_what_explains_attention_says_that_it_has_none(said: dict[str, str]) -> None:
+    assert "forecasts without an explanation of where it looked" in said["explain"]
+    assert said["explain"].endswith("exit code 0\n")
+    assert "has no attention to look back through" in said["full"]
+    assert json.loads(said["report"].removesuffix("exit code 0\n"))["attention"] is None
+
+
+def test_lists_name_it_and_call_it_experimental(said: dict[str, str]) -> None:
+    assert "  seasonal; " in said["models"]
+    told = json.loads(said["kinds"].removesuffix("exit code 0\n"))
+    assert "seasonal" in told["experimental_kinds"]
+
+
+def test_what_needs_a_network_refuses_it_in_one_sentence(said: dict[str, str]) -> None:
+    assert said["check"] == (
+        "A seasonal checkpoint has no network; name a network's checkpoint.\nexit code 2\n"
+    )
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    names = list(model_kinds())
+    assert {"flash", "tree", "ensemble", "crossasset", "orderbook"} <= set(names)
+    with pytest.raises(ConfigInvalid, match="a kind of model called tree already"):
+        register(ModelKind("tree", "another"))
+    assert list(KINDS) == names
