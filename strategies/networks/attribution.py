@@ -156,9 +156,7 @@ def _attributed(network: Network, x: Tensor, positions: Tensor, way: Attribution
 
 
 @_attributed.register(FlashNetwork)
-def _of_flash(
-    network: FlashNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
-) -> Rollout:
+def _(network: FlashNetwork, x: Tensor, positions: Tensor, way: AttributionMethod) -> Rollout:
     with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
         outputs, traces = network.trace(x, positions)
     slopes = _slopes(network, outputs, layers, way)
@@ -167,9 +165,7 @@ def _of_flash(
 
 
 @_attributed.register(InformerNetwork)
-def _of_informer(
-    network: InformerNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
-) -> Rollout:
+def _(network: InformerNetwork, x: Tensor, positions: Tensor, way: AttributionMethod) -> Rollout:
     with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
         outputs, stages = network.trace(x, positions)
     slopes = _slopes(network, outputs, layers, way)
@@ -178,9 +174,7 @@ def _of_informer(
 
 
 @_attributed.register(LinearNetwork)
-def _of_sums(
-    network: LinearNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
-) -> Rollout:
+def _(network: LinearNetwork, x: Tensor, positions: Tensor, way: AttributionMethod) -> Rollout:
     """Return the rollout of linear attention: of the heads' mean, by its own sums."""
     plain = RolloutOptions(
         residual_weight=way.options.residual_weight, start_layer=way.options.start_layer

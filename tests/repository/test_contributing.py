@@ -22,7 +22,7 @@ PLACES = {
         "replay.exchange.fault_kinds",
     ),
     "A feature, a label, a loss, a baseline": ("strategies.features.v2", "replay.learning.losses"),
-    "A backend, an encoding, a network": (
+    "A backend, an encoding, a network, a kind of model": (
         "strategies.attention.backends",
         "strategies.networks.encodings",
     ),
