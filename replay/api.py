@@ -42,7 +42,7 @@ from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
@@ -426,7 +426,7 @@ def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) ->
     if params is not None and not isinstance(params, Mapping):
         raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
     given = plain_values(dict(params or {}), "params")
-    has_options = ":" in name or ASKS.get(name) in (Serves.CLOSE, Serves.BOOK)
+    has_options = ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
     if not has_options:
         return {**given, "name": name}
     own = load(config).strategy

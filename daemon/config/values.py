@@ -34,7 +34,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import AUTO, GATES, ThresholdForm, ThresholdKey, gate_order
 from tracepaper.strategies.units import (
@@ -312,10 +312,10 @@ TOGETHER: Final = ("crossasset", "portfolio")
 """Strategies that trade all symbols of a close, by a checkpoint of the kind of that name."""
 ORDERBOOK: Final = "orderbook"
 """The strategy that trades one symbol by order books, with a checkpoint of its own options."""
-ASKS: Final[Mapping[str, Serves]] = {
-    "attention": Serves.BAR,
-    **dict.fromkeys(TOGETHER, Serves.CLOSE),
-    ORDERBOOK: Serves.BOOK,
+ASKS: Final[Mapping[str, DataSource]] = {
+    "attention": DataSource.BARS,
+    **dict.fromkeys(TOGETHER, DataSource.CLOSES),
+    ORDERBOOK: DataSource.ORDER_BOOKS,
 }
 """What each built-in strategy that cannot do without a model asks it of."""
 BUILT_IN: Final = ("attention", TREND, *TOGETHER, ORDERBOOK, "persistence", "sma_cross")

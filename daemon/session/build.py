@@ -18,7 +18,7 @@ from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 from tracepaper.daemon.session.models import make_orderbook, make_together
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import user_model
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode, VolatilityKind
 from tracepaper.strategies.api.strategy import (
     AttentionStrategy,
@@ -69,7 +69,7 @@ def needs_forecaster(config: Config) -> bool:
     given without a model that is asked.
     """
     name, has_model = config.strategy.name, config.model.is_given
-    needed = ASKS.get(name) in (Serves.BAR, Serves.CLOSE)
+    needed = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
     needed = needed or (":" in name and user_class(name).needs_forecast)
     if needed and not has_model:
         raise ConfigInvalid(
@@ -151,9 +151,9 @@ def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Stra
     """Return the strategies of an order book or cross-asset network; None of a user's class."""
     symbols = config.market.symbols
     match ASKS.get(config.strategy.name):
-        case Serves.BOOK:
+        case DataSource.ORDER_BOOKS:
             return {symbol: make_orderbook(config) for symbol in symbols}
-        case Serves.CLOSE:
+        case DataSource.CLOSES:
             portfolio = make_together(config, forecaster, horizon_index(config, forecaster))
             return {symbol: PortfolioMember(portfolio) for symbol in symbols}
     return None

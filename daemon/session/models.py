@@ -21,7 +21,7 @@ from tracepaper.daemon.session.covariates import (
     vectors_kept_as,
 )
 from tracepaper.daemon.session.user_model import UserForecaster, load_model, user_model
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
@@ -91,13 +91,13 @@ def refuse_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
     from tracepaper.strategies.forecasters.build import known_kind
 
     name, kind, known = config.strategy.name, str(card["model"].get("kind")), known_kind(card)
-    if ASKS.get(name) is Serves.CLOSE and kind != name:
+    if ASKS.get(name) is DataSource.CLOSES and kind != name:
         raise ConfigInvalid(
             f"strategy.name '{name}' needs a checkpoint of that kind, and model.checkpoint "
             f"{config.model.checkpoint} is of the kind {kind}; name another, or train one by "
             f"`tracepaper train --set model.kind={name}`."
         )
-    serves_close = known is not None and known.serves is Serves.CLOSE
+    serves_close = known is not None and known.source is DataSource.CLOSES
     if serves_close and name in BUILT_IN and name != kind:
         raise ConfigInvalid(
             f"A {kind} checkpoint answers for all symbols of a close; set strategy.name to "
@@ -314,7 +314,7 @@ def _built(
             f"{own}; leave it out, or name a class with [model] class."
         )
     kind = known_kind(checkpoint.card)
-    serves_close = kind is not None and kind.serves is Serves.CLOSE
+    serves_close = kind is not None and kind.source is DataSource.CLOSES
     if kind is not None and serves_close:
         _refuse_of_a_close(config, checkpoint.card, kind.name)
     return build(

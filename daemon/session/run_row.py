@@ -43,7 +43,7 @@ from tracepaper.daemon.session.models import (
 from tracepaper.daemon.session.user_class import user_class
 from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.storage.database.connection import open_reader, sqlite_status
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import (
     CheckpointMismatch,
@@ -192,7 +192,7 @@ def strategy_sha256(config: Config) -> str:
     Empty for every other built-in strategy.
     """
     name = config.strategy.name
-    if ASKS.get(name) is Serves.BOOK:
+    if ASKS.get(name) is DataSource.ORDER_BOOKS:
         return checkpoint_sha256(config)
     return class_sha256(user_class(name)) if ":" in name else ""
 
@@ -310,7 +310,7 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
             f"[model] retrain trains a model, and the strategy {config.strategy.name} trades none; "
             "take it out."
         )
-    if ASKS.get(config.strategy.name) is Serves.CLOSE:
+    if ASKS.get(config.strategy.name) is DataSource.CLOSES:
         raise ConfigInvalid(
             f"[model] retrain trains models of single symbols, and {config.strategy.name} trades "
             "all of them together; take it out, and train by `tracepaper train`."

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.estimator import DataSource
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import VectorFile
+    from tracepaper.strategies.api.model import DataSource
 
 
 def evaluate(
@@ -89,10 +89,10 @@ def evaluate(
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.estimator import DataSource
     from tracepaper.replay.learning.inspection.examination import INSPECTIONS, read_inspections
     from tracepaper.replay.learning.openings import read_spans
     from tracepaper.replay.learning.recipe_file import evaluation_options
+    from tracepaper.strategies.api.model import DataSource
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.extras import require
 
@@ -161,16 +161,17 @@ def evaluate(
 
 def _source(name: str) -> DataSource:
     """Return what the checkpoint *name* reads; a class of one's own reads bars."""
-    from tracepaper.replay.learning.estimator import DataSource, estimator_of
+    from tracepaper.replay.learning.estimator import estimator_of
     from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
+    from tracepaper.strategies.api.model import DataSource
 
     folder = locate(name)
-    return estimator_of(read_card(folder)).source if is_checkpoint(folder) else DataSource.BARS
+    return estimator_of(read_card(folder)).kind.source if is_checkpoint(folder) else DataSource.BARS
 
 
 def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
     """Raise ``ConfigInvalid`` where a network of order books is to stand beside a model of bars."""
-    from tracepaper.replay.learning.estimator import DataSource
+    from tracepaper.strategies.api.model import DataSource
     from tracepaper.strategies.errors import ConfigInvalid
 
     for other in beside:
@@ -230,9 +231,10 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
 
 def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built."""
-    from tracepaper.replay.learning.estimator import DataSource, estimator_of
+    from tracepaper.replay.learning.estimator import estimator_of
     from tracepaper.replay.learning.fit import use_threads
     from tracepaper.storage.checkpoints import load, locate
+    from tracepaper.strategies.api.model import DataSource
     from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
 
@@ -240,7 +242,7 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     folder = locate(name)
     found = load(folder)
     estimator = estimator_of(found.card)
-    if estimator.source == DataSource.CLOSES:
+    if estimator.kind.source == DataSource.CLOSES:
         if vectors is not None:
             raise ConfigInvalid(f"{name} was trained without covariates; leave --covariates out.")
         estimator.load(found.card, found.tensors)

@@ -260,16 +260,17 @@ def _describe(
 
 
 def _print(folder: Path, found: Checkpoint) -> None:
-    from tracepaper.replay.learning.estimator import DataSource, estimator_of
+    from tracepaper.replay.learning.estimator import estimator_of
+    from tracepaper.strategies.api.model import DataSource
 
     typer.echo(f"Wrote {folder}, checkpoint {found.id}.")
     for sentence in found.card["honesty"]["sentences"]:
         typer.echo(f"  {sentence}")
     estimator = estimator_of(found.card)
-    match estimator.source:
+    match estimator.kind.source:
         case DataSource.CLOSES:
             typer.echo(
-                f"Use it: [strategy] name = {estimator.kind!r} and [model] checkpoint = "
+                f"Use it: [strategy] name = {estimator.kind.name!r} and [model] checkpoint = "
                 f"{str(folder)!r}, with [sizing] mode = 'equity'."
             )
         case DataSource.ORDER_BOOKS:
@@ -279,4 +280,4 @@ def _print(folder: Path, found: Checkpoint) -> None:
                 f"Use it: model.checkpoint = {str(folder)!r}, or tracepaper models {folder}."
             )
         case _:
-            assert_never(estimator.source)
+            assert_never(estimator.kind.source)

@@ -18,7 +18,7 @@ from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.report.trades import of_decision
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
 from tracepaper.strategies.builtin import TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -46,7 +46,7 @@ class StoredDecision:
         return self.decision["horizon"] is not None
 
     @property
-    def _asks(self) -> Serves | None:
+    def _asks(self) -> DataSource | None:
         """What the strategy asks a model of; None where it needs none."""
         return ASKS.get(self.run["strategy"])
 
@@ -74,7 +74,7 @@ class StoredDecision:
         """Why the decision has no attribution, in one sentence; None where it has one."""
         if self.buckets:
             return None
-        if self._asks is Serves.BOOK:
+        if self._asks is DataSource.ORDER_BOOKS:
             return self._looked_at_books
         if not self.run["model_id"]:
             return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
@@ -90,7 +90,7 @@ class StoredDecision:
     def _no_forecast(self) -> str:
         """Why the model gave no forecast in time, in one sentence."""
         for row in self.notes:
-            if row["name"] == WITHOUT_ANSWER and self._asks is Serves.CLOSE:
+            if row["name"] == WITHOUT_ANSWER and self._asks is DataSource.CLOSES:
                 return f"The network has no answer for this close: {row['text']}."
         for gate in self.gates:
             if gate["gate"] == warm.name and not gate["passed"]:
@@ -120,7 +120,7 @@ class StoredDecision:
             for row in self.notes
             if row["name"].startswith(SHARE_OF) and row["number"] is not None
         )
-        if not told or self._asks is not Serves.CLOSE:
+        if not told or self._asks is not DataSource.CLOSES:
             return ""
         return f"It looked at {told}; --full says at which of their bars."
 

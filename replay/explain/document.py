@@ -91,11 +91,10 @@ from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.page import head_pictures
 from tracepaper.replay.report.trades import listed
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.forecasters.attribution import DECISIONS
-from tracepaper.strategies.forecasters.tabular import RowForecaster
 
 
 class Recomputed(NamedTuple):
@@ -231,9 +230,9 @@ def _recompute(
     other: ComparedWith,
 ) -> Recomputed:
     asks = None if other else ASKS.get(stored.run["strategy"])
-    if asks is Serves.CLOSE:
+    if asks is DataSource.CLOSES:
         return Recomputed(influence=influence(path, run_id, sequence, method))
-    if asks is Serves.BOOK and not method:
+    if asks is DataSource.ORDER_BOOKS and not method:
         return Recomputed(books=decided_map(path, run_id, sequence, stored))
     # On anything but a terminal the status prints nothing.
     with Console(stderr=True).status("Asking the model again; this takes some seconds."):

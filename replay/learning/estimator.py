@@ -10,11 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor
@@ -48,8 +45,10 @@ from tracepaper.replay.learning.stored_baselines import (
 )
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.storage.covariates import VectorFile
+from tracepaper.strategies.api.model import ModelKind, Registry
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.build import takes_vectors, vector_scale
+from tracepaper.strategies.forecasters.build import model_kinds, takes_vectors, vector_scale
+from tracepaper.strategies.forecasters.tabular import ENSEMBLE
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
@@ -64,14 +63,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 AnyData_contra = TypeVar("AnyData_contra", contravariant=True)
-
-
-class DataSource(StrEnum):
-    """What a kind of model learns from and is asked about."""
-
-    BARS = "bars"  # of each symbol by itself
-    CLOSES = "closes"  # of all symbols at once
-    ORDER_BOOKS = "order books"  # files of ``tracepaper data record``
 
 
 class FitRun(NamedTuple):
@@ -138,11 +129,7 @@ class Fitted(Protocol[AnyData_contra]):
 class Estimator(Protocol):
     """A kind of model: what its recipe may choose, and how it is fitted and loaded."""
 
-    kind: str
-    summary: str
-    """What it is, in a few words."""
-    source: DataSource
-    takes_covariates: bool
+    kind: ModelKind
     walks_only: bool
     """Whether it is fitted on few folds that walk, for each costs a training."""
     joins_rows: bool
@@ -182,25 +169,20 @@ class Estimator(Protocol):
         ...
 
 
-_ESTIMATORS: Final[dict[str, Estimator]] = {}
+_ESTIMATORS: Final[Registry[Estimator]] = Registry()
 
 
 def register(estimator: Estimator) -> Estimator:
-    """Make a kind of model known; raise ``ConfigInvalid`` for a name that is taken."""
-    if estimator.kind in _ESTIMATORS:
-        raise ConfigInvalid(f"There is a kind of model called {estimator.kind} already.")
-    _ESTIMATORS[estimator.kind] = estimator
-    return estimator
+    """Make known how a kind is fitted; raise ``ConfigInvalid`` where that is known."""
+    return _ESTIMATORS.add(estimator.kind.name, estimator)
 
 
 def estimators() -> Mapping[str, Estimator]:
-    """Return every kind of model by its name, once each module of ``estimators`` was imported."""
+    """Return what fits each kind of model, by the kind's name, in the order of ``model_kinds``."""
     from tracepaper.replay.learning import estimators as room
 
-    for module in iter_modules(room.__path__):
-        import_module(f"{room.__name__}.{module.name}")
-    order = list(DataSource)
-    return dict(sorted(_ESTIMATORS.items(), key=lambda named: order.index(named[1].source)))
+    known = _ESTIMATORS.of(room)
+    return {name: known[name] for name in model_kinds() if name in known}
 
 
 def estimator_of(document: Document) -> Estimator:
@@ -211,13 +193,9 @@ def estimator_of(document: Document) -> Estimator:
     if ENSEMBLE in document:
         name = ENSEMBLE
     if name not in known:
-        every = "; ".join(f"{one.kind}, {one.summary}" for one in known.values())
+        every = "; ".join(f"{one.kind.name}, {one.kind.summary}" for one in known.values())
         raise ConfigInvalid(f"There is no network called {name!r}; choose one of: {every}.")
     return known[name]
-
-
-ENSEMBLE: Final = "ensemble"
-"""The kind, and the section of a recipe, of several models as one."""
 
 
 def recipe_of(document: Document) -> Recipe:
@@ -241,10 +219,7 @@ def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted[Any]:
 class CandleEstimator:
     """What kinds of models of candles share: the recipe's sections, and how files are read."""
 
-    kind: str
-    summary: str
-    source: DataSource = DataSource.BARS
-    takes_covariates = False
+    kind: ModelKind
     walks_only = True
     Keys: type[Any]
     """The dataclass of ``[architecture]``, which names its ``horizons``."""
@@ -305,7 +280,7 @@ class CandleEstimator:
     def document(self, recipe: Recipe) -> dict[str, Any]:
         """Return *recipe* as the sections of a file, every key with its value."""
         found: dict[str, Any] = {
-            "model": {"kind": self.kind, "name": recipe.name},
+            "model": {"kind": self.kind.name, "name": recipe.name},
             "architecture": self.listed(recipe.architecture),
             "features": features_of(recipe.schema_id, recipe.intervals, recipe.calendar),
             "training": {**asdict(recipe.options), **self.training_keys(recipe)},
@@ -432,7 +407,8 @@ def candle_estimator(card: Mapping[str, Any]) -> CandleEstimator:
     found = estimator_of(card)
     if not isinstance(found, CandleEstimator):
         raise ConfigInvalid(
-            f"A model of the kind {found.kind} reads {found.source}, not candles; name another."
+            f"A model of the kind {found.kind.name} reads {found.kind.source}, not candles; name "
+            "another."
         )
     return found
 

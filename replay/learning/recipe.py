@@ -89,7 +89,7 @@ class Recipe:
     @property
     def kind(self) -> str:
         """The name of the kind of model."""
-        return self.estimator.kind
+        return self.estimator.kind.name
 
     @property
     def horizons(self) -> tuple[int, ...]:

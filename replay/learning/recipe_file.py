@@ -17,14 +17,11 @@ from typing import Annotated, Any, Final, NamedTuple
 from msgspec import Meta
 
 from tracepaper.replay.learning.boosting import BoostingOptions
-from tracepaper.replay.learning.estimator import (
-    ENSEMBLE,
-    DataSource,
-    Estimator,
-    estimators,
-)
+from tracepaper.replay.learning.estimator import Estimator, estimators
 from tracepaper.replay.learning.recipe import DEFAULT_KIND, SCHEMA, THREADS, over
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.forecasters.tabular import ENSEMBLE
 from tracepaper.strategies.networks.keys import (
     NUMBER,
     TEXT,
@@ -141,9 +138,9 @@ class RecipeKind(NamedTuple):
 def kinds() -> Mapping[str, RecipeKind]:
     """Return every kind of model that a recipe names, by its name."""
     return {
-        name: RecipeKind(name, estimator.summary, _sections(estimator))
+        name: RecipeKind(name, estimator.kind.summary, _sections(estimator))
         for name, estimator in estimators().items()
-        if name != ENSEMBLE  # a section beside a network, no kind of its own
+        if not estimator.kind.members  # a section beside a network, no kind of its own
     }
 
 
@@ -155,10 +152,10 @@ def _sections(estimator: Estimator) -> dict[str, Section]:
         "training": keys_of(estimator.Options)
         | {name: shared[name] for name in estimator.chosen_training},
     }
-    if estimator.source == DataSource.ORDER_BOOKS:
+    if estimator.kind.source == DataSource.ORDER_BOOKS:
         return found
     features = keys_of(_Features)
-    if estimator.source == DataSource.CLOSES:
+    if estimator.kind.source == DataSource.CLOSES:
         del features["calendar"]
     found |= {
         "features": features,

@@ -68,7 +68,7 @@ def train(
 
 def require_encoder(recipe: Recipe) -> None:
     """Raise ``ConfigInvalid`` where the kind of model has no encoder for covariates."""
-    if not recipe.estimator.takes_covariates:
+    if not recipe.estimator.kind.takes_covariates:
         raise ConfigInvalid(
             f"A model of the kind {recipe.kind} has no encoder for covariates: they are a modality "
             "of the kind trading alone; train that, or leave --covariates out."

@@ -20,7 +20,7 @@ from tracepaper.replay.document.values import Cells, Estimate, Figure, Table, Va
 from tracepaper.replay.report.record import Bars, Floats, Ints, Noted, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.model import Serves
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
 from tracepaper.strategies.attention.time_buckets import cells_by_age
 
@@ -283,7 +283,7 @@ def read_influence(record: RunRecord, trades: Sequence[ClosedTrade] = ()) -> Inf
 
     None where the run is of no network over several symbols, or no decision noted where it looked.
     """
-    if ASKS.get(record.config.strategy.name) is not Serves.CLOSE:
+    if ASKS.get(record.config.strategy.name) is not DataSource.CLOSES:
         return None
     every = {
         of.symbol: _noted(record.notes.get(name, {})) for name, of in record.instruments.items()

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, ClassVar, Final, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -261,12 +264,12 @@ def _explanation(given: Mapping[str, tuple[float, ...]]) -> Explanation | None:
 # ---------------------------------------------------------------- kinds of checkpoints
 
 
-class Serves(StrEnum):
-    """What a model is asked of."""
+class DataSource(StrEnum):
+    """What a kind of model learns from and is asked about."""
 
-    BAR = "bar"  # one symbol's bars
-    CLOSE = "close"  # the bars of all its symbols at one close
-    BOOK = "book"  # one symbol's order books
+    BARS = "bars"  # of each symbol by itself
+    CLOSES = "closes"  # of all symbols at once
+    ORDER_BOOKS = "order books"  # files of ``tracepaper data record``
 
 
 def no_network(*_: object) -> Any:  # noqa: ANN401 - it returns nothing
@@ -281,7 +284,7 @@ class ModelKind:
     name: str
     summary: str
     """What it is, for ``tracepaper train``: a few words."""
-    serves: Serves = Serves.BAR
+    source: DataSource = DataSource.BARS
     build: Callable[[Mapping[str, Any], Mapping[str, Any], Any], Any] | None = None
     """A card, its tensors and the ``RunOptions`` of ``strategies.forecasters.build`` → the
     ``Forecaster``. None where its network is run as it is, or where a strategy asks it."""
@@ -299,6 +302,8 @@ class ModelKind:
     """Arrays, features and horizons → the ``RowModel`` that answers one row; None for others."""
     members: tuple[str, ...] = ()
     """The ``[parts]`` of its card, each a checkpoint; the network is the first."""
+    takes_covariates: bool = False
+    """Whether it can learn from columns that a user supplies."""
     heads: frozenset[str] = frozenset()
     """What its network says beyond the heads of every network."""
     refusal: str = ""
@@ -312,13 +317,31 @@ class ModelKind:
         return self.make is not no_network
 
 
-KINDS: Final[dict[str, ModelKind]] = {}
+AnyKind = TypeVar("AnyKind")
+
+
+class Registry(dict[str, AnyKind]):
+    """What the modules of some packages say of kinds of models, by the kind's name."""
+
+    def add(self, name: str, of_kind: AnyKind) -> AnyKind:
+        """Make it known; raise ``ConfigInvalid`` for a name that is taken."""
+        if name in self:
+            raise ConfigInvalid(f"There is a kind of model called {name} already.")
+        self[name] = of_kind
+        return of_kind
+
+    def of(self, *packages: ModuleType) -> Mapping[str, AnyKind]:
+        """Return all, once each module of *packages* was imported."""
+        for package in packages:
+            for module in iter_modules(package.__path__):
+                import_module(f"{package.__name__}.{module.name}")
+        return self
+
+
+KINDS: Final[Registry[ModelKind]] = Registry()
 """The kinds registered so far; ``strategies.forecasters.build.model_kinds`` returns all."""
 
 
 def register(kind: ModelKind) -> ModelKind:
     """Make *kind* known; raise ``ConfigInvalid`` for a name that is taken."""
-    if kind.name in KINDS:
-        raise ConfigInvalid(f"There is a kind of model called {kind.name} already.")
-    KINDS[kind.name] = kind
-    return kind
+    return KINDS.add(kind.name, kind)

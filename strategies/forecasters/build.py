@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from itertools import pairwise
 from math import isfinite
-from pkgutil import iter_modules
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tracepaper.strategies.api.model import KINDS, ModelKind, Serves
+from tracepaper.strategies.api.model import KINDS, DataSource, ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.masks import Mask
@@ -33,12 +31,7 @@ from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
-from tracepaper.strategies.networks.architecture import (
-    Architecture,
-    Network,
-    kind_of,
-    network_kinds,
-)
+from tracepaper.strategies.networks.architecture import Architecture, Network, kind_of
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.stream import (
@@ -93,13 +86,14 @@ class RunOptions:
 
 
 def model_kinds() -> Mapping[str, ModelKind]:
-    """Return every kind by its name, once each module that registers one was imported."""
-    from tracepaper.strategies import forecasters
+    """Return every kind by its name: by what it is asked about, and networks first."""
+    from tracepaper.strategies import forecasters, networks
 
-    network_kinds()
-    for module in iter_modules(forecasters.__path__):
-        import_module(f"{forecasters.__name__}.{module.name}")
-    return KINDS
+    order, known = list(DataSource), KINDS.of(networks, forecasters).values()
+    return {
+        kind.name: kind
+        for kind in sorted(known, key=lambda kind: (order.index(kind.source), not kind.has_network))
+    }
 
 
 def known_kind(card: Mapping[str, Any]) -> ModelKind | None:
@@ -240,7 +234,7 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     named = known_kind(card)
     if named is not None and named.members:
         return choose_backend(part_of(card, named.members[0]), wanted, device=device)
-    if named is not None and named.build is not None and named.serves is Serves.BAR:
+    if named is not None and named.build is not None and named.source is DataSource.BARS:
         return _own_backend(wanted, (named.name,))  # nothing attends: it is recorded by its name
     kind, config = architecture(card)
     own = kind.backend(config)
@@ -299,12 +293,6 @@ def architecture(card: Mapping[str, Any]) -> tuple[ModelKind, Architecture]:
     kind = kind_of(section_of(card, "model").get("kind"))
     config: Architecture = kind.read(section_of(card, "architecture"))
     return kind, config
-
-
-def is_ensemble(card: Mapping[str, Any]) -> bool:
-    """Return whether *card* is of a network and a row model together."""
-    kind = known_kind(card)
-    return kind is not None and bool(kind.members)
 
 
 def network_card(card: Mapping[str, Any]) -> Mapping[str, Any]:

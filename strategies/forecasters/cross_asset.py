@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tracepaper.strategies.api.model import ModelKind, Serves, register
+from tracepaper.strategies.api.model import DataSource, ModelKind, register
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
 from tracepaper.strategies.attention.rollout import RolloutOptions
@@ -67,7 +67,7 @@ DECIMALS: Final = 6
 def _kind(card: Mapping[str, Any]) -> ModelKind | None:
     """Return the kind of *card*; None for one that does not serve all symbols of a close."""
     kind = known_kind(card)
-    return kind if kind is not None and kind.serves is Serves.CLOSE else None
+    return kind if kind is not None and kind.source is DataSource.CLOSES else None
 
 
 @dataclass(frozen=True)
@@ -371,7 +371,7 @@ KINDS: Final[Mapping[str, ModelKind]] = {
         ModelKind(
             name,
             summary,
-            Serves.CLOSE,
+            DataSource.CLOSES,
             build=_of_close,
             heads=heads,
             refusal=f"A {name} checkpoint answers for all symbols of a close; trade it by "

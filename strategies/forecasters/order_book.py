@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.model import ModelKind, Serves, register
+from tracepaper.strategies.api.model import DataSource, ModelKind, register
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.forecasters.build import filled, known_kind, section_of
@@ -54,7 +54,7 @@ class BookModel:
         ``CheckpointMismatch`` for tensors that are not its weights.
         """
         kind = known_kind(card)
-        if kind is None or kind.serves is not Serves.BOOK:
+        if kind is None or kind.source is not DataSource.ORDER_BOOKS:
             named = section_of(card, "model").get("kind")
             raise ConfigInvalid(
                 f"The checkpoint is of the kind {shown(named)}, and strategy.name '{KIND}' takes "
@@ -162,7 +162,7 @@ ORDER_BOOK: Final = register(
     ModelKind(
         KIND,
         "levels of an order book and their history, from files of `data record`",
-        Serves.BOOK,
+        DataSource.ORDER_BOOKS,
         refusal="A network of order books reads files of `tracepaper data record`, not bars; ask "
         "it by `tracepaper explain --depth FILE --checkpoint FOLDER`.",
     )

@@ -462,12 +462,6 @@ def halves(forecast: Forecast) -> Floats:
 # ---------------------------------------------------------------- from a card
 
 
-def row_kind(card: Mapping[str, Any]) -> ModelKind | None:
-    """Return the kind of row model that *card* describes; None where it is another's."""
-    kind = known_kind(card)
-    return kind if kind is not None and kind.rows is not None else None
-
-
 def trained_rows(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], kind: ModelKind
 ) -> TrainedRows:
@@ -556,7 +550,7 @@ ROW_KINDS: Final[Mapping[str, ModelKind]] = {
 """The kinds that answer one row of features."""
 ENSEMBLE: Final = "ensemble"
 """The kind of checkpoint that holds a network and a row model."""
-register(
+ENSEMBLE_KIND: Final = register(
     ModelKind(
         ENSEMBLE,
         "a network with a tree or a glm",

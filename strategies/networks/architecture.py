@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 import torch
@@ -405,9 +403,7 @@ def network_kinds() -> Mapping[str, ModelKind]:
     """Return every kind that is one ``Network``, once each module of this package was imported."""
     from tracepaper.strategies import networks
 
-    for module in iter_modules(networks.__path__):
-        import_module(f"{networks.__name__}.{module.name}")
-    return {name: kind for name, kind in KINDS.items() if kind.has_network}
+    return {name: kind for name, kind in KINDS.of(networks).items() if kind.has_network}
 
 
 def kind_of(name: object) -> ModelKind:

@@ -360,5 +360,6 @@ register(
         backend=lambda _: None,
         by_names=by_names,
         follows=("columns",),
+        takes_covariates=True,
     )
 )

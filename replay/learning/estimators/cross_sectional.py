@@ -28,7 +28,6 @@ from tracepaper.replay.learning.estimator import (
     CandleEstimator,
     CandleModel,
     DataRequest,
-    DataSource,
     FitRun,
     candle_card,
     register,
@@ -113,21 +112,20 @@ class CrossAssetEstimator(CandleEstimator):
     """A kind of network over several assets; the candles say of which symbols."""
 
     Keys = CrossAssetConfig
-    source = DataSource.CLOSES
     chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
     defaults: ClassVar = {"length": 512, "batch": 4}
 
     def __init__(self, kind: ModelKind) -> None:
         """Fit networks of that kind."""
-        self.kind, self.summary = kind.name, kind.summary
+        self.kind = kind
         self._allocates: bool = "allocation" in kind.heads
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> CrossAssetConfig:
         """Return the configuration for symbols that are not known yet."""
         if chosen["features"].get("calendar") or chosen["training"].get("device", "cpu") != "cpu":
             raise ConfigInvalid(
-                f"A {self.kind} network is trained on crypto's candles, by the processor; take "
-                "features.calendar and training.device out."
+                f"A {self.kind.name} network is trained on crypto's candles, by the processor; "
+                "take features.calendar and training.device out."
             )
         section = dict(chosen["architecture"])
         horizons = section.get("horizons", CrossAssetConfig(symbols=_UNKNOWN).horizons)
@@ -180,8 +178,8 @@ class CrossAssetEstimator(CandleEstimator):
         network = CrossAssetNetwork(config)
         weights = sum(parameter.numel() for parameter in network.parameters())
         run.say(
-            f"{self.kind}: {weights:,} weights; an answer depends on {config.receptive_field:,} "
-            f"rows of features of each of {len(config.symbols)} symbols."
+            f"{self.kind.name}: {weights:,} weights; an answer depends on "
+            f"{config.receptive_field:,} rows of features of each of {len(config.symbols)} symbols."
         )
         learnt = CrossSection(
             network,

@@ -21,7 +21,6 @@ from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.comparison import paired_figures
 from tracepaper.replay.learning.dataset import Dataset, full_id
 from tracepaper.replay.learning.estimator import (
-    ENSEMBLE,
     Answers,
     CandleEstimator,
     CandleModel,
@@ -67,8 +66,13 @@ from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import schema, wider
-from tracepaper.strategies.forecasters.build import HALVES, part_of, tensors_of
-from tracepaper.strategies.forecasters.tabular import ROW_KINDS, TrainedRows, row_kind
+from tracepaper.strategies.forecasters.build import HALVES, known_kind, part_of, tensors_of
+from tracepaper.strategies.forecasters.tabular import (
+    ENSEMBLE,
+    ENSEMBLE_KIND,
+    ROW_KINDS,
+    TrainedRows,
+)
 from tracepaper.strategies.networks.architecture import Network
 
 NAMES: Final = ("network_half", "row_half")
@@ -99,8 +103,7 @@ class EnsembleKeys:
 class EnsembleEstimator(CandleEstimator):
     """A network, and the model of rows beside it, which is fitted over one split."""
 
-    kind = ENSEMBLE
-    summary = "a network with a tree or a glm"
+    kind = ENSEMBLE_KIND
     holds_out_calibration = True
     Keys = EnsembleKeys
 
@@ -249,10 +252,9 @@ def require_pair(network: Mapping[str, Any], rows: Mapping[str, Any]) -> str:
     Raises ``CheckpointMismatch`` unless the first is a network's and the second a row model's, and
     ``ConfigInvalid`` where they learnt from other candles or dates, or speak of other horizons.
     """
-    kinds = [
-        card["model"]["kind"] == ENSEMBLE or row_kind(card) is not None for card in (network, rows)
-    ]
-    if kinds != [False, True] or rows["model"]["kind"] == ENSEMBLE:
+    one, other = known_kind(network), known_kind(rows)
+    is_network = one is None or not (one.members or one.rows)
+    if not is_network or other is None or other.rows is None:
         raise CheckpointMismatch(
             "An ensemble is a network and a tree or a glm; combine two such checkpoints."
         )

@@ -76,13 +76,10 @@ class NetworkEstimator(CandleEstimator):
 
     joins_rows = True
 
-    def __init__(self, network: ModelKind) -> None:
+    def __init__(self, kind: ModelKind) -> None:
         """Fit networks of that kind."""
-        self.kind = network.name
-        self.summary = network.summary
-        self.network: ModelKind = network
-        self.Keys = type(network.read({}))
-        self.takes_covariates = network.name == "trading"
+        self.kind = kind
+        self.Keys = type(kind.read({}))
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
         """Return the configuration; where no dropout is chosen, that of training.
@@ -92,20 +89,20 @@ class NetworkEstimator(CandleEstimator):
         section = {
             name: value
             for name, value in chosen["architecture"].items()
-            if name not in self.network.follows
+            if name not in self.kind.follows
         }
-        config = self.network.read(section)
+        config = self.kind.read(section)
         if "dropout" in section or not hasattr(config, "dropout"):
             return config
-        return self.network.read({**section, "dropout": DROPOUT})
+        return self.kind.read({**section, "dropout": DROPOUT})
 
     def derived(self, recipe: Recipe, schema: FeatureSchema, interval_ms: int) -> Recipe:
         """Return *recipe* with a network for rows of that *schema* and bars of that length."""
         known = {"features": len(schema.names), "interval_minutes": interval_ms // MINUTE_MS}
         section = listed(recipe.architecture)
         own = {name: value for name, value in known.items() if name in section}
-        own |= self.network.by_names(section, schema.names)
-        return replace(recipe, architecture=self.network.read({**section, **own}))
+        own |= self.kind.by_names(section, schema.names)
+        return replace(recipe, architecture=self.kind.read({**section, **own}))
 
     def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> NetworkModel:
         """Fit the network, whose unfinished state lies in the folder of *run*."""
@@ -117,12 +114,12 @@ class NetworkEstimator(CandleEstimator):
                 if not any(len(windowed_rows(samples, field)) for samples in data.samples(part)):
                     raise no_context(part, field)
         torch.manual_seed(recipe.options.seed)
-        network = self.network.make(config).to(_device(recipe.device))
+        network = self.kind.make(config).to(_device(recipe.device))
         heads = network.further_heads
         data = replace(data, heads=heads)
         if not run.resume:
             run.say(
-                f"{self.kind}: {sum(p.numel() for p in network.parameters()):,} weights; an"
+                f"{self.kind.name}: {sum(p.numel() for p in network.parameters()):,} weights; an"
                 f" answer depends on {config.receptive_field:,} rows of features."
             )
         fit = HeadsFit(
@@ -155,14 +152,14 @@ class NetworkEstimator(CandleEstimator):
                 "losses": titles(heads),
                 "command": command(data.sources, covariates),
             },
-            calibration={"content_free": self.network.make(config).content_free()},
+            calibration={"content_free": self.kind.make(config).content_free()},
         )
         return NetworkModel(card, fit.best, fit.progress.stopped)
 
     def _about(self, data: Dataset, recipe: Recipe) -> dict[str, Any]:
         """Return what a fit is of, beside its options: the network, the candles and their split."""
         return {
-            "network": {"kind": self.kind, **listed(recipe.architecture)},
+            "network": {"kind": self.kind.name, **listed(recipe.architecture)},
             "candles": [source.sha256 for source in data.sources],
             "split": cards.parts_section(data.split),
             "features": recipe.schema_id,

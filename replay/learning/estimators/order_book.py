@@ -24,12 +24,14 @@ from torch.nn.functional import cross_entropy
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
-from tracepaper.replay.learning.estimator import DataRequest, DataSource, FitRun, register
+from tracepaper.replay.learning.estimator import DataRequest, FitRun, register
 from tracepaper.replay.learning.fit import Fit, Policy, Progress
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.recipe import Recipe, chosen_of
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
+from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.forecasters.build import known_kind
 from tracepaper.strategies.forecasters.order_book import ORDER_BOOK
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import COLUMNS, KIND, Books, Integers, tokens_of
@@ -91,10 +93,7 @@ class BookFitOptions:
 class OrderBookEstimator:
     """The kind of network over order books."""
 
-    kind = KIND
-    summary = ORDER_BOOK.summary
-    source = DataSource.ORDER_BOOKS
-    takes_covariates = False
+    kind = ORDER_BOOK
     walks_only = True
     joins_rows = False
     chosen_training: ClassVar[Sequence[str]] = ()
@@ -285,9 +284,10 @@ def network_of(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderB
 def is_of_books(folder: Path) -> bool:
     """Return whether *folder* holds a checkpoint of order books."""
     try:
-        return bool(read_card(folder)["model"].get("kind") == KIND)
+        kind = known_kind(read_card(folder))
     except CheckpointMismatch:
         return False
+    return kind is not None and kind.source is DataSource.ORDER_BOOKS
 
 
 def load_books(folder: Path) -> tuple[OrderBookNetwork, dict[str, Any]]:

@@ -55,6 +55,7 @@ from tracepaper.replay.learning.statistics import (
     COVERAGE,
 )
 from tracepaper.replay.report.honesty import compared_sentences, few_days
+from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.tabular import (
@@ -94,16 +95,19 @@ class RowEstimator(CandleEstimator):
     walks_only = False
     chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
 
-    def __init__(self, kind: str, summary: str, fit: RowFit) -> None:
-        """Fit models of that kind by *fit*."""
-        self.kind, self.summary = kind, summary
+    def __init__(
+        self, kind: ModelKind, fit: RowFit, needs: Callable[[str], object] = lambda _: None
+    ) -> None:
+        """Fit models of that kind by *fit*; *needs* raises where an optional package is missing."""
+        self.kind = kind
         self._fit: RowFit = fit
+        self._needs: Callable[[str], object] = needs
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> RowKeys:
         """Return the horizons, all that there is."""
         section = chosen["architecture"]
         for key in sorted(set(section) - {"horizons"}):
-            raise ConfigInvalid(f"A {self.kind} has no architecture.{key}; leave it out.")
+            raise ConfigInvalid(f"A {self.kind.name} has no architecture.{key}; leave it out.")
         horizons = section.get("horizons", RowKeys().horizons)
         return RowKeys(tuple(whole("architecture.horizons", one) for one in horizons))
 
@@ -113,14 +117,13 @@ class RowEstimator(CandleEstimator):
         return replace(found, explained_bars=found.explained_bars or EXPLAINED_BARS)
 
     def check(self, recipe: Recipe, option: str) -> None:
-        """Raise ``ConfigInvalid`` where trees are fitted without LightGBM."""
+        """Raise ``ConfigInvalid`` for an optional package that the fit lacks."""
         del recipe
-        if self.kind == "tree":
-            import_lightgbm(option)
+        self._needs(option)
 
     def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> RowsModel:
         """Fit the model, in one go."""
-        run.say(f"Fitting the {self.kind}.")
+        run.say(f"Fitting the {self.kind.name}.")
         arrays, said = self._fit(data, recipe)
         training = {
             **said,
@@ -325,5 +328,5 @@ def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dic
     return arrays, {"variance_ridge": RIDGE, "mean_ridge": baselines.RIDGE}
 
 
-register(RowEstimator("tree", "of one bar's features", fit_tree))
-register(RowEstimator("glm", "of one bar's features", fit_glm))
+register(RowEstimator(ROW_KINDS["tree"], fit_tree, needs=import_lightgbm))
+register(RowEstimator(ROW_KINDS["glm"], fit_glm))

@@ -37,7 +37,7 @@ from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import (
     HALVES,
-    is_ensemble,
+    known_kind,
     known_schema,
     part_of,
     restore,
@@ -45,7 +45,7 @@ from tracepaper.strategies.forecasters.build import (
     tensors_of,
     vector_scale,
 )
-from tracepaper.strategies.forecasters.tabular import TrainedRows, row_kind
+from tracepaper.strategies.forecasters.tabular import TrainedRows
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.checks import (
     NetworkCheck,
@@ -310,9 +310,10 @@ class StoredNetwork:
             )
         found = checkpoints.load(folder)
         card, tensors = found.card, found.tensors
-        if is_ensemble(card):
+        if (kind := known_kind(card)) is not None and kind.members:
             card, tensors = part_of(card, HALVES[0]), tensors_of(tensors, HALVES[0])
-        if (kind := row_kind(card)) is not None:
+            kind = known_kind(card)
+        if kind is not None and kind.rows is not None:
             raise ConfigInvalid(
                 f"{folder} is a {kind.name}, which has no network; name a network's checkpoint, or "
                 "an ensemble's."
