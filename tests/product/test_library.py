@@ -141,7 +141,9 @@ def test_what_is_not_listed_is_found() -> None:
 
 
 def kind_in(words: Sequence[str]) -> str:
-    """Return the kind of model that a training's *words* choose."""
+    """Return the kind of model that a training's *words* choose, or whose recipe they print."""
+    if "--init" in words:
+        return words[words.index("--init") + 1]
     prefix = "model.kind="
     return next((word.removeprefix(prefix) for word in words if word.startswith(prefix)), "flash")
 
