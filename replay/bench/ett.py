@@ -38,7 +38,7 @@ from tracepaper.replay.bench.ett_data import (
     errors,
 )
 from tracepaper.replay.learning.boosting import import_lightgbm
-from tracepaper.replay.learning.fit import Fit, Policy, Progress
+from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.baselines import (
     DirectConfig,
@@ -186,7 +186,13 @@ def _policy(network: nn.Module, options: DirectOptions, epoch_steps: int) -> Pol
     )
 
 
-class _Steps:
+class _Batch(NamedTuple):
+    seen: Tensor  # [window, row, variable]
+    marks: Tensor  # [window, row + horizon, mark]
+    answers: Tensor  # [window, horizon, variable]
+
+
+class _Steps(Objective[_Batch]):
     """What is learnt of a table: its next rows, by their mean squared error; judged by epochs."""
 
     def __init__(
@@ -228,12 +234,6 @@ class _Steps:
         if not math.isfinite(loss):
             raise DataInvalid(f"The loss of epoch {self._epoch} is not finite; check the file.")
         return loss
-
-
-class _Batch(NamedTuple):
-    seen: Tensor  # [window, row, variable]
-    marks: Tensor  # [window, row + horizon, mark]
-    answers: Tensor  # [window, horizon, variable]
 
 
 class _Feed:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -41,8 +40,8 @@ from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.bench.workloads import BookWorkload, SeveralAssets
 from tracepaper.replay.learning.fit import (
     FitOptions,
-    HeadsFit,
     Progress,
+    heads_fit,
     use_threads,
 )
 from tracepaper.replay.learning.samples import (
@@ -252,10 +251,8 @@ def _bars_a_second(
         if len(marks) > steps:
             raise _EnoughError  # before the validation, which is no training
 
-    with tempfile.TemporaryDirectory() as folder:
-        fit = HeadsFit(network, training, training, options, folder=Path(folder), about={})
-        with suppress(_EnoughError):
-            fit.run(mark)
+    with suppress(_EnoughError):
+        heads_fit(network, training, training, options).run(mark)
     (begun, before), (ended, after) = marks[0], marks[-1]
     return (after - before) / (ended - begun)
 

@@ -21,7 +21,7 @@ from tracepaper.replay.learning.array_cache import (
     ArrayCache,
 )
 from tracepaper.replay.learning.dataset import Dataset, Supplied, intervals_of, reading
-from tracepaper.replay.learning.fit import FitOptions, Observe
+from tracepaper.replay.learning.fit import Fit, FitOptions, Observe
 from tracepaper.replay.learning.recipe import (
     DEFAULT_KIND,
     SCHEMA,
@@ -74,6 +74,17 @@ class FitRun(NamedTuple):
     observe: Observe = lambda _: None
     say: Say = lambda _: None
     resume: bool = False
+
+    def complete(self, fit: Fit) -> None:
+        """Run *fit* to its end, from its kept state where this resumes; say why it stopped early.
+
+        Raises ``CheckpointMismatch`` for a state of another fit.
+        """
+        if self.resume and fit.resume():
+            self.say(f"Taking up the fit at step {fit.progress.step}.")
+        fit.run(self.observe)
+        if fit.progress.stopped:
+            self.say(fit.progress.stopped)
 
 
 class DataRequest(NamedTuple):
@@ -435,6 +446,22 @@ def candle_card(
         "split": cards.split_section(data.split),
         "data": cards.data_section(data.sources),
         "versions": cards.versions_section(),
+    }
+
+
+def fit_facts(
+    data: Dataset, schema_id: str, kind: str, architecture: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what a fit to candles is of, beside its options: the network, the candles, the split.
+
+    A kept state of a fit is taken up by one with the same facts alone.
+    """
+    return {
+        "network": {"kind": kind, **architecture},
+        "candles": [source.sha256 for source in data.sources],
+        "split": cards.parts_section(data.split),
+        "features": schema_id,
+        **({} if data.vectors is None else {"vectors": data.vectors.file.sha256}),
     }
 
 

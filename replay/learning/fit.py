@@ -17,11 +17,12 @@ import hashlib
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -167,25 +168,34 @@ Observe = Callable[[Progress], None]
 AnyBatch = TypeVar("AnyBatch")
 
 
-class Objective(Protocol[AnyBatch]):
+class Objective(ABC, Generic[AnyBatch]):
     """What a network learns, from what, and by what it is judged."""
 
-    @property
-    def network(self) -> nn.Module:
-        """What learns."""
-        ...
+    network: nn.Module
+    """What learns."""
 
+    @abstractmethod
     def batches(self, done: int) -> Iterator[AnyBatch]:
         """Yield batches without an end, those that come after so many."""
-        ...
 
+    @abstractmethod
     def gradient(self, batch: AnyBatch, /) -> tuple[float, int]:
         """Add the gradient of *batch*; return its mean loss, and how many labelled bars it has."""
-        ...
 
+    @abstractmethod
     def validate(self, network: nn.Module, progress: Progress) -> float:
         """Return a score of *network*, higher is better; write into *progress* what is shown."""
-        ...
+
+    def finished(self) -> bool:
+        """Return whether nothing is left to learn."""
+        return False
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and plain values that change while it learns, beside the network."""
+        return {}, {}
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take up what ``state`` returned."""
 
 
 class Policy(NamedTuple):
@@ -206,10 +216,18 @@ class Policy(NamedTuple):
 class Fit:
     """One fitting of an objective's network; ``run`` goes from the last saved state to the end.
 
-    ``best`` holds the weights of the best score so far.
+    ``best`` holds the weights of the best score so far. The state is kept in *folder*; *about* says
+    what is fitted to what: a state of something else is not taken up.
     """
 
-    def __init__(self, objective: Objective[Any], policy: Policy) -> None:
+    def __init__(
+        self,
+        objective: Objective[Any],
+        policy: Policy,
+        *,
+        folder: Path | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
         self.network = objective.network
         self.progress = Progress(steps=policy.steps)
         self.best: dict[str, Tensor] = {}
@@ -218,6 +236,8 @@ class Fit:
         self._optimiser = torch.optim.AdamW([dict(group) for group in policy.groups])
         self._random: dict[str, Tensor] = {}
         self._waited = 0
+        self._path = None if folder is None else folder / STATE_NAME
+        self._about = about or {}
 
     def run(self, observe: Observe) -> None:
         """Fit until the steps are done or nothing improves any more.
@@ -300,68 +320,39 @@ class Fit:
 
     def finished(self) -> bool:
         """Return whether it has waited long enough for a better score."""
-        return self._waited >= self._policy.patience
+        return self._objective.finished() or self._waited >= self._policy.patience
 
     def save(self) -> None:
-        """Keep no state: such a fit is made in one go."""
-
-
-class HeadsFit(Fit):
-    """A fit of heads, whose state is kept in a folder.
-
-    *about* says what is fitted to what: a state of something else is not taken up.
-    """
-
-    def __init__(
-        self,
-        network: Network,
-        training: Sequence[Samples],
-        validation: Sequence[Samples],
-        options: FitOptions,
-        *,
-        folder: Path,
-        about: Mapping[str, Any],
-        levels: tuple[float, ...] = (),
-    ) -> None:
-        self._heads = HeadLosses(network, training, validation, options, levels)
-        policy = policy_of(network, options, self._heads.weights)
-        assert policy.averaged is not None
-        self._averaged = policy.averaged
-        super().__init__(self._heads, policy)
-        self._path = folder / STATE_NAME
-        self._about = {"options": asdict(options), **about}
-
-    def finished(self) -> bool:
-        """Return whether every head has stopped."""
-        return not self._heads.active().any()
-
-    def save(self) -> None:
-        """Write the whole state beside the checkpoint; see ``state.write``."""
+        """Write the whole state into the folder, where there is one."""
+        if self._path is None:
+            return
         optimiser = self._optimiser.state_dict()["state"]
         moments = {f"{at}/{name}": t for at, own in optimiser.items() for name, t in own.items()}
         random = {"cpu": torch.get_rng_state()}
         device = _device(self.network)
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
+        learnt, values = self._objective.state()
         tensors = {
             **under("network", self.network.state_dict()),
-            **under("averaged", self._averaged.state_dict()),
             **under("best", self.best),
-            **under("weights", self._heads.weights.state_dict()),
+            **under("weights", learnt),
             **under("optimiser", moments),
             **under("random", random),
         }
+        if self._policy.averaged is not None:
+            tensors |= under("averaged", self._policy.averaged.state_dict())
         facts = {
             "about": self._about,
             "progress": asdict(self.progress),
-            "best_heads": self._heads.best.tolist(),
-            "waited": self._heads.waited.tolist(),
+            "waits": self._waited,
+            **values,
         }
         write(self._path, tensors, facts)
 
     def resume(self) -> bool:
         """Take up the state in the folder, if there is one; raise where it is of another fit."""
-        if not self._path.exists():
+        if self._path is None or not self._path.exists():
             return False
         tensors, facts = read(self._path)
         # What is compared went through JSON, in which tuples are lists.
@@ -372,23 +363,39 @@ class HeadsFit(Fit):
                     f"{self._path} was written with other {name}; repeat those, or delete it."
                 )
         self.progress = Progress(**facts["progress"])
+        self._waited = facts.get("waits", 0)  # states once lacked it
         self.best = of("best", tensors)
         self.network.load_state_dict(of("network", tensors))
-        self._averaged.load_state_dict(of("averaged", tensors))
-        self._heads.weights.load_state_dict(of("weights", tensors))
+        if self._policy.averaged is not None:
+            self._policy.averaged.load_state_dict(of("averaged", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in of("optimiser", tensors).items():
             at, _, kind = name.partition("/")
             moments.setdefault(int(at), {})[kind] = tensor
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": moments, "param_groups": groups})
-        self._heads.best = np.array(facts["best_heads"])
-        self._heads.waited = np.array(facts["waited"])
+        self._objective.restore(of("weights", tensors), facts)
         self._random = of("random", tensors)
         return True
 
 
-class HeadLosses:
+def heads_fit(
+    network: Network,
+    training: Sequence[Samples],
+    validation: Sequence[Samples],
+    options: FitOptions,
+    *,
+    folder: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    levels: tuple[float, ...] = (),
+) -> Fit:
+    """Return the fit of a network's heads to one symbol's bars."""
+    heads = HeadLosses(network, training, validation, options, levels)
+    policy = policy_of(network, options, heads.weights)
+    return Fit(heads, policy, folder=folder, about={"options": asdict(options), **(about or {})})
+
+
+class HeadLosses(Objective[Batch]):
     """The heads of a network over one symbol's bars: each learns until it no longer improves.
 
     A validation gain over the best constant answer is in units of that loss's noise (``scores``),
@@ -442,6 +449,20 @@ class HeadLosses:
             (loss / options.accumulate).backward()
             total += float((each.detach() * active).sum() / active.sum())
         return total, int((batch.weights > 0).any(-1).sum())
+
+    def finished(self) -> bool:
+        """Return whether every head has stopped."""
+        return not self.active().any()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the learnt weights of the heads, their best scores, and how long each waits."""
+        waits = {"best_heads": self.best.tolist(), "waited": self.waited.tolist()}
+        return self.weights.state_dict(), waits
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Take up what ``state`` returned."""
+        self.weights.load_state_dict(dict(tensors))
+        self.best, self.waited = np.array(values["best_heads"]), np.array(values["waited"])
 
     def validate(self, network: nn.Module, progress: Progress) -> float:
         """Score every head, and stop those that no longer improve; return the mean score."""

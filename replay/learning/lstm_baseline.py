@@ -8,8 +8,6 @@ The rule is docs/models.md, L35.
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Final, get_args
 
 import numpy as np
@@ -24,7 +22,7 @@ from tracepaper.replay.learning.baselines import (
     Training,
 )
 from tracepaper.replay.learning.evaluation.forecasts import predict
-from tracepaper.replay.learning.fit import FitOptions, HeadsFit
+from tracepaper.replay.learning.fit import FitOptions, heads_fit
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
@@ -43,16 +41,9 @@ def fit_lstm(training: Training) -> Arrays:
         features=training.rows[0].shape[1], dim=DIM, window=WINDOW, horizons=horizons
     )
     # A baseline leaves the generator as it was: the network's dropout draws from the same.
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(OPTIONS.seed)
-        fit = HeadsFit(
-            LstmNetwork(config),
-            training.samples,
-            training.stopping,
-            OPTIONS,
-            folder=Path(folder),
-            about={},
-        )
+        fit = heads_fit(LstmNetwork(config), training.samples, training.stopping, OPTIONS)
         fit.run(lambda _: None)
     arrays = {name: tensor.numpy() for name, tensor in fit.best.items()}
     return {**arrays, _WINDOW: np.array([WINDOW]), _HORIZONS: np.array(horizons)}

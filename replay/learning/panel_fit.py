@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.fit import FitOptions, Progress, loss_shares
+from tracepaper.replay.learning.fit import FitOptions, Objective, Progress, loss_shares
 from tracepaper.replay.learning.losses import as_float32, averaged, elementwise
 from tracepaper.replay.learning.panel import AlignedBatch, AlignedChunks, Labelled, answered
 from tracepaper.strategies.networks.cross_asset import (
@@ -61,7 +61,7 @@ def usual_error(training: Sequence[Labelled], horizons: Sequence[int]) -> Tensor
     return torch.from_numpy(found).float()
 
 
-class CrossSection:
+class CrossSection(Objective[AlignedBatch]):
     """What a network over several assets learns; its score is the mean validation loss, below 0."""
 
     def __init__(
@@ -95,7 +95,7 @@ class CrossSection:
     def gradient(self, batch: AlignedBatch) -> tuple[float, int]:
         """Add the gradient of *batch*; return its loss, and the bars of all assets."""
         loss = self._loss(self.network, batch)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss / self._options.accumulate)
         bars = int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
         return float(loss.detach()), bars
 

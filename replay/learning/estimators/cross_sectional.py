@@ -9,7 +9,7 @@ The rules are docs/several.md, P23 to P31.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any, ClassVar, Final, NamedTuple
@@ -30,6 +30,7 @@ from tracepaper.replay.learning.estimator import (
     DataRequest,
     FitRun,
     candle_card,
+    fit_facts,
     register,
 )
 from tracepaper.replay.learning.evaluation.correlation import (
@@ -155,11 +156,6 @@ class CrossAssetEstimator(CandleEstimator):
 
     def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> CrossAssetModel:
         """Fit the network of *recipe* to the panels of *data*."""
-        if run.resume:
-            raise ConfigInvalid(
-                "A fit over several symbols is made in one go; leave --resume out, and fit it "
-                "again."
-            )
         for sentence in data.notes if data.fold is None else ():
             run.say(sentence)
         config = recipe.architecture
@@ -188,10 +184,14 @@ class CrossAssetEstimator(CandleEstimator):
             recipe.options,
         )
         policy = policy_of(network, recipe.options)
-        fit = Fit(learnt, policy._replace(accumulate=1, patience=recipe.options.patience))
-        fit.run(run.observe)
-        if fit.progress.stopped:
-            run.say(fit.progress.stopped)
+        facts = fit_facts(data, recipe.schema_id, self.kind.name, config.listed())
+        fit = Fit(
+            learnt,
+            policy._replace(patience=recipe.options.patience),
+            folder=run.folder,
+            about={"options": asdict(recipe.options), **facts},
+        )
+        run.complete(fit)
         bars = sum(len(one.rows) for one in labelled_closes(data, Part.TRAIN))
         training = {
             **recipe.document()["training"],

@@ -22,6 +22,7 @@ from tracepaper.replay.learning.estimator import (
     CandleModel,
     FitRun,
     candle_card,
+    fit_facts,
     register,
 )
 from tracepaper.replay.learning.evaluation.auxiliary_heads import (
@@ -53,7 +54,7 @@ from tracepaper.replay.learning.evaluation.gates import (
     judged_gates,
 )
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
-from tracepaper.replay.learning.fit import HeadsFit
+from tracepaper.replay.learning.fit import heads_fit
 from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, listed
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
@@ -122,20 +123,16 @@ class NetworkEstimator(CandleEstimator):
                 f"{self.kind.name}: {sum(p.numel() for p in network.parameters()):,} weights; an"
                 f" answer depends on {config.receptive_field:,} rows of features."
             )
-        fit = HeadsFit(
+        fit = heads_fit(
             network,
             data.samples(Part.TRAIN),
             data.samples(Part.VALIDATION),
             recipe.options,
             folder=run.folder,
-            about=self._about(data, recipe),
+            about=fit_facts(data, recipe.schema_id, self.kind.name, listed(recipe.architecture)),
             levels=getattr(config, "quantiles", ()),
         )
-        if run.resume and fit.resume():
-            run.say(f"Taking up the fit at step {fit.progress.step}.")
-        fit.run(run.observe)
-        if fit.progress.stopped:
-            run.say(fit.progress.stopped)
+        run.complete(fit)
         covariates = data.vectors and data.vectors.file.path.name
         card = candle_card(
             data,
@@ -155,16 +152,6 @@ class NetworkEstimator(CandleEstimator):
             calibration={"content_free": self.kind.make(config).content_free()},
         )
         return NetworkModel(card, fit.best, fit.progress.stopped)
-
-    def _about(self, data: Dataset, recipe: Recipe) -> dict[str, Any]:
-        """Return what a fit is of, beside its options: the network, the candles and their split."""
-        return {
-            "network": {"kind": self.kind.name, **listed(recipe.architecture)},
-            "candles": [source.sha256 for source in data.sources],
-            "split": cards.parts_section(data.split),
-            "features": recipe.schema_id,
-            **({} if data.vectors is None else {"vectors": data.vectors.file.sha256}),
-        }
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NetworkModel:
         """Return the network of a checkpoint."""

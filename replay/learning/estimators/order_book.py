@@ -25,7 +25,7 @@ from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
 from tracepaper.replay.learning.estimator import DataRequest, FitRun, register
-from tracepaper.replay.learning.fit import Fit, Policy, Progress
+from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.recipe import Recipe, chosen_of
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
@@ -155,10 +155,6 @@ class OrderBookEstimator:
         Raises ``DataInvalid`` where no book of the training part knows a horizon. Nothing that the
         fit measures is said: below seven days of the exchange's own depth it would mean nothing.
         """
-        if run.resume:
-            raise ConfigInvalid(
-                "A fit on order books is made in one go; leave --resume out, and fit it again."
-            )
         torch.set_num_threads(recipe.options.threads)
         recipe = self.derived(recipe, data)
         parts, config = data.parts(), recipe.architecture
@@ -171,9 +167,18 @@ class OrderBookEstimator:
             )
         for sentence in (*data.notes, *data.untrained()):
             run.say(sentence)
-        network, stopped = fit_network(parts.training, parts.validation, config, recipe.options)
-        if stopped:
-            run.say(stopped)
+        network, stopped = fit_network(
+            parts.training,
+            parts.validation,
+            config,
+            recipe.options,
+            run._replace(observe=lambda _: None),
+            {
+                "options": asdict(recipe.options),
+                "network": asdict(config),
+                "books": [one.sha256 for one in data.files],
+            },
+        )
         header = data.header
         category, _, symbol = header.instrument.partition(":")
         card = {
@@ -326,18 +331,26 @@ def fit_network(
     validation: list[Books],
     config: OrderBookConfig,
     options: BookFitOptions,
+    run: FitRun | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> tuple[OrderBookNetwork, str]:
     """Return a network fitted on windows of *training*, the best of its looks at *validation*.
 
     Every book of a window is a sample. The same options give the same network on one machine.
-    Beside it why it stopped before its time, in words; else an empty text.
+    Beside it why it stopped before its time, in words; else an empty text. *run* keeps its state,
+    and *about* says what it is fitted to.
     """
     torch.manual_seed(options.seed)
     learnt = _Moves(OrderBookNetwork(config), training, validation, options)
-    made = Fit(learnt, _policy(learnt.network, options))
-    made.run(lambda _: None)
-    learnt.network.load_state_dict(made.best)
-    return learnt.network.eval(), made.progress.stopped
+    policy = _policy(learnt.network, options)
+    if run is None:
+        fit = Fit(learnt, policy)
+        fit.run(lambda _: None)
+    else:
+        fit = Fit(learnt, policy, folder=run.folder, about=about)
+        run.complete(fit)
+    learnt.network.load_state_dict(fit.best)
+    return learnt.network.eval(), fit.progress.stopped
 
 
 def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
@@ -360,7 +373,7 @@ def _policy(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
     )
 
 
-class _Moves:
+class _Moves(Objective[Books]):
     """What a network of order books learns: the next moves of the mid, at every book of a window.
 
     Its score is the mean validation loss, below 0.

@@ -123,7 +123,7 @@ class RowEstimator(CandleEstimator):
 
     def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> RowsModel:
         """Fit the model, in one go."""
-        run.say(f"Fitting the {self.kind.name}.")
+        run.say(f"Fitting the {self.kind.name}{', from its beginning' if run.resume else ''}.")
         arrays, said = self._fit(data, recipe)
         training = {
             **said,

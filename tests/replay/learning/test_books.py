@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.explain.order_book import book_map
 from tracepaper.replay.learning.card import experimental
+from tracepaper.replay.learning.estimator import FitRun
 from tracepaper.replay.learning.estimators import order_book
 from tracepaper.replay.learning.estimators.order_book import (
     BookFitOptions,
@@ -302,6 +303,43 @@ def test_the_same_seed_gives_the_same_network(recorded: Path) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
+class CutOffError(Exception):
+    pass
+
+
+def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = BookDataset.read([recorded]).parts()
+    config = OrderBookConfig(levels=5, window=8, dim=8, layers=1, heads=2, horizons=(1,))
+    options = BookFitOptions(40, 2)
+    made = order_book._policy  # noqa: SLF001 - the step at which it is cut off
+
+    def cut_off(network: OrderBookNetwork, options: BookFitOptions) -> Policy:
+        own = made(network, options)
+
+        def rate(step: int) -> float:
+            if step == 5:
+                raise CutOffError
+            return own.rate(step)
+
+        return own._replace(rate=rate)
+
+    def fitted(run: FitRun) -> OrderBookNetwork:
+        return fit_network(parts.training, parts.validation, config, options, run, {"a": "b"})[0]
+
+    whole = fitted(FitRun(tmp_path / "whole"))
+    monkeypatch.setattr(order_book, "_policy", cut_off)
+    with pytest.raises(CutOffError):
+        fitted(FitRun(tmp_path / "cut"))
+    monkeypatch.setattr(order_book, "_policy", made)
+    said: list[str] = []
+    rest = fitted(FitRun(tmp_path / "cut", say=said.append, resume=True))
+    assert said == ["Taking up the fit at step 4."]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(rest.state_dict()[name], tensor)
+
+
 def spoilt(at: int) -> Callable[..., Policy]:
     """Return how a fit goes whose rate is too high from a step on: the next loss overflows."""
     made = order_book._policy  # noqa: SLF001 - no option is let through that overflows
@@ -409,7 +447,6 @@ def test_wrong_usage_is_one_sentence(
         ("evaluate", "--data", data, model, "--inspect", "intervals"): "--inspect intervals is for",
         ("evaluate", "--data", data, model, "--folds", "walk:9"): "at most 3 times",
         (*train, data, *choose("mask=full")): "kind orderbook has no architecture.mask",
-        (*train, data, "--resume"): "leave --resume out",
         (*train, data, *choose("horizons=5m")): "architecture.horizons must be a whole number",
         (*train, data, *choose("horizons=200")): "holds 90 books in a row to learn from",
         (*train, data, *choose("training.steps=0")): "training.steps must be a whole",

@@ -17,7 +17,14 @@ from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
 from tracepaper.replay.learning import fit as fits
 from tracepaper.replay.learning import fit as states
-from tracepaper.replay.learning.fit import STATE_NAME, FitOptions, HeadsFit, Progress, learning_rate
+from tracepaper.replay.learning.fit import (
+    STATE_NAME,
+    Fit,
+    FitOptions,
+    Progress,
+    heads_fit,
+    learning_rate,
+)
 from tracepaper.replay.learning.losses import head_scores
 from tracepaper.replay.learning.samples import Samples, samples_of
 from tracepaper.replay.learning.splits import Part
@@ -61,10 +68,10 @@ def fit(
     *,
     kind: str = "flash",
     dropout: float = 0.1,
-) -> HeadsFit:
+) -> Fit:
     torch.manual_seed(chosen.seed)
     torch.set_num_threads(1)
-    return HeadsFit(
+    return heads_fit(
         network(kind, dropout),
         training,
         VALIDATION,

@@ -24,7 +24,7 @@ from tracepaper.replay.learning.evaluation.auxiliary_heads import (
     levels_of,
 )
 from tracepaper.replay.learning.evaluation.tails import SIDE_WORDS, TailSaid, held
-from tracepaper.replay.learning.fit import FitOptions, HeadsFit
+from tracepaper.replay.learning.fit import FitOptions, heads_fit
 from tracepaper.replay.learning.losses import ADDED, added
 from tracepaper.replay.learning.samples import (
     Chunks,
@@ -240,13 +240,11 @@ def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trad
     options = FitOptions(
         steps=60, batch=4, length=256, learning_rate=8e-3, validate_every=20, average=0.9
     )
-    fit = HeadsFit(
+    fit = heads_fit(
         network,
         own.samples(Part.TRAIN),
         own.samples(Part.VALIDATION),
         options,
-        folder=tmp_path_factory.mktemp("fit"),
-        about={},
     )
     fit.run(lambda _: None)
     network.load_state_dict(fit.best)

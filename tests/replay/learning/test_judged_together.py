@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,18 @@ from tracepaper.replay.learning.evaluation.head_tables import (
     ranks_of_both,
     tables_of_span,
 )
-from tracepaper.replay.learning.fit import FitOptions, Policy, policy_of
+from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
-from tracepaper.replay.learning.panel_fit import usual_return
+from tracepaper.replay.learning.panel_fit import CrossSection, usual_return
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.storage.checkpoints import load, save
+from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.forecasters.cross_asset import TogetherModel
+from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -343,6 +346,52 @@ def test_a_fit_that_stops_on_a_loss_that_is_not_finite_says_so(
     assert stopped.endswith("not finite (nan) at step 4; kept are the weights of step 2.")
     assert found.card["training"]["last_step"] == 3
     assert found.card["honesty"]["sentences"][-1] == stopped
+
+
+class CutOffError(Exception):
+    pass
+
+
+def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
+    aligned: Dataset, tmp_path: Path
+) -> None:
+    chosen = recipe("portfolio", dropout=0.2)
+    chosen = replace(chosen, options=replace(chosen.options, steps=6, validate_every=2))
+
+    def cut(progress: Progress) -> None:
+        if progress.step == 5:
+            raise CutOffError
+
+    whole = train(chosen, aligned, tmp_path / "whole", created_ms=0)
+    with pytest.raises(CutOffError):
+        train(chosen, aligned, tmp_path / "cut", created_ms=0, observe=cut)
+    said: list[str] = []
+    rest = train(chosen, aligned, tmp_path / "cut", created_ms=0, say=said.append, resume=True)
+    assert "Taking up the fit at step 4." in said
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(rest.tensors[name], tensor)
+    other = replace(chosen, options=replace(chosen.options, learning_rate=1e-4))
+    with pytest.raises(CheckpointMismatch, match="written with other options"):
+        train(other, aligned, tmp_path / "cut", created_ms=0, resume=True)
+
+
+def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Dataset) -> None:
+    closes = labelled_closes(aligned, Part.TRAIN)
+    options = recipe("crossasset").options
+
+    def gradient(accumulate: int, at: Sequence[int]) -> torch.Tensor:
+        torch.manual_seed(0)
+        config = recipe("crossasset", dropout=0.0).architecture
+        features = closes[0].samples[0].segment.values.shape[1]
+        network = CrossAssetNetwork(replace(config, symbols=SYMBOLS, features=features))
+        learnt = CrossSection(network, closes, closes, replace(options, accumulate=accumulate))
+        batches = list(islice(learnt.batches(0), 2))
+        for one in at:
+            learnt.gradient(batches[one])
+        return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+    first, second = gradient(1, [0]), gradient(1, [1])
+    torch.testing.assert_close(gradient(2, [0, 1]), (first + second) / 2)
 
 
 def test_no_held_out_bar_moves_a_fold_and_a_fold_that_leaks_is_found(

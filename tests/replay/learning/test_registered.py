@@ -29,7 +29,7 @@ from tracepaper.replay.learning.evaluation.explained import (
 )
 from tracepaper.replay.learning.evaluation.forecasts import ALL_MEASURES, answer, judged, report
 from tracepaper.replay.learning.evaluation.tables import tables_of
-from tracepaper.replay.learning.fit import FitOptions, HeadsFit, loss_shares
+from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
 from tracepaper.replay.learning.losses import loss
 from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.replay.learning.samples import Chunks, label, samples_of, targets
@@ -78,14 +78,7 @@ def test_a_label_and_a_loss_are_one_function_each(tmp_path: Path) -> None:
             loss_shares(learning.HORIZONS, options)[0].tolist()
         )
         torch.manual_seed(0)
-        fit = HeadsFit(
-            FlashNetwork(learning.tiny()),
-            training,
-            validation,
-            options,
-            folder=tmp_path,
-            about={},
-        )
+        fit = heads_fit(FlashNetwork(learning.tiny()), training, validation, options)
         fit.run(lambda _: None)
         assert np.array(fit.progress.scores).shape == (4, 2)
         assert np.isfinite(fit.progress.losses).all()

@@ -466,8 +466,6 @@ def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence
     out = tmp_path / "out"
     words = (*training("crossasset"), *given(files[:1]), "--out", out)
     assert "at least two symbols" in refused(capsys, *words)
-    words = (*training("crossasset", "--resume"), *given(files), "--out", out)
-    assert "leave --resume out" in refused(capsys, *words)
     words = (*training("crossasset", *choose("every=7")), *given(files), "--out", out)
     assert "every is 7; weights are held for one of the horizons" in refused(capsys, *words)
 
