@@ -270,7 +270,7 @@ class Fit:
                 torch.manual_seed(self._policy.seed)
             return
         torch.set_rng_state(self._random["cpu"])
-        device = _device(self.network)
+        device = device_of(self.network)
         if "cuda" in self._random and device.type == "cuda":
             torch.cuda.set_rng_state(self._random["cuda"], device)
 
@@ -329,7 +329,7 @@ class Fit:
         optimiser = self._optimiser.state_dict()["state"]
         moments = {f"{at}/{name}": t for at, own in optimiser.items() for name, t in own.items()}
         random = {"cpu": torch.get_rng_state()}
-        device = _device(self.network)
+        device = device_of(self.network)
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
         learnt, values = self._objective.state()
@@ -555,8 +555,18 @@ def policy_of(network: nn.Module, options: FitOptions, *others: nn.Module) -> Po
     )
 
 
-def _device(network: nn.Module) -> torch.device:
+def device_of(network: nn.Module) -> torch.device:
+    """Return where the weights of *network* lie."""
     return next(network.parameters()).device
+
+
+def device_called(name: str) -> torch.device:
+    """Return the device of that name; raise ``ConfigInvalid`` where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigInvalid("No CUDA device was found; train with training.device=cpu.")
+    if name not in ("cpu", "cuda"):
+        raise ConfigInvalid(f"training.device is {name!r}; choose cpu or cuda.")
+    return torch.device(name)
 
 
 STATE_NAME: Final = "training.safetensors"

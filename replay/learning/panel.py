@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, is_tensor
 
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.learning.dataset import Dataset
@@ -379,6 +379,14 @@ class AlignedBatch(NamedTuple):
     decided: Tensor  # int64 [batch, decision]: rows whose weights are held until the next
     gains: Tensor  # [batch, asset, decision]: simple returns while they are held
     came: Tensor | None = None  # [batch, pair, row, horizon]: correlations, NaN where none is known
+
+    def to(self, device: torch.device) -> AlignedBatch:
+        """Return the batch on *device*."""
+        moved = {
+            name: value.to(device) for name, value in self._asdict().items() if is_tensor(value)
+        }
+        labels = {name: label.to(device) for name, label in self.labels.items()}
+        return self._replace(labels=labels, **moved)
 
 
 class AlignedChunks:

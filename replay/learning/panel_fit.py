@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.fit import FitOptions, Objective, Progress, loss_shares
+from tracepaper.replay.learning.fit import FitOptions, Objective, Progress, device_of, loss_shares
 from tracepaper.replay.learning.losses import as_float32, averaged, elementwise
 from tracepaper.replay.learning.panel import AlignedBatch, AlignedChunks, Labelled, answered
 from tracepaper.strategies.networks.cross_asset import (
@@ -74,18 +74,19 @@ class CrossSection(Objective[AlignedBatch]):
         config = network.config
         self.network: CrossAssetNetwork = network
         self._options = options
-        self._assets = torch.arange(len(config.symbols))
+        self._device = device_of(network)
+        self._assets = torch.arange(len(config.symbols), device=self._device)
         self._chunks = AlignedChunks(training, network, length=options.length, batch=options.batch)
         self._validation = AlignedChunks(
             validation, network, length=options.length, batch=options.batch
         )
-        self._shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
+        shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
+        self._shares = shares.to(self._device)
         self._costs = PortfolioCosts(
             fee=ROUND_TRIP_COST / 2.0, unit=usual_return(training, config.every), aversion=AVERSION
         )
-        self._usual = torch.ones(len(config.horizons))
-        if config.factors:
-            self._usual = usual_error(training, config.horizons)
+        usual = usual_error(training, config.horizons) if config.factors else torch.ones(1)
+        self._usual = usual.to(self._device)
 
     def batches(self, done: int) -> Iterator[AlignedBatch]:
         """Yield the batches after *done* others."""
@@ -111,6 +112,7 @@ class CrossSection(Objective[AlignedBatch]):
 
     def _loss(self, network: CrossAssetNetwork, batch: AlignedBatch) -> Tensor:
         """Return the sum of all losses of *batch*, each by its share."""
+        batch = batch.to(self._device)
         said = answered(network, self._assets, batch)
         assets = batch.relative.shape[1]
         weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]

@@ -114,19 +114,29 @@ class Recipe:
         if self.members:
             return _digest(" ".join(member.hash for member in self.members))
         chosen = {**self.document(), **self.estimator.fixed}
-        training = {
-            name: value
-            for name, value in chosen["training"].items()
-            if name not in _LUCK and (name, value) not in _NEWER
+        document = {
+            name: _that_count(name, section) if isinstance(section, Mapping) else section
+            for name, section in {**chosen, "model": {"kind": self.kind}}.items()
         }
-        document = {**chosen, "training": training, "model": {"kind": self.kind}}
         return _digest(json.dumps(document, sort_keys=True, default=str))
 
 
 _LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
-"""Keys of ``[training]`` by which one recipe is no other."""
-_NEWER: Final = (("entropy_weight", 0.0),)
-"""Keys at values that change nothing, which older recipes do not have."""
+"""Keys of ``[training]`` that make no other recipe."""
+_NEWER: Final[Mapping[str, Mapping[str, Any]]] = {"training": {"entropy_weight": 0.0}}
+"""By section the keys, at values that change nothing, which older recipes do not have.
+
+A key that is new enters here, so that the hashes of all recipes before it hold.
+"""
+
+
+def _that_count(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    newer, luck = _NEWER.get(name, {}), _LUCK if name == "training" else ()
+    return {
+        key: value
+        for key, value in section.items()
+        if key not in luck and not (key in newer and value == newer[key])
+    }
 
 
 def _digest(text: str) -> str:

@@ -74,7 +74,8 @@ from tracepaper.replay.learning.evaluation.gates import (
     judged_gates,
 )
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
-from tracepaper.replay.learning.fit import Fit, policy_of
+from tracepaper.replay.learning.fit import Fit, device_called, policy_of
+from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.panel import (
     CrossPredictions,
     Ids,
@@ -85,6 +86,7 @@ from tracepaper.replay.learning.panel import (
 )
 from tracepaper.replay.learning.panel_fit import CrossSection
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, middle
+from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.strategies.api.model import ModelKind
@@ -113,7 +115,7 @@ class CrossAssetEstimator(CandleEstimator):
     """A kind of network over several assets; the candles say of which symbols."""
 
     Keys = CrossAssetConfig
-    chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
+    holds_out_calibration = True
     defaults: ClassVar = {"length": 512, "batch": 4}
 
     def __init__(self, kind: ModelKind) -> None:
@@ -123,10 +125,9 @@ class CrossAssetEstimator(CandleEstimator):
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> CrossAssetConfig:
         """Return the configuration for symbols that are not known yet."""
-        if chosen["features"].get("calendar") or chosen["training"].get("device", "cpu") != "cpu":
+        if chosen["features"].get("calendar"):
             raise ConfigInvalid(
-                f"A {self.kind.name} network is trained on crypto's candles, by the processor; "
-                "take features.calendar and training.device out."
+                f"A {self.kind} network is trained on crypto's candles; take features.calendar out."
             )
         section = dict(chosen["architecture"])
         horizons = section.get("horizons", CrossAssetConfig(symbols=_UNKNOWN).horizons)
@@ -171,7 +172,7 @@ class CrossAssetEstimator(CandleEstimator):
             interval_minutes=data.interval_ms // MINUTE_MS,
         )
         torch.manual_seed(recipe.options.seed)
-        network = CrossAssetNetwork(config)
+        network = CrossAssetNetwork(config).to(device_called(recipe.device))
         weights = sum(parameter.numel() for parameter in network.parameters())
         run.say(
             f"{self.kind.name}: {weights:,} weights; an answer depends on "
@@ -199,6 +200,9 @@ class CrossAssetEstimator(CandleEstimator):
             "last_step": fit.progress.step,
             "bars": bars * len(data.panel_symbols),
             "closes": bars,
+            "flat_band": FLAT_BAND,
+            "variance_floor": VARIANCE_FLOOR,
+            "losses": ", ".join([titles(()), *self._losses(config)]),
             "not_used": list(data.notes),
             "command": command(data.sources),
         }
@@ -206,6 +210,15 @@ class CrossAssetEstimator(CandleEstimator):
             data, recipe, run, architecture=config.listed(), training=training, calibration={}
         )
         return CrossAssetModel(card, fit.best, fit.progress.stopped)
+
+    def _losses(self, config: CrossAssetConfig) -> list[str]:
+        """Name what is learnt beside the heads of the other networks."""
+        known = {
+            "Huber of the relative return": True,
+            "squared error of correlations": bool(config.factors),
+            "negative utility net of fees": config.allocation,
+        }
+        return [name for name, is_learnt in known.items() if is_learnt]
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
         """Return the network of a checkpoint."""

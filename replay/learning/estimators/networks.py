@@ -54,13 +54,11 @@ from tracepaper.replay.learning.evaluation.gates import (
     judged_gates,
 )
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
-from tracepaper.replay.learning.fit import heads_fit
+from tracepaper.replay.learning.fit import device_called, heads_fit
 from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, listed
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
 from tracepaper.replay.learning.splits import Part
-from tracepaper.strategies.api.model import ModelKind
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.architecture import Network, network_kinds
@@ -115,7 +113,7 @@ class NetworkEstimator(CandleEstimator):
                 if not any(len(windowed_rows(samples, field)) for samples in data.samples(part)):
                     raise no_context(part, field)
         torch.manual_seed(recipe.options.seed)
-        network = self.kind.make(config).to(_device(recipe.device))
+        network = self.network.make(config).to(device_called(recipe.device))
         heads = network.further_heads
         data = replace(data, heads=heads)
         if not run.resume:
@@ -259,15 +257,6 @@ def explained_rows(
         slope=model.card["calibration"]["slope"][str(model.horizon)],
         bars=bars,
     )
-
-
-def _device(name: str) -> torch.device:
-    """Return the device of that name; raise ``ConfigInvalid`` where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigInvalid("No CUDA device was found; train with training.device=cpu.")
-    if name not in ("cpu", "cuda"):
-        raise ConfigInvalid(f"training.device is {name!r}; choose cpu or cuda.")
-    return torch.device(name)
 
 
 for _kind in network_kinds().values():

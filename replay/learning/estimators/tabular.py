@@ -40,6 +40,7 @@ from tracepaper.replay.learning.evaluation.explained import (
     bars_of,
 )
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts, Predictions, judged
+from tracepaper.replay.learning.evaluation.gates import coverage
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.evaluation.user_class import (
     NORMAL,
@@ -196,11 +197,12 @@ class RowsModel(CandleModel):
             bars=bars or EXPLAINED_BARS,
         )
         section |= {
+            "bars": len(next(iter(seen.values()))),
             "round_trip_cost": cards.ROUND_TRIP_COST,
             "percents": [cards.PERCENTS[0], cards.PERCENTS[-1]],
             "quantiles": {name: list(cards.quantiles(values)) for name, values in seen.items()},
         }
-        return found.with_card(calibration=section)
+        return found.with_card(calibration={**section, "coverage": coverage(seen, section)})
 
     def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
         """Return what the model said of the test part, its spread calibrated, and its figures."""
@@ -265,9 +267,12 @@ def _measures(
         )
         for row in rows.tolist():
             seen.forecast = said[row - start]
+            if seen.forecast is None:
+                continue
             for gate in gates:
-                if (value := gate.measure(seen)) is not None:
-                    found[gate.calibrated_as].append(float(value))
+                value = gate.measure(seen)
+                assert value is not None, "every forecast of rows has it"
+                found[gate.calibrated_as].append(float(value))
     return {name: np.array(values) for name, values in found.items()}
 
 

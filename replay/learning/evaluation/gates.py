@@ -66,8 +66,12 @@ def judgement_section(found: ExplainedRows, known: Mapping[str, Any]) -> dict[st
         section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
     if (cells := fit_cells(found)) is not None:
         section["regimes"] = msgspec.to_builtins(cells)
-    section["coverage"] = _coverage(found, measures, section)
-    return section
+    usual = None
+    if RECENT_MASS in measures:
+        usual = _in_usual_regimes(found, section["quantiles"])
+        if usual is None:
+            return {**section, "coverage": []}
+    return {**section, "coverage": coverage(measures, section, usual)}
 
 
 def gates_section(found: ExplainedRows, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,22 +168,19 @@ def _quantile(text: str, name: str, known: Mapping[str, Any], *, key: str = "") 
     return threshold_of(text, name, calibration, key=key or name)
 
 
-def _coverage(
-    found: ExplainedRows, measures: Mapping[str, NDArray[np.float64]], section: Mapping[str, Any]
+def coverage(
+    measures: Mapping[str, NDArray[np.float64]],
+    section: Mapping[str, Any],
+    usual: NDArray[np.bool_] | None = None,
 ) -> list[dict[str, Any]]:
     """Return the share of rows that pass every judgement gate: by strict, by mildest confidence.
 
-    ``edge`` is taken at the card's round trip; the regime follows the rows with its hysteresis.
-    Nothing is counted where recent mass does not move, which no run by default thresholds takes.
+    ``edge`` is taken at the card's round trip; *usual* says which rows lie in a default regime,
+    where the model has regimes.
     """
-    usual = None
-    if RECENT_MASS in measures:
-        usual = _in_usual_regimes(found, section["quantiles"])
-        if usual is None:
-            return []
     every = []
     for strict in (True, False):
-        passed = np.ones(len(found.value), dtype=np.bool_)
+        passed = np.ones(len(next(iter(measures.values()))), dtype=np.bool_)
         thresholds = {}
         for gate, threshold in _defaults(section, strict=strict).items():
             values = measures[gate.calibrated_as]
@@ -193,7 +194,9 @@ def _coverage(
             thresholds[regime.name] = 1.0
         share = rounded(float(passed.mean()))
         regimes_of = list(GateSection().regimes)
-        every.append({"share": share, "thresholds": thresholds, "regimes": regimes_of})
+        counted = {"share": share, "thresholds": thresholds, "regimes": regimes_of}
+        if counted not in every:
+            every.append(counted)
     return every
 
 
@@ -204,7 +207,10 @@ def _key(gate: Gate) -> ThresholdKey:
 
 
 def _in_usual_regimes(found: ExplainedRows, known: Mapping[str, Any]) -> NDArray[np.bool_] | None:
-    """Return which rows lie in one of the default ``gate.regimes``; None where they coincide."""
+    """Return which rows lie in one of the default ``gate.regimes``.
+
+    None where recent mass does not move, which no run by default thresholds takes.
+    """
     rules = RegimeSection()
     low = _quantile(str(rules.mean_reversion), RECENT_MASS, known)
     high = _quantile(str(rules.momentum), RECENT_MASS, known)

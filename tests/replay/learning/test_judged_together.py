@@ -22,6 +22,7 @@ from tracepaper.replay.learning.comparison import DayDifference, difference
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import FitRun, estimators, recipe_of
 from tracepaper.replay.learning.estimators import cross_sectional
+from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetModel
 from tracepaper.replay.learning.evaluation.cross_section import (
     NETWORK,
     AcrossAssets,
@@ -37,16 +38,18 @@ from tracepaper.replay.learning.evaluation.head_tables import (
     ranks_of_both,
     tables_of_span,
 )
+from tracepaper.replay.learning.evaluation.walk_forward import refit
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.panel_fit import CrossSection, usual_return
 from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.storage.checkpoints import load, save
-from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.cross_asset import TogetherModel
 from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
@@ -373,6 +376,47 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
     other = replace(chosen, options=replace(chosen.options, learning_rate=1e-4))
     with pytest.raises(CheckpointMismatch, match="written with other options"):
         train(other, aligned, tmp_path / "cut", created_ms=0, resume=True)
+
+
+def test_the_card_says_what_was_learnt_and_on_which_device(models: dict[str, Path]) -> None:
+    training = {kind: load(models[kind]).card["training"] for kind in ("crossasset", "portfolio")}
+    assert {one["device"] for one in training.values()} == {"cpu"}
+    assert {(one["flat_band"], one["variance_floor"]) for one in training.values()} == {
+        (FLAT_BAND, VARIANCE_FLOOR)
+    }
+    assert training["crossasset"]["losses"].endswith("QLIKE, Huber of the relative return")
+    assert training["portfolio"]["losses"].endswith("return, negative utility net of fees")
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_fit(
+    aligned: Dataset, tmp_path: Path
+) -> None:
+    for name, sentence in {"cuda": "No CUDA device was found", "tpu": "choose cpu or cuda"}.items():
+        if name == "cuda" and torch.cuda.is_available():
+            continue
+        with pytest.raises(ConfigInvalid, match=sentence):
+            train(replace(recipe("crossasset"), device=name), aligned, tmp_path, created_ms=0)
+
+
+def test_a_fold_is_calibrated_on_bars_that_did_not_stop_its_fit(
+    models: dict[str, Path], aligned: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[dict[Part, set[int]]] = []
+
+    def seen(model: CrossAssetModel, data: Dataset) -> CrossAssetModel:
+        parts.append(
+            {
+                part: {int(row) for one in labelled_closes(data, part) for row in one.rows}
+                for part in (Part.VALIDATION, Part.CALIBRATION)
+            }
+        )
+        return model.scaled(data)
+
+    monkeypatch.setattr(CrossAssetModel, "for_fold", seen)
+    refit(load(models["crossasset"]).card, aligned, "walk:1", say=quiet)
+    [found] = parts
+    assert found[Part.CALIBRATION]
+    assert found[Part.VALIDATION].isdisjoint(found[Part.CALIBRATION])
 
 
 def test_batches_that_are_accumulated_make_one_step_of_their_mean(aligned: Dataset) -> None:

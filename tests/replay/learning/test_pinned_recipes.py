@@ -7,12 +7,14 @@ recipe: the openings that were counted of it are lost.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 from learning import FORMS
 
+from tracepaper.replay.learning import recipe as recipes
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.estimators.order_book import SCHEMA, BookFitOptions
 from tracepaper.storage.checkpoints import BUNDLED, load
@@ -37,8 +39,8 @@ NETWORKS = {
 }
 """Of each of ``learning.FORMS``: the hash of its recipe, and that of its text."""
 OTHERS = {
-    "crossasset": ("fda4f4fd23f2", "f7ee127df6ce"),
-    "portfolio": ("faa85f4fa332", "d2a225fdcf03"),
+    "crossasset": ("fda4f4fd23f2", "0b8f6b0ad2e6"),
+    "portfolio": ("faa85f4fa332", "60114fb42eda"),
     "tree": ("be496de0e5be", "d99921f2da08"),
     "glm": ("0b0326a6221e", "92689731cf46"),
 }
@@ -87,6 +89,27 @@ def test_a_recipe_of_order_books_keeps_its_hash() -> None:
         "training": asdict(BookFitOptions()),
     }
     assert recipe_of(card).hash == "014d9e7b7448"
+
+
+@pytest.mark.parametrize("section", ["architecture", "training"])
+def test_a_newer_key_at_the_value_that_changes_nothing_keeps_the_hash(
+    section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = document("flash")
+    key, value = {"architecture": ("norm", "pre"), "training": ("clip", 1.0)}[section]
+    before = recipe_of(own).hash
+    older = {name: dict(of) for name, of in recipe_of(own).document().items()}
+    assert older[section].pop(key) == value
+    for luck in ("seed", "threads", "device", "entropy_weight"):
+        older["training"].pop(luck, None)
+    older["model"] = {"kind": "flash"}
+    newer = {"architecture": {}, "training": {"entropy_weight": 0.0}}
+    monkeypatch.setattr(recipes, "_NEWER", {**newer, section: {**newer[section], key: value}})
+    assert recipe_of(own).hash == digest(json.dumps(older, sort_keys=True))
+    assert recipe_of(own).hash != before
+    chosen = {"norm": "post", "clip": 2.0}[key]
+    other = {**own, section: {**own.get(section, {}), key: chosen}}
+    assert recipe_of(other).hash not in (recipe_of(own).hash, before)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,15 @@ def test_no_label_of_a_later_part_is_learnt_from(material: Dataset) -> None:
     assert len(table.rows) == sum(int(s.weights.any(axis=1).sum()) for s in training)
 
 
+def test_the_card_counts_what_its_gates_let_through(made: dict[str, Checkpoint]) -> None:
+    for checkpoint in made.values():
+        section = checkpoint.card["calibration"]
+        (counted,) = section["coverage"]
+        assert section["bars"] > 0
+        assert 0.0 <= counted["share"] < 1.0
+        assert set(counted["thresholds"]) == {"edge"}
+
+
 def test_a_backend_or_horizon_that_it_has_not_is_refused(
     checkpoint: Checkpoint, material: Dataset, tmp_path: Path
 ) -> None:
