@@ -171,8 +171,8 @@ AnyBatch = TypeVar("AnyBatch")
 class Objective(ABC, Generic[AnyBatch]):
     """What a network learns, from what, and by what it is judged."""
 
-    network: nn.Module
-    """What learns."""
+    network: Any
+    """What learns: a module of the objective's own type."""
 
     @abstractmethod
     def batches(self, done: int) -> Iterator[AnyBatch]:
@@ -228,7 +228,7 @@ class Fit:
         folder: Path | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        self.network = objective.network
+        self.network: nn.Module = objective.network
         self.progress = Progress(steps=policy.steps)
         self.best: dict[str, Tensor] = {}
         self._objective = objective
