@@ -59,6 +59,7 @@ from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, listed
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
 from tracepaper.replay.learning.splits import Part
+from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.architecture import Network, network_kinds
@@ -113,7 +114,7 @@ class NetworkEstimator(CandleEstimator):
                 if not any(len(windowed_rows(samples, field)) for samples in data.samples(part)):
                     raise no_context(part, field)
         torch.manual_seed(recipe.options.seed)
-        network = self.network.make(config).to(device_called(recipe.device))
+        network = self.kind.make(config).to(device_called(recipe.device))
         heads = network.further_heads
         data = replace(data, heads=heads)
         if not run.resume:
