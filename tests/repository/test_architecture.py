@@ -89,6 +89,37 @@ def test_the_loop_that_the_plan_shows_is_the_loop_that_runs() -> None:
         assert line.split("#")[0].strip() in source, line
 
 
+def places() -> list[tuple[str, str]]:
+    """Return what the last table places: files with a definition each, such as ``Class.method``."""
+    table = TEXT.partition("### Where is")[2]
+    found, file = [], ""
+    for name in re.findall(r"`([\w/.]+)`", table):
+        if "/" in name:
+            file = name
+        else:
+            found.append((file, name))
+    return found
+
+
+def definitions(path: Path) -> set[str]:
+    """Return the classes and functions of a module, and the methods by their class."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    there = {node.name: node for node in body if isinstance(node, kinds)}
+    inner = {
+        f"{name}.{node.name}"
+        for name, outer in there.items()
+        for node in outer.body
+        if isinstance(node, kinds)
+    }
+    return there.keys() | inner
+
+
+def test_what_the_last_table_places_is_there() -> None:
+    assert ("daemon/broker/matching.py", "touched") in places()
+    assert [one for one in places() if one[1] not in definitions(ROOT / one[0])] == []
+
+
 def test_every_folder_of_tests_mirrors_a_package() -> None:
     folders = {path.name for path in Path(ROOT / "tests").iterdir() if path.is_dir()}
     folders -= {"data", "clients", "peers", "__pycache__"}  # two are other people's programs
