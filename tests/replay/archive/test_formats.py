@@ -30,7 +30,7 @@ def ledger_lines(path: Path, raw: bytes) -> RawTable:
 @pytest.fixture
 def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Add a format by its one entry; return what a file of it holds."""
-    entry = Format("AccountRecord", (".ledger",), ledger_lines, (b"LEDGER",))
+    entry = Format("Ledger", (".ledger",), ledger_lines, (b"LEDGER",))
     monkeypatch.setitem(FORMATS, "ledger", entry)
     importlib.reload(data)
     rows = [f"{T0 + 60_000 * place}: 10 12.5 9 11 {place}" for place in range(5)]
@@ -80,11 +80,9 @@ def test_what_is_refused_names_a_new_format(tmp_path: Path, ledger: str) -> None
     with pytest.raises(DataInvalid, match=r"no known kind: rename it to one of .*csv.*, ledger "):
         read_candles(path)
     path.write_text(ledger)
-    with pytest.raises(
-        DataInvalid, match=r"is AccountRecord by its first bytes and \.xls by its name"
-    ):
+    with pytest.raises(DataInvalid, match=r"is Ledger by its first bytes and \.xls by its name"):
         read_candles(path)
-    with pytest.raises(DataInvalid, match="is AccountRecord by its first bytes"):
+    with pytest.raises(DataInvalid, match="is Ledger by its first bytes"):
         read_candles(path, format_name="csv")
     path = tmp_path / "BTCUSDT.ledger"
     path.write_text("something else")
