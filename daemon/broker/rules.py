@@ -148,8 +148,6 @@ NO_MARGIN: Final = "the available balance does not cover its margin"
 _DIGITS_MOST: Final = 18  # of an integer of 64 bits
 _NEAR: Final = Decimal("1e-6")
 """Of a tick or step: 0.1 + 0.2 is taken for 0.3, and 0.31 is not."""
-_PRICED: Final = {OrderKind.LIMIT, OrderKind.STOP_LIMIT}
-_TRIGGERED: Final = {OrderKind.STOP, OrderKind.STOP_LIMIT}
 
 
 class Terms(NamedTuple):
@@ -175,7 +173,7 @@ class Filters:
     def terms(self, request: OrderRequest) -> Terms:
         """Return *request* in exact integers; what has none is refused, whatever it is."""
         item = self.instrument
-        needed = (request.kind in _PRICED, request.kind in _TRIGGERED)
+        needed = (request.kind.has_price, request.kind.has_trigger)
         if needed != (request.price is not None, request.trigger is not None):
             return Terms(refusal=f"a {request.kind.value} order has {_has(*needed)}")
         if request.post_only and request.kind is not OrderKind.LIMIT:

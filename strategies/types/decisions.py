@@ -200,6 +200,16 @@ class OrderKind(StrEnum):
     STOP = "STOP"  # a market order once its trigger is touched
     STOP_LIMIT = "STOP_LIMIT"  # a limit order once its trigger is touched
 
+    @property
+    def has_price(self) -> bool:
+        """Whether it is filled at a limit or better."""
+        return self in {OrderKind.LIMIT, OrderKind.STOP_LIMIT}
+
+    @property
+    def has_trigger(self) -> bool:
+        """Whether it waits until the market touches a price."""
+        return self in {OrderKind.STOP, OrderKind.STOP_LIMIT}
+
 
 class OrderRole(StrEnum):
     """What an order is for."""
