@@ -146,8 +146,7 @@ def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str,
     """Return the values of a card's ``[architecture]`` for the dataclass *made_of*, as tuples.
 
     Raises ``ConfigInvalid`` for an unknown key, a value of another kind than the key's, and a
-    number outside its range. ``msgspec.convert`` would drop unknown keys and turn 4 into 4.0, and
-    so change ids.
+    number outside its range. ``msgspec.convert`` would drop unknown keys.
     """
     keys = keys_of(made_of)
     if unknown := sorted(set(section) - set(keys)):
@@ -185,14 +184,15 @@ def checked(key: Key, value: object, section: str = "architecture") -> object:
 def _number(key: Key, value: object, name: str) -> object:
     """Check a number or an entry of a list of numbers against the range of its key.
 
-    An end that the range excludes is left to the dataclass, whose sentence says why.
+    4 for a number is 4.0, so that both write one recipe. An end that the range excludes is left to
+    the dataclass, whose sentence says why.
     """
     kinds = (int,) if key.type == WHOLE else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not _within(key, value):
         both = key.low is not None and key.high is not None
         between = f" from {key.low:g} to {key.high:g}" if both else f", {key.range}"
         raise ConfigInvalid(f"{name} must be a {key.type}{between if key.range else ''}.")
-    return value
+    return float(value) if key.type == NUMBER else value
 
 
 def _within(key: Key, value: float) -> bool:

@@ -17,6 +17,7 @@ from learning import FORMS
 from tracepaper.replay.learning import recipe as recipes
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.estimators.order_book import SCHEMA, BookFitOptions
+from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.storage.checkpoints import BUNDLED, load
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import COLUMNS
@@ -89,6 +90,16 @@ def test_a_recipe_of_order_books_keeps_its_hash() -> None:
         "training": asdict(BookFitOptions()),
     }
     assert recipe_of(card).hash == "014d9e7b7448"
+
+
+def test_a_whole_number_for_a_number_is_the_same_recipe() -> None:
+    def of(ratio: float, dropout: float) -> Recipe:
+        return recipe_of({"architecture": {"mlp_ratio": ratio, "dropout": dropout}})
+
+    assert of(4, 0) == of(4.0, 0.0)
+    assert of(4, 0).text() == of(4.0, 0.0).text()
+    assert of(4, 0).hash == of(4.0, 0.0).hash
+    assert of(3, 0).hash != of(4, 0).hash
 
 
 @pytest.mark.parametrize("section", ["architecture", "training"])
