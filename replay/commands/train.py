@@ -252,7 +252,10 @@ def _describe(
     if as_json:
         print_json([row._asdict() for row in rows])
         return
-    table = Table("key", "type", "range", "default", "text", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("key", no_wrap=True)
+    for title in ("type", "range", "default", "text"):
+        table.add_column(title, overflow="fold")
     for row in rows:
         default = "-" if row.default is None else msgspec.json.encode(row.default).decode()
         table.add_row(row.key, row.type, row.range, default, row.text)
