@@ -8,6 +8,7 @@ The rules are docs/models.md, L25 to L27.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -49,6 +50,7 @@ from tracepaper.strategies.api.model import ModelKind, Registry
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import model_kinds, takes_vectors, vector_scale
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE
+from tracepaper.strategies.networks.keys import checked_section
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
@@ -227,7 +229,7 @@ def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted[Any]:
 # --- models of candles
 
 
-class CandleEstimator:
+class CandleEstimator(ABC):
     """What kinds of models of candles share: the recipe's sections, and how files are read."""
 
     kind: ModelKind
@@ -246,15 +248,15 @@ class CandleEstimator:
 
     def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
         """Return the ``Keys`` of the *chosen* sections."""
-        raise NotImplementedError
+        return self.Keys(**checked_section(self.Keys, chosen["architecture"]))
 
+    @abstractmethod
     def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> CandleModel:
         """Fit *recipe* to *data*; return it, not yet calibrated."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CandleModel:
         """Return what a checkpoint holds; raise ``CheckpointMismatch`` where it does not fit."""
-        raise NotImplementedError
 
     def listed(self, keys: Any) -> dict[str, Any]:  # noqa: ANN401 - its Keys
         """Return ``[architecture]`` of a recipe."""
@@ -310,7 +312,8 @@ class CandleEstimator:
         return {key: values[key] for key in self.chosen_training if values[key] is not None}
 
     def check(self, recipe: Recipe, option: str) -> None:
-        """Refuse nothing: most kinds need no optional package."""
+        """Raise ``ConfigInvalid`` for an optional package that is not installed; most need none."""
+        del recipe, option
 
     def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
         """Return the candles that *recipe* is fitted to, split as it says."""
@@ -343,7 +346,7 @@ class CandleEstimator:
 
 
 @dataclass(frozen=True)
-class CandleModel:
+class CandleModel(ABC):
     """What fitted models of candles share: evaluation by ``judge``, and the stored baselines."""
 
     card: Mapping[str, Any]
@@ -374,30 +377,30 @@ class CandleModel:
         """Return it with these *sections* on its card."""
         return type(self)({**self.card, **sections}, self.tensors, self.stopped)
 
+    @abstractmethod
     def scaled(self, data: Dataset) -> Self:
         """Return it with the scales of its forecasts, fitted on the calibration slice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> Self:
         """Return it scaled, with what gates need; *bars* of the slice are explained."""
-        raise NotImplementedError
 
     def for_fold(self, data: Dataset) -> Self:
         """Return it with what its answers need of the calibration slice: by default nothing."""
         del data
         return self
 
+    @abstractmethod
     def answers(self, data: Dataset, part: Part) -> Answers:
         """Return what it says of *part*."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
         """Return what it said of the test part and its figures; *bars* are explained for gates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tails(self, data: Dataset) -> dict[str, Any]:
         """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
-        raise NotImplementedError
 
     def evaluated(self, data: Dataset, *, bars: int | None = None) -> Self:
         """Return it with the figures of the test part and the sentences that follow from them."""

@@ -215,7 +215,7 @@ def join(
         for key, tensor in own.tensors.items()
     }
     card = _first_card(network, rows, data, name, created_ms)
-    return EnsembleModel(card, tensors, network.stopped).shared(data)
+    return EnsembleModel(card, tensors, network.stopped).scaled(data)
 
 
 def read_members(network: Path, rows: Path, request: DataRequest) -> tuple[Member, Member, Dataset]:
@@ -303,7 +303,7 @@ class EnsembleModel(CandleModel):
         )
         return Mix(shares, spreads)
 
-    def shared(self, data: Dataset) -> EnsembleModel:
+    def scaled(self, data: Dataset) -> EnsembleModel:
         """Return it with the shares and the spread that the calibration slice asks for."""
         shares, gains, spreads, mixes = {}, {}, {}, []
         for one in self._of_members(data, Part.CALIBRATION):
