@@ -18,7 +18,9 @@ from typing import Annotated, Final
 import typer
 from typer.core import TyperGroup
 
+from tracepaper.daemon.session.shutdown import exit_without_waiting
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+from tracepaper.strategies.units import visible
 
 GROUP: Final = "tracepaper.commands"
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -40,7 +42,7 @@ RENAMED: Final = {
     "--spans": "--holdout",
     "--vectors": "--covariates",
 }
-"""Older names of options; whoever types one is told the name that the command knows now."""
+"""Older names of options; an error names the new one."""
 _ARCHITECTURE: Final = (
     "horizons", "window", "layers", "dim", "heads", "encoding", "clock", "mask", "blocks", "norm",
     "volatility_gate", "factor", "feature_map", "frames", "tokens", "modalities", "regimes",
@@ -83,7 +85,7 @@ REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 """Options of former releases by their command, and what is written now."""
-OTHERS: Final = "Added by other packages"
+OTHER_PANEL: Final = "Added by other packages"
 
 Command = Callable[..., object]
 Entries = dict[str, metadata.EntryPoint]
@@ -91,8 +93,6 @@ Entries = dict[str, metadata.EntryPoint]
 
 def main() -> None:
     """Run the command line of this process and exit, whatever its threads wait for."""
-    from tracepaper.daemon.session.shutdown import exit_without_waiting
-
     try:
         code = invoke(sys.argv[1:])
     except Exception:  # noqa: BLE001 - a bug, which is shown whole
@@ -127,23 +127,23 @@ def invoke(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     entries = _entries()
-    called = next((word for word in arguments if not word.startswith("-")), "")
-    if called in ALIASES and called not in entries:
-        place = arguments.index(called)
-        called = ALIASES[called]
-        arguments = [*arguments[:place], called, *arguments[place + 1 :]]
-    if called in entries:
+    name = next((word for word in arguments if not word.startswith("-")), "")
+    if name in ALIASES and name not in entries:
+        place = arguments.index(name)
+        name = ALIASES[name]
+        arguments = [*arguments[:place], name, *arguments[place + 1 :]]
+    if name in entries:
         from tracepaper.daemon.terminal import console
 
         # Before anything can log: log lines go to stderr, since stdout is the command's answer. A
         # command that reads a configuration may configure them anew.
         console.configure()
-        commands = {called: _load(entries[called])}
+        commands = {name: _load(entries[name])}
     else:
-        commands = {name: _load_or_stand_in(entry) for name, entry in entries.items()}
+        commands = {each: _load_or_stand_in(entry) for each, entry in entries.items()}
     group = typer.main.get_command(_application(commands))
     assert isinstance(group, TyperGroup)
-    group.commands = {name: group.commands[name] for name in commands}
+    group.commands = {each: group.commands[each] for each in commands}
     result = group.main(list(arguments) or ["--help"], "tracepaper", standalone_mode=False)
     return result if isinstance(result, int) else DONE
 
@@ -160,7 +160,7 @@ def _application(commands: Mapping[str, typer.Typer | Command]) -> typer.Typer:
     application = typer.Typer(add_completion=False, rich_markup_mode="rich")
     application.callback()(tracepaper)
     for name, command in commands.items():
-        panel = next((panel for panel, names in PANELS.items() if name in names), OTHERS)
+        panel = next((panel for panel, names in PANELS.items() if name in names), OTHER_PANEL)
         if isinstance(command, typer.Typer):
             application.add_typer(command, name=name, rich_help_panel=panel)
         else:
@@ -191,7 +191,7 @@ def _load_or_stand_in(entry: metadata.EntryPoint) -> typer.Typer | Command:
         return stand_in
 
 
-def _version(is_given: bool) -> None:  # noqa: FBT001 - the library's signature
+def _print_version(is_given: bool) -> None:  # noqa: FBT001 - the library's signature
     if is_given:
         typer.echo(f"tracepaper {metadata.version('tracepaper')}")
         raise typer.Exit
@@ -201,13 +201,15 @@ def tracepaper(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Paper trading on Bybit whose every decision can be traced, re-run and believed."""
 
 
-def _no_thread(error: BaseException) -> bool:
+def _is_thread_limit(error: BaseException) -> bool:
     """Whether *error* says that no thread could be started; Python has no class of its own."""
     return isinstance(error, RuntimeError) and "start new thread" in str(error)
 
@@ -220,26 +222,13 @@ def _explain(error: BaseException) -> int:
             code = WRONG_USAGE if isinstance(error, ConfigInvalid) else FAILED
         case BaseExceptionGroup():
             explained, _ = error.split(
-                lambda inner: isinstance(inner, TracepaperError) or _no_thread(inner)
+                lambda inner: isinstance(inner, TracepaperError) or _is_thread_limit(inner)
             )
             if explained is None:
                 raise error
             return _explain(explained.exceptions[0])
         case typer.TyperException():
-            context = getattr(error, "ctx", None)
-            path = context.command_path if context is not None else "tracepaper"
-            words = error.format_message().replace("Value error, ", "").split()
-            message = " ".join(words).rstrip(".")
-            old = getattr(error, "option_name", "")
-            new = RENAMED.get(old)
-            if context is not None and any(
-                new in parameter.opts for parameter in context.command.params
-            ):
-                message = f"{old} is called {new} now"
-            command = path.rpartition(" ")[2]
-            if old in REPLACED.get(command, {}):
-                message = f"{old} is {REPLACED[command][old]} now"
-            sentence, code = f"{message}; see `{path} --help`.", error.exit_code
+            sentence, code = _usage_sentence(error), error.exit_code
         case sqlite3.DatabaseError():
             sentence = (
                 f"The database is damaged, or of another version ({error}); restore a backup, or "
@@ -250,7 +239,7 @@ def _explain(error: BaseException) -> int:
             where = f"{error.filename}: " if error.filename else ""
             sentence = f"{where}{error.strerror or error}; correct that and try again."
             code = FAILED
-        case RuntimeError() if _no_thread(error):
+        case RuntimeError() if _is_thread_limit(error):
             sentence = (
                 "The machine starts no more threads; raise TasksMax of the unit or the container's "
                 "limit of processes, and start again."
@@ -258,10 +247,26 @@ def _explain(error: BaseException) -> int:
             code = FAILED
         case _:
             raise error
-    from tracepaper.strategies.units import visible
-
     typer.echo(visible(sentence), err=True)
     return code
+
+
+def _usage_sentence(error: typer.TyperException) -> str:
+    """Return what is wrong with the command line; an option's older name is given its new one."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "tracepaper"
+    words = error.format_message().replace("Value error, ", "").split()
+    message = " ".join(words).rstrip(".")
+    option = getattr(error, "option_name", "")
+    new_name = RENAMED.get(option)
+    if context is not None and any(
+        new_name in parameter.opts for parameter in context.command.params
+    ):
+        message = f"{option} is called {new_name} now"
+    command = path.rpartition(" ")[2]
+    if option in REPLACED.get(command, {}):
+        message = f"{option} is {REPLACED[command][option]} now"
+    return f"{message}; see `{path} --help`."
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from tracepaper.strategies.types.market import Category, Instrument
 
 
 class BybitClient(RestClient):
-    """Implements ``feed.client.MarketDataClient``; an async context manager, as ``RestClient`` is.
+    """The ``MarketDataClient`` of Bybit; an async context manager, as ``RestClient`` is.
 
-    Streams and REST share cooldown, counters and jitter. Bybit has a connection for each category.
+    Streams and REST share cooldown, counters and jitter.
     """
 
     async def last_price(self, instrument: Instrument) -> Decimal:
@@ -29,7 +29,7 @@ class BybitClient(RestClient):
     def streams(
         self, request: StreamRequest, listener: MarketDataListener
     ) -> Sequence[CategoryStream]:
-        """Return a connection for each category of the instruments, not yet open."""
+        """Return one connection for each category of the instruments, not yet open."""
         return [
             CategoryStream(
                 category,
@@ -41,5 +41,5 @@ class BybitClient(RestClient):
                 cooldown=self.cooldown,
                 counters=self.counters,
             )
-            for category in dict.fromkeys(one.category for one in request.instruments)
+            for category in dict.fromkeys(item.category for item in request.instruments)
         ]
