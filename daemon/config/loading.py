@@ -62,8 +62,7 @@ Tables = dict[str, dict[str, Any]]
 Origins = dict[tuple[str, str], str]
 """The source of each key that is not at its default, by section and key."""
 
-
-_OF_DEPTH: Final = ("depth", "depth_every_ms")
+_ORDER_BOOK_KEYS: Final = ("depth", "depth_every_ms")
 STORED_AS: Final = {("model", "covariates"): "vectors"}
 """The older names under which keys are stored and hashed; an error names the new one."""
 
@@ -97,7 +96,7 @@ class Config(BaseModel):
         return self._folder
 
     def beside(self, folder: Path) -> Config:
-        """Return the same configuration, as one read from a file in *folder*."""
+        """Return a copy whose ``folder`` is *folder*, as if it had been read from a file there."""
         copy = self.model_copy()
         copy._folder = folder  # noqa: SLF001 - its own class
         return copy
@@ -120,7 +119,7 @@ class Config(BaseModel):
             for name, table in self.model_dump().items()
         }
         if not self.market.depth:
-            for key in _OF_DEPTH:
+            for key in _ORDER_BOOK_KEYS:
                 del document["market"][key]
         if self.model.covariates is None:
             del document["model"]["covariates"]
@@ -147,12 +146,12 @@ class Config(BaseModel):
 
 def _keys_of(document: dict[str, Any], stored: str) -> dict[str, Any]:
     """Return *document* without the keys that the JSON *stored* lacks; all where it is empty."""
-    return _within(document, json.loads(stored)) if stored else document
+    return _common_keys(document, json.loads(stored)) if stored else document
 
 
-def _within(table: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+def _common_keys(table: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: _within(value, stored[name])
+        name: _common_keys(value, stored[name])
         if isinstance(value, dict) and isinstance(stored[name], dict)
         else value
         for name, value in table.items()
@@ -256,13 +255,13 @@ def load_with_origins(
         given = Path(DEFAULT_FILE)
     sources: list[tuple[str, Sections]] = []
     if isinstance(given, Path):
-        sources.append((str(given), _read(given)))
+        sources.append((str(given), _read_toml(given)))
     sources.append((ENVIRONMENT, _environment()))
     if given is not None and not isinstance(given, Path):
         sources.append((GIVEN, given))
     sources += [(SET, settings), (caller, overrides)]
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
-    config = _of_the_model(config, origins)
+    config = _with_model_defaults(config, origins)
     category = config.market.category
     # Checked here and not by the sections: a stored run that says so is still read.
     if config.account.margin != "none" and category != Category.LINEAR.value:
@@ -273,14 +272,14 @@ def load_with_origins(
         )
     if isinstance(given, Path) and own_classes(config):
         folder = str(given.resolve().parent)
-        if folder not in sys.path:  # classes are imported from there after all else
+        if folder not in sys.path:  # last: it must not hide a package of the same name
             sys.path.append(folder)
     if isinstance(given, Path) and (config.model.files or config.model.covariates):
         config = config.beside(given.resolve().parent)
     return config, origins
 
 
-def _of_the_model(config: Config, origins: Origins) -> Config:
+def _with_model_defaults(config: Config, origins: Origins) -> Config:
     """Set the default checkpoint of this interval, and the horizon of its card.
 
     A checkpoint that cannot be read is refused where it is loaded.
@@ -288,9 +287,9 @@ def _of_the_model(config: Config, origins: Origins) -> Config:
     if config.model.own_class or not config.model.is_given:
         return config
     name = config.model.checkpoint
-    of_interval = checkpoints.DEFAULT_BY_INTERVAL.get(config.market.interval)
-    if name == checkpoints.DEFAULT and of_interval is not None:
-        name = of_interval
+    default_of_interval = checkpoints.DEFAULT_BY_INTERVAL.get(config.market.interval)
+    if name == checkpoints.DEFAULT and default_of_interval is not None:
+        name = default_of_interval
         origins["model", "checkpoint"] = INTERVAL
         config = config.model_copy(
             update={"model": config.model.model_copy(update={"checkpoint": name})}
@@ -328,7 +327,7 @@ def restore(text: str) -> Config:
     return _merge([(stored, tables)], stored)[0]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -369,7 +368,7 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
             raise ConfigInvalid(f"{origin} is not a table of sections; write [section] and keys.")
         for section, table in tables.items():
             if section not in SECTIONS:
-                raise ConfigInvalid(_unknown(origin, section))
+                raise ConfigInvalid(_unknown_section(origin, section))
             if not isinstance(table, Mapping):
                 raise ConfigInvalid(
                     f"{origin}: {section} is a section; write [{section}] and its keys below it."
@@ -379,14 +378,14 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
                 origins[section, key] = (
                     f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
                 )
-    _horizon_in_bars(merged, origins)
+    _convert_horizon(merged, origins)
     try:
         return Config.model_validate(merged), origins
     except ValidationError as error:
-        raise ConfigInvalid(_sentence(error, origins, file)) from None
+        raise ConfigInvalid(_first_fault(error, origins, file)) from None
 
 
-def _horizon_in_bars(merged: Tables, origins: Origins) -> None:
+def _convert_horizon(merged: Tables, origins: Origins) -> None:
     """Convert a gate.horizon that is a time into bars of the interval.
 
     The sections refuse an interval that does not exist.
@@ -406,31 +405,32 @@ def _horizon_in_bars(merged: Tables, origins: Origins) -> None:
         merged["gate"]["horizon"] = bars_in(horizon, INTERVALS[str(interval)], name=name)
 
 
-def _unknown(origin: str, section: str) -> str:
-    """Refuse a section that does not exist, or a key that stands outside its section."""
-    homes = [name for name, model in SECTIONS.items() if section in model.model_fields]
-    if homes:
-        return f"{origin}: {section} stands outside its section; put it below [{homes[0]}]."
+def _unknown_section(origin: str, section: str) -> str:
+    """Return the error for a section that does not exist, or a key outside its section."""
+    having = _sections_having(section)
+    if having:
+        return f"{origin}: {section} stands outside its section; put it below [{having[0]}]."
     return f"{origin}: there is no section [{section}]{_nearest(section, SECTIONS)}; correct it."
 
 
-def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
+def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     """Return the first fault as one sentence: its place, its cause and what is allowed."""
     first = error.errors()[0]
     section, *keys = map(str, first["loc"])
     key = keys[0] if keys else ""
-    of_section = [origin for (name, _), origin in origins.items() if name == section]
-    origin = origins.get((section, key), of_section[-1] if of_section and not key else file)
+    section_origins = [origin for (name, _), origin in origins.items() if name == section]
+    fallback = section_origins[-1] if section_origins and not key else file
+    origin = origins.get((section, key), fallback)
     table = SECTIONS[section].model_fields.get(key)
     if keys[1:] and table is not None and is_table(table.annotation):
         # A table within its section, as [model.explanation] is.
         section, key, fields = f"{section}.{key}", keys[1], table.annotation.model_fields
         suggested = _nearest(key, fields)
     else:
-        fields, suggested = SECTIONS[section].model_fields, _suggest(section, key)
+        fields, suggested = SECTIONS[section].model_fields, _suggest_place(section, key)
     if first["type"] == "extra_forbidden":
-        for (home, new), old in STORED_AS.items():
-            if (section, key) == (home, old):
+        for (of_section, new), old in STORED_AS.items():
+            if (section, key) == (of_section, old):
                 return f"{origin}: [{section}] {old} is called {new} now; write {new}."
         if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {where}."
@@ -444,13 +444,17 @@ def _sentence(error: ValidationError, origins: Origins, file: str) -> str:
         if first["type"] == "string_pattern_mismatch":
             words = (field.description or words).rstrip(".")
         reason = f"write {words}"
-    return f"{origin}: [{section}] {key} = {_shown(first['input'])} cannot be used; {reason}."
+    return f"{origin}: [{section}] {key} = {_shortened(first['input'])} cannot be used; {reason}."
 
 
-def _suggest(section: str, key: str) -> str:
+def _suggest_place(section: str, key: str) -> str:
     """Name the section that has exactly this key, else the nearest key of this one."""
-    homes = [name for name, model in SECTIONS.items() if key in model.model_fields]
-    return f", but [{homes[0]}] has" if homes else _nearest(key, SECTIONS[section].model_fields)
+    having = _sections_having(key)
+    return f", but [{having[0]}] has" if having else _nearest(key, SECTIONS[section].model_fields)
+
+
+def _sections_having(key: str) -> list[str]:
+    return [name for name, model in SECTIONS.items() if key in model.model_fields]
 
 
 def _nearest(name: str, names: Mapping[str, object]) -> str:
@@ -458,7 +462,7 @@ def _nearest(name: str, names: Mapping[str, object]) -> str:
     return f"; the nearest is {near[0]!r}" if near else f" (it knows {', '.join(names)})"
 
 
-def _shown(value: object) -> str:
+def _shortened(value: object) -> str:
     text = json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."  # one line
 
@@ -490,19 +494,19 @@ def render(config: Config) -> str:
 
 def example() -> str:
     """Return a complete configuration file in which every key is documented."""
-    return HEADER + "".join(_section(name, model) for name, model in SECTIONS.items())
+    return HEADER + "".join(_example_section(name, model) for name, model in SECTIONS.items())
 
 
-def _section(name: str, model: type[BaseModel]) -> str:
+def _example_section(name: str, model: type[BaseModel]) -> str:
     lines = ["", *_comment(model.__doc__ or ""), f"[{name}]"]
     for key, field in model.model_fields.items():
-        lines += _comment(f"{field.description} {_limits(field)}".rstrip())
+        lines += _comment(f"{field.description} {_further_limits(field)}".rstrip())
         absent = "# " if field.default is None else ""
-        lines.append(f"{absent}{key} = {_value(key, field)}")
+        lines.append(f"{absent}{key} = {_default_or_example(key, field)}")
     return "\n".join(lines) + "\n"
 
 
-def _value(key: str, field: FieldInfo) -> str:
+def _default_or_example(key: str, field: FieldInfo) -> str:
     """Return the default of *field* as TOML; where there is none, its example."""
     default = canonical(field.get_default(call_default_factory=True))
     if default is None:
@@ -523,7 +527,7 @@ def _toml(value: object) -> str:
             return json.dumps(value, ensure_ascii=False)
 
 
-def _limits(field: FieldInfo) -> str:
+def _further_limits(field: FieldInfo) -> str:
     """Return the limits that the description leaves out."""
     words = allowed(field.annotation, field.metadata)
     for start in (" from ", " above ", "one of "):
