@@ -1,4 +1,7 @@
-"""The checks of ``tracepaper doctor``."""
+"""The checks of ``tracepaper doctor``.
+
+Each check imports what it needs when it runs: the cheap ones do not wait for torch or aiohttp.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class Verdict(StrEnum):
 
 
 class Diagnosis(Struct, frozen=True):
-    """One check's result: what was looked at, how it is, and what to do if it is not well."""
+    """The result of one check; ``detail`` says what was found, and what to do if that is wrong."""
 
     check: str
     verdict: Verdict
@@ -53,13 +56,13 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ("python", _python),
         ("packages", _packages),
         ("sqlite", _sqlite),
-        ("times", _times),
+        ("times", _time_zone),
         ("configuration", lambda: _configuration(config)),
         ("database", lambda: _database(database)),
         ("disk", lambda: _disk(database)),
     ]
     if config.model.own_class:
-        checks.append(("model", lambda: _own_model(config)))
+        checks.append(("model", lambda: _user_model(config)))
     elif config.model.is_given:
         checks += [
             ("attention", lambda: _attention(config)),
@@ -84,7 +87,7 @@ def _python() -> Diagnosis:
 
 def _packages() -> Diagnosis:
     """Compare the installed packages with the lower bounds that tracepaper declares."""
-    wrong, installed = [], []
+    faults, installed = [], []
     for requirement in metadata.requires("tracepaper") or []:
         if "extra ==" in requirement:
             continue
@@ -93,14 +96,14 @@ def _packages() -> Diagnosis:
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
-            wrong.append(f"{name} is missing")
+            faults.append(f"{name} is missing")
             continue
         installed.append(f"{name} {version}")
         if bound is not None and _numbers(version) < _numbers(bound[1]):
-            wrong.append(f"{name} {version} is older than {bound[1]}")
-    if wrong:
+            faults.append(f"{name} {version} is older than {bound[1]}")
+    if faults:
         return Diagnosis(
-            "packages", Verdict.FAIL, f"{'; '.join(wrong)}; install tracepaper again with pip"
+            "packages", Verdict.FAIL, f"{'; '.join(faults)}; install tracepaper again with pip"
         )
     version = metadata.version("tracepaper")
     return Diagnosis("packages", Verdict.OK, f"tracepaper {version} with {', '.join(installed)}")
@@ -120,7 +123,7 @@ def _sqlite() -> Diagnosis:
     return Diagnosis("sqlite", verdict, f"SQLite {status.version}: {status.verdict}")
 
 
-def _times() -> Diagnosis:
+def _time_zone() -> Diagnosis:
     """Compare SQLite's conversion of a time with Python's: both must be UTC in every zone."""
     moment_ms = 1_700_000_000_000
     python_text = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -203,7 +206,7 @@ def _checkpoint(config: Config) -> Diagnosis:
     )
 
 
-def _own_model(config: Config) -> Diagnosis:
+def _user_model(config: Config) -> Diagnosis:
     from tracepaper.daemon.session.user_model import load_model
 
     model = load_model(config)
@@ -223,7 +226,7 @@ async def ask_exchange(config: Config) -> list[Diagnosis]:
     exchange = config.exchange.model_copy(update={"ban_cooldown_s": 0.0, "backoff_max_s": 1.0})
     budget = RestartBudget(limit=1, window_s=60.0)
     rng = random.Random(0)  # noqa: S311 - jitter
-    findings = []
+    diagnoses = []
     client = ExchangeClient(exchange, clock=clock, rng=rng, budget=budget)
     category = Category(config.market.category)
     try:
@@ -231,17 +234,17 @@ async def ask_exchange(config: Config) -> list[Diagnosis]:
             skew_ms = await client.server_time_ms() - clock.wall_ms()
             verdict = Verdict.OK if abs(skew_ms) <= CLOCK_SKEW_MS else Verdict.WARN
             detail = f"{exchange.rest_url} answers; this machine's clock is {-skew_ms} ms ahead"
-            findings.append(Diagnosis("exchange", verdict, detail))
+            diagnoses.append(Diagnosis("exchange", verdict, detail))
             for symbol in config.market.symbols:
                 item = await client.instrument(category, symbol)
-                findings.append(Diagnosis(item.id, Verdict.OK, f"status {item.status}"))
+                diagnoses.append(Diagnosis(item.id, Verdict.OK, f"status {item.status}"))
     except FeedLost as error:
-        findings.append(Diagnosis("exchange", Verdict.FAIL, str(error)))
+        diagnoses.append(Diagnosis("exchange", Verdict.FAIL, str(error)))
     except TracepaperError as error:
-        findings.append(Diagnosis("market", Verdict.FAIL, str(error)))
+        diagnoses.append(Diagnosis("market", Verdict.FAIL, str(error)))
     address = client.stream_url(category)
-    findings.append(await _ask_stream(address, exchange.connect_timeout_s))
-    return findings
+    diagnoses.append(await _ask_stream(address, exchange.connect_timeout_s))
+    return diagnoses
 
 
 async def _ask_stream(address: str, timeout_s: float) -> Diagnosis:
