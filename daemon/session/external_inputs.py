@@ -1,6 +1,7 @@
-"""What a user's class reads besides its arguments: files, addresses, programs; by an audit hook.
+"""External inputs of a user's class: the files, addresses and programs that it opens.
 
-Python raises an audit event for each of them; what reads in native code (polars, say) raises none.
+A hook sees the audit event that Python raises for each. Native code, such as that of polars, raises
+none.
 
 The rule is docs/identity.md, I16.
 """
@@ -29,7 +30,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 NAMES_KEPT: Final = 200
-"""Of one class; one that opens a new file at every bar is known by then."""
+"""Names kept of one class; by then a class that opens a new file at every bar is known as such."""
 
 NATIVE_READERS: Final = (
     "polars", "pyarrow", "duckdb", "h5py", "tables", "netCDF4", "lmdb", "lxml", "cv2", "torch",
@@ -42,7 +43,7 @@ SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
 """Files that hold code; a name with the first of them that exists is what Python imports."""
 
 INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
-"""Names of the folders that hold packages."""
+"""Names of the folders that hold installed packages."""
 
 _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
 _MACHINE: Final = ("/proc/", "/sys/")
@@ -134,24 +135,25 @@ def claim_threads(owner: str) -> None:
 
 
 def opened(owner: str) -> Sequence[Outside]:
-    """Return what the class *owner* has opened in this process, in order."""
+    """Return the external inputs that the class *owner* has opened in this process, in order."""
     # Copied at once: another thread of the same class may add to it meanwhile.
-    own, kept = set(own_modules(owner)), tuple(_sources.get(owner, ()))
-    elsewhere = [item for item in kept if item.name not in own]
+    own, sources = set(own_modules(owner)), tuple(_sources.get(owner, ()))
+    elsewhere = [item for item in sources if item.name not in own]
     read = [item for item in tuple(_opened.get(owner, ())) if not _is_declared(item)]
     return tuple(dict.fromkeys((*elsewhere, *read)))
 
 
 def own_modules(owner: str) -> Sequence[str]:
     """Return the files, sources or compiled, that Python imported from the folder of *owner*."""
-    if (own := _folders.get(owner)) is None:
+    if (folder := _folders.get(owner)) is None:
         return ()
+    inside = folder + os.sep
     names = [item.name for item in tuple(_sources.get(owner, ()))]
-    return [name for name in names if name.startswith(own + os.sep) and Path(name).suffix in _CODE]
+    return [name for name in names if name.startswith(inside) and Path(name).suffix in _CODE]
 
 
 class NewlyOpened:
-    """Returns, at each call, what the classes *owners* have opened since the call before."""
+    """A function of no arguments: what the classes *owners* have opened since the call before."""
 
     def __init__(self, *owners: str) -> None:
         self._owners = owners
@@ -159,23 +161,23 @@ class NewlyOpened:
         self._returned: set[Outside] = set()
 
     def __call__(self) -> Sequence[Outside]:
-        """Return what is new, in order."""
+        """Return the new external inputs, in order."""
         count = 0
         for owner in self._owners:
-            for known in (_opened, _sources):
-                if (kept := known.get(owner)) is not None:
-                    count += len(kept)
+            for table in (_opened, _sources):
+                if (own := table.get(owner)) is not None:
+                    count += len(own)
         if count == self._counted:
             return ()
         self._counted = count
-        found = [item for owner in self._owners for item in opened(owner)]
-        fresh = [item for item in dict.fromkeys(found) if item not in self._returned]
-        self._returned.update(fresh)
-        return fresh
+        inputs = [item for owner in self._owners for item in opened(owner)]
+        new = [item for item in dict.fromkeys(inputs) if item not in self._returned]
+        self._returned.update(new)
+        return new
 
 
 def native_readers() -> list[str]:
-    """Return what can read without an audit event: packages that are loaded, SQLite if used."""
+    """Return the names of loaded packages that can read without an audit event, SQLite if used."""
     return [name for name in NATIVE_READERS if name in sys.modules] + sorted(_attaching)
 
 
@@ -194,32 +196,28 @@ def compiled_modules() -> list[str]:
 
 
 def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
-    name_of = _EVENTS.get(event)
-    if name_of is None or _local.busy:
+    read = _EVENTS.get(event)
+    if read is None or _local.busy:
         return
     _local.busy = True
     try:
         owner = _local.owner or _owner_of_thread()
         if owner:
-            found = name_of(arguments)
-            if found is not None and not _by_package(event, found):
-                is_module = event == "open" and _imports()
-                if not is_module or not found.name.startswith(ROOMS):
-                    _keep(_sources if is_module else _opened, owner, found)
+            item = read(arguments)
+            if item is not None and not _is_opened_by_package(event, item):
+                is_module = event == "open" and _is_module_import()
+                if not is_module or not item.name.startswith(ROOMS):
+                    inputs = (_sources if is_module else _opened).setdefault(owner, {})
+                    if len(inputs) < NAMES_KEPT:
+                        inputs[item] = None
                 if event == "open" and arguments[2] & _WRITING:
-                    _written.add(found)
+                    _written.add(item)
     finally:
         _local.busy = False
 
 
-def _keep(of: dict[str, dict[Outside, None]], owner: str, found: Outside) -> None:
-    kept = of.setdefault(owner, {})
-    if len(kept) < NAMES_KEPT:
-        kept[found] = None
-
-
 def _owner_of_thread() -> str:
-    """Return whose frame lies nearest in a thread beside the main one; empty for our own."""
+    """Return the owner of the nearest known frame; empty in the main thread and for our code."""
     if threading.get_ident() == threading.main_thread().ident:
         return ""
     frame = sys._getframe(1)  # noqa: SLF001 - the only way to a thread's own stack
@@ -237,29 +235,29 @@ def _owner_of_thread() -> str:
     return _claimed[-1] if _claimed else ""
 
 
-def _by_package(event: str, found: Outside) -> bool:
-    """Return whether *found* is installed, or Python's import or a package asks for its own."""
-    if found.what == "file" and (
-        found.name in _HARMLESS or found.name.startswith(_installed(len(sys.path)))
+def _is_opened_by_package(event: str, item: Outside) -> bool:
+    """Return whether *item* is installed, or Python's import or a package opens it for itself."""
+    if item.what == "file" and (
+        item.name in _HARMLESS or item.name.startswith(_installed(len(sys.path)))
     ):
         return True
     frame = sys._getframe(2)  # noqa: SLF001 - who asked for it
     if event == "ctypes.dlopen":
         while frame.f_back is not None and "/ctypes/" in frame.f_code.co_filename:
             frame = frame.f_back
-        # While it is imported it asks for the process's own libraries.
+        # While ctypes is imported it opens the process's own libraries.
         exempt = ("<frozen importlib", *_installed(len(sys.path)))
         return frame.f_code.co_filename.startswith(exempt)
-    if _asks_for_versions(frame) or _shows_a_line(frame) or _examines_machine(frame, found):
+    if _looks_up_version(frame) or _prints_source_line(frame) or _examines_machine(frame, item):
         return True
     if not frame.f_code.co_filename.startswith("<frozen importlib"):
         return False
-    # It looks into folders, and writes compiled code by way of a numbered file.
-    return event != "open" or ".pyc." in Path(found.name).name
+    # Python's import lists folders, and writes compiled code by way of a numbered file.
+    return event != "open" or ".pyc." in Path(item.name).name
 
 
-def _imports() -> bool:
-    """Return whether Python loads a module; a loader can also be asked for a file's bytes."""
+def _is_module_import() -> bool:
+    """Return whether Python loads a module; a loader's ``get_data`` alone reads any file."""
     frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - who asked for it
     names = []
     for _ in ("get_data", "get_code"):
@@ -270,15 +268,15 @@ def _imports() -> bool:
     return names == ["get_data", "get_code"]
 
 
-def _shows_a_line(frame: FrameType | None) -> bool:
-    """Return whether a warning or an error is shown, with its line of the source."""
+def _prints_source_line(frame: FrameType | None) -> bool:
+    """Return whether a warning or a traceback reads the line of source that it prints."""
     while frame is not None and frame.f_code.co_filename in _LINES:
         frame = frame.f_back
     return frame is not None and frame.f_code.co_filename in _SHOWN_BY
 
 
-def _asks_for_versions(frame: FrameType | None) -> bool:
-    """Return whether a package's version is looked for: it lists every folder of ``sys.path``."""
+def _looks_up_version(frame: FrameType | None) -> bool:
+    """Return whether a package's version is looked up, which lists every folder of ``sys.path``."""
     while frame is not None:
         file = frame.f_code.co_filename
         if file in _METADATA:
@@ -289,12 +287,12 @@ def _asks_for_versions(frame: FrameType | None) -> bool:
     return False
 
 
-def _examines_machine(frame: FrameType | None, found: Outside) -> bool:
-    """Return whether an installed package asks, while it is imported, what machine this is.
+def _examines_machine(frame: FrameType | None, item: Outside) -> bool:
+    """Return whether an installed package examines the machine while it is imported.
 
-    psutil reads the columns of ``/proc/stat`` so; joblib brings it, and scikit-learn joblib.
+    psutil reads the columns of ``/proc/stat``; scikit-learn imports joblib, which imports psutil.
     """
-    if not found.name.startswith(_MACHINE):
+    if not item.name.startswith(_MACHINE):
         return False
     while frame is not None and frame.f_code.co_filename.startswith(_installed(len(sys.path))):
         frame = frame.f_back
@@ -325,40 +323,36 @@ def _database(arguments: tuple[Any, ...]) -> Outside | None:
     return _file(text.removeprefix("file:").partition("?")[0])
 
 
-def _mapped(arguments: tuple[Any, ...]) -> Outside | None:
-    return None if arguments[0] < 0 else _file(arguments[0])
-
-
 def _address(address: object) -> Outside | None:
     match address:
         case None:
             return None
         case (host, port, *_):
-            return Outside("address", f"{_plain(host)}:{_plain(port)}")
+            return Outside("address", f"{_text(host)}:{_text(port)}")
         case _:
-            return Outside("address", _plain(address))
+            return Outside("address", _text(address))
 
 
 def _program(*words: object) -> Outside:
     for word in words:
         if isinstance(word, (list, tuple)) and word:
-            return Outside("program", _plain(word[0]))
+            return Outside("program", _text(word[0]))
         if word:
-            return Outside("program", _plain(word))
+            return Outside("program", _text(word))
     return Outside("program", "a copy of this process")
 
 
-def _plain(value: object) -> str:
+def _text(value: object) -> str:
     if isinstance(value, (str, bytes, os.PathLike)):
         return os.fsdecode(value)
     return str(value)
 
 
-def _first(arguments: tuple[Any, ...]) -> Outside | None:
+def _first_as_file(arguments: tuple[Any, ...]) -> Outside | None:
     return _file(arguments[0])
 
 
-def _second(arguments: tuple[Any, ...]) -> Outside | None:
+def _second_as_address(arguments: tuple[Any, ...]) -> Outside | None:
     return _address(arguments[1])
 
 
@@ -368,19 +362,19 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
             "open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.link", "os.symlink",
             "os.truncate", "os.mkdir", "os.rmdir", "os.getxattr", "os.listxattr",
         ),
-        _first,
+        _first_as_file,
     ),
     "builtins.input": lambda _: Outside("file", "standard input"),
     "sqlite3.connect": _database,
-    "mmap.__new__": _mapped,
+    "mmap.__new__": lambda given: None if given[0] < 0 else _file(given[0]),
     "sqlite3.load_extension": lambda given: _file(given[1]),
     "ctypes.dlopen": lambda given: (
-        _program("ctypes.CDLL(None)") if given[0] is None else Outside("file", _plain(given[0]))
+        _program("ctypes.CDLL(None)") if given[0] is None else Outside("file", _text(given[0]))
     ),
-    "socket.connect": _second,
-    "socket.bind": _second,
-    "socket.sendto": _second,
-    "socket.sendmsg": _second,
+    "socket.connect": _second_as_address,
+    "socket.bind": _second_as_address,
+    "socket.sendto": _second_as_address,
+    "socket.sendmsg": _second_as_address,
     "socket.getaddrinfo": lambda given: _address(given[:2]),
     "socket.gethostbyname": lambda given: _address(given[0]),
     "socket.gethostbyaddr": lambda given: _address(given[0]),
@@ -396,7 +390,7 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
 }  # fmt: skip
 
 
-# ---------------------------------------------------------------- what does not count
+# ---------------------------------------------------------------- exemptions
 
 
 def _is_declared(item: Outside) -> bool:
