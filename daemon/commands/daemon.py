@@ -52,7 +52,7 @@ def run(
             loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
         )
         run_loop(daemon.run())
-    watcher.farewell(database)
+    watcher.print_summary(database)
 
 
 Document = dict[str, object]

@@ -25,6 +25,8 @@ from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, unscaled
 REFRESH_S: Final = 0.2
 LOG_EVERY_S: Final = 1.0
 PACE_WINDOW_S: Final = 10.0
+MARKS_MAX: Final = 100
+"""Marks of the pace that are remembered."""
 
 log = structlog.get_logger("run")
 
@@ -37,12 +39,12 @@ class LiveView:
 
     def __init__(self, *, clock: Clock | None = None, console: Console | None = None) -> None:
         clock = clock if clock is not None else SystemClock()
-        target = console if console is not None else Terminal(stderr=True, highlight=False)
-        is_screen = target.is_terminal and not target.is_dumb_terminal
-        self._shown = Screen(clock, target) if is_screen else Lines(clock)
+        console = console if console is not None else Terminal(stderr=True, highlight=False)
+        is_screen = console.is_terminal and not console.is_dumb_terminal
+        self._view = Screen(clock, console) if is_screen else Lines(clock)
 
     def __enter__(self) -> Self:
-        self._shown.begin()
+        self._view.begin()
         return self
 
     def __exit__(
@@ -52,15 +54,15 @@ class LiveView:
         _trace: TracebackType | None,
     ) -> None:
         """Draw a last time and give the terminal back."""
-        self._shown.end()
+        self._view.end()
 
     def opened(self, run: Run) -> None:
         """Show *run*."""
-        self._shown.opened(run)
+        self._view.opened(run)
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
         """Show one stored step; *instruments* by id have the decimals of its numbers."""
-        self._shown.show(step, instruments)
+        self._view.show(step, instruments)
 
 
 class Pace:
@@ -72,10 +74,10 @@ class Pace:
         self.bars = 0
 
     def count(self) -> None:
-        """Count one bar; remember at most ten marks a second."""
+        """Count one bar."""
         self.bars += 1
         now_s = self._clock.network_s()
-        if not self._marks or now_s - self._marks[-1][0] >= PACE_WINDOW_S / 100:
+        if not self._marks or now_s - self._marks[-1][0] >= PACE_WINDOW_S / MARKS_MAX:
             self._marks.append((now_s, self.bars))
         while now_s - self._marks[0][0] > PACE_WINDOW_S:
             self._marks.popleft()
@@ -197,8 +199,9 @@ class Lines:
             "open_time_ms": bar.open_time_ms,
             "close": unscaled(bar.close, instrument.price_decimals),
         }
-        if isinstance(step.prediction, Forecast) and (shown := step.prediction.explanation):
-            facts["confidence"] = None if shown.confidence is None else round(shown.confidence, 4)
+        if isinstance(step.prediction, Forecast) and (explanation := step.prediction.explanation):
+            confidence = explanation.confidence
+            facts["confidence"] = None if confidence is None else round(confidence, 4)
         if (decision := step.decision) is not None:
             facts["action"] = decision.action.value
             facts["refused_by"] = decision.refused_by
@@ -254,8 +257,8 @@ class RunWatcher:
             self.decided += decision.refused_by != late.name
         return not self.reached_end and (self._limit is None or self.decided < self._limit)
 
-    def farewell(self, database: Path) -> None:
-        """Print a summary since the start and the next commands; a log line off a terminal."""
+    def print_summary(self, database: Path) -> None:
+        """Print the summary since the start and the next commands; without a terminal, log it."""
         if self.run is None or self._account is None:
             return
         equity = f"{self._account.equity / MONEY_SCALE:,.2f}"

@@ -43,7 +43,7 @@ BLOCKS: Final = "▁▂▃▄▅▆▇█"
 BAR_CELLS: Final = 30
 PANELS_MAX: Final = 4
 NARROW: Final = 80
-"""Columns below which the head has no counts."""
+"""Columns of a terminal below which the header leaves out the counts."""
 CLOSES_KEPT: Final = 60
 ACTION_STYLES: Final = {
     Action.LONG: "bold green",
@@ -105,7 +105,7 @@ class ScreenState:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The screen at the size of the terminal: first it drops passed gates, then instruments."""
+    """The screen, fitted to the terminal: it drops the passed gates first, then instruments."""
 
     state: ScreenState
 
@@ -139,14 +139,14 @@ def _screen(
         parts.append(Text(f"  and {len(state.bars) - len(shown)} more instruments", "dim"))
     if not shown:
         parts.append(Text("  waiting for the first closed bar", "dim"))
-    return Group(_head(state, width), *parts, _foot(state))
+    return Group(_header(state, width), *parts, _footer(state))
 
 
-def _head(state: ScreenState, width: int) -> RenderableType:
+def _header(state: ScreenState, width: int) -> RenderableType:
     """Return one line; where it is too long, an ellipsis cuts the run's id first."""
-    counted = f"decisions {state.decisions:,}  fills {state.fills:,}  "
-    pace = f"{state.bars_per_s:,.1f} bars/s "
-    counts = pace if width < NARROW else counted + pace
+    counts = f"{state.bars_per_s:,.1f} bars/s "
+    if width >= NARROW:
+        counts = f"decisions {state.decisions:,}  fills {state.fills:,}  {counts}"
     name = Text.assemble((" tracepaper", "bold"))
     if state.run is not None:
         name.append(f"  {state.run.kind.value}", "cyan")
@@ -243,9 +243,9 @@ def _decision(decision: Decision) -> Text:
 
 
 def _gates(decision: Decision, *, is_short: bool) -> RenderableType:
-    """Return every gate; calibrated ones show measure and threshold.
+    """Return a cell for every gate; calibrated and failed ones show measure and threshold.
 
-    Where it *is_short* the gates that passed are only counted.
+    With *is_short* the gates that passed are only counted.
     """
     rows = zip(
         decision.gate_set.gates, decision.measures, decision.gate_set.thresholds, strict=True
@@ -280,14 +280,14 @@ def _position(step: Step, instrument: Instrument) -> Text:
 
 
 def _margin(used: MarginUse, instrument: Instrument) -> Text:
-    at = used.liquidation / 10**instrument.price_decimals
+    price = used.liquidation / 10**instrument.price_decimals
     return Text(
         f"{used.margin / MONEY_SCALE:,.2f} at {unscaled(used.leverage, LEVERAGE_DECIMALS)} x, "
-        f"liquidated at {at:,.{instrument.price_decimals}f}"
+        f"liquidated at {price:,.{instrument.price_decimals}f}"
     )
 
 
-def _foot(state: ScreenState) -> RenderableType:
+def _footer(state: ScreenState) -> RenderableType:
     if state.last is None:
         return Text()
     accounts = [("equity", state.last.account)]

@@ -326,7 +326,7 @@ def test_a_terminal_is_told_what_happened_and_what_to_type_next(
 ) -> None:
     found, terminal = shown(), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    found.farewell(Path("mine.db"))
+    found.print_summary(Path("mine.db"))
     said = terminal.getvalue()
     assert "since this start: 3 bars decided, 1 allowed, 1 fills; equity 99,987.00." in said
     assert "Refused most by edge 2." in said
@@ -338,7 +338,7 @@ def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
     found, log, out = shown(), io.StringIO(), io.StringIO()
     configure(stream=log)
     monkeypatch.setattr(sys, "stdout", out)
-    found.farewell(Path("mine.db"))
+    found.print_summary(Path("mine.db"))
     (line,) = (json.loads(text) for text in log.getvalue().splitlines())
     assert out.getvalue() == ""
     assert (line["event"], line["bars"], line["refused"]) == ("ended", 3, {"edge": 2})
@@ -347,5 +347,5 @@ def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_end_before_any_step_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    RunWatcher(LiveView(), limit=None, until_ms=None).farewell(Path("mine.db"))
+    RunWatcher(LiveView(), limit=None, until_ms=None).print_summary(Path("mine.db"))
     assert terminal.getvalue() == ""
