@@ -7,7 +7,8 @@
     run.trades                     # a polars frame, else columns of numpy
     run.report(html="run.html")
 
-It makes the run that ``tracepaper replay`` makes, by the same function.
+It makes the run that ``tracepaper replay`` makes, by the same function. Report, explanations and
+checks are imported when they are called: ``import tracepaper`` does not wait for them.
 
 The rules are docs/python.md, Y1 to Y9.
 """
@@ -57,11 +58,11 @@ if TYPE_CHECKING:
 CALLER: Final = "the call of backtest"
 WIDTH: Final = 100
 """Characters of a line in texts that are returned."""
-TYPED: Final = (
+NOT_IMPORTABLE: Final = (
     "no other process can import the class {}: to verify this run there, or to look ahead, put it "
     "into a module of its own"
 )
-UNSOURCED: Final = (
+NO_SOURCE: Final = (
     "Python keeps no source of the class {}, so its id is that of its compiled code, which "
     "another Python compiles otherwise; put it into a file"
 )
@@ -99,8 +100,8 @@ def backtest(  # noqa: PLR0913 - the options of a replay
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
-    made_of = strategy if isinstance(strategy, type) else None
-    with known_class(made_of) as name:
+    strategy_class = strategy if isinstance(strategy, type) else None
+    with known_class(strategy_class) as name:
         chosen = name or strategy_name(strategy)
         given = configured(config)
         request = Request(
@@ -114,18 +115,18 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             frames=() if frame_data is None else data_of(frame_data, given),
             depth=paths_of(depth, "depth"),
             log=log,
-            warnings=told_of(made_of),
+            warnings=process_warnings(strategy_class),
         )
         if chosen is None and params:
             raise ConfigInvalid("params are options of a strategy; name it as the first argument.")
-        run = Backtest.made(request, made_of, None if db is None else Path(db))
-        if made_of is not None and not has_source(made_of):
-            warnings.warn(f"{UNSOURCED.format(made_of.__name__)}.", stacklevel=2)
+        run = Backtest.made(request, strategy_class, None if db is None else Path(db))
+        if strategy_class is not None and not has_source(strategy_class):
+            warnings.warn(f"{NO_SOURCE.format(strategy_class.__name__)}.", stacklevel=2)
         return run
 
 
 class Backtest:
-    """A run that was made: its figures, frames, report, explanations and checks.
+    """A finished run: its figures, frames, report, explanations and checks.
 
     Frames are read when they are first asked for, and kept. A run without a database of its own
     is removed with :meth:`close`, at the end of ``with``, or when nothing refers to it any more.
@@ -135,13 +136,13 @@ class Backtest:
         self,
         database: Path,
         run_id: str,
-        made_of: type | None = None,
+        strategy_class: type | None = None,
         *,
         folder: Path | None = None,
     ) -> None:
         self.database = database
         self.run_id = run_id
-        self._made_of = made_of
+        self._strategy_class = strategy_class
         self._remove = (
             None
             if folder is None
@@ -149,7 +150,7 @@ class Backtest:
         )
 
     @classmethod
-    def made(cls, request: Request, made_of: type | None, database: Path | None) -> Backtest:
+    def made(cls, request: Request, strategy_class: type | None, database: Path | None) -> Backtest:
         """Make the run of *request* in *database*, or in a file that lives with the result."""
         folder = None if database else Path(tempfile.mkdtemp(prefix="tracepaper-"))
         path = database or Path(f"{folder}") / "run.db"
@@ -159,7 +160,7 @@ class Backtest:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        return cls(made.database, made.run_id, made_of, folder=folder)
+        return cls(made.database, made.run_id, strategy_class, folder=folder)
 
     # ------------------------------------------------------------ frames
 
@@ -201,10 +202,10 @@ class Backtest:
         closed = self._closed
         return self.frames.build(
             {
-                name: ("moment", [getattr(one, f"{name[:-4]}_ms") for one in closed])
-                if of is None
-                else (kinds[of], [getattr(one, name) for one in closed])
-                for name, of in names.items()
+                name: ("moment", [getattr(trade, f"{name[:-4]}_ms") for trade in closed])
+                if kind is None
+                else (kinds[kind], [getattr(trade, name) for trade in closed])
+                for name, kind in names.items()
             }
         )
 
@@ -246,14 +247,14 @@ class Backtest:
         if chart is not None:
             check(Path(chart), last, "chart")
         require("plotly", "html", html)
-        made = build_report(self.database, self.run_id)
+        built = build_report(self.database, self.run_id)
         if html is not None:
             from tracepaper.replay.report.page import write_page
 
-            write_page(made, Path(html))
+            write_page(built, Path(html))
         if chart is not None:
-            draw(made, Path(chart), last=last)
-        return Text(text_of(lambda console: show_report(console, made)), as_document(made))
+            draw(built, Path(chart), last=last)
+        return Text(text_of(lambda console: show_report(console, built)), as_document(built))
 
     def explain(self, sequence: int = -1) -> Text:
         """Explain one decision; *sequence* is its column in ``decisions``.
@@ -267,32 +268,33 @@ class Backtest:
         from tracepaper.replay.explain.tables import stored_parts
 
         self._require_open()
-        stored = read_stored(self.database, self.run_id, self._sequence(sequence))
+        stored = read_stored(self.database, self.run_id, self._sequence_of(sequence))
         parts = tuple(stored_parts(stored))
         return Text(
             text_of(lambda console: show(console, parts)), document(stored, Recomputed(), None)
         )
 
-    def _sequence(self, given: int) -> int:
-        if type(given) is not int:
-            raise ConfigInvalid(f"{shown(given)} is no decision; give its sequence, or -1.")
-        if given >= 0:
-            return given
-        known = self._record.decisions.sequence
-        if -given > known.size:
-            raise DataInvalid(f"The run has {known.size:,} decisions; {given} is before the first.")
-        return int(known[given])
+    def _sequence_of(self, index: int) -> int:
+        if type(index) is not int:
+            raise ConfigInvalid(f"{shown(index)} is no decision; give its sequence, or -1.")
+        if index >= 0:
+            return index
+        sequences = self._record.decisions.sequence
+        count = sequences.size
+        if -index > count:
+            raise DataInvalid(f"The run has {count:,} decisions; {index} is before the first.")
+        return int(sequences[index])
 
     def verify(self, *, sample: int | None = None) -> Verification:
         """Derive the run again from what it stored and compare every value, as ``verify`` does.
 
-        ``holds`` of what is returned says whether all agree; *sample* compares the last so many
-        steps alone.
+        ``Verification.holds`` says whether all agree; *sample* compares only that many steps at the
+        end.
         """
         from tracepaper.replay.checks.verify import verify_run
 
         self._require_open()
-        with known_class(self._made_of), Reader.open(self.database) as reader:
+        with known_class(self._strategy_class), Reader.open(self.database) as reader:
             return verify_run(reader, self.database, self.run_id, sample=sample)
 
     # ------------------------------------------------------------ its life
@@ -327,33 +329,31 @@ class Backtest:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        """Yield the run in a few lines: what it was, what it came to, and beside what."""
+        """Yield the run in a few lines: strategy, period, figures and benchmarks."""
         self._require_open()
-        record, found = self._record, self.summary
+        record, figures = self._record, self.summary
         yield (
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
         )
-        bars = "" if found["bars"] is None else f"{found['bars']:,} bars, "
-        yield f"{bars}{_number(found['days'], ',.1f')} days, {found['trades']:,} closed trades"
+        bars = "" if figures["bars"] is None else f"{figures['bars']:,} bars, "
+        yield f"{bars}{_number(figures['days'], ',.1f')} days, {figures['trades']:,} closed trades"
         yield (
-            f"return {_percent(found['return'])}, a day "
-            f"{_number(found['mean_day'], '+.1f', 1e4)} ± "
-            f"{_number(found['mean_day_error'], '.1f', 1e4)} bp, worst drawdown "
-            f"{_percent(found['max_drawdown'], sign='')}"
+            f"return {_percent(figures['return'])}, a day "
+            f"{_number(figures['mean_day'], '+.1f', 1e4)} ± "
+            f"{_number(figures['mean_day_error'], '.1f', 1e4)} bp, worst drawdown "
+            f"{_percent(figures['max_drawdown'], sign='')}"
         )
-        if found["sharpe"] is not None:
-            error = _number(found["sharpe_error"], ".2f")
-            yield f"Sharpe ratio a year {found['sharpe']:+.2f} ± {error}"
-        held = (
-            ""
-            if found["held_return"] is None
-            else (f", at its own exposure {_percent(found['held_return'])}")
-        )
-        yield f"buy and hold {_percent(found['buy_and_hold_return'])}{held}"
-        if found["random_beaten"] is not None:
-            share = _number(found["random_beaten"], ".0f", 100.0)
-            yield f"beats {share} % of {found['random_twins']} random twins"
+        if figures["sharpe"] is not None:
+            error = _number(figures["sharpe_error"], ".2f")
+            yield f"Sharpe ratio a year {figures['sharpe']:+.2f} ± {error}"
+        at_exposure = ""
+        if figures["held_return"] is not None:
+            at_exposure = f", at its own exposure {_percent(figures['held_return'])}"
+        yield f"buy and hold {_percent(figures['buy_and_hold_return'])}{at_exposure}"
+        if figures["random_beaten"] is not None:
+            share = _number(figures["random_beaten"], ".0f", 100.0)
+            yield f"beats {share} % of {figures['random_twins']} random twins"
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:
@@ -367,7 +367,7 @@ class Backtest:
 
 
 class Text:
-    """What is said of a run: printed as a terminal would show it, ``document`` as JSON has it."""
+    """An answer about a run: prints as a terminal shows it; ``document`` has it as JSON does."""
 
     def __init__(self, text: str, document: Mapping[str, Any]) -> None:
         self.text = text
@@ -385,7 +385,7 @@ class Text:
         return str(element("pre", self.text))
 
 
-# ---------------------------------------------------------------- what is given
+# ---------------------------------------------------------------- arguments
 
 
 def configured(config: str | Given) -> Given:
@@ -410,13 +410,13 @@ def strategy_name(strategy: object) -> str | None:
     )
 
 
-def paths_of(given: object, what: str) -> tuple[Path, ...]:
-    """Return one path or several; raise ``ConfigInvalid``, which names *what*, for no path."""
-    several: Sequence[object] = given if isinstance(given, (list, tuple)) else [given]
-    paths = tuple(Path(one) for one in several if isinstance(one, (str, Path)))
-    if len(paths) < len(several):
+def paths_of(value: object, argument: str) -> tuple[Path, ...]:
+    """Return one path or several; raise ``ConfigInvalid``, naming the *argument*, for no path."""
+    values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
+    paths = tuple(Path(path) for path in values if isinstance(path, (str, Path)))
+    if len(paths) < len(values):
         raise ConfigInvalid(
-            f"{what} is {shown(given)}; give the path of a file, or a list of them."
+            f"{argument} is {shown(value)}; give the path of a file, or a list of them."
         )
     return paths
 
@@ -425,45 +425,47 @@ def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) ->
     """Return the keys of ``[strategy]`` that mean *name* with *params* over the configured ones."""
     if params is not None and not isinstance(params, Mapping):
         raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
-    given = plain_values(dict(params or {}), "params")
+    options = plain_values(dict(params or {}), "params")
     has_options = ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
     if not has_options:
-        return {**given, "name": name}
-    own = load(config).strategy
-    return {"name": name, "options": {**(own.options if own.name == name else {}), **given}}
+        return {**options, "name": name}
+    configured = load(config).strategy
+    if configured.name == name:
+        options = {**configured.options, **options}
+    return {"name": name, "options": options}
 
 
-def plain_values(value: dict[str, Any], said_as: str) -> dict[str, Any]:
-    """Return *value* as JSON has it, so that what is stored gives the same strategy again."""
+def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
+    """Return *value* as it is stored, in JSON; *argument* names it in errors."""
 
-    def scalar(odd: object) -> object:
-        is_number = getattr(odd, "ndim", None) == 0  # of numpy
-        plain = getattr(odd, "item" if is_number else "tolist", None)
-        if plain is None:
-            raise TypeError(f"{shown(odd)} cannot be stored")
-        return plain()
+    def from_numpy(other: object) -> object:
+        is_number = getattr(other, "ndim", None) == 0
+        convert = getattr(other, "item" if is_number else "tolist", None)
+        if convert is None:
+            raise TypeError(f"{shown(other)} cannot be stored")
+        return convert()
 
     try:
-        found: dict[str, Any] = json.loads(json.dumps(value, default=scalar, allow_nan=False))
+        plain: dict[str, Any] = json.loads(json.dumps(value, default=from_numpy, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigInvalid(
-            f"{said_as}: {error}; give finite numbers, texts, lists and dictionaries of them."
+            f"{argument}: {error}; give finite numbers, texts, lists and dictionaries of them."
         ) from None
-    return found
+    return plain
 
 
 def data_of(data: object, config: Given) -> tuple[str | Candles, ...]:
-    """Return *data* as paths and candles; raise ``ConfigInvalid`` where it is none."""
-    found = tuple(_data(data, None, config))
-    if not found:
+    """Return *data* as paths and candles; raise ``ConfigInvalid`` where there are none."""
+    items = tuple(_data(data, None, config))
+    if not items:
         raise ConfigInvalid("There are no data; give a path, a frame, or several.")
-    for item in found:
+    for item in items:
         if isinstance(item, str) and names_a_run(item):
             raise ConfigInvalid(
                 f"{item} is a run, which is replayed with its own strategy; use `tracepaper replay "
                 f"--data {item}`."
             )
-    return found
+    return items
 
 
 def _data(
@@ -496,14 +498,14 @@ def _data(
 
 
 def _configured_symbol(config: Given) -> str | None:
-    """Return the symbol that is configured, where it is one and somebody configured it."""
-    found, origins = load_with_origins(config)
-    symbols = found.market.symbols
+    """Return the configured symbol; None where the default applies, or several are configured."""
+    loaded, origins = load_with_origins(config)
+    symbols = loaded.market.symbols
     return symbols[0] if ("market", "symbols") in origins and len(symbols) == 1 else None
 
 
-def moment_of(value: str | float | date | None, said_as: str) -> str | None:
-    """Return *value* as a command line's time; instants without a zone are of UTC."""
+def moment_of(value: str | float | date | None, argument: str) -> str | None:
+    """Return *value* as the text of a time on the command line; without a zone it is UTC."""
     if value is None:
         return None
     if isinstance(value, datetime):
@@ -513,32 +515,32 @@ def moment_of(value: str | float | date | None, said_as: str) -> str | None:
         return str(instant(value.isoformat() if isinstance(value, date) else str(value)))
     except ConfigInvalid:
         raise ConfigInvalid(
-            f"{said_as} is {shown(value)}; give an ISO time such as 2025-06-01, UTC milliseconds "
+            f"{argument} is {shown(value)}; give an ISO time such as 2025-06-01, UTC milliseconds "
             "or a date."
         ) from None
 
 
-def told_of(made_of: type | None) -> tuple[str, ...]:
-    """Note, for a run, that its class is known to this process alone."""
-    if made_of is None or is_importable(made_of):
+def process_warnings(strategy_class: type | None) -> tuple[str, ...]:
+    """Return the run's warnings of a class that only this process knows."""
+    if strategy_class is None or is_importable(strategy_class):
         return ()
-    said = [TYPED.format(made_of.__name__)]
-    if not has_source(made_of):
-        said.append(UNSOURCED.format(made_of.__name__))
-    return tuple(said)
+    sentences = [NOT_IMPORTABLE.format(strategy_class.__name__)]
+    if not has_source(strategy_class):
+        sentences.append(NO_SOURCE.format(strategy_class.__name__))
+    return tuple(sentences)
 
 
-# ---------------------------------------------------------------- what is said
+# ---------------------------------------------------------------- text
 
 
 def text_of(draw: Callable[[Console], None]) -> str:
     """Return the text that *draw* prints on a terminal without colours."""
     from tracepaper.daemon.terminal.console import Terminal
 
-    written = StringIO()
+    output = StringIO()
     # In Jupyter Rich's consoles draw cells of their own and write nothing to their file.
-    draw(Terminal(file=written, width=WIDTH, color_system=None, force_jupyter=False))
-    return "\n".join(line.rstrip() for line in written.getvalue().splitlines())
+    draw(Terminal(file=output, width=WIDTH, color_system=None, force_jupyter=False))
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str:
