@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import (
     INT64_MAX,
@@ -25,7 +26,7 @@ from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
 from tracepaper.strategies.units import WEEK_MS, interval_phase
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
-"""The first Monday of the epoch, which began on a Thursday."""
+"""Columns that every source has; some lack the turnover."""
 
 Span = tuple[int, int]
 """First open time, and the first after the last: [from, until), UTC milliseconds."""
@@ -126,7 +127,7 @@ class Candles:
         if (price, volume, turnover) == now:
             return self
 
-        def lift(values: IntArray, places: int, wanted: int) -> IntArray:
+        def rescale(values: IntArray, places: int, wanted: int) -> IntArray:
             try:
                 return Decimals(values, places).rescale(wanted).mantissa
             except CellInvalidError as error:
@@ -138,14 +139,14 @@ class Candles:
             price_decimals=price,
             volume_decimals=volume,
             turnover_decimals=turnover,
-            open=lift(self.open, self.price_decimals, price),
-            high=lift(self.high, self.price_decimals, price),
-            low=lift(self.low, self.price_decimals, price),
-            close=lift(self.close, self.price_decimals, price),
-            volume=lift(self.volume, self.volume_decimals, volume),
+            open=rescale(self.open, self.price_decimals, price),
+            high=rescale(self.high, self.price_decimals, price),
+            low=rescale(self.low, self.price_decimals, price),
+            close=rescale(self.close, self.price_decimals, price),
+            volume=rescale(self.volume, self.volume_decimals, volume),
             turnover=None
             if self.turnover is None
-            else lift(self.turnover, self.turnover_decimals, turnover),
+            else rescale(self.turnover, self.turnover_decimals, turnover),
         )
 
 
@@ -176,7 +177,7 @@ def bars_of(candles: Candles) -> list[Bar]:
 def candles_of(bars: Sequence[Bar], instrument: Instrument, *, path: str) -> Candles:
     """Return *bars* of *instrument*, at least one, as candles; *path* names their source.
 
-    A turnover that any bar lacks is a turnover that the candles lack.
+    Where any bar lacks its turnover, the candles have none.
     """
     values = np.array(
         [(b.open_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in bars], dtype=np.int64
@@ -236,18 +237,18 @@ def _join(first: Candles, second: Candles) -> Candles:
         )
     first, second = _aligned(first, second), _aligned(second, first)
     _refuse_contradiction(first, second)
-    new = np.flatnonzero(~np.isin(second.open_time_ms, first.open_time_ms))
-    added = slice_candles(second, new)
+    is_new = ~np.isin(second.open_time_ms, first.open_time_ms)
+    added = slice_candles(second, np.flatnonzero(is_new))
     times = np.concatenate((first.open_time_ms, added.open_time_ms))
     order = np.argsort(times, kind="stable")
 
-    def joined(one: IntArray, other: IntArray) -> IntArray:
-        return np.concatenate((one, other))[order]
+    def joined(old: IntArray, new: IntArray) -> IntArray:
+        return np.concatenate((old, new))[order]
 
     turnover = None
     if first.turnover is not None and added.turnover is not None:
         turnover = joined(first.turnover, added.turnover)
-    shared = len(second) - new.size
+    shared = len(second) - len(added)
     notes = (*first.notes, *second.notes)
     if shared:
         notes = (*notes, f"{shared} candles of {second.path} were already in {first.path}")
@@ -303,10 +304,9 @@ def _refuse_contradiction(first: Candles, second: Candles) -> None:
 def resample(candles: Candles, interval_ms: int) -> Candles:
     """Return *candles* aggregated to *interval_ms*, a multiple of their own interval.
 
-    Days begin at 00:00 UTC, weeks on Monday; with a calendar they, and all others, are made of
-    session bars. A coarse candle is made only of all its parts: one
-    that lacks any, at either end or by a hole, is dropped and said, so that a hole stays a hole.
-    Volume and turnover are exact sums.
+    Days begin at 00:00 UTC, weeks on Monday; with a calendar every interval consists of its session
+    bars. A coarse candle that lacks a part, at either end or by a hole, is dropped and named in the
+    notes. Volume and turnover are exact sums.
 
     Raises ``ConfigInvalid`` where the interval does not divide, ``DataInvalid`` where no whole
     coarse candle is left or 64 bits do not hold a sum.
@@ -318,28 +318,14 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
             f"{candles.path} has candles of {candles.interval_ms // 1000} s, which cannot make "
             f"candles of {interval_ms // 1000} s: choose a multiple."
         )
-    coarse = None
-    phase = interval_phase(interval_ms)
-    if candles.calendar is None:
-        buckets = (candles.open_time_ms - phase) // interval_ms
-        due = np.array([interval_ms // candles.interval_ms])
-    else:
-        coarse = Calendar(candles.calendar.sessions, interval_ms)
-        buckets = coarse.places(candles.open_time_ms)
-        due = np.bincount(coarse.places(candles.calendar.opens), minlength=len(coarse))
-    first = np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
-    counts = np.diff(np.append(first, len(candles)))
-    if coarse is None:
-        starts = buckets[first] * interval_ms + phase
-    else:
-        starts = coarse.opens[buckets[first]]
-    whole = np.flatnonzero(counts == (due if coarse is None else due[buckets[first]]))
+    first, starts, is_whole, calendar = _coarse_grid(candles, interval_ms)
+    whole = np.flatnonzero(is_whole)
     if not whole.size:
         raise DataInvalid(
             f"{candles.path} covers no whole candle of {interval_ms // 1000} s: give more data."
         )
-    last = first + counts - 1
-    dropped = tuple(iso(int(start)) for start in np.delete(starts, whole).tolist())
+    last = np.append(first[1:], len(candles)) - 1
+    dropped = [iso(start) for start in starts[~is_whole].tolist()]
     notes = candles.notes
     if dropped:
         kind = "candle" if len(dropped) == 1 else "candles"
@@ -349,7 +335,7 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
     return replace(
         candles,
         interval_ms=interval_ms,
-        calendar=coarse,
+        calendar=calendar,
         open_time_ms=starts[whole],
         open=candles.open[first[whole]],
         high=np.maximum.reduceat(candles.high, first)[whole],
@@ -363,10 +349,38 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
     )
 
 
+def _coarse_grid(
+    candles: Candles, interval_ms: int
+) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_], Calendar | None]:
+    """Return each coarse candle's first row, its open time, and whether it has all its parts.
+
+    The fourth value is the calendar at the coarse interval, where *candles* have one.
+    """
+    if candles.calendar is None:
+        phase = interval_phase(interval_ms)
+        buckets = (candles.open_time_ms - phase) // interval_ms
+        first = _bucket_starts(buckets)
+        counts = np.diff(np.append(first, len(candles)))
+        is_whole = counts == interval_ms // candles.interval_ms
+        return first, buckets[first] * interval_ms + phase, is_whole, None
+    calendar = Calendar(candles.calendar.sessions, interval_ms)
+    buckets = calendar.places(candles.open_time_ms)
+    first = _bucket_starts(buckets)
+    counts = np.diff(np.append(first, len(candles)))
+    parts = np.bincount(calendar.places(candles.calendar.opens), minlength=len(calendar))
+    filled = buckets[first]
+    return first, calendar.opens[filled], counts == parts[filled], calendar
+
+
+def _bucket_starts(buckets: IntArray) -> IntArray:
+    """Return the rows at which the rising *buckets* change, the first row included."""
+    return np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
+
+
 def _sums(candles: Candles, values: IntArray, first: IntArray, whole: IntArray) -> IntArray:
     """Return the exact sum of each bucket, or refuse one that 64 bits do not hold."""
     sums = np.add.reduceat(values, first)[whole]
-    # Integer sums wrap in silence, while sums of doubles show that they would have.
+    # Sums of integers wrap silently; sums of doubles show which ones would have.
     rough = np.add.reduceat(values.astype(np.float64), first)[whole]
     if rough.size and float(rough.max()) > INT64_MAX / 2:
         raise DataInvalid(
@@ -386,26 +400,26 @@ def are_trades(table: RawTable) -> bool:
 
 
 def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: int) -> Candles:
-    """Return the candles that the trades of *table* make.
+    """Aggregate the trades of *table* to candles.
 
     An interval without a trade becomes a flat candle of no volume at the last price, as the
-    exchange writes it. The open is the first trade's price, where the exchange's own candles
-    repeat the previous close: said in the notes. Raises ``DataInvalid``.
+    exchange writes it. The open is the first trade's price, while the exchange's own candles
+    repeat the previous close; the notes say so. Raises ``DataInvalid``.
     """
-    times, price, size = _oldest_first(table, *_columns(table))
+    times, price, size = _oldest_first(table, *_trade_columns(table))
     bucket = times // interval_ms
-    first = np.flatnonzero(np.diff(bucket, prepend=bucket[0] - 1))
+    first = _bucket_starts(bucket)
     last = np.append(first[1:], times.size) - 1
     open_time_ms = np.arange(bucket[0], bucket[-1] + 1, dtype=np.int64) * interval_ms
     rows = bucket[first] - bucket[0]
     turnover, turnover_decimals = _turnover(price, size, first)
     traded = np.zeros(open_time_ms.size, dtype=np.bool_)
     traded[rows] = True
-    held = np.maximum.accumulate(np.where(traded, np.arange(traded.size), 0))
-    close = _spread(rows, price.mantissa[last], traded.size)[held]
+    last_traded = np.maximum.accumulate(np.where(traded, np.arange(traded.size), 0))
+    close = _scattered(rows, price.mantissa[last], traded.size)[last_traded]
 
     def filled(values: IntArray) -> IntArray:
-        return np.where(traded, _spread(rows, values, traded.size), close)
+        return np.where(traded, _scattered(rows, values, traded.size), close)
 
     notes = ["candles made of trades, each opens at its first trade"]
     if not traded.all():
@@ -423,13 +437,13 @@ def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: in
         high=filled(np.maximum.reduceat(price.mantissa, first)),
         low=filled(np.minimum.reduceat(price.mantissa, first)),
         close=close,
-        volume=_spread(rows, np.add.reduceat(size.mantissa, first), traded.size),
-        turnover=None if turnover is None else _spread(rows, turnover, traded.size),
+        volume=_scattered(rows, np.add.reduceat(size.mantissa, first), traded.size),
+        turnover=None if turnover is None else _scattered(rows, turnover, traded.size),
         notes=tuple(notes),
     )
 
 
-def _columns(table: RawTable) -> tuple[IntArray, Decimals, Decimals]:
+def _trade_columns(table: RawTable) -> tuple[IntArray, Decimals, Decimals]:
     """Return times in ms, prices and sizes, all checked."""
     time_name = next((name for name in MEANINGS[TIME] if name in table.columns), None)
     if time_name is None:
@@ -476,8 +490,8 @@ def _turnover(price: Decimals, size: Decimals, first: IntArray) -> tuple[IntArra
     return np.add.reduceat(price.mantissa * size.mantissa, first), price.places + size.places
 
 
-def _spread(rows: IntArray, values: IntArray, count: int) -> IntArray:
+def _scattered(rows: IntArray, values: IntArray, count: int) -> IntArray:
     """Return *values* at *rows* of an array of *count* zeros."""
-    spread = np.zeros(count, dtype=np.int64)
-    spread[rows] = values
-    return spread
+    scattered = np.zeros(count, dtype=np.int64)
+    scattered[rows] = values
+    return scattered
