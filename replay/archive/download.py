@@ -36,7 +36,7 @@ from tracepaper.strategies.units import interval_phase
 
 @dataclass(frozen=True)
 class Fetched:
-    """What one pass brought: bars kept, and the spans that its answers lacked."""
+    """The result of one pass: how many bars were kept, and the spans that the answers lacked."""
 
     bars: int
     absent: tuple[Span, ...]
@@ -54,7 +54,7 @@ async def fetch(
     """Ask for every candle of *spans* and hand each page to *keep* as it comes.
 
     *spans* are what the archive lacks, so a fetch that was broken off goes on where it ended.
-    *progress* hears how many candle times each page settled. Errors of *client* pass.
+    *progress* is called with the number of candle times of each page. Errors of *client* pass.
     """
     bars = 0
     absent: list[Span] = []
@@ -87,7 +87,7 @@ def holes(times: Sequence[int], first: int, last: int, interval_ms: int) -> list
 
 
 def joined(spans: Sequence[Span]) -> list[Span]:
-    """Return rising *spans* with those that touch made one."""
+    """Return rising *spans*, those that touch merged into one."""
     found: list[Span] = []
     for start, until in spans:
         if found and found[-1][1] == start:
@@ -146,7 +146,7 @@ class FetchRequest:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one symbol's fetch brought."""
+    """The result of one symbol's fetch."""
 
     instrument: str
     interval_ms: int
@@ -154,96 +154,89 @@ class Outcome:
     absent: tuple[Span, ...]  # two answers lacked these
 
 
-async def fetch_order(config: Config, order: FetchRequest, *, quiet: bool) -> list[Outcome]:
-    """Carry *order* out, one symbol after the other; progress goes to stderr unless *quiet*.
+async def fetch_order(config: Config, request: FetchRequest, *, quiet: bool) -> list[Outcome]:
+    """Carry *request* out, one symbol after the other; progress goes to stderr unless *quiet*.
 
     Raises ``ConfigInvalid`` for a symbol or interval that the exchange lacks, ``FeedLost``
     where it cannot be reached; what came before is kept.
     """
-    interval_name(order.interval_ms)
+    interval_name(request.interval_ms)
     exchange = config.exchange
     clock = SystemClock()
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
-    jitter = random.Random(order.interval_ms)  # noqa: S311 (waits, not secrets)
+    jitter = random.Random(request.interval_ms)  # noqa: S311 (waits, not secrets)
     async with BybitClient(exchange, clock=clock, rng=jitter, budget=budget) as client:
         now_ms = await client.server_time_ms()
         until_ms = now_ms - exchange.final_after_ms
-        if order.until_ms is not None:
-            until_ms = min(until_ms, order.until_ms)
+        if request.until_ms is not None:
+            until_ms = min(until_ms, request.until_ms)
         return await fetch_symbols(
-            client, clock, order, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
+            client, clock, request, until_ms=until_ms, certain_s=exchange.certain_s, quiet=quiet
         )
 
 
 async def fetch_symbols(
     client: MarketDataClient,
     clock: Clock,
-    order: FetchRequest,
+    request: FetchRequest,
     *,
     until_ms: int,
     certain_s: float,
     quiet: bool,
 ) -> list[Outcome]:
-    """Fetch what the archive lacks of each symbol; what an answer lacks is asked for twice.
+    """Fetch what the archive lacks of each symbol; what an answer lacks is requested twice.
 
-    One answer proves nothing: the second question comes *certain_s* (network time) or more after
-    the first, as a daemon asks for a hole.
+    One answer proves nothing: the second request comes at least *certain_s* (network time) after
+    the first, as when a daemon repairs a gap.
     """
     first: list[tuple[Instrument, Fetched]] = []
-    for symbol in order.symbols:
-        instrument = await client.instrument(order.category, symbol)
+    for symbol in request.symbols:
+        instrument = await client.instrument(request.category, symbol)
         spans = wanted_spans(
-            order.archive, instrument, order.interval_ms, from_ms=order.from_ms, until_ms=until_ms
+            request.archive,
+            instrument,
+            request.interval_ms,
+            from_ms=request.from_ms,
+            until_ms=until_ms,
         )
         first.append(
-            (instrument, await _fetch_shown(client, order, instrument, spans, quiet=quiet))
+            (instrument, await _fetch_shown(client, request, instrument, spans, quiet=quiet))
         )
-    if any(found.absent for _, found in first):
+    if any(fetched.absent for _, fetched in first):
         await clock.sleep(certain_s)
-    return [
-        await _asked_again(client, order, instrument, found, quiet=quiet)
-        for instrument, found in first
-    ]
-
-
-async def _asked_again(
-    client: MarketDataClient,
-    order: FetchRequest,
-    instrument: Instrument,
-    found: Fetched,
-    *,
-    quiet: bool,
-) -> Outcome:
-    """Return the outcome of a symbol once its absent spans have been asked for again."""
-    if found.absent:
-        again = await _fetch_shown(client, order, instrument, found.absent, quiet=quiet)
-        found = Fetched(found.bars + again.bars, again.absent)
-    return Outcome(instrument.id, order.interval_ms, found.bars, found.absent)
+    outcomes = []
+    for instrument, fetched in first:
+        bars, absent = fetched.bars, fetched.absent
+        if absent:
+            again = await _fetch_shown(client, request, instrument, absent, quiet=quiet)
+            bars, absent = bars + again.bars, again.absent
+        outcomes.append(Outcome(instrument.id, request.interval_ms, bars, absent))
+    return outcomes
 
 
 async def _fetch_shown(
     client: MarketDataClient,
-    order: FetchRequest,
+    request: FetchRequest,
     instrument: Instrument,
     spans: Sequence[Span],
     *,
     quiet: bool,
 ) -> Fetched:
-    """Fetch *spans* into the archive and show how far it is."""
+    """Fetch *spans* into the archive under a progress bar."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    total = sum(until - start for start, until in spans) // order.interval_ms
+    total = sum(until - start for start, until in spans) // request.interval_ms
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task(instrument.id, total=total)
         return await fetch_into(
-            order.archive,
+            request.archive,
             client,
             instrument,
-            order.interval_ms,
+            request.interval_ms,
             spans,
             progress=lambda candles: bar.advance(task, candles),
         )
@@ -265,7 +258,7 @@ def wanted_spans(
     stored: list[Span] = []
     if archive.is_file():
         with History.open(archive) as history:
-            known = {(one.instrument.id, one.interval_ms) for one in history.series()}
+            known = {(series.instrument.id, series.interval_ms) for series in history.series()}
             if (instrument.id, interval_ms) in known:
                 stored = history.spans(instrument.id, interval_ms)
     if from_ms is None:
@@ -311,7 +304,7 @@ def header_of(request: DepthRequest, instrument: Instrument, source: str) -> Dep
 
 @dataclass(frozen=True)
 class ReceivedFrame:
-    """One received frame and when it came, UTC milliseconds."""
+    """One received frame, and the UTC milliseconds at which it was received."""
 
     received_ms: float
     body: bytes
@@ -326,31 +319,31 @@ def sample_frames(
     topic: str,
     ahead_ms: int,
 ) -> str:
-    """Write the books of recorded *frames* of *topic* to *out*; return what was found there.
+    """Write the books of recorded *frames* of *topic* to *out*; return ``DepthWriter.says``.
 
-    *item* is the instrument as the exchange lists it. A frame dated more than *ahead_ms* after it
-    came is not believed. Raises ``ConfigInvalid`` and ``DataInvalid`` as ``DepthWriter`` does.
+    *item* is the instrument as the exchange lists it. A frame dated more than *ahead_ms* after its
+    receipt is not believed. Raises ``ConfigInvalid`` and ``DataInvalid`` as ``DepthWriter`` does.
     """
     instrument = instrument_from(msgspec.convert(item, InstrumentInfo), request.category)
-    came_ms = [0.0]
+    received_ms = [0.0]  # of the frame at hand, for `accepts`
     with DepthWriter(out, header_of(request, instrument, "frames")) as writer:
         sampler = DepthSampler(
             instrument,
             request,
             writer.add,
             topic=topic,
-            accepts=lambda server_ms: server_ms <= came_ms[0] + ahead_ms,
+            accepts=lambda server_ms: server_ms <= received_ms[0] + ahead_ms,
         )
         for frame in frames:
-            came_ms[0] = frame.received_ms
+            received_ms[0] = frame.received_ms
             sampler.receive(frame.body)
         return writer.says
 
 
 def source_of(stream_url: str) -> str:
-    """Return whence books of a websocket address are, as a file's header says it.
+    """Return the ``source`` of a depth file: ``exchange``, or ``loopback`` of the embedded one.
 
-    The exchange itself is elsewhere and speaks TLS, which the embedded one never does.
+    The exchange itself speaks TLS and is not on this machine.
     """
     is_real = stream_url.startswith("wss://") and not is_loopback(stream_url)
     return "exchange" if is_real else "loopback"
@@ -366,7 +359,7 @@ async def record_live(
 ) -> str:
     """Record the exchange's book to *out* until *done*.
 
-    Returns what was found of an older writer's torn end. Raises ``ConfigInvalid`` for a symbol that
+    Returns ``DepthWriter.says``. Raises ``ConfigInvalid`` for a symbol that
     the exchange lacks, ``FeedLost`` where it cannot be asked at the start; later losses are
     marked as gaps and tried again without end.
     """
@@ -409,7 +402,7 @@ async def record_live(
 
 
 async def _until_done(stream: PublicStream, done: asyncio.Future[None]) -> None:
-    """Listen until *done*; raise what ends the stream for good before that."""
+    """Listen until *done*; raise the error that ends the stream for good before that."""
     listening = asyncio.ensure_future(stream.run())
     try:
         await asyncio.wait((listening, done), return_when=asyncio.FIRST_COMPLETED)
