@@ -39,7 +39,7 @@ def read_delimited(path: Path, raw: bytes) -> RawTable:
 
     Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
     """
-    text = _plain(path, raw)
+    text = _utf8(path, raw)
     skipped, text = _skip_preamble(text)
     if not text.strip():
         raise DataInvalid(f"{path} is empty: give a file with candles.")
@@ -54,16 +54,16 @@ def read_delimited(path: Path, raw: bytes) -> RawTable:
         raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
     body = body.rstrip(b"\n") + b"\n"
     table = _read_in_bulk(path, body, delimiter, head.names, skipped + 1 + head.height)
-    return _as_read(table, head, delimiter)
+    return _with_head(table, head, delimiter)
 
 
-def _as_read(table: RawTable, head: TableHead, delimiter: bytes) -> RawTable:
+def _with_head(table: RawTable, head: TableHead, delimiter: bytes) -> RawTable:
     separator = delimiter.decode()
     return replace(table, bare=not head.height, symbol=head.symbol, separator=separator)
 
 
 def _delimiter(first: bytes) -> bytes:
-    """Return the delimiter of the first line; beside another mark commas may be decimal."""
+    """Return the delimiter of the first line; where another one is used, commas may be decimal."""
     counts = {mark: first.count(mark) for mark in DELIMITERS}
     other = max(DELIMITERS[1:], key=lambda mark: counts[mark])
     if counts[other] >= CELLS_LEAST - 1:
@@ -74,7 +74,7 @@ def _delimiter(first: bytes) -> bytes:
 def table_of_rows(
     path: Path, rows: Sequence[Sequence[object]], names: Sequence[str] | None = None
 ) -> RawTable:
-    """Return a table of *rows* of values (JSON); numbers arrive as text, None is empty."""
+    """Return a table of *rows* of values (JSON); each becomes its text, None becomes empty."""
     if not rows:
         raise DataInvalid(f"{path} is empty: give a file with candles.")
     width = len(rows[0])
@@ -98,7 +98,7 @@ def table_of_rows(
         )
         cells = [column[head.height :] for column in cells]
         lines = np.arange(head.height + 1, len(rows) + 1)
-        return _as_read(_text_table(path, head.names, cells, lines, "row"), head, b",")
+        return _with_head(_text_table(path, head.names, cells, lines, "row"), head, b",")
     return _text_table(path, names, cells, np.arange(1, len(rows) + 1), "row")
 
 
@@ -118,7 +118,7 @@ def _text_table(
     return RawTable(path, columns, lines, unit)
 
 
-def _plain(path: Path, raw: bytes) -> bytes:
+def _utf8(path: Path, raw: bytes) -> bytes:
     """Return *raw* as UTF-8 with plain newlines and no byte order mark."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
@@ -145,18 +145,18 @@ def _skip_preamble(text: bytes) -> tuple[int, bytes]:
     skipped = 0
     while text:
         line, _, rest = text.partition(b"\n")
-        titled = not any(mark in line for mark in DELIMITERS) and any(
+        is_title = not any(mark in line for mark in DELIMITERS) and any(
             mark in rest.partition(b"\n")[0] for mark in DELIMITERS
         )
-        if line.strip() and not line.startswith(b"#") and not titled:
+        if line.strip() and not line.startswith(b"#") and not is_title:
             break
         skipped, text = skipped + 1, rest
     return skipped, text
 
 
-def _wrong_width(path: Path, line: int, found: int, wanted: int) -> DataInvalid:
+def _wrong_width(path: Path, line: int, width: int, expected: int) -> DataInvalid:
     return DataInvalid(
-        f"{path}: line {line} has {found} columns where the first has {wanted}; "
+        f"{path}: line {line} has {width} columns where the first has {expected}; "
         "correct or remove the row."
     )
 
@@ -164,7 +164,7 @@ def _wrong_width(path: Path, line: int, found: int, wanted: int) -> DataInvalid:
 def _read_in_bulk(
     path: Path, body: bytes, delimiter: bytes, names: Sequence[str], start: int
 ) -> RawTable:
-    """Cut unquoted text into columns by the places of its delimiters, without a loop a row."""
+    """Split unquoted text into columns at its delimiters, by array operations instead of rows."""
     width = len(names)
     buffer = np.frombuffer(body, dtype=np.uint8)
     marks = np.flatnonzero((buffer == ord(delimiter)) | (buffer == NEWLINE))
@@ -214,7 +214,7 @@ def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Ra
     if not cells:
         raise DataInvalid(f"{path} has a header and no rows: give a file with candles.")
     table = _text_table(path, names, cells, np.array(lines, dtype=np.int64), "line")
-    return _as_read(table, head, delimiter)
+    return _with_head(table, head, delimiter)
 
 
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
@@ -232,16 +232,16 @@ ARROW_FAULTS: Final = (KeyError, NotImplementedError, OSError, OverflowError, Va
 UNPACKED_LIMIT: Final = 4 * 2**30
 """Bytes that one file may hold or unpack to: a year of minutes takes some 60 MB."""
 UNPACKED_TIMES: Final = 200
-"""How often its own size a file may unpack to; candles are packed to a fifth or a tenth,"""
+"""How many times its own size a file may unpack to; candles are packed to a fifth or a tenth."""
 UNPACKED_FREE: Final = 128 * 2**20
-"""and what stays below so many bytes harms nobody."""
+"""Bytes to which any file may unpack: they fit into any machine's memory."""
 LINE_LIMIT: Final = 2**20
 PART_BYTES: Final = 2**18
 
 
 @dataclass(frozen=True)
 class Format:
-    """One kind of candle file: how its name and its first bytes tell it, and what reads it.
+    """One kind of candle file: how its name and first bytes identify it, and its reader.
 
     ``suffixes`` end a file's name, in small letters. ``read`` gets the path, for its messages, and
     the unpacked content, and raises ``DataInvalid``. ``magics`` are first bytes that no other kind
@@ -268,14 +268,14 @@ class Packing:
 
 
 def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
-    """Return the columns of the file at *path*, which is of the format that its name tells.
+    """Return the columns of the file at *path*, whose name tells its format.
 
-    *format_name*, a key of ``FORMATS``, is wanted where the name tells none. Raises ``DataInvalid``
-    where the file is unreadable, empty, of an unknown kind or of another kind than is said.
+    *format_name*, a key of ``FORMATS``, is needed where the name tells none. Raises ``DataInvalid``
+    where the file is unreadable, empty, of an unknown format, or of another one than expected.
     """
     name = path.name.lower()
     has_lines = FORMATS["csv"] in {format_name and format_named(format_name), _format_of(name)}
-    raw = _content(path, has_lines=has_lines)
+    raw = _read_file(path, has_lines=has_lines)
     if raw.startswith(MARK):
         raise DataInvalid(
             f"{path} holds order books, and candles are wanted here: give it by --depth beside "
@@ -284,28 +284,28 @@ def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
     packing = _packing_of(path, raw)
     if packing is not None and packing.unpack is not None:
         name, raw = packing.unpack(path, raw)
-    said = _format_of(name) if format_name is None else format_named(format_name)
-    for one in FORMATS.values():
-        if one is not said and raw.startswith(one.magics):
+    expected = _format_of(name) if format_name is None else format_named(format_name)
+    for each in FORMATS.values():
+        if each is not expected and raw.startswith(each.magics):
             suffix = Path(name).suffix or "nothing"
             raise DataInvalid(
-                f"{path} is {one.name} by its first bytes and {suffix} by its name: rename it to "
-                f"end in {one.suffixes[0]}."
+                f"{path} is {each.name} by its first bytes and {suffix} by its name: rename it to "
+                f"end in {each.suffixes[0]}."
             )
-    if said is None:
+    if expected is None:
         raise DataInvalid(
-            f"{path} has a name of no known kind: rename it to one of {known()}, or name its kind "
-            "with --format."
+            f"{path} has a name of no known kind: rename it to one of {known_suffixes()}, or "
+            "name its kind with --format."
         )
-    if said.magics and not raw.startswith(said.magics):
-        raise _not_as_named(path, said.suffixes[0])
-    return said.read(path, raw)
+    if expected.magics and not raw.startswith(expected.magics):
+        raise _not_as_named(path, expected.suffixes[0])
+    return expected.read(path, raw)
 
 
-def known() -> str:
+def known_suffixes() -> str:
     """Return the suffixes of all formats as a message lists them."""
-    suffixes = [suffix[1:] for one in FORMATS.values() for suffix in one.suffixes]
-    packed = " or ".join(one.suffix for one in PACKINGS if one.unpack is not None)
+    suffixes = [suffix[1:] for each in FORMATS.values() for suffix in each.suffixes]
+    packed = " or ".join(packing.suffix for packing in PACKINGS if packing.unpack is not None)
     return f"{', '.join(suffixes)} (also in {packed})"
 
 
@@ -325,7 +325,7 @@ def _not_as_named(path: Path, suffix: str) -> DataInvalid:
 
 def _format_of(name: str) -> Format | None:
     """Return the format whose suffix ends *name*, if any does."""
-    return next((one for one in FORMATS.values() if name.endswith(one.suffixes)), None)
+    return next((each for each in FORMATS.values() if name.endswith(each.suffixes)), None)
 
 
 def is_archive(path: Path) -> bool:
@@ -337,12 +337,12 @@ def is_archive(path: Path) -> bool:
         return False
 
 
-def _content(path: Path, *, has_lines: bool) -> bytes:
+def _read_file(path: Path, *, has_lines: bool) -> bytes:
     try:
         if path.is_char_device() or path.is_block_device():
             raise DataInvalid(f"{path} is a device, which may never end: name a file.")
         with path.open("rb") as stream:
-            raw = _bounded(path, stream.read, has_lines=has_lines)
+            raw = _read_bounded(path, stream.read, has_lines=has_lines)
     except IsADirectoryError:
         raise DataInvalid(f"{path} is a folder: name the file in it.") from None
     except FileNotFoundError:
@@ -355,22 +355,23 @@ def _content(path: Path, *, has_lines: bool) -> bytes:
 
 
 def _packing_of(path: Path, raw: bytes) -> Packing | None:
-    """Return how *raw* is compressed; raise where its name says another thing."""
+    """Return how *raw* is compressed; raise where the name of the file says otherwise."""
     suffix = path.suffix.lower()
-    for one in PACKINGS:
-        if raw.startswith(one.magic):
-            if one.unpack is None:
+    for packing in PACKINGS:
+        if raw.startswith(packing.magic):
+            if packing.unpack is None:
                 raise DataInvalid(
-                    f"{path} is compressed with {one.name}: unpack it to one of {known()}."
+                    f"{path} is compressed with {packing.name}: unpack it to one of "
+                    f"{known_suffixes()}."
                 )
-            if suffix != one.suffix:
+            if suffix != packing.suffix:
                 raise DataInvalid(
-                    f"{path} is {one.name} by its first bytes and {suffix or 'nothing'} by its "
-                    f"name: rename it to end in {one.suffix}."
+                    f"{path} is {packing.name} by its first bytes and {suffix or 'nothing'} by its "
+                    f"name: rename it to end in {packing.suffix}."
                 )
-            return one
-        if suffix == one.suffix:
-            raise _not_as_named(path, one.suffix)
+            return packing
+        if suffix == packing.suffix:
+            raise _not_as_named(path, packing.suffix)
     return None
 
 
@@ -378,7 +379,7 @@ def _gunzip(path: Path, raw: bytes) -> tuple[str, bytes]:
     try:
         name = path.name.lower().removesuffix(".gz")
         with gzip.GzipFile(fileobj=io.BytesIO(raw)) as stream:
-            return name, _bounded(path, stream.read, packed=len(raw), has_lines=_is_text(name))
+            return name, _read_bounded(path, stream.read, packed=len(raw), has_lines=_is_text(name))
     except (EOFError, gzip.BadGzipFile, zlib.error):
         raise DataInvalid(f"{path} is damaged or cut short: fetch it again.") from None
 
@@ -400,7 +401,9 @@ def _unzip(path: Path, raw: bytes) -> tuple[str, bytes]:
                 )
             with archive.open(members[0]) as stream:
                 name = members[0].filename.lower()
-                return name, _bounded(path, stream.read, packed=len(raw), has_lines=_is_text(name))
+                return name, _read_bounded(
+                    path, stream.read, packed=len(raw), has_lines=_is_text(name)
+                )
     except ZIP_FAULTS:
         raise DataInvalid(f"{path} is damaged or locked: fetch it again.") from None
 
@@ -409,25 +412,25 @@ def _is_text(name: str) -> bool:
     return _format_of(name) is FORMATS["csv"]
 
 
-def _bounded(
+def _read_bounded(
     path: Path, read: Callable[[int], bytes], *, has_lines: bool, packed: int | None = None
 ) -> bytes:
-    """Read to the end, and no further than a file of candles goes.
+    """Read to the end; refuse more bytes, or a longer line, than a file of candles has.
 
-    So a small file that unpacks without end, from *packed* bytes, and a line without end where the
-    file *has_lines* cannot fill the memory.
+    Neither a file that unpacks from *packed* bytes without end, nor a line without end where it
+    *has_lines*, can fill the memory.
     """
-    most = UNPACKED_LIMIT
+    limit = UNPACKED_LIMIT
     if packed is not None:
-        most = min(most, max(UNPACKED_FREE, UNPACKED_TIMES * packed))
+        limit = min(limit, max(UNPACKED_FREE, UNPACKED_TIMES * packed))
     parts: list[bytes] = []
     size = line = 0
     while part := read(PART_BYTES):
         size += len(part)
-        if size > most:
+        if size > limit:
             raise DataInvalid(
-                f"{path} is larger than {most // 2**20:,} MiB, or unpacks to more: candles do not; "
-                "look at what it holds, and split it if it is right."
+                f"{path} is larger than {limit // 2**20:,} MiB, or unpacks to more: candles "
+                "do not; look at what it holds, and split it if it is right."
             )
         if has_lines:
             end = max(part.rfind(b"\n"), part.rfind(b"\r"))
@@ -451,9 +454,9 @@ def _read_json(path: Path, raw: bytes) -> RawTable:
     if isinstance(document, Mapping) and isinstance(document.get("result"), Mapping):
         document = document["result"].get("list")
     if isinstance(document, Mapping):
-        listed = [document[name] for name in WRAPPERS if isinstance(document.get(name), list)]
-        if len(listed) == 1 and all(isinstance(row, Mapping | list) for row in listed[0]):
-            document = listed[0]
+        wrapped = [document[name] for name in WRAPPERS if isinstance(document.get(name), list)]
+        if len(wrapped) == 1 and all(isinstance(row, Mapping | list) for row in wrapped[0]):
+            document = wrapped[0]
     if isinstance(document, Mapping):
         columns = {str(name): values for name, values in document.items()}
         lengths = {len(values) for values in columns.values() if isinstance(values, list)}
@@ -489,19 +492,19 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
         raise ConfigInvalid(missing_sentence("pyarrow", f"{path}")) from None
     source = pa.BufferReader(raw)
     try:
-        found = pa_feather.read_table(source) if feather else pa_parquet.read_table(source)
-        found.validate(full=True)
-        names = [normalise(name) for name in found.column_names]
+        table = pa_feather.read_table(source) if feather else pa_parquet.read_table(source)
+        table.validate(full=True)
+        names = [normalise(name) for name in table.column_names]
         for name in names:
             if names.count(name) > 1:
                 raise DataInvalid(f"{path} has two columns {name}: remove one of them.")
-        columns = {name: _arrow_column(pa, found.column(place)) for place, name in enumerate(names)}
+        columns = {name: _arrow_column(pa, table.column(place)) for place, name in enumerate(names)}
     except (pa.ArrowException, *ARROW_FAULTS) as error:
         reason = " ".join(str(error).split())[:80]
         raise DataInvalid(f"{path} is damaged ({reason}): fetch it again.") from None
-    if not found.num_rows:
+    if not table.num_rows:
         raise DataInvalid(f"{path} is empty: give a file with candles.")
-    return RawTable(path, columns, np.arange(1, found.num_rows + 1), "row")
+    return RawTable(path, columns, np.arange(1, table.num_rows + 1), "row")
 
 
 def _arrow_column(pa: Any, column: Any) -> Column:  # noqa: ANN401 (pyarrow has no types)
