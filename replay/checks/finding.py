@@ -8,24 +8,20 @@ from typing import Final
 
 from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.replay.checks.compare import Difference
-from tracepaper.replay.checks.isolation import (
-    packed,
-)
-from tracepaper.replay.checks.perturbations import (
-    DerivedStep,
-)
+from tracepaper.replay.checks.isolation import packed
+from tracepaper.replay.checks.perturbations import DerivedStep
 
 
 @dataclass
 class LookaheadFinding:
-    """What a check found: how much was probed of how much, and the first difference."""
+    """The result of a check: how much of how much was probed, and the first difference."""
 
     check: str
     planned: int = 0  # futures to corrupt or cut off
     probes: int = 0  # of them done
     compared: int = 0  # steps
     differences: list[Difference] = field(default_factory=list)
-    because: str = ""  # what the first difference shows
+    because: str = ""  # the cause that the first difference shows
     given: int = 0  # bars of all instruments
     bars: int = 0  # of them replayed
     without_later: int = 0  # of them decided while no later bar existed in the process
@@ -56,7 +52,9 @@ class LookaheadFinding:
         if self.differences:
             return f"moved: {self.differences[0].sentence()}: {self.because}."
         if self.opened:
-            names = ", ".join(f"{_KINDS.get(one.what, one.what)} {one.name}" for one in self.opened)
+            names = ", ".join(
+                f"{_KINDS.get(item.what, item.what)} {item.name}" for item in self.opened
+            )
             return (
                 f"read: the strategy opened {names}; pass each that cannot tell the future with "
                 "--allow-reading."
@@ -78,14 +76,14 @@ ON_HASHES: Final = (
     "in each process; sort them"
 )
 _KINDS: Final = {"table": "a table in"}
-_ON_CLOCK: Final = "it depends on the machine's clock"
-_UNEQUAL: Final = (
+ON_CLOCK: Final = "it depends on the machine's clock"
+UNEQUAL: Final = (
     "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
     "it reads changes"
 )
 
 
-def _first_unequal(mine: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
-    """Return the place of the first of *steps* that is not what it was; None without one."""
-    pairs = enumerate(zip(mine, steps, strict=True))
-    return next((place for place, (one, other) in pairs if packed(one.step) != other), None)
+def first_unequal(derived: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
+    """Return the index of the first of *derived* whose packed step differs; None without one."""
+    pairs = enumerate(zip(derived, steps, strict=True))
+    return next((index for index, (own, other) in pairs if packed(own.step) != other), None)

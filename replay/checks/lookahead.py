@@ -28,12 +28,12 @@ from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.backtest.build import fit_windows, span_of
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.finding import (
-    _ON_CLOCK,
-    _UNEQUAL,
+    ON_CLOCK,
     ON_HASHES,
     SURROUNDED,
+    UNEQUAL,
     LookaheadFinding,
-    _first_unequal,
+    first_unequal,
 )
 from tracepaper.replay.checks.isolation import (
     Accesses,
@@ -250,7 +250,7 @@ class _Check:
                 mine = list(islice(taken, len(given[1])))
                 try:
                     steps = child.ask(given)
-                    moved = _first_unequal(mine, steps)
+                    moved = first_unequal(mine, steps)
                     other = None if moved is None else child.ask("show")[moved]
                 except StrategyFailed as error:
                     moved, other = 0, str(error)
@@ -292,7 +292,7 @@ class _Check:
                 first = next(one for one in self._whole.steps if isinstance(one.step.event, Bar))
                 return first, str(error), ()
             self._found.compared += len(steps)
-            moved = _first_unequal(self._whole.steps, steps)
+            moved = first_unequal(self._whole.steps, steps)
             other = None if moved is None else child.ask(moved)
             child.send(None)
             accesses: Accesses = child.ask(None)
@@ -318,7 +318,7 @@ class _Check:
     def _jumping(self) -> None:
         """Repeat in a process whose clocks jump at each reading."""
         with self._fresh.child(step_through, self._setup(jumping=True), self._given) as child:
-            self._compare(child, child.receive(), _ON_CLOCK)
+            self._compare(child, child.receive(), ON_CLOCK)
 
     def _compare(self, child: Child, steps: Sequence[bytes], because: str) -> None:
         for place, (mine, other) in enumerate(zip(self._whole.steps, steps, strict=True)):
@@ -508,7 +508,7 @@ class _Check:
         given = self._given[: mine.step.sequence + LOOKED_BEYOND]
         first = self._look(given)
         if not all(self._look(given) == first for _ in range(LOOKS - 1)):
-            because = f"{because}, or {_UNEQUAL}" if because == _ON_CLOCK else _UNEQUAL
+            because = f"{because}, or {UNEQUAL}" if because == ON_CLOCK else UNEQUAL
         self._found.because = because
 
     def _look(self, given: Sequence[EngineInput]) -> list[bytes] | None:
