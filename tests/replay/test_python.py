@@ -447,7 +447,7 @@ def test_an_acted_log_says_what_it_cannot_say(candles: Path, made: Backtest) -> 
         assert "beats" not in repr(found)
         *_, last = repr(found).splitlines()
         assert last.startswith("Warning: ")
-        assert last in found.report().text.replace("\n  ", " ")
+        assert last in " ".join(found.report().text.split())
     assert "Warning" not in repr(made)
 
 
