@@ -1,8 +1,8 @@
 """A recorded run as a feed: its events, its start, its checkpoint.
 
 ``verify`` re-derives a run from here, and ``replay --data FILE.db#RUN`` feeds it into a new one.
-The model goes the way it went then: warmed at every recorded start with the bars that the start
-names, and ``PredictionTimeout`` wherever it was late.
+The model runs as it did then: warmed at every recorded start with the bars that the start names,
+and answering ``PredictionTimeout`` wherever it was late.
 """
 
 from __future__ import annotations
@@ -72,17 +72,17 @@ from tracepaper.strategies.types.market import (
 class Recorded:
     """A run from its record, ready to be stepped through again.
 
-    Without a *beginning* from its start. With one the engine has the state of the last step before,
-    and :func:`run_in` feeds what that does not hold.
+    Without a *beginning* it starts where the run did. With one the engine has the state of the last
+    step before it, and :func:`run_in` feeds what that state does not hold.
     """
 
     run: Run
     config: Config
     engine: Engine
-    forecaster: Forecaster | None  # that answers the first event
+    forecaster: Forecaster | None  # answers the first event
     beginning: Beginning | None = None
-    decider: Forecaster | None = None  # that answers the first event derived behind it
-    instruments: tuple[Instrument, ...] = ()  # with their filters there
+    decider: Forecaster | None = None  # answers the first event that is derived after it
+    instruments: tuple[Instrument, ...] = ()  # with their filters at the beginning
 
     @property
     def first(self) -> int:
@@ -95,8 +95,8 @@ def open_recorded(
 ) -> Recorded:
     """Rebuild the engine of *run_id* as it stood before its first event, or before *from_ms*.
 
-    Of a run that was pruned as early as its bars allow. Raises ``DataInvalid`` where they do not,
-    and ``CheckpointMismatch`` where its checkpoint is neither beside the database nor bundled.
+    A pruned run begins as early as its bars allow. Raises ``DataInvalid`` where they do not, and
+    ``CheckpointMismatch`` where its checkpoint is neither beside the database nor bundled.
     """
     stored = reader.stored_run(run_id)
     run = stored.run
@@ -108,7 +108,7 @@ def open_recorded(
     forecaster = _forecaster(config, database, run) if needs_forecaster(config) else None
     engine = engine_of(run, config, forecaster, run.instruments)
     context = 0 if forecaster is None else forecaster.context
-    beginning = _beginning(reader, stored, reach_of(engine, context), from_ms)
+    beginning = _find_beginning(reader, stored, reach_of(engine, context), from_ms)
     if beginning is None:
         _restore_parent(reader, run, engine)
         return Recorded(run, config, engine, forecaster)
@@ -128,20 +128,20 @@ def open_recorded(
     return Recorded(run, config, engine, deciding[0], beginning, deciding[1], instruments)
 
 
-def _beginning(
+def _find_beginning(
     reader: Reader, stored: StoredRun, reach: Lookback, from_ms: int | None
 ) -> Beginning | None:
-    """Return where to begin; None is the run's start. Raise where a prune left too little."""
+    """Return where to begin, None for the run's start; raise where a prune left too little."""
     places = Beginnings(reader.connection, stored.run_key, reach)
     pruned = reader.pruned(stored.run_key)
-    wanted = None
+    requested = None
     if from_ms is not None:
         sequence = places.step_at(from_ms)
         if sequence is None:
             raise DataInvalid(f"Run {stored.run.run_id} has no bar at that time or later.")
-        wanted = places.before(sequence)
+        requested = places.before(sequence)
     if pruned is None:
-        return wanted
+        return requested
     first = places.first(pruned.until_sequence)
     if first is None:
         raise DataInvalid(
@@ -149,13 +149,15 @@ def _beginning(
             "left is less than its decisions look back on: nothing of it can be derived, and "
             "`tracepaper audit verify` checks its chain."
         )
-    return first if wanted is None or wanted.fed_from <= pruned.until_sequence else wanted
+    if requested is None or requested.fed_from <= pruned.until_sequence:
+        return first
+    return requested
 
 
 def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
     """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
     model_id = sha256[: checkpoints.ID_DIGITS] or run.model_id
-    found = recorded_forecaster(
+    forecaster = recorded_forecaster(
         config,
         database,
         model_id,
@@ -163,12 +165,12 @@ def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> F
         backend=run.backend,
         vectors="" if sha256 else kept_vectors_of(run.libraries),
     )
-    if (own := user_model(found)) is not None:
+    if (own := user_model(forecaster)) is not None:
         refuse_other_model(own, run.model_sha256, run.run_id)
-    elif found.model_sha256 != (sha256 or run.model_sha256):
+    elif forecaster.model_sha256 != (sha256 or run.model_sha256):
         kept = checkpoints.find_kept(database, model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
-    return found
+    return forecaster
 
 
 def engine_of(
@@ -186,17 +188,17 @@ def engine_of(
 
 
 def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
-    """Return a second forecaster of the same checkpoint, for a run that went by one pass."""
+    """Return a second forecaster of the same checkpoint, for a run in one batched pass."""
     run = recorded.run
     if recorded.forecaster is None or run.mode != "scan":
         return None
-    return _made_again(recorded, database)
+    return _reload_model(recorded, database)
 
 
-def _made_again(recorded: Recorded, database: Path, *, into: Path | None = None) -> Forecaster:
-    """Return the run's model made once more; what it is, is kept beside *into*."""
+def _reload_model(recorded: Recorded, database: Path, *, into: Path | None = None) -> Forecaster:
+    """Load the run's model once more, and keep it beside *into* as well."""
     run = recorded.run
-    found = recorded_forecaster(
+    forecaster = recorded_forecaster(
         recorded.config,
         database,
         run.model_id,
@@ -205,13 +207,13 @@ def _made_again(recorded: Recorded, database: Path, *, into: Path | None = None)
         into=into,
         vectors=kept_vectors_of(run.libraries),
     )
-    if (own := user_model(found)) is not None:
+    if (own := user_model(forecaster)) is not None:
         own.scale(run.instruments)
-    return found
+    return forecaster
 
 
 def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
-    """Give *engine* the account and orders of the run's parent, as its first start did."""
+    """Restore the account and orders of the run's parent into *engine*, as its first start did."""
     if run.parent_run_id is None:
         return
     first = next(iter(reader.steps(run.run_id)), None)
@@ -221,22 +223,22 @@ def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
 
 
 class RecordedPredictor:
-    """Hands out recorded events in order, and answers each by the model as it went then.
+    """Hands out recorded events in order, and answers each as the model did then.
 
-    A model that was promoted in service is taken from where it is kept beside *database*.
+    A model that was promoted in service is read from its copy beside *database*.
     """
 
     def __init__(self, recorded: Recorded, prober: Forecaster | None, database: Path) -> None:
         run, forecaster = recorded.run, recorded.forecaster
-        self._of, self._database = recorded, database
+        self._run, self._database = recorded, database
         self._promoted: dict[str, ModelTerms] = {}
-        # That it was late is recorded; which deadline it missed is the configuration's.
+        # A record says that the model was late; the deadline is in the configuration.
         self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
         keys = [item.id for item in run.instruments]
         self._recorded: deque[Prediction] = deque()
         self._inline: InlinePredictor | None = None
         self._scan: ScanPredictor | None = None
-        self.taken = 0  # answers of an outside service, which are taken from the record
+        self.taken = 0  # answers of an external service, which are taken from the record
         self._is_outside = forecaster is not None and forecaster.is_outside
         if forecaster is None or self._is_outside:
             return
@@ -246,71 +248,70 @@ class RecordedPredictor:
             )
         else:
             history = BarHistory(keys, context=forecaster.context)
-            begun = recorded.beginning
+            beginning = recorded.beginning
             self._inline = InlinePredictor(
                 forecaster,
                 history,
                 period_start_ms=run.period_start_ms,
-                started=begun is not None and begun.is_started,
+                started=beginning is not None and beginning.is_started,
             )
 
     def events(
         self,
         reader: Reader,
         run_id: str,
-        given: Iterable[tuple[int, Event, Prediction]] | None = None,
+        rows: Iterable[tuple[int, Event, Prediction]] | None = None,
     ) -> Iterator[Event]:
-        """Yield the recorded events in order, from a run-in on; or those that are *given*."""
-        plain = self._plain(given or self._stored(reader, run_id), run_id)
-        return plain if self._scan is None else self._scan.read_ahead(plain)
+        """Yield the recorded events in order, from the run-in on, or those of *rows*."""
+        events = self._queue_answers(rows or self._stored_rows(reader, run_id), run_id)
+        return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
     def forecaster(self) -> Forecaster | None:
         """The model that answers now."""
-        return self._of.forecaster if self._inline is None else self._inline.forecaster
+        return self._run.forecaster if self._inline is None else self._inline.forecaster
 
     def is_promotion(self, change: ModelChange) -> bool:
-        """Return whether *change*, which is not answered yet, is no start of the process."""
-        now = "" if self.forecaster is None else self.forecaster.model_sha256
-        return change.model_sha256 != now and not change.warm_from
+        """Return whether *change*, not answered yet, promotes a model (it is no restart)."""
+        current = "" if self.forecaster is None else self.forecaster.model_sha256
+        return change.model_sha256 != current and not change.warm_from
 
     def prepare(self, engine: Engine) -> None:
-        """Let *engine*, made anew in the midst of the run, know the model that comes next."""
-        now = "" if self.forecaster is None else self.forecaster.model_sha256
+        """Prepare *engine*, rebuilt in the middle of the run, for the models that come next."""
+        current = "" if self.forecaster is None else self.forecaster.model_sha256
         for sha256, terms in self._promoted.items():
-            if sha256 != now:
+            if sha256 != current:
                 engine.prepare(sha256, terms)
 
     def _promote(self, event: Retrained, *, is_derived: bool) -> None:
-        """Load the model that *event* promoted, for the change to it.
-
-        In a run-in the engine knows it already.
+        """Load the model that *event* promoted; in a run-in the engine knows it already.
 
         Raises ``CheckpointMismatch`` where it is gone, or another is kept in its place.
         """
-        of = self._of
-        found = _forecaster(of.config, self._database, of.run, event.candidate_sha256)
+        recorded = self._run
+        config, engine, run = recorded.config, recorded.engine, recorded.run
+        promoted = _forecaster(config, self._database, run, event.candidate_sha256)
         assert self._inline is not None
-        self._inline.prepare(found)
+        self._inline.prepare(promoted)
         if not is_derived:
             return
-        terms = terms_for(of.config, of.engine, found, of.run)
-        self._promoted[found.model_sha256] = terms
-        of.engine.prepare(found.model_sha256, terms)
+        terms = terms_for(config, engine, promoted, run)
+        self._promoted[promoted.model_sha256] = terms
+        engine.prepare(promoted.model_sha256, terms)
 
-    def _stored(self, reader: Reader, run_id: str) -> Iterator[tuple[int, Event, Prediction]]:
-        begun = self._of.beginning
-        for sequence, _, event, stored in reader.events(
-            run_id, -1 if begun is None else begun.fed_from - 1
-        ):
+    def _stored_rows(self, reader: Reader, run_id: str) -> Iterator[tuple[int, Event, Prediction]]:
+        beginning = self._run.beginning
+        after = -1 if beginning is None else beginning.fed_from - 1
+        for sequence, _, event, stored in reader.events(run_id, after):
             yield sequence, event, stored
 
-    def _plain(
-        self, given: Iterable[tuple[int, Event, Prediction]], run_id: str
+    def _queue_answers(
+        self, rows: Iterable[tuple[int, Event, Prediction]], run_id: str
     ) -> Iterator[Event]:
-        for sequence, event, stored in given:
+        """Yield the events of *rows*, and queue each stored answer for ``predict``."""
+        for sequence, event, stored in rows:
             if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
-                self._promote(event, is_derived=sequence >= self._of.first)
+                self._promote(event, is_derived=sequence >= self._run.first)
             if isinstance(event, ExternalRead):
                 require_known(vectors_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
@@ -341,17 +342,17 @@ class RecordedPredictor:
 def run_in(
     reader: Reader, recorded: Recorded, predictor: RecordedPredictor, events: Iterable[Event]
 ) -> Iterator[Event]:
-    """Feed engine and model with what goes before the *beginning*; return the other *events*."""
+    """Feed engine and model the events before the *beginning*; return the remaining *events*."""
     remaining = iter(events)
-    begun, run_id = recorded.beginning, recorded.run.run_id
-    if begun is None:
+    beginning, run_id = recorded.beginning, recorded.run.run_id
+    if beginning is None:
         return remaining
     restart = Restart(recorded.engine)
-    for known in reader.frame_bars(run_id, until=begun.fed_from - 1):
-        restart.repeat(known)
-    for gap in reader.gaps_since_start(run_id, until=begun.fed_from - 1):
+    for bar in reader.frame_bars(run_id, until=beginning.fed_from - 1):
+        restart.repeat(bar)
+    for gap in reader.gaps_since_start(run_id, until=beginning.fed_from - 1):
         restart.repeat(gap)
-    for unit in gathered(islice(remaining, begun.after + 1 - begun.fed_from)):
+    for unit in gathered(islice(remaining, beginning.after + 1 - beginning.fed_from)):
         is_promotion = isinstance(unit, ModelChange) and predictor.is_promotion(unit)
         predictions_of(predictor, unit)
         if not is_promotion:
@@ -368,16 +369,16 @@ def rerun_recorded(
 ) -> str:
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
-    On the run's own mode and warm-up, with its timeouts: every ``decision_sha256`` must
-    come out equal. A run that was pruned is its parent: the new one takes over its account where
-    its bars allow, and warms up by those before.
+    It has the run's own mode, warm-up and timeouts, so every ``decision_sha256`` must be equal. A
+    pruned run becomes the parent: the new one takes over its account where its bars allow, and
+    warms up with the bars before.
     """
     named = located(spec, None)
     with Reader.open(named.path) as reader:
         recorded = open_recorded(reader, named.path, named.run_id)
         prober = None
         if recorded.forecaster is not None:
-            prober = _made_again(recorded, named.path, into=database)
+            prober = _reload_model(recorded, named.path, into=database)
         here = start_event(recorded.forecaster, warm_from=(), market_ms=0)
         place = {name: getattr(here, name) for name in OF_THE_PLACE}
         run = msgspec.structs.replace(
@@ -388,72 +389,75 @@ def rerun_recorded(
             rules=len(CHANGES),
             **place,
         )
-        given = None
-        if (begun := recorded.beginning) is not None:
-            recorded, run = _taken_over(reader, recorded, run)
+        rows = None
+        if (beginning := recorded.beginning) is not None:
+            recorded, run = _continue_pruned(reader, recorded, run)
             start = start_event(recorded.forecaster, warm_from=(), market_ms=run.period_start_ms)
-            given = _since_cut(reader, named.run_id, begun, start)
+            rows = _rows_from(reader, named.run_id, beginning, start)
         audit.begin(run, recorded.engine.gate_sets)
         predictor = RecordedPredictor(recorded, prober, named.path)
         for sha256 in reader.promoted(named.run_id):
             kept = checkpoints.find_kept(named.path, sha256[: checkpoints.ID_DIGITS])
             checkpoints.keep(kept, database)
-        events = _made_here(predictor.events(reader, named.run_id, given), place)
+        events = _without_ends(predictor.events(reader, named.run_id, rows), place)
         run_events(events, predictor, recorded.engine, audit, tally)
     return run.run_id
 
 
-def _taken_over(reader: Reader, recorded: Recorded, run: Run) -> tuple[Recorded, Run]:
-    """Return the recorded run as a new *run* that takes over its account, and the row of that."""
-    begun = recorded.beginning
-    assert begun is not None
+def _continue_pruned(reader: Reader, recorded: Recorded, run: Run) -> tuple[Recorded, Run]:
+    """Return the new *run* that takes over the account of the pruned one, and its row."""
+    beginning = recorded.beginning
+    assert beginning is not None
     run_id = recorded.run.run_id
-    first_ms, _ = reader.decided_before(reader.stored_run(run_id).run_key, begun.after + 1)
+    first_ms, _ = reader.decided_before(reader.stored_run(run_id).run_key, beginning.after + 1)
     if first_ms is None:
         raise DataInvalid(
-            f"Run {run_id} has no bar behind step {begun.after}, from which on it can be fed again."
+            f"Run {run_id} has no bar behind step {beginning.after}, from which on it can be fed "
+            "again."
         )
     decider = recorded.decider
-    own = ("", "") if decider is None else (decider.model_id, decider.model_sha256)
+    model_id, model_sha256 = "", ""
+    if decider is not None:
+        model_id, model_sha256 = decider.model_id, decider.model_sha256
     taken = msgspec.structs.replace(
         run,
         parent_run_id=run_id,
         period_start_ms=first_ms,
         instruments=recorded.instruments,
-        model_id=own[0],
-        model_sha256=own[1],
+        model_id=model_id,
+        model_sha256=model_sha256,
         warnings=(
             *run.warnings,
-            f"it goes on from step {begun.after} of run {recorded.run.run_id}",
+            f"it goes on from step {beginning.after} of run {recorded.run.run_id}",
         ),
     )
     engine = engine_of(taken, recorded.config, decider, taken.instruments)
-    state = reader.state_at(run_id, until=begun.after)
-    assert state is not None, "an engine was given it"
-    confirmed = reader.confirmations(run_id, until=begun.after)
+    state = reader.state_at(run_id, until=beginning.after)
+    assert state is not None, "open_recorded restored an engine from it"
+    confirmed = reader.confirmations(run_id, until=beginning.after)
     Restart(engine).restore(
         decode_state(state[0]), next_sequence=0, confirmed=confirmed, taken_over=True
     )
     return Recorded(taken, recorded.config, engine, decider), taken
 
 
-def _since_cut(
-    reader: Reader, run_id: str, begun: Beginning, start: ModelChange
+def _rows_from(
+    reader: Reader, run_id: str, beginning: Beginning, start: ModelChange
 ) -> Iterator[tuple[int, Event, Prediction]]:
-    """Yield the events of a run that goes on after *begun*: a start, bars before it, all later."""
+    """Yield the rows of a run that continues at *beginning*: its start, warm-up bars, all later."""
     yield 0, start, None
-    for known in reader.frame_bars(run_id, until=begun.fed_from - 1):
-        yield 0, known, None
+    for bar in reader.frame_bars(run_id, until=beginning.fed_from - 1):
+        yield 0, bar, None
     warms: tuple[type[Event], ...] = (Bar, Closed, FrameBar, Depths)
-    if not begun.is_started and start.model_sha256:
+    if not beginning.is_started and start.model_sha256:
         warms = (*warms, ModelChange)
-    for sequence, accepted, event, stored in reader.events(run_id, begun.fed_from - 1):
-        if sequence > begun.after or (accepted and isinstance(event, warms)):
+    for sequence, accepted, event, stored in reader.events(run_id, beginning.fed_from - 1):
+        if sequence > beginning.after or (accepted and isinstance(event, warms)):
             yield sequence, event, stored
 
 
-def _made_here(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:
-    """Yield *events* without ends and prunes, and with starts that say where they are made now."""
+def _without_ends(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:
+    """Yield *events* without ends and prunes, each start with this machine's *place*."""
     for event in events:
         if isinstance(event, ModelChange):
             yield msgspec.structs.replace(event, **place)
