@@ -1,14 +1,15 @@
 """The published electricity benchmark: direct forecasts of many steps, and their baselines.
 
-The loss is the mean squared error in standard deviations of the training part. Judged after each
-epoch and kept are the averaged weights, those of the best validation error; the test part is not
-looked at. All of it runs on the CPU, in one thread of the process from then on: these networks
-are too small for two, and a seed gives one result.
+The loss is the mean squared error in standard deviations of the training part. The averaged weights
+are validated after each epoch, and the best are kept; the test part is never used. Everything runs
+on the CPU, in one thread of the process from then on: these networks are too small for two, and a
+seed gives one result.
 
-Each takes a task of ``direct_data`` and returns what answers origins. Ridge and tree see one
-variable's own past, and all variables share one fit, in units of the training part; what the window
-ends on is taken from it before and added to the answer after (Zeng et al., 2023, "NLinear"). Fitted
-on the training part; whatever is chosen is chosen on the validation part.
+Each function takes a task of ``ett_data`` and returns a ``DirectModel``, which forecasts from any
+origins. Ridge and tree see one variable's own past, and all variables share one fit, in units of
+the training part; the window's last value is subtracted before and added to the forecast after
+(Zeng et al., 2023, "NLinear"). They are fitted on the training part and chosen on the validation
+part.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from tracepaper.strategies.networks.baselines import (
 )
 
 _INFORMER_ROWS: Final = 96
-"""Rows that the Informer reads at most, unless it answers more: its time goes by their square."""
+"""The most rows that the Informer reads, unless it forecasts more: time grows with their square."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class DirectRecipe(NamedTuple):
     window: int
     options: DirectOptions
     members: int = 1
-    """Networks that are fitted from seeds of their own, and whose answers are averaged."""
+    """Networks that are fitted from seeds of their own; their forecasts are averaged."""
 
 
 def recipes(task: Task, seed: int = 0) -> dict[str, DirectRecipe]:
@@ -107,7 +108,7 @@ def recipes(task: Task, seed: int = 0) -> dict[str, DirectRecipe]:
 
 
 class Epoch(NamedTuple):
-    """What is known after one pass, for the caller's ``observe``."""
+    """The result of one pass over the training part, for the caller's ``observe``."""
 
     member: int
     number: int
@@ -117,34 +118,34 @@ class Epoch(NamedTuple):
 
 
 def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> DirectModel:
-    """Fit the networks of *recipe* to *task*; what answers is the mean of their answers.
+    """Fit the networks of *recipe* to *task*; the model's forecast is the mean of theirs.
 
     Raises ``ConfigInvalid`` when no window fits the training part, ``DataInvalid`` on a loss that
     is not finite.
     """
     torch.set_num_threads(1)
     feed = _Feed(task, recipe.window)
-    made = [_fit_one(task, recipe, feed, member, observe) for member in range(recipe.members)]
-    answers = [_answer(each.network, feed) for each in made]
-    parameters = sum(part.numel() for each in made for part in each.network.parameters())
-    kept = ", ".join(f"{each.epoch} ({each.validation_mse:.4f})" for each in made)
+    members = [_fit_member(task, recipe, feed, number, observe) for number in range(recipe.members)]
+    answers = [_answer(member.network, feed) for member in members]
+    parameters = sum(part.numel() for member in members for part in member.network.parameters())
+    kept = ", ".join(f"{member.epoch} ({member.validation_mse:.4f})" for member in members)
 
     def answer(origins: Rows) -> Values:
-        found: Values = np.mean([each(origins) for each in answers], axis=0)
-        return found
+        mean: Values = np.mean([each(origins) for each in answers], axis=0)
+        return mean
 
     return DirectModel(answer, parameters, f"epoch {kept} by validation MSE")
 
 
-class _Kept(NamedTuple):
+class _FittedMember(NamedTuple):
     network: nn.Module
     epoch: int
     validation_mse: float
 
 
-def _fit_one(
+def _fit_member(
     task: Task, recipe: DirectRecipe, feed: _Feed, member: int, observe: Callable[[Epoch], None]
-) -> _Kept:
+) -> _FittedMember:
     """Fit one network and return it with its best averaged weights."""
     options = recipe.options
     origins = torch.from_numpy(task.origins(task.training, recipe.window))
@@ -156,31 +157,33 @@ def _fit_one(
         )
     torch.manual_seed(options.seed * recipe.members + member)
     learnt = _Steps(recipe.make(), task, recipe, feed, origins)
-    made = Fit(learnt, _policy(learnt.network, options, steps))
+    fitted = Fit(learnt, _policy(learnt.network, options, steps))
 
     def each_step(progress: Progress) -> None:
         if progress.stopped:
             raise DataInvalid(progress.stopped)
         if progress.validated:
-            number, found = progress.step // steps, -progress.scores[0][0]
-            observe(Epoch(member + 1, number, options.epochs, learnt.training_mse, found))
+            number, mse = progress.step // steps, -progress.scores[0][0]
+            observe(Epoch(member + 1, number, options.epochs, learnt.training_mse, mse))
 
-    made.run(each_step)
-    learnt.network.load_state_dict(made.best)
-    return _Kept(learnt.network, made.progress.best_step // steps, -made.progress.best_score)
+    fitted.run(each_step)
+    learnt.network.load_state_dict(fitted.best)
+    return _FittedMember(
+        learnt.network, fitted.progress.best_step // steps, -fitted.progress.best_score
+    )
 
 
 def _policy(network: nn.Module, options: DirectOptions, epoch_steps: int) -> Policy:
-    """Return how many steps are fitted at once: all decay, and buffers are averaged as weights."""
+    """Return the policy of the fit: every weight decays, and buffers are averaged like weights."""
     steps = epoch_steps * options.epochs
     return Policy(
         steps,
         [{"params": list(network.parameters()), "weight_decay": options.weight_decay}],
-        lambda step: options.learning_rate * _share(step, options.warm_up, steps),
+        lambda step: options.learning_rate * _rate_share(step, options.warm_up, steps),
         clip=options.clip,
         validate_every=epoch_steps,
         averaged=AveragedModel(
-            network, avg_fn=partial(_averaged, decay=options.average), use_buffers=True
+            network, avg_fn=partial(_moving_average, decay=options.average), use_buffers=True
         ),
         patience=options.patience,
     )
@@ -193,17 +196,17 @@ class _Batch(NamedTuple):
 
 
 class _Steps(Objective[_Batch]):
-    """What is learnt of a table: its next rows, by their mean squared error; judged by epochs."""
+    """Learns a table's next rows by their mean squared error; validated after each epoch."""
 
     def __init__(
         self, network: nn.Module, task: Task, recipe: DirectRecipe, feed: _Feed, origins: Tensor
     ) -> None:
         self.network = network
         self.training_mse = math.nan
-        """Of the epoch that was judged last."""
+        """Of the epoch that was validated last."""
         self._task = task
         self._options = recipe.options
-        self._judged = task.origins(task.validation, recipe.window)
+        self._validation = task.origins(task.validation, recipe.window)
         self._feed = feed
         self._origins = origins
         self._losses: list[float] = []
@@ -225,7 +228,9 @@ class _Steps(Objective[_Batch]):
         """Return the mean squared error over the validation part, below 0."""
         self.training_mse = sum(self._losses) / len(self._losses)
         self._losses.clear()
-        score = -self._finite(errors(self._task, self._judged, _answer(network, self._feed)).mse)
+        score = -self._finite(
+            errors(self._task, self._validation, _answer(network, self._feed)).mse
+        )
         self._epoch += 1
         progress.scores = [[score]]
         return score
@@ -258,14 +263,16 @@ def _batches(origins: Tensor, size: int) -> Iterator[Tensor]:
     yield from order[: len(order) // size * size].split(size)
 
 
-def _averaged(average: Tensor, current: Tensor, count: Tensor | int, *, decay: float) -> Tensor:
-    """Return the moving average after *count* others: short at first, so that it does not lag."""
+def _moving_average(
+    average: Tensor, current: Tensor, count: Tensor | int, *, decay: float
+) -> Tensor:
+    """Return the next moving average; its memory is short at first, so that it does not lag."""
     if not current.is_floating_point():
         return current  # whole numbers, such as sampled keys, have no average
     return average.lerp(current, 1.0 - min(decay, (int(count) + 1) / (int(count) + 10)))
 
 
-def _share(step: int, warm_up: int, steps: int) -> float:
+def _rate_share(step: int, warm_up: int, steps: int) -> float:
     """Return the share of the peak rate at *step*: a straight warm-up, then a cosine to zero."""
     warm = min(1.0, (step + 1) / max(warm_up, 1))
     return warm * 0.5 * (1.0 + math.cos(math.pi * min(step / steps, 1.0)))
@@ -276,8 +283,8 @@ def _answer(network: nn.Module, feed: _Feed) -> Answer:
         network.eval()
         batch = feed(torch.from_numpy(origins))
         with torch.inference_mode():
-            found: Values = network(batch.seen, batch.marks).double().numpy()
-        return found
+            forecast: Values = network(batch.seen, batch.marks).double().numpy()
+        return forecast
 
     return answer
 
@@ -288,7 +295,7 @@ PENALTIES: Final = tuple(10.0**power for power in range(-4, 3))
 """Ridge penalties, per row, in units of the variables' variance."""
 _TREE_DAYS: Final = 7
 _TREE_ROWS: Final = 400_000
-"""Rows that the tree is fitted on at most: origins are thinned evenly to keep to it."""
+"""The most rows that the tree is fitted on: origins are thinned evenly to that number."""
 _TREE: Final[dict[str, Any]] = {
     "objective": "regression",
     "learning_rate": 0.05,
@@ -305,7 +312,7 @@ _TREE: Final[dict[str, Any]] = {
 
 
 def seasonal(task: Task) -> DirectModel:
-    """Return the last day, repeated."""
+    """Return the model that repeats the last day."""
     ahead = np.arange(task.horizon) % task.day_rows - task.day_rows
     return DirectModel(lambda origins: task.values[origins[:, None] + ahead], 0, "the last day")
 
@@ -351,8 +358,8 @@ def _linear(task: Task, window: int, weights: Values) -> Answer:
     def answer(origins: Rows) -> Values:
         seen = task.windows(origins, window).seen
         last = seen[:, -1:]
-        found: Values = np.einsum("nwv,wh->nhv", seen - last, weights) + last
-        return found
+        forecast: Values = np.einsum("nwv,wh->nhv", seen - last, weights) + last
+        return forecast
 
     return answer
 
@@ -378,10 +385,10 @@ def tree(task: Task, *, seed: int = 0) -> DirectModel:
         rows, _ = _tree_rows(task, origins)
         shape = (len(origins), task.horizon, task.values.shape[1])
         moves = np.asarray(model.predict(rows, num_threads=1)).reshape(shape)
-        found: Values = moves + task.values[origins - 1][:, None]
-        return found
+        forecast: Values = moves + task.values[origins - 1][:, None]
+        return forecast
 
-    leaves = sum(found["num_leaves"] for found in model.dump_model()["tree_info"])
+    leaves = sum(info["num_leaves"] for info in model.dump_model()["tree_info"])
     return DirectModel(answer, leaves, f"{model.best_iteration} rounds")
 
 
@@ -393,10 +400,10 @@ def _thinned(task: Task, part: TaskPart) -> Rows:
 
 
 def _tree_rows(task: Task, origins: Rows) -> tuple[Values, Values]:
-    """Return rows of lags [origin * step * variable, column] and the moves they are to tell.
+    """Return the tree's rows [origin * step * variable, column] and their targets.
 
-    Values are less the newest one: the same hour of the last days, what came shortly before, means
-    and spread; then the newest one, the step, the hour that is forecast, and the variable.
+    The newest value is subtracted from both. Columns: the same hour of the last days, the last
+    values, means and spread; then the newest value, the step, its hour, and the variable.
     """
     day, steps, variables = task.day_rows, task.horizon, task.values.shape[1]
     window = _TREE_DAYS * day
@@ -406,14 +413,14 @@ def _tree_rows(task: Task, origins: Rows) -> tuple[Values, Values]:
     ahead = np.arange(steps) % day
     columns = [seen[:, window - days * day + ahead] for days in range(1, _TREE_DAYS + 1)]
     shape = columns[0].shape  # [origin, step, variable]
-    still = [seen[:, -1 - lag] for lag in range(1, min(13, window))]
-    still += [
+    constant = [seen[:, -1 - lag] for lag in range(1, min(13, window))]
+    constant += [
         seen[:, -day:].mean(axis=1),
         seen.mean(axis=1),
         seen[:, -day:].std(axis=1),
         last[:, 0],
     ]
-    columns += [np.broadcast_to(column[:, None], shape) for column in still]
+    columns += [np.broadcast_to(column[:, None], shape) for column in constant]
     hours = task.marks[origins[:, None] + np.arange(steps), 0]
     columns.append(np.broadcast_to(hours[:, :, None], shape))
     columns.append(np.broadcast_to(np.arange(steps, dtype=np.float64)[:, None], shape))
