@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tracepaper.daemon.http.client import ask
-from tracepaper.replay.demo.playback import OWN, GapTold, ShowFiles
+from tracepaper.replay.demo.playback import OWN, GapMessage, ShowFiles
 from tracepaper.replay.demo.processes import Cast
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.chunks import run_span
@@ -65,7 +65,7 @@ async def cut_the_stream(cast: Cast) -> None:
     interval_ms = INTERVALS[cast.served["interval"]]
     symbols = len(cast.served["symbols"])
 
-    def repaired() -> list[GapTold]:
+    def repaired() -> list[GapMessage]:
         return [gap for gap in race.gaps[known:] if gap.repaired_by]
 
     def is_repaired() -> bool:

@@ -19,8 +19,8 @@ from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
 from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
 
 
-class Begun(Struct, frozen=True, tag="begun"):
-    """The process has opened its run, or goes on with it."""
+class StartMessage(Struct, frozen=True, tag="begun"):
+    """The process has opened a run, or continues one."""
 
     pid: int
     run_id: str
@@ -30,7 +30,7 @@ class Begun(Struct, frozen=True, tag="begun"):
     warnings: tuple[str, ...]
 
 
-class Bought(Struct, frozen=True):
+class FillMessage(Struct, frozen=True):
     """One fill of the run's own account."""
 
     side: str  # BUY or SELL
@@ -39,8 +39,8 @@ class Bought(Struct, frozen=True):
     reason: str
 
 
-class BarTold(Struct, frozen=True, tag="bar"):
-    """One stored bar, and where it left every account; money in quote currency."""
+class BarMessage(Struct, frozen=True, tag="bar"):
+    """One stored bar, and every account after it; money in quote currency."""
 
     sequence: int
     instrument: str
@@ -48,77 +48,77 @@ class BarTold(Struct, frozen=True, tag="bar"):
     close: float
     is_decided: bool  # False while the run warms up
     refused_by: str  # "" where no gate refused
-    held: float  # what the run holds of the instrument, in base currency, signed
+    held: float  # the run's position in the instrument, in base currency, signed
     equities: dict[str, float]  # the run's own under "", then every twin's
-    fills: tuple[Bought, ...]
+    fills: tuple[FillMessage, ...]
     twin_fills: dict[str, int]  # how many each twin had in this step
 
 
-class GapTold(Struct, frozen=True, tag="gap"):
-    """A hole, and what filled it."""
+class GapMessage(Struct, frozen=True, tag="gap"):
+    """A gap in the bars, and how it was repaired."""
 
     instrument: str
     from_ms: int
     until_ms: int
     cause: str
-    repaired_by: str  # "" where nothing ever will
+    repaired_by: str  # "" where it never will be
 
 
-class CommandTold(Struct, frozen=True, tag="command"):
-    """The operator's word, as the run took it in."""
+class CommandMessage(Struct, frozen=True, tag="command"):
+    """An operator's command, as the run stored it."""
 
     sequence: int
     kind: str
 
 
-class Paced(Struct, frozen=True, tag="paced"):
-    """The process's clock follows a new pace, in market seconds a second."""
+class SpeedMessage(Struct, frozen=True, tag="paced"):
+    """The process's clock follows a new speed, in market seconds a second."""
 
     speed: float
 
 
-Told = Begun | BarTold | GapTold | CommandTold | Paced
-"""One line."""
+Message = StartMessage | BarMessage | GapMessage | CommandMessage | SpeedMessage
+"""One line of the daemon's process to the demo."""
 
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(Told)
+_DECODER = msgspec.json.Decoder(Message)
 
 
-def line_of(told: Told) -> bytes:
-    """Return *told* as a line."""
-    return _ENCODER.encode(told) + b"\n"
+def encode(message: Message) -> bytes:
+    """Return *message* as a line."""
+    return _ENCODER.encode(message) + b"\n"
 
 
-def read(line: bytes) -> Told:
+def decode(line: bytes) -> Message:
     """Decode *line*; raise ``msgspec.DecodeError`` where it is cut short."""
-    found: Told = _DECODER.decode(line)
-    return found
+    message: Message = _DECODER.decode(line)
+    return message
 
 
-def begun(run: Run, *, pid: int, cash: float) -> Begun:
+def start_message(run: Run, *, pid: int, cash: float) -> StartMessage:
     """Describe *run*, which process *pid* has opened."""
-    return Begun(pid, run.run_id, run.strategy, run.model_id, cash, run.warnings)
+    return StartMessage(pid, run.run_id, run.strategy, run.model_id, cash, run.warnings)
 
 
-def told_of(step: Step, instruments: Mapping[str, Instrument]) -> Iterator[Told]:
-    """Yield what is told of *step*, which was stored just now."""
+def messages_of(step: Step, instruments: Mapping[str, Instrument]) -> Iterator[Message]:
+    """Yield the messages about *step*, which was stored just now."""
     match step.event:
         case Bar() as bar if step.accepted:
-            yield _bar(step, bar, instruments[bar.instrument])
+            yield _bar_message(step, bar, instruments[bar.instrument])
         case Gap() as gap:
-            yield GapTold(
+            yield GapMessage(
                 gap.instrument, gap.from_ms, gap.until_ms, gap.cause.value, gap.repaired_by
             )
         case Command() as command:
-            yield CommandTold(step.sequence, command.kind.value)
+            yield CommandMessage(step.sequence, command.kind.value)
         case _:
             pass
 
 
-def _bar(step: Step, bar: Bar, instrument: Instrument) -> BarTold:
+def _bar_message(step: Step, bar: Bar, instrument: Instrument) -> BarMessage:
     price, quantity = 10**instrument.price_decimals, 10**instrument.quantity_decimals
     decision, position = step.decision, step.position
-    return BarTold(
+    return BarMessage(
         sequence=step.sequence,
         instrument=bar.instrument,
         close_ms=bar.close_time_ms,
@@ -131,7 +131,7 @@ def _bar(step: Step, bar: Bar, instrument: Instrument) -> BarTold:
             **{twin.twin: twin.account.equity / MONEY_SCALE for twin in step.twins},
         },
         fills=tuple(
-            Bought(fill.side.value, fill.quantity / quantity, fill.price / price, fill.reason)
+            FillMessage(fill.side.value, fill.quantity / quantity, fill.price / price, fill.reason)
             for fill in step.fills
         ),
         twin_fills={twin.twin: len(twin.fills) for twin in step.twins},
@@ -144,7 +144,7 @@ FILLS_KEPT: Final = 4
 
 
 @dataclass(frozen=True)
-class FillSeen:
+class ShownFill:
     """One of the newest fills."""
 
     close_ms: int
@@ -159,9 +159,9 @@ class FillSeen:
 class Race:
     """Every account's equity over market time, the newest fills, and what was late."""
 
-    begun: Begun | None = None
+    begun: StartMessage | None = None
     starts: int = 0  # how often the process began
-    sequence: int = -1  # of the newest stored step that was told
+    sequence: int = -1  # of the newest stored step that a message named
     start_ms: int = 0  # close of the first decided bar
     now_ms: int = 0  # close of the newest
     prices: dict[str, list[float]] = field(default_factory=dict)
@@ -169,9 +169,9 @@ class Race:
     times_ms: list[int] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)  # equity at each of the times
     fill_counts: Counter[str] = field(default_factory=Counter)  # by account
-    fills: deque[FillSeen] = field(default_factory=lambda: deque(maxlen=FILLS_KEPT))
-    gaps: list[GapTold] = field(default_factory=list)
-    commands: list[CommandTold] = field(default_factory=list)
+    fills: deque[ShownFill] = field(default_factory=lambda: deque(maxlen=FILLS_KEPT))
+    gaps: list[GapMessage] = field(default_factory=list)
+    commands: list[CommandMessage] = field(default_factory=list)
     closes: int = 0  # moments at which bars closed
     decisions: int = 0
     late: int = 0  # decisions that `late` refused
@@ -187,48 +187,48 @@ class Race:
         curve, cash = self.curves.get(account), self.begun.cash if self.begun else 0.0
         return curve[-1] / cash - 1.0 if curve and cash else 0.0
 
-    def observe(self, told: Told) -> None:
-        """Take in one line of the daemon's process."""
-        match told:
-            case Begun():
-                self.begun = told
+    def observe(self, message: Message) -> None:
+        """Take in one message of the daemon's process."""
+        match message:
+            case StartMessage():
+                self.begun = message
                 self.starts += 1
-            case BarTold():
-                self.sequence = told.sequence
-                if told.is_decided:
-                    self._bar(told)
-            case GapTold():
-                self.gaps.append(told)
-            case CommandTold():
-                self.sequence = told.sequence
-                self.commands.append(told)
-            case Paced():
+            case BarMessage():
+                self.sequence = message.sequence
+                if message.is_decided:
+                    self._observe_bar(message)
+            case GapMessage():
+                self.gaps.append(message)
+            case CommandMessage():
+                self.sequence = message.sequence
+                self.commands.append(message)
+            case SpeedMessage():
                 pass
 
-    def _bar(self, told: BarTold) -> None:
-        self.start_ms = self.start_ms or told.close_ms
-        if told.close_ms > self.now_ms:
-            self.now_ms = told.close_ms
+    def _observe_bar(self, message: BarMessage) -> None:
+        self.start_ms = self.start_ms or message.close_ms
+        if message.close_ms > self.now_ms:
+            self.now_ms = message.close_ms
             self.closes += 1
         self.decisions += 1
-        self.late += told.refused_by == late.name
-        self.refused[told.refused_by] += 1
-        self.prices.setdefault(told.instrument, []).append(told.close)
-        self.held[told.instrument] = told.held
-        if not self.times_ms or told.close_ms > self.times_ms[-1]:
-            self.times_ms.append(told.close_ms)
-            for name in {**self.curves, **told.equities}:
+        self.late += message.refused_by == late.name
+        self.refused[message.refused_by] += 1
+        self.prices.setdefault(message.instrument, []).append(message.close)
+        self.held[message.instrument] = message.held
+        if not self.times_ms or message.close_ms > self.times_ms[-1]:
+            self.times_ms.append(message.close_ms)
+            for name in {**self.curves, **message.equities}:
                 curve = self.curves.setdefault(name, [])
                 curve.append(curve[-1] if curve else 0.0)
-        for name, equity in told.equities.items():
+        for name, equity in message.equities.items():
             self.curves[name][-1] = equity
-        self.fill_counts[OWN] += len(told.fills)
-        self.fill_counts.update(told.twin_fills)
-        for fill in told.fills:
+        self.fill_counts[OWN] += len(message.fills)
+        self.fill_counts.update(message.twin_fills)
+        for fill in message.fills:
             self.fills.append(
-                FillSeen(
-                    told.close_ms,
-                    told.instrument,
+                ShownFill(
+                    message.close_ms,
+                    message.instrument,
                     fill.side,
                     fill.quantity,
                     fill.price,
@@ -242,37 +242,37 @@ SPEED_MIN: Final = 500.0
 SPEED_MAX: Final = 40_000.0
 BEHIND_S: Final = 0.15
 BEHIND_INTERVALS: Final = 3.0
-"""A bar stored later than both after its close says that the machine does not keep up; so does no
-bar for so long."""
+"""A machine falls behind where a bar is stored later than both after its close, or none comes for
+that long."""
 PROMPT_S: Final = 0.08
 PROMPT_INTERVALS: Final = 1.0
-"""A bar stored sooner than one of them says that it could be faster."""
+"""A bar that is stored sooner than one of them after its close lets the demo run faster."""
 FASTER: Final = 1.06
 SLOWER: Final = 0.7
 SLOW_MOTION: Final = 0.3
-"""Share of the pace at which an incident is shown."""
+"""Share of the speed at which an incident is shown."""
 WAITS_S: Final = 5.0
-"""Market time nears where it waits by a pace that would take so long: a daemon may follow a slower
-pace a second late, and the exchange waits for it."""
+"""Market time approaches ``waits_ms`` at a speed that would take so long: a daemon may follow a
+slower speed a second late, and the exchange waits for it."""
 STANDSTILL: Final = 1.0
-"""Market time that waits passes as the machine's does: of a quarter of an hour, next to nothing."""
+"""The speed while market time waits, that of the machine's clock: it all but stands still."""
 LEAST_LEFT_S: Final = 1.0
 PACES_KEPT: Final = 100
-"""Some ten seconds of them, at the least: few bars are older when they are stored."""
+"""At least ten seconds of them: few bars are older when they are stored."""
 
 
 class MarketPast:
-    """The paces that market time had, so that a span of it can be told in this machine's time."""
+    """The past speeds of market time, which convert a span of it to this machine's time."""
 
     def __init__(self) -> None:
         self._paces: deque[tuple[int, float, float]] = deque(maxlen=PACES_KEPT)
 
     def change(self, speed: float, *, now_ms: int, now_s: float) -> None:
-        """Learn that market time is *now_ms* and passes at *speed* from *now_s* on."""
+        """Remember that market time is *now_ms* and passes at *speed* from *now_s* on."""
         self._paces.append((now_ms, now_s, speed))
 
     def market_ms(self, *, now_s: float) -> int:
-        """Return market time at *now_s*, at the last pace that is known; 0 before the first."""
+        """Return market time at *now_s*, at the last known speed; 0 before the first."""
         if not self._paces:
             return 0
         from_ms, from_s, speed = self._paces[-1]
@@ -281,7 +281,7 @@ class MarketPast:
     def seconds_since(self, time_ms: int, *, now_s: float) -> float:
         """Return the seconds on this machine since market time was *time_ms*.
 
-        No further back than the paces that are known; 0 before the first.
+        It goes no further back than the known speeds; 0 before the first.
         """
         until_s = now_s
         for from_ms, from_s, speed in reversed(self._paces):
@@ -296,9 +296,9 @@ class Pacer:
     """Chooses the speed (market seconds a second) from how late bars were stored.
 
     The plan is to reach *until_ms* when *seconds* have passed since the first choice, slow motion
-    included; a machine that stores bars late is given more time, and the plan takes longer. While
-    it catches up, market time all but stands still, so that no bar comes too late to be decided.
-    An incident that takes long is waited for: market time does not pass *waits_ms* before its end.
+    included; a machine that stores bars late takes longer. While it catches up, market time runs at
+    ``SPEED_MIN``, so that no bar comes too late to be decided. During a long incident market time
+    does not pass *waits_ms*.
     """
 
     until_ms: int
@@ -306,16 +306,16 @@ class Pacer:
     interval_ms: int
     ceiling: float = FIRST_SPEED
     waits_ms: int | None = None  # where market time waits for the incident that is shown
-    expects_silence: bool = False  # it is no sign of a slow machine
+    expects_silence: bool = False  # then silence is no sign of a slow machine
     _started_s: float | None = None
-    _heard_s: float = 0.0
+    _last_bar_s: float = 0.0
     slowest_s: float = 0.0  # the longest lag of all
     _worst_s: float = 0.0  # the longest since the last choice
     _is_behind: bool = False
 
     def observe(self, lag_s: float, *, now_s: float) -> None:
         """Take in at *now_s* that a bar was stored *lag_s* seconds after its close."""
-        self._heard_s = now_s
+        self._last_bar_s = now_s
         self._worst_s = max(self._worst_s, lag_s)
         self.slowest_s = max(self.slowest_s, lag_s)
 
@@ -331,7 +331,7 @@ class Pacer:
             self._started_s = now_s
         interval_s = self.interval_ms / 1_000 / speed
         limit_s = max(BEHIND_S, BEHIND_INTERVALS * interval_s)
-        is_silent = not self.expects_silence and now_s - self._heard_s > limit_s + interval_s
+        is_silent = not self.expects_silence and now_s - self._last_bar_s > limit_s + interval_s
         was_behind, worst_s = self._is_behind, self._worst_s
         self._worst_s = 0.0
         self._is_behind = is_silent or worst_s > limit_s

@@ -37,13 +37,13 @@ from tracepaper.replay.demo.playback import (
     FIRST_SPEED,
     SPEED_MIN,
     MarketPast,
-    Paced,
     Pacer,
     Race,
     ShowFiles,
-    begun,
-    line_of,
-    told_of,
+    SpeedMessage,
+    encode,
+    messages_of,
+    start_message,
 )
 from tracepaper.replay.demo.screen import Stage
 from tracepaper.strategies.errors import DataInvalid, FeedLost, TracepaperError
@@ -84,11 +84,11 @@ async def serve(assignment: Assignment, lines: Iterator[bytes]) -> None:
             instruments.update({one.id: one for one in run.instruments})
             unfinished.update(instruments)
             cash = float(restore(run.config).account.cash)
-            _tell(line_of(begun(run, pid=os.getpid(), cash=cash)))
+            _tell(encode(start_message(run, pid=os.getpid(), cash=cash)))
 
         def watch(step: Step) -> bool:
-            for told in told_of(step, instruments):
-                _tell(line_of(told))
+            for message in messages_of(step, instruments):
+                _tell(encode(message))
             if isinstance(step.event, Bar) and step.event.close_time_ms >= assignment.until_ms:
                 unfinished.discard(step.event.instrument)
             return watcher.watch(step) and bool(unfinished)
@@ -104,7 +104,7 @@ async def serve(assignment: Assignment, lines: Iterator[bytes]) -> None:
 
         def follow(speed: float) -> None:
             clock.set_time_scale(speed)
-            _tell(line_of(Paced(speed)))
+            _tell(encode(SpeedMessage(speed)))
 
         _listen(lines, daemon, follow, asyncio.get_running_loop())
         await daemon.run()
@@ -282,15 +282,15 @@ class Cast:
         assert process.stdout is not None
         async for line in process.stdout:
             try:
-                said = playback.read(line)
+                message = playback.decode(line)
             except msgspec.DecodeError:  # cut short: it was killed while it wrote
                 continue
-            if isinstance(said, playback.Paced):
+            if isinstance(message, playback.SpeedMessage):
                 self.followed.set()
-            self.race.observe(said)
-            if isinstance(said, playback.BarTold) and said.is_decided and not self.is_held:
+            self.race.observe(message)
+            if isinstance(message, playback.BarMessage) and message.is_decided and not self.is_held:
                 now_s = self.clock.network_s()
-                lag_s = self.past.seconds_since(said.close_ms, now_s=now_s)
+                lag_s = self.past.seconds_since(message.close_ms, now_s=now_s)
                 self.pacer.observe(lag_s, now_s=now_s)
         await process.wait()
 

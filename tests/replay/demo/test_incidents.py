@@ -20,8 +20,8 @@ from tracepaper.replay.demo.incidents import INCIDENTS, cut_the_stream
 from tracepaper.replay.demo.playback import (
     SPEED_MAX,
     SPEED_MIN,
-    BarTold,
-    GapTold,
+    BarMessage,
+    GapMessage,
     Pacer,
     Race,
     ShowFiles,
@@ -68,7 +68,9 @@ def tell_bars(cast: Cast, close_ms: int) -> None:
     for name in NAMES:
         sequence = cast.race.sequence + 1
         equities = {"": 100.0}
-        cast.race.observe(BarTold(sequence, name, close_ms, 1.0, True, "", 0.0, equities, (), {}))
+        cast.race.observe(
+            BarMessage(sequence, name, close_ms, 1.0, True, "", 0.0, equities, (), {})
+        )
 
 
 async def follow(cast: Cast) -> None:
@@ -88,7 +90,7 @@ async def test_a_cut_that_missed_no_bar_is_made_again_for_longer(tmp_path: Path)
         tell_bars(cast, cut_ms + 30 * MINUTE)
         await cast.until(lambda: refusals.scheduled == 1 + 2)
         for name in NAMES:
-            cast.race.observe(GapTold(name, cut_ms, cut_ms + MINUTE, "disconnected", "rest"))
+            cast.race.observe(GapMessage(name, cut_ms, cut_ms + MINUTE, "disconnected", "rest"))
         async with deadline():
             await incident
         (said,) = cast.outcomes

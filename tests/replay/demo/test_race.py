@@ -9,7 +9,7 @@ import pytest
 from builders import START_MS, account, bar, decision, fill, instrument, run, step
 from rich.console import Console
 
-from tracepaper.replay.demo.playback import OWN, Race, begun, line_of, read, told_of
+from tracepaper.replay.demo.playback import OWN, Race, decode, encode, messages_of, start_message
 from tracepaper.replay.demo.screen import DayLines, chart, sampled, screen, standings
 from tracepaper.strategies.types.decisions import Position, Step, TwinStep
 from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause, Quote
@@ -36,11 +36,11 @@ def traded(index: int, equity: int, twin: int, *, is_late: bool = False) -> Step
 def raced() -> Race:
     """Return a race of an hour of minutes, told line by line."""
     race = Race()
-    race.observe(begun(run(), pid=7, cash=100_000.0))
+    race.observe(start_message(run(), pid=7, cash=100_000.0))
     for index in range(HOURS):
         made = traded(index, 100_000 - 10 * index, 100_000 + 5 * index, is_late=index == 9)
-        for told in told_of(made, KNOWN):
-            race.observe(read(line_of(told)))
+        for told in messages_of(made, KNOWN):
+            race.observe(decode(encode(told)))
     return race
 
 
@@ -60,8 +60,8 @@ def test_gaps_and_commands_are_told_and_quotes_are_not() -> None:
     race = Race()
     quote = Quote("linear:BTCUSDT", 1, 1, 2, 1, 1, 1)
     for event in (gap, Command(CommandKind.HALT, "", 1, 1), quote):
-        for told in told_of(step(event, sequence=4), KNOWN):
-            race.observe(read(line_of(told)))
+        for told in messages_of(step(event, sequence=4), KNOWN):
+            race.observe(decode(encode(told)))
     assert [one.repaired_by for one in race.gaps] == ["rest"]
     assert [(one.kind, one.sequence) for one in race.commands] == [("HALT", 4)]
 
@@ -69,15 +69,15 @@ def test_gaps_and_commands_are_told_and_quotes_are_not() -> None:
 def test_bars_before_the_first_decision_and_revisions_do_not_race() -> None:
     race = Race()
     for made in (step(bar()), step(bar(), decided=decision(), accepted=False)):
-        for told in told_of(made, KNOWN):
+        for told in messages_of(made, KNOWN):
             race.observe(told)
     assert (race.decisions, race.curves, race.start_ms) == (0, {}, 0)
 
 
 def test_a_line_that_was_cut_short_is_refused() -> None:
-    (told,) = told_of(traded(1, 1, 1), KNOWN)
+    (told,) = messages_of(traded(1, 1, 1), KNOWN)
     with pytest.raises(msgspec.DecodeError):
-        read(line_of(told)[:40])
+        decode(encode(told)[:40])
 
 
 def test_the_curves_grow_to_the_right_and_loss_lies_below_gain() -> None:
@@ -105,11 +105,11 @@ def test_the_screen_fits_any_terminal(width: int) -> None:
 
 def test_without_a_terminal_each_day_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     race, lines = Race(), DayLines()
-    race.observe(begun(run(), pid=7, cash=100_000.0))
+    race.observe(start_message(run(), pid=7, cash=100_000.0))
     minutes = 3 * 24 * 60
     until_ms = START_MS + (minutes - 29) * 60_000
     for index in range(0, minutes, 30):
-        for told in told_of(traded(index, 100_000 + index, 100_000), KNOWN):
+        for told in messages_of(traded(index, 100_000 + index, 100_000), KNOWN):
             race.observe(told)
         lines.show(race, speed=1.0, until_ms=until_ms, now="")
     said = capsys.readouterr().err.splitlines()
