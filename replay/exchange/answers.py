@@ -68,15 +68,15 @@ class Limit(NamedTuple):
 
 
 def page_size(query: Query, limit: Limit) -> int | Refused:
-    """Return the page size asked for, within the endpoint's own."""
-    asked = _integer(query, "limit")
-    if isinstance(asked, Refused):
-        return asked
-    if asked is None:
+    """Return the requested page size, at most the endpoint's own."""
+    size = _integer(query, "limit")
+    if isinstance(size, Refused):
+        return size
+    if size is None:
         return limit.default
-    if asked < 1:
+    if size < 1:
         return Refused(BAD_PARAMETER, "params error: Limit is invalid")
-    return min(asked, limit.most)
+    return min(size, limit.most)
 
 
 def window_of(
@@ -116,7 +116,7 @@ def cursor_fields(query: Query) -> dict[str, str]:
 BAD_SYMBOL: Final = Refused(BAD_PARAMETER, "Not supported symbols")
 BAD_CATEGORY: Final = Refused(BAD_PARAMETER, "params error: Category is invalid")
 MISSING: Final = {"category": BAD_CATEGORY, "symbol": BAD_SYMBOL}
-"""What the exchange says of a parameter that is missing; of others a plain sentence."""
+"""The exchange's own answers where a parameter is missing; for others a plain sentence."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Route:
 
     @property
     def meaning(self) -> str:
-        """What it answers, in one line."""
+        """The first line of the function's docstring."""
         return (self.function.__doc__ or "").partition("\n")[0]
 
     def __call__(self, venue: Venue, query: Query, now_ms: int) -> Answer:
@@ -193,48 +193,48 @@ def announcements(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
 @route("/v5/market/kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """Return candles, newest first; row 0 may be open, and the category defaults to linear."""
-    found = _candles(venue, query, now_ms)
-    if isinstance(found, Refused):
-        return found
-    market, candles = found
-    rows = [[str(each.start_ms), *market.candle_texts(each)] for each in candles]
+    answer = _candles(venue, query, now_ms)
+    if isinstance(answer, Refused):
+        return answer
+    market, candles = answer
+    rows = [[str(candle.start_ms), *market.candle_texts(candle)] for candle in candles]
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
 
 
 @route("/v5/market/mark-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def mark_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """Return candles of the mark price: five columns, no volume, no spot."""
-    return _measured(venue, query, now_ms, MARK)
+    return _measure_kline(venue, query, now_ms, MARK)
 
 
 @route("/v5/market/index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """Return candles of the index price, as those of the mark."""
-    return _measured(venue, query, now_ms, INDEX)
+    return _measure_kline(venue, query, now_ms, INDEX)
 
 
 @route("/v5/market/premium-index-price-kline", ("symbol", "interval"), CANDLE_OPTIONS)
 def premium_index_price_kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """Return candles of the premium: linear alone, to six decimals."""
-    return _measured(venue, query, now_ms, PREMIUM)
+    return _measure_kline(venue, query, now_ms, PREMIUM)
 
 
-def _measured(venue: Venue, query: Query, now_ms: int, measure: str) -> Result | Refused:
-    """Return the candles of *measure*, which spot has not."""
+def _measure_kline(venue: Venue, query: Query, now_ms: int, measure: str) -> Result | Refused:
+    """Return the candles of *measure*, which spot does not have."""
     category = query.get("category", "linear")
     if category == "spot" or (measure == PREMIUM and category != "linear"):
         return BAD_CATEGORY
-    found = _candles(venue, query, now_ms, measure)
-    if isinstance(found, Refused):
-        return found
-    market, candles = found
+    answer = _candles(venue, query, now_ms, measure)
+    if isinstance(answer, Refused):
+        return answer
+    market, candles = answer
 
     def text(value: int) -> str:
         if measure == PREMIUM:
             return padded(value, PREMIUM_DECIMALS)
         return unscaled(value, market.listing.price_decimals)
 
-    rows = [[str(each.start_ms), *map(text, each[1:5])] for each in candles]
+    rows = [[str(candle.start_ms), *map(text, candle[1:5])] for candle in candles]
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
 
 
@@ -385,20 +385,20 @@ def recent_trade(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     limit = page_size(query, TRADE_LIMIT[market.category.value])
     if isinstance(limit, Refused):
         return limit
-    found: list[Result] = []
+    trades: list[Result] = []
     row = market.base.row_at(now_ms)
-    while row >= 0 and len(found) < limit:
+    while row >= 0 and len(trades) < limit:
         places = range(len(market.path(row).trades))
-        found += [
-            _execution(market, row, place)
+        trades += [
+            _trade(market, row, place)
             for place in reversed(places)
             if market.path(row).trades[place].time_ms <= now_ms
         ]
         row -= 1
-    return {"category": market.category.value, "list": found[:limit]}
+    return {"category": market.category.value, "list": trades[:limit]}
 
 
-def _execution(market: SimulatedMarket, row: int, place: int) -> Result:
+def _trade(market: SimulatedMarket, row: int, place: int) -> Result:
     path = market.path(row)
     trade = path.trades[place]
     return {
@@ -435,10 +435,10 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused
     items = [
         {
             "symbol": market.symbol,
-            "fundingRate": unscaled(funding_rate(market, each * interval_ms), RATE_DECIMALS),
-            "fundingRateTimestamp": str(each * interval_ms),
+            "fundingRate": unscaled(funding_rate(market, number * interval_ms), RATE_DECIMALS),
+            "fundingRateTimestamp": str(number * interval_ms),
         }
-        for each in settled
+        for number in settled
     ]
     return {"category": market.category.value, "list": items}
 

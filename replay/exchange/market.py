@@ -48,7 +48,7 @@ SEQUENCE_EPOCH_MS: Final = 1_262_304_000_000
 
 
 class Day(NamedTuple):
-    """What a ticker says of the day before one bar, that bar excluded."""
+    """The figures of a ticker: the day before one bar, that bar excluded."""
 
     high: int
     low: int
@@ -161,11 +161,11 @@ class SimulatedMarket:
         return means
 
     def activity(self, row: int) -> float:
-        """Return the volume of bar *row* as a multiple of what is typical of its time."""
+        """Return the volume of bar *row* as a multiple of the typical volume at its time."""
         return float(self.base.volume[row] / max(1.0, self.typical_volumes[row]))
 
     def _progress(self, row: int) -> BarProgress:
-        """Return the times of the trades of bar *row*, and what each leaves of the candle."""
+        """Return the times of the trades of bar *row*, and the candle's values after each."""
         trades = self.path(row).trades
         prices = [int(self.base.open[row]), *(trade.price for trade in trades)]
         return BarProgress(
@@ -251,15 +251,15 @@ class SimulatedMarket:
             self._measures[name] = CandleSeries(base, self.interval, self.interval_ms, running)
         return self._measures[name]
 
-    # ------------------------------------------------------------ what a ticker says
+    # ------------------------------------------------------------ the ticker's figures
 
     def day(self, row: int) -> Day:
         """Return the figures of the 24 hours before bar *row*."""
         if self._day is not None and self._day[0] == row:
             return self._day[1]
-        now = self.open_ms(row)
-        first = self.base.row_at(now - DAY_MS - 1) + 1
-        hour = max(self.base.row_at(now - HOUR_MS), 0)
+        open_ms = self.open_ms(row)
+        first = self.base.row_at(open_ms - DAY_MS - 1) + 1
+        hour = max(self.base.row_at(open_ms - HOUR_MS), 0)
         past = slice(min(first, row), row)
         if past.start == row:
             price = int(self.base.open[row])
@@ -311,15 +311,15 @@ class SimulatedMarket:
 
 
 def _base_table(candles: Candles, listing: Listing) -> CandleTable:
-    """Return the data in the scales of *listing*, with a turnover."""
+    """Return the candles in the scales of *listing*; a missing turnover is estimated."""
     scaled = candles.rescaled(
         price_decimals=listing.price_decimals, volume_decimals=listing.size_decimals
     )
-    zeros = np.zeros(len(scaled), dtype=np.int64)
     columns = (scaled.open_time_ms, scaled.open, scaled.high, scaled.low, scaled.close)
     if scaled.turnover is not None:
         return CandleTable(*columns, scaled.volume, scaled.turnover)
-    table = CandleTable(*columns, scaled.volume, zeros)
+    without_turnover = np.zeros(len(scaled), dtype=np.int64)
+    table = CandleTable(*columns, scaled.volume, without_turnover)
     turnover = typical_turnover(
         table, price_decimals=listing.price_decimals, size_decimals=listing.size_decimals
     )
@@ -363,11 +363,11 @@ def open_interest(market: SimulatedMarket, time_ms: int) -> int:
 WARM_UP_BARS: Final = 7_250
 """Bars before the start by default: the default model's warm-up, so that REST can warm it."""
 SETTLE_MS: Final = 5_000
-"""Time starts so far into its first bar, so that the bar before is final by any client's rule."""
+"""How far into its first bar time starts: the bar before is then final by any client's rule."""
 HOLE_LINGER_MS: Final = 1_500
-"""Time stays so long in a hole, so that the last confirm before it is sent."""
+"""How long time stays in a hole, so that the last confirm before it is sent."""
 END_LINGER_MS: Final = 10_000
-"""Time stops so long after the last close, so that REST calls the last bar final."""
+"""How long after the last close time stops, so that the last bar is final over REST."""
 
 
 class Venue:
@@ -375,7 +375,7 @@ class Venue:
 
     def __init__(self, markets: Sequence[SimulatedMarket], *, may_be_empty: bool = False) -> None:
         """Raise ``ConfigInvalid`` where there are no *markets* or two of one symbol."""
-        self.markets: Final = {(each.category.value, each.symbol): each for each in markets}
+        self.markets: Final = {(market.category.value, market.symbol): market for market in markets}
         if len(self.markets) < len(markets) or not (markets or may_be_empty):
             raise ConfigInvalid("Give at least one --data, and each symbol of a category once.")
 
@@ -412,7 +412,7 @@ class Venue:
 
 
 def start_row(symbol: str, count: int, start: int | None) -> int:
-    """Return the bar, of *count* of *symbol*, into which time starts."""
+    """Return the row of the start bar among the *count* bars of *symbol*."""
     row = min(WARM_UP_BARS, count * 3 // 4) if start is None else start
     if not 0 <= row < count:
         raise ConfigInvalid(
@@ -428,7 +428,7 @@ def shifted(parts: Sequence[Candles], now_ms: int, start: int | None) -> list[Ca
     """
     if not parts:
         return []
-    begins = [each.open_time_ms[start_row(each.symbol, len(each), start)] for each in parts]
-    step_ms = math.lcm(*(each.interval_ms for each in parts))
+    begins = [part.open_time_ms[start_row(part.symbol, len(part), start)] for part in parts]
+    step_ms = math.lcm(*(part.interval_ms for part in parts))
     shift_ms = (now_ms - int(max(begins))) // step_ms * step_ms
-    return [replace(each, open_time_ms=each.open_time_ms + shift_ms) for each in parts]
+    return [replace(part, open_time_ms=part.open_time_ms + shift_ms) for part in parts]
