@@ -52,22 +52,26 @@ class StoredDecision:
 
     @property
     def trend(self) -> str | None:
-        """What the strategy trend decided by, in a sentence or two; None of other strategies."""
+        """How the strategy trend decided, in a sentence or two; None for other strategies."""
         if self.run["strategy"] != TREND:
             return None
-        noted = {row["name"]: row["number"] for row in self.notes}
+        noted = self._noted_numbers
         if TREND not in noted:
             return "The trend is decided where an hour closes; elsewhere the target stays."
-        sized = ""
+        factor = ""
         if (expected := noted.get("volatility")) is not None:
-            sized = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
-        said = (
-            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each cut at 1 and at 0"
+            factor = f" times min(1, {noted['target_volatility']:.1%} ÷ {expected:.1%} a year)"
+        sentence = (
+            f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each cut at 1 and at 0; "
+            f"of a full position it asks for that{factor}: {noted['size']:+.4f}."
         )
-        said += f"; of a full position it asks for that{sized}: {noted['size']:+.4f}."
-        return (
-            f"{said} The forecast's own direction decides nothing." if self.has_forecast else said
-        )
+        if self.has_forecast:
+            sentence += " The forecast's own direction decides nothing."
+        return sentence
+
+    @property
+    def _noted_numbers(self) -> dict[str, Any]:
+        return {row["name"]: row["number"] for row in self.notes}
 
     @property
     def no_attribution(self) -> str | None:
@@ -75,7 +79,7 @@ class StoredDecision:
         if self.buckets:
             return None
         if self._asks is DataSource.ORDER_BOOKS:
-            return self._looked_at_books
+            return self._order_book_attention
         if not self.run["model_id"]:
             return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
         if (deadline := self.decision["late_deadline_ms"]) is not None:
@@ -101,9 +105,9 @@ class StoredDecision:
         return "The model gave no forecast for this bar, so nothing was attributed."
 
     @property
-    def _looked_at_books(self) -> str:
-        """How a decision by order books shared what it looked at, in a sentence."""
-        noted = {row["name"]: row["number"] for row in self.notes}
+    def _order_book_attention(self) -> str:
+        """How a decision by order books divided its attention, in a sentence."""
+        noted = self._noted_numbers
         if "looked_bid" not in noted:
             return "The strategy orderbook asked no network at this close."
         return (
@@ -114,15 +118,15 @@ class StoredDecision:
 
     @property
     def looked_at(self) -> str:
-        """How a decision over several symbols shared what it looked at; empty of others."""
-        told = ", ".join(
+        """How a decision over several symbols divided its attention; empty for other strategies."""
+        shares = ", ".join(
             f"{row['name'].removeprefix(SHARE_OF)} {row['number']:.1%}"
             for row in self.notes
             if row["name"].startswith(SHARE_OF) and row["number"] is not None
         )
-        if not told or self._asks is not DataSource.CLOSES:
+        if not shares or self._asks is not DataSource.CLOSES:
             return ""
-        return f"It looked at {told}; --full says at which of their bars."
+        return f"It looked at {shares}; --full says at which of their bars."
 
 
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:
@@ -150,7 +154,7 @@ def last_decision(database: Path, run_id: str) -> int:
         with views.snapshot():
             newest = views.rows("v_decisions", newest=1)
             if not newest:
-                raise DataInvalid(_missing(views, 0))
+                raise DataInvalid(_no_such_decision(views, 0))
             return int(newest[0]["sequence"])
 
 
@@ -161,7 +165,7 @@ def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
         with views.snapshot():  # a prune between two reads must not leave half a decision
             decisions = views.rows("v_decisions", sequence=sequence)
             if not decisions:
-                raise DataInvalid(_missing(views, sequence))
+                raise DataInvalid(_no_such_decision(views, sequence))
             return StoredDecision(
                 views.run(),
                 decisions[0],
@@ -174,7 +178,7 @@ def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
             )
 
 
-def _missing(views: RunViews, sequence: int) -> str:
+def _no_such_decision(views: RunViews, sequence: int) -> str:
     """Return the sentence for a step that is no decision, with the nearest that is one."""
     if (nearest := views.nearest("v_decisions", sequence)) is None:
         return f"Run {views.run_id} holds no decision yet; choose another run."
@@ -184,7 +188,7 @@ def _missing(views: RunViews, sequence: int) -> str:
 
 
 def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the gates' verdict on a row of ``v_decisions``, and its reason if that says more."""
+    """Return the gates' verdict on a row of ``v_decisions``, and its reason where that adds."""
     refused_by, reason = decision["refused_by"], decision["reason"]
     words = verdict(Action(decision["action"]), refused_by, reason)
     return words, "" if reason in (words, refusal(refused_by or "")) else reason
@@ -192,7 +196,7 @@ def verdict_of(decision: Mapping[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class GateMargin:
-    """How far one gate was from turning; ``margin`` is null where its measure is."""
+    """How far one gate was from the other answer; ``margin`` is None where its measure is."""
 
     gate: str
     measure: float | None
@@ -201,11 +205,11 @@ class GateMargin:
     unit: str
     words: str  # what it measures
     margin: float | None  # by how much it passed; negative where it failed
-    share: float | None  # the margin over the threshold, less where the measure begins; null if 0
+    share: float | None  # margin ÷ (threshold − where the measure begins); None where that is 0
 
     @property
     def is_gradual(self) -> bool:
-        """Whether its distance can be held against another gate's.
+        """Whether its distance can be compared with another gate's.
 
         The count of bars stops at the warm-up, so a warm model is never near to being cold.
         """
@@ -216,7 +220,7 @@ class GateMargin:
 
 @dataclass(frozen=True)
 class ForecastSide:
-    """Which way the forecast pointed at the gates' horizon, and how far it was from turning."""
+    """The side of the forecast at the gates' horizon, and how far it was from the other one."""
 
     horizon: int  # bars
     side: str  # LONG, SHORT, or HOLD where the two disagree
@@ -227,7 +231,7 @@ class ForecastSide:
 
 @dataclass(frozen=True)
 class Flips:
-    """What would have had to differ for the other verdict.
+    """What must have differed for the other verdict.
 
     A refusal turns when every gate of ``must_pass`` passes; an allowed decision turns when any
     one gate fails. ``nearest`` is the gradual gate that was closest to its threshold among them.
@@ -256,7 +260,7 @@ def flips_of(stored: StoredDecision) -> Flips:
         _side(stored.decision),
         _allowed_sentence(nearest)
         if allowed
-        else _refused_sentence(failed, nearest) + _went_on(stored.decision),
+        else _refused_sentence(stored.decision, failed, nearest),
     )
 
 
@@ -285,22 +289,21 @@ def _side(decision: Mapping[str, Any]) -> ForecastSide | None:
     return ForecastSide(decision["horizon"], side, mean, mean / stdev if stdev > 0 else 0.0, lean)
 
 
-def _refused_sentence(failed: tuple[GateMargin, ...], nearest: GateMargin | None) -> str:
-    if len(failed) == 1:
-        return f"Only {failed[0].gate} refused, {_shortfall(failed[0])}."
+def _refused_sentence(
+    decision: Mapping[str, Any], failed: tuple[GateMargin, ...], nearest: GateMargin | None
+) -> str:
     names = ", ".join(gate.gate for gate in failed)
-    if nearest is None:
-        return f"All of {names} would have had to pass."
-    return (
-        f"All of {names} would have had to pass; the nearest was {nearest.gate}, "
-        f"{_shortfall(nearest)}."
-    )
-
-
-def _went_on(decision: Mapping[str, Any]) -> str:
-    """Say that an exit went on in spite of its refusal."""
+    if len(failed) == 1:
+        sentence = f"Only {names} refused, {_shortfall(failed[0])}."
+    elif nearest is None:
+        sentence = f"All of {names} would have had to pass."
+    else:
+        sentence = (
+            f"All of {names} would have had to pass; the nearest was {nearest.gate}, "
+            f"{_shortfall(nearest)}."
+        )
     is_exit = decision["action"] == Action.FLAT and verdict_of(decision)[1]
-    return " The FLAT went on all the same." if is_exit else ""
+    return f"{sentence} The FLAT went on all the same." if is_exit else sentence
 
 
 def _allowed_sentence(nearest: GateMargin | None) -> str:
@@ -327,6 +330,6 @@ def _distance(gate: GateMargin) -> str:
     distance = with_unit(gate.gate, abs(gate.margin))
     if gate.share is None:
         return distance
-    least = GATES[gate.gate].starts_at
-    above = f" above {least:g}" if least else ""
+    start = GATES[gate.gate].starts_at
+    above = f" above {start:g}" if start else ""
     return f"{distance} ({abs(gate.share):.1%} of its threshold{above})"
