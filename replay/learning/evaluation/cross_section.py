@@ -1,7 +1,8 @@
-"""Several assets at once: rank correlations by close, and what portfolio weights earned.
+"""Several assets at once: rank correlations by close, and the returns of portfolio weights.
 
-Each holds its weights for the same bars and pays the same fee for what it trades, drift included:
-between two decisions weights move with the prices, and going back costs. Figures are by day.
+The network and each rule hold their weights for the same bars and pay the same fee for what they
+trade, drift included: between two decisions weights move with the prices, and rebalancing costs.
+Figures are by day.
 
 The rules are docs/several.md, P29.
 """
@@ -20,10 +21,7 @@ from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.panel import Ids, Labelled
 from tracepaper.replay.learning.splits import SYMBOL_BITS
-from tracepaper.replay.learning.statistics import (
-    bootstrapped,
-    daily_sums,
-)
+from tracepaper.replay.learning.statistics import bootstrapped, daily_sums
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
 from tracepaper.strategies.errors import ConfigInvalid
@@ -35,19 +33,19 @@ RELATIVE = "relative"
 
 
 class AcrossAssets(NamedTuple):
-    """What a network over several assets says beside the forecasts of each.
+    """The answers of a network over several assets, beside the forecasts of each.
 
-    ``relative`` holds by horizon, in bars, the expected relative returns over the rows of that
-    horizon's forecasts; ``held`` what its weights and every rule's made, by name, empty where there
+    ``relative`` has by horizon, in bars, the expected relative return of each row of that horizon's
+    forecasts; ``held`` the returns of its weights and of every rule's, by name, empty where there
     was no decision.
     """
 
     relative: Mapping[int, Array]
     held: Mapping[str, Weighed]
 
-    def expected(self, found: HorizonForecasts) -> dict[str, Array]:
-        """Return all that ranks the assets at the horizon of *found*, by name, in its units."""
-        return {RELATIVE: self.relative[found.horizon], **found.means}
+    def expected(self, forecasts: HorizonForecasts) -> dict[str, Array]:
+        """Return the expected returns that rank the assets at a horizon, by name, in its units."""
+        return {RELATIVE: self.relative[forecasts.horizon], **forecasts.means}
 
 
 class CloseRanks(NamedTuple):
@@ -57,18 +55,20 @@ class CloseRanks(NamedTuple):
     days: NDArray[np.int64]
 
 
-def close_ranks(found: HorizonForecasts, expected: Array) -> CloseRanks:
+def close_ranks(forecasts: HorizonForecasts, expected: Array) -> CloseRanks:
     """Return Spearman's correlation of *expected* with realised log returns, close by close.
 
     *expected* are in the units of each row. A close counts where every asset has a row.
     """
-    order = np.argsort(found.keys)
-    _, counts = np.unique(found.keys[order] >> SYMBOL_BITS, return_counts=True)
+    order = np.argsort(forecasts.keys)
+    _, counts = np.unique(forecasts.keys[order] >> SYMBOL_BITS, return_counts=True)
     assets = int(counts.max())
     whole = counts == assets
     rows = order[np.repeat(whole, counts)].reshape(-1, assets).T  # [asset, close]
-    value = rank_correlations((expected * found.unit)[rows], (found.value * found.unit)[rows])
-    return CloseRanks(value, found.days[rows[0]])
+    value = rank_correlations(
+        (expected * forecasts.unit)[rows], (forecasts.value * forecasts.unit)[rows]
+    )
+    return CloseRanks(value, forecasts.days[rows[0]])
 
 
 def rank_correlations(expected: Array, realised: Array) -> Array:
@@ -79,15 +79,15 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
     first, second = (rankdata(values, axis=0) for values in (expected, realised))
     first, second = first - first.mean(axis=0), second - second.mean(axis=0)
     spread = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
-    found: Array = np.divide(
+    correlations: Array = np.divide(
         (first * second).sum(axis=0), spread, out=np.zeros(len(spread)), where=spread > 0
     )
-    return found
+    return correlations
 
 
 FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240
-"""Bars of the covariance that rules weigh by."""
+"""Bars from which the rules' covariance is estimated."""
 NETWORK: Final = "network"
 RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
 _BASIS_POINTS: Final = 1e4
@@ -98,7 +98,7 @@ WeightsAt = Callable[[Labelled, Ids], Array]
 
 @dataclass(frozen=True)
 class Weighed:
-    """What holding some weights made, decision by decision."""
+    """The returns of holding some weights, decision by decision."""
 
     net: Array  # [decision]: simple returns until the next one, less fees
     turnover: Array
@@ -107,7 +107,7 @@ class Weighed:
 
 
 class Weighing(NamedTuple):
-    """Decisions of one panel: what each asset made until the next one, and on which day."""
+    """The decisions of one panel: each asset's return until the next one, and the day."""
 
     labelled: Labelled
     rows: Ids
@@ -117,21 +117,22 @@ class Weighing(NamedTuple):
 
 def weighings(part: Sequence[Labelled], *, every: int, field: int) -> list[Weighing]:
     """Return the decisions of *part*, each with *field* bars before it and a known outcome."""
-    found = []
-    for one in part:
-        rows = one.panel.decisions(one.whole_rows(max(field, COVARIANCE_BARS + 1)), every)
-        within = one.samples[0].weights[:, one.samples[0].horizons.index(every)] > 0
-        rows = rows[within[rows]]
+    decisions = []
+    for labelled in part:
+        panel, samples = labelled.panel, labelled.samples[0]
+        rows = panel.decisions(labelled.whole_rows(max(field, COVARIANCE_BARS + 1)), every)
+        is_labelled = samples.weights[:, samples.horizons.index(every)] > 0
+        rows = rows[is_labelled[rows]]
         if len(rows):
-            times = one.panel.segments[0].open_time_ms[rows]
-            gains = np.expm1(one.panel.moves(every)[:, rows])
-            found.append(Weighing(one, rows, gains, times // DAY_MS))
-    return found
+            days = panel.segments[0].open_time_ms[rows] // DAY_MS
+            gains = np.expm1(panel.moves(every)[:, rows])
+            decisions.append(Weighing(labelled, rows, gains, days))
+    return decisions
 
 
 def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
-    """Return what holding *weights* made, net of fees; a panel begins with nothing held."""
-    parts = [_held(one, weights(one.labelled, one.rows)) for one in decisions]
+    """Return the returns of holding *weights*, net of fees; a panel begins without positions."""
+    parts = [_weighed_panel(panel, weights(panel.labelled, panel.rows)) for panel in decisions]
     return Weighed(
         *(
             np.concatenate([getattr(part, name) for part in parts])
@@ -140,33 +141,34 @@ def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
     )
 
 
-def _held(one: Weighing, weights: Array) -> Weighed:
-    """Return what *weights* [asset, decision] made of the decisions of one panel."""
-    made = (weights * one.gains).sum(axis=0)
-    drifted = weights * (1.0 + one.gains) / (1.0 + made)
+def _weighed_panel(decisions: Weighing, weights: Array) -> Weighed:
+    """Return the returns of *weights* [asset, decision] at the decisions of one panel."""
+    gross = (weights * decisions.gains).sum(axis=0)
+    drifted = weights * (1.0 + decisions.gains) / (1.0 + gross)
     before = np.concatenate([np.zeros((len(weights), 1)), drifted[:, :-1]], axis=1)
     turnover = np.abs(weights - before).sum(axis=0)
-    return Weighed(made - FEE * turnover, turnover, np.abs(weights).sum(axis=0), one.days)
+    net = gross - FEE * turnover
+    return Weighed(net, turnover, np.abs(weights).sum(axis=0), decisions.days)
 
 
 def rule_weights(rule: Rule) -> WeightsAt:
-    """Return what weighs by *rule* and the covariance of the last ``COVARIANCE_BARS``.
+    """Return the weights of *rule* over the covariance of the last ``COVARIANCE_BARS``.
 
-    Its weights are found anew at the first decision of each day, which is kinder to its costs.
+    They are computed at the first decision of each day, which favours the rule's costs.
     """
 
-    def found(one: Labelled, rows: Ids) -> Array:
-        segments = one.panel.segments
-        moves = np.diff(np.log(np.stack([s.close for s in segments])), axis=1)
+    def weights_at(labelled: Labelled, rows: Ids) -> Array:
+        segments = labelled.panel.segments
+        moves = np.diff(np.log(np.stack([segment.close for segment in segments])), axis=1)
         days = segments[0].open_time_ms[rows] // DAY_MS
         _, begins, place = np.unique(days, return_index=True, return_inverse=True)
-        held = [
+        daily = [
             allocate(rule, covariance(moves[:, row - COVARIANCE_BARS : row].T))
             for row in rows[begins].tolist()
         ]
-        return np.stack(held, axis=1)[:, place]
+        return np.stack(daily, axis=1)[:, place]
 
-    return found
+    return weights_at
 
 
 def rules_here() -> tuple[Rule, ...]:
@@ -179,29 +181,36 @@ def rules_here() -> tuple[Rule, ...]:
 
 
 def rules_weighed(decisions: Sequence[Weighing]) -> dict[str, Weighed]:
-    """Return what every rule that can be solved here made, by its name."""
+    """Return the returns of every rule that can be solved here, by its name."""
     return {rule.value: weighed(decisions, rule_weights(rule)) for rule in rules_here()}
 
 
-def weighed_figures(made: Mapping[str, Weighed]) -> dict[str, Any]:
-    """Return the figures of what weights made, the network's and every rule's, as a card has them.
+def weighed_figures(weighed_by: Mapping[str, Weighed]) -> dict[str, Any]:
+    """Return the figures of the network's weights and every rule's, as a card has them.
 
     Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
     """
-    own = made[NETWORK]
+    own = weighed_by[NETWORK]
     days = np.unique(own.days)
     return {
         "decisions": len(own.days),
         "days": len(days),
         "fee": FEE,
-        "net_bp_a_day": {name: _a_day(one.net, one.days) for name, one in made.items()},
-        "turnover_a_day": {
-            name: round(float(one.turnover.sum()) / len(days), 4) for name, one in made.items()
+        "net_bp_a_day": {
+            name: _a_day(weighed_one.net, weighed_one.days)
+            for name, weighed_one in weighed_by.items()
         },
-        "gross": {name: round(float(one.gross.mean()), 4) for name, one in made.items()},
+        "turnover_a_day": {
+            name: round(float(weighed_one.turnover.sum()) / len(days), 4)
+            for name, weighed_one in weighed_by.items()
+        },
+        "gross": {
+            name: round(float(weighed_one.gross.mean()), 4)
+            for name, weighed_one in weighed_by.items()
+        },
         "against_bp_a_day": {
-            name: _a_day(own.net - one.net, own.days)
-            for name, one in made.items()
+            name: _a_day(own.net - weighed_one.net, own.days)
+            for name, weighed_one in weighed_by.items()
             if name != NETWORK
         },
     }
@@ -211,27 +220,27 @@ def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
     """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
     daily = daily_sums(net[None] * _BASIS_POINTS, days, np.unique(days))  # [day, 1]
     counted = np.concatenate([daily, np.ones_like(daily)], axis=1)
-    found = bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1])
-    return [round(found.value, 3), round(found.error, 3)]
+    mean = bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1])
+    return [round(mean.value, 3), round(mean.error, 3)]
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
-    """Say what the weights made beside the rules, and where that says nothing."""
-    net, error = found["net_bp_a_day"][NETWORK]
-    days = found["days"]
-    if found["gross"][NETWORK] == 0.0:
-        return [f"It held nothing: its weights were 0 at all {found['decisions']} decisions."]
-    made = f"Its weights made {net:+.1f} basis points a day (± {error:.1f}) net of fees"
-    said = [f"{made} over {days} untouched days."]
+def sentences(figures: Mapping[str, Any]) -> list[str]:
+    """Compare the weights' return with the rules', and say where that proves nothing."""
+    net, error = figures["net_bp_a_day"][NETWORK]
+    days = figures["days"]
+    if figures["gross"][NETWORK] == 0.0:
+        return [f"It held nothing: its weights were 0 at all {figures['decisions']} decisions."]
+    result = f"Its weights made {net:+.1f} basis points a day (± {error:.1f}) net of fees"
+    lines = [f"{result} over {days} untouched days."]
     if days < FEW_DAYS:
-        said.append(f"{days} days say little of what weights are worth, whatever they made.")
-    for name, (difference, noise) in found["against_bp_a_day"].items():
+        lines.append(f"{days} days say little of what weights are worth, whatever they made.")
+    for name, (difference, noise) in figures["against_bp_a_day"].items():
         word = "did not beat"
         if difference > 2.0 * noise > 0.0 and days >= FEW_DAYS:
             word = "beat"
         elif difference < -2.0 * noise < 0.0:
             word = "were beaten by"
-        said.append(
+        lines.append(
             f"They {word} {name} weights: {difference:+.1f} basis points a day (± {noise:.1f})."
         )
-    return said
+    return lines

@@ -1,7 +1,7 @@
 """One model evaluated on one span, alone and compared with others on the same bars.
 
-Every other model is asked for the bars that the judged one answered, and held to the judged one's
-labels: features of another schema have another unit of return, which is taken out.
+Every other model forecasts the bars that the judged one answered, and is scored by the judged one's
+labels: features of another schema have another unit of return, which is divided out.
 
 The rules are docs/models.md, L54.
 """
@@ -28,18 +28,13 @@ from tracepaper.replay.learning.comparison import (
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import Answers, candle_estimator
 from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
-from tracepaper.replay.learning.evaluation.explained import (
-    JudgedPart,
-    daily_net,
-)
+from tracepaper.replay.learning.evaluation.explained import JudgedPart, daily_net
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.user_class import evaluate_own
 from tracepaper.replay.learning.openings import WHOLE, NamedSpan
 from tracepaper.replay.learning.samples import samples_in
 from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.stored_baselines import (
-    unfitted,
-)
+from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, interval_text
@@ -54,7 +49,7 @@ OWN: Final = "network"
 
 @dataclass(frozen=True)
 class Rival:
-    """What another model said of the bars of a judgement: forecasts by horizon, in bars."""
+    """Another model's forecasts of the bars of a judgement, by horizon in bars."""
 
     name: str
     forecasts: Mapping[int, HorizonForecasts]
@@ -64,7 +59,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class SpanJudgement:
-    """What one span says of a model. ``horizons`` hold forecasts beside what happened, by row."""
+    """The judgement of a model on one span; ``horizons`` have forecasts and outcomes, by row."""
 
     span: NamedSpan
     symbols: tuple[str, ...]
@@ -82,37 +77,38 @@ class SpanJudgement:
 
     @property
     def sentences(self) -> list[str]:
-        """What an honest reader must know."""
-        return [*self.judged.sentences, *self._explained(), *self.missing]
+        """The caveats."""
+        return [*self.judged.sentences, *self._explained_share(), *self.missing]
 
-    def _explained(self) -> list[str]:
-        """Say of how many days the figures of gates are, which are of the bars explained."""
-        if (seen := self.judged.explained) is None:
+    def _explained_share(self) -> list[str]:
+        """Say how many bars and days the gates' figures cover: those that were explained."""
+        if (explained := self.judged.explained) is None:
             return []
-        days = len(np.unique(seen.days))
-        said = (
-            f"The figures of gates are of the {len(seen.value):,} bars that were explained, on "
-            f"{days:,} of {self.days:,} days: evaluation.explained_bars takes more."
+        days = len(np.unique(explained.days))
+        bars = len(explained.value)
+        sentence = (
+            f"The figures of gates are of the {bars:,} bars that were explained, on {days:,} of "
+            f"{self.days:,} days: evaluation.explained_bars takes more."
         )
-        return [said]
+        return [sentence]
 
     @property
     def days(self) -> int:
         """How many calendar days were judged."""
-        return len(np.unique(np.concatenate([one.days for one in self.horizons])))
+        return len(np.unique(np.concatenate([forecasts.days for forecasts in self.horizons])))
 
     @property
     def from_ms(self) -> int:
         """The midnight of the first day judged."""
-        return int(min(one.days.min() for one in self.horizons)) * DAY_MS
+        return int(min(forecasts.days.min() for forecasts in self.horizons)) * DAY_MS
 
     @property
     def until_ms(self) -> int:
         """The midnight after the last day judged."""
-        return (int(max(one.days.max() for one in self.horizons)) + 1) * DAY_MS
+        return (int(max(forecasts.days.max() for forecasts in self.horizons)) + 1) * DAY_MS
 
     def net_by_day(self, rule: str) -> Array:
-        """Return what a rule of trading earned on each day, as log returns."""
+        """Return the net log return of a rule of trading on each day."""
         assert self.judged.explained is not None
         return daily_net(self.judged.explained, self.judged.rules[rule])
 
@@ -148,8 +144,8 @@ def judge_class(
 ) -> SpanJudgement:
     """Return the judgement of a user's class on *span* of the time after it was trained."""
     material, missing = _with_baselines(within(material, span))
-    found = evaluate_own(forecaster, material, horizon=horizon)
-    return SpanJudgement(span, material.symbols(Part.TEST), found, {}, missing)
+    judged = evaluate_own(forecaster, material, horizon=horizon)
+    return SpanJudgement(span, material.symbols(Part.TEST), judged, {}, missing)
 
 
 def within(material: Dataset, span: NamedSpan) -> Dataset:
@@ -158,10 +154,10 @@ def within(material: Dataset, span: NamedSpan) -> Dataset:
     Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
     """
     split = material.split
-    seen = NamedSpan("", None, split.calibration_until_ms).until
+    until = NamedSpan("", None, split.calibration_until_ms).until
     if span.from_ms is not None and span.from_ms < split.calibration_until_ms:
         raise ConfigInvalid(
-            f"The span {span.text} begins before {seen}, until when the model had seen all; judge "
+            f"The span {span.text} begins before {until}, until when the model had seen all; judge "
             "it on later time."
         )
     own = replace(
@@ -169,17 +165,17 @@ def within(material: Dataset, span: NamedSpan) -> Dataset:
         test_from_ms=split.test_from_ms if span.from_ms is None else span.from_ms,
         test_until_ms=split.test_until_ms if span.until_ms is None else span.until_ms,
     )
-    found = replace(material, split=own)
-    if not samples_in(found.segments, found.horizons, own, Part.TEST):
+    spanned = replace(material, split=own)
+    if not samples_in(spanned.segments, spanned.horizons, own, Part.TEST):
         raise ConfigInvalid(
             f"The candles hold no bar of the span {span.text} whose outcome is known; give candles "
             "of that time."
         )
-    return found
+    return spanned
 
 
 def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
-    """Return *material* with the baselines that can be had, and a sentence where most cannot."""
+    """Return *material* with its baselines, and a sentence where only unfitted ones remain."""
     if material.stored is not None or samples_in(
         material.segments, material.horizons, material.split, Part.TRAIN
     ):
@@ -193,7 +189,7 @@ def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
 
 Sureness = Callable[[SpanJudgement, HorizonForecasts], Array | None]
 MEASURES: Final[dict[str, Sureness]] = {}
-"""What could tell good bars from bad ones, by name: higher is surer, NaN where it is not known."""
+"""Measures of a model's sureness, by name: higher is surer, NaN where it is not known."""
 
 
 def measure(name: str) -> Callable[[Sureness], Sureness]:
@@ -202,78 +198,80 @@ def measure(name: str) -> Callable[[Sureness], Sureness]:
     Raises ``ConfigInvalid`` for a name that is taken.
     """
 
-    def known(of: Sureness) -> Sureness:
+    def register(function: Sureness) -> Sureness:
         if name in MEASURES:
             raise ConfigInvalid(f"There is a measure called {name} already.")
-        MEASURES[name] = of
-        return of
+        MEASURES[name] = function
+        return function
 
-    return known
+    return register
 
 
 @measure("entropy")
-def _entropy(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
-    seen = judgement.judged.explained
-    if seen is None or "confidence" not in seen.measures:
+def _entropy(judgement: SpanJudgement, forecasts: HorizonForecasts) -> Array | None:
+    explained = judgement.judged.explained
+    if explained is None or "confidence" not in explained.measures:
         return None
-    return _looked_up(found.keys, seen.keys, seen.measures["confidence"])
+    return _values_at(forecasts.keys, explained.keys, explained.measures["confidence"])
 
 
 @measure("margin")
-def _margin(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
+def _margin(judgement: SpanJudgement, forecasts: HorizonForecasts) -> Array | None:
     if "probabilities" not in judgement.judged.given:
         return None
-    shares = figures.probabilities(found.logits, 1.0)
+    shares = figures.probabilities(forecasts.logits, 1.0)
     margin: Array = np.abs(shares[:, 2] - shares[:, 0]) / (shares[:, 2] + shares[:, 0])
     return margin
 
 
 @measure("mean_over_scale")
-def _mean_over_scale(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
+def _mean_over_scale(judgement: SpanJudgement, forecasts: HorizonForecasts) -> Array | None:
     if not {"mean_return", "stdev_return"} <= judgement.judged.given:
         return None
-    return np.abs(found.mean) / found.scale
+    return np.abs(forecasts.mean) / forecasts.scale
 
 
 @measure("predicted_calm")
-def _predicted_calm(judgement: SpanJudgement, found: HorizonForecasts) -> Array | None:
-    return -found.variances[OWN] if "volatility" in judgement.judged.given else None
+def _predicted_calm(judgement: SpanJudgement, forecasts: HorizonForecasts) -> Array | None:
+    return -forecasts.variances[OWN] if "volatility" in judgement.judged.given else None
 
 
-def _looked_up(wanted: NDArray[np.int64], keys: NDArray[np.int64], values: Array) -> Array:
-    """Return the value of each *wanted* key among *keys*; NaN where it is none of them."""
+def _values_at(wanted: NDArray[np.int64], keys: NDArray[np.int64], values: Array) -> Array:
+    """Return the value at each *wanted* key; NaN where it is not among *keys*."""
     order = np.argsort(keys)
     place = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
     at = order[place]
     return np.where(keys[at] == wanted, values[at], np.nan)
 
 
-# --- what a bar costs if it is answered
+# --- the loss of each bar that is answered
 
 
 Risk = Callable[[HorizonForecasts], Array]
 
 
-def sign_risk(found: HorizonForecasts, mean: Array | None = None) -> Array:
-    """Return 1 where the sign was wrong, 0 where right; a half where nothing was said or moved.
+def sign_risk(forecasts: HorizonForecasts, mean: Array | None = None) -> Array:
+    """Return 1 where the sign of *mean* was wrong, 0 where right, a half where either is 0.
 
-    Of *mean*, by default the model's own.
+    *mean* is the model's own by default.
     """
-    return figures.sign_risk(found.mean if mean is None else mean, found.value)
+    return figures.sign_risk(forecasts.mean if mean is None else mean, forecasts.value)
 
 
-def qlike_rank(found: HorizonForecasts) -> Array:
-    """Return the rank from 0 to 1 of each bar's QLIKE among all: one crash is no more than last."""
-    loss = figures.qlike_of(found.variances[OWN], found.variance)
+def qlike_rank(forecasts: HorizonForecasts) -> Array:
+    """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
+    loss = figures.qlike_of(forecasts.variances[OWN], forecasts.variance)
     ranks: Array = np.argsort(np.argsort(loss, kind="stable"), kind="stable") / max(
         len(loss) - 1, 1
     )
     return ranks
 
 
-def interval_miss(found: HorizonForecasts) -> Array:
+def interval_miss(forecasts: HorizonForecasts) -> Array:
     """Return 1 where the return lay outside the 90 % interval, else 0."""
-    return 1.0 - figures.inside(found.mean, found.scale, found.dof, found.value, figures.COVERAGE)
+    return 1.0 - figures.inside(
+        forecasts.mean, forecasts.scale, forecasts.dof, forecasts.value, figures.COVERAGE
+    )
 
 
 RISKS: Final[Mapping[str, tuple[str, frozenset[str], Risk]]] = {
@@ -283,7 +281,7 @@ RISKS: Final[Mapping[str, tuple[str, frozenset[str], Risk]]] = {
         "90 % interval missed", frozenset({"mean_return", "stdev_return"}), interval_miss
     ),
 }  # fmt: skip
-"""What a bar costs if it is answered: words, the measures of the model that it needs, and how."""
+"""Losses of a bar that is answered: words, the measures of the model that each needs, and how."""
 
 Losses = Callable[[HorizonForecasts], Mapping[str, Array]]
 LOSSES: Final[Mapping[str, tuple[str, str, Losses]]] = {
@@ -298,22 +296,23 @@ LOSSES: Final[Mapping[str, tuple[str, str, Losses]]] = {
         sign_losses,
     ),
 }
-"""Losses that forecasters are compared by: words, the measure that it needs, and each one's."""
+"""Losses by which forecasters are compared: words, the measure that each needs, and the losses."""
 
 
 def _probability_losses(
-    of: Callable[[Array, NDArray[np.int64]], Array], one: HorizonForecasts
+    loss: Callable[[Array, NDArray[np.int64]], Array], forecasts: HorizonForecasts
 ) -> Mapping[str, Array]:
-    probability = figures.probabilities(one.logits, 1.0)
-    usual = figures.climatology(one.classes, probability.shape[1])
-    return {OWN: of(probability, one.classes), "climatology": of(usual, one.classes)}
+    classes = forecasts.classes
+    probability = figures.probabilities(forecasts.logits, 1.0)
+    usual = figures.climatology(classes, probability.shape[1])
+    return {OWN: loss(probability, classes), "climatology": loss(usual, classes)}
 
 
 REFERENCED: Final[Mapping[str, tuple[str, str, Losses]]] = {
     "brier": ("Brier score", "probabilities", partial(_probability_losses, figures.brier_of)),
     "log_loss": ("Log loss", "probabilities", partial(_probability_losses, figures.log_loss_of)),
 }
-"""Losses that stand beside a reference alone: no baseline names probabilities."""
+"""Losses that are compared with a reference alone: no baseline gives probabilities."""
 
 
 def rival_checkpoint(
@@ -321,34 +320,34 @@ def rival_checkpoint(
     card: Mapping[str, Any],
     tensors: Mapping[str, Any],
     material: Dataset,
-    of: SpanJudgement,
+    judgement: SpanJudgement,
 ) -> Rival:
-    """Return what a checkpoint says of the bars that *of* judged, of the same interval.
+    """Return a checkpoint's forecasts of the bars of *judgement*, of the same interval.
 
     Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
     """
     try:
         estimator = candle_estimator(card)
-        same = estimator.arrange(_same_bars(material, of, of.span))
-        found = estimator.load(card, tensors).answers(same, Part.TEST)
+        same = estimator.arrange(_same_bars(material, judgement, judgement.span))
+        answers = estimator.load(card, tensors).answers(same, Part.TEST)
     except (ConfigInvalid, DataInvalid) as error:
-        raise _refused(name, error) from None
-    return _rival(name, found, of)
+        raise _compare_error(name, error) from None
+    return _rival(name, answers, judgement)
 
 
 def rival_class(
-    name: str, forecaster: UserForecaster, material: Dataset, of: SpanJudgement
+    name: str, forecaster: UserForecaster, material: Dataset, judgement: SpanJudgement
 ) -> Rival:
-    """Return what a user's class says of the bars that *of* judged; raise as for a checkpoint."""
+    """Return the forecasts of a user's class for the bars of *judgement*; raises likewise."""
     try:
-        same = _same_bars(material, of, of.span)
-        found = evaluate_own(forecaster, same, horizon=material.horizons[0])
+        same = _same_bars(material, judgement, judgement.span)
+        judged = evaluate_own(forecaster, same, horizon=material.horizons[0])
     except (ConfigInvalid, DataInvalid) as error:
-        raise _refused(name, error) from None
-    return _rival(name, Answers(found.forecasts, found.given), of)
+        raise _compare_error(name, error) from None
+    return _rival(name, Answers(judged.forecasts, judged.given), judgement)
 
 
-def _refused(name: str, error: Exception) -> ConfigInvalid:
+def _compare_error(name: str, error: Exception) -> ConfigInvalid:
     return ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.")
 
 
@@ -361,14 +360,15 @@ def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
         )
 
 
-def _same_bars(data: Dataset, of: SpanJudgement, span: NamedSpan) -> Dataset:
-    """Return *data* of the bars that *of* judged alone, beside what needs no fitting."""
-    if not set(data.horizons) & {one.horizon for one in of.horizons}:
+def _same_bars(data: Dataset, judgement: SpanJudgement, span: NamedSpan) -> Dataset:
+    """Return *data* of the judged bars alone, with the baselines that need no fitting."""
+    judged = [forecasts.horizon for forecasts in judgement.horizons]
+    if not set(data.horizons) & set(judged):
         raise ConfigInvalid(
             f"it forecasts {_listed(data.horizons)} bars ahead, and the judged model "
-            f"{_listed([one.horizon for one in of.horizons])}; name models of a common horizon"
+            f"{_listed(judged)}; name models of a common horizon"
         )
-    keys = np.unique(np.concatenate([one.keys for one in of.horizons]))
+    keys = np.unique(np.concatenate([forecasts.keys for forecasts in judgement.horizons]))
     return replace(within(data, span), stored=unfitted(), only=keys)
 
 
@@ -376,30 +376,29 @@ def _listed(horizons: Sequence[int]) -> str:
     return ", ".join(map(str, horizons))
 
 
-def _rival(name: str, found: Answers, of: SpanJudgement) -> Rival:
-    wanted = {one.horizon for one in of.horizons}
-    shared = {one.horizon: one for one in found.forecasts if one.horizon in wanted}
-    return Rival(name, shared, found.measures, found.across)
+def _rival(name: str, answers: Answers, judgement: SpanJudgement) -> Rival:
+    judged = {forecasts.horizon for forecasts in judgement.horizons}
+    shared = {each.horizon: each for each in answers.forecasts if each.horizon in judged}
+    return Rival(name, shared, answers.measures, answers.across)
 
 
 # --- side by side
 
 
-def compared_with(of: SpanJudgement, loss: str, horizon: int) -> dict[str, DayDifference]:
+def compared_with(judgement: SpanJudgement, loss: str, horizon: int) -> dict[str, DayDifference]:
     """Return the judged model's *loss* less each other's, by name, Holm over the others.
 
-    Left out are models of which either gives nothing that the loss is of.
+    A model is left out where it or the judged one does not give the measure that the loss needs.
     """
     _, needs, losses = LOSSES[loss]
-    own = next(one for one in of.horizons if one.horizon == horizon)
-    found = {}
-    for rival in of.beside:
-        if horizon not in rival.forecasts or needs not in of.judged.given & rival.given:
+    own = next(each for each in judgement.horizons if each.horizon == horizon)
+    differences = {}
+    for rival in judgement.beside:
+        if horizon not in rival.forecasts or needs not in judgement.judged.given & rival.given:
             continue
-        pair = on_same_bars(own, rival.forecasts[horizon])
-        first, second = (losses(one)[OWN] for one in pair)
-        found[rival.name] = difference(first, second, pair[0].days)
-    return corrected(found)
+        mine, theirs = on_same_bars(own, rival.forecasts[horizon])
+        differences[rival.name] = difference(losses(mine)[OWN], losses(theirs)[OWN], mine.days)
+    return corrected(differences)
 
 
 def on_same_bars(

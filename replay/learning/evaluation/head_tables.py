@@ -33,8 +33,8 @@ from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.tails import (
     SIDE_WORDS,
     Breaches,
-    TailSaid,
-    held,
+    RiskForecast,
+    count_breaches,
     value_at_risk,
 )
 from tracepaper.replay.learning.evaluation.user_class import OF_MODEL
@@ -77,8 +77,8 @@ def _breaches(one: FurtherForecasts) -> Iterator[Breaches]:
         for place, share in enumerate(SHARES):
             limit, expected = said[:, at, place].T
             lost = sign * one.labels["returns"]
-            yield held(
-                TailSaid(one.horizon, tail, share, lost, limit, expected), one.keys, one.days
+            yield count_breaches(
+                RiskForecast(one.horizon, tail, share, lost, limit, expected), one.keys, one.days
             )
 
 

@@ -1,12 +1,12 @@
-"""Value at risk and expected shortfall: calibrated, and compared with what came.
+"""Value at risk and expected shortfall: calibrated, and compared with the losses that followed.
 
-A Student t that covers 90 % of returns may say too little of the worst hundredth. So on the
-calibration slice each tail's distance from the mean is multiplied by what makes as many losses pass
-it as were said, and the shortfall's by what the losses beyond came to.
+Both are figures of the forecast's Student t: the loss that a share of all exceed, and the mean of
+those that do. A Student t that covers 90 % of returns may understate the worst hundredth. So the
+calibration slice scales each tail's distance from the mean until the right share of losses exceeds
+it, and the shortfall's until it is the mean of those.
 
-Both follow from the forecast's Student t: the return that a share of all fall below, and the mean
-of those that do. Whether they came as often as said is Kupiec's test (1995), whether one follows
-another more often than chance Christoffersen's (1998); both on bars that share no future.
+Kupiec's test (1995) asks whether breaches are as frequent as forecast, Christoffersen's (1998)
+whether one follows another more often than chance; both on bars that share no future.
 
 The rules are docs/models.md, L56.
 """
@@ -23,22 +23,20 @@ from scipy import special, stats
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
-from tracepaper.replay.learning.statistics import (
-    DailyEstimate,
-)
+from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import SHARES
 
 TAILS: Final = "tails"
 """``[calibration.tails]``: by horizon and side, a pair of factors for each of ``SHARES``."""
 SIDES: Final = {"long": -1.0, "short": 1.0}
-"""Which returns a position loses by: the sign that they have."""
+"""The sign of the returns by which each side loses."""
 BREACHES_LEAST: Final = 5
-"""Fewer losses that share no future do not say where a value at risk lies: it is left as it was."""
+"""With fewer losses that share no future a value at risk is not calibrated."""
 
 
 class Tail(NamedTuple):
-    """The losses of one side that came, and what was said of a share of them: all over [row]."""
+    """One side's realised losses and its forecast tail, each [row]."""
 
     lost: Array
     mean: Array
@@ -65,21 +63,26 @@ def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tu
     return location + scale * edge, location + scale * beyond
 
 
-def tail_of(one: HorizonForecasts, side: str, share: float) -> Tail:
-    """Return one side's losses, and what the Student t says of them."""
+def tail_of(forecasts: HorizonForecasts, side: str, share: float) -> Tail:
+    """Return forecasts side's losses, and the tail of the Student t."""
     sign = SIDES[side]
-    mean = sign * one.mean
-    return Tail(sign * one.value, mean, *value_at_risk(mean, one.scale, one.dof, share))
+    mean = sign * forecasts.mean
+    return Tail(
+        sign * forecasts.value, mean, *value_at_risk(mean, forecasts.scale, forecasts.dof, share)
+    )
 
 
-def tail_factors(every: Sequence[HorizonForecasts]) -> dict[str, Any]:
+def tail_factors(horizons: Sequence[HorizonForecasts]) -> dict[str, Any]:
     """Return ``[calibration.tails]`` of the calibration slice's forecasts."""
     return {
-        str(one.horizon): {
-            side: [_factors(tail_of(one, side, share), share, one.horizon) for share in SHARES]
+        str(forecasts.horizon): {
+            side: [
+                _factors(tail_of(forecasts, side, share), share, forecasts.horizon)
+                for share in SHARES
+            ]
             for side in SIDES
         }
-        for one in every
+        for forecasts in horizons
     }
 
 
@@ -88,65 +91,71 @@ def _factors(tail: Tail, share: float, horizon: int) -> list[float]:
         return [1.0, 1.0]
     distance = tail.lost - tail.mean
     ratio = distance / (tail.limit - tail.mean)
-    # With the higher of two rows no more than the share lie beyond.
+    # The higher of two rows leaves no more than the share beyond it.
     limit = max(float(np.quantile(ratio, 1.0 - share, method="higher")), 0.0)
     beyond = ratio > limit
     if not beyond.any():
         return [1.0, 1.0]
-    said = (tail.expected - tail.mean)[beyond]
-    return [rounded(limit), rounded(float((distance[beyond] / said).mean()))]
+    forecast = (tail.expected - tail.mean)[beyond]
+    return [rounded(limit), rounded(float((distance[beyond] / forecast).mean()))]
 
 
 def calibrated(
-    one: HorizonForecasts, side: str, place: int, factors: Mapping[str, Any] | None
+    forecasts: HorizonForecasts, side: str, place: int, factors: Mapping[str, Any] | None
 ) -> Tail | None:
     """Return a tail at ``SHARES[place]`` by the *factors* of a card; None where it has none."""
-    known = (factors or {}).get(str(one.horizon))
+    known = (factors or {}).get(str(forecasts.horizon))
     if known is None:
         return None
-    return tail_of(one, side, SHARES[place]).scaled(known[side][place])
+    return tail_of(forecasts, side, SHARES[place]).scaled(known[side][place])
 
 
 SIDE_WORDS: Final = {"of a long position": -1.0, "of a short position": 1.0}
-"""Which returns lose: by the sign that they have."""
+"""The sign of the returns by which each side loses, by its words in a table."""
 _SYMBOL: Final = 1 << 32
-"""Keys are places in time, times it, and a symbol."""
+"""A key is its bar's number times this, plus the number of its symbol."""
 
 
 class Breaches(NamedTuple):
-    """What came of one value at risk."""
+    """The breaches of forecasts value at risk, and their tests."""
 
     horizon: int  # bars
     tail: str
-    share: float  # that was to lie beyond
-    came: DailyEstimate  # that did, of all bars
-    bars: int  # that share no future
+    share: float  # forecast to lie beyond
+    came: DailyEstimate  # the share of all bars that did
+    bars: int  # bars that share no future
     often: float | None  # p of Kupiec's test
     apart: float | None  # p of Christoffersen's
     shortfall: DailyEstimate | None  # mean of breaches ÷ the expected shortfall; 1 is right
 
 
 def breaches_of(
-    one: HorizonForecasts, factors: Mapping[str, Any] | None = None, *, is_calibrated: bool = False
+    forecasts: HorizonForecasts,
+    factors: Mapping[str, Any] | None = None,
+    *,
+    is_calibrated: bool = False,
 ) -> Iterator[Breaches]:
-    """Yield what came of each tail's value at risk at the shares ``SHARES``.
+    """Yield the breaches of each side's value at risk at the shares ``SHARES``.
 
-    With *is_calibrated* by the *factors* of the card's tails; none where it has no such horizon.
+    With *is_calibrated* the tails are scaled by the card's *factors*; a horizon without them is
+    left out.
     """
     for words, side in zip(SIDE_WORDS, SIDES, strict=True):
         for place, share in enumerate(SHARES):
             tail = (
-                calibrated(one, side, place, factors)
+                calibrated(forecasts, side, place, factors)
                 if is_calibrated
-                else tail_of(one, side, share)
+                else tail_of(forecasts, side, share)
             )
             if tail is not None:
-                said = TailSaid(one.horizon, words, share, tail.lost, tail.limit, tail.expected)
-                yield held(said, one.keys, one.days)
+                risk = RiskForecast(
+                    forecasts.horizon, words, share, tail.lost, tail.limit, tail.expected
+                )
+                yield count_breaches(risk, forecasts.keys, forecasts.days)
 
 
-class TailSaid(NamedTuple):
-    """One value at risk with its expected shortfall, and the losses that came: all over [row]."""
+class RiskForecast(NamedTuple):
+    """One value at risk with its expected shortfall, and the realised losses, each [row]."""
 
     horizon: int
     tail: str
@@ -156,19 +165,21 @@ class TailSaid(NamedTuple):
     expected: Array
 
 
-def held(said: TailSaid, keys: NDArray[np.int64], days: NDArray[np.int64]) -> Breaches:
-    """Return what came of a value at risk; *keys* [row] are those of ``Segment.keys``."""
-    alone = without_overlap(keys, said.horizon)
-    beyond = said.lost > said.limit
-    ratio = said.lost / said.expected
+def count_breaches(
+    risk: RiskForecast, keys: NDArray[np.int64], days: NDArray[np.int64]
+) -> Breaches:
+    """Count and test the losses beyond a value at risk; *keys* [row] are ``Segment.keys``."""
+    alone = without_overlap(keys, risk.horizon)
+    beyond = risk.lost > risk.limit
+    ratio = risk.lost / risk.expected
     return Breaches(
-        said.horizon,
-        said.tail,
-        said.share,
+        risk.horizon,
+        risk.tail,
+        risk.share,
         figures.mean(beyond.astype(np.float64), days),
         len(alone),
-        kupiec(beyond[alone], said.share),
-        christoffersen(beyond[alone], follows(keys[alone], said.horizon)),
+        kupiec(beyond[alone], risk.share),
+        christoffersen(beyond[alone], follows(keys[alone], risk.horizon)),
         figures.mean(ratio[beyond], days[beyond]) if beyond.any() else None,
     )
 
@@ -176,30 +187,32 @@ def held(said: TailSaid, keys: NDArray[np.int64], days: NDArray[np.int64]) -> Br
 def without_overlap(keys: NDArray[np.int64], horizon: int) -> NDArray[np.int64]:
     """Return rows of which no two of a symbol share a future bar, by symbol and time."""
     order = np.lexsort((keys // _SYMBOL, keys % _SYMBOL))
-    found: NDArray[np.int64] = order[keys[order] // _SYMBOL % horizon == 0]
-    return found
+    rows: NDArray[np.int64] = order[keys[order] // _SYMBOL % horizon == 0]
+    return rows
 
 
 def follows(keys: NDArray[np.int64], horizon: int) -> NDArray[np.bool_]:
-    """Return of each row but the first whether it follows the row before without a gap."""
-    same = keys[1:] % _SYMBOL == keys[:-1] % _SYMBOL
-    found: NDArray[np.bool_] = same & (keys[1:] // _SYMBOL - keys[:-1] // _SYMBOL == horizon)
-    return found
+    """Return for each row but the first whether it follows the row before without a gap."""
+    is_same_symbol = keys[1:] % _SYMBOL == keys[:-1] % _SYMBOL
+    is_next = keys[1:] // _SYMBOL - keys[:-1] // _SYMBOL == horizon
+    adjacent: NDArray[np.bool_] = is_same_symbol & is_next
+    return adjacent
 
 
 def kupiec(beyond: NDArray[np.bool_], share: float) -> float | None:
-    """Return how likely chance alone makes so many, if a *share* is right; None without rows."""
-    count, came = len(beyond), int(beyond.sum())
+    """Return Kupiec's p value: of so many breaches if *share* is right; None without rows."""
+    count, breaches = len(beyond), int(beyond.sum())
     if not count:
         return None
-    said = _likelihood(came, count, share)
-    return float(stats.chi2.sf(max(2.0 * (_likelihood(came, count, came / count) - said), 0.0), 1))
+    forecast = _likelihood(breaches, count, share)
+    realised = _likelihood(breaches, count, breaches / count)
+    return float(stats.chi2.sf(max(2.0 * (realised - forecast), 0.0), 1))
 
 
 def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> float | None:
-    """Return how likely chance alone makes breaches follow one another as these do.
+    """Return Christoffersen's p value: of breaches that follow one another as these do by chance.
 
-    *in_turn* says of each row but the first whether it follows the row before. None where no row
+    *in_turn* says for each row but the first whether it follows the row before. None where no row
     follows a breach, or nothing was one.
     """
     before, after = beyond[:-1][in_turn], beyond[1:][in_turn]
@@ -212,6 +225,6 @@ def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> flo
     return float(stats.chi2.sf(max(2.0 * (apart - together), 0.0), 1))
 
 
-def _likelihood(came: int, count: int, share: float) -> float:
-    """Return the log likelihood of *came* of *count* at a *share*."""
-    return float(special.xlogy(came, share) + special.xlogy(count - came, 1.0 - share))
+def _likelihood(breaches: int, count: int, share: float) -> float:
+    """Return the log likelihood of *breaches* of *count* at a *share*."""
+    return float(special.xlogy(breaches, share) + special.xlogy(count - breaches, 1.0 - share))

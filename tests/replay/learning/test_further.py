@@ -23,7 +23,7 @@ from tracepaper.replay.learning.evaluation.auxiliary_heads import (
     further_sentences,
     levels_of,
 )
-from tracepaper.replay.learning.evaluation.tails import SIDE_WORDS, TailSaid, held
+from tracepaper.replay.learning.evaluation.tails import SIDE_WORDS, RiskForecast, count_breaches
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
 from tracepaper.replay.learning.losses import ADDED, added
 from tracepaper.replay.learning.samples import (
@@ -272,16 +272,16 @@ def test_the_tails_follow_a_planted_volatility(judged: FurtherForecasts) -> None
         for chosen in (is_wild, ~is_wild):
             lost = sign * judged.labels["returns"][chosen]
             limit, expected = tails[chosen, at, 1].astype(np.float64).T
-            given = TailSaid(5, tail, 0.05, lost, limit, expected)
-            found = held(given, judged.keys[chosen], judged.days[chosen])
+            given = RiskForecast(5, tail, 0.05, lost, limit, expected)
+            found = count_breaches(given, judged.keys[chosen], judged.days[chosen])
             assert 0.02 < found.came.value < 0.09
             assert found.shortfall is not None
             assert 0.75 < found.shortfall.value < 1.3
     # One that ignores the hour is passed too often where it is wild: the same test says so.
     flat = np.full(is_wild.sum(), np.median(tails[:, 0, 1, 0]) * 0.7)
     lost = -judged.labels["returns"][is_wild]
-    given = TailSaid(5, "of a long position", 0.05, lost, flat, flat)
-    assert (held(given, judged.keys[is_wild], judged.days[is_wild]).often or 0.0) < 0.01
+    given = RiskForecast(5, "of a long position", 0.05, lost, flat, flat)
+    assert (count_breaches(given, judged.keys[is_wild], judged.days[is_wild]).often or 0.0) < 0.01
 
 
 def test_drawdown_and_path_cover_what_came(judged: FurtherForecasts) -> None:
