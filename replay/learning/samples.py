@@ -44,13 +44,13 @@ Labels = Mapping[str, Column]
 
 
 class Label(NamedTuple):
-    """Something that is learnt at each bar, by its name."""
+    """A quantity that a network learns at each bar, by its name."""
 
     name: str
     of: Callable[[Segment, int], Column]
     """The label of every bar of a segment for a horizon, in bars: [time]."""
     missing: float
-    """What stands for it in a batch where it is not known; no loss is taken there."""
+    """Its value in a batch where it is not known; no loss is taken there."""
     head: str = ""
     """The head that learns from it, where not every network has one."""
     width: int = 0
@@ -60,21 +60,21 @@ class Label(NamedTuple):
 LABELS: Final[dict[str, Label]] = {}
 """Every label by its name."""
 
-_OfBars = Callable[[Segment, int], Column]
+_LabelFunction = Callable[[Segment, int], Column]
 
 
 def label(
     name: str, *, missing: float, head: str = "", width: int = 0
-) -> Callable[[_OfBars], _OfBars]:
-    """Register what computes a label; raise ``ConfigInvalid`` for a name that is taken."""
+) -> Callable[[_LabelFunction], _LabelFunction]:
+    """Register the function of a label; raise ``ConfigInvalid`` for a name that is taken."""
 
-    def known(of: _OfBars) -> _OfBars:
+    def register(function: _LabelFunction) -> _LabelFunction:
         if name in LABELS:
             raise ConfigInvalid(f"There is a label called {name} already.")
-        LABELS[name] = Label(name, of, missing, head, width)
-        return of
+        LABELS[name] = Label(name, function, missing, head, width)
+        return function
 
-    return known
+    return register
 
 
 def wanted_labels(heads: Collection[str] = ()) -> dict[str, Label]:
@@ -85,7 +85,7 @@ def wanted_labels(heads: Collection[str] = ()) -> dict[str, Label]:
 def targets(
     segment: Segment, horizons: Sequence[int], heads: Collection[str] = ()
 ) -> dict[str, Column]:
-    """Return every label of ``wanted_labels`` of every bar of *segment* for each horizon, in bars.
+    """Return the ``wanted_labels`` of every bar of *segment* for each horizon, in bars.
 
     Each is [time, horizon], or [time, horizon, width].
     """
@@ -98,12 +98,12 @@ def targets(
 @label("returns", missing=0.0)
 def scaled_return(segment: Segment, horizon: int) -> NDArray[np.float32]:
     """Return the return to *horizon* in units of σ √h, cut at ``RETURN_LIMIT``."""
-    found = np.full(len(segment), np.nan, dtype=np.float32)
+    column = np.full(len(segment), np.nan, dtype=np.float32)
     known = max(len(segment) - horizon, 0)
     logs = np.log(segment.close)
     scale = segment.sigma[:known] * np.sqrt(horizon)
-    found[:known] = np.clip((logs[horizon:] - logs[:known]) / scale, -RETURN_LIMIT, RETURN_LIMIT)
-    return found
+    column[:known] = np.clip((logs[horizon:] - logs[:known]) / scale, -RETURN_LIMIT, RETURN_LIMIT)
+    return column
 
 
 @label("direction", missing=NO_LABEL)
@@ -115,15 +115,15 @@ def direction(segment: Segment, horizon: int) -> NDArray[np.int64]:
 @label("variance", missing=1.0)
 def realised_variance(segment: Segment, horizon: int) -> NDArray[np.float32]:
     """Return the variance of the one-bar returns to *horizon* in units of σ² h, floored."""
-    found = np.full(len(segment), np.nan, dtype=np.float32)
+    column = np.full(len(segment), np.nan, dtype=np.float32)
     known = max(len(segment) - horizon, 0)
     logs = np.log(segment.close)
     moves = np.diff(logs, prepend=logs[0])
     squares = np.concatenate([[0.0], np.cumsum(moves * moves)])
     scale = segment.sigma[:known] * np.sqrt(horizon)
     realised = squares[horizon + 1 :][:known] - squares[1 : known + 1]
-    found[:known] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
-    return found
+    column[:known] = np.clip(realised / scale**2, VARIANCE_FLOOR, RETURN_LIMIT**2)
+    return column
 
 
 @label("drawdown", missing=0.0, head="drawdown")
@@ -132,7 +132,7 @@ def drawdown(segment: Segment, horizon: int) -> NDArray[np.float32]:
 
     The close of the bar itself is the first; cut at ``RETURN_LIMIT``.
     """
-    found = np.full(len(segment), np.nan, dtype=np.float32)
+    column = np.full(len(segment), np.nan, dtype=np.float32)
     known = max(len(segment) - horizon, 0)
     logs = np.log(segment.close)
     highest, most = logs[:known].copy(), np.zeros(known)
@@ -140,8 +140,8 @@ def drawdown(segment: Segment, horizon: int) -> NDArray[np.float32]:
         close = logs[step : step + known]
         np.maximum(highest, close, out=highest)
         np.maximum(most, highest - close, out=most)
-    found[:known] = np.minimum(most / (segment.sigma[:known] * np.sqrt(horizon)), RETURN_LIMIT)
-    return found
+    column[:known] = np.minimum(most / (segment.sigma[:known] * np.sqrt(horizon)), RETURN_LIMIT)
+    return column
 
 
 def path_steps(horizon: int) -> tuple[int, ...]:
@@ -175,7 +175,7 @@ def uniqueness(labelled: NDArray[np.bool_], horizon: int) -> Array:
     starts = np.flatnonzero(labelled)
     np.add.at(alive, starts + 1, 1.0)
     np.add.at(alive, starts + 1 + horizon, -1.0)
-    # Labels that begin count up and those that end count down: the sum is how many are alive.
+    # +1 where a label begins and -1 where it ends: the running sum counts those alive.
     share = 1.0 / np.maximum(np.cumsum(alive), 1.0)
     total = np.concatenate([[0.0], np.cumsum(share)])
     weights = np.zeros(count)
@@ -196,7 +196,7 @@ class Batch:
     positions: Tensor
 
     def pieces(self, size: int) -> list[Batch]:
-        """Return it cut into batches of at most *size* each: views."""
+        """Split the batch into views of at most *size* samples each."""
         labels = [
             dict(zip(self.labels, parts, strict=True))
             for parts in zip(*(label.split(size) for label in self.labels.values()), strict=True)
@@ -213,7 +213,7 @@ class Samples:
     horizons: tuple[int, ...]
     labels: Labels
     weights: NDArray[np.float32]
-    start: int  # rows from start until stop may be seen
+    start: int  # the network may see rows from start until stop
     stop: int
 
 
@@ -228,10 +228,10 @@ def samples_of(
 
     Raises ``DataInvalid`` where there is none.
     """
-    found = samples_in(segments, horizons, split, part, labels)
-    if not found:
+    samples = samples_in(segments, horizons, split, part, labels)
+    if not samples:
         raise DataInvalid(f"The {part.value} part holds no labelled bar; move the split's dates.")
-    return found
+    return samples
 
 
 def samples_in(
@@ -242,7 +242,7 @@ def samples_in(
     labels: Callable[[Segment, Sequence[int]], Labels] = targets,
 ) -> list[Samples]:
     """Return the labelled samples of *part*, if there are any; *labels* are those of a segment."""
-    found = []
+    samples = []
     for segment in segments:
         mask = split.labelled(segment, horizons, part)
         if not mask.any():
@@ -252,7 +252,7 @@ def samples_in(
             axis=1,
         ).astype(np.float32)
         rows = np.flatnonzero(mask.any(axis=1))
-        found.append(
+        samples.append(
             Samples(
                 segment,
                 tuple(horizons),
@@ -262,7 +262,7 @@ def samples_in(
                 int(rows[-1]) + 1,
             )
         )
-    return found
+    return samples
 
 
 def first_position(segment: Segment, row: int) -> int:
@@ -273,8 +273,8 @@ def first_position(segment: Segment, row: int) -> int:
 class Chunks:
     """Batches of chunks of *length* bars; each epoch cuts every segment at another phase.
 
-    An epoch holds every position exactly once. What a chunk lacks at a segment's ends is padding
-    without weight, and the last batch of an epoch may be smaller.
+    An epoch holds every position exactly once. A chunk that is shorter, at a segment's ends, is
+    padded without weight, and the last batch of an epoch may be smaller.
     """
 
     def __init__(self, samples: Sequence[Samples], *, length: int, batch: int, seed: int) -> None:
@@ -349,7 +349,7 @@ class SingleWindows:
         self._seed = seed
         rows = [windowed_rows(each, window) for each in samples]
         self._rows = np.concatenate(rows)  # [sample]
-        self._of = np.repeat(np.arange(len(rows)), [len(own) for own in rows])  # [sample]
+        self._segment_of = np.repeat(np.arange(len(rows)), list(map(len, rows)))  # [sample]
         if not len(self._rows):
             raise DataInvalid(
                 f"No labelled bar has {window} rows of features before it; give longer candles or "
@@ -367,7 +367,7 @@ class SingleWindows:
 
     def _joined(self, chosen: Ids) -> Batch:
         """Return the samples at *chosen* as one batch, each labelled at its last row alone."""
-        pairs = [(self._samples[int(self._of[at])], int(self._rows[at])) for at in chosen]
+        pairs = [(self._samples[int(self._segment_of[at])], int(self._rows[at])) for at in chosen]
         values = np.stack([window_of(s.segment.values, row, self._window) for s, row in pairs])
         firsts = [first_position(s.segment, row) - self._window + 1 for s, row in pairs]
         labels = {
