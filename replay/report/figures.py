@@ -28,13 +28,13 @@ from tracepaper.replay.report.report import (
     held_alike,
 )
 from tracepaper.replay.report.trades import (
-    Aftermath,
     ClosedTrade,
+    Markout,
     TradeGroup,
-    aftermaths,
     by_cause,
     groups_of,
     listed,
+    markouts,
 )
 from tracepaper.storage.database.run_views import Row
 
@@ -164,12 +164,12 @@ TRADE_GROUPS: Final = (
 
 
 MAKERS: Final = (
-    Figure[Aftermath]("after", "after", "text", lambda of: of.name),
-    Figure[Aftermath]("count", "fills", "count", lambda of: of.moved.size),
-    Figure[Aftermath]("mean", "bp ± error", "gain bp", lambda of: of.mean),
-    Figure[Aftermath]("against", "against", "share", lambda of: of.against),
-    Figure[Aftermath]("mean_for", "bp where for", "gain bp", lambda of: of.mean_for),
-    Figure[Aftermath]("mean_against", "bp where against", "gain bp", lambda of: of.mean_against),
+    Figure[Markout]("after", "after", "text", lambda of: of.name),
+    Figure[Markout]("count", "fills", "count", lambda of: of.moved.size),
+    Figure[Markout]("mean", "bp ± error", "gain bp", lambda of: of.mean),
+    Figure[Markout]("against", "against", "share", lambda of: of.against),
+    Figure[Markout]("mean_for", "bp where for", "gain bp", lambda of: of.mean_for),
+    Figure[Markout]("mean_against", "bp where against", "gain bp", lambda of: of.mean_against),
 )
 
 
@@ -293,7 +293,7 @@ def _closed(report: Report) -> Iterator[Table]:
         yield table("trade_returns", title, _spread_figures("gain bp"), returns)
         title = f"Spread of holding times{whose}"
         yield table("holding_times", title, _spread_figures("span"), spans)
-    if made := aftermaths(report.record):
+    if made := markouts(report.record):
         title = "After fills as maker: the close against their price"
         yield table("makers", title, MAKERS, made, notes=(_MAKERS_NOTE,))
     if own := report.own_trades:

@@ -68,7 +68,7 @@ class Decisions:
 
     @cached_property
     def places(self) -> dict[str, Ints]:
-        """The places of each instrument's decisions, by its id: found once for the whole report."""
+        """The indices of each instrument's decisions, by its id; computed once for the report."""
         names, which = np.unique(self.instrument, return_inverse=True)
         if names.size == 1:
             return {str(names[0]): np.arange(which.size)}
@@ -107,7 +107,7 @@ class AccountRecord:
 
 @dataclass(frozen=True)
 class Settlements:
-    """Funding that was not booked as it was due, by the run's own account."""
+    """Funding that the run's own account did not book as it was due."""
 
     missing: tuple[Row, ...] = ()  # gaps in the settlements
     missing_held: int = 0  # of those, how many were due while a position was held
@@ -116,7 +116,7 @@ class Settlements:
 
 @dataclass(frozen=True)
 class Noted:
-    """What the strategy noted under one name at bars of one instrument, oldest first."""
+    """The strategy's notes of one name at bars of one instrument, oldest first."""
 
     open_time_ms: Ints
     number: Floats  # NaN where it is a text, or was not finite
@@ -125,7 +125,7 @@ class Noted:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a report says of a run."""
+    """Everything that a report reads of a run."""
 
     database: Path
     run: Row
@@ -141,7 +141,7 @@ class RunRecord:
     gaps: tuple[Row, ...]
     settlements: Settlements
     thresholds: dict[str, float]  # of every gate, as they were last
-    calendar: Calendar | None  # whose sessions are counted; None where every interval is
+    calendar: Calendar | None  # of the sessions; None where the market never closes
     notes: dict[str, dict[str, Noted]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
 
@@ -152,17 +152,17 @@ class RunRecord:
 
     @cached_property
     def warm_from(self) -> dict[str, int]:
-        """The place of each instrument's first bar that was no warm-up; how many it has if none."""
+        """The index of each instrument's first bar after the warm-up; its count of bars if none."""
         refused_by = self.decisions.refused_by
-        found = {}
+        places = {}
         for name, own in self.decisions.places.items():
-            known = np.flatnonzero(refused_by[own] != warm.name)
-            found[name] = int(known[0]) if known.size else own.size
-        return found
+            warmed = np.flatnonzero(refused_by[own] != warm.name)
+            places[name] = int(warmed[0]) if warmed.size else own.size
+        return places
 
     @property
     def decidable_from(self) -> int:
-        """The first of ``times_ms`` at which an instrument was warm; how many there are if none.
+        """The index in ``times_ms`` at which the first instrument was warm; their number if none.
 
         Benchmarks and figures of exposure begin there.
         """
@@ -179,20 +179,22 @@ class RunRecord:
     def splits(self) -> dict[str, list[tuple[int, float]]]:
         """The splits that the run's warnings name, by instrument: (place of the bar, new per old).
 
-        Candles that are not adjusted fall there by what no holder lost.
+        Unadjusted candles jump there by the ratio, although a holder neither wins nor loses.
         """
         named = named_splits(json.loads(self.run["warnings"] or "[]"))
-        found = {}
+        splits = {}
         for name, bars in self.bars.items():
+            size = bars.open_time_ms.size
             places = [
                 (int(np.searchsorted(bars.open_time_ms, split.open_time_ms)), split.new / split.old)
                 for split in named.get(self.instruments[name].symbol, ())
             ]
-            found[name] = [one for one in places if 0 < one[0] < bars.open_time_ms.size]
-        return {name: of for name, of in found.items() if of}
+            if inside := [split for split in places if 0 < split[0] < size]:
+                splits[name] = inside
+        return splits
 
     def holds_over_split(self, ledger: AccountRecord) -> bool:
-        """Whether *ledger* held what was divided, so that its equity is wrong from then on."""
+        """Whether *ledger* held an instrument over its split: its equity is wrong from there on."""
         return any(
             ledger.held[name][place - 1] != 0
             for name, every in self.splits.items()
@@ -200,7 +202,7 @@ class RunRecord:
         )
 
     def adjusted(self, instrument: str) -> Bars:
-        """Return the bars of *instrument*, those before a split that is named divided by it."""
+        """Return the bars of *instrument*; prices before a named split are divided by its ratio."""
         bars = self.bars[instrument]
         ratio = np.ones(bars.open.size)
         for place, new_per_old in self.splits.get(instrument, ()):
@@ -215,9 +217,9 @@ class RunRecord:
 
     @property
     def cost_rate(self) -> float:
-        """What one fill costs by configuration, as a fraction of its notional.
+        """The configured cost of one fill, as a fraction of its notional.
 
-        A fee by the share is one of the median open; a least fee is left out.
+        A fee per share is taken at the median open; a minimum fee is left out.
         """
         rate = self.terms.round_trip / 2
         if self.terms.per_share:
@@ -236,7 +238,7 @@ class RunRecord:
         return self.calendar.places(second_ms) - self.calendar.places(first_ms)
 
     def spans_of(self, opens_ms: Ints, bars: int) -> Ints:
-        """Return the number of the span of whole days, at least *bars* long, each open lies in."""
+        """Return the number of the span of whole days, at least *bars* long, that has each open."""
         if self.calendar is None:
             length_ms = DAY_MS * max(1, math.ceil(bars * self.interval_ms / DAY_MS))
             return opens_ms // length_ms
@@ -272,8 +274,8 @@ _CURVE: Final = {"sequence": "i", "equity": "f", "quantity": "f"}
 _TYPES: Final[dict[str, Any]] = {"i": np.int64, "f": np.float64, "s": np.str_, "b": np.bool_}
 
 
-class _Frame(NamedTuple):
-    """What every account of the run is laid over."""
+class _TimeAxis(NamedTuple):
+    """The decisions and times at which every account of the run is read."""
 
     decisions: Decisions
     times_ms: Ints
@@ -295,9 +297,9 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         calendar = None if sessions is None else Calendar(sessions, interval_ms)
         times = _closes(np.unique(decisions.open_time_ms), interval_ms, calendar)
         config = restore(run["config"])
-        instruments = {known.id: known for known in stored.run.instruments}
-        frame = _Frame(decisions, times, quantity_steps(instruments))
-        account, settled = _account(views, frame), views.rows("v_events", kind="funding")
+        instruments = {item.id: item for item in stored.run.instruments}
+        axis = _TimeAxis(decisions, times, quantity_steps(instruments))
+        account, settled = _account(views, axis), views.rows("v_events", kind="funding")
         gaps = views.rows("v_gaps")
         return RunRecord(
             database=database,
@@ -311,7 +313,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             decisions=decisions,
             calendar=calendar,
             account=account,
-            twins=tuple(_twins(views, frame)),
+            twins=tuple(_twins(views, axis)),
             gaps=tuple(row for row in gaps if row["cause"] != GapCause.FUNDING),
             settlements=_settlements(gaps, settled, account),
             thresholds={
@@ -333,26 +335,26 @@ def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
 
 
 def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:
-    """Read the strategy's notes by instrument and name, each in the order of its first."""
+    """Read the strategy's notes by instrument and name, in the order of their first rows."""
     columns = _arrays(views, "v_notes", _NOTED)
-    found: dict[str, dict[str, Noted]] = {}
+    notes: dict[str, dict[str, Noted]] = {}
     keys = list(zip(columns["instrument"].tolist(), columns["name"].tolist(), strict=True))
     number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if not number_of:
-        return found
+        return notes
     which = np.array([number_of[key] for key in keys])
     order = np.argsort(which, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(which))[:-1])
     for (instrument, name), at in zip(number_of, parts, strict=True):
-        of = {column: columns[column][at] for column in ("open_time_ms", "number", "text")}
-        found.setdefault(instrument, {})[name] = Noted(**of)
-    return found
+        own = {column: columns[column][at] for column in ("open_time_ms", "number", "text")}
+        notes.setdefault(instrument, {})[name] = Noted(**own)
+    return notes
 
 
 def _arrays(
     views: RunViews, view: str, kinds: dict[str, str], equal: Mapping[str, Condition] = ANY
 ) -> dict[str, Any]:
-    """Return columns of *view* as arrays by name; a letter of *kinds* is one's type.
+    """Return columns of *view* as arrays by name; *kinds* gives each one's type by a letter.
 
     ``i`` int64, ``f`` float64 (NaN for null), ``s`` text (empty for null), ``b`` bool.
     """
@@ -405,20 +407,22 @@ def _bars(
     for row in settlements:  # one that comes twice is booked once
         rate = json.loads(row["content"])["rate"]
         rates_of.setdefault((row["instrument"], row["market_ms"]), rate)
-    found = {}
-    for name, own in decisions.places.items():
-        of = {column: values[at[own]] for column, values in columns.items()}
-        rates = [(at, rate) for (of_name, at), rate in rates_of.items() if of_name == name]
-        found[name] = Bars(
-            of["sequence"],
-            of["open_time_ms"],
-            of["open"],
-            of["high"],
-            of["low"],
-            of["close"],
-            funding_in_bars(_closes(of["open_time_ms"], interval_ms, calendar), rates),
+    bars = {}
+    for name, places in decisions.places.items():
+        own = {column: values[at[places]] for column, values in columns.items()}
+        rates = [
+            (time, rate) for (instrument, time), rate in rates_of.items() if instrument == name
+        ]
+        bars[name] = Bars(
+            own["sequence"],
+            own["open_time_ms"],
+            own["open"],
+            own["high"],
+            own["low"],
+            own["close"],
+            funding_in_bars(_closes(own["open_time_ms"], interval_ms, calendar), rates),
         )
-    return found
+    return bars
 
 
 def funding_in_bars(closes_ms: Ints, settled: Sequence[tuple[int, int]]) -> Floats:
@@ -434,29 +438,29 @@ def funding_in_bars(closes_ms: Ints, settled: Sequence[tuple[int, int]]) -> Floa
 def quantity_steps(instruments: dict[str, Instrument]) -> dict[str, float]:
     """Return every instrument's quantity step as a quantity."""
     return {
-        name: known.quantity_step / 10**known.quantity_decimals
-        for name, known in instruments.items()
+        name: item.quantity_step / 10**item.quantity_decimals for name, item in instruments.items()
     }
 
 
 def without_dust(held: Floats, step: float) -> Floats:
-    """Return *held* without what spot fees leave behind, under a *step*: it cannot be sold."""
+    """Return *held* without the rests under a *step* that spot fees leave: none can be sold."""
     return np.where(np.abs(held) < (1.0 - 1e-9) * step, 0.0, held)
 
 
-def _account(views: RunViews, frame: _Frame) -> AccountRecord:
+def _account(views: RunViews, axis: _TimeAxis) -> AccountRecord:
     curve = _arrays(views, "v_equity", _CURVE)
     (last,) = views.rows("v_equity", newest=1)
-    return _ledger("this run", curve, views.rows("v_fills"), last, frame)
+    return _ledger("this run", curve, views.rows("v_fills"), last, axis)
 
 
-def _twins(views: RunViews, frame: _Frame) -> list[AccountRecord]:
-    found = []
+def _twins(views: RunViews, axis: _TimeAxis) -> list[AccountRecord]:
+    accounts = []
     for name, _ in sorted(views.counts("v_twin_equity", "twin")):
         curve = _arrays(views, "v_twin_equity", _CURVE, {"twin": name})
         (last,) = views.rows("v_twin_equity", newest=1, twin=name)
-        found.append(_ledger(name, curve, views.rows("v_twin_fills", twin=name), last, frame))
-    return found
+        fills = views.rows("v_twin_fills", twin=name)
+        accounts.append(_ledger(name, curve, fills, last, axis))
+    return accounts
 
 
 def _ledger(
@@ -464,10 +468,10 @@ def _ledger(
     steps: dict[str, Any],
     fills: Sequence[Row],
     last: Row,
-    frame: _Frame,
+    axis: _TimeAxis,
 ) -> AccountRecord:
     """Return one account from its sequence, equity and position after each of its *steps*."""
-    decisions, times_ms = frame.decisions, frame.times_ms
+    decisions, times_ms = axis.decisions, axis.times_ms
     sequences, equity = steps["sequence"], steps["equity"]
     quantity = np.nan_to_num(steps["quantity"])
     at = np.searchsorted(sequences, decisions.sequence, side="right") - 1
@@ -478,7 +482,7 @@ def _ledger(
     held = {}
     for instrument, places in decisions.places.items():
         own = quantity[at[places]]
-        held[instrument] = without_dust(own, frame.steps[instrument])
+        held[instrument] = without_dust(own, axis.steps[instrument])
     return AccountRecord(
         name=name,
         equity=np.concatenate((equity[before : before + 1], curve)),

@@ -60,7 +60,7 @@ def counted(report: Report) -> str:
 
 
 def span(report: Report) -> str:
-    """Return the first open and the last close."""
+    """Return the first open and the last close as text."""
     record = report.record
     return f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
 
@@ -73,7 +73,7 @@ def as_document(
     Every table is a list of its rows under its key, an *analysis* stands under its own.
     """
     record, attention = report.record, report.attention
-    made = tables(report)
+    shown = tables(report).values()
     rolling_ms, rolling = report.rolling
     return {
         "run_id": record.run["run_id"],
@@ -88,13 +88,13 @@ def as_document(
         "allowed": int(record.decisions.allowed.sum()) if record.every_bar else None,
         "warnings": report.warnings,
         "sentences": report.sentences,
-        **{table.key: table.documents() for table in made.values()},
-        "notes": {table.key: table.notes for table in made.values() if table.notes},
-        "sources": {of.name: of.source for of in report.accounts},
+        **{table.key: table.documents() for table in shown},
+        "notes": {table.key: table.notes for table in shown if table.notes},
+        "sources": {account.name: account.source for account in report.accounts},
         "curves": {
             "times_ms": report.marks_ms.tolist(),
-            "equity": {of.name: of.equity.tolist() for of in report.curves},
-            "drawdown": {of.name: of.drawdown.tolist() for of in report.curves}
+            "equity": {curve.name: curve.equity.tolist() for curve in report.curves},
+            "drawdown": {curve.name: curve.drawdown.tolist() for curve in report.curves}
             if record.every_bar
             else None,
         },
@@ -104,19 +104,21 @@ def as_document(
         },
         "random_curves": [
             {
-                "of": of.of,
-                **{name: getattr(of, name).tolist() for name in ("low", "median", "high")},
+                "of": band.of,
+                **{name: getattr(band, name).tolist() for name in ("low", "median", "high")},
             }
-            for of in report.random
+            for band in report.random
         ],
-        "trades": {name: [dict(vars(trade)) for trade in of] for name, of in report.trades.items()},
+        "trades": {
+            name: [dict(vars(trade)) for trade in trades] for name, trades in report.trades.items()
+        },
         "attention": None
         if attention is None
         else {
             "explained": attention.explained,
             "head_confidence": attention.head_confidence.tolist(),
             "groups_of": report.shown,
-            "groups": [asdict(of) for of in report.groups],
+            "groups": [asdict(group) for group in report.groups],
         },
         **({} if analysis is None else {analysis.key: analysis.document()}),
     }
@@ -128,14 +130,14 @@ OPENED_SHOWN: Final = 5
 
 def program_name() -> str:
     """Return the command that starts this program: its name, or its path where PATH lacks it."""
-    called = Path(sys.argv[0])
-    found = shutil.which("tracepaper")
-    if called.name != "tracepaper" or (found and Path(found).resolve() == called.resolve()):
+    program = Path(sys.argv[0])
+    on_path = shutil.which("tracepaper")
+    if program.name != "tracepaper" or (on_path and Path(on_path).resolve() == program.resolve()):
         return "tracepaper"
     try:
-        return str(called.resolve().relative_to(Path.cwd()))
+        return str(program.resolve().relative_to(Path.cwd()))
     except ValueError:
-        return str(called)
+        return str(program)
 
 
 def decision_to_explain(database: Path, run_id: str) -> int | None:
@@ -143,13 +145,13 @@ def decision_to_explain(database: Path, run_id: str) -> int | None:
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         explained = ("confidence",)
-        for found in (
+        for sequence in (
             views.last("v_decisions", known=explained, allowed=1, action=("LONG", "SHORT")),
             views.last("v_decisions", known=explained),
             views.last("v_decisions"),
         ):
-            if found is not None:
-                return found
+            if sequence is not None:
+                return sequence
     return None
 
 
@@ -188,7 +190,7 @@ def summarise(database: Path, run_id: str) -> Summary:
                 first_iso=first_iso or "",
                 last_iso=last_iso or "",
                 accounts=tuple(_accounts(views)),
-                fills=tuple(_told(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))),
+                fills=tuple(_with_causes(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))),
                 fill_count=views.count("v_fills"),
                 refusals=tuple(views.counts("v_decisions", "refused_by")),
                 unfilled=tuple(by_cause(views.counts("v_decisions", "unfilled_reason"))),
@@ -196,41 +198,41 @@ def summarise(database: Path, run_id: str) -> Summary:
             )
 
 
-def _told(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
-    """Yield the newest of *fills*; one that only changed a size has the cause of that as reason.
+def _with_causes(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
+    """Yield the newest of *fills*; one that only changed a size gets the cause of that as reason.
 
-    ``trend up`` is why a position is held, and no reason to sell a part of it. Such a fill is told
-    by the decision behind it, beside that behind the fill before.
+    ``trend up`` is why a position is held, not why a part of it is sold. The cause of such a fill
+    follows from its decision and the decision of the fill before.
     """
-    births = {fill["order_id"]: int(fill["order_id"].partition("-")[0]) for fill in fills}
-    sequences = tuple(births.values())
-    decided = {row["sequence"]: row for row in views.rows("v_decisions", sequence=sequences)}
+    decided_at = {fill["order_id"]: int(fill["order_id"].partition("-")[0]) for fill in fills}
+    sequences = tuple(decided_at.values())
+    decisions = {row["sequence"]: row for row in views.rows("v_decisions", sequence=sequences)}
     notes: dict[int, dict[str, float]] = {}
     for row in views.rows("v_notes", sequence=sequences, name=(TREND, SIZE)):
         notes.setdefault(row["sequence"], {})[row["name"]] = row["number"]
     last: dict[str, int] = {}
     for place, fill in enumerate(fills):
-        birth = births[fill["order_id"]]
+        sequence = decided_at[fill["order_id"]]
         before = last.get(fill["instrument"], -1)
-        decision, earlier = decided.get(birth), decided.get(before)
-        told = fill["reason"]
-        is_signal = decision is not None and decision["reason"] == told
-        # After a stop, or another order of its own, what is held is not what a signal asked for.
-        last[fill["instrument"]] = birth if is_signal else -1
+        decision, earlier = decisions.get(sequence), decisions.get(before)
+        reason = fill["reason"]
+        is_signal = decision is not None and decision["reason"] == reason
+        # After a stop, or another order of its own, the position is not the signal's.
+        last[fill["instrument"]] = sequence if is_signal else -1
         if decision is not None and is_signal:
             change = _change(fill, decision, earlier)
-            cause = _size_cause(change, notes.get(birth), notes.get(before)) if change else ""
-            told = f"{change}: {cause or told}" if change else told
+            cause = _size_cause(change, notes.get(sequence), notes.get(before)) if change else ""
+            reason = f"{change}: {cause or reason}" if change else reason
         if place >= len(fills) - FILLS_SHOWN:
-            yield {**fill, "reason": told}
+            yield {**fill, "reason": reason}
 
 
 def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
-    """Say whether a fill made the side of *decision* less or more; empty if neither."""
-    opens = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
-    if opens is None:
+    """Return ``less`` or ``more`` where a fill only changed the size of a side; else nothing."""
+    opening = {Action.LONG: Side.BUY, Action.SHORT: Side.SELL}.get(decision["action"])
+    if opening is None:
         return ""
-    if fill["side"] != opens:
+    if fill["side"] != opening:
         return "less" if earlier is None or earlier["action"] == decision["action"] else ""
     return "more" if earlier is not None and earlier["action"] == decision["action"] else ""
 
@@ -238,11 +240,11 @@ def _change(fill: Row, decision: Row, earlier: Row | None) -> str:
 def _size_cause(
     change: str, now: Mapping[str, float] | None, before: Mapping[str, float] | None
 ) -> str:
-    """Name what moved a size most, trend or volatility; empty where none is noted."""
-    found, earlier = _factors(now), _factors(before)
-    if found is None or earlier is None:
+    """Name the factor that moved a size most, trend or volatility; empty where none is noted."""
+    current, earlier = _factors(now), _factors(before)
+    if current is None or earlier is None:
         return ""
-    by_trend, by_share = (math.log(new / old) for new, old in zip(found, earlier, strict=True))
+    by_trend, by_share = (math.log(new / old) for new, old in zip(current, earlier, strict=True))
     sign = -1.0 if change == "less" else 1.0
     if sign * max(by_trend, by_share, key=lambda by: sign * by) <= 0:
         return ""
@@ -313,7 +315,7 @@ def show_summary(console: Console, summary: Summary) -> None:
 
 
 def summary_tables(summary: Summary) -> Iterator[Table]:
-    """Yield the tables that *summary* has something for, in the order shown."""
+    """Yield the tables of *summary* that are not empty, in the order shown."""
     yield table("accounts", "Accounts", ACCOUNTS, summary.accounts)
     if summary.fills:
         several = len({fill["instrument"] for fill in summary.fills}) > 1
@@ -322,19 +324,19 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
         yield table("fills", title, figures, summary.fills)
     if summary.refusals and summary.every_bar:
         title = "Refused (by the first gate that failed)"
-        yield _counted("refused_by", "gate", title, summary.refusals, summary.decisions)
+        yield _counts_table("refused_by", "gate", title, summary.refusals, summary.decisions)
     if summary.unfilled:
         title = "Unfilled (no gate refused, and no order would be taken)"
-        yield _counted("unfilled", "reason", title, summary.unfilled, summary.decisions)
+        yield _counts_table("unfilled", "reason", title, summary.unfilled, summary.decisions)
     if summary.rejected:
         title = "Rejected orders (refused when they came, by the rules of the venue)"
         yield table("rejected", title, REJECTED, summary.rejected)
 
 
-def _counted(
+def _counts_table(
     key: str, name: str, title: str, counts: Sequence[tuple[str, int]], decisions: int
 ) -> Table:
-    # A bar of the rarest of refusals, alone in its table, is not a full one.
+    # A rare refusal that is alone in its table must not draw a full bar.
     most = max(decisions / 100, *(count for _, count in counts))
     figures = (
         Figure[tuple[str, int]](name, name, "text", lambda of: of[0]),

@@ -22,7 +22,7 @@ from tracepaper.strategies.types.market import Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
 
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-_LEVELS: Final = (  # sentences of the engine: what follows a number of its own is kept
+_LEVELS: Final = (  # sentences of the engine, whose numbers are cut out
     (re.compile(rf"^((?:trailing )?stop|target)(?: at| by) {_NUMBER}(?= is |$)"), r"\1"),
     (re.compile(rf"( x ATR\(1d\)) {_NUMBER}(?= is |$)"), r"\1"),
     (re.compile(rf"(?<= the close) {_NUMBER}$"), ""),
@@ -129,31 +129,31 @@ class ClosedTrade:
 
 @dataclass(frozen=True)
 class TradeGroup:
-    """Some closed trades: all, those of one side, or those that were left for one reason."""
+    """A group of closed trades: all, those of one side, or those of one exit reason."""
 
     name: str
     trades: tuple[ClosedTrade, ...]
 
     @property
     def profit(self) -> float:
-        """What they earned together."""
+        """The sum of their profits."""
         return sum(trade.profit for trade in self.trades)
 
     @property
     def won(self) -> float | None:
-        """The share that earned after costs."""
+        """The share with a profit after costs."""
         if not self.trades:
             return None
         return sum(trade.profit > 0 for trade in self.trades) / len(self.trades)
 
     @property
     def days(self) -> int:
-        """The UTC days on which one of them was left."""
+        """The number of UTC days on which one of them was closed."""
         return len({trade.left_ms // DAY_MS for trade in self.trades})
 
     @property
     def mean_return(self) -> tuple[float, float | None] | None:
-        """The mean return as a fraction, and its error by the day on which each was left."""
+        """The mean return as a fraction, and its error over the days of the exits."""
         if not self.trades:
             return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
@@ -186,7 +186,7 @@ def groups_of(closed: Sequence[ClosedTrade]) -> list[TradeGroup]:
 
 @dataclass(frozen=True)
 class Costs:
-    """What trading cost, in quote currency: positive where paid.
+    """The costs of trading, in quote currency: positive where paid.
 
     Spread and slippage are the distance from each fill's reference price (the bar's open, or the
     middle of the quote), rounding to whole ticks included. ``gross`` is the profit without any.
@@ -201,24 +201,24 @@ class Costs:
 
 
 def trades(ledger: AccountRecord, instruments: Mapping[str, Instrument]) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger* in the order in which they were left."""
-    found = []
+    """Return the closed trades of *ledger* in the order of their exits."""
+    closed = []
     for instrument in sorted({fill["instrument"] for fill in ledger.fills}):
         fills = [fill for fill in ledger.fills if fill["instrument"] == instrument]
-        known = instruments[instrument]
-        step = known.quantity_step * 10 ** (_QUANTITY_DECIMALS - known.quantity_decimals)
-        signed = _signed(fills, step)
+        item = instruments[instrument]
+        step = item.quantity_step * 10 ** (_QUANTITY_DECIMALS - item.quantity_decimals)
+        moves = _signed_quantities(fills, step)
         trips = round_trips(
-            signed,
+            moves,
             [_scaled(fill["notional_text"], MONEY_DECIMALS) for fill in fills],
             [_scaled(fill["fee_text"], MONEY_DECIMALS) for fill in fills],
         )
-        found += [_trade(trip, fills, signed) for trip in trips]
-    return sorted(found, key=lambda trade: (trade.left_ms, trade.instrument))
+        closed += [_trade(trip, fills, moves) for trip in trips]
+    return sorted(closed, key=lambda trade: (trade.left_ms, trade.instrument))
 
 
 def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
-    """Return the closed trades of *ledger* but those over a split that was not adjusted."""
+    """Return the closed trades of *ledger*, without those over an unadjusted split."""
     split_ms = {
         name: [int(record.bars[name].open_time_ms[place]) for place, _ in every]
         for name, every in record.splits.items()
@@ -245,7 +245,7 @@ def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
     return Costs(ledger.fees_paid, spread, slippage, ledger.funding_paid, gross, net)
 
 
-_OF_BARS: Final = (FillModel.NEXT_OPEN, FillModel.BAR_PATH)
+_BAR_MODELS: Final = (FillModel.NEXT_OPEN, FillModel.BAR_PATH)
 
 
 def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
@@ -253,7 +253,7 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
     if not (terms.slippage or terms.ranges or terms.impact):
         return 0.0
     distance = abs(fill["price"] - fill["reference_price"])
-    if fill["model"] in _OF_BARS:
+    if fill["model"] in _BAR_MODELS:
         if not terms.ranges:
             return terms.slippage / (terms.slippage + terms.half_spread)
         spread = fill["reference_price"] * terms.half_spread / MONEY_SCALE
@@ -262,11 +262,11 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
     return min(1.0, moved / distance) if distance else 0.0
 
 
-def _signed(fills: Sequence[Row], step: int) -> list[int]:
-    """Return the quantities that the fills moved, buys positive, as integers of 10⁻¹⁸.
+def _signed_quantities(fills: Sequence[Row], step: int) -> list[int]:
+    """Return the change of the position by each fill, buys positive, as integers of 10⁻¹⁸.
 
-    A buy on spot pays its fee in base, so less arrives than was bought. What a sale then leaves
-    below one *step* cannot be sold: that sale counts as the end of the trade.
+    A buy on spot pays its fee in base, so less arrives than was bought. A rest of less than one
+    *step* cannot be sold: the sale that leaves it ends the trade.
     """
     moved, held = [], 0
     for fill in fills:
@@ -280,23 +280,23 @@ def _signed(fills: Sequence[Row], step: int) -> list[int]:
     return moved
 
 
-def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> ClosedTrade:
+def _trade(trip: RoundTrip, fills: Sequence[Row], moves: Sequence[int]) -> ClosedTrade:
     """Return a round trip with the prices and reasons of its fills."""
     side = 1 if trip.quantity > 0 else -1
     within = range(trip.first, trip.last + 1)
     first, last = fills[trip.first], fills[trip.last]
-    before, held = [0], list(accumulate(signed))
-    before += held
+    after = list(accumulate(moves))
+    before = [0, *after]
     # Of a fill that turned the position only the part of this trade counts.
     entry = _mean_price(
-        (fills[place], min(abs(signed[place]), abs(held[place])))
+        (fills[place], min(abs(moves[place]), abs(after[place])))
         for place in within
-        if signed[place] * side > 0
+        if moves[place] * side > 0
     )
     leave = _mean_price(
-        (fills[place], min(abs(signed[place]), abs(before[place])))
+        (fills[place], min(abs(moves[place]), abs(before[place])))
         for place in within
-        if signed[place] * side < 0
+        if moves[place] * side < 0
     )
     quantity = abs(trip.quantity) / 10**_QUANTITY_DECIMALS
     profit = trip.profit / MONEY_SCALE
@@ -319,15 +319,15 @@ def _trade(trip: RoundTrip, fills: Sequence[Row], signed: Sequence[int]) -> Clos
 
 
 def _mean_price(fills: Iterable[tuple[Row, int]]) -> float:
-    """Return the mean price of *fills* by the quantity that stands beside each."""
-    weighed = [(fill["price"], quantity) for fill, quantity in fills]
-    first = float(weighed[0][0])  # so that fills at one price have that price, to the last bit
-    moved = sum((price - first) * quantity for price, quantity in weighed)
-    return first + float(moved) / sum(quantity for _, quantity in weighed)
+    """Return the mean price of *fills*, each weighted by its quantity."""
+    weighted = [(fill["price"], quantity) for fill, quantity in fills]
+    first = float(weighted[0][0])  # so that fills at one price have that price, to the last bit
+    moved = sum((price - first) * quantity for price, quantity in weighted)
+    return first + float(moved) / sum(quantity for _, quantity in weighted)
 
 
 def _decided_at(fill: Row) -> int:
-    """Return the sequence of the step in which the fill's order was born."""
+    """Return the sequence of the step that created the fill's order."""
     return int(str(fill["order_id"]).partition("-")[0])
 
 
@@ -336,11 +336,11 @@ def _scaled(text: str, decimals: int) -> int:
 
 
 AFTER_BARS: Final = (1, 5, 30)
-"""Bars after the one inside which a fill was made, at whose closes the price is looked at."""
+"""After how many bars a markout compares the close with the price of a fill."""
 
 
-class Aftermath(NamedTuple):
-    """What the close some bars after a maker's fill says of its price; for the maker where > 0."""
+class Markout(NamedTuple):
+    """The returns from maker fills to the close some bars later; above 0 in the maker's favour."""
 
     name: str
     moved: Floats  # fractions of the fill's price, one a fill that has such a close
@@ -353,7 +353,7 @@ class Aftermath(NamedTuple):
             return None
         mean = float(self.moved.mean())
         names, which = np.unique(self.days, return_inverse=True)
-        if names.size < 2:  # the error is of days: one says nothing of others
+        if names.size < 2:  # the error is over days, so one has none
             return mean, None
         sums = np.bincount(which, weights=self.moved - mean)
         count = self.moved.size
@@ -367,7 +367,7 @@ class Aftermath(NamedTuple):
 
     @property
     def mean_for(self) -> float | None:
-        """The mean of those that were for the maker, as a fraction."""
+        """The mean of those in the maker's favour, as a fraction."""
         return _mean(self.moved[self.moved > 0])
 
     @property
@@ -376,14 +376,14 @@ class Aftermath(NamedTuple):
         return _mean(self.moved[self.moved < 0])
 
 
-def aftermaths(record: RunRecord) -> list[Aftermath]:
+def markouts(record: RunRecord) -> list[Markout]:
     """Return the markouts of the run's fills as maker; empty where it has none."""
-    made = [fill for fill in record.account.fills if fill["liquidity"] == Liquidity.MAKER]
+    fills = [fill for fill in record.account.fills if fill["liquidity"] == Liquidity.MAKER]
     closes = {key: record.closes_of(bars.open_time_ms) for key, bars in record.bars.items()}
-    found = []
-    for after in AFTER_BARS if made else ():
+    results = []
+    for after in AFTER_BARS if fills else ():
         moved, days = [], []
-        for fill in made:
+        for fill in fills:
             key = fill["instrument"]
             at = int(np.searchsorted(closes[key], fill["filled_ms"], side="right")) + after
             if at < closes[key].size:
@@ -391,22 +391,22 @@ def aftermaths(record: RunRecord) -> list[Aftermath]:
                 moved.append(change if fill["side"] == Side.BUY else -change)
                 days.append(fill["filled_ms"] // DAY_MS)
         name = f"{after} bar{'s' if after > 1 else ''}"
-        found.append(Aftermath(name, np.array(moved), np.array(days, dtype=np.int64)))
-    return found
+        results.append(Markout(name, np.array(moved), np.array(days, dtype=np.int64)))
+    return results
 
 
 def _mean(values: Floats) -> float | None:
     return float(values.mean()) if values.size else None
 
 
-NEWEST: Final = 1_000
+LISTED_MAX: Final = 1_000
 """Orders that a report lists: a strategy may send some at every bar."""
 _VIEW: Final = "v_orders"
 
 
-def became(row: Row) -> str:
+def outcome(row: Row) -> str:
     """Describe the outcome of an order in a few words."""
-    filled = _filled(row)
+    filled = _filled_part(row)
     match OrderStatus(row["status"]):
         case OrderStatus.FILLED:
             return filled
@@ -414,8 +414,8 @@ def became(row: Row) -> str:
             return f"{filled}, the rest rests"
         case OrderStatus.CANCELED:
             why = str(row["reason"])
-            said = why if why.startswith("canceled") else f"canceled: {why}"
-            return f"{filled}, then {said}" if filled else said
+            canceled = why if why.startswith("canceled") else f"canceled: {why}"
+            return f"{filled}, then {canceled}" if filled else canceled
         case OrderStatus.REJECTED:
             return f"rejected: {row['reason']}"
         case OrderStatus.NEW:
@@ -424,7 +424,7 @@ def became(row: Row) -> str:
             return "rests"
 
 
-def _filled(row: Row) -> str:
+def _filled_part(row: Row) -> str:
     if row["price"] is None:
         return ""
     part = "" if row["filled"] == row["quantity"] else f"{row['filled_text']} "
@@ -432,20 +432,20 @@ def _filled(row: Row) -> str:
     return f"{part}filled at {price} as {str(row['liquidity']).lower()}"
 
 
-_ASKED: Final = (
+_ORDER_FIGURES: Final = (
     of_view("side", "side", "text"),
     of_view("kind", "kind", "text"),
     of_view("price", "price", "exact", "limit_price_text"),
     of_view("trigger", "stop", "exact", "trigger_price_text"),
     of_view("quantity", "quantity", "exact", "quantity_text"),
-    Figure[Row]("became", "what became of it", "text", became),
+    Figure[Row]("became", "what became of it", "text", outcome),
     Figure[Row]("order_id", "order", "text", lambda row: row["order_id"], wide=True),
     Figure[Row]("tag", "tag", "text", lambda row: row["tag"], wide=True),
     Figure[Row]("status", "status", "text", lambda row: row["status"], wide=True),
     Figure[Row]("filled", "filled", "exact", lambda row: row["filled_text"], wide=True),
     Figure[Row]("fee", "fee", "money", lambda row: row["fee"], wide=True),
 )
-_WHEN: Final = (
+_TIME_FIGURES: Final = (
     of_view("decision", "decision", "count", "decision_sequence"),
     of_view("created_ms", "sent", "minute"),
 )
@@ -454,7 +454,7 @@ _WHEN: Final = (
 def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ...]:
     """Return the rows of ``v_orders`` that a list at *sequence* sent or canceled.
 
-    A request with the tag of an order that rests cancels that one and sends another: both are here.
+    A request with the tag of a resting order cancels that one and sends another: both are returned.
     """
     changed = reader.step(views.run_id, sequence).step.orders
     ids = [
@@ -463,17 +463,17 @@ def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ..
         if order.role is OrderRole.LIST
         and (order.status is OrderStatus.CANCELED or order.order_id.startswith(f"{sequence}-"))
     ]
-    found = {row["order_id"]: row for row in (views.rows(_VIEW, order_id=ids) if ids else ())}
-    return tuple(found[of] for of in ids)
+    rows = {row["order_id"]: row for row in (views.rows(_VIEW, order_id=ids) if ids else ())}
+    return tuple(rows[order_id] for order_id in ids)
 
 
 def newest(views: RunViews) -> tuple[Row, ...]:
-    """Return the orders by list that changed last, at most ``NEWEST``, as they were sent."""
-    rows = views.rows(_VIEW, newest=NEWEST, role=OrderRole.LIST.value)
+    """Return the orders by list that changed last, at most ``LISTED_MAX``, as they were sent."""
+    rows = views.rows(_VIEW, newest=LISTED_MAX, role=OrderRole.LIST.value)
     return tuple(sorted(rows, key=lambda row: tuple(map(int, row["order_id"].split("-")))))
 
 
 def listed(rows: tuple[Row, ...], *, title: str, shown: int | None = None) -> Table:
-    """Return the orders of *rows*; with *shown* those of many decisions, the last so many shown."""
-    figures = _ASKED if shown is None else (*_WHEN, *_ASKED)
+    """Return a table of the orders of *rows*; with *shown* only the last so many, with times."""
+    figures = _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
     return table("orders", title, figures, rows, shown=shown, newest=shown is not None)

@@ -10,7 +10,7 @@ import pytest
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.trades import Aftermath, aftermaths
+from tracepaper.replay.report.trades import Markout, markouts
 from tracepaper.strategies.types.decisions import Liquidity
 from tracepaper.strategies.types.market import Side
 
@@ -31,7 +31,7 @@ def with_fills(record: RunRecord, *fills: tuple[int, Side, float]) -> RunRecord:
 
 
 def test_a_run_without_fills_as_maker_has_no_such_table(cross_report: Report) -> None:
-    assert aftermaths(cross_report.record) == []
+    assert markouts(cross_report.record) == []
     assert "makers" not in tables(cross_report)
 
 
@@ -41,7 +41,7 @@ def test_the_close_so_many_bars_later_is_compared_with_the_price(cross_report: R
     made = with_fills(
         record, (10, Side.BUY, 100_000.0), (10, Side.SELL, 100_000.0), (last - 5, Side.BUY, 1.0)
     )
-    one, five, thirty = aftermaths(made)
+    one, five, thirty = markouts(made)
     assert (one.name, five.name, thirty.name) == ("1 bar", "5 bars", "30 bars")
     assert [found.moved.size for found in (one, five, thirty)] == [3, 3, 2]
     for found, after in ((one, 1), (five, 5), (thirty, 30)):
@@ -60,7 +60,7 @@ def test_the_close_so_many_bars_later_is_compared_with_the_price(cross_report: R
 def test_the_error_counts_days_and_not_fills() -> None:
     def error(days: list[int]) -> float | None:
         moved = np.array([0.01, 0.01, -0.01, -0.01])
-        mean = Aftermath("1 bar", moved, np.array(days)).mean
+        mean = Markout("1 bar", moved, np.array(days)).mean
         assert mean is not None
         return mean[1]
 
