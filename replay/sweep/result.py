@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.config.loading import WithSettings
+from tracepaper.daemon.config.loading import WithSettings, load_with_origins
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.dataframes import Kind, frame_of
 from tracepaper.replay.report import metrics
@@ -65,16 +65,16 @@ class Overfitting(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Every cell of a sweep, the best of them, and what is known of luck."""
+    """Every cell of a sweep, the best of them, and how much of it is luck."""
 
     request: SweepRequest
     cells: tuple[CellResult, ...]
     trials: Trials  # of all sweeps on these data
     registry: Path
     state: Path | None
-    made: int  # runs that were made by this call; the others were made before
+    made: int  # runs of this call; the others are from before
 
-    # ------------------------------------------------------------ what came out
+    # ------------------------------------------------------------ cells
 
     @cached_property
     def tried(self) -> tuple[CellResult, ...]:
@@ -105,7 +105,7 @@ class SweepResult:
         columns["part"] = "text", [cell.part for cell in cells]
         columns["number"] = "integer", [cell.number for cell in cells]
         for axis in self.request.axes:
-            columns[axis.name] = _kind([cell.point[axis.name] for cell in cells])
+            columns[axis.name] = _column([cell.point[axis.name] for cell in cells])
         columns["objective"] = "float", [cell.value for cell in cells]
         columns["error"] = "text", [cell.error or None for cell in cells]
         for name in SHOWN_FIGURES:
@@ -115,20 +115,21 @@ class SweepResult:
         columns["seconds"] = "float", [cell.seconds for cell in cells]
         return frame_of(columns)
 
-    # ------------------------------------------------------------ the best one again
+    # ------------------------------------------------------------ the best cell's run
 
     def best_run(self, db: str | Path | None = None) -> Backtest:
         """Return the best cell's run over the whole period, made again with its whole record."""
         best = self._require_best()
         work = self.request.work
-        given = overrides_of(work, best.point)
-        own = given.pop("strategy", {})
-        options = own.get("options", {name: own[name] for name in own if name != "name"})
+        overrides = overrides_of(work, best.point)
+        strategy = overrides.pop("strategy", {})
+        keys = {name: value for name, value in strategy.items() if name != "name"}
+        options = strategy.get("options", keys)
         return backtest(
             work.made_of or work.strategy,
             list(work.candles),
             params=options if work.strategy is not None else None,
-            config=_laid_over(work.config, given),
+            config=_with_overrides(work.config, overrides),
             db=db,
             start=self.request.start,
             end=self.request.end,
@@ -139,22 +140,22 @@ class SweepResult:
 
     @property
     def command(self) -> str | None:
-        """The command that makes the best cell's run with its whole record; None of a frame."""
+        """The command that makes the best cell's run with its whole record; None for a frame."""
         request, best = self.request, self.best
-        unnamed = request.paths is None or request.work.frames or request.work.made_of is not None
-        if best is None or unnamed or request.paths is None:
-            return None
         work = request.work
-        given: dict[str, dict[str, Any]] = {}
+        # A command line can name files, but neither frames nor a class of this process.
+        if best is None or request.paths is None or work.frames or work.made_of is not None:
+            return None
         file = work.config.file if isinstance(work.config, WithSettings) else work.config
-        under = work.config.settings if isinstance(work.config, WithSettings) else work.config
-        if isinstance(under, Mapping):
-            given = {name: dict(table) for name, table in under.items()}
+        config = work.config.settings if isinstance(work.config, WithSettings) else work.config
+        tables: dict[str, dict[str, Any]] = {}
+        if isinstance(config, Mapping):
+            tables = {name: dict(table) for name, table in config.items()}
         for name, table in overrides_of(work, best.point).items():
-            given.setdefault(name, {}).update(table)
+            tables.setdefault(name, {}).update(table)
         words = [
             f"TRACEPAPER_{section.upper()}__{key.upper()}={shlex.quote(_environment_text(value))}"
-            for section, table in given.items()
+            for section, table in tables.items()
             for key, value in table.items()
         ]
         words += ["tracepaper", "replay", *map(shlex.quote, request.paths)]
@@ -204,21 +205,20 @@ class SweepResult:
 
     @cached_property
     def overfitting(self) -> Overfitting | None:
-        """How likely the best of these points is no better elsewhere, by their returns by day.
+        """How likely the best of these points is no better elsewhere, by their daily returns.
 
-        Of the best one's window; points whose returns are of other days than the best one's, or
-        whose money was gone, are left out. None under thirty days, and where nothing is left to
-        choose from.
+        Compared are the points of the best one's window, without those of other days and those
+        whose money was gone. None under thirty days, and where no point is left.
         """
         best = self.best
         if best is None:
             return None
-        beside = [cell for cell in self.tried if cell.span == best.span and not cell.error]
-        daily = [cell.daily for cell in beside if cell.daily and len(cell.daily) == len(best.daily)]
-        found = metrics.overfitting_probability(np.array(daily).T) if daily else None
-        if found is None:
+        cells = [cell for cell in self.tried if cell.span == best.span and not cell.error]
+        daily = [cell.daily for cell in cells if cell.daily and len(cell.daily) == len(best.daily)]
+        probability = metrics.overfitting_probability(np.array(daily).T) if daily else None
+        if probability is None:
             return None
-        return Overfitting(found, len(daily), len(beside) - len(daily))
+        return Overfitting(probability, len(daily), len(cells) - len(daily))
 
     @cached_property
     def neighbours(self) -> Neighbours | None:
@@ -226,32 +226,32 @@ class SweepResult:
         best = self.best
         if best is None:
             return None
-        beside = {
+        adjacent = {
             cell.key: cell
             for axis in self.request.axes
             for cell in self.tried
-            if cell.span == best.span and _is_beside(axis, best.point, cell.point)
+            if cell.span == best.span and _is_neighbour(axis, best.point, cell.point)
         }
-        if not beside:
+        if not adjacent:
             return None
-        values = [cell.value for cell in beside.values() if cell.value is not None]
-        return Neighbours(tuple(values), len(beside) - len(values))
+        values = [cell.value for cell in adjacent.values() if cell.value is not None]
+        return Neighbours(tuple(values), len(adjacent) - len(values))
 
     def heat(self, x: str | None = None, y: str | None = None) -> Heat | None:
         """Return the medians of the objective over two axes; by default those that move it most.
 
         None where fewer than two points differ.
         """
-        moved = sorted(
+        by_effect = sorted(
             (axis for axis in self.request.axes if len(self._places(axis)[1]) > 1),
-            key=lambda axis: -self._spread(axis),
+            key=lambda axis: -self._effect(axis),
         )
         named = {axis.name: axis for axis in self.request.axes}
         for name in (x, y):
             if name is not None and name not in named:
                 raise DataInvalid(f"The sweep has no option {name}; choose of {', '.join(named)}.")
         wanted = [named[name] for name in (y, x) if name is not None]
-        axes = [*wanted, *(axis for axis in moved if axis not in wanted)][:2]
+        axes = [*wanted, *(axis for axis in by_effect if axis not in wanted)][:2]
         best = self.best
         if not axes or best is None:
             return None
@@ -260,9 +260,9 @@ class SweepResult:
         columns, column_names = self._places(across)
         rows, row_names = self._places(down) if down else (np.zeros(len(self._valued), int), [""])
         values = np.full((len(row_names), len(column_names)), np.nan)
-        worth = np.array([cell.value for cell in self._valued])
+        objectives = np.array([cell.value for cell in self._valued])
         for row, column in {*zip(rows.tolist(), columns.tolist(), strict=True)}:
-            values[row, column] = np.median(worth[(rows == row) & (columns == column)])
+            values[row, column] = np.median(objectives[(rows == row) & (columns == column)])
         at = next(place for place, cell in enumerate(self._valued) if cell.key == best.key)
         return Heat(
             across.name,
@@ -277,41 +277,44 @@ class SweepResult:
     def _valued(self) -> list[CellResult]:
         return [cell for cell in self.tried if cell.value is not None]
 
-    def _spread(self, axis: Axis) -> float:
-        """Return how far the medians of an axis' places lie apart."""
+    def _effect(self, axis: Axis) -> float:
+        """Return the range of the medians along *axis*."""
         places, names = self._places(axis)
-        worth = np.array([cell.value for cell in self._valued])
+        objectives = np.array([cell.value for cell in self._valued])
         medians = [
-            np.median(worth[places == at]) for at in range(len(names)) if (places == at).any()
+            np.median(objectives[places == at]) for at in range(len(names)) if (places == at).any()
         ]
         return float(np.ptp(medians)) if medians else 0.0
 
     def _places(self, axis: Axis) -> tuple[Any, list[str]]:
         """Return the place of every cell with a value along *axis*, and the places' names."""
-        held = [cell.point[axis.name] for cell in self._valued]
+        values = [cell.point[axis.name] for cell in self._valued]
         points = axis.points()
-        if points and len(points) <= max(BINS, 2 * len(set(map(repr, held)))):
+        if points and len(points) <= max(BINS, 2 * len(set(map(repr, values)))):
             known = [repr(point) for point in points]
-            used = sorted({known.index(repr(value)) for value in held})
+            used = sorted({known.index(repr(value)) for value in values})
             place = {known[at]: number for number, at in enumerate(used)}
             return (
-                np.array([place[repr(value)] for value in held], int),
-                [_short(points[at]) for at in used],
+                np.array([place[repr(value)] for value in values], int),
+                [
+                    f"{point:.6g}" if isinstance(point, float) else str(point)
+                    for point in (points[at] for at in used)
+                ],
             )
         scale = np.log if axis.log else np.asarray
         low, high = float(scale(axis.low)), float(scale(axis.high))
         edges = np.linspace(low, high, BINS + 1)
         places = np.clip(
-            np.searchsorted(edges, scale(np.array(held, float)), "right") - 1, 0, BINS - 1
+            np.searchsorted(edges, scale(np.array(values, float)), "right") - 1, 0, BINS - 1
         )
         back = np.exp if axis.log else np.asarray
         return places, [f"{float(back(edge)):.3g}–" for edge in edges[:-1]]
 
-    # ------------------------------------------------------------ what is said
+    # ------------------------------------------------------------ as JSON
 
     def document(self) -> dict[str, Any]:
         """Return the sweep as plain values, as ``tracepaper sweep --json`` prints it."""
-        best, beside, luck = self.best, self.neighbours, self.overfitting
+        best, neighbours, overfitting = self.best, self.neighbours, self.overfitting
         return {
             "strategy": self.request.work.strategy,
             "objective": self.objective,
@@ -323,13 +326,15 @@ class SweepResult:
             "failed": sum(bool(cell.error) for cell in self.cells),
             "runs_made_now": self.made,
             "best": None if best is None else _document(best),
-            "neighbours": None if beside is None else {
-                "values": list(beside.values), "failed": beside.failed, "median": beside.median,
+            "neighbours": None if neighbours is None else {
+                "values": list(neighbours.values),
+                "failed": neighbours.failed,
+                "median": neighbours.median,
             },
             "trials_on_these_data": self.trials.number,
             "best_by_chance_sharpe_day": self.best_by_chance,
             "deflated_sharpe": self.deflated_sharpe,
-            "overfitting_probability": None if luck is None else luck.probability,
+            "overfitting_probability": None if overfitting is None else overfitting.probability,
             "registry": str(self.registry),
             "state": None if self.state is None else str(self.state),
             "command": self.command,
@@ -339,11 +344,11 @@ class SweepResult:
 def chosen(cells: Sequence[CellResult], *, maximize: bool) -> CellResult | None:
     """Return the cell of the best value, of equal ones the first; None where none has one."""
     sign = 1.0 if maximize else -1.0
-    found = [cell for cell in cells if cell.value is not None]
-    return max(found, key=lambda cell: (sign * (cell.value or 0.0), -cell.number), default=None)
+    valued = [cell for cell in cells if cell.value is not None]
+    return max(valued, key=lambda cell: (sign * (cell.value or 0.0), -cell.number), default=None)
 
 
-def _is_beside(axis: Axis, best: Point, other: Point) -> bool:
+def _is_neighbour(axis: Axis, best: Point, other: Point) -> bool:
     """Return whether *other* is one step of *axis* from *best*, and equal elsewhere."""
     points = [repr(point) for point in axis.points()]
     here, there = repr(best[axis.name]), repr(other[axis.name])
@@ -353,7 +358,7 @@ def _is_beside(axis: Axis, best: Point, other: Point) -> bool:
     return equal and abs(points.index(here) - points.index(there)) == 1
 
 
-def _kind(values: list[Any]) -> tuple[Kind, list[Any]]:
+def _column(values: list[Any]) -> tuple[Kind, list[Any]]:
     if all(type(value) is bool for value in values):
         return "boolean", values
     if all(type(value) is int for value in values):
@@ -371,27 +376,21 @@ def _document(cell: CellResult) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _short(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _laid_over(config: Any, over: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
-    """Return *config* with *over* on top, as sections; as it is where nothing is on top."""
-    if not over:
+def _with_overrides(config: Any, overrides: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
+    """Return the sections of *config* with *overrides* over them; *config* itself without any."""
+    if not overrides:
         return config
     if isinstance(config, Mapping):
-        under = {name: dict(table) for name, table in config.items()}
+        sections = {name: dict(table) for name, table in config.items()}
     else:
-        from tracepaper.daemon.config.loading import load_with_origins
-
         loaded, origins = load_with_origins(config)
         document = loaded.settings()
-        under = {}
+        sections = {}
         for section, key in origins:
-            under.setdefault(section, {})[key] = document[section][key]
-    for name, table in over.items():
-        under.setdefault(name, {}).update(table)
-    return under
+            sections.setdefault(section, {})[key] = document[section][key]
+    for name, table in overrides.items():
+        sections.setdefault(name, {}).update(table)
+    return sections
 
 
 def _environment_text(value: object) -> str:
