@@ -11,17 +11,10 @@ from msgspec import Struct
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
 from tracepaper.storage.record.decode import Interned, StoredRows
-from tracepaper.storage.record.rows import (
-    SPARSE_TABLES,
-    At,
-    step_key,
-)
+from tracepaper.storage.record.rows import SPARSE_TABLES, At, step_key
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import (
-    GateSet,
-    Step,
-)
+from tracepaper.strategies.types.decisions import GateSet, Step
 
 if TYPE_CHECKING:
     import sqlite3
@@ -147,11 +140,7 @@ def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
     for table, query in _SPARSE:
         for row in connection.execute(query, span):
             sparse.setdefault(row[0], {}).setdefault(table, []).append(row)
-    return Chunk(
-        last,
-        connection.execute(_STEPS, span).fetchall(),
-        sparse,
-    )
+    return Chunk(last, connection.execute(_STEPS, span).fetchall(), sparse)
 
 
 def chunks(connection: sqlite3.Connection, run_key: int, first: int, last: int) -> Iterator[Chunk]:
@@ -186,31 +175,31 @@ def interned(connection: sqlite3.Connection, run_key: int) -> Interned:
     @lru_cache(maxsize=CACHED_ROWS)
     def outcome(sequence: int) -> StoredRow:
         key = (step_key(run_key, sequence),)
-        return _found(connection.execute(_OUTCOME, key).fetchone(), "outcomes", sequence)
+        return _require(connection.execute(_OUTCOME, key).fetchone(), "outcomes", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
     def holding(sequence: int, book: int) -> StoredRow:
         key = (step_key(run_key, sequence), book)
-        return _found(connection.execute(_HOLDING, key).fetchone(), "holdings", sequence)
+        return _require(connection.execute(_HOLDING, key).fetchone(), "holdings", sequence)
 
     @lru_cache(maxsize=CACHED_ROWS)
     def gate_set(key: int) -> GateSet:
         rows = connection.execute(_GATE_SET, (run_key, key)).fetchall()
-        return gate_set_of(_found(rows, "gate_sets", key))
+        return gate_set_of(_require(rows, "gate_sets", key))
 
     return Interned(outcome, holding, gate_set)
 
 
-def _found(row: _Rows | None, table: str, named: int) -> _Rows:
+def _require(row: _Rows | None, table: str, key: int) -> _Rows:
     if not row:
         raise DataInvalid(
-            f"Row {named} of {table} is missing; run `tracepaper audit verify` to see what is."
+            f"Row {key} of {table} is missing; run `tracepaper audit verify` to see what is."
         )
     return row
 
 
 class Located(NamedTuple):
-    """A run and the database that holds it; ``damage`` says what its rows plainly lack, or ''."""
+    """A run and its database; ``damage`` names what its rows plainly lack, empty if nothing."""
 
     path: Path
     run_id: str
@@ -218,7 +207,7 @@ class Located(NamedTuple):
 
 
 class StoredRun(NamedTuple):
-    """A run, and what its row says of it."""
+    """A run, with the other values of its row."""
 
     run_key: int
     run: Run
@@ -229,7 +218,7 @@ class StoredRun(NamedTuple):
 
 
 class Pruned(NamedTuple):
-    """Up to where a run's rows were dropped, and what the chain needs to go on from there."""
+    """The last step whose rows were dropped, and what the chain needs to continue from there."""
 
     until_sequence: int
     pruned_at_ms: int

@@ -1,7 +1,7 @@
 """The instance lock: one process writes a database, and notices when its file is replaced.
 
-A file system takes every write to a file that was deleted, replaced or cut short, and nobody could
-read it back. So the writer looks before a commit, and again before it is acknowledged.
+A file system accepts every write to a file that was deleted, replaced or cut short, and nobody can
+read it back. So the writer checks before a commit, and again before it is acknowledged.
 
 The rules are docs/storage.md, S2 and S4.
 """
@@ -87,7 +87,7 @@ class WatchedFile:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = _holder(descriptor)
+            holder = _lock_holder(descriptor)
             os.close(descriptor)
             if isinstance(error, BlockingIOError):
                 raise ConfigInvalid(_in_use(path, holder)) from None
@@ -184,16 +184,16 @@ class _WriteAheadLog:
         self._last = self._frame(self._frames)
 
     def is_gone(self) -> bool:
-        """Return whether one of the two files is not what lies at its path, or the index is cut."""
+        """Return whether another file, or none, is at one of the two paths, or the index is cut."""
         # The index begins with two copies of its header, without which nothing can be counted.
         if os.fstat(self._index).st_size < 2 * _INDEX_HEADER:
             return True
         return any(identity(file) != _identity_of(at) for file, at in self._files.items())
 
     def is_cut(self) -> bool:
-        """Return whether the file holds less than the index counts, or other than it held.
+        """Return whether the file is shorter than the index counts, or its last frame has changed.
 
-        A checkpoint begins the file anew under another salt: what it held is in the database.
+        A checkpoint restarts the file under another salt, with its frames in the database.
         """
         salt, frames = self._counted()
         if os.fstat(self._wal).st_size < _WAL_HEADER + frames * self._frame_bytes and frames:
@@ -205,10 +205,10 @@ class _WriteAheadLog:
         return any(start in {_NO_FRAME, b""} for start in starts)
 
     def is_left_behind(self) -> bool:
-        """Return whether the index counts frames that the file lacks and the database holds.
+        """Return whether the index counts frames that the file lacks and the database has.
 
-        A reader keeps the index of a -wal that was deleted; whoever comes then opens a new, empty
-        one beside it.
+        A reader keeps the index of a deleted -wal alive; the next process opens a new, empty -wal
+        beside it.
         """
         _, frames = self._counted()
         (moved,) = struct.unpack("=I", os.pread(self._index, 4, _INDEX_MOVED) or bytes(4))
@@ -221,7 +221,7 @@ class _WriteAheadLog:
         return not is_busy
 
     def save(self, connection: sqlite3.Connection) -> bool:
-        """Copy the steps that only our descriptor reaches into the database; return whether all."""
+        """Checkpoint the steps that only our descriptor reaches; return whether all were copied."""
         try:
             (is_busy, frames, moved) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
         except sqlite3.Error:
@@ -262,7 +262,7 @@ def _identity_of(descriptor: int) -> Identity:
     return status.st_dev, status.st_ino
 
 
-def _holder(descriptor: int) -> int:
+def _lock_holder(descriptor: int) -> int:
     """Return the id of the process that locked ``NAME_AT``; 0 where that is not known."""
     request = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, NAME_AT, 1, 0)
     try:
@@ -273,8 +273,8 @@ def _holder(descriptor: int) -> int:
 
 
 def _in_use(path: Path, pid: int) -> str:
-    named = f"process {pid}" if pid > 0 else "another process"
-    return f"{path} is in use by {named}; stop it or choose another file with --db."
+    holder = f"process {pid}" if pid > 0 else "another process"
+    return f"{path} is in use by {holder}; stop it or choose another file with --db."
 
 
 LOCK_ATTEMPTS: Final = 4
@@ -319,7 +319,7 @@ class InstanceLock:
                 f"{file} cannot be written ({error.strerror}); choose another --db."
             ) from error
         if not _lock(descriptor):
-            holder = _read(descriptor)
+            holder = _read_holder(descriptor)
             os.close(descriptor)
             raise ConfigInvalid(_in_use(path, holder.pid if holder else 0))
         lock = cls(file, descriptor)
@@ -369,7 +369,7 @@ def holder_of(path: Path) -> Holder | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return _read(descriptor)
+        return _read_holder(descriptor)
     else:
         return None
     finally:
@@ -388,7 +388,7 @@ def _lock(descriptor: int) -> bool:
     return False
 
 
-def _read(descriptor: int) -> Holder | None:
+def _read_holder(descriptor: int) -> Holder | None:
     """Return the holder that the open file names; None where it is being written."""
     try:
         content = msgspec.json.decode(os.pread(descriptor, 4096, 0), type=dict[str, int | str])
