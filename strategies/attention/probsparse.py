@@ -14,8 +14,8 @@ one future bar changes earlier rows, so nothing here may serve a batched pass.
 Distilling (convolution, activation, max-pooling of time) leaves rollout undefined without a
 convention. Ours makes each stage a row-stochastic map: a pooled position rests on the bars in
 proportion to the channels whose maximum they gave, and a convolved position on its taps in
-proportion to the length ``‖W_τ x_{n+τ}‖`` of what each brought. Norm and activation work position
-by position and move nothing. Say so where it is shown.
+proportion to the length ``‖W_τ x_{n+τ}‖`` of each tap's term. Norm and activation work position by
+position and move nothing. A display of this rollout names the convention.
 
 The rules are docs/attention.md, A18 to A20.
 """
@@ -61,20 +61,20 @@ if TYPE_CHECKING:
 
 FACTOR: Final = 5
 Score = Literal["sample_mean", "published"]
-"""What is taken from a query's largest sampled product: their mean, or their sum ÷ all keys."""
+"""What a query's largest sampled product is compared with: their mean, or their sum ÷ all keys."""
 _AXES: Final = 4
 _SAMPLED_ROWS: Final = 512
 """Rows whose sampled keys are gathered at once: the gather is the largest array here."""
 _SAMPLED_ROWS_LEAST: Final = 16
 _DENSE_RATIO: Final = 32
-"""Up to so many keys for each that a query samples, the product with all of them is the faster."""
+"""With at most so many keys for each sampled one, the product with all keys is faster."""
 _TOLERANCE: Final = 1e-4
 
 
 class SparseRows(NamedTuple):
     """The real rows of one layer's attention; every other row is uniform over what it sees."""
 
-    active: Tensor  # [batch, head, u] int64, the rows that attend, most choosing first
+    active: Tensor  # [batch, head, u] int64, the rows that attend, the largest spread first
     weights: Tensor  # [batch, head, u, time], their probabilities, at least float32
     mask: Mask
 
@@ -179,11 +179,11 @@ def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = No
     """
     weights = weights.to(working_type(weights))
     batch, heads, _, time = rows.weights.shape
-    spread = weights[:, None].expand(batch, heads, -1, -1)  # [batch, head, row, time]
+    per_head = weights[:, None].expand(batch, heads, -1, -1)  # [batch, head, row, time]
     at = rows.active[:, :, None].expand(-1, -1, weights.shape[1], -1)
     probabilities = rows.weights.to(weights.dtype)
-    pushed = spread.gather(3, at) @ probabilities
-    lazy = spread.scatter(3, at, 0.0)
+    pushed = per_head.gather(3, at) @ probabilities
+    lazy = per_head.scatter(3, at, 0.0)
     if rows.mask.kind is MaskKind.CAUSAL:
         counts = visible_counts(time, rows.mask).to(weights.device, weights.dtype)
         pushed = pushed + (lazy / counts).flip(3).cumsum(dim=3).flip(3)
@@ -274,8 +274,8 @@ def sparse_stripes(
         for element in range(batch):
             entries = lazy.expand(heads, -1, keys.stop - keys.start).clone()
             hide_(entries, block, rows.mask, block.key_start)
-            found = rows.active[element][:, :, None] == own  # [head, u, row]
-            head, place, row = found.nonzero(as_tuple=True)
+            is_active = rows.active[element][:, :, None] == own  # [head, u, row]
+            head, place, row = is_active.nonzero(as_tuple=True)
             entries[head, row] = rows.weights[element, head, place, keys].to(dtype)
             yield Stripe(element, block, entries)
 
@@ -296,7 +296,8 @@ def _spread(query: Tensor, key: Tensor, samples: Tensor, score: Score) -> Tensor
     query, key = query.detach().to(kind), key.detach().to(kind)
     time, count = samples.shape
     divisor = count if score == "sample_mean" else key.shape[2]
-    products = _chosen_of_all if key.shape[2] <= _DENSE_RATIO * count else _chosen_keys
+    is_dense = key.shape[2] <= _DENSE_RATIO * count
+    products = _sampled_from_all if is_dense else _sampled_from_gathered
     windows, heads = query.shape[:2]
     # On the CPU the products of one tile stay in the cache; a device wants them all at once.
     at_once = windows if query.device.type != "cpu" else 1
@@ -321,21 +322,21 @@ def _largest(spread: Tensor, count: int) -> Tensor:
     The last places go to the earlier ones of rows with one spread.
     """
     if spread.device.type == "cpu" and not torch.compiler.is_compiling():
-        found = spread.topk(count, dim=-1)
-        # Most often no row that was left out ties with the last one: then no sort is needed.
-        if bool(((spread >= found.values[..., -1:]).sum(dim=-1) == count).all()):
-            return found.indices
+        top = spread.topk(count, dim=-1)
+        # Usually no row that is left out ties with the last one, and no stable sort is needed.
+        if bool(((spread >= top.values[..., -1:]).sum(dim=-1) == count).all()):
+            return top.indices
     return spread.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
 
-def _chosen_of_all(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
-    """Return the sampled products out of all: one matrix product costs less than a short gather."""
+def _sampled_from_all(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
+    """Compute every product, then gather the sampled ones: one matrix product is cheap."""
     every = query @ key.transpose(2, 3)  # [batch, head, row, time]
     return every.gather(3, samples.expand(*every.shape[:2], -1, -1))
 
 
-def _chosen_keys(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
-    """Return the sampled products alone, of keys that are gathered first."""
+def _sampled_from_gathered(query: Tensor, key: Tensor, samples: Tensor) -> Tensor:
+    """Gather the sampled keys, then compute their products alone."""
     chosen = key[:, :, samples]  # [batch, head, row, sample, dim]
     return (chosen @ query[..., None])[..., 0]
 
@@ -380,10 +381,10 @@ Stage = SparseRows | Taps
 
 
 def convolution_taps(products: Tensor) -> Taps:
-    """Return on which bars a padded convolution of three taps rests.
+    """Return the shares of the bars on which a padded convolution of three taps rests.
 
-    *products* [batch, bar, tap, channel] are what each bar brings through each tap, the terms of
-    the convolution. A position that nothing reaches keeps itself.
+    *products* [batch, bar, tap, channel] are the terms of the convolution: each bar through each
+    tap. A position whose terms are all 0 keeps itself.
     """
     lengths = torch.linalg.vector_norm(products.detach(), dim=-1)  # [batch, bar, tap]
     shares = lengths.new_zeros(lengths.shape)
@@ -419,7 +420,7 @@ def _sum_of_taps(products: Tensor) -> Tensor:
 
 
 class _SumOfTaps(torch.autograd.Function):
-    """The sum of what reaches each bar: slices alone would fill whole arrays with zeros."""
+    """``_sum_of_taps`` with its own gradient: that of slices would fill whole arrays with zeros."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, products: Tensor) -> Tensor:
@@ -440,7 +441,7 @@ class _SumOfTaps(torch.autograd.Function):
 
 
 def pooling_taps(chosen: Tensor, time: int) -> Taps:
-    """Return on which bars a max-pooling of three taps and stride two rests.
+    """Return the shares of the bars on which a max-pooling of three taps and stride two rests.
 
     *chosen* [batch, channel, row] are the indices that ``max_pool1d`` returns for an input of
     *time* bars: a bar's share is that of the channels whose maximum it gave.
@@ -493,21 +494,13 @@ def rollout_stages(
 ) -> Rollout:
     """Return the rollout of *rows* above the last stage over all bars below the first.
 
-    Weights are [batch, row, time] in *dtype*. *start_layer* leaves out the attention below it; the
-    maps of time stay, for they lead to the bars. *fusion* says how the heads of each layer are
-    fused, None for their mean in O(u·N); any other takes O(N²) time, some rows at once. Raises
-    ``AttentionInvalid`` on stages or rows that do not fit, and when a stage does not keep its
-    mass.
+    Weights are [batch, row, time] in *dtype*. *start_layer* leaves out the attention below it, but
+    not the maps of time, which lead to the bars. *fusion* fuses the heads of each layer; None is
+    their mean in O(u·N), any other takes O(N²) time, some rows at once. Raises ``AttentionInvalid``
+    on stages or rows that do not fit, and when a stage does not keep its mass.
     """
-    if not stages:
-        raise AttentionInvalid("There is no stage to explain; give at least one.")
+    _check_stages(stages)
     check_share(residual_weight, "residual_weight")
-    for lower, upper in pairwise(stages):
-        if stage_time(lower)[0] != stage_time(upper)[1]:
-            raise AttentionInvalid(
-                f"A stage of {stage_time(lower)[0]} positions lies below one of "
-                f"{stage_time(upper)[1]}; give the stages of one forward pass in order."
-            )
     top = stages[-1]
     first = top.shares if isinstance(top, Taps) else top.weights
     wanted = check_rows(rows, stage_time(top)[0])
@@ -540,3 +533,14 @@ def rollout_stages(
             "same forward pass."
         )
     return rollout
+
+
+def _check_stages(stages: Sequence[Stage]) -> None:
+    if not stages:
+        raise AttentionInvalid("There is no stage to explain; give at least one.")
+    for lower, upper in pairwise(stages):
+        if stage_time(lower)[0] != stage_time(upper)[1]:
+            raise AttentionInvalid(
+                f"A stage of {stage_time(lower)[0]} positions lies below one of "
+                f"{stage_time(upper)[1]}; give the stages of one forward pass in order."
+            )

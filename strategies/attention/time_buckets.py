@@ -33,12 +33,11 @@ def bucket_count(receptive_field: int) -> int:
 
 
 class BlockColumns:
-    """Which column of a rollout row belongs to which block; only blocks that hold a bar have one.
+    """The column of each block in a rollout row; only blocks with a bar have one.
 
-    There is room for a full span and at least *spare* further blocks.
-
-    A row reports the *buckets* newest contiguous blocks, empty ones over holes included. A
-    column whose block has left that span is folded into ``OLDER`` and used again.
+    A row reports the *buckets* newest contiguous blocks, empty ones over holes included. A column
+    whose block has left that span is folded into ``OLDER`` and used again; *spare* more blocks fit
+    before that.
     """
 
     def __init__(self, *, buckets: int, spare: int) -> None:
@@ -75,14 +74,14 @@ class BlockColumns:
         columns = np.empty(len(blocks), dtype=np.int64)
         starts = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(blocks)]
         for start, stop in pairwise(starts):
-            held = np.flatnonzero(self.block_of == blocks[start])
-            if not len(held):
-                held = np.flatnonzero(self.block_of[OLDER + 1 :] == _FREE) + OLDER + 1
-                if not len(held):
+            matching = np.flatnonzero(self.block_of == blocks[start])
+            if not len(matching):
+                matching = np.flatnonzero(self.block_of[OLDER + 1 :] == _FREE) + OLDER + 1
+                if not len(matching):
                     return columns[:start]
-                self.block_of[held[0]] = blocks[start]
-            columns[start:stop] = held[0]
-            self._newest = int(blocks[start]), int(held[0])
+                self.block_of[matching[0]] = blocks[start]
+            columns[start:stop] = matching[0]
+            self._newest = int(blocks[start]), int(matching[0])
         return columns
 
 
@@ -95,9 +94,10 @@ def rows_by_age(
     many buckets.
     """
     buckets = columns[0].buckets
-    block_of = np.array([own.block_of for own in columns])[:, None]  # [stream, 1, width]
+    block_of = np.array([each.block_of for each in columns])[:, None]  # [stream, 1, width]
     ages = blocks[..., None] - block_of
-    named = ages.view(np.uint64) < buckets  # below 0, as where a column is free, is beyond all
+    # As unsigned numbers negative ages, those of free columns, are larger than any bucket.
+    named = ages.view(np.uint64) < buckets
     by_age = np.zeros((*blocks.shape, buckets + 1), dtype=np.float32)
     first = np.arange(0, by_age.size, buckets + 1).reshape(*blocks.shape, 1)
     by_age.reshape(-1)[first + np.where(named, ages, buckets)] = rows
@@ -116,12 +116,12 @@ def cells_by_age(rollout: NDArray[np.float32], positions: NDArray[np.int64]) -> 
 
     *positions* [bar] is ``open_time_ms // interval_ms``. Cell i covers the ages 64 i … 64 i + 63.
     """
-    held = ((positions % BLOCK_BARS + 1) / BLOCK_BARS)[:, None]  # share of the open block
+    filled = ((positions % BLOCK_BARS + 1) / BLOCK_BARS)[:, None]  # share of the open block
     buckets = rollout[:, :-1].astype(np.float64)
     by_age = np.empty(rollout.shape)
-    by_age[:, :-2] = held * buckets[:, :-1] + (1.0 - held) * buckets[:, 1:]
-    by_age[:, 0] += (1.0 - held[:, 0]) * buckets[:, 0]  # the open block is young as a whole
-    by_age[:, -2] = held[:, 0] * buckets[:, -1]
+    by_age[:, :-2] = filled * buckets[:, :-1] + (1.0 - filled) * buckets[:, 1:]
+    by_age[:, 0] += (1.0 - filled[:, 0]) * buckets[:, 0]  # the open block is young as a whole
+    by_age[:, -2] = filled[:, 0] * buckets[:, -1]
     by_age[:, -1] = rollout[:, -1]
     return by_age
 
