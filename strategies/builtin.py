@@ -51,9 +51,9 @@ SIZE: Final = "size"
 LEAST_CLOSES: Final = 2
 """A mean of fewer is the close itself."""
 MOST_CLOSES: Final = 20_000
-"""Of the longest window: they are asked of the exchange at a start."""
+"""Of the longest window: the exchange must serve them at every start."""
 
-_HELD: Final = Signal(Action.HOLD, "no hour has closed")
+_NO_HOUR_CLOSED: Final = Signal(Action.HOLD, "no hour has closed")
 _NO_FORECAST: Final = Signal(Action.HOLD, "no forecast")
 _NO_VOLATILITY: Final = Signal(Action.HOLD, "no volatility is known")
 
@@ -61,18 +61,18 @@ _NO_VOLATILITY: Final = Signal(Action.HOLD, "no volatility is known")
 def windows_within(windows_ms: Sequence[int], span_ms: int, bar_ms: int) -> tuple[int, ...]:
     """Return *windows_ms*, halved together until the longest is at most half of *span_ms*.
 
-    Those of fewer than two closes of *bar_ms* are left out, but for the longest, which is not
-    halved that far: a shorter span has no trend.
+    The longest keeps at least two closes of *bar_ms*, since fewer have no trend; other windows with
+    fewer are left out.
     """
     least_ms = LEAST_CLOSES * max(HOUR_MS, bar_ms)
-    found = sorted(windows_ms)
-    while found[-1] > span_ms / 2 and found[-1] >= 2 * least_ms:
-        found = [window_ms // 2 for window_ms in found]
-    return tuple(window_ms for window_ms in found if window_ms >= least_ms)
+    windows = sorted(windows_ms)
+    while windows[-1] > span_ms / 2 and windows[-1] >= 2 * least_ms:
+        windows = [window_ms // 2 for window_ms in windows]
+    return tuple(window_ms for window_ms in windows if window_ms >= least_ms)
 
 
 class SizedBy(StrEnum):
-    """What the size of a trend follows."""
+    """The volatility by which a trend is sized."""
 
     FORECAST = "forecast"  # the model's volatility at the gates' horizon
     EWMA = "ewma"  # exponentially weighted squared returns of the longest window's closes
@@ -94,10 +94,10 @@ class Closes(Protocol):
 
 
 class ForecastVolatility(NamedTuple):
-    """Where a forecast speaks of volatility, and over how long."""
+    """The horizon whose volatility sizes a trend."""
 
-    place: int  # of the horizon, in the forecast
-    span: float  # of the horizon, in closes
+    place: int  # index among the forecast's horizons
+    span: float  # its length in closes
 
     def of_close(self, forecast: Forecast) -> float:
         """Return the volatility from one close to the next that *forecast* expects."""
@@ -105,34 +105,33 @@ class ForecastVolatility(NamedTuple):
 
 
 class ClosesVolatility:
-    """The volatility from one close to the next, from those of a window that come one by one.
+    """The volatility from one close to the next over a window of closes, updated one by one.
 
-    What it says follows from the closes that it is shown alone: it adds the newest to what it
-    knows where only that one is new, and begins anew elsewhere.
+    The result depends on the given closes alone: where only the newest is new it is added to the
+    last state, else the whole window is computed again.
     """
 
     def __init__(self) -> None:
-        self._known: WindowedVolatility | None = None
-        self._seen = self._newest_ms = 0
+        self._window: WindowedVolatility | None = None
+        self._size = self._newest_ms = 0
 
     def of_close(self, closes: Integers, times: Integers) -> float:
         """Return the volatility of *closes* [bar], two at least, as a fraction."""
-        seen = closes.size
-        known = self._known
-        if known is not None and seen == self._seen and int(times[-2]) == self._newest_ms:
-            known.add(int(closes[-1]))
+        size, window = closes.size, self._window
+        if window is not None and size == self._size and int(times[-2]) == self._newest_ms:
+            window.add(int(closes[-1]))
         else:
-            known = WindowedVolatility(VolatilityKind.EWMA, seen - 1)
+            window = WindowedVolatility(VolatilityKind.EWMA, size - 1)
             for close in closes.tolist():
-                known.add(close)
-        self._known, self._seen, self._newest_ms = known, seen, int(times[-1])
-        found = known.of_bars(1)
-        assert found is not None  # its window is full
-        return found
+                window.add(close)
+        self._window, self._size, self._newest_ms = window, size, int(times[-1])
+        volatility = window.of_bars(1)
+        assert volatility is not None  # its window is full
+        return volatility
 
 
 class TrendStrategy(Strategy):
-    """Long what stands above its means, by how far it does, under a volatility target.
+    """Long where the price is above its means, by how far it is, under a volatility target.
 
     It decides at the close of an hour, or of a bar where bars are longer, and holds in between.
     """
@@ -150,16 +149,9 @@ class TrendStrategy(Strategy):
         volatility: ForecastVolatility | None = None,
         context: int | None = None,
     ) -> None:
-        """Take what a model gives of *volatility* and its *context*, where one is to gate."""
+        """*volatility* and *context* are those of the model that gates, where there is one."""
         bar_ms = max(HOUR_MS, interval_ms)
-        for window_ms in windows_ms:
-            if not LEAST_CLOSES * bar_ms <= window_ms <= MOST_CLOSES * bar_ms:
-                raise ConfigInvalid(
-                    f"strategy.trend_windows has {interval_text(window_ms)}, and closes of "
-                    f"{interval_text(bar_ms)} make windows of "
-                    f"{interval_text(LEAST_CLOSES * bar_ms)} to "
-                    f"{interval_text(MOST_CLOSES * bar_ms)}; write others."
-                )
+        _check_windows(windows_ms, bar_ms)
         if sized_by is SizedBy.FORECAST and volatility is None:
             raise ConfigInvalid(
                 "strategy.trend_sized_by 'forecast' needs a model that gives volatility; name one, "
@@ -192,27 +184,27 @@ class TrendStrategy(Strategy):
         known: Closes = context.timeframe(self.frames[0]) if self.frames else context.history
         times = known.time
         if times.size < LEAST_CLOSES or times[-1] != context.time:
-            return _HELD
+            return _NO_HOUR_CLOSED
         if self.needs_forecast and context.forecast is None:
             return _NO_FORECAST
-        # In integers a sum is exact, in whatever order it is made.
+        # Sums of integers are exact in any order.
         closes = (known.close * 10**context.instrument.price_decimals).round().astype("int64")
-        moved = self._of_closes.of_close(closes, times)
-        expected = moved
+        realised = self._of_closes.of_close(closes, times)
+        expected = realised
         if self._sized_by is SizedBy.FORECAST:
-            assert context.forecast is not None  # or it had held
-            assert self._of_forecast is not None  # or the constructor had refused
+            assert context.forecast is not None  # without one it holds, above
+            assert self._of_forecast is not None  # the constructor requires it
             expected = self._of_forecast.of_close(context.forecast)
-        if not (moved > 0 and expected > 0):
+        if not (realised > 0 and expected > 0):
             return _NO_VOLATILITY
-        distances = dict(self._distances(closes, times, moved))
+        distances = dict(self._distances(closes, times, realised))
         lowest = 0.0 if self._long_only else -1.0
         votes = [min(max(distance, lowest), 1.0) for distance in distances.values()]
         trend = math.fsum(votes) / len(votes)
         note: dict[str, float | str | None] = {**distances, TREND: trend}
         share = 1.0
         if self._sized_by is not SizedBy.CONSTANT:
-            # A year has as many closes as their times say: with sessions or holes fewer.
+            # Sessions and holes leave a year fewer closes, so they are counted.
             a_year = (closes.size - 1) * YEAR_MS / int(times[-1] - times[0])
             annual = expected * math.sqrt(a_year)
             share = min(self._target / annual, 1.0)
@@ -225,26 +217,37 @@ class TrendStrategy(Strategy):
         return Signal(Action.FLAT, "no trend up" if self._long_only else "no trend", note=note)
 
     def _distances(
-        self, closes: Integers, times: Integers, moved: float
+        self, closes: Integers, times: Integers, volatility: float
     ) -> Iterator[tuple[str, float]]:
-        """Yield of each window how far the newest close is from its mean, in standard deviations.
+        """Yield each window's distance of the newest close from its mean, in standard deviations.
 
-        They are those of a random walk that moves by *moved* from close to close: the newest of n
-        closes is from their mean by its square root of n / 3 on average.
+        The deviation is that of a random walk of *volatility* from close to close, whose newest of
+        n closes lies √(n / 3) times that from their mean.
         """
         newest, newest_ms = int(closes[-1]), int(times[-1])
         for name, window_ms in self._windows:
             first = int(times.searchsorted(newest_ms - window_ms, side="right"))
             count, total = closes.size - first, int(closes[first:].sum())
             distance = (newest * count - total) / total
-            yield name, distance / (moved * math.sqrt(count / 3))
+            yield name, distance / (volatility * math.sqrt(count / 3))
+
+
+def _check_windows(windows_ms: Sequence[int], bar_ms: int) -> None:
+    for window_ms in windows_ms:
+        if not LEAST_CLOSES * bar_ms <= window_ms <= MOST_CLOSES * bar_ms:
+            raise ConfigInvalid(
+                f"strategy.trend_windows has {interval_text(window_ms)}, and closes of "
+                f"{interval_text(bar_ms)} make windows of "
+                f"{interval_text(LEAST_CLOSES * bar_ms)} to "
+                f"{interval_text(MOST_CLOSES * bar_ms)}; write others."
+            )
 
 
 OPTIONS: Final = ("every", "long_only")
 SHARES_NOTED: Final = 8
-"""Symbols whose share of where a symbol looked is noted with its decision, the largest first."""
+"""How many symbols' shares of the attention are noted with a decision, the largest first."""
 WITHOUT_ANSWER: Final = "no_answer"
-"""The note that says why the network gave none."""
+"""The note that says why the network gave no answer."""
 _BASIS_POINTS: Final = 1e4
 _FLOATS: Final = np.dtype("<f8")
 _BETWEEN: Final = Signal(Action.HOLD, "between two decisions")
@@ -253,11 +256,11 @@ CAME_LATE: Final = "a bar came after the others of its close"
 
 
 class SymbolAnswer(NamedTuple):
-    """What a network over several symbols says of one of them beside its forecast."""
+    """The answer of a network over several symbols for one of them, beside its forecast."""
 
     weight: float  # in [-1, 1], before ``long_only``
     relative: tuple[float, ...]  # expected log return less the mean over the symbols, a horizon
-    shares: tuple[float, ...]  # of where it looked, one a symbol of the run; they sum to 1
+    shares: tuple[float, ...]  # of its attention, one a symbol of the run; they sum to 1
 
     def encoded(self) -> bytes:
         """Return it as ``Forecast.further`` holds it."""
@@ -272,9 +275,9 @@ class SymbolAnswer(NamedTuple):
 
 
 class CommonBars:
-    """Of several symbols, how many bars are known up to the newest without a hole.
+    """Counts, for each of several symbols, the bars up to the newest without a gap.
 
-    It follows from the last *count* bars of each symbol.
+    The state depends on the last *count* bars of each symbol alone.
     """
 
     def __init__(self, symbols: Sequence[str], count: int) -> None:
@@ -292,11 +295,11 @@ class CommonBars:
         self.newest_ms[symbol] = bar.open_time_ms
 
     def forget(self, symbol: str) -> None:
-        """Count the bars of *symbol* anew."""
+        """Restart the count of *symbol*."""
         self.newest_ms[symbol], self._known[symbol], self._in_a_row[symbol] = -1, 0, 0
 
     def lacking(self) -> str:
-        """Name the symbol whose bars are missing, in a sentence; empty where none are."""
+        """Return which symbol lacks bars, in a sentence; empty where none does."""
         for symbol, known in self._known.items():
             if known < self.count:
                 return f"{symbol} has {known:,} of the {self.count:,} bars that are looked back on"
@@ -347,28 +350,29 @@ class CrossAssetStrategy(PortfolioStrategy):
         self._bars.take(bar)
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
-        """Answer for all symbols at a close of every so many bars; elsewhere all hold."""
+        """Decide for all symbols at every *every*-th close; all hold in between."""
         bar = next(iter(contexts.values())).exact
-        if why := self._why_not(contexts, bar.open_time_ms):
-            return dict.fromkeys(contexts, Signal(Action.HOLD, why, note={WITHOUT_ANSWER: why}))
+        if cause := self._no_answer_cause(contexts, bar.open_time_ms):
+            held = Signal(Action.HOLD, cause, note={WITHOUT_ANSWER: cause})
+            return dict.fromkeys(contexts, held)
         if (bar.open_time_ms // bar.interval_ms + 1) % self._every:
             return dict.fromkeys(contexts, _BETWEEN)
         return {
             symbol: _UNANSWERED
-            if seen.forecast is None
-            else self._signal(SymbolAnswer.of(seen.forecast))
-            for symbol, seen in contexts.items()
+            if context.forecast is None
+            else self._signal(SymbolAnswer.of(context.forecast))
+            for symbol, context in contexts.items()
         }
 
-    def _why_not(self, contexts: Mapping[str, BarContext], open_ms: int) -> str:
-        """Return why the network could not be asked about this close; empty where it could."""
-        missing = [one for one, at_ms in self._bars.newest_ms.items() if at_ms < open_ms]
+    def _no_answer_cause(self, contexts: Mapping[str, BarContext], open_ms: int) -> str:
+        """Return why the network cannot answer at this close; empty where it can."""
+        missing = [symbol for symbol, at_ms in self._bars.newest_ms.items() if at_ms < open_ms]
         if missing:
             return f"{missing[0]} has no bar at this close"
         return self._bars.lacking() or (CAME_LATE if len(contexts) < len(self.symbols) else "")
 
     def _signal(self, answer: SymbolAnswer) -> Signal:
-        """Return the signal of one symbol, its size the weight, with what it follows from."""
+        """Return the signal of one symbol, sized by its weight, with its causes as notes."""
         weight = max(answer.weight, 0.0) if self._long_only else answer.weight
         note = {"weight": weight, "relative_bp": answer.relative[self._index] * _BASIS_POINTS}
         order = np.argsort(-np.array(answer.shares), kind="stable")[:SHARES_NOTED].tolist()
