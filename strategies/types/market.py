@@ -52,7 +52,7 @@ LEVERAGE_DECIMALS: Final = 2
 
 
 class RiskTier(Struct, frozen=True, gc=False):
-    """What the exchange asks of a position up to a size: the larger, the less leverage."""
+    """The margin terms of positions up to a size: the larger, the less leverage."""
 
     limit: int  # money: notional of the position; 0 where there is no limit
     maintenance: int  # maintenance margin, 10⁻¹⁰ of the notional
@@ -141,8 +141,8 @@ class Depth(Struct, frozen=True, gc=False):
 class Depths(Struct, frozen=True, gc=False):
     """Order books of one instrument in a row, one each ``every_ms`` of market time, oldest first.
 
-    ``books`` holds them as ``strategies/order_book.py`` packs them. They go on from those before
-    unless ``cause`` says why not. Market time is that of the newest book.
+    ``books`` holds them as ``strategies/order_book.py`` packs them. They continue the ones before,
+    unless ``cause`` names a gap. Market time is that of the newest book.
     """
 
     instrument: str
@@ -157,7 +157,7 @@ class Depths(Struct, frozen=True, gc=False):
 
     @property
     def next_ms(self) -> int:
-        """The time of the book that would go on from these."""
+        """The time of the next book if there is no gap."""
         return self.first_ms + self.count * self.every_ms
 
 
@@ -176,8 +176,8 @@ class Trade(Struct, frozen=True, gc=False):
 class Mark(Struct, frozen=True, gc=False, omit_defaults=True):
     """A mark price, used to value positions where the exchange sends one.
 
-    What its ticker shows beside it says whether a price is believed that jumps: the index price,
-    the last trade, and the announced funding rate (10⁻¹⁰) where that is beyond all that is usual.
+    The ticker's other figures decide whether a jump of the price is believed: the index price, the
+    last trade, and the announced funding rate (10⁻¹⁰) where it is unusually high.
     """
 
     instrument: str
@@ -210,9 +210,9 @@ class ModelChange(Struct, frozen=True, gc=False):
     """The process (re)started, and its model was warmed with bars that the run already holds.
 
     A replay of the recorded run warms its own model at the same place with the same bars.
-    ``warm_from`` names the first bar per instrument; (instrument, open_time_ms) pairs. With another
-    model and no such bar it is a promotion: that model was warmed aside, from the ``Retrained``
-    event on.
+    ``warm_from`` has the first bar of each instrument, as (instrument, open_time_ms). Where it is
+    empty and the model is another one, this is a promotion: that model was warmed beside the
+    running one since the ``Retrained`` event.
     """
 
     model_id: str
@@ -232,9 +232,9 @@ class ModelChange(Struct, frozen=True, gc=False):
 
 
 class RetrainOutcome(StrEnum):
-    """What became of a retraining."""
+    """The outcome of a retraining."""
 
-    PROMOTED = "promoted"  # judged, and credibly better: it decides from the next change on
+    PROMOTED = "promoted"  # judged, and credibly better: decides from the next ModelChange on
     REFUSED = "refused"  # judged, and not credibly better
     SKIPPED = "skipped"  # nothing was judged: too few bars, or a model that cannot stand in
     FAILED = "failed"  # the training, or what a promotion needs, broke off
@@ -277,13 +277,13 @@ class GapCause(StrEnum):
     OVERFLOW = "overflow"  # the queue was full
     ARCHIVE = "archive"  # a hole in the data
     STALE = "stale"  # silent stream
-    IMPLAUSIBLE = "implausible"  # a close too far from the last one, which REST was asked about
+    IMPLAUSIBLE = "implausible"  # a close too far from the last one, checked over REST
     JUMPED = "jumped"  # the exchange's time jumped, or this machine slept
     FUNDING = "funding"  # no bar: a settlement of funding that never came
 
 
 BY_REST: Final = "rest"
-"""How a gap is repaired whose bars follow it."""
+"""The ``repaired_by`` of a gap whose bars follow it."""
 
 
 class Gap(Struct, frozen=True, gc=False):
@@ -305,7 +305,7 @@ class Gap(Struct, frozen=True, gc=False):
 
 
 class CommandKind(StrEnum):
-    """The operator's word."""
+    """The kind of an operator's command."""
 
     HALT = "HALT"
     RESUME = "RESUME"
@@ -322,18 +322,18 @@ class Command(Struct, frozen=True, gc=False):
 
 
 class Timer(Struct, frozen=True, gc=False):
-    """Market time moved on without any other event (an order may expire, a day may end)."""
+    """Market time advanced without another event (an order may expire, a day may end)."""
 
     market_ms: int
     seen_ms: int
 
 
 class Closed(Struct, frozen=True, gc=False):
-    """Some instruments' bars of one close follow at once, and are dealt with together.
+    """The bars of one close of several instruments follow, and are processed together.
 
     The next ``bars`` events are those bars, in the order of the run's instruments. All of them are
     filled, marked and observed before the first is decided. Market and seen time are those at
-    which the last of them had come, or the wait for the ``absent`` was over.
+    which the last of them arrived, or the wait for the ``absent`` ended.
     """
 
     open_time_ms: int  # of each of the bars
@@ -344,9 +344,9 @@ class Closed(Struct, frozen=True, gc=False):
 
 
 class FrameBar(Struct, frozen=True, gc=False):
-    """A closed candle of a higher timeframe, from where the run's own bars do not reach.
+    """A closed candle of a higher timeframe, of a time before the run's own bars.
 
-    It is accepted where they say nothing of it, or the same; market time is its close.
+    It is refused where it contradicts them; market time is its close.
     """
 
     instrument: str
