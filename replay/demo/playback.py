@@ -30,7 +30,7 @@ class StartMessage(Struct, frozen=True, tag="begun"):
     warnings: tuple[str, ...]
 
 
-class FillMessage(Struct, frozen=True):
+class BarFill(Struct, frozen=True):
     """One fill of the run's own account."""
 
     side: str  # BUY or SELL
@@ -50,7 +50,7 @@ class BarMessage(Struct, frozen=True, tag="bar"):
     refused_by: str  # "" where no gate refused
     held: float  # the run's position in the instrument, in base currency, signed
     equities: dict[str, float]  # the run's own under "", then every twin's
-    fills: tuple[FillMessage, ...]
+    fills: tuple[BarFill, ...]
     twin_fills: dict[str, int]  # how many each twin had in this step
 
 
@@ -131,7 +131,7 @@ def _bar_message(step: Step, bar: Bar, instrument: Instrument) -> BarMessage:
             **{twin.twin: twin.account.equity / MONEY_SCALE for twin in step.twins},
         },
         fills=tuple(
-            FillMessage(fill.side.value, fill.quantity / quantity, fill.price / price, fill.reason)
+            BarFill(fill.side.value, fill.quantity / quantity, fill.price / price, fill.reason)
             for fill in step.fills
         ),
         twin_fills={twin.twin: len(twin.fills) for twin in step.twins},

@@ -131,7 +131,7 @@ def weighings(part: Sequence[Labelled], *, every: int, field: int) -> list[Weigh
 
 
 def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
-    """Return the returns of holding *weights*, net of fees; a panel begins without positions."""
+    """Simulate holding *weights*, net of fees; a panel begins without positions."""
     parts = [_weighed_panel(panel, weights(panel.labelled, panel.rows)) for panel in decisions]
     return Weighed(
         *(
@@ -142,12 +142,12 @@ def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
 
 
 def _weighed_panel(decisions: Weighing, weights: Array) -> Weighed:
-    """Return the returns of *weights* [asset, decision] at the decisions of one panel."""
-    gross = (weights * decisions.gains).sum(axis=0)
-    drifted = weights * (1.0 + decisions.gains) / (1.0 + gross)
+    """Simulate holding *weights* [asset, decision] over one panel."""
+    gross_return = (weights * decisions.gains).sum(axis=0)
+    drifted = weights * (1.0 + decisions.gains) / (1.0 + gross_return)
     before = np.concatenate([np.zeros((len(weights), 1)), drifted[:, :-1]], axis=1)
     turnover = np.abs(weights - before).sum(axis=0)
-    net = gross - FEE * turnover
+    net = gross_return - FEE * turnover
     return Weighed(net, turnover, np.abs(weights).sum(axis=0), decisions.days)
 
 
@@ -181,7 +181,7 @@ def rules_here() -> tuple[Rule, ...]:
 
 
 def rules_weighed(decisions: Sequence[Weighing]) -> dict[str, Weighed]:
-    """Return the returns of every rule that can be solved here, by its name."""
+    """Simulate every rule that can be solved here, by its name."""
     return {rule.value: weighed(decisions, rule_weights(rule)) for rule in rules_here()}
 
 
@@ -197,20 +197,18 @@ def weighed_figures(weighed_by: Mapping[str, Weighed]) -> dict[str, Any]:
         "days": len(days),
         "fee": FEE,
         "net_bp_a_day": {
-            name: _a_day(weighed_one.net, weighed_one.days)
-            for name, weighed_one in weighed_by.items()
+            name: _a_day(result.net, result.days) for name, result in weighed_by.items()
         },
         "turnover_a_day": {
-            name: round(float(weighed_one.turnover.sum()) / len(days), 4)
-            for name, weighed_one in weighed_by.items()
+            name: round(float(result.turnover.sum()) / len(days), 4)
+            for name, result in weighed_by.items()
         },
         "gross": {
-            name: round(float(weighed_one.gross.mean()), 4)
-            for name, weighed_one in weighed_by.items()
+            name: round(float(result.gross.mean()), 4) for name, result in weighed_by.items()
         },
         "against_bp_a_day": {
-            name: _a_day(own.net - weighed_one.net, own.days)
-            for name, weighed_one in weighed_by.items()
+            name: _a_day(own.net - result.net, own.days)
+            for name, result in weighed_by.items()
             if name != NETWORK
         },
     }

@@ -64,7 +64,7 @@ def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tu
 
 
 def tail_of(forecasts: HorizonForecasts, side: str, share: float) -> Tail:
-    """Return forecasts side's losses, and the tail of the Student t."""
+    """Return one side's losses, and the tail of the Student t."""
     sign = SIDES[side]
     mean = sign * forecasts.mean
     return Tail(
@@ -117,7 +117,7 @@ _SYMBOL: Final = 1 << 32
 
 
 class Breaches(NamedTuple):
-    """The breaches of forecasts value at risk, and their tests."""
+    """The breaches of one value at risk, and their tests."""
 
     horizon: int  # bars
     tail: str
