@@ -252,7 +252,7 @@ def _explain(error: BaseException) -> int:
 
 
 def _usage_sentence(error: typer.TyperException) -> str:
-    """Return what is wrong with the command line; an option's older name is given its new one."""
+    """Explain a wrong command line; for an option's older name, give the new one."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "tracepaper"
     words = error.format_message().replace("Value error, ", "").split()

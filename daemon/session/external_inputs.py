@@ -139,7 +139,12 @@ def opened(owner: str) -> Sequence[Outside]:
     # Copied at once: another thread of the same class may add to it meanwhile.
     own, sources = set(own_modules(owner)), tuple(_sources.get(owner, ()))
     elsewhere = [item for item in sources if item.name not in own]
-    read = [item for item in tuple(_opened.get(owner, ())) if not _is_declared(item)]
+    # A file that the configuration names is no input, unless the class writes it.
+    read = [
+        item
+        for item in tuple(_opened.get(owner, ()))
+        if item.name not in _declared or item in _written
+    ]
     return tuple(dict.fromkeys((*elsewhere, *read)))
 
 
@@ -348,10 +353,6 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _first_as_file(arguments: tuple[Any, ...]) -> Outside | None:
-    return _file(arguments[0])
-
-
 def _second_as_address(arguments: tuple[Any, ...]) -> Outside | None:
     return _address(arguments[1])
 
@@ -362,7 +363,7 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
             "open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.link", "os.symlink",
             "os.truncate", "os.mkdir", "os.rmdir", "os.getxattr", "os.listxattr",
         ),
-        _first_as_file,
+        lambda given: _file(given[0]),
     ),
     "builtins.input": lambda _: Outside("file", "standard input"),
     "sqlite3.connect": _database,
@@ -391,11 +392,6 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
 
 
 # ---------------------------------------------------------------- exemptions
-
-
-def _is_declared(item: Outside) -> bool:
-    """Return whether the configuration names *item*; what the class writes is data."""
-    return item.name in _declared and item not in _written
 
 
 @cache

@@ -263,7 +263,11 @@ class RecordedPredictor:
         rows: Iterable[tuple[int, Event, Prediction]] | None = None,
     ) -> Iterator[Event]:
         """Yield the recorded events in order, from the run-in on, or those of *rows*."""
-        events = self._queue_answers(rows or self._stored_rows(reader, run_id), run_id)
+        if rows is None:
+            beginning = self._run.beginning
+            stored = reader.events(run_id, -1 if beginning is None else beginning.fed_from - 1)
+            rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
+        events = self._queue_answers(rows, run_id)
         return events if self._scan is None else self._scan.read_ahead(events)
 
     @property
@@ -298,12 +302,6 @@ class RecordedPredictor:
         terms = terms_for(config, engine, promoted, run)
         self._promoted[promoted.model_sha256] = terms
         engine.prepare(promoted.model_sha256, terms)
-
-    def _stored_rows(self, reader: Reader, run_id: str) -> Iterator[tuple[int, Event, Prediction]]:
-        beginning = self._run.beginning
-        after = -1 if beginning is None else beginning.fed_from - 1
-        for sequence, _, event, stored in reader.events(run_id, after):
-            yield sequence, event, stored
 
     def _queue_answers(
         self, rows: Iterable[tuple[int, Event, Prediction]], run_id: str

@@ -119,7 +119,9 @@ class SweepResult:
 
     def best_run(self, db: str | Path | None = None) -> Backtest:
         """Return the best cell's run over the whole period, made again with its whole record."""
-        best = self._require_best()
+        best = self.best
+        if best is None:
+            raise DataInvalid(f"No run of this sweep succeeded; the first says: {self.first_error}")
         work = self.request.work
         overrides = overrides_of(work, best.point)
         strategy = overrides.pop("strategy", {})
@@ -168,11 +170,6 @@ class SweepResult:
         for path in request.depth:
             words += ["--depth", shlex.quote(str(path))]
         return " ".join([*words, "--db", "best.db"])
-
-    def _require_best(self) -> CellResult:
-        if self.best is None:
-            raise DataInvalid(f"No run of this sweep succeeded; the first says: {self.first_error}")
-        return self.best
 
     @property
     def first_error(self) -> str:
