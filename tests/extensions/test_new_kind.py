@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from programs import ROOT, environment
@@ -31,6 +32,57 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {file.stem: file.read_text(encoding="utf-8") for file in folder.glob("*.txt")}
 
 
+def document(text: str) -> Any:
+    return json.loads(text[text.index("{\n") :].removesuffix("exit code 0\n"))
+
+
+def test_its_recipe_is_printed_listed_and_checked(said: dict[str, str]) -> None:
+    assert "seasonal    the spread of the last closes\n" in said["kinds"]
+    keys = json.loads(said["keys"].removesuffix("exit code 0\n"))
+    assert {
+        "key": "architecture.shrink",
+        "type": "number",
+        "range": "0 to 1",
+        "default": 0.5,
+        "text": "Share of the fit that is not.",
+    } in keys
+    assert "# Closes whose spread is taken (2 to 500).\nwindow = 60\n" in said["recipe"]
+    assert "architecture.window must be a whole number from 2 to 500." in said["wide"]
+    assert "seasonal has no architecture.shrnk, the nearest is shrink." in said["near"]
+    assert "no kind of model called 'seasonl', the nearest is seasonal" in said["other"]
+
+
+def test_it_is_trained_by_that_recipe_onto_a_whole_card(said: dict[str, str]) -> None:
+    assert "Fitting the seasonal.\nCalibrating.\nJudging on untouched time.\n" in said["train"]
+    card = document(said["again"])["card"]
+    assert card["architecture"] == {"horizons": [5, 30], "window": 60, "shrink": 0.5}
+    assert set(card["calibration"]) >= {"slope", "spread", "quantiles", "coverage"}
+    assert card["training"]["closes"] == 60
+    assert card["honesty"]["sentences"][0].startswith("For paper trading only")
+    assert {"ewma", "har", "gamma_glm"} <= set(card["figures"]["30"]["qlike"])
+
+
+def test_it_is_evaluated_compared_fitted_on_folds_and_ablated(said: dict[str, str]) -> None:
+    whole, compared, folds = (document(said[name]) for name in ("evaluate", "compare", "folds"))
+    assert whole["figures"].keys() >= {"5", "30"}
+    assert [span["name"] for span in document(said["holdout"])["spans"]] == ["last"]
+    assert [one["name"].endswith("again") for one in compared["beside"]] == [True]
+    assert "Fold 6 of 6." in said["folds"]
+    assert "With shrink=0." in said["folds"]
+    assert "shrink=0" in json.dumps(folds)
+
+
+def test_what_examines_a_network_refuses_it(said: dict[str, str]) -> None:
+    assert said["inspect"] == (
+        "The model shows no network and no arrays of its own to examine; leave that out.\n"
+        "exit code 2\n"
+    )
+
+
+def test_the_help_of_train_does_not_grow_by_a_kind(said: dict[str, str]) -> None:
+    assert "seasonal" not in said["help"]
+
+
 def test_a_run_trades_by_its_checkpoint_and_is_verified(said: dict[str, str]) -> None:
     assert said["replay"].endswith("exit code 0\n")
     assert "400 of 400 decisions follow from the record" in said["verify"]
@@ -51,7 +103,7 @@ def test_what_explains_attention_says_that_it_has_none(said: dict[str, str]) -> 
 
 def test_lists_name_it_and_call_it_experimental(said: dict[str, str]) -> None:
     assert "  seasonal; " in said["models"]
-    told = json.loads(said["kinds"].removesuffix("exit code 0\n"))
+    told = json.loads(said["listed"].removesuffix("exit code 0\n"))
     assert "seasonal" in told["experimental_kinds"]
 
 

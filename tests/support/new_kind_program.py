@@ -1,9 +1,7 @@
-"""A program that registers a kind of model and nothing else, and then calls the product's commands.
+"""A program that registers a kind of model and how it is fitted, and then calls the commands.
 
 It registers before the first command looks for kinds, so it runs as a process.
 """
-
-# ruff: noqa: E402 - the imports below are the point
 
 from __future__ import annotations
 
@@ -11,16 +9,34 @@ import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import learning
 import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+from torch import Tensor
 
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import Answers
+from tracepaper.replay.learning.estimator import register as register_estimator
+from tracepaper.replay.learning.estimators.tabular import RowEstimator, VarianceModel
+from tracepaper.replay.learning.evaluation.forecasts import Predictions, judged
+from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.splits import Part, Segment, iso
 from tracepaper.strategies.api.model import ModelKind, register
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.forecasters.build import RunOptions
+from tracepaper.strategies.networks.keys import Horizons
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import DAY_MS
+
+LEAST = 1e-9
 
 
 class SeasonalForecaster:
@@ -38,7 +54,7 @@ class SeasonalForecaster:
         self.context: int = card["architecture"]["window"]
         self.calibration: Calibration | None = None
         self.mode, self.threads = options.mode, options.threads
-        self._times = float(tensors["times"][0])
+        self._times = tensors["times"].double().numpy()  # [horizon]
         self._closes: dict[str, deque[int]] = {}
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
@@ -52,7 +68,7 @@ class SeasonalForecaster:
         if len(closes) < self.context:
             return None
         spread = self._times * float(np.diff(np.log(np.array(closes))).std())
-        ahead = tuple((spread * np.sqrt(self.horizons)).tolist())
+        ahead = tuple((np.maximum(spread, LEAST) * np.sqrt(self.horizons)).tolist())
         nothing = (0.0,) * len(ahead)
         return Forecast(self.horizons, nothing, ahead, (), (), (), ahead, self.model_id)
 
@@ -65,48 +81,133 @@ class SeasonalForecaster:
         return [self.step(bar) for bar in bars]
 
 
-register(ModelKind("seasonal", "the spread of the last closes", build=SeasonalForecaster))
+SEASONAL = register(
+    ModelKind("seasonal", "the spread of the last closes", build=SeasonalForecaster)
+)
 
-import learning
-import torch
 
-from tracepaper.daemon.cli import invoke
-from tracepaper.storage import checkpoints
+@dataclass(frozen=True)
+class SeasonalKeys:
+    """``[architecture]``."""
 
-CARD = {
-    "model": {"kind": "seasonal", "name": "hours"},
-    "architecture": {"window": 60, "horizons": [5, 30]},
-    "features": {},
-    "market": {"interval": "1"},
-    "calibration": {},
-}
+    horizons: Horizons = (5, 30)
+    window: Annotated[int, Meta(ge=2, le=500, description="Closes whose spread is taken.")] = 60
+    shrink: Annotated[float, Meta(ge=0, le=1, description="Share of the fit that is not.")] = 0.5
+
+
+def spreads(segment: Segment, window: int) -> NDArray[np.float64]:
+    """Return the spread of the closes up to each bar: [time], NaN before the window is full."""
+    moves = np.lib.stride_tricks.sliding_window_view(np.diff(np.log(segment.close)), window - 1)
+    return np.concatenate([np.full(window - 1, np.nan), moves.std(axis=-1)])
+
+
+class SeasonalModel(VarianceModel):
+    """What was fitted."""
+
+    def forecaster(self) -> Forecaster:
+        """Return what a run asks."""
+        named = {"id": "", "sha256": ""} | self.card["model"]
+        card = {**self.card, "model": named}
+        return SeasonalForecaster(card, self.tensors, RunOptions(mode="scan"))
+
+    def answers(self, data: Dataset, part: Part) -> Answers:
+        """Return what it says of *part*."""
+        times, window = self.tensors["times"].numpy(), self.card["architecture"]["window"]
+        answered = []
+        for samples in data.samples(part):
+            unit = spreads(samples.segment, window) / samples.segment.sigma
+            rows = np.flatnonzero(samples.weights.any(axis=1) & np.isfinite(unit))
+            scale = np.maximum(times * unit[rows, None], LEAST)
+            nothing = np.zeros((*scale.shape, 3), np.float32)
+            said = Predictions(nothing[..., 0], scale, np.full_like(scale, 1e9), nothing, scale**2)
+            answered.append((samples, rows, said))
+        return Answers(judged(answered, data.baselines, data.horizons), self.measures)
+
+    measures = frozenset({"mean_return", "stdev_return", "volatility"})
+
+
+class SeasonalEstimator(RowEstimator):
+    """How it is fitted."""
+
+    Keys = SeasonalKeys
+
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> SeasonalModel:
+        """Return what a checkpoint holds."""
+        return SeasonalModel(card, tensors)
+
+
+def fit(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Fit one number a horizon, and shrink it towards 1."""
+    keys, found = recipe.architecture, []
+    for place in range(len(data.horizons)):
+        ratios = []
+        for samples in data.samples(Part.TRAIN):
+            unit = spreads(samples.segment, keys.window) / samples.segment.sigma
+            known = (samples.weights[:, place] > 0) & (unit > LEAST)
+            ratios.append(samples.labels["variance"][known, place] / unit[known] ** 2)
+        found.append(np.sqrt(np.concatenate(ratios).mean()))
+    times = keys.shrink + (1.0 - keys.shrink) * np.array(found)
+    return {"times": times}, {"closes": keys.window}
+
+
+register_estimator(SeasonalEstimator(SEASONAL, fit))
+
+
+def date(day: int) -> str:
+    """Return the date so many days after the first candle."""
+    return iso(learning.START_MS + day * DAY_MS)[:10]
 
 
 def main(folder: Path) -> None:
-    """Replay with a seasonal checkpoint; write what each command answers into *folder*."""
-    checkpoints.save(folder / "hours", {"times": torch.tensor([1.5])}, CARD)
-    data = str(learning.write_csv(learning.learnable(400, seed=1, symbol="AAAUSDT"), folder))
+    """Train, evaluate and replay a seasonal checkpoint; write what each command answers."""
+    checkpoint, recipe = str(folder / "hours"), folder / "recipe.toml"
+    days = learning.learnable(8 * learning.DAY_BARS, seed=1, symbol="AAAUSDT")
+    parts = zip(("train", "validation", "calibration"), (4, 5, 6), strict=True)
+    dates = [f"split.{part}_until={date(day)}" for part, day in parts]
+    chosen = [word for one in dates for word in ("--set", one)]
+    data = ("--data", str(learning.write_csv(days, folder)))
+    few = learning.learnable(400, seed=1, symbol="BBBUSDT")
+    short = ("--data", str(learning.write_csv(few, folder)))
     config = folder / "config.toml"
     config.write_text(
-        '[market]\nsymbols = ["AAAUSDT"]\ninterval = "1"\n[strategy]\nname = "attention"\n'
-        f'[model]\ncheckpoint = "{folder / "hours"}"\n[gate]\nhorizon = 30\nedge = "0"\n',
+        '[market]\nsymbols = ["BBBUSDT"]\ninterval = "1"\n[strategy]\nname = "attention"\n'
+        f'[model]\ncheckpoint = "{checkpoint}"\n[gate]\nhorizon = 30\nedge = "0"\n',
         encoding="utf-8",
     )
     named = ("--db", str(folder / "run.db"))
+    judged_on = ("evaluate", checkpoint, *data)
     for name, words in {
-        "replay": ("replay", "--data", data, "--config", str(config), *named, "--log", "full"),
+        "help": ("train", "--help"),
+        "kinds": ("train", "--init", "?"),
+        "keys": ("train", "--keys", "seasonal", "--json"),
+        "wide": ("train", "--init", "seasonal", "--set", "window=501"),
+        "near": ("train", "--init", "seasonal", "--set", "shrnk=1"),
+        "other": ("train", "--set", "model.kind=seasonl", *data, "--out", checkpoint),
+        "recipe": ("train", "--init", "seasonal", *chosen),
+        "train": ("train", str(recipe), *data, "--out", checkpoint),
+        "again": ("train", str(recipe), *data, "--out", str(folder / "again"), "--json"),
+        "evaluate": (*judged_on, "--json"),
+        "compare": (*judged_on, "--compare", str(folder / "again"), "--json"),
+        "folds": (*judged_on, "--folds", "combinatorial:4/2", "--ablate", "shrink=0", "--json"),
+        "holdout": (*judged_on, "--holdout", f"last={date(6)}:{date(8)}", "--json"),
+        "inspect": (*judged_on, "--inspect", "deletion=5"),
+        "replay": ("replay", *short, "--config", str(config), *named, "--log", "full"),
         "verify": ("verify", "last", *named),
         "report": ("report", "last", "--json", *named),
         "explain": ("explain", "last", *named),
         "full": ("explain", "last", "--full", *named),
         "gates": ("audit", "sql", "SELECT DISTINCT gate FROM v_gates", *named),
-        "models": ("models", "list", str(folder / "hours")),
-        "kinds": ("models", "list", "--json"),
-        "check": ("models", "check", str(folder / "hours")),
+        "models": ("models", "list", checkpoint),
+        "listed": ("models", "list", "--json"),
+        "check": ("models", "check", checkpoint),
     }.items():
         path = folder / f"{name}.txt"
         with path.open("w", encoding="utf-8") as out, redirect_stdout(out), redirect_stderr(out):
-            out.write(f"exit code {invoke(list(words))}\n")
+            code = invoke(list(words))
+        if name == "recipe":
+            recipe.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+        with path.open("a", encoding="utf-8") as out:
+            out.write(f"exit code {code}\n")
 
 
 if __name__ == "__main__":

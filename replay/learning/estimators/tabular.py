@@ -5,10 +5,11 @@ The rules are docs/models.md, L7, L8 and L22 to L24.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ from tracepaper.replay.learning.evaluation.user_class import (
     selective_of,
 )
 from tracepaper.replay.learning.glm import RIDGE, fit_gamma
-from tracepaper.replay.learning.recipe import Recipe, command, whole
+from tracepaper.replay.learning.recipe import Recipe, command, listed
 from tracepaper.replay.learning.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
@@ -57,7 +58,7 @@ from tracepaper.replay.learning.statistics import (
 )
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.api.model import ModelKind
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.tabular import (
     ROW_KINDS,
@@ -104,14 +105,6 @@ class RowEstimator(CandleEstimator):
         self._fit: RowFit = fit
         self._needs: Callable[[str], object] = needs
 
-    def architecture(self, chosen: Mapping[str, Mapping[str, Any]]) -> RowKeys:
-        """Return the horizons, all that there is."""
-        section = chosen["architecture"]
-        for key in sorted(set(section) - {"horizons"}):
-            raise ConfigInvalid(f"A {self.kind.name} has no architecture.{key}; leave it out.")
-        horizons = section.get("horizons", RowKeys().horizons)
-        return RowKeys(tuple(whole("architecture.horizons", one) for one in horizons))
-
     def recipe(self, document: Mapping[str, Any]) -> Recipe:
         """Read a recipe or a card, as for any kind; the bars to explain are always named."""
         found = super().recipe(document)
@@ -122,7 +115,7 @@ class RowEstimator(CandleEstimator):
         del recipe
         self._needs(option)
 
-    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> RowsModel:
+    def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> VarianceModel:
         """Fit the model, in one go."""
         run.say(f"Fitting the {self.kind.name}{', from its beginning' if run.resume else ''}.")
         arrays, said = self._fit(data, recipe)
@@ -137,33 +130,23 @@ class RowEstimator(CandleEstimator):
             data,
             recipe,
             run,
-            architecture={"horizons": list(data.horizons)},
+            architecture={**listed(recipe.architecture), "horizons": list(data.horizons)},
             training=training,
             calibration={},
         )
-        return RowsModel(card, {name: torch.from_numpy(array) for name, array in arrays.items()})
+        return self.load(card, {name: torch.from_numpy(array) for name, array in arrays.items()})
 
-    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RowsModel:
+    def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VarianceModel:
         """Return the model of a checkpoint."""
         return RowsModel(card, tensors)
 
 
-class RowsModel(CandleModel):
-    """A fitted model of one bar's features."""
+class VarianceModel(CandleModel):
+    """A fitted model that forecasts mean and variance, and no more."""
 
-    @cached_property
-    def rows(self) -> TrainedRows:
-        """The model with its arrays, checked."""
-        return trained_rows(self.card, self.tensors, ROW_KINDS[self.card["model"]["kind"]])
-
-    def answers(self, data: Dataset, part: Part) -> Answers:
-        """Return what the model says of *part*."""
-        answered = []
-        for samples in data.samples(part):
-            rows = np.flatnonzero(samples.weights.any(axis=1))
-            said = predictions(self.rows.model, samples.segment.values[rows])
-            answered.append((samples, rows, said))
-        return Answers(judged(answered, data.baselines, data.horizons), ROW_MEASURES)
+    @abstractmethod
+    def forecaster(self) -> Forecaster:
+        """Return what a run asks for each bar, by which the measures of gates are taken."""
 
     def spread_answers(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
         """Return what the model says of *part*, its scale by the calibrated spread."""
@@ -171,7 +154,7 @@ class RowsModel(CandleModel):
         found = self.answers(data, part).forecasts
         return [replace(one, scale=one.scale * spreads[str(one.horizon)]) for one in found]
 
-    def scaled(self, data: Dataset) -> RowsModel:
+    def scaled(self, data: Dataset) -> Self:
         """Return it with slopes and spreads of the calibration slice."""
         found = self.answers(data, Part.CALIBRATION).forecasts
         spreads = {str(j.horizon): spread(j) for j in found}
@@ -185,12 +168,12 @@ class RowsModel(CandleModel):
         }
         return self.with_card(calibration=section)
 
-    def calibrated(self, data: Dataset, *, bars: int | None = None) -> RowsModel:
+    def calibrated(self, data: Dataset, *, bars: int | None = None) -> Self:
         """Return it with slopes, spreads and the quantiles of gates of the calibration slice."""
         found = self.scaled(data)
         section = found.card["calibration"]
         seen = _measures(
-            found.rows,
+            found.forecaster(),
             data.samples(Part.CALIBRATION),
             horizon=self.horizon,
             slope=section["slope"][str(self.horizon)],
@@ -229,6 +212,28 @@ class RowsModel(CandleModel):
         return tail_factors(self.spread_answers(data, Part.CALIBRATION))
 
 
+class RowsModel(VarianceModel):
+    """A fitted model of one bar's features."""
+
+    @cached_property
+    def rows(self) -> TrainedRows:
+        """The model with its arrays, checked."""
+        return trained_rows(self.card, self.tensors, ROW_KINDS[self.card["model"]["kind"]])
+
+    def forecaster(self) -> Forecaster:
+        """Return what a run asks for each bar, by which the measures of gates are taken."""
+        return RowForecaster(self.rows, mode="scan", threads=1)
+
+    def answers(self, data: Dataset, part: Part) -> Answers:
+        """Return what the model says of *part*."""
+        answered = []
+        for samples in data.samples(part):
+            rows = np.flatnonzero(samples.weights.any(axis=1))
+            said = predictions(self.rows.model, samples.segment.values[rows])
+            answered.append((samples, rows, said))
+        return Answers(judged(answered, data.baselines, data.horizons), ROW_MEASURES)
+
+
 def spread(found: HorizonForecasts) -> float:
     """Return standard deviation ÷ root of the forecast variance that covers 90 % of returns."""
     missed = np.abs(found.value - found.mean) / np.sqrt(found.variances["network"])
@@ -248,11 +253,10 @@ def predictions(model: RowModel, rows: NDArray[np.float32]) -> Predictions:
 
 
 def _measures(
-    trained: TrainedRows, part: Sequence[Samples], *, horizon: int, slope: float, bars: int
+    forecaster: Forecaster, part: Sequence[Samples], *, horizon: int, slope: float, bars: int
 ) -> dict[str, Array]:
     """Return each calibrated gate's measure of up to *bars* bars, of the gates that it has."""
     gates = [g for g in GATES.values() if g.calibrated_as and g.needs <= ROW_MEASURES]
-    forecaster = RowForecaster(trained, mode="scan", threads=1)
     share = max(bars // len(part), 1)
     found: dict[str, list[float]] = {gate.calibrated_as: [] for gate in gates}
     for samples in part:
@@ -261,7 +265,7 @@ def _measures(
         forecaster.warm(samples.segment.candles.instrument, [])
         said = forecaster.scan(bars_of(samples.segment, start, int(rows[-1]) + 1))
         seen = GateInputs(
-            horizon_index=trained.horizons.index(horizon),
+            horizon_index=forecaster.horizons.index(horizon),
             slope=slope,
             round_trip_cost=cards.ROUND_TRIP_COST,
         )
