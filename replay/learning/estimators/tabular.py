@@ -92,7 +92,7 @@ RowFit = Callable[[Dataset, Recipe], tuple[dict[str, NDArray[Any]], dict[str, An
 class RowEstimator(CandleEstimator):
     """A kind of model of one bar's features."""
 
-    Keys = RowKeys
+    Keys: type[Any] = RowKeys
     Options = BoostingOptions  # a regression chooses nothing
     walks_only = False
     chosen_training: ClassVar[Sequence[str]] = ("threads", "explained_bars", "baselines")
