@@ -221,6 +221,7 @@ class Book:
         self.settled: dict[str, int] = {}
         self.marks: dict[str, int] = {}
         self.entered: set[str] = set()  # instruments held by signal: orders by list are bare (E11)
+        self.waiting: dict[str, Quote] = {}  # the newest quote that was not believed
         self.met: Counter[str] = Counter()
 
     def learn(self, step: Step) -> None:
@@ -236,17 +237,32 @@ class Book:
         if isinstance(event, Funding):
             self._settle(step, event)
         self.met[type(event).__name__] += 1
+        shown = self._believed(step)
         ids = [order.order_id for order in step.orders]
         assert len(set(ids)) == len(ids), "an order is shown once a step"
         now = {order.order_id: order for order in step.orders}
         for fill in step.fills:
-            self._fill(fill, now[fill.order_id], before.get(fill.order_id), event)
+            self._fill(fill, now[fill.order_id], before.get(fill.order_id), shown or event)
         for order in step.orders:
             self._order(order, before.get(order.order_id), step)
-        if isinstance(event, Quote):
-            self._shown(step, event)
-        self._stops(before, event)
+        if isinstance(shown, Quote):
+            self._shown(step, shown)
+        self._stops(before, shown)
         self._account(step)
+
+    def _believed(self, step: Step) -> Event | None:
+        """Return what the step acts on: its event, a quote that waited for it, or nothing (M34)."""
+        event, said = step.event, step.belief or ""
+        if isinstance(event, Quote):
+            self.waiting.pop(event.instrument, None)
+            if said.startswith("not believed"):
+                self.waiting[event.instrument] = event
+                self.met["a quote waited"] += 1
+                return None
+        elif isinstance(event, Mark) and "the quote before it is believed on this one" in said:
+            self.met["a quote was believed later"] += 1
+            return self.waiting.pop(event.instrument)
+        return event
 
     def _settle(self, step: Step, event: Funding) -> None:
         newest = self.settled.get(event.instrument, -1)
@@ -390,7 +406,7 @@ class Book:
             assert type(step.event) is Bar
             assert order.eligible_ms >= order.created_ms + 100, "sooner than the latency"
 
-    def _stops(self, before: dict[str, Order], event: Event) -> None:
+    def _stops(self, before: dict[str, Order], event: Event | None) -> None:
         """No stop that rested is still waiting where the market touched it."""
         if not isinstance(event, (Bar, Quote)):
             return
