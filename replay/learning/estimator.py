@@ -191,7 +191,7 @@ def register(estimator: Estimator) -> Estimator:
 
 
 def estimators() -> Mapping[str, Estimator]:
-    """Return what fits each kind of model, by the kind's name, in the order of ``model_kinds``."""
+    """Return the estimators by the names of their kinds, in the order of ``model_kinds``."""
     from tracepaper.replay.learning import estimators as room
 
     known = _ESTIMATORS.of(room)
@@ -455,7 +455,7 @@ def candle_card(
 def fit_facts(
     data: Dataset, schema_id: str, kind: str, architecture: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what a fit to candles is of, beside its options: the network, the candles, the split.
+    """Return the network, the candles and the split of a fit, which tell it from others.
 
     A kept state of a fit is taken up by one with the same facts alone.
     """

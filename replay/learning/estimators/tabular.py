@@ -146,10 +146,10 @@ class VarianceModel(CandleModel):
 
     @abstractmethod
     def forecaster(self) -> Forecaster:
-        """Return what a run asks for each bar, by which the measures of gates are taken."""
+        """Return the forecaster of a run, by which the measures of gates are taken."""
 
     def spread_answers(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
-        """Return what the model says of *part*, its scale by the calibrated spread."""
+        """Forecast *part*, with scales by the calibrated spread."""
         spreads = self.card["calibration"]["spread"]
         found = self.answers(data, part).forecasts
         return [replace(one, scale=one.scale * spreads[str(one.horizon)]) for one in found]
@@ -221,11 +221,11 @@ class RowsModel(VarianceModel):
         return trained_rows(self.card, self.tensors, ROW_KINDS[self.card["model"]["kind"]])
 
     def forecaster(self) -> Forecaster:
-        """Return what a run asks for each bar, by which the measures of gates are taken."""
+        """Return the forecaster of a run, by which the measures of gates are taken."""
         return RowForecaster(self.rows, mode="scan", threads=1)
 
     def answers(self, data: Dataset, part: Part) -> Answers:
-        """Return what the model says of *part*."""
+        """Forecast *part*."""
         answered = []
         for samples in data.samples(part):
             rows = np.flatnonzero(samples.weights.any(axis=1))
