@@ -26,6 +26,9 @@ RANGE: Final = (
     f"SELECT open_time_ms, {VALUES} FROM archive_bars "
     "WHERE series = ? AND open_time_ms >= ? AND open_time_ms < ? ORDER BY open_time_ms"
 )
+_SERIES: Final = (
+    "SELECT series, instrument FROM archive_series WHERE instrument_id = ? AND interval_ms = ?"
+)
 _FOREVER: Final = 2**62
 
 Span = tuple[int, int]
@@ -111,11 +114,7 @@ class History(ReadOnly):
         return [(before[1], after[0]) for before, after in pairwise(spans)]
 
     def _series(self, instrument_id: str, interval_ms: int) -> _Found:
-        row = self._connection.execute(
-            "SELECT series, instrument FROM archive_series "
-            "WHERE instrument_id = ? AND interval_ms = ?",
-            (instrument_id, interval_ms),
-        ).fetchone()
+        row = self._connection.execute(_SERIES, (instrument_id, interval_ms)).fetchone()
         if row is None:
             raise DataInvalid(
                 f"The archive holds no {instrument_id} of {interval_ms} ms; "
@@ -250,11 +249,7 @@ class HistoryWriter:
 
     def _series(self, instrument: Instrument, interval_ms: int) -> tuple[int, tuple[int, int, int]]:
         """Return the series' key and the factors that bring the new bars to its decimals."""
-        row = self._raw.execute(
-            "SELECT series, instrument FROM archive_series "
-            "WHERE instrument_id = ? AND interval_ms = ?",
-            (instrument.id, interval_ms),
-        ).fetchone()
+        row = self._raw.execute(_SERIES, (instrument.id, interval_ms)).fetchone()
         if row is None:
             cursor = self._raw.execute(
                 "INSERT INTO archive_series (instrument_id, interval_ms, instrument) "

@@ -36,7 +36,7 @@ from tracepaper.storage.database.connection import (
 from tracepaper.storage.database.schema import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.storage.database.views import create_views
 from tracepaper.storage.record.digest import NOTHING
-from tracepaper.storage.record.rows import KEPT_EVENTS, sequence_of, step_key
+from tracepaper.storage.record.rows import KEPT_EVENTS, sequence_of
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types.market import Prune
 from tracepaper.strategies.units import DAY_MS
@@ -186,9 +186,8 @@ def _prune_run(
     if report.problem is not None:
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
     log.resume(run_id)
-    first, last = step_key(run_key, 0), step_key(run_key, until)
-    span = (first, last)
-    (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", (last,)).fetchone()
+    span = run_span(run_key, until)
+    (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", span[1:]).fetchone()
     state = latest(raw, run_key, "state", until) or before[1]
     kept_sha256 = latest(raw, run_key, "kept_sha256", until) or before[2]
     (market_ms,) = raw.execute(_NEWEST_CLOSE, (*run_span(run_key), run_key)).fetchone()
@@ -213,9 +212,8 @@ def _prune_run(
         row = (run_key, until, pruned_at_ms, digest, kept_sha256, state)
         raw.execute("INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)", row)
 
-    steps = until - before[0]
     log.note(event, drop)
-    return Pruning(run_id, until, steps)
+    return Pruning(run_id, until, until - before[0])
 
 
 def _prunable_until(

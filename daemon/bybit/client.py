@@ -1,45 +1,489 @@
-"""``BybitClient``: Bybit's market data, REST and streams, as the feed's protocols ask for it."""
+"""Bybit's public REST calls: rate-limited, retried, with a cooldown after a ban.
+
+Source: docs/v5/market, docs/v5/error, docs/v5/rate-limit. An error is usually HTTP 200 with
+another ``retCode``; the rate-limit headers may be absent or senseless, so full jitter decides the
+waits and no header does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from decimal import Decimal
+import random
+from collections import Counter
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Final, Self, TypeVar
 
-from tracepaper.daemon.bybit.rest import RestClient
-from tracepaper.daemon.bybit.websocket import CategoryStream, stream_url
-from tracepaper.daemon.feed.client import MarketDataListener, StreamRequest
-from tracepaper.strategies.types.market import Category, Instrument
+import aiohttp
+import msgspec
+from aiolimiter import AsyncLimiter
+
+from tracepaper.daemon.bybit import messages
+from tracepaper.daemon.bybit.instruments import (
+    candle_reader,
+    decimals_needed,
+    exact,
+    exact_signed,
+    interval_name,
+    read_instruments,
+    risk_tier,
+)
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.feed.client import Cooldown, RestartBudget, is_loopback, retry
+from tracepaper.strategies.errors import (
+    ConfigInvalid,
+    FeedLost,
+    FrameImpossible,
+    InvariantBroken,
+    MessageMalformed,
+)
+from tracepaper.strategies.types.market import Bar, Category, Funding, Instrument, RiskTier, Source
+from tracepaper.strategies.units import MONEY_DECIMALS
+
+# ---------------------------------------------------------------- bodies
+#
+# An answer is accepted when it names the category and symbol of the question, its times lie inside
+# the asked range and its server time in our century. All else is ``MessageMalformed``: asked again.
+
+REGION_CODES: Final = frozenset({10009, 10024})
+REFUSED_CODES: Final = frozenset({10001, 10017, 10029})
+SERVER_MS_MIN: Final = 1_262_304_000_000
+"""2010-01-01: no server of this exchange tells an earlier time,"""
+SERVER_MS_MAX: Final = 4_102_444_800_000
+"""and none that is right one after 2100-01-01."""
+RATE_LIMIT: Final = 10**MONEY_DECIMALS
+"""A funding rate of 100 %: none was ever near."""
+
+T = TypeVar("T")
 
 
-class BybitClient(RestClient):
-    """The ``MarketDataClient`` of Bybit; an async context manager, as ``RestClient`` is.
+def decode_result(body: bytes, path: str, result: type[T]) -> tuple[T, int]:
+    """Return the typed result of a REST *body* and the server's time, UTC milliseconds.
 
-    Streams and REST share cooldown, counters and jitter.
+    Raises ``FeedLost`` for codes that pass, ``ConfigInvalid`` for those that a wrong configuration
+    earns, and ``MessageMalformed`` for what is not documented.
+    """
+    try:
+        answer = messages.decode_answer(body)
+        code = answer.ret_code
+        if code == 0 and SERVER_MS_MIN <= answer.time < SERVER_MS_MAX:
+            return msgspec.json.decode(answer.result, type=result), answer.time
+    except (ValueError, RecursionError) as error:
+        raise _undocumented(path, error) from error
+    if code == 0:
+        raise MessageMalformed(
+            f"The answer of {path} says that its server's time is {answer.time}, which is none "
+            "between 2010 and 2100; trying again."
+        )
+    refusal = f"Bybit answered {path} with retCode {code} ({answer.ret_msg[:120]})"
+    if code in REGION_CODES:
+        raise ConfigInvalid(
+            f"{refusal}: it does not serve this region; set exchange.rest_url and "
+            "exchange.stream_url to your regional host."
+        )
+    if code in REFUSED_CODES:
+        raise ConfigInvalid(
+            f"{refusal}; correct market.symbols, market.category or market.interval."
+        )
+    # Temporary and unknown codes: a daemon that runs for months waits and asks again.
+    raise FeedLost(f"{refusal}; trying again.")
+
+
+def read_klines(
+    page: messages.KlinePage,
+    instrument: Instrument,
+    interval_ms: int,
+    *,
+    first_ms: int,
+    last_ms: int,
+) -> tuple[list[Bar], int]:
+    """Return the bars of *page* that open in [*first_ms*, *last_ms*], and the rows left unread.
+
+    The candle that contains *first_ms* may come as well and is left out. Raises
+    ``MessageMalformed`` for a page of another category, symbol, grid, time or order.
+    """
+    _check_subject("candles", instrument, page.category, page.symbol)
+    read = candle_reader(instrument, interval_ms)
+    bars: list[Bar] = []
+    unreadable = 0
+    newer_ms = last_ms + interval_ms
+    for row in page.rows:
+        open_ms = exact(row[0], 0)
+        if not first_ms - interval_ms < open_ms <= last_ms:
+            raise _unrelated(f"a candle at {open_ms}, where {first_ms} to {last_ms} was asked")
+        if open_ms >= newer_ms:
+            raise _unrelated(f"candles of {instrument.id} that are not newest first")
+        newer_ms = open_ms
+        try:
+            candle = messages.closed_candle(row, open_ms, interval_ms)
+            bar = read(candle, open_ms + interval_ms, Source.REST)
+        except FrameImpossible as error:
+            if error.kind == "off_grid":
+                raise _unrelated(str(error)) from error
+            unreadable += open_ms >= first_ms
+        except MessageMalformed:
+            unreadable += open_ms >= first_ms
+        else:
+            if open_ms >= first_ms:
+                bars.append(bar)
+    return bars, unreadable
+
+
+def read_instruments_page(
+    raw: msgspec.Raw, category: Category, symbol: str
+) -> tuple[list[Instrument], str]:
+    """Return the instruments of one page and the next page's cursor; all, or those of *symbol*."""
+    instruments, page = read_instruments(bytes(raw), category)
+    if page.category != category.value:
+        raise _unrelated(f"instruments of {page.category!r}, where {category.value} was asked")
+    if symbol:
+        if any(instrument.symbol != symbol for instrument in instruments):
+            raise _unrelated(f"{instruments[0].id}, where {category.value}:{symbol} was asked")
+        if page.rows and not instruments:
+            raise _unrelated(f"filters of {symbol} that cannot be read")
+    return instruments, page.next_page_cursor
+
+
+def read_settlements(
+    page: messages.FundingHistory, instrument: Instrument, *, start_ms: int, end_ms: int
+) -> list[Funding]:
+    """Return the settlements of *page*, in its order.
+
+    Raises ``MessageMalformed`` for another category, symbol or time, or an impossible rate: where
+    such a row was left out, nobody would miss its payment.
+    """
+    settlements = []
+    for row in page.rows:
+        _check_subject("settlements", instrument, page.category, row.symbol)
+        settled_ms = exact(row.funding_rate_timestamp, 0)
+        rate = exact_signed(row.funding_rate, MONEY_DECIMALS)
+        if not start_ms <= settled_ms <= end_ms:
+            raise _unrelated(
+                f"a settlement at {settled_ms}, where {start_ms} to {end_ms} was asked"
+            )
+        if abs(rate) > RATE_LIMIT:
+            raise _unrelated(f"a funding rate of {row.funding_rate}")
+        settlements.append(Funding(instrument.id, rate, settled_ms, settled_ms))
+    return settlements
+
+
+def _check_subject(noun: str, instrument: Instrument, category: str, symbol: str) -> None:
+    if (category, symbol) != (instrument.category.value, instrument.symbol):
+        raise _unrelated(f"{noun} of {category}:{symbol}, where {instrument.id} was asked")
+
+
+def _unrelated(content: str) -> MessageMalformed:
+    return MessageMalformed(f"Bybit answered with {content}; the answer was dropped, trying again.")
+
+
+def _undocumented(path: str, error: Exception) -> MessageMalformed:
+    return MessageMalformed(
+        f"The answer of {path} is not what Bybit documents ({error}); trying again, check "
+        "exchange.rest_url if this lasts."
+    )
+
+
+CANDLES_MAX: Final = 1_000
+"""Candles a request; larger windows are cut by the exchange at a side nobody promises."""
+SETTLEMENTS_MAX: Final = 200
+PAGES_MAX: Final = 100
+BODY_BYTES_MAX: Final = 32 * 1024 * 1024
+BANNED_STATUS: Final = 403
+BUSY_STATUS: Final = 429
+OK_STATUS: Final = 200
+
+R = TypeVar("R")
+
+
+class RestClient:
+    """One session of REST calls; an async context manager.
+
+    Every method retries recoverable errors without end, unless a *budget* limits them; then it
+    raises ``FeedLost`` or ``MessageMalformed``. A wrong symbol, category or address raises
+    ``ConfigInvalid`` as long as this run never had an answer: once *is_proven*, the same answer
+    comes from a network that fails, and is retried like all else.
+
+    ``counters`` counts the requests and the rows that could not be read.
+
+    *latest_ms* returns the latest market time at which an answer can have been given: a server
+    whose date is ahead must not make an open candle final.
     """
 
-    async def last_price(self, instrument: Instrument) -> Decimal:
-        """Return the price of the last trade; 0 where the exchange names none."""
-        ticker = await self.tickers(instrument.category, instrument.symbol)
-        return Decimal(ticker.last_price or 0)
+    candles_max: int = CANDLES_MAX
 
-    def stream_url(self, category: Category) -> str:
-        """Return the address of the public stream of *category*."""
-        return stream_url(self._exchange, category)
+    def __init__(
+        self,
+        exchange: ExchangeSection,
+        *,
+        clock: Clock,
+        rng: random.Random,
+        cooldown: Cooldown | None = None,
+        budget: RestartBudget | None = None,
+        is_proven: bool = False,
+        latest_ms: Callable[[], int] | None = None,
+    ) -> None:
+        self._exchange = exchange
+        self._clock = clock
+        self._rng = rng
+        self.cooldown = cooldown or Cooldown(clock=clock)
+        self._is_proven = is_proven
+        self._latest_ms = latest_ms
+        self._budget = budget
+        self._session: aiohttp.ClientSession | None = None
+        rate = exchange.requests_per_s
+        # A bucket of less than one call would never let one through.
+        self._limiter = AsyncLimiter(rate, 1.0) if rate >= 1 else AsyncLimiter(1.0, 1.0 / rate)
+        self.counters: Counter[str] = Counter()
 
-    def streams(
-        self, request: StreamRequest, listener: MarketDataListener
-    ) -> Sequence[CategoryStream]:
-        """Return one connection for each category of the instruments, not yet open."""
-        return [
-            CategoryStream(
-                category,
-                request,
-                listener,
-                exchange=self._exchange,
-                clock=self._clock,
-                rng=self._rng,
-                cooldown=self.cooldown,
-                counters=self.counters,
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=self._exchange.request_timeout_s),
+            trust_env=not is_loopback(self._exchange.rest_url),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def prove(self) -> None:
+        """Note that address, category and symbols are right: later failures are the network's."""
+        self._is_proven = True
+
+    async def server_time_ms(self) -> int:
+        """Return the exchange's time, UTC milliseconds, between 2010 and 2100."""
+        return await self._get(
+            "/v5/market/time", {}, messages.ServerTime, lambda _, server_ms: server_ms
+        )
+
+    async def candles(
+        self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        """Return the final bars that open in [*start_ms*, *end_ms*], oldest first, each once.
+
+        A candle is final when the answer's server time is ``final_after_ms`` after its close.
+        Rows that cannot be read (counted) are left out, so a missing bar may exist: the feed asks
+        for it again. Candles behind the server's own time are not requested. ``seen_ms`` is the
+        bar's close; the feed sets it on delivery.
+        """
+        name = interval_name(interval_ms)
+        bars: list[Bar] = []
+        for first_ms in range(start_ms, end_ms + 1, CANDLES_MAX * interval_ms):
+            last_ms = min(end_ms, first_ms + (CANDLES_MAX - 1) * interval_ms)
+
+            def read(
+                page: messages.KlinePage,
+                server_ms: int,
+                first_ms: int = first_ms,
+                last: int = last_ms,
+            ) -> tuple[list[Bar], int, int]:
+                return *read_klines(
+                    page, instrument, interval_ms, first_ms=first_ms, last_ms=last
+                ), server_ms
+
+            page_bars, unreadable, server_ms = await self._get(
+                "/v5/market/kline",
+                {
+                    "category": instrument.category.value,
+                    "symbol": instrument.symbol,
+                    "interval": name,
+                    "start": str(first_ms),
+                    "end": str(last_ms),
+                    "limit": str(CANDLES_MAX),
+                },
+                messages.KlinePage,
+                read,
             )
-            for category in dict.fromkeys(item.category for item in request.instruments)
-        ]
+            self.counters["malformed_rows"] += unreadable
+            if self._latest_ms is not None:
+                server_ms = min(server_ms, self._latest_ms())
+            final_ms = server_ms - self._exchange.final_after_ms
+            bars += (bar for bar in reversed(page_bars) if bar.close_time_ms <= final_ms)
+            if last_ms + 2 * interval_ms > final_ms:
+                break
+        return bars
+
+    async def instruments(self, category: Category, symbol: str = "") -> list[Instrument]:
+        """Return *category*'s tradable instruments, or the one called *symbol* (else none)."""
+        instruments: list[Instrument] = []
+        cursors: set[str] = set()
+        cursor = ""
+        while cursor not in cursors and len(cursors) < PAGES_MAX:
+            cursors.add(cursor)
+            query = {"category": category.value, "limit": str(CANDLES_MAX)}
+            if symbol:
+                query["symbol"] = symbol
+            if cursor:
+                query["cursor"] = cursor
+            page, cursor = await self._get(
+                "/v5/market/instruments-info",
+                query,
+                msgspec.Raw,
+                lambda raw, _: read_instruments_page(raw, category, symbol),
+            )
+            instruments += page
+            if not cursor:
+                break
+        return instruments
+
+    async def instrument(self, category: Category, symbol: str) -> Instrument:
+        """Return one instrument; one that is not listed is refused, or awaited once proven."""
+
+        def read(raw: msgspec.Raw, _: int) -> Instrument:
+            instruments, _cursor = read_instruments_page(raw, category, symbol)
+            if not instruments:
+                raise ConfigInvalid(
+                    f"Bybit trades no {category.value} instrument {symbol}; correct "
+                    "market.symbols or market.category."
+                )
+            return instruments[0]
+
+        query = {"category": category.value, "limit": str(CANDLES_MAX), "symbol": symbol}
+        return await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
+
+    async def risk_tiers(self, instrument: Instrument) -> tuple[RiskTier, ...]:
+        """Return the risk tiers of *instrument*, the smallest first; none where there are none."""
+
+        def read(page: messages.RiskLimits, _: int) -> tuple[RiskTier, ...]:
+            for row in page.rows:
+                _check_subject("risk tiers", instrument, page.category, row.symbol)
+            return tuple(sorted(map(risk_tier, page.rows), key=attrgetter("limit")))
+
+        query = {"category": instrument.category.value, "symbol": instrument.symbol}
+        return await self._get("/v5/market/risk-limit", query, messages.RiskLimits, read)
+
+    async def funding(self, instrument: Instrument, start_ms: int, end_ms: int) -> list[Funding]:
+        """Return the settlements in [*start_ms*, *end_ms*], oldest first, each once."""
+        settlements: dict[int, Funding] = {}
+        until_ms = end_ms
+        for _ in range(PAGES_MAX):
+
+            def read(
+                page: messages.FundingHistory, _: int, until_ms: int = until_ms
+            ) -> list[Funding]:
+                return read_settlements(page, instrument, start_ms=start_ms, end_ms=until_ms)
+
+            page = await self._get(
+                "/v5/market/funding/history",
+                {
+                    "category": instrument.category.value,
+                    "symbol": instrument.symbol,
+                    "startTime": str(start_ms),
+                    "endTime": str(until_ms),
+                    "limit": str(SETTLEMENTS_MAX),
+                },
+                messages.FundingHistory,
+                read,
+            )
+            settlements |= {settlement.market_ms: settlement for settlement in page}
+            if len(page) < SETTLEMENTS_MAX or (until_ms := min(settlements) - 1) < start_ms:
+                break
+        return [settlements[settled_ms] for settled_ms in sorted(settlements)]
+
+    async def tickers(self, category: Category, symbol: str) -> messages.TickerInfo:
+        """Return the ticker of *symbol*; a missing one is refused, or awaited once proven."""
+
+        def read(page: messages.Tickers, _: int) -> messages.TickerInfo:
+            for ticker in page.rows:
+                if (page.category, ticker.symbol) == (category.value, symbol):
+                    decimals_needed(ticker.last_price or "0")  # refuses what is no number
+                    return ticker
+            if page.rows:
+                raise MessageMalformed(
+                    f"Bybit answered with tickers, but not with that of {category.value}:{symbol}; "
+                    "trying again."
+                )
+            raise ConfigInvalid(
+                f"Bybit has no {category.value} ticker of {symbol}; correct market.symbols."
+            )
+
+        query = {"category": category.value, "symbol": symbol}
+        return await self._get("/v5/market/tickers", query, messages.Tickers, read)
+
+    async def _get(
+        self, path: str, query: dict[str, str], result: type[T], read: Callable[[T, int], R]
+    ) -> R:
+        """GET *path* and return ``read(result, server_ms)``, retried as the class says.
+
+        An error of *read* is retried too.
+        """
+        if self._session is None:
+            raise InvariantBroken("The REST session is not open; use it as a context manager.")
+        session = self._session
+
+        async def attempt() -> R:
+            try:
+                body = await self._body(session, path, query)
+                try:
+                    return read(*decode_result(body, path, result))
+                except (ValueError, RecursionError) as error:
+                    # No field that a reader forgot to check may end the daemon.
+                    raise _undocumented(path, error) from error
+            except ConfigInvalid as error:
+                if not self._is_proven:
+                    raise
+                raise FeedLost(f"{error} (It was right before, so it is asked again.)") from error
+
+        return await retry(
+            attempt,
+            clock=self._clock,
+            rng=self._rng,
+            name=path,
+            ceiling_s=self._exchange.backoff_max_s,
+            observer=self.cooldown.observer,
+            budget=self._budget,
+            retry_log=self.cooldown.retry_log,
+        )
+
+    async def _body(
+        self, session: aiohttp.ClientSession, path: str, query: dict[str, str]
+    ) -> bytes:
+        """Return the body of one GET; raises ``FeedLost`` or ``ConfigInvalid`` by its status."""
+        await self._limiter.acquire()
+        await self.cooldown.wait()
+        self.counters["requests"] += 1
+        try:
+            address = self._exchange.rest_url + path
+            # Where a redirect leads is not where the configuration points.
+            async with session.get(address, params=query, allow_redirects=False) as response:
+                status = response.status
+                # A 403's body may be a web page: the status speaks first.
+                body = await _bounded(response) if status == OK_STATUS else b""
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise FeedLost(
+                f"GET {path} failed ({type(error).__name__}: {error}); trying again, check the "
+                "network and exchange.rest_url if this lasts."
+            ) from error
+        except ValueError as error:
+            raise ConfigInvalid(
+                f"{self._exchange.rest_url} is no address to ask; correct exchange.rest_url."
+            ) from error
+        if status == BANNED_STATUS:
+            self.cooldown.start(self._exchange.ban_cooldown_s, f"HTTP 403 on {path}")
+            raise FeedLost(
+                f"Bybit refused GET {path} with HTTP 403 (too many requests, or an address it "
+                f"does not serve); a cooldown of {self._exchange.ban_cooldown_s:g} s, then again."
+            )
+        if status == BUSY_STATUS or status >= 500:  # HTTP's own boundary
+            raise FeedLost(f"Bybit answered GET {path} with HTTP {status}; trying again.")
+        if status != OK_STATUS:
+            raise ConfigInvalid(
+                f"Bybit answered GET {path} with HTTP {status}; correct exchange.rest_url."
+            )
+        return body
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body of *response*; raise ``FeedLost`` where it is absurdly large."""
+    parts = []
+    size = 0
+    async for part in response.content.iter_chunked(1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > BODY_BYTES_MAX:
+            raise FeedLost(
+                f"{response.url.path} answered more than {BODY_BYTES_MAX} bytes; trying again, "
+                "check exchange.rest_url if this lasts."
+            )
+    return b"".join(parts)

@@ -12,16 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.database.chunks import (
-    StoredRow,
-    run_span,
-    select,
-)
+from tracepaper.storage.database.chunks import StoredRow, run_span, select
 from tracepaper.storage.record.decode import OUTCOME, STEP, StoredRows
-from tracepaper.storage.record.digest import (
-    Covered,
-    chain_digest,
-)
+from tracepaper.storage.record.digest import Covered, chain_digest
 from tracepaper.storage.record.rows import (
     BYTE,
     KEPT_TABLES,
@@ -32,7 +25,6 @@ from tracepaper.storage.record.rows import (
     canonical,
     laid_row,
     sequence_of,
-    step_key,
 )
 
 if TYPE_CHECKING:
@@ -160,10 +152,7 @@ def _exchanged(broken: Broken, others: Sequence[Broken]) -> tuple[str, int] | No
     return None
 
 
-_CUT: Final = At("prunes")
-_RUN: Final = select("runs", "run_id = ?")
-_INSTRUMENTS: Final = select("instruments", "run_key = ?")
-_PRUNE: Final = select("prunes", "run_key = ?")
+CUT: Final = At("prunes")
 _PRUNED: Final = (
     "SELECT content FROM events WHERE step BETWEEN ? AND ? AND kind = 'prune' "
     "ORDER BY step DESC LIMIT 1"
@@ -198,7 +187,7 @@ def check_prune(
             "changed",
             f"The row in prunes, which ends at step {until}, is not what the prune itself said.",
         )
-    span = (step_key(run_key, 0), step_key(run_key, until))
+    span = run_span(run_key, until)
     for table in DROPPED_TABLES:
         query = f"SELECT min(step) FROM {table} WHERE step BETWEEN ? AND ?"
         (step,) = connection.execute(query, span).fetchone()
@@ -220,7 +209,7 @@ def check_prune(
 
 def covered_until(connection: sqlite3.Connection, run_key: int, pruned: StoredRow) -> Covered:
     """Derive from the rows that were kept what the last link that was *pruned* covers."""
-    span = (step_key(run_key, 0), step_key(run_key, pruned[_CUT.until_sequence]))
+    span = run_span(run_key, pruned[CUT.until_sequence])
 
     def rows(place: int, table: str) -> Iterator[tuple[int, int, LaidRow]]:
         for row in connection.cursor().execute(select(table, "step BETWEEN ? AND ?"), span):
@@ -231,5 +220,5 @@ def covered_until(connection: sqlite3.Connection, run_key: int, pruned: StoredRo
     merged = merge(*sources, key=itemgetter(0, 1))
     for _, of_step in groupby(merged, key=itemgetter(0)):
         covered.take([pair for _, _, pair in of_step], None)
-    covered.follow(None, pruned[_CUT.state])
+    covered.follow(None, pruned[CUT.state])
     return covered

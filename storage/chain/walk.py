@@ -19,11 +19,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec import Struct
 
 from tracepaper.storage.chain.links import (
-    _CUT,
-    _INSTRUMENTS,
-    _PRUNE,
-    _RUN,
     CANDIDATES_MOST,
+    CUT,
     Broken,
     ChainProblem,
     check_prune,
@@ -33,6 +30,9 @@ from tracepaper.storage.chain.links import (
 )
 from tracepaper.storage.database.chunks import (
     CHUNK_STEPS,
+    INSTRUMENT_ROWS,
+    PRUNE_ROW,
+    RUN_ROW,
     Chunk,
     StoredRow,
     chunks,
@@ -112,18 +112,18 @@ def verify_chain(
     """
     connection.execute("BEGIN")
     try:
-        row = connection.execute(_RUN, (run_id,)).fetchone()
+        row = connection.execute(RUN_ROW, (run_id,)).fetchone()
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
         opened, step_count, head_digest = row[OPENED_AT:]
-        pruned = connection.execute(_PRUNE, (row[0],)).fetchone()
+        pruned = connection.execute(PRUNE_ROW, (row[0],)).fetchone()
         until: int | None = None
         start = _Start(0, opened, Covered())
         if pruned is not None:
-            cut: int = pruned[_CUT.until_sequence]
+            cut: int = pruned[CUT.until_sequence]
             until = cut
             covered = covered_until(connection, row[0], pruned)
-            start = _Start(cut + 1, pruned[_CUT.digest], covered)
+            start = _Start(cut + 1, pruned[CUT.digest], covered)
         walk = _Walk(connection, row[0], start, head)
         problem = _check_opening(connection, row)
         problem = problem or check_prune(connection, row[0], pruned)
@@ -383,7 +383,7 @@ class _Walk:
         expected = kept_digest(covered.kept, kept) if kept else None
         kept_sha256 = rows.kept_sha256
         covered.follow(kept_sha256, rows.state)
-        shape = shape_of([layout.table for layout, _ in laid_rows])
+        shape = shape_of(tuple([layout.table for layout, _ in laid_rows]))
         has_bar = row[STEP.open_time_ms] is not None
         if (
             kept_sha256 != expected
@@ -469,7 +469,7 @@ def _stray_rows(chunk: Chunk) -> ChainProblem | None:
 def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProblem | None:
     """Check the first link: the run as opened, its instruments and the gate sets of its start."""
     opened = row[:OPENED_AT]
-    instruments = connection.execute(_INSTRUMENTS, (row[0],)).fetchall()
+    instruments = connection.execute(INSTRUMENT_ROWS, (row[0],)).fetchall()
     sets = gate_set_rows(connection, row[0])
     at_opening = [line for key in sorted(sets) if key < opened[-1] for line in sets[key]]
     if opened_digest(opened, instruments, at_opening) == row[OPENED_AT]:

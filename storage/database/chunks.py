@@ -46,11 +46,6 @@ _TWINS_CONFIRMED: Final = (
     "WHERE t.step BETWEEN ? AND ? AND t.confirmed GROUP BY 1, 2"
 )
 
-_DECIDED: Final = (
-    "SELECT instrument, max(step) FROM steps "
-    "WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL GROUP BY 1"
-)
-
 
 def select(table: str, where: str) -> str:
     """Return the query for all columns of *table* where *where*, in the order of its key."""
@@ -71,18 +66,9 @@ _GATE: Final = At("gate_sets")
 _GATE_SETS: Final = select("gate_sets", "run_key = ?")
 _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 
-_EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
-_NAMING_MODELS: Final = (
-    "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
-)
-
-
-class _NamesModel(Struct):
-    """The models that an event of one of these kinds names."""
-
-    model_sha256: str = ""
-    candidate_sha256: str = ""
-    outcome: str = ""
+RUN_ROW: Final = select("runs", "run_id = ?")
+INSTRUMENT_ROWS: Final = select("instruments", "run_key = ?")
+PRUNE_ROW: Final = select("prunes", "run_key = ?")
 
 
 class Chunk(NamedTuple):
@@ -97,15 +83,10 @@ class Chunk(NamedTuple):
         return StoredRows(row[:-1], self.sparse.get(row[0], {}))
 
 
-def run_span(run_key: int) -> tuple[int, int]:
-    """Return the first and the last key that a step of the run can have."""
-    return step_key(run_key, 0), step_key(run_key + 1, 0) - 1
-
-
-def _span(run_key: int, until: int | None) -> tuple[int, int]:
+def run_span(run_key: int, until: int | None = None) -> tuple[int, int]:
     """Return the first key of the run and that of step *until*, or the last it can have."""
-    first, last = run_span(run_key)
-    return first, last if until is None else step_key(run_key, until)
+    last = step_key(run_key + 1, 0) - 1 if until is None else step_key(run_key, until)
+    return step_key(run_key, 0), last
 
 
 def confirmed_since(
@@ -123,11 +104,10 @@ def latest(
     connection: sqlite3.Connection, run_key: int, column: str, until: int | None = None
 ) -> bytes | None:
     """Return the last value that a step of the run (up to *until*) has in *column* of states."""
-    first, last = run_span(run_key)
     row = connection.execute(
         f"SELECT {column} FROM states WHERE step BETWEEN ? AND ? AND {column} IS NOT NULL "
         "ORDER BY step DESC LIMIT 1",
-        (first, last if until is None else step_key(run_key, until)),
+        run_span(run_key, until),
     ).fetchone()
     return None if row is None else row[0]
 

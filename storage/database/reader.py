@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Struct
 
 from tracepaper.storage.database.chunks import (
-    _DECIDED,
-    _EVENTS,
-    _NAMING_MODELS,
     CHUNK_STEPS,
+    INSTRUMENT_ROWS,
+    PRUNE_ROW,
+    RUN_ROW,
     Located,
     Pruned,
     StoredRun,
     StoredStep,
-    _NamesModel,
-    _span,
     chunks,
     confirmed_since,
     gate_set_of,
@@ -30,7 +29,7 @@ from tracepaper.storage.database.connection import ReadOnly
 from tracepaper.storage.database.schema import OF_A_RUN, RUN_TABLES
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
-from tracepaper.storage.record.rows import OPENED_AT, run_of, sequence_of, step_key
+from tracepaper.storage.record.rows import EVENT_KINDS, OPENED_AT, run_of, sequence_of, step_key
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
@@ -58,6 +57,9 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
 
 
+_Kind = TypeVar("_Kind", Retrained, ModelChange, InstrumentChange)
+
+
 class RunModels(NamedTuple):
     """Which model decided last, and with which the run goes on, by their hashes.
 
@@ -68,9 +70,22 @@ class RunModels(NamedTuple):
     next: str
 
 
-_RUN_BY_ID: Final = select("runs", "run_id = ?")
-_INSTRUMENTS: Final = select("instruments", "run_key = ?")
-_PRUNE: Final = select("prunes", "run_key = ?")
+class _NamesModel(Struct):
+    """The models that an event of ``_NAMING_MODELS`` names."""
+
+    model_sha256: str = ""
+    candidate_sha256: str = ""
+    outcome: str = ""
+
+
+_EVENTS: Final = f"SELECT {', '.join(stored_columns('events'))} FROM events"
+_NAMING_MODELS: Final = (
+    "SELECT kind, content FROM events WHERE kind IN ('model_change', 'retrained')"
+)
+_DECIDED: Final = (
+    "SELECT instrument, max(step) FROM steps "
+    "WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL GROUP BY 1"
+)
 _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
@@ -140,10 +155,10 @@ class Reader(ReadOnly):
 
     def stored_run(self, run_id: str) -> StoredRun:
         """Return *run_id* with the columns of its row that change; raise where it is missing."""
-        row = self._connection.execute(_RUN_BY_ID, (run_id,)).fetchone()
+        row = self._connection.execute(RUN_ROW, (run_id,)).fetchone()
         if row is None:
             raise DataInvalid(f"There is no run {run_id} in the database.")
-        instruments = self._connection.execute(_INSTRUMENTS, (row[0],))
+        instruments = self._connection.execute(INSTRUMENT_ROWS, (row[0],))
         return StoredRun(
             row[0], run_of(row[:OPENED_AT], instruments), row[:OPENED_AT], *row[OPENED_AT:]
         )
@@ -180,7 +195,7 @@ class Reader(ReadOnly):
 
     def balance(self, run_id: str, *, until: int | None = None) -> int | None:
         """Return the ledger's balance after step *until*; None where *run_id* has no ledger."""
-        span = _span(self.stored_run(run_id).run_key, until)
+        span = run_span(self.stored_run(run_id).run_key, until)
         row = self._connection.execute(_BALANCE, span).fetchone()
         return None if row is None else int(row[0])
 
@@ -196,7 +211,7 @@ class Reader(ReadOnly):
 
     def pruned(self, run_key: int) -> Pruned | None:
         """Return up to where the run was pruned, if it was."""
-        row = self._connection.execute(_PRUNE, (run_key,)).fetchone()
+        row = self._connection.execute(PRUNE_ROW, (run_key,)).fetchone()
         return None if row is None else Pruned(*row[1:])
 
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
@@ -216,8 +231,7 @@ class Reader(ReadOnly):
         self, run_id: str, *, after: int = -1, until: int | None = None
     ) -> Iterator[StoredStep]:
         """Yield the steps after sequence *after*, until *until* included, in order."""
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        _, decoder = self._decoding(run_id)
         for rows, digest in self.rows(run_id, after=after, until=until):
             yield StoredStep(decoder.step(rows), digest)
 
@@ -237,8 +251,7 @@ class Reader(ReadOnly):
 
         A forecast that was refused for its numbers was stored without them: here they are NaN.
         """
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        stored, decoder = self._decoding(run_id)
         last = self._last_sequence(stored.run_key)
         for chunk in chunks(self._connection, stored.run_key, after + 1, last):
             for row in chunk.steps:
@@ -279,14 +292,12 @@ class Reader(ReadOnly):
         if instrument not in ids:
             raise DataInvalid(f"Run {run_id} has no instrument {instrument}, only {ids}.")
         decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        first, last = run_span(stored.run_key)
         rows = self._connection.execute(
             f"SELECT {', '.join(stored_columns('steps'))} FROM steps "
             "WHERE step BETWEEN ? AND ? AND instrument = ? AND open_time_ms IS NOT NULL "
             "AND shape & 1 ORDER BY step DESC LIMIT ?",
             (
-                first,
-                last if until is None else step_key(stored.run_key, until),
+                *run_span(stored.run_key, until),
                 ids.index(instrument),
                 -1 if last_n is None else last_n,
             ),
@@ -298,24 +309,22 @@ class Reader(ReadOnly):
 
         Only those up to step *until*, if given.
         """
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        stored, decoder = self._decoding(run_id)
         rows = self._connection.execute(
             f"SELECT {', '.join(f'e.{name}' for name in stored_columns('events'))} FROM events e "
             "LEFT JOIN steps s ON s.step = e.step WHERE e.step BETWEEN ? AND ? "
             "AND e.kind = 'frame_bar' AND coalesce(s.shape & 1, 1) ORDER BY e.step",
-            _span(stored.run_key, until),
+            run_span(stored.run_key, until),
         )
         events = (decoder.event(row) for row in rows)
         return [event for event in events if isinstance(event, FrameBar)]
 
     def open_orders(self, run_id: str, *, until: int | None = None) -> tuple[Order, ...]:
         """Return the orders that rest after step *until*, or the last, as they were born."""
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        stored, decoder = self._decoding(run_id)
         latest: dict[str, Order] = {}
         query = select("orders", "step BETWEEN ? AND ?")
-        for row in self._connection.execute(query, _span(stored.run_key, until)):
+        for row in self._connection.execute(query, run_span(stored.run_key, until)):
             order = decoder.order(row)
             latest[order.order_id] = order
         return tuple(order for order in latest.values() if order.status in _OPEN)
@@ -381,7 +390,7 @@ class Reader(ReadOnly):
         stored = self.stored_run(run_id)
         query = f"{_NAMING_MODELS} AND step BETWEEN ? AND ? ORDER BY step DESC"
         promoted = ""
-        for kind, content in self._connection.execute(query, _span(stored.run_key, until)):
+        for kind, content in self._connection.execute(query, run_span(stored.run_key, until)):
             named = msgspec.json.decode(content, type=_NamesModel)
             if kind == "model_change":
                 return RunModels(named.model_sha256, promoted or named.model_sha256)
@@ -406,24 +415,16 @@ class Reader(ReadOnly):
 
     def retrained(self, run_id: str) -> list[Retrained]:
         """Return the retrainings of one run, oldest first."""
-        every = self._of_kind(run_id, "retrained")
-        return [event for event in every if isinstance(event, Retrained)]
+        return self._of_type(run_id, Retrained)
 
     def depths(self, run_id: str, instrument: str, *, until: int, books: int) -> list[Depths]:
         """Return the order books before step *until*, oldest first, back to the last start.
 
         As few events as hold *books* of them, where there are so many.
         """
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        rows = self._connection.execute(
-            f"{_EVENTS} WHERE step BETWEEN ? AND ? AND kind IN ('depth', 'model_change') "
-            "ORDER BY step DESC",
-            (step_key(stored.run_key, 0), step_key(stored.run_key, until)),
-        )
         depths: list[Depths] = []
-        for row in rows:
-            event = decoder.event(row)
+        chosen = "kind IN ('depth', 'model_change') ORDER BY step DESC"
+        for event in self._events(run_id, chosen, until=until):
             if not isinstance(event, Depths) or books <= 0:
                 break
             if event.instrument == instrument:
@@ -433,32 +434,23 @@ class Reader(ReadOnly):
 
     def starts(self, run_id: str) -> list[ModelChange]:
         """Return the starts of one run and its changes of model, oldest first."""
-        events = self._of_kind(run_id, "model_change")
-        return [event for event in events if isinstance(event, ModelChange)]
+        return self._of_type(run_id, ModelChange)
 
     def start_before(self, run_id: str, sequence: int) -> ModelChange | None:
         """Return the newest start, or change of model, up to step *sequence*."""
-        events = self._of_kind(run_id, "model_change", until=sequence)
-        starts = [event for event in events if isinstance(event, ModelChange)]
+        starts = self._of_type(run_id, ModelChange, until=sequence)
         return starts[-1] if starts else None
 
     def instrument_changes(self, run_id: str, *, until: int) -> list[Instrument]:
         """Return the filters that changed up to step *until*, oldest first."""
-        events = self._of_kind(run_id, "instrument_change", until=until)
-        return [event.instrument for event in events if isinstance(event, InstrumentChange)]
+        changes = self._of_type(run_id, InstrumentChange, until=until)
+        return [change.instrument for change in changes]
 
     def gaps_since_start(self, run_id: str, *, until: int) -> list[Gap]:
         """Return the gaps between the newest start before step *until* and that, oldest first."""
         gaps: list[Gap] = []
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        rows = self._connection.execute(
-            f"{_EVENTS} WHERE kind IN ('gap', 'model_change') AND step BETWEEN ? AND ? "
-            "ORDER BY step DESC",
-            _span(stored.run_key, until),
-        )
-        for row in rows:
-            event = decoder.event(row)
+        chosen = "kind IN ('gap', 'model_change') ORDER BY step DESC"
+        for event in self._events(run_id, chosen, until=until):
             if isinstance(event, Gap):
                 gaps.append(event)
             elif isinstance(event, ModelChange) and (event.warm_from or not event.model_sha256):
@@ -467,24 +459,28 @@ class Reader(ReadOnly):
 
     def newest_reading(self, run_id: str, what: str) -> ExternalRead | None:
         """Return the last reading of kind *what*, if there is one."""
-        query = (
-            f"{_EVENTS} WHERE kind = 'reading' AND json_extract(content, '$.what') = ? "
-            "AND step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
+        chosen = (
+            "kind = 'reading' AND json_extract(content, '$.what') = ? ORDER BY step DESC LIMIT 1"
         )
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        row = self._connection.execute(query, (what, *run_span(stored.run_key))).fetchone()
-        event = None if row is None else decoder.event(row)
+        event = next(self._events(run_id, chosen, what), None)
         return event if isinstance(event, ExternalRead) else None
 
-    def _of_kind(self, run_id: str, kind: str, *, until: int | None = None) -> Iterator[Event]:
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
-        rows = self._connection.execute(
-            f"{_EVENTS} WHERE kind = ? AND step BETWEEN ? AND ? ORDER BY step",
-            (kind, *_span(stored.run_key, until)),
-        )
+    def _of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
+        events = self._events(run_id, "kind = ? ORDER BY step", EVENT_KINDS[kind], until=until)
+        return [event for event in events if isinstance(event, kind)]
+
+    def _events(
+        self, run_id: str, chosen: str, *values: str, until: int | None = None
+    ) -> Iterator[Event]:
+        """Yield the events of *run_id* up to step *until* that are *chosen*, a condition in SQL."""
+        stored, decoder = self._decoding(run_id)
+        query = f"{_EVENTS} WHERE step BETWEEN ? AND ? AND {chosen}"
+        rows = self._connection.execute(query, (*run_span(stored.run_key, until), *values))
         return (decoder.event(row) for row in rows)
+
+    def _decoding(self, run_id: str) -> tuple[StoredRun, StepDecoder]:
+        stored = self.stored_run(run_id)
+        return stored, StepDecoder(stored.run, interned(self._connection, stored.run_key))
 
     def configurations(self, kind: RunKind) -> list[str]:
         """Return the configuration, as JSON, of every run of *kind*."""
@@ -528,7 +524,7 @@ class Reader(ReadOnly):
         """Return the last confirmation of each position since the newest state was stored."""
         stored = self.stored_run(run_id)
         row = self._state(stored.run_key, "DESC", until)
-        first, last = _span(stored.run_key, until)
+        first, last = run_span(stored.run_key, until)
         since = confirmed_since(self._connection, first if row is None else row[0] + 1, last)
         instruments = stored.run.instruments
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
@@ -539,7 +535,7 @@ class Reader(ReadOnly):
         As it was after step *until*, if that is given.
         """
         stored = self.stored_run(run_id)
-        span = _span(stored.run_key, until)
+        span = run_span(stored.run_key, until)
         steps = dict(self._connection.execute(_DECIDED, span).fetchall())
         since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
@@ -563,14 +559,13 @@ class Reader(ReadOnly):
             f"ORDER BY step {order} LIMIT 1"
         )
         row: tuple[int, bytes] | None
-        row = self._connection.execute(query, _span(run_key, until)).fetchone()
+        row = self._connection.execute(query, run_span(run_key, until)).fetchone()
         return row
 
     def fills(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Fill]:
         """Yield the fills of the run's own account after step *after* until *until*, in order."""
-        stored = self.stored_run(run_id)
-        decoder = StepDecoder(stored.run, interned(self._connection, stored.run_key))
+        stored, decoder = self._decoding(run_id)
         query = select("fills", "step BETWEEN ? AND ?")
-        first, last = step_key(stored.run_key, after + 1), _span(stored.run_key, until)[1]
+        first, last = step_key(stored.run_key, after + 1), run_span(stored.run_key, until)[1]
         for row in self._connection.execute(query, (first, last)):
             yield decoder.fill(row)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
@@ -33,13 +32,14 @@ from tracepaper.storage.record.interning import (
 from tracepaper.storage.record.rows import (
     EVENT_KINDS,
     NO_GATES,
+    SHAPE_UNITS,
     SPARSE_TABLES,
     StepRows,
-    StepShape,
     canonical,
     kept_rows,
     laid,
     layout_of,
+    shape_of,
     step_key,
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
@@ -75,6 +75,9 @@ _OF_BAR: Final = attrgetter(*BAR_FIELDS)
 _OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in BAR_FIELDS if n != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
+_BARE: Final = 1
+_NOTED: Final = _BARE | SHAPE_UNITS["answers"]
+"""The shapes of an accepted bar by itself, and with a note."""
 _ABSENT: Final = {
     (False, False): (),
     (True, False): ("turnover",),
@@ -213,7 +216,7 @@ class StepEncoder:
                 event.seen_ms - event.market_ms, SOURCE_CODES[event.source],
             )  # fmt: skip
         decision = step.decision
-        shape = _shape(tuple([table for table, _ in sparse]), accepted=step.accepted)
+        shape = shape_of(tuple([table for table, _ in sparse])) | step.accepted
         core: Row = (
             key, shape, step.window_sha256, step.decision_sha256,
             None if judged is None else judged.outcome,
@@ -327,17 +330,6 @@ class StepEncoder:
 
 def _in_order(row: SparseRow) -> int:
     return _TABLE_ORDER[row[0]]
-
-
-@lru_cache(maxsize=4096)
-def _shape(tables: tuple[str, ...], *, accepted: bool) -> int:
-    """Return the shape of a step that has one row in each of the sparse *tables*."""
-    counts = {table: tables.count(table) for table in SPARSE_TABLES}
-    return StepShape(accepted=accepted, **counts).pack()  # type: ignore[arg-type]
-
-
-_BARE: Final = _shape((), accepted=True)
-_NOTED: Final = _shape(("answers",), accepted=True)
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:

@@ -219,13 +219,6 @@ class StepShape(NamedTuple):
         counts = (number >> bit & 255 for bit in range(5, 53, 8))
         return cls(*flags, *counts)
 
-    def pack(self) -> int:
-        """Return the shape as one number."""
-        number = sum(flag << bit for bit, flag in enumerate(self[:5]))
-        for bit, count in zip(range(5, 53, 8), self[5:], strict=True):
-            number |= min(count, BYTE) << bit
-        return number
-
     def counts(self) -> dict[str, int]:
         """Return how many rows each sparse table holds for the step; 255 is 255 or more."""
         return {table: int(getattr(self, table)) for table in SPARSE_TABLES}
@@ -247,12 +240,11 @@ SHAPE_UNITS: Final = {
 """What one row of each sparse table adds to ``steps.shape``, up to 255 of them."""
 
 
-def shape_of(tables: Sequence[str]) -> int:
-    """Return the shape of rows in these sparse *tables*, each named once a row, without flags."""
-    if len(tables) <= BYTE:
-        return sum([SHAPE_UNITS[table] for table in tables])
+@lru_cache(maxsize=4096)
+def shape_of(tables: tuple[str, ...]) -> int:
+    """Return the shape of rows in these sparse *tables*, each named once a row: not accepted."""
     counts = Counter(tables)
-    return sum([min(count, BYTE) * SHAPE_UNITS[table] for table, count in counts.items()])
+    return sum(min(count, BYTE) * SHAPE_UNITS[table] for table, count in counts.items())
 
 
 class StepRows(Struct, frozen=True, gc=False):

@@ -19,7 +19,7 @@ from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import RUN_TABLES, metadata
 from tracepaper.storage.record.columns import TABLES, stored_columns
-from tracepaper.storage.record.rows import SPARSE_TABLES, StepShape, step_key
+from tracepaper.storage.record.rows import SHAPE_UNITS, SPARSE_TABLES, step_key
 from tracepaper.strategies.types.decisions import Position, Step, TwinStep
 from tracepaper.strategies.types.market import Timer
 
@@ -348,7 +348,7 @@ def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) ->
 
 def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Path) -> None:
     timer = next(step.sequence for step in STEPS if isinstance(step.event, Timer))
-    without = StepShape.unpack(0)._replace(events=True).pack()
+    without = SHAPE_UNITS["events"]
     tamper(
         path,
         f"DELETE FROM events WHERE step = {key(timer)}",

@@ -27,6 +27,7 @@ from tracepaper.storage.record.rows import (
     run_of,
     run_row,
     sequence_of,
+    shape_of,
     step_key,
 )
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
@@ -123,9 +124,26 @@ def test_what_is_not_finite_is_stored_as_null_and_minus_zero_as_zero() -> None:
     assert repr(getattr(back.prediction, "volatility")) == "(nan, 1.0)"  # noqa: B009
 
 
-@given(st.integers(0, 2**45 - 1))
-def test_a_shape_comes_back_from_its_number(number: int) -> None:
-    assert StepShape.unpack(number).pack() == number
+AT_MOST_ONE = ("events", "states", "answers", "outcomes")
+
+
+@given(
+    st.sets(st.sampled_from(AT_MOST_ONE)),
+    st.lists(st.sampled_from([table for table in SPARSE_TABLES if table not in AT_MOST_ONE])),
+    st.booleans(),
+)
+def test_a_shape_says_how_many_rows_each_table_has(
+    once: set[str], often: list[str], accepted: bool
+) -> None:
+    tables = (*once, *often)
+    shape = StepShape.unpack(shape_of(tables) | accepted)
+    assert shape.accepted is accepted
+    assert shape.counts() == {table: tables.count(table) for table in SPARSE_TABLES}
+
+
+def test_a_shape_counts_to_255_and_leaves_the_other_counts_alone() -> None:
+    shape = StepShape.unpack(shape_of(("holdings", *["fills"] * 300, "ledger")))
+    assert (shape.holdings, shape.fills, shape.ledger, shape.orders) == (1, 255, 1, 0)
 
 
 class Watched(StepEncoder):
@@ -199,7 +217,7 @@ def test_most_plain_bars_go_the_short_way_with_and_without_a_note() -> None:
 
 
 def test_a_plain_bar_has_shape_one() -> None:
-    assert StepShape(True, False, False, False, False, 0, 0, 0, 0, 0, 0).pack() == 1
+    assert StepShape.unpack(1) == (True, False, False, False, False, 0, 0, 0, 0, 0, 0)
 
 
 def test_a_key_names_run_and_sequence() -> None:
