@@ -5,7 +5,7 @@ The rules are docs/money.md, M6 to M21.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -27,11 +27,7 @@ from tracepaper.daemon.broker.orders import (
 )
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.api.context import AccountView, Orders, Signal, account_view
-from tracepaper.strategies.types.decisions import (
-    Action,
-    Liquidity,
-    Order,
-)
+from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote
 
 
@@ -95,57 +91,61 @@ LIQUIDATIONS_FROM: Final = 1_000
 _NOTHING_MATCHED: Final = Matched()
 
 
+class BrokerSettings(Struct, frozen=True):
+    """How accounts are opened and orders filled; money in 10⁻¹⁰, times in milliseconds."""
+
+    execution: FillModel
+    costs: ExecutionCosts
+    cash: int
+    latency: Latency
+    fill_within_ms: int = FILL_WITHIN_MS
+    costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
+    leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
+
+    def costs_for(self, instrument: str) -> ExecutionCosts:
+        """Return what trading *instrument* costs."""
+        return self.costs_of.get(instrument, self.costs)
+
+
 class PaperAccount:
     """The run's account, or the shadow account of a twin.
 
     All that changes what it carries goes through it, so that it can encode anew what changed alone.
     """
 
-    def __init__(  # noqa: PLR0913 - what an account is opened with
+    def __init__(
         self,
-        instruments: Mapping[str, Instrument],
-        costs: ExecutionCosts,
+        instruments: Iterable[Instrument],
+        settings: BrokerSettings,
         *,
-        costs_of: Mapping[str, ExecutionCosts] | None = None,
-        leverage: int | None = None,
-        cash: int,
-        latency: Latency,
-        fill_within_ms: int = FILL_WITHIN_MS,
         ranges: Mapping[str, TrueRange] | None = None,
         keeps_ledger: bool = False,
     ) -> None:
-        """Open an account with *cash*; whoever sees the bars feeds *ranges*, by instrument.
-
-        *costs_of* are those of the instruments that have others than *costs*; positions of linear
-        instruments are isolated at *leverage* (10⁻²), and without margin where it is None.
-        """
-        self._costs_of = costs_of or {}
-        self._costs = costs
-        self._leverage = leverage
-        self._margin = {
-            key: rules for key, item in instruments.items() if (rules := self._rules(item))
-        }
-        self.ledger = Ledger(cash, instruments, margin=self._margin, keeps_entries=keeps_ledger)
+        """Open an account; whoever sees the bars feeds *ranges*, by instrument."""
+        self._settings = settings
+        self._instruments = {item.id: item for item in instruments}
+        known = self._instruments.items()
+        self._margin = {key: rules for key, item in known if (rules := self._rules(item))}
+        self.ledger = Ledger(
+            settings.cash, self._instruments, margin=self._margin, keeps_entries=keeps_ledger
+        )
         self.orders = {
             key: RestingOrders(
                 item,
-                self._costs_of.get(key, costs),
-                latency=latency,
-                fill_within_ms=fill_within_ms,
+                settings.costs_for(key),
+                latency=settings.latency,
+                fill_within_ms=settings.fill_within_ms,
                 margin=self._margin.get(key),
             )
-            for key, item in instruments.items()
+            for key, item in known
         }
-        self.protectors = {
-            key: Protector(self.orders[key], item) for key, item in instruments.items()
-        }
-        self._instruments = dict(instruments)
-        self._places = {key: place for place, key in enumerate(instruments)}
+        self.protectors = {key: Protector(self.orders[key], item) for key, item in known}
+        self._places = {key: place for place, key in enumerate(self._instruments)}
         self._ranges = ranges or {}
-        self._executors = {key: self._executor(item) for key, item in instruments.items()}
-        self._funds = {key: LedgerFunds(self.ledger, key) for key in instruments}
-        self._encoded = dict.fromkeys(instruments, msgspec.Raw())  # the state of each instrument
-        self._stale = set(instruments)  # those whose state has changed since
+        self._executors = {key: self._executor(item) for key, item in known}
+        self._funds = {key: LedgerFunds(self.ledger, key) for key in self._instruments}
+        self._encoded = dict.fromkeys(self._instruments, msgspec.Raw())  # each one's state
+        self._stale = set(self._instruments)  # those whose state has changed since
         # The ledger's own answers, without a call between: every step asks for them.
         self.held = self.ledger.held
         self.position = self.ledger.position
@@ -164,13 +164,13 @@ class PaperAccount:
         self._executors[instrument.id] = self._executor(instrument)
 
     def _rules(self, instrument: Instrument) -> MarginRules | None:
-        if self._leverage is None or instrument.category is not Category.LINEAR:
+        leverage = self._settings.leverage
+        if leverage is None or instrument.category is not Category.LINEAR:
             return None
-        costs = self._costs_of.get(instrument.id, self._costs)
-        return MarginRules(instrument, self._leverage, costs.taker_fee)
+        return MarginRules(instrument, leverage, self._settings.costs_for(instrument.id).taker_fee)
 
     def _executor(self, instrument: Instrument) -> Executor:
-        costs = self._costs_of.get(instrument.id, self._costs)
+        costs = self._settings.costs_for(instrument.id)
         return Executor(instrument, costs, self._ranges.get(instrument.id))
 
     # ------------------------------------------------------------ what a decision asks

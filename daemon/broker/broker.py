@@ -13,26 +13,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     AccountState,
+    BrokerSettings,
     EncodedAccount,
     Intent,
     PaperAccount,
     as_they_stand,
 )
-from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, TrueRange
+from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_orders import Plan
 from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
-from tracepaper.daemon.broker.orders import (
-    FILL_WITHIN_MS,
-    FLATTEN,
-    UNCHANGED,
-    Latency,
-    Sent,
-)
+from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Sent
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, FillModel, Order
 from tracepaper.strategies.types.market import BY_REST, Bar, Funding, Gap, Instrument, Mark, Quote
@@ -70,18 +64,6 @@ class Filled(NamedTuple):
 NOTHING_FILLED: Final = Filled()
 
 
-class BrokerSettings(Struct, frozen=True):
-    """How accounts are opened and orders filled; money in 10⁻¹⁰, times in milliseconds."""
-
-    execution: FillModel
-    costs: ExecutionCosts
-    cash: int
-    latency: Latency
-    fill_within_ms: int = FILL_WITHIN_MS
-    costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
-    leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
-
-
 class Broker:
     """A paper broker: every account of a run.
 
@@ -109,9 +91,12 @@ class Broker:
         self._is_on_margin = settings.leverage is not None
         # What moves prices by their range is fed only where it is asked for.
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
-        self.own = self._open_account(instruments, settings, keeps_ledger=True)
+        self.own = PaperAccount(instruments, settings, ranges=self._ranges, keeps_ledger=True)
         self.own.ledger.fills = {key: [] for key in reports_fills}
-        self.shadows = {name: self._open_account(instruments, settings) for name in sorted(shadows)}
+        self.shadows = {
+            name: PaperAccount(instruments, settings, ranges=self._ranges)
+            for name in sorted(shadows)
+        }
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
         self._accounts = (self.own, *self.shadows.values())
@@ -124,25 +109,6 @@ class Broker:
         self._marked: set[str] = set()  # by a mark price since their last bar
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
         self.save = Save.NO
-
-    def _open_account(
-        self,
-        instruments: Sequence[Instrument],
-        settings: BrokerSettings,
-        *,
-        keeps_ledger: bool = False,
-    ) -> PaperAccount:
-        return PaperAccount(
-            {item.id: item for item in instruments},
-            settings.costs,
-            costs_of=settings.costs_of,
-            leverage=settings.leverage,
-            cash=settings.cash,
-            latency=settings.latency,
-            fill_within_ms=settings.fill_within_ms,
-            ranges=self._ranges,
-            keeps_ledger=keeps_ledger,
-        )
 
     # ------------------------------------------------------------ what the market does
 

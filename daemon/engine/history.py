@@ -111,7 +111,7 @@ class InstrumentHistory:
             remembered(strategy),
             sizer.bars,
             0 if self._splits is None else watched_bars(settings),
-            RANGE_BARS + 1 if settings.costs.ranges else 0,
+            RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
         )
         reach = (frame.reach for frame in self.frames.values())
         self.reach = max(self.remembered, *reach) if wanted else self.remembered

@@ -65,8 +65,8 @@ class GateJudgement:
         settings: EngineSettings,
     ) -> None:
         self.evaluator, self.risk = evaluator, risk
-        self._by_quotes = settings.execution is FillModel.QUOTE
-        costs = settings.costs_for(instrument.id)
+        self._by_quotes = settings.broker.execution is FillModel.QUOTE
+        costs = settings.broker.costs_for(instrument.id)
         self._round_trip, self._share_fee = costs.round_trip, costs.per_share_of(instrument)
         self.inputs = GateInputs(
             horizon_index=settings.horizon_index,
@@ -235,7 +235,7 @@ class InstrumentState:
         )
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
-        self._cash, self._flat_on_refusal = settings.cash, settings.flat_on_refusal
+        self._cash, self._flat_on_refusal = settings.broker.cash, settings.flat_on_refusal
         self._decision_hash = DecisionHash(instrument)
 
     # ------------------------------------------------------------ a start, a model, new filters

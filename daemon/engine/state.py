@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.broker.account import AccountState
-from tracepaper.daemon.broker.broker import Broker, BrokerSettings, Save
-from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import FILL_WITHIN_MS, Latency
+from tracepaper.daemon.broker.account import AccountState, BrokerSettings
+from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders
@@ -34,7 +32,6 @@ from tracepaper.strategies.types.decisions import (
     Confirmation,
     Decision,
     Fill,
-    FillModel,
     Forecast,
     Prediction,
     Regime,
@@ -109,15 +106,11 @@ class TwinBasis(Struct, frozen=True, array_like=True):
 
 
 class EngineSettings(Struct, frozen=True):
-    """What the engine is given once; money in 10⁻¹⁰, times in milliseconds of market time."""
+    """What the engine is given once; times in milliseconds of market time."""
 
-    execution: FillModel
-    costs: ExecutionCosts
-    cash: int
+    broker: BrokerSettings
     interval_ms: int
     period_start_ms: int
-    latency_ms: int = 100
-    fill_within_ms: int = FILL_WITHIN_MS
     flat_on_refusal: bool = False
     horizon_index: int = 0
     slope: float = 1.0
@@ -130,30 +123,8 @@ class EngineSettings(Struct, frozen=True):
     risk: dict[str, float] = {}
     flatten_on_breach: bool = False
     calendar: Calendar | None = None  # whose session bars are counted; None: every interval
-    latency_jitter_ms: int = 0  # mean of an exponential draw on top of latency_ms
-    seed: int = 0  # of every draw
-    costs_of: dict[str, ExecutionCosts] = {}  # of the instruments that have others, by id
-
-    leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
     usual_ranges: float = USUAL_RANGES  # beyond which a price waits for another source
     agree_within_ms: int = AGREE_WITHIN_MS
-
-    @property
-    def broker(self) -> BrokerSettings:
-        """What of them is the broker's."""
-        return BrokerSettings(
-            execution=self.execution,
-            costs=self.costs,
-            cash=self.cash,
-            latency=Latency(self.latency_ms, self.latency_jitter_ms, self.seed),
-            fill_within_ms=self.fill_within_ms,
-            costs_of=self.costs_of,
-            leverage=self.leverage,
-        )
-
-    def costs_for(self, instrument: str) -> ExecutionCosts:
-        """Return what trading *instrument* costs."""
-        return self.costs_of.get(instrument, self.costs)
 
 
 class ModelTerms(Struct, frozen=True):

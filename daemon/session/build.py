@@ -8,10 +8,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts
+from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.config.sections import ExecutionSection, RegimeSection
+from tracepaper.daemon.config.sections import RegimeSection
 from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
@@ -287,17 +289,12 @@ def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
 
 def costs_for(config: Config) -> ExecutionCosts:
     """Return the trading costs of the configuration, with the category's fees as the default."""
-    execution: ExecutionSection = config.execution
-    fee, per_share = execution.taker_fee, execution.fee_per_share
-    if fee is None:
-        # A fee by the share takes the place of one by the notional, unless both are written.
-        fee = Decimal(BASE_FEES[config.market.category][0] if per_share is None else 0)
-    maker = execution.maker_fee
-    if maker is None:
-        maker = Decimal(BASE_FEES[config.market.category][1] if per_share is None else 0)
+    execution, per_share = config.execution, config.execution.fee_per_share
+    # A fee by the share takes the place of one by the notional, unless both are written.
+    taker, maker = BASE_FEES[config.market.category] if per_share is None else ("0", "0")
     return ExecutionCosts.of(
-        taker_fee=fee,
-        maker_fee=maker,
+        taker_fee=Decimal(taker) if execution.taker_fee is None else execution.taker_fee,
+        maker_fee=Decimal(maker) if execution.maker_fee is None else execution.maker_fee,
         per_share=per_share or Decimal(0),
         minimum=execution.fee_minimum,
         slippage_bp=execution.slippage_bp,
@@ -413,23 +410,24 @@ def build_engine(
                     f"{config.strategy.name} does not declare; add it to its gates."
                 )
     of_symbol = fees_of_symbols(config)
-    leverage = leverage_of(config, instruments)
+    latency_ms, jitter_ms = config.execution.latency_ms, config.execution.latency_jitter_ms
     settings = EngineSettings(
-        execution=execution,
-        leverage=leverage,
-        costs=costs_for(config),
-        costs_of={
-            item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
-        },
-        interval_ms=config.market.interval_ms,
-        cash=check_money(
-            scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"), name="account.cash"
+        BrokerSettings(
+            execution=execution,
+            leverage=leverage_of(config, instruments),
+            costs=costs_for(config),
+            costs_of={
+                item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
+            },
+            cash=check_money(
+                scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"),
+                name="account.cash",
+            ),
+            latency=Latency(latency_ms, jitter_ms, config.execution.seed),
+            fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
         ),
+        interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,
-        latency_ms=config.execution.latency_ms,
-        latency_jitter_ms=config.execution.latency_jitter_ms,
-        seed=config.execution.seed,
-        fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
         usual_ranges=float(config.execution.plausible),
         agree_within_ms=round(config.execution.agree_within_ms * config.exchange.time_scale),
         flat_on_refusal=config.gate.on_refusal == "flat",

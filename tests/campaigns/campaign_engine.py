@@ -22,7 +22,9 @@ from typing import Final
 from builders import MINUTE, START_MS
 from engine_laws import MET, WORLDS, examine
 
+from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
@@ -132,14 +134,19 @@ def drawn(seed: int) -> Drawn:
         if rng.random() < 0.15
     }
     mode = rng.choice((SizingMode.FIXED, SizingMode.NOTIONAL))
+    costs = ExecutionCosts(rng.choice((0, 5_500_000, 10_000_000)), rng.choice((0, 0, 3_000_000)))
+    cash = min(max(int(worth * rng.choice((0.5, 0.98, 1.0, 1.02, 3, 100))), 1), CASH_MOST)
+    start_ms = START_MS + rng.choice((0, 0, 3)) * MINUTE
     settings = EngineSettings(
-        execution=FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN,
-        costs=ExecutionCosts(rng.choice((0, 5_500_000, 10_000_000)), rng.choice((0, 0, 3_000_000))),
-        cash=min(max(int(worth * rng.choice((0.5, 0.98, 1.0, 1.02, 3, 100))), 1), CASH_MOST),
+        BrokerSettings(
+            FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN,
+            costs,
+            cash,
+            Latency(rng.choice((0, 100, 5_000))),
+            fill_within_ms=rng.choice((500, 10_000, 200_000)),
+        ),
         interval_ms=MINUTE,
-        period_start_ms=START_MS + rng.choice((0, 0, 3)) * MINUTE,
-        latency_ms=rng.choice((0, 100, 5_000)),
-        fill_within_ms=rng.choice((500, 10_000, 200_000)),
+        period_start_ms=start_ms,
         flat_on_refusal=rng.random() < 0.3,
         risk=risk,
     )
@@ -287,8 +294,8 @@ class Examiner:
         self._example = example
         self._item = example.instrument
         spot = self._item.category is Category.SPOT
-        self._own = Book(spot, example.settings.cash)
-        self._twin = Book(spot, example.settings.cash)
+        self._own = Book(spot, example.settings.broker.cash)
+        self._twin = Book(spot, example.settings.broker.cash)
         self._mark = 0
         self._funding = 0
         self._ledger = 0
@@ -321,10 +328,13 @@ class Examiner:
         """Nothing that waited too long for a quote is filled, and it is canceled saying so."""
         order = self._own.resting
         assert order is not None
-        if self._example.settings.execution is not FillModel.QUOTE or order.reason == "FLATTEN":
+        if (
+            self._example.settings.broker.execution is not FillModel.QUOTE
+            or order.reason == "FLATTEN"
+        ):
             return
         waited = event.market_ms - order.eligible_ms
-        if waited > self._example.settings.fill_within_ms:
+        if waited > self._example.settings.broker.fill_within_ms:
             assert step.orders, "an order waits for ever"
             assert step.orders[0].order_id == order.order_id
             assert step.orders[0].status is OrderStatus.CANCELED
@@ -379,7 +389,7 @@ class Examiner:
             ending = "a reason"
             assert said, "a bar without its reason"
             assert refusal(
-                item, self._example.settings.costs, needed,
+                item, self._example.settings.broker.costs, needed,
                 target=target, price=bar.close, cash=step.account.cash,
             ), f"'{said}', and the order would have been taken"  # fmt: skip
         self.reasons[ending] = self.reasons.get(ending, 0) + 1
@@ -396,7 +406,7 @@ class Examiner:
         near = self._item.quantity_step if self._twin.spot else 0
         if broker.order is None and abs(needed) > near:
             assert refusal(
-                self._item, self._example.settings.costs, needed,
+                self._item, self._example.settings.broker.costs, needed,
                 target=broker.target, price=bar.close, cash=state.cash,
             ), "the twin's order would have been taken"  # fmt: skip
 

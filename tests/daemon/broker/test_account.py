@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState, PaperAccount
+from tracepaper.daemon.broker.account import AccountState, BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.types.decisions import Fill, Order, OrderStatus
+from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
 
 START = 1_000_000 * 10**10
 TERMS = ExecutionCosts(taker_fee=5_500_000)
+SETTINGS = BrokerSettings(FillModel.NEXT_OPEN, TERMS, START, Latency(0))
 
 
 def fill(signed: int, price: int, category: Category = Category.LINEAR) -> Fill:
@@ -122,9 +123,7 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
 
 def test_a_restored_account_encodes_what_it_took_over() -> None:
     item = instrument()
-    first, second = (
-        PaperAccount({item.id: item}, TERMS, cash=START, latency=Latency(0)) for _ in range(2)
-    )
+    first, second = (PaperAccount([item], SETTINGS) for _ in range(2))
     first.submit(item.id, 5, order_id="1-0", price=10_000, reason="why", at_ms=0)
     for one in (first, second):
         encoded = msgpack.encode(one.encoded_state())
@@ -135,7 +134,7 @@ def test_a_restored_account_encodes_what_it_took_over() -> None:
 
 def test_a_position_that_is_confirmed_is_encoded_anew() -> None:
     item = instrument()
-    one = PaperAccount({item.id: item}, TERMS, cash=START, latency=Latency(0))
+    one = PaperAccount([item], SETTINGS)
     one.encoded_state()
     one.confirm(item.id, 60_000)
     encoded = msgpack.encode(one.encoded_state())

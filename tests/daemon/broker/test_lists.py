@@ -9,7 +9,7 @@ from builders import START_MS, bar, instrument, quote
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker import matching
-from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import RESTING_MOST, Latency
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
@@ -34,9 +34,8 @@ class Desk:
         self, costs: ExecutionCosts = COSTS, *, cash: int = 10**6, **of_instrument: Any
     ) -> None:
         self.item: Instrument = instrument(**of_instrument)
-        self.account = PaperAccount(
-            {self.item.id: self.item}, costs, cash=cash * 10**10, latency=Latency(100)
-        )
+        settings = BrokerSettings(FillModel.NEXT_OPEN, costs, cash * 10**10, Latency(100))
+        self.account = PaperAccount([self.item], settings)
         self.sequence = 0
 
     @property

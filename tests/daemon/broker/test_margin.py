@@ -16,6 +16,7 @@ from own_ledger import OwnLedger
 from tracepaper.daemon.broker.account import (
     AccountState,
     BookState,
+    BrokerSettings,
     PaperAccount,
 )
 from tracepaper.daemon.broker.execution import ExecutionCosts
@@ -212,12 +213,9 @@ def test_a_mark_price_liquidates_where_there_is_one() -> None:
 
 def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
     """Return an account that bought a unit of each of *items* at 1,000 before it had margin."""
+    costs, latency = ExecutionCosts(FEE), Latency(0)
     account = PaperAccount(
-        {one.id: one for one in items},
-        ExecutionCosts(FEE),
-        leverage=1_000,
-        cash=0,
-        latency=Latency(0),
+        items, BrokerSettings(FillModel.NEXT_OPEN, costs, 0, latency, leverage=1_000)
     )
     held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
     books = {one.id: held for one in items}

@@ -13,7 +13,7 @@ from msgspec import msgpack
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker import matching
-from tracepaper.daemon.broker.account import AccountState, PaperAccount
+from tracepaper.daemon.broker.account import AccountState, BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_orders import Protector
 from tracepaper.daemon.broker.orders import PROTECTIVE, Latency, OrdersState, RestingOrders
@@ -68,12 +68,8 @@ class Machine:
             self.what_may_only_reduce_fits_the_position()
 
     def _opened(self) -> PaperAccount:
-        return PaperAccount(
-            {self.item.id: self.item},
-            COSTS,
-            cash=CASH,
-            latency=Latency(100, mean_jitter_ms=50, seed=3),
-        )
+        latency = Latency(100, mean_jitter_ms=50, seed=3)
+        return PaperAccount([self.item], BrokerSettings(FillModel.NEXT_OPEN, COSTS, CASH, latency))
 
     @property
     def broker(self) -> RestingOrders:

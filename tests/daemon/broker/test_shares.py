@@ -9,9 +9,10 @@ from builders import bar, instrument
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.daemon.broker.account import PaperAccount
+from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency
+from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
@@ -33,7 +34,7 @@ def costs(
 
 def account(terms: ExecutionCosts, quantity_decimals: int = 0) -> PaperAccount:
     item = instrument("ACME", Category.STOCK, tick_size=1, quantity_decimals=quantity_decimals)
-    return PaperAccount({item.id: item}, terms, cash=CASH, latency=Latency(0))
+    return PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, CASH, Latency(0)))
 
 
 KEY = "stock:ACME"
