@@ -3,12 +3,10 @@
 A file is CSV or Parquet. ``time`` is when a row became known: a time with a zone, or milliseconds
 of the epoch; ``symbol`` is whose it is, where it is not everyone's; all others are numbers.
 
-The rule is docs/models.md, L63.
-
 A line without an end is left for the next reading. A file that is written anew, as Parquet always
 is, is read whole.
 
-The rule is docs/models.md, L65.
+The rules are docs/models.md, L63 and L65.
 """
 
 from __future__ import annotations

@@ -4,13 +4,11 @@ Live the file is read again as it grows; what became known at which close is kep
 the database, whose hash is an event of the run. A file that is no use leaves the bar without
 vectors, so that the gate ``finite`` refuses it.
 
-The rules are docs/models.md, L64 and L65.
-
 Each line is a row with the first close at which it counts, or that the file was no use from a close
 on, or that it was of use again. The hash of the first so many lines stands in the run, so that a
 line that is changed or missing is noticed.
 
-The rule is docs/models.md, L65.
+The rules are docs/models.md, L64 and L65.
 """
 
 from __future__ import annotations

@@ -20,14 +20,14 @@ from tracepaper.daemon.session.covariates import (
     refuse_vectors,
     vectors_kept_as,
 )
-from tracepaper.daemon.session.user_model import UserForecaster, load_model, user_model
+from tracepaper.daemon.session.user_model import load_model, user_model
+from tracepaper.storage import checkpoints
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 
 if TYPE_CHECKING:
-    from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.strategies.covariates import CovariateSource
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
     from tracepaper.strategies.networks.attribution import AttributionMethod
@@ -39,10 +39,9 @@ def make_orderbook(config: Config) -> OrderBookStrategy:
     Raises ``ConfigInvalid`` for options, a symbol or depth that it was not made for, and
     ``CheckpointMismatch`` for a folder whose weights and card do not belong together.
     """
-    from tracepaper.storage.checkpoints import load
     from tracepaper.strategies.forecasters.order_book import BookModel, OrderBookStrategy
 
-    found, chosen, market = load(checkpoint_folder(config)), config.strategy, config.market
+    found, market = checkpoints.load(checkpoint_folder(config)), config.market
     model = BookModel.read(found.card, found.tensors, threads=config.model.threads)
     traded = f"{market.category}:{', '.join(market.symbols)}"
     if traded != model.instrument:
@@ -57,7 +56,7 @@ def make_orderbook(config: Config) -> OrderBookStrategy:
             f"[market] has depth = {market.depth} and depth_every_ms = {market.depth_every_ms}; "
             "set them so."
         )
-    return OrderBookStrategy(model, chosen.options)
+    return OrderBookStrategy(model, config.strategy.options)
 
 
 def checkpoint_sha256(config: Config) -> str:
@@ -65,22 +64,19 @@ def checkpoint_sha256(config: Config) -> str:
 
     Loading compares the name with both, so a run goes on, and is verified, by the same ones alone.
     """
-    from tracepaper.storage.checkpoints import read_card
-
-    return str(read_card(checkpoint_folder(config))["model"].get("sha256", ""))
+    card = checkpoints.read_card(checkpoint_folder(config))
+    return str(card["model"].get("sha256", ""))
 
 
 def checkpoint_folder(config: Config) -> Path:
     """Return the folder that ``strategy.options.checkpoint`` names, by name or path."""
-    from tracepaper.storage.checkpoints import locate
-
     given = config.strategy.options.get("checkpoint")
     if not isinstance(given, str) or not given:
         raise ConfigInvalid(
             f"strategy.name '{config.strategy.name}' needs strategy.options.checkpoint, and it is "
             f"{shown(given)}; name the folder that `tracepaper train` wrote."
         )
-    return locate(given)
+    return checkpoints.locate(given)
 
 
 def refuse_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
@@ -156,10 +152,8 @@ def make_together(
 _KIB: Final = 1024
 
 
-def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint:
+def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoints.Checkpoint:
     """Load the configured checkpoint and keep a copy beside the database *beside*."""
-    from tracepaper.storage import checkpoints
-
     folder = checkpoints.locate(config.model.checkpoint)
     if not checkpoints.is_checkpoint(folder):
         raise ConfigInvalid(
@@ -174,11 +168,8 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> Checkpoint
 
 def warnings_for(config: Config) -> tuple[str, ...]:
     """Return what a run with the configured model must say of it on its row."""
-    from tracepaper.storage import checkpoints
-
     if config.model.own_class:
         return ()
-
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
     trained, here = str(card["market"].get("interval", "")), config.market.interval
     found = []
@@ -194,7 +185,6 @@ def warnings_for(config: Config) -> tuple[str, ...]:
 
 def chosen_backend(config: Config) -> str:
     """Return what the configured checkpoint's network attends by; refuse one it cannot have."""
-    from tracepaper.storage import checkpoints
     from tracepaper.strategies.forecasters.build import choose_backend
 
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
@@ -213,7 +203,7 @@ def load_forecaster(
     if config.model.own_class:
         model = load_model(config, mode=mode)
         if beside is not None:
-            _keep_card(model, beside)
+            checkpoints.keep_card(model.card, model.identity, beside)
         return model
     if mode == "step" and config.market.closes_together:
         mode = "batched"
@@ -239,8 +229,6 @@ def recorded_forecaster(
     *backend*, as the run says that it did, where that is here.
     Raises ``CheckpointMismatch`` where the checkpoint is gone.
     """
-    from tracepaper.storage import checkpoints
-
     if config.model.own_class:
         return load_forecaster(config, beside=into, mode=mode)
     kept = checkpoints.find_kept(database, model_id)
@@ -261,19 +249,10 @@ def _attending_by(backend: str, config: Config) -> Config:
     return config.model_copy(update={"model": model})
 
 
-def _keep_card(model: UserForecaster, database: Path) -> None:
-    """Keep what is known of a user's class where a checkpoint would be kept: its card."""
-    from tracepaper.storage import checkpoints
-
-    checkpoints.keep_card(model.card, model.identity, database)
-
-
 def forecaster_of(
     folder: Path, config: Config, *, mode: str, vectors: CovariateSource | None = None
 ) -> Forecaster:
     """Return the model of the checkpoint in *folder*, run as *config* says."""
-    from tracepaper.storage import checkpoints
-
     return _built(checkpoints.load(folder), config, mode, vectors)
 
 
@@ -302,7 +281,7 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
 
 
 def _built(
-    checkpoint: Checkpoint, config: Config, mode: str, vectors: CovariateSource | None
+    checkpoint: checkpoints.Checkpoint, config: Config, mode: str, vectors: CovariateSource | None
 ) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build, known_kind
 
@@ -365,20 +344,13 @@ def free_bytes(root: Path = Path("/")) -> int | None:
     Linux does: ``MemAvailable`` of ``/proc/meminfo`` and, in a container, the limit of its
     control group (version 2). What either can drop at once, such as cached files, counts as free.
     """
-    found = [_of_machine(root / "proc/meminfo"), _of_group(root / "sys/fs/cgroup")]
-    return min((free for free in found if free is not None), default=None)
-
-
-def _of_machine(meminfo: Path) -> int | None:
-    available = _table(meminfo).get("MemAvailable:")
-    return None if available is None else available * _KIB
-
-
-def _of_group(folder: Path) -> int | None:
-    limit, used = _number(folder / "memory.max"), _number(folder / "memory.current")
-    if limit is None or used is None:
-        return None
-    return max(0, limit - used + _table(folder / "memory.stat").get("inactive_file", 0))
+    available = _table(root / "proc/meminfo").get("MemAvailable:")
+    free = [] if available is None else [available * _KIB]
+    group = root / "sys/fs/cgroup"
+    limit, used = _number(group / "memory.max"), _number(group / "memory.current")
+    if limit is not None and used is not None:
+        free.append(max(0, limit - used + _table(group / "memory.stat").get("inactive_file", 0)))
+    return min(free, default=None)
 
 
 def _number(path: Path) -> int | None:

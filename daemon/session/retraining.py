@@ -4,8 +4,6 @@ No decision waits for it. The process that trains answers with a judgement; what
 an event of the run, and so is the change to a promoted model, which is warmed aside before.
 
 The rules are docs/operations.md, O11 to O19.
-
-The rules are docs/operations.md, O11 to O19.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Runs services under signals and systemd's watchdog until an orderly stop.
 
-The rules are docs/operations.md, O3 and O4.
-
-The rule is docs/operations.md, O14.
+The rules are docs/operations.md, O3, O4 and O14.
 """
 
 from __future__ import annotations

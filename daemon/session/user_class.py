@@ -17,7 +17,7 @@ from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from types import FunctionType
-from typing import Final, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -178,8 +178,6 @@ def user_strategy(
     Raises ``ConfigInvalid`` where it refuses them or has an impossible declaration, and
     ``StrategyFailed`` where it fails otherwise.
     """
-    with ForeignCode(made_of.__name__, "when its State was made", known_as):
-        check_declared(made_of.__name__, made_of.State)
     strategy = _made(made_of, options, known_as)
     with external_inputs.AttributedTo(known_as):
         _check(strategy)
@@ -194,8 +192,6 @@ def user_portfolio(
     known_as: str = "",
 ) -> PortfolioStrategy:
     """Return the one object of the user's portfolio class over *symbols*, guarded as above."""
-    with ForeignCode(made_of.__name__, "when its State was made", known_as):
-        check_declared(made_of.__name__, made_of.State)
     portfolio = _made(made_of, options, known_as)
     with external_inputs.AttributedTo(known_as):
         _check(portfolio)
@@ -204,10 +200,12 @@ def user_portfolio(
 
 
 def _made(made_of: type[Own], options: dict[str, object], known_as: str) -> Own:
+    with ForeignCode(made_of.__name__, "when its State was made", known_as):
+        check_declared(made_of.__name__, made_of.State)
     _check_decide(made_of)
     try:
         with ForeignCode(made_of.__name__, "when it was made", known_as):
-            strategy = _called(made_of, options)
+            return _called(made_of, options)
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
             raise
@@ -215,7 +213,6 @@ def _made(made_of: type[Own], options: dict[str, object], known_as: str) -> Own:
             f"{made_of.__name__} refused [strategy.options] ({error.__cause__}); correct them, and "
             "let its __init__ take them as one dictionary, or by their names."
         ) from error
-    return strategy
 
 
 def _check_decide(made_of: OwnClass) -> None:
@@ -260,24 +257,35 @@ def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
     return whole.guarded if isinstance(whole, (_Guarded, _GuardedPortfolio)) else whole
 
 
-class _Checks:
-    """Checks each answer of a user's class before it is used."""
+class _Checks(Generic[Own]):
+    """Checks each answer of a user's object before it is used."""
 
-    _name: str
+    def __init__(self, guarded: Own, known_as: str) -> None:
+        self.guarded: Own = guarded
+        self._name = type(guarded).__name__
+        self._observing = ForeignCode(self._name, "in observe", known_as)
+        self._deciding = ForeignCode(self._name, "in decide", known_as, may_exit=False)
+        self.gates = frozenset(guarded.gates)
+        self.warmup = guarded.warmup
+        self.sees_account = guarded.sees_account
+        self.reads_history = guarded.reads_history
+        self.frames = tuple(guarded.frames)
+        self.frames_warmup: Mapping[str, int] = dict(guarded.frames_warmup)
+        self.books = guarded.books
+        self.horizon = guarded.horizon
+        self.needs_forecast = guarded.needs_forecast
+        self.exits_freely = guarded.exits_freely
+        self.twins = tuple(guarded.twins)
+        self.State = guarded.State
 
-    def _copy_declared(self, declared: Strategy | PortfolioStrategy) -> None:
-        self.gates = frozenset(declared.gates)
-        self.warmup = declared.warmup
-        self.sees_account = declared.sees_account
-        self.reads_history = declared.reads_history
-        self.frames = tuple(declared.frames)
-        self.frames_warmup: Mapping[str, int] = dict(declared.frames_warmup)
-        self.books = declared.books
-        self.horizon = declared.horizon
-        self.needs_forecast = declared.needs_forecast
-        self.exits_freely = declared.exits_freely
-        self.twins = tuple(declared.twins)
-        self.State = declared.State
+    @property
+    def state(self) -> Struct:
+        state: Struct = self.guarded.state
+        return state
+
+    @state.setter
+    def state(self, given: Struct) -> None:
+        self.guarded.state = given
 
     def _checked(self, answer: object) -> Signal | Orders:
         if type(answer) is Orders:
@@ -401,25 +409,12 @@ class _Checks:
         )
 
 
-class _Guarded(_Checks, Strategy):
+class _Guarded(_Checks[Strategy], Strategy):
     """Calls the user's strategy and checks each answer before it is used."""
 
     def __init__(self, strategy: Strategy, known_as: str) -> None:
-        self.guarded = strategy
-        self._name = type(strategy).__name__
-        self._observing = ForeignCode(self._name, "in observe", known_as)
-        self._deciding = ForeignCode(self._name, "in decide", known_as, may_exit=False)
+        super().__init__(strategy, known_as)
         self._observes = type(strategy).observe is not Strategy.observe
-        self._copy_declared(strategy)
-
-    @property
-    def state(self) -> Struct:
-        state: Struct = self.guarded.state
-        return state
-
-    @state.setter
-    def state(self, given: Struct) -> None:
-        self.guarded.state = given
 
     def observe(self, bar: Bar) -> None:
         if self._observes:
@@ -432,25 +427,12 @@ class _Guarded(_Checks, Strategy):
         return self._checked(signal)
 
 
-class _GuardedPortfolio(_Checks, PortfolioStrategy):
+class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
     """Calls the user's portfolio strategy and checks each part of its answers."""
 
     def __init__(self, portfolio: PortfolioStrategy, known_as: str) -> None:
-        self.guarded = portfolio
-        self._name = type(portfolio).__name__
-        self._observing = ForeignCode(self._name, "in observe", known_as)
-        self._deciding = ForeignCode(self._name, "in decide", known_as, may_exit=False)
-        self._copy_declared(portfolio)
+        super().__init__(portfolio, known_as)
         self.symbols = portfolio.symbols
-
-    @property
-    def state(self) -> Struct:
-        state: Struct = self.guarded.state
-        return state
-
-    @state.setter
-    def state(self, given: Struct) -> None:
-        self.guarded.state = given
 
     def observe(self, bar: Bar) -> None:
         with self._observing:
