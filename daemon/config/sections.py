@@ -7,12 +7,12 @@ environment, ``config check``, ``config init`` and ``deploy/config.example.toml`
 
 from __future__ import annotations
 
-import ipaddress
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     ValidationInfo,
@@ -45,8 +45,11 @@ from tracepaper.daemon.config.values import (
     Threshold,
     _with_key,
     address,
+    host_and_port,
+    host_with_port,
     interval_name,
     json_object,
+    loopback,
     several,
     symbol_names,
 )
@@ -552,11 +555,13 @@ class HttpSection(Section):
 
     decides = False
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(loopback)] = "127.0.0.1"
     """A loopback address; reach it from elsewhere through a tunnel."""
     port: int = Field(default=8787, ge=0, le=65_535)
     """0 picks a free port; `tracepaper status` finds it."""
-    metrics: str | None = Field(default=None, examples=["0.0.0.0:9187"])
+    metrics: Annotated[str, AfterValidator(host_with_port)] | None = Field(
+        default=None, examples=["0.0.0.0:9187"]
+    )
     """Another address and port on which /metrics alone is served, so that a container can be
     scraped; none if absent."""
 
@@ -565,34 +570,8 @@ class HttpSection(Section):
         """The address and the port of ``metrics``."""
         if self.metrics is None:
             return None
-        host, _, port = self.metrics.rpartition(":")
-        return host.removeprefix("[").removesuffix("]"), int(port)
-
-    @field_validator("metrics")
-    @classmethod
-    def _address(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        host, _, port = value.rpartition(":")
-        try:
-            ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-            is_port = port.isdecimal() and port.isascii() and int(port) < 1 << 16
-        except ValueError:
-            is_port = False
-        if not is_port:
-            raise ValueError("write an address and a port such as 0.0.0.0:9187 or [::]:9187")
-        return value
-
-    @field_validator("host")
-    @classmethod
-    def _loopback(cls, value: str) -> str:
-        try:
-            is_loopback = value == "localhost" or ipaddress.ip_address(value).is_loopback
-        except ValueError:
-            is_loopback = False
-        if not is_loopback:
-            raise ValueError("write a loopback address such as 127.0.0.1")
-        return value
+        host, port = host_and_port(self.metrics)
+        return host, int(port)
 
 
 class LogSection(Section):

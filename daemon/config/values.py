@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from ipaddress import ip_address
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -175,6 +176,40 @@ def address(*schemes: str) -> AfterValidator:
         return value.rstrip("/")
 
     return AfterValidator(check)
+
+
+def host_and_port(listener: str) -> tuple[str, str]:
+    """Return the two parts of ``127.0.0.1:9187`` or ``[::1]:9187``."""
+    host, _, port = listener.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), port
+
+
+def host_with_port(value: str) -> str:
+    """Refuse what is no address with a port."""
+    host, port = host_and_port(value)
+    try:
+        ip_address(host)
+        is_port = port.isdecimal() and port.isascii() and int(port) < 1 << 16
+    except ValueError:
+        is_port = False
+    if not is_port:
+        raise ValueError("write an address and a port such as 0.0.0.0:9187 or [::]:9187")
+    return value
+
+
+def loopback(value: str) -> str:
+    """Refuse an address of another machine."""
+    if not is_loopback(value):
+        raise ValueError("write a loopback address such as 127.0.0.1")
+    return value
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether *host*, a name or an address, is this machine."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _has_host(url: str) -> bool:

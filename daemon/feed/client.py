@@ -11,7 +11,6 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from ipaddress import ip_address
 from typing import Final, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ import structlog
 from msgspec import Struct
 
 from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config import values
 from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.errors import Fatal, FeedStale, Recoverable
 from tracepaper.strategies.types.market import (
@@ -179,11 +179,7 @@ class Cooldown:
 
 def is_loopback(url: str) -> bool:
     """Return whether *url* names this machine, where no proxy belongs in between."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return values.is_loopback(urlsplit(url).hostname or "")
 
 
 # ---------------------------------------------------------------- what an exchange implements

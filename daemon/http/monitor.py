@@ -479,14 +479,10 @@ def _accounts(step: Step) -> Iterable[Metric]:
 
 def _bars(monitor: Monitor) -> Iterable[Metric]:
     """Return price, time, position and confidence at the newest bar of each instrument."""
-    prices = GaugeMetricFamily("tracepaper_price", "Last close.", labels=["instrument"])
-    times = GaugeMetricFamily(
-        "tracepaper_last_bar_close_seconds", "UTC time of its close.", labels=["instrument"]
-    )
-    positions = GaugeMetricFamily("tracepaper_position", "Quantity held.", labels=["instrument"])
-    confidences = GaugeMetricFamily(
-        "tracepaper_confidence", "Entropy confidence of the last forecast.", labels=["instrument"]
-    )
+    prices = _of_instruments("price", "Last close.")
+    times = _of_instruments("last_bar_close_seconds", "UTC time of its close.")
+    positions = _of_instruments("position", "Quantity held.")
+    confidences = _of_instruments("confidence", "Entropy confidence of the last forecast.")
     instruments = {instrument.id: instrument for instrument in monitor.run.instruments}
     for name, step in monitor.bars.items():
         bar, instrument, prediction = step.event, instruments[name], step.prediction
@@ -504,19 +500,9 @@ def _bars(monitor: Monitor) -> Iterable[Metric]:
 
 def _ages(monitor: Monitor) -> Iterable[Metric]:
     """Yield the ages at this scrape; data that never came has no age."""
-    intervals = GaugeMetricFamily(
-        "tracepaper_interval_seconds", "Length of a bar.", labels=["instrument"]
-    )
-    bars = GaugeMetricFamily(
-        "tracepaper_bar_age_seconds",
-        "Since the newest bar closed, market time.",
-        labels=["instrument"],
-    )
-    quotes = GaugeMetricFamily(
-        "tracepaper_quote_age_seconds",
-        "Since the newest quote, market time.",
-        labels=["instrument"],
-    )
+    intervals = _of_instruments("interval_seconds", "Length of a bar.")
+    bars = _of_instruments("bar_age_seconds", "Since the newest bar closed, market time.")
+    quotes = _of_instruments("quote_age_seconds", "Since the newest quote, market time.")
     for instrument in monitor.run.instruments:
         intervals.add_metric([instrument.id], monitor.run.interval_ms / 1000)
         for family, age_s in (
@@ -545,6 +531,10 @@ def _latencies(monitor: Monitor) -> Iterable[Metric]:
         yield HistogramMetricFamily(
             f"tracepaper_{name}", text, buckets=counts, sum_value=took_s.total_s
         )
+
+
+def _of_instruments(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"tracepaper_{name}", text, labels=["instrument"])
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

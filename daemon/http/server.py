@@ -13,12 +13,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import hmac
-import ipaddress
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -30,6 +28,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from tracepaper.daemon.config.values import is_loopback
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.types.market import CommandKind
 
@@ -241,7 +240,6 @@ NOTE_LIMIT: Final = 500
 BODY_LIMIT_BYTES: Final = 4_096
 CLOSE_WITHIN_S: Final = 1.0
 SUBMIT_WITHIN_S: Final = 5.0
-LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 Status = Callable[[], Mapping[str, object]]
 Submit = Callable[[CommandKind, str], Awaitable[int]]
@@ -303,12 +301,7 @@ class HttpServer:
         )
         return self
 
-    async def __aexit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Stop listening; answers under way get a second."""
         await self._stack.aclose()
 
@@ -419,7 +412,7 @@ async def _refuse_foreigners(request: web.Request, handler: Handler) -> web.Stre
     origin = request.headers.get("Origin")
     host = request.headers.get("Host", "")
     is_home = (
-        _is_loopback(request.remote or "")
+        is_loopback(request.remote or "")
         and _names_loopback(f"//{host}")
         and origin in {None, f"http://{host}"}
     )
@@ -452,19 +445,11 @@ def _require_token(token: str) -> Middleware:
     return ask
 
 
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
 def _names_loopback(url: str) -> bool:
     try:
-        host = urlsplit(url).hostname or ""
+        return is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return False
-    return host in LOOPBACK_NAMES or _is_loopback(host)
 
 
 def _json(document: object) -> web.Response:

@@ -7,8 +7,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import structlog
 from rich.console import Console
@@ -29,40 +28,6 @@ MARKS_MAX: Final = 100
 """Marks of the pace that are remembered."""
 
 log = structlog.get_logger("run")
-
-
-class LiveView:
-    """A live screen if stderr is a terminal, else log lines; a context manager.
-
-    ``opened`` gives it the run, so that its name and the change of equity can be shown.
-    """
-
-    def __init__(self, *, clock: Clock | None = None, console: Console | None = None) -> None:
-        clock = clock if clock is not None else SystemClock()
-        console = console if console is not None else Terminal(stderr=True, highlight=False)
-        is_screen = console.is_terminal and not console.is_dumb_terminal
-        self._view = Screen(clock, console) if is_screen else Lines(clock)
-
-    def __enter__(self) -> Self:
-        self._view.begin()
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        """Draw a last time and give the terminal back."""
-        self._view.end()
-
-    def opened(self, run: Run) -> None:
-        """Show *run*."""
-        self._view.opened(run)
-
-    def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
-        """Show one stored step; *instruments* by id have the decimals of its numbers."""
-        self._view.show(step, instruments)
 
 
 class Pace:
@@ -115,7 +80,10 @@ class Screen:
         self._state.open(run)
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
-        """Take in *step*; redraw if the screen is old enough."""
+        """Take in *step*; redraw if the screen is old enough.
+
+        *instruments* by id have the decimals of its numbers.
+        """
         if not self._state.decisions and step.decision is not None:
             self._pace = Pace(self._clock)  # warm-up bars had another pace
         self._state.observe(step, instruments)
@@ -218,7 +186,7 @@ class Lines:
 class RunWatcher:
     """Passes every stored step on to a view, and counts the bars that were decided in time."""
 
-    def __init__(self, view: LiveView, *, limit: int | None, until_ms: int | None) -> None:
+    def __init__(self, view: Screen | Lines, *, limit: int | None, until_ms: int | None) -> None:
         self._view = view
         self._limit = limit
         self._until_ms = until_ms
@@ -292,11 +260,27 @@ class RunWatcher:
 
 
 @contextmanager
+def open_view(
+    *, clock: Clock | None = None, console: Console | None = None
+) -> Iterator[Screen | Lines]:
+    """Yield a live screen if stderr is a terminal, else log lines."""
+    clock = clock if clock is not None else SystemClock()
+    console = console if console is not None else Terminal(stderr=True, highlight=False)
+    is_screen = console.is_terminal and not console.is_dumb_terminal
+    view = Screen(clock, console) if is_screen else Lines(clock)
+    view.begin()
+    try:
+        yield view
+    finally:
+        view.end()
+
+
+@contextmanager
 def live_view(*, limit: int | None, until_ms: int | None = None) -> Iterator[RunWatcher]:
     """Show a daemon's steps: a live view on a terminal, log lines elsewhere.
 
     It ends after *limit* bars that were decided in time, or with the bar that closes at
     *until_ms*, market time.
     """
-    with LiveView() as view:
+    with open_view() as view:
         yield RunWatcher(view, limit=limit, until_ms=until_ms)

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.text import Text
 
 from tracepaper.daemon.terminal.console import configure
-from tracepaper.daemon.terminal.live_view import LiveView, Pace, RunWatcher
+from tracepaper.daemon.terminal.live_view import Lines, Pace, RunWatcher, open_view
 from tracepaper.daemon.terminal.screen import ScreenState, screen, sparkline, split
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Position, PredictionTimeout, Step, TwinStep
@@ -149,7 +149,7 @@ def test_without_a_known_run_the_screen_shows_the_bar_alone() -> None:
 def test_the_pace_of_warming_up_is_forgotten_at_the_first_decision() -> None:
     clock, file = ManualClock(), io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
-    with LiveView(clock=clock, console=console) as view:
+    with open_view(clock=clock, console=console) as view:
         for one in bars(1_000):
             view.show(step(one), INSTRUMENTS)
             clock.advance(network_s=0.001)
@@ -228,7 +228,7 @@ def test_the_pace_is_of_the_last_ten_seconds() -> None:
 def test_the_live_view_redraws_at_most_five_times_a_second_and_at_its_end() -> None:
     clock, file = ManualClock(), io.StringIO()
     console = Console(file=file, force_terminal=True, width=100)
-    with LiveView(clock=clock, console=console) as view:
+    with open_view(clock=clock, console=console) as view:
         view.opened(run())
         for number, one in enumerate(bars(100)):
             view.show(step(one, sequence=number, of=account(100_000 + number)), INSTRUMENTS)
@@ -252,7 +252,7 @@ def lines() -> Iterator[io.StringIO]:
 
 def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None:
     clock = ManualClock()
-    with LiveView(clock=clock, console=Console(file=io.StringIO())) as view:
+    with open_view(clock=clock, console=Console(file=io.StringIO())) as view:
         view.opened(run())
         for number, one in enumerate(bars(30)):
             view.show(
@@ -273,7 +273,7 @@ def test_elsewhere_each_second_has_one_decision_line(lines: io.StringIO) -> None
 def test_fills_gaps_and_commands_are_never_left_out(lines: io.StringIO) -> None:
     gap_step = step(Gap("linear:BTCUSDT", 0, 60_000, GapCause.MISSED, "", 0, 0))
     halt_step = step(Command(CommandKind.HALT, "news", 0, 0))
-    with LiveView(clock=ManualClock(), console=Console(file=io.StringIO())) as view:
+    with open_view(clock=ManualClock(), console=Console(file=io.StringIO())) as view:
         for shown in (full_step(1), full_step(2), full_step(3), gap_step, halt_step):
             view.show(shown, INSTRUMENTS)
     said = [json.loads(line) for line in lines.getvalue().splitlines()]
@@ -303,7 +303,7 @@ def _restored() -> Iterator[None]:
 
 def shown() -> RunWatcher:
     configure(stream=io.StringIO())
-    found = RunWatcher(LiveView(), limit=None, until_ms=None)
+    found = RunWatcher(Lines(ManualClock()), limit=None, until_ms=None)
     found.opened(run(instruments=(instrument(),)))
     passing = (("operator", 1.0, 1.0, True), ("edge", 1.4, 1.0, True))
     allowed = decision(measures=passing)
@@ -347,5 +347,5 @@ def test_elsewhere_it_is_one_log_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_end_before_any_step_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    RunWatcher(LiveView(), limit=None, until_ms=None).print_summary(Path("mine.db"))
+    RunWatcher(Lines(ManualClock()), limit=None, until_ms=None).print_summary(Path("mine.db"))
     assert terminal.getvalue() == ""
