@@ -1,4 +1,6 @@
-"""Bybit's public REST calls: rate-limited, retried, with a cooldown after a ban.
+"""``BybitClient``: Bybit's market data as the feed's protocols ask for it.
+
+REST calls are rate-limited, retried, and have a cooldown after a ban.
 
 Source: docs/v5/market, docs/v5/error, docs/v5/rate-limit. An error is usually HTTP 200 with
 another ``retCode``; the rate-limit headers may be absent or senseless, so full jitter decides the
@@ -9,7 +11,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal
 from operator import attrgetter
 from typing import Final, Self, TypeVar
 
@@ -27,9 +30,17 @@ from tracepaper.daemon.bybit.instruments import (
     read_instruments,
     risk_tier,
 )
+from tracepaper.daemon.bybit.websocket import CategoryStream, stream_url
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.daemon.feed.client import Cooldown, RestartBudget, is_loopback, retry
+from tracepaper.daemon.feed.client import (
+    Cooldown,
+    MarketDataListener,
+    RestartBudget,
+    StreamRequest,
+    is_loopback,
+    retry,
+)
 from tracepaper.strategies.errors import (
     ConfigInvalid,
     FeedLost,
@@ -195,10 +206,12 @@ OK_STATUS: Final = 200
 R = TypeVar("R")
 
 
-class RestClient:
-    """One session of REST calls; an async context manager.
+class BybitClient:
+    """The ``MarketDataClient`` of Bybit: one session of REST calls, and streams.
 
-    Every method retries recoverable errors without end, unless a *budget* limits them; then it
+    An async context manager. Streams and REST share cooldown, counters and jitter.
+
+    Every question retries recoverable errors without end, unless a *budget* limits them; then it
     raises ``FeedLost`` or ``MessageMalformed``. A wrong symbol, category or address raises
     ``ConfigInvalid`` as long as this run never had an answer: once *is_proven*, the same answer
     comes from a network that fails, and is retried like all else.
@@ -381,25 +394,51 @@ class RestClient:
                 break
         return [settlements[settled_ms] for settled_ms in sorted(settlements)]
 
-    async def tickers(self, category: Category, symbol: str) -> messages.TickerInfo:
-        """Return the ticker of *symbol*; a missing one is refused, or awaited once proven."""
+    async def last_price(self, instrument: Instrument) -> Decimal:
+        """Return the price of the last trade; 0 where the exchange names none.
 
-        def read(page: messages.Tickers, _: int) -> messages.TickerInfo:
+        An instrument without a ticker is refused, or awaited once proven.
+        """
+        category, symbol = instrument.category.value, instrument.symbol
+
+        def read(page: messages.Tickers, _: int) -> Decimal:
             for ticker in page.rows:
-                if (page.category, ticker.symbol) == (category.value, symbol):
+                if (page.category, ticker.symbol) == (category, symbol):
                     decimals_needed(ticker.last_price or "0")  # refuses what is no number
-                    return ticker
+                    return Decimal(ticker.last_price or 0)
             if page.rows:
                 raise MessageMalformed(
-                    f"Bybit answered with tickers, but not with that of {category.value}:{symbol}; "
+                    f"Bybit answered with tickers, but not with that of {category}:{symbol}; "
                     "trying again."
                 )
             raise ConfigInvalid(
-                f"Bybit has no {category.value} ticker of {symbol}; correct market.symbols."
+                f"Bybit has no {category} ticker of {symbol}; correct market.symbols."
             )
 
-        query = {"category": category.value, "symbol": symbol}
+        query = {"category": category, "symbol": symbol}
         return await self._get("/v5/market/tickers", query, messages.Tickers, read)
+
+    def stream_url(self, category: Category) -> str:
+        """Return the address of the public stream of *category*."""
+        return stream_url(self._exchange, category)
+
+    def streams(
+        self, request: StreamRequest, listener: MarketDataListener
+    ) -> Sequence[CategoryStream]:
+        """Return one connection for each category of the instruments, not yet open."""
+        return [
+            CategoryStream(
+                category,
+                request,
+                listener,
+                exchange=self._exchange,
+                clock=self._clock,
+                rng=self._rng,
+                cooldown=self.cooldown,
+                counters=self.counters,
+            )
+            for category in dict.fromkeys(item.category for item in request.instruments)
+        ]
 
     async def _get(
         self, path: str, query: dict[str, str], result: type[T], read: Callable[[T, int], R]

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import DecodeError, Meta
 
-from tracepaper.daemon.bybit.messages import InstrumentInfo, KlineCandle, LeverageFilter, RiskLimit
+from tracepaper.daemon.bybit.messages import InstrumentInfo, KlineCandle, RiskLimit
 from tracepaper.strategies.errors import ConfigInvalid, FrameImpossible, MessageMalformed
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
@@ -159,13 +159,7 @@ class InstrumentsPage(msgspec.Struct, rename="camel"):
     next_page_cursor: str = ""
 
 
-def instrument_from(
-    info: InstrumentInfo,
-    category: Category,
-    *,
-    volume_decimals: int = VOLUME_DECIMALS,
-    turnover_decimals: int = TURNOVER_DECIMALS,
-) -> Instrument:
+def instrument_from(info: InstrumentInfo, category: Category) -> Instrument:
     """Return the instrument that *info* describes.
 
     The decimals are those that tick and quantity step need (``0.10`` needs one), never the
@@ -180,6 +174,7 @@ def instrument_from(
     else:
         step, notional, largest = lot.qty_step, lot.min_notional_value, lot.max_mkt_order_qty
         smallest = lot.min_order_qty
+    leverage = info.leverage_filter and info.leverage_filter.max_leverage
     price_decimals = decimals_needed(info.price_filter.tick_size)
     quantity_decimals = decimals_needed(step)
     instrument = Instrument(
@@ -189,8 +184,8 @@ def instrument_from(
         quote_coin=info.quote_coin,
         price_decimals=price_decimals,
         quantity_decimals=quantity_decimals,
-        volume_decimals=max(volume_decimals, quantity_decimals),
-        turnover_decimals=turnover_decimals,
+        volume_decimals=max(VOLUME_DECIMALS, quantity_decimals),
+        turnover_decimals=TURNOVER_DECIMALS,
         tick_size=exact(info.price_filter.tick_size, price_decimals),
         quantity_step=exact(step, quantity_decimals),
         min_quantity=ceiled(smallest or "0", quantity_decimals),
@@ -198,7 +193,7 @@ def instrument_from(
         min_notional=exact(notional or "0", MONEY_DECIMALS),
         funding_interval_minutes=info.funding_interval,
         status=info.status,
-        max_leverage=_leverage(info.leverage_filter),
+        max_leverage=floored(leverage or "0", LEVERAGE_DECIMALS),
     )
     if instrument.tick_size < 1 or instrument.quantity_step < 1:
         raise MessageMalformed(
@@ -211,11 +206,6 @@ def instrument_from(
             "minutes; it was left out, ask for another symbol."
         )
     return instrument
-
-
-def _leverage(limits: LeverageFilter | None) -> int:
-    """Return the greatest leverage in 10⁻²; 0 where the exchange names none."""
-    return floored((limits and limits.max_leverage) or "0", LEVERAGE_DECIMALS)
 
 
 def _bounded(text: str) -> int:

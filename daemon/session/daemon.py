@@ -24,8 +24,7 @@ from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
-from tracepaper.daemon.feed.filters import closed
-from tracepaper.daemon.feed.maintenance import ServerTimeReader
+from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor, registry_of
 from tracepaper.daemon.http.server import HttpServer, metrics_listener

@@ -15,7 +15,7 @@ from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, Restart, decode_state
-from tracepaper.daemon.feed.filters import rescaled
+from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,

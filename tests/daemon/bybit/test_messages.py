@@ -10,7 +10,7 @@ import pytest
 from bybit_frames import CAMPAIGN, HERE, examples
 
 from tracepaper.daemon.bybit import messages
-from tracepaper.daemon.bybit.rest import decode_result
+from tracepaper.daemon.bybit.client import decode_result
 
 
 class InstrumentsInfo(msgspec.Struct, rename="camel"):

@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_values import FORMS, odd, places, put, unstorable
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.types.market import Category
@@ -66,7 +66,7 @@ def answer(result: dict[str, Any]) -> dict[str, Any]:
     return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": NOW_MS}
 
 
-CALLS: dict[str, tuple[Callable[[RestClient], Awaitable[Any]], dict[str, Any]]] = {
+CALLS: dict[str, tuple[Callable[[BybitClient], Awaitable[Any]], dict[str, Any]]] = {
     "time": (
         lambda rest: rest.server_time_ms(),
         answer({"timeSecond": str(NOW_MS // 1_000), "timeNano": f"{NOW_MS}000000"}),
@@ -84,7 +84,7 @@ CALLS: dict[str, tuple[Callable[[RestClient], Awaitable[Any]], dict[str, Any]]] 
         lambda rest: rest.funding(BITCOIN, START_MS, START_MS + 8 * HOUR),
         answer(page(SETTLED)),
     ),
-    "tickers": (lambda rest: rest.tickers(Category.LINEAR, "BTCUSDT"), answer(page(TICKER))),
+    "tickers": (lambda rest: rest.last_price(BITCOIN), answer(page(TICKER))),
 }
 
 
@@ -94,7 +94,7 @@ async def answered(name: str, odd_bodies: list[bytes]) -> None:
     clock = SteppedClock(NOW_MS)
     async with (
         ScriptedServer() as server,
-        RestClient(
+        BybitClient(
             exchange_section(rest_url=server.rest_url), clock=clock, rng=random.Random(1)
         ) as rest,
     ):

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 
 import pytest
 from aiohttp import web
@@ -21,7 +22,7 @@ from bybit_server import (
 from msgspec import structs
 from waiting import until
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import RestartBudget
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, MessageMalformed
 from tracepaper.strategies.types.market import Category, Source
@@ -32,11 +33,11 @@ HOUR = 3_600_000
 @asynccontextmanager
 async def asking(
     server: ScriptedServer, *, tries: int | None = 0, clock: SteppedClock | None = None
-) -> AsyncIterator[RestClient]:
+) -> AsyncIterator[BybitClient]:
     """Yield a client that gives up after *tries* failures (None: never)."""
     settings = exchange_section(rest_url=server.rest_url, request_timeout_s=5)
     budget = None if tries is None else RestartBudget(limit=tries, window_s=1e9)
-    async with RestClient(
+    async with BybitClient(
         settings, clock=clock or SteppedClock(), rng=random.Random(1), budget=budget
     ) as rest:
         yield rest
@@ -137,9 +138,9 @@ async def test_an_unknown_symbol_is_a_mistake_of_the_configuration() -> None:
         assert (await rest.instrument(Category.LINEAR, "BTCUSDT")).price_decimals == 1
         with pytest.raises(ConfigInvalid, match="NOSUCH"):
             await rest.instrument(Category.LINEAR, "NOSUCH")
-        assert (await rest.tickers(Category.LINEAR, "BTCUSDT")).mark_price == "100.4"
+        assert await rest.last_price(instrument()) == Decimal("100.5")
         with pytest.raises(ConfigInvalid, match="NOSUCH"):
-            await rest.tickers(Category.LINEAR, "NOSUCH")
+            await rest.last_price(structs.replace(instrument(), symbol="NOSUCH"))
 
 
 async def test_funding_history_is_paged_backwards_and_returned_oldest_first() -> None:
@@ -237,7 +238,7 @@ async def test_a_refused_connection_is_tried_again() -> None:
     settings = exchange_section(rest_url=closed)
     budget = RestartBudget(limit=0, window_s=1e9)
     clock = SteppedClock()
-    async with RestClient(settings, clock=clock, rng=random.Random(1), budget=budget) as rest:
+    async with BybitClient(settings, clock=clock, rng=random.Random(1), budget=budget) as rest:
         with pytest.raises(FeedLost, match="check the network"):
             await rest.server_time_ms()
 

@@ -15,7 +15,7 @@ from builders import instrument
 from bybit_server import FILTERS, MINUTE, START_MS, ScriptedServer, SteppedClock, exchange_section
 from structlog.testing import capture_logs
 
-from tracepaper.daemon.bybit.rest import RestClient
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category
 
@@ -74,7 +74,7 @@ def filters(**changes: Any) -> list[dict[str, Any]]:
     return [{**FILTERS, **changes}]
 
 
-Call = Callable[[RestClient], Awaitable[object]]
+Call = Callable[[BybitClient], Awaitable[object]]
 
 CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
     "time": (
@@ -157,7 +157,7 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
     ),
     "tickers": (
         "tickers",
-        lambda rest: rest.tickers(Category.LINEAR, "BTCUSDT"),
+        lambda rest: rest.last_price(instrument()),
         {
             "none": pages([]),
             "another symbol": pages([{"symbol": "ETHUSDT", "lastPrice": "0.5"}]),
@@ -175,9 +175,9 @@ async def asking(
     *,
     is_proven: bool,
     is_dated_by_server: bool = True,
-) -> AsyncIterator[RestClient]:
+) -> AsyncIterator[BybitClient]:
     settings = exchange_section(rest_url=server.rest_url, ban_cooldown_s=1)
-    async with RestClient(
+    async with BybitClient(
         settings,
         clock=clock,
         rng=random.Random(1),
@@ -297,7 +297,7 @@ async def test_bytes_that_are_no_http_are_asked_again() -> None:
     url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     async with (
         listening,
-        RestClient(exchange_section(rest_url=url), clock=clock, rng=random.Random(1)) as rest,
+        BybitClient(exchange_section(rest_url=url), clock=clock, rng=random.Random(1)) as rest,
     ):
         rest.prove()
         for what in RAW:

@@ -6,7 +6,7 @@ import pytest
 from builders import instrument
 from msgspec import structs
 
-from tracepaper.daemon.feed.filters import rescaled
+from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import RiskTier
 

@@ -22,8 +22,8 @@ from exchange_client import (
 )
 from generated import surface_page
 
+from tracepaper.daemon.bybit.client import decode_result
 from tracepaper.daemon.bybit.messages import ServerTime
-from tracepaper.daemon.bybit.rest import decode_result
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.replay.commands.replay import exchange as exchange_command
 from tracepaper.replay.exchange.fault_kinds import (
