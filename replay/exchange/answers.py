@@ -60,6 +60,10 @@ Answer = dict[str, Any] | Flat | Refused
 """What a route gives: the ``result``, another body, or a refusal."""
 
 
+class RefusedQuery(Exception):
+    """A query that cannot be answered; its arguments are the code and message of ``Refused``."""
+
+
 class Limit(NamedTuple):
     """The default and the greatest ``limit`` of an endpoint."""
 
@@ -67,41 +71,33 @@ class Limit(NamedTuple):
     most: int
 
 
-def page_size(query: Query, limit: Limit) -> int | Refused:
-    """Return the requested page size, at most the endpoint's own."""
+def page_size(query: Query, limit: Limit) -> int:
+    """Return the requested page size, at most the endpoint's own; or raise ``RefusedQuery``."""
     size = _integer(query, "limit")
-    if isinstance(size, Refused):
-        return size
     if size is None:
         return limit.default
     if size < 1:
-        return Refused(BAD_PARAMETER, "params error: Limit is invalid")
+        raise RefusedQuery(BAD_PARAMETER, "params error: Limit is invalid")
     return min(size, limit.most)
 
 
 def window_of(
     query: Query, limit: Limit, start: str, end: str
-) -> tuple[int | None, int | None, int] | Refused:
-    """Return start, end and page size of *query*."""
+) -> tuple[int | None, int | None, int]:
+    """Return start, end and page size of *query*, or raise ``RefusedQuery``."""
     start_ms, end_ms = _integer(query, start), _integer(query, end)
     size = page_size(query, limit)
-    for part in (start_ms, end_ms, size):
-        if isinstance(part, Refused):
-            return part
-    assert not isinstance(start_ms, Refused)
-    assert not isinstance(end_ms, Refused)
-    assert not isinstance(size, Refused)
     if start_ms is not None and end_ms is not None and end_ms < start_ms:
-        return Refused(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
+        raise RefusedQuery(BAD_PARAMETER, f"params error: {end} must not be less than {start}")
     return start_ms, end_ms, size
 
 
-def _integer(query: Query, name: str) -> int | Refused | None:
+def _integer(query: Query, name: str) -> int | None:
     text = query.get(name, "")
     if not text:
         return None
     if not text.isdecimal() or len(text) > TIME_DIGITS_MAX:
-        return Refused(BAD_PARAMETER, f"params error: {name} is invalid")
+        raise RefusedQuery(BAD_PARAMETER, f"params error: {name} is invalid")
     return int(text)
 
 
@@ -139,7 +135,10 @@ class Route:
             if not query.get(name, ""):
                 plain = Refused(BAD_PARAMETER, f"params error: {name} is required")
                 return MISSING.get(name, plain)
-        return self.function(venue, query, now_ms)
+        try:
+            return self.function(venue, query, now_ms)
+        except RefusedQuery as refusal:
+            return Refused(*refusal.args)
 
 
 def route(
@@ -191,12 +190,9 @@ def announcements(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
 
 
 @route("/v5/market/kline", ("symbol", "interval"), CANDLE_OPTIONS)
-def kline(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def kline(venue: Venue, query: Query, now_ms: int) -> Result:
     """Return candles, newest first; row 0 may be open, and the category defaults to linear."""
-    answer = _candles(venue, query, now_ms)
-    if isinstance(answer, Refused):
-        return answer
-    market, candles = answer
+    market, candles = _candles(venue, query, now_ms)
     rows = [[str(candle.start_ms), *market.candle_texts(candle)] for candle in candles]
     return {"symbol": market.symbol, "category": market.category.value, "list": rows}
 
@@ -224,10 +220,7 @@ def _measure_kline(venue: Venue, query: Query, now_ms: int, measure: str) -> Res
     category = query.get("category", "linear")
     if category == "spot" or (measure == PREMIUM and category != "linear"):
         return BAD_CATEGORY
-    answer = _candles(venue, query, now_ms, measure)
-    if isinstance(answer, Refused):
-        return answer
-    market, candles = answer
+    market, candles = _candles(venue, query, now_ms, measure)
 
     def text(value: int) -> str:
         if measure == PREMIUM:
@@ -240,21 +233,16 @@ def _measure_kline(venue: Venue, query: Query, now_ms: int, measure: str) -> Res
 
 def _candles(
     venue: Venue, query: Query, now_ms: int, measure: str | None = None
-) -> tuple[SimulatedMarket, list[Candle]] | Refused:
+) -> tuple[SimulatedMarket, list[Candle]]:
     """Return the market and its candles of the window asked for, newest first."""
     market = market_of(venue, query)
-    if isinstance(market, Refused):
-        return market
     series = market.series if measure is None else market.measure(measure)
     interval = query.get("interval", "")
     table = series.table(interval)
     if table is None:
         why = "is finer than this exchange's data" if is_name(interval) else "is invalid"
-        return Refused(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
-    window = window_of(query, KLINE_LIMIT, "start", "end")
-    if isinstance(window, Refused):
-        return window
-    start_ms, end_ms, limit = window
+        raise RefusedQuery(BAD_PARAMETER, f"params error: Interval {interval!r} {why}")
+    start_ms, end_ms, limit = window_of(query, KLINE_LIMIT, "start", "end")
     row = market.base.row_at(now_ms)
     newest = table.row_at(now_ms)
     last = newest if end_ms is None else min(newest, table.row_at(end_ms))
@@ -289,11 +277,9 @@ def instruments_info(venue: Venue, query: Query, now_ms: int) -> Result | Refuse
     return instruments_page(category, served, query)
 
 
-def instruments_page(category: str, served: Iterable[Result], query: Query) -> Result | Refused:
-    """Return the page of the instruments *served* that *query* asks for."""
+def instruments_page(category: str, served: Iterable[Result], query: Query) -> Result:
+    """Return the page of the instruments *served* that *query* asks for, or raise."""
     limit = page_size(query, INSTRUMENT_LIMIT)
-    if isinstance(limit, Refused):
-        return limit
     items = sorted(
         (
             item
@@ -334,26 +320,22 @@ def tickers(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
 
 
 @route("/v5/market/orderbook", ("category", "symbol"), ("limit",))
-def orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def orderbook(venue: Venue, query: Query, now_ms: int) -> Result:
     """Return the order book."""
     return _book(venue, query, now_ms, BOOK_LIMIT)
 
 
 @route("/v5/market/full_orderbook", ("category", "symbol"))
-def full_orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def full_orderbook(venue: Venue, query: Query, now_ms: int) -> Result:
     """Return the order book, as many levels as the stream has."""
     query = {name: text for name, text in query.items() if name != "limit"}
     return _book(venue, query, now_ms, dict.fromkeys(("linear", "spot"), FULL_LIMIT))
 
 
-def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) -> Result | Refused:
+def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) -> Result:
     """Return the book of a market, as deep as *limits* of its category and the query say."""
     market = market_of(venue, query, required=True)
-    if isinstance(market, Refused):
-        return market
     limit = page_size(query, limits[market.category.value])
-    if isinstance(limit, Refused):
-        return limit
     bids, asks = levels(market, max(0, market.base.row_at(now_ms)), now_ms - 1, limit)
     return {
         "s": market.symbol,
@@ -367,24 +349,18 @@ def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) 
 
 
 @route("/v5/market/rpi_orderbook", ("symbol",), ("category", "limit"))
-def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Result:
     """Return the order book with the size of price-improvement orders at each level."""
     with_category = {"category": "linear", **query}
     answer = _book(venue, with_category, now_ms, dict.fromkeys(("linear", "spot"), RPI_LIMIT))
-    if isinstance(answer, Refused):
-        return answer
     return answer | {side: [(*level, NO_RPI) for level in answer[side]] for side in ("a", "b")}
 
 
 @route("/v5/market/recent-trade", ("category", "symbol"), ("limit",))
-def recent_trade(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
+def recent_trade(venue: Venue, query: Query, now_ms: int) -> Result:
     """Return public trades, newest first."""
     market = market_of(venue, query, required=True)
-    if isinstance(market, Refused):
-        return market
     limit = page_size(query, TRADE_LIMIT[market.category.value])
-    if isinstance(limit, Refused):
-        return limit
     trades: list[Result] = []
     row = market.base.row_at(now_ms)
     while row >= 0 and len(trades) < limit:
@@ -418,15 +394,10 @@ def _trade(market: SimulatedMarket, row: int, place: int) -> Result:
 def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """Return settlements of funding, newest first; ``startTime`` alone is an error."""
     market = market_of(venue, query, required=True)
-    if isinstance(market, Refused):
-        return market
     interval_ms = funding_interval_ms(market)
     if not interval_ms:
         return BAD_SYMBOL
-    window = window_of(query, FUNDING_LIMIT, "startTime", "endTime")
-    if isinstance(window, Refused):
-        return window
-    start_ms, end_ms, limit = window
+    start_ms, end_ms, limit = window_of(query, FUNDING_LIMIT, "startTime", "endTime")
     if start_ms is not None and end_ms is None:
         return Refused(BAD_PARAMETER, "params error: endTime is required with startTime")
     latest = min(now_ms, now_ms if end_ms is None else end_ms) // interval_ms
@@ -443,9 +414,15 @@ def funding_history(venue: Venue, query: Query, now_ms: int) -> Result | Refused
     return {"category": market.category.value, "list": items}
 
 
-def market_of(venue: Venue, query: Query, *, required: bool = False) -> SimulatedMarket | Refused:
-    """Return the market that *query* names; without a category it is linear, unless required."""
+def market_of(venue: Venue, query: Query, *, required: bool = False) -> SimulatedMarket:
+    """Return the market that *query* names; without a category it is linear, unless required.
+
+    Raises ``RefusedQuery`` where there is no such market.
+    """
     category = query.get("category", "" if required else "linear")
     if category not in CATEGORIES:
-        return BAD_CATEGORY
-    return venue.find(category, query.get("symbol", "")) or BAD_SYMBOL
+        raise RefusedQuery(*BAD_CATEGORY)
+    market = venue.find(category, query.get("symbol", ""))
+    if market is None:
+        raise RefusedQuery(*BAD_SYMBOL)
+    return market

@@ -263,36 +263,18 @@ class CandleTable:
     def __len__(self) -> int:
         return int(self.start_ms.size)
 
+    @cached_property
+    def _columns(self) -> tuple[IntArray, ...]:
+        return tuple(getattr(self, name) for name in Candle._fields)
+
     def candle(self, row: int) -> Candle:
         """Return the candle at *row*."""
-        return Candle(
-            int(self.start_ms[row]),
-            int(self.open[row]),
-            int(self.high[row]),
-            int(self.low[row]),
-            int(self.close[row]),
-            int(self.volume[row]),
-            int(self.turnover[row]),
-        )
+        return Candle(*(int(column[row]) for column in self._columns))
 
     def candles(self, first: int, last: int) -> list[Candle]:
         """Return the candles of rows *first* to *last*, exclusive, oldest first."""
-        rows = slice(first, last)
-        return list(
-            starmap(
-                Candle,
-                zip(
-                    self.start_ms[rows].tolist(),
-                    self.open[rows].tolist(),
-                    self.high[rows].tolist(),
-                    self.low[rows].tolist(),
-                    self.close[rows].tolist(),
-                    self.volume[rows].tolist(),
-                    self.turnover[rows].tolist(),
-                    strict=True,
-                ),
-            )
-        )
+        columns = (column[first:last].tolist() for column in self._columns)
+        return list(starmap(Candle, zip(*columns, strict=True)))
 
     def row_at(self, time_ms: int) -> int:
         """Return the last row that starts at or before *time_ms*; -1 where there is none."""

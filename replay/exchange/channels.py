@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -37,20 +38,20 @@ Due = tuple[float, Callable[[], list[Frame]]]
 """A market time, and what to build when it comes."""
 
 
-class Channel(Protocol):
+class Channel(ABC):
     """One topic of one category."""
 
     def opening(self, now_ms: int) -> list[Frame]:
-        """Return the frames for a new subscriber: the state, from before now."""
-        ...
+        """Return the frames for a new subscriber: the state, from before now; none by default."""
+        del now_ms
+        return []
 
+    @abstractmethod
     def steps(self, from_ms: int) -> Iterator[Due]:
         """Yield the frames due after *from_ms*, in time order, until the data ends."""
-        ...
 
-    def reset(self) -> None:
+    def reset(self) -> None:  # noqa: B027 - most follow from market time alone
         """Forget what was sent, as nobody listens any more; counters never go back."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ UUID_DIGITS: Final = 32
 def kline(asked: TopicRequest) -> Channel | None:
     """Send candles: pushes of the open one, and both at the roll."""
     market = asked.market
-    if market is None or market.table(asked.argument) is None:
+    if market is None or market.series.table(asked.argument) is None:
         return None
     return CandleChannel(asked.topic, market, asked.argument, asked.faults)
 
@@ -169,7 +170,7 @@ def public_trade(asked: TopicRequest) -> Channel | None:
     return TradeChannel(asked.topic, asked.market, asked.pacing)
 
 
-class CandleChannel:
+class CandleChannel(Channel):
     """One kline topic: pushes on a one-second grid when something changed, and the roll.
 
     At the roll linear sends one frame of two candles and spot two frames, 0.1 to 1 s late,
@@ -191,9 +192,6 @@ class CandleChannel:
         if not market.is_open(row, now_ms - PUSH_MS):
             return []
         return self._push(row, at_ms)
-
-    def reset(self) -> None:
-        """Do nothing: candles follow from market time alone."""
 
     def steps(self, from_ms: int) -> Iterator[Due]:
         """Yield the pushes of each bar and the roll of each candle."""
@@ -224,32 +222,30 @@ class CandleChannel:
         return sorted(time_ms for time_ms in times if time_ms < close_ms)
 
     def _push(self, row: int, at_ms: int) -> list[Frame]:
-        candle = self._market.open_candle(self._interval, row, at_ms)
+        candle = self._market.series.open_candle(self._interval, row, at_ms)
         return [self._frame([self._element(candle, at_ms, confirm=False)], at_ms)]
 
     def _pushed(self, row: int, at_ms: int) -> list[Frame]:
         """Return the push of the open candle, as a fault changes it."""
-        candle = self._market.open_candle(self._interval, row, at_ms)
+        candle = self._market.series.open_candle(self._interval, row, at_ms)
         element = self._element(candle, at_ms, confirm=False)
         left_ms = bucket_end(candle.start_ms, self._interval) - at_ms
         if left_ms >= EARLY_CONFIRM_MS and (
-            found := self._faults.hit(PushFault, at_ms, self.topic)
+            change := self._faults.hit(PushFault, at_ms, self.topic)
         ):
-            kind, hit = found
-            element = kind.effect(element, hit)
+            element = change(element)
         return [self._frame([element], at_ms)]
 
     def _roll(self, row: int, end_ms: int, at_ms: int) -> list[Frame]:
         """Return the closing frame or frames, and what a fault makes of them."""
         market = self._market
-        candle = market.open_candle(self._interval, row, end_ms)
+        candle = market.series.open_candle(self._interval, row, end_ms)
         element = self._element(candle, at_ms, confirm=True)
         closed = CloseOutcome((element,))
-        if found := self._faults.hit(CloseFault, at_ms, self.topic):
-            kind, hit = found
+        if change := self._faults.hit(CloseFault, at_ms, self.topic):
             write = partial(self._element, at_ms=at_ms, confirm=True)
             listing = market.listing
-            closed = kind.effect(Closing(element, candle, listing.tick, listing.step, write), hit)
+            closed = change(Closing(element, candle, listing.tick, listing.step, write))
         opened = self._opened(row, end_ms, at_ms)
         parts = [[*closed.now, *opened]]
         if market.category is Category.SPOT:
@@ -292,21 +288,16 @@ class CandleChannel:
         return Frame(self.topic, encode(body), at_ms)
 
 
-class TradeChannel:
-    """One publicTrade topic; trades of one moment, or of one paced span, share a frame."""
+class TradeChannel(Channel):
+    """One publicTrade topic; trades of one moment, or of one paced span, share a frame.
+
+    The exchange sends no past trades, so nothing is sent at first.
+    """
 
     def __init__(self, topic: str, market: SimulatedMarket, pacing: Pacing) -> None:
         self.topic: Final = topic
         self._market = market
         self._gap_ms = pacing.trade_gap_ms()
-
-    def opening(self, now_ms: int) -> list[Frame]:
-        """Return nothing: the exchange sends no past trades."""
-        del now_ms
-        return []
-
-    def reset(self) -> None:
-        """Do nothing: trades follow from market time alone."""
 
     def steps(self, from_ms: int) -> Iterator[Due]:
         """Yield the trades after *from_ms*, each once."""

@@ -11,11 +11,11 @@ is well has no reason to ask.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -24,8 +24,6 @@ from tracepaper.replay.exchange.candles import draws, key
 from tracepaper.replay.exchange.false_prices import FAULTS
 from tracepaper.replay.exchange.fault_kinds import PENDING_LIMIT, Fault, FaultKind, Hit
 from tracepaper.strategies.errors import ConfigInvalid
-
-Kind = TypeVar("Kind", bound=FaultKind)
 
 
 def fault_from(request: Mapping[str, Any]) -> Fault:
@@ -73,8 +71,13 @@ class Faults:
         """Return how many faults of *kind* still wait."""
         return sum(fault.kind == kind for fault in self._armed)
 
-    def hit(self, stage: type[Kind], now_ms: int, topic: str = "") -> tuple[Kind, Hit] | None:
-        """Return the first waiting fault of *stage* that fits *topic*, counted as fired."""
+    def hit(
+        self, stage: type[FaultKind], now_ms: int, topic: str = ""
+    ) -> Callable[..., Any] | None:
+        """Return the effect of the first waiting fault of *stage* that fits *topic*, as fired.
+
+        It takes what the stage gives its effects, but for their last argument, the hit.
+        """
         for place, fault in enumerate(self._armed):
             kind = FAULTS[fault.kind]
             if isinstance(kind, stage) and topic.startswith(fault.topic or kind.aim):
@@ -82,7 +85,8 @@ class Faults:
                 tally = self.tally(fault.kind)
                 tally.fired += 1
                 tally.times.append(now_ms)
-                return kind, Hit(fault, tally.fired, self._speed)
+                hit = Hit(fault, tally.fired, self._speed)
+                return lambda *given: kind.effect(*given, hit)
         return None
 
     def report(self) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,14 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from tracepaper.daemon.bybit.messages import Refused
-from tracepaper.replay.exchange.answers import Answer, Flat, Query, instruments_page
+from tracepaper.replay.exchange.answers import (
+    CATEGORIES,
+    Answer,
+    Flat,
+    Query,
+    RefusedQuery,
+    instruments_page,
+)
 from tracepaper.replay.exchange.candles import key
 from tracepaper.replay.exchange.channels import encode
 from tracepaper.replay.exchange.false_prices import FUNDING_PATH, SettlementFault
@@ -51,9 +58,8 @@ class RestHandler:
     async def handle(self, request: web.Request) -> web.Response:
         """Answer one request."""
         now_ms, faults = self._hub.clock.now_ms(), self._hub.faults
-        if in_place := faults.hit(AnswerFault, now_ms, request.path):
-            kind, hit = in_place
-            given: HttpReply | Refused = kind.effect(hit)
+        if replace := faults.hit(AnswerFault, now_ms, request.path):
+            given: HttpReply | Refused = replace()
             if isinstance(given, HttpReply):
                 return await reply(given)
             return _json_response(_envelope(given, now_ms))
@@ -63,9 +69,8 @@ class RestHandler:
         if isinstance(answer, dict):
             now_ms, answer = self._disturbed(request.path, answer, now_ms)
         body = _envelope(answer, now_ms)
-        if broken := faults.hit(BodyFault, now_ms, request.path):
-            breaking, hit = broken
-            body = breaking.effect(body, hit)
+        if damage := faults.hit(BodyFault, now_ms, request.path):
+            body = damage(body)
         return _json_response(body)
 
     def _disturbed(
@@ -73,17 +78,15 @@ class RestHandler:
     ) -> tuple[int, dict[str, Any]]:
         """Return the server's time and *result* as armed faults change them."""
         faults = self._hub.faults
-        if path == KLINE_PATH and result["list"] and (page := faults.hit(PageFault, now_ms, path)):
-            kind, hit = page
+        is_page = path == KLINE_PATH and result["list"]
+        if is_page and (change := faults.hit(PageFault, now_ms, path)):
             result = dict(result)
-            result["list"] = kind.effect(result["list"], result, hit)
+            result["list"] = change(result["list"], result)
         is_settled = path == FUNDING_PATH and result["list"]
-        if is_settled and (settled := faults.hit(SettlementFault, now_ms, path)):
-            settling, hit = settled
-            result |= {"list": settling.effect(result["list"], hit)}
+        if is_settled and (change := faults.hit(SettlementFault, now_ms, path)):
+            result |= {"list": change(result["list"])}
         if lie := faults.hit(TimeFault, now_ms, path):
-            lying, hit = lie
-            now_ms, result = lying.effect(now_ms, path, result, hit)
+            now_ms, result = lie(now_ms, path, result)
         return now_ms, result
 
     def answer(self, path: str, query: Query, now_ms: int) -> Answer:
@@ -140,7 +143,10 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
     if category != recording.category:
         return None
     if path == "/v5/market/instruments-info":
-        return instruments_page(category, recording.instruments(), query)
+        try:
+            return instruments_page(category, recording.instruments(), query)
+        except RefusedQuery as refusal:
+            return Refused(*refusal.args)
     if path == "/v5/market/kline" and symbol in recording.symbols:
         rows = recording.candles(symbol, query.get("interval", ""), now_ms)
         return {"symbol": symbol, "category": category, "list": rows}
@@ -268,7 +274,6 @@ def _json(body: dict[str, Any], status: int = 200) -> web.Response:
     return _json_response(encode(body), status)
 
 
-CATEGORIES: Final = ("linear", "spot", "inverse", "option")
 SPOT_ARGS_MAX: Final = 10
 ARGS_CHARACTERS_MAX: Final = 21_000
 CONNECTIONS_PER_WINDOW: Final = 500
@@ -295,9 +300,8 @@ class StreamHandler:
         hub = self._hub
         if category not in CATEGORIES:
             raise web.HTTPNotFound
-        if refused := hub.faults.hit(HandshakeFault, hub.clock.now_ms()):
-            kind, hit = refused
-            return await reply(kind.effect(hit))
+        if refuse := hub.faults.hit(HandshakeFault, hub.clock.now_ms()):
+            return await reply(refuse())
         if not self._limiter.admits(asyncio.get_running_loop().time()):
             return web.Response(status=403, text="too many connections")
         self._opened += 1

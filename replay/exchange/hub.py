@@ -362,9 +362,8 @@ class Hub:
         held_back, self._held_back = self._held_back, []
         now_ms = self.clock.now_ms()
         sent = FrameOutcome((frame.body,))
-        if found := self.faults.hit(FrameFault, now_ms, frame.topic):
-            kind, hit = found
-            sent = kind.effect(frame.body, hit)
+        if change := self.faults.hit(FrameFault, now_ms, frame.topic):
+            sent = change(frame.body)
         for body in sent.now:
             self._deliver(key, body)
         for by_ms, body in sent.later:
@@ -397,10 +396,9 @@ class Hub:
     def apply_connection_faults(self) -> None:
         """Let an armed fault act on the connections of the moment, once one of them listens."""
         if any(each.topics and not each.is_cut for each in self.connections) and (
-            found := self.faults.hit(ConnectionFault, self.clock.now_ms())
+            disturb := self.faults.hit(ConnectionFault, self.clock.now_ms())
         ):
-            kind, hit = found
-            kind.effect(self, hit)
+            disturb(self)
 
     def stall(self, seconds: float) -> None:
         """Withhold data from every connection of the moment."""

@@ -222,17 +222,9 @@ class SimulatedMarket:
 
     # ------------------------------------------------------------ candles of any interval
 
-    def table(self, interval: str) -> CandleTable | None:
-        """Return the candles at *interval*, or None where the data cannot make them."""
-        return self.series.table(interval)
-
-    def open_candle(self, interval: str, row: int, time_ms: int) -> Candle:
-        """Return the candle at *interval* around bar *row*, with nothing after *time_ms* in it."""
-        return self.series.open_candle(interval, row, time_ms)
-
     def is_open_in(self, interval: str, row: int, time_ms: int) -> bool:
         """Return whether the candle at *row* of the table of *interval* is open at *time_ms*."""
-        table = self.table(interval)
+        table = self.series.table(interval)
         return table is not None and time_ms < table.end_of(row, interval)
 
     @cached_property

@@ -287,7 +287,7 @@ def orderbook(asked: TopicRequest) -> Channel | None:
     return None
 
 
-class TickerChannel:
+class TickerChannel(Channel):
     """One ticker topic: a snapshot and deltas of changed fields, on spot whole snapshots."""
 
     def __init__(self, topic: str, market: SimulatedMarket, pacing: Pacing) -> None:
@@ -348,7 +348,7 @@ class TickerChannel:
         return Frame(self.topic, encode(body), at_ms)
 
 
-class BookChannel:
+class BookChannel(Channel):
     """One book topic: depth 1 is snapshots with repeats, deeper books a snapshot and deltas."""
 
     def __init__(

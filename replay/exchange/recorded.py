@@ -28,7 +28,7 @@ import numpy as np
 from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange import answers, channels, quotes, risk, statistics
-from tracepaper.replay.exchange.answers import Answer, Query, Route
+from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
 from tracepaper.replay.exchange.false_prices import FAULTS
 from tracepaper.replay.exchange.instruments import (
@@ -87,7 +87,6 @@ def listing() -> dict[str, dict[str, str]]:
 
 GZIP_MAGIC: Final = b"\x1f\x8b"
 RECEIVED: Final = "recv"
-CATEGORIES: Final = ("linear", "spot", "inverse", "option")
 NUMBER: Final = re.compile(r"[0-9]+(\.[0-9]+)?")
 SENT: Final = re.compile(rb"(\w+://\S+) (?:<->|<-|->) [0-9.]+")
 CAME: Final = re.compile(rb"([0-9]+(?:\.[0-9]+)?): (\{.*)")
@@ -107,7 +106,7 @@ class RecordedFrame(msgspec.Struct, frozen=True):
     connection: str = ""
 
 
-class RecordedChannel:
+class RecordedChannel(Channel):
     """One topic of a recording."""
 
     def __init__(self, topic: str, frames: list[RecordedFrame]) -> None:
@@ -128,9 +127,6 @@ class RecordedChannel:
             if each.received_ms > from_ms:
                 frame = Frame(self.topic, each.body, each.received_ms)
                 yield each.received_ms, partial(list, [frame])
-
-    def reset(self) -> None:
-        """Do nothing: a recording has no state."""
 
 
 class Recording:

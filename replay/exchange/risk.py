@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
-from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.exchange.answers import (
     BAD_CATEGORY,
     BAD_SYMBOL,
@@ -102,8 +101,6 @@ def _tiers(market: SimulatedMarket) -> Iterator[Item]:
 def price_limit(venue: Venue, query: Query, now_ms: int) -> Answer:
     """Return the highest bid and lowest ask: a share around the mark, on spot the last price."""
     market = market_of(venue, query)
-    if isinstance(market, Refused):
-        return market
     return {**limits(market, now_ms), "ts": str(now_ms)}
 
 
@@ -186,7 +183,7 @@ def alert(market: SimulatedMarket, now_ms: int) -> dict[str, float]:
     }
 
 
-class NoticeChannel:
+class NoticeChannel(Channel):
     """A topic of slow figures: at once to who subscribes, then each time that they changed."""
 
     def __init__(
@@ -202,9 +199,6 @@ class NoticeChannel:
         """Return the figures of now."""
         self._sent = self._build(now_ms)
         return [self._frame(now_ms)]
-
-    def reset(self) -> None:
-        """Do nothing: the figures follow from market time alone."""
 
     def steps(self, from_ms: int) -> Iterator[Due]:
         """Yield the paced moments of each bar."""
@@ -296,20 +290,12 @@ def all_liquidations(asked: TopicRequest) -> Channel | None:
     return LiquidationChannel(asked.topic, asked.market)
 
 
-class LiquidationChannel:
+class LiquidationChannel(Channel):
     """``allLiquidation.{symbol}``: the extremes of bars that ran far from their open."""
 
     def __init__(self, topic: str, market: SimulatedMarket) -> None:
         self.topic: Final = topic
         self._market = market
-
-    def opening(self, now_ms: int) -> list[Frame]:
-        """Return nothing: the exchange sends no past liquidations."""
-        del now_ms
-        return []
-
-    def reset(self) -> None:
-        """Do nothing: liquidations follow from the trades alone."""
 
     def steps(self, from_ms: int) -> Iterator[Due]:
         """Yield the liquidations after *from_ms*, on a grid of half a second."""

@@ -24,6 +24,7 @@ from tracepaper.replay.exchange.answers import (
     Flat,
     Limit,
     Query,
+    RefusedQuery,
     cursor_fields,
     market_of,
     route,
@@ -83,14 +84,10 @@ def open_interest_history(venue: Venue, query: Query, now_ms: int) -> Answer:
             "timestamp": str(time_ms),
         }
 
-    found = _history(venue, query, now_ms, "intervalTime", INTEREST_LIMIT, item)
-    if isinstance(found, Refused):
-        return found
-    market, items, cursor = found
-    category = market.category.value
+    market, items, cursor = _history(venue, query, now_ms, "intervalTime", INTEREST_LIMIT, item)
     return {
         "symbol": market.symbol,
-        "category": category,
+        "category": market.category.value,
         "list": items,
         "nextPageCursor": cursor,
     }
@@ -110,10 +107,7 @@ def account_ratio(venue: Venue, query: Query, now_ms: int) -> Answer:
             "timestamp": str(time_ms),
         }
 
-    found = _history(venue, query, now_ms, "period", RATIO_LIMIT, item)
-    if isinstance(found, Refused):
-        return found
-    _, items, cursor = found
+    _, items, cursor = _history(venue, query, now_ms, "period", RATIO_LIMIT, item)
     return {"list": items, "nextPageCursor": cursor}
 
 
@@ -124,23 +118,18 @@ def _history(
     period: str,
     limit: Limit,
     item: Callable[[SimulatedMarket, int], Item],
-) -> tuple[SimulatedMarket, list[Item], str] | Refused:
+) -> tuple[SimulatedMarket, list[Item], str]:
     """Return a market, its items on the grid of *period*, newest first, and the next page."""
     if query.get("category", "") not in DERIVATIVES:
-        return BAD_CATEGORY
+        raise RefusedQuery(*BAD_CATEGORY)
     market = market_of(venue, query, required=True)
-    if isinstance(market, Refused):
-        return market
     step = PERIODS.get(query.get(period, ""))
     if step is None:
-        return Refused(BAD_PARAMETER, f"params error: {period} is invalid")
-    window = window_of(query, limit, "startTime", "endTime")
-    if isinstance(window, Refused):
-        return window
-    start_ms, end_ms, size = window
+        raise RefusedQuery(BAD_PARAMETER, f"params error: {period} is invalid")
+    start_ms, end_ms, size = window_of(query, limit, "startTime", "endTime")
     before = cursor_fields(query).get("lasttime", "")
     if before and not before.isdecimal():
-        return Refused(BAD_PARAMETER, "params error: cursor is invalid")
+        raise RefusedQuery(BAD_PARAMETER, "params error: cursor is invalid")
     latest = min(now_ms, now_ms if end_ms is None else end_ms)
     if before:
         latest = min(latest, int(before) * 1000 - 1)
@@ -195,10 +184,7 @@ def historical_volatility(venue: Venue, query: Query, now_ms: int) -> Answer:
     period = query.get("period", "") or str(PERIOD_DAYS[0])
     if period not in map(str, PERIOD_DAYS):
         return Refused(BAD_PARAMETER, "params error: period is invalid")
-    window = window_of(query, Limit(1, 1), "startTime", "endTime")
-    if isinstance(window, Refused):
-        return window
-    start_ms, end_ms, _ = window
+    start_ms, end_ms, _ = window_of(query, Limit(1, 1), "startTime", "endTime")
     if (start_ms is None) is not (end_ms is None):
         return Refused(BAD_PARAMETER, "params error: give startTime and endTime, or neither")
     latest = min(now_ms, now_ms if end_ms is None else end_ms) // HOUR_MS * HOUR_MS
@@ -216,7 +202,7 @@ def historical_volatility(venue: Venue, query: Query, now_ms: int) -> Answer:
 
 def _volatility(market: SimulatedMarket, time_ms: int, days: int) -> str | None:
     """Return the yearly volatility of *days* before *time_ms*, or None without three closes."""
-    table = market.table("60") or market.base
+    table = market.series.table("60") or market.base
     step_ms = max(HOUR_MS, market.interval_ms)
     last = table.row_at(time_ms - step_ms)
     first = max(0, table.row_at(time_ms - days * DAY_MS))

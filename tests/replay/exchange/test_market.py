@@ -90,7 +90,9 @@ def test_a_moment_does_not_know_later_bars(row: int, offset: int) -> None:
     assert other.touch(row, at_ms) == MARKET.touch(row, at_ms)
     assert other.day(row) == MARKET.day(row)
     for interval in ("5", "15", "60"):
-        assert other.open_candle(interval, row, at_ms) == MARKET.open_candle(interval, row, at_ms)
+        assert other.series.open_candle(interval, row, at_ms) == MARKET.series.open_candle(
+            interval, row, at_ms
+        )
 
 
 @given(st.integers(0, 39), st.integers(0, MINUTE - 1))

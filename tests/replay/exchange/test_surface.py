@@ -379,7 +379,7 @@ def test_shares_of_accounts_sum_to_one_and_limits_enclose_the_mark() -> None:
 def test_volatility_is_that_of_the_hours_before() -> None:
     found = result_of("historical-volatility", {"category": "option", "baseCoin": "BTC"})
     assert [item["time"] for item in found] == [str(NOW // HOUR * HOUR)]
-    table = VENUE.markets["linear", "BTCUSDT"].table("60")
+    table = VENUE.markets["linear", "BTCUSDT"].series.table("60")
     assert table is not None
     closes = table.close[table.start_ms < NOW // HOUR * HOUR].astype(float)
     wanted = np.diff(np.log(closes)).std(ddof=1) * (24 * 365) ** 0.5
