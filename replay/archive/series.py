@@ -188,8 +188,8 @@ def _decimals(number: Decimal) -> int:
 
 
 @cache
-def recorded_instruments() -> Mapping[str, Mapping[str, Any]]:
-    """Return the recorded linear instruments by symbol."""
+def recorded_instruments() -> Mapping[str, dict[str, Any]]:
+    """Return the recorded linear instruments by symbol, as the exchange lists them."""
     packed = RECORDED_INSTRUMENTS.read_bytes()
     return msgspec.json.decode(decompress(packed), type=dict[str, dict[str, Any]])
 

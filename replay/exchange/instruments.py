@@ -8,16 +8,13 @@ and unknown symbols are derived from the data.
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
-import msgspec
 import numpy as np
 
-from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.exchange.candles import key
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import unscaled
@@ -70,17 +67,10 @@ class Listing:
     funding_minutes: int
 
 
-@cache
-def recorded() -> dict[str, Item]:
-    """Return the recorded linear instruments by symbol."""
-    packed = RECORDED_INSTRUMENTS.read_bytes()
-    return msgspec.json.decode(gzip.decompress(packed), type=dict[str, Item])
-
-
 def list_instrument(candles: Candles) -> Listing:
     """Return the listing of *candles*: recorded, else derived; finer data wins over its tick."""
     linear = candles.category is Category.LINEAR
-    known = recorded().get(candles.symbol) if linear else None
+    known = recorded_instruments().get(candles.symbol) if linear else None
     if known is None:
         item = _derived_linear(candles) if linear else _derived_spot(candles)
     else:

@@ -27,17 +27,12 @@ import numpy as np
 
 from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.exchange import answers, channels, quotes, risk, statistics
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
 from tracepaper.replay.exchange.false_prices import FAULTS
-from tracepaper.replay.exchange.instruments import (
-    list_instrument,
-    parsed,
-)
-from tracepaper.replay.exchange.instruments import (
-    recorded as recorded_instruments,
-)
+from tracepaper.replay.exchange.instruments import list_instrument, parsed
 from tracepaper.replay.exchange.market import Venue
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category

@@ -9,7 +9,8 @@ from exchange_client import candles, walk_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.exchange.instruments import coins, list_instrument, padded, parsed, recorded
+from tracepaper.replay.archive.series import recorded_instruments
+from tracepaper.replay.exchange.instruments import coins, list_instrument, padded, parsed
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import unscaled
@@ -47,7 +48,7 @@ ROWS = walk_rows(50)
 
 
 def test_the_recording_holds_eight_hundred_linear_symbols() -> None:
-    items = recorded()
+    items = recorded_instruments()
     assert len(items) == 800
     assert items["BTCUSDT"]["priceFilter"]["tickSize"] == "0.10"
     assert items["SOLUSDT"]["priceScale"] == "3"
@@ -56,7 +57,7 @@ def test_the_recording_holds_eight_hundred_linear_symbols() -> None:
 
 def test_a_known_symbol_is_listed_verbatim() -> None:
     listing = list_instrument(candles(ROWS))
-    assert listing.item == recorded()["BTCUSDT"]
+    assert listing.item == recorded_instruments()["BTCUSDT"]
     assert (listing.tick, listing.price_decimals) == (10, 2)
     assert (listing.step, listing.step_decimals, listing.size_decimals) == (1, 3, 3)
 
@@ -65,7 +66,9 @@ def test_prices_between_two_ticks_make_a_finer_tick() -> None:
     listing = list_instrument(candles(ROWS, price_decimals=2))
     assert listing.item["priceFilter"]["tickSize"] == "0.01"
     assert (listing.tick, listing.price_decimals) == (1, 2)
-    assert recorded()["BTCUSDT"]["priceFilter"]["tickSize"] == "0.10"  # the recording is unharmed
+    assert (
+        recorded_instruments()["BTCUSDT"]["priceFilter"]["tickSize"] == "0.10"
+    )  # the recording is unharmed
 
 
 def test_volume_may_be_finer_than_the_quantity_step() -> None:
@@ -78,7 +81,7 @@ def test_volume_may_be_finer_than_the_quantity_step() -> None:
 def test_an_unknown_symbol_gets_every_field_of_a_recorded_one(volume_decimals: int) -> None:
     data = candles(ROWS, symbol="NEWCOINUSDT", volume_decimals=volume_decimals)
     listing = list_instrument(data)
-    real = recorded()["BTCUSDT"]
+    real = recorded_instruments()["BTCUSDT"]
     assert list(listing.item) == list(real)
     for name, value in real.items():
         if isinstance(value, dict):

@@ -17,10 +17,10 @@ from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 from generated import surface_page
 
 from tracepaper.daemon.bybit.messages import Refused
+from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.commands.replay import exchange as exchange_command
 from tracepaper.replay.exchange.answers import Flat, Route
 from tracepaper.replay.exchange.channels import Topic
-from tracepaper.replay.exchange.instruments import recorded
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.recorded import ROUTES, TOPICS, answer
 from tracepaper.replay.exchange.risk import liquidations
@@ -326,7 +326,10 @@ def test_marks_do_not_know_later_bars() -> None:
 def test_risk_tiers_lose_leverage_and_their_margins_join_without_a_step() -> None:
     tiers = result_of("risk-limit", BTC)["list"]
     assert [tier["id"] for tier in tiers] == [1, 2, 3, 4, 5]
-    assert tiers[0]["maxLeverage"] == recorded()["BTCUSDT"]["leverageFilter"]["maxLeverage"]
+    assert (
+        tiers[0]["maxLeverage"]
+        == recorded_instruments()["BTCUSDT"]["leverageFilter"]["maxLeverage"]
+    )
     for tier in tiers:
         assert float(tier["initialMargin"]) == pytest.approx(
             1 / float(tier["maxLeverage"]), rel=1e-3
@@ -392,7 +395,7 @@ def test_volatility_is_that_of_the_hours_before() -> None:
 
 def test_a_dated_future_is_delivered_at_its_last_index() -> None:
     symbol, item = next(
-        (name, each) for name, each in recorded().items() if each["deliveryTime"] != "0"
+        (name, each) for name, each in recorded_instruments().items() if each["deliveryTime"] != "0"
     )
     due_ms = int(item["deliveryTime"])
     future = candles(ROWS[:60], symbol=symbol, first_ms=due_ms // MINUTE * MINUTE - 60 * MINUTE)
