@@ -1,4 +1,4 @@
-"""Differences of two steps, field by field, and of a step and its stored rows.
+"""Differences of two steps, and of a step and its stored rows; the finding of ``lookahead``.
 
 Rows are compared, not what they decode to, so that nothing which a row holds is left out: every
 column, bit for bit or within its tolerance. Only the running hash and the digest of a step stay
@@ -7,13 +7,14 @@ apart: they are the chain's own, and ``audit verify`` computes them anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import msgspec
 
+from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.replay.backtest.predictors import (
     EXPLANATION_FIELDS,
     MEASURES,
@@ -123,6 +124,67 @@ def shown(value: object) -> str:
     return str(value)
 
 
+@dataclass
+class LookaheadFinding:
+    """The result of a check: how much of how much was probed, and the first difference."""
+
+    check: str
+    planned: int = 0  # futures to corrupt or cut off
+    probes: int = 0  # of them done
+    compared: int = 0  # steps
+    differences: list[Difference] = field(default_factory=list)
+    because: str = ""  # the cause that the first difference shows
+    given: int = 0  # bars of all instruments
+    bars: int = 0  # of them replayed
+    without_later: int = 0  # of them decided while no later bar existed in the process
+    warmup: int = 0
+    opened: list[Outside] = field(default_factory=list)  # and not allowed
+    allowed: list[Outside] = field(default_factory=list)
+    depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
+    unproved: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)  # parts for which the time did not suffice
+
+    @property
+    def holds(self) -> bool:
+        """Whether all was probed, nothing moved, and nothing was opened that is not allowed."""
+        return self.verdict == "nothing moved"
+
+    @property
+    def verdict(self) -> str:
+        """``moved``, ``read``, ``nothing moved``, or without an end ``nothing moved so far``."""
+        if self.differences:
+            return "moved"
+        if self.opened:
+            return "read"
+        probed = self.without_later and self.probes and self.compared
+        return "nothing moved" if probed and not self.unfinished else "nothing moved so far"
+
+    def sentence(self) -> str:
+        """Say the verdict in one sentence, with how much was probed of how much."""
+        if self.differences:
+            return f"moved: {self.differences[0].sentence()}: {self.because}."
+        if self.opened:
+            names = ", ".join(
+                f"{_KINDS.get(item.what, item.what)} {item.name}" for item in self.opened
+            )
+            return (
+                f"read: the strategy opened {names}; pass each that cannot tell the future with "
+                "--allow-reading."
+            )
+        futures = f"{self.probes}" if self.holds else f"{self.probes} of {self.planned}"
+        counted = (
+            f"{self.without_later:,} of {self.given:,} bars decided without a later one, "
+            f"{futures} futures corrupted or cut off, {self.compared:,} steps compared, "
+            f"{self.verdict}"
+        )
+        if self.holds:
+            return f"{counted}."
+        return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
+
+
+_KINDS: Final = {"table": "a table in"}
+
+
 # ---------------------------------------------------------------- a step against stored rows
 
 TOLERANCES: Final[Mapping[str, float]] = {
@@ -215,29 +277,18 @@ class RowCheck:
             sparse.setdefault(table, []).append(row)
         core = rows.core
         sequence = sequence_of(core[STEP.step])
-        yield from self._core(core, made.core)
-        yield from self._state(rows.row("states"), sparse.get("states", ()))
+        yield from _row("steps", core, made.core, {STEP.shape, STEP.outcome, STEP.holding})
+        if (core[STEP.shape] ^ made.core[STEP.shape]) & _SHAPED:
+            yield "steps.shape", core[STEP.shape], made.core[STEP.shape]
+        stored, derived_states = rows.row("states"), sparse.get("states")
+        derived_state = derived_states[0] if derived_states else _NO_STATE
+        # The running hash is the chain's own.
+        skipped = {STATE.step, STATE.kept_sha256}
+        yield from _row("states", stored or _NO_STATE, derived_state, skipped)
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
         yield from self._outcome(sequence, core[STEP.outcome], rows, sparse.get("outcomes", ()))
         yield from self._holdings(sequence, rows, sparse)
-
-    def _core(self, stored: Sequence[Any], derived: Sequence[Any]) -> Iterator[Unequal]:
-        left_out = {STEP.shape, STEP.outcome, STEP.holding}
-        for at, (one, two) in enumerate(zip(stored, derived, strict=True)):
-            if one != two and at not in left_out:
-                yield _NAMES["steps"][at], one, two
-        if (stored[STEP.shape] ^ derived[STEP.shape]) & _SHAPED:
-            yield "steps.shape", stored[STEP.shape], derived[STEP.shape]
-
-    def _state(
-        self, stored: Sequence[Any] | None, derived: Sequence[Sequence[Any]]
-    ) -> Iterator[Unequal]:
-        """Compare what is stored now and then; the running hash is the chain's own."""
-        one, two = stored or _NO_STATE, derived[0] if derived else _NO_STATE
-        for at, (a, b) in enumerate(zip(one, two, strict=True)):
-            if a != b and at not in {STATE.step, STATE.kept_sha256}:
-                yield _NAMES["states"][at], a, b
 
     def _outcome(
         self,
@@ -252,7 +303,7 @@ class RowCheck:
         elif named is not None:
             read = partial(self._interned.outcome, named)
             row = self._named("outcomes", named, sequence, read)
-            yield from _row("outcomes", row[1:], derived[0][1:], first=1)
+            yield from _row("outcomes", row, derived[0], {0})
         for row in rows.sparse.get("outcomes", ()):
             if named != sequence:
                 yield "outcomes.step", row[0], None
@@ -263,8 +314,7 @@ class RowCheck:
         """Compare what each book holds, the step's own account first."""
         twins = rows.sparse.get("twin_steps", ())
         made_twins = derived.get("twin_steps", ())
-        skipped = {TWIN_STEP.holding}
-        yield from _rows("twin_steps", twins, made_twins, skipped)
+        yield from _rows("twin_steps", twins, made_twins, {TWIN_STEP.holding})
         own = {0: rows.core[STEP.holding]}
         named = own | {row[TWIN_STEP.book]: row[TWIN_STEP.holding] for row in twins}
         for made in derived.get("holdings", ()):
@@ -274,7 +324,7 @@ class RowCheck:
             at = named[book]
             read = partial(self._interned.holding, at, book)
             row = self._named("holdings", at, sequence, read)
-            yield from _row("holdings", row[1:], made[1:], first=1)
+            yield from _row("holdings", row, made, {0})
         for row in rows.sparse.get("holdings", ()):
             if named.get(row[HOLDING.book]) != sequence:
                 yield "holdings.step", row[0], None
@@ -292,30 +342,29 @@ class RowCheck:
 
 
 def _row(
-    table: str, stored: Sequence[Any], derived: Sequence[Any], *, first: int = 0
+    table: str,
+    stored: Sequence[Any],
+    derived: Sequence[Any],
+    skipped: Collection[int] = (),
 ) -> Iterator[Unequal]:
-    """Yield every column, from number *first* on, in which two rows of *table* differ."""
-    if tuple(stored) == tuple(derived):
-        return
-    for name, one, two in zip(_NAMES[table][first:], stored, derived, strict=True):
-        if one != two:
-            yield name, one, two
+    """Yield every column in which two rows of *table* differ, but for the *skipped* ones."""
+    for at, (one, two) in enumerate(zip(stored, derived, strict=True)):
+        if one != two and at not in skipped:
+            yield _NAMES[table][at], one, two
 
 
 def _rows(
     table: str,
     stored: Sequence[Sequence[Any]],
     derived: Sequence[Sequence[Any]],
-    skipped: frozenset[int] | set[int] = frozenset(),
+    skipped: Collection[int] = (),
 ) -> Iterator[Unequal]:
     """Yield every column in which the rows of *table* differ, but for the *skipped* ones."""
     if len(stored) != len(derived):
         yield table, f"{len(stored)} rows", f"{len(derived)} rows"
         return
     for one, two in zip(stored, derived, strict=True):
-        for at, (a, b) in enumerate(zip(one, two, strict=True)):
-            if a != b and at not in skipped:
-                yield _NAMES[table][at], a, b
+        yield from _row(table, one, two, skipped)
 
 
 # ---------------------------------------------------------------- rounding

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing.connection import Connection
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self
+from typing import Any, Concatenate, Final, ParamSpec, Self
 
 import msgspec
 import numpy as np
@@ -43,7 +43,6 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
@@ -51,6 +50,7 @@ from tracepaper.replay.checks import perturbations
 from tracepaper.replay.checks.compare import Difference, step_differences
 from tracepaper.replay.checks.perturbations import (
     DerivedStep,
+    Files,
     FutureProbe,
     corrupted,
     later_taken,
@@ -308,14 +308,6 @@ class Setup:
         return Machine(engine, InlinePredictor(own, history, period_start_ms=start_ms))
 
 
-class Files(NamedTuple):
-    """What a check replays."""
-
-    candles: Sequence[Candles]
-    frames: Sequence[Candles] = ()  # of higher timeframes, from before *candles*
-    depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
-
-
 EngineInput = tuple[Unit, Sequence[Prediction]]
 """The inputs that an engine takes in at once, with the prediction for each event."""
 
@@ -403,7 +395,10 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
             future = _cut(future, probe.from_ms, probe.at_ms)
         else:
             future = [corrupted(part, part.open_time_ms > probe.at_ms) for part in future]
-        close_ms = _decided_ms(candles, probe.at_ms)
+        opened = [part for part in candles if probe.at_ms in part.open_time_ms]
+        close_ms = max(
+            int(part.closes_ms[np.searchsorted(part.open_time_ms, probe.at_ms)]) for part in opened
+        )
         books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
         with replaced_covariates(config, without_later(close_ms, cut=probe.cut)) as changed:
             steps = _steps(changed, files._replace(candles=future, depth=books), mode)
@@ -459,15 +454,12 @@ def _owners(config: Config) -> tuple[str, ...]:
 
 
 def _accesses(config: Config) -> Accesses:
+    owners = _owners(config)
+    opened = (item for name in owners for item in external_inputs.opened(name))
+    modules = (one for name in owners for one in external_inputs.own_modules(name))
     return Accesses(
-        tuple(
-            dict.fromkeys(item for name in _owners(config) for item in external_inputs.opened(name))
-        ),
-        tuple(
-            dict.fromkeys(
-                one for name in _owners(config) for one in external_inputs.own_modules(name)
-            )
-        ),
+        tuple(dict.fromkeys(opened)),
+        tuple(dict.fromkeys(modules)),
         perturbations.unset(),
         tuple(external_inputs.native_readers()),
         tuple(external_inputs.compiled_modules()),
@@ -519,12 +511,6 @@ def _window(candles: Sequence[Candles], from_ms: int, at_ms: int | None) -> Sequ
     """Return the bars from *from_ms* until some after *at_ms*."""
     until = None if at_ms is None else at_ms + BEYOND_BARS * candles[0].interval_ms
     return _cut(candles, from_ms, until)
-
-
-def _decided_ms(candles: Sequence[Candles], at_ms: int) -> int:
-    """Return when the bars that open at *at_ms* close."""
-    opened = [part for part in candles if at_ms in part.open_time_ms]
-    return max(int(part.closes_ms[np.searchsorted(part.open_time_ms, at_ms)]) for part in opened)
 
 
 def _first_moved(

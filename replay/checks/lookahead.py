@@ -24,22 +24,12 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.backtest.build import fit_windows, span_of
-from tracepaper.replay.checks.compare import Difference
-from tracepaper.replay.checks.finding import (
-    ON_CLOCK,
-    ON_HASHES,
-    SURROUNDED,
-    UNEQUAL,
-    LookaheadFinding,
-    first_unequal,
-)
+from tracepaper.replay.checks.compare import Difference, LookaheadFinding
 from tracepaper.replay.checks.isolation import (
     Accesses,
     Child,
     EngineInput,
-    Files,
     FreshProcesses,
     Overdue,
     Setup,
@@ -56,15 +46,13 @@ from tracepaper.replay.checks.perturbations import (
     PRICE_FACTOR,
     WEEKS_LATER,
     DerivedStep,
+    Files,
     FutureProbe,
     Surroundings,
-    _bar_of,
-    _books_dearer,
-    _books_later,
-    _ClosedFrames,
-    _dearer,
-    _frame_shown,
+    dearer,
+    first_false_frame,
     largest_table,
+    later,
     link,
     moved_by,
     replaced_covariates,
@@ -73,10 +61,9 @@ from tracepaper.replay.checks.perturbations import (
 from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_signal
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, StrategyFailed, TracepaperError
-from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Bar, Closed
-from tracepaper.strategies.units import INTERVAL_NAMES, WEEK_MS
+from tracepaper.strategies.units import WEEK_MS
 
 LOOKS: Final = 4
 """Equal runs, each in a process of its own, before what moved is believed to be no chance."""
@@ -86,6 +73,17 @@ GRACE_S: Final = 10.0
 """An answer under way when the time is over is waited for this long, wall seconds."""
 MODEL: Final = "tracepaper.strategies.forecasters.build"
 """What a check of a model loads once rather than in every fresh process."""
+
+SURROUNDED: Final = "the environment, the working folder and the hashes of texts"
+ON_HASHES: Final = (
+    "it depends on the hash of a text, or on the order of a set of texts, which Python draws anew "
+    "in each process; sort them"
+)
+ON_CLOCK: Final = "it depends on the machine's clock"
+UNEQUAL: Final = (
+    "it cannot be repeated, two equal runs differ: it draws at random, or by its process, or what "
+    "it reads changes"
+)
 
 
 @dataclass(frozen=True)
@@ -97,27 +95,24 @@ class Limits:
     seed: int = 0
 
 
-def lookahead(  # noqa: PLR0913 - the options of a check
+def lookahead(
     config: Config,
-    candles: Sequence[Candles],
+    files: Files,
     fresh: FreshProcesses,
     limits: Limits | None = None,
     *,
     mode: str = "scan",
     allow: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
-    frames: Sequence[Candles] = (),
-    depth: Sequence[RecordedDepth] = (),
 ) -> LookaheadFinding:
-    """Look for whatever a decision over *candles* depends on beside its own past bars.
+    """Look for whatever a decision over *files* depends on beside its own past bars.
 
-    *frames* are candles of higher timeframes from before them, *depth* order books beside them.
     *allow* names files, folders, addresses or programs that the class may open. Raises
-    ``ConfigInvalid`` where *candles* are too few to decide anything.
+    ``ConfigInvalid`` where the candles are too few to decide anything.
     """
-    if not frames:
-        config, _ = fit_windows(config, span_of(candles))  # a cut future changes them no more
-    files = Files(candles, frames, depth)
+    if not files.frames:
+        # A cut future changes them no more.
+        config, _ = fit_windows(config, span_of(files.candles))
     return _Check(config, files, fresh, limits or Limits(), mode, report).run(allow)
 
 
@@ -138,8 +133,7 @@ class _Check:
         report: Callable[[str], None],
     ) -> None:
         self._config, self._fresh = config, fresh
-        self._files = files
-        self._candles, self._frame_candles, self._depth = files
+        self._files = self._replayed = files  # of these the candles that the time sufficed for
         # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
         self._mode = "step" if config.model.own_class else mode
         self._limits, self._report = limits, report
@@ -195,7 +189,7 @@ class _Check:
     def _replay_whole(self, child: Child) -> Whole:
         """Replay everything, for at most a sixth of the time; all parts are compared with it."""
         found, stopped = self._found, False
-        total = sum(len(part) for part in self._candles)
+        total = sum(len(part) for part in self._files.candles)
         until_s = self._clock.network_s() + self._limits.seconds / 6
         while isinstance(whole := child.receive(), int):
             self._report(f"lookahead: {min(whole, total):,} of {total:,} bars replayed")
@@ -214,10 +208,11 @@ class _Check:
             )
         if stopped:
             last_ms = bars[-1].open_time_ms
-            self._candles = [
+            kept = [
                 slice_candles(part, slice(0, int(np.searchsorted(part.open_time_ms, last_ms))))
-                for part in self._candles
+                for part in self._files.candles
             ]
+            self._replayed = self._files._replace(candles=kept)
             found.unfinished.append("a replay of all bars")
             found.unproved.append(
                 f"the last {total - len(bars):,} of {total:,} bars: the time did not suffice"
@@ -250,7 +245,7 @@ class _Check:
                 mine = list(islice(taken, len(given[1])))
                 try:
                     steps = child.ask(given)
-                    moved = first_unequal(mine, steps)
+                    moved = _first_unequal(mine, steps)
                     other = None if moved is None else child.ask("show")[moved]
                 except StrategyFailed as error:
                     moved, other = 0, str(error)
@@ -292,7 +287,7 @@ class _Check:
                 first = next(one for one in self._whole.steps if isinstance(one.step.event, Bar))
                 return first, str(error), ()
             self._found.compared += len(steps)
-            moved = first_unequal(self._whole.steps, steps)
+            moved = _first_unequal(self._whole.steps, steps)
             other = None if moved is None else child.ask(moved)
             child.send(None)
             accesses: Accesses = child.ask(None)
@@ -332,57 +327,40 @@ class _Check:
         """Compare the bars of higher timeframes with the closed ones of the whole file."""
         if not any(one.frames for one in self._whole.steps):
             return
-        scales = {item.id: item for item in self._whole.instruments}
-        closed = {
-            part.instrument: _ClosedFrames(
-                part,
-                scales[part.instrument],
-                [one for one in self._frame_candles if one.symbol == part.symbol],
+        whole = self._whole
+        compared, difference = first_false_frame(self._replayed, whole.instruments, whole.steps)
+        self._found.compared += compared
+        if difference is not None:
+            self._found.differences.append(difference)
+            self._found.because = (
+                "a bar of a higher frame was handed on that had not closed, or is not what its "
+                "bars add up to"
             )
-            for part in self._candles
-        }
-        for one in self._whole.steps:
-            event = one.step.event
-            if not isinstance(event, Bar) or not one.frames:
-                continue
-            self._found.compared += 1
-            for length_ms, wanted, newest in one.frames:
-                due = closed[event.instrument].newest(length_ms, wanted, event)
-                if newest == due:
-                    continue
-                self._found.differences.append(
-                    Difference(
-                        event.instrument,
-                        event.open_time_ms,
-                        f"the newest bar of the frame {INTERVAL_NAMES[length_ms]}",
-                        _frame_shown(newest),
-                        _frame_shown(due),
-                    )
-                )
-                self._found.because = (
-                    "a bar of a higher frame was handed on that had not closed, or is not what its "
-                    "bars add up to"
-                )
-                return
 
     def _reordered(self) -> None:
         """Hand on the bars of each close in the opposite order of their symbols."""
         if len(self._whole.instruments) < 2:  # two have an order
             return
-        reverse = self._files._replace(candles=self._candles[::-1])
+        reverse = self._replayed._replace(candles=self._replayed.candles[::-1])
         with self._fresh.child(derive_whole, self._config, reverse, self._mode) as child:
             while isinstance(whole := child.receive(), int):
                 self._check_time()
             assert isinstance(whole, Whole)
-        others = {_bar_of(one): one for one in whole.steps}
+        # A bar is decided, or taken in, once in a replay.
+        others = {
+            (event.instrument, event.open_time_ms): one
+            for one in whole.steps
+            if isinstance(event := one.step.event, Bar)
+        }
         for mine in self._whole.steps:
-            if (at := _bar_of(mine)) is None:
+            if not isinstance(event := mine.step.event, Bar):
                 continue
             self._found.compared += 1
-            if not same_judgement(mine, others[at]):
+            other = others[event.instrument, event.open_time_ms]
+            if not same_judgement(mine, other):
                 self._moved(
                     mine,
-                    others[at],
+                    other,
                     "it depends on the order of the symbols within a close: what they share "
                     "changes while they are decided; let one PortfolioStrategy decide for all",
                 )
@@ -419,7 +397,7 @@ class _Check:
     def _futures(self) -> None:
         """Corrupt or cut off what follows bars that are spread over the whole file."""
         found = self._found
-        probes = _spread(self._candles, self._limits, self._whole.warmup)
+        probes = _spread(self._replayed.candles, self._limits, self._whole.warmup)
         found.planned = len(probes)
         with self._fresh.child(derive_probes, self._config, self._files, self._mode) as child:
             for number, probe in enumerate(probes):
@@ -442,33 +420,21 @@ class _Check:
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
         with replaced_covariates(self._config, moved_by(WEEKS_LATER * WEEK_MS)) as config:
-            self._compare_moved(
-                lambda part: part.later(WEEKS_LATER),
-                _books_later,
-                "on the date",
-                same_judgement,
-                config,
-            )
+            self._compare_moved(later(self._replayed), "on the date", same_judgement, config)
 
     def _dearer(self) -> None:
         """Multiply all prices; whose signal then differs depends on the absolute price."""
         self._compare_moved(
-            _dearer, _books_dearer, "on the absolute price", same_signal, self._config
+            dearer(self._replayed), "on the absolute price", same_signal, self._config
         )
 
     def _compare_moved(
         self,
-        move: Callable[[Candles], Candles],
-        move_books: Callable[[Books], Books],
+        moved: Files,
         on: str,
         same: Callable[[DerivedStep, DerivedStep], bool],
         config: Config,
     ) -> None:
-        moved = Files(
-            [*map(move, self._candles)],
-            [*map(move, self._frame_candles)],
-            [replace(one, books=move_books(one.books)) for one in self._depth],
-        )
         try:
             with self._fresh.child(derive_whole, config, moved, self._mode) as child:
                 while isinstance(whole := child.receive(), int):
@@ -584,3 +550,9 @@ def _spread(candles: Sequence[Candles], limits: Limits, warmup: int) -> list[Fut
         for turn, (start, place) in enumerate(zip(starts, places, strict=True))
     ]
     return [probes[turn] for turn in rng.permutation(len(probes))]
+
+
+def _first_unequal(derived: Sequence[DerivedStep], steps: Sequence[bytes]) -> int | None:
+    """Return the index of the first of *derived* whose packed step differs; None without one."""
+    pairs = enumerate(zip(derived, steps, strict=True))
+    return next((index for index, (own, other) in pairs if packed(own.step) != other), None)

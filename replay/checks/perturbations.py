@@ -1,8 +1,6 @@
 """The perturbations of ``lookahead``: later bars, covariates, environment, source tables.
 
-The rule is docs/strategies.md, U8.
-
-The rule is docs/strategies.md, U10.
+The rules are docs/strategies.md, U8 and U10.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import source_from_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -27,7 +25,8 @@ from tracepaper.daemon.session.user_code import parsed
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.order_book import RecordedDepth
-from tracepaper.storage.covariates import SYMBOL, TIME, VectorFile, read_vectors
+from tracepaper.replay.checks.compare import Difference
+from tracepaper.storage.covariates import SYMBOL, TIME, read_vectors
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.timeframes import Row
 from tracepaper.strategies.covariates import ALL_SYMBOLS, CovariateRows, rows_of
@@ -36,7 +35,7 @@ from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import Prediction, Step
 from tracepaper.strategies.types.market import Bar, Instrument
-from tracepaper.strategies.units import WEEK_MS, interval_phase
+from tracepaper.strategies.units import INTERVAL_NAMES, WEEK_MS, interval_phase
 
 _NONSENSE: Final = -40.0
 """Later numbers are multiplied by it, and stand so much lower."""
@@ -56,7 +55,14 @@ def replaced_covariates(config: Config, change: Change) -> Iterator[Config]:
     file = read_vectors(vectors_path(config, config.model.covariates))
     with tempfile.TemporaryDirectory(prefix="tracepaper-vectors-") as folder:
         path = Path(folder) / "vectors.csv"
-        _write(path, file, change)
+        everyones = ALL_SYMBOLS in file.rows
+        with path.open("w", encoding="utf-8", newline="") as text:
+            writer = csv.writer(text)
+            writer.writerow([TIME, *([] if everyones else [SYMBOL]), *file.columns])
+            for symbol, rows in file.rows.items():
+                whose, other = [] if everyones else [symbol], change(rows)
+                for at, values in zip(other.time_ms.tolist(), other.values.tolist(), strict=True):
+                    writer.writerow([at, *whose, *values])
         model = config.model.model_copy(update={"covariates": str(path)})
         yield config.model_copy(update={"model": model})
 
@@ -77,17 +83,6 @@ def without_later(at_ms: int, *, cut: bool) -> Change:
 def moved_by(milliseconds: int) -> Change:
     """Return a change that moves all rows in time."""
     return lambda rows: rows_of(rows.time_ms + milliseconds, rows.values)
-
-
-def _write(path: Path, file: VectorFile, change: Change) -> None:
-    everyones = ALL_SYMBOLS in file.rows
-    with path.open("w", encoding="utf-8", newline="") as text:
-        writer = csv.writer(text)
-        writer.writerow([TIME, *([] if everyones else [SYMBOL]), *file.columns])
-        for symbol, rows in file.rows.items():
-            whose, other = [] if everyones else [symbol], change(rows)
-            for at, values in zip(other.time_ms.tolist(), other.values.tolist(), strict=True):
-                writer.writerow([at, *whose, *values])
 
 
 HASH_SEEDS: Final = (1, 2)
@@ -171,7 +166,8 @@ def largest_table(source: Path) -> int:
     except (SyntaxError, ValueError):
         return 0  # Python ran something else, which is another file
     spoken = frozenset[int]()
-    if not _asks_for_docstrings(tree):
+    names = (getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree))
+    if "__doc__" not in names and all(one.value != "__doc__" for one in _constants(tree)):
         # Texts that stand for themselves: nothing reads them but ``__doc__``.
         spoken = frozenset(id(one.value) for one in ast.walk(tree) if isinstance(one, ast.Expr))
     most = max((_size(node, spoken) for node in ast.walk(tree)), default=0)
@@ -196,11 +192,6 @@ def _constants(node: ast.AST) -> Iterator[ast.Constant]:
     return (part for part in ast.walk(node) if isinstance(part, ast.Constant))
 
 
-def _asks_for_docstrings(tree: ast.Module) -> bool:
-    names = (getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree))
-    return "__doc__" in names or any(one.value == "__doc__" for one in _constants(tree))
-
-
 @dataclass(frozen=True)
 class DerivedStep:
     """A step, the prediction that it was given, and what the strategy signalled at it."""
@@ -219,6 +210,14 @@ class FutureProbe:
     from_ms: int
     at_ms: int
     cut: bool
+
+
+class Files(NamedTuple):
+    """What a check replays."""
+
+    candles: Sequence[Candles]
+    frames: Sequence[Candles] = ()  # of higher timeframes, from before *candles*
+    depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
 
 
 def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:
@@ -256,6 +255,72 @@ WEEKS_LATER: Final = 64
 
 PRICE_FACTOR: Final = 10
 _PRICES: Final = ("open", "high", "low", "close")
+
+
+def later(files: Files) -> Files:
+    """Return *files* so many weeks later."""
+    later_ms = WEEKS_LATER * WEEK_MS
+
+    def moved(books: Books) -> Books:
+        seen_ms, market_ms = books.seen_ms + later_ms, books.market_ms + later_ms
+        return replace(books, seen_ms=seen_ms, market_ms=market_ms)
+
+    return _changed(files, lambda part: part.later(WEEKS_LATER), moved)
+
+
+def dearer(files: Files) -> Files:
+    """Return *files* with all prices times ``PRICE_FACTOR``."""
+
+    def multiplied(part: Candles) -> Candles:
+        prices = {name: getattr(part, name) * PRICE_FACTOR for name in _PRICES}
+        turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
+        return replace(part, **prices, turnover=turnover)
+
+    return _changed(
+        files, multiplied, lambda books: replace(books, price=books.price * PRICE_FACTOR)
+    )
+
+
+def _changed(
+    files: Files, change: Callable[[Candles], Candles], change_books: Callable[[Books], Books]
+) -> Files:
+    return Files(
+        [*map(change, files.candles)],
+        [*map(change, files.frames)],
+        [replace(one, books=change_books(one.books)) for one in files.depth],
+    )
+
+
+def first_false_frame(
+    files: Files, instruments: Sequence[Instrument], steps: Sequence[DerivedStep]
+) -> tuple[int, Difference | None]:
+    """Compare the bars of higher timeframes with the closed ones of the whole file.
+
+    Return how many steps were compared, and the first bar that was handed on before it had closed,
+    or is not what its bars add up to.
+    """
+    scales = {item.id: item for item in instruments}
+    closed = {
+        part.instrument: _ClosedFrames(
+            part,
+            scales[part.instrument],
+            [one for one in files.frames if one.symbol == part.symbol],
+        )
+        for part in files.candles
+    }
+    compared = 0
+    for one in steps:
+        event = one.step.event
+        if not isinstance(event, Bar) or not one.frames:
+            continue
+        compared += 1
+        for length_ms, wanted, newest in one.frames:
+            due = closed[event.instrument].newest(length_ms, wanted, event)
+            if newest != due:
+                name = f"the newest bar of the frame {INTERVAL_NAMES[length_ms]}"
+                at = event.instrument, event.open_time_ms
+                return compared, Difference(*at, name, _frame_shown(newest), _frame_shown(due))
+    return compared, None
 
 
 class _ClosedFrames:
@@ -315,26 +380,5 @@ class _ClosedFrames:
         return [(self._grid(made.interval_ms, row[0])[0], *row) for row in rows]
 
 
-def _dearer(part: Candles) -> Candles:
-    prices = {name: getattr(part, name) * PRICE_FACTOR for name in _PRICES}
-    turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
-    return replace(part, **prices, turnover=turnover)
-
-
-def _books_later(books: Books) -> Books:
-    later_ms = WEEKS_LATER * WEEK_MS
-    return replace(books, seen_ms=books.seen_ms + later_ms, market_ms=books.market_ms + later_ms)
-
-
-def _books_dearer(books: Books) -> Books:
-    return replace(books, price=books.price * PRICE_FACTOR)
-
-
 def _frame_shown(row: Row | None) -> str:
     return "none" if row is None else f"that of {row[1]} with close {row[6]} and volume {row[7]}"
-
-
-def _bar_of(one: DerivedStep) -> tuple[str, int] | None:
-    """Return which bar a step decided, or took in: it happens once in a replay."""
-    event = one.step.event
-    return (event.instrument, event.open_time_ms) if isinstance(event, Bar) else None

@@ -32,7 +32,6 @@ from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of
-from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.predictors import SHARES, near_measure, predictions_agree
 from tracepaper.replay.backtest.run import predictor_over
@@ -43,7 +42,7 @@ from tracepaper.replay.checks.isolation import (
     derived,
     first_difference,
 )
-from tracepaper.replay.checks.perturbations import DerivedStep
+from tracepaper.replay.checks.perturbations import DerivedStep, Files
 from tracepaper.storage.record.digest import requests_sha256
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
@@ -272,10 +271,8 @@ class _Setting(NamedTuple):
     """What every derivation of a check is made of."""
 
     config: Config
-    candles: Sequence[Candles]
+    files: Files
     mode: str
-    frames: Sequence[Candles]
-    depth: Sequence[RecordedDepth] = ()
 
 
 def derive_whole(connection: Connection, setting: _Setting, starts: Sequence[int]) -> None:
@@ -318,15 +315,15 @@ def derive_memory(
 
 def _replay(setting: _Setting, start: Start) -> Replay:
     external_inputs.claim_threads(setting.config.strategy.name)
-    config, candles, mode, frames, depth = setting
+    files = setting.files
     return build(
-        config,
-        candles,
+        setting.config,
+        files.candles,
         started_at_ms=0,
-        mode=mode,
+        mode=setting.mode,
         from_ms=start.from_ms,
-        frames=frames,
-        depth=depth,
+        frames=files.frames,
+        depth=files.depth,
     )
 
 
@@ -355,7 +352,7 @@ def _resumed(
     restart.restore(state, next_sequence=standing.sequence, since=standing.since)
     for frame_bar in standing.frame_bars:
         restart.recall_frame(frame_bar)
-    for bar in _earlier(replay, setting.candles):
+    for bar in _earlier(replay, setting.files.candles):
         restart.recall_range(bar)
     before: list[Bar] | None = []
     for unit, predictions in _units(replay):
@@ -415,26 +412,23 @@ def _is_decided(one: DerivedStep) -> bool:
     return isinstance(one.step.event, Bar) and one.step.decision is not None
 
 
-def recursive(  # noqa: PLR0913 - the options of a check
+def recursive(
     config: Config,
-    candles: Sequence[Candles],
+    files: Files,
     fresh: FreshProcesses,
     *,
     probes: int,
     warmup: int,
     mode: str = "scan",
     report: Callable[[str], None] = lambda _: None,
-    frames: Sequence[Candles] = (),
-    depth: Sequence[RecordedDepth] = (),
 ) -> RecursiveFinding:
     """Start at *probes* later bars, each time in a process that has seen nothing.
 
     After *warmup* bars, and given what the full run's last step stored, its account and declared
-    state, nothing may differ. *frames* are candles of higher timeframes from before *candles*;
-    a later start is handed those that the full run took in. Of several instruments all start at
-    the time of a bar of the first.
+    state, nothing may differ. Of the candles of higher timeframes a later start is handed those
+    that the full run took in. Of several instruments all start at the time of a bar of the first.
     """
-    found = RecursiveFinding()
+    found, candles = RecursiveFinding(), files.candles
     for part in candles:
         if len(part) - warmup < 2:  # one bar to start later by, one to compare
             raise DataInvalid(
@@ -449,7 +443,7 @@ def recursive(  # noqa: PLR0913 - the options of a check
             f"After the first bar of {candles[0].path} too few bars of the others follow for the "
             f"warm-up of {warmup}; give candles of one time."
         )
-    setting = _Setting(config, candles, mode, frames, depth)
+    setting = _Setting(config, files, mode)
     rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     starts = [
         max(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -180,7 +180,6 @@ def verify_run(
     *,
     sample: int | None = None,
     from_ms: int | None = None,
-    progress: Callable[[int], None] = lambda _steps: None,
 ) -> Verification:
     """Step *run_id* through again and compare each step with what is stored, in every column.
 
@@ -238,8 +237,6 @@ def verify_run(
         found.steps += 1
         if derived.sequence >= first_compared:
             _judge(found, check, derived, kept, exact=not (computes and elsewhere))
-        if found.steps % 4_096 == 0:
-            progress(found.steps)
     found.taken = predictor.taken
     if found.differences:
         case = Case(

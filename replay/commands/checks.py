@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config, Given
     from tracepaper.replay.archive import Candles
     from tracepaper.replay.archive.order_book import RecordedDepth
-    from tracepaper.replay.checks.finding import LookaheadFinding
+    from tracepaper.replay.checks.compare import LookaheadFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.verify import Verification
 
@@ -60,8 +60,7 @@ def verify(
     from tracepaper.replay.checks.verify import verify_run
     from tracepaper.storage.database.reader import Reader, resolve
 
-    database: Path | None = None if "#" in run else database_path(db)
-    located = resolve(database, run)
+    located = resolve(None if "#" in run else database_path(db), run)
     with Reader.open(located.path) as reader:
         histories = [read_funding(path) for path in funding or ()]
         settled = [check_funding(reader, located.run_id, rates) for rates in histories]
@@ -184,7 +183,9 @@ def parity(
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.storage.database.reader import Reader
 
-    one, two = (located(spec, _database(spec, db)) for spec in (first, second))
+    one, two = (
+        located(spec, None if "#" in spec else database_path(db)) for spec in (first, second)
+    )
     with Reader.open(one.path) as a, Reader.open(two.path) as b:
         found = compare_runs(ComparedRun(a, one.run_id), ComparedRun(b, two.run_id))
     if json:
@@ -225,10 +226,6 @@ def _unproved(found: Parity) -> str:
     if not found.compared:
         return "Nothing was compared: give two runs that decided the same bars."
     return "All that was compared differs in time alone, so nothing shows that the runs agree."
-
-
-def _database(spec: str, db: Path | None) -> Path | None:
-    return None if "#" in spec else database_path(db)
 
 
 MOST_BARS = 100_000
@@ -282,6 +279,7 @@ def lookahead(
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
+    from tracepaper.replay.checks.perturbations import Files
 
     given, candles = _given(data, with_settings(config, settings))
     most = bars or MOST_BARS
@@ -293,14 +291,12 @@ def lookahead(
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
             given,
-            looked_at,
+            Files(looked_at, _frames(frame_data), books),
             fresh,
             Limits(probes, seconds),
             mode=mode,
             allow=allow_reading or (),
             report=_report,
-            frames=_frames(frame_data),
-            depth=books,
         )
     if left:
         found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
@@ -335,6 +331,7 @@ def recursive(
     from tracepaper.daemon.session.models import load_forecaster
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import MODEL
+    from tracepaper.replay.checks.perturbations import Files
     from tracepaper.replay.checks.recursive import recursive as check
     from tracepaper.strategies.errors import ConfigInvalid
 
@@ -357,14 +354,12 @@ def recursive(
     with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
         found = check(
             given,
-            candles,
+            Files(candles, frames, books),
             fresh,
             probes=probes,
             warmup=warmup,
             mode=mode,
             report=_report,
-            frames=frames,
-            depth=books,
         )
     if json:
         said = {"check": "recursive", **asdict(found), "holds": found.holds}

@@ -21,6 +21,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.report.charts import price_chart
@@ -124,9 +125,9 @@ def test_killed_after_any_bar_and_resumed_it_equals_one_that_was_never_killed(
 
 def test_nothing_of_it_depends_on_later_bars_or_on_undeclared_state(walk: Candles) -> None:
     with FreshProcesses() as fresh:
-        seen = lookahead(configured(), [walk], fresh, Limits(probes=2))
+        seen = lookahead(configured(), Files([walk]), fresh, Limits(probes=2))
         assert seen.holds, seen.sentence()
-        started = recursive(configured(), [walk], fresh, probes=3, warmup=60)
+        started = recursive(configured(), Files([walk]), fresh, probes=3, warmup=60)
         assert started.holds, started.sentence()
 
 

@@ -33,6 +33,7 @@ from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.document import explain_decision
@@ -562,7 +563,7 @@ def test_nothing_moves_where_the_future_is_taken_away(
 ) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    found = lookahead(config, data, fresh, Limits(probes=2), depth=depth)
+    found = lookahead(config, Files(data, depth=depth), fresh, Limits(probes=2))
     assert found.differences == [], found.sentence()
     assert (found.probes, found.depends) == (2, [])
     assert found.compared > 90
@@ -573,6 +574,6 @@ def test_nothing_moves_where_the_past_is_cut_off(
 ) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    found = recursive(config, data, fresh, probes=2, warmup=60, depth=depth)
+    found = recursive(config, Files(data, depth=depth), fresh, probes=2, warmup=60)
     assert found.holds, found.sentence()
     assert found.compared > 20

@@ -25,10 +25,11 @@ from tracepaper.replay.archive.candles import bars_of, resample
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
-from tracepaper.replay.checks.finding import LookaheadFinding
+from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -290,14 +291,14 @@ def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> Non
 
 def test_frames_are_the_same_from_a_later_start_on() -> None:
     with FreshProcesses() as fresh:
-        found = recursive(configured(), [walk()], fresh, probes=3, warmup=75)
+        found = recursive(configured(), Files([walk()]), fresh, probes=3, warmup=75)
     assert found.holds, found.sentence()
     assert found.compared > 300
 
 
 def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
     with FreshProcesses() as fresh:
-        return lookahead(config, data, fresh, Limits(probes=2))
+        return lookahead(config, Files(data), fresh, Limits(probes=2))
 
 
 EARLY = """
@@ -356,7 +357,7 @@ def test_candles_of_the_frame_warm_every_later_start() -> None:
     soon = slice_candles(late, slice(0, 24))  # starts before and after the first candle closes
     with FreshProcesses() as fresh:
         for part, probes in ((late, 1), (soon, 2)):
-            found = recursive(configured(), [part], fresh, probes=probes, warmup=1, frames=frames)
+            found = recursive(configured(), Files([part], frames), fresh, probes=probes, warmup=1)
             assert found.holds, found.sentence()
             assert found.probes == probes
             assert found.compared > 20
@@ -370,7 +371,7 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
     fives, late = hours_before(walk(200), 67, 5)
     with own.importable(tmp_path), FreshProcesses() as fresh:
         config = configured(strategy={"name": "early:Mine"})
-        found = lookahead(config, [late], fresh, Limits(probes=4), frames=[fives])
+        found = lookahead(config, Files([late], [fives]), fresh, Limits(probes=4))
     assert found.holds is holds, found.sentence()
     if holds:
         assert found.unproved == []

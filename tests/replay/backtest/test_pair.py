@@ -20,6 +20,7 @@ from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -153,10 +154,10 @@ def test_a_recorded_pair_is_fed_again_and_every_decision_agrees(
 def test_a_pair_is_recursive_and_looks_at_no_later_bar() -> None:
     data = cointegrated(300)
     with FreshProcesses() as fresh:
-        found = recursive(configured(), data, fresh, probes=3, warmup=120)
+        found = recursive(configured(), Files(data), fresh, probes=3, warmup=120)
         assert found.holds, found.sentence()
         assert found.compared > 300
-        seen = lookahead(configured(), data, fresh, Limits(probes=2))
+        seen = lookahead(configured(), Files(data), fresh, Limits(probes=2))
     assert seen.holds, seen.because
     assert seen.without_later == 600
 

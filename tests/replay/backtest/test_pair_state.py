@@ -24,6 +24,7 @@ from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -227,7 +228,7 @@ def test_a_later_start_is_handed_it_and_what_is_not_declared_is_named(
 ) -> None:
     counting.write_text(text)
     with FreshProcesses() as fresh:
-        found = recursive(own_pair(), cointegrated(400), fresh, probes=3, warmup=60)
+        found = recursive(own_pair(), Files(cointegrated(400)), fresh, probes=3, warmup=60)
     assert found.holds is holds, found.sentence() if found.differences else ""
     if not holds:
         assert "self.other (" in found.sentence()
@@ -238,5 +239,5 @@ def test_a_later_start_is_handed_it_and_what_is_not_declared_is_named(
 
 def test_it_looks_at_no_later_bar_and_at_no_order_of_its_symbols() -> None:
     with FreshProcesses() as fresh:
-        seen = lookahead(own_pair(), cointegrated(300), fresh, Limits(probes=2))
+        seen = lookahead(own_pair(), Files(cointegrated(300)), fresh, Limits(probes=2))
     assert seen.holds, seen.because

@@ -25,6 +25,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -150,9 +151,9 @@ def test_nothing_that_it_decides_depends_on_the_future_or_on_an_older_past() -> 
     data = walk(260)
     config = configured(strategy={"name": "trend", "trend_windows": ["2h", "6h"]})
     with FreshProcesses() as fresh:
-        found = lookahead(config, [data], fresh, Limits(probes=2))
+        found = lookahead(config, Files([data]), fresh, Limits(probes=2))
         assert found.holds, found.sentence()
-        later = recursive(config, [data], fresh, probes=2, warmup=32)
+        later = recursive(config, Files([data]), fresh, probes=2, warmup=32)
     assert later.holds, later.sentence()
     assert later.compared > 200
 
@@ -243,7 +244,7 @@ def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
 
 def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
     with FreshProcesses() as fresh:
-        found = lookahead(unsaid(), [walk(200)], fresh, Limits(probes=2))
+        found = lookahead(unsaid(), Files([walk(200)]), fresh, Limits(probes=2))
     assert found.holds, found.sentence()
     assert found.without_later == 200
 

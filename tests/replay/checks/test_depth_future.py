@@ -20,10 +20,10 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.feed import depth_track
-from tracepaper.replay.checks.finding import LookaheadFinding
-from tracepaper.replay.checks.isolation import Files, FreshProcesses, derive_probes
+from tracepaper.replay.checks.compare import LookaheadFinding
+from tracepaper.replay.checks.isolation import FreshProcesses, derive_probes
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import FutureProbe, later_taken
+from tracepaper.replay.checks.perturbations import Files, FutureProbe, later_taken
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.order_book import check_books
 
@@ -87,7 +87,7 @@ def looked(
 ) -> LookaheadFinding:
     candles, depth = given
     with own.importable(folder):
-        return lookahead(config, candles, fresh, Limits(probes=2, **limits), depth=depth)
+        return lookahead(config, Files(candles, depth=depth), fresh, Limits(probes=2, **limits))
 
 
 def test_who_sees_the_books_that_are_handed_on_passes(
@@ -98,7 +98,7 @@ def test_who_sees_the_books_that_are_handed_on_passes(
     assert (found.differences, found.depends) == ([], []), found.sentence()
     assert (found.without_later, found.probes) == (120, 2)
     with own.importable(tmp_path):
-        later = recursive(config, candles, fresh, probes=2, warmup=60, depth=depth)
+        later = recursive(config, Files(candles, depth=depth), fresh, probes=2, warmup=60)
     assert later.holds, later.sentence()
     assert later.compared > 20
 

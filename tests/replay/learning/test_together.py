@@ -24,6 +24,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.splits import iso
 from tracepaper.storage.audit import SqlAuditLog
@@ -313,7 +314,7 @@ def test_killed_it_goes_on_as_if_it_had_not_been(
 def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
     with FreshProcesses() as fresh:
         found = lookahead(
-            configured(trained("portfolio"), "portfolio"), data(), fresh, Limits(probes=1)
+            configured(trained("portfolio"), "portfolio"), Files(data()), fresh, Limits(probes=1)
         )
     assert found.holds, found.because
 
