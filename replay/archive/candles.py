@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -201,18 +201,16 @@ def candles_of(bars: Sequence[Bar], instrument: Instrument, *, path: str) -> Can
     )
 
 
+def _columns_of(*parts: Candles) -> tuple[str, ...]:
+    """Return the names of the figures that all of *parts* have."""
+    has_turnover = all(part.turnover is not None for part in parts)
+    return (*COLUMNS, "turnover") if has_turnover else COLUMNS
+
+
 def slice_candles(candles: Candles, rows: slice | IntArray) -> Candles:
     """Return the candles at *rows*, which must be in rising order."""
-    return replace(
-        candles,
-        open_time_ms=candles.open_time_ms[rows],
-        open=candles.open[rows],
-        high=candles.high[rows],
-        low=candles.low[rows],
-        close=candles.close[rows],
-        volume=candles.volume[rows],
-        turnover=None if candles.turnover is None else candles.turnover[rows],
-    )
+    columns = {name: getattr(candles, name)[rows] for name in _columns_of(candles)}
+    return replace(candles, open_time_ms=candles.open_time_ms[rows], **columns)
 
 
 def merge_candles(parts: Sequence[Candles]) -> list[Candles]:
@@ -241,13 +239,10 @@ def _join(first: Candles, second: Candles) -> Candles:
     added = slice_candles(second, np.flatnonzero(is_new))
     times = np.concatenate((first.open_time_ms, added.open_time_ms))
     order = np.argsort(times, kind="stable")
-
-    def joined(old: IntArray, new: IntArray) -> IntArray:
-        return np.concatenate((old, new))[order]
-
-    turnover = None
-    if first.turnover is not None and added.turnover is not None:
-        turnover = joined(first.turnover, added.turnover)
+    columns: dict[str, Any] = {
+        name: np.concatenate((getattr(first, name), getattr(added, name)))[order]
+        for name in _columns_of(first, added)
+    }
     shared = len(second) - len(added)
     notes = (*first.notes, *second.notes)
     if shared:
@@ -256,12 +251,7 @@ def _join(first: Candles, second: Candles) -> Candles:
         first,
         path=f"{first.path} and {second.path}",
         open_time_ms=times[order],
-        open=joined(first.open, added.open),
-        high=joined(first.high, added.high),
-        low=joined(first.low, added.low),
-        close=joined(first.close, added.close),
-        volume=joined(first.volume, added.volume),
-        turnover=turnover,
+        **{"turnover": None, **columns},
         notes=notes,
     )
 
@@ -285,10 +275,7 @@ def _refuse_contradiction(first: Candles, second: Candles) -> None:
     times, mine, theirs = np.intersect1d(
         first.open_time_ms, second.open_time_ms, assume_unique=True, return_indices=True
     )
-    names = [*COLUMNS]
-    if first.turnover is not None and second.turnover is not None:
-        names.append("turnover")
-    for name in names:
+    for name in _columns_of(first, second):
         differs = np.flatnonzero(getattr(first, name)[mine] != getattr(second, name)[theirs])
         if differs.size:
             at = iso(int(times[differs[0]]))

@@ -230,14 +230,22 @@ async def _fetch_shown(
         TimeRemainingColumn(),
     )
     total = sum(until - start for start, until in spans) // request.interval_ms
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    with (
+        HistoryWriter(request.archive) as writer,
+        Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar,
+    ):
         task = bar.add_task(instrument.id, total=total)
-        return await fetch_into(
-            request.archive,
+
+        def keep(page: Sequence[Bar]) -> None:
+            # Each page is committed before the next.
+            writer.write(instrument, request.interval_ms, page)
+
+        return await fetch(
             client,
             instrument,
             request.interval_ms,
             spans,
+            keep=keep,
             progress=lambda candles: bar.advance(task, candles),
         )
 
@@ -270,24 +278,6 @@ def wanted_spans(
         from_ms = stored[0][0]
     phase_ms = interval_phase(interval_ms)
     return lacking(stored, whole_span(from_ms, until_ms, interval_ms, phase_ms=phase_ms))
-
-
-async def fetch_into(
-    archive: Path,
-    client: MarketDataClient,
-    instrument: Instrument,
-    interval_ms: int,
-    spans: Sequence[Span],
-    *,
-    progress: Callable[[int], None] = lambda _candles: None,
-) -> Fetched:
-    """Fetch the candles of *spans* into *archive*; each page is committed before the next."""
-    with HistoryWriter(archive) as writer:
-
-        def keep(page: Sequence[Bar]) -> None:
-            writer.write(instrument, interval_ms, page)
-
-        return await fetch(client, instrument, interval_ms, spans, keep=keep, progress=progress)
 
 
 def header_of(request: DepthRequest, instrument: Instrument, source: str) -> DepthHeader:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -402,39 +402,6 @@ def units_of(books: Books) -> Units:
     )
 
 
-class DepthSource(Protocol):
-    """Recorded books that can be had a part at a time: all in memory, or of a file."""
-
-    @property
-    def header(self) -> DepthHeader:
-        """What they are."""
-        ...
-
-    @property
-    def times(self) -> Integers:
-        """The time of every book."""
-        ...
-
-    @property
-    def starts(self) -> Integers:
-        """Where the stretches without a hole begin."""
-        ...
-
-    @property
-    def causes(self) -> tuple[str, ...]:
-        """Of the gap before each of them; empty before a file's first."""
-        ...
-
-    @property
-    def units(self) -> Units:
-        """What divides every price and every size."""
-        ...
-
-    def part(self, start: int, stop: int) -> Books:
-        """Return the books from *start* until *stop*."""
-        ...
-
-
 @dataclass(frozen=True)
 class RecordedDepth:
     """A whole file in memory: its books, and where the stretches without a hole begin."""
@@ -553,6 +520,10 @@ class StoredDepth:
         if self._newest is None or self._newest[0] != number:
             self._newest = number, self._file.block_at(self._bytes[number]).books
         return self._newest[1]
+
+
+DepthSource = RecordedDepth | StoredDepth
+"""Recorded books that can be had a part at a time: all in memory, or of a file."""
 
 
 def depth_quality(path: Path) -> DepthQuality:

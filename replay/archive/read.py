@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,16 +52,6 @@ PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
 
 
-@dataclass
-class _Notes:
-    """What was converted, sorted or dropped, in the order in which it happened."""
-
-    sentences: list[str] = field(default_factory=list)
-
-    def add(self, *sentences: str) -> None:
-        self.sentences.extend(sentences)
-
-
 def read_candles(
     path: str | Path,
     *,
@@ -99,15 +89,13 @@ def read_candles(
         held = read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
         return held if sessions_for is None else in_sessions(held, sessions_for)
     table = read_table(file, format_name=format_name)
-    notes = _Notes()
     found_symbol, said = symbol_of_table(table, named, given)
-    notes.add(*said)
     market = category_of(file) if category is None else Category(category)
     return _candles(
         table,
         found_symbol,
         market,
-        notes,
+        [*said],
         interval_ms=interval_ms,
         strict=strict,
         sessions_for=sessions_for,
@@ -126,21 +114,22 @@ def candles_of_table(
     The symbol is what its content names, else *symbol*.
     """
     found, said = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
-    return _candles(table, found, category, _Notes(list(said)), sessions_for=sessions_for)
+    return _candles(table, found, category, [*said], sessions_for=sessions_for)
 
 
 def _candles(
     table: RawTable,
     symbol: str | None,
     category: Category,
-    notes: _Notes,
+    notes: list[str],
     *,
     interval_ms: int | None = None,
     strict: bool = False,
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
+    """Return the candles of *table*; *notes* is what was converted, sorted or dropped so far."""
     table = plain_table(table, symbol)
-    notes.add(*table.notes)
+    notes += table.notes
     symbol = symbol or ""
     if are_trades(table):
         return to_candles(table, symbol, category, interval_ms or DEFAULT_INTERVAL_MS)
@@ -154,12 +143,12 @@ def _candles(
         turnover = _volume(table, paid, notes, "turnover")
     rows = Rows(table, times, prices, volume, turnover)
     refuse_impossible(rows)
-    rows = in_order(rows, notes.add, strict=strict)
+    rows = in_order(rows, notes.append, strict=strict)
     stated = interval_ms or interval_of(table.path.name)
     # Bars of sessions do not all have one length: what a file says of them is believed first.
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
     if sessions_for is None:
-        rows = on_grid(rows, step, notes.add, strict=strict)
+        rows = on_grid(rows, step, notes.append, strict=strict)
     candles = Candles(
         path=str(table.path),
         category=category,
@@ -175,7 +164,7 @@ def _candles(
         close=rows.prices["close"].mantissa,
         volume=rows.volume.mantissa,
         turnover=rows.turnover.mantissa if rows.turnover else None,
-        notes=tuple(notes.sentences),
+        notes=tuple(notes),
     )
     return candles if sessions_for is None else in_sessions(candles, sessions_for)
 
@@ -185,7 +174,6 @@ def read_many(
     *,
     symbol: str | None = None,
     category: Category | str | None = None,
-    interval_ms: int | None = None,
     strict: bool = False,
     format_name: str | None = None,
     sessions_for: SessionsFor | None = None,
@@ -196,7 +184,6 @@ def read_many(
             path,
             symbol=symbol,
             category=category,
-            interval_ms=interval_ms,
             strict=strict,
             format_name=format_name,
             sessions_for=sessions_for,
@@ -221,7 +208,7 @@ def _found(table: RawTable, symbol: str) -> dict[str, str]:
     return found
 
 
-def _times(table: RawTable, found: dict[str, str], notes: _Notes) -> IntArray:
+def _times(table: RawTable, found: dict[str, str], notes: list[str]) -> IntArray:
     """Return open times in ms."""
     column = table.columns[found[TIME]]
     zone = found[TIME] if found[TIME] in (*ZONED, "local_time") else ""
@@ -236,7 +223,7 @@ def _times(table: RawTable, found: dict[str, str], notes: _Notes) -> IntArray:
         times, said = epoch_ms(column)
     except CellInvalidError as error:
         raise table.refuse(error, "the open time") from None
-    notes.add(*said)
+    notes += said
     return times
 
 
@@ -263,11 +250,11 @@ def _is_empty(column: Column) -> bool:
     return column.dtype.kind == "S" and bool((column == b"").all())
 
 
-def _volume(table: RawTable, name: str, notes: _Notes, meaning: str = "volume") -> Decimals:
+def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume") -> Decimals:
     """Return the volume; a column that is empty throughout (mark prices) counts as zero."""
     column = table.columns[name]
     if _is_empty(column):
-        notes.add(f"{meaning} is empty throughout, taken as zero")
+        notes.append(f"{meaning} is empty throughout, taken as zero")
         return Decimals(np.zeros(column.size, dtype=np.int64), 0)
     try:
         return parse(column)
@@ -277,7 +264,7 @@ def _volume(table: RawTable, name: str, notes: _Notes, meaning: str = "volume") 
     return _rounded(table, column, notes, meaning)
 
 
-def _rounded(table: RawTable, column: Column, notes: _Notes, meaning: str) -> Decimals:
+def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) -> Decimals:
     """Round a volume whose digits, left by sums of doubles, do not fit into 64 bits."""
     largest = float(np.nanmax(np.abs(column.astype(np.float64))))
     places = VOLUME_DECIMALS
@@ -287,7 +274,7 @@ def _rounded(table: RawTable, column: Column, notes: _Notes, meaning: str) -> De
         rounded = round_to_fit(column, places)
     except CellInvalidError as error:
         raise table.refuse(error, meaning) from None
-    notes.add(f"{meaning} has more digits than 64 bits hold, rounded to {places} decimals")
+    notes.append(f"{meaning} has more digits than 64 bits hold, rounded to {places} decimals")
     return rounded
 
 
