@@ -16,9 +16,12 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from tracepaper.replay.bench import workloads
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.bench.routes import (
+    MECHANISMS,
     Figures,
+    Linear,
     Peaks,
     Route,
     implementation,
@@ -26,13 +29,13 @@ from tracepaper.replay.bench.routes import (
     mask_named,
     other_forms,
 )
+from tracepaper.replay.bench.workloads import Setting
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tracepaper.replay.bench.workloads import Setting
 
 SIZES: Final = (512, 1_024, 2_048, 4_096, 8_192, 16_384)
 LONG: Final = 65_536
@@ -53,7 +56,6 @@ def measure(
     sizes: Sequence[int] = SIZES,
     *,
     long: bool = False,
-    compiled: bool = False,
     memory: bool = True,
     threads: int = 1,
     compare: Sequence[str] = (),
@@ -62,15 +64,12 @@ def measure(
 ) -> Figures:
     """Return all figures as plain numbers: seconds, bytes and ratios.
 
-    ``long`` adds 65,536 bars and the dense route at 8,192; ``compiled`` measures the tile that
-    torch.compile makes as well (its compilation is not counted); ``memory`` starts a process for
-    each peak; *compare* names a user's implementations (``routes.implementation``), measured
+    ``long`` adds 65,536 bars and the dense route at 8,192; ``memory`` starts a process for each
+    peak; *compare* names a user's implementations (``routes.implementation``), measured
     beside the other forms of explanation; *tell* hears what is being measured, *show* gets each
     row as soon as it is, with the kind of its table. Where compiled loops are built, torch is
     measured beside them.
     """
-    from tracepaper.replay.bench import workloads
-
     for name in compare:
         implementation(name)
     workloads.set_threads(threads)
@@ -80,7 +79,7 @@ def measure(
         "setting": {name: getattr(setting, name) for name in ("layers", "heads", "head_dim")},
         **{kind: [] for kind in ("attention", "forms", "mechanisms")},
     }
-    backends = ("auto", *(["tiles"] * bool(workloads.loops())), *(["compiled"] * compiled))
+    backends = ("auto", "tiles") if workloads.loops() else ("auto",)
     with Peaks() if memory else nullcontext() as peaks:
         for kind, row in _rows(setting, sizes, backends, compare, peaks, tell, long=long):
             found[kind].append(row)
@@ -135,8 +134,6 @@ def _compare(
     setting: Setting, bars: int, mask_name: str, *, backends: Sequence[str], dense_max: int
 ) -> Figures:
     """Measure every route at one size and mask."""
-    from tracepaper.replay.bench import workloads
-
     mask = mask_named(mask_name)
     inputs = workloads.draw(setting, bars)
     sums = workloads.forward(inputs, mask)
@@ -147,7 +144,7 @@ def _compare(
     if bars <= EVERY_MAX:
         routes["every"] = lambda: workloads.explain_every(inputs, sums, mask)
     for backend in backends:
-        name = {"auto": "ours", "tiles": "torch"}.get(backend, backend)
+        name = {"auto": "ours", "tiles": "torch"}[backend]
         routes[name] = lambda chosen=backend: workloads.explain(inputs, sums, mask, chosen)  # type: ignore[misc]
     row: Figures = {"bars": bars, "mask": mask_name}
     row["flash_flops"] = workloads.forward_operations(setting, bars, mask)
@@ -172,7 +169,7 @@ def _compare(
 def _ratios(seconds: Mapping[str, float], *, rows: int) -> Figures:
     """Return each route's seconds, and what it costs beside the forward."""
     figures: Figures = {f"{name}_s": spent for name, spent in seconds.items()}
-    for name in ("ours", "torch", "compiled"):
+    for name in ("ours", "torch"):
         if name in seconds:
             figures[f"{name}_ratio"] = seconds[name] / seconds["flash"]
     figures["many_ratio_a_row"] = seconds["many"] / seconds["flash"] / rows
@@ -195,9 +192,6 @@ def _peaks(peaks: Peaks, bars: int, mask: str, *, dense: bool) -> Figures:
 
 def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Figures]:
     """Measure each other mechanism beside the flash forward, causal, in the same rounds."""
-    from tracepaper.replay.bench import workloads
-    from tracepaper.replay.bench.routes import MECHANISMS, Linear
-
     inputs = workloads.draw(setting, bars)
     made = {
         name: one.make(inputs)
@@ -226,7 +220,6 @@ def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Fi
 
 def _live(backend: str) -> Figures:
     """Measure the default network's live step and its chunked scan, each with its plain form."""
-    from tracepaper.replay.bench import workloads
     from tracepaper.strategies.networks.stream import CHUNK_BARS
 
     live = workloads.Live(backend=backend)
@@ -275,8 +268,6 @@ def _cuda(
     show: Callable[[str, Figures], None],
 ) -> Figures | None:
     """Measure the same on a CUDA device, beside its matrix peak; None where there is none."""
-    from tracepaper.replay.bench import workloads
-
     if (name := workloads.device_name("cuda")) is None:
         return None
     setting = workloads.Setting(heads=2, head_dim=64, device="cuda", dtype="bfloat16")
@@ -315,7 +306,6 @@ _ROUTES: Final = {
     "flash": "flash forward",
     "ours": "explanation",
     "torch": "explanation, torch alone",
-    "compiled": "explanation, compiled",
     "dense": "stored matrices",
 }
 

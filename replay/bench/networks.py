@@ -324,22 +324,16 @@ def measure_ett(
 def _fitted(
     task: Task, network: str, seed: int, epochs: int | None, tell: Callable[[str], None]
 ) -> DirectModel:
-    from tracepaper.replay.bench.ett import (
-        Epoch,
-        fit,
-        recipes,
-    )
-
-    def observe(epoch: Epoch) -> None:
+    def observe(epoch: baselines.Epoch) -> None:
         tell(
             f"network {epoch.member}, epoch {epoch.number} of at most {epoch.epochs}: "
             f"MSE in training {epoch.training_mse:.4f}, in validation {epoch.validation_mse:.4f}"
         )
 
-    recipe = recipes(task, seed)[network]
+    recipe = baselines.recipes(task, seed)[network]
     if epochs is not None:
         recipe = recipe._replace(options=replace(recipe.options, epochs=epochs))
-    return fit(task, recipe, observe)
+    return baselines.fit(task, recipe, observe)
 
 
 def _measured(task: Task, made: Callable[[], DirectModel]) -> Measured:

@@ -144,13 +144,19 @@ def _logged(replay: Replay) -> _Logged:
     tally = Tally(progress=lambda done: marks.append((done, resident_mb())))
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
-        audit = SqlAuditLog.open(database)
-        began = time.process_time()
-        run_replay(replay, audit, tally)
-        cpu_s = time.process_time() - began
-        audit.end(0)
-        audit.close()
+        _, cpu_s = _record(replay, database, tally)
         return _Logged(cpu_s, database.stat().st_size, marks)
+
+
+def _record(replay: Replay, database: Path, tally: Tally) -> tuple[float, float]:
+    """Log *replay* in the new *database*; return the seconds of wall and of CPU time it took."""
+    audit = SqlAuditLog.open(database)
+    wall, began = time.perf_counter(), time.process_time()
+    run_replay(replay, audit, tally)
+    spent = time.perf_counter() - wall, time.process_time() - began
+    audit.end(0)
+    audit.close()
+    return spent
 
 
 def measure_replay(
@@ -163,7 +169,12 @@ def measure_replay(
     same strategy, without engine or log.
     """
     candles = tiled(bars)
-    several = _several(candles)
+    # As many bars, of instruments that all close at the same times.
+    rows = slice(0, max(1, bars // SYMBOLS))
+    several = [
+        replace(slice_candles(candles, rows), symbol=f"S{number:02}USDT")
+        for number in range(SYMBOLS)
+    ]
     alone, ratios, plain, written = [], [], [], []
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {bars:,} bars, of one symbol and of {SYMBOLS}")
@@ -180,7 +191,7 @@ def measure_replay(
     tell("the same, keeping only steps that traded")
     acted = _logged(replay_of([candles], "sma_cross", warnings=(ACTING_ONLY,))).size / bars
     seconds = statistics.median(one.cpu_s for one in alone)
-    quarter, last = _quarter_and_last(alone[-1].memory)
+    marks = [held_mb for _, held_mb in alone[-1].memory]
     return {
         "machine": machine_line(),
         "bars": bars,
@@ -195,23 +206,9 @@ def measure_replay(
         "reach_fifty_symbols_times_one": REACH_FIFTY_TIMES_ONE,
         "database_bytes_per_bar": statistics.median(one.size for one in alone) / bars,
         "database_bytes_per_bar_acted": acted,
-        "rss_mb_at_a_quarter": quarter,
-        "rss_mb_at_the_end": last,
+        "rss_mb_at_a_quarter": marks[len(marks) // 4],
+        "rss_mb_at_the_end": marks[-1],
     }
-
-
-def _several(candles: Candles) -> list[Candles]:
-    """Return as many bars as *candles* has, of instruments that all close at the same times."""
-    rows = slice(0, max(1, len(candles) // SYMBOLS))
-    return [
-        replace(slice_candles(candles, rows), symbol=f"S{number:02}USDT")
-        for number in range(SYMBOLS)
-    ]
-
-
-def _quarter_and_last(marks: list[tuple[int, float]]) -> tuple[float, float]:
-    """Return the memory after a quarter of the bars and after all of them."""
-    return marks[len(marks) // 4][1], marks[-1][1]
 
 
 def _plain_loop(closes: list[int], fast: int = 20, slow: int = 100) -> int:
@@ -244,18 +241,12 @@ def measure_model(bars: int = 30_000, *, tell: Tell = lambda _: None) -> dict[st
         tell("loading the model")
         replay = replay_of([candles], "attention")
         tell(f"replaying {len(candles):,} bars")
-        audit = SqlAuditLog.open(database)
         assert replay.forecaster is not None
         network = network_half(replay.forecaster)
         assert isinstance(network, StreamingForecaster)
         watch = ExplainedBars(Scan(network.network))
-        tally = Tally(progress=watch.observe)
-        wall, began = time.perf_counter(), time.process_time()
-        run_replay(replay, audit, tally)
-        cpu_s = time.process_time() - began - watch.aside_s
-        wall_s = time.perf_counter() - wall - watch.aside_s
-        audit.end(0)
-        audit.close()
+        spent = _record(replay, database, Tally(progress=watch.observe))
+        wall_s, cpu_s = (seconds - watch.aside_s for seconds in spent)
         size = database.stat().st_size / len(candles)
     tell("running the network anew, as the naive route does")
     naive_s = forward_seconds(NAIVE_SAMPLE)
@@ -302,10 +293,7 @@ def measure_windows(
     replay = replay_of([candles], "attention", checkpoint=checkpoint)
     tell(f"replaying {len(candles):,} bars")
     with tempfile.TemporaryDirectory() as folder:
-        audit = SqlAuditLog.open(Path(folder) / "bench.db")
-        run_replay(replay, audit, Tally(observe=watch.observe))
-        audit.end(0)
-        audit.close()
+        _record(replay, Path(folder) / "bench.db", Tally(observe=watch.observe))
     config = forecaster.model.network.config
     return {
         "machine": machine_line(),
@@ -436,18 +424,11 @@ def measure_audit(
         tell(f"replaying {count:,} bars with {strategy}")
         with tempfile.TemporaryDirectory() as folder:
             database = Path(folder) / "bench.db"
-            _write(database, strategy, count)
+            _record(replay_of([tiled(count)], strategy), database, Tally())
             tell("checking it")
             found |= {f"{name}_{key}": value for key, value in _checked(database).items()}
         found[f"reach_{name}"] = REACH[name]
     return found
-
-
-def _write(database: Path, strategy: str, bars: int) -> None:
-    audit = SqlAuditLog.open(database)
-    run_replay(replay_of([tiled(bars)], strategy), audit, Tally())
-    audit.end(0)
-    audit.close()
 
 
 def _checked(database: Path) -> dict[str, float]:

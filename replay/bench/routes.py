@@ -127,8 +127,6 @@ def other_forms(
     counts them in its products and attention kernels and, with *peaks*, the peak beyond the
     inputs: of a process of its own on the CPU, of the device on CUDA.
     """
-    from tracepaper.replay.bench import workloads
-
     mask = mask_named(mask_name)
     inputs = workloads.draw(setting, bars)
     sums = workloads.forward(inputs, mask)
@@ -211,8 +209,6 @@ def serve() -> None:
 
     -1 stands for one that failed.
     """
-    from tracepaper.replay.bench import workloads
-
     assert MECHANISMS
     assert workloads.FORMS
     for line in sys.stdin:
@@ -233,8 +229,6 @@ def serve() -> None:
 
 def run(route: str, mask_name: str, bars: int) -> int:
     """Take the route in this process; return its peak beyond the imports in bytes."""
-    from tracepaper.replay.bench import workloads
-
     known = (*ROUTES, *workloads.FORMS, *MECHANISMS)
     if route not in known and ":" not in route:
         raise ConfigInvalid(f"No route is called {route!r}; choose one of {', '.join(known)}.")

@@ -301,17 +301,13 @@ class WholeWindow:
         """Return the routes by name: each network alone, and with its explanation."""
         found: dict[str, Route] = {}
         for name, network in self._networks.items():
-            found[f"{name}_forward"] = lambda own=network: self._run(own)  # type: ignore[misc]
-            found[f"{name}_explained"] = lambda own=network: self._look(own)  # type: ignore[misc]
+            found[f"{name}_forward"] = partial(self._take, network)
+            found[f"{name}_explained"] = partial(self._take, network.look)
         return found
 
-    def _run(self, network: Network) -> object:
+    def _take(self, way: Callable[[Tensor, Tensor], object]) -> object:
         with torch.inference_mode():
-            return network(self._rows, self._positions)
-
-    def _look(self, network: Network) -> object:
-        with torch.inference_mode():
-            return network.look(self._rows, self._positions)
+            return way(self._rows, self._positions)
 
 
 def device_name(device: str) -> str | None:
