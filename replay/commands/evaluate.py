@@ -103,22 +103,24 @@ def evaluate(
     given = with_settings(config, others)
     source = _source(checkpoint)
     of_books = source == DataSource.ORDER_BOOKS
-    inspected = {
+    inspected: dict[str, object] = {
         f"inspect {name}": asked[result] for name, result in INSPECTIONS.items() if result in asked
     }
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
-        _refuse_for_books(
-            checkpoint,
-            {
-                **examined,
-                "config": config is not None,
-                "set": bool(others),
-                "covariates": covariates is not None,
-            },
+        others_given = {"config": config, "set": others, "covariates": covariates}
+        _refuse(
+            examined | others_given,
+            f"is for models of bars, and {checkpoint} reads order books; leave it out, and see "
+            f"where it looked by `tracepaper explain --depth FILE --checkpoint {checkpoint}`.",
         )
     elif source == DataSource.CLOSES:
-        _refuse_for_several(checkpoint, examined)
+        _refuse(
+            examined,
+            f"examines what a model says of one instrument's bars, and {checkpoint} answers for "
+            "all symbols of a close; leave it out, and see where it looked by `tracepaper explain "
+            "RUN --full`.",
+        )
     chosen = read_spans(holdout, start, end)
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if others and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
@@ -142,7 +144,10 @@ def evaluate(
         return
     _refuse_books_beside(checkpoint, compare or ())
     if is_class:
-        _refuse_for_class(inspected | {"covariates": int(covariates is not None)})
+        _refuse(
+            inspected | {"covariates": covariates},
+            "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
+        )
         judged = _of_class(checkpoint, data, given, chosen)
     else:
         judged = _of_checkpoint(
@@ -182,17 +187,13 @@ def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
             )
 
 
-def _refuse_for_several(name: str, asked: Mapping[str, int]) -> None:
-    """Raise ``ConfigInvalid`` where an examination is *asked* for that needs one instrument."""
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise ``ConfigInvalid`` for the first of *options* that is given, with *why*."""
     from tracepaper.strategies.errors import ConfigInvalid
 
-    for option, count in asked.items():
-        if count:
-            raise ConfigInvalid(
-                f"--{option} examines what a model says of one instrument's bars, and {name} "
-                "answers for all symbols of a close; leave it out, and see where it looked by "
-                "`tracepaper explain RUN --full`."
-            )
+    for option, value in options.items():
+        if value:
+            raise ConfigInvalid(f"--{option} {why}")
 
 
 class _Judged(NamedTuple):
@@ -290,18 +291,6 @@ def _of_checkpoint(
     every = [judge_checkpoint(card, found.tensors, material, span, bars=bars) for span in spans]
     every = counted(every, folder, recipe, found.id)
     return _Judged(found.id, recipe, material.interval_ms, every, findings)
-
-
-def _refuse_for_class(asked: Mapping[str, int]) -> None:
-    """Raise ``ConfigInvalid`` where an examination is *asked* for that needs a checkpoint."""
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    for name, count in asked.items():
-        if count:
-            raise ConfigInvalid(
-                f"--{name} examines a checkpoint's network or arrays, which a class does not show;"
-                " leave it out."
-            )
 
 
 def _of_class(name: str, data: list[str], file: Given, spans: Sequence[NamedSpan]) -> _Judged:
@@ -580,15 +569,3 @@ def _folds_of_books(
         say(f"With {change}.")
         others[change] = refit_books(model, card, material, text, say=say)
     return _Folds(model.model_id, model.recipe, text, book_fold_tables(own, others))
-
-
-def _refuse_for_books(name: str, given: Mapping[str, object]) -> None:
-    """Raise ``ConfigInvalid`` for an option of ``evaluate`` that means nothing to order books."""
-    from tracepaper.strategies.errors import ConfigInvalid
-
-    for option, value in given.items():
-        if value:
-            raise ConfigInvalid(
-                f"--{option} is for models of bars, and {name} reads order books; leave it out, "
-                f"and see where it looked by `tracepaper explain --depth FILE --checkpoint {name}`."
-            )

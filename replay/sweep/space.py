@@ -51,15 +51,10 @@ class Axis:
     log: bool = False
 
     @property
-    def is_range(self) -> bool:
-        """Whether it is a range rather than a list of values."""
-        return not self.values
-
-    @property
     def is_whole(self) -> bool:
         """Whether it is a range of whole numbers."""
         bounds = (self.low, self.high, 1 if self.step is None else self.step)
-        return self.is_range and all(isinstance(bound, int) for bound in bounds)
+        return not self.values and all(isinstance(bound, int) for bound in bounds)
 
     @property
     def count(self) -> int:
@@ -166,15 +161,11 @@ def axis_of_text(text: str) -> Axis:
     if (ranged := _RANGE.match(written.strip())) is not None:
         step = ranged["step"]
         texts = [ranged["low"], ranged["high"], *([] if step in {None, "log"} else [step])]
-        bounds = [bound for bound in map(_value, texts) if type(bound) in {int, float}]
+        values = map(_value, texts)
+        bounds = [value for value in values if not isinstance(value, (str, bool))]
         if len(bounds) == len(texts):
-            return _ranged(name, *map(_bound, bounds), log=step == "log")
+            return _ranged(name, *bounds, log=step == "log")
     return _axis(name, [_value(part) for part in written.split(",") if part.strip()])
-
-
-def _bound(value: float | str) -> float:
-    assert not isinstance(value, str)
-    return value
 
 
 def _value(text: str) -> int | float | bool | str:
@@ -283,25 +274,16 @@ class OptunaSampler:
 
     def tell(self, number: int, point: Point, value: float | None) -> None:
         """Take in the value of a trial, also of one that an earlier process asked for."""
-        failed = self._library.trial.TrialState.FAIL
+        states = self._library.trial.TrialState
+        state = states.FAIL if value is None else states.COMPLETE
         trial = self._asked.pop(number, None)
         if trial is not None:
-            if value is None:
-                self._study.tell(trial, state=failed)
-            else:
-                self._study.tell(trial, value)
+            self._study.tell(trial, value, state=state)
             return
         params = {axis.name: _stored(axis, point[axis.name]) for axis in self._axes}
         self._study.add_trial(
             self._library.trial.create_trial(
-                params=params,
-                distributions=self._distributions,
-                value=value,
-                state=failed if value is None else None,
-            )
-            if value is None
-            else self._library.trial.create_trial(
-                params=params, distributions=self._distributions, value=value
+                params=params, distributions=self._distributions, value=value, state=state
             )
         )
 

@@ -261,8 +261,8 @@ def make(work: Work, cell: Cell) -> CellResult:
     """Make one run; what goes wrong in it is its outcome, in one sentence."""
     began_s = SystemClock().network_s()
     with tempfile.TemporaryDirectory(prefix="tracepaper-sweep-") as folder:
-        kept = work.kept_in is not None
-        database = Path(folder) / "run.db" if work.kept_in is None else kept_database(work, cell)
+        is_kept = work.kept_in is not None
+        database = kept_database(work, cell) if is_kept else Path(folder) / "run.db"
         request = Request(
             data=work.candles,
             config=work.config,
@@ -274,23 +274,17 @@ def make(work: Work, cell: Cell) -> CellResult:
             to_text=None if cell.until_ms is None else str(cell.until_ms),
             database=database,
             # An objective that is given the run is given all of it.
-            log="full" if kept else "acted",
+            log="full" if is_kept else "acted",
         )
         try:
             found = _made(work, cell, request)
         except TracepaperError as error:
             return CellResult(*cell[:4], error=str(error))
     seconds = round(SystemClock().network_s() - began_s, 3)
-    return (
-        CellResult(*cell[:4], **found, seconds=seconds)
-        if kept
-        else CellResult(*cell[:4], **{**found, "run_id": ""}, seconds=seconds)
-    )
+    return CellResult(*cell[:4], **found, seconds=seconds)
 
 
 def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
-    from dataclasses import replace
-
     with known_class(work.made_of):
         wanted = replace(request, overrides=overrides_of(work, cell.point))
         every = EveryBar()
@@ -306,7 +300,7 @@ def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
         "config_sha256": row.config_sha256,
         "strategy_sha256": row.strategy_sha256,
         "model_sha256": row.model_sha256,
-        "run_id": made.run_id,
+        "run_id": "" if work.kept_in is None else made.run_id,
     }
 
 
