@@ -40,16 +40,7 @@ class Environment(NamedTuple):
     @classmethod
     def recorded(cls, at: Run | ModelChange) -> Environment:
         """Return where a run, or one of its starts, says that it was."""
-        return cls(
-            at.mode,
-            at.device,
-            at.dtype,
-            at.threads,
-            at.backend,
-            at.torch_version,
-            at.instruction_set,
-            at.libraries,
-        )
+        return cls(*(getattr(at, name) for name in cls._fields))
 
     def differs(self, here: Environment) -> str:
         """Say what is another *here*; empty where nothing is, and every bit must be equal."""

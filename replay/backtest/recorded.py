@@ -328,13 +328,9 @@ class RecordedPredictor:
 
     def predict_close(self, bars: Sequence[Bar]) -> list[Prediction]:
         """Return the answers to *bars*, which must be the oldest not yet answered."""
-        if self._scan is not None:
-            return self._scan.predict_close(bars)
         if self._inline is not None:
             return self._inline.predict_close(bars, [self._recorded.popleft() for _ in bars])
-        if self._is_outside:
-            return [self._recorded.popleft() for _ in bars]
-        return [None] * len(bars)
+        return [self.predict(bar) for bar in bars]
 
 
 def run_in(

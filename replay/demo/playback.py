@@ -81,7 +81,7 @@ Message = StartMessage | BarMessage | GapMessage | CommandMessage | SpeedMessage
 """One line of the daemon's process to the demo."""
 
 _ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(Message)
+_DECODER: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
 
 
 def encode(message: Message) -> bytes:
@@ -91,8 +91,7 @@ def encode(message: Message) -> bytes:
 
 def decode(line: bytes) -> Message:
     """Decode *line*; raise ``msgspec.DecodeError`` where it is cut short."""
-    message: Message = _DECODER.decode(line)
-    return message
+    return _DECODER.decode(line)
 
 
 def start_message(run: Run, *, pid: int, cash: float) -> StartMessage:
@@ -391,15 +390,19 @@ class ShowFiles:
             ) from None
 
 
+def stamp(wall_ms: int) -> str:
+    """Return a time as the names of files bear it: ``20250501-120000``."""
+    return iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
+
+
 def claimed(database: Path | None, *, wall_ms: int) -> ShowFiles:
     """Return the files of a new show: *database* and what lies beside it, or new names."""
     if database is not None:
         files = ShowFiles(database)
         files.claim()
         return files
-    stamp = iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
     for number in range(1, NAMES_MAX):
-        files = ShowFiles(Path(f"demo-{stamp}{'' if number == 1 else f'-{number}'}.db"))
+        files = ShowFiles(Path(f"demo-{stamp(wall_ms)}{'' if number == 1 else f'-{number}'}.db"))
         if not files.config.exists():
             files.claim()
             return files

@@ -27,7 +27,7 @@ from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher, live_view
 from tracepaper.replay.backtest.build import fit_windows
 from tracepaper.replay.demo.incidents import INCIDENTS
-from tracepaper.replay.demo.playback import Pacer, Race, ShowFiles, claimed
+from tracepaper.replay.demo.playback import Pacer, Race, ShowFiles, claimed, stamp
 from tracepaper.replay.demo.processes import (
     LOOKED_AT_EVERY_S,
     Cast,
@@ -36,6 +36,7 @@ from tracepaper.replay.demo.processes import (
     exchange_beside,
 )
 from tracepaper.replay.demo.screen import Stage, opened
+from tracepaper.replay.demo.summary import Played, sum_up
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.explain.decision import read_stored
 from tracepaper.replay.explain.recompute import recompute
@@ -106,8 +107,6 @@ def perform(show: Show) -> None:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
     files.drop_changed()
-    from tracepaper.replay.demo.summary import Played, sum_up
-
     played = Played(cast.race, tuple(cast.outcomes), cast.pacer.slowest_s)
     sum_up(files, played, as_json=show.as_json)
     if cast.failure is not None:
@@ -158,9 +157,12 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
             until_ms = min(until_ms, begin_ms + round(show.days * DAY_MS))
         async with aiohttp.ClientSession() as http:
             pacer = Pacer(until_ms, show.seconds, interval_ms)
-            cast = Cast(
-                served, files, stage, Race(), pacer, clock, http, _pointed(served), until_ms
-            )
+            settings = {
+                "market": {"symbols": served["symbols"], "interval": served["interval"]},
+                "exchange": {name: served[name] for name in ("rest_url", "stream_url")},
+                "http": {"port": 0},
+            }
+            cast = Cast(served, files, stage, Race(), pacer, clock, http, settings, until_ms)
             await cast.control("speed", PaceSaid(cast.speed))
             try:
                 await _raced(cast, beside, stop, has_incidents=show.has_incidents)
@@ -169,15 +171,6 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
                     raise
                 cast.failure = error  # what was played is summed up all the same
     return cast
-
-
-def _pointed(served: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Point the daemon's settings at the exchange and at what it serves."""
-    return {
-        "market": {"symbols": served["symbols"], "interval": served["interval"]},
-        "exchange": {"rest_url": served["rest_url"], "stream_url": served["stream_url"]},
-        "http": {"port": 0},
-    }
 
 
 async def _raced(
@@ -299,7 +292,7 @@ def perform_own(wanted: Demonstration) -> None:
     Raises ``FeedLost``, after the summary, where its exchange ends before its time.
     """
     clock = SystemClock()
-    database = wanted.database or Path(f"demo-{_stamp(clock.wall_ms())}.db")
+    database = wanted.database or Path(f"demo-{stamp(clock.wall_ms())}.db")
     with exchange_beside(wanted.data or (str(DEMO_CANDLES),), wanted.speed) as beside:
         served = beside.served
         config, said = _configured(wanted, served)
@@ -330,12 +323,6 @@ async def _run(daemon: Daemon, beside: ServedExchange) -> FeedLost | None:
         await running
         return failure
     return running.result()
-
-
-def _stamp(wall_ms: int) -> str:
-    from tracepaper.replay.archive.columns import iso
-
-    return iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
 
 
 def _configured(wanted: Demonstration, served: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:

@@ -277,10 +277,7 @@ def probabilistic_sharpe(returns: Numbers) -> float | None:
 
     Bailey and Lopez de Prado (2012), against a ratio of zero.
     """
-    ratio, error = sharpe(returns, 1.0), sharpe_error(returns)
-    if ratio is None or not error:
-        return None
-    return NormalDist().cdf(ratio / error)
+    return deflated_sharpe(returns, trials=1, variance=0.0)
 
 
 def rolling_sharpe(
@@ -288,23 +285,21 @@ def rolling_sharpe(
     equity: Numbers,
     interval_ms: int,
     calendar: Calendar | None = None,
-    *,
-    days: int = DAYS_TO_ANNUALISE,
 ) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Return the closes at which *days* days with bars end, and their annual Sharpe ratio.
+    """Return the closes at which thirty days with bars end, and their annual Sharpe ratio.
 
     It is NaN where nothing varied; a shorter curve has none.
     """
     returns = daily_returns(times_ms, equity, calendar)
     ends = np.asarray(times_ms, dtype=np.int64)[day_ends(times_ms, calendar)]
-    if returns.size < days:
+    if returns.size < DAYS_TO_ANNUALISE:
         return np.empty(0, dtype=np.int64), np.empty(0)
-    windows = np.lib.stride_tricks.sliding_window_view(returns, days)
+    windows = np.lib.stride_tricks.sliding_window_view(returns, DAYS_TO_ANNUALISE)
     spread = windows.std(axis=1, ddof=1)
     varied = spread > 0
     ratio = np.full(spread.size, np.nan)
     ratio[varied] = windows.mean(axis=1)[varied] / spread[varied]
-    return ends[days - 1 :], ratio * np.sqrt(days_in_year(interval_ms, calendar))
+    return ends[DAYS_TO_ANNUALISE - 1 :], ratio * np.sqrt(days_in_year(interval_ms, calendar))
 
 
 def sortino(returns: Numbers, a_year: float) -> float | None:

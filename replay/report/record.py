@@ -409,19 +409,16 @@ def _bars(
         rates_of.setdefault((row["instrument"], row["market_ms"]), rate)
     bars = {}
     for name, places in decisions.places.items():
-        own = {column: values[at[places]] for column, values in columns.items()}
+        own = {
+            column: values[at[places]]
+            for column, values in columns.items()
+            if column != "instrument"
+        }
         rates = [
             (time, rate) for (instrument, time), rate in rates_of.items() if instrument == name
         ]
-        bars[name] = Bars(
-            own["sequence"],
-            own["open_time_ms"],
-            own["open"],
-            own["high"],
-            own["low"],
-            own["close"],
-            funding_in_bars(_closes(own["open_time_ms"], interval_ms, calendar), rates),
-        )
+        closes_ms = _closes(own["open_time_ms"], interval_ms, calendar)
+        bars[name] = Bars(**own, funding=funding_in_bars(closes_ms, rates))
     return bars
 
 
