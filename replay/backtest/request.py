@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.commands.options import reads_record
+from tracepaper.daemon.commands.options import print_json, reads_record
 from tracepaper.daemon.config.loading import COMMAND_LINE, Given, Sections, WithSettings, load
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
@@ -97,8 +98,6 @@ class Watch:
 
 def perform(request: Request, *, as_json: bool = False) -> None:
     """Carry *request* out and print it; raise ``typer.Exit`` 130 where Ctrl-C ended it early."""
-    import typer
-
     quiet = as_json or not sys.stderr.isatty()
     with _interruptible() as stopped:
         made = carry_out(request, Watch(partial(_progress, quiet=quiet), stopped))
@@ -330,8 +329,6 @@ def _progress(replay: Replay, *, quiet: bool) -> Iterator[Progress]:
 
 
 def _say(request: Request, made: Made, *, as_json: bool) -> None:
-    from tracepaper.daemon.commands.options import print_json
-
     database, run_id, tally, seconds = made.database, made.run_id, made.tally, made.seconds
     if as_json:
         print_json(

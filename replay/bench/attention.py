@@ -32,6 +32,7 @@ from tracepaper.replay.bench.routes import (
 from tracepaper.replay.bench.workloads import Setting
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.networks.stream import CHUNK_BARS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -220,8 +221,6 @@ def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Fi
 
 def _live(backend: str) -> Figures:
     """Measure the default network's live step and its chunked scan, each with its plain form."""
-    from tracepaper.strategies.networks.stream import CHUNK_BARS
-
     live = workloads.Live(backend=backend)
     spent: dict[str, list[float]] = {
         name: [] for name in ("step", "plain", "scan", "plain_scan", "forward")

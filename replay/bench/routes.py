@@ -18,13 +18,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import torch
+from torch import Tensor
 
 from tracepaper.daemon.session.user_class import imported
 from tracepaper.replay.bench import workloads
 from tracepaper.replay.bench.machine import status_kib
+from tracepaper.replay.bench.workloads import Inputs, Setting
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.linear import (
     LinearLayer,
@@ -47,11 +49,6 @@ from tracepaper.strategies.attention.variants import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tracepaper.replay.bench.workloads import Inputs, Setting
-
 ROUTES: Final = ("inputs", "flash", "ours", "dense")
 FORMS_MAX: Final = 4_096
 """Beyond, forms that need whole rows take minutes."""
@@ -63,7 +60,7 @@ _PEAK: Final = "peak of a route, bytes: "
 
 Figures = dict[str, Any]
 Route = Callable[[], object]
-Implementation = Callable[["Inputs", Mask], object]
+Implementation = Callable[[Inputs, Mask], object]
 
 
 def mask_named(name: str) -> Mask:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tracepaper.strategies.attention import compiled, reference
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import MaskKind
+from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
 from tracepaper.strategies.attention.rollout import rollout_buckets, rollout_by_age, rollout_rows
 from tracepaper.strategies.attention.tiles import visible_pairs
@@ -40,9 +40,6 @@ from tracepaper.strategies.networks.stream import (
     stream_backends,
 )
 from tracepaper.strategies.types.decisions import BLOCK_BARS
-
-if TYPE_CHECKING:
-    from tracepaper.strategies.attention.masks import Mask
 
 MANY_ROWS: Final = 256
 """Decisions that share one backward pass in the bench."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.state import decode_state
@@ -55,6 +55,7 @@ from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import measure_name
+from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.gate import GATES, GateKind
@@ -68,9 +69,6 @@ from tracepaper.strategies.types.market import (
     Retrained,
     RetrainOutcome,
 )
-
-if TYPE_CHECKING:
-    from tracepaper.storage.record.decode import StoredRows
 
 DIFFERENCES_KEPT: Final = 100
 EXACT: Final = frozenset({"sma_cross", "persistence"})

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tracepaper.daemon.commands.options import JsonOption
+from tracepaper.daemon.commands.options import JsonOption, print_json
+from tracepaper.strategies.extras import require
 
 app = typer.Typer(help="Measure: figures as ratios, in one run, on CPU time.")
 
@@ -165,10 +166,8 @@ def attention(
     json: JsonOption = False,
 ) -> None:
     """Measure what an explanation costs beside the forward that it explains."""
-    from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.bench.attention import SIZES, Printer, measure, plot
     from tracepaper.replay.bench.machine import machine_line
-    from tracepaper.strategies.extras import require
 
     require("matplotlib", "--png", png)
     if not json:
@@ -234,8 +233,6 @@ def _tell(sentence: str) -> None:
 
 def _say(title: str, figures: Mapping[str, Any], *, as_json: bool) -> None:
     """Print the figures as one JSON document, or line by line."""
-    from tracepaper.daemon.commands.options import print_json
-
     if as_json:
         print_json(figures)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -16,9 +17,12 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     SetOption,
     database_path,
+    located,
+    print_json,
     reads_record,
     say,
 )
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 if TYPE_CHECKING:
@@ -51,21 +55,18 @@ def verify(
     json: JsonOption = False,
 ) -> None:
     """Derive a run again from its stored events; exit 1 with the first difference if any."""
-    from dataclasses import asdict
-
-    from tracepaper.daemon.commands.options import print_json
     from tracepaper.replay.archive import read_funding
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_funding
     from tracepaper.replay.checks.verify import verify_run
     from tracepaper.storage.database.reader import Reader, resolve
 
-    located = resolve(None if "#" in run else database_path(db), run)
-    with Reader.open(located.path) as reader:
+    place = resolve(None if "#" in run else database_path(db), run)
+    with Reader.open(place.path) as reader:
         histories = [read_funding(path) for path in funding or ()]
-        settled = [check_funding(reader, located.run_id, rates) for rates in histories]
+        settled = [check_funding(reader, place.run_id, rates) for rates in histories]
         from_ms = None if from_ is None else instant(from_)
-        found = verify_run(reader, located.path, located.run_id, sample=sample, from_ms=from_ms)
+        found = verify_run(reader, place.path, place.run_id, sample=sample, from_ms=from_ms)
     holds = found.holds and all(one.holds for one in settled)
     if json:
         compared = [{**asdict(one), "holds": one.holds} for one in settled]
@@ -177,9 +178,6 @@ def parity(
     json: JsonOption = False,
 ) -> None:
     """Compare two runs decision by decision; exit 1 with the first field that differs if any."""
-    from dataclasses import asdict
-
-    from tracepaper.daemon.commands.options import located, print_json
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.storage.database.reader import Reader
 
@@ -272,9 +270,6 @@ def lookahead(
     json: JsonOption = False,
 ) -> None:
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
-    from dataclasses import asdict
-
-    from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
@@ -323,9 +318,6 @@ def recursive(
     json: JsonOption = False,
 ) -> None:
     """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
-    from dataclasses import asdict
-
-    from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
@@ -333,7 +325,6 @@ def recursive(
     from tracepaper.replay.checks.lookahead import MODEL
     from tracepaper.replay.checks.perturbations import Files
     from tracepaper.replay.checks.recursive import recursive as check
-    from tracepaper.strategies.errors import ConfigInvalid
 
     given, candles = _given(data, with_settings(config, settings))
     given, books = _with_books(given, candles, depth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,8 +14,10 @@ from tracepaper.daemon.commands.options import (
     database_path,
     print_json,
 )
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import INTERVALS, interval_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,12 +83,9 @@ def import_(
     json: JsonOption = False,
 ) -> None:
     """Import candle files into an archive: all of them, or none if one is invalid."""
-    from dataclasses import asdict
-
     from tracepaper.replay.archive import read_many
     from tracepaper.replay.archive.series import import_candles
     from tracepaper.replay.archive.sessions import sessions_named
-    from tracepaper.strategies.extras import require
 
     require("exchange_calendars", "--calendar", calendar)
     file = database_path(archive, config)
@@ -117,14 +117,11 @@ def check(
     json: JsonOption = False,
 ) -> None:
     """Check files of candles or order books: what each holds, or why it is refused."""
-    from dataclasses import asdict
-
     from tracepaper.replay.archive import read_candles
     from tracepaper.replay.archive.order_book import depth_quality, is_depth_file
     from tracepaper.replay.archive.series import quality
     from tracepaper.replay.archive.sessions import sessions_named
     from tracepaper.replay.commands.recording import depth_lines
-    from tracepaper.strategies.extras import require
 
     require("exchange_calendars", "--calendar", calendar)
     sessions_for = None if calendar is None else sessions_named(calendar)
@@ -166,7 +163,6 @@ def check(
 def _lines(found: Quality) -> list[str]:
     """Return the report of one file for people."""
     from tracepaper.replay.archive.columns import iso
-    from tracepaper.strategies.units import interval_text
 
     gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
     if len(found.gaps) > GAPS_SHOWN:
@@ -198,7 +194,6 @@ def _unit(decimals: int | None) -> str:
 def _import_lines(one: Imported, archive: Path) -> list[str]:
     """Return the report of one imported series for people."""
     from tracepaper.replay.archive.columns import iso
-    from tracepaper.strategies.units import interval_text
 
     known = f", {one.known:,} were there already" if one.known else ""
     span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
@@ -256,7 +251,6 @@ def describe(
         described,
         lines,
     )
-    from tracepaper.strategies.extras import require
 
     require("exchange_calendars", "--calendar", calendar)
     dates = [train_until, validate_until, calibrate_until]
@@ -285,7 +279,6 @@ def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: i
         by_shares,
         date_ms,
     )
-    from tracepaper.strategies.errors import ConfigInvalid
 
     given = [date_ms(date) for date in dates if date is not None]
     if not given:
@@ -332,11 +325,8 @@ def record(
     json: JsonOption = False,
 ) -> None:
     """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it."""
-    from dataclasses import asdict
-
     from tracepaper.daemon.bybit.order_book import DepthRequest
     from tracepaper.replay.commands.recording import depth_lines, record_frames, record_session
-    from tracepaper.strategies.errors import ConfigInvalid
 
     request = DepthRequest(category or Category.LINEAR, symbol, depth, every)
     if frames is None:
@@ -376,8 +366,6 @@ def list_(
     *, archive: ArchiveOption = None, config: ConfigOption = None, json: JsonOption = False
 ) -> None:
     """List the contents of an archive and its gaps."""
-    from dataclasses import asdict
-
     from tracepaper.replay.archive.series import held
 
     file = database_path(archive, config)
@@ -393,7 +381,6 @@ def list_(
 
 def _held_line(one: Held) -> str:
     from tracepaper.replay.archive.columns import iso
-    from tracepaper.strategies.units import interval_text
 
     missing = sum(until - start for start, until in one.gaps) // one.interval_ms
     return (
@@ -420,14 +407,11 @@ def fetch(
 ) -> None:
     """Download what an archive lacks from the exchange; run it again to continue."""
     import sys
-    from dataclasses import asdict
 
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.shutdown import run_loop
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.archive.download import FetchRequest, fetch_order
-    from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.units import INTERVALS
 
     if interval not in INTERVALS:
         raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")
@@ -450,8 +434,6 @@ def fetch(
 
 
 def _outcome_line(one: Outcome, archive: Path) -> str:
-    from tracepaper.strategies.units import interval_text
-
     count = len(one.absent)
     spans = (
         f"{count} spans of it, asked for twice" if count > 1 else "a span of it, asked for twice"

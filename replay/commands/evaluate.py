@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -10,6 +11,8 @@ import typer
 
 from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_json
 from tracepaper.replay.commands.train import CovariatesOption, DataOption
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,8 +96,6 @@ def evaluate(
     from tracepaper.replay.learning.openings import read_spans
     from tracepaper.replay.learning.recipe_file import evaluation_options
     from tracepaper.strategies.api.model import DataSource
-    from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.extras import require
 
     require("plotly", "--html", html)
     asked = read_inspections(inspect or ())
@@ -177,7 +178,6 @@ def _source(name: str) -> DataSource:
 def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
     """Raise ``ConfigInvalid`` where a network of order books is to stand beside a model of bars."""
     from tracepaper.strategies.api.model import DataSource
-    from tracepaper.strategies.errors import ConfigInvalid
 
     for other in beside:
         if _source(other) == DataSource.ORDER_BOOKS:
@@ -189,8 +189,6 @@ def _refuse_books_beside(name: str, beside: Sequence[str]) -> None:
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
     """Raise ``ConfigInvalid`` for the first of *options* that is given, with *why*."""
-    from tracepaper.strategies.errors import ConfigInvalid
-
     for option, value in options.items():
         if value:
             raise ConfigInvalid(f"--{option} {why}")
@@ -236,7 +234,6 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     from tracepaper.replay.learning.fit import use_threads
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.api.model import DataSource
-    from tracepaper.strategies.errors import ConfigInvalid
     from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
 
     use_threads(threads)
@@ -335,7 +332,6 @@ def _with_rival(
     threads: int,
 ) -> _Judged:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
-    from dataclasses import replace
     from functools import partial
 
     from tracepaper.daemon.config.values import MODULE_CLASS
@@ -349,7 +345,6 @@ def _with_rival(
     from tracepaper.replay.learning.stored_baselines import (
         unfitted,
     )
-    from tracepaper.strategies.errors import ConfigInvalid
 
     ask: Callable[[SpanJudgement], Rival]
     if MODULE_CLASS.match(name) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,9 +15,12 @@ from tracepaper.daemon.commands.options import (
     JsonOption,
     ToOption,
     database_path,
+    located,
     print_json,
 )
-from tracepaper.strategies.errors import DataInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.extras import require
+from tracepaper.strategies.units import time_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -110,8 +114,6 @@ def check(
 
     Of an ensemble, the network is taken. Exit code 1 where something is not in order.
     """
-    from dataclasses import asdict
-
     from tracepaper.replay.learning.inspection.model import StoredNetwork
 
     stored = StoredNetwork.open(model, covariates)
@@ -149,7 +151,6 @@ def export(
     their absolute positions, its outputs the heads at the last bar.
     """
     from tracepaper.replay.learning.inspection.model import StoredNetwork
-    from tracepaper.strategies.extras import require
 
     for package in ("onnx", "onnxscript"):
         require(package, "--to onnx", to == "onnx")
@@ -369,7 +370,6 @@ def _asked(
     test: int | None,
 ) -> tuple[Retraining, int]:
     """Return what is asked for, and the number of the judgement."""
-    from tracepaper.daemon.commands.options import located
     from tracepaper.daemon.session.retraining import (
         BY_HAND,
         past_retrainings,
@@ -380,8 +380,6 @@ def _asked(
     from tracepaper.replay.learning.evaluation.retraining import Retraining
     from tracepaper.storage.checkpoints import ID_DIGITS, find_kept
     from tracepaper.storage.database.reader import Reader
-    from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.units import time_of
 
     found = located(named, database)
     with Reader.open(found.path) as reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -21,7 +22,11 @@ from tracepaper.daemon.commands.options import (
     SetOption,
     SymbolOption,
     ToOption,
+    print_json,
 )
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
+from tracepaper.strategies.types.market import Category
 
 if TYPE_CHECKING:
     from tracepaper.replay.api import Backtest
@@ -73,7 +78,6 @@ def replay(
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.backtest.request import Request, perform
-    from tracepaper.strategies.errors import ConfigInvalid
 
     given = (*(files or ()), *(data or ()))
     if not given:
@@ -168,15 +172,12 @@ def sweep(
 
     The same command continues an interrupted sweep. Exit code 1 if every run failed.
     """
-    from tracepaper.daemon.commands.options import print_json
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.space import axis_of_text
     from tracepaper.replay.sweep.trial import read_request, state_beside
     from tracepaper.replay.sweep.views import show_sweep
-    from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.extras import require
 
     given = [*(files or ()), *(data or ())]
     require("plotly", "--html", html)
@@ -224,7 +225,6 @@ def _objective(text: str) -> Objective:
     if ":" not in text:
         return text
     from tracepaper.daemon.session.user_class import imported
-    from tracepaper.strategies.errors import ConfigInvalid
 
     found = imported(text, key="--objective")
     if not callable(found):
@@ -313,7 +313,6 @@ def demo(
     incidents, until the candles end, --bars are decided, or Ctrl-C.
     """
     from tracepaper.daemon.session.shutdown import exit_zero_on_signals
-    from tracepaper.strategies.errors import ConfigInvalid
 
     exit_zero_on_signals()
     if data or config:
@@ -432,8 +431,6 @@ def exchange(
 
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.replay.exchange.server import ExchangeSettings, serve
-    from tracepaper.strategies.errors import ConfigInvalid
-    from tracepaper.strategies.types.market import Category
 
     if category is not None and category not in tuple(Category):
         raise ConfigInvalid(f"--category is {category!r}: give linear or spot.")
@@ -464,8 +461,6 @@ def _print(*parts: str) -> None:
 
 def _plan(path: Path | None, seed: int, every_s: float) -> FaultPlan:
     """Return the plan of the file at *path* with the schedule of the options."""
-    from dataclasses import replace
-
     from tracepaper.replay.exchange.faults import read_plan
 
     plan = read_plan(path)

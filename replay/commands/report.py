@@ -21,6 +21,8 @@ from tracepaper.daemon.commands.options import (
     reads_record,
 )
 from tracepaper.replay.report import BARS_DRAWN
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.attention import InfluenceReport
@@ -62,7 +64,6 @@ def report(
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.report.report import build_report
     from tracepaper.replay.report.terminal import as_document, show_report
-    from tracepaper.strategies.extras import require
 
     require("plotly", "--html", html)
     if chart is not None:
@@ -242,7 +243,6 @@ def _explain_book(
     from tracepaper.replay.explain.order_book import book_map
     from tracepaper.replay.explain.picture import map_document, map_parts
     from tracepaper.storage.checkpoints import locate
-    from tracepaper.strategies.errors import ConfigInvalid
 
     if depth is None or checkpoint is None:
         raise ConfigInvalid("Give --depth FILE and --checkpoint FOLDER together, or a RUN alone.")
@@ -264,7 +264,6 @@ WIDE: Final = 132
 def _instant(text: str) -> int:
     """Return the UTC milliseconds of a time with its zone; raise ``ConfigInvalid``."""
     from tracepaper.replay.archive.columns import instant
-    from tracepaper.strategies.errors import ConfigInvalid
 
     if not _NUMBER.fullmatch(text) and not _ZONE.search(text):
         raise ConfigInvalid(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_never
 import typer
 
 from tracepaper.daemon.commands.options import JsonOption, print_json
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.strategies.errors import ConfigInvalid
 
 DataOption = Annotated[
     list[str],
@@ -98,8 +99,6 @@ def train(
         return
     if not data or out is None:
         missing = "--out FOLDER" if data else "--data PATH"
-        from tracepaper.strategies.errors import ConfigInvalid
-
         raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
     file = recipe or recipe_file
     document = _document(file, settings or ())
@@ -146,7 +145,6 @@ def _trained(
     from tracepaper.replay.learning.recipe import over
     from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
     from tracepaper.storage.covariates import read_vectors
-    from tracepaper.strategies.extras import require
 
     documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
     recipes = [recipe_of(each) for each in documents or [dict(document)]]
@@ -209,8 +207,6 @@ def _join(
 
 
 def _members_wrong() -> ConfigInvalid:
-    from tracepaper.strategies.errors import ConfigInvalid
-
     return ConfigInvalid(
         "ensemble.members are two folders, of a network and of a tree or glm, which are joined as "
         "they are: set nothing else but model.name, training.threads and training.explained_bars."

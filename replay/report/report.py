@@ -42,7 +42,7 @@ from tracepaper.replay.report.trades import (
 from tracepaper.replay.report.trades import (
     newest as newest_listed,
 )
-from tracepaper.storage.checkpoints import ID_DIGITS
+from tracepaper.storage.checkpoints import ID_DIGITS, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Action
@@ -498,10 +498,8 @@ def _card(record: RunRecord) -> Card:
     """Return the card of the run's model; empty without a model, or where it is not kept."""
     if not record.run["model_id"]:
         return {}
-    from tracepaper.storage import checkpoints
-
-    folder = checkpoints.kept_folder(record.database, str(record.run["model_id"]))
-    return checkpoints.read_card(folder) if folder.is_dir() else {}
+    folder = kept_folder(record.database, str(record.run["model_id"]))
+    return read_card(folder) if folder.is_dir() else {}
 
 
 def _card_sentences(card: Card) -> list[str]:

@@ -15,9 +15,9 @@ from tracepaper.replay.document.values import tone
 from tracepaper.replay.report.charts import drawn_trades
 from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.report import ExplainedTrade, Report
-from tracepaper.replay.report.trades import listed
+from tracepaper.replay.report.trades import ClosedTrade, listed
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.gate import measured
@@ -26,9 +26,6 @@ from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from tracepaper.replay.report.trades import ClosedTrade
-    from tracepaper.storage.database.run_views import Row
 
 
 def trades(report: Report) -> Markup:
