@@ -13,10 +13,14 @@ from rich.text import Text
 
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
+from tracepaper.daemon.terminal.live_view import RunWatcher
 from tracepaper.replay.demo.playback import Race, ShowFiles
 from tracepaper.replay.document.terminal import printed
+from tracepaper.replay.document.terminal import show as show_parts
 from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, read_stored, verdict_of
+from tracepaper.replay.explain.recompute import recompute
+from tracepaper.replay.explain.tables import attribution_parts, stored_parts
 from tracepaper.replay.report.benchmarks import (
     ALLOWED,
     RandomTwins,
@@ -27,10 +31,17 @@ from tracepaper.replay.report.benchmarks import (
 from tracepaper.replay.report.metrics import total_return
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.report import AccountReport, account_report, held_alike
-from tracepaper.replay.report.terminal import decision_to_explain, program_name
+from tracepaper.replay.report.terminal import (
+    Summary,
+    decision_to_explain,
+    program_name,
+    show_summary,
+    summarise,
+)
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import is_installed
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.gates.gate import GATES as GATES_KNOWN
@@ -350,4 +361,60 @@ def document(ending: Ending, files: ShowFiles, played: Played) -> dict[str, Any]
             None if ending.decision is None else ending.decision.decision["sequence"]
         ),
         "chain": {"holds": ending.chain.holds, "steps": ending.chain.steps},
+    }
+
+
+# ---------------------------------------------------------------- a demo of one's own data
+
+
+def sum_up_own(watcher: RunWatcher, database: Path, *, as_json: bool) -> None:
+    """Print the end of a demo of one's own data: accounts, fills, a decision, the chain."""
+    assert watcher.run is not None
+    run_id = watcher.run.run_id
+    summary = summarise(database, run_id)
+    with Reader.open(database) as reader:
+        chain = verify_chain(reader.connection, run_id)
+    sequence = decision_to_explain(database, run_id)
+    if as_json:
+        print_json(_own_document(summary, database, chain, sequence))
+        return
+    console = Terminal()
+    if watcher.reached_end:
+        console.print("The candles came to their end.")
+    show_summary(console, summary)
+    if sequence is not None:
+        console.print(Rule("One decision, explained", align="left", style="dim"))
+        show_parts(console, stored_parts(read_stored(database, run_id, sequence)))
+        try:
+            show_parts(console, attribution_parts(recompute(database, run_id, sequence)))
+        except (DataInvalid, CheckpointMismatch) as error:
+            console.print(Text(str(error), "dim"))
+    console.print(Rule("Trace it", align="left", style="dim"))
+    verdict = "holds" if chain.holds else f"is broken: {chain.problem}"
+    console.print(
+        f"The chain of {chain.steps:,} steps {verdict}. The database is {database}.", markup=False
+    )
+    console.print("Next:")
+    decision = "last:SEQUENCE" if sequence is None else f"last:{sequence}"
+    question = "SELECT refused_by, count(*) AS bars FROM v_decisions GROUP BY 1"
+    for command in ("verify last", f"explain {decision} --full", f'audit sql "{question}"'):
+        line = f"  {program_name()} {command} --db {database}"
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _own_document(
+    summary: Summary, database: Path, chain: ChainReport, sequence: int | None
+) -> dict[str, Any]:
+    return {
+        "run_id": summary.run["run_id"],
+        "database": str(database),
+        "decisions": summary.decisions,
+        "allowed": summary.allowed,
+        "fills": summary.fill_count,
+        "accounts": summary.accounts,
+        "refusals": dict(summary.refusals),
+        "unfilled": dict(summary.unfilled),
+        "rejected": dict(summary.rejected),
+        "explained_sequence": sequence,
+        "chain": {"holds": chain.holds, "steps": chain.steps},
     }

@@ -16,7 +16,6 @@ from rich.console import Console, ConsoleDimensions
 from waiting import deadline
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.replay.demo.incidents import INCIDENTS, cut_the_stream
 from tracepaper.replay.demo.playback import (
     SPEED_MAX,
     SPEED_MIN,
@@ -28,7 +27,7 @@ from tracepaper.replay.demo.playback import (
 )
 from tracepaper.replay.demo.processes import Cast
 from tracepaper.replay.demo.screen import RaceScreen
-from tracepaper.replay.demo.show import paced
+from tracepaper.replay.demo.show import INCIDENTS, cut_the_stream, paced
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import FeedLost
 
