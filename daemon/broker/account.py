@@ -47,9 +47,12 @@ class Intent(NamedTuple):
         return is_entry(self.action)
 
 
+ENTRIES: Final = (Action.LONG, Action.SHORT)
+
+
 def is_entry(action: Action) -> bool:
     """Return whether *action* asks for a position."""
-    return action is Action.LONG or action is Action.SHORT
+    return action in ENTRIES
 
 
 EncodedAccount = tuple[int, dict[str, msgspec.Raw]]

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
+    ENTRIES,
     AccountState,
     BrokerSettings,
     EncodedAccount,
@@ -38,6 +39,9 @@ class Save(IntEnum):
     NO = 0
     LATER = 1  # now and then: only the steps say what has changed
     NOW = 2  # by this step; within a close, by its last one
+
+
+_LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
 
 
 class Filled(NamedTuple):
@@ -257,7 +261,7 @@ class Broker:
         key = bar.instrument
         orders = account.orders[key]
         plan: Plan | None = None
-        if action is Action.LONG or action is Action.SHORT:
+        if action in ENTRIES:
             planned = self._enter(account, intent, bar, at_ms)
             if isinstance(planned, str):
                 return Sent((), planned)
@@ -300,7 +304,7 @@ class Broker:
             if isinstance(plan, str):
                 return plan
         # Not at once: the step says in a bit that a position was confirmed.
-        self.save = self.save or Save.LATER
+        self.save = self.save or _LATER
         if key in self._confirms:
             account.confirm(key, bar.open_time_ms)
         return plan
