@@ -444,7 +444,7 @@ def booked(own: OwnLedger, fill: Fill) -> None:
         assert own.of(KEY).quantity == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**9))
 def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(seed: int) -> None:
     """The account equals one kept by itself, and a position loses no more than its margin."""

@@ -83,6 +83,7 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "where", "name", "plant"),
     PLANTED,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import own_strategies as own
+import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from programs import BIN, Program
@@ -81,6 +82,7 @@ async def trade(daemon: Program, exchange: EmbeddedExchange, path: Path, minutes
         await until(partial(_has, path, wanted))
 
 
+@pytest.mark.slow
 async def test_a_killed_daemon_goes_on_behind_a_gap(tmp_path: Path) -> None:
     data = made_candles(walk_rows(400), symbol="BTCUSDT")
     served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)

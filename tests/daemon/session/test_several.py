@@ -152,6 +152,7 @@ def closed_symbols(live: Live) -> set[str]:
     return {one.instrument.symbol for one in events if one.instrument.status == "Closed"}
 
 
+@pytest.mark.slow
 async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

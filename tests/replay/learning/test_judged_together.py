@@ -162,6 +162,7 @@ def given(paths: Sequence[str]) -> list[str]:
     return [word for path in paths for word in ("--data", path)]
 
 
+@pytest.mark.slow
 def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     models: dict[str, Path],
     paths: list[str],
@@ -355,6 +356,7 @@ class CutOffError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
     aligned: Dataset, tmp_path: Path
 ) -> None:

@@ -214,6 +214,7 @@ def run(command: Any, *arguments: str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> None:
     data = [word for path in paths for word in ("--data", path)]
     out = folder / "by-command"

@@ -148,6 +148,7 @@ def held_at(path: Path, open_ms: int) -> set[str]:
     return {text for (text,) in rows(path, f"{query}{open_ms}")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
@@ -274,6 +275,7 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     assert after.startswith("BBBUSDT lacks one of the last ")
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_as_if_it_had_not_been(
     trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ from tracepaper.replay.report.page import page_of, write_page
 from tracepaper.replay.report.report import Report
 from tracepaper.strategies.errors import ConfigInvalid
 
+pytestmark = pytest.mark.slow
+
 EVIL = '</script><img src="https://evil.example/x" onerror="alert(1)">'
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 SHAPES = {"rect", "circle", "polyline", "line", "path"}

@@ -249,6 +249,7 @@ sweep("sma_cross", {data!r}, {space!r}, "return", config={config!r}, executor=Ki
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "named", [{}, {"sampler": "random", "trials": 9, "seed": 5}], ids=["grid", "random"]
 )
