@@ -134,7 +134,6 @@ def free_bytes() -> int:
 def _compare(
     setting: Setting, bars: int, mask_name: str, *, backends: Sequence[str], dense_max: int
 ) -> Figures:
-    """Measure every route at one size and mask."""
     mask = mask_named(mask_name)
     inputs = workloads.draw(setting, bars)
     sums = workloads.forward(inputs, mask)

@@ -426,7 +426,6 @@ def _date_ahead(body: bytes, hit: Hit) -> FrameOutcome:
 
 
 def _items(frame: Message) -> list[Message]:
-    """Return the elements of *frame*'s data."""
     data = frame["data"]
     return data if isinstance(data, list) else [data]
 

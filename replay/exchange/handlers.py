@@ -329,7 +329,6 @@ class StreamHandler:
         return f"d{digits}-{digits[:5]}"
 
     def _answer(self, connection: Connection, text: str) -> None:
-        """Answer one request of the client."""
         try:
             decoded = msgspec.json.decode(text)
         except (msgspec.DecodeError, RecursionError):

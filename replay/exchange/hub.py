@@ -66,15 +66,10 @@ class MarketClock:
         self.speed = speed
         self.manual = manual
         self._monotonic = monotonic
-        self._held = held
+        self.held = held  # stands still until a client has subscribed a candle topic
         self._anchor_ms = float(start_ms)
         self._anchor_s = monotonic()
         self._end_ms: int | None = None
-
-    @property
-    def held(self) -> bool:
-        """Whether time stands still until a client has subscribed a candle topic."""
-        return self._held
 
     @property
     def ended(self) -> bool:
@@ -83,7 +78,7 @@ class MarketClock:
 
     def now_ms(self) -> int:
         """Return server time."""
-        if self.manual or self._held:
+        if self.manual or self.held:
             now = int(self._anchor_ms)
         else:
             elapsed_s = self._monotonic() - self._anchor_s
@@ -92,7 +87,7 @@ class MarketClock:
 
     def seconds_until(self, time_ms: float) -> float | None:
         """Return machine seconds until *time_ms*; None where time does not run by itself."""
-        if self.manual or self._held:
+        if self.manual or self.held:
             return None
         return max(0.0, (time_ms - self.now_ms()) / (1000 * self.speed))
 
@@ -104,14 +99,14 @@ class MarketClock:
 
     def release(self) -> None:
         """Let a held clock run."""
-        if self._held:
-            self._held = False
+        if self.held:
+            self.held = False
             self._anchor_s = self._monotonic()
 
     def hold(self) -> None:
         """Let time stand still until ``release``."""
         self._anchor_ms = self.now_ms()
-        self._held = True
+        self.held = True
 
     def set_speed(self, speed: float) -> None:
         """Let time pass *speed* times as fast as the machine's from now on."""
