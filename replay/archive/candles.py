@@ -149,6 +149,14 @@ class Candles:
             else rescale(self.turnover, self.turnover_decimals, turnover),
         )
 
+    def aligned(self, scales: Candles | Instrument) -> Candles:
+        """Return the same candles with at least the decimals of *scales*; as ``rescaled``."""
+        return self.rescaled(
+            price_decimals=scales.price_decimals,
+            volume_decimals=scales.volume_decimals,
+            turnover_decimals=scales.turnover_decimals,
+        )
+
 
 def bars_of(candles: Candles) -> list[Bar]:
     """Return *candles* as bars of an archive, with the candles' own decimals."""
@@ -233,7 +241,7 @@ def _join(first: Candles, second: Candles) -> Candles:
             f"{first.path} holds {first.symbol} in steps of {first.interval_ms // 1000} s and "
             f"{second.path} in steps of {second.interval_ms // 1000} s: give files of one interval."
         )
-    first, second = _aligned(first, second), _aligned(second, first)
+    first, second = first.aligned(second), second.aligned(first)
     _refuse_contradiction(first, second)
     is_new = ~np.isin(second.open_time_ms, first.open_time_ms)
     added = slice_candles(second, np.flatnonzero(is_new))
@@ -253,14 +261,6 @@ def _join(first: Candles, second: Candles) -> Candles:
         open_time_ms=times[order],
         **{"turnover": None, **columns},
         notes=notes,
-    )
-
-
-def _aligned(candles: Candles, other: Candles) -> Candles:
-    return candles.rescaled(
-        price_decimals=other.price_decimals,
-        volume_decimals=other.volume_decimals,
-        turnover_decimals=other.turnover_decimals,
     )
 
 

@@ -224,7 +224,6 @@ def is_depth_file(path: Path) -> bool:
 
 
 def _packed(cause: str, books: Books) -> bytes:
-    """Return the member that holds *books*."""
     price = np.diff(books.price, axis=2, prepend=0)
     block = _Block(
         cause,

@@ -221,7 +221,6 @@ def _chosen(
     category: Category | str | None,
     interval_ms: int | None,
 ) -> Series:
-    """Return the one series that is meant."""
     found = [
         one
         for one in held
@@ -303,12 +302,7 @@ def _stored(history: History, archive: Path, part: Candles) -> list[Candles]:
 
 def _written(writer: HistoryWriter, part: Candles) -> Imported:
     instrument = archive_instrument(part)
-    scaled = part.rescaled(
-        price_decimals=instrument.price_decimals,
-        volume_decimals=instrument.volume_decimals,
-        turnover_decimals=instrument.turnover_decimals,
-    )
-    written = writer.write(instrument, part.interval_ms, bars_of(scaled))
+    written = writer.write(instrument, part.interval_ms, bars_of(part.aligned(instrument)))
     return Imported(
         instrument=part.instrument,
         interval_ms=part.interval_ms,

@@ -364,11 +364,7 @@ def _scaled(candles: Candles, known: dict[str, Instrument]) -> Candles:
             f"{candles.path} holds {candles.instrument}, which is not among the run's "
             f"instruments ({', '.join(known)}): leave it out or add the symbol."
         )
-    scaled = candles.rescaled(
-        price_decimals=instrument.price_decimals,
-        volume_decimals=instrument.volume_decimals,
-        turnover_decimals=instrument.turnover_decimals,
-    )
+    scaled = candles.aligned(instrument)
     finer = (
         scaled.price_decimals > instrument.price_decimals
         or scaled.volume_decimals > instrument.volume_decimals

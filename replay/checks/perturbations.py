@@ -327,14 +327,7 @@ class _ClosedFrames:
     """The closed bars of higher timeframes that a file's candles make, and those before it."""
 
     def __init__(self, candles: Candles, instrument: Instrument, frames: Sequence[Candles]) -> None:
-        self._candles, *self._before = [
-            part.rescaled(
-                price_decimals=instrument.price_decimals,
-                volume_decimals=instrument.volume_decimals,
-                turnover_decimals=instrument.turnover_decimals,
-            )
-            for part in (candles, *frames)
-        ]
+        self._candles, *self._before = [part.aligned(instrument) for part in (candles, *frames)]
         self._made: dict[int, list[Row]] = {}
         self._at: dict[int, int] = {}
         self._calendars: dict[int, Calendar] = {}
