@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -17,13 +18,17 @@ from tracepaper.daemon.commands.options import (
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import INTERVALS, interval_text
+from tracepaper.strategies.units import INTERVALS, duration, interval_text, time_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracepaper.daemon.bybit.order_book import DepthRequest
+    from tracepaper.daemon.config.sections import ExchangeSection
     from tracepaper.replay.archive.download import Outcome
-    from tracepaper.replay.archive.series import Held, Imported, Quality
+    from tracepaper.replay.archive.order_book import DepthQuality
+    from tracepaper.replay.archive.series import Imported, Quality
+    from tracepaper.replay.exchange.recorded import Recording
     from tracepaper.replay.learning.splits import (
         Segment,
         Split,
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
 
 GAPS_SHOWN: Final = 5
+_SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
+_HTTP: Final = re.compile(r"http(s?)://.+")
 
 
 PathsArgument = Annotated[
@@ -121,7 +128,6 @@ def check(
     from tracepaper.replay.archive.order_book import depth_quality, is_depth_file
     from tracepaper.replay.archive.series import quality
     from tracepaper.replay.archive.sessions import sessions_named
-    from tracepaper.replay.commands.recording import depth_lines
 
     require("exchange_calendars", "--calendar", calendar)
     sessions_for = None if calendar is None else sessions_named(calendar)
@@ -133,7 +139,7 @@ def check(
                 books = depth_quality(Path(path))
                 documents.append({"valid": True, **asdict(books)})
                 if not json:
-                    typer.echo("\n".join(depth_lines(books)))
+                    typer.echo("\n".join(_depth_lines(books)))
                 continue
             found = quality(
                 read_candles(
@@ -161,12 +167,9 @@ def check(
 
 
 def _lines(found: Quality) -> list[str]:
-    """Return the report of one file for people."""
     from tracepaper.replay.archive.columns import iso
 
     gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
-    if len(found.gaps) > GAPS_SHOWN:
-        gaps.append(f"and {len(found.gaps) - GAPS_SHOWN} more")
     span = f"{found.rows:,} candles that open from {iso(found.first_ms)} to {iso(found.last_ms)}"
     if found.sessions is not None:
         span += f", {found.sessions:,} sessions of {found.calendar}"
@@ -177,11 +180,17 @@ def _lines(found: Quality) -> list[str]:
         f"  {found.instrument}, {interval_text(found.interval_ms)}, {span}",
         f"  {scales}, turnover {_unit(found.turnover_decimals)}",
         f"  {found.zero_volume:,} without volume, {found.flat:,} with one price alone",
-        f"  {holes}{': ' if gaps else ''}{'; '.join(gaps)}",
+        f"  {holes}{_listed(gaps, len(found.gaps))}",
     ]
     if found.open_is_previous_close is not None:
         lines.append(f"  {found.open_is_previous_close:.1%} open at the close before")
     return lines + [f"  {note}" for note in (*found.notes, *found.splits)]
+
+
+def _listed(shown: Sequence[str], count: int) -> str:
+    """Return the first of *count* gaps behind a colon; empty without any."""
+    more = [f"and {count - GAPS_SHOWN} more"] if count > GAPS_SHOWN else []
+    return f": {'; '.join([*shown, *more])}" if shown else ""
 
 
 def _unit(decimals: int | None) -> str:
@@ -192,7 +201,6 @@ def _unit(decimals: int | None) -> str:
 
 
 def _import_lines(one: Imported, archive: Path) -> list[str]:
-    """Return the report of one imported series for people."""
     from tracepaper.replay.archive.columns import iso
 
     known = f", {one.known:,} were there already" if one.known else ""
@@ -326,13 +334,12 @@ def record(
 ) -> None:
     """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it."""
     from tracepaper.daemon.bybit.order_book import DepthRequest
-    from tracepaper.replay.commands.recording import depth_lines, record_frames, record_session
 
     request = DepthRequest(category or Category.LINEAR, symbol, depth, every)
     if frames is None:
-        found, said = record_session(config, url, request, out, lasting=lasting)
+        found, said = _record_session(config, url, request, out, lasting=lasting)
     elif url is None and lasting is None:
-        found, said = record_frames(frames, config, request, out, category)
+        found, said = _record_frames(frames, config, request, out, category)
     else:
         raise ConfigInvalid("--from reads a recorded session; leave out --url and --for.")
     if said:
@@ -340,7 +347,137 @@ def record(
     if json:
         print_json(asdict(found))
         return
-    typer.echo("\n".join(depth_lines(found)))
+    typer.echo("\n".join(_depth_lines(found)))
+
+
+def _record_session(
+    config: Path | None, url: str | None, request: DepthRequest, out: Path, *, lasting: str | None
+) -> tuple[DepthQuality, str]:
+    """Record live until *lasting* is over, Ctrl-C or SIGTERM; return what the file holds then.
+
+    The second is what was found of an older recorder's torn end.
+    """
+    import asyncio
+    import signal
+
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.daemon.session.shutdown import run_loop
+    from tracepaper.replay.archive.download import record_live
+    from tracepaper.replay.archive.order_book import depth_quality
+
+    exchange = _exchange(config, url)
+    seconds = None if lasting is None else _seconds(lasting)
+
+    async def session() -> str:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def end() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end)
+        if seconds is not None:
+            loop.call_later(seconds, end)
+        clock = SystemClock(exchange.time_scale)
+        return await record_live(exchange, request, out, clock=clock, done=done)
+
+    said = run_loop(session())
+    return depth_quality(out), said
+
+
+def _record_frames(
+    frames: Path, config: Path | None, request: DepthRequest, out: Path, category: Category | None
+) -> tuple[DepthQuality, str]:
+    """Write the books of a recorded session to *out*; return what the file holds then, as above.
+
+    A *category* chooses among the frames where the session holds several.
+    """
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.replay.archive.download import ReceivedFrame, sample_frames
+    from tracepaper.replay.archive.order_book import depth_quality
+    from tracepaper.replay.exchange.recorded import read_recording
+
+    session = read_recording(frames, category)
+    request = replace(request, category=Category(session.category))
+    topic = _topic(session, frames, request)
+    item = next(each for each in session.instruments() if each["symbol"] == request.symbol)
+    said = sample_frames(
+        (ReceivedFrame(each.received_ms, each.body) for each in session.frames(topic)),
+        item,
+        request,
+        out,
+        topic=topic,
+        ahead_ms=load(config).exchange.ahead_ms,
+    )
+    return depth_quality(out), said
+
+
+def _topic(session: Recording, frames: Path, request: DepthRequest) -> str:
+    """Return the shallowest topic that has the levels asked for."""
+    depths = session.depths(request.symbol)
+    deep = [depth for depth in depths if depth >= request.levels]
+    if deep:
+        return f"orderbook.{deep[0]}.{request.symbol}"
+    if depths:
+        raise ConfigInvalid(
+            f"{frames} holds {depths[-1]} levels of {request.symbol}; give --depth {depths[-1]} or "
+            "less."
+        )
+    raise DataInvalid(
+        f"{frames} holds no order book of {request.symbol}; its symbols are "
+        f"{', '.join(session.symbols) or 'none'}."
+    )
+
+
+def _exchange(config: Path | None, url: str | None) -> ExchangeSection:
+    """Return ``[exchange]``, of another address where *url* is given."""
+    from tracepaper.daemon.config.loading import load
+
+    if url is None:
+        return load(config).exchange
+    if _HTTP.fullmatch(url) is None:
+        raise ConfigInvalid(f"--url is {url!r}: write it as http://127.0.0.1:8080.")
+    stream = f"ws{url.removeprefix('http')}"
+    return load(config, {"exchange": {"rest_url": url, "stream_url": stream}}).exchange
+
+
+def _seconds(text: str) -> float:
+    """Return how many seconds *text* is; raise ``ConfigInvalid`` for no time."""
+    if found := _SECONDS.fullmatch(text.strip()):
+        length_ms: int | None = int(found[1]) * 1000
+    else:
+        length_ms = time_of(text)
+    if not length_ms:
+        raise ConfigInvalid(f"--for is {text!r}: write a time such as 30s, 10m or 8h.")
+    return length_ms / 1000
+
+
+def _depth_lines(found: DepthQuality) -> list[str]:
+    from tracepaper.replay.archive.columns import iso
+
+    head = (
+        f"  {found.instrument}, {found.levels} levels a side each {found.every_ms:,} ms, "
+        f"from {found.source}"
+    )
+    lines = [f"✓ {found.path}", head]
+    gaps = [
+        f"{iso(gap.from_ms)} to {iso(gap.until_ms)} ({gap.cause})"
+        for gap in found.gaps[:GAPS_SHOWN]
+    ]
+    if found.first_ms is None or found.last_ms is None or found.bytes_a_book is None:
+        lines.append("  no books yet")
+    else:
+        whole = f", {duration(found.recorded_ms)} without the gaps"
+        lines += [
+            f"  {found.books:,} books from {iso(found.first_ms)} to {iso(found.last_ms)}{whole}",
+            f"  {found.bytes:,} bytes, {found.bytes_a_book:,.0f} a book",
+            f"  {len(found.gaps)} gaps{_listed(gaps, len(found.gaps))}",
+        ]
+    if found.thin:
+        lines.append(f"  {found.thin:,} books lack levels on a side")
+    return lines + ([f"  {found.torn}"] if found.torn else [])
 
 
 @app.command()
@@ -366,6 +503,7 @@ def list_(
     *, archive: ArchiveOption = None, config: ConfigOption = None, json: JsonOption = False
 ) -> None:
     """List the contents of an archive and its gaps."""
+    from tracepaper.replay.archive.columns import iso
     from tracepaper.replay.archive.series import held
 
     file = database_path(archive, config)
@@ -376,17 +514,12 @@ def list_(
     if not found:
         typer.echo(f"{file} holds no candles yet; `tracepaper data import` brings some.")
     for one in found:
-        typer.echo(_held_line(one))
-
-
-def _held_line(one: Held) -> str:
-    from tracepaper.replay.archive.columns import iso
-
-    missing = sum(until - start for start, until in one.gaps) // one.interval_ms
-    return (
-        f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles that open from "
-        f"{iso(one.first_ms)} to {iso(one.last_ms)}, {len(one.gaps)} holes, {missing:,} missing"
-    )
+        missing = sum(until - start for start, until in one.gaps) // one.interval_ms
+        typer.echo(
+            f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles that open "
+            f"from {iso(one.first_ms)} to {iso(one.last_ms)}, {len(one.gaps)} holes, "
+            f"{missing:,} missing"
+        )
 
 
 @app.command()

@@ -269,7 +269,6 @@ def _of_checkpoint(
     threads: int,
     bars: int | None,
 ) -> _Judged:
-    """Judge a checkpoint on *spans*."""
     from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
     from tracepaper.replay.learning.evaluation.evaluate import judge_checkpoint
     from tracepaper.replay.learning.inspection.examination import examined
