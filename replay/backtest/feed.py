@@ -6,7 +6,8 @@ The rule is docs/orderbook.md, D15.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby, pairwise
 from operator import attrgetter
 from typing import Final, NamedTuple
@@ -188,28 +189,11 @@ BATCH_BARS: Final = 16_384
 """Bars built at once: enough to be fast, few enough that a year stays small in memory."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Track:
-    """The events of one instrument: their times in feed order, and how to make them."""
+class _Track(NamedTuple):
+    """The events of one instrument: their times in feed order, and what yields them anew."""
 
     times: IntArray
-    candles: Candles | None
-    funding: FundingRates | None
-    missing: Mapping[int, int] = field(default_factory=dict)  # settlements due: the next one's time
-    is_frame: bool = False  # the candles are those of a higher timeframe
-    depth: DepthTrack | None = None
-
-    def events(self) -> Iterator[Event]:
-        """Yield the events, whose times are ``times``."""
-        if self.depth is not None:
-            return self.depth.events()
-        if self.is_frame:
-            assert self.candles is not None
-            return (frame_bar_of(bar, seen_ms=bar.close_time_ms) for bar in bars_of(self.candles))
-        if self.candles is not None:
-            return chain.from_iterable(_batches(self.candles))
-        assert self.funding is not None
-        return _settlements(self.funding, self.missing, self.times)
+    events: Callable[[], Iterator[Event]]
 
 
 class ArchiveFeed:
@@ -272,8 +256,8 @@ class ArchiveFeed:
         # Before the bars: what closed with a bar is known when it is decided.
         self._tracks = _frame_tracks(higher, self.candles)
         books = depth({part.instrument: part.closes_ms for part in self.candles})
-        self._tracks += [_Track(one.times, None, None, depth=one) for one in books if one.cuts]
-        self._tracks += [_Track(_times_of(part), part, None) for part in self.candles]
+        self._tracks += [_Track(one.times, one.events) for one in books if one.cuts]
+        self._tracks += [_Track(_times_of(part), partial(_bars, part)) for part in self.candles]
         self._tracks += _funding_tracks(self.candles, funding, self.period_start_ms)
 
     def events(self) -> Iterator[Event]:
@@ -320,12 +304,18 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
         yield from after
 
 
-def _batches(candles: Candles) -> Iterator[Iterable[Event]]:
-    """Yield bars in batches, each hole as a Gap before the bar that shows it."""
+def _bars(candles: Candles) -> Iterator[Event]:
+    """Return the bars, made in batches, each hole as a Gap before the bar that shows it."""
     holes = dict(zip((after for _, after in candles.gaps), candles.gaps, strict=True))
-    for start in range(0, len(candles), BATCH_BARS):
-        bars = bars_of(slice_candles(candles, slice(start, start + BATCH_BARS)))
-        yield _with_gaps(bars, holes) if holes else bars
+    starts = range(0, len(candles), BATCH_BARS)
+    batches = (bars_of(slice_candles(candles, slice(at, at + BATCH_BARS))) for at in starts)
+    if holes:
+        return chain.from_iterable(_with_gaps(bars, holes) for bars in batches)
+    return chain.from_iterable(batches)
+
+
+def _frame_bars(candles: Candles) -> Iterator[Event]:
+    return (frame_bar_of(bar, seen_ms=bar.close_time_ms) for bar in bars_of(candles))
 
 
 def _with_gaps(bars: Iterable[Bar], holes: Mapping[int, Span]) -> Iterator[Event]:
@@ -407,7 +397,7 @@ def _frame_tracks(
         inside = (part.open_time_ms >= from_ms) & (part.open_time_ms < begun_ms)
         if inside.any():
             cut = slice_candles(part, np.flatnonzero(inside))
-            tracks.append(_Track(cut.open_time_ms + length_ms, cut, None, is_frame=True))
+            tracks.append(_Track(cut.open_time_ms + length_ms, partial(_frame_bars, cut)))
     return tracks
 
 
@@ -445,7 +435,7 @@ def _funding_tracks(
                 first_ms = max(from_ms, int(part.open_time_ms[0]))
                 missing = dict(missing_settlements(rates, first_ms, part.until_ms))
                 times = np.union1d(cut.time_ms, np.array([*missing], dtype=np.int64))
-                tracks.append(_Track(times, None, cut, missing))
+                tracks.append(_Track(times, partial(_settlements, cut, missing, times)))
     return tracks
 
 
