@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from decimal import Decimal
 from itertools import islice, pairwise
 from typing import Final
 
@@ -21,7 +20,6 @@ from tracepaper.strategies.units import (
     MONEY_SCALE,
     Notional,
     divide_half_even,
-    scaled,
 )
 
 RANGE_BARS: Final = 60
@@ -41,34 +39,6 @@ class ExecutionCosts(Struct, frozen=True):
     maker_fee: int = 0
     ranges: int = 0  # true ranges that a taker's price is moved by
     impact: int | None = None  # a multiple of the shown size; None: the rest waits
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        taker_fee: Decimal,
-        slippage_bp: Decimal,
-        spread_bp: Decimal,
-        per_share: Decimal = Decimal(0),
-        minimum: Decimal = Decimal(0),
-        maker_fee: Decimal = Decimal(0),
-        spread_slippage: Decimal = Decimal(0),
-        impact_bp: Decimal | None = None,
-    ) -> ExecutionCosts:
-        """Return the costs of configured decimals; 1 bp is 0.0001."""
-        of_impact = None if impact_bp is None else impact_bp.scaleb(-4)
-        return cls(
-            scaled(taker_fee, MONEY_DECIMALS, name="execution.taker_fee"),
-            scaled(slippage_bp.scaleb(-4), MONEY_DECIMALS, name="execution.slippage_bp"),
-            scaled(spread_bp.scaleb(-4) / 2, MONEY_DECIMALS, name="execution.spread_bp"),
-            scaled(per_share, MONEY_DECIMALS, name="execution.fee_per_share"),
-            scaled(minimum, MONEY_DECIMALS, name="execution.fee_minimum"),
-            scaled(maker_fee, MONEY_DECIMALS, name="execution.maker_fee"),
-            scaled(spread_slippage, MONEY_DECIMALS, name="execution.spread_slippage"),
-            None
-            if of_impact is None
-            else scaled(of_impact, MONEY_DECIMALS, name="execution.impact_bp"),
-        )
 
     @property
     def round_trip(self) -> float:

@@ -292,15 +292,24 @@ def costs_for(config: Config) -> ExecutionCosts:
     execution, per_share = config.execution, config.execution.fee_per_share
     # A fee by the share takes the place of one by the notional, unless both are written.
     taker, maker = BASE_FEES[config.market.category] if per_share is None else ("0", "0")
-    return ExecutionCosts.of(
-        taker_fee=Decimal(taker) if execution.taker_fee is None else execution.taker_fee,
-        maker_fee=Decimal(maker) if execution.maker_fee is None else execution.maker_fee,
-        per_share=per_share or Decimal(0),
-        minimum=execution.fee_minimum,
-        slippage_bp=execution.slippage_bp,
-        spread_bp=execution.spread_bp,
-        spread_slippage=execution.spread_slippage,
-        impact_bp=execution.impact_bp if execution.beyond_best == "impact" else None,
+
+    def units(key: str, value: Decimal) -> int:  # 1 bp is 0.0001
+        return scaled(value, MONEY_DECIMALS, name=f"execution.{key}")
+
+    of_impact = execution.beyond_best == "impact"
+    return ExecutionCosts(
+        taker_fee=units(
+            "taker_fee", Decimal(taker) if execution.taker_fee is None else execution.taker_fee
+        ),
+        slippage=units("slippage_bp", execution.slippage_bp.scaleb(-4)),
+        half_spread=units("spread_bp", execution.spread_bp.scaleb(-4) / 2),
+        per_share=units("fee_per_share", per_share or Decimal(0)),
+        minimum=units("fee_minimum", execution.fee_minimum),
+        maker_fee=units(
+            "maker_fee", Decimal(maker) if execution.maker_fee is None else execution.maker_fee
+        ),
+        ranges=units("spread_slippage", execution.spread_slippage),
+        impact=units("impact_bp", execution.impact_bp.scaleb(-4)) if of_impact else None,
     )
 
 

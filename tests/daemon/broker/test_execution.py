@@ -1,7 +1,5 @@
 """Execution models: at what price, how much, and what it costs."""
 
-from decimal import Decimal
-
 import pytest
 from builders import bar, bars, instrument, quote
 from hypothesis import given
@@ -9,12 +7,15 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts, Executor, TrueRange
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.build import costs_for
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderKind, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import MONEY_SCALE
 
-FEE = ExecutionCosts.of(taker_fee=Decimal("0.00055"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
+FEE = ExecutionCosts(5_500_000)
+BASIS_POINT = MONEY_SCALE // 10_000
 
 
 def order(side: Side = Side.BUY, quantity: int = 1_000, filled: int = 0) -> Order:
@@ -31,7 +32,7 @@ def test_next_open_fills_all_at_the_open_with_the_exact_fee() -> None:
 
 
 def test_spread_and_slippage_move_the_price_against_the_order_to_a_whole_tick() -> None:
-    terms = ExecutionCosts.of(taker_fee=Decimal(0), slippage_bp=Decimal(1), spread_bp=Decimal(2))
+    terms = ExecutionCosts(0, slippage=BASIS_POINT, half_spread=BASIS_POINT)
     executor = Executor(instrument(tick_size=10), terms)
     buy = executor.at_open(order(), bar(open_=1_000_000))
     sell = executor.at_open(order(Side.SELL), bar(open_=1_000_000))
@@ -70,15 +71,20 @@ def test_a_spot_buy_pays_its_fee_in_base() -> None:
 
 
 def test_round_trip_is_twice_what_one_side_costs() -> None:
-    terms = ExecutionCosts.of(
-        taker_fee=Decimal("0.00055"), slippage_bp=Decimal("0.5"), spread_bp=Decimal(1)
-    )
+    terms = ExecutionCosts(5_500_000, slippage=BASIS_POINT // 2, half_spread=BASIS_POINT // 2)
     assert terms.round_trip == pytest.approx(2 * (0.00055 + 0.00005 + 0.00005))
 
 
-def test_a_fee_beyond_ten_decimals_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match=r"execution\.taker_fee"):
-        ExecutionCosts.of(taker_fee=Decimal("1e-11"), slippage_bp=Decimal(0), spread_bp=Decimal(0))
+def test_configured_costs_are_rates_of_ten_decimals() -> None:
+    given = {"slippage_bp": "0.5", "spread_bp": "1", "taker_fee": "0.00055"}
+    assert costs_for(load({"execution": given})) == ExecutionCosts(
+        5_500_000, slippage=BASIS_POINT // 2, half_spread=BASIS_POINT // 2, maker_fee=2_000_000
+    )
+
+
+def test_a_rate_beyond_ten_decimals_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match=r"execution\.slippage_bp"):
+        costs_for(load({"execution": {"slippage_bp": "0.0000001"}}))
 
 
 def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not() -> None:

@@ -20,15 +20,18 @@ CASH = 100_000 * 10**MONEY_DECIMALS
 SMALLEST = Decimal(1).scaleb(-MONEY_DECIMALS)
 
 
+def units(amount: str) -> int:
+    return int(Decimal(amount).scaleb(MONEY_DECIMALS))
+
+
 def costs(
     rate: str = "0", per_share: str = "0", minimum: str = "0", slippage_bp: str = "0"
 ) -> ExecutionCosts:
-    return ExecutionCosts.of(
-        taker_fee=Decimal(rate),
-        slippage_bp=Decimal(slippage_bp),
-        spread_bp=Decimal(0),
-        per_share=Decimal(per_share),
-        minimum=Decimal(minimum),
+    return ExecutionCosts(
+        units(rate),
+        units(slippage_bp) // 10_000,
+        per_share=units(per_share),
+        minimum=units(minimum),
     )
 
 
