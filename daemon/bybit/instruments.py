@@ -9,9 +9,11 @@ a number, which the exchange never sends, are the one thing it lets pass; they c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gzip
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import DecodeError, Meta
@@ -38,6 +40,14 @@ from tracepaper.strategies.units import (
 
 RECORDED_INSTRUMENTS: Final = Path(__file__).with_name("instruments_linear.json.gz")
 """Symbol → its element of GET /v5/market/instruments-info, as recorded on 2026-08-09."""
+
+
+@cache
+def recorded_instruments() -> Mapping[str, dict[str, Any]]:
+    """Return the content of ``RECORDED_INSTRUMENTS``."""
+    packed = RECORDED_INSTRUMENTS.read_bytes()
+    return msgspec.json.decode(gzip.decompress(packed), type=dict[str, dict[str, Any]])
+
 
 # ---------------------------------------------------------------- decimals
 

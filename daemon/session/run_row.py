@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -19,10 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
-from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
+from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.values import ASKS, STOCK, plain
 from tracepaper.daemon.engine.versions import CHANGES
@@ -434,27 +431,11 @@ def _refuse_absurd(config: Config) -> None:
     if config.sizing.mode != "fixed":
         return
     for symbol in config.market.symbols:
-        largest = _largest_orders().get(symbol)
-        if largest is not None and config.sizing.quantity > ABSURD * largest:
+        if (recorded := recorded_instruments().get(symbol)) is None:
+            continue
+        largest = Decimal(recorded["lotSizeFilter"]["maxOrderQty"])
+        if config.sizing.quantity > ABSURD * largest:
             raise ConfigInvalid(
                 f"sizing.quantity {plain(config.sizing.quantity)} is more than {ABSURD} times the "
                 f"largest order of {symbol} ({plain(largest)}); lower it."
             )
-
-
-class _Lot(msgspec.Struct, rename="camel"):
-    max_order_qty: str
-
-
-class _Recorded(msgspec.Struct, rename="camel"):
-    lot_size_filter: _Lot
-
-
-@cache
-def _largest_orders() -> dict[str, Decimal]:
-    packed = RECORDED_INSTRUMENTS.read_bytes()
-    recorded = msgspec.json.decode(gzip.decompress(packed), type=dict[str, _Recorded])
-    return {
-        symbol: Decimal(filters.lot_size_filter.max_order_qty)
-        for symbol, filters in recorded.items()
-    }

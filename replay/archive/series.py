@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cache
-from gzip import decompress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import numpy as np
 
-from tracepaper.daemon.bybit.instruments import RECORDED_INSTRUMENTS
+from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import Candles, Span, bars_of, candles_of, merge_candles
 from tracepaper.replay.archive.columns import CellInvalidError, Decimals, IntArray, epoch_ms, parse
@@ -185,13 +182,6 @@ def _decimals(number: Decimal) -> int:
     exponent = number.normalize().as_tuple().exponent
     assert isinstance(exponent, int)
     return max(-exponent, 0)
-
-
-@cache
-def recorded_instruments() -> Mapping[str, dict[str, Any]]:
-    """Return the recorded linear instruments by symbol, as the exchange lists them."""
-    packed = RECORDED_INSTRUMENTS.read_bytes()
-    return msgspec.json.decode(decompress(packed), type=dict[str, dict[str, Any]])
 
 
 LISTED_MAX: Final = 8

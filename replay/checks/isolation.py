@@ -24,6 +24,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self
 import msgspec
 import numpy as np
 
+from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
@@ -43,7 +44,6 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks import perturbations

@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.exchange.candles import key
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import unscaled

@@ -25,9 +25,9 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.exchange import answers, channels, quotes, risk, statistics
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest

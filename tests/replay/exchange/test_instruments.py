@@ -9,7 +9,7 @@ from exchange_client import candles, walk_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.archive.series import recorded_instruments
+from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.replay.exchange.instruments import coins, list_instrument, padded, parsed
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.strategies.types.market import Category

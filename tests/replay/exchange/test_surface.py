@@ -16,8 +16,8 @@ import pytest
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 from generated import surface_page
 
+from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import Refused
-from tracepaper.replay.archive.series import recorded_instruments
 from tracepaper.replay.commands.replay import exchange as exchange_command
 from tracepaper.replay.exchange.answers import Flat, Route
 from tracepaper.replay.exchange.channels import Topic
