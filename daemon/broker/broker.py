@@ -441,5 +441,4 @@ class Broker:
 
 
 def _marked(fills: Sequence[Fill], *, while_down: bool) -> tuple[Fill, ...]:
-    """Mark *fills* where they happened *while_down*."""
     return tuple(replace(one, while_down=True) for one in fills) if while_down else tuple(fills)

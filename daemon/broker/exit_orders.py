@@ -542,7 +542,6 @@ def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:
 
 
 def _number(asked: Distance) -> float:
-    """Return the number in *asked*."""
     match asked:
         case Percent(value=number) | Volatility(multiple=number):
             return number

@@ -1,12 +1,11 @@
 """Exchange rules: order filters, isolated margin and its risk tiers.
 
-The rules are docs/money.md, M8, and docs/orders.md, B1.
-
 A position binds its initial margin and the fee of closing it where that margin is lost. It is
 liquidated where what is left of the margin falls to the maintenance margin, at the bankruptcy
 price: there the margin is lost, and nothing else.
 
-The rules are docs/money.md, M28 to M33; the formulas are Bybit's for isolated margin.
+The rules are docs/money.md, M8 and M28 to M33, and docs/orders.md, B1; the formulas of margin are
+Bybit's for isolated margin.
 """
 
 from __future__ import annotations

@@ -569,7 +569,6 @@ class Engine:
         return msgspec.msgpack.encode(parts)
 
     def _regimes(self) -> dict[str, Regime]:
-        """Return the regimes that are known."""
         known = ((key, state.regimes.regime) for key, state in self.states.items())
         return {key: regime for key, regime in known if regime is not Regime.UNKNOWN}
 

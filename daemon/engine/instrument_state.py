@@ -495,7 +495,6 @@ class InstrumentState:
     def _see_target(
         self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None
     ) -> None:
-        """Let the risk gates see the *target*, now that it is known."""
         notional = self.value_of(bar.close, target)
         self.gates.see_target(
             bar, target, account, self.history, self.quote, notional, reduces=reduces
@@ -555,7 +554,6 @@ def _age_ms(quote: Quote | None, bar: Bar) -> int | None:
 
 
 def _kept(note: Note | None) -> dict[str, float | str | None] | None:
-    """Return *note* as a decision keeps it."""
     return None if note is None else dict(note)
 
 

@@ -284,13 +284,10 @@ class _HoleReader:
             state.instrument, state.sequence.interval_ms, from_ms, until_ms - 1
         )
 
-    async def _wait(self, seconds: float) -> None:
-        await _wait(seconds, self._client)
-
     async def _from_listing(self, bars: list[Bar], from_ms: int) -> list[Bar]:
         """Return *bars* and those before them that a second answer has, back to the listing."""
         while (first_ms := bars[0].open_time_ms) > from_ms:
-            await self._wait(min(LISTING_WAIT_S_MAX, self._certain_s))
+            await _wait(min(LISTING_WAIT_S_MAX, self._certain_s), self._client)
             again = await self._request(from_ms, bars[0].close_time_ms)
             if not again or again[-1].open_time_ms < first_ms:
                 continue  # it lacks a bar of the first answer, so it cannot be trusted before it
@@ -313,7 +310,7 @@ class _HoleReader:
             verified.update((bar.open_time_ms, bar) for bar in agreed)
             bars = [latest.get(bar.open_time_ms, bar) for bar in bars]
             if len(agreed) < len(unverified):
-                await self._wait(wait_s)
+                await _wait(wait_s, self._client)
                 wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
         return bars
 
@@ -330,14 +327,14 @@ class _HoleReader:
             missing.update(ranges, from_ms=from_ms, until_ms=bars[-1].close_time_ms, now_s=now_s)
             if missing.due_s() == float("inf"):
                 return bars
-            await self._wait(min(wait_s, max(0.0, missing.due_s() - now_s)))
+            await _wait(min(wait_s, max(0.0, missing.due_s() - now_s)), self._client)
             wait_s = min(2 * wait_s, REQUEST_WAIT_MAX_S)
             past_ms = ranges[-1][1]
             again: list[Bar] = []
             while not again or again[-1].open_time_ms < past_ms:
                 again = await self._request(ranges[0][0], past_ms + interval_ms)
                 if not again or again[-1].open_time_ms < past_ms:
-                    await self._wait(wait_s)
+                    await _wait(wait_s, self._client)
                 by_time = {**{bar.open_time_ms: bar for bar in again}, **by_time}
 
 

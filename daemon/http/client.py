@@ -35,10 +35,7 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
             raise TracepaperError("The daemon takes no message of this length; write a short one.")
         document = msgspec.json.decode(content, type=Document)
     except (OSError, HTTPException, msgspec.DecodeError) as error:
-        raise FeedLost(
-            f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
-            "look at its log."
-        ) from None
+        raise _silent(holder, error) from None
     if status != HTTPStatus.OK:
         raise TracepaperError(str(document.get("error", f"The daemon answered {status}.")))
     return document
@@ -50,10 +47,7 @@ def readiness(database: Path) -> tuple[bool, str]:
     try:
         status, content = _exchange(holder.http, "/readyz", None, "")
     except (OSError, HTTPException) as error:
-        raise FeedLost(
-            f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
-            "look at its log."
-        ) from None
+        raise _silent(holder, error) from None
     return status == HTTPStatus.OK, content.decode(errors="replace").strip()
 
 
@@ -69,6 +63,13 @@ def _serving(database: Path) -> Holder:
             f"Process {holder.pid} writes {database}, but serves no status; try again in a moment."
         )
     return holder
+
+
+def _silent(holder: Holder, error: Exception) -> FeedLost:
+    return FeedLost(
+        f"The daemon (process {holder.pid}) does not answer at {holder.http} ({error}); "
+        "look at its log."
+    )
 
 
 def _exchange(address: str, path: str, body: Document | None, token: str) -> tuple[int, bytes]:

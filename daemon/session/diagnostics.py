@@ -50,9 +50,13 @@ class Diagnosis(Struct, frozen=True):
     detail: str
 
 
+Finding = tuple[Verdict, str]
+"""The verdict and the detail of a check."""
+
+
 def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
     """Yield the diagnoses that need no network; a ``TracepaperError`` becomes one that failed."""
-    checks: list[tuple[str, Callable[[], Diagnosis]]] = [
+    checks: list[tuple[str, Callable[[], Finding]]] = [
         ("python", _python),
         ("packages", _packages),
         ("sqlite", _sqlite),
@@ -70,22 +74,20 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ]
     for name, check in checks:
         try:
-            yield check()
+            yield Diagnosis(name, *check())
         except TracepaperError as error:
             yield Diagnosis(name, Verdict.FAIL, str(error))
 
 
-def _python() -> Diagnosis:
+def _python() -> Finding:
     verdict = Verdict.OK if sys.version_info >= PYTHON_OLDEST else Verdict.FAIL
-    return Diagnosis(
-        "python",
-        verdict,
+    return verdict, (
         f"{platform.python_implementation()} {platform.python_version()} on {platform.system()} "
-        f"{platform.machine()}, {os.cpu_count()} cores",
+        f"{platform.machine()}, {os.cpu_count()} cores"
     )
 
 
-def _packages() -> Diagnosis:
+def _packages() -> Finding:
     """Compare the installed packages with the lower bounds that tracepaper declares."""
     faults, installed = [], []
     for requirement in metadata.requires("tracepaper") or []:
@@ -102,11 +104,9 @@ def _packages() -> Diagnosis:
         if bound is not None and _numbers(version) < _numbers(bound[1]):
             faults.append(f"{name} {version} is older than {bound[1]}")
     if faults:
-        return Diagnosis(
-            "packages", Verdict.FAIL, f"{'; '.join(faults)}; install tracepaper again with pip"
-        )
+        return Verdict.FAIL, f"{'; '.join(faults)}; install tracepaper again with pip"
     version = metadata.version("tracepaper")
-    return Diagnosis("packages", Verdict.OK, f"tracepaper {version} with {', '.join(installed)}")
+    return Verdict.OK, f"tracepaper {version} with {', '.join(installed)}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -115,15 +115,15 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in release[0].split(".")) if release else ()
 
 
-def _sqlite() -> Diagnosis:
+def _sqlite() -> Finding:
     from tracepaper.storage.database.connection import sqlite_status
 
     status = sqlite_status()
     verdict = Verdict.OK if status.is_usable else Verdict.FAIL
-    return Diagnosis("sqlite", verdict, f"SQLite {status.version}: {status.verdict}")
+    return verdict, f"SQLite {status.version}: {status.verdict}"
 
 
-def _time_zone() -> Diagnosis:
+def _time_zone() -> Finding:
     """Compare SQLite's conversion of a time with Python's: both must be UTC in every zone."""
     moment_ms = 1_700_000_000_000
     python_text = datetime.fromtimestamp(moment_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
@@ -132,51 +132,47 @@ def _time_zone() -> Diagnosis:
     connection.close()
     zone = time.tzname[0]
     if row != (python_text,):
-        return Diagnosis("times", Verdict.FAIL, f"SQLite's times are not UTC under zone {zone}")
-    return Diagnosis("times", Verdict.OK, f"UTC everywhere; the local zone ({zone}) is not used")
+        return Verdict.FAIL, f"SQLite's times are not UTC under zone {zone}"
+    return Verdict.OK, f"UTC everywhere; the local zone ({zone}) is not used"
 
 
-def _configuration(config: Config) -> Diagnosis:
+def _configuration(config: Config) -> Finding:
     market = config.market
-    return Diagnosis(
-        "configuration",
-        Verdict.OK,
+    return Verdict.OK, (
         f"{config.strategy.name} on {', '.join(market.symbols)} ({market.category}, interval "
-        f"{market.interval}), hash {config.sha256()[:12]}",
+        f"{market.interval}), hash {config.sha256()[:12]}"
     )
 
 
-def _database(database: Path) -> Diagnosis:
+def _database(database: Path) -> Finding:
     from tracepaper.storage.database.connection import open_reader
     from tracepaper.storage.database.lock import holder_of
 
     folder = database.absolute().parent
     if not os.access(folder, os.W_OK):
-        return Diagnosis(
-            "database", Verdict.FAIL, f"{folder} cannot be written; mend it or use --db"
-        )
+        return Verdict.FAIL, f"{folder} cannot be written; mend it or use --db"
     if not database.exists():
-        return Diagnosis("database", Verdict.OK, f"{database} does not exist yet and can be made")
+        return Verdict.OK, f"{database} does not exist yet and can be made"
     open_reader(database).close()
     holder = holder_of(database)
     used = f"in use by process {holder.pid}" if holder is not None else "not in use"
     size = database.stat().st_size / MEGABYTE
-    return Diagnosis("database", Verdict.OK, f"{database}, {size:,.1f} MiB, {used}")
+    return Verdict.OK, f"{database}, {size:,.1f} MiB, {used}"
 
 
-def _disk(database: Path) -> Diagnosis:
+def _disk(database: Path) -> Finding:
     folder = database.absolute().parent
     if not folder.is_dir():
-        return Diagnosis("disk", Verdict.FAIL, f"{folder} does not exist; make it or use --db")
+        return Verdict.FAIL, f"{folder} does not exist; make it or use --db"
     free = shutil.disk_usage(folder).free
     bars = free // BYTES_A_BAR
     detail = f"{free / MEGABYTE:,.0f} MiB free in {folder}, room for some {bars:,} bars"
     if free < DISK_LOW_BYTES:
-        return Diagnosis("disk", Verdict.FAIL, f"{detail}; free some space first")
-    return Diagnosis("disk", Verdict.WARN if free < DISK_SCARCE_BYTES else Verdict.OK, detail)
+        return Verdict.FAIL, f"{detail}; free some space first"
+    return Verdict.WARN if free < DISK_SCARCE_BYTES else Verdict.OK, detail
 
 
-def _attention(config: Config) -> Diagnosis:
+def _attention(config: Config) -> Finding:
     """Name the available kernels, and the one of the configured checkpoint's network."""
     from tracepaper.daemon.session.models import chosen_backend
     from tracepaper.strategies.attention import compiled, kernels
@@ -189,30 +185,28 @@ def _attention(config: Config) -> Diagnosis:
         f"loops: {', '.join(compiled.available()) or 'none (make native builds them)'}"
     )
     if config.model.threads > (os.cpu_count() or 1):
-        return Diagnosis("attention", Verdict.WARN, f"{detail}; set [model] threads lower")
-    return Diagnosis("attention", Verdict.OK, detail)
+        return Verdict.WARN, f"{detail}; set [model] threads lower"
+    return Verdict.OK, detail
 
 
-def _checkpoint(config: Config) -> Diagnosis:
+def _checkpoint(config: Config) -> Finding:
     from tracepaper.daemon.session.models import load_checkpoint
 
     checkpoint = load_checkpoint(config)
     model = checkpoint.card["model"]
-    return Diagnosis(
-        "checkpoint",
-        Verdict.OK,
+    return Verdict.OK, (
         f"{config.model.checkpoint}: {model.get('name', 'unnamed')} {checkpoint.id}, "
-        f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 as its card names",
+        f"interval {checkpoint.card['market'].get('interval', '?')}, SHA-256 as its card names"
     )
 
 
-def _user_model(config: Config) -> Diagnosis:
+def _user_model(config: Config) -> Finding:
     from tracepaper.daemon.session.user_model import load_model
 
     model = load_model(config)
     measures = ", ".join(sorted(model.measures))
     detail = f"{config.model.own_class} {model.model_id}: {measures}, from {model.context} bars"
-    return Diagnosis("model", Verdict.OK, detail)
+    return Verdict.OK, detail
 
 
 async def ask_exchange(config: Config) -> list[Diagnosis]:

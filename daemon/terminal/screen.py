@@ -160,7 +160,6 @@ def _header(state: ScreenState, width: int) -> RenderableType:
 
 
 def _panel(state: ScreenState, name: str, step: Step, *, is_short: bool) -> RenderableType:
-    """Return the panel of one instrument: its last bar, and the decision on it."""
     bar, instrument = step.event, state.instruments[name]
     assert isinstance(bar, Bar)
     grid = Table.grid(padding=(0, 2))
@@ -193,7 +192,6 @@ def _panel(state: ScreenState, name: str, step: Step, *, is_short: bool) -> Rend
 
 
 def _prediction(step: Step, horizon: int) -> list[tuple[str, Text]]:
-    """Return the lines on forecast and attention, if any."""
     match step.prediction:
         case PredictionTimeout(deadline_ms=deadline_ms):
             return [("forecast", Text(f"none within {deadline_ms} ms", "yellow"))]

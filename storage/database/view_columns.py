@@ -217,7 +217,6 @@ def _signed(fill: str) -> str:
 
 
 def _before(fill: str) -> str:
-    """Return the position before *fill*."""
     return (
         f"(coalesce((SELECT h.quantity FROM holdings h WHERE h.step < {fill}.step "
         f"AND h.step >= {_BEGUN} AND h.book = 0 AND h.instrument = {fill}.instrument "
