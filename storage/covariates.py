@@ -52,7 +52,7 @@ Table = dict[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class VectorFile:
+class CovariateFile:
     """A file of covariates as it was read: rows by symbol, and the SHA-256 of its bytes."""
 
     path: Path
@@ -79,7 +79,7 @@ class VectorFile:
         return FixedCovariates(self.sha256, self.chosen(columns))
 
 
-def read_vectors(path: Path) -> VectorFile:
+def read_covariates(path: Path) -> CovariateFile:
     """Read a file of covariates.
 
     Raises ``DataInvalid`` for a file that is not there or no table, a time without a zone, times
@@ -97,13 +97,13 @@ def read_vectors(path: Path) -> VectorFile:
     columns, rows = rows_in(path, table)
     if not rows:
         raise DataInvalid(f"{path} has no rows; give covariates.")
-    return VectorFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
+    return CovariateFile(path, hashlib.sha256(raw).hexdigest(), columns, rows)
 
 
 def rows_in(
     path: Path, table: Table, *, before: int = 0, newest: Mapping[str, int] = MappingProxyType({})
 ) -> tuple[tuple[str, ...], dict[str, CovariateRows]]:
-    """Return the columns of *table* and its rows by symbol; raise as ``read_vectors`` does.
+    """Return the columns of *table* and its rows by symbol; raise as ``read_covariates`` does.
 
     *before* rows of the file stand before it, of which *newest* are the times by symbol.
     """
@@ -305,14 +305,14 @@ def iso(ms: int) -> str:
 # ---------------------------------------------------------------- beside a database
 
 
-def kept_vectors(database: Path) -> Path:
+def kept_covariates(database: Path) -> Path:
     """Return the folder in which the covariates that runs of *database* used are kept."""
     return database.with_name(database.name + ".vectors")
 
 
-def keep_vectors(file: VectorFile, database: Path) -> Path:
+def keep_covariates(file: CovariateFile, database: Path) -> Path:
     """Copy *file* beside *database* under its hash, whole or not at all; return the copy."""
-    copy = kept_vectors(database) / f"{file.sha256}{file.path.suffix}"
+    copy = kept_covariates(database) / f"{file.sha256}{file.path.suffix}"
     if not copy.exists():
         raw = file_bytes(file.path)
         if hashlib.sha256(raw).hexdigest() != file.sha256:
@@ -332,9 +332,9 @@ def write_whole(raw: bytes, path: Path) -> None:
     Path(part).replace(path)
 
 
-def find_vectors(database: Path, sha256: str) -> VectorFile:
+def find_covariates(database: Path, sha256: str) -> CovariateFile:
     """Return the file that a run of *database* used; raise ``CheckpointMismatch`` if it is gone."""
-    folder = kept_vectors(database)
+    folder = kept_covariates(database)
     places = [folder / (sha256 + ending) for ending in (*_DELIMITED, *_ARROW)]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
@@ -342,7 +342,7 @@ def find_vectors(database: Path, sha256: str) -> VectorFile:
             f"The covariates that the run used are not kept any more ({folder / sha256}.csv or "
             ".parquet is missing); restore the file beside the database."
         )
-    file = read_vectors(path)
+    file = read_covariates(path)
     if file.sha256 != sha256:
         raise CheckpointMismatch(
             f"{path} was changed since the run, which used a file of the SHA-256 in its name; "
@@ -365,7 +365,7 @@ class ReadLines:
 class Growth(NamedTuple):
     """A file as it was read: all of it, or the lines that were added."""
 
-    file: VectorFile
+    file: CovariateFile
     is_whole: bool
     lines: ReadLines | None  # None where the file is not text
 
@@ -391,9 +391,9 @@ class GrowingFile:
         return self._stamp != before
 
     def read(self) -> Growth:
-        """Read the lines behind those taken in; raise ``DataInvalid`` as ``read_vectors`` does."""
+        """Read the lines behind those taken in; raise as ``read_covariates`` does."""
         if not is_text(self.path):
-            return Growth(read_vectors(self.path), is_whole=True, lines=None)
+            return Growth(read_covariates(self.path), is_whole=True, lines=None)
         content = file_bytes(self.path)
         raw = memoryview(content)[: content.rfind(b"\n") + 1]  # the last line may be half written
         lines = self._lines
@@ -411,7 +411,7 @@ class GrowingFile:
         sha256 = hashlib.sha256(raw).hexdigest()
         newest = {symbol: int(series.time_ms[-1]) for symbol, series in rows.items()}
         return Growth(
-            VectorFile(self.path, sha256, columns, rows),
+            CovariateFile(self.path, sha256, columns, rows),
             is_whole=not lines.rows,
             lines=ReadLines(lines.header, len(raw), count, sha256, {**lines.newest_ms, **newest}),
         )

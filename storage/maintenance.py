@@ -23,7 +23,7 @@ from tracepaper.storage.chain.links import DROPPED_TABLES
 from tracepaper.storage.chain.starting_point import Beginnings, Lookback
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
-from tracepaper.storage.covariates import kept_vectors, write_whole
+from tracepaper.storage.covariates import kept_covariates, write_whole
 from tracepaper.storage.database.chunks import latest, run_span
 from tracepaper.storage.database.connection import (
     add_columns,
@@ -63,7 +63,7 @@ _NEWEST_CLOSE: Final = (
     "SELECT max(s.open_time_ms) + r.interval_ms FROM steps s, runs r "
     "WHERE s.step BETWEEN ? AND ? AND r.run_key = ?"
 )
-KEPT_BESIDE: Final = (kept_checkpoints, kept_vectors)
+KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 """The folders beside a database without which its runs cannot be derived."""
 
 _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)

@@ -2,7 +2,7 @@
 
 Live the file is read again as it grows; what became known at which close is kept as lines beside
 the database, whose hash is an event of the run. A file that is no use leaves the bar without
-vectors, so that the gate ``finite`` refuses it.
+covariates, so that the gate ``finite`` refuses it.
 
 Each line is a row with the first close at which it counts, or that the file was no use from a close
 on, or that it was of use again. The hash of the first so many lines stands in the run, so that a
@@ -28,14 +28,14 @@ from numpy.typing import NDArray
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.storage.covariates import (
+    CovariateFile,
     GrowingFile,
     Growth,
-    VectorFile,
-    find_vectors,
+    find_covariates,
     iso,
-    keep_vectors,
-    kept_vectors,
-    read_vectors,
+    keep_covariates,
+    kept_covariates,
+    read_covariates,
     write_whole,
 )
 from tracepaper.strategies.api.strategy import Forecaster
@@ -62,7 +62,7 @@ class KnownRow(NamedTuple):
     values: tuple[float, ...]
 
 
-class VectorFault(NamedTuple):
+class CovariateFault(NamedTuple):
     """From a close on the file could not be used, for a reason; empty where it could again."""
 
     from_ms: int
@@ -82,7 +82,7 @@ def journal_name(written: str, columns: Sequence[str]) -> str:
     return LIVE + hashlib.sha256(key.encode()).hexdigest()[:12]
 
 
-class VectorJournal:
+class CovariateJournal:
     """The lines of one growing file; a ``CovariateSource`` of what was known at each bar."""
 
     def __init__(self, path: Path, columns: Sequence[str], *, lines: Sequence[bytes] = ()) -> None:
@@ -93,7 +93,7 @@ class VectorJournal:
         self._digest = hashlib.sha256()
         self._heads: list[bytes] = []
         self._rows: dict[str, _Filled] = {}
-        self._faults: list[VectorFault] = []
+        self._faults: list[CovariateFault] = []
         for line in lines:
             self._take(line)
 
@@ -139,7 +139,7 @@ class VectorJournal:
         filled = self._rows.get(symbol)
         return None if filled is None else int(filled.rows().time_ms[-1])
 
-    def append(self, entries: Sequence[KnownRow | VectorFault]) -> None:
+    def append(self, entries: Sequence[KnownRow | CovariateFault]) -> None:
         """Store *entries* for good, then know them; raise ``DataInvalid`` where that fails.
 
         Nothing of them is stored then.
@@ -181,7 +181,7 @@ class VectorJournal:
             case {"columns": _}:
                 pass
             case {"fault": reason}:
-                self._faults.append(VectorFault(entry["from"], reason))
+                self._faults.append(CovariateFault(entry["from"], reason))
             case _:
                 row = KnownRow(
                     entry["from"], entry["time"], entry["symbol"], tuple(entry["values"])
@@ -214,13 +214,13 @@ class _Filled:
         return CovariateRows(self._times[0, :count], self._times[1, :count], self._values[:count])
 
 
-def open_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJournal:
+def open_journal(database: Path, name: str, columns: Sequence[str]) -> CovariateJournal:
     """Return the journal *name* beside *database*, with its whole lines; a new one where none is.
 
     A line that was being written when the machine stopped is taken away. Raises
     ``CheckpointMismatch`` for one that cannot be read.
     """
-    path = kept_vectors(database) / (name + _SUFFIX)
+    path = kept_covariates(database) / (name + _SUFFIX)
     raw = path.read_bytes() if path.is_file() else b""
     whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) < len(raw):
@@ -228,9 +228,9 @@ def open_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJou
     return _read(path, columns, whole)
 
 
-def find_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJournal:
+def find_journal(database: Path, name: str, columns: Sequence[str]) -> CovariateJournal:
     """Return the journal of a run of *database*; raise ``CheckpointMismatch`` if it is gone."""
-    path = kept_vectors(database) / (name + _SUFFIX)
+    path = kept_covariates(database) / (name + _SUFFIX)
     if not path.is_file():
         raise CheckpointMismatch(
             f"The covariates that the run used are not kept any more ({path} is missing); restore "
@@ -240,13 +240,13 @@ def find_journal(database: Path, name: str, columns: Sequence[str]) -> VectorJou
     return _read(path, columns, raw[: raw.rfind(b"\n") + 1])
 
 
-def keep_journal(journal: VectorJournal, database: Path) -> None:
+def keep_journal(journal: CovariateJournal, database: Path) -> None:
     """Copy *journal* beside *database*, for a run that is fed with another's record.
 
     An existing one that is the beginning of *journal*, or begins with it, is the same. Raises
     ``CheckpointMismatch`` for another.
     """
-    path = kept_vectors(database) / (journal.name + _SUFFIX)
+    path = kept_covariates(database) / (journal.name + _SUFFIX)
     content = journal.path.read_bytes()
     existing = path.read_bytes() if path.exists() else b""
     if existing.startswith(content):
@@ -259,11 +259,11 @@ def keep_journal(journal: VectorJournal, database: Path) -> None:
     write_whole(content, path)
 
 
-def _read(path: Path, columns: Sequence[str], whole: bytes) -> VectorJournal:
+def _read(path: Path, columns: Sequence[str], whole: bytes) -> CovariateJournal:
     lines = whole.splitlines(keepends=True)
     try:
         if not lines or json.loads(lines[0])["columns"] == list(columns):
-            return VectorJournal(path, columns, lines=lines)
+            return CovariateJournal(path, columns, lines=lines)
     except (ValueError, KeyError, TypeError):
         pass
     raise CheckpointMismatch(
@@ -275,8 +275,8 @@ def _line(document: Mapping[str, Any]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode() + b"\n"
 
 
-def _document(entry: KnownRow | VectorFault) -> dict[str, Any]:
-    if isinstance(entry, VectorFault):
+def _document(entry: KnownRow | CovariateFault) -> dict[str, Any]:
+    if isinstance(entry, CovariateFault):
         return {"from": entry.from_ms, "fault": entry.reason}
     return {
         "from": entry.from_ms,
@@ -292,14 +292,14 @@ VECTORS: Final = "vectors"
 """The key of their file's name among the libraries of a run."""
 
 
-class GrowingVectors:
+class GrowingCovariates:
     """A file that grows, read again before a bar is answered; a ``CovariateSource``.
 
     A row counts from the close at which it was first read, or from its time where that is later.
     One with a time before the newest known one comes too late for any bar.
     """
 
-    def __init__(self, path: Path, journal: VectorJournal) -> None:
+    def __init__(self, path: Path, journal: CovariateJournal) -> None:
         """Go on with *journal*; without one, take all that *path* holds as known at its times.
 
         Raises ``DataInvalid`` where there is neither a journal nor a file that can be believed.
@@ -334,7 +334,7 @@ class GrowingVectors:
         self._looked_ms = close_ms
         if not self._file.has_changed() and not self._journal.fault:
             return
-        entries: list[KnownRow | VectorFault] = []
+        entries: list[KnownRow | CovariateFault] = []
         growth, reason = None, ""
         try:
             growth = self._file.read()
@@ -342,11 +342,11 @@ class GrowingVectors:
         except DataInvalid as error:
             growth, reason = None, str(error)
         if reason != self._journal.fault:
-            entries.insert(0, VectorFault(close_ms, reason))
+            entries.insert(0, CovariateFault(close_ms, reason))
             log.warning(reason or "covariates are of use again", file=str(self._file.path))
         self._keep(growth, entries)
 
-    def _keep(self, growth: Growth | None, entries: Sequence[KnownRow | VectorFault]) -> None:
+    def _keep(self, growth: Growth | None, entries: Sequence[KnownRow | CovariateFault]) -> None:
         """Store the new entries; where that fails none of them is known until a later close."""
         try:
             if entries:
@@ -387,7 +387,7 @@ class GrowingVectors:
             ]
         return new
 
-    def _require_same_symbols(self, file: VectorFile) -> None:
+    def _require_same_symbols(self, file: CovariateFile) -> None:
         """Raise ``DataInvalid`` where the file has got or lost its column of symbols."""
         symbols = self._journal.symbols
         if symbols and file.rows and (ALL_SYMBOLS in symbols) != (ALL_SYMBOLS in file.rows):
@@ -412,7 +412,7 @@ class GrowingVectors:
             )
 
 
-def refuse_vectors(config: Config) -> None:
+def refuse_covariates(config: Config) -> None:
     """Refuse ``[model] covariates`` with a class or a retraining, which cannot use them."""
     if config.model.covariates is None:
         return
@@ -427,13 +427,13 @@ def refuse_vectors(config: Config) -> None:
         )
 
 
-def vectors_path(config: Config, written: str) -> Path:
+def covariates_path(config: Config, written: str) -> Path:
     """Return the file: beside the configuration where it is there, else from the working folder."""
     beside = None if config.folder is None else config.folder / written
     return beside if beside is not None and beside.is_file() else Path(written)
 
 
-def configured_vectors(
+def configured_covariates(
     config: Config, card: Mapping[str, Any], *, beside: Path | None, growing: bool
 ) -> CovariateSource | None:
     """Return the covariates that ``[model] covariates`` names, in the columns of *card*.
@@ -444,18 +444,18 @@ def configured_vectors(
     """
     if config.model.covariates is None:
         return None
-    path, columns = vectors_path(config, config.model.covariates), _columns(card)
+    path, columns = covariates_path(config, config.model.covariates), _columns(card)
     symbols = config.market.symbols
     if growing and beside is not None and columns:
         name = journal_name(config.model.covariates, columns)
-        grown = GrowingVectors(path, open_journal(beside, name, columns))
+        grown = GrowingCovariates(path, open_journal(beside, name, columns))
         _require_symbols(path, grown, symbols, growing=True)
         return grown
-    file = read_vectors(path)
+    file = read_covariates(path)
     source = file.standing(columns)
     _require_symbols(path, source, symbols, growing=growing)
     if beside is not None:
-        keep_vectors(file, beside)
+        keep_covariates(file, beside)
     return source
 
 
@@ -474,7 +474,7 @@ def _require_symbols(
         log.warning("no row yet, so its bars are held", symbol=symbol, file=str(path))
 
 
-def vectors_of(forecaster: Forecaster | None) -> CovariateSource | None:
+def covariates_of(forecaster: Forecaster | None) -> CovariateSource | None:
     """Return the covariates of *forecaster*; None where it has none."""
     source: CovariateSource | None = getattr(forecaster, VECTORS, None)
     return source
@@ -482,8 +482,8 @@ def vectors_of(forecaster: Forecaster | None) -> CovariateSource | None:
 
 def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]]:
     """Return a function that gives the new heads of the forecaster's journal, for run events."""
-    source = vectors_of(forecaster)
-    return source.newly if isinstance(source, GrowingVectors) else tuple
+    source = covariates_of(forecaster)
+    return source.newly if isinstance(source, GrowingCovariates) else tuple
 
 
 def require_known(
@@ -492,12 +492,12 @@ def require_known(
     """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* names."""
     if reading is None or reading.what != VECTORS:
         return
-    if isinstance(source, VectorJournal | GrowingVectors):
+    if isinstance(source, CovariateJournal | GrowingCovariates):
         _, lines, sha256 = reading.name.split()
         source.require(JournalHead(int(lines), sha256), run_id)
 
 
-def recorded_vectors(
+def recorded_covariates(
     database: Path, kept_as: str, card: Mapping[str, Any], *, into: Path | None = None
 ) -> CovariateSource | None:
     """Return the covariates that a run of *database* kept, for the model of *card*; None for none.
@@ -513,13 +513,13 @@ def recorded_vectors(
         if into is not None:
             keep_journal(journal, into)
         return journal
-    file = find_vectors(database, kept_as)
+    file = find_covariates(database, kept_as)
     if into is not None:
-        keep_vectors(file, into)
+        keep_covariates(file, into)
     return file.standing(columns)
 
 
-def kept_vectors_of(libraries: str) -> str:
+def kept_covariates_of(libraries: str) -> str:
     """Return the name of a run's kept covariates, by its ``libraries``; empty where it has none."""
     try:
         versions = json.loads(libraries or "{}")
@@ -528,9 +528,9 @@ def kept_vectors_of(libraries: str) -> str:
     return str(versions.get(VECTORS, "")) if isinstance(versions, dict) else ""
 
 
-def vectors_kept_as(forecaster: Forecaster | None) -> str:
+def covariates_kept_as(forecaster: Forecaster | None) -> str:
     """Return the name of the forecaster's kept covariates; empty where it has none."""
-    source = vectors_of(forecaster)
+    source = covariates_of(forecaster)
     return "" if source is None else source.name
 
 

@@ -15,10 +15,10 @@ from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.values import ASKS, BUILT_IN
 from tracepaper.daemon.session.covariates import (
     VECTORS,
-    configured_vectors,
-    recorded_vectors,
-    refuse_vectors,
-    vectors_kept_as,
+    configured_covariates,
+    covariates_kept_as,
+    recorded_covariates,
+    refuse_covariates,
 )
 from tracepaper.daemon.session.user_model import load_model, user_model
 from tracepaper.storage import checkpoints
@@ -197,9 +197,9 @@ def load_forecaster(
     """Return the configured model, ready to be warmed; *mode* is ``step`` or ``scan``.
 
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
-    is kept beside the database *beside*; *live*, vectors are read again as they grow.
+    is kept beside the database *beside*; *live*, covariates are read again as they grow.
     """
-    refuse_vectors(config)
+    refuse_covariates(config)
     if config.model.own_class:
         model = load_model(config, mode=mode)
         if beside is not None:
@@ -208,7 +208,7 @@ def load_forecaster(
     if mode == "step" and config.market.closes_together:
         mode = "batched"
     checkpoint = load_checkpoint(config, beside=beside)
-    source = configured_vectors(config, checkpoint.card, beside=beside, growing=live)
+    source = configured_covariates(config, checkpoint.card, beside=beside, growing=live)
     return _built(checkpoint, config, mode, source)
 
 
@@ -220,11 +220,11 @@ def recorded_forecaster(
     mode: str,
     backend: str = "",
     into: Path | None = None,
-    vectors: str = "",
+    covariates: str = "",
 ) -> Forecaster:
     """Return the model that a run of *database* used, to be asked again; keep it beside *into*.
 
-    *vectors* is what the run says that its vectors are kept as. A checkpoint is the one that was
+    *covariates* is what the run says that its own are kept as. A checkpoint is the one that was
     kept; a user's class is made as it is now, so its hash may be another. A stream attends by
     *backend*, as the run says that it did, where that is here.
     Raises ``CheckpointMismatch`` where the checkpoint is gone.
@@ -234,8 +234,8 @@ def recorded_forecaster(
     kept = checkpoints.find_kept(database, model_id)
     if into is not None:
         checkpoints.keep(kept, into)
-    source = recorded_vectors(database, vectors, checkpoints.read_card(kept), into=into)
-    return forecaster_of(kept, _attending_by(backend, config), mode=mode, vectors=source)
+    source = recorded_covariates(database, covariates, checkpoints.read_card(kept), into=into)
+    return forecaster_of(kept, _attending_by(backend, config), mode=mode, covariates=source)
 
 
 def _attending_by(backend: str, config: Config) -> Config:
@@ -250,10 +250,10 @@ def _attending_by(backend: str, config: Config) -> Config:
 
 
 def forecaster_of(
-    folder: Path, config: Config, *, mode: str, vectors: CovariateSource | None = None
+    folder: Path, config: Config, *, mode: str, covariates: CovariateSource | None = None
 ) -> Forecaster:
     """Return the model of the checkpoint in *folder*, run as *config* says."""
-    return _built(checkpoints.load(folder), config, mode, vectors)
+    return _built(checkpoints.load(folder), config, mode, covariates)
 
 
 def computing(forecaster: Forecaster | None) -> tuple[str, str]:
@@ -271,7 +271,7 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
         return {}
     if (own := user_model(forecaster)) is not None:
         return own.libraries
-    if kept := vectors_kept_as(forecaster):
+    if kept := covariates_kept_as(forecaster):
         return {VECTORS: kept}
     if not forecaster.backend.startswith("native"):
         return {}
@@ -281,7 +281,10 @@ def further_libraries(forecaster: Forecaster | None) -> Mapping[str, str]:
 
 
 def _built(
-    checkpoint: checkpoints.Checkpoint, config: Config, mode: str, vectors: CovariateSource | None
+    checkpoint: checkpoints.Checkpoint,
+    config: Config,
+    mode: str,
+    covariates: CovariateSource | None,
 ) -> Forecaster:
     from tracepaper.strategies.forecasters.build import build, known_kind
 
@@ -306,7 +309,7 @@ def _built(
         instruments=len(config.market.symbols),
         free_bytes=free_bytes(),
         way=_way(config),
-        vectors=vectors,
+        vectors=covariates,
         symbols=config.market.symbols,
         horizon=config.gate.horizon,
     )

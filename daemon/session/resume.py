@@ -23,7 +23,12 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     terms_for,
 )
-from tracepaper.daemon.session.covariates import VECTORS, kept_vectors_of, require_known, vectors_of
+from tracepaper.daemon.session.covariates import (
+    VECTORS,
+    covariates_of,
+    kept_covariates_of,
+    require_known,
+)
 from tracepaper.daemon.session.loop import BarHistory
 from tracepaper.daemon.session.models import recorded_forecaster
 from tracepaper.daemon.session.run_row import (
@@ -151,7 +156,7 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
             if continues(last, opening.config, opening.forecaster, model_sha256=models.next):
                 known = reader.newest_reading(last.run_id, VECTORS)
                 with usage_errors():
-                    require_known(vectors_of(opening.forecaster), known, last.run_id)
+                    require_known(covariates_of(opening.forecaster), known, last.run_id)
                 return _go_on(opening, audit, reader, last, models)
         return _begin(opening, audit, reader, last)
 
@@ -280,9 +285,14 @@ def recorded_reach(database: Path, run_id: str) -> Lookback:
     config = restore(run.config)
     forecaster = None
     if needs_forecaster(config):
-        vectors = kept_vectors_of(run.libraries)
+        covariates = kept_covariates_of(run.libraries)
         forecaster = recorded_forecaster(
-            config, database, run.model_id, mode=run.mode, backend=run.backend, vectors=vectors
+            config,
+            database,
+            run.model_id,
+            mode=run.mode,
+            backend=run.backend,
+            covariates=covariates,
         )
     engine = build_engine(
         config,

@@ -30,7 +30,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
-from tracepaper.daemon.session.covariates import kept_vectors_of, vectors_kept_as
+from tracepaper.daemon.session.covariates import covariates_kept_as, kept_covariates_of
 from tracepaper.daemon.session.models import (
     checkpoint_sha256,
     computing,
@@ -179,7 +179,7 @@ def continues(
         and run.code_version == code_version()
         and run.strategy_sha256 == strategy_sha256(config)
         and model_sha256 == ("" if forecaster is None else forecaster.model_sha256)
-        and kept_vectors_of(run.libraries) == vectors_kept_as(forecaster)
+        and kept_covariates_of(run.libraries) == covariates_kept_as(forecaster)
     )
 
 

@@ -23,7 +23,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import ModelTerms, Restart, decode_state
 from tracepaper.daemon.engine.versions import CHANGES
 from tracepaper.daemon.session.build import build_engine, needs_forecaster, terms_for
-from tracepaper.daemon.session.covariates import kept_vectors_of, require_known, vectors_of
+from tracepaper.daemon.session.covariates import covariates_of, kept_covariates_of, require_known
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -163,7 +163,7 @@ def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> F
         model_id,
         mode=run.mode,
         backend=run.backend,
-        vectors="" if sha256 else kept_vectors_of(run.libraries),
+        covariates="" if sha256 else kept_covariates_of(run.libraries),
     )
     if (own := user_model(forecaster)) is not None:
         refuse_other_model(own, run.model_sha256, run.run_id)
@@ -205,7 +205,7 @@ def _reload_model(recorded: Recorded, database: Path, *, into: Path | None = Non
         mode=run.mode,
         backend=run.backend,
         into=into,
-        vectors=kept_vectors_of(run.libraries),
+        covariates=kept_covariates_of(run.libraries),
     )
     if (own := user_model(forecaster)) is not None:
         own.scale(run.instruments)
@@ -311,7 +311,7 @@ class RecordedPredictor:
             if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
                 self._promote(event, is_derived=sequence >= self._run.first)
             if isinstance(event, ExternalRead):
-                require_known(vectors_of(self.forecaster), event, run_id)
+                require_known(covariates_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)
                 self._recorded.append(self._timeout if was_late else stored)

@@ -44,7 +44,7 @@ from tracepaper.replay.report.terminal import (
     summarise,
 )
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.covariates import kept_vectors
+from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Step
@@ -169,7 +169,7 @@ def names_a_run(item: str) -> bool:
 
 def folders_beside(database: Path) -> tuple[Path, Path]:
     """Return the folders in which checkpoints and covariates that *database* used are kept."""
-    return database.with_name(database.name + ".checkpoints"), kept_vectors(database)
+    return database.with_name(database.name + ".checkpoints"), kept_covariates(database)
 
 
 def _kept(database: Path) -> set[Path]:

@@ -20,13 +20,13 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session.covariates import vectors_path
+from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.user_code import parsed
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.checks.compare import Difference
-from tracepaper.storage.covariates import SYMBOL, TIME, read_vectors
+from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.timeframes import Row
 from tracepaper.strategies.covariates import ALL_SYMBOLS, CovariateRows, rows_of
@@ -52,7 +52,7 @@ def replaced_covariates(config: Config, change: Change) -> Iterator[Config]:
     if config.model.covariates is None:
         yield config
         return
-    file = read_vectors(vectors_path(config, config.model.covariates))
+    file = read_covariates(covariates_path(config, config.model.covariates))
     with tempfile.TemporaryDirectory(prefix="tracepaper-vectors-") as folder:
         path = Path(folder) / "vectors.csv"
         everyones = ALL_SYMBOLS in file.rows

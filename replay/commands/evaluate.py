@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.storage.covariates import VectorFile
+    from tracepaper.storage.covariates import CovariateFile
     from tracepaper.strategies.api.model import DataSource
 
 
@@ -228,7 +228,7 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
         typer.echo(f"The page is {html}.")
 
 
-def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, Checkpoint]:
+def _loaded(name: str, threads: int, vectors: CovariateFile | None) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built."""
     from tracepaper.replay.learning.estimator import estimator_of
     from tracepaper.replay.learning.fit import use_threads
@@ -253,10 +253,10 @@ def _loaded(name: str, threads: int, vectors: VectorFile | None) -> tuple[Path, 
     return folder, found
 
 
-def _vectors(path: Path | None) -> VectorFile | None:
-    from tracepaper.storage.covariates import read_vectors
+def _vectors(path: Path | None) -> CovariateFile | None:
+    from tracepaper.storage.covariates import read_covariates
 
-    return None if path is None else read_vectors(path)
+    return None if path is None else read_covariates(path)
 
 
 def _of_checkpoint(
@@ -374,7 +374,7 @@ def _with_rival(
 
 def _beside(
     name: str, threads: int, vectors: Path | None
-) -> tuple[Path, Checkpoint, VectorFile | None]:
+) -> tuple[Path, Checkpoint, CovariateFile | None]:
     """Return the compared model, with the covariates where it was trained with some."""
     from tracepaper.storage.checkpoints import locate, read_card
     from tracepaper.strategies.forecasters.build import takes_vectors

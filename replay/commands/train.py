@@ -144,7 +144,7 @@ def _trained(
     from tracepaper.replay.learning.estimator import DataRequest, recipe_of
     from tracepaper.replay.learning.recipe import over
     from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
-    from tracepaper.storage.covariates import read_vectors
+    from tracepaper.storage.covariates import read_covariates
 
     documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
     recipes = [recipe_of(each) for each in documents or [dict(document)]]
@@ -157,7 +157,7 @@ def _trained(
     request = DataRequest(
         data,
         ArrayCache(cache or default_folder()),
-        None if covariates is None else read_vectors(covariates),
+        None if covariates is None else read_covariates(covariates),
     )
     with FitView(first) as view:
         return train_seeds(

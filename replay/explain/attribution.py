@@ -15,7 +15,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
+from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.explain.recompute import (
     Floats,
@@ -334,8 +334,10 @@ def by_model(database: Path, past: Past, model: str) -> Past:
             f"{model} is for bars of {card['market'].get('interval')} minutes and the decision is "
             f"of {minutes}; choose another model."
         )
-    vectors = recorded_vectors(database, kept_vectors_of(past.run.libraries), card)
-    found = attending(forecaster_of(folder, restore(past.run.config), mode="step", vectors=vectors))
+    vectors = recorded_covariates(database, kept_covariates_of(past.run.libraries), card)
+    found = attending(
+        forecaster_of(folder, restore(past.run.config), mode="step", covariates=vectors)
+    )
     if found is None:
         raise DataInvalid(f"{model} has no attention to compare; choose a network's checkpoint.")
     run_id, instrument = past.run.run_id, past.decided.instrument

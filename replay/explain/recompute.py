@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from tracepaper.daemon.config.loading import restore
-from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
+from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahead
 from tracepaper.storage import checkpoints
@@ -234,10 +234,10 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
         folder = checkpoints.find_bundled(model_id)
     if folder is None:
         folder = checkpoints.find_kept(database, model_id)
-    vectors = recorded_vectors(
-        database, kept_vectors_of(run.libraries), checkpoints.read_card(folder)
+    vectors = recorded_covariates(
+        database, kept_covariates_of(run.libraries), checkpoints.read_card(folder)
     )
-    found: Forecaster = forecaster_of(folder, config, mode="step", vectors=vectors)
+    found: Forecaster = forecaster_of(folder, config, mode="step", covariates=vectors)
     if found.model_id != model_id:
         raise DataInvalid(
             f"{folder} holds the checkpoint {found.model_id}, and {model_id} decided; restore it."

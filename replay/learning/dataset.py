@@ -56,7 +56,7 @@ from tracepaper.replay.learning.stored_baselines import (
     fit_baselines,
     unfitted,
 )
-from tracepaper.storage.covariates import VectorFile
+from tracepaper.storage.covariates import CovariateFile
 from tracepaper.strategies.covariates import CovariateColumns, CovariateScale
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import REACHES
@@ -78,7 +78,7 @@ Horizons = tuple[int, ...] | str
 class Supplied(NamedTuple):
     """A user's covariates, and how they are standardised; None before that is fitted."""
 
-    file: VectorFile
+    file: CovariateFile
     scale: CovariateScale | None = None
 
     def fitted(self, until_ms: int) -> Supplied:

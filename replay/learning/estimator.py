@@ -45,7 +45,7 @@ from tracepaper.replay.learning.stored_baselines import (
     stored_baselines,
 )
 from tracepaper.storage.checkpoints import Checkpoint
-from tracepaper.storage.covariates import VectorFile
+from tracepaper.storage.covariates import CovariateFile
 from tracepaper.strategies.api.model import ModelKind, Registry
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import model_kinds, takes_vectors, vector_scale
@@ -94,7 +94,7 @@ class DataRequest(NamedTuple):
 
     paths: Sequence[str]
     arrays: ArrayCache = IN_MEMORY
-    covariates: VectorFile | None = None
+    covariates: CovariateFile | None = None
 
 
 class Answers(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.session.covariates import kept_vectors_of, recorded_vectors
+from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.document.page import Markup, element, json_in_script
 from tracepaper.replay.document.values import Figure, Table, table
@@ -244,12 +244,12 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
         assert isinstance(said, Forecast)
         bars = reader.bars(run_id, instrument)
     folder = checkpoints.find_kept(record.database, said.model_id)
-    vectors = recorded_vectors(
+    vectors = recorded_covariates(
         record.database,
-        kept_vectors_of(str(record.run["libraries"])),
+        kept_covariates_of(str(record.run["libraries"])),
         checkpoints.read_card(folder),
     )
-    forecaster = forecaster_of(folder, record.config, mode="step", vectors=vectors)
+    forecaster = forecaster_of(folder, record.config, mode="step", covariates=vectors)
     asked = attending(forecaster)
     if over_symbols(forecaster) is not None:
         raise DataInvalid(

@@ -26,7 +26,7 @@ import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Given, load
-from tracepaper.daemon.session.covariates import vectors_path
+from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.user_code import class_sha256
@@ -490,7 +490,7 @@ def _fitted(strategy: str | None, given: Given, candles: Sequence[Candles]) -> t
 def _vectors(given: Given) -> bytes:
     config = load(given)
     written = config.model.covariates
-    return b"" if written is None else file_bytes(vectors_path(config, written))
+    return b"" if written is None else file_bytes(covariates_path(config, written))
 
 
 def data_sha256(candles: tuple[Candles, ...], vectors: bytes = b"") -> str:

@@ -8,7 +8,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from tracepaper.storage.covariates import GrowingFile, find_vectors, keep_vectors, read_vectors
+from tracepaper.storage.covariates import (
+    GrowingFile,
+    find_covariates,
+    keep_covariates,
+    read_covariates,
+)
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 
 NOON_MS = 1_717_243_200_000  # 2024-06-01T12:00Z
@@ -28,7 +33,7 @@ def test_times_with_any_zone_and_milliseconds_are_the_same_rows(tmp_path: Path) 
         "c.csv": f"mood,time\n0.5,{NOON_MS}\n-1,{NOON_MS + 60_000}\n",
     }
     for name, text in texts.items():
-        found = read_vectors(written(tmp_path, text, name))
+        found = read_covariates(written(tmp_path, text, name))
         assert found.columns == ("mood",)
         assert found.rows[""].time_ms.tolist() == [NOON_MS, NOON_MS + 60_000]
         assert found.rows[""].values.tolist() == [[0.5], [-1.0]]
@@ -36,16 +41,16 @@ def test_times_with_any_zone_and_milliseconds_are_the_same_rows(tmp_path: Path) 
 
 def test_a_broken_millisecond_is_rounded_up_so_that_nothing_is_known_early(tmp_path: Path) -> None:
     text = "time,mood\n2024-06-01T12:00:00.000001Z,1\n"
-    assert read_vectors(written(tmp_path, text)).rows[""].time_ms.tolist() == [NOON_MS + 1]
+    assert read_covariates(written(tmp_path, text)).rows[""].time_ms.tolist() == [NOON_MS + 1]
     nanoseconds = pa.array([NOON_MS * 1_000_000 + 1], pa.timestamp("ns", "UTC"))
     path = tmp_path / "news.parquet"
     parquet.write_table(pa.table({"time": nanoseconds, "mood": [1.0]}), path)
-    assert read_vectors(path).rows[""].time_ms.tolist() == [NOON_MS + 1]
+    assert read_covariates(path).rows[""].time_ms.tolist() == [NOON_MS + 1]
 
 
 def test_rows_are_parted_by_their_symbols(tmp_path: Path) -> None:
     text = f"time,symbol,a,b\n{NOON_MS},BTCUSDT,1,2\n{NOON_MS},ETHUSDT,3,4\n"
-    found = read_vectors(written(tmp_path, text)).chosen(["b"])
+    found = read_covariates(written(tmp_path, text)).chosen(["b"])
     assert {symbol: rows.values.tolist() for symbol, rows in found.items()} == {
         "BTCUSDT": [[2.0]],
         "ETHUSDT": [[4.0]],
@@ -84,7 +89,7 @@ def test_a_file_that_cannot_be_believed_is_refused_in_one_sentence(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
     with pytest.raises(DataInvalid, match=sentence):
-        read_vectors(written(tmp_path, text))
+        read_covariates(written(tmp_path, text))
 
 
 def test_parquet_is_refused_alike(tmp_path: Path) -> None:
@@ -92,40 +97,40 @@ def test_parquet_is_refused_alike(tmp_path: Path) -> None:
     naive = pa.array([NOON_MS], pa.timestamp("ms"))
     parquet.write_table(pa.table({"time": naive, "mood": [1.0]}), path)
     with pytest.raises(DataInvalid, match="zone"):
-        read_vectors(path)
+        read_covariates(path)
     parquet.write_table(pa.table({"time": [NOON_MS], "mood": [None]}), path)
     with pytest.raises(DataInvalid, match="finite"):
-        read_vectors(path)
+        read_covariates(path)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataInvalid, match="is damaged"):
-        read_vectors(path)
+        read_covariates(path)
 
 
 def test_no_file_and_one_of_another_kind_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="cannot be read"):
-        read_vectors(tmp_path / "none.csv")
+        read_covariates(tmp_path / "none.csv")
     with pytest.raises(DataInvalid, match=r"ends in \.csv or \.parquet"):
-        read_vectors(written(tmp_path, GOOD, "news.txt"))
+        read_covariates(written(tmp_path, GOOD, "news.txt"))
 
 
 def test_a_column_that_the_model_knows_and_the_file_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="lacks the column 'heat', which the model was trained"):
-        read_vectors(written(tmp_path, GOOD)).chosen(["mood", "heat"])
+        read_covariates(written(tmp_path, GOOD)).chosen(["mood", "heat"])
 
 
 def test_of_a_growing_file_a_line_that_is_not_ended_waits(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD + "2024-06-01T12:02:00Z,0.")
     assert len(GrowingFile(path).read().file.rows[""]) == 2
-    assert len(read_vectors(path).rows[""]) == 3
+    assert len(read_covariates(path).rows[""]) == 3
 
 
 def test_what_is_kept_is_found_by_its_hash_and_a_changed_one_is_refused(tmp_path: Path) -> None:
-    file, database = read_vectors(written(tmp_path, GOOD)), tmp_path / "run.db"
+    file, database = read_covariates(written(tmp_path, GOOD)), tmp_path / "run.db"
     with pytest.raises(CheckpointMismatch, match="are not kept any more"):
-        find_vectors(database, file.sha256)
-    kept = keep_vectors(file, database)
+        find_covariates(database, file.sha256)
+    kept = keep_covariates(file, database)
     file.path.unlink()
-    assert find_vectors(database, file.sha256).rows[""].values.tolist() == [[0.5], [-1.0]]
+    assert find_covariates(database, file.sha256).rows[""].values.tolist() == [[0.5], [-1.0]]
     kept.write_text(GOOD.replace("0.5", "0.6"), encoding="utf-8")
     with pytest.raises(CheckpointMismatch, match="was changed since the run"):
-        find_vectors(database, file.sha256)
+        find_covariates(database, file.sha256)

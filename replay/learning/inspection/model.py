@@ -29,7 +29,7 @@ from tracepaper.replay.learning.samples import Samples, first_position, windowed
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
-from tracepaper.storage.covariates import read_vectors
+from tracepaper.storage.covariates import read_covariates
 from tracepaper.strategies.covariates import FixedCovariates
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import rows as features
@@ -438,7 +438,7 @@ def _schema(card: Mapping[str, Any], vectors: Path | None) -> FeatureSchema:
         return known_schema(card, NO_FILE if takes_vectors(card) else None)
     if not takes_vectors(card):
         raise ConfigInvalid("The network was trained without covariates; leave --covariates out.")
-    return known_schema(card, read_vectors(vectors).standing(vector_scale(card).columns))
+    return known_schema(card, read_covariates(vectors).standing(vector_scale(card).columns))
 
 
 def _begun(path: Path) -> Path:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from tracepaper.daemon.session.covariates import (
-    GrowingVectors,
+    GrowingCovariates,
     find_journal,
     keep_journal,
     open_journal,
@@ -51,7 +51,7 @@ class Traded:
     def start(self) -> None:
         """Begin, or begin again as after a restart, warmed with the bars that were answered."""
         journal = open_journal(self.database, NAME, COLUMNS)
-        self.source = GrowingVectors(self.path, journal)
+        self.source = GrowingCovariates(self.path, journal)
         self.joined = CovariateColumns(SCALE, self.source)
         if self.said:
             self.joined.at("", np.array(list(self.said)), MINUTE_MS)
@@ -151,7 +151,7 @@ def test_a_line_that_is_being_written_waits(traded: Traded) -> None:
 
 def test_a_start_without_file_and_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataInvalid, match="cannot be read"):
-        GrowingVectors(tmp_path / "none.csv", open_journal(tmp_path / "r.db", NAME, COLUMNS))
+        GrowingCovariates(tmp_path / "none.csv", open_journal(tmp_path / "r.db", NAME, COLUMNS))
 
 
 def test_a_journal_that_was_cut_in_a_line_goes_on(traded: Traded) -> None:
@@ -241,7 +241,7 @@ def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn(
         return path.read_bytes()
 
     written(1)
-    source = GrowingVectors(path, open_journal(database, NAME, columns))
+    source = GrowingCovariates(path, open_journal(database, NAME, columns))
     joined = CovariateColumns(CovariateScale(columns, (0.0, 0.0), (1.0, 1.0)), source)
     said = []
     for number in range(1, 5):
@@ -258,7 +258,7 @@ def test_parquet_that_is_written_anew_grows_and_is_no_use_while_it_is_torn(
 def test_symbols_of_one_close_are_answered_by_one_reading(tmp_path: Path) -> None:
     path, database = tmp_path / "news.csv", tmp_path / "run.db"
     path.write_text(f"time,symbol,mood\n{close(0)},BTC,1\n{close(0)},ETH,2\n", encoding="utf-8")
-    source = GrowingVectors(path, open_journal(database, NAME, COLUMNS))
+    source = GrowingCovariates(path, open_journal(database, NAME, COLUMNS))
     joined = CovariateColumns(SCALE, source)
     closes = np.array([close(1), close(2)])
     said: dict[str, list[float]] = {"BTC": [], "ETH": [], "SOL": []}

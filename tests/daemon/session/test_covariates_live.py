@@ -17,7 +17,7 @@ from tracepaper.daemon.config.loading import load, render
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.covariates import kept_vectors
+from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.types.decisions import Decision, Step
@@ -37,13 +37,13 @@ def write(path: Path, text: str) -> None:
 
 def changed(database: Path) -> None:
     """Change one number of what was known."""
-    (kept,) = kept_vectors(database).iterdir()
+    (kept,) = kept_covariates(database).iterdir()
     kept.write_bytes(kept.read_bytes().replace(b"-1.5", b"-1.4"))
 
 
 def known(database: Path) -> bytes:
     """Return the lines of what was known."""
-    return b"".join(one.read_bytes() for one in kept_vectors(database).glob("*.jsonl"))
+    return b"".join(one.read_bytes() for one in kept_covariates(database).glob("*.jsonl"))
 
 
 def passes(decision: Decision, gate: str) -> bool:

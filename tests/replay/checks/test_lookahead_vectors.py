@@ -27,7 +27,7 @@ from tracepaper.replay.checks.perturbations import (
     replaced_covariates,
     without_later,
 )
-from tracepaper.storage.covariates import read_vectors
+from tracepaper.storage.covariates import read_covariates
 from tracepaper.strategies.covariates import CovariateColumns, Ids, rows_of
 
 MINUTE_MS = 60_000
@@ -129,9 +129,9 @@ def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk:
     for cut, count in ((True, 4), (False, len(range(0, BARS, 3)))):
         with replaced_covariates(given, without_later(at, cut=cut)) as other:
             assert other.model.covariates is not None
-            rows = read_vectors(Path(other.model.covariates)).rows[""]
+            rows = read_covariates(Path(other.model.covariates)).rows[""]
         assert len(rows) == count
-        kept = read_vectors(tmp_path / "news.csv").rows[""]
+        kept = read_covariates(tmp_path / "news.csv").rows[""]
         assert (rows.values[:4] == kept.values[:4]).all()
         assert (rows.values[4:] != kept.values[4 : len(rows)]).all()
         assert not Path(other.model.covariates).exists()

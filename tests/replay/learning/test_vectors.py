@@ -28,7 +28,7 @@ from tracepaper.replay.learning.candles import (
 from tracepaper.replay.learning.dataset import Dataset, Supplied, joined_to
 from tracepaper.replay.learning.splits import Split, iso, segments_of
 from tracepaper.storage.checkpoints import load
-from tracepaper.storage.covariates import kept_vectors, read_vectors
+from tracepaper.storage.covariates import kept_covariates, read_covariates
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.covariates import (
     CovariateColumns,
@@ -119,7 +119,7 @@ def written(path: Path, names: Sequence[str] = ("mood", "heat")) -> None:
 
 def test_the_card_names_columns_scale_and_file(folder: Path) -> None:
     card = load(folder / "out").card
-    file = read_vectors(folder / "news.csv")
+    file = read_covariates(folder / "news.csv")
     of, until = card["features"]["vectors"], START_MS + MINUTE_MS * ENDS[0]
     before = NUMBERS[until > AT]
     assert of["columns"] == ["mood", "heat"]
@@ -134,7 +134,7 @@ def test_the_card_names_columns_scale_and_file(folder: Path) -> None:
 def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(folder: Path) -> None:
     first, second, third = (START_MS + MINUTE_MS * end for end in ENDS)
     split = Split(first, second, third, embargo_bars=30)
-    supplied = Supplied(read_vectors(folder / "news.csv"))
+    supplied = Supplied(read_covariates(folder / "news.csv"))
     data = [str(folder / "bybit_linear_AAAUSDT_1m.csv.gz")]
     own = Dataset.read(data, lambda _: split, (5, 30), vectors=supplied).segments[0]
     assert own.first == FIRST  # whose close is the first at or after the first row's time
@@ -200,7 +200,7 @@ def test_a_replay_verifies_by_the_file_that_it_kept(replayed: Path, say: Say) ->
 
 
 def test_verify_says_which_file_was_changed_and_which_is_missing(replayed: Path, say: Say) -> None:
-    (kept,) = kept_vectors(replayed).iterdir()
+    (kept,) = kept_covariates(replayed).iterdir()
     whole = kept.read_bytes()
     kept.write_bytes(whole.replace(b",-", b",", 1))
     code, _, err = say("verify", "last", "--db", replayed)
@@ -343,7 +343,7 @@ def test_rows_that_come_later_change_no_decision_before_them(
 
 
 def test_a_run_does_not_go_on_with_another_file(replayed: Path, tmp_path: Path) -> None:
-    (kept,) = kept_vectors(replayed).iterdir()
+    (kept,) = kept_covariates(replayed).iterdir()
     file = tmp_path / "news.csv"
     with Reader.open(replayed) as reader:
         run = reader.stored_run(reader.find("last")).run

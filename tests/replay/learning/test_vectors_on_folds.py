@@ -11,7 +11,7 @@ from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 
 from tracepaper.replay.learning.dataset import Dataset, Supplied
 from tracepaper.replay.learning.splits import Fold, Split
-from tracepaper.storage.covariates import read_vectors
+from tracepaper.storage.covariates import read_covariates
 from tracepaper.strategies.covariates import CovariateRows, CovariateScale
 
 COUNT = 2 * DAY_BARS
@@ -39,7 +39,7 @@ def on_fold(candles: str, path: Path, numbers: np.ndarray) -> Dataset:
     pairs = zip(AT.tolist(), numbers.tolist(), strict=True)
     rows = [f"{time},{mood!r},{heat!r}" for time, (mood, heat) in pairs]
     path.write_text("\n".join(["time,mood,heat", *rows]), encoding="utf-8")
-    supplied = Supplied(read_vectors(path), OF_CARD)
+    supplied = Supplied(read_covariates(path), OF_CARD)
     material = Dataset.read([candles], lambda _: SPLIT, (5, 30), vectors=supplied)
     return material.folded(FOLD)
 
