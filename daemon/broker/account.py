@@ -413,27 +413,17 @@ class PaperAccount:
         self,
         instrument: str,
         target: int,
+        reason: str,
+        now: Moment,
         *,
         order_id: str,
-        price: int,
-        reason: str,
-        at_ms: int,
-        opened_ms: int = 0,
         by_command: bool = False,
     ) -> Sent:
         """Ask *instrument* to reach *target* from what is held."""
         self._stale.add(instrument)
-        held = self.ledger.held(instrument)
+        now = now._replace(cash=self._spendable(instrument, is_reversal=target * now.held < 0))
         return self.orders[instrument].submit(
-            target,
-            held,
-            order_id=order_id,
-            price=price,
-            reason=reason,
-            at_ms=at_ms,
-            opened_ms=opened_ms,
-            cash=self._spendable(instrument, is_reversal=target * held < 0),
-            by_command=by_command,
+            target, reason, now, order_id=order_id, by_command=by_command
         )
 
     def _spendable(self, instrument: str, *, is_reversal: bool = False) -> int:

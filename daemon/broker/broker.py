@@ -27,7 +27,7 @@ from tracepaper.daemon.broker.account import (
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_orders import Plan
 from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
-from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Sent
+from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, FillModel, Order
 from tracepaper.strategies.types.market import BY_REST, Bar, Funding, Gap, Instrument, Mark, Quote
@@ -270,16 +270,10 @@ class Broker:
         if orders.order is None and target == before == account.held(key):
             sent = UNCHANGED  # as at most bars
         else:
-            sent = account.submit(
-                key,
-                target,
-                order_id=orders.next_id(sequence),
-                price=bar.close,
-                # A target that HOLD leaves standing keeps its reason.
-                reason=orders.reason if target == before and action is Action.HOLD else reason,
-                at_ms=at_ms,
-                opened_ms=bar.open_time_ms,
-            )
+            if target == before and action is Action.HOLD:
+                reason = orders.reason  # a target that HOLD leaves standing keeps its own
+            now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, account.held(key))
+            sent = account.submit(key, target, reason, now, order_id=orders.next_id(sequence))
             if sent.orders or before != target:
                 self.save = Save.NOW
         changed: tuple[Order, ...] = ()
@@ -329,14 +323,10 @@ class Broker:
                 continue
             self.save = Save.NOW
             orders += self.own.leave(key, FLATTEN)
+            now = Moment(sequence, at_ms, 0, close, self.own.held(key))
+            order_id = f"{sequence}-{ordinal}"
             orders += self.own.submit(
-                key,
-                0,
-                order_id=f"{sequence}-{ordinal}",
-                price=close,
-                reason=FLATTEN,
-                at_ms=at_ms,
-                by_command=True,
+                key, 0, FLATTEN, now, order_id=order_id, by_command=True
             ).orders
         return orders
 

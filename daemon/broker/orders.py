@@ -130,7 +130,7 @@ class Moment(NamedTuple):
     sequence: int  # of the step
     at_ms: int  # market time
     opened_ms: int  # open time of the bar that decided
-    price: int  # the newest close
+    price: int  # the newest close, for what depends on the notional
     held: int  # signed
     cash: int = MONEY_LIMIT  # what a spot buy can be paid from
 
@@ -337,26 +337,15 @@ class RestingOrders:
 
     # ------------------------------------------------------------ by signal
 
-    def submit(  # noqa: PLR0913 - what is known at a decision
-        self,
-        target: int,
-        held: int,
-        *,
-        order_id: str,
-        price: int,
-        reason: str,
-        at_ms: int,
-        opened_ms: int = 0,
-        cash: int = MONEY_LIMIT,
-        by_command: bool = False,
+    def submit(
+        self, target: int, reason: str, now: Moment, *, order_id: str, by_command: bool = False
     ) -> Sent:
         """Make position plus resting order reach *target*, where the exchange would take an order.
 
-        *held* is the position, *price* the newest close (for what depends on the notional),
-        *at_ms* market time of the decision, *opened_ms* the open time of its bar, *cash* what a
-        spot buy can be paid from. A reversal is one order. What is refused *by_command* has no
-        decision to say so: its order is kept, REJECTED.
+        A reversal is one order. What is refused *by_command* has no decision to say so: its order
+        is kept, REJECTED.
         """
+        held, price, cash = now.held, now.price, now.cash
         resting_leads_there = self.order is not None and target == self.target
         if target != self.target:
             self.target, self.reason = target, reason
@@ -371,7 +360,7 @@ class RestingOrders:
         if abs(needed) <= near:
             return Sent(changed, None)
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
-        placed = self._placed(needed, order_id, reason, at_ms, opened_ms, role)
+        placed = self._placed(needed, order_id, reason, now, role)
         opened = max(abs(target) - (abs(held) if target * held > 0 else 0), 0)
         refusal = self._filters.refusal(placed, price, reduces=target == 0, cash=cash)
         refusal = refusal or self._filters.margin_refusal(opened, held, target, price, cash)
@@ -383,7 +372,7 @@ class RestingOrders:
         return Sent(changed, refusal)
 
     def _placed(
-        self, needed: int, order_id: str, reason: str, at_ms: int, opened_ms: int, role: OrderRole
+        self, needed: int, order_id: str, reason: str, now: Moment, role: OrderRole
     ) -> Order:
         """Return the new order for *needed* (signed), before the exchange has seen it."""
         quantity = abs(needed)
@@ -400,8 +389,8 @@ class RestingOrders:
             0,
             OrderStatus.NEW,
             reason,
-            at_ms,
-            at_ms + self._latency_of(order_id, opened_ms),
+            now.at_ms,
+            now.at_ms + self._latency_of(order_id, now.opened_ms),
             role=role,
         )
 

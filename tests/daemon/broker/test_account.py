@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import AccountState, BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.ledger import Holding, Ledger
-from tracepaper.daemon.broker.orders import Latency
+from tracepaper.daemon.broker.orders import Latency, Moment
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
@@ -124,7 +124,7 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
 def test_a_restored_account_encodes_what_it_took_over() -> None:
     item = instrument()
     first, second = (PaperAccount([item], SETTINGS) for _ in range(2))
-    first.submit(item.id, 5, order_id="1-0", price=10_000, reason="why", at_ms=0)
+    first.submit(item.id, 5, "why", Moment(1, 0, 0, 10_000, 0), order_id="1-0")
     for one in (first, second):
         encoded = msgpack.encode(one.encoded_state())
         assert msgpack.decode(encoded, type=AccountState) == one.state()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import RESTING_MOST, Latency
+from tracepaper.daemon.broker.orders import RESTING_MOST, Latency, Moment
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
 from tracepaper.strategies.types.decisions import (
     FillModel,
@@ -41,6 +41,11 @@ class Desk:
     @property
     def held(self) -> int:
         return self.account.ledger.held(self.item.id)
+
+    def aim(self, target: int, at_ms: int, *, order_id: str) -> tuple[Order, ...]:
+        """Ask for *target* as a signal does."""
+        now = Moment(0, at_ms, 0, CLOSE, self.held)
+        return self.account.submit(self.item.id, target, "why", now, order_id=order_id).orders
 
     @property
     def resting(self) -> tuple[Order, ...]:
@@ -514,9 +519,7 @@ def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_i
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
     desk.arm(OrderRole.STOP, trigger=9_900, sequence=5, at_ms=START_MS, reason="stop 1 %")
-    desk.account.submit(
-        desk.item.id, -1_000, order_id="9-0", price=CLOSE, reason="turn", at_ms=START_MS + 60_000
-    )
+    desk.aim(-1_000, START_MS + 60_000, order_id="9-0")
     desk.quote(9_950, 9_960, size=400)
     assert (desk.held, broker.others[0].quantity) == (600, 600)
     desk.quote(9_890, 9_900, size=600)  # the stop closes all that is held
@@ -532,10 +535,7 @@ def test_what_lists_fill_moves_the_target_that_a_signal_left() -> None:
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
     assert (broker.target, desk.held) == (1_000, 1_000)
-    sent = desk.account.submit(
-        desk.item.id, broker.target, order_id="9-0", price=CLOSE, reason="hold", at_ms=0
-    )
-    assert sent.orders == ()
+    assert desk.aim(broker.target, 0, order_id="9-0") == ()
 
 
 def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_makes_wrong() -> (
@@ -544,9 +544,7 @@ def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_m
     desk = Desk()
     key = desk.item.id
     broker = desk.account.orders[key]
-    desk.account.submit(
-        desk.item.id, 2_000, order_id="1-0", price=CLOSE, reason="in", at_ms=START_MS + 60_000
-    )
+    desk.aim(2_000, START_MS + 60_000, order_id="1-0")
     desk.quote(9_990, 10_000, size=1_000)
     stop: dict[str, Any] = {"sequence": 5, "at_ms": START_MS, "reason": "stop 1 %"}
     (armed,) = desk.arm(OrderRole.STOP, trigger=9_900, **stop)

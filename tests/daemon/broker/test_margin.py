@@ -21,7 +21,7 @@ from tracepaper.daemon.broker.account import (
 )
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.ledger import Holding, Ledger
-from tracepaper.daemon.broker.orders import Latency, OrdersState
+from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -234,7 +234,8 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
     account.set_liquidation_price(KEY, 7, START_MS)
-    account.submit(KEY, 0, order_id="8-0", price=95_000, reason="out", at_ms=START_MS)
+    now = Moment(8, START_MS, 0, 95_000, account.held(KEY))
+    account.submit(KEY, 0, "out", now, order_id="8-0")
     (fill,) = account.match(quote(90_000, 90_010, at_ms=START_MS + 1), 9).fills
     assert (fill.price, fill.model, account.ledger.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 
@@ -242,16 +243,16 @@ def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
 def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
     account.ledger.mark(KEY, 100_000)
-    given: dict[str, Any] = {"order_id": "8-0", "price": 100_000, "reason": "go", "at_ms": START_MS}
-    assert account.submit(KEY, 2_000, **given).refusal is not None
-    assert account.submit(KEY, -1_000, **given).refusal is None
+    now = Moment(8, START_MS, 0, 100_000, account.held(KEY))
+    assert account.submit(KEY, 2_000, "go", now, order_id="8-0").refusal is not None
+    assert account.submit(KEY, -1_000, "go", now, order_id="8-0").refusal is None
 
 
 def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
     account = taken_over(item(), cash=105)
     account.ledger.mark(KEY, 100_000)
-    given: dict[str, Any] = {"order_id": "8-0", "price": 100_000, "reason": "go", "at_ms": START_MS}
-    assert account.submit(KEY, -2_000, **given).refusal is not None
+    now = Moment(8, START_MS, 0, 100_000, account.held(KEY))
+    assert account.submit(KEY, -2_000, "go", now, order_id="8-0").refusal is not None
 
 
 def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
@@ -259,7 +260,8 @@ def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> Non
     account = taken_over(first, second)
     account.ledger.mark(second.id, 100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
-    account.submit(second.id, 2_000, order_id="8-0", price=100_000, reason="more", at_ms=START_MS)
+    now = Moment(8, START_MS, 0, 100_000, account.held(second.id))
+    account.submit(second.id, 2_000, "more", now, order_id="8-0")
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
 

@@ -11,6 +11,7 @@ from tracepaper.daemon.broker.orders import (
     FLATTEN,
     NEXT,
     Latency,
+    Moment,
     OrderEvent,
     RestingOrders,
     Sent,
@@ -31,9 +32,8 @@ def opened(**filters: Any) -> RestingOrders:
 def sent(
     broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000, **more: Any
 ) -> Sent:
-    return broker.submit(
-        target, held, order_id="7-0", price=price, reason="why", at_ms=1_000, **more
-    )
+    now = Moment(7, 1_000, 0, price, held)
+    return broker.submit(target, "why", now, order_id="7-0", **more)
 
 
 def submit(
@@ -149,7 +149,7 @@ def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() ->
 
 def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
     broker = opened()
-    broker.submit(0, 500, order_id="7-0", price=1, reason=FLATTEN, at_ms=0, by_command=True)
+    broker.submit(0, FLATTEN, Moment(7, 0, 0, 1, 500), order_id="7-0", by_command=True)
     assert broker.expire(10**9) == ()
     assert broker.order is not None
 
@@ -209,11 +209,15 @@ def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() ->
 def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
     broker = RestingOrders(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
-    order: dict[str, Any] = {"order_id": "1-0", "price": 10_000, "reason": "why", "at_ms": 0}
-    assert broker.submit(1_000, 0, cash=99 * 10**10, **order) == Sent((), "cash does not cover it")
-    (bought,) = broker.submit(1_000, 0, cash=100 * 10**10, **order).orders
-    (canceled,) = broker.submit(0, 0, cash=0, **order).orders
-    (sold,) = broker.submit(0, 900, cash=0, **order).orders
+
+    def submitted(target: int, *, held: int, cash: int) -> Sent:
+        now = Moment(1, 0, 0, 10_000, held, cash * 10**10)
+        return broker.submit(target, "why", now, order_id="1-0")
+
+    assert submitted(1_000, held=0, cash=99) == Sent((), "cash does not cover it")
+    (bought,) = submitted(1_000, held=0, cash=100).orders
+    (canceled,) = submitted(0, held=0, cash=0).orders
+    (sold,) = submitted(0, held=900, cash=0).orders
     assert [o.status for o in (bought, canceled, sold)] == [
         OrderStatus.ACCEPTED,
         OrderStatus.CANCELED,

@@ -16,7 +16,7 @@ from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import AccountState, BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_orders import Protector
-from tracepaper.daemon.broker.orders import PROTECTIVE, Latency, OrdersState, RestingOrders
+from tracepaper.daemon.broker.orders import PROTECTIVE, Latency, Moment, OrdersState, RestingOrders
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
@@ -107,13 +107,10 @@ class Machine:
         wanted = self.rng.randint(-1_000, 1_000)
         if self.category is Category.SPOT:
             wanted = max(wanted, 0)
+        now = Moment(self.sequence, self.at_ms, 0, self.close, self.account.held(self.item.id))
+        order_id = self.broker.next_id(self.sequence)
         sent = self.account.submit(
-            self.item.id,
-            wanted - wanted % 2,
-            order_id=self.broker.next_id(self.sequence),
-            price=self.close,
-            reason="signal",
-            at_ms=self.at_ms,
+            self.item.id, wanted - wanted % 2, "signal", now, order_id=order_id
         )
         self._learn(sent.orders, ())
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.orders import Latency
+from tracepaper.daemon.broker.orders import Latency, Moment
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
@@ -44,7 +44,8 @@ KEY = "stock:ACME"
 
 
 def order(of: PaperAccount, target: int, price: int, number: int) -> str | None:
-    sent = of.submit(KEY, target, order_id=f"{number}-0", price=price, reason="why", at_ms=0)
+    now = Moment(number, 0, 0, price, of.held(KEY))
+    sent = of.submit(KEY, target, "why", now, order_id=f"{number}-0")
     return sent.refusal
 
 
