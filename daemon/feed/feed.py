@@ -105,7 +105,6 @@ class LiveFeed:
             exchange=exchange,
             states=self._states,
             queue=self._queue,
-            counters=self.counters,
             spawn=self._spawn,
             doubts=(lambda _: False) if judge is None else judge.doubts,
         )
@@ -114,7 +113,6 @@ class LiveFeed:
             clock=clock,
             states=self._states,
             maintenance=self._maintenance,
-            counters=self.counters,
             is_up=self._is_up,
             certain_s=exchange.certain_s,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Final
 
@@ -197,7 +196,6 @@ class FeedMaintenance:
         exchange: ExchangeSection,
         states: Mapping[str, FeedState],
         queue: EventQueue[Item],
-        counters: Counter[str],
         spawn: Callable[[Coroutine[None, None, None]], None],
         doubts: Callable[[Funding], bool] = lambda _rate: False,
     ) -> None:
@@ -210,7 +208,7 @@ class FeedMaintenance:
         self._exchange = exchange
         self._states = states
         self._queue = queue
-        self._counters = counters
+        self._counters = client.counters
         self._resync_requested = asyncio.Event()
         self._synchronised_s = 0.0
         self._ahead_ms = exchange.ahead_ms * exchange.time_scale

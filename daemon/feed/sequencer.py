@@ -6,7 +6,6 @@ The rules are docs/time.md, T3 and T16 to T18.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple, TypeVar, assert_never
@@ -383,7 +382,6 @@ class BarSequencer:
         clock: Clock,
         states: Mapping[str, FeedState],
         maintenance: FeedMaintenance,
-        counters: Counter[str],
         is_up: Callable[[FeedState], bool],
         certain_s: float,
     ) -> None:
@@ -391,7 +389,7 @@ class BarSequencer:
         self._clock = clock
         self._states = states
         self._maintenance = maintenance
-        self._counters = counters
+        self._counters = client.counters
         self._is_up = is_up
         self._certain_s = certain_s
         self.left = 0  # bars at hand that follow the one just yielded

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from functools import partial
 
 import pytest
@@ -724,7 +723,6 @@ async def test_an_answer_that_was_long_on_its_way_does_not_set_the_clock_back() 
         exchange=exchange_section(),
         states={},
         queue=EventQueue(10),
-        counters=Counter(),
         spawn=lambda work: work.close(),
     )
     clock.synchronise(START_MS + 1_900)  # as frames have shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -110,7 +109,6 @@ def maintaining(
         exchange=exchange,
         states={state.instrument.id: state},
         queue=EventQueue(10),
-        counters=Counter(),
         spawn=lambda work: work.close(),
     )
     return maintenance, clock

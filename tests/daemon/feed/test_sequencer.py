@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import AsyncIterator
 
 from builders import MINUTE, START_MS, bar, instrument
@@ -46,10 +45,8 @@ def sequencer_of(
             exchange=exchange_section(),
             states=states,
             queue=EventQueue(10),
-            counters=Counter(),
             spawn=lambda work: work.close(),
         ),
-        counters=Counter(),
         is_up=lambda _: True,
         certain_s=30.0,
     )
