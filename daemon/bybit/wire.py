@@ -201,9 +201,6 @@ def _foreign(kind: str, topic: str, named: str) -> FrameImpossible:
     )
 
 
-def _ignore_refusal(_kind: str, _sentence: str) -> None: ...
-
-
 class Wire:
     """Reads the frames of one connection to ``/v5/public/{category}``.
 
@@ -224,7 +221,7 @@ class Wire:
         interval_ms: int,
         counters: Counter[str] | None = None,
         observe: Callable[[int], bool] | None = None,
-        refused: Callable[[str, str], None] = _ignore_refusal,
+        refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
     ) -> None:
         self.category = category
         self.stale_topics: set[str] = set()

@@ -447,21 +447,17 @@ class InstrumentState:
         if self.strategy.needs_forecast:
             self.gates.see_forecast(bar, prediction, self.regimes, is_finite=is_finite)
         history = self.history
-        seen = self._seen_of(account, bar) if self._sees_account else None
+        seen: AccountView | None = None
+        if self._sees_account:
+            # *bar* has filled, marked and been observed. No other bar of its close is decided yet,
+            # or what was decided changed nothing that is shown here.
+            bars_held = history.bars_held(account.opened_ms(bar.instrument), bar)
+            seen = account.view(self.instrument, bars_held=bars_held)
         frames = {name: frame.bars for name, frame in history.frames.items()}
         regime, verdict = self.regimes.regime, self.outcomes.verdict
         return BarContext(
             bar, forecast, regime, verdict, seen, self._instrument_context, frames, history.books
         )
-
-    def _seen_of(self, account: PaperAccount, bar: Bar) -> AccountView:
-        """Return what the strategy sees of *account*; its fills are no news after that.
-
-        *bar* has filled, marked and been observed. No other bar of its close is decided yet, or
-        what was decided changed nothing that is shown here.
-        """
-        bars_held = self.history.bars_held(account.opened_ms(bar.instrument), bar)
-        return account.view(self.instrument, bars_held=bars_held)
 
     def _signal(self, context: BarContext) -> Signal | Orders:
         """Return the strategy's answer, HOLD while it is cold.
