@@ -206,7 +206,7 @@ class Daemon:
                 audit,
             )
             try:
-                await self._drive(opened, forecaster, client, audit)
+                await self._drive(opened, client, audit)
             finally:
                 audit.end(clock.wall_ms())
 
@@ -261,14 +261,9 @@ class Daemon:
                 price = await client.last_price(item)
             refuse_size(self._config, item, price)
 
-    async def _drive(
-        self,
-        opened: Opened,
-        forecaster: Forecaster | None,
-        client: MarketDataClient,
-        audit: SqlAuditLog,
-    ) -> None:
+    async def _drive(self, opened: Opened, client: MarketDataClient, audit: SqlAuditLog) -> None:
         config, engine, run = self._config, opened.engine, opened.run
+        forecaster = opened.forecaster
         self._opened(run)
         for warning in run.warnings:
             log.warning(warning)
@@ -278,8 +273,8 @@ class Daemon:
         event = "run goes on" if opened.resumed else "run opened"
         log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
         async with AsyncExitStack() as stack:
-            feed = await stack.enter_async_context(self._feed(opened, client, engine))
-            predictor, retrainer = self._answering(opened, forecaster, feed)
+            feed = await stack.enter_async_context(self._feed(opened, client))
+            predictor, retrainer = self._answering(opened, feed)
             monitor = Monitor(
                 run=run,
                 clock=self._clock,
@@ -341,11 +336,9 @@ class Daemon:
                 is_behind=feed.is_behind,
             )
 
-    def _answering(
-        self, opened: Opened, forecaster: Forecaster | None, feed: LiveFeed
-    ) -> tuple[Predictor, Retrainer | None]:
+    def _answering(self, opened: Opened, feed: LiveFeed) -> tuple[Predictor, Retrainer | None]:
         """Return the predictor, and the retrainer where ``model.retrain`` is set."""
-        if forecaster is None:
+        if (forecaster := opened.forecaster) is None:
             return NoModel(), None
         config, clock = self._config, self._clock
         predictor = WorkerPredictor(
@@ -367,8 +360,8 @@ class Daemon:
         )
         return predictor, retrainer
 
-    def _feed(self, opened: Opened, client: MarketDataClient, engine: Engine) -> LiveFeed:
-        config, clock, run = self._config, self._clock, opened.run
+    def _feed(self, opened: Opened, client: MarketDataClient) -> LiveFeed:
+        config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
         now_ms = clock.market_ms()
         return LiveFeed(
             client=client,
