@@ -45,11 +45,6 @@ class Series(NamedTuple):
     last_open_ms: int
 
 
-class _Found(NamedTuple):
-    key: int
-    instrument: Instrument
-
-
 class History(ReadOnly):
     """An archive open for reading."""
 
@@ -64,14 +59,14 @@ class History(ReadOnly):
 
     def instrument(self, instrument_id: str, interval_ms: int) -> Instrument:
         """Return the instrument in whose decimals its bars are read; raise where there is none."""
-        return self._series(instrument_id, interval_ms).instrument
+        return self._series(instrument_id, interval_ms)[1]
 
     def read(
         self, instrument_id: str, interval_ms: int, *, from_ms: int = 0, until_ms: int = _FOREVER
     ) -> Iterator[Bar]:
         """Yield the bars that open in [*from_ms*, *until_ms*), oldest first."""
-        series = self._series(instrument_id, interval_ms)
-        for row in self._connection.execute(RANGE, (series.key, from_ms, until_ms)):
+        key, _ = self._series(instrument_id, interval_ms)
+        for row in self._connection.execute(RANGE, (key, from_ms, until_ms)):
             open_time_ms, open_, high, low, close, volume, turnover = row
             end = open_time_ms + interval_ms
             yield Bar(
@@ -91,13 +86,13 @@ class History(ReadOnly):
 
     def spans(self, instrument_id: str, interval_ms: int) -> list[Span]:
         """Return the spans of time that the series covers without a hole, oldest first."""
-        series = self._series(instrument_id, interval_ms)
+        key, _ = self._series(instrument_id, interval_ms)
         rows = self._connection.execute(
             "SELECT open_time_ms, "
             "lag(open_time_ms) OVER (ORDER BY open_time_ms), "
             "lead(open_time_ms) OVER (ORDER BY open_time_ms) "
             "FROM archive_bars WHERE series = ?",
-            (series.key,),
+            (key,),
         )
         spans: list[Span] = []
         start = 0
@@ -113,14 +108,14 @@ class History(ReadOnly):
         spans = self.spans(instrument_id, interval_ms)
         return [(before[1], after[0]) for before, after in pairwise(spans)]
 
-    def _series(self, instrument_id: str, interval_ms: int) -> _Found:
+    def _series(self, instrument_id: str, interval_ms: int) -> tuple[int, Instrument]:
         row = self._connection.execute(_SERIES, (instrument_id, interval_ms)).fetchone()
         if row is None:
             raise DataInvalid(
                 f"The archive holds no {instrument_id} of {interval_ms} ms; "
                 "`tracepaper data list` shows what it holds."
             )
-        return _Found(row[0], instrument_of_json(row[1]))
+        return row[0], instrument_of_json(row[1])
 
 
 def instrument_of_json(text: str) -> Instrument:
