@@ -17,6 +17,7 @@ from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_covariates,
     covariates_kept_as,
+    kept_covariates_of,
     recorded_covariates,
     refuse_covariates,
 )
@@ -26,6 +27,7 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.types.decisions import Run
 
 if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
@@ -236,6 +238,21 @@ def recorded_forecaster(
         checkpoints.keep(kept, into)
     source = recorded_covariates(database, covariates, checkpoints.read_card(kept), into=into)
     return forecaster_of(kept, _attending_by(backend, config), mode=mode, covariates=source)
+
+
+def forecaster_of_run(
+    run: Run, config: Config, database: Path, *, into: Path | None = None
+) -> Forecaster:
+    """Return the model that *run* was opened with: see ``recorded_forecaster``."""
+    return recorded_forecaster(
+        config,
+        database,
+        run.model_id,
+        mode=run.mode,
+        backend=run.backend,
+        into=into,
+        covariates=kept_covariates_of(run.libraries),
+    )
 
 
 def _attending_by(backend: str, config: Config) -> Config:

@@ -26,11 +26,10 @@ from tracepaper.daemon.session.build import (
 from tracepaper.daemon.session.covariates import (
     VECTORS,
     covariates_of,
-    kept_covariates_of,
     require_known,
 )
 from tracepaper.daemon.session.loop import BarHistory
-from tracepaper.daemon.session.models import recorded_forecaster
+from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.run_row import (
     continues,
     describe_run,
@@ -283,26 +282,23 @@ def recorded_reach(database: Path, run_id: str) -> Lookback:
     with Reader.open(database) as reader:
         run = reader.stored_run(run_id).run
     config = restore(run.config)
-    forecaster = None
-    if needs_forecaster(config):
-        covariates = kept_covariates_of(run.libraries)
-        forecaster = recorded_forecaster(
-            config,
-            database,
-            run.model_id,
-            mode=run.mode,
-            backend=run.backend,
-            covariates=covariates,
-        )
-    engine = build_engine(
+    forecaster = forecaster_of_run(run, config, database) if needs_forecaster(config) else None
+    engine = engine_of(run, config, forecaster, run.instruments)
+    return reach_of(engine, 0 if forecaster is None else forecaster.context)
+
+
+def engine_of(
+    run: Run, config: Config, forecaster: Forecaster | None, instruments: Sequence[Instrument]
+) -> Engine:
+    """Return an engine as each start of *run* builds it, with the filters of *instruments*."""
+    return build_engine(
         config,
-        run.instruments,
+        instruments,
         execution=FillModel(config.execution.model),
         period_start_ms=run.period_start_ms,
         forecaster=forecaster,
         sessions=sessions_of(run),
     )
-    return reach_of(engine, 0 if forecaster is None else forecaster.context)
 
 
 def restore_engine(

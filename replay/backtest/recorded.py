@@ -22,8 +22,8 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import ModelTerms, Restart, decode_state
 from tracepaper.daemon.engine.versions import CHANGES
-from tracepaper.daemon.session.build import build_engine, needs_forecaster, terms_for
-from tracepaper.daemon.session.covariates import covariates_of, kept_covariates_of, require_known
+from tracepaper.daemon.session.build import needs_forecaster, terms_for
+from tracepaper.daemon.session.covariates import covariates_of, require_known
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -31,9 +31,9 @@ from tracepaper.daemon.session.loop import (
     gathered,
     predictions_of,
 )
-from tracepaper.daemon.session.models import recorded_forecaster
-from tracepaper.daemon.session.resume import reach_of, restore_at
-from tracepaper.daemon.session.run_row import OF_THE_PLACE, sessions_of, start_event
+from tracepaper.daemon.session.models import forecaster_of_run, recorded_forecaster
+from tracepaper.daemon.session.resume import engine_of, reach_of, restore_at
+from tracepaper.daemon.session.run_row import OF_THE_PLACE, start_event
 from tracepaper.daemon.session.user_model import refuse_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
@@ -46,7 +46,6 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import (
     ACTING_ONLY,
-    FillModel,
     Prediction,
     PredictionTimeout,
     Run,
@@ -157,34 +156,18 @@ def _find_beginning(
 def _forecaster(config: Config, database: Path, run: Run, sha256: str = "") -> Forecaster:
     """Return the model of *run*, or the one that was promoted in it with the hash *sha256*."""
     model_id = sha256[: checkpoints.ID_DIGITS] or run.model_id
-    forecaster = recorded_forecaster(
-        config,
-        database,
-        model_id,
-        mode=run.mode,
-        backend=run.backend,
-        covariates="" if sha256 else kept_covariates_of(run.libraries),
-    )
+    if sha256:
+        forecaster = recorded_forecaster(
+            config, database, model_id, mode=run.mode, backend=run.backend
+        )
+    else:
+        forecaster = forecaster_of_run(run, config, database)
     if (own := user_model(forecaster)) is not None:
         refuse_other_model(own, run.model_sha256, run.run_id)
     elif forecaster.model_sha256 != (sha256 or run.model_sha256):
         kept = checkpoints.find_kept(database, model_id)
         raise DataInvalid(f"{kept} is not the checkpoint that run {run.run_id} used; restore it.")
     return forecaster
-
-
-def engine_of(
-    run: Run, config: Config, forecaster: Forecaster | None, instruments: Sequence[Instrument]
-) -> Engine:
-    """Return an engine as each start of *run* builds it, with the filters of *instruments*."""
-    return build_engine(
-        config,
-        instruments,
-        execution=FillModel(config.execution.model),
-        period_start_ms=run.period_start_ms,
-        forecaster=forecaster,
-        sessions=sessions_of(run),
-    )
 
 
 def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
@@ -198,15 +181,7 @@ def prober_of(recorded: Recorded, database: Path) -> Forecaster | None:
 def _reload_model(recorded: Recorded, database: Path, *, into: Path | None = None) -> Forecaster:
     """Load the run's model once more, and keep it beside *into* as well."""
     run = recorded.run
-    forecaster = recorded_forecaster(
-        recorded.config,
-        database,
-        run.model_id,
-        mode=run.mode,
-        backend=run.backend,
-        into=into,
-        covariates=kept_covariates_of(run.libraries),
-    )
+    forecaster = forecaster_of_run(run, recorded.config, database, into=into)
     if (own := user_model(forecaster)) is not None:
         own.scale(run.instruments)
     return forecaster

@@ -22,11 +22,11 @@ from tracepaper.daemon.config.loading import own_classes, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.loop import gathered, predictions_of, steps_of
+from tracepaper.daemon.session.resume import engine_of
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.replay.backtest.recorded import (
     Recorded,
     RecordedPredictor,
-    engine_of,
     open_recorded,
     prober_of,
     run_in,
