@@ -18,8 +18,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.bybit.instruments import recorded_instruments
+from tracepaper.daemon.bybit.messages import LotSizeFilter
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.values import ASKS, STOCK, plain
 from tracepaper.daemon.engine.versions import CHANGES
@@ -433,7 +436,8 @@ def _refuse_absurd(config: Config) -> None:
     for symbol in config.market.symbols:
         if (recorded := recorded_instruments().get(symbol)) is None:
             continue
-        largest = Decimal(recorded["lotSizeFilter"]["maxOrderQty"])
+        limits = msgspec.convert(recorded["lotSizeFilter"], LotSizeFilter)
+        largest = Decimal(limits.max_order_qty)
         if config.sizing.quantity > ABSURD * largest:
             raise ConfigInvalid(
                 f"sizing.quantity {plain(config.sizing.quantity)} is more than {ABSURD} times the "
