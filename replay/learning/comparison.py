@@ -84,6 +84,17 @@ def corrected(every: Mapping[str, DayDifference]) -> dict[str, DayDifference]:
     return {name: each._replace(p=p) for (name, each), p in zip(every.items(), values, strict=True)}
 
 
+def less_others(
+    losses: Mapping[str, Array],
+    days: NDArray[np.int64],
+    own: str = "network",
+    parts: Collection[str] = (),
+) -> dict[str, DayDifference]:
+    """Return the loss [row] of *own* less each other's, Holm over them; *parts* are no others."""
+    others = {name: of for name, of in losses.items() if name != own and name not in parts}
+    return corrected({name: difference(losses[own], of, days) for name, of in others.items()})
+
+
 def verdict(found: DayDifference, *, is_less_better: bool = True) -> str:
     """Return ``better``, ``worse``, or ``level`` where chance explains the difference."""
     if not found.p < LEVEL:
@@ -120,18 +131,14 @@ def paired_figures(
             "qlike": qlike_losses(one) if "volatility" in given else {},
         }
         found[str(one.horizon)] = {
-            loss: _against(of, one.days, parts) for loss, of in losses.items() if of
+            loss: {
+                name: [float(f"{number:.5g}") for number in (less.value, less.error, less.p)]
+                for name, less in less_others(of, one.days, parts=parts).items()
+            }
+            for loss, of in losses.items()
+            if of
         }
     return {PAIRED: found}
-
-
-def _against(
-    losses: Mapping[str, Array], days: NDArray[np.int64], parts: Collection[str]
-) -> dict[str, list[float]]:
-    own = losses["network"]
-    others = {n: of for n, of in losses.items() if n != "network" and n not in parts}
-    found = corrected({n: difference(own, of, days) for n, of in others.items()})
-    return {n: [float(f"{v:.5g}") for v in (of.value, of.error, of.p)] for n, of in found.items()}
 
 
 # --- luck

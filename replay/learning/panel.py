@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor, is_tensor
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.evaluation.correlation import LEAST_BARS
-from tracepaper.replay.learning.evaluation.forecasts import Predictions
+from tracepaper.replay.learning.evaluation.forecasts import Predictions, predictions_of
 from tracepaper.replay.learning.samples import (
     LABELS,
     RETURN_LIMIT,
@@ -309,39 +310,25 @@ def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> CrossPredi
 def _by_row(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
     """Yield the answers of chunks of *rows*, each of one pass over all bars between."""
     field = network.config.receptive_field
-    assets = places_of(network, panel)
+    assets = network.config.places(panel.symbols)
     for first in range(int(rows[0]), int(rows[-1]) + 1, _ROWS_AT_ONCE):
         chosen = rows[(rows >= first) & (rows < first + _ROWS_AT_ONCE)]
         if not len(chosen):
             continue
         seen, stop = max(first - field + 1, panel.first), int(chosen[-1]) + 1
         x = torch.from_numpy(panel.rows(seen, stop))[None]
-        said = network(x, assets, panel.positions(seen, stop))
-        yield _taken(said, torch.from_numpy(chosen - seen))
+        at = torch.from_numpy(chosen - seen)
+        said: CrossOutputs = network(x, assets, panel.positions(seen, stop))
+        yield said.map(partial(torch.index_select, dim=2, index=at))
 
 
 def _by_window(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
     """Yield the answer to each of *rows*, of its own window."""
     window = network.config.window
-    assets = places_of(network, panel)
+    assets = network.config.places(panel.symbols)
     for row in rows.tolist():
         x = torch.from_numpy(panel.rows(row - window + 1, row + 1))[None]
         yield network(x, assets, panel.positions(row - window + 1, row + 1))
-
-
-def places_of(network: CrossAssetNetwork, panel: Panel) -> Tensor:
-    """Return the embedding's places of the symbols of *panel*."""
-    return network.config.places(list(panel.symbols))
-
-
-def _taken(said: CrossOutputs, at: Tensor) -> CrossOutputs:
-    """Return what is said at the bars *at* alone."""
-    return CrossOutputs(
-        said.each.map(lambda part: part[:, :, at]),
-        said.relative[:, :, at],
-        None if said.allocation is None else said.allocation[:, :, at],
-        None if said.loadings is None else said.loadings[:, :, at],
-    )
 
 
 def _array(*parts: Tensor) -> Rows:
@@ -352,16 +339,11 @@ def _array(*parts: Tensor) -> Rows:
 
 def _predictions(parts: Sequence[Outputs], asset: int) -> Predictions:
     """Return what is said of one asset, row after row."""
-    whole = Outputs._make(
-        None if column[0] is None else torch.cat([part[0, asset] for part in column])
-        for column in zip(*parts, strict=True)
-    )
-    return Predictions(
-        mean=whole.mean.numpy(),
-        scale=whole.log_scale.exp().numpy(),
-        dof=whole.dof.numpy(),
-        logits=whole.direction_logits.numpy(),
-        variance=whole.log_variance.exp().numpy(),
+    return predictions_of(
+        Outputs._make(
+            None if column[0] is None else torch.cat([part[0, asset] for part in column])
+            for column in zip(*parts, strict=True)
+        )
     )
 
 
@@ -451,7 +433,8 @@ class AlignedChunks:
         decided = panel.decisions(np.arange(first, stop), self._every)
         rows = decided if self._joint else np.arange(start, stop)
         gains = np.expm1(panel.moves(self._every)[:, decided])
-        gains[:, ~self._is_within(chosen, decided)] = 0.0  # no return of the next part is seen
+        is_within = chosen.samples[0].weights[decided, self._held] > 0
+        gains[:, ~is_within] = 0.0  # no return of the next part is seen
         if self._joint:
             cut = [panel.rows(row - self._window + 1, row + 1) for row in rows.tolist()]
             values, positions = np.stack(cut), panel.positions(0, self._window)
@@ -476,12 +459,6 @@ class AlignedChunks:
             torch.from_numpy(np.nan_to_num(gains))[None].float(),
             torch.from_numpy(self._came[id(chosen)][:, rows])[None] if self._came else None,
         )
-
-    def _is_within(self, chosen: Labelled, rows: Ids) -> NDArray[np.bool_]:
-        """Return whether what is held from each of *rows* on ends within the part."""
-        weights = chosen.samples[0].weights
-        found: NDArray[np.bool_] = weights[rows, self._held] > 0
-        return found
 
     def _joined(self, chunks: Sequence[AlignedBatch]) -> AlignedBatch:
         """Return *chunks* as one batch, with as many decisions each as the shortest has."""
@@ -529,9 +506,4 @@ def answered(network: CrossAssetNetwork, assets: Tensor, batch: AlignedBatch) ->
         windows: Tensor = part[:, :, 0].unflatten(0, (count, -1))
         return windows.transpose(1, 2)
 
-    return CrossOutputs(
-        said.each.map(folded),
-        folded(said.relative),
-        None if said.allocation is None else folded(said.allocation),
-        None if said.loadings is None else folded(said.loadings),
-    )
+    return said.map(folded)

@@ -32,6 +32,10 @@ class DailyEstimate(NamedTuple):
     value: float
     error: float
 
+    def rounded(self, digits: int = 5) -> list[float]:
+        """Return both with so many decimals, as a card holds them."""
+        return [round(self.value, digits), round(self.error, digits)]
+
 
 def figure(
     terms: Array, days: NDArray[np.int64], combine: Callable[[Array], Array], *, seed: int = 0

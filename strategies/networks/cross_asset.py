@@ -12,7 +12,7 @@ bars are the influence of each asset on each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Annotated, Any, Final, NamedTuple
@@ -161,6 +161,15 @@ class CrossOutputs(NamedTuple):
     relative: Tensor  # [batch, asset, time, horizon]: its return less the mean over the assets
     allocation: Tensor | None  # [batch, asset, time] in (-1, 1), before ``weights_of``
     loadings: Tensor | None = None  # [batch, asset, time, horizon, factor]: see ``correlations_of``
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> CrossOutputs:
+        """Return *change* of every head that the network has."""
+        return CrossOutputs(
+            self.each.map(change),
+            change(self.relative),
+            None if self.allocation is None else change(self.allocation),
+            None if self.loadings is None else change(self.loadings),
+        )
 
 
 def correlations_of(loadings: Tensor) -> Tensor:

@@ -288,14 +288,14 @@ def further_figures(found: Sequence[FurtherForecasts]) -> dict[str, Any]:
 def _figures(one: FurtherForecasts) -> dict[str, Any]:
     made: dict[str, dict[str, list[float]]] = {name: {} for name in sorted(one.said)}
     for name, section in made.items():
-        section |= {key: _pair(value) for key, value in coverage(one, name).items()}
+        section |= {key: value.rounded() for key, value in coverage(one, name).items()}
         if name in one.scaled:
             less = one.loss(name, one.said[name]) - one.loss(name, one.scaled[name])
-            section["less_ewma"] = _pair(figures.mean(less, one.days))
+            section["less_ewma"] = figures.mean(less, one.days).rounded()
     if "regimes" in made:
         less = one.loss("regimes", one.said["regimes"])
         less = less - one.loss("regimes", one.at_average_odds())
-        made["regimes"]["less_average_odds"] = _pair(figures.mean(less, one.days))
+        made["regimes"]["less_average_odds"] = figures.mean(less, one.days).rounded()
     return made
 
 
@@ -357,7 +357,3 @@ def verdict(pair: Sequence[float]) -> str:
     if not abs(value) > 2 * error > 0:
         return "level"
     return "better" if value < 0 else "worse"
-
-
-def _pair(found: DailyEstimate) -> list[float]:
-    return [round(found.value, 5), round(found.error, 5)]

@@ -20,6 +20,7 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 from scipy.stats import norm, rankdata
 
+from tracepaper.replay.learning import comparison
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.evaluation.explained import (
     ExplainedRows,
@@ -220,11 +221,11 @@ def fit_confidence(
         "rows": len(rows.hit),
         "independent": round(rows.independent),
         "days": len(np.unique(rows.days)),
-        "sign": {name: _pair(gain) for name, gain in gains.items()},
-        "volatility": _pair(area_gained(rows.truth, calm[0], rows.days)),
+        "sign": {name: gain.rounded() for name, gain in gains.items()},
+        "volatility": area_gained(rows.truth, calm[0], rows.days).rounded(),
         "attention_adds": {
-            "sign": _pair(area_gained_more(rows.hit, *sign, rows.days)),
-            "volatility": _pair(area_gained_more(rows.truth, *calm, rows.days)),
+            "sign": area_gained_more(rows.hit, *sign, rows.days).rounded(),
+            "volatility": area_gained_more(rows.truth, *calm, rows.days).rounded(),
         },
     }
     return fitted, evidence
@@ -297,20 +298,17 @@ def _span(rows: KnownRows, fitted: FittedConfidence) -> dict[str, Any]:
     calm = scored(fitted.volatility, rows.inputs)
     return {
         "days": len(np.unique(rows.days)),
-        "sign": {name: _pair(gain) for name, gain in gains.items()},
+        "sign": {name: gain.rounded() for name, gain in gains.items()},
         "holm": holm({name: _by_chance(gain) for name, gain in gains.items()}),
-        "volatility": _pair(area_gained(rows.truth, calm, rows.days)),
+        "volatility": area_gained(rows.truth, calm, rows.days).rounded(),
     }
 
 
 def holm(chances: Mapping[str, float]) -> dict[str, float]:
     """Return the probabilities by chance, corrected for how many were tried (Holm, 1979)."""
     ordered = sorted(chances, key=lambda name: chances[name])
-    found, most = {}, 0.0
-    for place, name in enumerate(ordered):
-        most = max(most, min(1.0, (len(ordered) - place) * chances[name]))
-        found[name] = round(most, 6)
-    return found
+    fair = comparison.holm([chances[name] for name in ordered])
+    return {name: round(p, 6) for name, p in zip(ordered, fair, strict=True)}
 
 
 def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
@@ -371,10 +369,6 @@ def _by_chance(gain: DailyEstimate) -> float:
     return float(norm.sf(_surprise(gain)))
 
 
-def _pair(gain: DailyEstimate) -> list[float]:
-    return [round(gain.value, 5), round(gain.error, 5)]
-
-
 COUNT: Final = 5
 """Cells that are looked for, of at most ``REGIMES_MOST``."""
 _SEED: Final = 20_170_817
@@ -428,7 +422,7 @@ def judge_cells(found: ExplainedRows, cells: RegimeCells, hysteresis: float) -> 
         str(one): {
             "share": round(float(rows.mean()), 5),
             "days": len(np.unique(found.days[rows])),
-            "variance_ratio": _pair(_ratio(found, every, rows)) if rows.any() else [],
+            "variance_ratio": _ratio(found, every, rows).rounded() if rows.any() else [],
         }
         for one, rows in inside.items()
     }

@@ -184,7 +184,8 @@ def correlation_figures(found: Sequence[CorrelationForecasts]) -> dict[str, Any]
     """Return the figures of every horizon for a card, each [value, standard error by day]."""
     return {
         str(one.horizon): {
-            name.replace(" ", "_").lower(): _pair(one.loss(name), one.days) for name in one.said
+            name.replace(" ", "_").lower(): figures.mean(one.loss(name), one.days).rounded()
+            for name in one.said
         }
         for one in found
     }
@@ -194,18 +195,14 @@ def correlation_sentences(found: Sequence[CorrelationForecasts], *, horizon: int
     """Say how the learnt correlations stand beside EWMA's at one horizon; nothing of none."""
     return [
         f"Correlations to {horizon} bars, {_OWN[one.own]}, are"
-        f" {verdict(_pair(one.loss(one.own) - one.loss(name), one.days))} beside {said}"
+        f" {verdict(figures.mean(one.loss(one.own) - one.loss(name), one.days).rounded())} beside"
+        f" {said}"
         f" ({len(one.pairs)} pairs)."
         for one in found
         if one.horizon == horizon
         for name, said in _BESIDE.items()
         if name == OTHERS[0] or one.own == HEAD
     ]
-
-
-def _pair(values: Array, days: NDArray[np.int64]) -> list[float]:
-    made = figures.mean(values, days)
-    return [round(made.value, 5), round(made.error, 5)]
 
 
 def _common(material: Dataset, part: Part) -> _Common | None:

@@ -218,8 +218,7 @@ def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
     """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
     daily = daily_sums(net[None] * _BASIS_POINTS, days, np.unique(days))  # [day, 1]
     counted = np.concatenate([daily, np.ones_like(daily)], axis=1)
-    mean = bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1])
-    return [round(mean.value, 3), round(mean.error, 3)]
+    return bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1]).rounded(3)
 
 
 def sentences(figures: Mapping[str, Any]) -> list[str]:

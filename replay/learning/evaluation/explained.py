@@ -309,5 +309,5 @@ def _result(found: ExplainedRows, chosen: NDArray[np.bool_]) -> dict[str, Any]:
         "days": len(np.unique(days)),
     }
     if len(net):
-        result["net_bp"] = [round(part, 3) for part in mean(net, days)]
+        result["net_bp"] = mean(net, days).rounded(3)
     return result

@@ -80,7 +80,7 @@ def predict(
     try:
         for module in network.dropping() if dropout else ():
             module.train()
-        return joined([_arrays(outputs) for outputs in outputs_at(network, segment, rows)])
+        return joined([predictions_of(each) for each in outputs_at(network, segment, rows)])
     finally:
         network.eval()
 
@@ -134,7 +134,9 @@ def thinned(rows: NDArray[np.int64], total: int, network: Network) -> NDArray[np
     return rows[:: -(-total // WINDOWS_JUDGED)]
 
 
-def _arrays(outputs: Outputs) -> Predictions:
+def predictions_of(outputs: Outputs) -> Predictions:
+    """Return the *outputs* [row, horizon, ..] that every network has, as arrays."""
+
     def array(tensor: Tensor) -> NDArray[np.float32]:
         found: NDArray[np.float32] = tensor.float().cpu().numpy()
         return found
@@ -305,29 +307,29 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
         "ic": _each(figures.correlation, found.means, value, days),
         "rank_ic": _each(figures.rank_correlation, found.means, value, days),
         "r_squared": {
-            "network": _pair(figures.r_squared(found.mean, value, days)),
-            "calibrated": _pair(figures.r_squared(slope * found.mean, value, days)),
+            "network": figures.r_squared(found.mean, value, days).rounded(),
+            "calibrated": figures.r_squared(slope * found.mean, value, days).rounded(),
             **{
-                name: _pair(figures.r_squared(found.means[name], value, days))
+                name: figures.r_squared(found.means[name], value, days).rounded()
                 for name in ("ridge", "persistence", "lstm")
                 if name in found.means
             },
         },
         "qlike": _each(figures.qlike, found.variances, found.variance, days),
         "log_variance_r_squared": {
-            name: _pair(_explained(forecast, found.variance, days))
+            name: _explained(forecast, found.variance, days).rounded()
             for name, forecast in found.variances.items()
         },
-        "coverage_90": _pair(
-            figures.interval_coverage(found.mean, found.scale, found.dof, value, days)
-        ),
+        "coverage_90": figures.interval_coverage(
+            found.mean, found.scale, found.dof, value, days
+        ).rounded(),
         "direction": {
-            "accuracy": _pair(
-                figures.mean((probability.argmax(1) == found.classes).astype(np.float64), days)
-            ),
-            "f1": _pair(figures.macro_f1(probability, found.classes, days)),
+            "accuracy": figures.mean(
+                (probability.argmax(1) == found.classes).astype(np.float64), days
+            ).rounded(),
+            "f1": figures.macro_f1(probability, found.classes, days).rounded(),
             **_scores(probability, found.classes, days),
-            "ece": _pair(figures.calibration_error(probability, found.classes, days)),
+            "ece": figures.calibration_error(probability, found.classes, days).rounded(),
         },
     }
 
@@ -340,9 +342,9 @@ def _scores(
     found = {}
     for name, loss in (("brier", figures.brier_of), ("log_loss", figures.log_loss_of)):
         own, reference = loss(probability, classes), loss(usual, classes)
-        found[name] = _pair(figures.mean(own, days))
-        found[f"{name}_climatology"] = _pair(figures.mean(reference, days))
-        found[f"{name}_less_climatology"] = _pair(figures.mean(own - reference, days))
+        found[name] = figures.mean(own, days).rounded()
+        found[f"{name}_climatology"] = figures.mean(reference, days).rounded()
+        found[f"{name}_less_climatology"] = figures.mean(own - reference, days).rounded()
     return found
 
 
@@ -356,8 +358,4 @@ def _explained(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Dai
 def _each(
     judge: Judge, forecasts: Mapping[str, Array], value: Array, days: NDArray[np.int64]
 ) -> dict[str, list[float]]:
-    return {name: _pair(judge(forecast, value, days)) for name, forecast in forecasts.items()}
-
-
-def _pair(found: DailyEstimate) -> list[float]:
-    return [round(found.value, 5), round(found.error, 5)]
+    return {name: judge(forecast, value, days).rounded() for name, forecast in forecasts.items()}
