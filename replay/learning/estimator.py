@@ -1,4 +1,4 @@
-"""One protocol for every kind of model: ``Estimator`` is what can be fitted, ``Fitted`` what was.
+"""One base for every kind of model: ``Estimator`` is what can be fitted, ``Fitted`` what was.
 
 A kind is one module of ``estimators`` that registers one ``Estimator``. Its recipe, training, card,
 evaluation, folds, ablation and examination follow from that; no other module asks for a kind.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
 
 from torch import Tensor
 
@@ -22,6 +22,7 @@ from tracepaper.replay.learning.array_cache import (
     ArrayCache,
 )
 from tracepaper.replay.learning.dataset import Dataset, Supplied, intervals_of, reading
+from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.fit import Fit, FitOptions, Observe
 from tracepaper.replay.learning.recipe import (
     DEFAULT_KIND,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 
 
 Say = Callable[[str], None]
-AnyData_contra = TypeVar("AnyData_contra", contravariant=True)
+AnyData = TypeVar("AnyData")
 
 
 class FitRun(NamedTuple):
@@ -105,81 +106,67 @@ class Answers(NamedTuple):
     across: AcrossAssets | None = None  # of one that answers for all symbols of a close
 
 
-class Fitted(Protocol[AnyData_contra]):
-    """What was fitted: the card as far as it is known, the tensors, and why the fit stopped early.
+@dataclass(frozen=True)
+class Fitted(ABC, Generic[AnyData]):
+    """What was fitted; each step returns it with more of its card: calibrated, then evaluated."""
 
-    Each step returns it with more of its card: calibrated, then evaluated.
-    """
+    card: Mapping[str, Any]  # complete once it is evaluated
+    tensors: Mapping[str, Tensor]
+    stopped: str = ""  # why the fit ended before its time; else empty
 
-    @property
-    def card(self) -> Mapping[str, Any]:
-        """The model card, complete once it is evaluated."""
-        ...
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """The weights, or the arrays."""
-        ...
-
-    @property
-    def stopped(self) -> str:
-        """Why the fit ended before its time; else empty."""
-        ...
-
-    def calibrated(self, data: AnyData_contra, *, bars: int | None = None) -> Self:
+    @abstractmethod
+    def calibrated(self, data: AnyData, *, bars: int | None = None) -> Self:
         """Return it with what the calibration slice says; *bars* of it are explained."""
-        ...
 
-    def evaluated(self, data: AnyData_contra, *, bars: int | None = None) -> Self:
+    @abstractmethod
+    def evaluated(self, data: AnyData, *, bars: int | None = None) -> Self:
         """Return it with its figures on untouched time and the sentences that follow."""
-        ...
 
-    def save(self, folder: Path, data: AnyData_contra) -> Checkpoint:
+    @abstractmethod
+    def save(self, folder: Path, data: AnyData) -> Checkpoint:
         """Write the checkpoint into *folder*; return it."""
-        ...
 
 
-class Estimator(Protocol):
+class Estimator(ABC):
     """A kind of model: what its recipe may choose, and how it is fitted and loaded."""
 
     kind: ModelKind
-    walks_only: bool
+    walks_only = True
     """Whether it is fitted on few folds that walk, for each costs a training."""
-    joins_rows: bool
+    joins_rows = False
     """Whether an ensemble may join it with a model of rows."""
-    chosen_training: ClassVar[Sequence[str]]
+    chosen_training: ClassVar[Sequence[str]] = ()
     """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
-
-    fixed: ClassVar[Mapping[str, Any]]
+    fixed: ClassVar[Mapping[str, Any]] = {}
     """Sections that no recipe chooses and its hash covers."""
     Keys: type[Any]
-    """The dataclass of ``[architecture]``."""
+    """The dataclass of ``[architecture]``, which names its ``horizons``."""
     Options: type[Any]
     """The dataclass of ``[training]``."""
 
+    @abstractmethod
     def recipe(self, document: Document) -> Recipe:
         """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
-        ...
 
+    @abstractmethod
     def document(self, recipe: Recipe) -> dict[str, Any]:
         """Return *recipe* as the sections of a file, every key with its value."""
-        ...
 
     def check(self, recipe: Recipe, option: str) -> None:
-        """Raise ``ConfigInvalid`` for an optional package that fitting *recipe* lacks."""
-        ...
+        """Raise ``ConfigInvalid`` for an optional package that is not installed; most need none."""
+        del recipe, option
 
+    @abstractmethod
     def read(self, recipe: Recipe, request: DataRequest) -> Any:  # noqa: ANN401 - by its source
         """Return the data that *recipe* is fitted to."""
-        ...
 
+    @abstractmethod
     def fit(self, data: Any, recipe: Recipe, run: FitRun) -> Fitted[Any]:  # noqa: ANN401
         """Fit *recipe* to *data*; return it, not yet calibrated."""
-        ...
 
+    @abstractmethod
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted[Any]:
         """Return what a checkpoint holds; raise ``CheckpointMismatch`` where it does not fit."""
-        ...
 
 
 _ESTIMATORS: Final[Registry[Estimator]] = Registry()
@@ -229,20 +216,13 @@ def load(card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Fitted[Any]:
 # --- models of candles
 
 
-class CandleEstimator(ABC):
+class CandleEstimator(Estimator):
     """What kinds of models of candles share: the recipe's sections, and how files are read."""
 
-    kind: ModelKind
-    walks_only = True
-    Keys: type[Any]
-    """The dataclass of ``[architecture]``, which names its ``horizons``."""
     Options: type[Any] = FitOptions
-    joins_rows = False
     holds_out_calibration = False
     """Whether a fold needs a part of its own to calibrate on."""
-    fixed: ClassVar[Mapping[str, Any]] = {}
     chosen_training: ClassVar[Sequence[str]] = ("threads", "device", "baselines", "explained_bars")
-    """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Values of ``[training]`` in place of those of ``Options``."""
 
@@ -311,10 +291,6 @@ class CandleEstimator(ABC):
         }
         return {key: values[key] for key in self.chosen_training if values[key] is not None}
 
-    def check(self, recipe: Recipe, option: str) -> None:
-        """Raise ``ConfigInvalid`` for an optional package that is not installed; most need none."""
-        del recipe, option
-
     def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
         """Return the candles that *recipe* is fitted to, split as it says."""
         split = split_by(recipe.split, recipe.horizons)
@@ -345,13 +321,8 @@ class CandleEstimator(ABC):
         )
 
 
-@dataclass(frozen=True)
-class CandleModel(ABC):
+class CandleModel(Fitted[Dataset]):
     """What fitted models of candles share: evaluation by ``judge``, and the stored baselines."""
-
-    card: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    stopped: str = ""
 
     @property
     def horizon(self) -> int:
@@ -381,10 +352,6 @@ class CandleModel(ABC):
     def scaled(self, data: Dataset) -> Self:
         """Return it with the scales of its forecasts, fitted on the calibration slice."""
 
-    @abstractmethod
-    def calibrated(self, data: Dataset, *, bars: int | None = None) -> Self:
-        """Return it scaled, with what gates need; *bars* of the slice are explained."""
-
     def for_fold(self, data: Dataset) -> Self:
         """Return it with what its answers need of the calibration slice: by default nothing."""
         del data
@@ -394,13 +361,21 @@ class CandleModel(ABC):
     def answers(self, data: Dataset, part: Part) -> Answers:
         """Return what it says of *part*."""
 
+    def calibrated_forecasts(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
+        """Forecast *part* by the scales of the calibration slice: by default as ``answers``."""
+        return self.answers(data, part).forecasts
+
     @abstractmethod
     def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
         """Return what it said of the test part and its figures; *bars* are explained for gates."""
 
-    @abstractmethod
     def tails(self, data: Dataset) -> dict[str, Any]:
         """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
+        if TAILS in self.card["calibration"]:
+            return dict(self.card["calibration"][TAILS])
+        if not data.has(Part.CALIBRATION):
+            return {}
+        return tail_factors(self.calibrated_forecasts(data, Part.CALIBRATION))
 
     def evaluated(self, data: Dataset, *, bars: int | None = None) -> Self:
         """Return it with the figures of the test part and the sentences that follow from them."""

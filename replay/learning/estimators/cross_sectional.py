@@ -464,8 +464,7 @@ def _rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, li
     means = {}
     for name, expected in across.expected(found).items():
         ranks = close_ranks(found, expected)
-        one = figures.mean(ranks.value, ranks.days)
-        means[name] = [round(one.value, 5), round(one.error, 5)]
+        means[name] = figures.mean(ranks.value, ranks.days).rounded()
     return means
 
 

@@ -34,7 +34,6 @@ from tracepaper.replay.learning.estimator import (
 from tracepaper.replay.learning.estimators.networks import explained_rows
 from tracepaper.replay.learning.estimators.tabular import predictions, spread
 from tracepaper.replay.learning.evaluation.explained import (
-    ExplainedRows,
     JudgedPart,
 )
 from tracepaper.replay.learning.evaluation.forecasts import (
@@ -311,7 +310,7 @@ class EnsembleModel(CandleModel):
             found = network_share(log_network, log_rows, one.variance, one.days)
             key = str(one.horizon)
             shares[key] = cards.rounded(found.share)
-            gains[key] = [round(part, 5) for part in found.gain]
+            gains[key] = found.gain.rounded()
             spreads[key] = spread(_mixed(one, shares[key], 1.0))
             mixes.append(_mixed(one, shares[key], spreads[key]))
         section = {**self.card["calibration"], "spread": spreads, TAILS: tail_factors(mixes)}
@@ -356,13 +355,9 @@ class EnsembleModel(CandleModel):
             found.append(cooled(mix, section["temperature"][key]))
         return Answers(found, ALL_MEASURES)
 
-    def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:
-        """Return what a run would say of *bars* of *part*, explained; None is as many as can be."""
-        return explained_rows(self, self.network, data, part, bars)
-
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> EnsembleModel:
         """Return it with what gates need of the calibration slice; its scales are known."""
-        seen = self.explained(data, Part.CALIBRATION, bars)
+        seen = explained_rows(self, data, Part.CALIBRATION, bars)
         return self.with_card(calibration=gates_section(seen, self.card["calibration"]))
 
     def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
@@ -372,7 +367,7 @@ class EnsembleModel(CandleModel):
         for one in found:
             told[str(one.horizon)] = figures_of(one, ALL_MEASURES) | {"qlike_gain": _gains(one)}
         told |= paired_figures(found, ALL_MEASURES, NAMES)
-        seen = self.explained(data, Part.TEST, bars)
+        seen = explained_rows(self, data, Part.TEST, bars)
         gates = judged_gates(seen, self.card["calibration"], data.split.second_span_ms)
         sentences = cards.sentences(told, gates.figures, horizon=self.horizon, own=OF_MODEL)
         gained = told[str(self.horizon)]["qlike_gain"]
@@ -386,14 +381,6 @@ class EnsembleModel(CandleModel):
             gates.rules,
             gates.calibration,
         )
-
-    def tails(self, data: Dataset) -> dict[str, Any]:
-        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
-        if TAILS in self.card["calibration"]:
-            return dict(self.card["calibration"][TAILS])
-        if not data.has(Part.CALIBRATION):
-            return {}
-        return tail_factors(self.answers(data, Part.CALIBRATION).forecasts)
 
 
 def _first_card(network: Member, rows: Member, data: Dataset, name: str, at: int) -> dict[str, Any]:
@@ -472,7 +459,7 @@ def _gains(one: HorizonForecasts) -> dict[str, list[float]]:
     found = {}
     for half in NAMES:
         other = figures.qlike_of(one.variances[half], one.variance)
-        found[half] = [round(part, 5) for part in figures.mean(own - other, one.days)]
+        found[half] = figures.mean(own - other, one.days).rounded()
     return found
 
 

@@ -165,10 +165,6 @@ class NetworkModel(CandleModel):
         """The network with its weights, checked."""
         return restore(self.card, self.tensors)
 
-    def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:
-        """Return what a run would say of *bars* of *part*, explained; None is as many as can be."""
-        return explained_rows(self, self.network, data, part, bars)
-
     def answers(self, data: Dataset, part: Part) -> Answers:
         """Return what the network says of *part*."""
         return Answers(answers_of(self.network, data, part), ALL_MEASURES)
@@ -191,7 +187,7 @@ class NetworkModel(CandleModel):
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> NetworkModel:
         """Return it with what the calibration slice says of its scales and its gates."""
         found = self.scaled(data)
-        seen = found.explained(data, Part.CALIBRATION, bars)
+        seen = explained_rows(found, data, Part.CALIBRATION, bars)
         return found.with_card(calibration=gates_section(seen, found.card["calibration"]))
 
     def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
@@ -207,7 +203,7 @@ class NetworkModel(CandleModel):
             for j in found
         }
         figures |= paired_figures(found, ALL_MEASURES)
-        seen = self.explained(data, Part.TEST, bars)
+        seen = explained_rows(self, data, Part.TEST, bars)
         gates = judged_gates(seen, section, data.split.second_span_ms)
         sentences = cards.sentences(figures, gates.figures, horizon=horizon)
         if further := further_of(self.network, data, Part.TEST, section.get("further")):
@@ -229,19 +225,11 @@ class NetworkModel(CandleModel):
             correlations,
         )
 
-    def tails(self, data: Dataset) -> dict[str, Any]:
-        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
-        if TAILS in self.card["calibration"]:
-            return dict(self.card["calibration"][TAILS])
-        if not data.has(Part.CALIBRATION):
-            return {}
-        return tail_factors(self.answers(data, Part.CALIBRATION).forecasts)
-
 
 def explained_rows(
-    model: CandleModel, network: Network, data: Dataset, part: Part, bars: int | None
+    model: CandleModel, data: Dataset, part: Part, bars: int | None
 ) -> ExplainedRows:
-    """Return what a run of *model* would say of *part*, explained by its *network*.
+    """Return what a run of *model* would say of *part*, explained by its network.
 
     Of so many *bars*; None is as many as can be explained in minutes. The forecaster sees the
     covariates of *data* where it takes some.
@@ -249,6 +237,7 @@ def explained_rows(
     joined = data.schema.covariates
     source = None if joined is None else joined.source
     if bars is None:
+        network = model.network
         streams = isinstance(network, FlashNetwork) and network.answers_every_row
         bars = EXPLAINED_BARS if streams else EXPLAINED_WINDOWS
     return explain(

@@ -24,7 +24,7 @@ from torch.nn.functional import cross_entropy
 from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
-from tracepaper.replay.learning.estimator import DataRequest, FitRun, register
+from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun, Fitted, register
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.recipe import Recipe, chosen_of
@@ -90,13 +90,10 @@ class BookFitOptions:
             )
 
 
-class OrderBookEstimator:
+class OrderBookEstimator(Estimator):
     """The kind of network over order books."""
 
     kind = ORDER_BOOK
-    walks_only = True
-    joins_rows = False
-    chosen_training: ClassVar[Sequence[str]] = ()
     fixed: ClassVar[Mapping[str, Any]] = {
         "features": {"schema_id": SCHEMA, "columns": list(COLUMNS), "lookback": 1}
     }
@@ -135,9 +132,6 @@ class OrderBookEstimator:
             "architecture": asdict(recipe.architecture),
             "training": asdict(recipe.options),
         }
-
-    def check(self, recipe: Recipe, option: str) -> None:
-        """Refuse nothing: it needs no optional package."""
 
     def read(self, recipe: Recipe, request: DataRequest) -> BookDataset:
         """Return the recorded order books."""
@@ -229,13 +223,8 @@ def _in_books(section: Mapping[str, Any]) -> dict[str, Any]:
         ) from None
 
 
-@dataclass(frozen=True)
-class OrderBookModel:
+class OrderBookModel(Fitted[BookDataset]):
     """A fitted network over order books."""
-
-    card: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-    stopped: str = ""
 
     @property
     def network(self) -> OrderBookNetwork:

@@ -148,7 +148,7 @@ class VarianceModel(CandleModel):
     def forecaster(self) -> Forecaster:
         """Return the forecaster of a run, by which the measures of gates are taken."""
 
-    def spread_answers(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
+    def calibrated_forecasts(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
         """Forecast *part*, with scales by the calibrated spread."""
         spreads = self.card["calibration"]["spread"]
         found = self.answers(data, part).forecasts
@@ -190,7 +190,7 @@ class VarianceModel(CandleModel):
     def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
         """Return what the model said of the test part, its spread calibrated, and its figures."""
         del bars  # nothing is explained
-        scaled = self.spread_answers(data, Part.TEST)
+        scaled = self.calibrated_forecasts(data, Part.TEST)
         figures: dict[str, Any] = {str(j.horizon): figures_of(j, ROW_MEASURES) for j in scaled}
         figures |= paired_figures(scaled, ROW_MEASURES)
         chosen = next(one for one in scaled if one.horizon == self.horizon)
@@ -202,14 +202,6 @@ class VarianceModel(CandleModel):
         ]
         figures["gates"] = {"selective": selective_of(chosen, ROW_MEASURES)}
         return JudgedPart(scaled, ROW_MEASURES, figures, sentences)
-
-    def tails(self, data: Dataset) -> dict[str, Any]:
-        """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""
-        if TAILS in self.card["calibration"]:
-            return dict(self.card["calibration"][TAILS])
-        if not data.has(Part.CALIBRATION):
-            return {}
-        return tail_factors(self.spread_answers(data, Part.CALIBRATION))
 
 
 class RowsModel(VarianceModel):
