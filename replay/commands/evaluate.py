@@ -208,6 +208,7 @@ class _Judged(NamedTuple):
 def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.learning.evaluation.output import as_document, show, write_page
+    from tracepaper.replay.learning.evaluation.tables import tables_across, tables_of
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
@@ -223,7 +224,7 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
         )
         return
     console = for_tables()
-    show(console, every, judged.findings)
+    show(console, every, tables_of, [*tables_across(every), *judged.findings])
     if html is not None:
         typer.echo(f"The page is {html}.")
 
@@ -512,11 +513,7 @@ def _judge_books(
         tables_of_books,
         with_rival,
     )
-    from tracepaper.replay.learning.evaluation.output import (
-        books_document,
-        show_books,
-        write_tables,
-    )
+    from tracepaper.replay.learning.evaluation.output import books_document, show, write_tables
     from tracepaper.replay.learning.openings import counted
 
     material = model.material(data)
@@ -536,7 +533,7 @@ def _judge_books(
         beside = [{"name": one.name, "id": one.model_id} for one in others]
         print_json({**books_document(model.model_id, every), "beside": beside})
         return
-    show_books(for_tables(), every)
+    show(for_tables(), every, tables_of_books, tables_across_books(every))
     if asked.html is not None:
         typer.echo(f"The page is {asked.html}.")
 

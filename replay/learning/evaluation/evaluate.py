@@ -30,14 +30,14 @@ from tracepaper.replay.learning.estimator import Answers, candle_estimator
 from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
 from tracepaper.replay.learning.evaluation.explained import JudgedPart, daily_net
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
-from tracepaper.replay.learning.evaluation.user_class import evaluate_own
-from tracepaper.replay.learning.openings import WHOLE, NamedSpan
+from tracepaper.replay.learning.evaluation.user_class import OF_MODEL, evaluate_own
+from tracepaper.replay.learning.openings import WHOLE, JudgedSpan, NamedSpan
 from tracepaper.replay.learning.samples import samples_in
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS, interval_text
+from tracepaper.strategies.units import interval_text
 
 NO_BASELINES: Final = (
     "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
@@ -45,6 +45,11 @@ NO_BASELINES: Final = (
 )
 OWN: Final = "network"
 """The judged model among the forecasts of a horizon, whatever its kind."""
+
+
+def words(name: str) -> str:
+    """Return what tables call a forecaster, a measure or a figure."""
+    return (OF_MODEL if name == OWN else name).replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -58,15 +63,11 @@ class Rival:
 
 
 @dataclass(frozen=True)
-class SpanJudgement:
+class SpanJudgement(JudgedSpan):
     """The judgement of a model on one span; ``horizons`` have forecasts and outcomes, by row."""
 
-    span: NamedSpan
-    symbols: tuple[str, ...]
     judged: JudgedPart
     card: Mapping[str, Any]  # empty for a class
-    missing: tuple[str, ...]  # sentences about what could not be compared, or counted
-    openings: int = 1  # recipes that were judged on the span, this one among them
     beside: tuple[Rival, ...] = ()  # other models, on the same bars
     tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
 
@@ -74,6 +75,16 @@ class SpanJudgement:
     def horizons(self) -> Sequence[HorizonForecasts]:
         """The forecasts of every horizon."""
         return self.judged.forecasts
+
+    @property
+    def row_days(self) -> Sequence[NDArray[np.int64]]:
+        """The calendar day of each row that was judged, by horizon."""
+        return [forecasts.days for forecasts in self.horizons]
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures of each horizon, and those of gates."""
+        return self.judged.figures
 
     @property
     def sentences(self) -> list[str]:
@@ -91,21 +102,6 @@ class SpanJudgement:
             f"{self.days:,} days: evaluation.explained_bars takes more."
         )
         return [sentence]
-
-    @property
-    def days(self) -> int:
-        """How many calendar days were judged."""
-        return len(np.unique(np.concatenate([forecasts.days for forecasts in self.horizons])))
-
-    @property
-    def from_ms(self) -> int:
-        """The midnight of the first day judged."""
-        return int(min(forecasts.days.min() for forecasts in self.horizons)) * DAY_MS
-
-    @property
-    def until_ms(self) -> int:
-        """The midnight after the last day judged."""
-        return (int(max(forecasts.days.max() for forecasts in self.horizons)) + 1) * DAY_MS
 
     def net_by_day(self, rule: str) -> Array:
         """Return the net log return of a rule of trading on each day."""
@@ -134,7 +130,7 @@ def judge_checkpoint(
         data.symbols(Part.TEST),
         model.judge(data, bars=bars),
         card,
-        (*data.notes, *missing),
+        missing=(*data.notes, *missing),
         tails=model.tails(data),
     )
 
@@ -145,7 +141,7 @@ def judge_class(
     """Return the judgement of a user's class on *span* of the time after it was trained."""
     material, missing = _with_baselines(within(material, span))
     judged = evaluate_own(forecaster, material, horizon=horizon)
-    return SpanJudgement(span, material.symbols(Part.TEST), judged, {}, missing)
+    return SpanJudgement(span, material.symbols(Part.TEST), judged, {}, missing=missing)
 
 
 def within(material: Dataset, span: NamedSpan) -> Dataset:

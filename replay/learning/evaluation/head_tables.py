@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import DayDifference, corrected, difference, verdict
+from tracepaper.replay.learning.comparison import (
+    DayDifference,
+    corrected,
+    difference,
+    less_others,
+    verdict,
+)
 from tracepaper.replay.learning.evaluation.auxiliary_heads import EWMA, FurtherForecasts, coverage
 from tracepaper.replay.learning.evaluation.cross_section import (
     NETWORK,
@@ -28,7 +34,7 @@ from tracepaper.replay.learning.evaluation.cross_section import (
     Weighed,
     close_ranks,
 )
-from tracepaper.replay.learning.evaluation.evaluate import OWN, Rival, SpanJudgement, on_same_bars
+from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement, on_same_bars, words
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.tails import (
     SIDE_WORDS,
@@ -37,7 +43,6 @@ from tracepaper.replay.learning.evaluation.tails import (
     count_breaches,
     value_at_risk,
 )
-from tracepaper.replay.learning.evaluation.user_class import OF_MODEL
 from tracepaper.replay.learning.panel import LEAST
 from tracepaper.replay.learning.splits import SYMBOL_MASK
 from tracepaper.replay.learning.statistics import (
@@ -51,15 +56,27 @@ STUDENT_T: Final = "its own Student t"
 AVERAGE_ODDS: Final = "its average odds"
 
 
-def further_tables(judgement: SpanJudgement, columns: list[Figure[Breaches]]) -> Iterator[Table]:
-    """Yield every table of the further heads, *columns* those of what came of values at risk."""
+BREACH_FIGURES: Final[Sequence[Figure[Breaches]]] = (
+    Figure("horizon", "bars ahead", "count", lambda one: one.horizon),
+    Figure("tail", "value at risk", "text", lambda one: one.tail),
+    Figure("share", "said", "measure", lambda one: one.share),
+    Figure("came", "came", "measure", lambda one: one.came),
+    Figure("bars", "bars apart", "count", lambda one: one.bars),
+    Figure("often", "p, as often", "measure", lambda one: one.often),
+    Figure("apart", "p, apart", "measure", lambda one: one.apart),
+    Figure("shortfall", "loss beyond ÷ said", "measure", lambda one: one.shortfall),
+)
+
+
+def further_tables(judgement: SpanJudgement) -> Iterator[Table]:
+    """Yield every table of the heads that only some networks have."""
     every = judgement.judged.further
     if not every:
         return
     yield table(
         "tails",
         "Value at risk and expected shortfall, by the head of tails",
-        columns,
+        BREACH_FIGURES,
         [found for one in every for found in _breaches(one)],
         notes=["Read as the table of risk, which is of the Student t."],
     )
@@ -275,10 +292,6 @@ _WEIGHTS_NOTE: Final = (
 )
 
 
-def _words(name: str) -> str:
-    return (OF_MODEL if name == OWN else name).replace("_", " ")
-
-
 # --- ranks across the assets
 
 
@@ -294,18 +307,6 @@ def _ranks(parts: Sequence[tuple[HorizonForecasts, AcrossAssets]]) -> dict[str, 
     }
 
 
-def _paired_ranks(ranks: Mapping[str, CloseRanks]) -> dict[str, DayDifference]:
-    """Return the relative returns' rank correlation less each other's, Holm over the others."""
-    own = ranks[RELATIVE]
-    return corrected(
-        {
-            name: difference(own.value, other.value, own.days)
-            for name, other in ranks.items()
-            if name != RELATIVE
-        }
-    )
-
-
 def rank_table(
     key: str, title: str, parts: Sequence[Sequence[tuple[HorizonForecasts, AcrossAssets]]]
 ) -> Table:
@@ -318,9 +319,10 @@ def rank_table(
     for of_horizon in parts:
         horizon = of_horizon[0][0].horizon
         ranks = _ranks(of_horizon)
-        against = _paired_ranks(ranks)
+        values = {name: one.value for name, one in ranks.items()}
+        against = less_others(values, ranks[RELATIVE].days, RELATIVE)
         for name, one in ranks.items():
-            row = rows.setdefault(name, {"forecaster": _words(name)})
+            row = rows.setdefault(name, {"forecaster": words(name)})
             row[str(horizon)] = figures.mean(one.value, one.days)
             if name in against:
                 row[f"{horizon}_less"] = against[name].pair
@@ -383,7 +385,7 @@ def weights_table(key: str, title: str, parts: Sequence[Mapping[str, Weighed]]) 
     for name in names:
         every = [part[name] for part in parts]
         days, made = (np.concatenate(of) for of in zip(*map(_by_day, every), strict=True))
-        row: dict[str, Value] = {"weights": _words(name), "net": figures.mean(made, days)}
+        row: dict[str, Value] = {"weights": words(name), "net": figures.mean(made, days)}
         if name in against:
             row |= {"less": against[name].pair, "p": against[name].p}
             row["verdict"] = net_verdict(against[name])
@@ -430,7 +432,7 @@ def beside_tables(judgement: SpanJudgement) -> Iterable[Table]:
         if ranked:
             title = f"{RANKS}, {one.horizon} bars ahead: the model less each other model"
             key = f"beside_across_{one.horizon}"
-            yield _rival_table(key, title, corrected(ranked), _RANKS_NOTE, rank_verdict)
+            yield rival_table(key, title, corrected(ranked), _RANKS_NOTE, rank_verdict)
     own = judgement.judged.across
     weighed = {
         rival.name: net_difference([own.held[NETWORK]], [rival.across.held[NETWORK]])
@@ -439,7 +441,7 @@ def beside_tables(judgement: SpanJudgement) -> Iterable[Table]:
     }
     if weighed:
         title = f"{WEIGHTS}: the model less each other model"
-        yield _rival_table("beside_weights", title, corrected(weighed), _WEIGHTS_NOTE, net_verdict)
+        yield rival_table("beside_weights", title, corrected(weighed), _WEIGHTS_NOTE, net_verdict)
 
 
 _RANKS_NOTE: Final = (
@@ -453,13 +455,14 @@ def rank_verdict(found: DayDifference) -> str:
     return verdict(found, is_less_better=False)
 
 
-def _rival_table(
+def rival_table(
     key: str,
     title: str,
     found: Mapping[str, DayDifference],
     note: str,
     say: Callable[[DayDifference], str],
 ) -> Table:
+    """Return a row a model: what the judged one's loss or gain is less its own, and the verdict."""
     rows: list[Cells] = [
         {
             "model": name,

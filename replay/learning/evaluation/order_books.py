@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,9 +22,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.archive.columns import instant, iso
-from tracepaper.replay.document.values import Figure, Table, Value, of_row, table
+from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import DayDifference, corrected, difference, verdict
+from tracepaper.replay.learning.comparison import DayDifference, difference, less_others, verdict
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.estimators.order_book import (
     DAYS_TOLD_BY,
@@ -39,8 +40,8 @@ from tracepaper.replay.learning.estimators.order_book import (
     scores,
     sentences_of,
 )
-from tracepaper.replay.learning.evaluation.walk_forward import refuse_many
-from tracepaper.replay.learning.openings import NamedSpan
+from tracepaper.replay.learning.evaluation.walk_forward import differences_table, refuse_many
+from tracepaper.replay.learning.openings import JudgedSpan, NamedSpan, spans_table
 from tracepaper.replay.learning.order_books import DAYS_LEAST, JUDGED_SOURCE, BookDataset
 from tracepaper.replay.learning.splits import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
 from tracepaper.replay.report.honesty import LEVEL
@@ -107,15 +108,16 @@ class BookCheckpoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BookJudgement:
+class BookJudgement(JudgedSpan):
     """What one span says of a network, by horizon, and of others on the same books by name."""
 
-    span: NamedSpan
-    symbols: tuple[str, ...]
     scores: Mapping[int, BookScores]
     beside: Mapping[str, Mapping[int, BookScores]] = field(default_factory=dict)
-    openings: int = 1
-    missing: tuple[str, ...] = ()
+
+    @property
+    def row_days(self) -> Sequence[Integers]:
+        """The calendar day of each book that was judged, by horizon."""
+        return [one.days for one in self.scores.values()]
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -126,21 +128,6 @@ class BookJudgement:
     def sentences(self) -> list[str]:
         """What an honest reader must know."""
         return [*sentences_of(self.figures), *self.missing]
-
-    @property
-    def days(self) -> int:
-        """How many calendar days were judged."""
-        return len(np.unique(np.concatenate([one.days for one in self.scores.values()])))
-
-    @property
-    def from_ms(self) -> int:
-        """The midnight of the first day judged."""
-        return int(min(one.days.min() for one in self.scores.values())) * DAY_MS
-
-    @property
-    def until_ms(self) -> int:
-        """The midnight after the last day judged."""
-        return (int(max(one.days.max() for one in self.scores.values())) + 1) * DAY_MS
 
 
 def judge_books(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> BookJudgement:
@@ -256,13 +243,7 @@ def score_tables(
         for horizon in parts[0]:
             whole = joined([part[horizon] for part in parts])
             every = losses(whole)
-            against = corrected(
-                {
-                    n: difference(every[MODEL], of, whole.days)
-                    for n, of in every.items()
-                    if n != MODEL
-                }
-            )
+            against = less_others(every, whole.days, MODEL)
             for name, of in every.items():
                 row = rows.setdefault(name, {"forecaster": name})
                 row[str(horizon)] = figures.mean(of, whole.days)
@@ -285,33 +266,19 @@ def beside_tables(one: BookJudgement) -> list[Table]:
     """Return the network less each other on the same books, Holm over the others."""
     made = []
     for key, (title, is_less_better, losses) in LOSSES.items() if one.beside else ():
-        rows: dict[str, dict[str, Value]] = {name: {"model": name} for name in one.beside}
-        columns = [of_row("model", "model", "text")]
-        for horizon in one.scores:
-            for name, found in _compared(one, horizon, losses).items():
-                rows[name] |= {
-                    str(horizon): found.pair,
-                    f"{horizon}_verdict": said_of(found, is_less_better=is_less_better),
-                    "days": found.days,
-                }
-            columns += [
-                of_row(str(horizon), f"{horizon} books, model less it", "measure"),
-                of_row(f"{horizon}_verdict", "verdict", "text"),
-            ]
-        columns.append(of_row("days", "days", "count"))
+        differences = {
+            (str(horizon), f"{horizon} books, model less it"): {
+                name: paired([other[horizon]], [own], losses) if horizon in other else None
+                for name, other in one.beside.items()
+            }
+            for horizon, own in one.scores.items()
+        }
         whole = f"{title}: the model less each other model, on the books of both"
-        made.append(table(f"beside_{key}", whole, columns, rows.values(), notes=[_NOTE]))
+        say = partial(said_of, is_less_better=is_less_better)
+        made.append(
+            differences_table(f"beside_{key}", whole, differences, say, _NOTE, "model", "verdict")
+        )
     return made
-
-
-def _compared(one: BookJudgement, horizon: int, losses: Losses) -> dict[str, DayDifference]:
-    found = {}
-    for name, other in one.beside.items():
-        pair = _on_same(one.scores[horizon], other[horizon]) if horizon in other else None
-        if pair is not None:
-            first, second = (losses(scored)[MODEL] for scored in pair)
-            found[name] = difference(first, second, pair[0].days)
-    return corrected(found)
 
 
 def _on_same(one: BookScores, other: BookScores) -> tuple[BookScores, BookScores] | None:
@@ -338,16 +305,7 @@ def tables_of_books(one: BookJudgement) -> list[Table]:
 
 def tables_across_books(every: Sequence[BookJudgement]) -> list[Table]:
     """Return what was judged, and how many recipes opened it."""
-    columns: list[Figure[BookJudgement]] = [
-        Figure("span", "span", "text", lambda one: one.span.name),
-        Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),
-        Figure("until", "until", "text", lambda one: iso(one.until_ms)[:10]),
-        Figure("days", "days", "count", lambda one: one.days),
-        Figure("books", "books", "count", lambda one: len(next(iter(one.scores.values())).seen_ms)),
-        Figure("openings", "opened by", "count", lambda one: one.openings),
-    ]
-    note = "Opened by: how many recipes were judged on the span."
-    return [table("spans", "What was judged", columns, every, notes=[note])]
+    return [spans_table(every, "books")]
 
 
 Say = Callable[[str], None]
@@ -486,30 +444,15 @@ _ABLATION_NOTE: Final = (
 def book_fold_tables(own: BookRefits, others: Mapping[str, BookRefits]) -> list[Table]:
     """Return log loss and accuracy over all tests, and how each change of *others* differs."""
     made = score_tables(own.scores, "folds_", f", over {own.text}")
-    return made + [_ablation_table(own, others, key) for key in LOSSES if others]
-
-
-def _ablation_table(own: BookRefits, others: Mapping[str, BookRefits], key: str) -> Table:
-    title, is_less_better, losses = LOSSES[key]
-    rows: dict[str, dict[str, Value]] = {text: {"change": text} for text in others}
-    columns = [of_row("change", "change", "text")]
-    for horizon in own.scores[0]:
-        mine = [part[horizon] for part in own.scores]
-        every = {
-            text: paired(mine, [part[horizon] for part in other.scores], losses)
-            for text, other in others.items()
-        }
-        known = {text: one for text, one in every.items() if one is not None}
-        for text, one in corrected(known).items():
-            rows[text] |= {
-                str(horizon): one.pair,
-                f"{horizon}_verdict": said_of(one, is_less_better=is_less_better),
-                "days": one.days,
+    for key, (title, is_less_better, losses) in LOSSES.items() if others else ():
+        differences = {}
+        for horizon in own.scores[0]:
+            mine = [part[horizon] for part in own.scores]
+            differences[str(horizon), f"{horizon} books"] = {
+                text: paired(mine, [part[horizon] for part in other.scores], losses)
+                for text, other in others.items()
             }
-        columns += [
-            of_row(str(horizon), f"{horizon} books", "measure"),
-            of_row(f"{horizon}_verdict", "the change is", "text"),
-        ]
-    columns.append(of_row("days", "days", "count"))
-    whole = f"{title}: what changes are worth, {own.text}"
-    return table(f"instead_{key}", whole, columns, rows.values(), notes=[_ABLATION_NOTE])
+        whole = f"{title}: what changes are worth, {own.text}"
+        say = partial(said_of, is_less_better=is_less_better)
+        made.append(differences_table(f"instead_{key}", whole, differences, say, _ABLATION_NOTE))
+    return made

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document import terminal
 from tracepaper.replay.document.page import Charts, Markup, element, joined, whole_page, write_text
 from tracepaper.replay.document.values import Chart, Paragraph, Part, Table, documents
@@ -19,23 +18,21 @@ from tracepaper.replay.learning.evaluation.order_books import (
     tables_of_books,
 )
 from tracepaper.replay.learning.evaluation.tables import SHOWN, tables_across, tables_of
+from tracepaper.replay.learning.openings import AnyJudged, JudgedSpan
 
 
-def show(console: Console, every: Sequence[SpanJudgement], examined: Sequence[Table] = ()) -> None:
-    """Print every table of each span, then those of all together, and what was *examined*."""
+def show(
+    console: Console,
+    every: Sequence[AnyJudged],
+    tables: Callable[[AnyJudged], Sequence[Table]],
+    last: Sequence[Table],
+) -> None:
+    """Print the *tables* and caveats of each span, then the *last* ones, of all together."""
     parts: list[Part] = []
     for one in every:
         sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
-        parts += [Paragraph(heading(one), "heading"), *tables_of(one), *sentences]
-    terminal.show(console, [*parts, *tables_across(every), *examined])
-
-
-def heading(one: SpanJudgement | BookJudgement) -> str:
-    """Return what was judged, from when until when."""
-    return (
-        f"{one.span.name}: {', '.join(one.symbols)}, {iso(one.from_ms)[:10]} until "
-        f"{iso(one.until_ms)[:10]}, {one.days} days"
-    )
+        parts += [Paragraph(one.heading, "heading"), *tables(one), *sentences]
+    terminal.show(console, [*parts, *last])
 
 
 def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> dict[str, Any]:
@@ -48,31 +45,9 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
         "recipe": recipe,
         "figures": every[0].judged.figures,
         "sentences": every[0].sentences,
-        "spans": [
-            {
-                "name": one.span.name,
-                "from_ms": one.from_ms,
-                "until_ms": one.until_ms,
-                "days": one.days,
-                "symbols": list(one.symbols),
-                "openings": one.openings,
-                "figures": one.judged.figures,
-                "sentences": one.sentences,
-                "tables": documents(tables_of(one)),
-            }
-            for one in every
-        ],
+        "spans": [_span(one, tables_of(one), symbols=list(one.symbols)) for one in every],
         "tables": documents(tables_across(every)),
     }
-
-
-def show_books(console: Console, every: Sequence[BookJudgement]) -> None:
-    """Print the tables of each span of order books, then those of all together."""
-    parts: list[Part] = []
-    for one in every:
-        sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
-        parts += [Paragraph(heading(one), "heading"), *tables_of_books(one), *sentences]
-    terminal.show(console, [*parts, *tables_across_books(every)])
 
 
 def books_document(model_id: str, every: Sequence[BookJudgement]) -> dict[str, Any]:
@@ -81,20 +56,23 @@ def books_document(model_id: str, every: Sequence[BookJudgement]) -> dict[str, A
         "id": model_id,
         "says": every[0].sentences,
         "figures": every[0].figures,
-        "spans": [
-            {
-                "name": one.span.name,
-                "from_ms": one.from_ms,
-                "until_ms": one.until_ms,
-                "days": one.days,
-                "openings": one.openings,
-                "figures": one.figures,
-                "sentences": one.sentences,
-                "tables": documents(tables_of_books(one)),
-            }
-            for one in every
-        ],
+        "spans": [_span(one, tables_of_books(one)) for one in every],
         "tables": documents(tables_across_books(every)),
+    }
+
+
+def _span(one: JudgedSpan, tables: Sequence[Table], **named: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Return what one span says, beside what else is *named* of it."""
+    return {
+        "name": one.span.name,
+        "from_ms": one.from_ms,
+        "until_ms": one.until_ms,
+        "days": one.days,
+        **named,
+        "openings": one.openings,
+        "figures": one.figures,
+        "sentences": one.sentences,
+        "tables": documents(tables),
     }
 
 
@@ -105,7 +83,7 @@ def write_page(model_id: str, every: Sequence[SpanJudgement], path: Path) -> Non
     for one in every:
         said = element("ul", joined(element("li", sentence) for sentence in one.sentences))
         content.append(
-            element("section", element("h2", heading(one)), said, charts.parts(_parts(one)))
+            element("section", element("h2", one.heading), said, charts.parts(_parts(one)))
         )
     _write(f"Judgement of {model_id}", content, charts, path)
 

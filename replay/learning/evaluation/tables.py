@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.comparison import (
@@ -20,7 +19,7 @@ from tracepaper.replay.learning.comparison import (
     Ranked,
     RiskCurve,
     corrected,
-    difference,
+    less_others,
     risk_curve,
     verdict,
 )
@@ -28,21 +27,22 @@ from tracepaper.replay.learning.evaluation import charts
 from tracepaper.replay.learning.evaluation.evaluate import (
     LOSSES,
     MEASURES,
-    OWN,
     REFERENCED,
     RISKS,
     SpanJudgement,
     compared_with,
+    words,
 )
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.head_tables import (
+    BREACH_FIGURES,
     beside_tables,
     correlation_tables,
     further_tables,
+    rival_table,
     tables_of_span,
 )
-from tracepaper.replay.learning.evaluation.tails import Breaches, breaches_of
-from tracepaper.replay.learning.evaluation.user_class import OF_MODEL
+from tracepaper.replay.learning.evaluation.tails import breaches_of
+from tracepaper.replay.learning.openings import JudgedSpan, spans_table
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.strategies.errors import ConfigInvalid
@@ -57,18 +57,12 @@ class SpanFigure(NamedTuple):
     caption: str
 
 
-class Across(NamedTuple):
-    """What is shown of several spans together."""
-
-    tables: Callable[[Sequence[SpanJudgement]], Iterable[Table]]
-
-
-SHOWN: Final[dict[str, SpanFigure]] = {}
-"""What is shown of each span, by name, in order."""
-ACROSS: Final[dict[str, Across]] = {}
-"""What is shown of all spans together."""
 Of = Callable[[SpanJudgement], Iterable[Table]]
 OfAll = Callable[[Sequence[SpanJudgement]], Iterable[Table]]
+SHOWN: Final[dict[str, SpanFigure]] = {}
+"""What is shown of each span, by name, in order."""
+ACROSS: Final[dict[str, OfAll]] = {}
+"""What makes the tables of all spans together."""
 
 
 def shown(
@@ -91,7 +85,7 @@ def across(name: str) -> Callable[[OfAll], OfAll]:
 
     def known(of: OfAll) -> OfAll:
         _refuse_twice(name)
-        ACROSS[name] = Across(of)
+        ACROSS[name] = of
         return of
 
     return known
@@ -110,19 +104,31 @@ def tables_of(judgement: SpanJudgement) -> list[Table]:
 
 def tables_across(every: Sequence[SpanJudgement]) -> list[Table]:
     """Return every table of all spans together that has rows, or something to say instead."""
-    made = (each for known in ACROSS.values() for each in known.tables(every))
+    made = (each for of in ACROSS.values() for each in of(every))
     return [each for each in made if each.rows or each.notes]
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _columns(judgement: SpanJudgement) -> list[Figure[Cells]]:
-    """Return a column a horizon, whose values stand under its number in a row."""
+def _columns(first: str, judgement: SpanJudgement) -> list[Figure[Cells]]:
+    """Return the column *first*, and one a horizon, whose values stand under its number."""
     return [
-        of_row(str(one.horizon), f"{one.horizon} bars", "measure") for one in judgement.horizons
+        of_row(first, first, "text"),
+        *(of_row(str(one.horizon), f"{one.horizon} bars", "measure") for one in judgement.horizons),
     ]
+
+
+def _rows(
+    first: str, judgement: SpanJudgement, sections: Mapping[str, Any], key: str | None = None
+) -> list[Cells]:
+    """Return a row a name in the column *first*, of its pair at each horizon.
+
+    *sections* have the pairs by horizon and name, or by horizon, *key* and name.
+    """
+    rows: dict[str, dict[str, Value]] = {}
+    for horizon in (str(one.horizon) for one in judgement.horizons):
+        section = sections.get(horizon, {})
+        for name, (value, error) in (section if key is None else section.get(key, {})).items():
+            rows.setdefault(name, {first: words(name)})[horizon] = value, error
+    return list(rows.values())
 
 
 # --- how good the forecasts are
@@ -140,30 +146,18 @@ _KINDS: Final = {
 @shown("forecasts")
 def _forecasts(judgement: SpanJudgement) -> Iterable[Table]:
     """One table a figure: a row a forecaster, a column a horizon."""
-    by_horizon = judgement.judged.figures
+    columns = _columns("forecaster", judgement)
     for key, title in _KINDS.items():
-        rows: dict[str, dict[str, Value]] = {}
-        for one in judgement.horizons:
-            for name, pair in by_horizon[str(one.horizon)].get(key, {}).items():
-                shown_as = OF_MODEL if name == OWN else name
-                rows.setdefault(shown_as, {})[str(one.horizon)] = tuple(pair)
-        columns = [of_row("forecaster", "forecaster", "text"), *_columns(judgement)]
-        found = [{"forecaster": _words(name), **values} for name, values in rows.items()]
-        yield table(key, title, columns, found)
+        yield table(key, title, columns, _rows("forecaster", judgement, judgement.figures, key))
 
 
 @shown("probabilities")
 def _probabilities(judgement: SpanJudgement) -> Iterable[Table]:
     """Accuracy, F1, ECE, and Brier score and log loss beside climatology's, of the direction."""
-    rows: dict[str, dict[str, Value]] = {}
-    for one in judgement.horizons:
-        found = judgement.judged.figures[str(one.horizon)].get("direction", {})
-        for name, pair in found.items():
-            rows.setdefault(_words(name), {})[str(one.horizon)] = tuple(pair)
-    columns = [of_row("figure", "figure", "text"), *_columns(judgement)]
-    found_rows = [{"figure": name, **values} for name, values in rows.items()]
-    notes = [_CLIMATOLOGY] if found_rows else []
-    yield table("direction", "Direction: down, flat, up", columns, found_rows, notes=notes)
+    rows = _rows("figure", judgement, judgement.figures, "direction")
+    notes = [_CLIMATOLOGY] if rows else []
+    columns = _columns("figure", judgement)
+    yield table("direction", "Direction: down, flat, up", columns, rows, notes=notes)
 
 
 _CLIMATOLOGY: Final = (
@@ -182,11 +176,7 @@ def _paired(judgement: SpanJudgement) -> Iterable[Table]:
     )
     for key, (title, needs, losses) in {**LOSSES, **REFERENCED}.items():
         for one in judgement.horizons if needs in judgement.judged.given else ():
-            every = losses(one)
-            found = corrected(
-                {n: difference(every[OWN], of, one.days) for n, of in every.items() if n != OWN}
-            )
-            if found:
+            if found := less_others(losses(one), one.days):
                 columns = _compared_columns("baseline", "model less baseline")
                 whole = f"{title}, {one.horizon} bars ahead: the model less each baseline"
                 name = f"paired_{key}_{one.horizon}"
@@ -204,19 +194,13 @@ def _beside(judgement: SpanJudgement) -> Iterable[Table]:
         for one in judgement.horizons:
             if found := compared_with(judgement, key, one.horizon):
                 whole = f"{title}, {one.horizon} bars ahead: the model less each other model"
-                columns: list[Figure[tuple[str, DayDifference]]] = [
-                    Figure("model", "model", "text", lambda row: row[0]),
-                    *_compared_columns("model", "model less the other")[1:],
-                    Figure("days", "days", "count", lambda row: row[1].days),
-                ]
-                name = f"beside_{key}_{one.horizon}"
-                yield table(name, whole, columns, found.items(), notes=[note])
+                yield rival_table(f"beside_{key}_{one.horizon}", whole, found, note, verdict)
     yield from beside_tables(judgement)
 
 
 def _compared_columns(of: str, title: str) -> list[Figure[tuple[str, DayDifference]]]:
     return [
-        Figure(of, of, "text", lambda row: _words(row[0])),
+        Figure(of, of, "text", lambda row: words(row[0])),
         Figure("difference", title, "measure", lambda row: row[1].pair),
         Figure("p", "p", "measure", lambda row: row[1].p),
         Figure("verdict", "verdict", "text", lambda row: verdict(row[1])),
@@ -234,21 +218,15 @@ def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
     """How often the return lay inside the central intervals."""
     if not {"mean_return", "stdev_return"} <= judgement.judged.given:
         return
-    every = judgement.horizons
-    rows = [
-        {
-            "interval": f"{100 * level:.0f} %",
-            **{str(one.horizon): _inside(one, level) for one in every},
-        }
-        for level in LEVELS
-    ]
-    columns = [of_row("interval", "interval", "text"), *_columns(judgement)]
+    rows = []
+    for level in LEVELS:
+        row: dict[str, Value] = {"interval": f"{100 * level:.0f} %"}
+        for one in judgement.horizons:
+            hit = figures.inside(one.mean, one.scale, one.dof, one.value, level)
+            row[str(one.horizon)] = figures.mean(hit, one.days)
+        rows.append(row)
+    columns = _columns("interval", judgement)
     yield table("intervals", "Share of returns inside the interval", columns, rows)
-
-
-def _inside(one: HorizonForecasts, level: float) -> Value:
-    hit = figures.inside(one.mean, one.scale, one.dof, one.value, level)
-    return figures.mean(hit, one.days)
 
 
 _UNCALIBRATED: Final = (
@@ -270,42 +248,19 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     )
     notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
     title = "Value at risk and expected shortfall"
-    yield table("risk", title, _breach_columns(), rows, notes=notes)
+    yield table("risk", title, BREACH_FIGURES, rows, notes=notes)
     every = judgement.horizons
     rows = [
         found for one in every for found in breaches_of(one, judgement.tails, is_calibrated=True)
     ]
     if rows:
         whole = f"{title}, by what the calibration slice asked of each tail"
-        yield table("risk_calibrated", whole, _breach_columns(), rows, notes=[note])
+        yield table("risk_calibrated", whole, BREACH_FIGURES, rows, notes=[note])
 
 
-@shown("further")
-def _further(judgement: SpanJudgement) -> Iterable[Table]:
-    """Tables of the heads that only some networks have."""
-    return further_tables(judgement, _breach_columns())
-
-
+shown("further")(further_tables)
 shown("correlation")(correlation_tables)
 shown("across")(tables_of_span)
-
-
-def _breach_columns() -> list[Figure[Breaches]]:
-    return [
-        Figure("horizon", "bars ahead", "count", lambda one: one.horizon),
-        Figure("tail", "value at risk", "text", lambda one: one.tail),
-        Figure("share", "said", "measure", lambda one: one.share),
-        Figure("came", "came", "measure", lambda one: one.came),
-        Figure("bars", "bars apart", "count", lambda one: one.bars),
-        Figure("often", "p, as often", "measure", lambda one: one.often),
-        Figure("apart", "p, apart", "measure", lambda one: one.apart),
-        Figure(
-            "shortfall",
-            "loss beyond ÷ said",
-            "measure",
-            lambda one: one.shortfall,
-        ),
-    ]
 
 
 @shown("calibration", charts.reliability, "How often a forecast direction came true, by the "
@@ -378,7 +333,7 @@ def _gates(judgement: SpanJudgement) -> Iterable[Table]:
     for name, found in selective.items():
         gained = zip(figures.COVERAGES, found["gained"], found["error"], strict=True)
         rows.append(
-            {"gate": _words(name), **{f"{share:g}": (value, e) for share, value, e in gained}}
+            {"gate": words(name), **{f"{share:g}": (value, e) for share, value, e in gained}}
         )
     title = "Accuracy gained on the surest bars of the gates' horizon, in points"
     yield table("gates", title, columns, rows)
@@ -390,18 +345,9 @@ def _seeds(judgement: SpanJudgement) -> Iterable[Table]:
     section = judgement.card.get("seeds")
     if not isinstance(section, Mapping):
         return
-    rows: dict[str, dict[str, Value]] = {}
-    for one in judgement.horizons:
-        for name, pair in section.get(str(one.horizon), {}).items():
-            rows.setdefault(name, {})[str(one.horizon)] = (pair[0], pair[1])
-    columns = [of_row("figure", "figure", "text"), *_columns(judgement)]
+    rows = _rows("figure", judgement, section)
     title = f"Mean ± spread of {len(section.get('seeds', ()))} seeds, from the card"
-    yield table(
-        "seeds",
-        title,
-        columns,
-        [{"figure": _words(name), **values} for name, values in rows.items()],
-    )
+    yield table("seeds", title, _columns("figure", judgement), rows)
 
 
 # --- all spans together
@@ -422,7 +368,7 @@ def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
             if len(known) == len(every):
                 said[risk] = "yes" if all(verdict(each) == "better" for each in known) else "no"
         if said:
-            rows.append({"measure": _words(name), **said})
+            rows.append({"measure": words(name), **said})
     columns = [of_row("measure", "measure", "text")]
     columns += [of_row(risk, title, "text") for risk, (title, _, _) in RISKS.items()]
     yield table(
@@ -533,7 +479,7 @@ def _net(row: _Trade) -> Value:
 
 
 _TRADE_FIGURES: Final[tuple[Figure[_Trade], ...]] = (
-    Figure("rule", "rule", "text", lambda row: _words(row.rule)),
+    Figure("rule", "rule", "text", lambda row: words(row.rule)),
     Figure("span", "span", "text", lambda row: row.judgement.span.name),
     Figure("days_judged", "days judged", "count", lambda row: row.judgement.days, wide=True),
     Figure("bars_per_1000", "of 1,000 bars", "days", lambda row: row.found["bars_per_1000"]),
@@ -553,14 +499,7 @@ _TRADE_FIGURES: Final[tuple[Figure[_Trade], ...]] = (
 @across("spans")
 def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     """Return what was judged, and how many recipes opened it."""
-    columns: list[Figure[SpanJudgement]] = [
-        Figure("span", "span", "text", lambda one: one.span.name),
-        Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),
-        Figure("until", "until", "text", lambda one: iso(one.until_ms)[:10]),
-        Figure("days", "days", "count", lambda one: one.days),
-        Figure("bars", "bars", "count", lambda one: len(one.horizons[0].days)),
-        Figure("symbols", "symbols", "text", lambda one: ", ".join(one.symbols), wide=True),
-        Figure("openings", "opened by", "count", lambda one: one.openings),
-    ]
-    note = "Opened by: how many recipes were judged on the span."
-    yield table("spans", "What was judged", columns, every, notes=[note])
+    symbols: Figure[JudgedSpan] = Figure(
+        "symbols", "symbols", "text", lambda one: ", ".join(one.symbols), wide=True
+    )
+    yield spans_table(every, "bars", symbols)

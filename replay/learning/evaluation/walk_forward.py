@@ -26,6 +26,7 @@ from tracepaper.replay.learning.comparison import (
     DayDifference,
     corrected,
     difference,
+    less_others,
     overfitting,
     verdict,
 )
@@ -33,7 +34,7 @@ from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import FitRun, Say, candle_estimator, recipe_of
 from tracepaper.replay.learning.estimators.ensemble import member_as_card
 from tracepaper.replay.learning.evaluation.cross_section import NETWORK, AcrossAssets
-from tracepaper.replay.learning.evaluation.evaluate import LOSSES, OWN, Losses, on_same_bars
+from tracepaper.replay.learning.evaluation.evaluate import LOSSES, OWN, Losses, on_same_bars, words
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.head_tables import (
     RANKS,
@@ -45,7 +46,6 @@ from tracepaper.replay.learning.evaluation.head_tables import (
     ranks_of_both,
     weights_table,
 )
-from tracepaper.replay.learning.evaluation.user_class import OF_MODEL
 from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue, kind_of
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
@@ -153,11 +153,9 @@ def _pooled(found: Refits, key: str, title: str, losses: Losses) -> Table:
         every = [fold[column] for fold in found.forecasts]
         days = np.concatenate([one.days for one in every])
         by_name = _joined([losses(one) for one in every])
-        against = corrected(
-            {n: difference(by_name[OWN], of, days) for n, of in by_name.items() if n != OWN}
-        )
+        against = less_others(by_name, days)
         for name, loss in by_name.items():
-            row = rows.setdefault(name, {"forecaster": _words(name)})
+            row = rows.setdefault(name, {"forecaster": words(name)})
             row[str(horizon)] = figures.mean(loss, days)
             if name in against:
                 row[f"{horizon}_verdict"] = verdict(against[name])
@@ -224,10 +222,6 @@ def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _words(name: str) -> str:
-    return (OF_MODEL if name == OWN else name).replace("_", " ")
-
-
 _SECTIONS: Final = (ARCHITECTURE, "training")
 _KEPT: Final = frozenset(
     {
@@ -281,59 +275,67 @@ def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
     Of a network over several assets also how much better each ranks them, and what its weights make
     more a day.
     """
-    horizons = [f"{one.horizon} bars" for one in own.forecasts[0]]
-    made = [
-        _compared(
-            own,
-            others,
-            f"instead_{key}",
-            title,
-            {
-                name: partial(_difference, own, column=column, losses=losses)
-                for column, name in enumerate(horizons)
-            },
-            verdict,
-        )
-        for key, (title, _, losses) in LOSSES.items()
-    ]
-    if own.across:
-        ranks = {name: partial(_ranked, own, column=column) for column, name in enumerate(horizons)}
-        made.append(_compared(own, others, "instead_across", RANKS, ranks, rank_verdict))
-    if any(one.held for one in own.across):
-        weights = {"basis points a day": partial(_weighed, own)}
-        made.append(_compared(own, others, "instead_weights", WEIGHTS, weights, net_verdict))
-    return made
-
-
-def _compared(
-    own: Refits,
-    others: Mapping[str, Refits],
-    key: str,
-    title: str,
-    differences: Mapping[str, Callable[[Refits], DayDifference | None]],
-    say: Callable[[DayDifference], str],
-) -> Table:
-    """Return a row a change, and two columns for each of *differences* by its name."""
-    rows: dict[str, dict[str, Value]] = {text: {"change": text} for text in others}
-    columns = [of_row("change", "change", "text")]
-    for name, of in differences.items():
-        column = name.removesuffix(" bars")
-        every = {text: of(other) for text, other in others.items()}
-        known = {text: one for text, one in every.items() if one is not None}
-        for text, one in corrected(known).items():
-            rows[text] |= {column: one.pair, f"{column}_verdict": say(one), "days": one.days}
-        columns.append(of_row(column, name, "measure"))
-        columns.append(of_row(f"{column}_verdict", "the change is", "text"))
-    columns.append(of_row("days", "days", "count"))
+    by_horizon = [(str(one.horizon), f"{one.horizon} bars") for one in own.forecasts[0]]
+    worth = f"what changes are worth, {own.text}"
     note = (
         "The change less the recipe as it is, on the bars that both answer; fitted anew on the "
         "same folds with the same seed, errors by day, the verdict by Holm over the changes."
     )
-    whole = f"{title}: what changes are worth, {own.text}"
-    return table(key, whole, columns, rows.values(), notes=[note])
+
+    def made(
+        key: str,
+        title: str,
+        of: Callable[[Refits, int], DayDifference | None],
+        say: Callable[[DayDifference], str] = verdict,
+        columns: Sequence[tuple[str, str]] = by_horizon,
+    ) -> Table:
+        differences = {
+            column: {text: of(other, at) for text, other in others.items()}
+            for at, column in enumerate(columns)
+        }
+        return differences_table(f"instead_{key}", f"{title}: {worth}", differences, say, note)
+
+    found = [
+        made(key, title, partial(_difference, own, losses=losses))
+        for key, (title, _, losses) in LOSSES.items()
+    ]
+    if own.across:
+        found.append(made("across", RANKS, partial(_ranked, own), rank_verdict))
+    if any(one.held for one in own.across):
+        a_day = ("basis points a day", "basis points a day")
+        found.append(made("weights", WEIGHTS, partial(_weighed, own), net_verdict, [a_day]))
+    return found
 
 
-def _difference(own: Refits, other: Refits, *, column: int, losses: Losses) -> DayDifference:
+def differences_table(
+    key: str,
+    title: str,
+    differences: Mapping[tuple[str, str], Mapping[str, DayDifference | None]],
+    say: Callable[[DayDifference], str],
+    note: str,
+    first: str = "change",
+    says: str = "the change is",
+) -> Table:
+    """Return a row a name in the column *first*, p by Holm over the names.
+
+    *differences* are by the key and title of their column, then by name; *says* is the title of the
+    verdicts.
+    """
+    rows: dict[str, dict[str, Value]] = {}
+    columns = [of_row(first, first, "text")]
+    for (column, heading), every in differences.items():
+        for name in every:
+            rows.setdefault(name, {first: name})
+        known = {name: one for name, one in every.items() if one is not None}
+        for name, one in corrected(known).items():
+            rows[name] |= {column: one.pair, f"{column}_verdict": say(one), "days": one.days}
+        columns.append(of_row(column, heading, "measure"))
+        columns.append(of_row(f"{column}_verdict", says, "text"))
+    columns.append(of_row("days", "days", "count"))
+    return table(key, title, columns, rows.values(), notes=[note])
+
+
+def _difference(own: Refits, other: Refits, column: int, *, losses: Losses) -> DayDifference:
     first, second, days = [], [], []
     for mine, theirs in zip(own.forecasts, other.forecasts, strict=True):
         as_is, change = on_same_bars(mine[column], theirs[column])
@@ -343,7 +345,7 @@ def _difference(own: Refits, other: Refits, *, column: int, losses: Losses) -> D
     return difference(np.concatenate(first), np.concatenate(second), np.concatenate(days))
 
 
-def _ranked(own: Refits, other: Refits, *, column: int) -> DayDifference:
+def _ranked(own: Refits, other: Refits, column: int) -> DayDifference:
     """Return how much better the change ranks the assets, close by close."""
     as_is, change = (
         [(forecasts[column], across) for forecasts, across in
@@ -358,7 +360,7 @@ def _ranked(own: Refits, other: Refits, *, column: int) -> DayDifference:
     return difference(first, second, days)
 
 
-def _weighed(own: Refits, other: Refits) -> DayDifference | None:
+def _weighed(own: Refits, other: Refits, _: int = 0) -> DayDifference | None:
     """Return what the weights of the change made more a day, in basis points.
 
     None where no fold has a decision of both.
