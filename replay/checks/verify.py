@@ -508,7 +508,7 @@ def of_start(said: Run | ModelChange, forecaster: Forecaster | None) -> Iterator
 
 
 def _of_verdict(event: Retrained) -> Iterator[Unlike]:
-    from tracepaper.replay.learning.comparison import DayDifference, chance  # brings torch
+    from tracepaper.replay.learning.statistics import DayDifference, chance  # brings torch
 
     if event.difference is not None and event.error is not None and event.p is not None:
         said = DayDifference(event.difference, event.error, event.days, 1.0)

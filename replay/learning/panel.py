@@ -170,7 +170,11 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
     own = {
         symbol: [one for one in data.segments if one.candles.symbol == symbol] for symbol in symbols
     }
-    spans = [_times(own[symbol]) for symbol in symbols]
+    spans = [  # of open times, in which a row of features is known
+        [(int(one.open_time_ms[one.first]), int(one.open_time_ms[-1]) + one.interval_ms)
+         for one in own[symbol]]
+        for symbol in symbols
+    ]  # fmt: skip
     panels = tuple(
         Panel(tuple(_cut(own[symbol], start, stop) for symbol in symbols))
         for start, stop in _common(spans)
@@ -206,14 +210,6 @@ def labelled_closes(data: Dataset, part: Part) -> list[Labelled]:
         raise DataInvalid(f"The {part.value} part holds no labelled close; move the dates.")
     data.require_every_horizon(part, [one.samples[0] for one in found])
     return found
-
-
-def _times(segments: Sequence[Segment]) -> list[tuple[int, int]]:
-    """Return when rows of features begin and end, of each segment: open times, the end excluded."""
-    return [
-        (int(one.open_time_ms[one.first]), int(one.open_time_ms[-1]) + one.interval_ms)
-        for one in segments
-    ]
 
 
 def _common(spans: Sequence[Sequence[tuple[int, int]]]) -> Iterator[tuple[int, int]]:
@@ -350,7 +346,7 @@ def _predictions(parts: Sequence[Outputs], asset: int) -> Predictions:
 # ---------------------------------------------------------------- batches
 
 
-class AlignedBatch(NamedTuple):
+class PanelBatch(NamedTuple):
     """Chunks of one length: tensors with a leading [batch, asset], labels of the last bars."""
 
     values: Tensor  # [batch, asset, time, feature]
@@ -362,7 +358,7 @@ class AlignedBatch(NamedTuple):
     gains: Tensor  # [batch, asset, decision]: simple returns while they are held
     came: Tensor | None = None  # [batch, pair, row, horizon]: correlations, NaN where none is known
 
-    def to(self, device: torch.device) -> AlignedBatch:
+    def to(self, device: torch.device) -> PanelBatch:
         """Return the batch on *device*."""
         moved = {
             name: value.to(device) for name, value in self._asdict().items() if is_tensor(value)
@@ -371,7 +367,7 @@ class AlignedBatch(NamedTuple):
         return self._replace(labels=labels, **moved)
 
 
-class AlignedChunks:
+class PanelChunks:
     """Batches of chunks drawn at random from the labelled bars of a part, by a seed.
 
     Of a network that answers every row a chunk is *length* bars, each of which is a sample; of
@@ -409,14 +405,14 @@ class AlignedChunks:
                 f"{least + self._every:,}; give longer candles, or lower every."
             )
 
-    def drawn(self, generator: np.random.Generator) -> AlignedBatch:
+    def drawn(self, generator: np.random.Generator) -> PanelBatch:
         """Return the next batch that *generator* draws."""
         at = int(generator.choice(len(self._part), p=self._shares))
         chosen, first, stop = self._part[at]
         starts = generator.integers(first, stop - self._length + 1, self._batch)
         return self._joined([self._chunk(chosen, int(start)) for start in starts])
 
-    def spread(self, count: int) -> Iterator[AlignedBatch]:
+    def spread(self, count: int) -> Iterator[PanelBatch]:
         """Yield *count* batches, their chunks evenly spread over the part."""
         for number in range(count):
             chosen, first, stop = self._part[number % len(self._part)]
@@ -426,7 +422,7 @@ class AlignedChunks:
             )
             yield self._joined([self._chunk(chosen, int(start)) for start in starts])
 
-    def _chunk(self, chosen: Labelled, start: int) -> AlignedBatch:
+    def _chunk(self, chosen: Labelled, start: int) -> PanelBatch:
         """Return one chunk of *chosen*, as a batch of one."""
         panel, stop = chosen.panel, start + self._length
         first = start + self._window - 1 if self._joint else start
@@ -449,7 +445,7 @@ class AlignedChunks:
             )
             for name in chosen.samples[0].labels
         }
-        return AlignedBatch(
+        return PanelBatch(
             torch.from_numpy(values),
             positions,
             {name: torch.from_numpy(label)[None] for name, label in labels.items()},
@@ -460,7 +456,7 @@ class AlignedChunks:
             torch.from_numpy(self._came[id(chosen)][:, rows])[None] if self._came else None,
         )
 
-    def _joined(self, chunks: Sequence[AlignedBatch]) -> AlignedBatch:
+    def _joined(self, chunks: Sequence[PanelBatch]) -> PanelBatch:
         """Return *chunks* as one batch, with as many decisions each as the shortest has."""
         least = min(chunk.decided.shape[1] for chunk in chunks)
         kept = [
@@ -468,8 +464,17 @@ class AlignedChunks:
             for chunk in chunks
         ]
         if self._joint:  # every window is a decision, so these are the rows as well
-            kept = [_first(chunk, least) for chunk in kept]
-        return AlignedBatch(
+            kept = [
+                chunk._replace(
+                    values=chunk.values[:least],
+                    labels={name: label[:, :, :least] for name, label in chunk.labels.items()},
+                    relative=chunk.relative[:, :, :least],
+                    weights=chunk.weights[:, :least],
+                    came=None if chunk.came is None else chunk.came[:, :, :least],
+                )
+                for chunk in kept
+            ]
+        return PanelBatch(
             torch.cat([chunk.values for chunk in kept]),
             kept[0].positions,
             {name: torch.cat([chunk.labels[name] for chunk in kept]) for name in kept[0].labels},
@@ -483,18 +488,7 @@ class AlignedChunks:
         )
 
 
-def _first(chunk: AlignedBatch, count: int) -> AlignedBatch:
-    """Return the first *count* windows of a chunk."""
-    return chunk._replace(
-        values=chunk.values[:count],
-        labels={name: label[:, :, :count] for name, label in chunk.labels.items()},
-        relative=chunk.relative[:, :, :count],
-        weights=chunk.weights[:, :count],
-        came=None if chunk.came is None else chunk.came[:, :, :count],
-    )
-
-
-def answered(network: CrossAssetNetwork, assets: Tensor, batch: AlignedBatch) -> CrossOutputs:
+def answered(network: CrossAssetNetwork, assets: Tensor, batch: PanelBatch) -> CrossOutputs:
     """Return what *network* says of *batch* at its labelled rows: [batch, asset, row, ..]."""
     said: CrossOutputs = network(batch.values, assets, batch.positions)
     if network.config.attention != JOINT:

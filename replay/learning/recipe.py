@@ -232,7 +232,10 @@ def chosen_of(document: Document, options: type[Any]) -> dict[str, dict[str, Any
             f"A recipe has no section [{unknown[0]}]{nearest(unknown[0], _SECTIONS)}; mend it."
         )
     found: dict[str, dict[str, Any]] = {}
-    sections = {**_SECTIONS, "training": (*_SECTIONS["training"], *_names(options))}
+    sections = {
+        **_SECTIONS,
+        "training": (*_SECTIONS["training"], *(of.name for of in fields(options))),
+    }
     for name, keys in sections.items():
         section = document.get(name, {})
         if not isinstance(section, Mapping):
@@ -243,10 +246,6 @@ def chosen_of(document: Document, options: type[Any]) -> dict[str, dict[str, Any
             )
         found[name] = {key: v for key, v in section.items() if not keys or key in keys}
     return found
-
-
-def _names(options: type[Any]) -> list[str]:
-    return [field.name for field in fields(options)]
 
 
 def own_training(training: Document) -> dict[str, Any]:

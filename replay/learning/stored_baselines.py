@@ -1,5 +1,9 @@
 """All baselines as they were fitted: plain arrays beside a checkpoint, so that any candles do.
 
+Among them is a small LSTM: what a recurrent network of the same features makes of an hour. It is
+fitted as any network is, and stopped on the validation part; nothing about it is chosen by hand. It
+takes minutes, so it is fitted where a recipe asks for it.
+
 The rule is docs/models.md, L35.
 """
 
@@ -7,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from safetensors.numpy import save as save_arrays
 from torch import Tensor
 
@@ -17,20 +23,23 @@ from tracepaper.replay.learning.baselines import (
     BASELINES,
     Answer,
     Arrays,
+    Asked,
+    Measure,
     Training,
     baseline,
     nothing,
     past_variances,
 )
 from tracepaper.replay.learning.boosting import import_lightgbm
-from tracepaper.replay.learning.lstm_baseline import (
-    fit_lstm,
-    read_lstm,
-)
+from tracepaper.replay.learning.evaluation.forecasts import predict
+from tracepaper.replay.learning.fit import FitOptions, heads_fit
 from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.splits import Segment
 from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 
 FILE_NAME: Final = "baselines.safetensors"
 NO_TREES: Final = (
@@ -39,9 +48,6 @@ NO_TREES: Final = (
 
 Fitted = Mapping[str, Arrays]
 """Each baseline's arrays by its name."""
-
-# Here, because a network's training knows the other baselines.
-baseline("lstm", of="both", fit=fit_lstm, on_request=True)(read_lstm)
 
 
 def fit_baselines(
@@ -160,3 +166,73 @@ def _about(names: Iterable[str], schema_id: str, horizons: Sequence[int]) -> dic
     """Return what the file says of itself: one entry, for a file keeps several in any order."""
     said = f"features {schema_id}, horizons {' '.join(map(str, horizons))}: {' '.join(names)}"
     return {"of": said}
+
+
+# --- an LSTM, here because a network's training knows the other baselines
+
+
+LSTM_DIM: Final = 32
+LSTM_WINDOW: Final = 64
+"""Bars that it remembers, as many as the network kind does by default."""
+LSTM_OPTIONS: Final = FitOptions(steps=400, windows=256, learning_rate=2e-3, precision="float32")
+_WINDOW, _HORIZONS = "window", "horizons"
+
+
+def fit_lstm(training: Training) -> Arrays:
+    """Return the weights, and beside them the window and the horizons in bars."""
+    horizons = tuple(training.samples[0].horizons)
+    config = LstmConfig(
+        features=training.rows[0].shape[1], dim=LSTM_DIM, window=LSTM_WINDOW, horizons=horizons
+    )
+    # A baseline leaves the generator as it was: the network's dropout draws from the same.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(LSTM_OPTIONS.seed)
+        fit = heads_fit(LstmNetwork(config), training.samples, training.stopping, LSTM_OPTIONS)
+        fit.run(lambda _: None)
+    arrays = {name: tensor.numpy() for name, tensor in fit.best.items()}
+    return {**arrays, _WINDOW: np.array([LSTM_WINDOW]), _HORIZONS: np.array(horizons)}
+
+
+class _KeptLstm:
+    """What the network says of each segment's rows, kept until other rows are asked for.
+
+    One pass answers every horizon, and tables ask a horizon at a time.
+    """
+
+    def __init__(self, network: LstmNetwork) -> None:
+        self._network = network
+        self._known: dict[int, tuple[Segment, NDArray[np.int64], dict[str, Array]]] = {}
+
+    def __call__(self, asked: Asked) -> Array:
+        segment, rows, said = self._known.get(id(asked.segment), (None, asked.rows, {}))
+        if segment is not asked.segment or not np.array_equal(rows, asked.rows):
+            found = predict(self._network, asked.segment, asked.rows)
+            said = {of: getattr(found, of).astype(np.float64) for of in get_args(Measure)}
+            self._known[id(asked.segment)] = (asked.segment, asked.rows, said)
+        return said[asked.of][:, asked.column]
+
+
+@baseline("lstm", of="both", fit=fit_lstm, on_request=True)
+def read_lstm(fitted: Arrays) -> Answer:
+    """Return what answers by the arrays of ``fit_lstm``."""
+    return _KeptLstm(lstm_of(fitted))
+
+
+def lstm_of(fitted: Arrays) -> LstmNetwork:
+    """Return the network of these arrays."""
+    features = fitted["recurrence.weight_ih_l0"].shape[1]
+    config = LstmConfig(
+        features=features,
+        dim=fitted["recurrence.weight_hh_l0"].shape[1],
+        window=int(fitted[_WINDOW][0]),
+        horizons=tuple(fitted[_HORIZONS].tolist()),
+    )
+    network = LstmNetwork(config)
+    network.load_state_dict(
+        {
+            name: torch.from_numpy(np.array(array))
+            for name, array in fitted.items()
+            if name not in (_WINDOW, _HORIZONS)
+        }
+    )
+    return network

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -34,7 +33,7 @@ from tracepaper.replay.learning.fit import Progress as FitProgress
 from tracepaper.replay.learning.openings import opened_by_training
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import Part, Segment, iso
+from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.stored_baselines import (
     FILE_NAME,
 )
@@ -268,7 +267,7 @@ def _part(material: Dataset, part: Part) -> dict[str, Any]:
     further = [one for one in samples if one.segment.interval_ms != material.interval_ms]
     return {
         "from": iso(min(map(_first, own))),
-        "until": iso(max(map(_last, own))),
+        "until": iso(max(int(one.segment.close_time_ms[one.stop - 1]) for one in own)),
         "further_bars": sum(int(one.weights.any(axis=1).sum()) for one in further),
         "horizons": [
             _horizon(own, column, bars * material.interval_ms)
@@ -280,7 +279,10 @@ def _part(material: Dataset, part: Part) -> dict[str, Any]:
 def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, Any]:
     """Return how much is labelled at one horizon."""
     labelled = [one.weights[:, column] > 0 for one in samples]
-    days = [_days(one.segment)[known] for one, known in zip(samples, labelled, strict=True)]
+    days = [
+        one.segment.open_time_ms[known] // DAY_MS
+        for one, known in zip(samples, labelled, strict=True)
+    ]
     distinct = np.unique(np.concatenate(days))
     unique = sum(float(one.weights[:, column].sum()) / one.horizons[column] for one in samples)
     return {
@@ -292,18 +294,9 @@ def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, 
     }
 
 
-def _days(segment: Segment) -> NDArray[np.int64]:
-    days: NDArray[np.int64] = segment.open_time_ms // DAY_MS
-    return days
-
-
 def _first(one: Samples) -> int:
     row = int(np.flatnonzero(one.weights.any(axis=1))[0])
     return int(one.segment.open_time_ms[row])
-
-
-def _last(one: Samples) -> int:
-    return int(one.segment.close_time_ms[one.stop - 1])
 
 
 def lines(found: dict[str, Any]) -> list[str]:

@@ -66,7 +66,7 @@ def of_this_repository() -> Ledger:
 def test_the_ledger_of_this_repository_does_not_grow() -> None:
     """A direction, not a limit to cheat: a change that needs more says so here."""
     figures = of_this_repository().figures
-    assert figures["modules"] <= 309
+    assert figures["modules"] <= 305
     assert figures["modules over 600 lines"] <= 0
 
 
@@ -148,7 +148,7 @@ SWITCHES: Final = {
     "replay/learning/evaluation/order_books.py chosen_for": NARROWS,
     "replay/learning/fit.py HeadLosses.validate": NARROWS,
     "replay/learning/losses.py traced": "the entropy that is trained is of this network's traces",
-    "replay/learning/panel_fit.py CrossSection.validate": NARROWS,
+    "replay/learning/estimators/cross_sectional.py CrossSection.validate": NARROWS,
     "strategies/forecasters/attribution.py attending": "the one place that says what attends",
     "strategies/forecasters/streaming.py StreamingForecaster.__init__": "its ring is of that one",
 }

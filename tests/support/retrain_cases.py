@@ -22,7 +22,7 @@ from daemon_under_test import Running, price
 
 from tracepaper.daemon.session.retraining import CandidateJudgement
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.learning.comparison import DayDifference, chance
+from tracepaper.replay.learning.statistics import DayDifference, chance
 from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.walk import verify_chain

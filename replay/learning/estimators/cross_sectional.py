@@ -3,25 +3,26 @@
 Figures of each horizon are over all assets, beside the baselines of each; to them come the rank
 correlation across the assets, close by close, and what the weights made.
 
+Losses are those of the other networks, over all assets alike, and Huber's of the relative return.
+A portfolio's weights are held for ``every`` bars and lose a fee of what is traded in between.
+
 The rules are docs/several.md, P23 to P31.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, count, islice
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import paired_figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
     Answers,
@@ -45,15 +46,16 @@ from tracepaper.replay.learning.evaluation.correlation import (
 from tracepaper.replay.learning.evaluation.cross_section import (
     NETWORK,
     AcrossAssets,
-    Weighed,
+    PortfolioReturns,
     WeightsAt,
-    close_ranks,
-    rules_weighed,
-    weighed,
-    weighed_figures,
-    weighings,
+    portfolio_decisions,
+    portfolio_figures,
+    portfolio_returns,
+    portfolio_sentences,
+    rank_figures,
+    rank_sentences,
+    rule_returns,
 )
-from tracepaper.replay.learning.evaluation.cross_section import sentences as weighed_sentences
 from tracepaper.replay.learning.evaluation.explained import (
     AnsweredRows,
     ExplainedRows,
@@ -74,21 +76,32 @@ from tracepaper.replay.learning.evaluation.gates import (
     judged_gates,
 )
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
-from tracepaper.replay.learning.fit import Fit, device_called, policy_of
-from tracepaper.replay.learning.losses import titles
+from tracepaper.replay.learning.fit import (
+    Fit,
+    FitOptions,
+    Objective,
+    Progress,
+    device_called,
+    device_of,
+    loss_shares,
+    policy_of,
+)
+from tracepaper.replay.learning.losses import as_float32, averaged, elementwise, titles
 from tracepaper.replay.learning.panel import (
     CrossPredictions,
     Ids,
     Labelled,
+    PanelBatch,
+    PanelChunks,
+    answered,
     close_by_close,
     labelled_closes,
     predicted,
 )
-from tracepaper.replay.learning.panel_fit import CrossSection
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, middle
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
-from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
+from tracepaper.replay.learning.statistics import paired_figures
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -97,7 +110,11 @@ from tracepaper.strategies.networks.cross_asset import (
     JOINT,
     CrossAssetConfig,
     CrossAssetNetwork,
+    PortfolioCosts,
+    correlation_loss,
     correlations_of,
+    portfolio_loss,
+    relative_loss,
 )
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
@@ -109,6 +126,12 @@ JOINT_CLOSES: Final = 4_000
 """Closes of a part that joint attention is judged on: each costs a pass over its window."""
 EXPLAINED_CLOSES: Final = 6_000
 """Closes that are explained of a part, each by a pass over all symbols."""
+
+
+AVERSION: Final = 0.1
+"""Price of variance in a portfolio's loss, in units of a usual return over the time held."""
+_VALIDATED: Final = 8
+"""Batches of the validation part that are judged at a time."""
 
 
 class CrossAssetEstimator(CandleEstimator):
@@ -202,7 +225,14 @@ class CrossAssetEstimator(CandleEstimator):
             "closes": bars,
             "flat_band": FLAT_BAND,
             "variance_floor": VARIANCE_FLOOR,
-            "losses": ", ".join([titles(()), *self._losses(config)]),
+            "losses": ", ".join(
+                [
+                    titles(()),
+                    "Huber of the relative return",
+                    *(["squared error of correlations"] if config.factors else []),
+                    *(["negative utility net of fees"] if config.allocation else []),
+                ]
+            ),
             "not_used": list(data.notes),
             "command": command(data.sources),
         }
@@ -210,15 +240,6 @@ class CrossAssetEstimator(CandleEstimator):
             data, recipe, run, architecture=config.listed(), training=training, calibration={}
         )
         return CrossAssetModel(card, fit.best, fit.progress.stopped)
-
-    def _losses(self, config: CrossAssetConfig) -> list[str]:
-        """Name what is learnt beside the heads of the other networks."""
-        known = {
-            "Huber of the relative return": True,
-            "squared error of correlations": bool(config.factors),
-            "negative utility net of fees": config.allocation,
-        }
-        return [name for name, is_learnt in known.items() if is_learnt]
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
         """Return the network of a checkpoint."""
@@ -309,15 +330,18 @@ class CrossAssetModel(CandleModel):
         relative = {one.horizon: _relative(answered, at) for at, one in enumerate(found)}
         return Answers(found, ALL_MEASURES, AcrossAssets(relative, self._held(data)))
 
-    def _held(self, data: Dataset) -> dict[str, Weighed]:
+    def _held(self, data: Dataset) -> dict[str, PortfolioReturns]:
         """Return what the network's weights and every rule's made of the test part's decisions."""
         config = self.model.config
-        decisions = weighings(
+        decisions = portfolio_decisions(
             labelled_closes(data, Part.TEST), every=config.every, field=config.receptive_field
         )
         if not decisions:
             return {}
-        return {NETWORK: weighed(decisions, _weights_of(self.model)), **rules_weighed(decisions)}
+        return {
+            NETWORK: portfolio_returns(decisions, _weights_of(self.model)),
+            **rule_returns(decisions),
+        }
 
     def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:
         """Forecast and explain the earliest labelled closes of *part*, shared equally by panels."""
@@ -331,7 +355,9 @@ class CrossAssetModel(CandleModel):
         share = max(closes // len(labelled), 1)
         found: list[AnsweredRows] = []
         for one in labelled:
-            rows = _explainable(one, forecaster.context, horizon)[:share]
+            samples = one.samples[0]
+            rows = np.flatnonzero(samples.weights[:, samples.horizons.index(horizon)] > 0)
+            rows = rows[rows >= forecaster.context - 1][:share]
             if len(rows):
                 answers = _as_run(forecaster, one, rows)
                 found += map(AnsweredRows, one.samples, [rows] * len(answers), answers)
@@ -349,18 +375,18 @@ class CrossAssetModel(CandleModel):
             own = report(
                 one, temperature=section["temperature"][name], slope=section["slope"][name]
             )
-            found[name] = {**own, "relative_rank_ic": _rank_figures(one, across)}
+            found[name] = {**own, "relative_rank_ic": rank_figures(one, across)}
         found |= paired_figures(forecasts, ALL_MEASURES)
         said = []
         if across.held:
-            found["weights"] = weighed_figures(across.held)
-            said = weighed_sentences(found["weights"])
+            found["weights"] = portfolio_figures(across.held)
+            said = portfolio_sentences(found["weights"])
         if "quantiles" in section:
             seen = self.explained(data, Part.TEST, bars)
             gates = judged_gates(seen, section, data.split.second_span_ms)
             section, found["gates"] = gates.calibration, gates.figures
             said += gates.sentences
-        told = [cards.NOTICE, *_sentences(found, horizon=self.horizon), *said]
+        told = [cards.NOTICE, *rank_sentences(found, horizon=self.horizon), *said]
         correlations = self._correlations(data)
         if correlations:
             found["correlation"] = correlation_figures(correlations)
@@ -423,14 +449,6 @@ def _relative(answered: Sequence[_Answered], at: int) -> Array:
     return np.concatenate(parts)
 
 
-def _explainable(one: Labelled, context: int, horizon: int) -> Ids:
-    """Return the rows whose return to *horizon* is known, with *context* bars up to each."""
-    samples = one.samples[0]
-    rows = np.flatnonzero(samples.weights[:, samples.horizons.index(horizon)] > 0)
-    found: Ids = rows[rows >= context - 1]
-    return found
-
-
 def _as_run(
     forecaster: TogetherForecaster, one: Labelled, rows: Ids
 ) -> list[Sequence[Forecast | None]]:
@@ -455,32 +473,120 @@ def _weights_of(model: TogetherModel) -> WeightsAt:
     return found
 
 
-def _rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, list[float]]:
-    """Return the mean over closes of the rank correlation across the assets, by forecast.
+# --- the fit
 
-    Of expected with realised log returns; ``relative`` is the network's head for it, every other
-    name is a mean of the tables. Errors are by day.
+
+def usual_return(training: Sequence[Labelled], every: int) -> float:
+    """Return the standard deviation of equal weights' returns over *every* bars in *training*.
+
+    Of returns that end within the part.
     """
-    means = {}
-    for name, expected in across.expected(found).items():
-        ranks = close_ranks(found, expected)
-        means[name] = figures.mean(ranks.value, ranks.days).rounded()
-    return means
+    found = []
+    for one in training:
+        column = one.samples[0].horizons.index(every)
+        within = np.flatnonzero(one.samples[0].weights[:, column] > 0)
+        rows = one.panel.decisions(within, every)
+        moves = np.expm1(one.panel.moves(every)[:, rows]).mean(axis=0)
+        found.append(moves[np.isfinite(moves)])
+    return float(np.concatenate(found).std())
 
 
-def _sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
-    """Return what an honest reader must know of the forecasts at the gates' horizon."""
-    main = found[str(horizon)]
-    rank, noise = main["relative_rank_ic"]["relative"]
-    word = "above" if rank > 2.0 * noise > 0.0 and main["days"] >= FEW_DAYS else "not above"
-    return [
-        *compared_sentences(found, horizon, NETWORK),
-        (
-            f"Across the assets its relative returns have a rank correlation of {rank:+.3f} (± "
-            f"{noise:.3f} over {main['days']} days) with what came: {word} chance."
-        ),
-        *few_days(main["days"]),
-    ]
+def usual_error(training: Sequence[Labelled], horizons: Sequence[int]) -> Tensor:
+    """Return how far correlations lie from their mean in *training*, squared: [horizon], or 1."""
+    found = np.ones(len(horizons))
+    parts = [one.panel.correlations(horizons)[:, one.rows] for one in training]
+    for at in range(len(horizons)):
+        came = np.concatenate([part[..., at] for part in parts], axis=1)
+        came = came[:, np.isfinite(came).all(axis=0)]
+        if came.shape[1] and (usual := float(came.var(axis=1).mean())) > 0.0:
+            found[at] = usual
+    return torch.from_numpy(found).float()
+
+
+class CrossSection(Objective[PanelBatch]):
+    """What a network over several assets learns; its score is the mean validation loss, below 0."""
+
+    def __init__(
+        self,
+        network: CrossAssetNetwork,
+        training: Sequence[Labelled],
+        validation: Sequence[Labelled],
+        options: FitOptions,
+    ) -> None:
+        config = network.config
+        self.network: CrossAssetNetwork = network
+        self._options = options
+        self._device = device_of(network)
+        self._assets = torch.arange(len(config.symbols), device=self._device)
+        self._chunks = PanelChunks(training, network, length=options.length, batch=options.batch)
+        self._validation = PanelChunks(
+            validation, network, length=options.length, batch=options.batch
+        )
+        shares = torch.from_numpy(loss_shares(config.horizons, options)).float()
+        self._shares = shares.to(self._device)
+        self._costs = PortfolioCosts(
+            fee=cards.ROUND_TRIP_COST / 2.0,
+            unit=usual_return(training, config.every),
+            aversion=AVERSION,
+        )
+        usual = usual_error(training, config.horizons) if config.factors else torch.ones(1)
+        self._usual = usual.to(self._device)
+
+    def batches(self, done: int) -> Iterator[PanelBatch]:
+        """Yield the batches after *done* others."""
+        generator = np.random.default_rng(self._options.seed)
+        return islice((self._chunks.drawn(generator) for _ in count()), done, None)
+
+    def gradient(self, batch: PanelBatch) -> tuple[float, int]:
+        """Add the gradient of *batch*; return its loss, and the bars of all assets."""
+        loss = self._loss(self.network, batch)
+        torch.autograd.backward(loss / self._options.accumulate)
+        bars = int((batch.weights > 0).any(-1).sum()) * batch.relative.shape[1]
+        return float(loss.detach()), bars
+
+    def validate(self, network: nn.Module, progress: Progress) -> float:
+        """Return the mean loss over the validation part, below 0."""
+        assert isinstance(network, CrossAssetNetwork)
+        network.eval()
+        with torch.inference_mode():
+            found = [float(self._loss(network, b)) for b in self._validation.spread(_VALIDATED)]
+        score = -sum(found) / len(found)
+        progress.scores = [[score]]
+        return score
+
+    def _loss(self, network: CrossAssetNetwork, batch: PanelBatch) -> Tensor:
+        """Return the sum of all losses of *batch*, each by its share."""
+        batch = batch.to(self._device)
+        said = answered(network, self._assets, batch)
+        assets = batch.relative.shape[1]
+        weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
+        each = elementwise(
+            as_float32(said.each.map(lambda part: part.flatten(0, 1))),
+            {name: label.flatten(0, 1) for name, label in batch.labels.items()},
+            weights > 0,
+        )
+        total = (averaged(each, weights) * self._shares).sum()
+        apart = relative_loss(said, batch.relative).flatten(0, 1)[None]
+        total = total + (averaged(apart, weights)[0] * self._shares[0]).sum()
+        if said.loadings is not None and batch.came is not None:
+            total = total + (self._apart(said.loadings, batch.came, batch.weights)).sum()
+        if said.allocation is None:
+            return total
+        held = said.allocation
+        if batch.decided.shape[1] != held.shape[2]:  # a decision is some of a chunk's rows
+            at = batch.decided[:, None].expand(-1, assets, -1)
+            held = held.gather(2, at)
+        return total + portfolio_loss(held, batch.gains, self._costs)
+
+    def _apart(self, loadings: Tensor, came: Tensor, weights: Tensor) -> Tensor:
+        """Return the correlations' squared error, in units of a usual one, by its share: [horizon].
+
+        A horizon without a known correlation has 0.
+        """
+        known = came.isfinite().all(dim=1) & (weights > 0)  # [batch, row, horizon]
+        errors = correlation_loss(loadings, came).mean(dim=-1) * known
+        mean = errors.sum(dim=(0, 1)) / known.sum(dim=(0, 1)).clamp_min(1)
+        return mean / self._usual * self._shares[0]
 
 
 for _kind in KINDS.values():

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import paired_figures
 from tracepaper.replay.learning.dataset import Dataset, full_id
 from tracepaper.replay.learning.estimator import (
     Answers,
@@ -56,6 +55,7 @@ from tracepaper.replay.learning.samples import VARIANCE_FLOOR
 from tracepaper.replay.learning.splits import Part, iso, split_by
 from tracepaper.replay.learning.statistics import (
     DailyEstimate,
+    paired_figures,
 )
 from tracepaper.replay.learning.stored_baselines import (
     stored_baselines,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning.comparison import paired_figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
     Answers,
@@ -59,6 +58,7 @@ from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, listed
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.statistics import paired_figures
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import build, restore

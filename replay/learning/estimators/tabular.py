@@ -25,7 +25,6 @@ from tracepaper.replay.learning.boosting import (
     boost,
     import_lightgbm,
 )
-from tracepaper.replay.learning.comparison import paired_figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
     Answers,
@@ -49,12 +48,12 @@ from tracepaper.replay.learning.evaluation.user_class import (
     figures_of,
     selective_of,
 )
-from tracepaper.replay.learning.glm import RIDGE, fit_gamma
 from tracepaper.replay.learning.recipe import Recipe, command, listed
 from tracepaper.replay.learning.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
+    paired_figures,
 )
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.api.model import ModelKind
@@ -309,7 +308,7 @@ def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dic
     training = data.samples(Part.TRAIN)
     variance, returned = (table_of(training, label) for label in ("variance", "returns"))
     fits = [
-        fit_gamma([variance.rows], [variance.values[:, at]], [variance.weights[:, at]])
+        baselines.fit_gamma([variance.rows], [variance.values[:, at]], [variance.weights[:, at]])
         for at in range(len(data.horizons))
     ]
     means = baselines.ridge(
@@ -326,7 +325,7 @@ def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dic
         "mean_base": means.intercept,
     }
     assert set(arrays) == {"centre", *GlmModel.NAMES}
-    return arrays, {"variance_ridge": RIDGE, "mean_ridge": baselines.RIDGE}
+    return arrays, {"variance_ridge": baselines.GAMMA_RIDGE, "mean_ridge": baselines.RIDGE}
 
 
 register(RowEstimator(ROW_KINDS["tree"], fit_tree, needs=import_lightgbm))

@@ -40,7 +40,6 @@ from tracepaper.strategies.networks.architecture import (
     PATH_STEPS,
     SHARES,
     Network,
-    Outputs,
 )
 from tracepaper.strategies.units import DAY_MS
 
@@ -66,7 +65,7 @@ Levels = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
-class FurtherForecasts:
+class AuxiliaryForecasts:
     """One horizon's rows of one part, [row, ..]: what each head said, by its name, and what came.
 
     Labels are as in training, by their names. ``ewma`` is EWMA volatility in units of σ, of a bar,
@@ -105,7 +104,7 @@ def further_of(
     material: Dataset,
     part: Part,
     levels: Levels | None = None,
-) -> list[FurtherForecasts]:
+) -> list[AuxiliaryForecasts]:
     """Return what the further heads of *network* said of *part*, for each horizon; none of none.
 
     Without the *levels* of a card they are as they are, and nothing is ``scaled``. Raises
@@ -134,21 +133,16 @@ def _said(network: Network, samples: Samples, rows: NDArray[np.int64]) -> dict[s
     kept: dict[str, list[Said]] = {name: [] for name in names}
     for outputs in outputs_at(network, samples.segment, rows):
         for name in names:
-            kept[name].append(_array(outputs, name))
+            given: Tensor = getattr(outputs, name)
+            kept[name].append(given.float().cpu().numpy())
     return {name: np.concatenate(each) for name, each in kept.items()}
-
-
-def _array(outputs: Outputs, name: str) -> Said:
-    given: Tensor = getattr(outputs, name)
-    found: Said = given.float().cpu().numpy()
-    return found
 
 
 def _of_horizon(
     parts: Sequence[tuple[Samples, NDArray[np.int64], Mapping[str, Said]]],
     column: int,
     horizon: int,
-) -> FurtherForecasts:
+) -> AuxiliaryForecasts:
     columns: list[dict[str, NDArray[Any]]] = []
     heads: list[dict[str, Said]] = []
     for samples, rows, said in parts:
@@ -168,7 +162,7 @@ def _of_horizon(
         heads.append({name: each[used, column] for name, each in said.items()})
     merged = {name: np.concatenate([one[name] for one in columns]) for name in columns[0]}
     keys, days, ewma = (merged.pop(name) for name in ("keys", "days", "ewma"))
-    return FurtherForecasts(
+    return AuxiliaryForecasts(
         horizon=horizon,
         keys=keys,
         days=days,
@@ -182,7 +176,7 @@ def _of_horizon(
 # --- what the calibration slice gives
 
 
-def levels_of(found: Sequence[FurtherForecasts]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def levels_of(found: Sequence[AuxiliaryForecasts]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Return ``calibration.further`` of a card: what *found*, as the network said it, needed."""
     return {
         "ewma": {str(one.horizon): _listed(_ewma_levels(one)) for one in found},
@@ -194,7 +188,7 @@ def _listed(made: Mapping[str, Array]) -> dict[str, list[float]]:
     return {name: [rounded(one) for one in of.ravel().tolist()] for name, of in made.items()}
 
 
-def _ewma_levels(one: FurtherForecasts) -> dict[str, Array]:
+def _ewma_levels(one: AuxiliaryForecasts) -> dict[str, Array]:
     """Return by head the levels that what came had in units of EWMA volatility."""
     made: dict[str, Array] = {}
     if "tails" in one.said:
@@ -207,7 +201,7 @@ def _ewma_levels(one: FurtherForecasts) -> dict[str, Array]:
     return made
 
 
-def _factors(one: FurtherForecasts) -> dict[str, Array]:
+def _factors(one: AuxiliaryForecasts) -> dict[str, Array]:
     """Return by head what it is multiplied by, so that it covers what it should."""
     made: dict[str, Array] = {}
     if "tails" in one.said:
@@ -224,7 +218,7 @@ def _factors(one: FurtherForecasts) -> dict[str, Array]:
     return made
 
 
-def _tail_factors(one: FurtherForecasts, said: Array) -> Array:
+def _tail_factors(one: AuxiliaryForecasts, said: Array) -> Array:
     """Return what makes values at risk and shortfalls *said* right, [tail, share, 2]."""
     factors = np.ones((len(TAILS), len(SHARES), 2))
     for at, sign in enumerate((-1.0, 1.0)):
@@ -237,7 +231,7 @@ def _tail_factors(one: FurtherForecasts, said: Array) -> Array:
     return factors
 
 
-def _levelled(one: FurtherForecasts, levels: Levels) -> FurtherForecasts:
+def _levelled(one: AuxiliaryForecasts, levels: Levels) -> AuxiliaryForecasts:
     """Return *one* times the factors of the calibration slice, and what EWMA says beside it."""
     ewma = _numbers("ewma", levels, one.said, one.horizon)
     scaled = {head: np.multiply.outer(one.ewma, values) for head, values in ewma.items()}
@@ -280,12 +274,12 @@ def _numbers(of: str, levels: Levels, said: Mapping[str, Said], horizon: int) ->
 # --- figures
 
 
-def further_figures(found: Sequence[FurtherForecasts]) -> dict[str, Any]:
+def further_figures(found: Sequence[AuxiliaryForecasts]) -> dict[str, Any]:
     """Return the figures of every horizon for a card, each [value, standard error by day]."""
     return {str(one.horizon): _figures(one) for one in found}
 
 
-def _figures(one: FurtherForecasts) -> dict[str, Any]:
+def _figures(one: AuxiliaryForecasts) -> dict[str, Any]:
     made: dict[str, dict[str, list[float]]] = {name: {} for name in sorted(one.said)}
     for name, section in made.items():
         section |= {key: value.rounded() for key, value in coverage(one, name).items()}
@@ -299,7 +293,7 @@ def _figures(one: FurtherForecasts) -> dict[str, Any]:
     return made
 
 
-def coverage(one: FurtherForecasts, head: str) -> dict[str, DailyEstimate]:
+def coverage(one: AuxiliaryForecasts, head: str) -> dict[str, DailyEstimate]:
     """Return how often what came lay where *head* said, by what was said of it."""
     said = one.said[head].astype(np.float64)
     hits: dict[str, NDArray[np.bool_]] = {}

@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import RISK_COVERAGES, RiskCurve
 from tracepaper.replay.learning.evaluation.evaluate import OWN, RISKS, SpanJudgement
+from tracepaper.replay.learning.statistics import RISK_COVERAGES, RiskCurve
 from tracepaper.replay.report.charts import (
     ACCENT,
     FAINT,

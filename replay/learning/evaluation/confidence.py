@@ -20,7 +20,6 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 from scipy.stats import norm, rankdata
 
-from tracepaper.replay.learning import comparison
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.evaluation.explained import (
     ExplainedRows,
@@ -32,6 +31,7 @@ from tracepaper.replay.learning.statistics import (
     area_gained,
     area_gained_more,
     figure,
+    holm,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.features.rolling import Array
@@ -299,15 +299,16 @@ def _span(rows: KnownRows, fitted: FittedConfidence) -> dict[str, Any]:
     return {
         "days": len(np.unique(rows.days)),
         "sign": {name: gain.rounded() for name, gain in gains.items()},
-        "holm": holm({name: _by_chance(gain) for name, gain in gains.items()}),
+        # How probable such a gain is where there is none.
+        "holm": holm_by_name({n: float(norm.sf(_surprise(gain))) for n, gain in gains.items()}),
         "volatility": area_gained(rows.truth, calm, rows.days).rounded(),
     }
 
 
-def holm(chances: Mapping[str, float]) -> dict[str, float]:
+def holm_by_name(chances: Mapping[str, float]) -> dict[str, float]:
     """Return the probabilities by chance, corrected for how many were tried (Holm, 1979)."""
     ordered = sorted(chances, key=lambda name: chances[name])
-    fair = comparison.holm([chances[name] for name in ordered])
+    fair = holm([chances[name] for name in ordered])
     return {name: round(p, 6) for name, p in zip(ordered, fair, strict=True)}
 
 
@@ -329,7 +330,9 @@ def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
         f"Confidence by {said} did not credibly choose surer signs than chance on both untouched"
         f" spans{points}, so gate.confidence refuses next to nothing by default (q0.01)"
     )
-    if spans and all(value > _TWO_SIDED * error for value, error in _of_volatility(spans)):
+    if spans and all(
+        value > _TWO_SIDED * error for value, error in (s["volatility"] for s in spans)
+    ):
         return (
             f"{text}; it does rank the errors of its volatility, which sizing.by_confidence uses."
         )
@@ -356,17 +359,8 @@ _LIST: Final = {
 _TWO_SIDED: Final = 1.96
 
 
-def _of_volatility(spans: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    return [(span["volatility"][0], span["volatility"][1]) for span in spans]
-
-
 def _surprise(gain: DailyEstimate) -> float:
     return gain.value / gain.error if gain.error > 0 else 0.0
-
-
-def _by_chance(gain: DailyEstimate) -> float:
-    """Return how probable such a gain is where there is none."""
-    return float(norm.sf(_surprise(gain)))
 
 
 COUNT: Final = 5
@@ -410,7 +404,10 @@ def fit_cells(found: ExplainedRows, count: int = COUNT) -> RegimeCells | None:
 
 def judge_cells(found: ExplainedRows, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
     """Return for each cell its share of the rows of *found*, and what followed there, by day."""
-    columns = [_known(found.measures[name]) for name in cells.names]
+    columns = [
+        [None if np.isnan(value) else value for value in found.measures[name].tolist()]
+        for name in cells.names
+    ]
     at: list[int] = []
     now: int | None = None
     for row in zip(*columns, strict=True):
@@ -438,10 +435,6 @@ def regime_sentence(figures: Mapping[str, Any]) -> str:
     if not said:
         return "In no regime of the card's own was an untouched bar."
     return f"Realised variance was so many times what was forecast: {', '.join(said)} of the card."
-
-
-def _known(values: Array) -> list[float | None]:
-    return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 def _middles(places: Array, count: int) -> Array:

@@ -219,7 +219,9 @@ def _common(material: Dataset, part: Part) -> _Common | None:
         )
         labelled = [material.parts.labelled(one, material.horizons, part) for one in own]
         times.append(opened)
-        moves.append(np.concatenate([_moves(one.close) for one in own])[first])
+        moves.append(
+            np.concatenate([np.diff(np.log(one.close), prepend=np.nan) for one in own])[first]
+        )
         inside.append(np.concatenate(labelled)[first])
     shared = reduce(np.intersect1d, times)
     places = [np.searchsorted(each, shared) for each in times]
@@ -234,11 +236,6 @@ def _common(material: Dataset, part: Part) -> _Common | None:
     run = np.cumsum(~follows).astype(np.int64)
     of_all = [each[place] for each, place in zip(inside, places, strict=True)]
     return _Common(tuple(symbols), shared, np.nan_to_num(moved), run, np.logical_and.reduce(of_all))
-
-
-def _moves(close: Array) -> Array:
-    """Return the log return of each bar [time], NaN for the first."""
-    return np.diff(np.log(close), prepend=np.nan)
 
 
 def _rows(common: _Common, column: int, horizon: int) -> _Rows | None:

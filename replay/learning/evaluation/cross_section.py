@@ -21,8 +21,8 @@ from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.panel import Ids, Labelled
 from tracepaper.replay.learning.splits import SYMBOL_BITS
-from tracepaper.replay.learning.statistics import bootstrapped, daily_sums
-from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.replay.learning.statistics import bootstrapped, daily_sums, mean
+from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -41,7 +41,7 @@ class AcrossAssets(NamedTuple):
     """
 
     relative: Mapping[int, Array]
-    held: Mapping[str, Weighed]
+    held: Mapping[str, PortfolioReturns]
 
     def expected(self, forecasts: HorizonForecasts) -> dict[str, Array]:
         """Return the expected returns that rank the assets at a horizon, by name, in its units."""
@@ -85,6 +85,34 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
     return correlations
 
 
+def rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, list[float]]:
+    """Return the mean over closes of the rank correlation across the assets, by forecast.
+
+    Of expected with realised log returns; ``relative`` is the network's head for it, every other
+    name is a mean of the tables. Errors are by day.
+    """
+    means = {}
+    for name, expected in across.expected(found).items():
+        ranks = close_ranks(found, expected)
+        means[name] = mean(ranks.value, ranks.days).rounded()
+    return means
+
+
+def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
+    """Return what an honest reader must know of the forecasts at the gates' horizon."""
+    main = found[str(horizon)]
+    rank, noise = main["relative_rank_ic"]["relative"]
+    word = "above" if rank > 2.0 * noise > 0.0 and main["days"] >= FEW_DAYS else "not above"
+    return [
+        *compared_sentences(found, horizon, NETWORK),
+        (
+            f"Across the assets its relative returns have a rank correlation of {rank:+.3f} (± "
+            f"{noise:.3f} over {main['days']} days) with what came: {word} chance."
+        ),
+        *few_days(main["days"]),
+    ]
+
+
 FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240
 """Bars from which the rules' covariance is estimated."""
@@ -97,7 +125,7 @@ WeightsAt = Callable[[Labelled, Ids], Array]
 
 
 @dataclass(frozen=True)
-class Weighed:
+class PortfolioReturns:
     """The returns of holding some weights, decision by decision."""
 
     net: Array  # [decision]: simple returns until the next one, less fees
@@ -106,7 +134,7 @@ class Weighed:
     days: NDArray[np.int64]
 
 
-class Weighing(NamedTuple):
+class PanelDecisions(NamedTuple):
     """The decisions of one panel: each asset's return until the next one, and the day."""
 
     labelled: Labelled
@@ -115,7 +143,9 @@ class Weighing(NamedTuple):
     days: NDArray[np.int64]
 
 
-def weighings(part: Sequence[Labelled], *, every: int, field: int) -> list[Weighing]:
+def portfolio_decisions(
+    part: Sequence[Labelled], *, every: int, field: int
+) -> list[PanelDecisions]:
     """Return the decisions of *part*, each with *field* bars before it and a known outcome."""
     decisions = []
     for labelled in part:
@@ -126,14 +156,14 @@ def weighings(part: Sequence[Labelled], *, every: int, field: int) -> list[Weigh
         if len(rows):
             days = panel.segments[0].open_time_ms[rows] // DAY_MS
             gains = np.expm1(panel.moves(every)[:, rows])
-            decisions.append(Weighing(labelled, rows, gains, days))
+            decisions.append(PanelDecisions(labelled, rows, gains, days))
     return decisions
 
 
-def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
+def portfolio_returns(decisions: Sequence[PanelDecisions], weights: WeightsAt) -> PortfolioReturns:
     """Simulate holding *weights*, net of fees; a panel begins without positions."""
-    parts = [_weighed_panel(panel, weights(panel.labelled, panel.rows)) for panel in decisions]
-    return Weighed(
+    parts = [_panel_returns(panel, weights(panel.labelled, panel.rows)) for panel in decisions]
+    return PortfolioReturns(
         *(
             np.concatenate([getattr(part, name) for part in parts])
             for name in ("net", "turnover", "gross", "days")
@@ -141,14 +171,14 @@ def weighed(decisions: Sequence[Weighing], weights: WeightsAt) -> Weighed:
     )
 
 
-def _weighed_panel(decisions: Weighing, weights: Array) -> Weighed:
+def _panel_returns(decisions: PanelDecisions, weights: Array) -> PortfolioReturns:
     """Simulate holding *weights* [asset, decision] over one panel."""
     gross_return = (weights * decisions.gains).sum(axis=0)
     drifted = weights * (1.0 + decisions.gains) / (1.0 + gross_return)
     before = np.concatenate([np.zeros((len(weights), 1)), drifted[:, :-1]], axis=1)
     turnover = np.abs(weights - before).sum(axis=0)
     net = gross_return - FEE * turnover
-    return Weighed(net, turnover, np.abs(weights).sum(axis=0), decisions.days)
+    return PortfolioReturns(net, turnover, np.abs(weights).sum(axis=0), decisions.days)
 
 
 def rule_weights(rule: Rule) -> WeightsAt:
@@ -180,35 +210,35 @@ def rules_here() -> tuple[Rule, ...]:
     return RULES
 
 
-def rules_weighed(decisions: Sequence[Weighing]) -> dict[str, Weighed]:
+def rule_returns(decisions: Sequence[PanelDecisions]) -> dict[str, PortfolioReturns]:
     """Simulate every rule that can be solved here, by its name."""
-    return {rule.value: weighed(decisions, rule_weights(rule)) for rule in rules_here()}
+    return {rule.value: portfolio_returns(decisions, rule_weights(rule)) for rule in rules_here()}
 
 
-def weighed_figures(weighed_by: Mapping[str, Weighed]) -> dict[str, Any]:
+def portfolio_figures(returns_by: Mapping[str, PortfolioReturns]) -> dict[str, Any]:
     """Return the figures of the network's weights and every rule's, as a card has them.
 
     Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
     """
-    own = weighed_by[NETWORK]
+    own = returns_by[NETWORK]
     days = np.unique(own.days)
     return {
         "decisions": len(own.days),
         "days": len(days),
         "fee": FEE,
         "net_bp_a_day": {
-            name: _a_day(result.net, result.days) for name, result in weighed_by.items()
+            name: _a_day(result.net, result.days) for name, result in returns_by.items()
         },
         "turnover_a_day": {
             name: round(float(result.turnover.sum()) / len(days), 4)
-            for name, result in weighed_by.items()
+            for name, result in returns_by.items()
         },
         "gross": {
-            name: round(float(result.gross.mean()), 4) for name, result in weighed_by.items()
+            name: round(float(result.gross.mean()), 4) for name, result in returns_by.items()
         },
         "against_bp_a_day": {
             name: _a_day(own.net - result.net, own.days)
-            for name, result in weighed_by.items()
+            for name, result in returns_by.items()
             if name != NETWORK
         },
     }
@@ -221,7 +251,7 @@ def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
     return bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1]).rounded(3)
 
 
-def sentences(figures: Mapping[str, Any]) -> list[str]:
+def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
     """Compare the weights' return with the rules', and say where that proves nothing."""
     net, error = figures["net_bp_a_day"][NETWORK]
     days = figures["days"]

@@ -18,13 +18,6 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import (
-    DayDifference,
-    corrected,
-    difference,
-    qlike_losses,
-    sign_losses,
-)
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import Answers, candle_estimator
 from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
@@ -34,6 +27,13 @@ from tracepaper.replay.learning.evaluation.user_class import OF_MODEL, evaluate_
 from tracepaper.replay.learning.openings import WHOLE, JudgedSpan, NamedSpan
 from tracepaper.replay.learning.samples import samples_in
 from tracepaper.replay.learning.splits import Part
+from tracepaper.replay.learning.statistics import (
+    DayDifference,
+    corrected,
+    difference,
+    qlike_losses,
+    sign_losses,
+)
 from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array

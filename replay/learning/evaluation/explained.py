@@ -14,7 +14,7 @@ from tracepaper.replay.learning.card import (
     ROUND_TRIP_COST,
     measures,
 )
-from tracepaper.replay.learning.evaluation.auxiliary_heads import FurtherForecasts
+from tracepaper.replay.learning.evaluation.auxiliary_heads import AuxiliaryForecasts
 from tracepaper.replay.learning.evaluation.correlation import CorrelationForecasts
 from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
@@ -51,7 +51,7 @@ class JudgedPart(NamedTuple):
     explained: ExplainedRows | None = None
     rules: Mapping[str, NDArray[np.bool_]] = {}  # of trading, over the rows of ``explained``
     calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
-    further: Sequence[FurtherForecasts] = ()  # of the heads that not every network has
+    further: Sequence[AuxiliaryForecasts] = ()  # of the heads that not every network has
     correlations: Sequence[CorrelationForecasts] = ()  # of its symbols, where it has such heads
     across: AcrossAssets | None = None  # of a network that answers for all symbols of a close
 

@@ -18,20 +18,13 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import (
-    DayDifference,
-    corrected,
-    difference,
-    less_others,
-    verdict,
-)
-from tracepaper.replay.learning.evaluation.auxiliary_heads import EWMA, FurtherForecasts, coverage
+from tracepaper.replay.learning.evaluation.auxiliary_heads import EWMA, AuxiliaryForecasts, coverage
 from tracepaper.replay.learning.evaluation.cross_section import (
     NETWORK,
     RELATIVE,
     AcrossAssets,
     CloseRanks,
-    Weighed,
+    PortfolioReturns,
     close_ranks,
 )
 from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement, on_same_bars, words
@@ -46,7 +39,12 @@ from tracepaper.replay.learning.evaluation.tails import (
 from tracepaper.replay.learning.panel import LEAST
 from tracepaper.replay.learning.splits import SYMBOL_MASK
 from tracepaper.replay.learning.statistics import (
+    DayDifference,
+    corrected,
     daily_sums,
+    difference,
+    less_others,
+    verdict,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.features.rolling import Array
@@ -86,7 +84,7 @@ def further_tables(judgement: SpanJudgement) -> Iterator[Table]:
     yield from _beside(judgement)
 
 
-def _breaches(one: FurtherForecasts) -> Iterator[Breaches]:
+def _breaches(one: AuxiliaryForecasts) -> Iterator[Breaches]:
     if "tails" not in one.said:
         return
     said = one.said["tails"].astype(np.float64)
@@ -156,7 +154,7 @@ class _Level(NamedTuple):
     came: Value
 
 
-def _levels(every: Sequence[FurtherForecasts], head: str, title: str) -> Table:
+def _levels(every: Sequence[AuxiliaryForecasts], head: str, title: str) -> Table:
     inside = PATH_LEVELS[-1] - PATH_LEVELS[0]
     rows = []
     for one in every if head in every[0].said else ():
@@ -187,7 +185,7 @@ class _Regime(NamedTuple):
     days: int
 
 
-def _regimes(every: Sequence[FurtherForecasts]) -> Table:
+def _regimes(every: Sequence[AuxiliaryForecasts]) -> Table:
     rows = []
     for one in every if "regimes" in every[0].said else ():
         level = np.exp(one.said["regimes"][0, 1].astype(np.float64))
@@ -248,7 +246,7 @@ class _Beside(NamedTuple):
 
 
 def _others(
-    one: FurtherForecasts, horizons: Sequence[HorizonForecasts]
+    one: AuxiliaryForecasts, horizons: Sequence[HorizonForecasts]
 ) -> Iterator[tuple[str, str, Array]]:
     """Yield each head with what it is held against, by name, and what that says."""
     for head, values in one.scaled.items():
@@ -344,13 +342,15 @@ def rank_table(
 # --- weights
 
 
-def _by_day(one: Weighed) -> tuple[NDArray[np.int64], Array]:
+def _by_day(one: PortfolioReturns) -> tuple[NDArray[np.int64], Array]:
     """Return the days of *one*, rising, and what it made on each, in basis points."""
     days = np.unique(one.days)
     return days, daily_sums(one.net[None] * _BASIS_POINTS, one.days, days)[:, 0]
 
 
-def net_difference(first: Sequence[Weighed], second: Sequence[Weighed]) -> DayDifference:
+def net_difference(
+    first: Sequence[PortfolioReturns], second: Sequence[PortfolioReturns]
+) -> DayDifference:
     """Return what *first* made a day more than *second*, on the days of both, in basis points."""
     more, less, every = [], [], []
     for one, other in zip(first, second, strict=True):
@@ -367,7 +367,9 @@ def net_verdict(found: DayDifference) -> str:
     return FEW if found.days < FEW_DAYS else verdict(found, is_less_better=False)
 
 
-def weights_table(key: str, title: str, parts: Sequence[Mapping[str, Weighed]]) -> Table | None:
+def weights_table(
+    key: str, title: str, parts: Sequence[Mapping[str, PortfolioReturns]]
+) -> Table | None:
     """Return a row a kind of weights, pooled over *parts*; None where nothing was held."""
     parts = [part for part in parts if part]
     if not parts:

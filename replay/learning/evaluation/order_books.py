@@ -24,7 +24,6 @@ import numpy as np
 from tracepaper.replay.archive.columns import instant, iso
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import DayDifference, difference, less_others, verdict
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.estimators.order_book import (
     DAYS_TOLD_BY,
@@ -44,6 +43,7 @@ from tracepaper.replay.learning.evaluation.walk_forward import differences_table
 from tracepaper.replay.learning.openings import JudgedSpan, NamedSpan, spans_table
 from tracepaper.replay.learning.order_books import DAYS_LEAST, JUDGED_SOURCE, BookDataset
 from tracepaper.replay.learning.splits import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
+from tracepaper.replay.learning.statistics import DayDifference, difference, less_others, verdict
 from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.storage.checkpoints import locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid

@@ -40,7 +40,6 @@ from tracepaper.replay.learning.array_cache import (
 from tracepaper.replay.learning.candles import (
     read_files,
 )
-from tracepaper.replay.learning.comparison import difference
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import DataRequest, as_recipe, recipe_of
 from tracepaper.replay.learning.evaluation.explained import (
@@ -49,7 +48,8 @@ from tracepaper.replay.learning.evaluation.explained import (
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import over, read_recipe
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import Part, Split, iso, split_of
+from tracepaper.replay.learning.splits import Part, iso, split_of
+from tracepaper.replay.learning.statistics import difference
 from tracepaper.replay.learning.stored_baselines import (
     unfitted,
 )
@@ -292,7 +292,7 @@ def _judged(
     say("Judging both models on untouched time.")
     material = Dataset.read(
         paths,
-        lambda _: _judged_split(split, found),
+        lambda _: replace(split, calibration_until_ms=found.from_ms, test_until_ms=found.until_ms),
         (horizon,),
         made.card["features"]["schema_id"],
         intervals=(run.interval_ms,),
@@ -330,10 +330,6 @@ def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Fore
     if "volatility" not in candidate.measures:
         return "the models forecast no volatility, by which they would be judged"
     return candidate, before
-
-
-def _judged_split(split: Split, found: CandidateJudgement) -> Split:
-    return replace(split, calibration_until_ms=found.from_ms, test_until_ms=found.until_ms)
 
 
 def _losses(model: Forecaster, parts: Sequence[Samples]) -> _Losses:

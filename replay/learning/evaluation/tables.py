@@ -14,15 +14,6 @@ import numpy as np
 
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import (
-    DayDifference,
-    Ranked,
-    RiskCurve,
-    corrected,
-    less_others,
-    risk_curve,
-    verdict,
-)
 from tracepaper.replay.learning.evaluation import charts
 from tracepaper.replay.learning.evaluation.evaluate import (
     LOSSES,
@@ -43,6 +34,15 @@ from tracepaper.replay.learning.evaluation.head_tables import (
 )
 from tracepaper.replay.learning.evaluation.tails import breaches_of
 from tracepaper.replay.learning.openings import JudgedSpan, spans_table
+from tracepaper.replay.learning.statistics import (
+    DayDifference,
+    Ranked,
+    RiskCurve,
+    corrected,
+    less_others,
+    risk_curve,
+    verdict,
+)
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.strategies.errors import ConfigInvalid
@@ -445,17 +445,12 @@ def _trade_rows(traded: Sequence[SpanJudgement]) -> list[_Trade]:
         found = [one.judged.figures["gates"]["traded"][rule] for one in traded]
         said = _repeated([each.get("net_bp") for each in found])
         for one, each in zip(traded, found, strict=True):
-            ratios = _ratios(one)
+            every = (metrics.sharpe(one.net_by_day(rule), 1.0) for rule in one.judged.rules)
+            ratios = [ratio for ratio in every if ratio is not None]  # of the rules that traded
             variance = float(np.var(ratios, ddof=1)) if len(ratios) > 1 else 0.0
             trials = len(one.judged.rules) * one.openings
             rows.append(_Trade(rule, one, each, trials, variance, said))
     return rows
-
-
-def _ratios(one: SpanJudgement) -> list[float]:
-    """Return the Sharpe ratio a day of each rule that traded."""
-    every = (metrics.sharpe(one.net_by_day(rule), 1.0) for rule in one.judged.rules)
-    return [ratio for ratio in every if ratio is not None]
 
 
 def _repeated(net: Sequence[Sequence[float] | None]) -> str:

@@ -15,13 +15,13 @@ from tracepaper.daemon.session.user_model import UserForecaster
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.card import NO_ATTENTION
-from tracepaper.replay.learning.comparison import paired_figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.evaluation.explained import (
     JudgedPart,
     bars_of,
 )
 from tracepaper.replay.learning.evaluation.forecasts import (
+    ALL_MEASURES,
     HorizonForecasts,
     Predictions,
     judged,
@@ -29,6 +29,7 @@ from tracepaper.replay.learning.evaluation.forecasts import (
 )
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms, iso
+from tracepaper.replay.learning.statistics import paired_figures
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -107,25 +108,15 @@ def _answers(
     bars = bars_of(segment, start, stop)
     said = forecaster.scan(bars) if forecaster.causal else [forecaster.step(bar) for bar in bars]
     known = [(row, one) for row in labelled.tolist() if (one := said[row - start]) is not None]
-    usable = [(row, one) for row, one in known if _is_usable(one, forecaster)]
-    return np.array([row for row, _ in usable], dtype=np.int64), [one for _, one in usable]
-
-
-def _is_usable(forecast: Forecast, forecaster: UserForecaster) -> bool:
-    """Return whether the columns that the model gives are there and finite."""
-    columns = [getattr(forecast, name) for name in _columns(forecaster)]
-    return all(column and np.isfinite(column).all() for column in columns)
-
-
-def _columns(forecaster: UserForecaster) -> list[str]:
-    found: list[str] = [
-        name
-        for name in ("mean_return", "stdev_return", "volatility")
-        if name in forecaster.measures
-    ]
+    names = [n for n in ("mean_return", "stdev_return", "volatility") if n in forecaster.measures]
     if "probabilities" in forecaster.measures:
-        found += ["p_down", "p_flat", "p_up"]
-    return found
+        names += ["p_down", "p_flat", "p_up"]
+    usable = [
+        (row, one)
+        for row, one in known
+        if all((column := getattr(one, name)) and np.isfinite(column).all() for name in names)
+    ]
+    return np.array([row for row, _ in usable], dtype=np.int64), [one for _, one in usable]
 
 
 def predictions_of(
@@ -201,8 +192,7 @@ def _sentences(
         when = f"Judged on bars after {until}, until which its class says that it was trained."
     found = [when]
     found += compared_sentences(by_horizon, horizon, OF_MODEL)
-    missing = sorted({"mean_return", "stdev_return", "probabilities", "volatility"})
-    if left := [name for name in missing if name not in forecaster.measures]:
+    if left := sorted(ALL_MEASURES - frozenset(forecaster.measures)):
         found.append(f"It gives no {', '.join(left)}: their figures are left out.")
     found.append(NO_ATTENTION)
     return [*found, *few_days(chosen["days"])]

@@ -22,14 +22,6 @@ import numpy as np
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import (
-    DayDifference,
-    corrected,
-    difference,
-    less_others,
-    overfitting,
-    verdict,
-)
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import FitRun, Say, candle_estimator, recipe_of
 from tracepaper.replay.learning.estimators.ensemble import member_as_card
@@ -56,6 +48,14 @@ from tracepaper.replay.learning.splits import (
     paths,
     read_folds,
     with_calibration,
+)
+from tracepaper.replay.learning.statistics import (
+    DayDifference,
+    corrected,
+    difference,
+    less_others,
+    overfitting,
+    verdict,
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -152,7 +152,8 @@ def _pooled(found: Refits, key: str, title: str, losses: Losses) -> Table:
     for column, horizon in enumerate(horizons):
         every = [fold[column] for fold in found.forecasts]
         days = np.concatenate([one.days for one in every])
-        by_name = _joined([losses(one) for one in every])
+        parts = [losses(one) for one in every]
+        by_name = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         against = less_others(by_name, days)
         for name, loss in by_name.items():
             row = rows.setdefault(name, {"forecaster": words(name)})
@@ -216,10 +217,6 @@ def _span_of(found: Refits, group: int, fold: Fold) -> tuple[int, int]:
     start, stop = every[group]
     assert (start, stop) in fold.test
     return start // DAY_MS, stop // DAY_MS
-
-
-def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 _SECTIONS: Final = (ARCHITECTURE, "training")

@@ -411,7 +411,8 @@ class StoredNetwork:
         part = _begun(path)
         write = export_onnx if to == "onnx" else export_torch
         try:
-            worst = write(self.network, (rows, positions), part, card=self._card_text())
+            card = (self.folder / checkpoints.CARD_NAME).read_text(encoding="utf-8")
+            worst = write(self.network, (rows, positions), part, card=card)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -427,9 +428,6 @@ class StoredNetwork:
             "horizons": list(self.network.config.horizons),
             "largest_difference": worst,
         }
-
-    def _card_text(self) -> str:
-        return (self.folder / checkpoints.CARD_NAME).read_text(encoding="utf-8")
 
 
 def _schema(card: Mapping[str, Any], vectors: Path | None) -> FeatureSchema:

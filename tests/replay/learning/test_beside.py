@@ -17,7 +17,6 @@ from own_strategies import importable
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.comparison import difference, holm
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import estimators, recipe_of
 from tracepaper.replay.learning.evaluation.evaluate import (
@@ -34,6 +33,7 @@ from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.splits import Split, iso
+from tracepaper.replay.learning.statistics import difference, holm
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load
 

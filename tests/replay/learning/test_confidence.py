@@ -16,7 +16,7 @@ from tracepaper.replay.learning.evaluation.confidence import (
     fit_cells,
     fit_confidence,
     folds,
-    holm,
+    holm_by_name,
     judge_cells,
     judge_spans,
     outcomes,
@@ -222,7 +222,7 @@ def replace_forecast(seen: GateInputs, forecast: object) -> GateInputs:
 
 
 def test_holm_multiplies_by_how_many_are_left() -> None:
-    found = holm({"a": 0.04, "b": 0.01, "c": 0.03})
+    found = holm_by_name({"a": 0.04, "b": 0.01, "c": 0.03})
     assert found == {"b": pytest.approx(0.03), "c": pytest.approx(0.06), "a": pytest.approx(0.06)}
 
 

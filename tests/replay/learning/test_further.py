@@ -16,7 +16,7 @@ from tracepaper.replay.explain.auxiliary_heads import further_ahead
 from tracepaper.replay.learning import losses
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.evaluation.auxiliary_heads import (
-    FurtherForecasts,
+    AuxiliaryForecasts,
     coverage,
     further_figures,
     further_of,
@@ -252,20 +252,20 @@ def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trad
 
 
 @pytest.fixture(scope="module")
-def judged(trained: TradingNetwork, material: Dataset) -> FurtherForecasts:
+def judged(trained: TradingNetwork, material: Dataset) -> AuxiliaryForecasts:
     levels = levels_of(further_of(trained, material, Part.CALIBRATION))
     (found,) = further_of(trained, material, Part.TEST, levels)
     return found
 
 
-def wild(one: FurtherForecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def wild(one: AuxiliaryForecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Return whether the planted volatility of the coming bars is above its middle."""
     minute = (one.keys >> 32) % 60 + 3
     return np.asarray(np.sin(2 * np.pi * minute / 60) > 0)
 
 
 @pytest.mark.slow
-def test_the_tails_follow_a_planted_volatility(judged: FurtherForecasts) -> None:
+def test_the_tails_follow_a_planted_volatility(judged: AuxiliaryForecasts) -> None:
     tails, is_wild = judged.said["tails"], wild(judged)
     five = tails[:, 0, 1, 0]
     assert np.median(five[is_wild]) > 1.4 * np.median(five[~is_wild])
@@ -285,7 +285,7 @@ def test_the_tails_follow_a_planted_volatility(judged: FurtherForecasts) -> None
     assert (count_breaches(given, judged.keys[is_wild], judged.days[is_wild]).often or 0.0) < 0.01
 
 
-def test_drawdown_and_path_cover_what_came(judged: FurtherForecasts) -> None:
+def test_drawdown_and_path_cover_what_came(judged: AuxiliaryForecasts) -> None:
     below = [pair.value for pair in coverage(judged, "drawdown").values()]
     assert below[0] == pytest.approx(0.5, abs=0.1)
     assert below[1] == pytest.approx(0.9, abs=0.05)
@@ -294,7 +294,7 @@ def test_drawdown_and_path_cover_what_came(judged: FurtherForecasts) -> None:
     assert [pair.value for pair in inside.values()] == pytest.approx([0.9] * 4, abs=0.05)
 
 
-def test_regimes_tell_planted_calm_from_wild(judged: FurtherForecasts) -> None:
+def test_regimes_tell_planted_calm_from_wild(judged: AuxiliaryForecasts) -> None:
     is_wild, calm = wild(judged), judged.regime == 0
     assert 0.15 < calm.mean() < 0.85
     assert is_wild[~calm].mean() > is_wild[calm].mean() + 0.4
@@ -305,7 +305,7 @@ def test_regimes_tell_planted_calm_from_wild(judged: FurtherForecasts) -> None:
 
 
 def test_the_figures_say_what_is_better_and_the_sentences_follow(
-    judged: FurtherForecasts,
+    judged: AuxiliaryForecasts,
 ) -> None:
     found = further_figures([judged])
     main = found["5"]
@@ -352,7 +352,7 @@ def test_levels_that_do_not_fit_are_refused(trained: TradingNetwork, material: D
 
 
 def test_one_decision_says_as_returns_what_was_judged_in_units(
-    trained: TradingNetwork, material: Dataset, judged: FurtherForecasts
+    trained: TradingNetwork, material: Dataset, judged: AuxiliaryForecasts
 ) -> None:
     levels = levels_of(further_of(trained, material, Part.CALIBRATION))
     (segment,) = material.segments

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from tracepaper.replay.learning.glm import RIDGE, fit_gamma
+from tracepaper.replay.learning.baselines import GAMMA_RIDGE, fit_gamma
 from tracepaper.strategies.errors import DataInvalid
 
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def test_it_finds_the_minimum_that_a_general_search_finds() -> None:
     def loss(beta: np.ndarray) -> float:
         score = beta[-1] + (ROWS - found.centre) @ beta[:-1]
         mean = WEIGHTS @ (VALUES * np.exp(-score) + score) / WEIGHTS.sum()
-        return float(mean + 0.5 * RIDGE * beta[:-1] @ beta[:-1])
+        return float(mean + 0.5 * GAMMA_RIDGE * beta[:-1] @ beta[:-1])
 
     expected = minimize(loss, np.zeros(4), tol=1e-12).x
     np.testing.assert_allclose([*found.weights, found.base], expected, atol=1e-4)

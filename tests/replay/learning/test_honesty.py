@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracepaper.replay.learning.comparison import paired_figures
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.user_class import figures_of
+from tracepaper.replay.learning.statistics import paired_figures
 from tracepaper.replay.report.honesty import compared_sentences, shown_sentences
 from tracepaper.storage import checkpoints
 

@@ -19,7 +19,6 @@ from depth_cases import FIRST_MS, depth, header, walk, write
 from learning import choose
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.comparison import DayDifference, difference
 from tracepaper.replay.learning.estimators.order_book import BookFitOptions
 from tracepaper.replay.learning.evaluation.order_books import (
     FEW,
@@ -33,6 +32,7 @@ from tracepaper.replay.learning.evaluation.order_books import (
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.order_books import BookDataset
+from tracepaper.replay.learning.statistics import DayDifference, difference
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import books_of

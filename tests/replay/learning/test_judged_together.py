@@ -18,15 +18,18 @@ from scipy.stats import spearmanr
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.learning.comparison import DayDifference, difference
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import FitRun, estimators, recipe_of
 from tracepaper.replay.learning.estimators import cross_sectional
-from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetModel
+from tracepaper.replay.learning.estimators.cross_sectional import (
+    CrossAssetModel,
+    CrossSection,
+    usual_return,
+)
 from tracepaper.replay.learning.evaluation.cross_section import (
     NETWORK,
     AcrossAssets,
-    Weighed,
+    PortfolioReturns,
     close_ranks,
 )
 from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement, judge_checkpoint
@@ -42,10 +45,10 @@ from tracepaper.replay.learning.evaluation.walk_forward import refit
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
-from tracepaper.replay.learning.panel_fit import CrossSection, usual_return
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR
 from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
+from tracepaper.replay.learning.statistics import DayDifference, difference
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.storage.checkpoints import load, save
@@ -272,9 +275,9 @@ def test_relative_returns_stand_at_the_rows_of_their_symbols(
 
 
 def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
-    def held(net: np.ndarray, first_day: int) -> Weighed:
+    def held(net: np.ndarray, first_day: int) -> PortfolioReturns:
         days = first_day + np.arange(len(net)) // 2
-        return Weighed(net, np.ones(len(net)), np.ones(len(net)), days)
+        return PortfolioReturns(net, np.ones(len(net)), np.ones(len(net)), days)
 
     rng = np.random.default_rng(0)
     net = 1e-3 * rng.standard_normal(2 * 40)

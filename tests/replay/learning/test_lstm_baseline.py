@@ -15,7 +15,7 @@ import torch
 from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_csv
 
 from tracepaper.daemon import cli
-from tracepaper.replay.learning import lstm_baseline
+from tracepaper.replay.learning import stored_baselines
 from tracepaper.replay.learning.baselines import (
     Asked,
     Measure,
@@ -42,8 +42,8 @@ def _short() -> Iterator[None]:
     """Fit for seconds."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:
-        options = replace(lstm_baseline.OPTIONS, steps=60, windows=64, validate_every=30)
-        patched.setattr(lstm_baseline, "OPTIONS", options)
+        options = replace(stored_baselines.LSTM_OPTIONS, steps=60, windows=64, validate_every=30)
+        patched.setattr(stored_baselines, "LSTM_OPTIONS", options)
         yield
 
 
@@ -88,8 +88,8 @@ def test_a_fit_repeats_in_every_bit_and_leaves_the_generator_as_it_was(
 
 def test_what_was_said_of_other_rows_is_not_said_again(material: Dataset, fitted: Fitted) -> None:
     segment = material.segments[0]
-    said = lstm_baseline.read_lstm(fitted["lstm"])
-    network = lstm_baseline.network_of(fitted["lstm"])
+    said = stored_baselines.read_lstm(fitted["lstm"])
+    network = stored_baselines.lstm_of(fitted["lstm"])
 
     def asked(rows: np.ndarray, column: int, of: Measure) -> Asked:
         past = past_variances(segment)[:, rows]

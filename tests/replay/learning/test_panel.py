@@ -17,13 +17,13 @@ from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetMode
 from tracepaper.replay.learning.evaluation.cross_section import (
     COVARIANCE_BARS,
     FEE,
+    portfolio_decisions,
+    portfolio_returns,
     rank_correlations,
     rule_weights,
-    weighed,
-    weighings,
 )
 from tracepaper.replay.learning.panel import (
-    AlignedChunks,
+    PanelChunks,
     close_by_close,
     labelled_closes,
     predicted,
@@ -144,7 +144,7 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
     """No gain of a chunk reaches past the part's end, even of the last decisions."""
     part = labelled_closes(material, Part.TRAIN)
     made = network(allocation=True)
-    chunks = AlignedChunks(part, made, length=600, batch=2)
+    chunks = PanelChunks(part, made, length=600, batch=2)
     last = list(chunks.spread(4))[-1]
     panel, stop = part[0].panel, part[0].samples[0].stop
     start = stop - 600
@@ -160,13 +160,13 @@ def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset)
 
 def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> None:
     part = labelled_closes(material, Part.TEST)
-    decisions = weighings(part, every=30, field=10)
+    decisions = portfolio_decisions(part, every=30, field=10)
     one = decisions[0]
     closes = one.labelled.panel.segments[0].close_time_ms[one.rows]
     assert (closes % (30 * 60_000) == 0).all()
     assert one.rows[0] >= one.labelled.panel.first + COVARIANCE_BARS
     weights = np.random.default_rng(0).uniform(-0.3, 0.3, one.gains.shape)
-    found = weighed(decisions, lambda *_: weights)
+    found = portfolio_returns(decisions, lambda *_: weights)
     held = np.zeros(3)
     for at in range(len(one.rows)):
         traded = np.abs(weights[:, at] - held).sum()

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracepaper.replay.learning.comparison import (
+from tracepaper.replay.learning.statistics import (
     RISK_COVERAGES,
+    DailyEstimate,
     DayDifference,
     Ranked,
     compared,
@@ -20,9 +21,6 @@ from tracepaper.replay.learning.comparison import (
     overfitting,
     risk_curve,
     verdict,
-)
-from tracepaper.replay.learning.statistics import (
-    DailyEstimate,
 )
 from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.strategies.features.rolling import Array
