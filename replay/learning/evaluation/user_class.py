@@ -108,7 +108,11 @@ def _answers(
     bars = bars_of(segment, start, stop)
     said = forecaster.scan(bars) if forecaster.causal else [forecaster.step(bar) for bar in bars]
     known = [(row, one) for row in labelled.tolist() if (one := said[row - start]) is not None]
-    names = [n for n in ("mean_return", "stdev_return", "volatility") if n in forecaster.measures]
+    names: list[str] = [
+        name
+        for name in ("mean_return", "stdev_return", "volatility")
+        if name in forecaster.measures
+    ]
     if "probabilities" in forecaster.measures:
         names += ["p_down", "p_flat", "p_up"]
     usable = [
