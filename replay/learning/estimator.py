@@ -32,7 +32,6 @@ from tracepaper.replay.learning.recipe import (
     Recipe,
     chosen_of,
     features_of,
-    listed,
     middle,
     own_training,
     requested_baselines,
@@ -51,7 +50,7 @@ from tracepaper.strategies.api.model import ModelKind, Registry
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import model_kinds, takes_vectors, vector_scale
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE
-from tracepaper.strategies.networks.keys import checked_section
+from tracepaper.strategies.networks.keys import checked_section, listed
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets

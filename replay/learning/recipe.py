@@ -143,12 +143,6 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of keys
-    """Return every field of an architecture, tuples as lists, as a card holds it."""
-    values = {field.name: getattr(config, field.name) for field in fields(config)}
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-
-
 def features_of(schema_id: str, intervals: Sequence[str], calendar: str | None) -> dict[str, Any]:
     """Return ``[features]`` of a recipe; intervals and calendar only where they are chosen."""
     found: dict[str, Any] = {"schema_id": schema_id}

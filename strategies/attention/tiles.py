@@ -84,7 +84,7 @@ def _block_runs(mask: Mask, start: int, stop: int) -> list[slice]:
     """Return the keys that any of the rows ``start`` … ``stop - 1`` sees, ascending and apart."""
     bars = mask.blocks.bars
     own = range(start // bars, (stop - 1) // bars + 1)
-    seen = {run for block in own for run in map(_pair, mask.blocks.runs(block))}
+    seen = {(run.start, run.stop) for block in own for run in mask.blocks.runs(block)}
     found: list[slice] = []
     for first, last in sorted({*seen, (own[0] * bars, stop)}):
         if found and first <= found[-1].stop:
@@ -92,10 +92,6 @@ def _block_runs(mask: Mask, start: int, stop: int) -> list[slice]:
         else:
             found.append(slice(first, last))
     return found
-
-
-def _pair(run: slice) -> tuple[int, int]:
-    return run.start, run.stop
 
 
 def row_blocks(

@@ -304,7 +304,8 @@ def flow_down(layers: Sequence[LayerAttribution], edges: Sequence[int]) -> tuple
     bars = layers[0].rows.shape[-1]
     count = group_count(bars, edges)
     ages = [torch.arange(bars - 1, -1, -1), *(layer.age.cpu() for layer in layers)]
-    above, *below = [_groups(age, edges) for age in reversed(ages)]
+    begins = torch.tensor(list(edges))
+    above, *below = [torch.searchsorted(begins, age, right=True) - 1 for age in reversed(ages)]
     holds = torch.zeros(len(above))
     holds[-1] = 1.0
     flow = torch.zeros(len(layers), count, count)
@@ -319,8 +320,3 @@ def flow_down(layers: Sequence[LayerAttribution], edges: Sequence[int]) -> tuple
 def group_count(bars: int, edges: Sequence[int]) -> int:
     """Return into how many groups of age *bars* fall."""
     return sum(edge < bars for edge in edges)
-
-
-def _groups(age: Tensor, edges: Sequence[int]) -> Tensor:
-    """Return the group that each *age* in bars belongs to."""
-    return torch.searchsorted(torch.tensor(list(edges)), age, right=True) - 1

@@ -64,12 +64,6 @@ DECIMALS: Final = 6
 """Weights are rounded to so many."""
 
 
-def _kind(card: Mapping[str, Any]) -> ModelKind | None:
-    """Return the kind of *card*; None for one that does not serve all symbols of a close."""
-    kind = known_kind(card)
-    return kind if kind is not None and kind.source is DataSource.CLOSES else None
-
-
 @dataclass(frozen=True)
 class TogetherModel:
     """What a checkpoint of several symbols says of itself, and its network."""
@@ -92,8 +86,8 @@ class TogetherModel:
         unknown schema, ``CheckpointMismatch`` for tensors or a calibration that do not fit.
         """
         identity = section_of(card, "model")
-        kind = _kind(card)
-        if kind is None:
+        kind = known_kind(card)
+        if kind is None or kind.source is not DataSource.CLOSES:
             raise ConfigInvalid(
                 f"The checkpoint is of the kind {shown(str(identity.get('kind')))}, and not "
                 f"{' or '.join(KINDS)}; name another."
@@ -217,7 +211,10 @@ class TogetherForecaster:
         """
         require_one_of_each(bars)
         before = self._looked_before()
-        sigmas = {symbol_of(bar): self._take(bar) for bar in bars}
+        sigmas = {}  # by symbol; NaN where its features cannot be used
+        for bar in bars:
+            self._bars.take(bar)
+            sigmas[symbol_of(bar)] = self._windows[symbol_of(bar)].take(bar)
         if len(bars) < len(self.symbols) or self._bars.lacking():
             return [None] * len(bars)
         close = self.last_close()
@@ -272,19 +269,9 @@ class TogetherForecaster:
         return self._bars.lacking()
 
     @property
-    def _field(self) -> int:
-        return self.model.config.receptive_field
-
-    @property
     def _newest_ms(self) -> int:
         """When the newest bar of the first symbol opened."""
         return self._bars.newest_ms[self.symbols[0]]
-
-    def _take(self, bar: Bar) -> float:
-        """Take in a bar of any symbol; return its σ, NaN where its features cannot be used."""
-        symbol = symbol_of(bar)
-        self._bars.take(bar)
-        return self._windows[symbol].take(bar)
 
     def _looked_before(self) -> Array | None:
         """Return where each symbol looked at the newest close; None where it had no answer.
@@ -303,7 +290,11 @@ class TogetherForecaster:
         by_time = close.by_time
         rows = [buckets_of(row, close.positions) for row in by_time]
         shifts = [None] * len(rows) if before is None else shift(before, by_time).tolist()
-        recent = by_time[:, -max(round(self._field * RECENT_SHARE), 1) :].sum(axis=1).tolist()
+        recent = (
+            by_time[:, -max(round(self.model.config.receptive_field * RECENT_SHARE), 1) :]
+            .sum(axis=1)
+            .tolist()
+        )
         heads = close.look.heads.float().numpy()
         sure = heads.astype(np.float64).mean(axis=(1, 2)).tolist()
         return [

@@ -228,7 +228,8 @@ class Scorer:
             [full ^ (((1 << (split - first)) - 1) << first) for first, split, _ in spans.tolist()],
             dtype=word,
         )
-        nan_right = ~trees.goes_left(np.full((1, _columns(trees)), np.nan))[0]
+        columns = int(trees.feature.max(initial=-1)) + 1  # that a row must have at least
+        nan_right = ~trees.goes_left(np.full((1, columns), np.nan))[0]
         self._features = np.unique(trees.feature).astype(np.int64)
         tables, thresholds = [np.full((1, len(trees.leaves)), full, dtype=word)], []
         for feature in self._features.tolist():
@@ -272,11 +273,6 @@ class Scorer:
         leaf = self._leaf_starts + np.bitwise_count((left - self._word.type(1)) & ~left)
         found: Floats = np.add.reduceat(self._values.take(leaf), self._ensembles, axis=1)
         return found
-
-
-def _columns(trees: Trees) -> int:
-    """Return how many features a row must have at least."""
-    return int(trees.feature.max(initial=-1)) + 1
 
 
 def _malformed(what: str) -> CheckpointMismatch:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,6 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.keys import checked_section
 
 MARKS: Final = 4
 """Features of time beside each row: hour, day of week, of month and of year, -0.5 to 0.5."""
@@ -436,7 +435,7 @@ _LSTM_POSITIVE: Final = ("features", "dim", "layers", "window")
 
 
 @dataclass(frozen=True, slots=True)
-class LstmConfig:
+class LstmConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``."""
 
     features: keys.Features = 30
@@ -466,11 +465,6 @@ class LstmConfig:
     def receptive_field(self) -> int:
         """How many rows one answer depends on: the whole window."""
         return self.window
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> LstmConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        return cls(**checked_section(cls, section))
 
 
 class LstmNetwork(Network):

@@ -13,7 +13,7 @@ bars are the influence of each asset on each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -133,11 +133,6 @@ class CrossAssetConfig:
         if not isinstance(symbols, list | tuple) or not all(isinstance(s, str) for s in symbols):
             raise ConfigInvalid("architecture.symbols must be a list of symbols.")
         return cls(symbols=tuple(symbols), **checked_section(cls, others))
-
-    def listed(self) -> dict[str, Any]:
-        """Return every field, tuples as lists, as a card holds it."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     def places(self, symbols: Sequence[str]) -> Tensor:
         """Return the embedding's place of each of *symbols*: int64 [asset].

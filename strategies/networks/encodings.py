@@ -382,10 +382,6 @@ def _circle(phase: Tensor, harmonics: Sequence[int]) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
-def _week(time_ms: Tensor) -> Tensor:
-    return _circle(time_ms.double() / _WEEK_MS, _WEEK_HARMONICS)
-
-
 def _sessions(time_ms: Tensor) -> Tensor:
     """Return for each session whether it is open, and how much of it is over."""
     hour = (time_ms % _DAY_MS).double() / _HOUR_MS
@@ -421,10 +417,6 @@ def _month(time_ms: Tensor) -> Tensor:
     return _circle((of_month.double() + (time_ms % _DAY_MS).double() / _DAY_MS) / days, (1, 2))
 
 
-def _season(time_ms: Tensor) -> Tensor:
-    return _circle(time_ms.double() / (_YEAR_DAYS * _DAY_MS), (1, 2))
-
-
 def _halving(time_ms: Tensor) -> Tensor:
     """Return how much of four years is over since the last halving of Bitcoin, and its turn.
 
@@ -438,11 +430,16 @@ def _halving(time_ms: Tensor) -> Tensor:
 
 
 CLOCKS: Final[dict[str, ClockColumns]] = {
-    "week": ClockColumns(2 * len(_WEEK_HARMONICS), _week),
+    "week": ClockColumns(
+        2 * len(_WEEK_HARMONICS),
+        lambda time_ms: _circle(time_ms.double() / _WEEK_MS, _WEEK_HARMONICS),
+    ),
     "sessions": ClockColumns(2 * len(_SESSIONS), _sessions),
     "funding": ClockColumns(5, _funding),
     "month": ClockColumns(4, _month),
-    "season": ClockColumns(4, _season),
+    "season": ClockColumns(
+        4, lambda time_ms: _circle(time_ms.double() / (_YEAR_DAYS * _DAY_MS), (1, 2))
+    ),
     "halving": ClockColumns(3, _halving),
 }
 """Every clock by the name that an architecture gives it."""

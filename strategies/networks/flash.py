@@ -46,7 +46,7 @@ from tracepaper.strategies.networks.encodings import (
     clock_codes,
     rotate,
 )
-from tracepaper.strategies.networks.keys import WINDOW_MAX, checked_section, nearest
+from tracepaper.strategies.networks.keys import WINDOW_MAX, nearest
 
 _CHOICES: Final = {
     "mlp": ("gelu", "gated"),
@@ -66,7 +66,7 @@ _RATES: Final = ("dropout", "stochastic_depth")
 
 
 @dataclass(frozen=True, slots=True)
-class FlashConfig:
+class FlashConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``volatility_gate`` names a feature, in ``volatility_column`` of a row: each head learns how
@@ -192,11 +192,6 @@ class FlashConfig:
     def receptive_field(self) -> int:
         """How many rows one answer depends on."""
         return self.layers * (self.window - 1) + 1 if self.mask == "window" else self.window
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> FlashConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        return cls(**checked_section(cls, section))
 
 
 def _mask_of(blocks: Sequence[int]) -> Mask:

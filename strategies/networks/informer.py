@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import torch
 from msgspec import Meta
@@ -50,14 +50,13 @@ from tracepaper.strategies.networks.architecture import (
     WatchedBlocks,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
-from tracepaper.strategies.networks.keys import checked_section
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
 _SAMPLED: Final = "keys_{depth}"
 
 
 @dataclass(frozen=True, slots=True)
-class InformerConfig:
+class InformerConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``seed`` draws the keys that queries sample: it belongs to the function that was learned.
@@ -114,11 +113,6 @@ class InformerConfig:
         for _ in range(self.layers - 1):
             lengths.append((lengths[-1] + 1) // STRIDE if self.distil else lengths[-1])
         return tuple(lengths)
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> InformerConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        return cls(**checked_section(cls, section))
 
 
 class Traced(NamedTuple):

@@ -7,8 +7,9 @@ written of a key; help, checks and documentation read it here.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, Self
 
 from msgspec import Meta, inspect
 
@@ -155,6 +156,23 @@ def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str,
             "newer version."
         )
     return {name: checked(keys[name], value) for name, value in section.items()}
+
+
+class ReadKeys:
+    """A dataclass of the keys of ``[architecture]``."""
+
+    __slots__ = ()
+
+    @classmethod
+    def read(cls, section: Mapping[str, Any]) -> Self:
+        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
+        return cls(**checked_section(cls, section))
+
+
+def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of keys
+    """Return every field of an architecture, tuples as lists, as a card holds it."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
 def nearest(name: str, known: Collection[str]) -> str:

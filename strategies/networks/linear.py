@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import torch
 from msgspec import Meta
@@ -38,7 +38,6 @@ from tracepaper.strategies.networks.architecture import (
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.keys import checked_section
 
 _FEATURE_MAPS: Final = ("elu", "random")
 _MASKS: Final = {"full": Mask.full(), "causal": Mask.causal()}
@@ -47,7 +46,7 @@ _DIRECTIONS: Final = "directions_{depth}"
 
 
 @dataclass(frozen=True, slots=True)
-class LinearConfig:
+class LinearConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``seed`` draws the random features: it belongs to the function that was learned.
@@ -103,11 +102,6 @@ class LinearConfig:
     def trunk(self) -> FlashConfig:
         """Return all of it but the attention; raise ``ConfigInvalid`` where it cannot be."""
         return FlashConfig(**{name: v for name, v in asdict(self).items() if name not in _OWN})
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> LinearConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        return cls(**checked_section(cls, section))
 
 
 class LinearNetwork(Network):

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import torch
 from msgspec import Meta
@@ -33,13 +33,13 @@ from tracepaper.strategies.networks.architecture import (
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_columns, clock_of
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.keys import WINDOW_MAX, checked_section
+from tracepaper.strategies.networks.keys import WINDOW_MAX
 
 _TOKENS_MAX: Final = 8_192
 
 
 @dataclass(frozen=True, slots=True)
-class MultiscaleConfig:
+class MultiscaleConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``frames`` says how many bars make one of each timeframe, ``tokens`` how many closed ones of
@@ -137,11 +137,6 @@ class MultiscaleConfig:
             allocation=self.allocation,
             quantiles=self.quantiles,
         )
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> MultiscaleConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        return cls(**checked_section(cls, section))
 
 
 class FrameTokens(NamedTuple):

@@ -33,7 +33,7 @@ from tracepaper.strategies.networks.architecture import (
     WatchedBlocks,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.keys import checked_section, nearest
+from tracepaper.strategies.networks.keys import nearest
 
 _VECTORS: Final = "vectors"
 MODALITIES: Final[dict[str, tuple[str, ...]]] = {
@@ -48,7 +48,7 @@ _UNUSED: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
-class TradingConfig:
+class TradingConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``columns`` gives each feature's place in ``modalities``, -1 where it is not used; the names of
@@ -156,11 +156,6 @@ class TradingConfig:
             allocation=self.allocation,
             quantiles=self.quantiles,
         )
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> TradingConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        return cls(**checked_section(cls, section))
 
 
 def modality_of(column: str) -> str:

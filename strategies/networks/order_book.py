@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import torch
 from msgspec import Meta
@@ -27,7 +27,6 @@ from tracepaper.strategies.attention.rollout import carry_rows
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.encodings import rotate, turns
-from tracepaper.strategies.networks.keys import checked_section
 from tracepaper.strategies.order_book import COLUMNS, LEVELS_MAX, SIDES
 
 MOVES: Final = ("down", "flat", "up")
@@ -37,7 +36,7 @@ _TOKENS_AT_ONCE: Final = 8_192
 
 
 @dataclass(frozen=True, slots=True)
-class OrderBookConfig:
+class OrderBookConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``window`` and ``horizons`` count books, ``levels`` those of a side.
@@ -79,11 +78,6 @@ class OrderBookConfig:
     def tokens(self) -> int:
         """Tokens of one book."""
         return len(SIDES) * self.levels
-
-    @classmethod
-    def read(cls, section: dict[str, Any]) -> OrderBookConfig:
-        """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
-        return cls(**checked_section(cls, section))
 
 
 class OrderBookAttribution(NamedTuple):

@@ -116,6 +116,7 @@ from tracepaper.strategies.networks.cross_asset import (
     portfolio_loss,
     relative_loss,
 )
+from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import MINUTE_MS
@@ -160,7 +161,7 @@ class CrossAssetEstimator(CandleEstimator):
 
     def listed(self, keys: CrossAssetConfig) -> dict[str, Any]:
         """Return ``[architecture]`` of a recipe: without what the candles and the kind say."""
-        found = keys.listed()
+        found = listed(keys)
         del found["symbols"], found["allocation"]
         return found
 
@@ -208,7 +209,7 @@ class CrossAssetEstimator(CandleEstimator):
             recipe.options,
         )
         policy = policy_of(network, recipe.options)
-        facts = fit_facts(data, recipe.schema_id, self.kind.name, config.listed())
+        facts = fit_facts(data, recipe.schema_id, self.kind.name, listed(config))
         fit = Fit(
             learnt,
             policy._replace(patience=recipe.options.patience),
@@ -237,7 +238,7 @@ class CrossAssetEstimator(CandleEstimator):
             "command": command(data.sources),
         }
         card = candle_card(
-            data, recipe, run, architecture=config.listed(), training=training, calibration={}
+            data, recipe, run, architecture=listed(config), training=training, calibration={}
         )
         return CrossAssetModel(card, fit.best, fit.progress.stopped)
 

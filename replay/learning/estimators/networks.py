@@ -55,7 +55,7 @@ from tracepaper.replay.learning.evaluation.gates import (
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.fit import device_called, heads_fit
 from tracepaper.replay.learning.losses import titles
-from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, listed
+from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command
 from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import paired_figures
@@ -64,6 +64,7 @@ from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import build, restore
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.units import MINUTE_MS
 
 EXPLAINED_BARS: Final = 120_000

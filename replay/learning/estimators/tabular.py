@@ -48,7 +48,7 @@ from tracepaper.replay.learning.evaluation.user_class import (
     figures_of,
     selective_of,
 )
-from tracepaper.replay.learning.recipe import Recipe, command, listed
+from tracepaper.replay.learning.recipe import Recipe, command
 from tracepaper.replay.learning.samples import VARIANCE_FLOOR, Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
@@ -129,7 +129,7 @@ class RowEstimator(CandleEstimator):
             data,
             recipe,
             run,
-            architecture={**listed(recipe.architecture), "horizons": list(data.horizons)},
+            architecture={**keys.listed(recipe.architecture), "horizons": list(data.horizons)},
             training=training,
             calibration={},
         )

@@ -29,6 +29,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
+from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar, Category
 
@@ -55,7 +56,7 @@ def written(folder: Path, kind: str) -> Path:
     measured = ("confidence", "collapsed", "shift", "recent_mass")
     card = {
         "model": {"kind": kind, "name": kind},
-        "architecture": config.listed(),
+        "architecture": listed(config),
         "features": {"schema_id": known.schema_id},
         "market": {"interval": "1"},
         "calibration": {

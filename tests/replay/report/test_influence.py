@@ -33,6 +33,7 @@ from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
+from tracepaper.strategies.networks.keys import listed
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 BARS = 620
@@ -92,7 +93,7 @@ def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
     plant(weights)
     card = {
         "model": {"kind": "crossasset", "name": "planted"},
-        "architecture": config.listed(),
+        "architecture": listed(config),
         "features": {"schema_id": "v1"},
         "market": {"interval": "1"},
         "calibration": {"horizon": 5, "quantiles": _quantiles()},

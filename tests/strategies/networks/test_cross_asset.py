@@ -25,6 +25,7 @@ from tracepaper.strategies.networks.cross_asset import (
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, Projected
+from tracepaper.strategies.networks.keys import listed
 
 SYMBOLS = ("AUSDT", "BUSDT", "CUSDT", "DUSDT")
 FEATURES, TIME = 5, 11
@@ -261,7 +262,7 @@ def test_a_symbol_without_an_embedding_is_named() -> None:
 
 def test_a_card_gives_the_architecture_back() -> None:
     config = made(allocation=True).config
-    assert CrossAssetConfig.read(config.listed()) == config
+    assert CrossAssetConfig.read(listed(config)) == config
     with pytest.raises(ConfigInvalid, match="list of symbols"):
         CrossAssetConfig.read({"symbols": "AUSDT"})
     with pytest.raises(ConfigInvalid, match="choose factorised or joint"):
