@@ -78,7 +78,6 @@ def _read(paths: Sequence[str], calendar: str | None) -> list[Candles]:
 
 
 def _makes(part: Candles, intervals: Sequence[int]) -> bool:
-    """Return whether bars of *part* make bars of one of *intervals*."""
     return any(interval_ms % part.interval_ms == 0 for interval_ms in intervals)
 
 

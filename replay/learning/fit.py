@@ -28,7 +28,6 @@ from tracepaper.replay.learning.losses import (
     LOSSES,
     Constants,
     TaskWeights,
-    as_float32,
     averaged,
     confidence_loss,
     constants,
@@ -486,7 +485,7 @@ class HeadLosses(Objective[Batch]):
                 outputs = self.network(rows, positions)
         outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
         each = elementwise(
-            as_float32(outputs),
+            outputs.map(Tensor.float),
             {name: label.to(device) for name, label in batch.labels.items()},
             weights > 0,
             self._levels,
@@ -499,7 +498,6 @@ class HeadLosses(Objective[Batch]):
 
     @property
     def _is_half(self) -> bool:
-        """Whether products are taken in bfloat16."""
         if self._options.precision == "auto":
             return self._device.type == "cuda"
         return self._options.precision == "bfloat16"

@@ -219,6 +219,7 @@ def elementwise(
 ) -> Tensor:
     """Return [task, batch, time, horizon] losses; labels [batch, time, horizon, ..] are as *used*.
 
+    *outputs* are in float32, in which losses are computed.
     *levels* are those of the quantiles. Where *used* is false a label may hold anything, and its
     losses mean nothing.
     """
@@ -240,11 +241,6 @@ def _of_task(each: Loss, outputs: Outputs, known: Labelled, levels: Sequence[flo
         if further.to == each.name and (said := getattr(outputs, head)) is not None:
             total = total + further.of(said, known)
     return total
-
-
-def as_float32(outputs: Outputs) -> Outputs:
-    """Return *outputs* in float32, in which the losses are computed."""
-    return outputs.map(Tensor.float)
 
 
 def averaged(each: Tensor, weights: Tensor, total: Tensor | None = None) -> Tensor:

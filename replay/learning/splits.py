@@ -112,11 +112,8 @@ class Segment:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def columns_of(candles: Candles) -> Columns:
@@ -160,7 +157,6 @@ def segments_of(
 def _features(
     candles: Candles, columns: Columns, schema: FeatureSchema, cache: ArrayCache
 ) -> dict[str, NDArray[Any]]:
-    """Return ``values`` and ``sigma`` of every bar."""
     wanted = {
         "values": Shaped((len(columns), len(schema.names)), "<f4"),
         "sigma": Shaped((len(columns),), "<f8"),

@@ -139,13 +139,6 @@ def qlike_of(forecast: Array, variance: Array) -> Array:
     return loss
 
 
-def interval_coverage(
-    location: Array, scale: Array, dof: Array, value: Array, days: NDArray[np.int64]
-) -> DailyEstimate:
-    """Return how often *value* lay in the Student t's central 90 % interval."""
-    return mean(inside(location, scale, dof, value, COVERAGE), days)
-
-
 def inside(location: Array, scale: Array, dof: Array, value: Array, share: float) -> Array:
     """Return 1 where *value* lay in the Student t's central interval of that *share*, else 0."""
     half = stats.t.ppf(0.5 + share / 2, dof) * scale
@@ -215,7 +208,8 @@ def macro_f1(
 # --- selective prediction
 
 COVERAGES: Final = (0.5, 0.2, 0.1, 0.05)
-_AREA_COVERAGES: Final = np.linspace(0.05, 1.0, 20)
+RISK_COVERAGES: Final = np.linspace(0.05, 1.0, 20)
+"""Of the risk–coverage curve."""
 
 
 def gained(hit: Array, measure: Array, coverage: float, days: NDArray[np.int64]) -> DailyEstimate:
@@ -241,7 +235,7 @@ def area(hit: Array, measure: Array) -> float:
     risk = 1.0 - hit
     order = np.argsort(-measure, kind="stable")
     cumulative = np.cumsum(risk[order])
-    counts = np.maximum((_AREA_COVERAGES * len(hit)).astype(np.int64), 1)
+    counts = np.maximum((RISK_COVERAGES * len(hit)).astype(np.int64), 1)
     return float((cumulative[counts - 1] / counts - risk.mean()).mean())
 
 
@@ -406,8 +400,6 @@ def paired_figures(
 # --- selective prediction, by risk
 
 
-RISK_COVERAGES: Final = np.linspace(0.05, 1.0, 20)
-"""Of the risk–coverage curve."""
 _SEED: Final = 20_170_817  # of ties
 
 

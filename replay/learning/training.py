@@ -247,7 +247,6 @@ def described(material: Dataset) -> dict[str, Any]:
 
 
 def _interval(material: Dataset, interval_ms: int) -> dict[str, Any]:
-    """Return the bars of one interval."""
     every = (*material.segments, *material.others)
     segments = [segment for segment in every if segment.interval_ms == interval_ms]
     return {
@@ -277,7 +276,6 @@ def _part(material: Dataset, part: Part) -> dict[str, Any]:
 
 
 def _horizon(samples: list[Samples], column: int, horizon_ms: int) -> dict[str, Any]:
-    """Return how much is labelled at one horizon."""
     labelled = [one.weights[:, column] > 0 for one in samples]
     days = [
         one.segment.open_time_ms[known] // DAY_MS

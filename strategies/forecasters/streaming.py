@@ -343,7 +343,6 @@ class StreamingForecaster:
         return self._instruments[instrument]
 
     def _own(self, rows: Rows) -> Rows:
-        """Return the columns of the model's own schema."""
         return rows[:, : len(self.model.schema.names)]
 
     def _chunks(
@@ -418,7 +417,6 @@ class StreamingForecaster:
 
 
 def _positions(bars: Sequence[Bar]) -> Ids:
-    """Return the absolute number of each bar."""
     return np.array([bar.open_time_ms // bar.interval_ms for bar in bars], dtype=np.int64)
 
 

@@ -512,7 +512,6 @@ def _of_rows(
 def _of_members(
     card: Mapping[str, Any], tensors: Mapping[str, Tensor], options: RunOptions
 ) -> EnsembleForecaster:
-    """Return the forecaster of both halves, each built of its own part of card and tensors."""
     choose_backend(card, options.backend, device=options.device)
     cards = [part_of(card, half) for half in HALVES]
     answer_rows = [kind is not None and kind.rows is not None for kind in map(known_kind, cards)]

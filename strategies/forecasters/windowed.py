@@ -371,7 +371,6 @@ class WindowedForecaster:
         attribute_last_bar(self._network, rows, positions, self.way)
 
     def _see(self, window: FeatureWindow) -> _Seen:
-        """Return what the network says of the window's last bar."""
         look = self._look(window)
         positions = window.rows.view()[:, -1].astype(np.int64)
         return _Seen(

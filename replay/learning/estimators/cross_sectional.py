@@ -86,7 +86,7 @@ from tracepaper.replay.learning.fit import (
     loss_shares,
     policy_of,
 )
-from tracepaper.replay.learning.losses import as_float32, averaged, elementwise, titles
+from tracepaper.replay.learning.losses import averaged, elementwise, titles
 from tracepaper.replay.learning.panel import (
     CrossPredictions,
     Ids,
@@ -562,7 +562,7 @@ class CrossSection(Objective[PanelBatch]):
         assets = batch.relative.shape[1]
         weights = batch.weights.repeat_interleave(assets, dim=0)  # [batch * asset, row, horizon]
         each = elementwise(
-            as_float32(said.each.map(lambda part: part.flatten(0, 1))),
+            said.each.map(lambda part: part.flatten(0, 1).float()),
             {name: label.flatten(0, 1) for name, label in batch.labels.items()},
             weights > 0,
         )

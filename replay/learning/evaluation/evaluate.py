@@ -246,14 +246,6 @@ def _values_at(wanted: NDArray[np.int64], keys: NDArray[np.int64], values: Array
 Risk = Callable[[HorizonForecasts], Array]
 
 
-def sign_risk(forecasts: HorizonForecasts, mean: Array | None = None) -> Array:
-    """Return 1 where the sign of *mean* was wrong, 0 where right, a half where either is 0.
-
-    *mean* is the model's own by default.
-    """
-    return figures.sign_risk(forecasts.mean if mean is None else mean, forecasts.value)
-
-
 def qlike_rank(forecasts: HorizonForecasts) -> Array:
     """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
     loss = figures.qlike_of(forecasts.variances[OWN], forecasts.variance)
@@ -271,7 +263,9 @@ def interval_miss(forecasts: HorizonForecasts) -> Array:
 
 
 RISKS: Final[Mapping[str, tuple[str, frozenset[str], Risk]]] = {
-    "sign": ("sign wrong", frozenset({"mean_return"}), sign_risk),
+    "sign": (
+        "sign wrong", frozenset({"mean_return"}), lambda one: figures.sign_risk(one.mean, one.value)
+    ),
     "qlike_rank": ("volatility error (rank)", frozenset({"volatility"}), qlike_rank),
     "interval_miss": (
         "90 % interval missed", frozenset({"mean_return", "stdev_return"}), interval_miss

@@ -273,7 +273,6 @@ def _baseline_rows(
     column: int,
     horizon: int,
 ) -> dict[str, NDArray[Any]]:
-    """Return labels and baselines of *rows* for one horizon."""
     segment, labels = samples.segment, samples.labels
     past = past_variances(segment)[:, rows]
     answers = {
@@ -297,6 +296,7 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
     """Return one horizon's figures, each as [value, standard error over days]."""
     days, value = found.days, found.value
     probability = figures.probabilities(found.logits, temperature)
+    hit = figures.inside(found.mean, found.scale, found.dof, value, figures.COVERAGE)
     assert (found.classes != NO_LABEL).all()
     return {
         "bars": len(value),
@@ -320,9 +320,7 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
             name: _explained(forecast, found.variance, days).rounded()
             for name, forecast in found.variances.items()
         },
-        "coverage_90": figures.interval_coverage(
-            found.mean, found.scale, found.dof, value, days
-        ).rounded(),
+        "coverage_90": figures.mean(hit, days).rounded(),
         "direction": {
             "accuracy": figures.mean(
                 (probability.argmax(1) == found.classes).astype(np.float64), days

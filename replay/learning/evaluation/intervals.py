@@ -237,7 +237,6 @@ def _summary(
 
 
 def _by_day(covered: dict[str, Array], days: Ids) -> Table:
-    """Return the coverage of every interval on each day."""
     daily = {name: _daily(hit, days).round(4).tolist() for name, hit in covered.items()}
     each, counts = np.unique(days, return_counts=True)
     rows: list[dict[str, Value]] = [
@@ -252,7 +251,6 @@ def _by_day(covered: dict[str, Array], days: Ids) -> Table:
 
 
 def _daily(hit: Array, days: Ids) -> Array:
-    """Return the mean of each day."""
     _, day = np.unique(days, return_inverse=True)
     found: Array = np.bincount(day, hit) / np.bincount(day)
     return found

@@ -272,7 +272,6 @@ def _judged(
     found: CandidateJudgement,
     say: Say,
 ) -> CandidateJudgement:
-    """Return the judgement of the checkpoint in *folder* beside the running one."""
     config = restore(run.config)
     made, horizon = checkpoints.load(folder), config.gate.horizon
     found = msgspec.structs.replace(

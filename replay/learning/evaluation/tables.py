@@ -323,7 +323,6 @@ def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
 
 @shown("gates")
 def _gates(judgement: SpanJudgement) -> Iterable[Table]:
-    """Return the accuracy gained on the surest bars."""
     selective = judgement.judged.figures.get("gates", {}).get("selective", {})
     columns = [
         of_row("gate", "gate", "text"),
@@ -493,7 +492,6 @@ _TRADE_FIGURES: Final[tuple[Figure[_Trade], ...]] = (
 
 @across("spans")
 def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
-    """Return what was judged, and how many recipes opened it."""
     symbols: Figure[JudgedSpan] = Figure(
         "symbols", "symbols", "text", lambda one: ", ".join(one.symbols), wide=True
     )

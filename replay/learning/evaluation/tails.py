@@ -226,5 +226,4 @@ def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> flo
 
 
 def _likelihood(breaches: int, count: int, share: float) -> float:
-    """Return the log likelihood of *breaches* of *count* at a *share*."""
     return float(special.xlogy(breaches, share) + special.xlogy(count - breaches, 1.0 - share))

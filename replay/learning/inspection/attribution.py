@@ -252,7 +252,6 @@ def _agreements(
 def _added(
     trained: TrainedRows, own: Mapping[str, Sequence[Array]], decisions: Sequence[DecidedBar]
 ) -> Table:
-    """Return the mean size of each feature's exact contribution."""
     days = days_of(decisions)
     sizes = {target: np.abs(np.stack(each)) for target, each in own.items()}
     order = np.argsort(-sizes[TARGETS[0]].mean(axis=0), kind="stable").tolist()
