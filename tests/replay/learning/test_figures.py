@@ -59,7 +59,8 @@ def test_qlike_is_least_for_the_variance_itself() -> None:
 def test_coverage_of_the_right_distribution_is_ninety_percent() -> None:
     value = RNG.standard_t(4, ROWS) * 2.0 + 1.0
     ones = np.ones(ROWS)
-    found = figures.interval_coverage(ones, 2 * ones, 4 * ones, value, DAYS)
+    hit = figures.inside(ones, 2 * ones, 4 * ones, value, figures.COVERAGE)
+    found = figures.mean(hit, DAYS)
     assert found.value == pytest.approx(0.9, abs=4 * found.error)
 
 
