@@ -398,6 +398,7 @@ def extra_kib(fusion: str, backend: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_no_matrix_is_ever_stored_but_by_the_reference() -> None:
     shape = Shape(layers=2, heads=2, dim=32)
     matrix_kib = 6_000**2 * 4 // 1_024  # of one layer and one head

@@ -140,6 +140,7 @@ def test_holes_in_time_leave_empty_buckets_and_older_mass(holes: list[int], wind
     np.testing.assert_allclose(chunked[2], wanted, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_ring_equals_one_batched_pass_over_five_thousand_bars() -> None:
     """Far past every wrap-around of rings that hold some hundreds."""
     net = models.network()

@@ -90,6 +90,7 @@ def test_instruments_of_different_ages_are_stepped_as_if_alone(encoding: str) ->
     assert together.attended_pairs == alone.attended_pairs
 
 
+@pytest.mark.slow
 def test_rings_that_wrap_around_together_keep_their_windows() -> None:
     """A ring moves its rows to its front after 512 bars; here each does so."""
     ages = {name: 640 + 60 * seed for seed, name in enumerate(NAMES[:2])}
