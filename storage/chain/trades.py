@@ -20,7 +20,7 @@ from msgspec import Struct
 from tracepaper.storage.chain.links import ChainProblem
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.record.rows import sequence_of
-from tracepaper.strategies.types.decisions import FillModel, LedgerKind, Liquidity
+from tracepaper.strategies.types.decisions import FillModel, LedgerKind, Liquidity, OrderKind
 from tracepaper.strategies.types.market import Category, Side
 from tracepaper.strategies.units import (
     BASE_FEES,
@@ -63,11 +63,13 @@ _SUMS: Final = (
 
 
 _ORDER: Final = "SELECT step FROM orders WHERE step BETWEEN ? AND ? AND status <> 'REJECTED' AND "
+_PRICES_OF_KINDS: Final = ", ".join(
+    f"('{kind}', {kind.has_price:d}, {kind.has_trigger:d})" for kind in OrderKind
+)
 _CONTRADICTIONS: Final = (
     (
-        _ORDER + "coalesce(kind, 'MARKET') <> CASE "
-        "WHEN price IS NULL THEN iif(trigger IS NULL, 'MARKET', 'STOP') "
-        "ELSE iif(trigger IS NULL, 'LIMIT', 'STOP_LIMIT') END ORDER BY step LIMIT 1",
+        _ORDER + f"(coalesce(kind, 'MARKET'), price IS NOT NULL, trigger IS NOT NULL) NOT IN "
+        f"(VALUES {_PRICES_OF_KINDS}) ORDER BY step LIMIT 1",
         "the kind of an order is not that of its prices",
         "orders",
     ),
