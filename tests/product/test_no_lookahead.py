@@ -62,6 +62,8 @@ def corrupted(history: list[Bar], cut: int) -> list[Bar]:
     ]
 
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = [
     {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
     {"name": "sma_cross", "fast": 2, "slow": 30},

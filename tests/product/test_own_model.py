@@ -33,6 +33,8 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import ModelChange
 
+pytestmark = pytest.mark.slow
+
 SAMPLE: Final = str(ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz")
 EXAMPLES: Final = ROOT / "strategies" / "examples"
 TREE: Final = (EXAMPLES / "boosted_tree.toml").read_text("utf-8") + '[gate]\nedge = "0.2"\n'

@@ -21,6 +21,8 @@ from waiting import deadline_s
 
 from tracepaper.replay.samples import DEMO_CANDLES
 
+pytestmark = pytest.mark.slow
+
 BARS: Final = 120
 SPEED: Final = "900"
 """Slow enough for a slow machine: a bar that is decided late does not count."""

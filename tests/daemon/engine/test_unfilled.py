@@ -55,10 +55,10 @@ def test_no_bar_of_ten_thousand_examples_is_without_its_reason() -> None:
 def _done_once_refused(honest: Callable[..., Sent]) -> Callable[..., Sent]:
     """Return the broker's submit as it once was: a target that was refused is not tried again."""
 
-    def submit(self: RestingOrders, target: int, held: int, **given: Any) -> Sent:
+    def submit(self: RestingOrders, target: int, *given: Any, **named: Any) -> Sent:
         if getattr(self, "gave_up", None) == target:
             return UNCHANGED
-        sent = honest(self, target, held, **given)
+        sent = honest(self, target, *given, **named)
         self.gave_up = target if sent.refusal else None  # type: ignore[attr-defined]
         return sent
 
