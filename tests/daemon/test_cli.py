@@ -239,6 +239,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert "doctor" in done.stdout
 
 
+@pytest.mark.slow
 def test_loading_a_model_imports_no_compiler() -> None:
     done = python(
         "import sys\n"
@@ -296,6 +297,7 @@ def test_json_is_one_document_without_numbers_that_json_lacks(
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, "x"]}
 
 
+@pytest.mark.slow
 def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
     candles = Path(__file__).parent.parent / "data/candles/binance_um_SOLUSDT_1m_2025-05.csv.gz"
     done = python(

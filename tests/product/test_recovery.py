@@ -37,6 +37,8 @@ from tracepaper.strategies.types.market import (
     RunKind,
 )
 
+pytestmark = pytest.mark.slow
+
 CALIBRATION = Calibration(
     {
         name: tuple(index / 100 for index in range(1, 100))

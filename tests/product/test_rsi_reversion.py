@@ -29,6 +29,8 @@ from tracepaper.replay.report.report import build_report
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 OPTIONS = {"bars": 3, "low": 40, "high": 60, "stop": 0.03, "losses": 2, "pause": 6}
 BARS = 200

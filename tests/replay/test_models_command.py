@@ -123,6 +123,7 @@ def test_a_checkpoint_without_a_network_or_too_few_bars_is_one_sentence(
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_network_is_exported_and_answers_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

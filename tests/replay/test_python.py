@@ -134,6 +134,7 @@ def test_the_page_is_written(made: Backtest, tmp_path: Path) -> None:
     assert made.run_id in (tmp_path / "run.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_chart_is_that_of_the_command(made: Backtest, tmp_path: Path) -> None:
     of_call, of_command = tmp_path / "call.svg", tmp_path / "command.svg"
     assert "closed trades" in made.report(chart=of_call, last=300).text.lower()
@@ -339,6 +340,7 @@ for of in (Typed, made(text)):
 """
 
 
+@pytest.mark.slow
 def test_a_typed_class_runs_here_and_is_refused_elsewhere(candles: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TYPED.replace("CANDLES", repr(str(candles)))],

@@ -244,6 +244,7 @@ def test_a_stored_configuration_that_is_damaged_is_refused() -> None:
         restore("[]")
 
 
+@pytest.mark.slow
 @given(st.decimals(min_value="0.0000000001", max_value=461_168_601, places=10))
 def test_an_amount_survives_the_canonical_text(amount: Decimal) -> None:
     config = load(None, {"account": {"cash": str(amount)}})

@@ -130,6 +130,7 @@ async def test_without_the_key_the_configured_model_decides_again(planted: Plant
 # ---------------------------------------------------------------- what is not promoted
 
 
+@pytest.mark.slow
 async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
     planted: Planted,
 ) -> None:

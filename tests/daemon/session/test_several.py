@@ -102,6 +102,7 @@ class Pairs(Strategy):
         return Signal(Action.FLAT, "as they say")
 
 
+@pytest.mark.slow
 async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
     tmp_path: Path,
 ) -> None:

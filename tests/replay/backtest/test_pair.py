@@ -28,6 +28,8 @@ from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import prune
 
+pytestmark = pytest.mark.slow
+
 CLOSES = 15_000
 
 
@@ -60,7 +62,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_a_pair_trades_thirty_thousand_bars_and_verify_says_yes(whole: Path) -> None:
     assert check(whole) == 2 * CLOSES
     sides = [sides.split() for _, sides in rows(whole, OPENED)]

@@ -32,6 +32,8 @@ from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import prune
 
+pytestmark = pytest.mark.slow
+
 COUNTING = """
 from msgspec import Struct
 from tracepaper.strategies.examples.pair import Pair

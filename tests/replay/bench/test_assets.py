@@ -7,6 +7,8 @@ import pytest
 from tracepaper.replay.bench.networks import REACH_BYTES, measure_assets
 from tracepaper.strategies.errors import ConfigInvalid
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_small_one_is_measured_and_explained() -> None:
     found = measure_assets(3, 64)

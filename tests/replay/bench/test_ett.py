@@ -15,6 +15,8 @@ from tracepaper.replay.bench.networks import NETWORKS, measure_ett
 from tracepaper.replay.commands.bench import app
 from tracepaper.strategies.errors import ConfigInvalid
 
+pytestmark = pytest.mark.slow
+
 ROWS = 2_400
 STEP = timedelta(hours=6)
 

@@ -46,6 +46,8 @@ from tracepaper.storage.maintenance import Pruning
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3_600_000
 HOURS = 240
 KINDS: dict[str, dict[str, Any]] = {

@@ -226,6 +226,7 @@ def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
     assert not believed(path, modelled)
 
 
+@pytest.mark.slow
 def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> None:
     run = explained_runs.replayed(tmp_path, mode="step")
     where = "WHERE step = (SELECT max(step) FROM answers)"
@@ -309,6 +310,7 @@ def test_a_running_hash_that_lies_is_found(plain: Path, tmp_path: Path) -> None:
     assert not audited(path)
 
 
+@pytest.mark.slow
 def test_rows_of_a_model_that_were_moved_are_found(modelled: Path, tmp_path: Path) -> None:
     for column in sorted(KEYS):
         if column.split(".")[0] in OF_A_MODEL:

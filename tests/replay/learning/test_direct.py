@@ -237,6 +237,7 @@ def ignore(_: Epoch) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINIES)
 def test_every_network_learns_from_training_alone(name: str) -> None:
     """A test part that was changed moves no answer to what came before it, in any bit."""
@@ -260,6 +261,7 @@ def honest() -> dict[str, DirectModel]:
 BASELINES: dict[str, Callable[[Task], DirectModel]] = {"ridge": ridge, "tree": tree}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BASELINES)
 def test_the_baselines_learn_from_training_alone(name: str, honest: dict[str, DirectModel]) -> None:
     made = task()

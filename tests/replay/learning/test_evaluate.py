@@ -161,6 +161,7 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(
     assert told.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +193,7 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
             refit(network.card, material, text, say=quiet)
 
 
+@pytest.mark.slow
 def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path
 ) -> None:

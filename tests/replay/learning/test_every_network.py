@@ -28,6 +28,8 @@ from tracepaper.strategies.networks.architecture import network_kinds
 from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
 from tracepaper.strategies.types.decisions import Forecast
 
+pytestmark = pytest.mark.slow
+
 DAYS = 6
 BARS = 2 * WINDOW + schema("v1").lookback + 20
 
@@ -251,7 +253,6 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
     assert any(line.startswith("Correlations to ") for line in span["sentences"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "trading"])
 def test_no_future_moves_a_network_that_was_trained(
     name: str, trained: Callable[[str], Path], tmp_path: Path

@@ -45,6 +45,8 @@ from tracepaper.strategies.networks.architecture import (
 )
 from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
 
+pytestmark = pytest.mark.slow
+
 torch.set_num_threads(1)
 HEADS = frozenset({"tails", "drawdown", "regimes", "path"})
 HORIZONS = (5, 30)
@@ -264,7 +266,6 @@ def wild(one: AuxiliaryForecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     return np.asarray(np.sin(2 * np.pi * minute / 60) > 0)
 
 
-@pytest.mark.slow
 def test_the_tails_follow_a_planted_volatility(judged: AuxiliaryForecasts) -> None:
     tails, is_wild = judged.said["tails"], wild(judged)
     five = tails[:, 0, 1, 0]

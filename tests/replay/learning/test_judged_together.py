@@ -57,6 +57,8 @@ from tracepaper.strategies.forecasters.cross_asset import TogetherModel
 from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
 
+pytestmark = pytest.mark.slow
+
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 6
 DAY_MS = DAY_BARS * 60_000
@@ -165,7 +167,6 @@ def given(paths: Sequence[str]) -> list[str]:
     return [word for path in paths for word in ("--data", path)]
 
 
-@pytest.mark.slow
 def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
     models: dict[str, Path],
     paths: list[str],
@@ -359,7 +360,6 @@ class CutOffError(Exception):
     pass
 
 
-@pytest.mark.slow
 def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(
     aligned: Dataset, tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     assert 0.02 < float(np.mean(np.array(seen) >= threshold)) < 0.98
 
 
+@pytest.mark.slow
 def test_an_unfinished_training_is_taken_up(
     made: Checkpoint, folder: Path, paths: list[str]
 ) -> None:

@@ -34,6 +34,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
 from tracepaper.strategies.types.market import Bar
 
+pytestmark = pytest.mark.slow
+
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 4
 BARS = 640
@@ -148,7 +150,6 @@ def held_at(path: Path, open_ms: int) -> set[str]:
     return {text for (text,) in rows(path, f"{query}{open_ms}")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
@@ -275,7 +276,6 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     assert after.startswith("BBBUSDT lacks one of the last ")
 
 
-@pytest.mark.slow
 def test_killed_it_goes_on_as_if_it_had_not_been(
     trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,7 +312,6 @@ def test_killed_it_goes_on_as_if_it_had_not_been(
     assert rows(cut, query) == rows(through, query)
 
 
-@pytest.mark.slow
 def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
     with FreshProcesses() as fresh:
         found = lookahead(

@@ -155,6 +155,7 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
     assert found.final_median == pytest.approx(equity)
 
 
+@pytest.mark.slow
 def test_an_account_without_positions_has_no_random_twin(attention_report: Report) -> None:
     record = attention_report.record
     assert not any(held.any() for held in record.account.held.values())

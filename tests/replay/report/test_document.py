@@ -231,6 +231,7 @@ def test_what_needs_every_bar_is_refused_by_name_and_never_wrong(
     assert all(known.get(time, 1_000_000.0) == equity for time, equity in shown.items())
 
 
+@pytest.mark.slow
 def test_a_twin_s_fills_are_kept_among_the_acting_steps(
     attention_report: Report, tmp_path: Path
 ) -> None:

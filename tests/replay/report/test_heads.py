@@ -34,6 +34,8 @@ from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
 from tracepaper.strategies.networks.multimodal import TradingConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def heads(attention_report: Report) -> HeadReport:
@@ -143,7 +145,6 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
     assert not heads.half
 
 
-@pytest.mark.slow
 def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     further: tuple[Path, HeadReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

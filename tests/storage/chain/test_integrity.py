@@ -298,6 +298,7 @@ def dump(path: Path) -> list[str] | None:
         return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bit", "byte", "bytes"])
 def test_no_damage_that_changes_what_can_be_read_is_passed(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "run.db"

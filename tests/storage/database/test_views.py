@@ -267,6 +267,7 @@ def test_explanations_sum_to_one_and_cover_time_without_a_hole(
         assert rows[0]["from_open_time_ms"] % (64 * step.event.interval_ms) == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     weights=st.lists(

@@ -76,6 +76,7 @@ def test_rows_give_back_the_very_step(steps: list[Step]) -> None:
     assert through_rows(steps) == steps
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(drawn=st.lists(cases.steps, min_size=1, max_size=5).map(cases.renumbered))
 def test_a_real_file_gives_back_the_very_steps(

@@ -168,6 +168,7 @@ def look(network: FlashNetwork, x: Tensor) -> ExplainedOutputs:
     return network.look(x, torch.arange(x.shape[1]))
 
 
+@pytest.mark.slow
 def test_a_network_of_blocks_looks_back_alone_and_explains_what_it_attended_with() -> None:
     network = models.network(CONFIG).double().eval()
     x = torch.randn(1, 41, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -57,6 +57,7 @@ def test_buckets_equal_the_stored_matrices(
     made.hold(result.weights, wanted, ratio=ratio)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     cases(longest=90),

@@ -85,6 +85,7 @@ print((kib("VmHWM") - before) * 1024)
 """
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_rollout_is_near_what_a_process_takes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],

@@ -124,6 +124,7 @@ def test_a_gated_network_and_its_clocks_stream_as_the_matrices_say(portions: lis
     np.testing.assert_allclose(rollout, wanted_rollout, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(
     holes=st.lists(st.sampled_from([1, 1, 1, 1, 2, 70, 400, 20_000]), min_size=160, max_size=160),

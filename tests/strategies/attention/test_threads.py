@@ -65,6 +65,7 @@ def read_across() -> list[Tensor]:
     return [*crossed[:1], read.output, rollout_linearly([read.layer], ROWS, Mask.causal()).weights]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MASKS, "linear and cross"])
 def test_results_do_not_depend_on_threads(name: str) -> None:
     wanted: list[Tensor] = []

@@ -101,6 +101,7 @@ def test_rings_that_wrap_around_together_keep_their_windows() -> None:
         assert_equal(together.predict_many(bars), [alone.step(bar) for bar in bars])
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(
     st.lists(
