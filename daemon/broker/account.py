@@ -106,7 +106,7 @@ class BrokerSettings(Struct, frozen=True):
     leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
 
     def costs_for(self, instrument: str) -> ExecutionCosts:
-        """Return what trading *instrument* costs."""
+        """Return the costs of trading *instrument*: its own, or the usual ones."""
         return self.costs_of.get(instrument, self.costs)
 
 

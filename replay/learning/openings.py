@@ -229,7 +229,7 @@ def counted(
 
 
 def spans_table(every: Sequence[JudgedSpan], rows: str, *more: Figure[JudgedSpan]) -> Table:
-    """Return what was judged, by how many *rows*, and how many recipes opened it."""
+    """Return the spans that were judged, with their *rows* and how many recipes opened each."""
     columns: list[Figure[JudgedSpan]] = [
         Figure("span", "span", "text", lambda one: one.span.name),
         Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),

@@ -214,7 +214,7 @@ class _KeptLstm:
 
 @baseline("lstm", of="both", fit=fit_lstm, on_request=True)
 def read_lstm(fitted: Arrays) -> Answer:
-    """Return what answers by the arrays of ``fit_lstm``."""
+    """Return the baseline that forecasts by the arrays of ``fit_lstm``."""
     return _KeptLstm(lstm_of(fitted))
 
 

@@ -230,7 +230,7 @@ class NetworkModel(CandleModel):
 def explained_rows(
     model: CandleModel, data: Dataset, part: Part, bars: int | None
 ) -> ExplainedRows:
-    """Return what a run of *model* would say of *part*, explained by its network.
+    """Return the forecasts of a run of *model* over *part*, explained by its network.
 
     Of so many *bars*; None is as many as can be explained in minutes. The forecaster sees the
     covariates of *data* where it takes some.

@@ -99,7 +99,7 @@ def rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, lis
 
 
 def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
-    """Return what an honest reader must know of the forecasts at the gates' horizon."""
+    """Return the caveats of the forecasts at the gates' horizon, as sentences."""
     main = found[str(horizon)]
     rank, noise = main["relative_rank_ic"]["relative"]
     word = "above" if rank > 2.0 * noise > 0.0 and main["days"] >= FEW_DAYS else "not above"

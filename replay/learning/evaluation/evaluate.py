@@ -48,7 +48,7 @@ OWN: Final = "network"
 
 
 def words(name: str) -> str:
-    """Return what tables call a forecaster, a measure or a figure."""
+    """Return the title of a forecaster, a measure or a figure in tables."""
     return (OF_MODEL if name == OWN else name).replace("_", " ")
 
 

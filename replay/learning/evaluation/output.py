@@ -62,7 +62,7 @@ def books_document(model_id: str, every: Sequence[BookJudgement]) -> dict[str, A
 
 
 def _span(one: JudgedSpan, tables: Sequence[Table], **named: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return what one span says, beside what else is *named* of it."""
+    """Return one span as a document, with the *named* values behind its dates."""
     return {
         "name": one.span.name,
         "from_ms": one.from_ms,

@@ -12,7 +12,7 @@ from tracepaper.strategies.types.decisions import OrderKind
 
 
 def contradiction(kind: str | None, price: int | None, trigger: int | None) -> str | None:
-    """Return what is said of a run with one order, of so much that it needs."""
+    """Return the problem found in a run of one order; its tables hold what the check reads."""
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.executescript(
             "CREATE TABLE runs (run_key, run_id, config);"
