@@ -20,6 +20,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -41,7 +42,7 @@ from tracepaper.replay.dataframes import RunFrames, best_frames, open_run
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
-from tracepaper.replay.report.trades import ClosedTrade, closed_trades
+from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_causes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
@@ -354,6 +355,13 @@ class Backtest:
         if figures["random_beaten"] is not None:
             share = _number(figures["random_beaten"], ".0f", 100.0)
             yield f"beats {share} % of {figures['random_twins']} random twins"
+        if record.every_bar:
+            decided = record.decisions
+            refused, unfilled = (
+                [pair for pair in Counter(column.tolist()).items() if pair[0]]
+                for column in (decided.refused_by, decided.unfilled)
+            )
+            yield from map(str, largest_causes(decided.sequence.size, refused, unfilled))
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:

@@ -19,7 +19,7 @@ from tracepaper.replay.document.terminal import head, show
 from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.trades import by_cause
+from tracepaper.replay.report.trades import by_cause, largest_causes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
@@ -312,6 +312,10 @@ def show_summary(console: Console, summary: Summary) -> None:
         )
     show(console, [Paragraph(warning, "warning") for warning in warnings])
     show(console, summary_tables(summary), blank_lines=False)
+    if summary.every_bar:
+        causes = largest_causes(summary.decisions, summary.refusals, summary.unfilled)
+        # The tables name what needs no remedy.
+        show(console, [Paragraph(f"M{str(of)[1:]}.") for of in causes if of.remedy])
 
 
 def summary_tables(summary: Summary) -> Iterator[Table]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
@@ -17,14 +17,20 @@ from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
 
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
+_CLOSED_BY: Final = "(?:closed by its )?"
+_END: Final = "(?= is |; it enters again |$)"
 _LEVELS: Final = (  # sentences of the engine, whose numbers are cut out
-    (re.compile(rf"^((?:trailing )?stop|target)(?: at| by) {_NUMBER}(?= is |$)"), r"\1"),
-    (re.compile(rf"( x ATR\(1d\)) {_NUMBER}(?= is |$)"), r"\1"),
+    (
+        re.compile(rf"^({_CLOSED_BY}(?:(?:trailing )?stop|target))(?: at| by) {_NUMBER}{_END}"),
+        r"\1",
+    ),
+    (re.compile(rf"( x ATR\(1d\)) {_NUMBER}{_END}"), r"\1"),
     (re.compile(rf"(?<= the close) {_NUMBER}$"), ""),
     (re.compile(rf"^(quantity|price|trigger) {_NUMBER}(?= is )"), r"\1"),
 )
@@ -46,6 +52,62 @@ def by_cause(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
     for reason, count in counts:
         summed[cause(reason)] += count
     return summed.most_common()
+
+
+_REMEDIES: Final = {
+    "enters again after another signal": "signal FLAT or the other side in between, or set "
+    "reenter in the signal or in [exits] (docs/protection.md, E15)",
+    "no volatility yet": "let warmup hold a day of bars and one more (docs/protection.md, E9)",
+    "size below the step": "make the position larger by [sizing]",
+    "notional below": "make the position larger by [sizing]",
+    "quantity below": "make the position larger by [sizing]",
+    "does not cover": "make the position smaller by [sizing]",
+}
+"""By words of an unfilled reason, what lets such a target be ordered."""
+_WORTH_SAYING: Final = 0.01
+"""Share of the bars below which the largest cause is not named."""
+
+
+class LargestCause(NamedTuple):
+    """What most of a run's bars without a position were refused by, or left unfilled for."""
+
+    kind: str  # "refused" or "unfilled"
+    name: str  # the gate, or the reason
+    bars: int
+    decisions: int
+    remedy: str  # what lets such a target be ordered; empty where nothing is known
+
+    def __str__(self) -> str:
+        """Return it as a line: the count first."""
+        share = (
+            f"{self.bars:,} of {self.decisions:,} bars ({100 * self.bars / self.decisions:.1f} %)"
+        )
+        return f"most {self.kind}: {share}, {self.name}" + (f": {self.remedy}" * bool(self.remedy))
+
+
+def largest_causes(
+    decisions: int, refused: Iterable[tuple[str, int]], unfilled: Iterable[tuple[str, int]]
+) -> Iterator[LargestCause]:
+    """Yield what refused most of so many *decisions*, and what left most unfilled.
+
+    *refused* counts them by gate, *unfilled* by reason. What was rare is left out.
+    """
+    for kind, counts in (("refused", refused), ("unfilled", by_cause(unfilled))):
+        name, count = max(counts, key=lambda pair: pair[1], default=("", 0))
+        if count >= max(_WORTH_SAYING * decisions, 1):
+            remedy = _threshold(name) if kind == "refused" else _remedy(name)
+            yield LargestCause(kind, name, count, decisions, remedy)
+
+
+def _threshold(gate: str) -> str:
+    threshold = GATES[gate].threshold
+    if not isinstance(threshold, ThresholdKey):
+        return ""
+    return f"its threshold is [{GATES[gate].section}] {threshold.name}"
+
+
+def _remedy(reason: str) -> str:
+    return next((told for words, told in _REMEDIES.items() if words in reason), "")
 
 
 @dataclass(frozen=True)

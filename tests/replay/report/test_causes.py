@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
 from programs import ROOT
+from rich.console import Console
 
 import tracepaper
 from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy
-from tracepaper.replay.report.terminal import summarise, summary_tables
-from tracepaper.replay.report.trades import by_cause, cause
+from tracepaper.replay.report.terminal import show_summary, summarise, summary_tables
+from tracepaper.replay.report.trades import by_cause, cause, largest_causes
 
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 
@@ -74,3 +76,40 @@ def test_trades_are_grouped_by_what_ended_them(tmp_path: Path) -> None:
         document = run.report().document
     names = [group["trades_of"] for group in document["trade_groups"]]
     assert names == ["all", "long", "short", "left: stop"]
+
+
+class Once(Strategy):
+    """Enters once under a stop, and says LONG ever after."""
+
+    def decide(self, context: BarContext) -> Signal:
+        return Signal(Action.LONG, "always", stop=context.close * 0.999)
+
+
+def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    with tracepaper.backtest(Once, CANDLES, db=database, end="2025-05-26T12:00:00") as run:
+        printed = str(run)
+        (idle,) = (line for line in printed.splitlines() if line.startswith("most unfilled"))
+        assert "closed by its stop; it enters again after another signal: signal FLAT" in idle
+        assert "set reenter in the signal or in [exits] (docs/protection.md, E15)" in idle
+        console = Console(file=io.StringIO(), width=300)
+        show_summary(console, summarise(database, run.run_id))
+        assert isinstance(console.file, io.StringIO)
+        assert f"M{idle[1:]}." in console.file.getvalue().splitlines()
+
+
+def test_the_largest_causes_are_those_with_most_bars() -> None:
+    refused = [("warm", 30), ("confidence_margin", 40)]
+    unfilled = [
+        ("stop at 1 is not below the close 2", 5),
+        ("stop at 3 is not below the close 2", 5),
+    ]
+    first, second = largest_causes(100, refused, [*unfilled, ("size below the step 0.1", 9)])
+    assert str(first) == (
+        "most refused: 40 of 100 bars (40.0 %), confidence_margin: its threshold is [gate] "
+        "confidence"
+    )
+    assert (second.name, second.bars, second.remedy) == ("stop is not below the close", 10, "")
+    (only,) = largest_causes(100, [("warm", 3)], [])
+    assert str(only) == "most refused: 3 of 100 bars (3.0 %), warm"
+    assert not list(largest_causes(1_000, [("warm", 9)], [("size below the step 0.1", 9)]))
