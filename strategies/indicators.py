@@ -4,55 +4,89 @@ Each takes float64 arrays of one length, oldest first, such as the columns of ``
 and returns an array of that length that begins with NaN where too few rows precede. Row i depends
 on rows up to i alone. Given the same array, values equal TA-Lib's within 1e-9 of their scale.
 
-What is smoothed endlessly (``ema``, ``macd``, ``rsi``, ``atr``, ``natr``, ``adx``) follows from
-where the array begins. ``context.history`` always holds the last ``warmup`` bars, so its newest
-value is the same after a restart; but yesterday's value, read off today's array, is not the one
-that yesterday saw: an endless smoothing depends on bars that a restart no longer has. With
+What is smoothed endlessly (each that takes a ``window``, such as ``ema``, ``rsi`` and ``atr``)
+follows from where the array begins. ``context.history`` always holds the last ``warmup`` bars, so
+its newest value is the same after a restart; but yesterday's value, read off today's array, is not
+the one that yesterday saw: an endless smoothing depends on bars that a restart no longer has. With
 ``window`` each value follows from the last so many rows alone, wherever the array begins. It
 differs from the endless one by at most (1 - a)^(window - period) of the spread of what is
-smoothed, where a is 2 / (period + 1) for ``ema`` and 1 / period for the others.
+smoothed, where a is 2 / (period + 1) for ``ema`` and 1 / period for ``rsi``, ``atr``, ``adx``.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 from itertools import accumulate
-from math import isnan
-from typing import Final
+from math import inf, isqrt, nan
 
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.smoothing import (
+    NOTHING,
+    Floats,
+    checked_period,
+    line_weights,
+    padded,
+    ratio,
+    rising_weights,
+    rolling_deviations,
+    rolling_means,
+    smoothed,
+    smoothed_known,
+    true_ranges,
+    weighted_sums,
+    wilder_sums,
+    windows,
+)
 
 __all__ = [
     "adx",
+    "aroon",
     "atr",
     "bbands",
     "cci",
+    "cmf",
+    "crossover",
+    "crossunder",
+    "dema",
     "donchian",
     "ema",
+    "heikin_ashi",
     "highest",
+    "hma",
+    "ichimoku",
+    "keltner",
     "linearreg",
     "lowest",
     "macd",
+    "mfi",
+    "minus_di",
     "mom",
     "natr",
     "obv",
+    "plus_di",
+    "rma",
     "roc",
     "rsi",
+    "sar",
     "sma",
     "stddev",
     "stoch",
+    "stochf",
+    "stochrsi",
+    "supertrend",
+    "tema",
     "trange",
+    "trix",
     "vwap",
+    "vwma",
     "willr",
+    "wma",
     "zscore",
 ]
 
-Floats = npt.NDArray[np.float64]
-
-_NOTHING: Final = 1e-14  # what TA-Lib takes for zero
+Flags = npt.NDArray[np.bool_]
 
 
 # ---------------------------------------------------------------- averages
@@ -60,7 +94,7 @@ _NOTHING: Final = 1e-14  # what TA-Lib takes for zero
 
 def sma(values: Floats, period: int = 30) -> Floats:
     """Return the mean of the last *period* values."""
-    return _padded(_means(values, period), values.size)
+    return padded(rolling_means(values, period), values.size)
 
 
 def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
@@ -68,7 +102,42 @@ def ema(values: Floats, period: int = 30, *, window: int | None = None) -> Float
 
     It begins with the plain mean of *period* values: the first of the array, or of each *window*.
     """
-    return _padded(_smoothed(values, period, 2 / (period + 1), window), values.size)
+    return padded(smoothed(values, period, 2 / (period + 1), window), values.size)
+
+
+def wma(values: Floats, period: int = 30) -> Floats:
+    """Return the mean that weighs the newest of *period* values most, the oldest once."""
+    return padded(weighted_sums(values, rising_weights(period)), values.size)
+
+
+def rma(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
+    """Return Wilder's mean: each value weighs 1 - 1 / period times the next (not in TA-Lib)."""
+    return padded(smoothed(values, period, 1 / period, window), values.size)
+
+
+def dema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
+    """Return ``ema`` twice less the ``ema`` of it; with *window* of 2 x window - 1 rows."""
+    one, two = _repeated(values, period, 2, window)
+    return padded(2 * one - two, values.size)
+
+
+def tema(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
+    """Return 3 x ``ema`` - 3 x the ``ema`` of it + that of this; of 3 x window - 2 rows."""
+    one, two, three = _repeated(values, period, 3, window)
+    return padded(3 * one - 3 * two + three, values.size)
+
+
+def trix(values: Floats, period: int = 30, *, window: int | None = None) -> Floats:
+    """Return the change in per cent of an ``ema`` smoothed three times; of 3 x window - 1 rows."""
+    return roc(padded(_repeated(values, period, 3, window)[2], values.size), 1)
+
+
+def hma(values: Floats, period: int = 16) -> Floats:
+    """Return Hull's mean, ``wma`` of twice that of half the period less that (not in TA-Lib)."""
+    whole = weighted_sums(values, rising_weights(period))
+    half = weighted_sums(values, rising_weights(max(period // 2, 1)))
+    ahead = 2 * half[half.size - whole.size :] - whole
+    return padded(weighted_sums(ahead, rising_weights(isqrt(period))), values.size)
 
 
 def macd(
@@ -84,15 +153,15 @@ def macd(
     With *window* the second and third depend on the last 2 x window - 1 rows.
     """
     if window is None:  # both averages begin at the same row
-        quick = _smoothed(values[slow - fast :], fast, 2 / (fast + 1), None)
-        line = quick - _smoothed(values, slow, 2 / (slow + 1), None)
+        quick = smoothed(values[slow - fast :], fast, 2 / (fast + 1), None)
+        line = quick - smoothed(values, slow, 2 / (slow + 1), None)
     else:
-        quick = _smoothed(values, fast, 2 / (fast + 1), window)
-        line = quick - _smoothed(values, slow, 2 / (slow + 1), window)
-    mean = _smoothed(line, signal, 2 / (signal + 1), window)
+        quick = smoothed(values, fast, 2 / (fast + 1), window)
+        line = quick - smoothed(values, slow, 2 / (slow + 1), window)
+    mean = smoothed(line, signal, 2 / (signal + 1), window)
     line = line[line.size - mean.size :]
     size = values.size
-    return _padded(line, size), _padded(mean, size), _padded(line - mean, size)
+    return padded(line, size), padded(mean, size), padded(line - mean, size)
 
 
 def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 30) -> Floats:
@@ -100,8 +169,30 @@ def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int =
 
     NaN where nothing was traded.
     """
-    money = _windows((high + low + close) / 3 * volume, period).sum(axis=1)
-    return _padded(_ratio(money, _windows(volume, period).sum(axis=1), np.nan), close.size)
+    money = windows((high + low + close) / 3 * volume, period).sum(axis=1)
+    return padded(ratio(money, windows(volume, period).sum(axis=1), np.nan), close.size)
+
+
+def vwma(values: Floats, volume: Floats, period: int = 20) -> Floats:
+    """Return the mean of *period* values, weighed by volume; NaN without any (not in TA-Lib)."""
+    money = windows(values * volume, period).sum(axis=1)
+    return padded(ratio(money, windows(volume, period).sum(axis=1), np.nan), values.size)
+
+
+# ---------------------------------------------------------------- crossings
+
+
+def crossover(one: Floats, other: Floats | float) -> Flags:
+    """Return where *one* is above *other* and was not in the row before; False at a NaN."""
+    known = np.broadcast_to(other, one.shape)
+    crossed = np.zeros(one.shape, np.bool_)
+    crossed[1:] = (one[1:] > known[1:]) & (one[:-1] <= known[:-1])
+    return crossed
+
+
+def crossunder(one: Floats, other: Floats | float) -> Flags:
+    """Return where *one* is below *other* and was not in the row before; False at a NaN."""
+    return crossover(-one, -np.asarray(other))
 
 
 # ---------------------------------------------------------------- spread
@@ -109,7 +200,7 @@ def vwap(high: Floats, low: Floats, close: Floats, volume: Floats, period: int =
 
 def stddev(values: Floats, period: int = 5, deviations: float = 1.0) -> Floats:
     """Return *deviations* standard deviations (of the population) of the last *period* values."""
-    return _padded(deviations * _deviations(values, period), values.size)
+    return padded(deviations * rolling_deviations(values, period), values.size)
 
 
 def zscore(values: Floats, period: int = 30) -> Floats:
@@ -117,12 +208,12 @@ def zscore(values: Floats, period: int = 30) -> Floats:
 
     NaN where they do not vary (not in TA-Lib).
     """
-    means = _means(values, period)
+    means = rolling_means(values, period)
     off = values[values.size - means.size :] - means
-    known = _windows(values, period)
+    known = windows(values, period)
     varies = np.maximum.reduce(known, axis=1) > np.minimum.reduce(known, axis=1)
-    found = _ratio(off, np.where(varies, _deviations(values, period), 0.0), np.nan)
-    return _padded(found, values.size)
+    found = ratio(off, np.where(varies, rolling_deviations(values, period), 0.0), np.nan)
+    return padded(found, values.size)
 
 
 def bbands(
@@ -135,33 +226,33 @@ def bbands(
 
 def trange(high: Floats, low: Floats, close: Floats) -> Floats:
     """Return the true range: of the bar and the close before it."""
-    return _padded(_true_ranges(high, low, close), close.size)
+    return padded(true_ranges(high, low, close), close.size)
 
 
 def atr(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
     """Return the mean true range, smoothed as Wilder does: by 1 / period."""
-    ranges = _true_ranges(high, low, close)
+    ranges = true_ranges(high, low, close)
     of_ranges = None if window is None else window - 1
-    return _padded(_smoothed(ranges, period, 1 / period, of_ranges), close.size)
+    return padded(smoothed(ranges, period, 1 / period, of_ranges), close.size)
 
 
 def natr(
     high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
 ) -> Floats:
     """Return ``atr`` in per cent of the close."""
-    return 100 * _ratio(atr(high, low, close, period, window=window), close, 0.0)
+    return 100 * ratio(atr(high, low, close, period, window=window), close, 0.0)
 
 
 def highest(values: Floats, period: int = 30) -> Floats:
     """Return the highest of the last *period* values: TA-Lib's MAX."""
-    return _padded(np.maximum.reduce(_windows(values, period), axis=1), values.size)
+    return padded(np.maximum.reduce(windows(values, period), axis=1), values.size)
 
 
 def lowest(values: Floats, period: int = 30) -> Floats:
     """Return the lowest of the last *period* values: TA-Lib's MIN."""
-    return _padded(np.minimum.reduce(_windows(values, period), axis=1), values.size)
+    return padded(np.minimum.reduce(windows(values, period), axis=1), values.size)
 
 
 def donchian(high: Floats, low: Floats, period: int = 20) -> tuple[Floats, Floats, Floats]:
@@ -170,58 +261,203 @@ def donchian(high: Floats, low: Floats, period: int = 20) -> tuple[Floats, Float
     return upper, (upper + lower) / 2, lower
 
 
+def keltner(
+    high: Floats,
+    low: Floats,
+    close: Floats,
+    period: int = 20,
+    multiple: float = 2.0,
+    *,
+    window: int | None = None,
+) -> tuple[Floats, Floats, Floats]:
+    """Return the ``ema`` of the close and *multiple* ``ema`` of the true range above and below it.
+
+    Upper, middle and lower, as Pine's ``ta.kc`` has them (not in TA-Lib).
+    """
+    ranges = true_ranges(high, low, close)
+    of_ranges = None if window is None else window - 1
+    far = multiple * padded(smoothed(ranges, period, 2 / (period + 1), of_ranges), close.size)
+    middle = ema(close, period, window=window)
+    return middle + far, middle, middle - far
+
+
+def ichimoku(
+    high: Floats,
+    low: Floats,
+    conversion: int = 9,
+    base: int = 26,
+    span: int = 52,
+    displacement: int = 26,
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return conversion line, base line and the two leading spans (not in TA-Lib).
+
+    The spans of a row are those of *displacement* rows before, where a chart draws them.
+    """
+    lines = [donchian(high, low, period)[1] for period in (conversion, base, span)]
+    leading = ((lines[0] + lines[1]) / 2, lines[2])
+    first, second = (padded(line[: line.size - displacement], line.size) for line in leading)
+    return lines[0], lines[1], first, second
+
+
+def supertrend(
+    high: Floats,
+    low: Floats,
+    close: Floats,
+    period: int = 10,
+    multiple: float = 3.0,
+    *,
+    window: int | None = None,
+) -> tuple[Floats, Floats]:
+    """Return the line that trails the price at *multiple* ``atr``, and its side (not in TA-Lib).
+
+    The side is 1 where the line is below the price, -1 above; it begins at -1, as in Pine.
+    """
+    if window is not None:
+
+        def of_window(*part: Floats) -> tuple[Floats, Floats]:
+            return supertrend(part[0], part[1], part[2], period, multiple)
+
+        found = _in_windows(of_window, (high, low, close), window)
+        return found[0], found[1]
+    far, middle = multiple * atr(high, low, close, period), (high + low) / 2
+    lines, sides = np.full(close.size, np.nan), np.full(close.size, np.nan)
+    upper, lower, side = inf, -inf, -1.0
+    closes = close.tolist()
+    bands = zip((middle + far).tolist()[period:], (middle - far).tolist()[period:], strict=True)
+    for row, (above, below) in enumerate(bands, period):
+        before, now = closes[row - 1], closes[row]
+        upper = above if above < upper or before > upper else upper
+        lower = below if below > lower or before < lower else lower
+        if row > period and (now > upper if side < 0 else now < lower):
+            side = -side
+        lines[row], sides[row] = (lower if side > 0 else upper), side
+    return lines, sides
+
+
+def sar(
+    high: Floats,
+    low: Floats,
+    acceleration: float = 0.02,
+    maximum: float = 0.2,
+    *,
+    window: int | None = None,
+) -> Floats:
+    """Return Wilder's parabolic stop and reverse."""
+    if window is not None:
+
+        def of_window(*part: Floats) -> tuple[Floats]:
+            return (sar(part[0], part[1], acceleration, maximum),)
+
+        return _in_windows(of_window, (high, low), window)[0]
+    if high.size <= 1:  # it has no direction yet
+        return np.full(high.size, np.nan)
+    highs, lows = high.tolist(), low.tolist()
+    fell, rose = lows[0] - lows[1], highs[1] - highs[0]
+    stops, acceleration = [nan], min(acceleration, maximum)
+    # What falls is what rises upside down: there tops are lows, less than 0.
+    sign = -1.0 if fell > 0 and fell > rose else 1.0
+    sides = {1.0: (highs, lows), -1.0: ([-of for of in lows], [-of for of in highs])}
+    tops, bottoms = sides[sign]
+    stop, best, step = bottoms[0], tops[1], acceleration
+    for row in range(1, high.size):
+        last, turns = max(row - 1, 1), bottoms[row] <= stop
+        if turns:
+            sign = -sign
+            tops, bottoms = sides[sign]
+            stop, step = min(-best, bottoms[last], bottoms[row]), acceleration
+        stops.append(sign * stop)
+        if turns or tops[row] > best:
+            step = acceleration if turns else min(step + acceleration, maximum)
+            best = tops[row]
+        stop = min(stop + step * (best - stop), bottoms[last], bottoms[row])
+    return np.array(stops)
+
+
+def heikin_ashi(
+    open_: Floats, high: Floats, low: Floats, close: Floats, *, window: int | None = None
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return averaged candles: open, high, low and close (not in TA-Lib)."""
+    if window is not None:
+        found = _in_windows(heikin_ashi, (open_, high, low, close), window)
+        return found[0], found[1], found[2], found[3]
+    mean = (open_ + high + low + close) / 4
+    first = (open_[:1] + close[:1]) / 2
+    rest = (
+        accumulate(mean[:-1].tolist(), lambda was, value: (was + value) / 2, initial=first[0])
+        if first.size
+        else ()
+    )
+    opened = np.array(list(rest))
+    return (
+        opened,
+        np.maximum(high, np.maximum(opened, mean)),
+        np.minimum(low, np.minimum(opened, mean)),
+        mean,
+    )
+
+
 # ---------------------------------------------------------------- momentum
 
 
 def mom(values: Floats, period: int = 10) -> Floats:
     """Return the change over *period* rows."""
-    return _padded(values[_whole(period) :] - values[:-period], values.size)
+    return padded(values[checked_period(period) :] - values[:-period], values.size)
 
 
 def roc(values: Floats, period: int = 10) -> Floats:
     """Return the change over *period* rows in per cent; 0 where it began at 0."""
-    before = values[: -_whole(period)]
-    return _padded(100 * _ratio(values[period:] - before, before, 0.0), values.size)
+    before = values[: -checked_period(period)]
+    return padded(100 * ratio(values[period:] - before, before, 0.0), values.size)
 
 
 def rsi(values: Floats, period: int = 14, *, window: int | None = None) -> Floats:
     """Return Wilder's strength: rises in per cent of all changes, both smoothed by 1 / period."""
     changes = values[1:] - values[:-1]
     of_changes = None if window is None else window - 1
-    net = _smoothed(changes, period, 1 / period, of_changes)
-    all_ = _smoothed(np.abs(changes), period, 1 / period, of_changes)
-    return _padded(50 * _ratio(net + all_, all_, 0.0), values.size)
+    net = smoothed(changes, period, 1 / period, of_changes)
+    all_ = smoothed(np.abs(changes), period, 1 / period, of_changes)
+    return padded(50 * ratio(net + all_, all_, 0.0), values.size)
 
 
 def stoch(
-    high: Floats,
-    low: Floats,
-    close: Floats,
-    fastk: int = 5,
-    slowk: int = 3,
-    slowd: int = 3,
+    high: Floats, low: Floats, close: Floats, fastk: int = 5, slowk: int = 3, slowd: int = 3
 ) -> tuple[Floats, Floats]:
     """Return where the close stands in the range of *fastk* bars, in per cent: slow K and D."""
-    top, bottom = highest(high, fastk)[fastk - 1 :], lowest(low, fastk)[fastk - 1 :]
-    fast = 100 * _ratio(close[close.size - top.size :] - bottom, top - bottom, 0.0)
-    slow = _means(fast, slowk)
-    mean = _means(slow, slowd)
-    return _padded(slow[slow.size - mean.size :], close.size), _padded(mean, close.size)
+    return _slowed(rolling_means(_places(high, low, close, fastk), slowk), slowd, close.size)
+
+
+def stochf(
+    high: Floats, low: Floats, close: Floats, fastk: int = 5, fastd: int = 3
+) -> tuple[Floats, Floats]:
+    """Return where the close stands in the range of *fastk* bars, in per cent: fast K and D."""
+    return _slowed(_places(high, low, close, fastk), fastd, close.size)
+
+
+def stochrsi(
+    values: Floats, period: int = 14, fastk: int = 5, fastd: int = 3, *, window: int | None = None
+) -> tuple[Floats, Floats]:
+    """Return where ``rsi`` stands in the range of its last *fastk*, in per cent: fast K and D.
+
+    With *window* it depends on the last window + fastk + fastd - 2 rows.
+    """
+    known = rsi(values, period, window=window)[(window or period + 1) - 1 :]
+    # A strength that stands still moves by its rounding alone.
+    return _slowed(_places(known, known, known, fastk, 1e-9), fastd, values.size)
 
 
 def willr(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     """Return how far the close is below the high of *period* bars, in per cent of their range."""
     top, bottom = highest(high, period), lowest(low, period)
-    return -100 * _ratio(top - close, top - bottom, 0.0)
+    return -100 * ratio(top - close, top - bottom, 0.0)
 
 
 def cci(high: Floats, low: Floats, close: Floats, period: int = 14) -> Floats:
     """Return the typical price's distance from its mean, in 0.015 mean deviations."""
     typical = (high + low + close) / 3
-    mean = _means(typical, period)
-    apart = np.abs(_windows(typical, period) - mean[:, None]).sum(axis=1) / period
+    mean = rolling_means(typical, period)
+    apart = np.abs(windows(typical, period) - mean[:, None]).sum(axis=1) / period
     off = typical[typical.size - mean.size :] - mean
-    return _padded(_ratio(off, 0.015 * apart, 0.0), close.size)
+    return padded(ratio(off, 0.015 * apart, 0.0), close.size)
 
 
 def adx(
@@ -231,21 +467,60 @@ def adx(
 
     With *window* it depends on the last 2 x window - 1 rows.
     """
-    up, down = high[1:] - high[:-1], low[:-1] - low[1:]
-    moves = (
-        np.where((up > 0) & (up > down), up, 0.0),
-        np.where((down > 0) & (down > up), down, 0.0),
-        _true_ranges(high, low, close),
-    )
-    of_moves = None if window is None else window - 1
-    plus, minus, ranges = (_wilder_sums(move, period, of_moves) for move in moves)
+    plus, minus, ranges = _directional_sums(high, low, close, period, window)
     both = plus + minus
-    index = 100 * _ratio(np.abs(plus - minus), both, np.nan)
-    index[np.abs(ranges) < _NOTHING] = np.nan
-    return _padded(_smoothed_known(index, period, window), close.size)
+    index = 100 * ratio(np.abs(plus - minus), both, np.nan)
+    index[np.abs(ranges) < NOTHING] = np.nan
+    return padded(smoothed_known(index, period, window), close.size)
+
+
+def plus_di(
+    high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
+) -> Floats:
+    """Return Wilder's positive directional indicator: rises in per cent of the true range."""
+    plus, _, ranges = _directional_sums(high, low, close, period, window)
+    return padded(100 * ratio(plus, ranges, 0.0), close.size)
+
+
+def minus_di(
+    high: Floats, low: Floats, close: Floats, period: int = 14, *, window: int | None = None
+) -> Floats:
+    """Return Wilder's negative directional indicator: falls in per cent of the true range."""
+    _, minus, ranges = _directional_sums(high, low, close, period, window)
+    return padded(100 * ratio(minus, ranges, 0.0), close.size)
+
+
+def aroon(high: Floats, low: Floats, period: int = 14) -> tuple[Floats, Floats]:
+    """Return how new the low, and the high, of the last *period* + 1 bars is: 100 is this bar."""
+    lows, highs = (windows(column, period + 1)[:, ::-1] for column in (low, high))
+    ages = (lows.argmin(axis=1), highs.argmax(axis=1))
+    down, up = (padded(100 * (period - age) / period, high.size) for age in ages)
+    return down, up
 
 
 # ---------------------------------------------------------------- volume and fit
+
+
+def mfi(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 14) -> Floats:
+    """Return the money flow of rises in per cent of all, over *period* changes.
+
+    0 where less than 1 was traded in all, as in TA-Lib.
+    """
+    typical = (high + low + close) / 3
+    flow, sign = (typical * volume)[1:], np.sign(typical[1:] - typical[:-1])
+    rises, falls = (windows(flow * (sign == side), period).sum(axis=1) for side in (1, -1))
+    total = rises + falls
+    return padded(np.where(total < 1, 0.0, 100 * ratio(rises, total, 0.0)), close.size)
+
+
+def cmf(high: Floats, low: Floats, close: Floats, volume: Floats, period: int = 20) -> Floats:
+    """Return Chaikin's money flow: volume by the close's place in its range (not in TA-Lib).
+
+    From -1 to 1; NaN where nothing was traded.
+    """
+    flow = ratio(2 * close - high - low, high - low, 0.0) * volume
+    traded = windows(volume, period).sum(axis=1)
+    return padded(ratio(windows(flow, period).sum(axis=1), traded, np.nan), close.size)
 
 
 def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
@@ -257,143 +532,64 @@ def obv(close: Floats, volume: Floats, *, window: int | None = None) -> Floats:
     changes = close[1:] - close[:-1]
     signed = np.sign(changes) * volume[1:]
     if window is not None:
-        return _padded(_windows(signed, window - 1).sum(axis=1), close.size)
+        return padded(windows(signed, window - 1).sum(axis=1), close.size)
     return np.cumsum(np.concatenate([volume[:1], signed]))
 
 
 def linearreg(values: Floats, period: int = 14) -> Floats:
     """Return the end of the straight line through the last *period* values (least squares)."""
-    return _padded(_weighted_sums(values, _line_weights(period)), values.size)
+    return padded(weighted_sums(values, line_weights(period)), values.size)
 
 
-# ---------------------------------------------------------------- what they are made of
+# ---------------------------------------------------------------- what several share
 
 
-def _windows(values: Floats, period: int) -> Floats:
-    """Return the rows' windows, (rows - period + 1, period); none where there are fewer rows."""
-    rows = max(values.size - _whole(period) + 1, 0)
-    held = np.ascontiguousarray(values)
-    return np.ndarray((rows, period), held.dtype, held, 0, held.strides * 2)
+def _places(high: Floats, low: Floats, close: Floats, period: int, least: float = 0.0) -> Floats:
+    """Return where each close stands in the range of *period* bars, in per cent.
+
+    0 where there is no range, or one under *least*.
+    """
+    top = np.maximum.reduce(windows(high, period), axis=1)
+    bottom = np.minimum.reduce(windows(low, period), axis=1)
+    spread = np.where(top - bottom < least, 0.0, top - bottom)
+    return 100 * ratio(close[close.size - top.size :] - bottom, spread, 0.0)
 
 
-def _whole(period: int) -> int:
-    if period < 1:
-        raise StrategyFailed(f"An indicator's period of {period} is too short; give 1 or more.")
-    return period
+def _slowed(fast: Floats, period: int, size: int) -> tuple[Floats, Floats]:
+    """Return *fast* and its mean of *period*, both from where that begins."""
+    mean = rolling_means(fast, period)
+    return padded(fast[fast.size - mean.size :], size), padded(mean, size)
 
 
-def _weighted_sums(values: Floats, weights: Floats) -> Floats:
-    """Return the weighted sum of each window; *weights* are oldest first."""
-    return np.correlate(values, weights, "valid") if values.size >= weights.size else values[:0]
-
-
-def _means(values: Floats, period: int) -> Floats:
-    return _weighted_sums(values, _equal_weights(period))
-
-
-def _deviations(values: Floats, period: int) -> Floats:
-    off = _windows(values, period) - _means(values, period)[:, None]
-    return np.sqrt(np.multiply(off, off, out=off).sum(axis=1) / period)
-
-
-def _padded(values: Floats, size: int) -> Floats:
-    """Pad *values* with leading NaN to *size* rows."""
-    padded = np.empty(size)
-    padded.fill(np.nan)
-    if values.size:
-        padded[size - values.size :] = values
-    return padded
-
-
-def _ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
-    """Return *above* / *below*, and *otherwise* where *below* is 0."""
-    nothing = np.abs(below) < _NOTHING
-    if not np.count_nonzero(nothing):
-        return above / below
-    found = np.full(above.shape, otherwise)
-    np.divide(above, below, out=found, where=~nothing)
-    return found
-
-
-def _true_ranges(high: Floats, low: Floats, close: Floats) -> Floats:
-    """Return the true range of each bar but the first."""
-    before = close[:-1]
-    return np.maximum(high[1:], before) - np.minimum(low[1:], before)
-
-
-def _smoothed(values: Floats, period: int, share: float, window: int | None) -> Floats:
-    """Return the mean of the first *period* values, then exponentially smoothed by *share*."""
-    if window is not None:
-        return _weighted_sums(values, _weights(_at_least(window, period), period, share))
-    if values.size < _whole(period):
-        return values[:0]
-    rest = values[period:].tolist()
-    first = float(values[:period].mean())
-    return np.array(
-        list(accumulate(rest, lambda mean, value: mean + share * (value - mean), initial=first))
+def _directional_sums(
+    high: Floats, low: Floats, close: Floats, period: int, window: int | None
+) -> tuple[Floats, Floats, Floats]:
+    """Return Wilder's sums of rises, falls and true ranges."""
+    up, down = high[1:] - high[:-1], low[:-1] - low[1:]
+    moves = (
+        np.where((up > 0) & (up > down), up, 0.0),
+        np.where((down > 0) & (down > up), down, 0.0),
+        true_ranges(high, low, close),
     )
+    of_moves = None if window is None else window - 1
+    plus, minus, ranges = (wilder_sums(move, period, of_moves) for move in moves)
+    return plus, minus, ranges
 
 
-def _at_least(window: int, period: int) -> int:
-    if window < _whole(period):
-        raise StrategyFailed(
-            f"An indicator's window of {window} rows is too short for its period; give a longer "
-            "one, such as ten periods."
-        )
-    return window
+def _repeated(values: Floats, period: int, times: int, window: int | None) -> list[Floats]:
+    """Return the ``ema``, that of it and so on, all from where the last one begins."""
+    means = [values]
+    for _ in range(times):
+        means.append(smoothed(means[-1], period, 2 / (period + 1), window))
+    return [mean[mean.size - means[-1].size :] for mean in means[1:]]
 
 
-@lru_cache(maxsize=64)
-def _weights(window: int, period: int, share: float) -> Floats:
-    """Return the weights of a window's values in its smoothed mean, oldest first."""
-    moved = window - period
-    weights = np.empty(window)
-    weights[:period] = (1 - share) ** moved / period
-    weights[period:] = share * (1 - share) ** np.arange(moved - 1, -1, -1)
-    return weights
-
-
-def _wilder_sums(values: Floats, period: int, window: int | None) -> Floats:
-    """Return Wilder's running sums: of period - 1 values, then less a share, plus the next."""
-    kept = 1 - 1 / period
-    if window is not None:
-        ages = np.arange(_at_least(window, period) - 1, -1, -1)
-        return _weighted_sums(values, kept ** np.minimum(ages, window - period + 1))
-    if values.size < _whole(period):
-        return values[:0]
-    first = float(values[: period - 1].sum())
-    rest = values[period - 1 :].tolist()
-    sums = list(accumulate(rest, lambda total, value: total * kept + value, initial=first))
-    return np.array(sums[1:])
-
-
-def _smoothed_known(values: Floats, period: int, window: int | None) -> Floats:
-    """Return *values* smoothed by 1 / period; a NaN leaves the mean unchanged."""
-    if not np.isnan(values).any():
-        return _smoothed(values, period, 1 / period, window)
-    if window is not None:
-        return np.array(
-            [_smoothed_known(part, period, None)[-1] for part in _windows(values, window)]
-        )
-    if values.size < period:
-        return values[:0]
-    first = float(np.nansum(values[:period])) / period
-    means = accumulate(
-        values[period:].tolist(),
-        lambda mean, value: mean if isnan(value) else mean + (value - mean) / period,
-        initial=first,
-    )
-    return np.array(list(means))
-
-
-@lru_cache(maxsize=64)
-def _equal_weights(period: int) -> Floats:
-    return np.full(_whole(period), 1 / period)
-
-
-@lru_cache(maxsize=64)
-def _line_weights(period: int) -> Floats:
-    """Return the weights of a window's values at the end of the line through them."""
-    at = np.arange(_whole(period)) - (period - 1) / 2
-    spread = float((at**2).sum())
-    return _equal_weights(period) + (at * at[-1] / spread if spread else 0.0)
+def _in_windows(
+    function: Callable[..., tuple[Floats, ...]], columns: tuple[Floats, ...], window: int
+) -> list[Floats]:
+    """Return the last values of *function* over each window of rows."""
+    parts = zip(*(windows(column, window) for column in columns), strict=True)
+    found = [[float(values[-1]) for values in function(*part)] for part in parts]
+    count = len(function(*(column[:0] for column in columns)))
+    rows = np.array(found).reshape(-1, count).T
+    return [padded(row, columns[0].size) for row in rows]

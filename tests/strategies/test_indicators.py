@@ -16,7 +16,7 @@ from tracepaper.replay.archive import read_candles
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies import indicators as ind
 from tracepaper.strategies.errors import StrategyFailed
-from tracepaper.strategies.indicators import Floats
+from tracepaper.strategies.smoothing import Floats
 
 Candles = dict[str, Floats]
 Found = Floats | tuple[Floats, ...]
@@ -36,16 +36,19 @@ def candles(rows: int, seed: int, *, still: bool = False) -> Candles:
     close = 100 * np.exp(np.cumsum(steps) / 100)
     before = np.concatenate([close[:1], close[:-1]])
     high, low = np.maximum(before, close) + reach[0], np.minimum(before, close) - reach[1]
-    return {"high": high, "low": low, "close": close, "volume": volume}
+    return {"open": before, "high": high, "low": low, "close": close, "volume": volume}
 
 
 def parts(found: Found) -> tuple[Floats, ...]:
     return found if isinstance(found, tuple) else (found,)
 
 
-def of(function: Callable[..., Any], *given: float) -> Callable[..., Any]:
+def of(
+    function: Callable[..., Any], *given: float, window: int | None = None
+) -> Callable[..., Any]:
     """Return *function* with its last arguments given."""
-    return lambda *columns: function(*columns, *given)
+    named = {} if window is None else {"window": window}
+    return lambda *columns: function(*columns, *given, **named)
 
 
 TWINS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]] = {
@@ -73,6 +76,22 @@ TWINS: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[str, ...]]]
     "adx of 3": (of(ind.adx, 3), of(talib.ADX, 3), HLC),
     "obv": (ind.obv, talib.OBV, ("close", "volume")),
     "linearreg": (ind.linearreg, talib.LINEARREG, CLOSE),
+    "wma": (ind.wma, talib.WMA, CLOSE),
+    "wma of 3": (of(ind.wma, 3), of(talib.WMA, 3), CLOSE),
+    "dema": (of(ind.dema, 7), of(talib.DEMA, 7), CLOSE),
+    "tema": (of(ind.tema, 7), of(talib.TEMA, 7), CLOSE),
+    "tema of 30": (ind.tema, talib.TEMA, CLOSE),
+    "trix": (of(ind.trix, 7), of(talib.TRIX, 7), CLOSE),
+    "sar": (ind.sar, talib.SAR, ("high", "low")),
+    "sar of others": (of(ind.sar, 0.1, 0.3), of(talib.SAR, 0.1, 0.3), ("high", "low")),
+    "sar at its most": (of(ind.sar, 0.3, 0.2), of(talib.SAR, 0.3, 0.2), ("high", "low")),
+    "stochf": (ind.stochf, talib.STOCHF, HLC),
+    "stochrsi": (ind.stochrsi, talib.STOCHRSI, CLOSE),
+    "plus_di": (ind.plus_di, talib.PLUS_DI, HLC),
+    "minus_di": (of(ind.minus_di, 3), of(talib.MINUS_DI, 3), HLC),
+    "aroon": (ind.aroon, talib.AROON, ("high", "low")),
+    "mfi": (ind.mfi, talib.MFI, (*HLC, "volume")),
+    "mfi of 3": (of(ind.mfi, 3), of(talib.MFI, 3), (*HLC, "volume")),
 }
 
 
@@ -123,7 +142,29 @@ WINDOWED: dict[str, tuple[Callable[..., Any], tuple[str, ...], int]] = {
     "cci": (of(ind.cci, PERIOD), HLC, PERIOD),
     "linearreg": (of(ind.linearreg, PERIOD), CLOSE, PERIOD),
     "trange": (ind.trange, HLC, 2),
+    "wma": (of(ind.wma, PERIOD), CLOSE, PERIOD),
+    "hma": (of(ind.hma, PERIOD), CLOSE, PERIOD + 1),
+    "vwma": (of(ind.vwma, PERIOD), ("close", "volume"), PERIOD),
+    "rma": (lambda x: ind.rma(x, PERIOD, window=WINDOW), CLOSE, WINDOW),
+    "dema": (lambda x: ind.dema(x, 3, window=12), CLOSE, 23),
+    "tema": (lambda x: ind.tema(x, 3, window=12), CLOSE, 34),
+    "trix": (lambda x: ind.trix(x, 3, window=12), CLOSE, 35),
+    "keltner": (of(ind.keltner, PERIOD, window=WINDOW), HLC, WINDOW),
+    "ichimoku": (of(ind.ichimoku, 3, 5, 8, 4), ("high", "low"), 12),
+    "supertrend": (of(ind.supertrend, PERIOD, window=WINDOW), HLC, WINDOW),
+    "sar": (of(ind.sar, window=WINDOW), ("high", "low"), WINDOW),
+    "heikin_ashi": (of(ind.heikin_ashi, window=WINDOW), ("open", *HLC), WINDOW),
+    "stochf": (of(ind.stochf, 5, 3), HLC, 7),
+    "stochrsi": (lambda x: ind.stochrsi(x, PERIOD, 5, 3, window=WINDOW), CLOSE, WINDOW + 6),
+    "plus_di": (of(ind.plus_di, PERIOD, window=WINDOW), HLC, WINDOW),
+    "minus_di": (of(ind.minus_di, PERIOD, window=WINDOW), HLC, WINDOW),
+    "aroon": (of(ind.aroon, PERIOD), ("high", "low"), PERIOD + 1),
+    "mfi": (of(ind.mfi, PERIOD), (*HLC, "volume"), PERIOD + 1),
+    "cmf": (of(ind.cmf, PERIOD), (*HLC, "volume"), PERIOD),
+    "crossover": (lambda x, y: ind.crossover(x, y).astype(float), ("close", "open"), 2),
+    "crossunder": (lambda x, y: ind.crossunder(x, y).astype(float), ("close", "open"), 2),
 }
+WITHOUT_VOLUME = {"vwap", "vwma", "cmf"}
 
 
 @settings(max_examples=15, deadline=None)
@@ -140,7 +181,7 @@ def test_a_windowed_value_follows_from_its_rows_and_no_others(
         some = parts(function(*(known[column][cut] for column in columns)))
         for one, two in zip(whole, some, strict=True):
             assert one[end - 1] == pytest.approx(two[-1], rel=1e-9, abs=1e-9, nan_ok=True)
-            assert not np.isnan(one[depends_on - 1 :]).any() or name in {"zscore", "vwap"}
+            assert not np.isnan(one[depends_on - 1 :]).any() or name in {"zscore", *WITHOUT_VOLUME}
 
 
 @given(st.integers(0, 10_000), st.integers(20, 200), st.integers(2, 19))
@@ -204,6 +245,110 @@ def test_what_talib_lacks_is_what_it_says() -> None:
     columns = known["high"], known["low"], close
     assert ind.vwap(*columns, known["volume"], 10)[-1] == pytest.approx(mean)
     assert np.isnan(ind.vwap(*columns, np.zeros(40), 10)).all()
+
+
+def weighted(values: Floats) -> float:
+    """Return the mean of *values* that counts the oldest once and the newest most."""
+    return sum((place + 1) * value for place, value in enumerate(values)) / sum(
+        range(1, len(values) + 1)
+    )
+
+
+def test_means_that_talib_lacks_are_those_of_their_definition() -> None:
+    known = candles(40, seed=6)
+    close, volume = known["close"], known["volume"]
+    ahead = [
+        2 * weighted(close[end - 4 : end]) - weighted(close[end - 9 : end]) for end in (38, 39, 40)
+    ]
+    assert ind.hma(close, 9)[-1] == pytest.approx(weighted(np.array(ahead)))
+    assert np.isnan(ind.hma(close, 9)[:10]).all()
+    assert not np.isnan(ind.hma(close, 9)[10:]).any()
+    assert ind.vwma(close, volume, 10)[-1] == pytest.approx(
+        np.average(close[-10:], weights=volume[-10:])
+    )
+    assert np.isnan(ind.vwma(close, np.zeros(40), 10)).all()
+    mean = close[:7].mean()
+    for value in close[7:]:
+        mean += (value - mean) / 7
+    assert ind.rma(close, 7)[-1] == pytest.approx(mean)
+
+
+def test_channels_and_candles_that_talib_lacks_are_those_of_their_definition() -> None:
+    known = candles(80, seed=7)
+    high, low, close = (known[column] for column in HLC)
+    upper, middle, lower = ind.keltner(high, low, close, 10, 1.5)
+    far = 1.5 * talib.EMA(talib.TRANGE(high, low, close)[1:], 10)[-1]
+    assert middle[-1] == pytest.approx(talib.EMA(close, 10)[-1])
+    assert (upper[-1] - middle[-1], middle[-1] - lower[-1]) == pytest.approx((far, far))
+    conversion, base, first, second = ind.ichimoku(high, low, 3, 5, 8, 4)
+
+    def centre(period: int, end: int) -> float:
+        return float(high[end - period : end].max() + low[end - period : end].min()) / 2
+
+    assert (conversion[-1], base[-1]) == (centre(3, 80), centre(5, 80))
+    assert first[-1] == (centre(3, 76) + centre(5, 76)) / 2
+    assert second[-1] == centre(8, 76)
+    assert np.isnan(second[:11]).all()
+    assert not np.isnan(second[11:]).any()
+    opened, top, bottom, mean = ind.heikin_ashi(known["open"], high, low, close)
+    previous = (known["open"][0] + close[0]) / 2
+    for row in range(80):
+        expected = (known["open"][row] + high[row] + low[row] + close[row]) / 4
+        assert (opened[row], mean[row]) == pytest.approx((previous, expected))
+        assert top[row] == max(high[row], opened[row], mean[row])
+        assert bottom[row] == min(low[row], opened[row], mean[row])
+        previous = (previous + expected) / 2
+    flow = [
+        (2 * close[row] - high[row] - low[row]) / (high[row] - low[row]) * known["volume"][row]
+        for row in range(70, 80)
+    ]
+    found = ind.cmf(high, low, close, known["volume"], 10)[-1]
+    assert found == pytest.approx(sum(flow) / known["volume"][-10:].sum())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_supertrend_is_pines(seed: int) -> None:
+    """Its bands never loosen, and it turns where the close passes the one that it follows."""
+    known = candles(300, seed, still=seed > 3)
+    high, low, close = (known[column] for column in HLC)
+    lines, sides = ind.supertrend(high, low, close, 5, 1.5)
+    mean = talib.ATR(high, low, close, 5)
+    upper: float | None = None
+    lower: float | None = None
+    line: float | None = None
+    side = -1
+    for row in range(300):
+        if np.isnan(mean[row]):
+            assert np.isnan(lines[row])
+            continue
+        above = (high[row] + low[row]) / 2 + 1.5 * mean[row]
+        below = (high[row] + low[row]) / 2 - 1.5 * mean[row]
+        before_upper = above if upper is None else upper
+        before_lower = below if lower is None else lower
+        last = line
+        if not (below > before_lower or close[row - 1] < before_lower):
+            below = before_lower
+        if not (above < before_upper or close[row - 1] > before_upper):
+            above = before_upper
+        if last is None:
+            side = -1
+        elif last == upper:
+            side = 1 if close[row] > above else -1
+        else:
+            side = -1 if close[row] < below else 1
+        upper, lower, line = above, below, below if side > 0 else above
+        assert (lines[row], sides[row]) == pytest.approx((line, side))
+    assert set(sides[~np.isnan(sides)]) == {-1.0, 1.0}
+
+
+def test_a_crossing_is_of_the_row_in_which_the_side_changes() -> None:
+    one = np.array([np.nan, 1.0, 2.0, 3.0, 2.0, 2.0, 1.0, 3.0])
+    other = np.array([2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, np.nan])
+    assert ind.crossover(one, other).nonzero()[0].tolist() == [3]
+    assert ind.crossover(one, 2.0).nonzero()[0].tolist() == [3, 7]
+    assert ind.crossunder(one, other).nonzero()[0].tolist() == [6]
+    assert ind.crossunder(one, 2).nonzero()[0].tolist() == [6]
+    assert not ind.crossover(one[1:2], 0.0).any()
 
 
 def test_every_indicator_is_named_in_the_docs_and_compared() -> None:

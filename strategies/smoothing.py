@@ -1,0 +1,159 @@
+"""Sums, means and smoothings over windows of an array, which indicators are made of."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import accumulate
+from math import isnan
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.strategies.errors import StrategyFailed
+
+Floats = npt.NDArray[np.float64]
+
+NOTHING: Final = 1e-14  # what TA-Lib takes for zero
+
+
+def windows(values: Floats, period: int) -> Floats:
+    """Return the rows' windows, (rows - period + 1, period); none where there are fewer rows."""
+    rows = max(values.size - checked_period(period) + 1, 0)
+    held = np.ascontiguousarray(values)
+    return np.ndarray((rows, period), held.dtype, held, 0, held.strides * 2)
+
+
+def checked_period(period: int) -> int:
+    """Return *period*; raise ``StrategyFailed`` where it is below 1."""
+    if period < 1:
+        raise StrategyFailed(f"An indicator's period of {period} is too short; give 1 or more.")
+    return period
+
+
+def weighted_sums(values: Floats, weights: Floats) -> Floats:
+    """Return the weighted sum of each window; *weights* are oldest first."""
+    return np.correlate(values, weights, "valid") if values.size >= weights.size else values[:0]
+
+
+def rolling_means(values: Floats, period: int) -> Floats:
+    """Return the mean of each window of *period* values."""
+    return weighted_sums(values, equal_weights(period))
+
+
+def rolling_deviations(values: Floats, period: int) -> Floats:
+    """Return the standard deviation (of the population) of each window of *period* values."""
+    off = windows(values, period) - rolling_means(values, period)[:, None]
+    return np.sqrt(np.multiply(off, off, out=off).sum(axis=1) / period)
+
+
+def padded(values: Floats, size: int) -> Floats:
+    """Pad *values* with leading NaN to *size* rows."""
+    padded = np.empty(size)
+    padded.fill(np.nan)
+    if values.size:
+        padded[size - values.size :] = values
+    return padded
+
+
+def ratio(above: Floats, below: Floats, otherwise: float) -> Floats:
+    """Return *above* / *below*, and *otherwise* where *below* is 0."""
+    nothing = np.abs(below) < NOTHING
+    if not np.count_nonzero(nothing):
+        return above / below
+    found = np.full(above.shape, otherwise)
+    np.divide(above, below, out=found, where=~nothing)
+    return found
+
+
+def true_ranges(high: Floats, low: Floats, close: Floats) -> Floats:
+    """Return the true range of each bar but the first."""
+    before = close[:-1]
+    return np.maximum(high[1:], before) - np.minimum(low[1:], before)
+
+
+def smoothed(values: Floats, period: int, share: float, window: int | None) -> Floats:
+    """Return the mean of the first *period* values, then exponentially smoothed by *share*."""
+    if window is not None:
+        return weighted_sums(values, _weights(_at_least(window, period), period, share))
+    if values.size < checked_period(period):
+        return values[:0]
+    rest = values[period:].tolist()
+    first = float(values[:period].mean())
+    return np.array(
+        list(accumulate(rest, lambda mean, value: mean + share * (value - mean), initial=first))
+    )
+
+
+def _at_least(window: int, period: int) -> int:
+    if window < checked_period(period):
+        raise StrategyFailed(
+            f"An indicator's window of {window} rows is too short for its period; give a longer "
+            "one, such as ten periods."
+        )
+    return window
+
+
+@lru_cache(maxsize=64)
+def _weights(window: int, period: int, share: float) -> Floats:
+    """Return the weights of a window's values in its smoothed mean, oldest first."""
+    moved = window - period
+    weights = np.empty(window)
+    weights[:period] = (1 - share) ** moved / period
+    weights[period:] = share * (1 - share) ** np.arange(moved - 1, -1, -1)
+    return weights
+
+
+def wilder_sums(values: Floats, period: int, window: int | None) -> Floats:
+    """Return Wilder's running sums: of period - 1 values, then less a share, plus the next."""
+    kept = 1 - 1 / period
+    if window is not None:
+        ages = np.arange(_at_least(window, period) - 1, -1, -1)
+        return weighted_sums(values, kept ** np.minimum(ages, window - period + 1))
+    if values.size < checked_period(period):
+        return values[:0]
+    first = float(values[: period - 1].sum())
+    rest = values[period - 1 :].tolist()
+    sums = list(accumulate(rest, lambda total, value: total * kept + value, initial=first))
+    return np.array(sums[1:])
+
+
+def smoothed_known(values: Floats, period: int, window: int | None) -> Floats:
+    """Return *values* smoothed by 1 / period; a NaN leaves the mean unchanged."""
+    if not np.isnan(values).any():
+        return smoothed(values, period, 1 / period, window)
+    if window is not None:
+        return np.array(
+            [smoothed_known(part, period, None)[-1] for part in windows(values, window)]
+        )
+    if values.size < period:
+        return values[:0]
+    first = float(np.nansum(values[:period])) / period
+    means = accumulate(
+        values[period:].tolist(),
+        lambda mean, value: mean if isnan(value) else mean + (value - mean) / period,
+        initial=first,
+    )
+    return np.array(list(means))
+
+
+@lru_cache(maxsize=64)
+def equal_weights(period: int) -> Floats:
+    """Return the weights of a plain mean."""
+    return np.full(checked_period(period), 1 / period)
+
+
+@lru_cache(maxsize=64)
+def rising_weights(period: int) -> Floats:
+    """Return weights in proportion to 1, 2, ... *period*, oldest first; they sum to 1."""
+    return np.arange(1, checked_period(period) + 1, dtype=np.float64) * (
+        2 / (period * (period + 1))
+    )
+
+
+@lru_cache(maxsize=64)
+def line_weights(period: int) -> Floats:
+    """Return the weights of a window's values at the end of the line through them."""
+    at = np.arange(checked_period(period)) - (period - 1) / 2
+    spread = float((at**2).sum())
+    return equal_weights(period) + (at * at[-1] / spread if spread else 0.0)
