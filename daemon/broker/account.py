@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, Executor, TrueRange
-from tracepaper.daemon.broker.exit_orders import Plan, ProtectionState, Protector
+from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
+from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan
 from tracepaper.daemon.broker.ledger import Holding, Ledger, LedgerFunds
 from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import (
@@ -40,6 +41,7 @@ class Intent(NamedTuple):
     signal: Signal | None = None  # which names the exit orders of an entry
     is_protected: bool = False  # whether it names any
     refusal: str | None = None  # why an entry has no size
+    expected: Expected | None = None  # by the model, where [exits] follow it
 
     @property
     def is_entry(self) -> bool:
@@ -104,6 +106,7 @@ class BrokerSettings(Struct, frozen=True):
     fill_within_ms: int = FILL_WITHIN_MS
     costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
     leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
+    exits: Exits | None = None  # of every position that a signal enters
 
     def costs_for(self, instrument: str) -> ExecutionCosts:
         """Return the costs of trading *instrument*: its own, or the usual ones."""
@@ -142,7 +145,9 @@ class PaperAccount:
             )
             for key, item in known
         }
-        self.protectors = {key: Protector(self.orders[key], item) for key, item in known}
+        self.protectors = {
+            key: Protector(self.orders[key], item, settings.exits) for key, item in known
+        }
         self._places = {key: place for place, key in enumerate(self._instruments)}
         self._ranges = ranges or {}
         self._executors = {key: self._executor(item) for key, item in known}
@@ -193,10 +198,12 @@ class PaperAccount:
         """
         return self.orders[instrument].reach(asked.requests, self.held(instrument))
 
-    def stop_distance(self, signal: Signal, bar: Bar, day_range: DayRange) -> int:
+    def stop_distance(
+        self, signal: Signal, bar: Bar, day_range: DayRange, expected: Expected | None
+    ) -> int:
         """Return how far from the close of *bar* the nearest stop of *signal* would be."""
         planner = self.protectors[bar.instrument].planner
-        return planner.distance(signal, bar.close, day_range)
+        return planner.distance(signal, bar.close, day_range, expected)
 
     def gross_of_others(self, instrument: str) -> int:
         """Return the notional at the marks of all positions but *instrument*'s, without signs.
@@ -262,14 +269,15 @@ class PaperAccount:
         trades = Matched()
         if isinstance(event, Quote):
             trades.note(*self.expire(key, event.market_ms))
-            self._due(key, trades, event.market_ms, sequence)
+            market = event.bid if self.ledger.held(key) > 0 else event.ask
+            self._due(key, trades, event.market_ms, market, sequence)
             self._add(
                 key, trades, self._match(matching.match_quote, event), sequence, event.market_ms
             )
         else:
             newer = resting.rewind() if is_missed and resting.unmoved else {}
             trades.note(*self.expire(key, event.close_time_ms - 1, unfilled=False))
-            self._due(key, trades, event.open_time_ms, sequence)
+            self._due(key, trades, event.open_time_ms, event.open, sequence)
             opened = self._match(at_open, event)
             self._add(key, trades, opened, sequence, event.open_time_ms)
             on_path = self._match(matching.match_path, event)
@@ -293,12 +301,20 @@ class PaperAccount:
         self._stale.add(instrument)
         return True
 
-    def _due(self, instrument: str, trades: Matched, market_ms: int, sequence: int) -> None:
-        """Add to *trades* the order that closes a position whose time is over."""
-        held = self.ledger.held(instrument)
+    def _due(
+        self, instrument: str, trades: Matched, market_ms: int, market: int, sequence: int
+    ) -> None:
+        """Add to *trades* the orders that change because a position's time or age is reached."""
         protector = self.protectors[instrument]
         before = protector.state
-        orders = protector.close_if_due(market_ms, held, sequence=sequence)
+        orders = protector.act_if_due(
+            market_ms,
+            self.ledger.held(instrument),
+            self.ledger.entry_price(instrument),
+            self.opened_ms(instrument),
+            market,
+            sequence=sequence,
+        )
         trades.note(*orders)
         if orders or protector.state is not before:
             trades.ended_plan = not orders
@@ -456,7 +472,20 @@ class PaperAccount:
 
     # ------------------------------------------------------------ protection
 
-    def plan(self, signal: Signal, bar: Bar, at_ms: int, day_range: DayRange) -> Plan | str:
+    def matters_from(self, quote: Quote) -> int | None:
+        """Return the market time from which *quote* closes or moves what is due by then."""
+        key = quote.instrument
+        entry, opened_ms = self.ledger.entry_price(key), self.opened_ms(key)
+        return self.protectors[key].matters_from(quote, entry, opened_ms)
+
+    def plan(
+        self,
+        signal: Signal,
+        bar: Bar,
+        at_ms: int,
+        day_range: DayRange,
+        expected: Expected | None = None,
+    ) -> Plan | str:
         """Return how the entry that *signal* asks for at the close of *bar* would be protected.
 
         Or why it cannot be entered: its protection is impossible, or it waits for another signal.
@@ -465,9 +494,16 @@ class PaperAccount:
         protector = self.protectors[key]
         if (refusal := protector.refusal(signal)) is not None:
             return refusal
-        is_held = self.ledger.held(key) * (1 if signal.action is Action.LONG else -1) > 0
+        sign = 1 if signal.action is Action.LONG else -1
+        is_held = self.ledger.held(key) * sign > 0
         entry = self.ledger.entry_price(key) if is_held else bar.close
-        return protector.planner.plan(signal, bar.close, entry, at_ms, day_range)
+        before = protector.state.plan
+        if before is not None and before.sign != sign:
+            before = None
+        held = HeldPosition(before, at_ms - self.opened_ms(key)) if is_held else None
+        return protector.planner.plan(
+            signal, bar.close, entry, at_ms, day_range, expected=expected, held=held
+        )
 
     def protect(self, plan: Plan, bar: Bar, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Protect by *plan* what is held of *bar*'s instrument, or will be; see ``Protector``."""
@@ -480,6 +516,16 @@ class PaperAccount:
             bar.close,
             sequence=sequence,
             at_ms=at_ms,
+        )
+
+    def is_protected_by(self, plan: Plan, instrument: str) -> bool:
+        """Return whether [exits] gave *instrument* this very *plan* before; nothing changes then.
+
+        False without [exits]: a repeated signal stores the state, as it always has.
+        """
+        state = self.protectors[instrument].state
+        return self._settings.exits is not None and (
+            (state.plan, state.closed, state.following) == (plan, 0, None)
         )
 
     def leave(self, instrument: str, reason: str) -> tuple[Order, ...]:

@@ -25,7 +25,7 @@ from tracepaper.daemon.broker.account import (
     as_they_stand,
 )
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
-from tracepaper.daemon.broker.exit_orders import Plan
+from tracepaper.daemon.broker.exit_plans import Plan
 from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
 from tracepaper.strategies.api.context import Orders, Signal
@@ -294,9 +294,11 @@ class Broker:
         key, signal = bar.instrument, intent.signal
         plan: Plan | str | None = None
         if signal is not None and (intent.is_protected or account.orders[key].is_guarded):
-            plan = account.plan(signal, bar, at_ms, self._day_ranges[key])
+            plan = account.plan(signal, bar, at_ms, self._day_ranges[key], intent.expected)
             if isinstance(plan, str):
                 return plan
+            if account.is_protected_by(plan, key):
+                plan = None
         # Not at once: the step says in a bit that a position was confirmed.
         self.save = self.save or _LATER
         if key in self._confirms:
@@ -346,7 +348,7 @@ class Broker:
             for order in account.orders[key].orders
             if (from_ms := matters_from(order, quote, account.orders[key].trail)) is not None
         ]
-        due = [account.protectors[key].matters_from(quote) for account in self._accounts]
+        due = [account.matters_from(quote) for account in self._accounts]
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
 
     def liquidates(self, mark: Mark) -> bool:

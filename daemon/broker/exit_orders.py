@@ -11,61 +11,31 @@ the position as it is; placing the role again amends that order in place, and le
 nothing differs. All of them are reduce-only and sized to the position, and so one cancels the
 other: whatever fill shrinks the position shrinks them, and the fill that closes it cancels them.
 
-The rules are docs/protection.md, E8 to E17.
+The rules are docs/protection.md, E11 to E22.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from math import isfinite
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.exit_plans import (
+    CONFIGURED,
+    Exits,
+    Level,
+    Plan,
+    Planner,
+    nearest,
+)
 from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import Bounds
-from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Action, Order, OrderKind, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Quote, Side
-from tracepaper.strategies.units import MONEY_SCALE, divide_half_even, unscaled
-
-NO_VOLATILITY: Final = "no volatility yet"
-_PRICE_MOST: Final = 2**53
-
-
-class Level(Struct, frozen=True, array_like=True):
-    """Where a protective order stands: at a price, or so far from the entry price."""
-
-    value: int  # a price or a distance in units of the price; or 10⁻¹⁰ of the entry price
-    is_price: bool
-    is_share: bool
-    words: str  # the order's reason
-
-    def distance(self, entry: int) -> int:
-        """Return how far from the price *entry* it is."""
-        return divide_half_even(entry * self.value, MONEY_SCALE) if self.is_share else self.value
-
-    def at(self, entry: int, direction: int) -> int:
-        """Return the price; *direction* is 1 above the entry and -1 below it."""
-        return self.value if self.is_price else entry + direction * self.distance(entry)
-
-
-class Plan(Struct, frozen=True, array_like=True):
-    """What protects a position of one side, once there is one."""
-
-    sign: int  # 1 for long, -1 for short
-    stop: Level | None = None
-    target: Level | None = None
-    trailing: Level | None = None
-    until_ms: int | None = None
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether it protects nothing."""
-        return (self.stop, self.target, self.trailing, self.until_ms) == (None,) * 4
 
 
 class ProtectionState(Struct, frozen=True, array_like=True):
@@ -82,104 +52,22 @@ NOTHING_FOLLOWS: Final = Plan(0)
 """Follows a plan whose position is to be closed and not turned around."""
 
 
-class Planner:
-    """Turns what a signal asks for into a plan in one instrument's integers, or says why not."""
-
-    def __init__(self, instrument: Instrument) -> None:
-        self._decimals = instrument.price_decimals
-        self._tick = instrument.tick_size
-
-    def plan(
-        self, signal: Signal, price: int, entry: int, at_ms: int, day_range: DayRange
-    ) -> Plan | str:
-        """Return the plan of *signal*, decided at the close *price*; or why there is none.
-
-        A stop has to lie where the position loses, a target where it gains: seen from the close,
-        wherever the position was entered. Until it is, *entry* is the close.
-        """
-        sign = 1 if signal.action is Action.LONG else -1
-        if signal.until is not None and signal.until <= at_ms:
-            return "until is over already"
-        levels: dict[str, Level | None] = {}
-        for name, asked, direction in (
-            ("stop", signal.stop, -sign),
-            ("target", signal.target, sign),
-            ("trailing", signal.trailing, -sign),
-        ):
-            level = None if asked is None else self._level(name, asked, day_range)
-            if isinstance(level, str):
-                return level
-            if level is not None:
-                at = level.at(entry, direction)
-                if name == "trailing":
-                    at = price + direction * level.distance(entry)
-                if refusal := self._refusal(level, at, price, direction):
-                    return refusal
-            levels[name] = level
-        return Plan(sign, **levels, until_ms=signal.until)
-
-    def distance(self, signal: Signal, price: int, day_range: DayRange) -> int:
-        """Return how far from *price* the nearest stop of *signal* is, in units of the price.
-
-        0 where it gives none, or none that could protect the position.
-        """
-        direction = -1 if signal.action is Action.LONG else 1
-        found = []
-        for name, asked in (("stop", signal.stop), ("trailing", signal.trailing)):
-            level = None if asked is None else self._level(name, asked, day_range)
-            if isinstance(level, Level):
-                found.append(direction * (level.at(price, direction) - price))
-        return max(min(found, default=0), 0)
-
-    def _level(self, name: str, asked: Distance, day_range: DayRange) -> Level | str:
-        """Return where *asked* is, or why it is nowhere."""
-        known = {"trailing": "trailing stop"}.get(name, name)
-        number = _number(asked)
-        mean = day_range.mean() if isinstance(asked, Volatility) and isfinite(number) else 0
-        if not isfinite(number) or mean is None:
-            return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
-        if isinstance(asked, Percent):
-            rate = round(min(number, 1e6) / 100 * MONEY_SCALE)
-            return Level(rate, is_price=False, is_share=True, words=f"{known} {number:g} %")
-        if isinstance(asked, Volatility):
-            words = f"{known} {number:g} x ATR(1d) {unscaled(mean, self._decimals)}"
-            distance = round(min(number * mean, 2.0 * _PRICE_MOST))
-            return Level(distance, is_price=False, is_share=False, words=words)
-        units = round(min(number * 10**self._decimals, 2.0 * _PRICE_MOST))
-        is_price = name != "trailing"
-        units = self.whole(units) if is_price else units
-        words = f"{known} {'at' if is_price else 'by'} {unscaled(units, self._decimals)}"
-        return Level(units, is_price=is_price, is_share=False, words=words)
-
-    def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
-        """Return why *level*, which is *at* a price, cannot protect where the close is *price*.
-
-        It belongs in that *direction* of the close.
-        """
-        if direction * (at - price) < self._tick:
-            side = "above" if direction > 0 else "below"
-            return f"{level.words} is not {side} the close {unscaled(price, self._decimals)}"
-        if at < self._tick or at > _PRICE_MOST:
-            return f"{level.words} is no price"
-        return None
-
-    def whole(self, price: int) -> int:
-        """Return *price* at the nearest whole tick."""
-        return max(divide_half_even(price, self._tick), 1) * self._tick
-
-
 class Protector:
     """The protection of one instrument in one account."""
 
-    def __init__(self, resting: RestingOrders, instrument: Instrument) -> None:
+    def __init__(
+        self, resting: RestingOrders, instrument: Instrument, exits: Exits | None = None
+    ) -> None:
+        """Protect what signals enter; *exits* are those of the configuration, if it names any."""
         self._resting = resting
         self._instrument = instrument.id
-        self.planner = Planner(instrument)
+        self.exits = exits
+        self.planner = Planner(instrument, exits)
         self._state = ProtectionState()
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters for what is armed from now on."""
-        self.planner = Planner(instrument)
+        self.planner = Planner(instrument, self.exits)
 
     @property
     def state(self) -> ProtectionState:
@@ -199,15 +87,28 @@ class Protector:
 
     @property
     def is_timed(self) -> bool:
-        """Whether the plan ends at a time."""
-        return self._state.plan is not None and self._state.plan.until_ms is not None
-
-    def matters_from(self, quote: Quote) -> int | None:
-        """Return the market time from which *quote* closes a position whose time is over."""
+        """Whether the plan ends or changes at a time."""
         plan = self._state.plan
-        if plan is None or plan.until_ms is None or quote.market_ms < plan.until_ms:
+        return plan is not None and (plan.until_ms is not None or self._is_timed)
+
+    @property
+    def _is_timed(self) -> bool:
+        return self.exits is not None and bool(self.exits.roi or self.exits.time_limit_ms)
+
+    def matters_from(self, quote: Quote, entry: int, opened_ms: int) -> int | None:
+        """Return the market time from which *quote* closes or moves what is due by then.
+
+        The position was opened at *opened_ms* (0 where there is none) for the price *entry*.
+        """
+        plan = self._state.plan
+        if plan is None:
             return None
-        return plan.until_ms
+        due = [] if plan.until_ms is None else [plan.until_ms]
+        if self.exits is not None and opened_ms:
+            age_ms = self.exits.next_age_ms(plan, entry)
+            due += [] if age_ms is None else [opened_ms + age_ms]
+        first = min(due, default=None)
+        return None if first is None or quote.market_ms < first else first
 
     # ------------------------------------------------------------ the same signal waits
 
@@ -222,6 +123,8 @@ class Protector:
     def refusal(self, signal: Signal) -> str | None:
         """Return why *signal*, an entry, has to wait for another one before it; None if not."""
         if not self._state.closed or signal.reenter or _sign(signal.action) != self._state.closed:
+            return None
+        if self.exits is not None and self.exits.reenter:
             return None
         return f"closed by its {self._state.closed_by}; it enters again after another signal"
 
@@ -357,7 +260,7 @@ class Protector:
                 plan = replace(plan, trailing=before.trailing)
         self.state = replace(
             self._state,
-            plan=None if plan.is_empty else plan,
+            plan=None if plan.is_empty and not self._is_timed else plan,
             closed=0,
             closed_by="",
             following=None,
@@ -404,7 +307,9 @@ class Protector:
         if not is_held and (state.following is not None or not is_by_signal):
             # Nothing to cancel: the fill that closed the position ended what was to close it.
             plan = state.following
-            if plan is not None and plan.is_empty:
+            if plan is not None and (
+                plan == NOTHING_FOLLOWS or (plan.is_empty and not self._is_timed)
+            ):
                 plan = None
             self.state = replace(self._state, plan=plan, trail=0, following=None)
             if plan is None:
@@ -434,22 +339,63 @@ class Protector:
         self.state = replace(self._state, plan=None, trail=0, following=None)
         return self.cancel_protection(reason)
 
-    def close_if_due(self, market_ms: int, held: int, *, sequence: int) -> tuple[Order, ...]:
-        """Return the order that closes what is *held* where its time is over."""
+    def act_if_due(
+        self,
+        market_ms: int,
+        held: int,
+        entry: int,
+        opened_ms: int,
+        market: int,
+        *,
+        sequence: int,
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because of the time, now that the market is at *market*.
+
+        What is *held* since *opened_ms* at the price *entry* is closed where its time is over, and
+        has the target by minimal_roi of its age.
+        """
         plan = self._state.plan
-        if plan is None or plan.until_ms is None or market_ms < plan.until_ms:
+        if plan is None:
             return ()
+        is_over = plan.until_ms is not None and market_ms >= plan.until_ms
         if held * plan.sign <= 0 or not self._resting.closable(held):
-            if self._resting.order is None:  # it was never entered, and is wanted no more
+            if is_over and self._resting.order is None:  # it was never entered, and is not wanted
                 self._resting.target = held
                 self.state = replace(self._state, plan=None, following=None)
             return ()
-        return self._close(held, sequence=sequence, at_ms=market_ms)
+        reason, target = ("until" if is_over else ""), plan.target
+        if self.exits is not None:
+            age_ms = market_ms - opened_ms
+            if not is_over and 0 < self.exits.time_limit_ms <= age_ms:
+                reason = self.exits.limit_words
+            target = nearest((target, self.exits.roi_at(age_ms)), entry, plan.sign)
+        if reason:
+            return self._close(held, reason, sequence=sequence, at_ms=market_ms)
+        if target is plan.target:
+            return ()
+        plan = replace(plan, target=target)
+        self.state = replace(self._state, plan=plan)
+        return self._place_target(plan, held, entry, market, sequence=sequence, at_ms=market_ms)
 
-    def _close(self, held: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+    def _close(self, held: int, reason: str, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Arm the order that closes what is *held* because its time is over."""
         return self.place_protection(
-            OrderRole.UNTIL, held, sequence=sequence, at_ms=at_ms, reason="until"
+            OrderRole.UNTIL, held, sequence=sequence, at_ms=at_ms, reason=reason
+        )
+
+    def _place_target(
+        self, plan: Plan, held: int, entry: int, market: int, *, sequence: int, at_ms: int
+    ) -> tuple[Order, ...]:
+        if plan.target is None:
+            return ()
+        return self.place_protection(
+            OrderRole.TARGET,
+            held,
+            sequence=sequence,
+            at_ms=at_ms,
+            reason=plan.target.words,
+            price=self._whole(plan.target.at(entry, plan.sign)),
+            market=market,
         )
 
     def _place(
@@ -472,10 +418,12 @@ class Protector:
             return ()
         changed: tuple[Order, ...] = ()
         unwanted = []
-        if plan.until_ms is None or at_ms < plan.until_ms:
+        closing = self._resting.protective(OrderRole.UNTIL)
+        is_over = plan.until_ms is not None and at_ms >= plan.until_ms
+        if closing is not None and (is_over or closing.reason.startswith(CONFIGURED)):
+            changed += self._close(held, closing.reason, sequence=sequence, at_ms=at_ms)
+        elif not is_over:
             unwanted.append(OrderRole.UNTIL)
-        elif self._resting.protective(OrderRole.UNTIL) is not None:
-            changed += self._close(held, sequence=sequence, at_ms=at_ms)
         if plan.stop is None:
             unwanted.append(OrderRole.STOP)
         else:
@@ -489,16 +437,7 @@ class Protector:
             )
         if plan.target is None:
             unwanted.append(OrderRole.TARGET)
-        else:
-            changed += self.place_protection(
-                OrderRole.TARGET,
-                held,
-                sequence=sequence,
-                at_ms=at_ms,
-                reason=plan.target.words,
-                price=self._whole(plan.target.at(entry, plan.sign)),
-                market=market,
-            )
+        changed += self._place_target(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
         if plan.trailing is not None:
             armed = self._resting.protective(OrderRole.TRAILING)
             trigger = None if armed is None else armed.trigger
@@ -539,14 +478,6 @@ def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:
     if price is None or market is None:
         return False
     return price > market if side is Side.SELL else price < market
-
-
-def _number(asked: Distance) -> float:
-    match asked:
-        case Percent(value=number) | Volatility(multiple=number):
-            return number
-        case number:
-            return number
 
 
 def _sign(action: Action) -> int:

@@ -42,7 +42,14 @@ from tracepaper.daemon.config.sections import (
     StorageSection,
     StrategySection,
 )
-from tracepaper.daemon.config.values import Section, allowed, canonical, interval_name, is_table
+from tracepaper.daemon.config.values import (
+    ExitsSection,
+    Section,
+    allowed,
+    canonical,
+    interval_name,
+    is_table,
+)
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.types.market import Category
@@ -81,6 +88,7 @@ class Config(BaseModel):
     gate: GateSection = Field(default_factory=GateSection)
     regime: RegimeSection = Field(default_factory=RegimeSection)
     sizing: SizingSection = Field(default_factory=SizingSection)
+    exits: ExitsSection = Field(default_factory=ExitsSection)
     execution: ExecutionSection = Field(default_factory=ExecutionSection)
     risk: RiskSection = Field(default_factory=RiskSection)
     account: AccountSection = Field(default_factory=AccountSection)
@@ -111,8 +119,8 @@ class Config(BaseModel):
     def settings(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Without order books or covariates their keys are left out: a run has the hash that it had
-        before these keys existed.
+        Without order books, covariates or exits their keys are left out: a run has the hash that it
+        had before these keys existed.
         """
         document = {
             name: {key: canonical(value) for key, value in table.items()}
@@ -123,6 +131,8 @@ class Config(BaseModel):
                 del document["market"][key]
         if self.model.covariates is None:
             del document["model"]["covariates"]
+        if self.exits == ExitsSection():
+            del document["exits"]
         return document
 
     def canonical_json(self, stored: str = "") -> str:
@@ -208,13 +218,11 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
     return WithSettings(file, settings) if settings else file
 
 
-_BY_SIGNAL: Final = (
-    "stops, targets and trailing stops belong to the Signal of a strategy of your own, such as "
-    "Signal(Action.LONG, 'why', stop=Percent(2)), as docs/protection.md says"
-)
 ELSEWHERE: Final = {
-    **dict.fromkeys(("stop", "stoploss", "takeprofit", "target", "trailing"), _BY_SIGNAL),
-    **dict.fromkeys(("trailingstop", "minimalroi"), _BY_SIGNAL),
+    **dict.fromkeys(("stop", "stoploss", "sl"), "write [exits] stop_loss, such as '2%'"),
+    **dict.fromkeys(("target", "takeprofit", "tp"), "write [exits] take_profit, such as '4%'"),
+    **dict.fromkeys(("trailing", "trailingstop"), "write [exits] trailing, such as '3%'"),
+    "minimalroi": 'write [exits] minimal_roi, such as {"0" = 0.04, "30" = 0.02}',
     **dict.fromkeys(("commission", "fee", "fees"), "write [execution] taker_fee and maker_fee"),
     **dict.fromkeys(("timeframe", "period"), "write [market] interval, such as '5' minutes"),
 }

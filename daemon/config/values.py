@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_address
+from itertools import pairwise
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -46,6 +47,7 @@ from tracepaper.strategies.units import (
     MONEY_SCALE,
     UNITS_MS,
     YEAR_MS,
+    interval_text,
     time_of,
 )
 
@@ -57,6 +59,10 @@ NOTIONAL_MAX: Final = MONEY_MAX // 4
 DIGITS_MAX: Final = 40
 QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
 SYMBOLS_MAX: Final = 50
+_EXIT_DISTANCE: Final = re.compile(
+    r"(?:(?P<q>q)(?=0\.)|)(?P<number>\d{1,6}(?:\.\d{1,6})?)(?(q)| ?(?P<unit>%|atr|volatility))"
+)
+PERCENT_MOST: Final = 100_000
 INTERVAL: Final = re.compile(r"(?P<count>\d{0,4}) ?(?P<unit>m|min|h|H|d|D|w|W)")
 """A count and a unit; a capital M is a month, which the product does not trade."""
 
@@ -164,6 +170,43 @@ def _duration(value: object) -> object:
     return value.strip()
 
 
+def _exit_distance(value: object) -> object:
+    """Read how far from the entry price a position is closed, in one of four units."""
+    found = _EXIT_DISTANCE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None or not Decimal(found["number"]):
+        raise ValueError('write "2%" of the entry price, "2 atr", "2 volatility" or "q0.05"')
+    number, unit = plain(Decimal(found["number"])), found["unit"] or ""
+    if found["q"]:
+        return _threshold(f"q{number}")
+    return f"{number}%" if unit == "%" else f"{number} {unit}"
+
+
+def _minimal_roi(value: object) -> object:
+    """Read the table as freqtrade writes it: minutes or a time, and a fraction or a percentage."""
+    table = json_object(value)
+    if not isinstance(table, dict):
+        return table
+    steps = []
+    for age, least in table.items():
+        age_ms = int(age) * MINUTE_MS if str(age).strip().isdecimal() else time_of(str(age))
+        text = str(least).strip()
+        try:
+            percent = Decimal(text.removesuffix("%")) * (1 if text.endswith("%") else 100)
+        except InvalidOperation:
+            percent = Decimal(-1)
+        if age_ms is None or isinstance(least, bool) or not 0 <= percent <= PERCENT_MOST:
+            raise ValueError(
+                'write minutes and returns from 0 on, such as {"0" = 0.04, "30" = 0.02}'
+            )
+        steps.append((age_ms, percent))
+    steps.sort()
+    if any(later[0] == sooner[0] or later[1] >= sooner[1] for sooner, later in pairwise(steps)):
+        raise ValueError("write returns that fall as time passes")
+    if steps and not steps[0][0] and not steps[0][1]:
+        raise ValueError('write a return above 0 for "0", the time of the entry')
+    return {interval_text(age) if age else "0": f"{plain(least)}%" for age, least in steps}
+
+
 def address(*schemes: str) -> AfterValidator:
     """Accept an address of one of *schemes*, without its trailing slash."""
 
@@ -221,6 +264,7 @@ def _has_host(url: str) -> bool:
 
 
 Duration = Annotated[str, BeforeValidator(_duration)]
+ExitDistance = Annotated[str, BeforeValidator(_exit_distance)]
 Exact = Annotated[Decimal, BeforeValidator(_exact)]
 Positive = Annotated[Exact, Field(gt=0, le=MONEY_MAX)]
 Fraction = Annotated[Exact, Field(ge=0, le=1)]
@@ -382,3 +426,29 @@ class SymbolFees(Section):
     """Fraction of notional where an order takes."""
     maker: Annotated[Exact, Field(ge=Decimal("-0.01"), le=Decimal("0.1"))] | None = None
     """The same where a limit had rested."""
+
+
+class ExitsSection(Section):
+    """Exits of every position that a signal enters, beside those that the signal names itself."""
+
+    stop_loss: ExitDistance | None = Field(default=None, examples=["2%"])
+    """Closes a position at a loss: 2% of the entry price, 2 atr (of a day), 2 volatility (as
+    forecast to gate.horizon) or q0.05 (a quantile of the forecast return)."""
+    take_profit: ExitDistance | None = Field(default=None, examples=["4%"])
+    """Closes it at a gain, in the same units; q0.9 is one that one forecast in ten exceeds."""
+    trailing: ExitDistance | None = Field(default=None, examples=["3%"])
+    """Closes it so far below the best price since the entry, above it where it is short."""
+    time_limit: Duration | None = Field(default=None, examples=["4h"])
+    """Closes it so long after its entry."""
+    minimal_roi: Annotated[dict[str, str], BeforeValidator(_minimal_roi)] = Field(
+        default_factory=dict
+    )
+    """Closes it at a gain that shrinks with its age: {"0" = 0.04, "30" = 0.02, "60" = 0.01} at 4 %,
+    from 30 minutes on at 2 %, from 60 on at 1 %."""
+    reenter: bool = False
+    """Whether the same signal may enter again after such an exit, without another one between."""
+
+    @property
+    def has_stop(self) -> bool:
+        """Whether every position has a stop, by which it can be sized."""
+        return self.stop_loss is not None or self.trailing is not None

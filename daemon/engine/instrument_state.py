@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from math import nan
 from typing import Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import Intent, PaperAccount, is_entry
+from tracepaper.daemon.broker.exit_plans import Expected
 from tracepaper.daemon.broker.orders import Sent
 from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
 from tracepaper.daemon.engine.price_checks import PriceBelief
@@ -159,6 +161,7 @@ class InstrumentState:
         "_cash",
         "_context",
         "_decision_hash",
+        "_exits",
         "_flat_on_refusal",
         "_instrument_context",
         "_looks_at_bar_alone",
@@ -211,7 +214,10 @@ class InstrumentState:
             agree_ms=settings.agree_within_ms,
         )
         self.signal: Signal | Orders | None = None  # the newest, whatever became of it
-        self._wants_protection = False  # it asks for a stop, a target or a time limit
+        self._exits = settings.broker.exits
+        self._wants_protection = (
+            False  # it asks for a stop, a target or a time limit, or [exits] do
+        )
         self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
         self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
         self._standing: int | None = None  # the target before it
@@ -322,7 +328,7 @@ class InstrumentState:
         if not isinstance(signal, Signal):  # the usual class is quickly told
             return self._decide_list(signal, bar, account)
         if signal is not before:
-            self._wants_protection = is_protected(signal)
+            self._wants_protection = self._exits is not None or is_protected(signal)
         if gates.risk.active:
             self._see_target(bar, self._target(signal, bar, forecast, account), account)
         measures, passed = gates.evaluator.judge(gates.inputs)
@@ -484,7 +490,8 @@ class InstrumentState:
             equity = account.balance().equity
             known = SizingAccount(equity, account.gross_of_others(bar.instrument))
             if self._sizer.by_stop:
-                stop = account.stop_distance(signal, bar, self.history.day_range)
+                expected = self._expected(forecast)
+                stop = account.stop_distance(signal, bar, self.history.day_range, expected)
                 known = known._replace(stop=stop)
         return self._sizer.target(signal, bar, forecast, standing=standing, account=known)
 
@@ -524,8 +531,20 @@ class InstrumentState:
         if action is Action.FLAT:
             return Intent(action, 0, reason)
         target = self._target(signal, bar, forecast, account)
-        no_size = self._sizer.refusal(signal) if self._sizer.by_stop else None
-        return Intent(action, target, reason, signal, self._wants_protection, no_size)
+        no_size = None
+        if self._sizer.by_stop and not (self._exits and (self._exits.stop or self._exits.trailing)):
+            no_size = self._sizer.refusal(signal)
+        expected = None if self._exits is None else self._expected(forecast)
+        return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
+
+    def _expected(self, forecast: Forecast | None) -> Expected | None:
+        """Return what the model expects, where [exits] follow it."""
+        if forecast is None or self._exits is None or not self._exits.measures:
+            return None
+        at, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope
+        columns = (forecast.mean_return, forecast.stdev_return, forecast.volatility)
+        mean, stdev, volatility = (column[at] if column else nan for column in columns)
+        return Expected(mean * slope, stdev, volatility)
 
     def _expired(self, bar: Bar, account: PaperAccount) -> bool:
         """Return whether the standing target has outlived the horizon of its forecast."""

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts
+from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
@@ -434,6 +435,9 @@ def build_engine(
             ),
             latency=Latency(latency_ms, jitter_ms, config.execution.seed),
             fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
+            exits=Exits.of(
+                config.exits.model_dump(), () if forecaster is None else forecaster.measures
+            ),
         ),
         interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,
@@ -541,10 +545,14 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
 
 def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
     """Refuse a sizing that needs outputs which the model, or the strategy, does not give."""
-    if config.sizing.mode == "risk" and ":" not in config.strategy.name:
+    if (
+        config.sizing.mode == "risk"
+        and ":" not in config.strategy.name
+        and not config.exits.has_stop
+    ):
         raise ConfigInvalid(
             f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
-            "gives none; choose another mode, or a class of your own whose signals have a stop."
+            "gives none; set [exits] stop_loss, choose another mode, or a class of your own."
         )
     wanted = _SIZED_BY.get(config.sizing.mode, frozenset())
     if config.sizing.mode == "volatility" and config.sizing.volatility == "forecast":

@@ -20,6 +20,9 @@ representation, interpretable_model  # captum asks for them
 # Read and derived from by classes of users' own, and classes for them to copy from.
 deadline_s, BoostedTree, Trend, Grid, RsiReversion, unrealised
 
+# Keys of [exits], read by their names.
+take_profit, minimal_roi
+
 # Keys of a recipe, read by their names.
 validation_until, calibration_until
 

@@ -6,26 +6,39 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from builders import MINUTE, START_MS, bar, bars, instrument, quote
+from builders import MINUTE, START_MS, bar, bars, quote
+from exit_cases import (
+    FLAT,
+    KEY,
+    asked,
+    at_quotes,
+    entered,
+    fills,
+    flat_bars,
+    held,
+    latest,
+    long,
+    machine,
+    of_role,
+    others,
+    path,
+    short,
+    taken,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.execution import DayRange
-from tracepaper.daemon.broker.exit_orders import NO_VOLATILITY
-from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
-from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Percent, Signal, Volatility
 from tracepaper.strategies.types.decisions import (
     Action,
-    Fill,
     FillModel,
     Liquidity,
-    Order,
     OrderKind,
     OrderRole,
     OrderStatus,
@@ -33,7 +46,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
-    Category,
     Command,
     CommandKind,
     Event,
@@ -43,94 +55,7 @@ from tracepaper.strategies.types.market import (
     Side,
 )
 
-KEY = "linear:BTCUSDT"
-HOLD = Signal(Action.HOLD, "nothing")
-COSTLESS: dict[str, Any] = {"taker_fee": "0", "slippage_bp": "0", "spread_bp": "0"}
-
-
-class Says(Strategy):
-    """Says what it is told at the bars that it is told, and holds at the others."""
-
-    gates = frozenset({"operator"})
-
-    def __init__(self, said: dict[int, Signal], twins: tuple[str, ...] = ()) -> None:
-        self.said = said
-        self.twins = twins
-
-    def decide(self, context: BarContext) -> Signal:
-        return self.said.get((context.exact.open_time_ms - START_MS) // MINUTE, HOLD)
-
-
-def machine(
-    said: dict[int, Signal],
-    *,
-    execution: FillModel = FillModel.NEXT_OPEN,
-    category: Category = Category.LINEAR,
-    twins: tuple[str, ...] = (),
-    **sections: dict[str, Any],
-) -> Engine:
-    given = {
-        "sizing": {"mode": "fixed", "quantity": "1"},
-        "account": {"cash": "1000000"},
-        "execution": {**COSTLESS, "model": execution.value, "latency_ms": 0},
-        **sections,
-    }
-    return build_engine(
-        load(None, given),
-        [instrument(category=category)],
-        execution=execution,
-        period_start_ms=0,
-        forecaster=None,
-        strategies={"BTCUSDT": Says(said, twins)},
-    )
-
-
-def long(**asked: Any) -> Signal:
-    return Signal(Action.LONG, "up", **asked)
-
-
-def short(**asked: Any) -> Signal:
-    return Signal(Action.SHORT, "down", **asked)
-
-
-FLAT = Signal(Action.FLAT, "out")
-
-
-def flat_bars(count: int, price: int = 10_000) -> list[Bar]:
-    return [bar(price, index=index) for index in range(count)]
-
-
-def path(index: int, open_: int, high: int, low: int, close: int) -> Bar:
-    return bar(close, index=index, open_=open_, high=high, low=low)
-
-
-def taken(engine: Engine, events: list[Any]) -> list[Step]:
-    return [engine.step(event, None) for event in events]
-
-
-def fills(steps: list[Step]) -> list[Fill]:
-    return [fill for step in steps for fill in step.fills]
-
-
-def latest(steps: list[Step]) -> dict[str, Order]:
-    return {order.order_id: order for step in steps for order in step.orders}
-
-
-def of_role(steps: list[Step], role: OrderRole) -> list[Order]:
-    return [order for order in latest(steps).values() if order.role is role]
-
-
-def held(step: Step) -> int:
-    assert step.position is not None
-    return step.position.quantity
-
-
 # ---------------------------------------------------------------- where it is filled
-
-
-def entered(signal: Signal, *after: Bar, **sections: Any) -> list[Step]:
-    """Signal at bar 0, enter at the open of bar 1 at 100.00, and go on."""
-    return taken(machine({0: signal}, **sections), [*flat_bars(2), *after])
 
 
 def test_a_stop_arms_in_the_step_of_its_entry_s_fill_and_fills_at_its_price() -> None:
@@ -421,10 +346,6 @@ def test_a_repeated_signal_replaces_and_hold_leaves_it() -> None:
     assert {one.role: one.trigger for one in others(engine)} == {OrderRole.STOP: 9_900}
 
 
-def others(engine: Engine) -> tuple[Order, ...]:
-    return engine.state().account.books[KEY].orders.others
-
-
 @pytest.mark.parametrize("said", [FLAT, short(stop=105.0), short()])
 def test_what_closes_or_turns_the_position_cancels_it_and_not_its_signal(said: Signal) -> None:
     steps = taken(machine({0: long(stop=98.0, target=110.0, trailing=3.0), 2: said}), flat_bars(4))
@@ -612,17 +533,6 @@ def test_bars_that_pass_protection_leave_what_going_through_them_would(
 
 
 # ---------------------------------------------------------------- quotes
-
-
-def at_quotes(
-    said: dict[int, Signal], events: list[Event], **more: Any
-) -> tuple[Engine, list[Step]]:
-    engine = machine(said, execution=FillModel.QUOTE, **more)
-    return engine, taken(engine, events)
-
-
-def asked(bid: int, second: float, *, size: int = 10**9) -> Any:
-    return quote(bid, bid + 10, at_ms=START_MS + MINUTE + int(second * 1_000), size=size)
 
 
 def test_a_stop_is_checked_at_every_quote_and_sized_to_a_partial_fill() -> None:

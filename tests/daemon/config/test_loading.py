@@ -98,8 +98,27 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
     [
         ('[market]\nintervall = "5"', "[market] has no key 'intervall'; the nearest is 'interval'"),
         ('[market]\ncash = "5"', "[market] has no key 'cash', but [account] has"),
-        ("[strategy]\nstop_loss = 0.02", "stops, targets and trailing stops belong to the Signal"),
-        ("[risk]\ntakeProfit = 1", "has no key 'takeProfit': stops, targets and trailing stops"),
+        (
+            "[strategy]\nstop_loss = 0.02",
+            "has no key 'stop_loss': write [exits] stop_loss, such as",
+        ),
+        ("[risk]\ntakeProfit = 1", "has no key 'takeProfit': write [exits] take_profit, such as"),
+        (
+            "[exits]\nstoploss = -0.1",
+            "has no key 'stoploss': write [exits] stop_loss, such as '2%'",
+        ),
+        ("[exits]\nstop_loss = -0.1", 'write "2%" of the entry price, "2 atr", "2 volatility" or'),
+        ('[exits]\nstop_loss = "2"', 'write "2%" of the entry price'),
+        ('[exits]\nstop_loss = "0%"', 'write "2%" of the entry price'),
+        ('[exits]\nstop_loss = "-2%"', 'write "2%" of the entry price'),
+        ('[exits]\ntrailing = "q0"', 'write "2%" of the entry price'),
+        ('[exits]\ntake_profit = "q1"', 'write "2%" of the entry price'),
+        ('[exits]\ntime_limit = "soon"', 'write a time such as "6h"'),
+        ('[exits]\nminimal_roi = {"0" = 0.01, "30" = 0.02}', "returns that fall as time passes"),
+        ('[exits]\nminimal_roi = {"30" = 0.01, "30m" = 0.02}', "returns that fall as time passes"),
+        ('[exits]\nminimal_roi = {"0" = 0}', 'write a return above 0 for "0"'),
+        ('[exits]\nminimal_roi = {"30" = -1}', "write minutes and returns from 0 on"),
+        ('[exits]\nminimal_roi = {"soon" = 1}', "write minutes and returns from 0 on"),
         ("[strategy]\ncommission = 0.001", "has no key 'commission': write [execution] taker_fee"),
         ("[strategy]\ntimeframe = '5m'", "has no key 'timeframe': write [market] interval"),
         ("[strategy]\nqqqqqq = 1", "has no key 'qqqqqq' (it knows name, fast, slow"),
@@ -204,6 +223,7 @@ OTHER: dict[str, dict[str, object]] = {
     "gate": {"edge": "2"},
     "regime": {"hysteresis": "0.2"},
     "sizing": {"quantity": "2"},
+    "exits": {"stop_loss": "2%"},
     "execution": {"latency_ms": 1},
     "risk": {"max_daily_trades": 5},
     "account": {"cash": "5"},
@@ -431,3 +451,18 @@ def test_the_older_name_of_a_key_is_refused_with_the_new_one(
     with pytest.raises(ConfigInvalid) as caught:
         load()
     assert str(caught.value) == f"TRACEPAPER_MODEL__VECTORS: {said}"
+
+
+def test_exits_are_read_as_freqtrade_writes_them_and_are_hashed_only_where_they_are_set() -> None:
+    written = {"0": 0.04, "30": "2%", "1h": 0.01}
+    made = load(
+        None, {"exits": {"stop_loss": " 2.50 %", "take_profit": "q0.90", "minimal_roi": written}}
+    )
+    assert (made.exits.stop_loss, made.exits.take_profit) == ("2.5%", "q0.9")
+    assert made.exits.minimal_roi == {"0": "4%", "30m": "2%", "1h": "1%"}
+    assert restore(made.canonical_json()) == made
+    assert load(None, {"exits": made.exits.model_dump()}) == made
+    plain = load(None)
+    assert made.sha256() != plain.sha256()
+    assert "exits" not in plain.settings()
+    assert load(None, {"exits": {"reenter": False}}).sha256() == plain.sha256()

@@ -1,0 +1,332 @@
+"""Where exit orders stand: levels from a signal and from the [exits] of the configuration.
+
+A :class:`Plan` holds the levels of one position. Of a level that the signal and the configuration
+both name, the one that is met first counts, as if both rested. What the configuration names is
+set with the entry: a repeated signal leaves it where it stands.
+
+The rules are docs/protection.md, E8 to E10 and E18 to E22.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from math import expm1, isfinite, nan
+from statistics import NormalDist
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct
+
+from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Instrument
+from tracepaper.strategies.units import (
+    MONEY_SCALE,
+    divide_half_even,
+    interval_text,
+    time_of,
+    unscaled,
+)
+
+NO_VOLATILITY: Final = "no volatility yet"
+_PRICE_MOST: Final = 2**53
+
+
+class Level(Struct, frozen=True, array_like=True):
+    """Where a protective order stands: at a price, or so far from the entry price."""
+
+    value: int  # a price or a distance in units of the price; or 10⁻¹⁰ of the entry price
+    is_price: bool
+    is_share: bool
+    words: str  # the order's reason
+
+    def distance(self, entry: int) -> int:
+        """Return how far from the price *entry* it is."""
+        return divide_half_even(entry * self.value, MONEY_SCALE) if self.is_share else self.value
+
+    def at(self, entry: int, direction: int) -> int:
+        """Return the price; *direction* is 1 above the entry and -1 below it."""
+        return self.value if self.is_price else entry + direction * self.distance(entry)
+
+
+class Plan(Struct, frozen=True, array_like=True):
+    """What protects a position of one side, once there is one."""
+
+    sign: int  # 1 for long, -1 for short
+    stop: Level | None = None
+    target: Level | None = None
+    trailing: Level | None = None
+    until_ms: int | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it protects nothing."""
+        return (self.stop, self.target, self.trailing, self.until_ms) == (None,) * 4
+
+
+CONFIGURED: Final = "exits."
+"""Begins the reason of an order that the configuration asks for, by its key: exits.stop_loss."""
+
+
+class Expected(NamedTuple):
+    """What the model expects of the log return to the gate's horizon."""
+
+    mean: float  # times the slope of the model's card
+    stdev: float
+    volatility: float
+
+
+class ExitDistance(NamedTuple):
+    """How far from the entry price a configured level stands: ``2%``, ``2 atr``, ``q0.05``."""
+
+    known: str  # by what the reason of its orders begins
+    unit: str  # "%", "atr", "volatility" or "q"
+    number: float
+    text: str
+
+    @classmethod
+    def of(cls, key: str, text: str | None) -> ExitDistance | None:
+        """Read the *text* of [exits] *key* as the configuration writes it."""
+        if text is None:
+            return None
+        known = CONFIGURED + key
+        if text.startswith("q"):
+            return cls(known, "q", float(text[1:]), text)
+        unit = "%" if text.endswith("%") else text.partition(" ")[2]
+        return cls(known, unit, float(text.removesuffix(unit)), text)
+
+    def share(self, sign: int, direction: int, expected: Expected) -> float:
+        """Return by which share of the entry price it stands away in *direction*.
+
+        Of a position of *sign*; the quantile is that of its return, by a normal law. Negative
+        where the forecast does not reach that side.
+        """
+        if self.unit == "volatility":
+            return direction * expm1(direction * self.number * expected.volatility)
+        deviations = NormalDist().inv_cdf(self.number)
+        return direction * expm1(expected.mean + sign * deviations * expected.stdev)
+
+
+class Exits(NamedTuple):
+    """The [exits] of a configuration: what protects every position that a signal enters."""
+
+    stop: ExitDistance | None
+    target: ExitDistance | None
+    trailing: ExitDistance | None
+    roi: tuple[tuple[int, Level], ...]  # from an age (ms) on, which rises
+    time_limit_ms: int  # 0: none
+    reenter: bool
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any], measures: Collection[str]) -> Exits | None:
+        """Read the [exits] *section*; None where it names nothing.
+
+        Raises ``ConfigInvalid`` where it follows forecasts that lack one of the model's *measures*.
+        """
+        exits = cls(
+            ExitDistance.of("stop_loss", section["stop_loss"]),
+            ExitDistance.of("take_profit", section["take_profit"]),
+            ExitDistance.of("trailing", section["trailing"]),
+            tuple(_returns(section["minimal_roi"])),
+            time_of(section["time_limit"] or "") or 0,
+            section["reenter"],
+        )
+        if missing := sorted(exits.measures - frozenset(measures)):
+            raise ConfigInvalid(
+                f"[exits] follows the forecast, and this strategy gets no {' and '.join(missing)} "
+                "of a model; write 2% or 2 atr, or choose a strategy and a model that forecast it."
+            )
+        return exits if any(exits) else None
+
+    @property
+    def limit_words(self) -> str:
+        """The reason of the order that closes at the time limit."""
+        return f"{CONFIGURED}time_limit {interval_text(self.time_limit_ms)}"
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """What the model has to give."""
+        units = {of.unit for of in (self.stop, self.target, self.trailing) if of is not None}
+        wanted = {"volatility"} if "volatility" in units else set()
+        return frozenset(wanted | ({"mean_return", "stdev_return"} if "q" in units else set()))
+
+    def roi_at(self, age_ms: int) -> Level | None:
+        """Return the target by minimal_roi of a position that was opened *age_ms* ago."""
+        return next((level for from_ms, level in reversed(self.roi) if age_ms >= from_ms), None)
+
+    def next_age_ms(self, plan: Plan, entry: int) -> int | None:
+        """Return the age from which a position entered at *entry* has to be changed, if ever."""
+        ages = [self.time_limit_ms] if self.time_limit_ms else []
+        for from_ms, level in self.roi:
+            if nearest((plan.target, level), entry, plan.sign) is not plan.target:
+                ages.append(from_ms)
+        return min(ages, default=None)
+
+
+def _returns(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
+    """Yield the targets of minimal_roi by the age from which they hold."""
+    for age, text in table.items():
+        percent = text.removesuffix("%")
+        age_ms = time_of(age) or 0
+        words = f"{CONFIGURED}minimal_roi {percent} %" + (f" after {age}" if age_ms else "")
+        rate = round(float(percent) / 100 * MONEY_SCALE)
+        yield age_ms, Level(rate, is_price=False, is_share=True, words=words)
+
+
+def nearest(levels: Iterable[Level | None], entry: int, direction: int) -> Level | None:
+    """Return the level nearest to *entry* in *direction*: of equal ones the first."""
+    known = (level for level in levels if level is not None)
+    return min(known, key=lambda level: direction * level.at(entry, direction), default=None)
+
+
+class HeldPosition(NamedTuple):
+    """The position of a signal's side, where there is one."""
+
+    plan: Plan | None
+    age_ms: int
+
+
+class Planner:
+    """Turns what a signal and [exits] ask for into a plan in one instrument's integers."""
+
+    def __init__(self, instrument: Instrument, exits: Exits | None = None) -> None:
+        self._decimals = instrument.price_decimals
+        self._tick = instrument.tick_size
+        self._exits = exits
+
+    def plan(
+        self,
+        signal: Signal,
+        price: int,
+        entry: int,
+        at_ms: int,
+        day_range: DayRange,
+        *,
+        expected: Expected | None = None,
+        held: HeldPosition | None = None,
+    ) -> Plan | str:
+        """Return the plan of *signal*, decided at the close *price*; or why there is none.
+
+        A stop has to lie where the position loses, a target where it gains: seen from the close,
+        wherever the position was entered. Until it is, *entry* is the close. What [exits] names
+        for a position that is *held* stands wherever the close is.
+        """
+        sign = 1 if signal.action is Action.LONG else -1
+        if signal.until is not None and signal.until <= at_ms:
+            return "until is over already"
+        levels: dict[str, Level | None] = {}
+        for name, asked, direction in (
+            ("stop", signal.stop, -sign),
+            ("target", signal.target, sign),
+            ("trailing", signal.trailing, -sign),
+        ):
+            named = None if asked is None else self._level(name, asked, day_range)
+            configured = self._configured(name, sign, direction, day_range, expected, held)
+            found: list[Level | None] = []
+            for level, is_judged in ((named, True), (configured, held is None)):
+                if isinstance(level, str):
+                    return level
+                found.append(level)
+                if level is None or not is_judged:
+                    continue
+                at = level.at(entry, direction)
+                if name == "trailing":
+                    at += price - entry
+                if refusal := self._refusal(level, at, price, direction):
+                    return refusal
+            if name == "target" and self._exits is not None:
+                found.append(self._exits.roi_at(0 if held is None else held.age_ms))
+            levels[name] = nearest(found, entry, direction)
+        return Plan(sign, **levels, until_ms=signal.until)
+
+    def distance(
+        self, signal: Signal, price: int, day_range: DayRange, expected: Expected | None = None
+    ) -> int:
+        """Return how far from *price* the nearest stop of *signal* is, in units of the price.
+
+        0 where there is none, or none that could protect the position.
+        """
+        direction = -1 if signal.action is Action.LONG else 1
+        found = []
+        for name, asked in (("stop", signal.stop), ("trailing", signal.trailing)):
+            named = None if asked is None else self._level(name, asked, day_range)
+            configured = self._configured(name, -direction, direction, day_range, expected)
+            found += [
+                direction * (level.at(price, direction) - price)
+                for level in (named, configured)
+                if isinstance(level, Level)
+            ]
+        return max(min(found, default=0), 0)
+
+    def _configured(
+        self,
+        name: str,
+        sign: int,
+        direction: int,
+        day_range: DayRange,
+        expected: Expected | None,
+        held: HeldPosition | None = None,
+    ) -> Level | str | None:
+        """Return where [exits] puts *name* of a position of *sign*; a *held* one's stays."""
+        asked: ExitDistance | None = getattr(self._exits, name, None)
+        if asked is None:
+            return None
+        before: Level | None = getattr(held.plan, name) if held and held.plan else None
+        if before is not None and before.words.startswith(f"{asked.known} "):
+            return before
+        if asked.unit == "%":
+            return self._level(name, Percent(asked.number), day_range, known=asked.known)
+        if asked.unit == "atr":
+            return self._level(name, Volatility(asked.number), day_range, known=asked.known)
+        share = nan if expected is None else asked.share(sign, direction, expected)
+        if not isfinite(share):
+            return f"no forecast to place {asked.known} by"
+        words = f"{asked.known} {asked.text} ({100 * share:.2f} %)"
+        return Level(round(share * MONEY_SCALE), is_price=False, is_share=True, words=words)
+
+    def _level(
+        self, name: str, asked: Distance, day_range: DayRange, *, known: str = ""
+    ) -> Level | str:
+        """Return where *asked* is, or why it is nowhere; its words begin with *known*."""
+        known = known or {"trailing": "trailing stop"}.get(name, name)
+        number = _number(asked)
+        mean = day_range.mean() if isinstance(asked, Volatility) and isfinite(number) else 0
+        if not isfinite(number) or mean is None:
+            return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
+        if isinstance(asked, Percent):
+            rate = round(min(number, 1e6) / 100 * MONEY_SCALE)
+            return Level(rate, is_price=False, is_share=True, words=f"{known} {number:g} %")
+        if isinstance(asked, Volatility):
+            words = f"{known} {number:g} x ATR(1d) {unscaled(mean, self._decimals)}"
+            distance = round(min(number * mean, 2.0 * _PRICE_MOST))
+            return Level(distance, is_price=False, is_share=False, words=words)
+        units = round(min(number * 10**self._decimals, 2.0 * _PRICE_MOST))
+        is_price = name != "trailing"
+        units = self.whole(units) if is_price else units
+        words = f"{known} {'at' if is_price else 'by'} {unscaled(units, self._decimals)}"
+        return Level(units, is_price=is_price, is_share=False, words=words)
+
+    def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
+        """Return why *level*, which is *at* a price, cannot protect where the close is *price*.
+
+        It belongs in that *direction* of the close.
+        """
+        if direction * (at - price) < self._tick:
+            side = "above" if direction > 0 else "below"
+            return f"{level.words} is not {side} the close {unscaled(price, self._decimals)}"
+        if at < self._tick or at > _PRICE_MOST:
+            return f"{level.words} is no price"
+        return None
+
+    def whole(self, price: int) -> int:
+        """Return *price* at the nearest whole tick."""
+        return max(divide_half_even(price, self._tick), 1) * self._tick
+
+
+def _number(asked: Distance) -> float:
+    match asked:
+        case Percent(value=number) | Volatility(multiple=number):
+            return number
+        case number:
+            return number

@@ -1,0 +1,352 @@
+"""Exits of the configuration: beside a signal's own, set with the entry, by age and by forecast."""
+
+from __future__ import annotations
+
+from math import exp
+from statistics import NormalDist
+from typing import Any
+
+import pytest
+from builders import MINUTE, START_MS, bar, bars, forecast, instrument
+from exit_cases import (
+    FLAT,
+    asked,
+    at_quotes,
+    entered,
+    fills,
+    flat_bars,
+    held,
+    long,
+    machine,
+    of_role,
+    others,
+    path,
+    short,
+    taken,
+)
+from fakes import FixedForecaster
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import (
+    Action,
+    FillModel,
+    Forecast,
+    Liquidity,
+    Order,
+    OrderRole,
+    OrderStatus,
+    Step,
+)
+
+ROI = {"0": "4%", "3": "2%", "5": "1%"}
+
+
+def placed(steps: list[Step], role: OrderRole) -> Order:
+    (order,) = of_role(steps, role)
+    return order
+
+
+@pytest.mark.parametrize(("said", "trigger"), [(long(), 9_800), (short(), 10_200)])
+def test_a_signal_without_a_stop_gets_the_configured_one(said: Signal, trigger: int) -> None:
+    against = path(2, 10_000, 10_300, 9_700, 10_000)
+    steps = entered(said, against, exits={"stop_loss": "2%"})
+    stop = placed(steps[:2], OrderRole.STOP)
+    assert (stop.trigger, stop.reason) == (trigger, "exits.stop_loss 2 %")
+    assert [(fill.price, fill.reason) for fill in steps[2].fills] == [
+        (trigger, "exits.stop_loss 2 %")
+    ]
+    assert held(steps[2]) == 0
+
+
+@pytest.mark.parametrize(
+    ("side", "own", "keys", "role", "price"),
+    [
+        (long, {"stop": 99.0}, {"stop_loss": "2%"}, OrderRole.STOP, 9_900),
+        (long, {"stop": 97.0}, {"stop_loss": "2%"}, OrderRole.STOP, 9_800),
+        (short, {"stop": Percent(1)}, {"stop_loss": "2%"}, OrderRole.STOP, 10_100),
+        (short, {"stop": Percent(3)}, {"stop_loss": "2%"}, OrderRole.STOP, 10_200),
+        (long, {"target": 101.0}, {"take_profit": "2%"}, OrderRole.TARGET, 10_100),
+        (long, {"target": 103.0}, {"take_profit": "2%"}, OrderRole.TARGET, 10_200),
+        (short, {"target": 97.0}, {"minimal_roi": {"0": 0.02}}, OrderRole.TARGET, 9_800),
+        (short, {"target": 99.0}, {"minimal_roi": {"0": 0.02}}, OrderRole.TARGET, 9_900),
+        (long, {"trailing": 1.0}, {"trailing": "2%"}, OrderRole.TRAILING, 9_900),
+        (long, {"trailing": 3.0}, {"trailing": "2%"}, OrderRole.TRAILING, 9_800),
+    ],
+)
+def test_of_a_signal_s_level_and_a_configured_one_the_nearer_stands(
+    side: Any, own: dict[str, Any], keys: dict[str, Any], role: OrderRole, price: int
+) -> None:
+    order = placed(entered(side(**own), exits=keys), role)
+    assert (order.trigger or order.price) == price
+    assert order.reason.startswith("exits.") is (price in {9_800, 10_200})
+
+
+def test_the_same_signal_waits_after_a_configured_stop_unless_it_may_reenter() -> None:
+    said = dict.fromkeys(range(5), long())
+    events = [*flat_bars(2), path(2, 10_000, 10_000, 9_700, 10_000), *flat_bars(5)[3:]]
+    steps = taken(machine(said, exits={"stop_loss": "2%"}), events)
+    assert steps[2].decision is not None
+    assert steps[2].decision.unfilled_reason == (
+        "closed by its exits.stop_loss 2 %; it enters again after another signal"
+    )
+    assert [held(step) for step in steps] == [0, 1_000, 0, 0, 0]
+    steps = taken(machine(said, exits={"stop_loss": "2%", "reenter": True}), events)
+    assert [held(step) for step in steps] == [0, 1_000, 0, 1_000, 1_000]
+
+
+def test_a_configured_level_stays_where_its_entry_set_it_while_a_signal_s_own_moves() -> None:
+    history = bars(1_500, seed=4)  # a day has 1,440
+    said = dict.fromkeys(range(1_450, 1_500), long())
+    steps = taken(machine(said, exits={"stop_loss": "20 atr", "take_profit": "30 atr"}), history)
+    stop = placed(steps, OrderRole.STOP)
+    assert stop.status is not OrderStatus.FILLED
+    assert stop.reason.startswith("exits.stop_loss 20 x ATR(1d) ")
+    changes = [order for step in steps[1_452:] for order in step.orders]
+    assert changes == [], "neither moved nor amended"
+    assert not any(step.state for step in steps[1_452:]), "nothing to store"
+    own = dict.fromkeys(said, long(stop=Volatility(20)))
+    moved = taken(machine(own), history)
+    assert len({order.trigger for step in moved for order in step.orders} - {None}) > 5
+
+
+def test_a_configured_level_comes_back_where_the_signal_no_longer_names_a_nearer_one() -> None:
+    said = {0: long(stop=99.0), 2: long()}
+    steps = taken(machine(said, exits={"stop_loss": "2%"}), flat_bars(4))
+    assert [order.trigger for step in steps for order in step.orders if order.trigger] == [
+        9_900,
+        9_800,
+    ]
+
+
+def test_a_held_position_beyond_its_configured_stop_is_closed_at_the_next_price() -> None:
+    events = [
+        *flat_bars(2),
+        path(2, 9_500, 9_500, 9_500, 9_500),
+        path(3, 9_490, 9_490, 9_490, 9_490),
+    ]
+    before = machine({0: long()})
+    taken(before, events[:3])
+    after = machine({2: long()}, exits={"stop_loss": "2%"})
+    Restart(after).restore(before.state(), next_sequence=2)
+    steps = taken(after, events[2:])
+    assert [(fill.price, fill.reason) for fill in fills(steps)] == [(9_490, "exits.stop_loss 2 %")]
+
+
+# ---------------------------------------------------------------- by age
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_the_target_of_minimal_roi_comes_nearer_with_age(side: int) -> None:
+    def mirrored(index: int, *prices: int) -> Any:
+        open_, high, low, close = (10_000 + side * (price - 10_000) for price in prices)
+        return path(index, open_, max(high, low), min(high, low), close)
+
+    said = long() if side > 0 else short()
+    steps = entered(
+        said,
+        mirrored(2, 10_000, 10_250, 10_000, 10_100),  # 1 minute old: 4 %
+        mirrored(3, 10_100, 10_150, 10_100, 10_100),
+        mirrored(4, 10_100, 10_190, 10_100, 10_100),  # 3 minutes old: 2 %
+        mirrored(5, 10_100, 10_210, 10_100, 10_100),
+        exits={"minimal_roi": ROI},
+    )
+    targets = [
+        order.price for step in steps for order in step.orders if order.role is OrderRole.TARGET
+    ]
+    assert targets[:2] == [10_000 + side * 400, 10_000 + side * 200]
+    assert steps[4].orders[0].reason == "exits.minimal_roi 2 % after 3m"
+    (fill,) = steps[5].fills
+    assert (fill.price, fill.reason, fill.liquidity) == (
+        10_000 + side * 200, "exits.minimal_roi 2 % after 3m", Liquidity.MAKER,
+    )  # fmt: skip
+
+
+def test_a_position_that_has_its_return_when_the_table_falls_is_closed_at_that_open() -> None:
+    steps = entered(
+        long(),
+        path(2, 10_300, 10_300, 10_300, 10_300),
+        path(3, 10_300, 10_300, 10_300, 10_300),
+        path(4, 10_290, 10_310, 10_290, 10_300),
+        exits={"minimal_roi": ROI},
+    )
+    (fill,) = steps[4].fills
+    assert (fill.price, fill.liquidity, fill.filled_ms) == (
+        10_290, Liquidity.TAKER, START_MS + 4 * MINUTE,
+    )  # fmt: skip
+
+
+def test_a_table_without_a_first_minute_has_no_target_until_its_first_step() -> None:
+    steps = taken(machine({0: long()}, exits={"minimal_roi": {"3": "0%"}}), [
+        *flat_bars(2), path(2, 10_000, 10_500, 10_000, 10_000), bar(9_990, index=3),
+        path(4, 9_990, 10_010, 9_990, 9_990),
+    ])  # fmt: skip
+    assert [(fill.price, fill.reason) for fill in fills(steps)[1:]] == [
+        (10_000, "exits.minimal_roi 0 % after 3m")
+    ]
+
+
+def test_a_time_limit_closes_at_the_first_open_of_that_age() -> None:
+    steps = taken(machine({0: long()}, exits={"time_limit": "3m"}), flat_bars(6))
+    assert [held(step) for step in steps] == [0, 1_000, 1_000, 1_000, 0, 0]
+    (fill,) = steps[4].fills
+    assert (fill.reason, fill.filled_ms) == ("exits.time_limit 3m", START_MS + 4 * MINUTE)
+    assert placed(steps, OrderRole.UNTIL).reason == "exits.time_limit 3m"
+    # The signal's own time comes first where it is earlier.
+    own = {0: long(until=START_MS + 2 * MINUTE)}
+    steps = taken(machine(own, exits={"time_limit": "3m"}), flat_bars(6))
+    assert [fill.reason for fill in fills(steps)] == ["up", "until"]
+
+
+def test_a_reversal_starts_its_own_age() -> None:
+    said = {0: long(), 2: short()}
+    steps = taken(machine(said, exits={"time_limit": "3m"}), flat_bars(9))
+    assert [held(step) for step in steps] == [0, 1_000, 1_000, -1_000, -1_000, -1_000, 0, 0, 0]
+    flat = taken(machine({0: long(), 1: FLAT}, exits={"time_limit": "3m"}), flat_bars(6))
+    assert [held(step) for step in flat] == [0, 1_000, 0, 0, 0, 0]
+
+
+def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_changes() -> None:
+    keys = {"minimal_roi": {"0": "4%", "1": "1%"}, "time_limit": "2m"}
+    engine, _ = at_quotes({0: long()}, [*flat_bars(1), asked(9_990, 0)], exits=keys)
+    opened_ms = START_MS + MINUTE
+    assert engine.broker.quote_from_ms(asked(10_050, 59)) is None
+    at_a_minute = asked(10_050, 60)
+    assert engine.broker.quote_from_ms(at_a_minute) == opened_ms + MINUTE
+    step = engine.step(at_a_minute, None)
+    assert [(order.price, order.reason) for order in step.orders] == [
+        (10_100, "exits.minimal_roi 1 % after 1m")
+    ]
+    assert engine.broker.quote_from_ms(asked(10_060, 61)) is None
+    after = asked(10_060, 120)
+    assert engine.broker.quote_from_ms(after) == opened_ms + 2 * MINUTE
+    assert [fill.reason for fill in engine.step(after, None).fills] == ["exits.time_limit 2m"]
+    assert others(engine) == ()
+
+
+def test_a_time_limit_that_waits_for_a_quote_grows_with_what_its_entry_still_fills() -> None:
+    events = [*flat_bars(1), asked(9_990, 0, size=400), asked(9_990, 61, size=0)]
+    engine, _ = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
+    assert [order.reason for order in others(engine)] == ["exits.time_limit 1m"]
+    engine.step(asked(9_990, 62, size=0), None)
+    assert [order.role for order in others(engine)] == [OrderRole.UNTIL]
+
+
+def test_exits_survive_a_restart_at_any_bar() -> None:
+    history = bars(60, seed=11)
+    keys = {"stop_loss": "3%", "trailing": "2%", "minimal_roi": {"0": "3%", "4": "1%", "9": "0%"},
+            "time_limit": "12m"}  # fmt: skip
+    said = {0: long(), 14: FLAT, 15: short(), 30: long(), 44: short()}
+    expected = taken(machine(said, exits=keys), history)
+    reasons = {fill.reason.partition(" ")[0] for fill in fills(expected)}
+    assert len(reasons & {"exits.minimal_roi", "exits.trailing", "exits.time_limit"}) >= 2
+    for cut in range(1, 60):
+        after = machine(said, exits=keys)
+        state = next(step.state for step in reversed(expected[:cut]) if step.state is not None)
+        Restart(after).restore(decode_state(state), next_sequence=cut)
+        for one in history[:cut]:
+            Restart(after).recall(one)
+        again = taken(after, history[cut:])
+        assert [step.fills for step in again] == [step.fills for step in expected[cut:]]
+        assert [step.orders for step in again] == [step.orders for step in expected[cut:]]
+
+
+def test_a_twin_has_the_same_exits() -> None:
+    steps = taken(
+        machine({0: long()}, twins=("ungated",), exits={"time_limit": "2m"}), flat_bars(5)
+    )
+    twins = [fill.reason for step in steps for twin in step.twins for fill in twin.fills]
+    assert twins == ["up", "exits.time_limit 2m"]
+
+
+# ---------------------------------------------------------------- by forecast and by size
+
+
+class Forecasting(Strategy):
+    """Enters where it is told, by a model that says what it is told."""
+
+    gates = frozenset({"operator"})
+    needs_forecast = True
+
+    def __init__(self, action: Action) -> None:
+        self._signal = Signal(action, "as told")
+
+    def decide(self, context: BarContext) -> Signal:
+        return self._signal
+
+
+def forecasting(action: Action, measures: frozenset[str] | None = None, **exits: Any) -> Engine:
+    forecaster = FixedForecaster(lambda _seen: None)
+    if measures is not None:
+        forecaster.measures = measures
+    given = {
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        "execution": {"taker_fee": "0", "model": "next_open"},
+        "exits": exits,
+    }
+    return build_engine(
+        load(None, given),
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=forecaster,
+        strategies={"BTCUSDT": Forecasting(action)},
+    )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_levels_of_a_forecast_are_those_of_its_law(sign: int) -> None:
+    action = Action.LONG if sign > 0 else Action.SHORT
+    engine = forecasting(action, stop_loss="q0.05", take_profit="q0.9", trailing="2 volatility")
+    said: Forecast = forecast(sign * 0.002)  # deviation 0.004, volatility 0.005
+    steps = [engine.step(one, said) for one in flat_bars(3)]
+    law = NormalDist(0.002, 0.004)
+
+    def at_tick(log_return: float) -> int:
+        return round(1_000 * exp(log_return)) * 10
+
+    stop, target = placed(steps, OrderRole.STOP), placed(steps, OrderRole.TARGET)
+    assert stop.trigger == at_tick(sign * law.inv_cdf(0.05))
+    assert target.price == at_tick(sign * law.inv_cdf(0.9))
+    assert placed(steps, OrderRole.TRAILING).trigger == at_tick(-sign * 2 * 0.005)
+    lost = abs(1 - exp(sign * law.inv_cdf(0.05)))
+    assert stop.reason == f"exits.stop_loss q0.05 ({100 * lost:.2f} %)"
+
+
+def test_without_a_forecast_nothing_is_entered_that_could_not_be_protected() -> None:
+    engine = forecasting(Action.LONG, stop_loss="2 volatility")
+    first, second = engine.step(bar(10_000), None), engine.step(bar(10_000, index=1), forecast())
+    assert first.decision is not None
+    assert second.decision is not None
+    assert first.decision.unfilled_reason == "no forecast to place exits.stop_loss by"
+    assert second.decision.unfilled_reason is None
+    assert not fills([first, second])
+
+
+def test_a_level_that_the_forecast_does_not_reach_refuses_the_entry() -> None:
+    engine = forecasting(Action.LONG, take_profit="q0.2")
+    step = engine.step(bar(10_000), forecast(0.002))
+    assert step.decision is not None
+    assert step.decision.unfilled_reason == (
+        "exits.take_profit q0.2 (-0.14 %) is not above the close 100"
+    )
+
+
+def test_a_model_that_lacks_what_exits_follow_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="gets no volatility of a model"):
+        forecasting(Action.LONG, frozenset({"mean_return"}), stop_loss="2 volatility")
+    with pytest.raises(ConfigInvalid, match="gets no mean_return and stdev_return of a model"):
+        machine({}, exits={"take_profit": "q0.9"})
+
+
+def test_a_size_by_risk_follows_the_configured_stop() -> None:
+    sizing = {"mode": "risk", "risk": "0.01"}
+    steps = entered(long(), sizing=sizing, exits={"stop_loss": "2%"})
+    assert held(steps[1]) == 1_000_000 * 0.01 / 2 * 1_000, "loses 1 % of equity 2 under 100"
+    nearer = entered(long(stop=99.0), sizing=sizing, exits={"stop_loss": "2%"})
+    assert held(nearer[1]) == 2 * held(steps[1])
