@@ -1,15 +1,15 @@
 # demo and test each work as the first command on a new machine.
 PYTHON ?= $(notdir $(firstword $(wildcard $(foreach v,python3.11 python3.12 python3.13 python3,$(addsuffix /$(v),$(subst :, ,$(PATH)))))))
+# The build of PyTorch: auto (for processors, unless a GPU is here), cpu, or default (the package index's).
+TORCH ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
-NATIVE := strategies/attention
-NATIVE_CC := gcc
-NATIVE_WIDTHS := avx512:-mavx512f:-mprefer-vector-width=512 avx2:-mavx2
+LOOPS := strategies/attention
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all dev check docs bench campaign mutants same-bits clients peers native wheel golden ledger readme clean
+.PHONY: demo test test-all dev check docs bench campaign mutants same-bits clients peers wheel golden ledger readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
@@ -29,13 +29,15 @@ test-all: $(STAMP)
 
 dev: $(STAMP)
 
-$(RUNTIME): pyproject.toml constraints.txt
+$(RUNTIME): pyproject.toml constraints.txt setup.py deploy/torch.sh $(LOOPS)/native.c
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON to an interpreter of 3.11 or newer."; exit 1; }
 	@echo "Installing tracepaper into $(VENV): a minute or two, mostly PyTorch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade pip setuptools
-	@$(PIP) torch
+	@deploy/torch.sh $(BIN)/python $(TORCH)
+	@rm -f $(LOOPS)/native.*.so
 	@$(PIP) -e .
+	@ls $(LOOPS)/native.*.so >/dev/null 2>&1 || echo "No C compiler here built the loops of attention: torch computes the same, slower."
 	@touch $(RUNTIME)
 
 $(STAMP): $(RUNTIME)
@@ -89,16 +91,6 @@ clients: $(STAMP)
 # Other backtesters on the same candles and orders, each in an environment of its own.
 peers: $(STAMP)
 	$(BIN)/python -m pytest -q -m peers -p no:cacheprovider tests/peers
-
-# The compiled loops of attention, an object for each width of vectors; a wheel that is built afterwards holds them.
-native:
-	@if [ "$$(uname -sm)" != "Linux x86_64" ]; then echo "The compiled loops of attention are for Linux on x86-64; here torch computes the same."; \
-	elif ! command -v $(NATIVE_CC) >/dev/null; then echo "$(NATIVE_CC) is not installed, so nothing is compiled; torch computes the same."; \
-	else set -e; for width in $(NATIVE_WIDTHS); do \
-		$(NATIVE_CC) -O3 -std=gnu11 -Wall -Wextra -fPIC -shared -pthread -mfma $$(echo $$width | cut -d: -f2- | tr : ' ') \
-		-DSOURCE="\"$$(sha256sum < $(NATIVE)/native.c | cut -c1-64)\"" -o $(NATIVE)/native_$${width%%:*}.so.new $(NATIVE)/native.c; \
-		mv $(NATIVE)/native_$${width%%:*}.so.new $(NATIVE)/native_$${width%%:*}.so; done; \
-	echo "The loops are in $(NATIVE); tracepaper doctor says which of them computes."; fi
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -1,21 +1,50 @@
-"""Makes the wheel one of this platform where ``make native`` has built the compiled loops."""
+"""Compiles the loops of attention where a C compiler is, and tags the wheel by what it holds.
+
+``native.c`` becomes one object for each width of vectors. A build without a compiler, or with one
+that fails, warns in one line and goes on: torch computes the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import platform
+import sys
 from pathlib import Path
 
-from setuptools import Distribution, setup
+from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
-HAS_LOOPS = any(Path(__file__).parent.glob("strategies/attention/native_*.so"))
+FOLDER = "strategies/attention"
+WIDTHS = {"native_avx512": ["-mavx512f", "-mprefer-vector-width=512"], "native_avx2": ["-mavx2"]}
 
 
-class Loops(Distribution):
-    """What is distributed is compiled where the loops are."""
+def loops() -> list[Extension]:
+    """Return the objects to compile: Linux on x86-64 alone has the instructions and the ABI."""
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        return []
+    source = Path(__file__).parent / FOLDER / "native.c"
+    sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    return [
+        Extension(
+            f"tracepaper.strategies.attention.{name}",
+            [f"{FOLDER}/native.c"],
+            define_macros=[("SOURCE", f'"{sha256}"')],
+            # Without debugging text: a run names an object by its bytes, which name no folder.
+            extra_compile_args=["-O3", "-g0", "-std=gnu11", "-Wall", "-Wextra", "-mfma", *width],
+            extra_link_args=["-pthread"],
+            optional=True,
+        )
+        for name, width in WIDTHS.items()
+    ]
 
-    def has_ext_modules(self) -> bool:
-        """Return whether there are objects, which no compiler of setuptools has made."""
-        return HAS_LOOPS
+
+class BuildLoops(build_ext):
+    """Builds libraries for ctypes, which are no modules of one version of Python."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Return the object's path: no version of Python is in its name, and it is no module's."""
+        return f"{fullname.replace('.', '/').replace('native_', 'native.')}.so"
 
 
 class Wheel(bdist_wheel):
@@ -23,9 +52,14 @@ class Wheel(bdist_wheel):
 
     def get_tag(self) -> tuple[str, str, str]:
         """Return the tag: no object depends on a version of Python."""
-        _, _, platform = super().get_tag()
-        return "py3", "none", platform
+        _, _, platform_tag = super().get_tag()
+        is_compiled = any(Path(self.bdist_dir).rglob("native.*.so"))
+        return "py3", "none", platform_tag if is_compiled else "any"
 
 
 # The name keeps this file out of the wheel: a build front end runs it under another.
-setup(script_name="setup.py", distclass=Loops, cmdclass={"bdist_wheel": Wheel})
+setup(
+    script_name="setup.py",
+    ext_modules=loops(),
+    cmdclass={"bdist_wheel": Wheel, "build_ext": BuildLoops},
+)

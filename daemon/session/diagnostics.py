@@ -32,6 +32,7 @@ BYTES_A_BAR: Final = 600
 """A cautious estimate for a bar with its forecast, explanation and gates."""
 CLOCK_SKEW_MS: Final = 2_000
 MEGABYTE: Final = 1024**2
+NO_LOOPS: Final = "none (no C compiler built them; torch computes the same)"
 
 
 class Verdict(StrEnum):
@@ -182,7 +183,7 @@ def _attention(config: Config) -> Finding:
         f"torch {metadata.version('torch')}, kernels on the processor: "
         f"{', '.join(kernels.available('cpu'))}; the model attends by {chosen_backend(config)} "
         f"(backend {config.model.backend}) on {config.model.device} with {threads}; compiled "
-        f"loops: {', '.join(compiled.available()) or 'none (make native builds them)'}"
+        f"loops: {', '.join(compiled.available()) or NO_LOOPS}"
     )
     if config.model.threads > (os.cpu_count() or 1):
         return Verdict.WARN, f"{detail}; set [model] threads lower"

@@ -1,9 +1,9 @@
-"""Compiled C loops for rollout, entropy and streaming, where ``make native`` built them.
+"""Compiled C loops for rollout, entropy and streaming, built where a C compiler is.
 
-``native.c`` is one text for every width of vectors; an object for AVX-512 and one for AVX2 lie
-beside it once they are built, and each says whether this processor has its instructions. Nothing
-here is needed: torch computes the same within 1e-6. Results have the same bits at any number of
-threads, and other ones by another object, so a run names the one that computed it.
+``native.c`` is one text for every width of vectors. Installing tracepaper compiles an object for
+AVX-512 and one for AVX2 beside it, and each says whether this processor has its instructions.
+Nothing here is needed: torch computes the same within 1e-6. Results have the same bits at any
+number of threads, and other ones by another object, so a run names the one that computed it.
 
 The rule is docs/attention.md, A31.
 """
@@ -48,6 +48,11 @@ class Loops(NamedTuple):
     sha256: str
 
 
+def file_of(name: str) -> str:
+    """Return the file of the object *name*; with two dots it is no module of the package."""
+    return f"{name.replace('_', '.')}.so"
+
+
 def opened(path: Path) -> Loops | None:
     """Return the object at *path*; None where there is none that runs here.
 
@@ -73,7 +78,7 @@ def opened(path: Path) -> Loops | None:
 @cache
 def found() -> dict[str, Loops]:
     """Return the objects that are built and run here, by their names, the fastest first."""
-    loops = {name: opened(FOLDER / f"{name}.so") for name in NAMES}
+    loops = {name: opened(FOLDER / file_of(name)) for name in NAMES}
     return {name: one for name, one in loops.items() if one is not None}
 
 
@@ -207,7 +212,10 @@ def _call(name: str, function: str, *arguments: object) -> None:
 @cache
 def _function(name: str, function: str) -> Callable[..., int]:
     if name not in found():
-        raise AttentionInvalid(f"There is no {name} here; run make native, or choose auto.")
+        raise AttentionInvalid(
+            f"There is no {name} here; choose auto, or install a C compiler and then tracepaper "
+            "again."
+        )
     return getattr(found()[name].library, function)
 
 

@@ -84,8 +84,8 @@ def _loops(layer: Layer, mask: Mask, backend: str) -> str | None:
         )
     if backend in compiled.NAMES and not compiled.runs_on(backend, layer.query.device):
         raise AttentionInvalid(
-            f"{backend} cannot run on {layer.query.device}; build it with make native, or choose "
-            "auto."
+            f"{backend} cannot run on {layer.query.device}; install a C compiler and then "
+            "tracepaper again, or choose auto."
         )
     fastest = None if backend == "tiles" else compiled.choose(layer, mask)
     return fastest if fastest is None or backend == "auto" else backend

@@ -205,7 +205,7 @@ for own in compiled.NAMES:
             own,
             _push_native(own),
             runs_on=partial(compiled.runs_on, own),
-            refusal="build it with make native, or choose auto",
+            refusal="install a C compiler and then tracepaper again, or choose auto",
         )
     )
 register(RolloutBackend("reference", _push_dense))  # the oracle

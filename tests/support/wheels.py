@@ -38,19 +38,18 @@ def tracked() -> set[str]:
     return {f"tracepaper/{name}" for name in known(*PARTS)}
 
 
-def built(folder: Path, *objects: str) -> Path:
-    """Build the wheel in *folder* with what is installed here, with *objects* beside the sources.
+def built(folder: Path, compiler: str | None = None) -> Path:
+    """Build the wheel in *folder* with what is installed here, and with *compiler* if it is given.
 
     It is built from a copy: a build folder of earlier days would hide what a fresh clone lacks.
     """
     for name in known(*PARTS, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / "source" / name)
-    for name in objects:
-        (folder / "source/strategies/attention" / name).write_bytes(b"compiled")
     build = ["-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
     subprocess.run(
         [sys.executable, *build, str(folder / "source")],
+        env=environment() | ({} if compiler is None else {"CC": compiler}),
         check=True,
         capture_output=True,
         timeout=deadline_s(240),
