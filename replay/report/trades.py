@@ -17,6 +17,7 @@ from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Instrument, Side
@@ -31,6 +32,7 @@ _LEVELS: Final = (  # sentences of the engine, whose numbers are cut out
         r"\1",
     ),
     (re.compile(rf"( x ATR\(1d\)) {_NUMBER}{_END}"), r"\1"),
+    (re.compile(rf"^({_CLOSED_BY}exits\.\w+ [\w. ]+) \({_NUMBER} %\){_END}"), r"\1"),
     (re.compile(rf"(?<= the close) {_NUMBER}$"), ""),
     (re.compile(rf"^(quantity|price|trigger) {_NUMBER}(?= is )"), r"\1"),
 )
@@ -90,9 +92,11 @@ def largest_causes(
 ) -> Iterator[LargestCause]:
     """Yield what refused most of so many *decisions*, and what left most unfilled.
 
-    *refused* counts them by gate, *unfilled* by reason. What was rare is left out.
+    *refused* counts them by gate, *unfilled* by reason. What was rare is left out, and so is the
+    warm-up, in which there is no signal yet.
     """
-    for kind, counts in (("refused", refused), ("unfilled", by_cause(unfilled))):
+    judged = [(name, count) for name, count in refused if name != warm.name]
+    for kind, counts in (("refused", judged), ("unfilled", by_cause(unfilled))):
         name, count = max(counts, key=lambda pair: pair[1], default=("", 0))
         if count >= max(_WORTH_SAYING * decisions, 1):
             remedy = _threshold(name) if kind == "refused" else _remedy(name)

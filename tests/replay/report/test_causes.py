@@ -25,6 +25,18 @@ CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz
         ("trailing stop by 35", "trailing stop"),
         ("stop 2 x ATR(1d) 35.2", "stop 2 x ATR(1d)"),
         ("stop 0.5 %", "stop 0.5 %"),
+        ("exits.stop_loss 2 %", "exits.stop_loss 2 %"),
+        ("exits.stop_loss 2 x ATR(1d) 35.2", "exits.stop_loss 2 x ATR(1d)"),
+        ("exits.take_profit q0.9 (0.34 %)", "exits.take_profit q0.9"),
+        ("exits.trailing 2 volatility (1.20 %)", "exits.trailing 2 volatility"),
+        (
+            "exits.take_profit q0.2 (-0.14 %) is not above the close 100",
+            "exits.take_profit q0.2 is not above the close",
+        ),
+        (
+            "closed by its exits.stop_loss q0.1 (0.30 %); it enters again after another signal",
+            "closed by its exits.stop_loss q0.1; it enters again after another signal",
+        ),
         ("stop at 110393 is not below the close 109300", "stop is not below the close"),
         ("stop 2 x ATR(1d) 35 is not above the close 1", "stop 2 x ATR(1d) is not above the close"),
         (
@@ -99,7 +111,7 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
 
 
 def test_the_largest_causes_are_those_with_most_bars() -> None:
-    refused = [("warm", 30), ("confidence_margin", 40)]
+    refused = [("warm", 50), ("stale", 30), ("confidence_margin", 40)]
     unfilled = [
         ("stop at 1 is not below the close 2", 5),
         ("stop at 3 is not below the close 2", 5),
@@ -110,6 +122,6 @@ def test_the_largest_causes_are_those_with_most_bars() -> None:
         "confidence"
     )
     assert (second.name, second.bars, second.remedy) == ("stop is not below the close", 10, "")
-    (only,) = largest_causes(100, [("warm", 3)], [])
-    assert str(only) == "most refused: 3 of 100 bars (3.0 %), warm"
-    assert not list(largest_causes(1_000, [("warm", 9)], [("size below the step 0.1", 9)]))
+    (only,) = largest_causes(100, [("gap", 3), ("warm", 5)], [])
+    assert str(only) == "most refused: 3 of 100 bars (3.0 %), gap"
+    assert not list(largest_causes(1_000, [("gap", 9)], [("size below the step 0.1", 9)]))
