@@ -5,6 +5,7 @@ one; their mean is the trend. A sign in its place would turn at every crossing o
 hour, and trade a whole position each time. The trend is multiplied by target volatility ÷ expected
 volatility, at most 1: less is held where the market moves more. Neither windows nor target were
 fitted to anything: windows that double, and 40 % a year for each instrument, are the literature's.
+What is held changes where it lies outside a band around the target (``NoTradeBand``).
 
 Sources: T. Moskowitz, Y. Ooi, L. Pedersen, Time series momentum, 2012 (each instrument at 40 % a
 year); R. Carver, Systematic Trading, 2015 (windows that double, distances scaled and cut); J.P.
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 import numpy as np
 
 from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
+from tracepaper.strategies.api.sizing import NoTradeBand, VolatilityKind, WindowedVolatility
 from tracepaper.strategies.api.strategy import (
     CORE_GATES,
     MODEL_GATES,
@@ -48,6 +49,8 @@ TREND: Final = "trend"
 """The strategy's name, and that of the direction among its notes."""
 SIZE: Final = "size"
 """Among its notes: the direction times the share that volatility leaves of it."""
+BAND: Final = "band"
+"""Among its notes: how far what is held may be from the size, in shares of a full position."""
 LEAST_CLOSES: Final = 2
 """A mean of fewer is the close itself."""
 MOST_CLOSES: Final = 20_000
@@ -148,6 +151,7 @@ class TrendStrategy(Strategy):
         sized_by: SizedBy,
         volatility: ForecastVolatility | None = None,
         context: int | None = None,
+        band: NoTradeBand,
     ) -> None:
         """*volatility* and *context* are those of the model that gates, where there is one."""
         bar_ms = max(HOUR_MS, interval_ms)
@@ -174,9 +178,10 @@ class TrendStrategy(Strategy):
         self._windows = tuple(
             (f"{TREND}_{interval_text(window_ms)}", window_ms) for window_ms in sorted(windows_ms)
         )
-        self._long_only = long_only
+        self._lowest = 0.0 if long_only else -1.0
         self._target = target_volatility
         self._sized_by, self._of_forecast = sized_by, volatility
+        self._band = band
         self._of_closes = ClosesVolatility()
 
     def decide(self, context: BarContext) -> Signal:
@@ -190,31 +195,58 @@ class TrendStrategy(Strategy):
         # Sums of integers are exact in any order.
         closes = (known.close * 10**context.instrument.price_decimals).round().astype("int64")
         realised = self._of_closes.of_close(closes, times)
-        expected = realised
-        if self._sized_by is SizedBy.FORECAST:
-            assert context.forecast is not None  # without one it holds, above
-            assert self._of_forecast is not None  # the constructor requires it
-            expected = self._of_forecast.of_close(context.forecast)
-        if not (realised > 0 and expected > 0):
+        forecast = None
+        if self._of_forecast is not None and context.forecast is not None:
+            forecast = self._of_forecast.of_close(context.forecast)
+        expected = forecast if self._sized_by is SizedBy.FORECAST else realised
+        if not (realised > 0 and expected is not None and expected > 0):
             return _NO_VOLATILITY
         distances = dict(self._distances(closes, times, realised))
-        lowest = 0.0 if self._long_only else -1.0
-        votes = [min(max(distance, lowest), 1.0) for distance in distances.values()]
+        votes = [min(max(distance, self._lowest), 1.0) for distance in distances.values()]
         trend = math.fsum(votes) / len(votes)
         note: dict[str, float | str | None] = {**distances, TREND: trend}
+        # Sessions and holes leave a year fewer closes, so they are counted.
+        to_year = math.sqrt((closes.size - 1) * YEAR_MS / int(times[-1] - times[0]))
         share = 1.0
         if self._sized_by is not SizedBy.CONSTANT:
-            # Sessions and holes leave a year fewer closes, so they are counted.
-            a_year = (closes.size - 1) * YEAR_MS / int(times[-1] - times[0])
-            annual = expected * math.sqrt(a_year)
-            share = min(self._target / annual, 1.0)
-            note |= {"volatility": annual, "target_volatility": self._target}
+            share = min(self._target / (expected * to_year), 1.0)
+            note |= {"volatility": expected * to_year, "target_volatility": self._target}
         note[SIZE] = trend * share
-        if trend > 0:
-            return Signal(Action.LONG, "trend up", trend * share, note=note)
-        if trend < 0:
-            return Signal(Action.SHORT, "trend down", -trend * share, note=note)
-        return Signal(Action.FLAT, "no trend up" if self._long_only else "no trend", note=note)
+        if trend == 0:
+            return Signal(
+                Action.FLAT, "no trend up" if self._lowest == 0 else "no trend", note=note
+            )
+        band = None
+        if (sensitivity := self._sensitivity(closes, times, realised)) is not None:
+            note[BAND] = band = self._band.half_width(share * sensitivity)
+        by_forecast = None
+        if forecast:
+            by_forecast = abs(trend) * min(self._target / (forecast * to_year), 1.0)
+        action, reason = (Action.LONG, "trend up") if trend > 0 else (Action.SHORT, "trend down")
+        return Signal(
+            action, reason, abs(trend) * share, note=note, band=band, by_forecast=by_forecast
+        )
+
+    def _sensitivity(self, closes: Integers, times: Integers, volatility: float) -> float | None:
+        """Return by how much the trend moves with the price; None where the price stood still.
+
+        That is the deviation of its changes over that of the returns, from close to close over the
+        newer half of the closes. A window that would begin before the oldest close begins there.
+        """
+        first = closes.size // 2 - 1
+        sums = np.concatenate(([0], closes.cumsum()))
+        newest, ended = closes[first:], sums[first + 1 :]
+        trends = np.zeros(newest.size)
+        for _, window_ms in self._windows:
+            begin = times.searchsorted(times[first:] - window_ms, side="right")
+            counts = np.arange(first + 1, closes.size + 1) - begin
+            means = (ended - sums[begin]) / counts
+            distances = (newest / means - 1) / (volatility * np.sqrt(counts / 3))
+            trends += distances.clip(self._lowest, 1.0)
+        moves, returns = np.diff(trends) / len(self._windows), np.diff(newest) / newest[:-1]
+        # Sums that are exact in any order, whatever the processor adds at once.
+        moved, went = (math.fsum((changes * changes).tolist()) for changes in (moves, returns))
+        return math.sqrt(moved / went) if went else None
 
     def _distances(
         self, closes: Integers, times: Integers, volatility: float

@@ -190,18 +190,25 @@ class StrategySection(Section):
     trend_volatility: Annotated[Exact, Field(gt=0, le=10)] = Decimal("0.4")
     """Annual volatility that trend gives a full position: its size is this over the expected
     volatility, at most whole."""
-    trend_sized_by: Literal["auto", "forecast", "ewma", "constant"] = "auto"
-    """What trend expects volatility by: the model's forecast at gate.horizon, ewma of closed hours,
+    trend_sized_by: Literal["auto", "forecast", "ewma", "constant"] = "ewma"
+    """What trend expects volatility by: ewma of closed hours, the model's forecast at gate.horizon,
     auto (the forecast where a model gives one, else ewma), or constant: whole whatever it is."""
+    trend_risk_aversion: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(10)
+    """Relative risk aversion: the higher, the narrower the band in which trend does not trade."""
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
     """Passed to your own class unchanged. crossasset and portfolio: every (bars between
     decisions) and long_only; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
     twins: Annotated[
-        tuple[Literal["ungated", "random_gate", "buy_and_hold"], ...], BeforeValidator(several)
+        tuple[
+            Literal["ungated", "random_gate", "buy_and_hold", "fixed_band", "sized_by_forecast"],
+            ...,
+        ],
+        BeforeValidator(several),
     ] = ()
-    """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold."""
+    """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold,
+    fixed_band, sized_by_forecast."""
 
     @property
     def windows(self) -> tuple[str, ...]:
@@ -449,8 +456,13 @@ class SizingSection(Section):
     )
     by_confidence: bool = False
     """Whether a size shrinks where the model's card expects its volatility to be far off."""
-    rebalance: Fraction = Decimal("0.25")
-    """A standing target of the same side is kept unless the new one differs by more than this."""
+    rebalance: Fraction | None = Field(
+        default=None,
+        examples=["0.25"],
+        description="A standing target of the same side is kept unless the new one differs by more "
+        "than this share of it; absent: by the no-trade band of a strategy that gives one, as "
+        "trend does, and 0.25 of others.",
+    )
 
 
 class ExecutionSection(Section):

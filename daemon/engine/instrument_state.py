@@ -390,14 +390,18 @@ class InstrumentState:
         return decision
 
     def follow(
-        self, bar: Bar, forecast: Forecast | None, account: PaperAccount, refused: str | None
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: PaperAccount,
+        refused: str | None,
     ) -> Intent:
-        """Return what *account* is asked for by the newest signal, as if every gate had passed.
+        """Return what *account* is asked for by *signal*, as if every gate had passed.
 
         *refused* names a gate of the shadow account's own that did not.
         """
-        assert isinstance(self.signal, Signal)
-        return self._intent(self.signal, bar, forecast, account, refused)
+        return self._intent(signal, bar, forecast, account, refused)
 
     def hold(self, bar: Bar, account: PaperAccount, exposure: float) -> Intent:
         """Return what a shadow account is asked for that holds *exposure* of its first cash, long.
@@ -532,8 +536,11 @@ class InstrumentState:
             return Intent(action, 0, reason)
         target = self._target(signal, bar, forecast, account)
         no_size = None
-        if self._sizer.by_stop and not (self._exits and (self._exits.stop or self._exits.trailing)):
-            no_size = self._sizer.refusal(signal)
+        is_sized = target != 0
+        if self._sizer.by_stop:
+            is_sized = self._exits is not None and bool(self._exits.stop or self._exits.trailing)
+        if not is_sized:
+            no_size = self._sizer.refusal(signal, target, account.target(bar.instrument))
         expected = None if self._exits is None else self._expected(forecast)
         return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
 

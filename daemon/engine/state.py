@@ -2,25 +2,28 @@
 
 ``ungated`` follows every signal. ``random_gate`` follows as many as the judgement gates let through
 on the card's calibration slice, or in the run so far, drawn by chance. ``buy_and_hold`` holds as
-much as the run did so far, in the mean.
+much as the run did so far, in the mean. ``fixed_band`` trades by ``sizing.rebalance``'s usual value
+in the place of a signal's band, and ``sized_by_forecast`` holds what the model's volatility says.
 
 The rules are docs/decisions.md, G18.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, BrokerSettings
 from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
-from tracepaper.strategies.api.context import Orders
+from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.declared import warm
@@ -62,6 +65,8 @@ JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
 UNGATED: Final = "ungated"
 RANDOM_GATE: Final = "random_gate"
 BUY_AND_HOLD: Final = "buy_and_hold"
+FIXED_BAND: Final = "fixed_band"
+SIZED_BY_FORECAST: Final = "sized_by_forecast"
 TWINS: Final = {
     UNGATED: "the same forecasts without the judgement gates",
     RANDOM_GATE: (
@@ -69,6 +74,8 @@ TWINS: Final = {
         "the card counted on its calibration slice, where a warning of the run says so"
     ),
     BUY_AND_HOLD: "held long at the run's mean exposure so far",
+    FIXED_BAND: "the same signals, traded where a target has moved by more than a quarter",
+    SIZED_BY_FORECAST: "the same trend, sized by the model's volatility",
 }
 """Every twin by its name, and what it does."""
 COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
@@ -220,7 +227,9 @@ class Shadows:
                     broker.submit(signal, bar, sequence=sequence, at_ms=at_ms, shadow=name)
                 continue
             else:
-                intent = state.follow(bar, forecast, account, None if passes else RANDOM_GATE)
+                assert signal is not None  # the bar was decided
+                refused, asked = None if passes else RANDOM_GATE, _of_shadow(name, signal)
+                intent = state.follow(asked, bar, forecast, account, refused)
             broker.submit(intent, bar, sequence=sequence, at_ms=at_ms, shadow=name)
             if intent.is_entry and state.strategy.horizon is not None:
                 confirmed.append(name)
@@ -266,6 +275,18 @@ class Shadows:
             )
             for name, account in broker.shadows.items()
         )
+
+
+def _of_shadow(name: str, signal: Signal) -> Signal:
+    """Return what the shadow account *name* follows in the place of the run's *signal*."""
+    if name == FIXED_BAND and signal.band is not None:
+        return replace(signal, band=None)
+    if name == SIZED_BY_FORECAST and signal.by_forecast is not None and signal.strength > 0:
+        # A band follows the two thirds' power of what it is around (``NoTradeBand``).
+        share = signal.by_forecast / signal.strength
+        band = None if signal.band is None else signal.band * math.cbrt(share * share)
+        return replace(signal, strength=signal.by_forecast, band=band)
+    return signal
 
 
 class Restart:

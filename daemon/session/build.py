@@ -17,12 +17,12 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import RegimeSection
 from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
+from tracepaper.daemon.engine.state import SIZED_BY_FORECAST, EngineSettings, ModelTerms
 from tracepaper.daemon.session.models import make_orderbook, make_together
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.strategies.api.model import DataSource
-from tracepaper.strategies.api.sizing import Sizer, Sizing, SizingMode, VolatilityKind
+from tracepaper.strategies.api.sizing import NoTradeBand, Sizer, Sizing, SizingMode, VolatilityKind
 from tracepaper.strategies.api.strategy import (
     AttentionStrategy,
     Forecaster,
@@ -120,7 +120,7 @@ def _made(config: Config, forecaster: Forecaster | None) -> dict[str, Strategy]:
         case "persistence":
             return {symbol: Persistence() for symbol in symbols}
         case "trend":
-            return {symbol: _trend(config, forecaster) for symbol in symbols}
+            return {symbol: _trend(config, forecaster, symbol) for symbol in symbols}
         case "attention":
             if forecaster is None:
                 raise ConfigInvalid("strategy.name 'attention' needs a model; name a checkpoint.")
@@ -162,8 +162,8 @@ def _of_network(config: Config, forecaster: Forecaster | None) -> dict[str, Stra
     return None
 
 
-def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
-    """Return the trend of one symbol; sized by closes where the model gives no volatility."""
+def _trend(config: Config, forecaster: Forecaster | None, symbol: str) -> TrendStrategy:
+    """Return the trend of *symbol*; sized by closes where the model gives no volatility."""
     chosen, interval_ms = config.strategy, config.market.interval_ms
     volatility = None
     if forecaster is not None and "volatility" in forecaster.measures:
@@ -173,11 +173,17 @@ def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
         sized_by = SizedBy.EWMA if volatility is None else SizedBy.FORECAST
     else:
         sized_by = SizedBy(chosen.trend_sized_by)
+    if SIZED_BY_FORECAST in chosen.twins and volatility is None:
+        raise ConfigInvalid(
+            f"strategy.twins {SIZED_BY_FORECAST} needs a model that gives volatility; name one, or "
+            "leave it out."
+        )
     if config.sizing.mode == "volatility" and sized_by is not SizedBy.CONSTANT:
         raise ConfigInvalid(
             "sizing.mode 'volatility' would size a trend by volatility a second time; choose "
             "another mode, or strategy.trend_sized_by constant."
         )
+    costs = fees_of_symbols(config).get(symbol, costs_for(config))
     return TrendStrategy(
         windows_ms=[length for text in chosen.windows if (length := time_of(text))],
         interval_ms=interval_ms,
@@ -186,6 +192,7 @@ def _trend(config: Config, forecaster: Forecaster | None) -> TrendStrategy:
         sized_by=sized_by,
         volatility=volatility,
         context=None if forecaster is None else forecaster.context,
+        band=NoTradeBand(costs.round_trip / 2, float(chosen.trend_risk_aversion)),
     )
 
 
@@ -377,7 +384,7 @@ def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
             ),
             scale=float(given.scale),
             target_volatility=float(given.target_volatility),
-            rebalance=float(given.rebalance),
+            rebalance=None if given.rebalance is None else float(given.rebalance),
             confidence=terms.fitted if given.by_confidence else None,
         ),
         instrument,

@@ -343,6 +343,12 @@ class _Checks(Generic[Own]):
             )
         if is_protected(signal) or signal.reenter is not False:
             self._check_protection(signal)
+        for name in ("band", "by_forecast"):
+            share = getattr(signal, name)
+            if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
+                raise StrategyFailed(
+                    f"{self._name} gave the {name} {short(share)}; give a number from 0 to 1."
+                )
         if signal.note is None:
             return signal
         return replace(signal, note=self._noted(signal.note))

@@ -20,7 +20,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF
-from tracepaper.strategies.builtin import TREND, WITHOUT_ANSWER
+from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, refusal, verdict, with_unit
@@ -65,6 +65,8 @@ class StoredDecision:
             f"The trend is {noted[TREND]:+.4f}, the mean of its distances, each cut at 1 and at 0; "
             f"of a full position it asks for that{factor}: {noted['size']:+.4f}."
         )
+        if (band := noted.get(BAND)) is not None:
+            sentence += f" What is held stays while it is within {band:.4f} of that."
         if self.has_forecast:
             sentence += " The forecast's own direction decides nothing."
         return sentence

@@ -490,6 +490,8 @@ class Signal(Struct, frozen=True, gc=False):
     until: int | None = None  # market time at which the position is closed
     reenter: bool = False  # after an exit by protection the same signal may enter again
     note: Note | None = None
+    band: float | None = None  # in shares of a full position: nearer to the target nothing trades
+    by_forecast: float | None = None  # the strength of the shadow account ``sized_by_forecast``
 
 
 def is_protected(signal: Signal) -> bool:

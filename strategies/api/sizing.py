@@ -40,6 +40,29 @@ _HAR_PARTS: Final = (22, 22 / 5, 1)
 """The window over each of HAR's three horizons: a day, a week and a month of trading, if a day is
 the shortest."""
 _WEIGHT_BITS: Final = 24
+REBALANCE: Final = 0.25
+"""``sizing.rebalance`` where none is written and the signal has no band."""
+
+
+class NoTradeBand(NamedTuple):
+    """The band around a target inside which a trade costs more than it is worth.
+
+    Target and band are shares of what is invested.
+
+    Source: J. Kallsen, J. Muhle-Karbe, The general structure of optimal investment and consumption
+    with small transaction costs, 2013 (arXiv 1303.3148).
+    """
+
+    cost: float  # of a trade, as a fraction of what is traded
+    risk_aversion: float  # constant and relative
+
+    def half_width(self, sensitivity: float) -> float:
+        """Return (3 c s² ÷ 2 γ)^⅓.
+
+        *sensitivity* s is the standard deviation of the target's changes over that of the returns
+        in the same time.
+        """
+        return math.cbrt(1.5 * self.cost * sensitivity**2 / self.risk_aversion)
 
 
 class VolatilityKind(StrEnum):
@@ -119,7 +142,7 @@ class Sizing(Struct, frozen=True):
     notional: int = 0
     scale: float = 1.0
     target_volatility: float = 0.01
-    rebalance: float = 0.25  # a standing target of the same side moves only by more than this share
+    rebalance: float | None = None  # as ``sizing.rebalance``; None: by the signal's band
     of_equity: bool = False  # tanh and volatility: a full position is ``fraction`` of equity
     fraction: float = 1.0
     weight: float = 1.0  # of the symbol, for allocation
@@ -150,6 +173,9 @@ NO_STOP: Final = (
     "sizing.mode 'risk' needs a stop to size by, and this signal gives none; add stop= or "
     "trailing= to it, or choose another mode"
 )
+
+
+WITHIN_BAND: Final = "the target is within the no-trade band of nothing held"
 
 
 class Sizer:
@@ -215,8 +241,10 @@ class Sizer:
     ) -> int:
         """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold.
 
-        *standing* is the target last decided: one of the same side stays unless the new one
-        differs by more than ``rebalance``, or every move of the price would be traded after.
+        *standing* is the target last decided. It stays while it lies within the signal's band
+        around the new one, and else moves to the band's nearer edge. Without a band one of the same
+        side stays unless the new one differs by more than ``rebalance``. Or every move of the price
+        would be traded after.
         *account* is looked at where :attr:`sees_account` says so.
         """
         action, sizing = signal.action, self._sizing
@@ -235,9 +263,27 @@ class Sizer:
             share = signal.strength * self._share(forecast)
             money = self._full(account.equity) * int(share * _PARTS) // _PARTS
             size = self._whole_steps(self._notional.quantity(money, bar.close))
-        if self._is_capped:
-            size = min(size, self._cap(bar.close, account))
-        return self._kept(size if action is Action.LONG else -size, standing)
+        side = 1 if action is Action.LONG else -1
+        most = self._cap(bar.close, account) if self._is_capped else None
+        if sizing.rebalance is None and signal.band is not None:
+            full = sizing.quantity
+            if sizing.mode is not SizingMode.FIXED:
+                full = self._notional.quantity(self._full(account.equity), bar.close)
+            band = full * int(signal.band * _PARTS) // _PARTS
+            size = self._within(size, band, standing * side)
+            return side * (size if most is None else min(size, most))
+        if most is not None:
+            size = min(size, most)
+        return self._kept(side * size, standing)
+
+    def _within(self, size: int, band: int, standing: int) -> int:
+        """Return *standing* where it is no further than *band* from *size*, else the nearer edge.
+
+        A position of the other side, where *standing* is below 0, is closed at least.
+        """
+        if abs(size - standing) <= band and standing >= 0 and standing % self._step == 0:
+            return standing
+        return self._whole_steps(max(size - band, 0) if standing < size else size + band)
 
     def factor(self, forecast: Forecast | None) -> float | None:
         """Return the multiplier of a size, in (0, 1]; None unless sizes follow the confidence."""
@@ -245,10 +291,12 @@ class Sizer:
             return None
         return size_factor(fitted, forecast, self._index)
 
-    def refusal(self, signal: Signal) -> str | None:
+    def refusal(self, signal: Signal, target: int, standing: int) -> str | None:
         """Return why an entry by *signal* has no size; None where it has one, or is no entry."""
-        if self.by_stop and signal.stop is None and signal.trailing is None:
-            return NO_STOP
+        if self.by_stop:
+            return NO_STOP if signal.stop is None and signal.trailing is None else None
+        if target == standing == 0 and self._sizing.rebalance is None and signal.band:
+            return WITHIN_BAND
         return None
 
     def _by_stop(self, signal: Signal, bar: Bar, standing: int, account: SizingAccount) -> int:
@@ -275,7 +323,8 @@ class Sizer:
     def _kept(self, target: int, standing: int) -> int:
         """Return *standing* where *target* is of its side and near it, else *target*."""
         if target * standing > 0:
-            band = abs(standing) * int(self._sizing.rebalance * _PARTS) // _PARTS
+            share = REBALANCE if self._sizing.rebalance is None else self._sizing.rebalance
+            band = abs(standing) * int(share * _PARTS) // _PARTS
             if abs(target - standing) <= band and standing % self._step == 0:
                 return standing
         return target

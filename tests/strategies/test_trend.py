@@ -15,7 +15,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine, make_strategies, needs_forecaster
 from tracepaper.strategies.api.context import BarContext, Signal
-from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
+from tracepaper.strategies.api.sizing import NoTradeBand, VolatilityKind, WindowedVolatility
 from tracepaper.strategies.builtin import ClosesVolatility, SizedBy, TrendStrategy, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.calibration import Calibration
@@ -48,6 +48,7 @@ def trend(**options: Any) -> TrendStrategy:
         "long_only": True,
         "target_volatility": 0.4,
         "sized_by": SizedBy.EWMA,
+        "band": NoTradeBand(cost=0.001, risk_aversion=10.0),
     }
     return TrendStrategy(**(given | options))
 
@@ -97,12 +98,65 @@ def test_what_it_decides_is_noted() -> None:
     assert answer.note is not None
     assert list(answer.note) == [
         "trend_2h", "trend_4h", "trend_8h", "trend", "volatility", "target_volatility", "size",
+        "band",
     ]  # fmt: skip
     volatility, size = answer.note["volatility"], answer.note["size"]
     assert isinstance(volatility, float)
     assert isinstance(size, float)
     assert (answer.action, answer.reason, answer.strength) == (Action.LONG, "trend up", size)
     assert 0.09 < volatility < 0.1  # a tenth of a percent an hour
+
+
+def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
+    """By definition: the trend at each close of the newer half, from the closes known here."""
+    closes = [one.close for one in bars(100, seed=5)]
+    found = 0
+    for end in range(8, 100):
+        answer = said(trend(), hourly(closes[:end]))
+        assert answer.note is not None
+        if answer.action is Action.FLAT:
+            assert answer.band is None
+            continue
+        known = np.array(closes[end - 8 : end], dtype=float)
+        trends = []
+        for last in range(3, 8):
+            votes = []
+            for window in (2, 4, 8):
+                part = known[max(last + 1 - window, 0) : last + 1]
+                away = part[-1] / part.mean() - 1
+                # The distance that was noted, of the newest close, says the deviation used.
+                votes.append((away, part.size))
+            trends.append(votes)
+        newest_away, newest_count = trends[-1][0]
+        noted = answer.note["trend_2h"]
+        assert isinstance(noted, float)
+        deviation = newest_away / (noted * math.sqrt(newest_count / 3))
+        levels = [
+            np.mean([min(max(away / (deviation * math.sqrt(n / 3)), 0), 1) for away, n in votes])
+            for votes in trends
+        ]
+        returns = np.diff(known[3:]) / known[3:-1]
+        sensitivity = math.sqrt((np.diff(levels) ** 2).sum() / (returns**2).sum())
+        share = answer.strength / float(str(answer.note["trend"]))
+        wanted = (1.5 * 0.001 * (share * sensitivity) ** 2 / 10.0) ** (1 / 3)
+        assert answer.band == answer.note["band"]
+        assert answer.band == pytest.approx(wanted, rel=1e-6)
+        found += 1
+    assert found > 30
+
+
+def test_a_dearer_trade_widens_the_band_and_a_colder_mind_narrows_it() -> None:
+    history = hourly([one.close for one in bars(40, seed=3)])
+
+    def width(cost: float, risk_aversion: float) -> float:
+        bands = (
+            said(trend(band=NoTradeBand(cost, risk_aversion)), history[:end]).band
+            for end in range(8, 40)
+        )
+        return math.fsum(band for band in bands if band is not None)
+
+    assert width(0.008, 10.0) == pytest.approx(2 * width(0.001, 10.0))
+    assert width(0.001, 80.0) == pytest.approx(width(0.001, 10.0) / 2)
 
 
 def test_a_rising_volatility_makes_a_smaller_position() -> None:
@@ -228,7 +282,7 @@ def model(volatility: float | None = 0.005, *, confidence: float = 0.2) -> Fixed
 
 def engine(forecaster: FixedForecaster | None, **sections: dict[str, Any]) -> Engine:
     config = configured(
-        sizing={"mode": "equity"},
+        sizing={"mode": "equity", **sections.pop("sizing", {})},
         account={"cash": "1000000"},
         gate=GATES,
         regime=REGIME,
@@ -286,7 +340,8 @@ def test_an_hour_with_a_hole_decides_nothing() -> None:
 
 def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction() -> None:
     forecaster = model(0.005)
-    machine = engine(forecaster, strategy={"trend_volatility": "0.1"})
+    chosen = {"trend_volatility": "0.1", "trend_sized_by": "forecast"}
+    machine = engine(forecaster, strategy=chosen)
     steps = stepped(machine, bars(7 * 60), forecaster._answer([]))  # noqa: SLF001 - a fake
     last = next(s for s in reversed(steps) if s.decision and s.decision.note)
     assert last.decision is not None
@@ -299,6 +354,30 @@ def test_the_models_volatility_sizes_and_its_gates_judge_without_its_direction()
     trend_ = notes(last)["trend"]
     assert isinstance(trend_, float)
     assert notes(last)["size"] == pytest.approx(trend_ * 0.1 / annual)
+
+
+def test_shadow_accounts_show_what_the_band_and_the_usual_volatility_are_worth() -> None:
+    """One trades by ``rebalance``, one is sized by the model, as ungated runs of their own are."""
+    forecaster = model(0.005)
+
+    def held(*twins: str, **sections: dict[str, Any]) -> list[list[int]]:
+        strategy = {"trend_volatility": "0.1", "twins": list(twins), **sections.pop("strategy", {})}
+        machine = engine(forecaster, strategy=strategy, **sections)
+        steps = stepped(machine, bars(30 * 60, seed=11), forecaster._answer([]))  # noqa: SLF001
+        return [
+            [one.position.quantity for step in steps for one in step.twins if one.twin == name]
+            for name in twins
+        ]
+
+    usual, by_rebalance, by_forecast = held("ungated", "fixed_band", "sized_by_forecast")
+    assert [by_rebalance] == held("ungated", sizing={"rebalance": "0.25"})
+    assert [by_forecast] == held("ungated", strategy={"trend_sized_by": "forecast"})
+    assert len({tuple(quantities) for quantities in (usual, by_rebalance, by_forecast)}) == 3
+
+
+def test_the_shadow_account_of_the_forecast_needs_one() -> None:
+    with pytest.raises(ConfigInvalid, match="sized_by_forecast needs a model that gives vol"):
+        engine(None, strategy={"twins": ["sized_by_forecast"]})
 
 
 def test_without_an_answer_of_the_model_nothing_is_decided() -> None:

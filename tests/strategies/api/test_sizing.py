@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.sizing import (
+    WITHIN_BAND,
+    NoTradeBand,
     Sizer,
     Sizing,
     SizingAccount,
@@ -86,6 +88,64 @@ def test_the_band_holds_at_its_edge_and_not_beyond() -> None:
     assert sizer.target(LONG, bar(10_000), None, standing=79_995) == wished
     assert sizer.target(SHORT, bar(10_000), None, standing=80_000) == -wished
     assert sizer.target(LONG, bar(10_000), None, standing=0) == wished
+
+
+@given(
+    st.integers(-120_000, 120_000),
+    st.floats(0, 1),
+    st.floats(0, 0.5),
+    st.sampled_from([Action.LONG, Action.SHORT]),
+)
+def test_within_the_signals_band_nothing_moves_and_outside_it_the_nearer_edge_is_the_target(
+    steps: int, strength: float, band: float, action: Action
+) -> None:
+    sizer, side = Sizer(Sizing(SizingMode.NOTIONAL, notional=10**14), ITEM), Signal(action, "x")
+    full = abs(sizer.target(side, bar(10_000), None))
+    assert full == 100_000
+    standing, sign = steps - steps % 5, 1 if action is Action.LONG else -1
+    signal = Signal(action, "x", strength, band=band)
+    found = sign * sizer.target(signal, bar(10_000), None, standing=standing)
+    held, wished, width = sign * standing, strength * full, band * full
+    assert found >= 0
+    if held >= 0 and abs(held - wished) <= width - 5:
+        assert found == held
+    elif abs(held - wished) > width + 5:
+        edge = max(wished - width, 0) if held < wished else wished + width
+        assert found == pytest.approx(edge, abs=11)
+
+
+def test_a_band_is_of_the_full_position_of_each_mode_and_yields_to_rebalance() -> None:
+    signal = Signal(Action.LONG, "x", 0.5, band=0.1)
+    fixed = Sizer(Sizing(SizingMode.FIXED, quantity=1_000), ITEM)
+    assert fixed.target(signal, bar(10_000), None) == 400
+    equity = Sizer(Sizing(SizingMode.EQUITY, fraction=0.5), ITEM)
+    assert equity.target(signal, bar(10_000), None, account=rich(1_000)) == 2_000
+    written = Sizer(Sizing(SizingMode.FIXED, quantity=1_000, rebalance=0.25), ITEM)
+    assert written.target(signal, bar(10_000), None) == 500
+    assert written.target(signal, bar(10_000), None, standing=400) == 400
+    assert fixed.target(FLAT, bar(10_000), None, standing=90) == 0
+    capped = Sizer(Sizing(SizingMode.FIXED, quantity=1_000, max_position=2 * 10**11), ITEM)
+    assert capped.target(signal, bar(10_000), None, standing=1_000) == 200
+
+
+def test_why_nothing_is_held_within_the_band() -> None:
+    sizer = Sizer(Sizing(SizingMode.FIXED, quantity=1_000), ITEM)
+    near = Signal(Action.LONG, "x", 0.05, band=0.1)
+    assert sizer.target(near, bar(10_000), None) == 0
+    assert sizer.refusal(near, 0, 0) == WITHIN_BAND
+    assert sizer.refusal(near, 0, -50) is None  # which is closed
+    assert sizer.refusal(LONG, 0, 0) is None
+
+
+def test_the_half_width_of_the_band_is_the_papers() -> None:
+    band = NoTradeBand(cost=0.001, risk_aversion=5.0)
+    # One stock held at the share π: its target moves by π(1 - π)σ, and Janeček and Shreve (2004)
+    # have (3 π² (1 - π)² λ ÷ 2 γ)^⅓.
+    share = 0.6
+    assert band.half_width(share * (1 - share)) == pytest.approx(
+        (1.5 / 5.0 * (share * (1 - share)) ** 2 * 0.001) ** (1 / 3)
+    )
+    assert band.half_width(0.0) == 0.0
 
 
 def test_no_forecast_asks_for_more_than_the_whole_notional() -> None:
@@ -254,7 +314,7 @@ def test_a_cap_bounds_what_a_near_stop_asks_for() -> None:
 
 def test_a_signal_without_a_stop_keeps_what_stands_and_is_refused() -> None:
     assert risking().target(LONG, bar(), None, standing=3, account=rich(10_000)) == 3
-    assert "this signal gives none" in str(risking().refusal(LONG))
+    assert "this signal gives none" in str(risking().refusal(LONG, 0, 0))
     for given_one in ({"stop": 1.0}, {"trailing": 1.0}):
-        assert risking().refusal(Signal(Action.LONG, "up", **given_one)) is None  # type: ignore[arg-type]
-    assert Sizer(Sizing(SizingMode.FIXED, quantity=1_000), ITEM).refusal(LONG) is None
+        assert risking().refusal(Signal(Action.LONG, "up", **given_one), 0, 0) is None  # type: ignore[arg-type]
+    assert Sizer(Sizing(SizingMode.FIXED, quantity=1_000), ITEM).refusal(LONG, 0, 0) is None
