@@ -22,7 +22,8 @@ PARAMS = {"trend_sized_by": "ewma", "trend_windows": ["12h", "1d", "2d"]}
 def sized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Replay the trend, sized by the volatility of its closes."""
     path = tmp_path_factory.mktemp("sized") / "run.db"
-    made = backtest("trend", str(SAMPLE), params=PARAMS, config={}, db=path)
+    config = {"sizing": {"rebalance": "0.25"}}
+    made = backtest("trend", str(SAMPLE), params=PARAMS, config=config, db=path)
     return path, made.run_id
 
 
