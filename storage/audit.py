@@ -35,7 +35,14 @@ from tracepaper.storage.record.rows import (
 )
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Account, GateSet, Order, Position, Run, Step
-from tracepaper.strategies.types.market import Bar, Command, ModelChange, Retrained, RunEnd
+from tracepaper.strategies.types.market import (
+    Bar,
+    Command,
+    ModelChange,
+    ParityCheck,
+    Retrained,
+    RunEnd,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -170,7 +177,7 @@ def insert_sql(table: str, columns: tuple[str, ...] = ()) -> str:
     return str(statement.compile(dialect=dialect(paramstyle="qmark"), column_keys=list(names)))
 
 
-_AT_ONCE: Final = (Command, ModelChange, Retrained)
+_AT_ONCE: Final = (Command, ModelChange, Retrained, ParityCheck)
 """Events that are committed before anything else happens, though they neither decide nor trade."""
 
 

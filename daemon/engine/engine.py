@@ -57,6 +57,7 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     Mark,
     ModelChange,
+    ParityCheck,
     Prune,
     Quote,
     Retrained,
@@ -236,7 +237,15 @@ class Engine:
                 is_part = state.history.take(event)
                 belief = state.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
-            case Timer() | Closed() | RunEnd() | Prune() | ExternalRead() | Retrained():
+            case (
+                Timer()
+                | Closed()
+                | RunEnd()
+                | Prune()
+                | ExternalRead()
+                | Retrained()
+                | ParityCheck()
+            ):
                 pass
             case _:
                 assert_never(event)

@@ -43,6 +43,7 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     Mark,
     ModelChange,
+    ParityCheck,
     Prune,
     Quote,
     Retrained,
@@ -84,7 +85,7 @@ INDEXED_EVENTS: Final = (
     "reading",
 )
 """Kinds of events that are found by their place in their run without reading those between."""
-KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained")
+KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity")
 """Kinds of events that a prune keeps."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
@@ -105,6 +106,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "prune": Prune,
     "reading": ExternalRead,
     "retrained": Retrained,
+    "parity": ParityCheck,
 }
 EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}
 

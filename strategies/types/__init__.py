@@ -180,6 +180,12 @@ from tracepaper.strategies.types.market import (
     ModelChange as ModelChange,
 )
 from tracepaper.strategies.types.market import (
+    ParityCheck as ParityCheck,
+)
+from tracepaper.strategies.types.market import (
+    ParityOutcome as ParityOutcome,
+)
+from tracepaper.strategies.types.market import (
     Prune as Prune,
 )
 from tracepaper.strategies.types.market import (

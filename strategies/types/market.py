@@ -268,6 +268,37 @@ class Retrained(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class ParityOutcome(StrEnum):
+    """The outcome of replaying a span of a run from its own record."""
+
+    IDENTICAL = "identical"  # every decision and every other stored value follows
+    DIFFERENT = "different"  # the first difference is named, with its culprit
+    FAILED = "failed"  # it could not be replayed, for the reason given
+
+
+class ParityCheck(Struct, frozen=True, gc=False):
+    """A span of the run was replayed from its record and compared, decision by decision.
+
+    ``differs_at`` and the fields after it name the first difference; they are empty where nothing
+    differs. The rules are docs/operations.md, O21 to O24.
+    """
+
+    outcome: ParityOutcome
+    reason: str  # the whole result as one sentence, without its full stop
+    from_ms: int  # open times of the span, the end exclusive
+    until_ms: int
+    compared: int  # decisions
+    identical: int  # of them equal in every bit
+    within_tolerance: int  # of them equal but for floats that other arithmetic rounds
+    differs_at: str = ""  # instrument and open time of the bar
+    field: str = ""
+    stored: str = ""
+    replayed: str = ""
+    culprit: str = ""  # code, configuration, model, strategy, environment or record
+    market_ms: int = 0
+    seen_ms: int = 0
+
+
 class GapCause(StrEnum):
     """Why bars are missing."""
 
@@ -409,4 +440,5 @@ Event = (
     | Prune
     | ExternalRead
     | Retrained
+    | ParityCheck
 )

@@ -55,6 +55,8 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     Mark,
     ModelChange,
+    ParityCheck,
+    ParityOutcome,
     Quote,
     Retrained,
     RetrainOutcome,
@@ -339,6 +341,9 @@ def other_events() -> list[Event]:
         ExternalRead("file", "/data/BTCUSDT.csv", **at),
         retrained(**at),
         retrained(difference=None, error=None, p=None, level=None, **at),
+        ParityCheck(
+            ParityOutcome.IDENTICAL, "it's the same", START_MS, START_MS + 1, 2, 1, 1, **at
+        ),
         FrameBar(BTC.id, START_MS, 60 * MINUTE, 4, 6, 3, 5, 7, Source.REST, **at),
         Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
     ]
