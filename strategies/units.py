@@ -60,6 +60,12 @@ def time_of(text: str) -> int | None:
     return None if found is None else int(found["count"]) * UNITS_MS[found["unit"].lower()]
 
 
+def time_of_day_ms(text: str) -> int:
+    """Return the milliseconds from midnight until the time of day *text*, ``HH:MM``."""
+    hours, minutes = map(int, text.split(":"))
+    return hours * HOUR_MS + minutes * MINUTE_MS
+
+
 def interval_text(interval_ms: int) -> str:
     """Return *interval_ms* in the largest unit that divides it: ``5m``, ``4h``, ``1d``."""
     for unit in ("w", "d", "h", "m"):
@@ -222,6 +228,11 @@ def duration(ms: float | None, *, signed: bool = False) -> str:
 def minute_text(time_ms: int) -> str:
     """Return a time, UTC milliseconds, to the minute: ``2025-05-26T07:32Z``."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")
+
+
+def day_text(time_ms: int) -> str:
+    """Return the UTC day of a time, UTC milliseconds: ``2025-05-26``."""
+    return minute_text(time_ms)[:10]
 
 
 def any_of(names: Iterable[str]) -> str:

@@ -9,13 +9,11 @@ The rules are docs/operations.md, O11 to O19.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import shutil
-import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
@@ -30,13 +28,14 @@ from tracepaper.daemon.session.build import terms_for
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.run_row import start_event
+from tracepaper.daemon.session.supervisor import ProcessEnd, answer_behind, working
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Event, Retrained, RetrainOutcome, RunKind
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, time_of
+from tracepaper.strategies.units import DAY_MS, time_of, time_of_day_ms
 
 BARS_FILE: Final = "bars.db"
 """The archive into which a retraining writes the bars that the runs of the database hold."""
@@ -181,10 +180,6 @@ LOG_FILE: Final = "log.txt"
 MARK_FILE: Final = "began"
 """Holds the market time at which the training under way began."""
 REFUSED: Final = "refused"
-END_WITHIN_S: Final = 2.0
-"""Wall seconds to wait for the end of a killed training: an orderly stop has seven in all."""
-ANSWER_MAX: Final = 1 << 20
-"""Bytes of an answer: a judgement has some hundreds."""
 _TAIL_BYTES: Final = 4_096
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
@@ -273,23 +268,9 @@ class Retrainer:
             return None
         return None if self.last is not None and self.last.began_ms >= began_ms else began_ms
 
-    @asynccontextmanager
-    async def at_work(self, failed: Callable[[], object]) -> AsyncIterator[None]:
+    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Retrain in the background of the block; call *failed* where an error ends that."""
-
-        def ended(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and task.exception() is not None:
-                failed()
-
-        task = asyncio.create_task(self._work(), name="retrain")
-        task.add_done_callback(ended)
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.wait([task])
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+        return working(self._work(), "retrain", failed)
 
     async def _work(self) -> None:
         while True:
@@ -421,48 +402,31 @@ class Retrainer:
     # ------------------------------------------------------------ the process that trains
 
     async def _judge(self, began_ms: int) -> CandidateJudgement:
-        """Train and judge in a process of its own; raise ``TrainingFailed`` where that breaks off.
-
-        The process ends with this one, however this one ends: it watches its standard input.
-        """
+        """Train and judge in a process of its own; raise ``TrainingFailed`` where it breaks off."""
         command = (
             *(*PROGRAM, self._run.run_id),
             *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
             *("--folder", str(self._folder), "--to", str(began_ms), "--service", "--json"),
         )
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(self._config.retrain.threads),
-            "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
-        }
+        limit = self._config.retrain.time_limit
         try:
             # A disk may stall, so the worker reads and writes files, not the loop that decides.
             with await self._worker.submit(self._begin_folder, began_ms) as log_file:
-                process = await asyncio.create_subprocess_exec(
-                    *command,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=log_file,
-                    env=environment,
-                    limit=ANSWER_MAX,
+                answered = await answer_behind(
+                    command,
+                    limit_s=(time_of(limit) or 0) / 1000,
+                    environment={"OMP_NUM_THREADS": str(self._config.retrain.threads)},
+                    log_file=log_file,
                 )
+        except TimeoutError:
+            raise TrainingFailed(f"it took longer than retrain.time_limit, {limit}") from None
         except OSError as error:
             reason = f"it could not begin in {self._folder} ({_reason(error)})"
             raise TrainingFailed(reason) from None
-        limit = self._config.retrain.time_limit
+        if answered.code:
+            raise TrainingFailed(await self._worker.submit(self._cause, answered))
         try:
-            async with asyncio.timeout((time_of(limit) or 0) / 1000):
-                assert process.stdout is not None
-                answer = await process.stdout.read()
-                code = await process.wait()
-        except TimeoutError:
-            raise TrainingFailed(f"it took longer than retrain.time_limit, {limit}") from None
-        finally:
-            await _end(process)
-        if code:
-            raise TrainingFailed(await self._worker.submit(self._cause, code))
-        try:
-            return msgspec.json.decode(answer, type=CandidateJudgement)
+            return msgspec.json.decode(answered.answer, type=CandidateJudgement)
         except msgspec.MsgspecError:
             raise TrainingFailed(f"its answer is no judgement; see {LOG_FILE}") from None
 
@@ -473,35 +437,13 @@ class Retrainer:
         (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
         return (self._folder / LOG_FILE).open("wb")
 
-    def _cause(self, code: int) -> str:
+    def _cause(self, answered: ProcessEnd) -> str:
         """Return why the process ended, by its exit code and the last line of its log."""
-        if code < 0:
-            name = signal.Signals(-code).name
-            return f"the training process was ended by {name}; the machine may lack memory"
-        try:
-            with (self._folder / LOG_FILE).open("rb") as log_file:
-                log_file.seek(max(log_file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-                lines = log_file.read().decode(errors="replace").split("\n")
-        except OSError:
-            lines = []
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-        return f"the training ended with {code}: {last.rstrip('.')}"
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill *process*, if it still runs, and wait a moment for its end.
-
-    On a busy machine a process of idle priority gets no time even to die, so its priority is
-    raised.
-    """
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
-    process.kill()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(END_WITHIN_S):
-            await process.wait()
+        errors = b""
+        with suppress(OSError), (self._folder / LOG_FILE).open("rb") as log_file:
+            log_file.seek(max(log_file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+            errors = log_file.read()
+        return answered._replace(errors=errors).cause("training")
 
 
 def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:
@@ -520,9 +462,7 @@ def _at(clock_time: str | None, due_ms: int) -> int:
     """Return *due_ms*, or the next *clock_time* (UTC) from there on where one is given."""
     if clock_time is None:
         return due_ms
-    hours, minutes = map(int, clock_time.split(":"))
-    offset_ms = (hours * 60 + minutes) * MINUTE_MS
-    return due_ms + (offset_ms - due_ms) % DAY_MS
+    return due_ms + (time_of_day_ms(clock_time) - due_ms) % DAY_MS
 
 
 def _reason(error: Exception) -> str:

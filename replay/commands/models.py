@@ -348,7 +348,7 @@ def retrain(
     if service:
         from tracepaper.daemon.session.supervisor import stay_behind
 
-        stay_behind(given.retrain)
+        stay_behind(nice=given.retrain.nice, memory_mb=given.retrain.memory_mb)
     database = database_path(db, config)
     asked, number = _asked(given, database, run, candidate, against, to, folder, test)
     found = _found(asked, number, float(given.retrain.alpha))

@@ -219,9 +219,8 @@ async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_
 def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
     code = (
         "import os, time\n"
-        "from tracepaper.daemon.config.sections import RetrainSection\n"
         "from tracepaper.daemon.session.supervisor import stay_behind\n"
-        "stay_behind(RetrainSection(memory_mb=512))\n"
+        "stay_behind(memory_mb=512)\n"
         "import resource\n"
         "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE,\n"
         "      resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20, flush=True)\n"
