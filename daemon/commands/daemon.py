@@ -109,6 +109,8 @@ def _parts(document: Document) -> list[RenderableType]:
     parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons]
     if (retraining := cast("Document | None", document["retraining"])) is not None:
         parts.append(Text(_retraining(retraining, cast("int", document["market_ms"])), "dim"))
+    if (parity := cast("Document | None", document["parity"])) is not None:
+        parts.append(_parity(parity))
     if document["account"] is not None:
         parts.append(_accounts(document))
     instruments = cast("dict[str, Document]", document["instruments"])
@@ -126,6 +128,18 @@ def _retraining(facts: Document, now_ms: int) -> str:
         "" if last is None else f"last {last['outcome']}: {last['reason']}",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _parity(facts: Document) -> RenderableType:
+    from rich.text import Text
+
+    from tracepaper.strategies.units import minute_text, visible
+
+    last = cast("Document | None", facts["last"])
+    if last is None:
+        return Text(f"parity: first replay at {minute_text(cast('int', facts['due_ms']))}", "dim")
+    style = {"identical": "dim", "different": "bold red"}.get(str(last["outcome"]), "yellow")
+    return Text(f"parity: {visible(str(last['reason']))}", style)
 
 
 def _accounts(document: Document) -> RenderableType:

@@ -35,6 +35,7 @@ from tracepaper.daemon.config.sections import (
     LogSection,
     MarketSection,
     ModelSection,
+    ParitySection,
     RegimeSection,
     RetrainSection,
     RiskSection,
@@ -84,6 +85,7 @@ class Config(BaseModel):
     strategy: StrategySection = Field(default_factory=StrategySection)
     model: ModelSection = Field(default_factory=ModelSection)
     retrain: RetrainSection = Field(default_factory=RetrainSection)
+    parity: ParitySection = Field(default_factory=ParitySection)
     features: FeaturesSection = Field(default_factory=FeaturesSection)
     gate: GateSection = Field(default_factory=GateSection)
     regime: RegimeSection = Field(default_factory=RegimeSection)
@@ -138,9 +140,13 @@ class Config(BaseModel):
     def canonical_json(self, stored: str = "") -> str:
         """Return the whole configuration as JSON that is equal for equal configurations.
 
-        Keys that the *stored* configuration of an older version lacks are left out.
+        Keys that the *stored* configuration of an older version lacks are left out, and [parity] at
+        its defaults: a run's row is what it was before that section existed.
         """
-        return _json(_keys_of(self.document(), stored))
+        document = self.document()
+        if self.parity == ParitySection():
+            del document["parity"]
+        return _json(_keys_of(document, stored))
 
     def sha256(self, stored: str = "") -> str:
         """Return the hash of the sections that decide a run; *stored* as above."""

@@ -369,6 +369,17 @@ class RetrainSection(Section):
     """Working folder; if absent the database's name with .retrain, beside the database."""
 
 
+class ParitySection(Section):
+    """A daily replay of the run's last day from its own record, in a process behind the daemon."""
+
+    decides = False
+
+    daily_at: str = Field(default="00:10", pattern=r"^(([01]\d|2[0-3]):[0-5]\d|off)$")
+    """UTC time of day, such as 00:10, after which the last UTC day is replayed; off: never."""
+    time_limit: Duration = "6h"
+    """Wall time after which a replay is stopped and counts as failed."""
+
+
 class FeaturesSection(FeatureSchemaName):
     """What a model of your own sees of each bar; a checkpoint's features are on its card."""
 

@@ -32,6 +32,8 @@ from tracepaper.strategies.types.market import (
     Event,
     Instrument,
     ModelChange,
+    ParityCheck,
+    ParityOutcome,
     Retrained,
     RetrainOutcome,
 )
@@ -80,6 +82,18 @@ class RetrainProgress(Protocol):
     outcomes: dict[RetrainOutcome, int]
 
 
+class ParityProgress(Protocol):
+    """How the daily replay of a run stands."""
+
+    is_checking: bool
+    last: ParityCheck | None
+
+    @property
+    def due_ms(self) -> int:
+        """The market time from which on the next replay begins."""
+        ...
+
+
 class Silent:
     """A feed that has received nothing."""
 
@@ -113,8 +127,8 @@ class Monitor:
     *newest* has the times of the feed's newest frame and quotes; *breach* returns the breached
     limit that halts new exposure, if any; *obstacles* returns other reasons why the daemon cannot
     decide; *margin* has the rules of each instrument that trades on margin. ``retraining`` is set
-    where the model is retrained, and ``warm_at`` to a function that returns when an instrument will
-    have enough bars.
+    where the model is retrained, ``parity`` where days are replayed, and ``warm_at`` to a function
+    that returns when an instrument will have enough bars.
     """
 
     def __init__(
@@ -151,6 +165,7 @@ class Monitor:
         self._margin = margin or {}
         self.model_id = run.model_id
         self.retraining: RetrainProgress | None = None
+        self.parity: ParityProgress | None = None
         self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -259,6 +274,7 @@ class Monitor:
             "strategy": run.strategy,
             "model_id": self.model_id,
             "retraining": self._retraining_document(),
+            "parity": self._parity_document(),
             "sequence": last.sequence if last is not None else None,
             "bars": self.events["Bar"],
             "decisions": self.actions.total(),
@@ -287,6 +303,13 @@ class Monitor:
             "outcomes": {outcome.value: count for outcome, count in progress.outcomes.items()},
             "last": None if last is None else msgspec.to_builtins(last),
         }
+
+    def _parity_document(self) -> Document | None:
+        """Return the state of the daily replay; None where [parity] daily_at is off."""
+        if (progress := self.parity) is None:
+            return None
+        last = None if progress.last is None else msgspec.to_builtins(progress.last)
+        return {"checking": progress.is_checking, "due_ms": progress.due_ms, "last": last}
 
     def _account_document(self, last: Step) -> Document:
         """Return the run's own account; on margin also the margin of all positions."""
@@ -453,6 +476,8 @@ class MonitorCollector(Collector):
         yield _counted("revisions", "", "Bars revised after the fact.", {"": monitor.revisions})
         if monitor.retraining is not None:
             yield from _retraining(monitor.retraining)
+        if monitor.parity is not None and monitor.parity.last is not None:
+            yield from _parity(monitor.parity.last)
         if monitor.last is not None:
             yield from _accounts(monitor.last)
         yield from _bars(monitor)
@@ -464,6 +489,17 @@ def _retraining(progress: RetrainProgress) -> Iterable[Metric]:
     yield _gauge("retraining", "1 while a model is trained.", float(progress.is_training))
     due = "UTC market time from which the next retraining begins."
     yield _gauge("retraining_due_seconds", due, progress.due_ms / 1000)
+
+
+def _parity(last: ParityCheck) -> Iterable[Metric]:
+    became = "1 for what became of the last daily replay: identical, different or failed."
+    outcomes = GaugeMetricFamily("tracepaper_parity_outcome", became, labels=["outcome"])
+    for outcome in ParityOutcome:
+        outcomes.add_metric([outcome.value], float(outcome is last.outcome))
+    yield outcomes
+    yield _gauge("parity_compared", "Decisions that it compared.", last.compared)
+    yield _gauge("parity_identical", "Of them equal in every bit.", last.identical)
+    yield _gauge("parity_until_seconds", "UTC end of the day replayed.", last.until_ms / 1000)
 
 
 def _accounts(step: Step) -> Iterable[Metric]:

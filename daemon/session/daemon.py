@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,7 @@ from tracepaper.daemon.session.covariates import newly_known
 from tracepaper.daemon.session.external_inputs import NewlyOpened
 from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
+from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.resume import (
     Opened,
     Opening,
@@ -286,6 +288,8 @@ class Daemon:
                 margin=margin_rules(config, run.instruments),
             )
             monitor.retraining = retrainer
+            monitor.parity = parity = self._daily_parity(run, feed)
+            behind = [process for process in (retrainer, parity) if process is not None]
             monitor.warm_at = lambda name: engine.warm_at(name, self._clock.market_ms())
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
@@ -317,16 +321,16 @@ class Daemon:
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
                     _log_warming(engine, run, config, step.event.market_ms)
-                if retrainer is not None:
-                    retrainer.observe(step)
+                for process in behind:
+                    process.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
                 return self._watch(step) and not self._supervisor.stopping.is_set()
 
             opened_by_class, known = NewlyOpened(*own_classes(config)), newly_known(forecaster)
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
-            if retrainer is not None:
-                await stack.enter_async_context(retrainer.at_work(self._supervisor.stop))
+            for process in behind:
+                await stack.enter_async_context(process.at_work(self._supervisor.stop))
             stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
@@ -359,6 +363,14 @@ class Daemon:
             configured_sha256=self._configured_sha256,
         )
         return predictor, retrainer
+
+    def _daily_parity(self, run: Run, feed: LiveFeed) -> DailyParity | None:
+        """Return what has each day replayed from the record; None where [parity] is off."""
+        section = self._config.parity
+        if section.daily_at == OFF:
+            return None
+        submit = partial(self._submit, feed)
+        return DailyParity(section, self._database, run, submit, self._clock)
 
     def _feed(self, opened: Opened, client: MarketDataClient) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine

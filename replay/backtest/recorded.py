@@ -59,6 +59,7 @@ from tracepaper.strategies.types.market import (
     FrameBar,
     Instrument,
     ModelChange,
+    ParityCheck,
     Prune,
     Retrained,
     RetrainOutcome,
@@ -426,9 +427,9 @@ def _rows_from(
 
 
 def _without_ends(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:
-    """Yield *events* without ends and prunes, each start with this machine's *place*."""
+    """Yield *events* without ends, prunes and daily replays, each start with this *place*."""
     for event in events:
         if isinstance(event, ModelChange):
             yield msgspec.structs.replace(event, **place)
-        elif not isinstance(event, RunEnd | Prune):
+        elif not isinstance(event, RunEnd | Prune | ParityCheck):
             yield event

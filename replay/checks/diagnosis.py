@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import own_classes, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
@@ -57,6 +58,10 @@ DRAWS: Final = "the strategy decides otherwise each time it is asked; run `trace
 HASHES: Final = (
     "the strategy decides by the hash of a text, or by the order of a set of texts, which Python "
     "draws anew in each process; sort them, and run `tracepaper lookahead`"
+)
+CLOCK: Final = (
+    "the strategy decides by the machine's clock; take the bar's time, and run `tracepaper "
+    "lookahead`"
 )
 
 _OF_FORECAST: Final = (
@@ -117,7 +122,7 @@ class Case:
 
     reader: Reader
     database: Path
-    stored: StoredRun
+    stored: StoredRun  # whose step count ends the derivation
     differences: Sequence[Difference]
     first_compared: int  # steps before it were derived and not compared
     exact: bool
@@ -212,8 +217,8 @@ def _by_strategy(case: Case) -> str:
     names = [one.field for one in case.of_steps]
     if any(name.startswith(_GIVEN) for name in names):
         return ""  # the inputs of a strategy are not its own doing
-    if _hashes(case, again(remade=False)):
-        return HASHES
+    if fault := _by_process(case, again(remade=False)):
+        return fault
     opened = [
         event.name
         for _, _, event, _ in case.reader.events(case.stored.run.run_id)
@@ -227,20 +232,21 @@ def _by_strategy(case: Case) -> str:
     return f"the strategy {did}, or a stored decision was changed" if did else ""
 
 
-def _hashes(case: Case, steps: Iterator[Step]) -> bool:
-    """Return whether *steps* differ in a process with another seed for the hashes of texts."""
+def _by_process(case: Case, steps: Iterator[Step]) -> str:
+    """Name what of a process *steps* depend on: its seed for hashes of texts, its clock, or ""."""
     (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
     given = Path(file), case.database, case.stored.run.run_id, case.from_ms
     ours = [sha256(packed(step)).digest() for step in steps]
-    for seed in HASH_SEEDS:
+    # Clocks last: under a seed by which nothing moved, they alone are another.
+    for seed, jumps in (*((seed, False) for seed in HASH_SEEDS), (HASH_SEEDS[0], True)):
         with (
             suppress(TracepaperError),
             FreshProcesses(hash_seed=seed) as fresh,
-            fresh.child(derive_hashes, *given, len(ours)) as child,
+            fresh.child(derive_hashes, *given, len(ours), jumps=jumps) as child,
         ):
             if child.receive() != ours:
-                return True
-    return False  # also for a class that was typed: no other process finds it
+                return CLOCK if jumps else HASHES
+    return ""  # also for a class that was typed: no other process finds it
 
 
 def derive_hashes(
@@ -250,8 +256,15 @@ def derive_hashes(
     run_id: str,
     from_ms: int | None,
     count: int,
+    *,
+    jumps: bool,
 ) -> None:
-    """Send the hashes of the first *count* steps of a run, derived in this process."""
+    """Send the hashes of the first *count* steps of a run, derived in this process.
+
+    Where the clock *jumps*, it does so at each reading.
+    """
+    if jumps:
+        jump_clocks()
     with Reader.open(file) as reader:
         predictor, recorded, known = _opened(reader, database, run_id, from_ms)
         events = islice(known, count)

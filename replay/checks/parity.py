@@ -1,4 +1,4 @@
-"""``parity``: agreement of two runs; settlements against published funding rates.
+"""``parity``: agreement of two runs, or of a day and its replay; settlements and published rates.
 
 Decisions are aligned by instrument and open time and compared by ``decision_sha256`` where both
 runs went the same way over the same kind of device; elsewhere, and where bars were batched, whose
@@ -7,9 +7,7 @@ bars is decided. What only time explains (a late bar, a stale quote, a missed de
 apart. Runs whose decisions depend on fills are compared, where these were filled by other models,
 up to the first fill that differs.
 
-The rule is docs/identity.md, I6.
-
-The rules are docs/money.md, M19 and M26.
+The rules are docs/identity.md, I6, docs/operations.md, O21 to O24, and docs/money.md, M19 and M26.
 """
 
 from __future__ import annotations
@@ -18,22 +16,29 @@ import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.session.parity import unchecked
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
+from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.record.digest import scale_factor
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Decision, Forecast, Run, Step
-from tracepaper.strategies.types.market import Bar, Instrument
-from tracepaper.strategies.units import unscaled
+from tracepaper.strategies.types.market import Bar, Instrument, ParityCheck, ParityOutcome
+from tracepaper.strategies.units import DAY_MS, day_text, minute_text, unscaled, visible
 
 DIFFERENCES_KEPT: Final = 20
+SHOWN: Final = 60
+"""Characters of a differing value that a sentence shows."""
 
 _PRICES: Final = ("open", "high", "low", "close")
 
@@ -371,6 +376,110 @@ def _same_fills(one: Step, two: Step, first: Instrument, second: Instrument) -> 
         ]
 
     return plain(one, first) == plain(two, second)
+
+
+# ---------------------------------------------------------------- a span of one run
+
+
+def check_span(
+    reader: Reader,
+    database: Path,
+    run_id: str,
+    *,
+    from_ms: int | None = None,
+    until_ms: int | None = None,
+) -> ParityCheck:
+    """Replay the bars of *run_id* that opened within a span from the run's own record.
+
+    Every stored value of these steps is compared (``verify_run``); the state before the first of
+    them is the record's. Without bounds all that the run decided is replayed. What cannot be is an
+    outcome too.
+    """
+    run = reader.run(run_id)
+    run_key = reader.stored_run(run_id).run_key
+    decided = reader.decided_within(run_key, from_ms, until_ms)
+    if decided is None:
+        at_ms = run.period_start_ms
+        span = at_ms if from_ms is None else from_ms, at_ms if until_ms is None else until_ms
+        cut = " that it still holds: it was pruned" * (reader.pruned(run_key) is not None)
+        return unchecked(*span, f"run {run_id} decided no bar of it{cut}")
+    span = (
+        decided[0] if from_ms is None else from_ms,
+        decided[1] + run.interval_ms if until_ms is None else until_ms,
+    )
+    try:
+        found = verify_run(
+            reader,
+            database,
+            run_id,
+            from_ms=from_ms,
+            until_ms=until_ms,
+            from_start=run.mode == "scan",  # its passes over known bars have their bits only so
+        )
+    except TracepaperError as error:
+        return unchecked(*span, str(error))
+    if not found.decisions and not found.differing:
+        return unchecked(*span, f"run {run_id} holds less of it than its decisions look back on")
+    bounds = max(decided[0], found.from_ms or 0), decided[1] + run.interval_ms
+    sentence = f"identical {found.agreed} of {found.decisions} decisions"
+    if from_ms is not None and until_ms is not None:
+        sentence += f" of {_span_text(from_ms, until_ms, *bounds)}"
+    if found.tolerated:
+        sentence += f", {found.tolerated} more within 1e-4, since {found.elsewhere}"
+    check = ParityCheck(
+        ParityOutcome.IDENTICAL,
+        sentence,
+        *span,
+        found.decisions,
+        found.agreed,
+        found.tolerated,
+    )
+    return check if found.holds else _with_difference(check, found)
+
+
+def last_day(reader: Reader, run_id: str) -> int | None:
+    """Return when the last UTC day began that *run_id* has gone through; None where it has none."""
+    run = reader.run(run_id)
+    decided = reader.decided_within(reader.stored_run(run_id).run_key, None, None)
+    if decided is None:
+        return None
+    from_ms = (decided[1] + run.interval_ms) // DAY_MS * DAY_MS - DAY_MS
+    return None if from_ms + DAY_MS <= decided[0] else from_ms
+
+
+def _with_difference(check: ParityCheck, found: Verification) -> ParityCheck:
+    """Return *check* with the first difference that was *found*, and its culprit."""
+    first = found.differences[0]
+    at = f"{first.instrument} {minute_text(first.open_time_ms)}" if first.instrument else ""
+    stored, replayed = map(_shown, (first.first, first.second))
+    sentence = (
+        f"{check.reason}; first difference{at and f' at {at}'}: {first.field} is {stored} in the "
+        f"record and {replayed} in its replay; {found.to_blame} is to blame: {found.likely_cause}"
+    )
+    return replace(
+        check,
+        outcome=ParityOutcome.DIFFERENT,
+        reason=sentence,
+        differs_at=at,
+        field=first.field,
+        stored=stored,
+        replayed=replayed,
+        culprit="" if found.culprit is None else found.culprit.value,
+    )
+
+
+def _shown(text: str) -> str:
+    return visible(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")
+
+
+def _span_text(from_ms: int, until_ms: int, first_ms: int, end_ms: int) -> str:
+    """Name a day, and which part of it was decided where that is not all of it."""
+    text = day_text(from_ms)
+    if first_ms > from_ms:
+        text += f", from {minute_text(first_ms)[11:]} on"
+    if end_ms < until_ms:
+        text += f", until {minute_text(end_ms)[11:]}"
+    return text
 
 
 @dataclass(frozen=True)

@@ -178,16 +178,20 @@ def verify_run(
     *,
     sample: int | None = None,
     from_ms: int | None = None,
+    until_ms: int | None = None,
+    from_start: bool = False,
 ) -> Verification:
     """Step *run_id* through again and compare each step with what is stored, in every column.
 
     Where a start was made in this very environment, every bit must be equal; elsewhere floats
     may differ within ``TOLERANCES``. With *sample* only the last that many steps are compared;
     the steps before them are still derived, since an account depends on all of them. With *from_ms*
-    the bars from that open time on are compared, and the state before them is the record's. A run
-    that was pruned is derived from where its bars allow it.
+    the bars from that open time on are compared, and the state before them is the record's; with
+    *until_ms* only those that opened before. *from_start* derives that state too. A run that was
+    pruned is derived from where its bars allow it.
     """
-    recorded = open_recorded(reader, database, run_id, from_ms=from_ms)
+    begin_ms = None if from_start else from_ms
+    recorded = open_recorded(reader, database, run_id, from_ms=begin_ms)
     stored = reader.stored_run(run_id)
     found = Verification(run_id)
     counted, total = reader.counted(run_id)
@@ -212,6 +216,9 @@ def verify_run(
     found.from_step = first_compared
     if counted != total:
         _differ(found, stored.run, "step_count", counted, total)
+    if until_ms is not None:
+        total = max(reader.steps_before(stored.run_key, until_ms), recorded.first)
+        stored = stored._replace(step_count=total)
     # The run may grow meanwhile, and what it had is what is compared.
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
@@ -244,7 +251,7 @@ def verify_run(
             found.differences,
             first_compared,
             exact=found.exact,
-            from_ms=from_ms,
+            from_ms=begin_ms,
         )
         diagnosis = diagnose(case)
         found.culprit, found.to_blame = diagnosis.culprit, diagnosis.named

@@ -23,7 +23,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
+from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, unscaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.compare import LookaheadFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.verify import Verification
+    from tracepaper.storage.database.reader import Located
 
 SHOWN: Final = 10
 """Differences of a kind that are said."""
@@ -172,15 +173,39 @@ def _say_funding(one: FundingCheck) -> None:
 @reads_record
 def parity(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run, or FILE#RUN.")],
-    second: Annotated[str, typer.Argument(metavar="RUN", help="The run to compare it with.")],
+    second: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="The run to compare it with; by default its replay."),
+    ] = None,
     *,
+    day: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATE", help="Replay this UTC day, such as 2025-05-26; by default the last."
+        ),
+    ] = None,
+    service: Annotated[
+        bool,
+        typer.Option(
+            "--service", help="As the daemon starts it: low priority; ends when stdin closes."
+        ),
+    ] = False,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare two runs decision by decision; exit 1 with the first field that differs if any."""
+    """Compare two runs, or a day of one with its replay; exit 1 with the first difference if any.
+
+    With one RUN its last full UTC day is replayed from its record, as the daemon does each day; a
+    run without a full day as far as it went.
+    """
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.storage.database.reader import Reader
 
+    if second is None:
+        _replay_day(located(first, None if "#" in first else database_path(db)), day, service, json)
+        return
+    if day is not None or service:
+        raise ConfigInvalid("--day and --service are of one run and its replay; name one RUN.")
     one, two = (
         located(spec, None if "#" in spec else database_path(db)) for spec in (first, second)
     )
@@ -191,6 +216,35 @@ def parity(
     else:
         _say(found)
     if not found.holds:
+        raise typer.Exit(1)
+
+
+def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> None:  # noqa: FBT001 - options
+    """Replay one day of a run from its record, and say whether it is the same."""
+    import msgspec
+
+    from tracepaper.replay.archive.columns import instant
+    from tracepaper.replay.checks.parity import check_span, last_day
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.strategies.types.market import ParityOutcome
+
+    if service:
+        from tracepaper.daemon.session.supervisor import stay_behind
+
+        stay_behind()
+    with Reader.open(place.path) as reader:
+        from_ms = last_day(reader, place.run_id) if day is None else instant(day)
+        if from_ms is not None and from_ms % DAY_MS:
+            raise ConfigInvalid(f"--day {day} is no day; write it as 2025-05-26 (UTC).")
+        until_ms = None if from_ms is None else from_ms + DAY_MS
+        found = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
+    if service:
+        sys.stdout.write(f"{msgspec.json.encode(found).decode()}\n")
+    elif json:
+        print_json(found)
+    else:
+        say(f"{found.reason}.")
+    if not service and found.outcome is not ParityOutcome.IDENTICAL:
         raise typer.Exit(1)
 
 

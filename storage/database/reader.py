@@ -45,6 +45,7 @@ from tracepaper.strategies.types.market import (
     Gap,
     InstrumentChange,
     ModelChange,
+    ParityCheck,
     Retrained,
     RetrainOutcome,
 )
@@ -360,6 +361,28 @@ class Reader(ReadOnly):
         (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
         return 0 if step is None else sequence_of(step)
 
+    def steps_before(self, run_key: int, open_time_ms: int) -> int:
+        """Count the steps up to the last bar that opened before *open_time_ms*."""
+        query = (
+            "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms < ? "
+            "AND shape & 1"
+        )
+        (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
+        return 0 if step is None else sequence_of(step) + 1
+
+    def decided_within(
+        self, run_key: int, from_ms: int | None, until_ms: int | None
+    ) -> tuple[int, int] | None:
+        """Return when the first and the last decided bar opened that opened within a span."""
+        query = (
+            "SELECT min(open_time_ms), max(open_time_ms) FROM steps WHERE step BETWEEN ? AND ? "
+            "AND outcome IS NOT NULL AND open_time_ms >= coalesce(?, open_time_ms) "
+            "AND open_time_ms <= coalesce(? - 1, open_time_ms)"
+        )
+        bounds = (*run_span(run_key), from_ms, until_ms)
+        first, last = self._connection.execute(query, bounds).fetchone()
+        return None if first is None else (first, last)
+
     def decided_before(self, run_key: int, sequence: int) -> tuple[int | None, int]:
         """Return when the first bar from step *sequence* on opened, and the decisions before it."""
         first, last = run_span(run_key)
@@ -464,6 +487,11 @@ class Reader(ReadOnly):
         )
         event = next(self._events(run_id, chosen, what), None)
         return event if isinstance(event, ExternalRead) else None
+
+    def newest_parity(self, run_id: str) -> ParityCheck | None:
+        """Return the last daily replay of the run, if there is one."""
+        event = next(self._events(run_id, "kind = 'parity' ORDER BY step DESC LIMIT 1"), None)
+        return event if isinstance(event, ParityCheck) else None
 
     def _of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         events = self._events(run_id, "kind = ? ORDER BY step", EVENT_KINDS[kind], until=until)

@@ -25,6 +25,7 @@ from tracepaper.daemon.http.monitor import Monitor, registry_of
 from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Position
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -226,9 +227,17 @@ def exported() -> dict[str, set[str]]:
     clock = ManualClock(START_MS)
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
     made = decision(measures=(("operator", 0.0, 1.0, False),))
+    monitor.parity = Replayed()
     monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}
+
+
+class Replayed:
+    """A daily replay that found no difference."""
+
+    is_checking, due_ms = False, START_MS
+    last: ParityCheck | None = ParityCheck(ParityOutcome.IDENTICAL, "", 0, START_MS, 1, 1, 0)
 
 
 class Heard:
@@ -300,6 +309,7 @@ def test_every_metric_of_ours_is_in_an_alarm_or_a_picture(exported: dict[str, se
 def test_label_values_that_alarms_name_exist() -> None:
     text = " ".join(expressions())
     assert set(re.findall(r'gate="(\w+)"', text)) <= set(gate_order())
+    assert set(re.findall(r'outcome="(\w+)"', text)) <= {one.value for one in ParityOutcome}
     source = (ROOT / "daemon" / "bybit" / "websocket.py").read_text(encoding="utf-8")
     for counter in re.findall(r'what="(\w+)"', text):
         assert f'"{counter}"' in source

@@ -7,7 +7,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-list_models, doctor, demo, evaluate, parity, verify
+list_models, doctor, demo, evaluate, verify
 __getattr__, __dir__, __instancecheck__, __subclasscheck__
 _repr_html_  # notebooks
 best_run  # of a sweep, from Python
@@ -28,7 +28,7 @@ validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
 state_sha256, exit_sequence, mean_profit, must_pass
-twin_equity
+twin_equity, differs_at
 
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano

@@ -148,6 +148,7 @@ def settings(server: ScriptedServer, **sections: Mapping[str, Any]) -> dict[str,
         "sizing": {"mode": "fixed", "quantity": "0.5"},
         "account": {"cash": "1000000"},
         "http": {"port": 0},
+        "parity": {"daily_at": "off"},
     }
     for name, section in sections.items():
         given[name] = {**given.get(name, {}), **section}

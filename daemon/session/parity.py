@@ -1,0 +1,136 @@
+"""``DailyParity``: has the run's last day replayed from its record, in a process of its own.
+
+No decision waits for it. The result is an event of the run: ``identical 1440 of 1440``, the first
+difference with its culprit, or why the day could not be replayed.
+
+The rules are docs/operations.md, O21 to O24.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.sections import ParitySection
+from tracepaper.daemon.session.supervisor import answer_behind, working
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome
+from tracepaper.strategies.units import DAY_MS, day_text, time_of, time_of_day_ms
+
+OFF: Final = "off"
+PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "parity")
+"""The process that replays: the command that does the same by hand."""
+
+log = structlog.get_logger("parity")
+
+
+class DailyParity:
+    """Watches the market time of a run's steps, and checks each UTC day once it is over.
+
+    A day begins to be checked with the first bar that closes at *section*'s time of the next day or
+    later. After days without the daemon, only the last of them is.
+    """
+
+    def __init__(
+        self,
+        section: ParitySection,
+        database: Path,
+        run: Run,
+        submit: Callable[[Event], Awaitable[int]],
+        clock: Clock,
+    ) -> None:
+        self.is_checking = False
+        with Reader.open(database) as reader:
+            is_stored = run.run_id in reader.run_ids()  # a new run is, with its first steps
+            self.last = reader.newest_parity(run.run_id) if is_stored else None
+        self._section, self._database, self._run = section, database, run
+        self._submit, self._clock = submit, clock
+        self._at_ms = time_of_day_ms(section.daily_at)
+        self._newest: Bar | None = None  # of the stored bars
+        self._is_due = asyncio.Event()
+
+    @property
+    def _until_ms(self) -> int:
+        """The end of the next day to check."""
+        since_ms = self._run.period_start_ms if self.last is None else self.last.until_ms
+        return (since_ms // DAY_MS + 1) * DAY_MS
+
+    @property
+    def due_ms(self) -> int:
+        """The market time from which on the next check begins."""
+        return self._until_ms + self._at_ms
+
+    def observe(self, step: Step) -> None:
+        """Begin a check once a bar of the next day is stored that reaches its due time."""
+        bar = step.event
+        if isinstance(bar, Bar) and step.accepted and bar.open_time_ms >= self._until_ms:
+            self._newest = bar
+            if bar.market_ms >= self.due_ms:
+                self._is_due.set()
+
+    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
+        """Check days in the background of the block; call *failed* where an error ends that."""
+        return working(self._work(), "parity", failed)
+
+    async def _work(self) -> None:
+        while True:
+            await self._is_due.wait()
+            self.is_checking = True
+            try:
+                found = await self._check(self._day_before())
+            finally:
+                self.is_checking = False
+            now_ms = self._clock.market_ms()
+            event = msgspec.structs.replace(found, market_ms=now_ms, seen_ms=now_ms)
+            await self._submit(event)
+            self.last = event
+            is_well = event.outcome is ParityOutcome.IDENTICAL
+            (log.info if is_well else log.warning)("parity", result=event.reason)
+            self._is_due.clear()  # only now: bars that closed meanwhile found the day due still
+
+    def _day_before(self) -> int:
+        """Return when the last day began that is over; of longer bars, that in which one opened."""
+        bar = self._newest
+        assert bar is not None, "a bar has made it due"
+        before_ms = min(bar.market_ms - self._at_ms - DAY_MS, bar.open_time_ms - bar.interval_ms)
+        return before_ms // DAY_MS * DAY_MS
+
+    async def _check(self, from_ms: int) -> ParityCheck:
+        """Replay the day that began at *from_ms*, in a process of its own."""
+        until_ms = from_ms + DAY_MS
+        limit = self._section.time_limit
+        command = (
+            *(*PROGRAM, self._run.run_id, "--day", day_text(from_ms)),
+            *("--db", str(self._database), "--service", "--json"),
+        )
+        try:
+            answered = await answer_behind(command, limit_s=(time_of(limit) or 0) / 1000)
+        except TimeoutError:
+            return unchecked(from_ms, until_ms, f"it took longer than parity.time_limit, {limit}")
+        except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
+            return unchecked(from_ms, until_ms, f"no process could begin ({error})")
+        if answered.code:
+            return unchecked(from_ms, until_ms, answered.cause("replay"))
+        # A class of the user's may print as well, before the answer.
+        *_, line = answered.answer.strip().split(b"\n")
+        try:
+            found = msgspec.json.decode(line, type=ParityCheck)
+        except msgspec.MsgspecError:
+            return unchecked(from_ms, until_ms, "the answer of its process is no result")
+        return msgspec.structs.replace(found, from_ms=from_ms, until_ms=until_ms)
+
+
+def unchecked(from_ms: int, until_ms: int, reason: str) -> ParityCheck:
+    """Return the check of a span that could not be replayed, for *reason*."""
+    span = day_text(from_ms) if until_ms - from_ms == DAY_MS else "the run"
+    sentence = f"{span} could not be replayed: {reason.rstrip('.')}"
+    return ParityCheck(ParityOutcome.FAILED, sentence, from_ms, until_ms, 0, 0, 0)

@@ -1,0 +1,329 @@
+"""A day is replayed once it is over, in a process behind the daemon; its result is an event.
+
+The daemon is the real one; but for the last test what replays is a process that answers what a
+test planted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import builders
+import msgspec
+import pytest
+from bybit_server import MINUTE, START_MS, ScriptedServer
+from daemon_under_test import Running, daemon
+from fakes import ManualClock
+from prometheus_client import generate_latest
+from retrain_cases import decide
+from rich.console import Console
+from waiting import until
+
+from tracepaper.daemon.commands.daemon import _parity as status_line
+from tracepaper.daemon.config.sections import ParitySection
+from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.session import parity
+from tracepaper.daemon.session.parity import DailyParity
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Event, ParityCheck, ParityOutcome
+from tracepaper.strategies.units import DAY_MS
+
+IDENTICAL, DIFFERENT, FAILED = ParityOutcome
+MIDNIGHT_MS = START_MS // DAY_MS * DAY_MS + DAY_MS
+BEFORE = (MIDNIGHT_MS - START_MS) // MINUTE
+"""Minutes from the first decided bar until midnight."""
+AT_MIDNIGHT = {"parity": {"daily_at": "00:00"}}
+WELL = ParityCheck(IDENTICAL, "identical 106 of 106 decisions", 0, 1, 106, 106, 0)
+ANSWERS = """
+import os, pathlib, sys, time
+here = pathlib.Path(__file__).parent
+with (here / "asked.txt").open("a") as asked:
+    asked.write(" ".join(sys.argv[1:]) + "\\n")
+exec((here / "answer.py").read_text())
+"""
+
+
+class Planted:
+    """A program in the place of ``tracepaper parity``, and what it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.database = folder, folder / "run.db"
+        (folder / "program.py").write_text(ANSWERS, encoding="utf-8")
+        self.answers(f"print({msgspec.json.encode(WELL).decode()!r})")
+
+    def answers(self, code: str) -> None:
+        (self.folder / "answer.py").write_text(code, encoding="utf-8")
+
+    def asked(self) -> list[str]:
+        """Return the options of each call."""
+        asked = self.folder / "asked.txt"
+        return asked.read_text().splitlines() if asked.exists() else []
+
+    def events(self) -> list[ParityCheck]:
+        with Reader.open(self.database) as reader:
+            events = reader.events(reader.find("last"))
+            return [event for _, _, event, _ in events if isinstance(event, ParityCheck)]
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    found = Planted(tmp_path)
+    command = sys.executable, "-S", str(tmp_path / "program.py")
+    monkeypatch.setattr(parity, "PROGRAM", command)
+    return found
+
+
+def checks(steps: list[Step]) -> list[ParityCheck]:
+    return [step.event for step in steps if isinstance(step.event, ParityCheck)]
+
+
+async def decide_until_midnight(running: Running) -> None:
+    """Let every minute of the first day close; most of them are known by REST alone."""
+    await running.until(lambda: running.server.sockets and running.server.subscribed())
+    running.pass_bars(BEFORE - 1)
+    await running.close_bars(1)
+
+
+# ---------------------------------------------------------------- in a daemon
+
+
+async def test_a_day_is_checked_once_it_is_over_and_never_again(planted: Planted) -> None:
+    async with ScriptedServer() as server:
+        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+            await decide_until_midnight(running)
+            assert planted.asked() == []
+            await running.close_bars(1)
+            await running.until(lambda: checks(running.steps))
+            await running.close_bars(2)
+            run_id = planted.asked()[0].split()[0]
+        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+            await decide(running, BEFORE + 3, 2)
+    options = f"{run_id} --day 2023-11-14 --db {planted.database} --service --json"
+    assert planted.asked() == [options]
+    (event,) = planted.events()
+    assert event.market_ms == event.seen_ms >= MIDNIGHT_MS + MINUTE
+    assert (event.from_ms, event.until_ms) == (MIDNIGHT_MS - DAY_MS, MIDNIGHT_MS)
+    spans = {"from_ms": WELL.from_ms, "until_ms": WELL.until_ms}
+    assert msgspec.structs.replace(event, market_ms=0, seen_ms=0, **spans) == WELL
+
+
+async def test_a_check_that_the_stop_cut_off_begins_anew(planted: Planted) -> None:
+    pid = planted.folder / "pid"
+    planted.answers(f"pathlib.Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
+    async with ScriptedServer() as server:
+        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+            await decide_until_midnight(running)
+            await running.close_bars(1)
+            await running.until(lambda: pid.exists() and pid.read_text())
+            await running.close_bars(1)  # while it replays
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid.read_text()), 0)
+        assert planted.events() == []
+        planted.answers(f"print({msgspec.json.encode(WELL).decode()!r})")
+        async with daemon(server, planted.database, **AT_MIDNIGHT) as running:
+            await decide(running, BEFORE + 2, 1)
+            await running.until(lambda: checks(running.steps))
+    assert len(planted.asked()) == 2
+    assert len(planted.events()) == 1
+
+
+async def test_off_asks_nothing(planted: Planted) -> None:
+    async with ScriptedServer() as server:
+        off = {"parity": {"daily_at": "off"}}
+        async with daemon(server, planted.database, **off) as running:
+            await decide_until_midnight(running)
+            await running.close_bars(2)
+    assert planted.asked() == []
+
+
+# ---------------------------------------------------------------- one check
+
+
+class Submitted:
+    """Takes events as a daemon's queue does."""
+
+    def __init__(self) -> None:
+        self.events: list[ParityCheck] = []
+
+    async def __call__(self, event: Event) -> int:
+        assert isinstance(event, ParityCheck)
+        self.events.append(event)
+        return len(self.events)
+
+
+def daily(folder: Path, **section: Any) -> tuple[DailyParity, Submitted]:
+    """Return the check of a run that began at ``START_MS`` and is not stored yet."""
+    from tracepaper.storage.audit import SqlAuditLog
+
+    SqlAuditLog.open(folder / "run.db").close()
+    given = ParitySection.model_construct(**{"daily_at": "00:10", "time_limit": "1h", **section})
+    submitted = Submitted()
+    run = msgspec.structs.replace(builders.run(), period_start_ms=START_MS)
+    clock = ManualClock(MIDNIGHT_MS + 11 * MINUTE)
+    return DailyParity(given, folder / "run.db", run, submitted, clock), submitted
+
+
+def closed(minute: int) -> Step:
+    """Return the step of the bar that opened so many minutes after midnight."""
+    return builders.step(builders.bar(open_time_ms=MIDNIGHT_MS + minute * MINUTE))
+
+
+FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "dies": ("os.kill(os.getpid(), 9)", {}, "the replay process was ended by SIGKILL; the machine"),
+    "fails": (
+        "print('There is no run x.', file=sys.stderr); sys.exit(1)",
+        {},
+        "the replay ended with 1: There is no run x",
+    ),
+    "says nothing": ("sys.exit(3)", {}, "the replay ended with 3: it said nothing"),
+    "answers nothing": ("pass", {}, "the answer of its process is no result"),
+    "answers another thing": ("print('{}')", {}, "the answer of its process is no result"),
+    "hangs": ("time.sleep(60)", {"time_limit": "0m"}, "it took longer than parity.time_limit, 0m"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_what_breaks_off_is_a_result_too(planted: Planted, name: str) -> None:
+    code, section, reason = FAULTS[name]
+    planted.answers(code)
+    found, submitted = daily(planted.folder, **section)
+    async with found.at_work(lambda: None):
+        found.observe(closed(10))
+        await until(lambda: submitted.events, poll_s=0.01)
+    (event,) = submitted.events
+    assert (event.outcome, event.compared) == (FAILED, 0)
+    assert event.reason.startswith(f"2023-11-14 could not be replayed: {reason}")
+    assert (event.from_ms, event.until_ms) == (MIDNIGHT_MS - DAY_MS, MIDNIGHT_MS)
+    assert found.due_ms == MIDNIGHT_MS + DAY_MS + 10 * MINUTE
+
+
+async def test_without_a_process_the_day_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "PROGRAM", (str(tmp_path / "missing"),))
+    found, submitted = daily(tmp_path)
+    async with found.at_work(lambda: None):
+        found.observe(closed(10))
+        await until(lambda: submitted.events, poll_s=0.01)
+    assert "no process could begin (" in submitted.events[0].reason
+
+
+async def test_a_class_that_prints_does_not_hide_the_answer(planted: Planted) -> None:
+    planted.answers(f"print('hello'); print({msgspec.json.encode(WELL).decode()!r})")
+    found, submitted = daily(planted.folder)
+    async with found.at_work(lambda: None):
+        found.observe(closed(10))
+        await until(lambda: submitted.events, poll_s=0.01)
+    assert submitted.events[0].outcome is IDENTICAL
+
+
+@pytest.mark.parametrize(
+    ("daily_at", "minutes", "first"),
+    [
+        ("00:10", range(-3, 30), 9),  # the bar that closes at 00:10
+        ("00:00", range(-3, 30), 0),  # no bar of the day that is checked, which may lack others
+        ("23:59", range(1_436, 1_450), 1_438),
+    ],
+)
+def test_the_check_begins_with_the_first_bar_that_closes_at_its_time(
+    tmp_path: Path, daily_at: str, minutes: range, first: int
+) -> None:
+    found, _ = daily(tmp_path, daily_at=daily_at)
+    begun = []
+    for minute in minutes:
+        found.observe(closed(minute))
+        if found._is_due.is_set():  # noqa: SLF001 - when, not that
+            begun.append(minute)
+    assert begun[0] == first
+
+
+async def test_of_bars_of_a_week_the_day_is_checked_on_which_one_opened(planted: Planted) -> None:
+    found, submitted = daily(planted.folder)
+    monday_ms = MIDNIGHT_MS + 5 * DAY_MS
+    week = builders.bar(open_time_ms=monday_ms, interval_ms=7 * DAY_MS)
+    async with found.at_work(lambda: None):
+        found.observe(builders.step(week))
+        await until(lambda: submitted.events, poll_s=0.01)
+    assert planted.asked()[0].split()[1:3] == ["--day", "2023-11-13"]
+
+
+async def test_bars_that_close_meanwhile_begin_no_second_check(planted: Planted) -> None:
+    go = planted.folder / "go"
+    wait = f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)"
+    planted.answers(f"{wait}\nprint({msgspec.json.encode(WELL).decode()!r})")
+    found, submitted = daily(planted.folder)
+    async with found.at_work(lambda: None):
+        found.observe(closed(10))
+        await until(planted.asked, poll_s=0.01)
+        assert found.is_checking
+        found.observe(closed(11))
+        go.touch()
+        await until(lambda: not found.is_checking and submitted.events, poll_s=0.01)
+        found.observe(closed(12))
+        await asyncio.sleep(0)
+        assert not found.is_checking
+        found.observe(closed(1_440 + 9))
+        await until(lambda: len(submitted.events) > 1, poll_s=0.01)
+    days = [words.split()[2] for words in planted.asked()]
+    assert days == ["2023-11-14", "2023-11-15"]
+
+
+async def test_after_days_without_the_daemon_only_the_last_is_checked(planted: Planted) -> None:
+    found, submitted = daily(planted.folder)
+    async with found.at_work(lambda: None):
+        found.observe(closed(5 * 1_440 + 9))
+        await until(lambda: submitted.events, poll_s=0.01)
+    assert planted.asked()[0].split()[1:3] == ["--day", "2023-11-19"]
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+@pytest.mark.parametrize("outcome", ParityOutcome)
+def test_status_and_metrics_have_the_last_result(tmp_path: Path, outcome: ParityOutcome) -> None:
+    found, _ = daily(tmp_path)
+    monitor = Monitor(run=builders.run(), clock=ManualClock(START_MS))
+    assert monitor.status()["parity"] is None
+    monitor.parity = found
+    assert b"tracepaper_parity" not in generate_latest(registry_of(monitor))
+    assert shown(monitor) == "parity: first replay at 2023-11-15T00:10Z\n"
+    found.last = msgspec.structs.replace(WELL, outcome=outcome, until_ms=MIDNIGHT_MS)
+    assert shown(monitor) == "parity: identical 106 of 106 decisions\n"
+    text = generate_latest(registry_of(monitor)).decode()
+    for each in ParityOutcome:
+        value = float(each is outcome)
+        assert f'tracepaper_parity_outcome{{outcome="{each}"}} {value}\n' in text
+    assert "tracepaper_parity_compared 106.0\n" in text
+    assert "tracepaper_parity_identical 106.0\n" in text
+    assert f"tracepaper_parity_until_seconds {MIDNIGHT_MS / 1000:.9g}".split(".")[0] in text
+
+
+def shown(monitor: Monitor) -> str:
+    """Return the line of ``tracepaper status``."""
+    console = Console(width=200)
+    document: Any = monitor.status()["parity"]
+    with console.capture() as captured:
+        console.print(status_line(document))
+    return captured.get()
+
+
+# ---------------------------------------------------------------- the real process
+
+
+@pytest.mark.slow
+async def test_the_day_of_a_daemon_is_identical_to_its_replay(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    async with ScriptedServer() as server, daemon(server, database, **AT_MIDNIGHT) as running:
+        await decide_until_midnight(running)
+        await running.close_bars(1)
+        await running.until(lambda: checks(running.steps))
+    (event,) = checks(running.steps)
+    assert event.outcome is IDENTICAL
+    assert event.reason == (
+        f"identical {BEFORE} of {BEFORE} decisions of 2023-11-14, from 22:14Z on"
+    )

@@ -1,0 +1,260 @@
+"""A day of a run replayed from its record: identical, or what was planted is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import explained_runs
+import own_strategies as own
+import pytest
+from exchange_client import FIRST_MS, walk_rows
+from exchange_client import candles as made_candles
+from forging import rechain
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.checks.parity import check_span, last_day
+from tracepaper.storage import maintenance
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
+
+QUARTER = 15 * MINUTE_MS
+BARS = 96  # a day
+BEGIN_MS = FIRST_MS + 8 * HOUR_MS
+IDENTICAL, DIFFERENT, FAILED = ParityOutcome
+
+
+def replayed(path: Path, **sections: dict[str, Any]) -> None:
+    """Replay quarters of an hour: two thirds of a day, two days, and five hours."""
+    rows = walk_rows(64 + 2 * BARS + 20)
+    walk: Candles = made_candles(rows, interval_ms=QUARTER, first_ms=BEGIN_MS)
+    given = {
+        "market": {"symbols": [walk.symbol], "interval": "15", "category": "linear"},
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+        "sizing": {"mode": "fixed", "quantity": "1"},
+        **sections,
+    }
+    replay = build(load(None, given), [walk], started_at_ms=1, database=path)
+    audit = SqlAuditLog.open(path)
+    run_replay(replay, audit, Tally())
+    audit.end(2)
+    audit.close()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("day") / "run.db"
+    replayed(path)
+    return path
+
+
+@pytest.fixture
+def run(kept: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(kept, tmp_path / "run.db"))
+
+
+def day(path: Path, number: int = 1) -> ParityCheck:
+    """Replay day *number* of the newest run in *path*."""
+    from_ms = FIRST_MS + number * DAY_MS
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        return check_span(reader, path, run_id, from_ms=from_ms, until_ms=from_ms + DAY_MS)
+
+
+def change(path: Path, statement: str, *, forges: bool = False) -> None:
+    """Change the record; who *forges* recomputes its chain."""
+    with closing(sqlite3.connect(path)) as raw, raw:
+        assert raw.execute(statement).rowcount > 0
+    if forges:
+        rechain(path)
+
+
+def at(quarter: int) -> str:
+    """Say in SQL that a step is of the bar that opened so many quarters after the first day."""
+    opened_ms = FIRST_MS + DAY_MS + quarter * QUARTER
+    return f"step = (SELECT step FROM steps WHERE open_time_ms = {opened_ms})"
+
+
+# ---------------------------------------------------------------- identical
+
+
+def test_a_whole_day_is_identical(run: Path) -> None:
+    found = day(run)
+    assert found.outcome is IDENTICAL
+    assert (found.compared, found.identical, found.within_tolerance) == (96, 96, 0)
+    assert (found.from_ms, found.until_ms) == (FIRST_MS + DAY_MS, FIRST_MS + 2 * DAY_MS)
+    assert found.reason == "identical 96 of 96 decisions of 2025-01-02"
+    assert (found.culprit, found.field, found.differs_at) == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("number", "count", "part"), [(0, 64, ", from 08:00Z on"), (3, 20, ", until 05:00Z")]
+)
+def test_a_part_of_a_day_says_which(run: Path, number: int, count: int, part: str) -> None:
+    found = day(run, number)
+    assert found.outcome is IDENTICAL
+    assert found.reason == f"identical {count} of {count} decisions of 2025-01-0{number + 1}{part}"
+
+
+def test_without_bounds_all_that_was_decided_is_replayed(run: Path) -> None:
+    with Reader.open(run) as reader:
+        found = check_span(reader, run, reader.find("last"))
+    assert found.reason == "identical 276 of 276 decisions"
+    assert (found.from_ms, found.until_ms) == (BEGIN_MS, BEGIN_MS + 276 * QUARTER)
+
+
+@pytest.mark.parametrize(
+    ("quarters", "begins"),
+    [(276, 2), (64 + 2 * BARS, 2), (64 + 2 * BARS - 1, 1), (64, 0), (63, None)],
+)
+def test_the_last_day_is_the_last_that_is_over(
+    run: Path, quarters: int, begins: int | None
+) -> None:
+    """A run has none before its first midnight."""
+    first = BEGIN_MS + quarters * QUARTER
+    if quarters < 276:
+        change(run, f"UPDATE steps SET outcome = NULL WHERE open_time_ms >= {first}")
+    with Reader.open(run) as reader:
+        found = last_day(reader, reader.find("last"))
+    assert found == (None if begins is None else FIRST_MS + begins * DAY_MS)
+
+
+# ---------------------------------------------------------------- planted differences
+
+
+def test_a_changed_candle_is_named_on_its_day_alone(run: Path) -> None:
+    """The first and the last bar of the day are of it; the bars around are of other days."""
+    for quarter, wrong in ((0, 1), (BARS - 1, 1), (-1, 0), (BARS, 2)):
+        copy = Path(shutil.copy(run, run.with_name(f"{quarter}.db")))
+        change(copy, f"UPDATE steps SET close = close + 1 WHERE {at(quarter)}", forges=True)
+        found = {number: day(copy, number) for number in range(3)}
+        assert found[wrong].outcome is DIFFERENT
+        assert found[wrong].culprit == "record"
+        assert all(found[number].outcome is IDENTICAL for number in range(wrong))
+    copy = run.with_name("0.db")
+    first = day(copy)
+    assert first.differs_at == "linear:BTCUSDT 2025-01-02T00:00Z"
+    assert first.identical < first.compared == 96
+    assert "is to blame: a stored bar was changed" in first.reason
+
+
+def test_a_forged_decision_is_named(run: Path) -> None:
+    named = f"(SELECT outcome FROM steps WHERE {at(40)})"
+    changed = f"UPDATE outcomes SET reason = 'another' WHERE step & 268435455 = {named}"
+    change(run, changed, forges=True)
+    found = day(run)
+    assert (found.outcome, found.culprit) == (DIFFERENT, "record")
+    assert found.field.startswith("reason (step ")
+    assert found.stored == "another"
+    assert (
+        f"{found.field} is another in the record and {found.replayed} in its replay" in found.reason
+    )
+
+
+def test_a_changed_threshold_is_the_configurations_fault(run: Path) -> None:
+    change(run, """UPDATE runs SET config = replace(config, '"fast":3', '"fast":4')""")
+    found = day(run)
+    assert (found.outcome, found.culprit) == (DIFFERENT, "configuration")
+    assert "the configuration, or the record, is to blame" in found.reason
+    assert len(found.reason) < 800
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("decide", "cause"),
+    [
+        ("return by(time.time() < 2e9)", "the strategy decides by the machine's clock"),
+        ("return by(random.random() < 0.5)", "the strategy decides otherwise each time"),
+    ],
+)
+def test_a_strategy_that_reads_the_clock_or_draws_is_named(
+    tmp_path: Path, decide: str, cause: str
+) -> None:
+    (tmp_path / "clocked.py").write_text(own.source(top="import random, time", decide=decide))
+    path = tmp_path / "run.db"
+    with own.importable(tmp_path):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(time, "time", lambda: 4e9)  # in another year
+            replayed(path, strategy={"name": "clocked:Mine"})
+        found = day(path)
+    assert (found.outcome, found.culprit) == (DIFFERENT, "strategy")
+    assert cause in found.reason
+
+
+# ---------------------------------------------------------------- what cannot be replayed
+
+
+def test_a_day_without_a_decision_says_so(run: Path) -> None:
+    found = day(run, 9)
+    assert (found.outcome, found.compared) == (FAILED, 0)
+    with Reader.open(run) as reader:
+        run_id = reader.find("last")
+    assert found.reason == (f"2025-01-10 could not be replayed: run {run_id} decided no bar of it")
+
+
+def test_a_pruned_day_says_so_and_those_that_are_left_are_replayed(run: Path) -> None:
+    maintenance.prune(run, keep_days=1, pruned_at_ms=FIRST_MS + 4 * DAY_MS)
+    assert day(run, 0).outcome is FAILED
+    assert day(run, 0).reason.endswith("decided no bar of it that it still holds: it was pruned")
+    part = day(run, 2)
+    assert part.outcome is IDENTICAL
+    assert part.reason.endswith(" decisions of 2025-01-03, from 05:00Z on")
+    assert day(run, 3).compared == 20
+
+
+@pytest.mark.slow
+def test_a_changed_model_is_a_reason(tmp_path: Path) -> None:
+    path = explained_runs.replayed(tmp_path, mode="step")
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        assert check_span(reader, path, run_id).outcome is IDENTICAL
+        (weights,) = Path(f"{path}.checkpoints").rglob("*.safetensors")
+        weights.write_bytes(bytes([*weights.read_bytes()[:-1], 1]))
+        found = check_span(reader, path, run_id)
+    assert (found.outcome, found.compared) == (FAILED, 0)
+    assert found.reason.startswith("the run could not be replayed: ")
+    assert "restore" in found.reason
+
+
+# ---------------------------------------------------------------- by hand
+
+
+def test_the_command_says_the_line_and_its_exit_code(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["parity", "last", "--db", str(run)]) == 0
+    assert capsys.readouterr().out == "identical 96 of 96 decisions of 2025-01-03.\n"
+    assert invoke(["parity", f"{run}#last", "--day", "2025-01-02", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["outcome"], said["compared"], said["identical"]) == ("identical", 96, 96)
+    assert invoke(["parity", "last", "--day", "2025-02-02", "--db", str(run)]) == 1
+    assert "2025-02-02 could not be replayed" in capsys.readouterr().out
+    change(run, f"UPDATE steps SET close = close + 1 WHERE {at(40)}")
+    assert invoke(["parity", "last", "--day", "2025-01-02", "--db", str(run)]) == 1
+    assert "the record is to blame" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--day", "2025-01-02T08:00"], "--day 2025-01-02T08:00 is no day; write it as 2025-05-26"),
+        (["--day", "yesterday"], "The time 'yesterday'"),
+        (["last", "--day", "2025-01-02"], "--day and --service are of one run and its replay"),
+    ],
+)
+def test_wrong_usage_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert invoke(["parity", "last", *words, "--db", str(run)]) == 2
+    assert said in capsys.readouterr().err
