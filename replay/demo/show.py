@@ -22,7 +22,8 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.config.values import NO_MODEL
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.daemon.session.shutdown import run_loop
+from tracepaper.daemon.session.parity import OFF
+from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
 from tracepaper.daemon.terminal import console as log
 from tracepaper.daemon.terminal.live_view import live_view
 from tracepaper.replay.backtest.build import fit_windows
@@ -107,6 +108,7 @@ def perform(show: Show) -> None:
         _clean(files)
         raise
     stage.close()
+    exit_zero_on_signals()  # the loop took them; from here on it only sums up
     if not cast.race.decisions:
         _clean(files)
         raise FeedLost("The demo was stopped before its first decision; start it again.")
@@ -511,6 +513,7 @@ def perform_own(wanted: Demonstration) -> None:
                 config, database, kind=RunKind.DEMO, opened=watcher.opened, watch=watcher.watch
             )
             failure = run_loop(_run(daemon, beside))
+    exit_zero_on_signals()
     if watcher.run is None:
         raise failure or FeedLost("The demo was stopped before its run was open; start it again.")
     sum_up_own(watcher, database, as_json=wanted.as_json)
@@ -555,5 +558,6 @@ def _configured(wanted: Demonstration, served: dict[str, Any]) -> tuple[Config, 
             },
             "http": {"port": 0},
         },
+        data={"parity": {"daily_at": OFF}},  # days pass in seconds: all is replayed at the end
     )
     return fit_windows(config, served["end_ms"] - served["start_ms"])

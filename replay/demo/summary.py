@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.text import Text
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher
+from tracepaper.replay.checks.parity import check_span
 from tracepaper.replay.demo.playback import Race, ShowFiles
 from tracepaper.replay.document.terminal import printed
 from tracepaper.replay.document.terminal import show as show_parts
@@ -46,6 +48,7 @@ from tracepaper.strategies.extras import is_installed
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.gates.gate import GATES as GATES_KNOWN
 from tracepaper.strategies.gates.gate import GateKind
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 GATES_SHOWN: Final = 4
 LOOKS_SHOWN: Final = 3
@@ -112,10 +115,20 @@ def read(database: Path) -> Ending:
 def sum_up(files: ShowFiles, played: Played, *, as_json: bool) -> None:
     """Print the end of the show whose record is in *files*."""
     ending = read(files.database)
+    if not as_json:
+        show(Terminal(highlight=False), ending, files, played)
+    parity = replayed(files.database, ending.record.run["run_id"])
     if as_json:
-        print_json(document(ending, files, played))
-        return
-    show(Terminal(highlight=False), ending, files, played)
+        print_json({**document(ending, files, played), "parity": parity})
+    else:
+        Terminal(highlight=False).print(parity_line(parity))
+
+
+def replayed(database: Path, run_id: str) -> ParityCheck:
+    """Replay all that the run decided from its record; this may take half a minute."""
+    sys.stderr.write("The run is replayed from its record, which takes a while.\n")
+    with Reader.open(database) as reader:
+        return check_span(reader, database, run_id)
 
 
 def show(console: Console, ending: Ending, files: ShowFiles, played: Played) -> None:
@@ -327,6 +340,13 @@ def traced(ending: Ending, played: Played) -> str:
     )
 
 
+def parity_line(check: ParityCheck) -> Text:
+    """Return what a replay of the record gave, as the daemon says it of each day."""
+    is_well = check.outcome is ParityOutcome.IDENTICAL
+    sentence = f"Parity of the run with its replay: {check.reason}."
+    return Text(sentence, "" if is_well else "bold red")
+
+
 def commands(ending: Ending, files: ShowFiles) -> tuple[str, str, str]:
     """Return three commands to go on with, which run with what is installed."""
     program, database = program_name(), files.database
@@ -376,7 +396,8 @@ def sum_up_own(watcher: RunWatcher, database: Path, *, as_json: bool) -> None:
         chain = verify_chain(reader.connection, run_id)
     sequence = decision_to_explain(database, run_id)
     if as_json:
-        print_json(_own_document(summary, database, chain, sequence))
+        facts = _own_document(summary, database, chain, sequence)
+        print_json({**facts, "parity": replayed(database, run_id)})
         return
     console = Terminal()
     if watcher.reached_end:
@@ -400,6 +421,7 @@ def sum_up_own(watcher: RunWatcher, database: Path, *, as_json: bool) -> None:
     for command in ("verify last", f"explain {decision} --full", f'audit sql "{question}"'):
         line = f"  {program_name()} {command} --db {database}"
         console.print(line, soft_wrap=True, markup=False)
+    console.print(parity_line(replayed(database, run_id)))
 
 
 def _own_document(
