@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -35,15 +35,16 @@ from tracepaper.daemon.config.values import (
     WINDOWS_MAX,
     Duration,
     Exact,
+    FeatureSchemaName,
     Fraction,
     GateThresholds,
+    ModelClass,
     Positive,
     RegimeName,
     RiskThresholds,
     Section,
     SymbolFees,
     Threshold,
-    _with_key,
     address,
     host_and_port,
     host_with_port,
@@ -239,26 +240,6 @@ class StrategySection(Section):
         if self.fast >= self.slow:
             raise ValueError(f"[strategy] fast = {self.fast} must be below slow = {self.slow}")
         return self
-
-
-if TYPE_CHECKING:  # a checker reads no fields that are made
-    ModelClass = Section
-    FeatureSchemaName = Section
-else:
-    ModelClass = _with_key(
-        "ModelClass",
-        "class",
-        MODULE_CLASS.pattern,
-        "tree:Tree",
-        "A model of your own, as module:Class; a checkpoint if absent.",
-    )
-    FeatureSchemaName = _with_key(
-        "FeatureSchemaName",
-        "schema",
-        rf"^v1$|{MODULE_CLASS.pattern}",
-        "tree:features",
-        "v1, or a function of your own as module:function; if absent, what the class declares.",
-    )
 
 
 class ExplanationSection(Section):

@@ -419,6 +419,26 @@ def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> ty
         return create_model(name, __base__=Section, **fields)
 
 
+if TYPE_CHECKING:  # a checker reads no fields that are made
+    ModelClass = Section
+    FeatureSchemaName = Section
+else:
+    ModelClass = _with_key(
+        "ModelClass",
+        "class",
+        MODULE_CLASS.pattern,
+        "tree:Tree",
+        "A model of your own, as module:Class; a checkpoint if absent.",
+    )
+    FeatureSchemaName = _with_key(
+        "FeatureSchemaName",
+        "schema",
+        rf"^v1$|{MODULE_CLASS.pattern}",
+        "tree:features",
+        "v1, or a function of your own as module:function; if absent, what the class declares.",
+    )
+
+
 class SymbolFees(Section):
     """The fees of one symbol; what is absent is that of all."""
 
