@@ -497,10 +497,9 @@ class PaperAccount:
         sign = 1 if signal.action is Action.LONG else -1
         is_held = self.ledger.held(key) * sign > 0
         entry = self.ledger.entry_price(key) if is_held else bar.close
-        before = protector.state.plan
-        if before is not None and before.sign != sign:
-            before = None
-        held = HeldPosition(before, at_ms - self.opened_ms(key)) if is_held else None
+        held = None
+        if is_held:
+            held = HeldPosition(protector.state.plan, at_ms - self.opened_ms(key))
         return protector.planner.plan(
             signal, bar.close, entry, at_ms, day_range, expected=expected, held=held
         )

@@ -145,11 +145,21 @@ class Exits(NamedTuple):
         return f"{CONFIGURED}time_limit {interval_text(self.time_limit_ms)}"
 
     @property
+    def _units(self) -> set[str]:
+        return {of.unit for of in (self.stop, self.target, self.trailing) if of is not None}
+
+    @property
+    def uses_atr(self) -> bool:
+        """Whether the range of a day has to be known."""
+        return "atr" in self._units
+
+    @property
     def measures(self) -> frozenset[str]:
         """What the model has to give."""
-        units = {of.unit for of in (self.stop, self.target, self.trailing) if of is not None}
-        wanted = {"volatility"} if "volatility" in units else set()
-        return frozenset(wanted | ({"mean_return", "stdev_return"} if "q" in units else set()))
+        wanted = {"volatility"} if "volatility" in self._units else set()
+        return frozenset(
+            wanted | ({"mean_return", "stdev_return"} if "q" in self._units else set())
+        )
 
     def roi_at(self, age_ms: int) -> Level | None:
         """Return the target by minimal_roi of a position that was opened *age_ms* ago."""
@@ -272,9 +282,10 @@ class Planner:
         asked: ExitDistance | None = getattr(self._exits, name, None)
         if asked is None:
             return None
-        before: Level | None = getattr(held.plan, name) if held and held.plan else None
-        if before is not None and before.words.startswith(f"{asked.known} "):
-            return before
+        if held is not None and held.plan is not None and held.plan.sign == sign:
+            before: Level | None = getattr(held.plan, name)
+            if before is not None and before.words.startswith(f"{asked.known} "):
+                return before
         if asked.unit == "%":
             return self._level(name, Percent(asked.number), day_range, known=asked.known)
         if asked.unit == "atr":

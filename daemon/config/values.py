@@ -472,3 +472,8 @@ class ExitsSection(Section):
     def has_stop(self) -> bool:
         """Whether every position has a stop, by which it can be sized."""
         return self.stop_loss is not None or self.trailing is not None
+
+    @property
+    def uses_atr(self) -> bool:
+        """Whether a day of bars has to be known before the first entry."""
+        return any("atr" in (of or "") for of in (self.stop_loss, self.take_profit, self.trailing))

@@ -107,15 +107,17 @@ class InstrumentHistory:
             for name, count in wanted.items()
         }
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
+        self.day_range = DayRange(settings.interval_ms)  # for distances in volatility
+        exits = settings.broker.exits
         self.remembered = max(
             remembered(strategy),
             sizer.bars,
+            self.day_range.bars + 1 if exits is not None and exits.uses_atr else 0,
             0 if self._splits is None else watched_bars(settings),
             RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
         )
         reach = (frame.reach for frame in self.frames.values())
         self.reach = max(self.remembered, *reach) if wanted else self.remembered
-        self.day_range = DayRange(settings.interval_ms)  # for distances in volatility
         self._window = WindowHash(instrument, settings.interval_ms, self.remembered)
         self.canonical = b""  # the newest bar, as it is hashed
         self.window_sha256: Callable[[], bytes] = self._window.digest

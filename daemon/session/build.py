@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings
-from tracepaper.daemon.broker.execution import RANGE_BARS, ExecutionCosts
+from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange, ExecutionCosts
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
@@ -598,6 +598,8 @@ def warmup_bars(
     these; with *sessions* they are fewer.
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
+    if config.exits.uses_atr:
+        ranged = max(ranged, DayRange(config.market.interval_ms).bars + 1)
     wanted = [frame_bars(strategy) for strategy in strategies.values()]
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import exp
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from builders import MINUTE, START_MS, bar, bars, forecast, instrument
 from exit_cases import (
     FLAT,
+    KEY,
     asked,
     at_quotes,
     entered,
@@ -25,14 +27,23 @@ from exit_cases import (
     taken,
 )
 from fakes import FixedForecaster
+from programs import ROOT
 
-from tracepaper.daemon.config.loading import load
+import tracepaper
+from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.exit_orders import ProtectionState
+from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan, Planner
+from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.build import build_engine, warmup_bars
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates.gate import MEASURES
+from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     Action,
     FillModel,
@@ -43,7 +54,9 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
     Step,
 )
+from tracepaper.strategies.types.market import Quote
 
+CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 ROI = {"0": "4%", "3": "2%", "5": "1%"}
 
 
@@ -138,6 +151,44 @@ def test_a_held_position_beyond_its_configured_stop_is_closed_at_the_next_price(
     assert [(fill.price, fill.reason) for fill in fills(steps)] == [(9_490, "exits.stop_loss 2 %")]
 
 
+def test_a_start_knows_the_day_of_bars_in_whose_ranges_exits_count() -> None:
+    assert machine({}, exits={"trailing": "2%"}).bars_before(START_MS) < 1_440
+    assert machine({}, exits={"trailing": "2 atr"}).bars_before(START_MS) == 1_441
+    of_hours = load(None, {"market": {"interval": "60"}, "exits": {"take_profit": "2 atr"}})
+    assert warmup_bars({}, of_hours) == 25
+
+
+def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
+    exits = Exits.of(load(None, {"exits": {"stop_loss": "q0.1"}}).exits.model_dump(), MEASURES)
+    planner, expected = Planner(instrument(), exits), Expected(0.001, 0.01, 0.01)
+    day = DayRange(MINUTE)
+
+    def plan(side: Signal, held: HeldPosition | None) -> Plan:
+        made = planner.plan(side, 10_000, 10_000, 0, day, expected=expected, held=held)
+        assert isinstance(made, Plan)
+        return made
+
+    of_short = plan(short(), None)
+    assert plan(short(), HeldPosition(of_short, 0)) == of_short
+    assert plan(long(), HeldPosition(of_short, 0)) == plan(long(), None)
+    assert plan(long(), None).stop != of_short.stop
+
+
+def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
+    said = dict.fromkeys(range(4), long(stop=98.0))
+    assert taken(machine(said), flat_bars(4))[-1].state is not None
+    assert taken(machine(said, exits={"stop_loss": "9%"}), flat_bars(4))[-1].state is None
+
+
+def test_a_signal_that_takes_its_exit_back_keeps_the_exits() -> None:
+    """FLAT finds no quote; the next LONG asks for the plan that stands, and nothing follows it."""
+    said = {0: long(), 2: FLAT, 3: long()}
+    events = [*flat_bars(1), asked(10_000, 1), *flat_bars(4)[1:]]
+    engine, _ = at_quotes(said, events, exits={"stop_loss": "2%"})
+    assert engine.broker.own.protectors[KEY].state.following is None
+    assert [order.role for order in others(engine)] == [OrderRole.STOP]
+
+
 # ---------------------------------------------------------------- by age
 
 
@@ -191,6 +242,13 @@ def test_a_table_without_a_first_minute_has_no_target_until_its_first_step() -> 
     ]
 
 
+def test_a_repeated_signal_leaves_the_target_of_its_age() -> None:
+    said = dict.fromkeys(range(9), long())
+    steps = taken(machine(said, exits={"minimal_roi": ROI}), flat_bars(9))
+    prices = [order.price for step in steps for order in step.orders if order.price]
+    assert prices == [10_400, 10_200, 10_100]
+
+
 def test_a_time_limit_closes_at_the_first_open_of_that_age() -> None:
     steps = taken(machine({0: long()}, exits={"time_limit": "3m"}), flat_bars(6))
     assert [held(step) for step in steps] == [0, 1_000, 1_000, 1_000, 0, 0]
@@ -201,14 +259,19 @@ def test_a_time_limit_closes_at_the_first_open_of_that_age() -> None:
     own = {0: long(until=START_MS + 2 * MINUTE)}
     steps = taken(machine(own, exits={"time_limit": "3m"}), flat_bars(6))
     assert [fill.reason for fill in fills(steps)] == ["up", "until"]
+    both = {0: long(until=START_MS + 4 * MINUTE)}
+    steps = taken(machine(both, exits={"time_limit": "3m"}), flat_bars(6))
+    assert [fill.reason for fill in fills(steps)] == ["up", "until"]
 
 
 def test_a_reversal_starts_its_own_age() -> None:
     said = {0: long(), 2: short()}
     steps = taken(machine(said, exits={"time_limit": "3m"}), flat_bars(9))
     assert [held(step) for step in steps] == [0, 1_000, 1_000, -1_000, -1_000, -1_000, 0, 0, 0]
-    flat = taken(machine({0: long(), 1: FLAT}, exits={"time_limit": "3m"}), flat_bars(6))
+    engine = machine({0: long(), 1: FLAT}, exits={"time_limit": "3m"})
+    flat = taken(engine, flat_bars(6))
     assert [held(step) for step in flat] == [0, 1_000, 0, 0, 0, 0]
+    assert engine.broker.own.protectors[KEY].state == ProtectionState()
 
 
 def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_changes() -> None:
@@ -216,11 +279,11 @@ def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_
     engine, _ = at_quotes({0: long()}, [*flat_bars(1), asked(9_990, 0)], exits=keys)
     opened_ms = START_MS + MINUTE
     assert engine.broker.quote_from_ms(asked(10_050, 59)) is None
-    at_a_minute = asked(10_050, 60)
+    at_a_minute = asked(10_095, 60)  # its ask is beyond the new target, its bid is not
     assert engine.broker.quote_from_ms(at_a_minute) == opened_ms + MINUTE
     step = engine.step(at_a_minute, None)
-    assert [(order.price, order.reason) for order in step.orders] == [
-        (10_100, "exits.minimal_roi 1 % after 1m")
+    assert [(order.price, order.reason, order.status) for order in step.orders] == [
+        (10_100, "exits.minimal_roi 1 % after 1m", OrderStatus.ACCEPTED)
     ]
     assert engine.broker.quote_from_ms(asked(10_060, 61)) is None
     after = asked(10_060, 120)
@@ -230,11 +293,22 @@ def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_
 
 
 def test_a_time_limit_that_waits_for_a_quote_grows_with_what_its_entry_still_fills() -> None:
-    events = [*flat_bars(1), asked(9_990, 0, size=400), asked(9_990, 61, size=0)]
-    engine, _ = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
-    assert [order.reason for order in others(engine)] == ["exits.time_limit 1m"]
-    engine.step(asked(9_990, 62, size=0), None)
-    assert [order.role for order in others(engine)] == [OrderRole.UNTIL]
+    at_ms = START_MS + 2 * MINUTE + 1_000
+    no_bid = Quote(KEY, 9_990, 0, 10_000, 600, at_ms, at_ms)
+    events: list[Any] = [*flat_bars(1), asked(9_990, 0, size=400), no_bid]
+    patient = {"time_scale": 20.0}  # an entry waits ten seconds of the wall's
+    engine, _ = at_quotes({0: long()}, events, exits={"time_limit": "1m"}, exchange=patient)
+    (closing,) = others(engine)
+    assert (closing.role, closing.quantity) == (OrderRole.UNTIL, 1_000)
+    assert closing.reason == "exits.time_limit 1m"
+
+
+def test_an_entry_that_no_quote_filled_has_no_age() -> None:
+    events: list[Any] = [*flat_bars(1), bar(10_000, index=1)]
+    engine, steps = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
+    assert steps[1].orders[0].status is OrderStatus.CANCELED
+    assert engine.broker.own.protectors[KEY].is_active
+    assert engine.broker.own.matters_from(asked(10_000, 90)) is None
 
 
 def test_exits_survive_a_restart_at_any_bar() -> None:
@@ -245,7 +319,7 @@ def test_exits_survive_a_restart_at_any_bar() -> None:
     expected = taken(machine(said, exits=keys), history)
     reasons = {fill.reason.partition(" ")[0] for fill in fills(expected)}
     assert len(reasons & {"exits.minimal_roi", "exits.trailing", "exits.time_limit"}) >= 2
-    for cut in range(1, 60):
+    for cut in range(1, 60, 2):
         after = machine(said, exits=keys)
         state = next(step.state for step in reversed(expected[:cut]) if step.state is not None)
         Restart(after).restore(decode_state(state), next_sequence=cut)
@@ -280,8 +354,11 @@ class Forecasting(Strategy):
         return self._signal
 
 
-def forecasting(action: Action, measures: frozenset[str] | None = None, **exits: Any) -> Engine:
-    forecaster = FixedForecaster(lambda _seen: None)
+def forecasting(
+    action: Action, measures: frozenset[str] | None = None, slope: float = 1.0, **exits: Any
+) -> Engine:
+    calibration = Calibration({}, {30: slope}, 0.0)
+    forecaster = FixedForecaster(lambda _seen: None, calibration=calibration)
     if measures is not None:
         forecaster.measures = measures
     given = {
@@ -302,8 +379,10 @@ def forecasting(action: Action, measures: frozenset[str] | None = None, **exits:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_levels_of_a_forecast_are_those_of_its_law(sign: int) -> None:
     action = Action.LONG if sign > 0 else Action.SHORT
-    engine = forecasting(action, stop_loss="q0.05", take_profit="q0.9", trailing="2 volatility")
-    said: Forecast = forecast(sign * 0.002)  # deviation 0.004, volatility 0.005
+    engine = forecasting(
+        action, slope=0.5, stop_loss="q0.05", take_profit="q0.9", trailing="10 volatility"
+    )
+    said: Forecast = forecast(sign * 0.004)  # deviation 0.004, volatility 0.005
     steps = [engine.step(one, said) for one in flat_bars(3)]
     law = NormalDist(0.002, 0.004)
 
@@ -313,7 +392,7 @@ def test_the_levels_of_a_forecast_are_those_of_its_law(sign: int) -> None:
     stop, target = placed(steps, OrderRole.STOP), placed(steps, OrderRole.TARGET)
     assert stop.trigger == at_tick(sign * law.inv_cdf(0.05))
     assert target.price == at_tick(sign * law.inv_cdf(0.9))
-    assert placed(steps, OrderRole.TRAILING).trigger == at_tick(-sign * 2 * 0.005)
+    assert placed(steps, OrderRole.TRAILING).trigger == at_tick(-sign * 10 * 0.005)
     lost = abs(1 - exp(sign * law.inv_cdf(0.05)))
     assert stop.reason == f"exits.stop_loss q0.05 ({100 * lost:.2f} %)"
 
@@ -350,3 +429,26 @@ def test_a_size_by_risk_follows_the_configured_stop() -> None:
     assert held(steps[1]) == 1_000_000 * 0.01 / 2 * 1_000, "loses 1 % of equity 2 under 100"
     nearer = entered(long(stop=99.0), sizing=sizing, exits={"stop_loss": "2%"})
     assert held(nearer[1]) == 2 * held(steps[1])
+
+
+# ---------------------------------------------------------------- a whole run
+
+
+def test_a_run_under_exits_is_verified_and_its_reasons_are_reported(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "market": {"interval": "5"},
+        "exits": {"stop_loss": "0.5%", "minimal_roi": {"0": "1%", "120": "0.2%"}, "reenter": True},
+    }
+    database = tmp_path / "run.db"
+    with tracepaper.backtest("sma_cross", CANDLES, config=config, db=database) as run:
+        assert run.verify().holds
+        reasons = set(run.trades["exit_reason"])
+    assert reasons == {
+        "exits.stop_loss 0.5 %",
+        "exits.minimal_roi 1 %",
+        "exits.minimal_roi 0.2 % after 2h",
+        "fast average not above slow",
+    }
+    with Reader.open(database) as reader:
+        kept = restore(RunViews(reader.connection, run.run_id).run()["config"])
+    assert kept.exits == load(None, {"exits": config["exits"]}).exits
