@@ -2,12 +2,13 @@
 
     python tests/campaigns/campaign.py --rounds 100
 
-A round starts one embedded exchange with a seeded schedule of all faults, and three daemons: one
-trades ``sma_cross`` 3/7, one a strategy with declared state, notes and a stop, the last the default
-model. All are killed at random moments and
-started again until the data end; then the checker reads both databases with sqlite3 and decimal
-alone, against the candle files themselves. It imports nothing of ours. Every second round trades
-two symbols, whose bars are taken together.
+A round starts one embedded exchange with a seeded schedule of all faults, and four daemons: one
+trades ``sma_cross`` 3/7, one a strategy with declared state, notes and a stop, one the default
+model, and the last what its round draws (``drawn.py``): limits, margin, exits by configuration,
+order books, a model with covariates, or one that is trained anew behind it. All are killed at
+random moments and started again until the data end; then the checker reads the databases with
+sqlite3 and decimal alone, against the candle files themselves. It imports nothing of ours. Every
+second round trades two symbols, whose bars are taken together.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
 
+from drawn import KINDS as DRAWN_KINDS
+from drawn import PROGRAM, SMA, RoundFailed
+
 ROOT = Path(__file__).resolve().parents[2]
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 MINUTE_MS = 60_000
@@ -45,12 +49,11 @@ TASK_WAIT_S = 120.0
 STOP_WITHIN_S = 8.0
 WRONG_USAGE = 2
 REFUSED_STARTS_MOST = 10
-FEE = Decimal("0.00055")
+FEES = {"TAKER": Decimal("0.00055"), "MAKER": Decimal("0.0002")}
 MONEY = Decimal("1e-10")
 SECOND = "ETHUSDT"
 STOPPED = """name = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 options = { bars = 4, low = 40, high = 55, stop = 0.05 }"""
-PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
 KINDS = (
     "drop", "delay", "duplicate", "reorder", "malformed", "stall", "disconnect", "refuse",
     "retcode_10006", "http_403", "missing_close", "revised_close", "late_close", "early_confirm",
@@ -61,10 +64,6 @@ KINDS = (
     "false_ticker", "absurd_rate", "false_book", "absurd_settlement", "hollow_close",
     "absurd_turnover",
 )  # fmt: skip
-
-
-class RoundFailed(Exception):
-    """What a round found wrong, in one sentence."""
 
 
 @dataclass
@@ -78,6 +77,7 @@ class Outcome:
     live: int = 0  # bars that the stream brought
     modelled: int = 0  # bars that the stream brought the model
     kills: int = 0
+    drawn: str = ""  # what the last daemon was about
     fired: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -174,21 +174,29 @@ def exchange(
 class Daemon:
     """A daemon under test: started, killed, started again, at last stopped in good order."""
 
-    def __init__(self, folder: Path, name: str, text: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, text: str, keys: Mapping[str, object] | None = None
+    ) -> None:
         self.name = name
         self.database = folder / f"{name}.db"
         self.log = folder / f"{name}.log"
         self._config = folder / f"{name}.toml"
         self._config.write_text(text)
+        self._keys = [f"--set={key}={value}" for key, value in (keys or {}).items()]
         self._process: subprocess.Popen[bytes] | None = None
         self.kills = 0
         self.refused = 0  # starts that ended before anything was served
 
     def start(self) -> None:
         command = [*PROGRAM, "run", "-c", str(self._config), "--db", str(self.database)]
+        command += self._keys
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command,
+                cwd=self._config.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
             )
 
     def kill(self) -> None:
@@ -271,7 +279,9 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 # ---------------------------------------------------------------- the checker
 
 
-def check(path: Path, data: Mapping[str, Candles], name: str) -> Outcome:
+def check(
+    path: Path, data: Mapping[str, Candles], name: str, *, with_model: bool = False
+) -> Outcome:
     """Judge one database; return what it holds or raise ``RoundFailed``."""
     with reading(path) as db:
         runs = db.execute("SELECT run_id FROM v_runs").fetchall()
@@ -304,7 +314,7 @@ def check(path: Path, data: Mapping[str, Candles], name: str) -> Outcome:
         ).fetchone()[0]
         found.fills = check_account(db, sorted(data), name)
     for verb in (["audit", "verify"], ["verify"]):
-        if verb == ["verify"] and name == "model":
+        if verb == ["verify"] and with_model:
             continue  # it takes too long for a campaign
         done = subprocess.run(
             [*PROGRAM, *verb, "last", "--db", str(path)], capture_output=True, text=True,
@@ -373,13 +383,13 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int
     count = 0
     seen: dict[str, Decimal] = {}
     rows = db.execute(
-        "SELECT instrument, order_id, side, quantity_text, price_text, fee_text FROM v_fills"
-        " ORDER BY sequence"
+        "SELECT instrument, order_id, side, quantity_text, price_text, fee_text, liquidity"
+        " FROM v_fills ORDER BY sequence"
     )
-    for key, order_id, side, quantity_text, price_text, fee_text in rows:
+    for key, order_id, side, quantity_text, price_text, fee_text, liquidity in rows:
         amount, price, fee = Decimal(quantity_text), Decimal(price_text), Decimal(fee_text)
         notional = amount * price
-        if fee != (notional * FEE).quantize(MONEY, rounding=ROUND_HALF_EVEN):
+        if fee != (notional * FEES[liquidity]).quantize(MONEY, rounding=ROUND_HALF_EVEN):
             raise RoundFailed(f"{name}: the fee of {order_id} is {fee} on {notional}")
         signed = amount if side == "BUY" else -amount
         cash -= signed * price + fee
@@ -503,14 +513,16 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
             files[SECOND] = folder / f"{SECOND}_1m.csv.gz"
             backwards(files["BTCUSDT"], files[SECOND])
         data = {f"linear:{symbol}": candles(path) for symbol, path in files.items()}
+        kind = sorted(DRAWN_KINDS)[seed % len(DRAWN_KINDS)]
+        drawn = DRAWN_KINDS[kind](folder, CANDLES, rng)
         with exchange(files, speed=speed, seed=seed, every_s=every_s) as served:
-            sma = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
             daemons = [
-                Daemon(folder, name, configuration(served, strategy, list(files)))
-                for name, strategy in (
-                    ("sma", sma),
-                    ("stopped", STOPPED),
-                    ("model", 'name = "attention"'),
+                Daemon(folder, name, configuration(served, strategy, list(files)), keys)
+                for name, strategy, keys in (
+                    ("sma", SMA, {}),
+                    ("stopped", STOPPED, {}),
+                    ("model", 'name = "attention"', {}),
+                    (kind, drawn.strategy, drawn.keys),
                 )
             ]
             try:
@@ -524,7 +536,10 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
         outcome.kills, outcome.fired = sum(daemon.kills for daemon in daemons), fired
         stopped = check(daemons[1].database, data, "stopped")
         check_stops(daemons[1].database, "stopped")
-        modelled = check(daemons[2].database, data, "model")
+        modelled = check(daemons[2].database, data, "model", with_model=True)
+        check(daemons[3].database, data, kind, with_model=drawn.with_model)
+        drawn.check(kind, daemons[3].database)
+        outcome.drawn = kind
         if outcome.fills < FEWEST_FILLS:
             raise RoundFailed(f"sma has only {outcome.fills} fills")
         for name, found in (("sma", outcome), ("stopped", stopped), ("model", modelled)):
@@ -608,7 +623,8 @@ def main() -> int:
         print(
             f"round {number + 1} (seed {seed}): {outcome.bars} bars once each, {outcome.fills} "
             f"fills, {outcome.late} late, {outcome.closes} closes together, {outcome.kills} kills, "
-            f"{sum(outcome.fired.values())} faults, {outcome.modelled} bars of the model live",
+            f"{sum(outcome.fired.values())} faults, {outcome.modelled} bars of the model live, "
+            f"{outcome.drawn}",
             flush=True,
         )
         return True

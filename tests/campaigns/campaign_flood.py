@@ -21,7 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from campaign import CANDLES, MINUTE_MS, PROGRAM, configuration
+from campaign import CANDLES, MINUTE_MS, configuration
+from drawn import PROGRAM
 
 SPEED = "8000"
 """Far beyond what the daemon takes in. At 20,000 the exchange answers nothing within a second; on

@@ -15,7 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from campaign import CANDLES, PROGRAM, configuration
+from campaign import CANDLES, configuration
+from drawn import PROGRAM
 
 FEWEST_FILLS = 20
 STRATEGIES = {

@@ -9,6 +9,7 @@ from typing import Any
 import campaign
 import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
+from drawn import RoundFailed
 from storage_cases import run, write_run
 
 from tracepaper.daemon.broker import matching
@@ -150,7 +151,7 @@ def test_a_stop_that_is_skipped_is_found(
     monkeypatch.setattr(matching, "touched", lambda *_: False)
     skipped = recorded(tmp_path / "skipped.db", events)
     assert [status for status, _ in stops(skipped)] == [OrderStatus.ACCEPTED]
-    with pytest.raises(campaign.RoundFailed, match=f"stop 1-0 at 98.00 stood for {said}"):
+    with pytest.raises(RoundFailed, match=f"stop 1-0 at 98.00 stood for {said}"):
         campaign.check_stops(tmp_path / "skipped.db", "stopped")
 
 
@@ -169,5 +170,5 @@ def test_closes_that_are_not_taken_together_are_found(
     name: str, closes: int, live: int, *, is_found: bool
 ) -> None:
     found = campaign.Outcome(closes=closes, live=live)
-    with pytest.raises(campaign.RoundFailed) if is_found else nullcontext():
+    with pytest.raises(RoundFailed) if is_found else nullcontext():
         campaign.check_together(found, name)

@@ -1,0 +1,152 @@
+"""What a round of the campaign draws for its last daemon, and what must be seen of it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
+SMA = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
+GRID = """name = "tracepaper.strategies.examples.grid:Grid"
+options = { bars = 30, levels = 3, spacing = 0.03, quantity = 0.05 }"""
+BOOKS = """from tracepaper import Action, Signal, Strategy
+
+
+class Books(Strategy):
+    books = 2
+    warmup = 3
+
+    def decide(self, context):
+        depth = context.depth
+        if depth is None or not len(depth):
+            return Signal(Action.HOLD, "no book")
+        bids, asks = depth.size[-1].sum(axis=1)
+        action = Action.LONG if bids > asks else Action.SHORT
+        return Signal(action, "more is bid" if bids > asks else "more is asked")
+"""
+
+
+class RoundFailed(Exception):
+    """What a round found wrong, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A daemon's strategy and keys, and a count of its database that must not be too small."""
+
+    strategy: str
+    keys: Mapping[str, object] = field(default_factory=dict)
+    seen: str = "SELECT count(*) FROM v_fills"
+    fewest: int = 20
+    with_model: bool = False  # slow to verify, as every model
+
+    def check(self, name: str, database: Path) -> None:
+        """Raise ``RoundFailed`` where what was drawn was hardly ever met."""
+        connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
+        try:
+            ((count,),) = connection.execute(self.seen)
+        finally:
+            connection.close()
+        if count < self.fewest:
+            raise RoundFailed(f"{name} met only {count} of what it draws: {self.seen}")
+
+
+def limits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw post-only limit orders around the price."""
+    del rng
+    resting = "SELECT count(*) FROM v_fills WHERE liquidity = 'MAKER'"
+    return Drawn(GRID, seen=resting, fewest=10)
+
+
+def margin(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw isolated margin, high enough that some positions are liquidated."""
+    keys = {"account.margin": "isolated", "account.leverage": rng.choice((50, 75, 100))}
+    bound = "SELECT count(*) FROM v_positions WHERE margin > 0"
+    return Drawn(SMA, {**keys, "sizing.quantity": rng.choice((2, 20))}, seen=bound)
+
+
+def exits(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw stops, targets, trailing stops and a table of returns by configuration."""
+    keys: dict[str, object] = {
+        "exits.stop_loss": rng.choice(("0.05%", "0.2%")),
+        "exits.minimal_roi": '{"0": 0.003, "20": 0.001}',
+    }
+    if rng.random() < 0.5:
+        keys["exits.trailing"] = "0.1%"
+    armed = "SELECT count(*) FROM v_orders WHERE role IN ('STOP', 'TARGET', 'TRAILING')"
+    return Drawn(SMA, keys, seen=armed)
+
+
+def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw a strategy that reads the order book, from a file beside the configuration."""
+    (folder / "books_drawn.py").write_text(BOOKS)
+    read = "SELECT count(*) FROM v_decisions WHERE reason LIKE 'more is %'"
+    depth = {"market.depth": rng.choice((10, 20)), "market.depth_every_ms": 1_000}
+    return Drawn('name = "books_drawn:Books"', depth, seen=read)
+
+
+def covariates(folder: Path, candles: Path, rng: random.Random) -> Drawn:
+    """Draw a model that learnt from covariates as well, with its file."""
+    with gzip.open(candles, "rt", newline="") as source:
+        times = [int(row["open_time"]) for row in csv.DictReader(source)]
+    mood = 0.0
+    with (folder / "own.csv").open("w") as file:
+        file.write("time,mood\n")
+        for time_ms in times[::60]:
+            mood = 0.9 * mood + rng.gauss(0, 1)
+            file.write(f"{time_ms},{mood:.4f}\n")
+    shutil.copytree(trained(candles), folder / "own")
+    keys = {"model.checkpoint": str(folder / "own"), "model.covariates": str(folder / "own.csv")}
+    read = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
+    return Drawn('name = "attention"', keys, seen=read, with_model=True)
+
+
+@functools.cache
+def trained(candles: Path) -> Path:
+    """Train a small model with a covariate, once for all rounds."""
+    folder = Path(tempfile.mkdtemp(prefix="covariates-"))
+    with gzip.open(candles, "rt", newline="") as source:
+        times = [int(row["open_time"]) for row in csv.DictReader(source)]
+    rng = random.Random(0)
+    rows = [f"{time_ms},{rng.gauss(0, 1):.4f}" for time_ms in times[::60]]
+    (folder / "own.csv").write_text("\n".join(("time,mood", *rows)) + "\n")
+    small = ("dim=8", "layers=1", "heads=2", "window=33", "training.steps=4", "training.length=512")
+    command = [*PROGRAM, "train", "--data", str(candles), "--out", str(folder / "model")]
+    for one in ("model.kind=trading", "horizons=5,30", "training.validate_every=2", *small):
+        command += ["--set", one]
+    done = subprocess.run(
+        [*command, "--covariates", str(folder / "own.csv")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise RoundFailed(f"the model with covariates was not trained: {done.stderr}")
+    return folder / "model"
+
+
+def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw a model that is trained anew behind the daemon, each time for too short a time."""
+    keys = {
+        "model.retrain": "6h",
+        "retrain.judge": "2d",
+        "retrain.min_days": 2,
+        "retrain.min_bars": 2_000,
+        "retrain.time_limit": f"{rng.choice((5, 15))}s",
+        "retrain.nice": 10,
+    }
+    ended = "SELECT count(*) FROM v_events WHERE kind = 'retrained'"
+    return Drawn('name = "attention"', keys, seen=ended, fewest=1, with_model=True)
+
+
+KINDS: Mapping[str, Callable[[Path, Path, random.Random], Drawn]] = {
+    each.__name__: each for each in (limits, margin, exits, books, covariates, retraining)
+}
