@@ -306,6 +306,8 @@ class PaperAccount:
     ) -> None:
         """Add to *trades* the orders that change because a position's time or age is reached."""
         protector = self.protectors[instrument]
+        if not protector.is_timed:
+            return
         before = protector.state
         orders = protector.act_if_due(
             market_ms,
@@ -475,6 +477,8 @@ class PaperAccount:
     def matters_from(self, quote: Quote) -> int | None:
         """Return the market time from which *quote* closes or moves what is due by then."""
         key = quote.instrument
+        if not self.protectors[key].is_timed:  # as at most quotes
+            return None
         entry, opened_ms = self.ledger.entry_price(key), self.opened_ms(key)
         return self.protectors[key].matters_from(quote, entry, opened_ms)
 
