@@ -9,7 +9,7 @@ The rules are docs/protection.md, E8 to E10 and E18 to E22.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import expm1, isfinite, nan
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple
@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.broker.execution import DayRange
 from tracepaper.strategies.api.context import Distance, Percent, Signal, Volatility
+from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Instrument
@@ -119,10 +120,10 @@ class Exits(NamedTuple):
     reenter: bool
 
     @classmethod
-    def of(cls, section: Mapping[str, Any], measures: Collection[str]) -> Exits | None:
+    def of(cls, section: Mapping[str, Any], forecaster: Forecaster | None) -> Exits | None:
         """Read the [exits] *section*; None where it names nothing.
 
-        Raises ``ConfigInvalid`` where it follows forecasts that lack one of the model's *measures*.
+        Raises ``ConfigInvalid`` where it follows what *forecaster* does not forecast.
         """
         exits = cls(
             ExitDistance.of("stop_loss", section["stop_loss"]),
@@ -132,7 +133,8 @@ class Exits(NamedTuple):
             time_of(section["time_limit"] or "") or 0,
             section["reenter"],
         )
-        if missing := sorted(exits.measures - frozenset(measures)):
+        given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
+        if missing := sorted(exits.measures - given):
             raise ConfigInvalid(
                 f"[exits] follows the forecast, and this strategy gets no {' and '.join(missing)} "
                 "of a model; write 2% or 2 atr, or choose a strategy and a model that forecast it."

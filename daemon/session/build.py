@@ -442,9 +442,7 @@ def build_engine(
             ),
             latency=Latency(latency_ms, jitter_ms, config.execution.seed),
             fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
-            exits=Exits.of(
-                config.exits.model_dump(), () if forecaster is None else forecaster.measures
-            ),
+            exits=Exits.of(config.exits.model_dump(), forecaster),
         ),
         interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,
@@ -552,11 +550,8 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
 
 def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
     """Refuse a sizing that needs outputs which the model, or the strategy, does not give."""
-    if (
-        config.sizing.mode == "risk"
-        and ":" not in config.strategy.name
-        and not config.exits.has_stop
-    ):
+    has_stop = ":" in config.strategy.name or config.exits.has_stop
+    if config.sizing.mode == "risk" and not has_stop:
         raise ConfigInvalid(
             f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
             "gives none; set [exits] stop_loss, choose another mode, or a class of your own."
@@ -598,9 +593,8 @@ def warmup_bars(
     these; with *sessions* they are fewer.
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
-    if config.exits.uses_atr:
-        ranged = max(ranged, DayRange(config.market.interval_ms).bars + 1)
+    of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
     wanted = [frame_bars(strategy) for strategy in strategies.values()]
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]
-    return max(ranged, sizing_bars(config), *reach, *map(remembered, strategies.values()))
+    return max(ranged, of_day, sizing_bars(config), *reach, *map(remembered, strategies.values()))

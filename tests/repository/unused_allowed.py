@@ -21,7 +21,7 @@ representation, interpretable_model  # captum asks for them
 deadline_s, BoostedTree, Trend, Grid, RsiReversion, unrealised
 
 # Keys of [exits], read by their names.
-take_profit, minimal_roi
+minimal_roi
 
 # Keys of a recipe, read by their names.
 validation_until, calibration_until

@@ -42,7 +42,6 @@ from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -57,6 +56,7 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Quote
 
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+FORECASTER = FixedForecaster(lambda _seen: None)
 ROI = {"0": "4%", "3": "2%", "5": "1%"}
 
 
@@ -159,7 +159,7 @@ def test_a_start_knows_the_day_of_bars_in_whose_ranges_exits_count() -> None:
 
 
 def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
-    exits = Exits.of(load(None, {"exits": {"stop_loss": "q0.1"}}).exits.model_dump(), MEASURES)
+    exits = Exits.of(load(None, {"exits": {"stop_loss": "q0.1"}}).exits.model_dump(), FORECASTER)
     planner, expected = Planner(instrument(), exits), Expected(0.001, 0.01, 0.01)
     day = DayRange(MINUTE)
 
