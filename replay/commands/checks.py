@@ -198,6 +198,10 @@ def parity(
     With one RUN its last full UTC day is replayed from its record, as the daemon does each day; a
     run without a full day as far as it went.
     """
+    if service:
+        from tracepaper.daemon.session.supervisor import stay_behind
+
+        stay_behind()  # before what takes seconds to import
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
     from tracepaper.storage.database.reader import Reader
 
@@ -228,10 +232,6 @@ def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> N
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.market import ParityOutcome
 
-    if service:
-        from tracepaper.daemon.session.supervisor import stay_behind
-
-        stay_behind()
     with Reader.open(place.path) as reader:
         from_ms = last_day(reader, place.run_id) if day is None else instant(day)
         if from_ms is not None and from_ms % DAY_MS:
