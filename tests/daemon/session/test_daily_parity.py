@@ -25,9 +25,12 @@ from waiting import until
 
 from tracepaper.daemon.commands.daemon import _parity as status_line
 from tracepaper.daemon.config.sections import ParitySection
+from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.monitor import Monitor, registry_of
 from tracepaper.daemon.session import parity
 from tracepaper.daemon.session.parity import DailyParity
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Event, ParityCheck, ParityOutcome
@@ -317,13 +320,25 @@ def shown(monitor: Monitor) -> str:
 
 @pytest.mark.slow
 async def test_the_day_of_a_daemon_is_identical_to_its_replay(tmp_path: Path) -> None:
+    """The day has a restart and a command; the process is the one that a daemon starts."""
     database = tmp_path / "run.db"
-    async with ScriptedServer() as server, daemon(server, database, **AT_MIDNIGHT) as running:
-        await decide_until_midnight(running)
-        await running.close_bars(1)
-        await running.until(lambda: checks(running.steps))
+    async with ScriptedServer() as server:
+        async with daemon(server, database, **AT_MIDNIGHT) as running:
+            await decide(running, 0, 5)
+            await asyncio.to_thread(ask, database, "/command", {"kind": "HALT", "note": "lunch"})
+            await decide(running, 5, 2)
+        async with daemon(server, database, **AT_MIDNIGHT) as running:
+            await decide(running, 7, 2)
+            await asyncio.to_thread(ask, database, "/command", {"kind": "RESUME", "note": ""})
+            running.pass_bars(BEFORE - 9)
+            await decide(running, BEFORE, 1)
+            await running.until(lambda: checks(running.steps))
     (event,) = checks(running.steps)
     assert event.outcome is IDENTICAL
     assert event.reason == (
         f"identical {BEFORE} of {BEFORE} decisions of 2023-11-14, from 22:14Z on"
     )
+    with Reader.open(database) as reader:
+        found = verify_run(reader, database, reader.find("last"))
+        assert found.holds  # with the result of the check in the record
+        assert verify_chain(reader.connection, found.run_id).holds
