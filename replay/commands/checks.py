@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.compare import LookaheadFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.verify import Verification
-    from tracepaper.storage.database.reader import Located
+    from tracepaper.storage.database.chunks import Located
 
 SHOWN: Final = 10
 """Differences of a kind that are said."""
