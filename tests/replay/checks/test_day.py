@@ -39,7 +39,7 @@ def replayed(path: Path, **sections: dict[str, Any]) -> None:
     """Replay quarters of an hour: two thirds of a day, two days, and five hours."""
     rows = walk_rows(64 + 2 * BARS + 20)
     walk: Candles = made_candles(rows, interval_ms=QUARTER, first_ms=BEGIN_MS)
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "market": {"symbols": [walk.symbol], "interval": "15", "category": "linear"},
         "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
         "sizing": {"mode": "fixed", "quantity": "1"},
