@@ -132,6 +132,8 @@ def configured(model: str | None) -> str:
         raise ConfigInvalid(
             f"--model {model} is no checkpoint; `tracepaper models` lists the bundled ones."
         )
+    if model == NO_MODEL:
+        text = text.replace(', "sized_by_forecast"', "")  # a shadow account that needs a forecast
     is_folder = model != NO_MODEL and locate(model) == Path(model)
     folder = str(Path(model).resolve()) if is_folder else model
     return re.sub(r'(?m)^checkpoint = ".*"$', lambda _: f'checkpoint = "{folder}"', text)

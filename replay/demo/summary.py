@@ -117,6 +117,7 @@ def sum_up(files: ShowFiles, played: Played, *, as_json: bool) -> None:
     ending = read(files.database)
     if not as_json:
         show(Terminal(highlight=False), ending, files, played)
+    sys.stderr.write("The run is replayed from its record, which takes a while.\n")
     parity = replayed(files.database, ending.record.run["run_id"])
     if as_json:
         print_json({**document(ending, files, played), "parity": parity})
@@ -126,7 +127,6 @@ def sum_up(files: ShowFiles, played: Played, *, as_json: bool) -> None:
 
 def replayed(database: Path, run_id: str) -> ParityCheck:
     """Replay all that the run decided from its record; this may take half a minute."""
-    sys.stderr.write("The run is replayed from its record, which takes a while.\n")
     with Reader.open(database) as reader:
         return check_span(reader, database, run_id)
 

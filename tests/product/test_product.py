@@ -76,6 +76,8 @@ def test_the_demo_ends_by_itself_and_prints_json_alone(demo: Demo) -> None:
     assert demo.said["chain"] == {"holds": True, "steps": demo.said["chain"]["steps"]}
     assert [account["account"] for account in demo.said["accounts"]] == ["this run", "ungated twin"]
     assert demo.said["database"] == "demo.db"
+    assert demo.said["parity"]["outcome"] == "identical"
+    assert demo.said["parity"]["identical"] == demo.said["decisions"]
     assert all(json.loads(line)["timestamp"] for line in demo.ended.err.splitlines())
 
 

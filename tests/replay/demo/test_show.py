@@ -58,8 +58,10 @@ def test_the_run_follows_from_its_record_and_the_changed_copy_is_gone(
     assert json.loads(verified.out)["agreed"] == said["decisions"]
     assert {path.suffix for path in folder.glob("show*")} >= {".db", ".toml", ".log"}
     assert list(folder.glob("*changed*")) == []
+    assert said["parity"]["outcome"] == "identical"
+    assert said["parity"]["identical"] == said["parity"]["compared"] == said["decisions"]
     names = [account["account"] for account in said["accounts"]]
-    assert set(names) == {"this run", "random_gate", "buy_and_hold"}
+    assert set(names) == {"this run", "random_gate", "buy_and_hold", "fixed_band"}
 
 
 def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> None:
