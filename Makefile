@@ -66,15 +66,10 @@ bench: $(STAMP)
 	$(BIN)/tracepaper bench close
 	$(BIN)/tracepaper bench replay
 
+# Hours; what passed on this commit is not run again. ONLY names a part, or the beginning of its name.
 campaign: $(STAMP)
 	@command -v promtool >/dev/null || { echo "promtool is not installed; it comes with Prometheus (Debian: apt install prometheus)."; exit 1; }
-	promtool test rules deploy/tracepaper.rules.test.yml
-	$(BIN)/python tests/campaigns/campaign_processors.py
-	PYTHONPATH=tests/support $(BIN)/python tests/campaigns/campaign_engine.py
-	$(BIN)/python tests/campaigns/campaign_parity.py
-	$(BIN)/python tests/campaigns/campaign_live.py
-	$(BIN)/python tests/campaigns/campaign_flood.py
-	$(BIN)/python tests/campaigns/campaign.py --rounds 100 --jobs 2
+	@$(BIN)/python tests/campaigns/campaign_all.py --only "$(ONLY)"
 
 # Mutations of which a test must find each; ONLY names a group, or a part of a mutation.
 mutants: $(STAMP)

@@ -13,10 +13,11 @@ import shutil
 import sqlite3
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Final
 
@@ -65,6 +66,7 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ("configuration", lambda: _configuration(config)),
         ("database", lambda: _database(database)),
         ("disk", lambda: _disk(database)),
+        ("campaign", _campaign),
     ]
     if config.model.own_class:
         checks.append(("model", lambda: _user_model(config)))
@@ -108,6 +110,18 @@ def _packages() -> Finding:
         return Verdict.FAIL, f"{'; '.join(faults)}; install tracepaper again with pip"
     version = metadata.version("tracepaper")
     return Verdict.OK, f"tracepaper {version} with {', '.join(installed)}"
+
+
+def _campaign() -> Finding:
+    """Name the commit that the long tests of this version passed on last."""
+    text = resources.files("tracepaper.daemon").joinpath("campaign.toml").read_text("utf-8")
+    commits: dict[str, list[str]] = {}
+    for part, passed in tomllib.loads(text).items():
+        commits.setdefault(f"{passed['commit']} of {passed['date']}", []).append(part)
+    if not commits:
+        return Verdict.OK, "no part of make campaign has been passed and written down yet"
+    parts = "; ".join(f"{', '.join(parts)} on {commit}" for commit, parts in commits.items())
+    return Verdict.OK, f"make campaign passed last: {parts}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

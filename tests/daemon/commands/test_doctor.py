@@ -26,6 +26,7 @@ OFFLINE = [
     "configuration",
     "database",
     "disk",
+    "campaign",
     "attention",
     "checkpoint",
 ]

@@ -1,0 +1,115 @@
+"""Every part of the campaign, one after another, and the last commit that each passed on.
+
+    python tests/campaigns/campaign_all.py [--only rounds]
+
+A part that has passed on this very commit is not run again, so that an interrupted campaign goes
+on. What passed is written to ``daemon/campaign.toml``, from where ``tracepaper doctor`` tells it.
+With changes that are not committed nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+PASSED: Final = ROOT / "daemon" / "campaign.toml"
+EXAMPLES: Final = 1_000_000
+CHUNK: Final = 100_000
+_PYTHON: Final = (sys.executable,)
+_ENGINE: Final = (*_PYTHON, "tests/campaigns/campaign_engine.py")
+PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "alarms": ("promtool", "test", "rules", "deploy/tracepaper.rules.test.yml"),
+    "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
+    "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),
+    **{
+        f"engine_{first // CHUNK}": (
+            *(*_ENGINE, "--examples", str(CHUNK), "--laws", "0"),
+            *("--from-seed", str(first)),
+        )
+        for first in range(0, EXAMPLES, CHUNK)
+    },
+    "parity": (*_PYTHON, "tests/campaigns/campaign_parity.py"),
+    "live": (*_PYTHON, "tests/campaigns/campaign_live.py"),
+    "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
+    "rounds": (*_PYTHON, "tests/campaigns/campaign.py", "--rounds", "100", "--jobs", "2"),
+}
+
+
+def passed() -> dict[str, dict[str, str]]:
+    """Return the commit, the date and the last line of each part that passed."""
+    return tomllib.loads(PASSED.read_text(encoding="utf-8"))
+
+
+def keep(part: str, commit: str, said: str) -> None:
+    """Write down that *part* passed on *commit*, whose last line was *said*."""
+    known = passed()
+    known[part] = {"commit": commit, "date": f"{datetime.now(UTC):%Y-%m-%d}", "said": said}
+    head = PASSED.read_text(encoding="utf-8").partition("\n")[0]
+    tables = [
+        "\n".join((f"[{name}]", *(f"{key} = {_quoted(text)}" for key, text in one.items()), ""))
+        for name, one in sorted(known.items())
+    ]
+    new = PASSED.with_suffix(".new")
+    new.write_text("\n".join((head, *tables)), encoding="utf-8")
+    new.replace(PASSED)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def git(*words: str) -> str:
+    """Return what git says."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def run(part: str) -> tuple[int, str]:
+    """Run *part*, show what it says, and return its exit code and its last line."""
+    environment = os.environ | {"PYTHONPATH": "tests/support"}
+    last = ""
+    with subprocess.Popen(
+        PARTS[part], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    return process.returncode, last
+
+
+def main() -> int:
+    """Run what has not passed on this commit; return 1 where a part fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="the part, or the beginning of its name")
+    wanted = parser.parse_args()
+    commit = git("rev-parse", "--short=9", "HEAD")
+    own = PASSED.relative_to(ROOT).as_posix()
+    changed = [line for line in git("status", "--porcelain").splitlines() if line[3:] != own]
+    known, failed = passed(), []
+    for part in PARTS:
+        if not part.startswith(wanted.only) or known.get(part, {}).get("commit") == commit:
+            continue
+        print(f"{part}:", flush=True)
+        code, said = run(part)
+        if code:
+            failed.append(part)
+        elif not changed:
+            keep(part, commit, said)
+    if changed:
+        print("Nothing is written down, for there are changes that are not committed.")
+    print(f"Failed: {', '.join(failed)}." if failed else f"Passed on {commit}; see {own}.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
