@@ -216,14 +216,10 @@ def prologue(cast: Cast) -> Iterator[str]:
         windows = ", ".join(config.strategy.windows)
         yield (
             f"The strategy follows the trend of closed hours over {windows} (the shipped one looks "
-            "at 8 to 64 days, for which a month is too short); the model's volatility sizes it and "
-            "its gates judge it."
+            "at 8 to 64 days, for which a month is too short), and the model's gates judge it."
         )
     if not config.model.is_given:
-        yield (
-            f"No checkpoint {MODEL} is bundled: sizes follow the volatility of closed hours, and "
-            "no model judges."
-        )
+        yield f"No checkpoint {MODEL} is bundled: no model judges."
 
 
 async def _script(cast: Cast, *, has_incidents: bool) -> None:
