@@ -57,12 +57,12 @@ class NoTradeBand(NamedTuple):
     risk_aversion: float  # constant and relative
 
     def half_width(self, sensitivity: float) -> float:
-        """Return (3 c s² ÷ 2 γ)^⅓.
+        """Return (3 c s² ÷ 2 γ)^⅓, and a quarter at most: the formula is one for small costs.
 
         *sensitivity* s is the standard deviation of the target's changes over that of the returns
         in the same time.
         """
-        return math.cbrt(1.5 * self.cost * sensitivity**2 / self.risk_aversion)
+        return min(math.cbrt(1.5 * self.cost * sensitivity**2 / self.risk_aversion), REBALANCE)
 
 
 class VolatilityKind(StrEnum):

@@ -48,7 +48,7 @@ def trend(**options: Any) -> TrendStrategy:
         "long_only": True,
         "target_volatility": 0.4,
         "sized_by": SizedBy.EWMA,
-        "band": NoTradeBand(cost=0.001, risk_aversion=10.0),
+        "band": NoTradeBand(cost=1e-9, risk_aversion=10.0),
     }
     return TrendStrategy(**(given | options))
 
@@ -138,7 +138,7 @@ def test_the_band_is_that_of_how_the_trend_moves_with_the_price() -> None:
         returns = np.diff(known[3:]) / known[3:-1]
         sensitivity = math.sqrt((np.diff(levels) ** 2).sum() / (returns**2).sum())
         share = answer.strength / float(str(answer.note["trend"]))
-        wanted = (1.5 * 0.001 * (share * sensitivity) ** 2 / 10.0) ** (1 / 3)
+        wanted = (1.5 * 1e-9 * (share * sensitivity) ** 2 / 10.0) ** (1 / 3)
         assert answer.band == answer.note["band"]
         assert answer.band == pytest.approx(wanted, rel=1e-6)
         found += 1
@@ -155,8 +155,8 @@ def test_a_dearer_trade_widens_the_band_and_a_colder_mind_narrows_it() -> None:
         )
         return math.fsum(band for band in bands if band is not None)
 
-    assert width(0.008, 10.0) == pytest.approx(2 * width(0.001, 10.0))
-    assert width(0.001, 80.0) == pytest.approx(width(0.001, 10.0) / 2)
+    assert width(8e-9, 10.0) == pytest.approx(2 * width(1e-9, 10.0))
+    assert width(1e-9, 80.0) == pytest.approx(width(1e-9, 10.0) / 2)
 
 
 def test_a_rising_volatility_makes_a_smaller_position() -> None:

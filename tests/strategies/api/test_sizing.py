@@ -146,6 +146,7 @@ def test_the_half_width_of_the_band_is_the_papers() -> None:
         (1.5 / 5.0 * (share * (1 - share)) ** 2 * 0.001) ** (1 / 3)
     )
     assert band.half_width(0.0) == 0.0
+    assert band.half_width(1e6) == 0.25  # where costs are not small
 
 
 def test_no_forecast_asks_for_more_than_the_whole_notional() -> None:
