@@ -342,7 +342,7 @@ class InstrumentState:
         ):
             return Decision(last.outcome, last.target_quantity, measures)
         refused = gates.evaluator.first_failed(passed)
-        intent = self._intent(signal, bar, forecast, account, refused)
+        intent = self.follow(signal, bar, forecast, account, refused)
         if gates.risk.closes_all and refused not in INTEGRITY:
             intent = Intent(Action.FLAT, 0, f"halted by {gates.risk.state.breach}")
         action = intent.action
@@ -380,7 +380,7 @@ class InstrumentState:
             is_flat = self._flat_on_refusal and refused in JUDGEMENT
             if is_flat or gates.risk.closes_all or not orders.requests:
                 asked = Signal(Action.HOLD, reason)
-                intent = self._intent(asked, bar, None, account, refused)
+                intent = self.follow(asked, bar, None, account, refused)
                 action, target, reason = intent.action, intent.target, intent.reason
                 self.intent = None if action is Action.HOLD else intent
         outcome = self.outcomes.of(
@@ -397,11 +397,34 @@ class InstrumentState:
         account: PaperAccount,
         refused: str | None,
     ) -> Intent:
-        """Return what *account* is asked for by *signal*, as if every gate had passed.
+        """Return the intent of *account* for *signal*, where gate *refused* failed first.
 
-        *refused* names a gate of the shadow account's own that did not.
+        Refused by an integrity gate, everything stays as it is; refused by judgement, as
+        configured, but an exit that is not the model's goes on. What outlived its horizon is
+        closed wherever the inputs could be believed.
         """
-        return self._intent(signal, bar, forecast, account, refused)
+        action, reason = signal.action, signal.reason
+        if refused is not None:
+            is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
+            if is_judged and action is Action.FLAT and self.strategy.exits_freely:
+                return Intent(action, 0, reason)
+            is_flat = self._flat_on_refusal and is_judged
+            action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
+        if action is Action.HOLD:
+            if refused not in INTEGRITY and self._expired(bar, account):
+                return Intent(Action.FLAT, 0, "horizon")
+            return Intent(action, account.target(bar.instrument), reason)
+        if action is Action.FLAT:
+            return Intent(action, 0, reason)
+        target = self._target(signal, bar, forecast, account)
+        no_size = None
+        is_sized = target != 0
+        if self._sizer.by_stop:
+            is_sized = self._exits is not None and bool(self._exits.stop or self._exits.trailing)
+        if not is_sized:
+            no_size = self._sizer.refusal(signal, target, account.target(bar.instrument))
+        expected = None if self._exits is None else self._expected(forecast)
+        return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
 
     def hold(self, bar: Bar, account: PaperAccount, exposure: float) -> Intent:
         """Return what a shadow account is asked for that holds *exposure* of its first cash, long.
@@ -507,45 +530,8 @@ class InstrumentState:
             bar, target, account, self.history, self.quote, notional, reduces=reduces
         )
 
-    def _intent(
-        self,
-        signal: Signal,
-        bar: Bar,
-        forecast: Forecast | None,
-        account: PaperAccount,
-        refused: str | None,
-    ) -> Intent:
-        """Return what becomes of *signal* in an account where gate *refused* failed first.
-
-        Refused by an integrity gate, everything stays as it is; refused by judgement, as
-        configured, but an exit that is not the model's goes on. What outlived its horizon is
-        closed wherever the inputs could be believed.
-        """
-        action, reason = signal.action, signal.reason
-        if refused is not None:
-            is_judged = refused in JUDGEMENT or refused == RANDOM_GATE
-            if is_judged and action is Action.FLAT and self.strategy.exits_freely:
-                return Intent(action, 0, reason)
-            is_flat = self._flat_on_refusal and is_judged
-            action, reason = Action.FLAT if is_flat else Action.HOLD, refusal(refused)
-        if action is Action.HOLD:
-            if refused not in INTEGRITY and self._expired(bar, account):
-                return Intent(Action.FLAT, 0, "horizon")
-            return Intent(action, account.target(bar.instrument), reason)
-        if action is Action.FLAT:
-            return Intent(action, 0, reason)
-        target = self._target(signal, bar, forecast, account)
-        no_size = None
-        is_sized = target != 0
-        if self._sizer.by_stop:
-            is_sized = self._exits is not None and bool(self._exits.stop or self._exits.trailing)
-        if not is_sized:
-            no_size = self._sizer.refusal(signal, target, account.target(bar.instrument))
-        expected = None if self._exits is None else self._expected(forecast)
-        return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
-
     def _expected(self, forecast: Forecast | None) -> Expected | None:
-        """Return what the model expects, where [exits] follow it."""
+        """Return the forecast by which [exits] place a level; None where none does."""
         if forecast is None or self._exits is None or not self._exits.measures:
             return None
         at, slope = self.gates.inputs.horizon_index, self.gates.inputs.slope

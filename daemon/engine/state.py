@@ -278,7 +278,7 @@ class Shadows:
 
 
 def _of_shadow(name: str, signal: Signal) -> Signal:
-    """Return what the shadow account *name* follows in the place of the run's *signal*."""
+    """Return the signal of the shadow account *name*, given the run's *signal*."""
     if name == FIXED_BAND and signal.band is not None:
         return replace(signal, band=None)
     if name == SIZED_BY_FORECAST and signal.by_forecast is not None and signal.strength > 0:

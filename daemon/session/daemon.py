@@ -365,7 +365,7 @@ class Daemon:
         return predictor, retrainer
 
     def _daily_parity(self, run: Run, feed: LiveFeed) -> DailyParity | None:
-        """Return what has each day replayed from the record; None where [parity] is off."""
+        """Return the schedule of the daily replay; None where [parity] is off."""
         section = self._config.parity
         if section.daily_at == OFF:
             return None

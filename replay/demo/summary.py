@@ -341,7 +341,7 @@ def traced(ending: Ending, played: Played) -> str:
 
 
 def parity_line(check: ParityCheck) -> Text:
-    """Return what a replay of the record gave, as the daemon says it of each day."""
+    """Return the result of the replay, in the sentence that the daemon says each day."""
     is_well = check.outcome is ParityOutcome.IDENTICAL
     sentence = f"Parity of the run with its replay: {check.reason}."
     return Text(sentence, "" if is_well else "bold red")
